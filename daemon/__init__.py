@@ -1,0 +1,3 @@
+"""payloadd: takes JSON payloads by HTTP POST and stores them in S3."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,373 @@
+"""Settings: the one place that reads the environment.
+
+A setting is one field of :class:`Settings`; its metadata holds the default as a
+user would write it, the parser, and a line for the documentation. ``load``
+tries every field and reports all that is wrong in one go, because fixing a
+unit file one restart at a time is a poor way to spend a night.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from urllib.parse import unquote, urlsplit
+
+from daemon.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from daemon.storage.encoding import Compression
+
+_SIZE_UNITS: Final = {
+    "": 1,
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+}
+_DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A host (name, IPv4 or IPv6 without brackets) and a port; port 0 lets the kernel choose."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A socket in the file system."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+Address = TcpAddress | UnixAddress
+
+
+@dataclass(frozen=True, slots=True)
+class FileUrl:
+    """A folder that objects are written below."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class S3Url:
+    """A bucket, and a prefix without slashes at its ends ("" for none)."""
+
+    bucket: str
+    prefix: str
+
+
+# --- parsers: text to value, ValueError says what is allowed ---------------------------------
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers within bounds."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= most:
+            raise ValueError(f"a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def size(least: int, most: int) -> Callable[[str], int]:
+    """Return a parser of sizes in bytes, written ``512KiB``, ``64MiB``, ``10MB``."""
+
+    def parse(text: str) -> int:
+        match = re.fullmatch(r"([0-9]{1,12})\s?([A-Za-z]*)", text)
+        if match and match[2] in _SIZE_UNITS:
+            value = int(match[1]) * _SIZE_UNITS[match[2]]
+            if least <= value <= most:
+                return value
+        raise ValueError(
+            f"a size from {least} to {most} bytes, in B, kB, MB, GB, KiB, MiB or GiB (64MiB)"
+        )
+
+    return parse
+
+
+def duration(least: float, most: float) -> Callable[[str], float]:
+    """Return a parser of durations in seconds, written ``500ms``, ``30s``, ``5m``, ``1h``."""
+
+    def parse(text: str) -> float:
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s?(ms|s|m|h)", text)
+        if match:
+            value = float(match[1]) * _DURATION_UNITS[match[2]]
+            if least <= value <= most:
+                return value
+        raise ValueError(f"a duration from {least:g}s to {most:g}s, in ms, s, m or h (30s)")
+
+    return parse
+
+
+def one_of(*allowed: str) -> Callable[[str], str]:
+    """Return a parser that takes one of a few words."""
+
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError("one of " + ", ".join(allowed))
+        return text
+
+    return parse
+
+
+def address(text: str) -> Address:
+    """Parse ``host:port``, ``[v6]:port`` or ``unix:/path``."""
+    if text.startswith("unix:/"):
+        return UnixAddress(text.removeprefix("unix:"))
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/]+)):([0-9]{1,5})", text)
+    if not match or int(match[3]) > 65535:  # noqa: PLR2004 - the largest port there is
+        raise ValueError("host:port, [v6]:port or unix:/path (port 0 to 65535)")
+    return TcpAddress(match[1] or match[2], int(match[3]))
+
+
+def addresses(text: str) -> tuple[Address, ...]:
+    """Parse a comma list of addresses."""
+    return tuple(address(part.strip()) for part in text.split(","))
+
+
+def address_or_off(text: str) -> Address | None:
+    """Parse an address, or ``off``."""
+    if text == "off":
+        return None
+    try:
+        return address(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or off") from None
+
+
+def store_url(text: str) -> FileUrl | S3Url:
+    """Parse ``s3://bucket[/prefix]`` or ``file:///path``."""
+    if text.startswith("file://") and len(text) > len("file://"):
+        return FileUrl(Path(unquote(text.removeprefix("file://"))))
+    match = re.fullmatch(r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])((?:/.*)?)", text)
+    if not match:
+        raise ValueError("s3://bucket[/prefix] or file:///path")
+    return S3Url(match[1], match[2].strip("/"))
+
+
+def endpoint_url(text: str) -> str:
+    """Parse an http(s) URL without credentials, query or fragment."""
+    parts = urlsplit(text)
+    if (
+        parts.scheme not in {"http", "https"}
+        or not parts.hostname
+        or "@" in parts.netloc
+        or parts.query
+        or parts.fragment
+    ):
+        raise ValueError("http://host[:port] or https://host[:port], without user, query, fragment")
+    return text.rstrip("/")
+
+
+def words(text: str) -> str:
+    """Take any text that is not empty."""
+    if not text.strip():
+        raise ValueError("a text that is not empty")
+    return text
+
+
+# --- the settings ----------------------------------------------------------------------------
+
+
+def _setting(default: str | None, parse: Callable[[str], object], doc: str) -> Any:  # noqa: ANN401 - as dataclasses.field
+    return field(metadata={"default": default, "parse": parse, "doc": doc})
+
+
+def _secret(doc: str) -> Any:  # noqa: ANN401 - as dataclasses.field
+    return field(repr=False, metadata={"default": None, "parse": words, "doc": doc})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything a user can set, parsed: sizes in bytes, durations in seconds."""
+
+    max_workers: int = _setting("64", whole(1, 1024), "upload workers")
+    max_queue: int = _setting("10000", whole(1, 10_000_000), "jobs the memory channel holds")
+    max_queue_bytes: int = _setting(
+        "64MiB", size(1, 2**40), "payload bytes held in memory by the channel"
+    )
+    max_length: int = _setting(
+        "1MiB", size(1, 2**30), "largest request body, before and after decompression"
+    )
+    max_connections: int = _setting("1024", whole(1, 100_000), "client connections at once")
+    bind: tuple[Address, ...] = _setting(
+        "127.0.0.1:8080", addresses, "where POSTs are taken: comma list; systemd sockets replace it"
+    )
+    admin_bind: Address | None = _setting(
+        "127.0.0.1:8081", address_or_off, "where status, metrics and health live; off"
+    )
+    store_url: FileUrl | S3Url = _setting(
+        "file://./payloadd-data/objects", store_url, "s3://bucket[/prefix] or file:///path"
+    )
+    key_template: str = _setting(
+        "{date}/{hour}/{id}.ndjson", words, "key of an object below the prefix"
+    )
+    batch_max_payloads: int = _setting("1", whole(1, 1_000_000), "payloads per object")
+    compression: Compression = _setting(
+        "none", one_of("none", "gzip", "zstd"), "compression of objects"
+    )
+    durability: Literal["memory", "disk"] = _setting(
+        "memory", one_of("disk", "memory"), "when a 2xx is given"
+    )
+    drain_timeout: float = _setting(
+        "30s", duration(0, 86400), "how long SIGTERM waits for uploads"
+    )
+    request_timeout: float = _setting(
+        "30s", duration(0.1, 3600), "to receive one whole request"
+    )
+    keepalive_timeout: float = _setting("60s", duration(0.1, 86400), "idle connection")
+    upload_timeout: float = _setting("60s", duration(0.1, 3600), "one attempt at one object")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", one_of("debug", "info", "warning", "error"), "least severe level that is logged"
+    )
+    log_format: Literal["auto", "text", "json"] = _setting(
+        "auto", one_of("auto", "text", "json"), "auto: text on a terminal, JSON lines elsewhere"
+    )
+    s3_addressing: Literal["auto", "path", "virtual"] = _setting(
+        "auto", one_of("auto", "path", "virtual"), "auto is path with a custom endpoint"
+    )
+    aws_region: str | None = _setting(None, words, "region of the bucket")
+    aws_endpoint_url: str | None = _setting(None, endpoint_url, "S3 endpoint other than AWS's")
+    aws_access_key_id: str | None = _secret("static access key")
+    aws_secret_access_key: str | None = _secret("static secret key")
+    aws_session_token: str | None = _secret("session token of temporary keys")
+
+
+# Where a field is not read from the variable that has its own name.
+_NAMES: Final = {
+    "aws_region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+    "aws_endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+}
+
+# Settings of the contract that this version does not have yet. Starting without them would be
+# to ignore them silently: a token file that is not enforced, a batch that is never filled.
+_NOT_BUILT: Final = {
+    "BATCH_MAX_BYTES": "batches of more than one payload",
+    "BATCH_LINGER": "batches of more than one payload",
+    "STATE_DIR": "the journal",
+    "JOURNAL_MAX_BYTES": "the journal",
+    "AUTH_TOKENS": "bearer tokens",
+    "TLS_CERT": "TLS",
+    "TLS_KEY": "TLS",
+    "TLS_CLIENT_CA": "TLS",
+    "S3_STORAGE_CLASS": "S3 object options",
+    "S3_SSE": "S3 object options",
+    "S3_SSE_KMS_KEY_ID": "S3 object options",
+    "S3_ACL": "S3 object options",
+    "S3_TAGS": "S3 object options",
+}
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from ``environ`` (the process's own when None).
+
+    Files in ``$CREDENTIALS_DIRECTORY`` (systemd.exec(5), "CREDENTIALS") that have a
+    setting's name in lower case win over the variable. Raises SettingsError with every
+    wrong setting, its value and what is allowed.
+    """
+    environ = os.environ if environ is None else environ
+    credentials = _read_credentials(environ.get("CREDENTIALS_DIRECTORY"))
+    problems: list[str] = []
+    values: dict[str, object] = {}
+    for item in fields(Settings):
+        names = _NAMES.get(item.name, (item.name.upper(),))
+        name, text = _find(names, environ, credentials)
+        text = item.metadata["default"] if text is None else text
+        try:
+            values[item.name] = None if text is None else item.metadata["parse"](text)
+        except ValueError as error:
+            shown = repr(text) if item.repr else "(not shown)"
+            problems.append(f"{name}: {shown} is not allowed; allowed is {error}")
+    problems += _not_built(environ, credentials, values)
+    problems += _contradictions(values)
+    if problems:
+        raise SettingsError(problems)
+    return Settings(**cast("dict[str, Any]", values))
+
+
+def _read_credentials(folder: str | None) -> dict[str, str]:
+    """Return the files of a credentials directory: name to text without the last line break."""
+    if not folder:
+        return {}
+    try:
+        return {
+            path.name: path.read_text(encoding="utf-8").rstrip("\r\n")
+            for path in Path(folder).iterdir()
+            if path.is_file()
+        }
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError([f"CREDENTIALS_DIRECTORY: cannot read {folder!r}: {error}"]) from None
+
+
+def _find(
+    names: tuple[str, ...], environ: Mapping[str, str], credentials: Mapping[str, str]
+) -> tuple[str, str | None]:
+    """Return the name under which a setting was found, and its text (None: not set)."""
+    for name in names:
+        if name.lower() in credentials:
+            return name, credentials[name.lower()]
+    for name in names:
+        # `NAME=` in a unit's environment file is how administrators leave a line unset.
+        if environ.get(name):
+            return name, environ[name]
+    return names[0], None
+
+
+def _not_built(
+    environ: Mapping[str, str], credentials: Mapping[str, str], values: Mapping[str, object]
+) -> list[str]:
+    problems = [
+        f"{name}: is set, but {what}: not built yet in this version; unset it"
+        for name, what in _NOT_BUILT.items()
+        if _find((name,), environ, credentials)[1] is not None
+    ]
+    if values.get("batch_max_payloads", 1) != 1:
+        problems.append(
+            f"BATCH_MAX_PAYLOADS: '{values['batch_max_payloads']}' is not allowed;"
+            " this version stores one payload per object, allowed is 1"
+        )
+    if values.get("durability") == "disk":
+        problems.append(
+            "DURABILITY: 'disk' is not allowed; the journal is not built yet in this version,"
+            " allowed is memory"
+        )
+    return problems
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    """Name settings that are right alone and wrong together."""
+    problems: list[str] = []
+    if (
+        {"max_length", "max_queue_bytes"} <= values.keys()
+        and values["max_length"] > values["max_queue_bytes"]
+    ):
+        problems.append(
+            f"MAX_QUEUE_BYTES: {values['max_queue_bytes']} bytes is not allowed;"
+            f" allowed is MAX_LENGTH ({values['max_length']} bytes) or more"
+        )
+    keys = [values.get("aws_access_key_id"), values.get("aws_secret_access_key")]
+    if any(keys) and not all(keys):
+        problems.append(
+            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: one of the two is missing;"
+            " allowed is both or none"
+        )
+    return problems

@@ -1,0 +1,68 @@
+"""Every error that payloadd raises on purpose.
+
+A short tree. Errors of libraries are turned into one of these at exactly one
+boundary each: the body decoder for JSON, a store for S3 and the file system.
+"""
+
+from __future__ import annotations
+
+
+class PayloaddError(Exception):
+    """Base of all errors below."""
+
+
+class SettingsError(PayloaddError):
+    """The settings are wrong; ``problems`` names every wrong one, a line each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class RefusedError(PayloaddError):
+    """The pipeline cannot take a request now; nothing of it was taken.
+
+    ``code`` is one of the contract's 503 codes, ``retry_after`` the whole
+    seconds after which another try is worth it.
+    """
+
+    def __init__(self, code: str, detail: str, retry_after: int) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.retry_after = retry_after
+
+
+class StoreError(PayloaddError):
+    """A store did not confirm an object. Its class says what to do about it.
+
+    ``code`` is the store's own name for what happened (``AccessDenied``,
+    ``ENOSPC``, ``ConnectError``), the message what an operator has to know.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}" if message else code)
+        self.code = code
+
+
+class TransientStoreError(StoreError):
+    """Likely to pass by itself within seconds: try again soon.
+
+    ``throttled``: the store asks for less. ``retry_after``: the least wait in
+    seconds that the store asked for, if it did.
+    """
+
+    def __init__(
+        self, code: str, message: str, *, throttled: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(code, message)
+        self.throttled = throttled
+        self.retry_after = retry_after
+
+
+class OperatorStoreError(StoreError):
+    """Somebody has to mend something (rights, bucket, credentials, disk): try for ever."""
+
+
+class InvalidObjectError(StoreError):
+    """The store will never take this object: it becomes a dead letter."""

@@ -1,0 +1,1 @@
+"""From an accepted request to a stored object; knows nothing of HTTP or S3."""

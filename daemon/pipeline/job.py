@@ -1,0 +1,56 @@
+"""What walks through the pipeline, and the ids it carries."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from dataclasses import dataclass
+
+_RANDOM_BITS = 62
+_VERSION_AND_VARIANT = (0x7 << 76) | (0b10 << 62)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Payloads that are stored together: what one POST brought, or one payload of it.
+
+    ``id`` is a UUIDv7; the time of acceptance (in it, in milliseconds) is the only time a
+    job has, so that its key follows from the id alone.
+    """
+
+    id: uuid.UUID
+    payloads: tuple[bytes, ...]
+    size: int
+    """Bytes of all payloads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The jobs of one object."""
+
+    jobs: tuple[Job, ...]
+
+
+class IdSource:
+    """Gives UUIDv7s (RFC 9562, section 5.7) that rise within the process.
+
+    A clock that is set back is not followed (section 6.1): the last millisecond that was
+    used is used again. Within one millisecond the random part is counted up (section 6.2,
+    method 2). ``take(n)`` gives consecutive ones, so the first names them all.
+    """
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def take(self, count: int) -> list[uuid.UUID]:
+        """Return ``count`` new ids, each one more than the one before."""
+        milliseconds = time.time_ns() // 1_000_000
+        random = int.from_bytes(os.urandom(10)) & ((1 << 74) - 1)
+        # 74 random bits lie around the variant's two; the top bit of the lower part stays
+        # clear, which leaves room to count up 2^61 times before the variant would be touched.
+        upper, lower = random >> _RANDOM_BITS, random & ((1 << (_RANDOM_BITS - 1)) - 1)
+        fresh = (milliseconds << 80) | _VERSION_AND_VARIANT | (upper << 64) | lower
+        first = fresh if fresh >> 80 > self._last >> 80 else self._last + 1
+        self._last = first + max(count, 1) - 1
+        return [uuid.UUID(int=first + index) for index in range(count)]

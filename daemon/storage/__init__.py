@@ -1,0 +1,1 @@
+"""Objects out; knows nothing of jobs."""
