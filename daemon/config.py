@@ -20,7 +20,7 @@ from daemon.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from daemon.storage.encoding import Compression
+Compression = Literal["none", "gzip", "zstd"]
 
 _SIZE_UNITS: Final = {
     "": 1,

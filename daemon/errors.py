@@ -66,3 +66,11 @@ class OperatorStoreError(StoreError):
 
 class InvalidObjectError(StoreError):
     """The store will never take this object: it becomes a dead letter."""
+
+
+class TooLargeError(PayloaddError):
+    """A request that could never be taken, however empty the queue; the message names the limit."""
+
+
+class StartError(PayloaddError):
+    """Something outside the settings keeps the daemon from starting (an address in use)."""

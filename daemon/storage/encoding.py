@@ -7,13 +7,15 @@ thread), so a replay after a crash overwrites an object with itself.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import zstandard
 
-Compression = Literal["none", "gzip", "zstd"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from daemon.config import Compression
 
 CONTENT_TYPE: Final = "application/x-ndjson"
 SUFFIXES: Final[dict[Compression, str]] = {"none": "", "gzip": ".gz", "zstd": ".zst"}

@@ -5,9 +5,10 @@ Nothing here knows of jobs: a store takes a key and the bytes of one object.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from daemon.storage.encoding import Encoded
+if TYPE_CHECKING:
+    from daemon.storage.encoding import Encoded
 
 
 class Store(Protocol):
