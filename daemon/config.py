@@ -9,247 +9,124 @@ unit file one restart at a time is a poor way to spend a night.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
-from urllib.parse import unquote, urlsplit
 
 from daemon.errors import SettingsError
+from daemon.values import (
+    Address,
+    Compression,
+    FileUrl,
+    S3Url,
+    address_or_off,
+    addresses,
+    duration,
+    endpoint_url,
+    one_of,
+    size,
+    store_url,
+    whole,
+    words,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-Compression = Literal["none", "gzip", "zstd"]
 
-_SIZE_UNITS: Final = {
-    "": 1,
-    "B": 1,
-    "kB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-}
-_DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
-    """A host (name, IPv4 or IPv6 without brackets) and a port; port 0 lets the kernel choose."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
-    """A socket in the file system."""
-
-    path: str
-
-    def __str__(self) -> str:
-        return f"unix:{self.path}"
-
-
-Address = TcpAddress | UnixAddress
-
-
-@dataclass(frozen=True, slots=True)
-class FileUrl:
-    """A folder that objects are written below."""
-
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class S3Url:
-    """A bucket, and a prefix without slashes at its ends ("" for none)."""
-
-    bucket: str
-    prefix: str
-
-
-# --- parsers: text to value, ValueError says what is allowed ---------------------------------
-
-
-def whole(least: int, most: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers within bounds."""
-
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= most:
-            raise ValueError(f"a whole number from {least} to {most}")
-        return int(text)
-
-    return parse
-
-
-def size(least: int, most: int) -> Callable[[str], int]:
-    """Return a parser of sizes in bytes, written ``512KiB``, ``64MiB``, ``10MB``."""
-
-    def parse(text: str) -> int:
-        match = re.fullmatch(r"([0-9]{1,12})\s?([A-Za-z]*)", text)
-        if match and match[2] in _SIZE_UNITS:
-            value = int(match[1]) * _SIZE_UNITS[match[2]]
-            if least <= value <= most:
-                return value
-        raise ValueError(
-            f"a size from {least} to {most} bytes, in B, kB, MB, GB, KiB, MiB or GiB (64MiB)"
-        )
-
-    return parse
-
-
-def duration(least: float, most: float) -> Callable[[str], float]:
-    """Return a parser of durations in seconds, written ``500ms``, ``30s``, ``5m``, ``1h``."""
-
-    def parse(text: str) -> float:
-        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s?(ms|s|m|h)", text)
-        if match:
-            value = float(match[1]) * _DURATION_UNITS[match[2]]
-            if least <= value <= most:
-                return value
-        raise ValueError(f"a duration from {least:g}s to {most:g}s, in ms, s, m or h (30s)")
-
-    return parse
-
-
-def one_of(*allowed: str) -> Callable[[str], str]:
-    """Return a parser that takes one of a few words."""
-
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise ValueError("one of " + ", ".join(allowed))
-        return text
-
-    return parse
-
-
-def address(text: str) -> Address:
-    """Parse ``host:port``, ``[v6]:port`` or ``unix:/path``."""
-    if text.startswith("unix:/"):
-        return UnixAddress(text.removeprefix("unix:"))
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/]+)):([0-9]{1,5})", text)
-    if not match or int(match[3]) > 65535:  # noqa: PLR2004 - the largest port there is
-        raise ValueError("host:port, [v6]:port or unix:/path (port 0 to 65535)")
-    return TcpAddress(match[1] or match[2], int(match[3]))
-
-
-def addresses(text: str) -> tuple[Address, ...]:
-    """Parse a comma list of addresses."""
-    return tuple(address(part.strip()) for part in text.split(","))
-
-
-def address_or_off(text: str) -> Address | None:
-    """Parse an address, or ``off``."""
-    if text == "off":
-        return None
-    try:
-        return address(text)
-    except ValueError as error:
-        raise ValueError(f"{error}, or off") from None
-
-
-def store_url(text: str) -> FileUrl | S3Url:
-    """Parse ``s3://bucket[/prefix]`` or ``file:///path``."""
-    if text.startswith("file://") and len(text) > len("file://"):
-        return FileUrl(Path(unquote(text.removeprefix("file://"))))
-    match = re.fullmatch(r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])((?:/.*)?)", text)
-    if not match:
-        raise ValueError("s3://bucket[/prefix] or file:///path")
-    return S3Url(match[1], match[2].strip("/"))
-
-
-def endpoint_url(text: str) -> str:
-    """Parse an http(s) URL without credentials, query or fragment."""
-    parts = urlsplit(text)
-    if (
-        parts.scheme not in {"http", "https"}
-        or not parts.hostname
-        or "@" in parts.netloc
-        or parts.query
-        or parts.fragment
-    ):
-        raise ValueError("http://host[:port] or https://host[:port], without user, query, fragment")
-    return text.rstrip("/")
-
-
-def words(text: str) -> str:
-    """Take any text that is not empty."""
-    if not text.strip():
-        raise ValueError("a text that is not empty")
-    return text
-
-
-# --- the settings ----------------------------------------------------------------------------
-
-
-def _setting(default: str | None, parse: Callable[[str], object], doc: str) -> Any:  # noqa: ANN401 - as dataclasses.field
-    return field(metadata={"default": default, "parse": parse, "doc": doc})
-
-
-def _secret(doc: str) -> Any:  # noqa: ANN401 - as dataclasses.field
-    return field(repr=False, metadata={"default": None, "parse": words, "doc": doc})
+def _setting(default: str | None, parse: Callable[[str], object], doc: str) -> dict[str, Any]:
+    """Return what a field has to know: the default as a user writes it, parser, and meaning."""
+    return {"default": default, "parse": parse, "doc": doc}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything a user can set, parsed: sizes in bytes, durations in seconds."""
 
-    max_workers: int = _setting("64", whole(1, 1024), "upload workers")
-    max_queue: int = _setting("10000", whole(1, 10_000_000), "jobs the memory channel holds")
-    max_queue_bytes: int = _setting(
-        "64MiB", size(1, 2**40), "payload bytes held in memory by the channel"
+    max_workers: int = field(metadata=_setting("64", whole(1, 1024), "upload workers"))
+    max_queue: int = field(
+        metadata=_setting("10000", whole(1, 10_000_000), "jobs the memory channel holds")
     )
-    max_length: int = _setting(
-        "1MiB", size(1, 2**30), "largest request body, before and after decompression"
+    max_queue_bytes: int = field(
+        metadata=_setting("64MiB", size(1, 2**40), "payload bytes held in memory by the channel")
     )
-    max_connections: int = _setting("1024", whole(1, 100_000), "client connections at once")
-    bind: tuple[Address, ...] = _setting(
-        "127.0.0.1:8080", addresses, "where POSTs are taken: comma list; systemd sockets replace it"
+    max_length: int = field(
+        metadata=_setting(
+            "1MiB", size(1, 2**30), "largest request body, before and after decompression"
+        )
     )
-    admin_bind: Address | None = _setting(
-        "127.0.0.1:8081", address_or_off, "where status, metrics and health live; off"
+    max_connections: int = field(
+        metadata=_setting("1024", whole(1, 100_000), "client connections at once")
     )
-    store_url: FileUrl | S3Url = _setting(
-        "file://./payloadd-data/objects", store_url, "s3://bucket[/prefix] or file:///path"
+    bind: tuple[Address, ...] = field(
+        metadata=_setting(
+            "127.0.0.1:8080",
+            addresses,
+            "where POSTs are taken: comma list; systemd sockets replace it",
+        )
     )
-    key_template: str = _setting(
-        "{date}/{hour}/{id}.ndjson", words, "key of an object below the prefix"
+    admin_bind: Address | None = field(
+        metadata=_setting(
+            "127.0.0.1:8081", address_or_off, "where status, metrics and health live; off"
+        )
     )
-    batch_max_payloads: int = _setting("1", whole(1, 1_000_000), "payloads per object")
-    compression: Compression = _setting(
-        "none", one_of("none", "gzip", "zstd"), "compression of objects"
+    store_url: FileUrl | S3Url = field(
+        metadata=_setting(
+            "file://./payloadd-data/objects", store_url, "s3://bucket[/prefix] or file:///path"
+        )
     )
-    durability: Literal["memory", "disk"] = _setting(
-        "memory", one_of("disk", "memory"), "when a 2xx is given"
+    key_template: str = field(
+        metadata=_setting("{date}/{hour}/{id}.ndjson", words, "key of an object below the prefix")
     )
-    drain_timeout: float = _setting(
-        "30s", duration(0, 86400), "how long SIGTERM waits for uploads"
+    batch_max_payloads: int = field(
+        metadata=_setting("1", whole(1, 1_000_000), "payloads per object")
     )
-    request_timeout: float = _setting(
-        "30s", duration(0.1, 3600), "to receive one whole request"
+    compression: Compression = field(
+        metadata=_setting("none", one_of("none", "gzip", "zstd"), "compression of objects")
     )
-    keepalive_timeout: float = _setting("60s", duration(0.1, 86400), "idle connection")
-    upload_timeout: float = _setting("60s", duration(0.1, 3600), "one attempt at one object")
-    log_level: Literal["debug", "info", "warning", "error"] = _setting(
-        "info", one_of("debug", "info", "warning", "error"), "least severe level that is logged"
+    durability: Literal["memory", "disk"] = field(
+        metadata=_setting("memory", one_of("disk", "memory"), "when a 2xx is given")
     )
-    log_format: Literal["auto", "text", "json"] = _setting(
-        "auto", one_of("auto", "text", "json"), "auto: text on a terminal, JSON lines elsewhere"
+    drain_timeout: float = field(
+        metadata=_setting("30s", duration(0, 86400), "how long SIGTERM waits for uploads")
     )
-    s3_addressing: Literal["auto", "path", "virtual"] = _setting(
-        "auto", one_of("auto", "path", "virtual"), "auto is path with a custom endpoint"
+    request_timeout: float = field(
+        metadata=_setting("30s", duration(0.1, 3600), "to receive one whole request")
     )
-    aws_region: str | None = _setting(None, words, "region of the bucket")
-    aws_endpoint_url: str | None = _setting(None, endpoint_url, "S3 endpoint other than AWS's")
-    aws_access_key_id: str | None = _secret("static access key")
-    aws_secret_access_key: str | None = _secret("static secret key")
-    aws_session_token: str | None = _secret("session token of temporary keys")
+    keepalive_timeout: float = field(
+        metadata=_setting("60s", duration(0.1, 86400), "idle connection")
+    )
+    upload_timeout: float = field(
+        metadata=_setting("60s", duration(0.1, 3600), "one attempt at one object")
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = field(
+        metadata=_setting(
+            "info", one_of("debug", "info", "warning", "error"), "least severe level that is logged"
+        )
+    )
+    log_format: Literal["auto", "text", "json"] = field(
+        metadata=_setting(
+            "auto", one_of("auto", "text", "json"), "auto: text on a terminal, JSON lines elsewhere"
+        )
+    )
+    s3_addressing: Literal["auto", "path", "virtual"] = field(
+        metadata=_setting(
+            "auto", one_of("auto", "path", "virtual"), "auto is path with a custom endpoint"
+        )
+    )
+    aws_region: str | None = field(metadata=_setting(None, words, "region of the bucket"))
+    aws_endpoint_url: str | None = field(
+        metadata=_setting(None, endpoint_url, "S3 endpoint other than AWS's")
+    )
+    aws_access_key_id: str | None = field(
+        repr=False, metadata=_setting(None, words, "static access key")
+    )
+    aws_secret_access_key: str | None = field(
+        repr=False, metadata=_setting(None, words, "static secret key")
+    )
+    aws_session_token: str | None = field(
+        repr=False, metadata=_setting(None, words, "session token of temporary keys")
+    )
 
 
 # Where a field is not read from the variable that has its own name.
@@ -356,10 +233,9 @@ def _not_built(
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
     """Name settings that are right alone and wrong together."""
     problems: list[str] = []
-    if (
-        {"max_length", "max_queue_bytes"} <= values.keys()
-        and values["max_length"] > values["max_queue_bytes"]
-    ):
+    if {"max_length", "max_queue_bytes"} <= values.keys() and values["max_length"] > values[
+        "max_queue_bytes"
+    ]:
         problems.append(
             f"MAX_QUEUE_BYTES: {values['max_queue_bytes']} bytes is not allowed;"
             f" allowed is MAX_LENGTH ({values['max_length']} bytes) or more"

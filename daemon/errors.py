@@ -6,6 +6,8 @@ boundary each: the body decoder for JSON, a store for S3 and the file system.
 
 from __future__ import annotations
 
+from enum import Enum
+
 
 class PayloaddError(Exception):
     """Base of all errors below."""
@@ -33,12 +35,24 @@ class RefusedError(PayloaddError):
         self.retry_after = retry_after
 
 
+class Outcome(Enum):
+    """How one attempt at an object ended: the label of ``payloadd_uploads_total``."""
+
+    STORED = "stored"
+    TRANSIENT = "transient"
+    THROTTLED = "throttled"
+    OPERATOR = "operator"
+    INVALID = "invalid"
+
+
 class StoreError(PayloaddError):
     """A store did not confirm an object. Its class says what to do about it.
 
     ``code`` is the store's own name for what happened (``AccessDenied``,
     ``ENOSPC``, ``ConnectError``), the message what an operator has to know.
     """
+
+    outcome: Outcome
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}" if message else code)
@@ -56,6 +70,7 @@ class TransientStoreError(StoreError):
         self, code: str, message: str, *, throttled: bool = False, retry_after: float | None = None
     ) -> None:
         super().__init__(code, message)
+        self.outcome = Outcome.THROTTLED if throttled else Outcome.TRANSIENT
         self.throttled = throttled
         self.retry_after = retry_after
 
@@ -63,9 +78,13 @@ class TransientStoreError(StoreError):
 class OperatorStoreError(StoreError):
     """Somebody has to mend something (rights, bucket, credentials, disk): try for ever."""
 
+    outcome = Outcome.OPERATOR
+
 
 class InvalidObjectError(StoreError):
     """The store will never take this object: it becomes a dead letter."""
+
+    outcome = Outcome.INVALID
 
 
 class TooLargeError(PayloaddError):

@@ -11,7 +11,7 @@ _RANDOM_BITS = 62
 _VERSION_AND_VARIANT = (0x7 << 76) | (0b10 << 62)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Job:
     """Payloads that are stored together: what one POST brought, or one payload of it.
 
@@ -20,16 +20,37 @@ class Job:
     """
 
     id: uuid.UUID
-    payloads: tuple[bytes, ...]
-    size: int
-    """Bytes of all payloads."""
+    lines: bytes
+    """The payloads as NDJSON: one a line, each line ending in a line feed."""
+    payloads: int
+    """How many they are."""
+
+    @property
+    def accepted_at(self) -> float:
+        """Unix time in seconds at which the job was accepted."""
+        return (self.id.int >> 80) / 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The jobs of one object."""
+    """The jobs of one object; it goes by the id of the first."""
 
     jobs: tuple[Job, ...]
+
+    @property
+    def id(self) -> uuid.UUID:
+        """The id that the object's key is made of."""
+        return self.jobs[0].id
+
+    @property
+    def lines(self) -> bytes:
+        """All payloads as NDJSON, in order."""
+        return b"".join([job.lines for job in self.jobs])
+
+    @property
+    def payloads(self) -> int:
+        """How many payloads there are."""
+        return sum(job.payloads for job in self.jobs)
 
 
 class IdSource:
@@ -41,7 +62,7 @@ class IdSource:
     """
 
     def __init__(self) -> None:
-        self._last = 0
+        self._last = -1
 
     def take(self, count: int) -> list[uuid.UUID]:
         """Return ``count`` new ids, each one more than the one before."""

@@ -1,0 +1,66 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from typing import NoReturn
+
+import click
+import trio
+
+from daemon import __version__, config, logs, service
+from daemon.check import check
+from daemon.errors import SettingsError
+
+
+def _settings_table() -> str:
+    """Return every setting with its default, as a block that click leaves alone."""
+    rows = [
+        f"  {item.name.upper():<22} {item.metadata['default'] or '-':<32} {item.metadata['doc']}"
+        for item in fields(config.Settings)
+    ]
+    return "\b\nSettings, from the environment (name, default, meaning):\n" + "\n".join(rows)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="payloadd")
+def main() -> None:
+    """Take JSON payloads by HTTP POST and store them in S3."""
+
+
+@main.command("serve", epilog=_settings_table())
+def serve_command() -> None:
+    """Run the daemon until SIGTERM or SIGINT, then drain.
+
+    With nothing configured it listens on 127.0.0.1:8080 (admin on 127.0.0.1:8081) and writes
+    objects below ./payloadd-data.
+    """
+    settings = _load()
+    logs.configure(settings)
+    try:
+        status = trio.run(service.run, settings)
+    except SettingsError as error:
+        _fail(error)
+    sys.exit(status)
+
+
+@main.command("check", epilog=_settings_table())
+def check_command() -> None:
+    """Try the settings: resolve credentials, write and delete one probe object."""
+    settings = _load()
+    logs.configure(settings)
+    sys.exit(0 if trio.run(check, settings, click.echo) else service.ExitStatus.WRONG_SETTINGS)
+
+
+def _load() -> config.Settings:
+    try:
+        return config.load()
+    except SettingsError as error:
+        _fail(error)
+
+
+def _fail(error: SettingsError) -> NoReturn:
+    for problem in error.problems:
+        click.echo(f"payloadd: {problem}", err=True)
+    sys.exit(service.ExitStatus.WRONG_SETTINGS)

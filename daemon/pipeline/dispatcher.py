@@ -1,0 +1,55 @@
+"""Hands jobs to idle workers: the seed's dispatcher, in trio.
+
+Each worker has a channel of its own with no buffer. A worker that is idle puts the sending
+end of it into the channel of idle workers; the dispatcher takes one out, fills a batch and
+hands it over. So a job stays in the bounded channel, where it is counted, until there is
+somebody to upload it, and an upload that hangs holds up one worker and nobody else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from daemon.pipeline.job import Batch
+from daemon.pipeline.worker import Inbox
+
+if TYPE_CHECKING:
+    from daemon.pipeline.channel import JobChannel
+    from daemon.pipeline.worker import Worker
+
+
+async def dispatch(
+    channel: JobChannel,
+    worker: Worker,
+    count: int,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run ``count`` workers and feed them; returns when the channel is closed and all is done."""
+    # One place for each worker, so that registering never waits.
+    register, idle = trio.open_memory_channel[Inbox](count)
+    async with register, idle, trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(worker.run, register)
+        task_status.started()
+        dismissed = 0
+        async for inbox in idle:
+            batch = await _fill(channel)
+            if batch is None:
+                # Each worker comes by once more, when its last upload is done.
+                await inbox.aclose()
+                dismissed += 1
+                if dismissed == count:
+                    break
+            else:
+                await inbox.send(batch)
+
+
+async def _fill(channel: JobChannel) -> Batch | None:
+    """Return the next batch, or None once the channel is closed and empty."""
+    try:
+        return Batch((await channel.receive(),))
+    except trio.EndOfChannel:
+        return None

@@ -1,0 +1,110 @@
+"""What was taken in and what became of it: the numbers behind every promise.
+
+``accepted == stored + dead + open``, always. The ``drained`` line, the metrics and
+``Retry-After`` are read off here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from daemon.metrics import Metrics
+    from daemon.pipeline.job import Job
+
+_WINDOW: Final = 10.0
+"""Seconds over which the drain rate is measured: long enough to even out slow uploads."""
+_LONGEST_RETRY_AFTER: Final = 60
+
+
+class DrainRate:
+    """Payloads a second that left the pipeline, over the last ten seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seconds: deque[tuple[int, int]] = deque()
+
+    def count(self, payloads: int) -> None:
+        """Count payloads that left just now."""
+        second = math.floor(self._clock())
+        if self._seconds and self._seconds[-1][0] == second:
+            payloads += self._seconds.pop()[1]
+        self._seconds.append((second, payloads))
+        self._forget(second)
+
+    def rate(self) -> float:
+        """Return payloads a second; 0.0 when none left within the window."""
+        now = self._clock()
+        self._forget(math.floor(now))
+        if not self._seconds:
+            return 0.0
+        span = max(1.0, now - self._seconds[0][0])
+        return sum(count for _, count in self._seconds) / span
+
+    def seconds_for(self, payloads: int) -> int:
+        """Return whole seconds in which ``payloads`` leave at this rate, 1 to 60.
+
+        With nothing leaving there is no telling: the longest.
+        """
+        rate = self.rate()
+        if rate == 0.0:
+            return _LONGEST_RETRY_AFTER
+        return min(_LONGEST_RETRY_AFTER, max(1, math.ceil(payloads / rate)))
+
+    def _forget(self, second: int) -> None:
+        while self._seconds and self._seconds[0][0] <= second - _WINDOW:
+            self._seconds.popleft()
+
+
+class Ledger:
+    """Counts payloads from the door to the store."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._open: dict[Job, None] = {}
+        self.rate = DrainRate()
+        self.accepted = 0
+        self.stored = 0
+        self.dead = 0
+        metrics.oldest_payload_seconds.set_function(self.oldest_age)
+
+    @property
+    def open(self) -> int:
+        """Payloads that are neither stored nor dead."""
+        return self.accepted - self.stored - self.dead
+
+    def oldest_age(self) -> float:
+        """Return the age in seconds of the oldest open payload, 0.0 without one."""
+        oldest = next(iter(self._open), None)
+        return 0.0 if oldest is None else max(0.0, time.time() - oldest.accepted_at)
+
+    def accept(self, jobs: Sequence[Job]) -> None:
+        """Count jobs that were taken in."""
+        payloads = sum(job.payloads for job in jobs)
+        self._open.update(dict.fromkeys(jobs))
+        self.accepted += payloads
+        self._metrics.accepted.inc(payloads)
+
+    def settle(self, jobs: Sequence[Job]) -> None:
+        """Count jobs that the store confirmed."""
+        payloads = self._close(jobs)
+        self.stored += payloads
+        self._metrics.stored.inc(payloads)
+
+    def bury(self, jobs: Sequence[Job]) -> None:
+        """Count jobs that the store refused for good."""
+        payloads = self._close(jobs)
+        self.dead += payloads
+        self._metrics.dead.inc(payloads)
+
+    def _close(self, jobs: Sequence[Job]) -> int:
+        for job in jobs:
+            del self._open[job]
+        payloads = sum(job.payloads for job in jobs)
+        self.rate.count(payloads)
+        return payloads

@@ -1,0 +1,169 @@
+"""Uploads batches: the one place that decides a batch's fate.
+
+A batch ends in one of two ways, stored or dead. Whatever else happens (a network that is
+down, rights that are missing, a bucket that is not there yet) the worker says what it waits
+for and tries again, for as long as the daemon lives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from daemon.errors import InvalidObjectError, Outcome, StoreError, TransientStoreError
+from daemon.logs import get_logger
+from daemon.pipeline.job import Batch
+from daemon.pipeline.retry import MAX_ATTEMPTS, RetryBudget, backoff, pause
+from daemon.storage.encoding import SUFFIXES, Encoded, encode
+
+if TYPE_CHECKING:
+    from daemon.config import Settings
+    from daemon.health import Health
+    from daemon.metrics import Metrics
+    from daemon.pipeline.ledger import Ledger
+    from daemon.storage.keys import KeyTemplate
+    from daemon.storage.store import Store
+
+log = get_logger(__name__)
+
+# Jitter keeps workers apart; nobody has to be kept from guessing it.
+_random = random.Random().random  # noqa: S311
+
+Inbox = trio.MemorySendChannel[Batch]
+
+_COMPRESS_IN_THREAD: Final = 64 * 1024
+"""Bytes above which compressing would hold up the event loop for longer than a thread costs."""
+
+
+class Worker:
+    """What all workers share; ``run`` is one worker."""
+
+    def __init__(
+        self,
+        store: Store,
+        ledger: Ledger,
+        health: Health,
+        metrics: Metrics,
+        keys: KeyTemplate,
+        settings: Settings,
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._health = health
+        self._metrics = metrics
+        self._keys = keys
+        self._compression = settings.compression
+        self._upload_timeout = settings.upload_timeout
+        self._budget = RetryBudget()
+        self._calm_after = 0.0
+        self._outcomes = {
+            outcome: metrics.uploads.labels(outcome=outcome.value) for outcome in Outcome
+        }
+
+    async def run(self, idle: trio.MemorySendChannel[Inbox]) -> None:
+        """Register as idle, take a batch, upload it, until the inbox is closed."""
+        inbox, batches = trio.open_memory_channel[Batch](0)
+        with inbox, batches:
+            await idle.send(inbox)
+            async for batch in batches:
+                with self._metrics.workers_busy.track_inprogress():
+                    await self._upload(batch)
+                await idle.send(inbox)
+
+    async def _upload(self, batch: Batch) -> None:
+        """Bring a batch to its end."""
+        key = self._keys.render(batch.id) + SUFFIXES[self._compression]
+        body = await self._encode(batch)
+        for round_ in itertools.count(1):
+            try:
+                await self._put(key, body)
+            except InvalidObjectError as error:
+                self._bury(batch, key, error)
+                return
+            except StoreError as error:
+                self._report(key, error)
+                await trio.sleep(pause(round_, _random()))
+            else:
+                self._settle(batch, body)
+                return
+
+    async def _encode(self, batch: Batch) -> Encoded:
+        lines = batch.lines
+        if self._compression == "none" or len(lines) <= _COMPRESS_IN_THREAD:
+            return encode(lines, self._compression)
+        return await trio.to_thread.run_sync(
+            encode, lines, self._compression, abandon_on_cancel=True
+        )
+
+    async def _put(self, key: str, body: Encoded) -> None:
+        """Make one round of attempts; raises the StoreError of the last one."""
+        cost = None
+        for attempt in itertools.count(1):
+            if self._calm_after > trio.current_time():
+                await trio.sleep_until(self._calm_after)
+            try:
+                await self._attempt(key, body)
+            except TransientStoreError as error:
+                if attempt == MAX_ATTEMPTS:
+                    raise
+                cost = self._budget.spend(throttled=error.throttled)
+                if cost is None:
+                    raise
+                await self._back_off(attempt, error)
+            else:
+                self._budget.refund(cost)
+                return
+
+    async def _attempt(self, key: str, body: Encoded) -> None:
+        """Make one attempt within UPLOAD_TIMEOUT, and count how it ended."""
+        start = trio.current_time()
+        try:
+            with trio.fail_after(self._upload_timeout):
+                await self._store.put(key, body)
+        except trio.TooSlowError:
+            self._outcomes[Outcome.TRANSIENT].inc()
+            reason = f"no answer within UPLOAD_TIMEOUT ({self._upload_timeout:g} s)"
+            raise TransientStoreError("UploadTimeout", reason) from None
+        except StoreError as error:
+            self._outcomes[error.outcome].inc()
+            raise
+        self._outcomes[Outcome.STORED].inc()
+        self._metrics.upload_seconds.observe(trio.current_time() - start)
+
+    async def _back_off(self, attempt: int, error: TransientStoreError) -> None:
+        wait = backoff(
+            attempt,
+            _random(),
+            throttled=error.throttled,
+            at_least=error.retry_after or 0.0,
+        )
+        if error.throttled:
+            # The store asks the daemon for less, not this worker: all of them hold back.
+            self._calm_after = max(self._calm_after, trio.current_time() + wait)
+        await trio.sleep(wait)
+
+    def _settle(self, batch: Batch, body: Encoded) -> None:
+        self._ledger.settle(batch.jobs)
+        self._metrics.objects_stored.inc()
+        self._metrics.object_bytes.observe(len(body.data))
+        trouble = self._health.clear("store")
+        if trouble is not None:
+            log.info("store_available", waited=round(time.time() - trouble.since, 1))
+
+    def _report(self, key: str, error: StoreError) -> None:
+        if self._health.report("store", error.code, str(error)):
+            log.warning("store_unavailable", code=error.code, reason=str(error), key=key)
+
+    def _bury(self, batch: Batch, key: str, error: InvalidObjectError) -> None:
+        self._ledger.bury(batch.jobs)
+        log.error(
+            "payloads_dead",
+            code=error.code,
+            reason=str(error),
+            key=key,
+            payloads=batch.payloads,
+        )

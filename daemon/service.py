@@ -1,0 +1,192 @@
+"""The composition root: opens everything in order and drains it in the reverse order.
+
+The order of a drain is the order of the context managers in ``_live``, read from inside
+out: the requests under way are answered, the channel is closed, the workers finish or meet
+the deadline, the admin address (which answers to the end) closes, then the store.
+"""
+
+from __future__ import annotations
+
+import signal
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from daemon.errors import SettingsError, StartError
+from daemon.health import Health
+from daemon.ingress.admin import make_admin_app
+from daemon.ingress.app import make_app
+from daemon.ingress.server import bound_addresses, open_listeners, serve
+from daemon.logs import get_logger
+from daemon.metrics import Metrics
+from daemon.pipeline.channel import JobChannel
+from daemon.pipeline.dispatcher import dispatch
+from daemon.pipeline.intake import Intake
+from daemon.pipeline.ledger import Ledger
+from daemon.pipeline.worker import Worker
+from daemon.storage.keys import KeyTemplate
+from daemon.storage.store import open_store
+from daemon.systemd import Notifier, passed_sockets
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from daemon.config import Settings
+    from daemon.storage.store import Store
+
+log = get_logger(__name__)
+
+# A scraper, a load balancer's probes and a few people looking.
+_ADMIN_CONNECTIONS: Final = 64
+
+
+class ExitStatus(IntEnum):
+    """The contract's exit statuses; 2 is click's own."""
+
+    DRAINED = 0
+    INTERNAL_FAILURE = 1
+    LOST = 75
+    WRONG_SETTINGS = 78
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What is there once in a process and shared by all its rooms."""
+
+    settings: Settings
+    keys: KeyTemplate
+    health: Health
+    metrics: Metrics
+    ledger: Ledger
+    notifier: Notifier
+
+
+async def run(settings: Settings) -> ExitStatus:
+    """Run the daemon until it is told to stop, and return how that went.
+
+    Raises SettingsError for what only shows when the parts are built.
+    """
+    metrics = Metrics()
+    ledger = Ledger(metrics)
+    house = House(settings, parse_keys(settings), Health(), metrics, ledger, Notifier())
+    failed = False
+    try:
+        await _live(house)
+    except* StartError as group:
+        failed = True
+        for error in _leaves(group):
+            log.critical("cannot_start", reason=str(error))
+    except* Exception:
+        failed = True
+        log.critical("internal_failure", exc_info=True)
+    if house.health.phase == "starting":
+        return ExitStatus.INTERNAL_FAILURE
+    lost = ledger.open + ledger.dead
+    log.info("drained", stored=ledger.stored, journaled=0, lost=lost)
+    if failed:
+        return ExitStatus.INTERNAL_FAILURE
+    return ExitStatus.LOST if lost else ExitStatus.DRAINED
+
+
+def parse_keys(settings: Settings) -> KeyTemplate:
+    """Return the key template; raises SettingsError."""
+    try:
+        return KeyTemplate.parse(settings.key_template)
+    except ValueError as error:
+        raise SettingsError(
+            [f"KEY_TEMPLATE: {settings.key_template!r} is not allowed; allowed is {error}"]
+        ) from None
+
+
+async def _live(house: House) -> None:
+    """From the first socket to the last."""
+    settings = house.settings
+    stop = trio.Event()
+    async with trio.open_nursery() as root:
+        await root.start(_watch_signals, house, stop, root.cancel_scope)
+        async with open_store(settings) as store:
+            # The memory bound of the daemon, in jobs and in bytes.
+            channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
+            intake = Intake(channel, house.ledger, house.health)
+            async with _admin(house, intake) as admin, trio.open_nursery() as pipeline:
+                worker = _make_worker(house, store)
+                await pipeline.start(dispatch, channel, worker, settings.max_workers)
+                async with channel:
+                    await _serve_public(house, intake, stop, admin)
+                pipeline.cancel_scope.deadline = trio.current_time() + settings.drain_timeout
+        root.cancel_scope.cancel()
+
+
+async def _watch_signals(
+    house: House,
+    stop: trio.Event,
+    everything: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Drain on the first SIGTERM or SIGINT, stop at once on the second."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        task_status.started()
+        async for number in signals:
+            name = signal.Signals(number).name
+            if number == signal.SIGHUP:
+                log.info("reload", signal=name, note="nothing to read again in this version")
+            elif stop.is_set():
+                log.warning("stopping_at_once", signal=name)
+                everything.cancel()
+            else:
+                log.info("draining", signal=name, open=house.ledger.open)
+                house.health.phase = "draining"
+                house.metrics.draining.set(1)
+                house.notifier.stopping()
+                stop.set()
+
+
+@asynccontextmanager
+async def _admin(house: House, intake: Intake) -> AsyncIterator[list[str]]:
+    """Serve the admin address for as long as the body runs; yields where it listens."""
+    address = house.settings.admin_bind
+    if address is None:
+        yield []
+        return
+    app = make_admin_app(intake, house.health, house.metrics)
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        listeners = await open_listeners([address])
+        start = partial(serve, app, listeners, house.settings, stop)
+        await nursery.start(partial(start, max_connections=_ADMIN_CONNECTIONS))
+        yield bound_addresses(listeners)
+        stop.set()
+
+
+def _make_worker(house: House, store: Store) -> Worker:
+    return Worker(store, house.ledger, house.health, house.metrics, house.keys, house.settings)
+
+
+async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: list[str]) -> None:
+    """Take POSTs until ``stop``; returns when every request under way has been answered."""
+    app = make_app(intake, house.health, house.metrics, house.settings)
+    passed = [trio.SocketListener(trio.socket.from_stdlib_socket(s)) for s in passed_sockets()]
+    listeners = passed or await open_listeners(house.settings.bind)
+    async with trio.open_nursery() as nursery:
+        start = partial(serve, app, listeners, house.settings, stop)
+        await nursery.start(partial(start, max_connections=house.settings.max_connections))
+        if house.health.phase == "starting":
+            house.health.phase = "serving"
+        house.notifier.ready()
+        if house.settings.durability == "memory":
+            log.warning("durability_memory", note="what is queued is lost if the process dies")
+        log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """Yield the exceptions of a group, however deep they lie."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

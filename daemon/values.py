@@ -1,0 +1,176 @@
+"""What a setting can hold: the types, and the parsers from text.
+
+Every parser raises ValueError, and its message says what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Compression = Literal["none", "gzip", "zstd"]
+
+_SIZE_UNITS: Final = {
+    "": 1,
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+}
+_DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A host (name, IPv4 or IPv6 without brackets) and a port; port 0 lets the kernel choose."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A socket in the file system."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+Address = TcpAddress | UnixAddress
+
+
+@dataclass(frozen=True, slots=True)
+class FileUrl:
+    """A folder that objects are written below."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class S3Url:
+    """A bucket, and a prefix without slashes at its ends ("" for none)."""
+
+    bucket: str
+    prefix: str
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers within bounds."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= most:
+            raise ValueError(f"a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def size(least: int, most: int) -> Callable[[str], int]:
+    """Return a parser of sizes in bytes, written ``512KiB``, ``64MiB``, ``10MB``."""
+
+    def parse(text: str) -> int:
+        match = re.fullmatch(r"([0-9]{1,12})\s?([A-Za-z]*)", text)
+        if match and match[2] in _SIZE_UNITS:
+            value = int(match[1]) * _SIZE_UNITS[match[2]]
+            if least <= value <= most:
+                return value
+        raise ValueError(
+            f"a size from {least} to {most} bytes, in B, kB, MB, GB, KiB, MiB or GiB (64MiB)"
+        )
+
+    return parse
+
+
+def duration(least: float, most: float) -> Callable[[str], float]:
+    """Return a parser of durations in seconds, written ``500ms``, ``30s``, ``5m``, ``1h``."""
+
+    def parse(text: str) -> float:
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s?(ms|s|m|h)", text)
+        if match:
+            value = float(match[1]) * _DURATION_UNITS[match[2]]
+            if least <= value <= most:
+                return value
+        raise ValueError(f"a duration from {least:g}s to {most:g}s, in ms, s, m or h (30s)")
+
+    return parse
+
+
+def one_of(*allowed: str) -> Callable[[str], str]:
+    """Return a parser that takes one of a few words."""
+
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError("one of " + ", ".join(allowed))
+        return text
+
+    return parse
+
+
+def address(text: str) -> Address:
+    """Parse ``host:port``, ``[v6]:port`` or ``unix:/path``."""
+    if text.startswith("unix:/"):
+        return UnixAddress(text.removeprefix("unix:"))
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/]+)):([0-9]{1,5})", text)
+    if not match or int(match[3]) > 65535:  # noqa: PLR2004 - the largest port there is
+        raise ValueError("host:port, [v6]:port or unix:/path (port 0 to 65535)")
+    return TcpAddress(match[1] or match[2], int(match[3]))
+
+
+def addresses(text: str) -> tuple[Address, ...]:
+    """Parse a comma list of addresses."""
+    return tuple(address(part.strip()) for part in text.split(","))
+
+
+def address_or_off(text: str) -> Address | None:
+    """Parse an address, or ``off``."""
+    if text == "off":
+        return None
+    try:
+        return address(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or off") from None
+
+
+def store_url(text: str) -> FileUrl | S3Url:
+    """Parse ``s3://bucket[/prefix]`` or ``file:///path``."""
+    if text.startswith("file://") and len(text) > len("file://"):
+        return FileUrl(Path(unquote(text.removeprefix("file://"))))
+    match = re.fullmatch(r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])((?:/.*)?)", text)
+    if not match:
+        raise ValueError("s3://bucket[/prefix] or file:///path")
+    return S3Url(match[1], match[2].strip("/"))
+
+
+def endpoint_url(text: str) -> str:
+    """Parse an http(s) URL without credentials, query or fragment."""
+    parts = urlsplit(text)
+    if (
+        parts.scheme not in {"http", "https"}
+        or not parts.hostname
+        or "@" in parts.netloc
+        or parts.query
+        or parts.fragment
+    ):
+        raise ValueError("http://host[:port] or https://host[:port], without user, query, fragment")
+    return text.rstrip("/")
+
+
+def words(text: str) -> str:
+    """Take any text that is not empty."""
+    if not text.strip():
+        raise ValueError("a text that is not empty")
+    return text

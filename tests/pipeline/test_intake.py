@@ -1,0 +1,88 @@
+"""The door: whole or not at all, and never beyond the bound."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from daemon.errors import RefusedError, TooLargeError
+from daemon.health import Health
+from daemon.metrics import Metrics
+from daemon.pipeline.channel import JobChannel
+from daemon.pipeline.intake import Intake
+from daemon.pipeline.ledger import Ledger
+
+
+class Door:
+    """An intake with everything behind it in reach."""
+
+    def __init__(self, max_jobs: int = 3, max_bytes: int = 10) -> None:
+        self.channel = JobChannel(max_jobs, max_bytes)
+        self.ledger = Ledger(Metrics())
+        self.health = Health()
+        self.intake = Intake(self.channel, self.ledger, self.health)
+
+
+async def test_one_request_becomes_one_job_a_payload_in_order() -> None:
+    """Payloads would be mixed up or stored under the wrong id."""
+    door = Door()
+    id_ = await door.intake.accept([b"1", b"22"])
+    jobs = [await door.channel.receive(), await door.channel.receive()]
+    assert [job.lines for job in jobs] == [b"1\n", b"22\n"]
+    assert jobs[0].id == id_
+    assert door.ledger.accepted == 2
+    assert (door.channel.jobs, door.channel.bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("request_", [[b"1", b"2"], [b"123456"]], ids=["jobs", "bytes"])
+async def test_a_request_that_does_not_fit_leaves_nothing_behind(request_: list[bytes]) -> None:
+    """Half a request taken is stored twice when the client sends it again."""
+    door = Door()
+    await door.intake.accept([b"1", b"2"])
+    with pytest.raises(RefusedError) as caught:
+        await door.intake.accept(request_)
+    assert caught.value.code == "QUEUE_FULL"
+    assert 1 <= caught.value.retry_after <= 60
+    assert (door.channel.jobs, door.channel.bytes, door.ledger.accepted) == (2, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("request_", "setting"), [([b"1"] * 4, "MAX_QUEUE"), ([b"12345678901"], "MAX_QUEUE_BYTES")]
+)
+async def test_what_can_never_fit_is_not_worth_a_retry(request_: list[bytes], setting: str) -> None:
+    """A client told to come back later would come back for ever."""
+    with pytest.raises(TooLargeError, match=setting):
+        await Door().intake.accept(request_)
+
+
+async def test_an_empty_collection_is_taken_and_stores_nothing() -> None:
+    """Clients flush empty buffers."""
+    door = Door()
+    assert (await door.intake.accept([])).version == 7
+    assert door.channel.jobs == 0
+
+
+async def test_refusal_says_what_would_happen() -> None:
+    """`/readyz` takes an instance out of rotation by it."""
+    door = Door(max_jobs=1)
+    assert door.intake.refusal() is None
+    await door.intake.accept([b"1"])
+    refusal = door.intake.refusal()
+    assert refusal is not None
+    assert refusal.code == "QUEUE_FULL"
+    door.health.phase = "draining"
+    refusal = door.intake.refusal()
+    assert refusal is not None
+    assert refusal.code == "DRAINING"
+
+
+async def test_a_closed_door_refuses() -> None:
+    """A 202 after the channel is closed would be a lie."""
+    door = Door()
+    async with door.channel:
+        pass
+    with pytest.raises(RefusedError) as caught:
+        await door.intake.accept([b"1"])
+    assert caught.value.code == "DRAINING"
+    with pytest.raises(trio.EndOfChannel):
+        await door.channel.receive()

@@ -1,0 +1,68 @@
+"""The numbers that the drained line and Retry-After come from."""
+
+from __future__ import annotations
+
+import uuid
+from unittest.mock import patch
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from daemon.metrics import Metrics
+from daemon.pipeline.job import Job
+from daemon.pipeline.ledger import DrainRate, Ledger
+
+
+def job(milliseconds: int, payloads: int = 1) -> Job:
+    """Return a job accepted at ``milliseconds`` since the epoch."""
+    return Job(uuid.UUID(int=milliseconds << 80), b"1\n" * payloads, payloads)
+
+
+def test_what_was_accepted_is_stored_dead_or_open() -> None:
+    """If this does not add up, `lost 0` means nothing."""
+    metrics = Metrics()
+    ledger = Ledger(metrics)
+    first, second, third = job(1, 3), job(2, 2), job(3)
+    ledger.accept([first, second, third])
+    ledger.settle([second])
+    ledger.bury([third])
+    assert (ledger.accepted, ledger.stored, ledger.dead, ledger.open) == (6, 2, 1, 3)
+    values = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+    }
+    assert values["payloadd_payloads_accepted_total"] == 6
+    assert values["payloadd_payloads_stored_total"] == 2
+    assert values["payloadd_payloads_dead_total"] == 1
+
+
+def test_the_oldest_open_payload_has_an_age() -> None:
+    """An alert on a backlog that does not move needs it."""
+    ledger = Ledger(Metrics())
+    assert ledger.oldest_age() == 0.0
+    jobs = [job(1_000_000), job(1_005_000)]
+    ledger.accept(jobs)
+    with patch("daemon.pipeline.ledger.time.time", return_value=1010.0):
+        assert ledger.oldest_age() == 10.0
+        ledger.settle([jobs[0]])
+        assert ledger.oldest_age() == 5.0
+    with patch("daemon.pipeline.ledger.time.time", return_value=0.0):
+        assert ledger.oldest_age() == 0.0
+
+
+def test_retry_after_follows_from_the_measured_rate() -> None:
+    """A made-up Retry-After has clients come back far too early or late."""
+    now = 100.0
+    rate = DrainRate(lambda: now)
+    assert rate.seconds_for(1) == 60
+    for second in range(5):
+        now = 100.0 + second
+        rate.count(50)
+        rate.count(50)
+    now = 105.0
+    assert rate.rate() == 100.0
+    assert rate.seconds_for(1000) == 10
+    assert rate.seconds_for(0) == 1
+    assert rate.seconds_for(10**9) == 60
+    now = 120.0
+    assert rate.rate() == 0.0
