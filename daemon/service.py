@@ -31,6 +31,7 @@ from daemon.pipeline.worker import Worker
 from daemon.storage.keys import KeyTemplate
 from daemon.storage.store import open_store
 from daemon.systemd import Notifier, passed_sockets
+from daemon.values import S3Url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -94,8 +95,10 @@ async def run(settings: Settings) -> ExitStatus:
 
 def parse_keys(settings: Settings) -> KeyTemplate:
     """Return the key template; raises SettingsError."""
+    url = settings.store_url
+    prefix = url.prefix if isinstance(url, S3Url) else ""
     try:
-        return KeyTemplate.parse(settings.key_template)
+        return KeyTemplate.parse(settings.key_template, prefix=prefix)
     except ValueError as error:
         raise SettingsError(
             [f"KEY_TEMPLATE: {settings.key_template!r} is not allowed; allowed is {error}"]

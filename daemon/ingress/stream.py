@@ -22,6 +22,7 @@ import trio
 
 from daemon.ingress.problem import Problem
 
+_DRAIN_GRACE: Final = 1.0
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 16 * 2**20
 
@@ -123,10 +124,18 @@ class ClientStream:
         self._end()
 
     def drain(self) -> None:
-        """Close as soon as there is no request under way."""
+        """Close as soon as there is no request under way.
+
+        One that has begun to come has a moment to become complete: the app may be about to get
+        it, and what is cut off there is neither taken nor refused.
+        """
         self._draining = True
-        if self._requests == 0:
+        if self._requests > 0:
+            return
+        if self._head_since is None:
             self._end()
+        else:
+            self._wait_until(min(self._deadline, trio.current_time() + _DRAIN_GRACE))
 
     async def finish(self) -> None:
         """Say what is left to say, let the client read it, close. Takes 2 s at most.
@@ -137,8 +146,7 @@ class ClientStream:
         try:
             with trio.move_on_after(_LINGER_SECONDS):
                 if self._head_since is not None:
-                    late = "the request's head was not complete in time"
-                    self._last_word = Problem("TIMEOUT", late)
+                    self._last_word = self._cut_off()
                 if self._last_word is not None and not self._lingers:
                     await self._transport.send_all(self._last_word.raw())
                     self._lingers = True
@@ -149,6 +157,12 @@ class ClientStream:
         self.socket.close()
 
     # -------------------------------------------------------------------------------------------
+
+    def _cut_off(self) -> Problem:
+        """Return what to tell a client whose request had begun and was not answered."""
+        if self._draining:
+            return Problem("DRAINING", "the daemon is shutting down", {"Retry-After": "5"})
+        return Problem("TIMEOUT", "the request's head was not complete in time")
 
     def _end(self) -> None:
         self._closed = True

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog.testing
 import trio
-from daemon.storage.keys import KeyTemplate
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from daemon import config
@@ -27,6 +26,7 @@ from daemon.pipeline.dispatcher import dispatch
 from daemon.pipeline.intake import Intake
 from daemon.pipeline.ledger import Ledger
 from daemon.pipeline.worker import Worker
+from daemon.storage.keys import KeyTemplate
 
 if TYPE_CHECKING:
     from daemon.storage.encoding import Encoded
@@ -64,6 +64,10 @@ class FaultyStore:
     async def delete(self, key: str) -> None:
         """Take the object away."""
         del self.objects[key]
+
+    async def identify(self) -> str:
+        """Anybody may write."""
+        return "anybody"
 
     async def aclose(self) -> None:
         """Nothing to give back."""
