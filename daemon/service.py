@@ -85,21 +85,11 @@ async def run(settings: Settings) -> ExitStatus:
         log.critical("internal_failure", exc_info=True)
     if house.health.phase == "starting":
         return ExitStatus.INTERNAL_FAILURE
-    lost = ledger.open + ledger.dead
-    log.info("drained", stored=ledger.stored, journaled=0, lost=lost)
+    lost = house.lost()
+    log.info("drained", stored=ledger.stored, journaled=house.journaled, lost=lost)
     if failed:
         return ExitStatus.INTERNAL_FAILURE
     return ExitStatus.LOST if lost else ExitStatus.DRAINED
-
-
-def parse_keys(settings: Settings) -> KeyTemplate:
-    """Return the key template; raises SettingsError."""
-    try:
-        return KeyTemplate.parse(settings.key_template)
-    except ValueError as error:
-        raise SettingsError(
-            [f"KEY_TEMPLATE: {settings.key_template!r} is not allowed; allowed is {error}"]
-        ) from None
 
 
 async def _live(house: House) -> None:

@@ -1,0 +1,76 @@
+"""What can be written into a journal: each kind of change as a value.
+
+Operations of many tasks are carried out together in one transaction; see ``journal.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import uuid
+    from collections.abc import Sequence
+
+    from daemon.pipeline.job import Batch, Job, Part
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a request is answered with: the id that names it, and how many payloads it had."""
+
+    id: uuid.UUID
+    payloads: int
+
+
+@dataclass(slots=True)
+class Append:
+    """Take in one request.
+
+    The commit fills in ``jobs``; or ``earlier``, where the request's Idempotency-Key (its
+    hash in ``key``) has been answered before, and then nothing is taken in.
+    """
+
+    receipt: Receipt
+    parts: Sequence[Part]
+    key: bytes | None = None
+    jobs: list[Job] = field(default_factory=list)
+    earlier: Receipt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Fix the members, the key and the compression of an object before it is first sent."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Forget a batch that the store confirmed."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """Move a batch that the store refused for good to the dead letters."""
+
+    batch: Batch
+    code: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Revive:
+    """Take in the dead letters that an operator wants tried again; the commit fills in ``jobs``."""
+
+    jobs: list[Job] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Forget Idempotency-Keys past their time, some thousands at once."""
+
+
+Operation = Append | Seal | Settle | Bury | Revive | Expire

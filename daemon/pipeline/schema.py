@@ -1,0 +1,91 @@
+"""The tables of the journal and how an old file becomes a new one.
+
+* ``jobs``: what is accepted and not stored. ``seq`` is the order of acceptance.
+* ``batches``: the sealed ones, by the range of ``seq`` of their members. Members are
+  neighbours, so sealing a thousand jobs costs one row.
+* ``layouts``: from which ``seq`` on which settings shape objects and keys, so that a job is
+  replayed under the key it had, whatever the settings say by then.
+* ``answers``: Idempotency-Keys (their hash) and what they were answered with.
+* ``dead``: dead letters, whole.
+* ``totals``: one row, so that opening a journal of millions does not count them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Final
+
+from daemon.errors import StartError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE jobs (
+        seq INTEGER PRIMARY KEY, id BLOB NOT NULL, payloads INTEGER NOT NULL, lines BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE batches (
+        first INTEGER PRIMARY KEY, last INTEGER NOT NULL, key TEXT NOT NULL,
+        compression TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE layouts (
+        first INTEGER PRIMARY KEY, template TEXT NOT NULL, host TEXT NOT NULL,
+        compression TEXT NOT NULL, alone INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE answers (
+        key BLOB PRIMARY KEY, id BLOB NOT NULL, payloads INTEGER NOT NULL, expires INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX answers_expires ON answers (expires);
+    CREATE TABLE dead (
+        id TEXT PRIMARY KEY, at INTEGER NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL,
+        key TEXT NOT NULL, payloads INTEGER NOT NULL, lines BLOB NOT NULL,
+        retry INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE TABLE totals (
+        next INTEGER NOT NULL, jobs INTEGER NOT NULL, payloads INTEGER NOT NULL,
+        bytes INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO totals VALUES (1, 0, 0, 0);
+    """,
+)
+"""Script number n leads from ``user_version`` n to n + 1; one that was released never changes."""
+
+_BUSY_SECONDS: Final = 10.0
+"""How long a statement waits for ``payloadd journal``, which writes for milliseconds."""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open or create the journal at ``path``, with its tables as of this version.
+
+    Raises sqlite3.Error, or StartError for a file that a newer payloadd has written.
+    """
+    # One thread at a time uses it, but not always the same one.
+    connection = sqlite3.connect(
+        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
+    try:
+        # Before the first table, or it needs a full VACUUM to take effect.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("PRAGMA journal_mode = WAL")
+        # FULL: a commit returns after the log is synced (https://sqlite.org/pragma.html).
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA journal_size_limit = 67108864")
+        migrate(connection, MIGRATIONS)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
+    """Bring the tables up to date, each step whole or not at all."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(migrations):
+        raise StartError(
+            f"the journal has version {version}, this payloadd knows versions up to"
+            f" {len(migrations)}: it was written by a newer one"
+        )
+    for number, script in enumerate(migrations[version:], version + 1):
+        connection.executescript(f"BEGIN EXCLUSIVE; {script}; PRAGMA user_version={number}; COMMIT")
