@@ -1,6 +1,6 @@
-"""Payloads to the bytes of one object: NDJSON, plain or compressed.
+"""NDJSON to the bytes of one object, plain or compressed.
 
-The same payloads always give the same bytes (no time stamps, no file names, one
+The same lines always give the same bytes (no time stamps, no file names, one
 thread), so a replay after a crash overwrites an object with itself.
 """
 
@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import zstandard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from daemon.config import Compression
+    from daemon.values import Compression
 
 CONTENT_TYPE: Final = "application/x-ndjson"
 SUFFIXES: Final[dict[Compression, str]] = {"none": "", "gzip": ".gz", "zstd": ".zst"}
@@ -34,14 +32,13 @@ class Encoded:
     content_encoding: Literal["gzip", "zstd"] | None
 
 
-def encode(payloads: Iterable[bytes], compression: Compression) -> Encoded:
-    """Return the object for ``payloads``: one a line, each line ending in a line feed."""
-    ndjson = b"".join([line for payload in payloads for line in (payload, b"\n")])
+def encode(lines: bytes, compression: Compression) -> Encoded:
+    """Return the object for ``lines``, which are NDJSON."""
     match compression:
         case "none":
-            return Encoded(ndjson, None)
+            return Encoded(lines, None)
         case "gzip":
-            return Encoded(gzip.compress(ndjson, _GZIP_LEVEL, mtime=0), "gzip")
+            return Encoded(gzip.compress(lines, _GZIP_LEVEL, mtime=0), "gzip")
         case "zstd":
             # A compressor is not safe to share between threads, and cheap to build.
-            return Encoded(zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(ndjson), "zstd")
+            return Encoded(zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(lines), "zstd")

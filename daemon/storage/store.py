@@ -5,10 +5,20 @@ Nothing here knows of jobs: a store takes a key and the bytes of one object.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from daemon.values import FileUrl
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from daemon.config import Settings
     from daemon.storage.encoding import Encoded
+
+_CLOSE_SECONDS: Final = 2.0
 
 
 class Store(Protocol):
@@ -33,6 +43,31 @@ class Store(Protocol):
         """Take one object away, for ``payloadd check``; raises StoreError."""
         ...
 
+    async def identify(self) -> str:
+        """Return whom the store takes us for, without secrets; raises StoreError if nobody."""
+        ...
+
     async def aclose(self) -> None:
         """Give connections back. No ``put`` may be under way."""
         ...
+
+
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
+    """Open the store that ``STORE_URL`` names for the time of the block; raises StartError."""
+    # Imported here: the pipeline takes the protocol from this room, and must not get httpx
+    # and botocore with it.
+    store: Store
+    if isinstance(settings.store_url, FileUrl):
+        from daemon.storage.file import open_file_store  # noqa: PLC0415
+
+        store = await open_file_store(settings.store_url.path)
+    else:
+        from daemon.storage.s3 import open_s3_store  # noqa: PLC0415
+
+        store = await open_s3_store(settings, settings.store_url)
+    try:
+        yield store
+    finally:
+        with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+            await store.aclose()

@@ -1,0 +1,68 @@
+"""``payloadd check``: would it work, and if not, why not.
+
+Each step goes as far towards the real thing as it can without taking a payload: the same
+store, the same credentials, a real object written and deleted again.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import trio
+
+from daemon.errors import PayloaddError, SettingsError
+from daemon.service import parse_keys
+from daemon.storage.encoding import encode
+from daemon.storage.store import open_store
+from daemon.values import S3Url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from daemon.config import Settings
+    from daemon.storage.store import Store
+
+async def check(settings: Settings, say: Callable[[str], None]) -> bool:
+    """Try every step in turn and say how it went; returns whether all went well."""
+    say("ok      settings")
+    step = "keys"
+    try:
+        example = parse_keys(settings).render(uuid.UUID(int=0))
+        say(f"ok      keys         such as {example}")
+        step = "store"
+        async with open_store(settings) as store:
+            say(f"ok      store        {_name(settings)}")
+            step = "credentials"
+            say(f"ok      credentials  {await store.identify()}")
+            step = "probe"
+            await _probe(store, settings.upload_timeout, say)
+    except SettingsError as error:
+        say(f"failed  {step:<12} {'; '.join(error.problems)}")
+        return False
+    except PayloaddError as error:
+        say(f"failed  {step:<12} {error}")
+        return False
+    return True
+
+
+async def _probe(store: Store, timeout: float, say: Callable[[str], None]) -> None:
+    """Write one object and delete it again."""
+    key = f"payloadd-check-{uuid.uuid4()}.ndjson"
+    try:
+        with trio.fail_after(timeout):
+            await store.put(key, encode(b"{}\n", "none"))
+            say(f"ok      write        {key}")
+            await store.delete(key)
+            say(f"ok      delete       {key}")
+    except trio.TooSlowError:
+        raise PayloaddError(f"no answer within UPLOAD_TIMEOUT ({timeout:g} s)") from None
+
+
+def _name(settings: Settings) -> str:
+    """Return the store as a user knows it."""
+    url = settings.store_url
+    if not isinstance(url, S3Url):
+        return f"file://{url.path.absolute()}"
+    where = f" at {settings.aws_endpoint_url}" if settings.aws_endpoint_url else ""
+    return f"s3://{url.bucket}/{url.prefix}".rstrip("/") + where

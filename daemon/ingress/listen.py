@@ -1,0 +1,114 @@
+"""Listening sockets: TCP and Unix, opened, named and closed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from daemon.errors import StartError
+from daemon.values import TcpAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from daemon.values import Address, UnixAddress
+
+_UNIX_MODE: Final = 0o660
+"""Owner and group may connect: the unit's group is how a reverse proxy is let in."""
+
+# Unix listeners whose file is ours to remove. Those that systemd passed are not among them.
+_OURS: Final[weakref.WeakSet[trio.SocketListener]] = weakref.WeakSet()
+
+
+async def open_listeners(addresses: Sequence[Address]) -> list[trio.SocketListener]:
+    """Open a listener per socket address; a host name may have several.
+
+    Raises StartError that names the address. The backlog is what the kernel allows
+    (net.core.somaxconn): with all slots taken, clients wait in it.
+    """
+    listeners: list[trio.SocketListener] = []
+    for address in addresses:
+        try:
+            if isinstance(address, TcpAddress):
+                listeners += await trio.open_tcp_listeners(address.port, host=address.host)
+            else:
+                listeners.append(await _open_unix_listener(address))
+        except OSError as error:
+            for listener in listeners:
+                close_listener(listener)
+            reason = error.strerror or str(error)
+            raise StartError(f"cannot listen on {address}: {reason}") from error
+    return listeners
+
+
+def bound_addresses(listeners: Sequence[trio.SocketListener]) -> list[str]:
+    """Return where the listeners listen, with the ports that the kernel chose."""
+    return [_name(listener.socket) for listener in listeners]
+
+
+def close_listener(listener: trio.SocketListener) -> None:
+    """Close; a Unix socket's file goes first, so that never is a successor's file removed."""
+    if listener in _OURS:
+        _OURS.discard(listener)
+        with suppress(OSError):
+            Path(listener.socket.getsockname()).unlink()
+    listener.socket.close()
+
+
+def _name(sock: trio.socket.SocketType) -> str:
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    return str(TcpAddress(name[0], name[1]))
+
+
+async def _open_unix_listener(address: UnixAddress) -> trio.SocketListener:
+    path = Path(address.path)
+    await _remove_stale(path)
+    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        await sock.bind(address.path)
+        _set_mode(path)
+        sock.listen(0xFFFF)
+    except BaseException:
+        sock.close()
+        raise
+    listener = trio.SocketListener(sock)
+    _OURS.add(listener)
+    return listener
+
+
+async def _remove_stale(path: Path) -> None:
+    """Remove the socket file of a process that is gone; raises OSError if one listens on it."""
+    if not _is_socket(path):
+        return  # bind says what is wrong with any other file
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            await probe.connect(str(path))
+        except ConnectionRefusedError:
+            _remove(path)
+            return
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+
+
+def _set_mode(path: Path) -> None:
+    path.chmod(_UNIX_MODE)

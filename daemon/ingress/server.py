@@ -1,0 +1,182 @@
+"""Listeners and connections, on the trio parts of Hypercorn.
+
+Hypercorn's own ``serve`` is not used: it has no cap on connections, one accept error ends
+it, and what is under way when its grace is over is dropped. Its ``TCPServer``, one object
+per connection, knows HTTP/1.1 and HTTP/2 and is all that is taken. ASGI's lifespan protocol
+is left out: the apps own nothing that would have to be opened or closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+
+from daemon.ingress.listen import bound_addresses, close_listener, open_listeners
+from daemon.ingress.stream import ClientStream
+from daemon.logs import get_logger
+
+if TYPE_CHECKING:
+    from hypercorn.typing import AppWrapper
+    from quart_trio import QuartTrio
+
+    from daemon.config import Settings
+
+__all__ = ["bound_addresses", "open_listeners", "serve"]
+
+log = get_logger(__name__)
+
+_EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED}
+_EXHAUSTED_PAUSE: Final = 0.1
+_ACCEPT_PATIENCE: Final = 0.1
+_DRAIN_MARGIN: Final = 5.0
+"""Seconds beyond REQUEST_TIMEOUT for the last answers to be sent and read."""
+
+
+async def serve(
+    app: QuartTrio,
+    listeners: list[trio.SocketListener],
+    settings: Settings,
+    stop: trio.Event,
+    *,
+    max_connections: int,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve ``app`` until ``stop`` is set and every request under way has been answered.
+
+    Then the listeners are closed, idle connections are closed at once, and the others after
+    their answer; what is left REQUEST_TIMEOUT and 5 s later is cut off.
+    """
+    house = _House(app, settings, max_connections)
+    try:
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as accepting:
+                for listener in listeners:
+                    accepting.start_soon(house.accept, listener, connections)
+                task_status.started()
+                await stop.wait()
+                accepting.cancel_scope.cancel()
+            for listener in listeners:
+                close_listener(listener)
+            await house.drain()
+            limit = settings.request_timeout + _DRAIN_MARGIN
+            connections.cancel_scope.deadline = trio.current_time() + limit
+    finally:
+        for listener in listeners:
+            close_listener(listener)
+    if connections.cancel_scope.cancelled_caught:
+        log.warning("connections_cut_off", after_seconds=limit)
+
+
+class _House:
+    """What all connections of one address share."""
+
+    def __init__(self, app: QuartTrio, settings: Settings, max_connections: int) -> None:
+        self._context = WorkerContext(None)
+        self._streams: set[ClientStream] = set()
+        self._app = _asgi(app)
+        self._config = _hypercorn_config()
+        self._settings = settings
+        self._slots = trio.Semaphore(max_connections)
+
+    async def accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
+        """Accept connections for ever, as long as there are slots for them.
+
+        A slot is taken only when somebody waits: with several listeners, one where nobody
+        comes must not hold the last slot.
+        """
+        while True:
+            await trio.lowlevel.wait_readable(listener.socket)
+            await self._slots.acquire()
+            stream = None
+            try:
+                stream = await _next_connection(listener)
+            finally:
+                if stream is None:
+                    self._slots.release()
+            if stream is not None:
+                connections.start_soon(self._connection, stream)
+
+    async def drain(self) -> None:
+        """Have every connection closed once it has no request under way."""
+        await self._context.terminated.set()
+        for stream in list(self._streams):
+            await stream.drain()
+
+    async def _connection(self, transport: trio.SocketStream) -> None:
+        """Serve one connection; whatever goes wrong in it ends only it."""
+        settings = self._settings
+        stream = ClientStream(transport, settings.request_timeout, settings.keepalive_timeout)
+        self._streams.add(stream)
+        try:
+            with stream.scope:
+                await self._hypercorn(stream).run()
+        except Exception:
+            log.exception("connection_failed")
+        finally:
+            self._streams.discard(stream)
+            try:
+                await stream.finish()
+            finally:
+                self._slots.release()
+
+    def _hypercorn(self, stream: ClientStream) -> TCPServer:
+        state = ConnectionState(cast("Any", {"stream": stream}))
+        # Hypercorn says SSLStream, and takes what has the methods that it calls.
+        return _Connection(self._app, self._config, self._context, state, cast("Any", stream))
+
+
+class _Connection(TCPServer):
+    """Hypercorn's connection, which would outlive its client by the whole idle time."""
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.stream.aclose()
+
+
+async def _next_connection(listener: trio.SocketListener) -> trio.SocketStream | None:
+    """Accept; None if the client has left, another process was faster, or resources are short."""
+    try:
+        with trio.move_on_after(_ACCEPT_PATIENCE):
+            return await listener.accept()
+    except OSError as error:
+        if error.errno not in _EXHAUSTED:
+            raise
+        log.warning("accept_failed", reason=error.strerror)
+        await trio.sleep(_EXHAUSTED_PAUSE)
+    return None
+
+
+def _asgi(app: QuartTrio) -> AppWrapper:
+    """Return ``app`` as Hypercorn calls it; ``scope["state"]["due"]`` is the request's deadline."""
+
+    async def call(scope: Any, receive: Any, send: Any, _spawn: Any, _soon: Any) -> None:  # noqa: ANN401 - ASGI's own types are a union of dicts that nobody tells apart
+        stream: ClientStream = scope["state"].pop("stream")
+        scope["state"]["due"] = stream.request_begins()
+        try:
+            await app(scope, receive, send)
+        finally:
+            await stream.request_ends()
+
+    return cast("AppWrapper", call)
+
+
+def _hypercorn_config() -> Config:
+    config = Config()
+    config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn.error")
+    config.include_server_header = False
+    config.keep_alive_timeout = inf  # ClientStream keeps the time
+    config.keep_alive_max_requests = sys.maxsize
+    config.h11_max_incomplete_size = 16 * 2**10
+    # Bodies are held in memory until they are complete, and a connection is one slot.
+    config.h2_max_concurrent_streams = 16
+    return config

@@ -1,0 +1,167 @@
+"""Objects as files: the embedded default, and any mounted file system.
+
+A file appears under its name only when all of it is on the disk: it is written under a
+temporary name, synced, renamed, and the folder synced (rename(2), fsync(2)). The
+temporary name follows from the final one, so that trying again after a crash takes the
+same name and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from daemon.errors import (
+    InvalidObjectError,
+    OperatorStoreError,
+    StartError,
+    StoreError,
+    TransientStoreError,
+)
+from daemon.storage.keys import is_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from daemon.storage.encoding import Encoded
+
+# More threads only wait for the same disk.
+_THREADS: Final = 16
+# Folders known to be on the disk; a year of hourly ones fits.
+_FOLDERS: Final = 10_000
+
+_NEVER: Final = {errno.ENAMETOOLONG, errno.EILSEQ}
+_SOON: Final = {
+    errno.EINTR,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOENT,  # somebody took a folder away: the next attempt makes it again
+}
+
+
+class FileStore:
+    """A store in a folder; see :class:`~daemon.storage.store.Store` for the contract.
+
+    A cancelled ``put`` ends its file first: to abandon the thread would let two of them
+    write one temporary file.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._limiter = trio.CapacityLimiter(_THREADS)
+        # Read and written in several threads; a folder that is in it too late is synced twice.
+        self._durable = {root}
+
+    async def put(self, key: str, body: Encoded) -> None:
+        """Write one file; raises StoreError."""
+        path = self._path(key)
+        await self._in_thread(lambda: self._write(path, body.data))
+
+    async def delete(self, key: str) -> None:
+        """Take one file away; that it is not there is no error."""
+        path = self._path(key)
+        await self._in_thread(lambda: path.unlink(missing_ok=True))
+
+    async def identify(self) -> str:
+        """Return the process's user: the file system goes by it."""
+        await trio.lowlevel.checkpoint()
+        return f"none needed, files are written as user {os.geteuid()}"
+
+    async def aclose(self) -> None:
+        """Nothing is held open."""
+        await trio.lowlevel.checkpoint()
+
+    def _path(self, key: str) -> Path:
+        parts = key.split("/")
+        if not {"", ".", ".."}.isdisjoint(parts) or "\0" in key or not is_text(key):
+            raise InvalidObjectError("KeyOutsideRoot", f"no name for a file: {key!r}")
+        return self._root.joinpath(*parts)
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        try:
+            await trio.to_thread.run_sync(work, limiter=self._limiter)
+        except OSError as error:
+            raise _store_error(error) from error
+
+    def _write(self, path: Path, data: bytes) -> None:
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            self._make(path.parent)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            self._durable = {self._root}
+            with suppress(OSError):
+                temporary.unlink()  # on a full disk its bytes are wanted back
+            if error.errno == errno.ENOENT and not self._root.is_dir():
+                # Not made again: under a disk that is not mounted it would fill the wrong one.
+                raise OSError(
+                    errno.ENODEV, "the folder of STORE_URL is gone", self._root
+                ) from error
+            raise
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder and those above it, and bring their names to the disk.
+
+        A folder that another thread just made may not be on the disk yet, so whoever does
+        not know better syncs.
+        """
+        if folder in self._durable:
+            return
+        self._make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+        if len(self._durable) >= _FOLDERS:
+            self._durable = {self._root}
+        self._durable.add(folder)
+
+
+async def open_file_store(root: Path) -> FileStore:
+    """Return a store in ``root``, which is made if it is not there; raises StartError."""
+    try:
+        return FileStore(await trio.to_thread.run_sync(_make_root, root))
+    except OSError as error:
+        raise StartError(f"STORE_URL: cannot make or use {root}: {error.strerror}") from error
+
+
+def _make_root(root: Path) -> Path:
+    """Make the folder with those above it, all synced; returns its absolute path."""
+    root = root.absolute()
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    for folder in made:
+        _sync_folder(folder.parent)
+    _sync_folder(root)
+    return root
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _store_error(error: OSError) -> StoreError:
+    code = errno.errorcode.get(error.errno or 0, "EIO")
+    message = f"{error.strerror or error}: {error.filename or 'object'}"
+    if error.errno in _NEVER:
+        return InvalidObjectError(code, message)
+    if error.errno in _SOON:
+        return TransientStoreError(code, message)
+    return OperatorStoreError(code, message)

@@ -1,0 +1,141 @@
+"""Objects in S3, or in anything that speaks its language.
+
+A ``put`` is one attempt. Three answers only mean that we know something wrong (the
+bucket's region, the time, a token that has run out), say what is right, and need no
+waiting: each is corrected once within the ``put``, and what was learned stays learned.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+import zlib
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from daemon.errors import InvalidObjectError, OperatorStoreError, StartError
+from daemon.storage.credentials import find_access
+from daemon.storage.encoding import CONTENT_TYPE
+from daemon.storage.keys import is_text
+from daemon.storage.s3_client import S3Client, S3Request
+from daemon.storage.s3_errors import EXPIRED_KEYS, SKEWED_CLOCK, error_of
+from daemon.storage.s3_place import find_place
+from daemon.storage.sigv4 import BODY_HASH, Signer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from daemon.config import Settings
+    from daemon.storage.credentials import Access
+    from daemon.storage.encoding import Encoded
+    from daemon.storage.s3_answer import Answer
+    from daemon.storage.sigv4 import Keys
+    from daemon.values import S3Url
+
+# Beside the workers' own: the probe of `check`, and connections that are being closed.
+_SPARE_CONNECTIONS: Final = 8
+# S3 refuses from 15 minutes on; less than this is the age of the request, not a wrong clock.
+_SKEW_SECONDS: Final = 60.0
+
+
+class S3Store:
+    """A store in a bucket; see :class:`~daemon.storage.store.Store` for the contract."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        url: S3Url,
+        access: Access,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._place = find_place(settings, url.bucket, access.region, access.endpoint)
+        self._prefix = f"{url.prefix}/" if url.prefix else ""
+        self._credentials = access.credentials
+        self._timeout = settings.upload_timeout
+        self._client = S3Client(settings.max_workers + _SPARE_CONNECTIONS, self._timeout)
+        self._clock = clock
+        self._offset = 0.0  # seconds that the server's clock is ahead of ours
+
+    async def put(self, key: str, body: Encoded) -> None:
+        """Store one object; raises StoreError."""
+        headers = {
+            "content-type": CONTENT_TYPE,
+            # A plain header and no trailer: several S3-likes refuse those.
+            "x-amz-checksum-crc32": _crc32(body.data),
+            BODY_HASH: hashlib.sha256(body.data).hexdigest(),
+        }
+        if body.content_encoding is not None:
+            headers["content-encoding"] = body.content_encoding
+        answer = await self._send(S3Request("PUT", self._prefix + key, headers, body.data))
+        if not answer.stored:
+            raise error_of(answer)
+
+    async def delete(self, key: str) -> None:
+        """Take one object away; that it is not there is no error. Raises StoreError."""
+        headers = {BODY_HASH: hashlib.sha256(b"").hexdigest()}
+        answer = await self._send(S3Request("DELETE", self._prefix + key, headers, b""))
+        if not answer.stored and answer.code != "NoSuchKey":
+            raise error_of(answer)
+
+    async def identify(self) -> str:
+        """Return the access key, but for its last four characters hidden, and the region."""
+        keys = await self._get_keys()
+        return f"access key ****{keys.access_key[-4:]}, region {self._place.region}"
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def _send(self, request: S3Request) -> Answer:
+        if not is_text(request.key):
+            raise InvalidObjectError("InvalidKey", f"not Unicode text: {request.key!r}")
+        corrected: set[str] = set()
+        while True:
+            place, keys = self._place, await self._get_keys()
+            signer = Signer(keys, place.region, self._clock() + self._offset)
+            answer = await self._client.send(request, place, signer)
+            wrong = None if answer.stored else await self._learn(answer, signer)
+            if wrong is None or wrong in corrected:
+                return answer
+            corrected.add(wrong)
+
+    async def _get_keys(self) -> Keys:
+        """Return keys; an attempt's time is enough for any source of them."""
+        try:
+            with trio.fail_after(self._timeout):
+                return await self._credentials.get()
+        except trio.TooSlowError as error:
+            reason = f"their source did not answer within {self._timeout:g} s"
+            raise OperatorStoreError("NoCredentials", reason) from error
+
+    async def _learn(self, answer: Answer, signer: Signer) -> str | None:
+        """Learn from a refusal; returns what we had wrong, None when we had nothing wrong.
+
+        What is compared is what this request was signed with: another worker may have
+        learned the same meanwhile.
+        """
+        if answer.code in EXPIRED_KEYS:
+            return "keys" if await self._credentials.renew(signer.keys) else None
+        if answer.code == SKEWED_CLOCK:
+            if answer.time is None or abs(answer.time - signer.moment) < _SKEW_SECONDS:
+                return None
+            self._offset = answer.time - self._clock()
+            return "clock"
+        if answer.region is not None and answer.region != signer.region:
+            self._place = self._place.in_region(answer.region)
+            return "region"
+        return None
+
+
+async def open_s3_store(settings: Settings, url: S3Url) -> S3Store:
+    """Return a store for ``url``; raises StartError. Nothing is asked of S3 yet."""
+    if not is_text(url.prefix):
+        raise StartError("STORE_URL: the prefix is not UTF-8")
+    return S3Store(settings, url, await find_access(settings))
+
+
+def _crc32(data: bytes) -> str:
+    return base64.b64encode(zlib.crc32(data).to_bytes(4)).decode("ascii")

@@ -1,0 +1,1 @@
+"""The tests; folders mirror ``daemon/``, ``python -m tests`` runs them all."""

@@ -1,0 +1,1 @@
+"""What a payload costs: ``python -m tests.bench``."""

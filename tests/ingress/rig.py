@@ -1,0 +1,185 @@
+"""The real server on a port of the kernel's choice, and a client that can misbehave."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import trio
+
+from daemon import config
+from daemon.health import Health
+from daemon.ingress.app import make_app
+from daemon.ingress.server import bound_addresses, open_listeners, serve
+from daemon.metrics import Metrics
+from daemon.pipeline.intake import Intake
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from quart_trio import QuartTrio
+
+    from daemon.config import Settings
+    from daemon.errors import RefusedError
+
+ID = uuid.UUID("0198b5a2-7c00-7000-8000-000000000001")
+COLLECTION = b'{"payloads":[1,"two"]}'
+
+
+class FakeIntake(Intake):
+    """Takes what it is told to take, when it is told to."""
+
+    def __init__(self) -> None:
+        self.taken: list[list[bytes]] = []
+        self.fault: Exception | None = None
+        self.says: RefusedError | None = None
+        self.asked = trio.Event()
+        self.open = trio.Event()
+        self.open.set()
+
+    async def accept(self, payloads: Sequence[bytes]) -> uuid.UUID:
+        """Take, once ``open`` is set, or raise ``fault``."""
+        self.asked.set()
+        await self.open.wait()
+        if self.fault is not None:
+            raise self.fault
+        self.taken.append(list(payloads))
+        return ID
+
+    def refusal(self) -> RefusedError | None:
+        """Return ``says``."""
+        return self.says
+
+
+@dataclass
+class Answer:
+    """One HTTP/1.1 answer: header names in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def document(self) -> Any:  # noqa: ANN401 - JSON
+        """The body's JSON."""
+        return json.loads(self.body)
+
+
+class Wire:
+    """A raw connection."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self._buffer = b""
+
+    async def send(self, *parts: bytes) -> None:
+        """Send the parts in one write."""
+        await self.stream.send_all(b"".join(parts))
+
+    async def answer(self) -> Answer:
+        """Return the next answer, of which the body has a Content-Length."""
+        head = (await self._until(b"\r\n\r\n")).decode()
+        status, *lines = head.removesuffix("\r\n\r\n").split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        length = int(headers.get("content-length", "0"))
+        while len(self._buffer) < length:
+            await self._more()
+        body, self._buffer = self._buffer[:length], self._buffer[length:]
+        return Answer(int(status.split()[1]), headers, body)
+
+    async def rest(self) -> bytes:
+        """Return all that comes until the server closes."""
+        async for data in self.stream:
+            self._buffer += data
+        return self._buffer
+
+    async def _until(self, end: bytes) -> bytes:
+        while end not in self._buffer:
+            await self._more()
+        position = self._buffer.index(end) + len(end)
+        found, self._buffer = self._buffer[:position], self._buffer[position:]
+        return found
+
+    async def _more(self) -> None:
+        data = await self.stream.receive_some()
+        if not data:
+            raise EOFError(self._buffer)
+        self._buffer += data
+
+
+@dataclass
+class Rig:
+    """A running server and all that it talks to."""
+
+    settings: Settings
+    intake: FakeIntake = field(default_factory=FakeIntake)
+    health: Health = field(default_factory=Health)
+    metrics: Metrics = field(default_factory=Metrics)
+    stop: trio.Event = field(default_factory=trio.Event)
+    ended: trio.Event = field(default_factory=trio.Event)
+    listeners: list[trio.SocketListener] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """Where a client goes."""
+        return f"http://{bound_addresses(self.listeners)[0]}"
+
+    def client(self, **options: Any) -> httpx.AsyncClient:  # noqa: ANN401 - httpx's own
+        """Return a client for the public address."""
+        return httpx.AsyncClient(base_url=self.url, timeout=10, **options)
+
+    @asynccontextmanager
+    async def wire(self) -> AsyncIterator[Wire]:
+        """Connect without HTTP."""
+        host, port = self.listeners[0].socket.getsockname()[:2]
+        async with await trio.open_tcp_stream(host, port) as stream:
+            yield Wire(stream)
+
+    async def drain(self) -> None:
+        """Drain as the service does it."""
+        self.health.phase = "draining"
+        self.stop.set()
+        with trio.fail_after(10):
+            await self.ended.wait()
+
+    def counted(self, code: int) -> float:
+        """Return how many answers with this status were counted."""
+        name, labels = "payloadd_requests_total", {"code": str(code)}
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@asynccontextmanager
+async def running(
+    app: QuartTrio | None = None, *, max_connections: int = 50, **environ: str
+) -> AsyncIterator[Rig]:
+    """Run the public app (or another) with these settings; drains at the end."""
+    rig = Rig(config.load({"BIND": "127.0.0.1:0", **environ}))
+    rig.health.phase = "serving"
+    app = app or make_app(rig.intake, rig.health, rig.metrics, rig.settings)
+    rig.listeners = await open_listeners(rig.settings.bind)
+    start = partial(serve, app, rig.listeners, rig.settings, rig.stop)
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        await start(max_connections=max_connections, task_status=task_status)
+        rig.ended.set()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run)
+        yield rig
+        await rig.drain()
+
+
+def post(body: bytes = COLLECTION, *headers: str, path: str = "/v1/payloads") -> bytes:
+    """Return a whole request."""
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: here",
+        *(headers or ("Content-Type: application/json",)),
+        f"Content-Length: {len(body)}",
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

@@ -1,0 +1,303 @@
+"""Bodies: what is taken, byte for byte, and how every kind of nonsense is answered."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tracemalloc
+import zlib
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.ingress.body import decode
+from daemon.ingress.problem import Problem
+
+MIB = 2**20
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    # Half of a surrogate pair is no text, and is refused: see test_half_a_surrogate_pair.
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def from_json(body: bytes, limit: int = MIB) -> list[bytes]:
+    """Decode a JSON collection."""
+    return decode(body, "application/json", None, limit)
+
+
+def from_lines(body: bytes) -> list[bytes]:
+    """Decode NDJSON."""
+    return decode(body, "application/x-ndjson", None, MIB)
+
+
+def problem_of(
+    body: bytes, kind: str | None = "application/json", coding: str | None = None, limit: int = MIB
+) -> Problem:
+    """Decode what must not be decodable."""
+    with pytest.raises(Problem) as caught:
+        decode(body, kind, coding, limit)
+    return caught.value
+
+
+def bare_zstd(data: bytes, **parameters: Any) -> bytes:  # noqa: ANN401 - zstandard's own
+    """Compress as a stream of unknown length, with parameters of one's own."""
+    options = zstandard.ZstdCompressionParameters(**parameters)
+    packer = zstandard.ZstdCompressor(compression_params=options).compressobj()
+    return packer.compress(data) + packer.flush()
+
+
+# --- what is taken -----------------------------------------------------------------------------
+
+
+def test_payloads_stay_as_they_came() -> None:
+    """Numbers that lose digits or texts that change their escapes: stored is not what was sent."""
+    payloads = [
+        b"1.10", b"-0", b"1e400", b"9" * 400, b'"\\u00e9\\/"', '"é"'.encode(), b"null",
+        b'{"b": 1,\t"a":2, "a":3}', b"[]", b'"\\ud83d\\ude00"', b'"\x7f"',
+    ]  # fmt: skip
+    body = b' {"version":"1","token":null,"more":[{}],"payloads":[ ' + b" ,".join(payloads) + b" ]}"
+    assert from_json(body) == payloads
+    assert from_lines(b"\n".join(payloads)) == payloads
+
+
+def test_the_seeds_clients_send_data() -> None:
+    """The first clients call the member `data`, and would be turned away."""
+    assert from_json(b'{"data": [1, "two"]}') == [b"1", b'"two"']
+
+
+def test_an_empty_collection() -> None:
+    """A client with nothing to say would see an error."""
+    assert from_json(b'{"payloads": []}') == []
+    assert from_lines(b" \n\n") == []
+
+
+def test_line_breaks_are_taken_out_and_nothing_else() -> None:
+    """A pretty-printed payload would spread over several lines of the object."""
+    body = b'{"payloads": [\r\n  {\r\n    "a": "x\\ny",\n    "b": [1,\n2]\n  }\n]}'
+    assert from_json(body) == [b'{    "a": "x\\ny",    "b": [1,2]  }']
+
+
+def test_ndjson_lines() -> None:
+    """Line ends of Windows, blank lines or a missing last one would spoil payloads."""
+    assert from_lines(b'{"a":1}\r\n\n \t\r\n 2 \n"x"') == [b'{"a":1}', b"2", b'"x"']
+    assert decode(b"1\n2\n", "application/jsonl", None, MIB) == [b"1", b"2"]
+    assert from_lines(b'{"a":\r1}\n') == [b'{"a":1}']
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json", "Application/JSON", "application/json; charset=utf-8",
+        'application/json;charset="UTF-8"', "application/json; charset=utf8; x=y",
+    ],
+)  # fmt: skip
+def test_content_types_that_are_taken(content_type: str) -> None:
+    """A client that spells the type in its own right way would get 415."""
+    assert decode(b'{"payloads":[1]}', content_type, None, MIB) == [b"1"]
+
+
+@given(st.lists(json_values, max_size=5), st.booleans(), st.sampled_from([None, 0, 2, "\t"]))
+def test_any_json_in_any_style(
+    values: list[Any],
+    ascii_only: bool,  # noqa: FBT001 - Hypothesis gives it
+    indent: int | str | None,
+) -> None:
+    """Some style of printing JSON would change what it says."""
+    text = json.dumps({"payloads": values}, ensure_ascii=ascii_only, indent=indent)
+    payloads = from_json(text.encode())
+    assert [json.loads(payload) for payload in payloads] == values
+    assert not any(b"\n" in payload for payload in payloads)
+    lines = "\r\n".join(json.dumps(value, ensure_ascii=ascii_only) for value in values)
+    assert from_lines(lines.encode()) == [line.encode() for line in lines.split("\r\n") if line]
+
+
+# --- what is not -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b" ", b"{", b'{"payloads":[1', b'{"payloads":[1]', b'{"payloads":[1,]}',
+        b'{"payloads":[1],}', b"\xef\xbb\xbf" + b'{"payloads":[]}', b'{"payloads":[NaN]}',
+        b'{"payloads":[-Infinity]}', b'{"payloads":["\x01"]}', b'{"payloads":["a\nb"]}',
+        b'{"payloads":[01]}', b'{"payloads":[1.]}', b'{"payloads":[+1]}', b'{"payloads":[.5]}',
+        b'{"payloads":[1 2]}', b'{"payloads":[tru]}', b"{'payloads':[]}", b'{"payloads":[]} x',
+        b'{"payloads":["\\x41"]}', b'{"payloads":["\\u12"]}', b'{"payloads":["\xff"]}',
+        b'{"payloads":["\xed\xa0\x80"]}', b'{"payloads":["\xc0\xaf"]}',
+        b'{"x":"\x01","payloads":[]}',
+        b'{"x":nope,"payloads":[]}', b'{"x":[1,],"payloads":[]}', b'{"x":"\xff","payloads":[]}',
+        b"\x00", b'{"payloads":[]}\x00', b"/**/{}", '{"payloads":[]}'.encode("utf-16"),
+        b'{"payloads":[1}', b"[1, ", b'{"version":1,"payloads":[', b"[1] [2]", b"5 5",
+    ],
+)  # fmt: skip
+def test_what_is_not_json_is_malformed(text: bytes) -> None:
+    """Broken JSON would be stored, or answered with a 500 or a misleading 422."""
+    assert problem_of(text).code == "MALFORMED"
+
+
+@pytest.mark.parametrize("text", [b'"\\ud800"', b'{"\\ud800":1}', b'["\\udc00\\ud800"]'])
+def test_half_a_surrogate_pair(text: bytes) -> None:
+    """No reader of the object could turn the payload into text; it must not be a 500 either."""
+    for body in (b'{"payloads":[' + text + b"]}", b'{"payloads":[],"x":' + text + b"}"):
+        assert problem_of(body).code == "MALFORMED"
+    assert problem_of(text, "application/x-ndjson").code == "MALFORMED"
+
+
+@pytest.mark.parametrize(
+    "deep", [b"[" * 100_000, b'{"payloads":' + b"[" * 5000 + b"]" * 5000 + b"}", b'{"a":' * 9000]
+)
+def test_deep_nesting_is_malformed(deep: bytes) -> None:
+    """A few kilobytes of brackets would be a 500, or the end of the process."""
+    assert problem_of(deep).code == "MALFORMED"
+    assert problem_of(deep, "application/x-ndjson").code == "MALFORMED"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[1]", b"1", b'"x"', b"null", b"true", b"1e400", b"{}", b'{"payloads":null}',
+        b'{"payloads":{}}', b'{"payloads":"x"}', b'{"version":1,"payloads":[]}',
+        b'{"token":[],"payloads":[]}', b'{"Payloads":[]}', b'{"payloads":[],"data":[]}',
+    ],
+)  # fmt: skip
+def test_json_of_another_shape_is_no_collection(text: bytes) -> None:
+    """A client that sends good JSON of the wrong shape would look for a syntax error."""
+    assert problem_of(text).code == "NOT_A_COLLECTION"
+
+
+@pytest.mark.parametrize("line", [b"1 2", b"{", b'{"a":', b"NaN", b'"\xff"', b"x"])
+def test_ndjson_names_the_line(line: bytes) -> None:
+    """Somebody with a file of a million lines has to find the bad one."""
+    problem = problem_of(b"1\n\n" + line + b'\n"ok"', "application/x-ndjson")
+    assert problem.code == "MALFORMED"
+    assert "line 3: " in problem.detail or "UTF-8" in problem.detail
+
+
+def test_a_value_over_two_lines_is_not_ndjson() -> None:
+    """Two halves of a pretty-printed payload would be taken for something."""
+    assert "line 1: " in problem_of(b'{"a":\n1}', "application/x-ndjson").detail
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None, "", "text/plain", "application/json; charset=latin-1", "application/xml",
+        "application/x-www-form-urlencoded", "application/json, application/json", "json",
+        "application/jsonx", ";charset=utf-8",
+    ],
+)  # fmt: skip
+def test_other_content_types(content_type: str | None) -> None:
+    """A client that sends a form by mistake would not learn what is wanted."""
+    problem = problem_of(b'{"payloads":[]}', content_type)
+    assert (problem.status, problem.code) == (415, "UNSUPPORTED_TYPE")
+    assert problem.headers["Accept-Post"].startswith("application/json, ")
+    assert "application/x-ndjson" in problem.detail
+
+
+@given(st.binary(max_size=200), st.sampled_from(["application/json", "application/jsonl"]))
+def test_random_bytes_never_crash(data: bytes, content_type: str) -> None:
+    """Some bytes that nobody thought of would be a 500."""
+    for coding in (None, "gzip", "zstd"):
+        try:
+            decode(data, content_type, coding, 1000)
+        except Problem as problem:
+            assert problem.status in {400, 413, 422}  # noqa: PT017 - it may also be fine
+
+
+# --- content encodings -------------------------------------------------------------------------
+
+TEXT = b'{"payloads":[' + b",".join([b'{"a": "some text"}'] * 500) + b"]}"
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        (None, TEXT), ("", TEXT), ("identity", TEXT), ("gzip", gzip.compress(TEXT)),
+        ("X-GZIP", gzip.compress(TEXT)), ("identity, gzip", gzip.compress(TEXT)),
+        ("gzip", gzip.compress(TEXT[:9]) + gzip.compress(TEXT[9:])),
+        ("zstd", zstandard.compress(TEXT)), ("Zstd", bare_zstd(TEXT, write_checksum=True)),
+        ("zstd", zstandard.compress(TEXT[:9]) + zstandard.compress(TEXT[9:])),
+        ("zstd", bare_zstd(TEXT, window_log=23)),
+    ],
+)  # fmt: skip
+def test_content_encodings(coding: str | None, body: bytes) -> None:
+    """A client that compresses in a way the RFCs allow would be turned away."""
+    assert decode(body, "application/json", coding, MIB) == [b'{"a": "some text"}'] * 500
+
+
+@pytest.mark.parametrize("coding", ["br", "deflate", "gzip, gzip", "zstd,gzip", "*", "gzip;q=1"])
+def test_other_content_encodings(coding: str) -> None:
+    """A client would not learn which encodings there are."""
+    problem = problem_of(TEXT, coding=coding)
+    assert (problem.status, problem.code) == (415, "UNSUPPORTED_ENCODING")
+    assert problem.headers == {"Accept-Encoding": "gzip, zstd"}
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", b""), ("zstd", b""), ("gzip", TEXT), ("zstd", TEXT),
+        ("gzip", gzip.compress(TEXT)[:-1]), ("zstd", zstandard.compress(TEXT)[:-1]),
+        ("gzip", gzip.compress(TEXT) + b"rest"), ("zstd", zstandard.compress(TEXT) + b"rest"),
+        ("gzip", gzip.compress(TEXT)[:-8] + bytes(8)), ("gzip", zlib.compress(TEXT)),
+        ("gzip", gzip.compress(TEXT) * 2 + b"\x1f"), ("zstd", zstandard.compress(TEXT) + b"\x28"),
+        ("zstd", bare_zstd(TEXT, window_log=24)),
+    ],
+)  # fmt: skip
+def test_broken_compression_is_malformed(coding: str, body: bytes) -> None:
+    """Half of a collection would be taken for all of it."""
+    assert problem_of(body, coding=coding).code == "MALFORMED"
+
+
+def bombs() -> dict[str, bytes]:
+    """Return small bodies that are 256 MiB when decompressed."""
+    packer = zlib.compressobj(9, wbits=31)
+    packed = b"".join(packer.compress(bytes(MIB)) for _ in range(256)) + packer.flush()
+    cruncher = zstandard.ZstdCompressor().compressobj()
+    crunched = b"".join(cruncher.compress(bytes(MIB)) for _ in range(256)) + cruncher.flush()
+    return {"gzip": packed, "zstd": crunched}
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_a_bomb_costs_no_memory(coding: str) -> None:
+    """One request of a few kilobytes would have the process killed for its memory."""
+    bomb = bombs()[coding]
+    tracemalloc.start()
+    try:
+        problem = problem_of(bomb, coding=coding)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (problem.status, problem.code) == (413, "TOO_LARGE")
+    assert peak < 16 * MIB
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_a_million_empty_members_cost_no_time(coding: str) -> None:
+    """One body of tiny members would stand still the whole daemon for a minute."""
+    one = gzip.compress(b"") if coding == "gzip" else zstandard.compress(b"")
+    assert problem_of(one * (MIB // len(one)), coding=coding).code == "MALFORMED"
+
+
+@pytest.mark.parametrize("coding", [None, "gzip", "zstd"])
+def test_the_limit_is_exact(coding: str | None) -> None:
+    """A body of exactly MAX_LENGTH would be refused, or one byte more be taken."""
+    limit = len(TEXT)
+    pack = {"gzip": gzip.compress, "zstd": zstandard.compress}.get(coding or "", bytes)
+    assert len(decode(pack(TEXT), "application/json", coding, limit)) == 500
+    problem = problem_of(pack(TEXT + b" "), coding=coding, limit=limit)
+    assert (problem.status, problem.code) == (413, "TOO_LARGE")
+    assert str(limit) in problem.detail

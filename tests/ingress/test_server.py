@@ -1,0 +1,382 @@
+"""Connections that stall, leave, pile up or outlive the server."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+import trio
+
+from daemon.ingress import server
+from tests.ingress.rig import COLLECTION, ID, Wire, post, running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.ingress.rig import Rig
+
+MIB = 2**20
+HEAD = b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+async def quiet(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> AsyncIterator[None]:
+    """Whatever a client does: nothing louder than debug is logged, nothing printed."""
+    caplog.set_level(logging.DEBUG)
+    yield
+    assert [r.message for r in caplog.records if r.levelno > logging.DEBUG] == []
+    assert capsys.readouterr() == ("", "")
+
+
+# --- one connection, several requests ----------------------------------------------------------
+
+
+async def test_a_connection_is_used_again() -> None:
+    """Every request would cost a handshake."""
+    async with running() as rig, rig.wire() as wire:
+        for _ in range(3):
+            await wire.send(post())
+            answer = await wire.answer()
+            assert answer.document == {"id": str(ID), "accepted": 2}
+            assert "connection" not in answer.headers
+        await wire.send(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", post())
+        assert [(await wire.answer()).status, (await wire.answer()).status] == [404, 202]
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    """A client that does not wait would lose answers, or get another request's."""
+    async with running() as rig, rig.wire() as wire:
+        bodies = [b'{"payloads":[%s]}' % b",".join([b"0"] * n) for n in range(20)]
+        await wire.send(*(post(body) for body in bodies))
+        assert [(await wire.answer()).document["accepted"] for _ in bodies] == list(range(20))
+
+
+async def test_a_request_in_single_bytes() -> None:
+    """A request in many packets would be cut or misread."""
+    async with running() as rig, rig.wire() as wire:
+        for byte in post() + HEAD + b"Transfer-Encoding: chunked\r\n\r\n14\r\n":
+            await wire.send(bytes([byte]))
+        await wire.send(COLLECTION[:20], b"\r\n2\r\n", COLLECTION[20:], b"\r\n0\r\n\r\n")
+        assert [(await wire.answer()).status, (await wire.answer()).status] == [202, 202]
+        assert rig.intake.taken == [[b"1", b'"two"']] * 2
+
+
+async def test_expect_100_continue() -> None:
+    """curl would wait a second before each large body."""
+    async with running() as rig, rig.wire() as wire:
+        await wire.send(HEAD, b"Content-Length: 22\r\nExpect: 100-continue\r\n\r\n")
+        assert (await wire.answer()).status == 100
+        await wire.send(COLLECTION)
+        assert (await wire.answer()).status == 202
+
+
+@pytest.mark.parametrize("header", [b"Connection: close\r\n", b""])
+async def test_a_client_that_wants_one_answer(header: bytes) -> None:
+    """A client that reads to the end would wait for ever."""
+    version = b"HTTP/1.1" if header else b"HTTP/1.0"
+    async with running() as rig, rig.wire() as wire:
+        head = HEAD.replace(b"HTTP/1.1", version) + header
+        await wire.send(head, b"Content-Length: 22\r\n\r\n", COLLECTION)
+        assert b"connection: close" in (await wire.rest()).lower()
+
+
+# --- time --------------------------------------------------------------------------------------
+
+
+async def test_a_slow_head_gets_408() -> None:
+    """A client that sends a byte a minute would hold a slot for ever."""
+    async with running(REQUEST_TIMEOUT="200ms") as rig, rig.wire() as wire:
+        await wire.send(post())
+        assert (await wire.answer()).status == 202
+        await wire.send(b"POST /v1/pay")
+        answer = await wire.answer()
+        assert (answer.status, answer.document["code"]) == (408, "TIMEOUT")
+        assert await wire.rest() == b""
+
+
+async def test_a_head_in_drops_gets_408() -> None:
+    """Each drop would start the time anew."""
+    async with running(REQUEST_TIMEOUT="200ms") as rig, rig.wire() as wire:
+
+        async def drip() -> None:
+            while True:
+                await wire.send(b"X: y\r\n")
+                await trio.sleep(0.02)  # a client's pace, not a wait for something
+
+        async with trio.open_nursery() as nursery:
+            await wire.send(b"GET / HTTP/1.1\r\n")
+            nursery.start_soon(drip)
+            with trio.fail_after(5):
+                assert (await wire.answer()).status == 408
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_slow_body_gets_408() -> None:
+    """A body that never ends would hold a slot and its memory for ever."""
+    async with running(REQUEST_TIMEOUT="200ms") as rig, rig.wire() as wire:
+        await wire.send(HEAD, b"Content-Length: 22\r\n\r\n", COLLECTION[:5])
+        answer = await wire.answer()
+        assert (answer.status, answer.document["code"]) == (408, "TIMEOUT")
+        assert answer.headers["connection"] == "close"
+        assert rig.counted(408) == 1
+        assert rig.intake.taken == []
+
+
+async def test_the_time_of_head_and_body_is_one() -> None:
+    """REQUEST_TIMEOUT would be twice what is written."""
+    async with running(REQUEST_TIMEOUT="1s") as rig, rig.wire() as wire:
+        started = trio.current_time()
+        await wire.send(HEAD)
+        await trio.sleep(0.7)
+        await wire.send(b"Content-Length: 22\r\n\r\n")
+        assert (await wire.answer()).status == 408
+        assert trio.current_time() - started < 1.5
+
+
+async def test_a_request_that_waits_for_the_pipeline_is_not_timed_out() -> None:
+    """A slow disk would turn accepted requests into 408s, and clients send them twice."""
+    async with running(REQUEST_TIMEOUT="100ms", KEEPALIVE_TIMEOUT="100ms") as rig:
+        rig.intake.open = trio.Event()
+        async with rig.wire() as wire:
+            await wire.send(post())
+            await rig.intake.asked.wait()
+            await trio.sleep(0.5)
+            rig.intake.open.set()
+            assert (await wire.answer()).status == 202
+
+
+@pytest.mark.parametrize("said", [b"", post()])
+async def test_an_idle_connection_is_closed(said: bytes) -> None:
+    """Clients that went to sleep would hold all slots."""
+    async with running(KEEPALIVE_TIMEOUT="200ms") as rig, rig.wire() as wire:
+        if said:
+            await wire.send(said)
+            await wire.answer()
+        with trio.fail_after(5):
+            assert await wire.rest() == b""
+
+
+async def test_a_client_that_never_reads() -> None:
+    """It would hold a slot, and the drain, until it goes."""
+    async with running(REQUEST_TIMEOUT="300ms", max_connections=1) as rig, rig.wire() as wire:
+        request = b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
+        with pytest.raises(trio.BrokenResourceError), trio.fail_after(10):
+            while True:
+                await wire.send(request)
+        async with rig.client() as client:
+            assert (await client.get("/healthz")).status_code == 200
+
+
+# --- clients that leave ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"", b"POST", HEAD, HEAD + b"Content-Length: 22\r\n\r\n{", CHUNKED + b"5\r\n12",
+        post(), post() + b"POST", b"PRI * HTTP/2.0\r\n\r\nSM",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("reset", [True, False])
+async def test_a_client_that_leaves(said: bytes, reset: bool) -> None:  # noqa: FBT001
+    """It would keep its slot, or fill the log."""
+    async with running(max_connections=1) as rig:
+        rig.intake.open = trio.Event()
+        async with rig.wire() as wire:
+            if said:
+                await wire.send(said)
+            if said.startswith(post()):
+                await rig.intake.asked.wait()
+            if reset:
+                linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"
+                wire.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, linger)
+        rig.intake.open.set()
+        with trio.fail_after(5):
+            async with rig.client() as client:
+                assert (await client.get("/healthz")).status_code == 200
+
+
+# --- size --------------------------------------------------------------------------------------
+
+
+async def test_a_chunked_body_beyond_the_limit() -> None:
+    """A body without a length would be held in memory, however long it is."""
+    async with running(MAX_LENGTH="100kB") as rig, rig.wire() as wire:
+        chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
+        tracemalloc.start()
+        sent = 0
+        try:
+            await wire.send(CHUNKED)
+            with trio.move_on_after(10):
+                while sent < 64 * MIB:
+                    await wire.send(chunk)
+                    sent += len(chunk)
+        except trio.BrokenResourceError:
+            pass
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert peak < 8 * MIB
+        assert rig.counted(413) == 1
+
+
+async def test_who_sends_too_much_sees_the_413() -> None:
+    """A reset connection says nothing: the client would try the same body for ever."""
+    async with running(MAX_LENGTH="1kB") as rig, rig.wire() as wire:
+        await wire.send(HEAD, b"Content-Length: 4000000\r\n\r\n", b" " * 4_000_000)
+        answer = await wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (413, "close")
+        assert await wire.rest() == b""
+
+
+async def test_a_404_with_a_body_on_its_way_closes() -> None:
+    """The rest of the body would be read as the next request."""
+    async with running() as rig, rig.wire() as wire:
+        await wire.send(b"POST /no HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nGET")
+        answer = await wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (404, "close")
+
+
+# --- the cap -----------------------------------------------------------------------------------
+
+
+async def test_connections_beyond_the_cap_wait() -> None:
+    """A flood of connections would take all memory; or be refused instead of served later."""
+    async with running(max_connections=2) as rig:
+        async with rig.wire() as first, rig.wire() as second, rig.wire() as third:
+            for wire in (first, second):
+                await wire.send(post())
+                assert (await wire.answer()).status == 202
+            await third.send(post())
+            with trio.move_on_after(0.3) as waited:
+                await third.answer()
+            assert waited.cancelled_caught
+            assert len(rig.intake.taken) == 2
+            await first.stream.aclose()
+            with trio.fail_after(5):
+                assert (await third.answer()).status == 202
+
+
+async def test_no_listener_holds_the_last_slot() -> None:
+    """With two addresses and one slot, the quiet address would lock out the busy one."""
+    async with running(max_connections=1, BIND="127.0.0.1:0,127.0.0.1:0") as rig:
+        for listener in rig.listeners * 2:
+            port = listener.socket.getsockname()[1]
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                await stream.send_all(post())
+                with trio.fail_after(5):
+                    assert (await Wire(stream).answer()).status == 202
+
+
+# --- the drain ---------------------------------------------------------------------------------
+
+
+async def drained_while_busy(rig: Rig, wire: Wire, rest: bytes) -> None:
+    """Drain while one request is under way; it has to be answered and then closed."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rig.drain)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not rig.ended.is_set()
+        rig.intake.open.set()
+        if rest:
+            await wire.send(rest)
+        answer = await wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (202, "close")
+        assert await wire.rest() == b""
+        await wire.stream.aclose()
+
+
+async def test_draining() -> None:
+    """A restart would break requests, or wait for connections that nobody uses."""
+    async with running() as rig, rig.wire() as idle, rig.wire() as busy, rig.wire() as half:
+        await idle.send(post())
+        await idle.answer()
+        rig.intake.open = trio.Event()
+        rig.intake.asked = trio.Event()
+        await busy.send(post())
+        await rig.intake.asked.wait()
+        await half.send(b"POST /v1")
+        await trio.testing.wait_all_tasks_blocked()
+        port = rig.listeners[0].socket.getsockname()[1]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drained_while_busy, rig, busy, b"")
+            assert await idle.rest() == b""
+            answer = await half.answer()
+            assert (answer.status, answer.headers["connection"]) == (408, "close")
+            await half.stream.aclose()
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await trio.open_tcp_stream("127.0.0.1", port)
+
+
+async def test_a_body_that_arrives_while_draining() -> None:
+    """A request whose head came before SIGTERM would be dropped."""
+    async with running() as rig, rig.wire() as wire:
+        await wire.send(HEAD, b"Content-Length: 22\r\n\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        await drained_while_busy(rig, wire, COLLECTION)
+
+
+async def test_a_drain_ends() -> None:
+    """One client with an endless body would keep the daemon from ending."""
+    async with running(REQUEST_TIMEOUT="300ms") as rig, rig.wire() as wire:
+        await wire.send(HEAD, b"Content-Length: 22\r\n\r\n{")
+        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.drain)
+            assert (await wire.answer()).status == 408
+            await wire.stream.aclose()
+
+
+# --- HTTP/2 ------------------------------------------------------------------------------------
+
+
+class Http2:
+    """A client that speaks HTTP/2 from the first byte."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        self.connection.initiate_connection()
+
+    async def request(self, body: bytes) -> tuple[dict[bytes, bytes], bytes]:
+        """Post, return the answer's headers and body."""
+        stream = self.connection.get_next_available_stream_id()
+        head = [(":method", "POST"), (":path", "/v1/payloads"), (":scheme", "http")]
+        head += [(":authority", "here"), ("content-type", "application/json")]
+        self.connection.send_headers(stream, head)
+        self.connection.send_data(stream, body, end_stream=True)
+        headers: dict[bytes, bytes] = {}
+        out = b""
+        while True:
+            await self.wire.send(self.connection.data_to_send())
+            for event in self.connection.receive_data(await self.wire.stream.receive_some()):
+                if isinstance(event, h2.events.ResponseReceived):
+                    headers = dict(event.headers)
+                elif isinstance(event, h2.events.DataReceived):
+                    out += event.data
+                elif isinstance(event, h2.events.StreamEnded):
+                    return headers, out
+
+
+async def test_http2_with_prior_knowledge() -> None:
+    """A client that knows HTTP/2 would be cut off by what is there for HTTP/1.1."""
+    async with running(REQUEST_TIMEOUT="300ms", KEEPALIVE_TIMEOUT="5s") as rig:
+        async with rig.wire() as wire:
+            client = Http2(wire)
+            headers, body = await client.request(COLLECTION)
+            assert headers[b":status"] == b"202"
+            assert str(ID).encode() in body
+            await trio.sleep(0.5)  # longer than a request may take, shorter than idleness
+            rig.health.phase = "draining"
+            headers, body = await client.request(b"[1]")
+            assert headers[b":status"] == b"422"
+            assert b"NOT_A_COLLECTION" in body

@@ -1,0 +1,1 @@
+"""What tests are built with: the daemon as a process, stores, faults."""

@@ -1,0 +1,126 @@
+"""Clients: payloads that differ in every byte that matters, and those who post them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import httpx
+import trio
+
+from tests.support.loopback import http_client
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+
+def seeded(seed: int) -> random.Random:
+    """Return a source of the same random choices in every run."""
+    return random.Random(seed)  # noqa: S311 - nobody has to be kept from guessing them
+
+
+def make_payload(number: int, rng: random.Random) -> bytes:
+    """Return a payload that no other number gives, as no serialiser would write it."""
+    text = json.dumps("".join(rng.choices('aé🜁"\\\n ', k=rng.randrange(40))), ensure_ascii=False)
+    blank = " " * rng.randrange(3)
+    return f'{{"n":{blank}{number} ,"x":[1.0,1E3, -0],{blank}"text": {text}}}'.encode()
+
+
+def make_collections(payloads: int, rng: random.Random) -> list[list[bytes]]:
+    """Return so many payloads in collections of 1 to 100."""
+    made = [make_payload(number, rng) for number in range(payloads)]
+    collections = []
+    while made:
+        size = rng.randint(1, 100)
+        collections.append(made[:size])
+        del made[:size]
+    return collections
+
+
+def body_of(payloads: Iterable[bytes]) -> bytes:
+    """Return the JSON body that carries the payloads byte for byte."""
+    return b'{"version": "1", "payloads": [' + b", ".join(payloads) + b"]}"
+
+
+class _Body(httpx.AsyncByteStream):
+    """A body in one piece.
+
+    httpx's own is an async generator, and one that is left in the middle (the daemon hangs up
+    while it is sent) is a ResourceWarning of trio's, which is an error in the tests.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._left = [data]
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
+
+
+@dataclass
+class Posts:
+    """What became of every payload that was posted."""
+
+    url: str
+    acknowledged: list[bytes] = field(default_factory=list)
+    """Payloads of every 202."""
+    answers: Counter[str] = field(default_factory=Counter)
+    """How often which answer came: ``202``, ``503 QUEUE_FULL``; ``cut off`` without one."""
+    refusals: list[httpx.Response] = field(default_factory=list)
+    """The answers that were not 202."""
+    _news: trio.Event = field(default_factory=trio.Event)
+
+    async def run(self, collections: Sequence[Sequence[bytes]], clients: int = 1) -> None:
+        """Post every collection once, by so many clients at once; returns when all are through."""
+        todo = iter(collections)
+        async with (
+            http_client(connections=clients) as http,
+            trio.open_nursery() as nursery,
+        ):
+            for _ in range(clients):
+                nursery.start_soon(self._client, http, todo)
+
+    async def wait_until_acknowledged(self, payloads: int, within: float = 60.0) -> None:
+        """Wait until so many payloads have been answered with a 202."""
+        with trio.fail_after(within):
+            while len(self.acknowledged) < payloads:
+                await self._news.wait()
+
+    async def _client(self, http: httpx.AsyncClient, todo: Iterator[Sequence[bytes]]) -> None:
+        for collection in todo:
+            await self._post(http, collection)
+            self._news.set()
+            self._news = trio.Event()
+
+    async def _post(self, http: httpx.AsyncClient, collection: Sequence[bytes]) -> None:
+        body = body_of(collection)
+        try:
+            answer = await http.post(
+                f"{self.url}/v1/payloads",
+                content=_Body(body),
+                headers={"Content-Type": "application/json", "Content-Length": str(len(body))},
+            )
+        except httpx.TransportError:
+            self.answers["cut off"] += 1
+            return
+        if answer.status_code == httpx.codes.ACCEPTED:
+            assert answer.json()["accepted"] == len(collection)
+            self.acknowledged += collection
+            self.answers["202"] += 1
+        else:
+            self.answers[f"{answer.status_code} {answer.json()['code']}"] += 1
+            self.refusals.append(answer)
+
+
+async def post(url: str, payloads: Sequence[bytes]) -> None:
+    """Post one collection, and see it accepted."""
+    posts = Posts(url)
+    await posts.run([payloads])
+    assert posts.answers == {"202": 1}, [answer.text for answer in posts.refusals]

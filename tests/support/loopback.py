@@ -1,0 +1,26 @@
+"""The network of the tests: 127.0.0.1, nothing around it."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+import httpx
+
+
+def http_client(connections: int = 10, timeout: float = 60.0) -> httpx.AsyncClient:
+    """Return a client that knows no proxy, and reads no certificates: that takes it 20 ms."""
+    return httpx.AsyncClient(
+        trust_env=False,
+        timeout=timeout,
+        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+    )
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port

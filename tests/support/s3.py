@@ -1,0 +1,322 @@
+"""Real S3 servers for the tests: SeaweedFS as a process, moto as a thread.
+
+Both refuse wrong signatures. Nothing here is a fixture: a caller decides how long a
+server lives. All ports come from the kernel, all addresses are 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+REGION: Final = "us-east-1"
+# SeaweedFS needs about 5 s; a loaded machine several times that.
+_START_SECONDS: Final = 90.0
+# It waits 15 s for clients that keep their connections; its files survive a SIGKILL.
+_STOP_SECONDS: Final = 1.0
+_READERS: Final = 8
+# One for all clients: it keeps the parsed service models, which take half a second each time.
+_SESSION: Final = boto3.session.Session()
+
+
+@dataclass
+class S3Server:
+    """A running S3 server, with what a test needs of it."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    process: SeaweedProcess | None = None
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The variables that point payloadd (and any AWS SDK) at this server."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "AWS_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+        }
+
+    def client(self, service: str = "s3") -> Any:  # noqa: ANN401 - boto3 makes its classes at run time
+        """Return a boto3 client; close it."""
+        return _SESSION.client(
+            service,
+            endpoint_url=self.endpoint,
+            region_name=REGION,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=Config(
+                retries={"total_max_attempts": 1},
+                s3={"addressing_style": "path"},
+                max_pool_connections=_READERS,
+                proxies={},
+                read_timeout=20,
+            ),
+        )
+
+    def make_bucket(self, name: str) -> str:
+        """Create a bucket and return its name; one that is there already is taken."""
+        with closing(self.client()) as client:
+            _until_it_works(lambda: _create_bucket(client, name))
+        return name
+
+    def drop_bucket(self, name: str) -> None:
+        """Delete a bucket and all that is in it."""
+        with closing(self.client()) as client:
+            keys = self.keys(name)
+            for start in range(0, len(keys), 1000):
+                chunk = [{"Key": key} for key in keys[start : start + 1000]]
+                client.delete_objects(Bucket=name, Delete={"Objects": chunk})
+            client.delete_bucket(Bucket=name)
+
+    def keys(self, bucket: str) -> list[str]:
+        """Return every key of a bucket, sorted."""
+        with closing(self.client()) as client:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+            return sorted(item["Key"] for page in pages for item in page.get("Contents", ()))
+
+    def objects(self, bucket: str) -> dict[str, bytes]:
+        """Return every object of a bucket: key to bytes as stored."""
+        keys = self.keys(bucket)
+        with closing(self.client()) as client, ThreadPoolExecutor(_READERS) as pool:
+            bodies = pool.map(lambda key: _read(client, bucket, key), keys)
+            return dict(zip(keys, bodies, strict=True))
+
+    def head(self, bucket: str, key: str) -> dict[str, Any]:
+        """Return what the server knows of an object (boto3's ``head_object``)."""
+        with closing(self.client()) as client:
+            answer: dict[str, Any] = client.head_object(Bucket=bucket, Key=key)
+            return answer
+
+
+class SeaweedProcess:
+    """``weed server`` in a folder: can be stopped, started again with its data, and paused."""
+
+    def __init__(self, folder: Path, access_key: str, secret_key: str) -> None:
+        self.folder = folder
+        self.log = folder / "weed.log"
+        names = ("master", "volume", "filer", "s3")
+        ports = iter(_free_ports(2 * len(names)))
+        self._ports = {name: (next(ports), next(ports)) for name in names}
+        self._config = folder / "s3.json"
+        self._config.write_text(_identities(access_key, secret_key))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """The URL of its S3 interface."""
+        return f"http://127.0.0.1:{self._ports['s3'][0]}"
+
+    @property
+    def pid(self) -> int:
+        """The process's id; it must be running."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it; returns at once, :func:`wait_until_ready` says when it works."""
+        assert self._process is None
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command(), cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+
+    def stop(self) -> None:
+        """End it: SIGTERM, after a while SIGKILL. Its data stays."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def pause(self) -> None:
+        """Freeze it: connections open and nobody answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def failed(self) -> bool:
+        """Return whether it ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
+    def _command(self) -> list[str]:
+        flags = [f"-{name}.port={http}" for name, (http, _) in self._ports.items()]
+        flags += [f"-{name}.port.grpc={grpc}" for name, (_, grpc) in self._ports.items()]
+        return [
+            str(Path(sys.executable).with_name("weed")),
+            "server",
+            f"-dir={self.folder}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-s3",
+            f"-s3.config={self._config}",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            *flags,
+            # A bucket is a collection with volumes of its own, several at its first write.
+            "-volume.max=200",
+            "-volume.minFreeSpace=1",
+            "-master.volumeSizeLimitMB=100",
+            "-volume.preStopSeconds=0",
+            "-master.electionTimeout=1s",
+            "-master.telemetry=false",
+        ]
+
+
+@contextmanager
+def seaweedfs(folder: Path) -> Iterator[S3Server]:
+    """Run SeaweedFS with its data in ``folder``; it takes objects when the block is entered."""
+    access_key, secret_key = "seaweed-user", "seaweed/secret+key"
+    process = SeaweedProcess(folder, access_key, secret_key)
+    server = S3Server(process.endpoint, access_key, secret_key, process)
+    try:
+        process.start()
+        wait_until_ready(server)
+        yield server
+    finally:
+        process.stop()
+
+
+def wait_until_ready(server: S3Server) -> None:
+    """Return once the server takes objects, also after a :meth:`SeaweedProcess.start`."""
+
+    def probe() -> None:
+        if server.process is not None and server.process.failed():
+            raise AssertionError(server.process.log.read_text(errors="replace")[-4000:])
+        _create_bucket(client, "ready")
+        client.put_object(Bucket="ready", Key="probe", Body=b"probe")
+        client.delete_object(Bucket="ready", Key="probe")
+
+    with closing(server.client()) as client:
+        _until_it_works(probe)
+
+
+@contextmanager
+def moto_server() -> Iterator[S3Server]:
+    """Run moto's server in a thread, with an IAM user and every signature checked."""
+    # Imported here: it takes seconds, and most tests do without.
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415
+
+    # Werkzeug prints every request otherwise.
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        access_key, secret_key = _moto_user(S3Server(endpoint, "nobody", "nothing"))
+        with _moto_authentication():
+            yield S3Server(endpoint, access_key, secret_key)
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _moto_authentication() -> Iterator[None]:
+    """Make moto check signatures and policies from now on (off for the first n requests)."""
+    from moto import settings  # noqa: PLC0415 - as in moto_server
+
+    before = settings.INITIAL_NO_AUTH_ACTION_COUNT
+    settings.INITIAL_NO_AUTH_ACTION_COUNT = 0
+    try:
+        yield
+    finally:
+        settings.INITIAL_NO_AUTH_ACTION_COUNT = before
+
+
+def _moto_user(server: S3Server) -> tuple[str, str]:
+    """Create an IAM user who may do everything in S3; returns its keys."""
+    policy = {
+        "Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}],
+    }
+    with closing(server.client("iam")) as iam:
+        iam.create_user(UserName="t")
+        iam.put_user_policy(
+            UserName="t", PolicyName="everything", PolicyDocument=json.dumps(policy)
+        )
+        key = iam.create_access_key(UserName="t")["AccessKey"]
+        return key["AccessKeyId"], key["SecretAccessKey"]
+
+
+def _identities(access_key: str, secret_key: str) -> str:
+    identity = {
+        "name": "t",
+        "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    return json.dumps({"identities": [identity]})
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that were free a moment ago, all different."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _create_bucket(client: Any, name: str) -> None:  # noqa: ANN401 - a boto3 client
+    try:
+        client.create_bucket(Bucket=name)
+    except ClientError as error:
+        known = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
+        if error.response["Error"]["Code"] not in known:
+            raise
+
+
+def _read(client: Any, bucket: str, key: str) -> bytes:  # noqa: ANN401 - a boto3 client
+    with closing(client.get_object(Bucket=bucket, Key=key)["Body"]) as body:
+        data: bytes = body.read()
+        return data
+
+
+def _is_final(error: Exception) -> bool:
+    """Return whether waiting cannot help: the request is wrong, not the server young."""
+    if not isinstance(error, ClientError):
+        return False
+    status: int = error.response["ResponseMetadata"]["HTTPStatusCode"]
+    return status < HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _until_it_works(attempt: Callable[[], None]) -> None:
+    """Call until it does not raise; the last error is the caller's after a generous while.
+
+    The pause is no synchronisation: a server that is starting can only be asked.
+    """
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            return attempt()
+        except (ClientError, BotoCoreError) as error:
+            if _is_final(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)

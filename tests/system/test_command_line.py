@@ -1,0 +1,105 @@
+"""The command line as a shell sees it: what is printed, and the exit status."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from tests.support.daemon import run_command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.s3 import S3Server
+
+WRONG = {
+    "MAX_WORKERS": "none",
+    "MAX_LENGTH": "1 parsec",
+    "BIND": "localhost",
+    "STORE_URL": "ftp://bucket",
+    "DRAIN_TIMEOUT": "soon",
+}
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+async def test_five_wrong_settings_are_named_in_one_go(tmp_path: Path, command: str) -> None:
+    """An operator would mend one setting a restart."""
+    done = await run_command(command, folder=tmp_path, env=WRONG)
+    assert done.returncode == 78
+    for name, text in WRONG.items():
+        assert name in done.stderr
+        assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("DURABILITY", "disk"),
+        ("BATCH_MAX_PAYLOADS", "100"),
+        ("AUTH_TOKENS", "/etc/payloadd/tokens"),
+        ("TLS_CERT", "/etc/payloadd/cert.pem"),
+        ("S3_SSE", "aws:kms"),
+    ],
+)
+async def test_a_setting_that_is_not_built_is_not_ignored(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    """A user would believe in a protection that is not there."""
+    done = await run_command("serve", folder=tmp_path, env={name: text})
+    assert done.returncode == 78
+    assert name in done.stderr
+    assert "not built yet" in done.stderr or "this version" in done.stderr
+
+
+async def test_a_bad_key_template_is_a_wrong_setting(tmp_path: Path) -> None:
+    """Objects would overwrite each other, or the daemon fail at its first payload."""
+    done = await run_command("check", folder=tmp_path, env={"KEY_TEMPLATE": "{date}.ndjson"})
+    assert done.returncode == 78
+    assert "KEY_TEMPLATE" in done.stderr
+
+
+async def test_check_of_the_embedded_default(tmp_path: Path) -> None:
+    """A newcomer could not see that the machine is fine before the first payload."""
+    done = await run_command("check", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 2, done.stdout
+    left = [path for path in (tmp_path / "payloadd-data").rglob("*") if path.is_file()]
+    assert not left, "the probe object was left behind"
+
+
+async def test_check_against_a_real_server(seaweed: S3Server, tmp_path: Path) -> None:
+    """An operator could not tell good keys from bad ones before the first payload."""
+    bucket = await trio.to_thread.run_sync(seaweed.make_bucket, "check")
+    env = {**seaweed.environ, "STORE_URL": f"s3://{bucket}"}
+    good = await run_command("check", folder=tmp_path, env=env)
+    assert good.returncode == 0, good.stderr
+    assert not await trio.to_thread.run_sync(seaweed.keys, bucket)
+
+    env["AWS_SECRET_ACCESS_KEY"] = "not-the-secret"
+    bad = await run_command("check", folder=tmp_path, env=env)
+    assert bad.returncode == 78
+    assert "SignatureDoesNotMatch" in bad.stdout + bad.stderr
+    assert "Traceback" not in bad.stdout + bad.stderr
+    assert "not-the-secret" not in bad.stdout + bad.stderr
+
+
+async def test_version_and_help(tmp_path: Path) -> None:
+    """A newcomer could not ask the command what it is and what it does."""
+    version = await run_command("--version", folder=tmp_path)
+    assert version.returncode == 0
+    assert "0." in version.stdout
+    for arguments in (["--help"], ["serve", "--help"], ["check", "--help"]):
+        helped = await run_command(*arguments, folder=tmp_path)
+        assert helped.returncode == 0
+        assert "Usage" in helped.stdout
+
+
+@pytest.mark.parametrize("arguments", [["frobnicate"], ["serve", "--frobnicate"]])
+async def test_wrong_usage_is_status_2(tmp_path: Path, arguments: list[str]) -> None:
+    """A script could not tell its own mistake from a failure of the daemon."""
+    done = await run_command(*arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert "Usage" in done.stderr

@@ -1,0 +1,124 @@
+"""The daemon as a newcomer meets it: no S3, nothing set up, files below the working folder."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from daemon import config
+from daemon.values import FileUrl
+from tests.support.clients import make_payload, post, seeded
+from tests.support.daemon import running_daemon, started
+from tests.support.loopback import http_client
+from tests.support.store import moody_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+
+
+def objects(folder: Path) -> list[bytes]:
+    """Return the contents of every file below the embedded default's folder, sorted."""
+    root = folder / "payloadd-data" / "objects"
+    return sorted(path.read_bytes() for path in root.rglob("*") if path.is_file())
+
+
+def test_nothing_has_to_be_configured() -> None:
+    """The README's first command would ask a newcomer for settings."""
+    settings = config.load({})
+    assert [str(address) for address in settings.bind] == ["127.0.0.1:8080"]
+    assert str(settings.admin_bind) == "127.0.0.1:8081"
+    assert isinstance(settings.store_url, FileUrl)
+
+
+@SIGNALS
+async def test_payloads_become_files_and_a_signal_drains(tmp_path: Path, number: int) -> None:
+    """A user would lose payloads, or bytes of them, at an ordinary restart."""
+    rng = seeded(1)
+    payloads = [make_payload(index, rng) for index in range(50)]
+    async with running_daemon(tmp_path) as daemon:
+        await post(daemon.url, payloads[:1])
+        await post(daemon.url, payloads[1:])
+        daemon.signal(number)
+        line = await daemon.drained()
+        assert daemon.process.returncode == 0
+    assert (line["stored"], line["journaled"], line["lost"]) == (50, 0, 0)
+    assert objects(tmp_path) == sorted(payload + b"\n" for payload in payloads)
+
+
+async def test_a_daemon_that_was_asked_nothing_drains_at_once(tmp_path: Path) -> None:
+    """A restart of an idle daemon would look like a failure."""
+    async with running_daemon(tmp_path) as daemon:
+        daemon.signal(signal.SIGTERM)
+        line = await daemon.drained(within=20)
+        assert daemon.process.returncode == 0
+    assert (line["stored"], line["journaled"], line["lost"]) == (0, 0, 0)
+
+
+async def test_the_admin_address_can_be_off(tmp_path: Path) -> None:
+    """Who wants one port open could not have it."""
+    async with running_daemon(tmp_path, {"ADMIN_BIND": "off"}) as daemon:
+        assert daemon.event("listening")["admin"] is None
+        async with http_client() as client:
+            assert (await client.get(f"{daemon.url}/healthz")).status_code == 200
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.wait() == 0
+
+
+async def test_memory_durability_is_said_out_loud(tmp_path: Path) -> None:
+    """An operator would take a 202 for more than it is in this version."""
+    async with running_daemon(tmp_path) as daemon:
+        assert daemon.event("durability_memory")["level"] == "warning"
+
+
+@SIGNALS
+async def test_a_second_signal_stops_at_once(tmp_path: Path, number: int) -> None:
+    """An operator could not get rid of a daemon whose store hangs."""
+    async with moody_store("hang") as store:
+        env = {**store.environ, "DRAIN_TIMEOUT": "1h", "UPLOAD_TIMEOUT": "1h"}
+        async with running_daemon(tmp_path, env) as daemon:
+            await post(daemon.url, [b"1", b"2", b"3"])
+            await store.wait_until_asked(1)
+            daemon.signal(number)
+            await daemon.wait_for_event("draining")
+            daemon.signal(number)
+            line = await daemon.drained(within=20)
+    assert daemon.process.returncode == 75
+    assert (line["stored"], line["lost"]) == (0, 3)
+
+
+async def test_an_address_in_use_is_one_clear_line(tmp_path: Path) -> None:
+    """An operator would have to read a traceback to learn that a port is taken."""
+    async with running_daemon(tmp_path) as first:
+        address = first.event("listening")["public"][0]
+        async with started(tmp_path, {"BIND": address}) as second:
+            assert await second.wait(within=30) == 1
+            text = second.output.decode()
+    assert "Traceback" not in text
+    assert [line for line in text.splitlines() if address in line], text
+
+
+BUG = """
+import sys
+from daemon.storage.file import FileStore
+async def put(self, key, body):
+    raise ZeroDivisionError("a bug")
+FileStore.put = put
+from daemon.cli import main
+main()
+"""
+
+
+async def test_a_bug_in_the_pipeline_ends_the_process(tmp_path: Path) -> None:
+    """A daemon would go on answering 202 with nobody behind it to store anything."""
+    script = tmp_path / "bug.py"
+    script.write_text(BUG)
+    async with started(tmp_path, command=[sys.executable, str(script)]) as daemon:
+        await daemon.wait_for_event("listening")
+        await post(daemon.url, [b"1"])
+        assert await daemon.wait(within=20) == 1
+    assert "ZeroDivisionError" in daemon.output.decode()

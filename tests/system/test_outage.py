@@ -1,0 +1,196 @@
+"""Outages of the store: whatever it does, what was acknowledged gets there in the end."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Final
+
+import pytest
+import trio
+
+from tests.support.clients import Posts, make_collections, post, seeded
+from tests.support.daemon import Daemon, running_daemon
+from tests.support.store import (
+    ACCESS_DENIED,
+    INTERNAL_ERROR,
+    SLOW_DOWN,
+    Mood,
+    MoodyStore,
+    moody_store,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.s3 import S3Server
+
+PAYLOADS: Final = 300
+
+
+async def _through_an_outage(daemon: Daemon, posts: Posts, outage: float, code: str | None) -> None:
+    """Post into an outage that is on, and see it named in the log and on /readyz."""
+    await posts.run(make_collections(PAYLOADS, seeded(2)), 8)
+    assert set(posts.answers) == {"202"}
+    told = await daemon.wait_for_event("store_unavailable")
+    assert told["level"] in {"warning", "error"}
+    assert code is None or told["code"] == code, told
+    await trio.sleep(outage)
+    ready = await daemon.ready()
+    assert ready.status_code == 200
+    assert told["code"] in ready.text
+    assert not daemon.events("store_available")
+
+
+async def _after_it(daemon: Daemon, posts: Posts) -> None:
+    """See everything stored, nothing dead, and a drain that adds up."""
+    await daemon.wait_for_event("store_available", within=60)
+    await daemon.wait_until_stored(PAYLOADS, within=120)
+    assert (await daemon.metrics())["payloadd_payloads_dead_total"] == 0
+    ready = await daemon.ready()
+    assert ready.status_code == 200
+    daemon.signal(signal.SIGTERM)
+    line = await daemon.drained()
+    assert daemon.process.returncode == 0
+    assert (line["stored"], line["journaled"], line["lost"]) == (PAYLOADS, 0, 0)
+    assert len(posts.acknowledged) == PAYLOADS
+
+
+@pytest.mark.parametrize(
+    ("mood", "code"),
+    [
+        pytest.param(SLOW_DOWN, "SlowDown", id="slow-down"),
+        pytest.param(INTERNAL_ERROR, "InternalError", id="500"),
+        pytest.param("reset", None, id="resets"),
+        pytest.param("take and reset", None, id="resets-after-storing"),
+        pytest.param("hang", "UploadTimeout", id="hangs"),
+        pytest.param("down", "ConnectError", id="refuses-connections"),
+    ],
+)
+async def test_an_outage_loses_nothing(tmp_path: Path, mood: Mood, code: str | None) -> None:
+    """Payloads that were acknowledged would be gone when the store comes back."""
+    await _lose_nothing(tmp_path, mood, code, outage=0.5)
+
+
+async def test_rights_that_are_missing_for_a_while(tmp_path: Path, outage: float) -> None:
+    """A mistake in a bucket's policy would cost all payloads until somebody notices it."""
+    await _lose_nothing(tmp_path, ACCESS_DENIED, "AccessDenied", outage)
+
+
+async def _lose_nothing(folder: Path, mood: Mood, code: str | None, outage: float) -> None:
+    async with moody_store() as store:
+        env = {**store.environ, "UPLOAD_TIMEOUT": "500ms", "MAX_WORKERS": "16"}
+        async with running_daemon(folder, env) as daemon:
+            posts = Posts(daemon.url)
+            store.begin(mood)
+            await _through_an_outage(daemon, posts, outage, code)
+            await store.end()
+            await _after_it(daemon, posts)
+        assert store.payloads() == sorted(posts.acknowledged)
+
+
+async def test_a_real_server_that_stops_and_comes_back(
+    seaweed: S3Server, tmp_path: Path, outage: float
+) -> None:
+    """A restart of the S3 server would cost payloads."""
+    bucket = await trio.to_thread.run_sync(seaweed.make_bucket, "outage")
+    assert seaweed.process is not None
+    env = {**seaweed.environ, "STORE_URL": f"s3://{bucket}", "UPLOAD_TIMEOUT": "1s"}
+    async with running_daemon(tmp_path, env) as daemon:
+        posts = Posts(daemon.url)
+        seaweed.process.pause()
+        try:
+            await _through_an_outage(daemon, posts, outage, "UploadTimeout")
+        finally:
+            seaweed.process.resume()
+        await _after_it(daemon, posts)
+    objects = await trio.to_thread.run_sync(seaweed.objects, bucket)
+    assert sorted(objects.values()) == sorted(payload + b"\n" for payload in posts.acknowledged)
+
+
+SMALL: Final = {
+    "MAX_WORKERS": "4",
+    "MAX_QUEUE_BYTES": "1MiB",
+    "MAX_LENGTH": "64KiB",
+    "UPLOAD_TIMEOUT": "500ms",
+}
+
+
+def _big_collections(count: int, start: int) -> list[list[bytes]]:
+    """Return collections of one payload of 32 KiB each, all different."""
+    return [[b'"%08d%s"' % (start + index, b"x" * 2**15)] for index in range(count)]
+
+
+async def test_a_full_queue_holds_its_memory(tmp_path: Path) -> None:
+    """A store that is down would make the daemon eat the machine, or lie to its clients."""
+    async with (
+        moody_store("hang") as store,
+        running_daemon(tmp_path, {**store.environ, **SMALL}) as daemon,
+    ):
+        posts = Posts(daemon.url)
+        await posts.run(_big_collections(200, 0), 16)
+        full = daemon.peak_rss()
+        await posts.run(_big_collections(1_000, 200), 16)
+        assert set(posts.answers) == {"202", "503 QUEUE_FULL"}
+        assert daemon.peak_rss() - full < 8 * 2**20
+        await store.end()
+        await daemon.wait_until_stored(len(posts.acknowledged))
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.wait() == 0
+        assert store.payloads() == sorted(posts.acknowledged)
+
+
+async def test_a_full_queue_says_so(tmp_path: Path) -> None:
+    """Clients and load balancers would not learn where to go, nor when to come back."""
+    env = {"MAX_WORKERS": "1", "MAX_QUEUE": "10", "UPLOAD_TIMEOUT": "500ms"}
+    async with (
+        moody_store("hang") as store,
+        running_daemon(tmp_path, {**store.environ, **env}) as daemon,
+    ):
+        posts = Posts(daemon.url)
+        await posts.run([[b"%d" % number] for number in range(30)])
+        # The worker's one and the queue's ten.
+        assert posts.answers == {"202": 11, "503 QUEUE_FULL": 19}
+        for answer in posts.refusals:
+            assert answer.headers["Content-Type"] == "application/problem+json"
+            assert int(answer.headers["Retry-After"]) >= 1
+        not_ready = await daemon.ready()
+        assert not_ready.status_code == 503
+        assert "QUEUE_FULL" in not_ready.text
+        await store.end()
+        await daemon.wait_until_stored(11)
+        assert (await daemon.ready()).status_code == 200
+
+
+async def _some_stored(daemon: Daemon, store: MoodyStore) -> None:
+    """Have 10 payloads stored and 15 stuck."""
+    await post(daemon.url, [b'"stored %d"' % number for number in range(10)])
+    await daemon.wait_until_stored(10)
+    store.begin("hang")
+    await post(daemon.url, [b'"stuck %d"' % number for number in range(15)])
+
+
+async def test_a_drain_that_runs_out_of_time_tells_what_it_lost(tmp_path: Path) -> None:
+    """An operator would not learn that a restart has cost payloads, nor how many."""
+    async with moody_store() as store:
+        async with running_daemon(tmp_path, {**store.environ, "DRAIN_TIMEOUT": "1s"}) as daemon:
+            await _some_stored(daemon, store)
+            daemon.signal(signal.SIGTERM)
+            line = await daemon.drained(within=30)
+        assert daemon.process.returncode == 75
+        assert (line["stored"], line["journaled"], line["lost"]) == (10, 0, 15)
+        assert len(store.objects) == 10
+
+
+async def test_a_drain_waits_for_a_store_that_comes_back(tmp_path: Path) -> None:
+    """A short outage during a restart would cost payloads that DRAIN_TIMEOUT has time for."""
+    async with moody_store() as store:
+        env = {**store.environ, "DRAIN_TIMEOUT": "5m", "UPLOAD_TIMEOUT": "500ms"}
+        async with running_daemon(tmp_path, env) as daemon:
+            await _some_stored(daemon, store)
+            daemon.signal(signal.SIGTERM)
+            await daemon.wait_for_event("draining")
+            await store.end()
+            line = await daemon.drained(within=60)
+        assert daemon.process.returncode == 0
+        assert (line["stored"], line["lost"]) == (25, 0)
+        assert len(store.payloads()) == 25
