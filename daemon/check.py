@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from daemon.errors import PayloaddError, SettingsError
-from daemon.service import parse_keys
+from daemon.service import check_keys
 from daemon.storage.encoding import encode
 from daemon.storage.store import open_store
 from daemon.values import S3Url
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from daemon.config import Settings
     from daemon.storage.store import Store
 
+
 async def check(settings: Settings, say: Callable[[str], None]) -> bool:
     """Try every step in turn and say how it went; returns whether all went well."""
     say("ok      settings")
     step = "keys"
     try:
-        example = parse_keys(settings).render(uuid.UUID(int=0))
+        example = check_keys(settings).render(uuid.UUID(int=0))
         say(f"ok      keys         such as {example}")
         step = "store"
         async with open_store(settings) as store:
@@ -36,7 +37,7 @@ async def check(settings: Settings, say: Callable[[str], None]) -> bool:
             step = "credentials"
             say(f"ok      credentials  {await store.identify()}")
             step = "probe"
-            await _probe(store, settings.upload_timeout, say)
+            await _probe(store, settings, say)
     except SettingsError as error:
         say(f"failed  {step:<12} {'; '.join(error.problems)}")
         return False
@@ -46,17 +47,19 @@ async def check(settings: Settings, say: Callable[[str], None]) -> bool:
     return True
 
 
-async def _probe(store: Store, timeout: float, say: Callable[[str], None]) -> None:
+async def _probe(store: Store, settings: Settings, say: Callable[[str], None]) -> None:
     """Write one object and delete it again."""
     key = f"payloadd-check-{uuid.uuid4()}.ndjson"
     try:
-        with trio.fail_after(timeout):
+        with trio.fail_after(settings.upload_timeout):
             await store.put(key, encode(b"{}\n", "none"))
             say(f"ok      write        {key}")
             await store.delete(key)
             say(f"ok      delete       {key}")
     except trio.TooSlowError:
-        raise PayloaddError(f"no answer within UPLOAD_TIMEOUT ({timeout:g} s)") from None
+        raise PayloaddError(
+            f"no answer within UPLOAD_TIMEOUT ({settings.upload_timeout:g} s)"
+        ) from None
 
 
 def _name(settings: Settings) -> str:

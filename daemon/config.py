@@ -228,14 +228,13 @@ def _not_built(environ: Mapping[str, str], credentials: Mapping[str, str]) -> li
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
     """Name settings that are right alone and wrong together."""
-    problems: list[str] = []
     length = values.get("max_length", 0)
-    for name in ("max_queue_bytes", "journal_max_bytes"):
-        if length > values.get(name, length):
-            problems.append(
-                f"{name.upper()}: {values[name]} bytes is not allowed;"
-                f" allowed is MAX_LENGTH ({length} bytes) or more"
-            )
+    problems = [
+        f"{name.upper()}: {values[name]} bytes is not allowed;"
+        f" allowed is MAX_LENGTH ({length} bytes) or more"
+        for name in ("max_queue_bytes", "journal_max_bytes")
+        if length > values.get(name, length)
+    ]
     keys = [values.get("aws_access_key_id"), values.get("aws_secret_access_key")]
     if any(keys) and not all(keys):
         problems.append(

@@ -8,6 +8,7 @@ the deadline, the admin address (which answers to the end) closes, then the stor
 from __future__ import annotations
 
 import signal
+import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -25,17 +26,23 @@ from daemon.logs import get_logger
 from daemon.metrics import Metrics
 from daemon.pipeline.channel import JobChannel
 from daemon.pipeline.dispatcher import dispatch
+from daemon.pipeline.filler import Filler
 from daemon.pipeline.intake import Intake
+from daemon.pipeline.layout import Layout
 from daemon.pipeline.ledger import Ledger
+from daemon.pipeline.opening import open_journal
 from daemon.pipeline.worker import Worker
 from daemon.storage.keys import KeyTemplate
 from daemon.storage.store import open_store
 from daemon.systemd import Notifier, passed_sockets
+from daemon.values import S3Url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from contextlib import AbstractAsyncContextManager
 
     from daemon.config import Settings
+    from daemon.pipeline.opening import Opened
     from daemon.storage.store import Store
 
 log = get_logger(__name__)
@@ -58,7 +65,6 @@ class House:
     """What is there once in a process and shared by all its rooms."""
 
     settings: Settings
-    keys: KeyTemplate
     health: Health
     metrics: Metrics
     ledger: Ledger
@@ -72,7 +78,8 @@ async def run(settings: Settings) -> ExitStatus:
     """
     metrics = Metrics()
     ledger = Ledger(metrics)
-    house = House(settings, parse_keys(settings), Health(), metrics, ledger, Notifier())
+    check_keys(settings)
+    house = House(settings, Health(), metrics, ledger, Notifier())
     failed = False
     try:
         await _live(house)
@@ -85,11 +92,22 @@ async def run(settings: Settings) -> ExitStatus:
         log.critical("internal_failure", exc_info=True)
     if house.health.phase == "starting":
         return ExitStatus.INTERNAL_FAILURE
-    lost = house.lost()
-    log.info("drained", stored=ledger.stored, journaled=house.journaled, lost=lost)
+    log.info("drained", stored=ledger.stored, journaled=ledger.journaled, lost=ledger.lost)
     if failed:
         return ExitStatus.INTERNAL_FAILURE
-    return ExitStatus.LOST if lost else ExitStatus.DRAINED
+    return ExitStatus.LOST if ledger.lost else ExitStatus.DRAINED
+
+
+def check_keys(settings: Settings) -> KeyTemplate:
+    """Return the key template; raises SettingsError."""
+    url = settings.store_url
+    prefix = url.prefix if isinstance(url, S3Url) else ""
+    try:
+        return KeyTemplate.parse(settings.key_template, prefix=prefix)
+    except ValueError as error:
+        raise SettingsError(
+            [f"KEY_TEMPLATE: {settings.key_template!r} is not allowed; allowed is {error}"]
+        ) from None
 
 
 async def _live(house: House) -> None:
@@ -101,13 +119,14 @@ async def _live(house: House) -> None:
         async with open_store(settings) as store:
             # The memory bound of the daemon, in jobs and in bytes.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
-            intake = Intake(channel, house.ledger, house.health)
-            async with _admin(house, intake) as admin, trio.open_nursery() as pipeline:
-                worker = _make_worker(house, store)
-                await pipeline.start(dispatch, channel, worker, settings.max_workers)
-                async with channel:
+            async with _journal(house, channel) as opened:
+                intake = Intake(opened.journal, house.health, settings)
+                async with _admin(house, intake) as admin, trio.open_nursery() as pipeline:
+                    await _start_pipeline(house, pipeline, channel, opened, store)
                     await _serve_public(house, intake, stop, admin)
-                pipeline.cancel_scope.deadline = trio.current_time() + settings.drain_timeout
+                    opened.window.finish()
+                    deadline = trio.current_time() + settings.drain_timeout
+                    pipeline.cancel_scope.deadline = deadline
         root.cancel_scope.cancel()
 
 
@@ -153,8 +172,36 @@ async def _admin(house: House, intake: Intake) -> AsyncIterator[list[str]]:
         stop.set()
 
 
-def _make_worker(house: House, store: Store) -> Worker:
-    return Worker(store, house.ledger, house.health, house.metrics, house.keys, house.settings)
+def _journal(house: House, channel: JobChannel) -> AbstractAsyncContextManager[Opened]:
+    settings = house.settings
+    template = settings.key_template
+    layout = Layout(
+        template,
+        # Remembered only where it is part of the key: it may change with every start.
+        socket.gethostname() if "{host}" in template else "",
+        settings.compression,
+        alone=settings.batch_max_payloads == 1,
+    )
+    return open_journal(settings, layout, channel, house.ledger, house.health, house.metrics)
+
+
+async def _start_pipeline(
+    house: House, nursery: trio.Nursery, channel: JobChannel, opened: Opened, store: Store
+) -> None:
+    settings = house.settings
+    house.metrics.queue_jobs.set_function(lambda: channel.jobs)
+    house.metrics.queue_bytes.set_function(lambda: channel.bytes)
+    worker = Worker(
+        store,
+        opened.journal,
+        house.ledger,
+        house.health,
+        house.metrics,
+        settings.upload_timeout,
+    )
+    filler = Filler(channel, opened.journal, opened.layouts, settings)
+    await nursery.start(dispatch, filler, worker, settings.max_workers)
+    await nursery.start(opened.window.refill, opened.journal)
 
 
 async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: list[str]) -> None:

@@ -35,6 +35,11 @@ _EXPIRE: Final = """
     DELETE FROM answers WHERE key IN
     (SELECT key FROM answers WHERE expires <= ? ORDER BY expires LIMIT 5000)
 """
+_FORGET_LAYOUTS: Final = """
+    DELETE FROM layouts WHERE first <
+    (SELECT max(first) FROM layouts WHERE first <=
+    (SELECT coalesce((SELECT min(seq) FROM jobs), (SELECT next FROM totals))))
+"""
 _BEYOND: Final = 2**62
 """A ``seq`` that no job reaches."""
 _PAGES_WORTH_A_VACUUM: Final = 1024
@@ -205,7 +210,7 @@ class Database:
     def layouts(self, now: Layout) -> list[tuple[int, Layout]]:
         """Note that ``now`` holds from the next job on; return all, each with its first ``seq``."""
         rows = self._connection.execute("SELECT * FROM layouts ORDER BY first").fetchall()
-        known = [(row[0], Layout(*row[1:4], alone=bool(row[4]))) for row in rows]
+        known = [(row[0], Layout(row[1], row[2], row[3], alone=bool(row[4]))) for row in rows]
         if known and known[-1][1] == now:
             return known
         entry = (self.totals.next, now)
@@ -213,6 +218,8 @@ class Database:
             "INSERT OR REPLACE INTO layouts VALUES (?, ?, ?, ?, ?)",
             (self.totals.next, now.template, now.host, now.compression, now.alone),
         )
+        # Those that no job is left of are of no use any more.
+        self._connection.execute(_FORGET_LAYOUTS)
         return [*(one for one in known if one[0] != self.totals.next), entry]
 
     def probe(self) -> None:

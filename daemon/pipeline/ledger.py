@@ -74,12 +74,21 @@ class Ledger:
         self.dead = 0
         self.found = 0
         """Payloads that were in the journal at the start, or came back from the dead letters."""
+        self.journaled = 0
+        """Payloads that the journal held when it was closed."""
+        self.unkept = 0
+        """Payloads that the store refused for good and that nobody keeps."""
         metrics.oldest_payload_seconds.set_function(self.oldest_age)
 
     @property
     def open(self) -> int:
         """Payloads that are neither stored nor dead."""
         return self.found + self.accepted - self.stored - self.dead
+
+    @property
+    def lost(self) -> int:
+        """Payloads that were acknowledged and are nowhere, once all is closed."""
+        return max(0, self.open - self.journaled) + self.unkept
 
     def oldest_age(self) -> float:
         """Return the age in seconds of the oldest open payload, 0.0 without one.

@@ -28,8 +28,6 @@ _MOST_ANSWERS: Final = 100_000
 class MemoryJournal:
     """Keeps nothing; see the protocol ``Journal``."""
 
-    waiting = 0
-
     def __init__(self, channel: JobChannel, window: Window, ledger: Ledger) -> None:
         self._channel = channel
         self._window = window
@@ -78,8 +76,9 @@ class MemoryJournal:
     def settle(self, batch: Batch) -> None:
         """There is nothing to forget."""
 
-    def bury(self, batch: Batch, code: str, reason: str) -> None:
-        """There is nowhere to keep it: the ledger counts it as lost."""
+    def bury(self, batch: Batch, code: str, reason: str) -> None:  # noqa: ARG002 - the protocol's
+        """Count it as lost: there is nowhere to keep it."""
+        self._ledger.unkept += batch.payloads
 
     async def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:  # noqa: ARG002 - the protocol's
         """Return nothing: all that was taken in is in the channel."""

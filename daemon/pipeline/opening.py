@@ -13,7 +13,7 @@ import trio
 
 from daemon.errors import StartError
 from daemon.pipeline.database import Database
-from daemon.pipeline.journal import SqliteJournal
+from daemon.pipeline.group_commit import SqliteJournal
 from daemon.pipeline.layout import Layouts
 from daemon.pipeline.memory import MemoryJournal
 from daemon.pipeline.window import Window
@@ -70,13 +70,14 @@ async def open_journal(
             async with journal.at_work():
                 yield Opened(journal, window, layouts)
         finally:
+            ledger.journaled = database.totals.payloads
             database.close()
 
 
 def _open_database(path: Path) -> Database:
     try:
         return Database(path)
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
         raise StartError(f"cannot open the journal {path}: {error}") from None
 
 

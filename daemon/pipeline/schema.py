@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from typing import TYPE_CHECKING, Final
 
@@ -59,8 +60,10 @@ _BUSY_SECONDS: Final = 10.0
 def connect(path: Path) -> sqlite3.Connection:
     """Open or create the journal at ``path``, with its tables as of this version.
 
-    Raises sqlite3.Error, or StartError for a file that a newer payloadd has written.
+    Raises OSError, sqlite3.Error, or StartError for a file that a newer payloadd has written.
     """
+    # The payloads are nobody else's business; the log files get the same mode from SQLite.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     # One thread at a time uses it, but not always the same one.
     connection = sqlite3.connect(
         path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False

@@ -1,0 +1,250 @@
+"""The journal in SQLite, with group commit.
+
+Whoever wants something written puts an operation into the group that is collecting and
+waits; one task takes the whole group, commits it in a thread with one fsync, and wakes all
+who waited for it. Meanwhile the next group collects. So requests share the cost of an fsync,
+and nobody waits for more than two. Settling is not urgent (a row that outlives a crash is
+replayed under the same key): it rides along with the next commit.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
+
+import trio
+
+from daemon.errors import RefusedError
+from daemon.logs import get_logger
+from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from daemon.health import Health
+    from daemon.metrics import Metrics
+    from daemon.pipeline.database import Database
+    from daemon.pipeline.job import Batch, Job, Part
+    from daemon.pipeline.ledger import Ledger
+    from daemon.pipeline.operations import Operation
+    from daemon.pipeline.window import Window
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_PATIENCE: Final = 0.05
+"""Seconds that settled rows wait for a commit to ride along with."""
+_AFTER_TROUBLE: Final = 0.5
+"""Seconds between two attempts while the disk refuses writes."""
+_LAST_COMMIT: Final = 10.0
+_BETWEEN_CHORES: Final = 1.0
+_CHORES_BETWEEN_EXPIRIES: Final = 60
+
+
+class _Group:
+    """Operations that are committed together, and those who wait for it."""
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self.bytes = 0
+        self.done = trio.Event()
+        self.error: sqlite3.Error | None = None
+        self.successor: _Group | None = None
+        """After an error: the group that what has to be written was carried over to."""
+
+
+class SqliteJournal:
+    """A journal in one SQLite file."""
+
+    def __init__(
+        self,
+        database: Database,
+        window: Window,
+        ledger: Ledger,
+        health: Health,
+        metrics: Metrics,
+        max_bytes: int,
+    ) -> None:
+        self._database = database
+        self._window = window
+        self._ledger = ledger
+        self._health = health
+        self._metrics = metrics
+        self._max_bytes = max_bytes
+        self._thread = trio.CapacityLimiter(1)
+        self._sealed = database.sealed_firsts[::-1]
+        # Bounded by the requests under way (MAX_CONNECTIONS), by max_bytes, and by MAX_WORKERS.
+        self._group = _Group()
+        self._stir = trio.Event()
+        self._urgent = trio.Event()
+
+    async def append(self, receipt: Receipt, parts: Sequence[Part], key: bytes | None) -> Receipt:
+        """Take in a request; see Journal."""
+        size = sum(len(part.lines) for part in parts)
+        refusal = self.refusal(size)
+        if refusal is not None:
+            raise refusal
+        append = Append(receipt, parts, key)
+        group = self._add(append)
+        group.bytes += size
+        self._urgent.set()
+        await group.done.wait()
+        if group.error is not None:
+            raise _disk_error(group.error)
+        return append.earlier or receipt
+
+    def refusal(self, size: int = 1) -> RefusedError | None:
+        """Return why a request of ``size`` bytes would be refused now, or None."""
+        if self._in_trouble:
+            return _disk_error(self._health.troubles["journal"].reason)
+        totals = self._database.totals
+        if totals.bytes + self._group.bytes + size > self._max_bytes:
+            # A tenth of it: enough room for the client not to be turned away again at once.
+            wait = self._ledger.rate.seconds_for(totals.payloads // 10)
+            return RefusedError("JOURNAL_FULL", "the journal holds JOURNAL_MAX_BYTES", wait)
+        return None
+
+    async def seal(self, batch: Batch) -> None:
+        """Make the members and the key of ``batch`` durable; see Journal."""
+        group = self._add(Seal(batch))
+        self._urgent.set()
+        await group.done.wait()
+        while group.successor is not None:
+            group = group.successor
+            await group.done.wait()
+
+    def settle(self, batch: Batch) -> None:
+        """Forget a stored batch with one of the next commits."""
+        self._add(Settle(batch))
+
+    def bury(self, batch: Batch, code: str, reason: str) -> None:
+        """Move a refused batch to the dead letters with one of the next commits."""
+        self._add(Bury(batch, code, reason))
+
+    async def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
+        """Return the next unsealed jobs behind ``after``; see Journal."""
+        return await self._read(self._database.page, after, most_jobs, most_bytes)
+
+    async def sealed(self) -> Batch | None:
+        """Return the next batch to replay; see Journal."""
+        if not self._sealed:
+            return None
+        batch = await self._read(self._database.sealed, self._sealed.pop())
+        self._ledger.enter(batch.jobs)
+        return batch
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        """Write while the body runs, and once more behind it."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._commit_for_ever)
+                nursery.start_soon(self._do_chores)
+                yield
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.move_on_after(_LAST_COMMIT, shield=True):
+                await self.commit()
+
+    async def _commit_for_ever(self) -> None:
+        while True:
+            if not self._in_trouble:
+                await self._stir.wait()
+                with trio.move_on_after(_PATIENCE):
+                    await self._urgent.wait()
+            if not await self.commit():
+                await trio.sleep(_AFTER_TROUBLE)
+
+    async def commit(self) -> bool:
+        """Commit what has collected; returns whether the disk took it."""
+        group, self._group = self._group, _Group()
+        self._stir, self._urgent = trio.Event(), trio.Event()
+        start = trio.current_time()
+        try:
+            await self._in_thread(self._write, group.operations)
+        except sqlite3.Error as error:
+            group.error, group.successor = error, self._group
+            # Requests are refused; what the pipeline wants written must be, in the end.
+            kept = [one for one in group.operations if not isinstance(one, Append)]
+            self._group.operations[:0] = kept
+            self._say_trouble(error)
+        else:
+            self._metrics.commit_seconds.observe(trio.current_time() - start)
+            self._publish(group.operations)
+            self._say_well()
+        group.done.set()
+        return group.error is None
+
+    def _write(self, operations: Sequence[Operation]) -> None:
+        if self._in_trouble:
+            self._database.probe()
+        self._database.commit(operations)
+
+    def _publish(self, operations: Sequence[Operation]) -> None:
+        """Let the pipeline see what was committed, in the order of acceptance."""
+        for operation in operations:
+            match operation:
+                case Append(receipt, earlier=None):
+                    self._ledger.accept(receipt.payloads)
+                    self._window.offer(operation.jobs)
+                case Revive(jobs):
+                    self._ledger.revive(jobs)
+                    self._window.offer(jobs)
+
+    async def _do_chores(self) -> None:
+        """Look after the file, off the hot path."""
+        seen = -1
+        expire_in = 0
+        while True:
+            await trio.sleep(_BETWEEN_CHORES)
+            if self._in_trouble:
+                continue
+            changes = await self._read(self._database.foreign_changes)
+            if changes != seen:
+                seen = changes
+                self._add(Revive())
+            if expire_in == 0:
+                expire_in = _CHORES_BETWEEN_EXPIRIES
+                self._add(Expire())
+            expire_in -= 1
+            while not self._urgent.is_set() and await self._read(self._database.give_back):
+                await trio.lowlevel.checkpoint()
+
+    def _add(self, operation: Operation) -> _Group:
+        self._group.operations.append(operation)
+        self._stir.set()
+        return self._group
+
+    @property
+    def _in_trouble(self) -> bool:
+        return "journal" in self._health.troubles
+
+    def _say_trouble(self, error: sqlite3.Error) -> None:
+        code = getattr(error, "sqlite_errorname", type(error).__name__)
+        if self._health.report("journal", code, str(error)):
+            log.error("journal_unavailable", code=code, reason=str(error))
+
+    def _say_well(self) -> None:
+        trouble = self._health.clear("journal")
+        if trouble is not None:
+            log.info("journal_available")
+
+    async def _read(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """Run a read in the thread, again and again while the disk gives errors."""
+        while True:
+            try:
+                return await self._in_thread(function, *arguments)
+            except sqlite3.Error as error:
+                self._say_trouble(error)
+                await trio.sleep(_AFTER_TROUBLE)
+
+    async def _in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        return await trio.to_thread.run_sync(function, *arguments, limiter=self._thread)
+
+
+def _disk_error(reason: object) -> RefusedError:
+    detail = f"the journal cannot be written: {reason}; nothing of this request was taken"
+    return RefusedError("DISK_ERROR", detail, 5)
