@@ -12,6 +12,7 @@ import trio
 from daemon import __version__, config, logs, service
 from daemon.check import check
 from daemon.errors import SettingsError
+from daemon.journal_cli import journal
 
 
 def _settings_table() -> str:
@@ -27,6 +28,9 @@ def _settings_table() -> str:
 @click.version_option(__version__, prog_name="payloadd")
 def main() -> None:
     """Take JSON payloads by HTTP POST and store them in S3."""
+
+
+main.add_command(journal)
 
 
 @main.command("serve", epilog=_settings_table())
