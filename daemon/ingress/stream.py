@@ -137,8 +137,7 @@ class ClientStream:
         try:
             with trio.move_on_after(_LINGER_SECONDS):
                 if self._head_since is not None:
-                    late = "the request's head was not complete in time"
-                    self._last_word = Problem("TIMEOUT", late)
+                    self._last_word = self._cut_off()
                 if self._last_word is not None and not self._lingers:
                     await self._transport.send_all(self._last_word.raw())
                     self._lingers = True
@@ -149,6 +148,12 @@ class ClientStream:
         self.socket.close()
 
     # -------------------------------------------------------------------------------------------
+
+    def _cut_off(self) -> Problem:
+        """Return what to tell a client whose request had begun and was not answered."""
+        if self._draining:
+            return Problem("DRAINING", "the daemon is shutting down", {"Retry-After": "5"})
+        return Problem("TIMEOUT", "the request's head was not complete in time")
 
     def _end(self) -> None:
         self._closed = True

@@ -314,7 +314,7 @@ async def test_draining() -> None:
             nursery.start_soon(drained_while_busy, rig, busy, b"")
             assert await idle.rest() == b""
             answer = await half.answer()
-            assert (answer.status, answer.headers["connection"]) == (408, "close")
+            assert (answer.status, answer.headers["connection"]) == (503, "close")
             await half.stream.aclose()
         with pytest.raises(OSError, match="all attempts to connect"):
             await trio.open_tcp_stream("127.0.0.1", port)
