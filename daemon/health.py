@@ -29,6 +29,7 @@ class Health:
     def __init__(self) -> None:
         self.phase: Phase = "starting"
         self._troubles: dict[str, Trouble] = {}
+        self._told: set[tuple[str, str]] = set()
 
     @property
     def troubles(self) -> dict[str, Trouble]:
@@ -36,14 +37,18 @@ class Health:
         return dict(self._troubles)
 
     def report(self, part: str, code: str, reason: str) -> bool:
-        """Say that ``part`` waits; returns whether that is news (worth a log line)."""
+        """Say that ``part`` waits; returns whether that is news (worth a log line).
+
+        Each code is news once until the part works again: workers that fail in different ways
+        take turns.
+        """
         known = self._troubles.get(part)
-        if known is not None and known.code == code:
-            return False
-        since = time.time() if known is None else known.since
-        self._troubles[part] = Trouble(code, reason, since)
-        return True
+        self._troubles[part] = Trouble(code, reason, time.time() if known is None else known.since)
+        news = (part, code) not in self._told
+        self._told.add((part, code))
+        return news
 
     def clear(self, part: str) -> Trouble | None:
         """Say that ``part`` works again; returns the trouble that is over, if there was one."""
+        self._told = {told for told in self._told if told[0] != part}
         return self._troubles.pop(part, None)

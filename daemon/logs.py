@@ -67,5 +67,11 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
 
 def _renderers(*, text: bool, colors: bool) -> list[Any]:
     if text:
-        return [structlog.dev.ConsoleRenderer(colors=colors)]
-    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        return [
+            structlog.dev.ConsoleRenderer(
+                colors=colors, exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
+    # Without the locals of each frame: they hold payloads and headers, and some day tokens.
+    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]

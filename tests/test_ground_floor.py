@@ -25,6 +25,8 @@ def test_a_trouble_is_news_once_and_keeps_its_start() -> None:
     health = Health()
     assert health.report("store", "AccessDenied", "no")
     assert not health.report("store", "AccessDenied", "no")
+    assert health.report("store", "SlowDown", "less")
+    assert not health.report("store", "AccessDenied", "no")
     since = health.troubles["store"].since
     assert health.report("store", "NoSuchBucket", "gone")
     assert health.troubles["store"].since == since
@@ -101,6 +103,21 @@ def test_without_systemd_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> Non
     """The daemon also runs in a container or by hand."""
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     Notifier().ready()
+
+
+def test_sockets_of_systemd_are_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restart behind a socket unit would lose the connections that wait in its backlog."""
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        port = passed.getsockname()[1]
+        monkeypatch.setattr("daemon.systemd._FIRST_FD", os.dup(passed.fileno()))
+        monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+        monkeypatch.setenv("LISTEN_FDS", "1")
+        monkeypatch.setenv("LISTEN_FDNAMES", "payloadd.socket")
+        (taken,) = passed_sockets()
+    with taken:
+        assert taken.getsockname()[1] == port
+        assert not taken.get_inheritable()
+    assert "LISTEN_FDNAMES" not in os.environ
 
 
 def test_sockets_meant_for_another_process_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

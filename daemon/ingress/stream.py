@@ -22,6 +22,7 @@ import trio
 
 from daemon.ingress.problem import Problem
 
+_DRAIN_GRACE: Final = 1.0
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 16 * 2**20
 
@@ -123,10 +124,18 @@ class ClientStream:
         self._end()
 
     def drain(self) -> None:
-        """Close as soon as there is no request under way."""
+        """Close as soon as there is no request under way.
+
+        One that has begun to come has a moment to become complete: the app may be about to get
+        it, and what is cut off there is neither taken nor refused.
+        """
         self._draining = True
-        if self._requests == 0:
+        if self._requests > 0:
+            return
+        if self._head_since is None:
             self._end()
+        else:
+            self._wait_until(min(self._deadline, trio.current_time() + _DRAIN_GRACE))
 
     async def finish(self) -> None:
         """Say what is left to say, let the client read it, close. Takes 2 s at most.

@@ -162,10 +162,14 @@ class Database:
         )
 
     def _revive(self, revive: Revive, rows: list[Row]) -> None:
-        wanted = self._connection.execute("SELECT id, lines, payloads FROM dead WHERE retry")
-        parts = [Part(uuid.UUID(id_), lines, payloads) for id_, lines, payloads in wanted]
-        self._connection.execute("DELETE FROM dead WHERE retry")
-        revive.jobs = self._take_in(parts, rows)
+        """Take in one dead letter that is marked: it may be as large as an object."""
+        row = self._connection.execute(
+            "SELECT id, lines, payloads FROM dead WHERE retry ORDER BY id LIMIT 1"
+        ).fetchone()
+        revive.jobs = []
+        if row is not None:
+            self._connection.execute("DELETE FROM dead WHERE id = ?", (row[0],))
+            revive.jobs = self._take_in([Part(uuid.UUID(row[0]), row[1], row[2])], rows)
 
     def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
         """Return the next jobs after ``seq`` in order, without those that are sealed.

@@ -49,7 +49,7 @@ class Filler:
         jobs = [first]
         payloads, size = first.payloads, len(first.lines)
         with trio.move_on_after(self._linger):
-            while payloads < self._most_payloads:
+            while payloads < self._most_payloads and size < self._most_bytes:
                 job = await self._following()
                 if job is None:
                     break

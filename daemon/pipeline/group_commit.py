@@ -17,6 +17,7 @@ import trio
 
 from daemon.errors import RefusedError
 from daemon.logs import get_logger
+from daemon.pipeline.database import ROW_BYTES
 from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ _AFTER_TROUBLE: Final = 0.5
 """Seconds between two attempts while the disk refuses writes."""
 _LAST_COMMIT: Final = 10.0
 _BETWEEN_CHORES: Final = 1.0
-_CHORES_BETWEEN_EXPIRIES: Final = 60
 
 
 class _Group:
@@ -80,10 +80,12 @@ class SqliteJournal:
         self._group = _Group()
         self._stir = trio.Event()
         self._urgent = trio.Event()
+        self._well = trio.Event()
+        self._well.set()
 
     async def append(self, receipt: Receipt, parts: Sequence[Part], key: bytes | None) -> Receipt:
         """Take in a request; see Journal."""
-        size = sum(len(part.lines) for part in parts)
+        size = sum(len(part.lines) + ROW_BYTES for part in parts)
         refusal = self.refusal(size)
         if refusal is not None:
             raise refusal
@@ -125,7 +127,11 @@ class SqliteJournal:
         self._add(Bury(batch, code, reason))
 
     async def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
-        """Return the next unsealed jobs behind ``after``; see Journal."""
+        """Return the next unsealed jobs behind ``after``; see Journal.
+
+        Not while nothing can be written: what is stored meanwhile waits in memory to be settled.
+        """
+        await self._well.wait()
         return await self._read(self._database.page, after, most_jobs, most_bytes)
 
     async def sealed(self) -> Batch | None:
@@ -164,7 +170,10 @@ class SqliteJournal:
         self._stir, self._urgent = trio.Event(), trio.Event()
         start = trio.current_time()
         try:
-            await self._in_thread(self._write, group.operations)
+            # A group that was taken is seen to its end: a thread cannot be called back, and
+            # cancelled on the way to it the operations would be neither written nor refused.
+            with trio.CancelScope(shield=True):
+                await self._in_thread(self._write, group.operations)
         except sqlite3.Error as error:
             group.error, group.successor = error, self._group
             # Requests are refused; what the pipeline wants written must be, in the end.
@@ -190,14 +199,15 @@ class SqliteJournal:
                 case Append(receipt, earlier=None):
                     self._ledger.accept(receipt.payloads)
                     self._window.offer(operation.jobs)
-                case Revive(jobs):
+                case Revive(jobs) if jobs:
                     self._ledger.revive(jobs)
                     self._window.offer(jobs)
+                    # They come a few at a time, so that memory does not hold all of them.
+                    self._add(Revive())
 
     async def _do_chores(self) -> None:
         """Look after the file, off the hot path."""
         seen = -1
-        expire_in = 0
         while True:
             await trio.sleep(_BETWEEN_CHORES)
             if self._in_trouble:
@@ -206,10 +216,8 @@ class SqliteJournal:
             if changes != seen:
                 seen = changes
                 self._add(Revive())
-            if expire_in == 0:
-                expire_in = _CHORES_BETWEEN_EXPIRIES
-                self._add(Expire())
-            expire_in -= 1
+            # Costs no fsync when none is due.
+            self._add(Expire())
             while not self._urgent.is_set() and await self._read(self._database.give_back):
                 await trio.lowlevel.checkpoint()
 
@@ -226,9 +234,13 @@ class SqliteJournal:
         code = getattr(error, "sqlite_errorname", type(error).__name__)
         if self._health.report("journal", code, str(error)):
             log.error("journal_unavailable", code=code, reason=str(error))
+            self._well = trio.Event()
+        # Where a read failed the committer may be asleep: only a commit shows that it is over.
+        self._stir.set()
 
     def _say_well(self) -> None:
         trouble = self._health.clear("journal")
+        self._well.set()
         if trouble is not None:
             log.info("journal_available")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -58,9 +58,9 @@ async def open_journal(
         yield Opened(MemoryJournal(channel, window, ledger), window, Layouts([(0, layout)]))
         return
     with _locked(settings.state_dir):
-        database = await trio.to_thread.run_sync(_open_database, settings.state_dir / FILE)
+        path = settings.state_dir / FILE
+        database, layouts = await trio.to_thread.run_sync(_open_database, path, layout)
         try:
-            layouts = Layouts(database.layouts(layout))
             ledger.found = database.totals.payloads
             metrics.journal_jobs.set_function(lambda: database.totals.jobs)
             metrics.journal_bytes.set_function(lambda: database.totals.bytes)
@@ -74,9 +74,14 @@ async def open_journal(
             database.close()
 
 
-def _open_database(path: Path) -> Database:
+def _open_database(path: Path, layout: Layout) -> tuple[Database, Layouts]:
     try:
-        return Database(path)
+        database = Database(path)
+        try:
+            return database, Layouts(database.layouts(layout))
+        except BaseException:
+            database.close()
+            raise
     except (OSError, sqlite3.Error) as error:
         raise StartError(f"cannot open the journal {path}: {error}") from None
 
@@ -98,8 +103,10 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"STATE_DIR {folder} is in use by another payloadd (process {owner});"
                 " each process needs one of its own"
             ) from None
-        os.ftruncate(file, 0)
-        os.pwrite(file, str(os.getpid()).encode(), 0)
+        # No more than a help for whoever is refused: on a full disk it is left out.
+        with suppress(OSError):
+            os.ftruncate(file, 0)
+            os.pwrite(file, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(file)

@@ -63,14 +63,14 @@ class Bury:
 
 @dataclass(slots=True)
 class Revive:
-    """Take in the dead letters that an operator wants tried again; the commit fills in ``jobs``."""
+    """Take in a dead letter that an operator wants tried again; the commit fills in ``jobs``."""
 
     jobs: list[Job] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """Forget Idempotency-Keys past their time, some thousands at once."""
+    """Forget Idempotency-Keys past their time, 5,000 at most."""
 
 
 Operation = Append | Seal | Settle | Bury | Revive | Expire

@@ -20,7 +20,7 @@ _QUOTA: Final = 500
 _COST_TRANSIENT: Final = 14
 _COST_THROTTLED: Final = 5
 
-_FIRST_PAUSE: Final = 1.0
+FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 15.0
 
 
@@ -39,7 +39,7 @@ def pause(round_: int, fraction: float) -> float:
     Half of it is jitter: workers that failed together do not come back together, and none
     comes back at once.
     """
-    return min(_LONGEST_PAUSE, _FIRST_PAUSE * _doubled(round_)) * (0.5 + 0.5 * fraction)
+    return min(_LONGEST_PAUSE, FIRST_PAUSE * _doubled(round_)) * (0.5 + 0.5 * fraction)
 
 
 def _doubled(times: int) -> float:

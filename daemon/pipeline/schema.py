@@ -26,28 +26,28 @@ MIGRATIONS: Final = (
     """
     CREATE TABLE jobs (
         seq INTEGER PRIMARY KEY, id BLOB NOT NULL, payloads INTEGER NOT NULL, lines BLOB NOT NULL
-    ) STRICT;
+    );
     CREATE TABLE batches (
         first INTEGER PRIMARY KEY, last INTEGER NOT NULL, key TEXT NOT NULL,
         compression TEXT NOT NULL
-    ) STRICT;
+    );
     CREATE TABLE layouts (
         first INTEGER PRIMARY KEY, template TEXT NOT NULL, host TEXT NOT NULL,
         compression TEXT NOT NULL, alone INTEGER NOT NULL
-    ) STRICT;
+    );
     CREATE TABLE answers (
         key BLOB PRIMARY KEY, id BLOB NOT NULL, payloads INTEGER NOT NULL, expires INTEGER NOT NULL
-    ) STRICT, WITHOUT ROWID;
+    ) WITHOUT ROWID;
     CREATE INDEX answers_expires ON answers (expires);
     CREATE TABLE dead (
         id TEXT PRIMARY KEY, at INTEGER NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL,
         key TEXT NOT NULL, payloads INTEGER NOT NULL, lines BLOB NOT NULL,
         retry INTEGER NOT NULL DEFAULT 0
-    ) STRICT;
+    );
     CREATE TABLE totals (
         next INTEGER NOT NULL, jobs INTEGER NOT NULL, payloads INTEGER NOT NULL,
         bytes INTEGER NOT NULL
-    ) STRICT;
+    );
     INSERT INTO totals VALUES (1, 0, 0, 0);
     """,
 )

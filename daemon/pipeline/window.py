@@ -38,7 +38,7 @@ class Window:
         """Show jobs that were just committed, or leave them to ``refill``."""
         if not jobs or self._closed:
             return
-        caught_up = self._shown == self._newest
+        caught_up = self._shown >= self._newest
         self._newest = jobs[-1].seq
         if caught_up and self._channel.has_room(len(jobs), sum(len(job.lines) for job in jobs)):
             self._show(jobs)
@@ -56,7 +56,7 @@ class Window:
         """Bring what the channel had no room for; returns when all is shown and finished."""
         task_status.started()
         while True:
-            if self._shown != self._newest:
+            if self._shown < self._newest:
                 await self._bring_a_page(journal)
             elif self._finishing:
                 self._closed = True

@@ -17,7 +17,7 @@ import trio
 from daemon.errors import InvalidObjectError, Outcome, StoreError, TransientStoreError
 from daemon.logs import get_logger
 from daemon.pipeline.job import Batch
-from daemon.pipeline.retry import MAX_ATTEMPTS, RetryBudget, backoff, pause
+from daemon.pipeline.retry import FIRST_PAUSE, MAX_ATTEMPTS, RetryBudget, backoff, pause
 from daemon.storage.encoding import encode
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Worker:
         self._upload_timeout = upload_timeout
         self._budget = RetryBudget()
         self._calm_after = 0.0
+        self._mended = trio.Event()
         self._outcomes = {
             outcome: metrics.uploads.labels(outcome=outcome.value) for outcome in Outcome
         }
@@ -86,10 +87,21 @@ class Worker:
                 return
             except StoreError as error:
                 self._report(batch.key, error)
-                await trio.sleep(pause(round_, _random()))
+                await self._wait(pause(round_, _random()))
             else:
                 self._settle(batch, body)
                 return
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait between two rounds; an uploaded object elsewhere ends it early.
+
+        Not before FIRST_PAUSE: a batch that fails alone must not be tried again with every
+        success of another.
+        """
+        await trio.sleep(min(seconds, FIRST_PAUSE))
+        if seconds > FIRST_PAUSE and "store" in self._health.troubles:
+            with trio.move_on_after(seconds - FIRST_PAUSE):
+                await self._mended.wait()
 
     async def _put(self, key: str, body: Encoded) -> None:
         """Make one round of attempts; raises the StoreError of the last one."""
@@ -145,6 +157,8 @@ class Worker:
         self._metrics.object_bytes.observe(len(body.data))
         trouble = self._health.clear("store")
         if trouble is not None:
+            self._mended.set()
+            self._mended = trio.Event()
             log.info("store_available", waited=round(time.time() - trouble.since, 1))
 
     def _report(self, key: str, error: StoreError) -> None:

@@ -39,6 +39,6 @@ def encode(lines: bytes, compression: Compression) -> Encoded:
             return Encoded(lines, None)
         case "gzip":
             return Encoded(gzip.compress(lines, _GZIP_LEVEL, mtime=0), "gzip")
-        case "zstd":
+        case _:
             # A compressor is not safe to share between threads, and cheap to build.
             return Encoded(zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(lines), "zstd")

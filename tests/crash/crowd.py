@@ -142,7 +142,9 @@ class Crowd:
             await self._moved.wait()
         return self._port
 
-    async def _post(self, payloads: Sequence[bytes], headers: list[tuple[str, str]]) -> Answer | None:
+    async def _post(
+        self, payloads: Sequence[bytes], headers: list[tuple[str, str]]
+    ) -> Answer | None:
         """Return status and body of the answer; None if none came."""
         answer = None
         self.under_way += 1

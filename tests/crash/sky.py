@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from tests.crash.plan import Weather
     from tests.crash.proxy import Proxy
-    from tests.support.s3 import S3Server, SeaweedProcess
+    from tests.support.s3 import S3Server
+    from tests.support.weed import SeaweedProcess
 
 
 class Sky:

@@ -315,6 +315,7 @@ async def test_draining() -> None:
             assert await idle.rest() == b""
             answer = await half.answer()
             assert (answer.status, answer.headers["connection"]) == (503, "close")
+            assert answer.document["code"] == "DRAINING"
             await half.stream.aclose()
         with pytest.raises(OSError, match="all attempts to connect"):
             await trio.open_tcp_stream("127.0.0.1", port)

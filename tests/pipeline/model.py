@@ -60,11 +60,11 @@ class Model:
                 self.forget(batch)
                 self.dead[batch.id] = (batch.lines, batch.payloads)
             case Revive():
-                parts = [Part(id_, *dead) for id_, dead in self.dead.items() if id_ in self.wanted]
-                for part in parts:
-                    del self.dead[part.id]
-                self.wanted.clear()
-                return self.take_in(parts)
+                if not self.wanted:
+                    return []
+                first = min(self.wanted)
+                self.wanted.remove(first)
+                return self.take_in([Part(first, *self.dead.pop(first))])
             case Expire():
                 self.answers = {key: one for key, one in self.answers.items() if one.expires > now}
         return []

@@ -88,6 +88,10 @@ class Posts:
             for _ in range(clients):
                 nursery.start_soon(self._client, http, todo)
 
+    def told(self) -> str:
+        """Return every answer with its number, and what each kind of refusal said, once."""
+        return f"{dict(self.answers)} {sorted({answer.text for answer in self.refusals})}"
+
     async def wait_until_acknowledged(self, payloads: int, within: float = 60.0) -> None:
         """Wait until so many payloads have been answered with a 202."""
         with trio.fail_after(within):

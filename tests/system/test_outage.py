@@ -127,9 +127,9 @@ async def test_a_full_queue_holds_its_memory(tmp_path: Path) -> None:
         running_daemon(tmp_path, {**store.environ, **SMALL}) as daemon,
     ):
         posts = Posts(daemon.url)
-        await posts.run(_big_collections(200, 0), 16)
+        await posts.run(_big_collections(100, 0), 16)
         full = daemon.peak_rss()
-        await posts.run(_big_collections(1_000, 200), 16)
+        await posts.run(_big_collections(400, 100), 16)
         assert set(posts.answers) == {"202", "503 QUEUE_FULL"}
         assert daemon.peak_rss() - full < 8 * 2**20
         await store.end()
