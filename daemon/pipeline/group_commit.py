@@ -234,6 +234,7 @@ class SqliteJournal:
         code = getattr(error, "sqlite_errorname", type(error).__name__)
         if self._health.report("journal", code, str(error)):
             log.error("journal_unavailable", code=code, reason=str(error))
+        if self._well.is_set():  # who waits already, waits for the end of all troubles
             self._well = trio.Event()
         # Where a read failed the committer may be asleep: only a commit shows that it is over.
         self._stir.set()

@@ -82,7 +82,7 @@ def _open_database(path: Path, layout: Layout) -> tuple[Database, Layouts]:
         except BaseException:
             database.close()
             raise
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, StartError) as error:
         raise StartError(f"cannot open the journal {path}: {error}") from None
 
 

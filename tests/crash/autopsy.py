@@ -82,7 +82,8 @@ def _assert_consistent(journal: sqlite3.Connection) -> None:
     """Check what SQLite cannot know: the totals are right, and sealed batches are whole."""
     (counted,) = journal.execute(
         "SELECT count(*), coalesce(sum(payloads), 0),"
-        f" coalesce(sum(length(lines)), 0) + {ROW_BYTES} * count(*) FROM jobs"
+        " coalesce(sum(length(lines)), 0) + ? * count(*) FROM jobs",
+        (ROW_BYTES,),
     )
     (told,) = journal.execute("SELECT jobs, payloads, bytes FROM totals")
     assert told == counted, f"totals say {told}, the tables {counted}"

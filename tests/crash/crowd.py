@@ -11,6 +11,7 @@ import itertools
 import json
 import uuid
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import h11
@@ -32,9 +33,8 @@ _PACE: Final = 0.04
 """Seconds that a client rests between two requests, at most: the machine is not the subject."""
 _PATIENCE: Final = 30.0
 _ACCEPTED: Final = 202
-_REFUSALS: Final = frozenset(
-    {(503, "QUEUE_FULL"), (503, "JOURNAL_FULL"), (503, "DRAINING"), (408, "TIMEOUT")}
-)
+_UNAVAILABLE: Final = 503
+_REFUSALS: Final = frozenset({"JOURNAL_FULL", "DRAINING"})
 
 
 class Crowd:
@@ -128,12 +128,12 @@ class Crowd:
                 await trio.sleep(rng.uniform(0.02, 0.1))
 
     def _accepted(self, answer: Answer, payloads: Sequence[bytes]) -> str | None:
-        """Return the id of a 202, None for a proper refusal; all else is held against the daemon."""
+        """Return the id of a 202, None for a proper refusal; all else is a contradiction."""
         status, body = answer
         told = json.loads(body)
         if status == _ACCEPTED and told["accepted"] == len(payloads):
             return str(told["id"])
-        if (status, told.get("code")) not in _REFUSALS:
+        if status != _UNAVAILABLE or told["code"] not in _REFUSALS:
             self._promises.contradictions.append(f"answered with {status} {body!r}")
         return None
 
@@ -149,10 +149,8 @@ class Crowd:
         answer = None
         self.under_way += 1
         with trio.move_on_after(_PATIENCE):
-            try:
+            with suppress(*GONE):
                 answer = await _ask(await self._port_of_daemon(), body_of(payloads), headers)
-            except GONE:
-                pass
         self.under_way -= 1
         self.answers[_name(answer)] += 1
         self._answered.set()
@@ -172,7 +170,7 @@ async def _ask(port: int, body: bytes, headers: list[tuple[str, str]]) -> Answer
     try:
         return await _exchange(wire, port, body, headers)
     finally:
-        await wire.close()
+        wire.close()
 
 
 async def _exchange(

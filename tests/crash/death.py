@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _WITHIN: Final = 10.0
 """Seconds in which the moment has to come; without it the daemon is killed all the same."""
 _GLANCE: Final = 0.0002
+YOUNG: Final[frozenset[Death]] = frozenset({"while starting", "put again, not settled"})
+"""Before it listens: nobody can post to it, what it does is replay."""
 _WAL_INDEX_HEADER: Final = 48
 
 
@@ -42,21 +44,18 @@ class Scene:
 
 
 async def die_young(death: Death, scene: Scene) -> Trap | None:
-    """Kill a daemon that is starting, where that is the plan; what was seen of its PUT."""
+    """Kill a daemon that is starting; returns what was seen of its PUT, None for no PUT."""
     if death == "put again, not settled":
         return await _at_a_put(scene, Moment.STORED)
-    if death == "while starting":
-        await trio.sleep(scene.rng.uniform(0.3, 1.2))
-        scene.kill()
+    await trio.sleep(scene.rng.uniform(0.3, 1.2))
+    scene.kill()
     return None
 
 
 async def die(death: Death, scene: Scene) -> Trap | None:
-    """End a daemon that is at work: it was sent its last signal; what was seen of its PUT."""
+    """Kill or end a daemon that is at work; returns what was seen of its PUT, None for no PUT."""
     await scene.crowd.wait_for_acknowledgements(scene.rng.randrange(10, 60))
     match death:
-        case "while starting" | "put again, not settled":
-            return None
         case "sealed, not put":
             return await _at_a_put(scene, Moment.SEEN)
         case "put, not settled":
@@ -73,6 +72,8 @@ async def die(death: Death, scene: Scene) -> Trap | None:
                 return None
             await scene.daemon.wait_for_event("draining")
             await trio.sleep(scene.rng.uniform(0.0, 0.3))
+        case "while starting" | "put again, not settled":
+            raise AssertionError("too late for that")
         case _:
             assert_never(death)
     scene.kill()

@@ -87,7 +87,7 @@ class Proxy:
         except GONE:
             return  # the daemon was killed, or the server: what this is about
         finally:
-            await wire.close()
+            wire.close()
 
     async def _pass_one_on(self, wire: Wire) -> bool:
         """Pass one request on and its answer back; returns whether the connection may go on."""
@@ -127,7 +127,7 @@ class Proxy:
                 raise trio.BrokenResourceError("the server hung up")
             return answer.status_code, await upstream.body()
         finally:
-            await upstream.close()
+            upstream.close()
 
 
 @asynccontextmanager

@@ -115,11 +115,16 @@ async def test_a_broken_daemon_is_caught(
     assert await _crash_and_recover(tmp_path / "broken", case, prelude + rule_out) == caught
 
 
-async def _crash_and_recover(folder: Path, case: Case, script: str) -> list[str]:
-    """Have it crash in ``case``, and a sound daemon recover; returns the promises broken."""
+def _write(folder: Path, script: str) -> Path:
     folder.mkdir()
     daemon_script = folder / "daemon_script.py"
     daemon_script.write_text(script + _RUN)
+    return daemon_script
+
+
+async def _crash_and_recover(folder: Path, case: Case, script: str) -> list[str]:
+    """Have it crash in ``case``, and a sound daemon recover; returns the promises broken."""
+    daemon_script = _write(folder, script)
     promises = Promises()
     async with moody_store() as store:
         env = {**store.environ, "BATCH_MAX_PAYLOADS": "10", "UPLOAD_TIMEOUT": "5s"}

@@ -1,4 +1,4 @@
-"""The checker of the torture can fail: by bookkeeping, and by daemons that are broken on purpose."""
+"""The checker of the torture can fail: what it finds in which bucket."""
 
 from __future__ import annotations
 

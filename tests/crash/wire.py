@@ -70,9 +70,9 @@ class Wire:
             except OSError:
                 return False
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close the connection without ceremony."""
-        await trio.aclose_forcefully(self._stream)
+        self._stream.socket.close()
 
     async def _send(self, events: Sequence[h11.Event], body: bytes) -> None:
         pieces = [*events, h11.Data(data=body), h11.EndOfMessage()]
