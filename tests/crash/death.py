@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from tests.crash.crowd import Crowd
     from tests.crash.plan import Death
-    from tests.crash.proxy import Proxy, Trap
+    from tests.crash.proxy import Proxy
     from tests.support.daemon import Daemon
 
-_WITHIN: Final = 10.0
+_WITHIN: Final = 20.0
 """Seconds in which the moment has to come; without it the daemon is killed all the same."""
 _GLANCE: Final = 0.0002
 YOUNG: Final[frozenset[Death]] = frozenset({"while starting", "put again, not settled"})
@@ -43,17 +43,25 @@ class Scene:
         self.daemon.process.kill()
 
 
-async def die_young(death: Death, scene: Scene) -> Trap | None:
-    """Kill a daemon that is starting; returns what was seen of its PUT, None for no PUT."""
+@dataclass(frozen=True)
+class Met:
+    """How it went: whether the moment came in time, and the key, if it was a PUT's."""
+
+    came: bool = True
+    key: str = ""
+
+
+async def die_young(death: Death, scene: Scene) -> Met:
+    """Kill a daemon that is starting."""
     if death == "put again, not settled":
         return await _at_a_put(scene, Moment.STORED)
     await trio.sleep(scene.rng.uniform(0.3, 1.2))
     scene.kill()
-    return None
+    return Met()
 
 
-async def die(death: Death, scene: Scene) -> Trap | None:
-    """Kill or end a daemon that is at work; returns what was seen of its PUT, None for no PUT."""
+async def die(death: Death, scene: Scene) -> Met:
+    """Kill a daemon that is at work, or send it SIGTERM."""
     await scene.crowd.wait_for_acknowledgements(scene.rng.randrange(10, 60))
     match death:
         case "sealed, not put":
@@ -61,15 +69,16 @@ async def die(death: Death, scene: Scene) -> Trap | None:
         case "put, not settled":
             return await _at_a_put(scene, Moment.STORED)
         case "commit begun":
-            await _at_a_change(scene, _last_write)
+            return await _at_a_change(scene, _last_write)
         case "committed, not answered":
-            await _at_a_change(scene, _last_commit)
+            return await _at_a_change(scene, _last_commit)
         case "at a random moment":
             await trio.sleep(scene.rng.uniform(0.0, 1.5))
-        case "SIGTERM" | "while draining":
+        case "SIGTERM":
             scene.daemon.signal(signal.SIGTERM)
-            if death == "SIGTERM":
-                return None
+            return Met()
+        case "while draining":
+            scene.daemon.signal(signal.SIGTERM)
             await scene.daemon.wait_for_event("draining")
             await trio.sleep(scene.rng.uniform(0.0, 0.3))
         case "while starting" | "put again, not settled":
@@ -77,27 +86,29 @@ async def die(death: Death, scene: Scene) -> Trap | None:
         case _:
             assert_never(death)
     scene.kill()
-    return None
+    return Met()
 
 
-async def _at_a_put(scene: Scene, moment: Moment) -> Trap:
+async def _at_a_put(scene: Scene, moment: Moment) -> Met:
     """Kill it, from inside the proxy, at the moment of its next PUT."""
     trap = scene.proxy.arm(moment, scene.kill)
     with trio.move_on_after(_WITHIN):
         await trap.sprung.wait()
     scene.proxy.disarm()
     scene.kill()
-    return trap
+    return Met(trap.sprung.is_set(), trap.key)
 
 
-async def _at_a_change(scene: Scene, glance: Callable[[Path], object]) -> None:
-    """Return when ``glance`` sees something new while requests are under way."""
+async def _at_a_change(scene: Scene, glance: Callable[[Path], object]) -> Met:
+    """Kill it when ``glance`` sees something new while requests are under way."""
     before = glance(scene.state)
-    with trio.move_on_after(_WITHIN):
+    with trio.move_on_after(_WITHIN) as waiting:
         # Its files can only be asked.
         while (now := glance(scene.state)) == before or not scene.crowd.under_way:
             before = now
             await trio.sleep(_GLANCE)
+    scene.kill()
+    return Met(came=not waiting.cancelled_caught)
 
 
 def _last_write(state: Path) -> object:

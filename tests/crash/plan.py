@@ -68,7 +68,9 @@ _KILLS: Final[tuple[Death, ...]] = (
     "put again, not settled",
     "while draining",
 )
-_WEATHERS: Final[tuple[Weather, ...]] = ("fair", "fair", "fair", "fair", "lie", "lie", "freeze")
+_WEATHERS: Final[tuple[Weather, ...]] = ("fair", "fair", "fair", "lie", "lie", "freeze")
+# Without an answer of S3 these moments do not come.
+_NEED_S3: Final = frozenset({"put, not settled", "put again, not settled"})
 
 
 def long_plan(rng: random.Random) -> list[Life]:
@@ -76,7 +78,7 @@ def long_plan(rng: random.Random) -> list[Life]:
     deaths: list[Death] = [_KILLS[index % len(_KILLS)] for index in range(55)]
     deaths += ["SIGTERM"] * 10
     rng.shuffle(deaths)
-    lives = [Life(rng.choice(_WEATHERS), death) for death in deaths]
-    for index in rng.sample(range(len(lives) - 2), 3):
-        lives[index] = Life("stop", lives[index].death)
+    lives = [Life(rng.choice(_WEATHERS[: 5 if one in _NEED_S3 else 6]), one) for one in deaths]
+    for number in rng.sample([n for n, one in enumerate(deaths) if one not in _NEED_S3], 3):
+        lives[number] = Life("stop", lives[number].death)
     return [*lives, Life("fair", "put, not settled")]

@@ -13,7 +13,7 @@ import zstandard
 
 from tests.crash.autopsy import Remains, examine
 from tests.crash.crowd import Crowd
-from tests.crash.death import YOUNG, Scene, die, die_young
+from tests.crash.death import YOUNG, Met, Scene, die, die_young
 from tests.crash.promises import Promises
 from tests.crash.proxy import Proxy, s3_proxy
 from tests.crash.sky import Sky, open_sky
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.crash.plan import Life
-    from tests.crash.proxy import Trap
     from tests.support.s3 import S3Server
 
 _CLIENTS: Final = 16
@@ -63,14 +62,17 @@ class Stage:
 
     async def live(self, life: Life, habits: Mapping[str, str], seed: int) -> None:
         """Start a daemon with ``habits``, have it work and die, and look into its journal."""
+        if life.death in YOUNG:
+            await self._sky.turn(life.weather)
+            await self._sky.wait_until_fair()
         async with started(self._folder, self._environ(habits)) as daemon:
             scene = Scene(daemon, self._state, self._proxy, self._crowd, seeded(seed))
             if life.death in YOUNG:
-                trap = await die_young(life.death, scene)
+                met = await die_young(life.death, scene)
             else:
-                trap = await self._work_and_die(life, scene)
+                met = await self._work_and_die(life, scene)
             self._crowd.move(None)
-            await self._bury(life, daemon, trap)
+            await self._bury(life, daemon, met)
 
     async def end(self, habits: Mapping[str, str]) -> None:
         """Let the last daemon finish its work: nothing may be left behind."""
@@ -87,13 +89,13 @@ class Stage:
         remains = await trio.to_thread.run_sync(examine, self._state)
         assert remains.empty, remains
 
-    async def _work_and_die(self, life: Life, scene: Scene) -> Trap | None:
+    async def _work_and_die(self, life: Life, scene: Scene) -> Met:
         await scene.daemon.wait_for_event("listening", START_WITHIN)
         self._crowd.move(scene.daemon.url)
         await self._sky.turn(life.weather)
         return await die(life.death, scene)
 
-    async def _bury(self, life: Life, daemon: Daemon, trap: Trap | None) -> None:
+    async def _bury(self, life: Life, daemon: Daemon, met: Met) -> None:
         status = await daemon.wait()
         assert status in _STATUS.get(life.death, _KILLED), daemon.output.decode()
         loud = [line for line in daemon.log if line["level"] in {"error", "critical"}]
@@ -103,11 +105,10 @@ class Stage:
         if status == 0:
             line = daemon.event("drained")
             assert (line["journaled"], line["lost"]) == (remains.payloads.total(), 0)
-        if trap is not None and trap.key:
-            assert remains.answers_for(trap.key), f"{trap.key} would be put again elsewhere"
-        missed = trap is not None and not trap.key
-        missed |= life.death == "while draining" and status == 0
-        self.tally[f"{life.death} (missed)" if missed else life.death] += 1
+        if met.key:
+            assert remains.answers_for(met.key), f"{met.key} would be put again elsewhere"
+        hit = met.came and (life.death == "SIGTERM" or status != 0)
+        self.tally[life.death if hit else f"{life.death} (missed)"] += 1
 
     def _look_at(self, remains: Remains) -> None:
         """Check what every journal holds, whenever it is looked at."""

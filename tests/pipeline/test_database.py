@@ -90,12 +90,14 @@ class JournalFile(RuleBasedStateMachine):
             jobs += page
         return jobs
 
-    @rule(payloads=_PAYLOADS, key=_KEYS)
-    def ask(self, payloads: list[int], key: bytes | None) -> None:
-        """Stage a request."""
-        parts = [Part(self.new_id(), b"1234567\n" * count, count) for count in payloads]
-        receipt = Receipt(parts[0].id if parts else self.new_id(), sum(payloads))
-        self.staged.append(Append(receipt, parts, key))
+    @rule(requests=st.lists(st.tuples(_PAYLOADS, _KEYS), min_size=1, max_size=4))
+    def ask(self, requests: list[tuple[list[int], bytes | None]]) -> None:
+        """Commit what is staged, with requests behind it: what happens most."""
+        for payloads, key in requests:
+            parts = [Part(self.new_id(), b"1234567\n" * count, count) for count in payloads]
+            receipt = Receipt(parts[0].id if parts else self.new_id(), sum(payloads))
+            self.staged.append(Append(receipt, parts, key))
+        self.commit()
 
     def new_id(self) -> uuid.UUID:
         """Return one that is more than those before."""
@@ -103,25 +105,27 @@ class JournalFile(RuleBasedStateMachine):
         return id_of(self.number)
 
     @precondition(lambda self: self.free)
-    @rule(most=st.integers(1, 4), alone=st.booleans())
-    def fill(self, most: int, alone: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
-        """Give a worker a batch of neighbours."""
-        jobs = [self.free.popleft()]
-        while not alone and len(jobs) < most and self.free:
-            if self.free[0].seq != jobs[-1].seq + 1:
-                break
-            jobs.append(self.free.popleft())
-        batch = Batch(tuple(jobs), f"key-of-{jobs[0].seq}", "none", sealed=not alone)
-        self.hands.append(batch)
-        if batch.sealed:
-            self.staged.append(Seal(batch))
+    @rule(sizes=st.lists(st.integers(0, 4), min_size=1, max_size=3))
+    def fill(self, sizes: list[int]) -> None:
+        """Give workers batches of neighbours; 0 is one job that goes alone."""
+        for most in sizes:
+            if not self.free:
+                return
+            jobs = [self.free.popleft()]
+            while len(jobs) < most and self.free and self.free[0].seq == jobs[-1].seq + 1:
+                jobs.append(self.free.popleft())
+            batch = Batch(tuple(jobs), f"key-of-{jobs[0].seq}", "none", sealed=most > 0)
+            self.hands.append(batch)
+            if batch.sealed:
+                self.staged.append(Seal(batch))
 
     @precondition(lambda self: self.hands)
     @rule(data=st.data(), stored=st.booleans())
     def end(self, data: st.DataObject, stored: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
-        """Say what became of a batch."""
-        batch = self.hands.pop(data.draw(st.integers(0, len(self.hands) - 1)))
-        self.staged.append(Settle(batch) if stored else Bury(batch, "KeyTooLong", "too long"))
+        """Say what became of some batches."""
+        for _ in range(data.draw(st.integers(1, len(self.hands)))):
+            batch = self.hands.pop(data.draw(st.integers(0, len(self.hands) - 1)))
+            self.staged.append(Settle(batch) if stored else Bury(batch, "KeyTooLong", "too long"))
 
     @precondition(lambda self: self.model.dead.keys() > self.model.wanted)
     @rule(data=st.data())
@@ -134,41 +138,26 @@ class JournalFile(RuleBasedStateMachine):
         assert self.database.foreign_changes() != before
         self.model.wanted.add(id_)
 
-    @rule()
-    def revive(self) -> None:
-        """Stage the return of what was marked."""
-        self.staged.append(Revive())
-
-    @rule()
-    def expire(self) -> None:
-        """Stage the forgetting of old keys."""
-        self.staged.append(Expire())
-
     @rule(seconds=st.sampled_from([1.0, KEEP_ANSWERS / 2, float(KEEP_ANSWERS)]))
-    def wait(self, seconds: float) -> None:
-        """Let time pass."""
+    def do_chores(self, seconds: float) -> None:
+        """Let time pass, then stage the return of what was marked and the end of old keys."""
         self.now += seconds
+        self.staged += [Revive(), Expire(), Revive()]
 
-    @rule()
     def commit(self) -> None:
-        """Commit what is staged."""
-        for operation in self.committed():
-            if isinstance(operation, Append | Revive):
-                self.free += operation.jobs
-
-    def committed(self) -> Iterator[Operation]:
-        """Commit, in file and model; yields each operation."""
+        """Commit what is staged, in file and model."""
         operations, self.staged = self.staged, []
         self.database.commit(operations)
         for operation in operations:
-            known = self.model.answers.get(getattr(operation, "key", None) or b"")
+            key = operation.key if isinstance(operation, Append) else None
+            known = None if key is None else self.model.answers.get(key)
             jobs = self.model.carry_out(operation, self.now)
-            if isinstance(operation, Append | Revive):
-                assert contents(operation.jobs) == contents(jobs)
             if isinstance(operation, Append):
                 earlier = known if known is not None and known.expires > self.now else None
                 assert operation.earlier == (earlier and earlier.receipt)
-            yield operation
+            if isinstance(operation, Append | Revive):
+                assert contents(operation.jobs) == contents(jobs)
+                self.free += operation.jobs
 
     @rule()
     def commit_on_a_full_disk(self) -> None:
@@ -188,13 +177,15 @@ class JournalFile(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         """Stop in peace and start again."""
-        list(self.committed())
+        self.commit()
         self.database.close()
         self.open()
 
-    @rule()
-    def crash(self) -> None:
+    @rule(before=st.booleans())
+    def crash(self, before: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
         """Go on with the bytes that are on the disk, without a goodbye."""
+        if not before:
+            self.commit()
         old = self.path
         self.runs += 1
         for end in ("", "-wal"):
@@ -214,11 +205,13 @@ class JournalFile(RuleBasedStateMachine):
             ).fetchone()
             written = other.execute("SELECT next, jobs, payloads, bytes FROM totals").fetchone()
             dead = other.execute("SELECT id, payloads, length(lines) FROM dead").fetchall()
+            keys = other.execute("SELECT key FROM answers ORDER BY key").fetchall()
         jobs, payloads, size = counted
         assert (totals.jobs, totals.payloads) == (jobs, payloads)
         assert totals.bytes == size + jobs * ROW_BYTES
         assert written == (totals.next, totals.jobs, totals.payloads, totals.bytes)
         assert (totals.next, jobs) == (self.model.next, len(self.model.jobs))
+        assert keys == [(key,) for key in sorted(self.model.answers)]
         assert sorted(dead) == sorted(
             (str(id_), payloads, len(lines)) for id_, (lines, payloads) in self.model.dead.items()
         )
