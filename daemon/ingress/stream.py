@@ -92,6 +92,24 @@ class ClientStream:
         self._closed = True
         self.scope.cancel()
 
+    # --- what the plain lane calls -------------------------------------------------------------
+
+    def put_back(self, data: bytes) -> None:
+        """Put bytes that were read in front of the stream again, for Hypercorn."""
+        self._received = data
+
+    async def send_answer(self, data: bytes, *, closes: bool) -> None:
+        """Send a whole answer; ``closes``: it says that it is the last one."""
+        self._answering = True
+        self._lingers = closes
+        try:
+            with trio.fail_after(self._request_timeout):
+                await self._transport.send_all(data)
+        except (trio.BrokenResourceError, trio.TooSlowError):
+            await self.aclose()
+        if closes:
+            await self.aclose()
+
     # --- what the server calls -----------------------------------------------------------------
 
     def request_begins(self) -> float:
