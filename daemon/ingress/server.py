@@ -52,9 +52,10 @@ async def serve(
     lane: PlainLane | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve ``app``, with a lane for plain requests in front of it, until ``stop`` is set and every request under way has been answered.
+    """Serve ``app`` until ``stop`` is set and every request under way has been answered.
 
-    Then the listeners are closed, idle connections are closed at once, and the others after
+    Plain requests are answered by ``lane``, if there is one, and never reach ``app``. After
+    ``stop`` the listeners are closed, idle connections are closed at once, and the others after
     their answer; what is left REQUEST_TIMEOUT and 5 s later is cut off.
     """
     house = _House(app, settings, max_connections, lane)

@@ -97,5 +97,7 @@ PEERS: Final = {
     peer.name: peer
     for peer in [
         _payloadd("payloadd", {}),
+        _payloadd("payloadd, batched", {"BATCH_MAX_PAYLOADS": "1000"}),
+        _payloadd("payloadd, memory, batched", {"BATCH_MAX_PAYLOADS": "1000", "DURABILITY": "memory"}),
     ]
 }
