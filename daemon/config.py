@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
+LARGEST_OBJECT: Final = 512 * 2**20
+"""Bytes: a dead letter is one row, and SQLite's rows end at 10^9 (https://sqlite.org/limits.html)."""
+
+
 def _setting(default: str | None, parse: Callable[[str], object], doc: str) -> dict[str, Any]:
     """Return what a field has to know: the default as a user writes it, parser, and meaning."""
     return {"default": default, "parse": parse, "doc": doc}
@@ -52,7 +56,7 @@ class Settings:
     )
     max_length: int = field(
         metadata=_setting(
-            "1MiB", size(1, 2**30), "largest request body, before and after decompression"
+            "1MiB", size(1, LARGEST_OBJECT), "largest request body, before and after decompression"
         )
     )
     max_connections: int = field(
@@ -82,7 +86,7 @@ class Settings:
         metadata=_setting("1", whole(1, 1_000_000), "payloads per object")
     )
     batch_max_bytes: int = field(
-        metadata=_setting("8MiB", size(1, 2**32), "uncompressed bytes per object")
+        metadata=_setting("8MiB", size(1, LARGEST_OBJECT), "uncompressed bytes per object")
     )
     batch_linger: float = field(
         metadata=_setting("1s", duration(0, 3600), "longest that a payload waits for its batch")

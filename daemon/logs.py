@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from daemon.config import Settings
 
 # Libraries that say much at debug level, botocore credentials among it: never below warning.
-_QUIET = ("botocore", "urllib3", "httpx", "httpcore", "hpack", "quart.serving")
+_QUIET = ("botocore", "urllib3", "httpx", "httpcore", "h2", "hpack", "quart.serving")
 
 Logger = structlog.stdlib.BoundLogger
 

@@ -8,7 +8,7 @@ import trio
 from msgspec.json import encode
 from quart import Response, request
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from daemon.ingress import body
 from daemon.ingress.door import Door, PostHeaders, accepted
@@ -151,15 +151,15 @@ async def _on_problem(error: Problem) -> Response:
 
 
 async def _on_http_exception(error: HTTPException) -> Response:
-    """Turn what Quart's routing says into ours; no `request` here, it may be a websocket."""
+    """Turn what Quart itself says into ours."""
     if isinstance(error, MethodNotAllowed):
         allowed = ", ".join(sorted(error.valid_methods or ()))
         return await _on_problem(
             Problem("METHOD_NOT_ALLOWED", f"allowed here: {allowed}", {"Allow": allowed})
         )
-    if error.code is not None and error.code != 404 and 400 <= error.code < 500:  # noqa: PLR2004
-        return await _on_problem(Problem("MALFORMED", error.description or error.name))
-    return await _on_problem(Problem("NOT_FOUND", "see the documentation for the paths there are"))
+    if isinstance(error, NotFound):
+        return await _on_problem(Problem("NOT_FOUND", "see the documentation for what there is"))
+    return await _on_problem(Problem("MALFORMED", error.description or error.name))
 
 
 async def _on_bug(error: Exception) -> Response:

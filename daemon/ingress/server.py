@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import sys
+import traceback
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -21,20 +22,33 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
 from daemon.ingress.listen import bound_addresses, close_listener, open_listeners
+from daemon.ingress.problem import Problem
 from daemon.ingress.stream import ClientStream
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hypercorn.typing import AppWrapper
     from quart_trio import QuartTrio
 
     from daemon.config import Settings
-    from daemon.ingress.plain import PlainLane
 
 __all__ = ["bound_addresses", "open_listeners", "serve"]
 
 log = get_logger(__name__)
 
+_PROTOCOL_LIBRARIES: Final = frozenset(
+    {
+        "hypercorn",
+        "h11",
+        "h2",
+        "hpack",
+        "hyperframe",
+        "priority",
+        "wsproto",
+    }
+)
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED}
 _EXHAUSTED_PAUSE: Final = 0.1
 _ACCEPT_PATIENCE: Final = 0.1
@@ -49,16 +63,14 @@ async def serve(
     stop: trio.Event,
     *,
     max_connections: int,
-    lane: PlainLane | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` until ``stop`` is set and every request under way has been answered.
 
-    Plain requests are answered by ``lane``, if there is one, and never reach ``app``. After
-    ``stop`` the listeners are closed, idle connections are closed at once, and the others after
+    Then the listeners are closed, idle connections are closed at once, and the others after
     their answer; what is left REQUEST_TIMEOUT and 5 s later is cut off.
     """
-    house = _House(app, settings, max_connections, lane)
+    house = _House(app, settings, max_connections)
     try:
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
@@ -82,15 +94,12 @@ async def serve(
 class _House:
     """What all connections of one address share."""
 
-    def __init__(
-        self, app: QuartTrio, settings: Settings, max_connections: int, lane: PlainLane | None
-    ) -> None:
+    def __init__(self, app: QuartTrio, settings: Settings, max_connections: int) -> None:
         self._context = WorkerContext(None)
         self._streams: set[ClientStream] = set()
         self._app = _asgi(app)
         self._config = _hypercorn_config()
         self._settings = settings
-        self._lane = lane
         self._slots = trio.Semaphore(max_connections)
 
     async def accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
@@ -114,26 +123,29 @@ class _House:
     async def drain(self) -> None:
         """Have every connection closed once it has no request under way."""
         await self._context.terminated.set()
-        for stream in list(self._streams):
-            await stream.drain()
+        for stream in self._streams:
+            stream.drain()
 
     async def _connection(self, transport: trio.SocketStream) -> None:
-        """Serve one connection; whatever goes wrong in it ends only it."""
+        """Serve one connection."""
         settings = self._settings
         stream = ClientStream(transport, settings.request_timeout, settings.keepalive_timeout)
         self._streams.add(stream)
         try:
-            with stream.scope:
-                if self._lane is None or await self._lane.run(stream):
-                    await self._hypercorn(stream).run()
-        except Exception:
-            log.exception("connection_failed")
+            await self._talk(stream)
+            await stream.finish()
         finally:
+            transport.socket.close()
             self._streams.discard(stream)
-            try:
-                await stream.finish()
-            finally:
-                self._slots.release()
+            self._slots.release()
+
+    async def _talk(self, stream: ClientStream) -> None:
+        """Leave the connection to Hypercorn; whatever goes wrong ends only this connection."""
+        try:
+            with stream.scope:
+                await self._hypercorn(stream).run()
+        except* Exception as group:  # noqa: BLE001 - it is logged
+            _report(group)
 
     def _hypercorn(self, stream: ClientStream) -> TCPServer:
         state = ConnectionState(cast("Any", {"stream": stream}))
@@ -167,13 +179,44 @@ def _asgi(app: QuartTrio) -> AppWrapper:
 
     async def call(scope: Any, receive: Any, send: Any, _spawn: Any, _soon: Any) -> None:  # noqa: ANN401 - ASGI's own types are a union of dicts that nobody tells apart
         stream: ClientStream = scope["state"].pop("stream")
+        if scope["type"] != "http":
+            stream.turn_away(Problem("NOT_FOUND", "there are no websockets here"))
+            return
         scope["state"]["due"] = stream.request_begins()
         try:
             await app(scope, receive, send)
+        except* Exception as group:  # noqa: BLE001 - it is logged, and Hypercorn says 500
+            _report(group)
         finally:
-            await stream.request_ends()
+            stream.request_ends()
 
     return cast("AppWrapper", call)
+
+
+def _report(group: ExceptionGroup[Exception]) -> None:
+    """Log what ended a connection: at debug level where a client's nonsense can do it at will.
+
+    Hypercorn and the libraries below it are not proof against that (data for a stream that
+    was answered early, an answer to a request that broke off). Errors of our handlers do not
+    come here: the app has answered them with a 500.
+    """
+    if _PROTOCOL_LIBRARIES.issuperset(_blamed(group)):
+        log.debug("connection_broken", exc_info=group)
+    else:
+        log.error("connection_failed", exc_info=group)
+
+
+def _blamed(error: Exception, above: str = "daemon") -> Iterator[str]:
+    """Yield which of us and the protocol libraries each exception of a group came out of last."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package == "daemon" or package in _PROTOCOL_LIBRARIES:
+            above = package
+    if isinstance(error, ExceptionGroup):
+        for inner in error.exceptions:
+            yield from _blamed(inner, above)
+    else:
+        yield above
 
 
 def _hypercorn_config() -> Config:

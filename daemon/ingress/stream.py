@@ -54,6 +54,7 @@ class ClientStream:
         self._answering = False
         self._head_since: float | None = None  # first byte of a head that is not complete
         self._lingers = False
+        self._last_word: Problem | None = None
         self._reading = trio.CancelScope()
         self._deadline = trio.current_time() + keepalive_timeout
 
@@ -81,7 +82,7 @@ class ClientStream:
             with trio.fail_after(self._request_timeout):
                 await self._transport.send_all(self._outgoing(data))
         except (trio.BrokenResourceError, trio.TooSlowError) as error:
-            await self.aclose()
+            self._end()
             raise trio.BrokenResourceError("the client has left or does not read") from error
 
     async def send_eof(self) -> None:
@@ -89,8 +90,7 @@ class ClientStream:
 
     async def aclose(self) -> None:
         """End Hypercorn's part of the connection."""
-        self._closed = True
-        self.scope.cancel()
+        self._end()
 
     # --- what the plain lane calls -------------------------------------------------------------
 
@@ -121,23 +121,30 @@ class ClientStream:
         self._wait_until(inf)
         return since + self._request_timeout
 
-    async def request_ends(self) -> None:
+    def request_ends(self) -> None:
         """Take note that the app has answered, or given up."""
         self._requests -= 1
         if self._requests > 0:
             return
         if self._draining:
-            await self.aclose()
+            self._lingers = True  # the answer may have gone out before the drain began
+            self._end()
         elif self._head_since is not None:
             self._wait_until(self._head_since + self._request_timeout)
         else:
             self._wait_until(trio.current_time() + self._keepalive_timeout)
 
-    async def drain(self) -> None:
+    def turn_away(self, problem: Problem) -> None:
+        """End Hypercorn's part; ``finish`` answers with ``problem``, but not in HTTP/2."""
+        self._head_since = None
+        self._last_word = None if self._http2 else problem
+        self._end()
+
+    def drain(self) -> None:
         """Close as soon as there is no request under way."""
         self._draining = True
         if self._requests == 0:
-            await self.aclose()
+            self._end()
 
     async def finish(self) -> None:
         """Say what is left to say, let the client read it, close. Takes 2 s at most.
@@ -147,18 +154,28 @@ class ClientStream:
         """
         try:
             with trio.move_on_after(_LINGER_SECONDS):
-                if self._head_since is not None and not self._lingers:
-                    answer = Problem("TIMEOUT", "the request's head was not complete in time")
-                    await self._transport.send_all(answer.raw())
+                if self._head_since is not None:
+                    self._last_word = self._cut_off()
+                if self._last_word is not None and not self._lingers:
+                    await self._transport.send_all(self._last_word.raw())
                     self._lingers = True
-                if self._lingers:
+                if self._lingers or self._http2:
                     await self._linger()
         except trio.BrokenResourceError:
             pass  # the client is gone
-        finally:
-            self.socket.close()
+        self.socket.close()
 
     # -------------------------------------------------------------------------------------------
+
+    def _cut_off(self) -> Problem:
+        """Return what to tell a client whose request had begun and was not answered."""
+        if self._draining:
+            return Problem("DRAINING", "the daemon is shutting down", {"Retry-After": "5"})
+        return Problem("TIMEOUT", "the request's head was not complete in time")
+
+    def _end(self) -> None:
+        self._closed = True
+        self.scope.cancel()
 
     def _heard(self, data: bytes) -> None:
         """Take note of the first byte after an answer."""

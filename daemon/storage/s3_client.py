@@ -51,6 +51,28 @@ class SignatureAuth(httpx.Auth):
         yield request
 
 
+class Body(httpx.AsyncByteStream):
+    """Bytes to be sent, in one piece.
+
+    httpx's own are async generators; one that a broken or cancelled write leaves behind is
+    finished by the garbage collector, which trio rightly complains about.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._left: list[bytes] = []
+
+    def __aiter__(self) -> Body:
+        self._left = [self._data]
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
+
+
 @dataclass(frozen=True, slots=True)
 class S3Request:
     """What is asked; ``headers`` in lower case, with ``x-amz-content-sha256``."""
@@ -95,6 +117,7 @@ class S3Client:
             # httpx would take `.` and `..` out of a path, and S3 keys may have them.
             extensions={"target": place.target(asked.key).encode("ascii")},
         )
+        request.stream = Body(asked.body)
         try:
             with trio.fail_after(self._timeout):
                 response = await self._http.send(request, auth=SignatureAuth(signer), stream=True)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import gzip
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 import zstandard
+from werkzeug.exceptions import BadRequest
 
 from daemon.errors import RefusedError, TooLargeError
 from tests.ingress.rig import COLLECTION, ID, post, running
 
 if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
     import httpx
 
     from tests.ingress.rig import Answer
 
 JSON = {"Content-Type": "application/json"}
+UPGRADE = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
 
 
 def check_problem(answer: httpx.Response | Answer, status: int, code: str) -> None:
@@ -72,7 +76,7 @@ async def test_what_is_wrong_with_a_body(
     headers: dict[str, str], body: bytes, status: int, code: str
 ) -> None:
     """A client could not tell what to mend, or that it has to."""
-    async with running(MAX_LENGTH="60000" if len(body) > 9999 else "1000") as rig:  # noqa: PLR2004
+    async with running(MAX_LENGTH="60000" if len(body) > 9999 else "1000") as rig:
         async with rig.client() as client:
             answer = await client.post("/v1/payloads", headers=headers, content=body)
             check_problem(answer, status, code)
@@ -143,7 +147,7 @@ async def test_refused_by_the_pipeline() -> None:
 
 @pytest.mark.parametrize("fault", [KeyError("bug"), ExceptionGroup("", [KeyError("bug")])])
 async def test_a_bug_is_a_500_and_logged(
-    fault: Exception, capsys: pytest.CaptureFixture[str]
+    fault: Exception, log_lines: list[MutableMapping[str, Any]]
 ) -> None:
     """A bug would be silent, or take the connection or the daemon with it."""
     async with running() as rig, rig.client() as client:
@@ -154,7 +158,7 @@ async def test_a_bug_is_a_500_and_logged(
         rig.intake.fault = None
         answer = await client.post("/v1/payloads", headers=JSON, content=COLLECTION)
         assert answer.status_code == 202
-    assert "request_failed" in capsys.readouterr().out
+    assert [line["event"] for line in log_lines] == ["request_failed"]
 
 
 @pytest.mark.parametrize(
@@ -168,9 +172,8 @@ async def test_a_bug_is_a_500_and_logged(
         b"GET / HTTP/1.1\r\nHost: a b:99999\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: \xff\xfe\r\nCookie: \xff=;=\r\n\r\n",
         b"GET / HTTP/1.0\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        UPGRADE + b"Sec-WebSocket-Key: eA==\r\nSec-WebSocket-Version: 13\r\n\r\n\x81\x05hello",
+        UPGRADE + b"\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Basic \xff\r\nRange: x\r\nDate: x\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n",
     ],
@@ -217,3 +220,22 @@ async def test_several_content_types_are_none() -> None:
         kind = "Content-Type: application/json"
         await wire.send(post(COLLECTION, kind, "Content-Type: text/plain"))
         check_problem(await wire.answer(), 415, "UNSUPPORTED_TYPE")
+
+
+async def test_what_quart_itself_finds_wrong() -> None:
+    """An error of the framework would be answered with a page of HTML."""
+    async with running() as rig, rig.client() as client:
+        rig.intake.fault = BadRequest("odd")
+        answer = await client.post("/v1/payloads", headers=JSON, content=COLLECTION)
+        check_problem(answer, 400, "MALFORMED")
+
+
+async def test_draining_is_said_before_the_body_is_read() -> None:
+    """A client would upload all of its body to hear that it was for nothing."""
+    async with running() as rig, rig.wire() as wire:
+        rig.health.phase = "draining"
+        rig.intake.says = RefusedError("DRAINING", "going", 5)
+        await wire.send(post()[:-5])
+        answer = await wire.answer()
+        check_problem(answer, 503, "DRAINING")
+        assert (answer.headers["retry-after"], answer.headers["connection"]) == ("5", "close")

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import errno
-import logging
+import random
 import tracemalloc
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import h2.config
 import h2.connection
 import h2.events
 import pytest
 import trio
+import trio.testing
+from quart_trio import QuartTrio
 
 from daemon.ingress import server
+from daemon.ingress.stream import ClientStream
 from tests.ingress.rig import COLLECTION, ID, Wire, post, running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import MutableMapping
 
     from tests.ingress.rig import Rig
 
 MIB = 2**20
 HEAD = b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture(autouse=True)
-async def quiet(
-    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> AsyncIterator[None]:
-    """Whatever a client does: nothing louder than debug is logged, nothing printed."""
-    caplog.set_level(logging.DEBUG)
-    yield
-    assert [r.message for r in caplog.records if r.levelno > logging.DEBUG] == []
-    assert capsys.readouterr() == ("", "")
 
 
 # --- one connection, several requests ----------------------------------------------------------
@@ -71,7 +64,7 @@ async def test_a_request_in_single_bytes() -> None:
 
 
 async def test_expect_100_continue() -> None:
-    """curl would wait a second before each large body."""
+    """A client like curl would wait a second before each large body."""
     async with running() as rig, rig.wire() as wire:
         await wire.send(HEAD, b"Content-Length: 22\r\nExpect: 100-continue\r\n\r\n")
         assert (await wire.answer()).status == 100
@@ -167,13 +160,21 @@ async def test_an_idle_connection_is_closed(said: bytes) -> None:
 
 async def test_a_client_that_never_reads() -> None:
     """It would hold a slot, and the drain, until it goes."""
-    async with running(REQUEST_TIMEOUT="300ms", max_connections=1) as rig, rig.wire() as wire:
-        request = b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
-        with pytest.raises(trio.BrokenResourceError), trio.fail_after(10):
-            while True:
-                await wire.send(request)
-        async with rig.client() as client:
-            assert (await client.get("/healthz")).status_code == 200
+    async with running(REQUEST_TIMEOUT="300ms", max_connections=1) as rig:
+        with trio.socket.socket() as sock:
+            # A small window fills soon.
+            sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
+            await sock.connect(rig.listeners[0].socket.getsockname())
+            with pytest.raises(OSError, match=r"reset|pipe"), trio.fail_after(10):
+                await send_for_ever(sock)
+            async with rig.client() as client:
+                assert (await client.get("/healthz")).status_code == 200
+
+
+async def send_for_ever(sock: trio.socket.SocketType) -> None:
+    """Send requests and read no answer."""
+    while True:
+        await sock.send(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
 
 
 # --- clients that leave ------------------------------------------------------------------------
@@ -251,19 +252,21 @@ async def test_a_404_with_a_body_on_its_way_closes() -> None:
 
 async def test_connections_beyond_the_cap_wait() -> None:
     """A flood of connections would take all memory; or be refused instead of served later."""
-    async with running(max_connections=2) as rig:
-        async with rig.wire() as first, rig.wire() as second, rig.wire() as third:
-            for wire in (first, second):
-                await wire.send(post())
-                assert (await wire.answer()).status == 202
-            await third.send(post())
-            with trio.move_on_after(0.3) as waited:
-                await third.answer()
-            assert waited.cancelled_caught
-            assert len(rig.intake.taken) == 2
-            await first.stream.aclose()
-            with trio.fail_after(5):
-                assert (await third.answer()).status == 202
+    async with (
+        running(max_connections=2) as rig,
+        rig.wire() as first,
+        rig.wire() as second,
+        rig.wire() as third,
+    ):
+        for wire in (first, second):
+            await wire.send(post())
+            assert (await wire.answer()).status == 202
+        await third.send(post())
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert len(rig.intake.taken) == 2
+        await first.stream.aclose()
+        with trio.fail_after(5):
+            assert (await third.answer()).status == 202
 
 
 async def test_no_listener_holds_the_last_slot() -> None:
@@ -311,7 +314,7 @@ async def test_draining() -> None:
             nursery.start_soon(drained_while_busy, rig, busy, b"")
             assert await idle.rest() == b""
             answer = await half.answer()
-            assert (answer.status, answer.headers["connection"]) == (408, "close")
+            assert (answer.status, answer.headers["connection"]) == (503, "close")
             await half.stream.aclose()
         with pytest.raises(OSError, match="all attempts to connect"):
             await trio.open_tcp_stream("127.0.0.1", port)
@@ -353,12 +356,16 @@ class Http2:
         head = [(":method", "POST"), (":path", "/v1/payloads"), (":scheme", "http")]
         head += [(":authority", "here"), ("content-type", "application/json")]
         self.connection.send_headers(stream, head)
-        self.connection.send_data(stream, body, end_stream=True)
+        for start in range(0, len(body), 16384):
+            self.connection.send_data(stream, body[start : start + 16384])
+        self.connection.end_stream(stream)
         headers: dict[bytes, bytes] = {}
         out = b""
         while True:
             await self.wire.send(self.connection.data_to_send())
             for event in self.connection.receive_data(await self.wire.stream.receive_some()):
+                if getattr(event, "stream_id", stream) != stream:
+                    continue  # the request that asked for the upgrade
                 if isinstance(event, h2.events.ResponseReceived):
                     headers = dict(event.headers)
                 elif isinstance(event, h2.events.DataReceived):
@@ -369,14 +376,226 @@ class Http2:
 
 async def test_http2_with_prior_knowledge() -> None:
     """A client that knows HTTP/2 would be cut off by what is there for HTTP/1.1."""
-    async with running(REQUEST_TIMEOUT="300ms", KEEPALIVE_TIMEOUT="5s") as rig:
-        async with rig.wire() as wire:
-            client = Http2(wire)
-            headers, body = await client.request(COLLECTION)
-            assert headers[b":status"] == b"202"
-            assert str(ID).encode() in body
-            await trio.sleep(0.5)  # longer than a request may take, shorter than idleness
-            rig.health.phase = "draining"
-            headers, body = await client.request(b"[1]")
-            assert headers[b":status"] == b"422"
-            assert b"NOT_A_COLLECTION" in body
+    async with (
+        running(REQUEST_TIMEOUT="300ms", KEEPALIVE_TIMEOUT="5s") as rig,
+        rig.wire() as wire,
+    ):
+        client = Http2(wire)
+        headers, body = await client.request(COLLECTION)
+        assert headers[b":status"] == b"202"
+        assert str(ID).encode() in body
+        await trio.sleep(0.5)  # longer than a request may take, shorter than idleness
+        rig.health.phase = "draining"
+        headers, body = await client.request(b"[1]")
+        assert headers[b":status"] == b"422"
+        assert b"NOT_A_COLLECTION" in body
+
+
+async def test_an_idle_http2_connection_is_closed() -> None:
+    """Clients of HTTP/2 that went to sleep would hold all slots."""
+    async with running(KEEPALIVE_TIMEOUT="200ms") as rig, rig.wire() as wire:
+        await Http2(wire).request(COLLECTION)
+        with trio.fail_after(5):
+            await wire.rest()
+
+
+async def test_a_drain_does_not_wait_for_idle_http2() -> None:
+    """One connection of a proxy would hold up every restart."""
+    async with running() as rig, rig.wire() as wire:
+        await Http2(wire).request(COLLECTION)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.drain)
+            await wire.rest()
+            await wire.stream.aclose()
+
+
+async def test_http2_by_upgrade() -> None:
+    """A connection that became HTTP/2 would be timed and answered as HTTP/1.1."""
+    async with running(REQUEST_TIMEOUT="300ms") as rig, rig.wire() as wire:
+        upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: \r\n"
+        await wire.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n", upgrade, b"\r\n")
+        assert (await wire.answer()).status == 101
+        client = Http2(wire)
+        client.connection = h2.connection.H2Connection()
+        client.connection.initiate_upgrade_connection()
+        with trio.fail_after(5):
+            headers, _ = await client.request(COLLECTION)
+        assert headers[b":status"] == b"202"
+
+
+async def test_http2_with_too_large_a_body() -> None:
+    """Hypercorn fails on data for a stream that is answered; the client has to see the 413."""
+    async with running(MAX_LENGTH="1kB") as rig, rig.wire() as wire:
+        headers, body = await Http2(wire).request(b" " * 60_000)
+        assert headers[b":status"] == b"413"
+        assert b"TOO_LARGE" in body
+
+
+# --- whatever comes ----------------------------------------------------------------------------
+
+
+def mangled(chance: random.Random) -> bytes:
+    """Return requests with a few bytes changed, lost or added."""
+    websocket = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    h2c = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    client.send_headers(1, [(":method", "CONNECT"), (":authority", "x")])
+    seeds = [
+        post() * 3,
+        CHUNKED + b"16\r\n" + COLLECTION + b"\r\n0\r\n\r\n" + post(),
+        HEAD + b"Expect: 100-continue\r\nContent-Length: 22\r\n\r\n" + COLLECTION,
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + websocket + b"Sec-WebSocket-Key: eA==\r\n\r\n\x81\x05hi",
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + h2c,
+        client.data_to_send(),
+    ]
+    data = bytearray(chance.choice(seeds))
+    for _ in range(chance.choice([0, 1, 2, 5])):
+        place = chance.randrange(len(data))
+        match chance.randrange(4):
+            case 0:
+                data[place] = chance.randrange(256)
+            case 1:
+                del data[place : place + chance.randrange(1, 20)]
+            case 2:
+                data[place:place] = chance.randbytes(5)
+            case _:
+                del data[place + 1 :]
+        data = data or bytearray(b"x")
+    return bytes(data)
+
+
+async def test_mangled_requests() -> None:
+    """Bytes that no test thought of would fill the log or leave something behind for ever."""
+    async with running(REQUEST_TIMEOUT="200ms", KEEPALIVE_TIMEOUT="200ms") as rig:
+
+        async def visit(seed: int) -> None:
+            chance = random.Random(seed)  # noqa: S311 - not for secrets
+            with suppress(trio.BrokenResourceError):
+                async with rig.wire() as wire:
+                    await wire.send(mangled(chance))
+                    with trio.move_on_after(chance.choice([0, 0.02, 5])):
+                        await wire.rest()
+
+        async with trio.open_nursery() as nursery:
+            for seed in range(200):
+                nursery.start_soon(visit, seed)
+        await rig.drain()
+        assert rig.counted(500) == 0
+
+
+# --- troubles of the server's own --------------------------------------------------------------
+
+
+async def test_a_lack_of_descriptors_passes(
+    monkeypatch: pytest.MonkeyPatch, log_lines: list[MutableMapping[str, Any]]
+) -> None:
+    """A moment without free descriptors would end the daemon, or its accepting."""
+    async with running(max_connections=1) as rig:
+        accept = trio.SocketListener.accept
+        faults = [OSError(errno.EMFILE, "Too many open files")]
+
+        async def sometimes(listener: trio.SocketListener) -> trio.SocketStream:
+            if faults:
+                raise faults.pop()
+            return await accept(listener)
+
+        monkeypatch.setattr(trio.SocketListener, "accept", sometimes)
+        async with rig.client() as client:
+            assert (await client.get("/healthz")).status_code == 200
+    assert [line["event"] for line in log_lines] == ["accept_failed"]
+
+
+async def test_a_broken_listener_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon would run on without hearing anybody."""
+
+    async def broken(_listener: trio.SocketListener) -> trio.SocketStream:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(trio.SocketListener, "accept", broken)
+
+    async def visit() -> None:
+        async with running() as rig, rig.wire() as wire:
+            await wire.rest()
+            await trio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await visit()
+    assert caught.group_contains(OSError, match="Invalid argument")
+
+
+async def test_nobody_there_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that left before it was accepted would take the last slot with it."""
+    async with running(max_connections=1) as rig:
+        accept = trio.SocketListener.accept
+        absent = [True]
+
+        async def sometimes(listener: trio.SocketListener) -> trio.SocketStream:
+            if absent:
+                absent.clear()
+                await trio.sleep_forever()
+            return await accept(listener)
+
+        monkeypatch.setattr(trio.SocketListener, "accept", sometimes)
+        async with rig.client() as client:
+            assert (await client.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize("fault", [KeyError("bug"), ExceptionGroup("", [KeyError("bug")])])
+async def test_a_bug_ends_one_connection(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch, log_lines: list[MutableMapping[str, Any]]
+) -> None:
+    """One connection's crash would end all, or nobody would hear of it."""
+    async with running() as rig:
+        with monkeypatch.context() as patch:
+
+            def crash(*_: object) -> None:
+                raise fault
+
+            patch.setattr(ClientStream, "_heard", crash)
+            async with rig.wire() as wire:
+                await wire.send(b"GET")
+                with suppress(trio.BrokenResourceError):
+                    assert await wire.rest() == b""
+        async with rig.client() as client:
+            assert (await client.get("/healthz")).status_code == 200
+    assert [line["event"] for line in log_lines] == ["connection_failed"]
+
+
+async def test_an_app_that_fails(log_lines: list[MutableMapping[str, Any]]) -> None:
+    """A bug between Quart and the handlers would leave the client without an answer."""
+    app = QuartTrio("broken")
+
+    async def crash(*_: object) -> None:
+        raise KeyError("bug")
+
+    app.asgi_app = crash  # type: ignore[method-assign, assignment]
+    async with running(app) as rig, rig.wire() as wire:
+        await wire.send(post())
+        answer = await wire.answer()
+        assert (answer.status, answer.document["code"]) == (500, "INTERNAL")
+    assert [line["event"] for line in log_lines] == ["connection_failed"]
+
+
+async def test_what_does_not_end_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, log_lines: list[MutableMapping[str, Any]]
+) -> None:
+    """A handler that hangs would keep the daemon from ending."""
+    monkeypatch.setattr(server, "_DRAIN_MARGIN", 0.1)
+    async with running(REQUEST_TIMEOUT="100ms") as rig, rig.wire() as wire:
+        rig.intake.open = trio.Event()
+        await wire.send(post())
+        await rig.intake.asked.wait()
+        await rig.drain()
+        assert await wire.rest() == b""
+    assert [line["event"] for line in log_lines] == ["connections_cut_off"]
+
+
+async def test_bytes_that_were_read_before(nursery: trio.Nursery) -> None:
+    """A lane in front of this one could not hand a connection over."""
+    ours, theirs = trio.socket.socketpair()
+    stream = ClientStream(trio.SocketStream(ours), 5, 5, b"POST")
+    nursery.start_soon(trio.SocketStream(theirs).send_all, b" /v1")
+    assert [await stream.receive_some(100), await stream.receive_some(100)] == [b"POST", b" /v1"]
+    theirs.close()
+    await stream.finish()

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-
 @pytest.fixture(scope="session")
 def moto() -> Iterator[S3Server]:
     """Run one moto for the whole session; every test makes a bucket of its own."""

@@ -21,7 +21,7 @@ def xml(code: str, extra: str = "", message: str = "because") -> bytes:
     ).encode()
 
 
-ROWS = [
+ROWS: list[tuple[int, str, Fate]] = [
     (500, "InternalError", SOON),
     (503, "ServiceUnavailable", SOON),
     (400, "RequestTimeout", SOON),
@@ -76,7 +76,7 @@ ROWS = [
     (400, "KeyTooLongError", NEVER),
     (400, "MetadataTooLarge", NEVER),
 ]
-DEFAULTS = [
+DEFAULTS: list[tuple[int, str | None, Fate]] = [
     (400, "KMS.DisabledException", MEND),
     (400, "KMS.NotFoundException", MEND),
     (403, "AccessDenied", MEND),
@@ -113,7 +113,7 @@ DEFAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("status", "code", "fate"), ROWS + DEFAULTS)
+@pytest.mark.parametrize(("status", "code", "fate"), [*ROWS, *DEFAULTS])
 def test_a_row_of_the_table(status: int, code: str | None, fate: Fate) -> None:
     """A payload would be given up that could be saved, or tried for ever in vain."""
     assert fate_of(status, code) is fate
@@ -174,7 +174,9 @@ def test_a_web_page_is_no_word_of_s3() -> None:
 
 def test_a_message_is_one_bounded_line() -> None:
     """A server could write lines of its own into the log, or fill it."""
-    message = error_of(Answer(403, {}, xml("AccessDenied", "", "a\nb&lt;&#10;c\x1b[31m" + "x" * 900)))
+    message = error_of(
+        Answer(403, {}, xml("AccessDenied", "", "a\nb&lt;&#10;c\x1b[31m" + "x" * 900))
+    )
 
     assert "ab<c[31mxxx" in str(message)
     assert str(message).isprintable()

@@ -36,7 +36,7 @@ QUOTED = "a%20b/%C3%BC//../~%25.ndjson"
         ("virtual", "bucket", "r", "https://h/base", "https://bucket.h/base/"),
     ],
 )
-def test_where_an_object_is(  # noqa: PLR0913 - all that decides
+def test_where_an_object_is(
     make_settings: Callable[..., Settings],
     addressing: str,
     bucket: str,
@@ -52,7 +52,7 @@ def test_where_an_object_is(  # noqa: PLR0913 - all that decides
 
 @pytest.mark.parametrize(
     ("region", "endpoint", "setting"),
-    [("eu west", None, "AWS_REGION"), ("r", "http://a b", "AWS_ENDPOINT_URL")],
+    [("eu west", None, "AWS_REGION"), ("r", "http://h:port", "AWS_ENDPOINT_URL")],
 )
 def test_places_that_cannot_be(
     make_settings: Callable[..., Settings], region: str, endpoint: str | None, setting: str

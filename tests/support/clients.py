@@ -72,7 +72,8 @@ class Posts:
     acknowledged: list[bytes] = field(default_factory=list)
     """Payloads of every 202."""
     answers: Counter[str] = field(default_factory=Counter)
-    """How often which answer came: ``202``, ``503 QUEUE_FULL``; ``cut off`` without one."""
+    """How often which answer came: ``202``, ``503 QUEUE_FULL``; ``cut off`` without one, and
+    ``not connected`` where the daemon can have seen nothing."""
     refusals: list[httpx.Response] = field(default_factory=list)
     """The answers that were not 202."""
     _news: trio.Event = field(default_factory=trio.Event)
@@ -101,12 +102,19 @@ class Posts:
 
     async def _post(self, http: httpx.AsyncClient, collection: Sequence[bytes]) -> None:
         body = body_of(collection)
+        headers = {
+            "Host": httpx.URL(self.url).netloc.decode(),
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+        }
+        request = httpx.Request(
+            "POST", f"{self.url}/v1/payloads", headers=headers, stream=_Body(body)
+        )
         try:
-            answer = await http.post(
-                f"{self.url}/v1/payloads",
-                content=_Body(body),
-                headers={"Content-Type": "application/json", "Content-Length": str(len(body))},
-            )
+            answer = await http.send(request)
+        except httpx.ConnectError:
+            self.answers["not connected"] += 1
+            return
         except httpx.TransportError:
             self.answers["cut off"] += 1
             return

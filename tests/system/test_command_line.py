@@ -58,7 +58,7 @@ async def test_a_bad_key_template_is_a_wrong_setting(tmp_path: Path) -> None:
     """Objects would overwrite each other, or the daemon fail at its first payload."""
     done = await run_command("check", folder=tmp_path, env={"KEY_TEMPLATE": "{date}.ndjson"})
     assert done.returncode == 78
-    assert "KEY_TEMPLATE" in done.stderr
+    assert "KEY_TEMPLATE" in done.stdout + done.stderr
 
 
 async def test_check_of_the_embedded_default(tmp_path: Path) -> None:

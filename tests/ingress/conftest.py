@@ -1,0 +1,29 @@
+"""What all tests of the ingress share: they listen to the log."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, MutableMapping
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever a client does: nothing louder than debug is logged, but by the tests' client."""
+    caplog.set_level(logging.INFO)
+    with structlog.testing.capture_logs() as lines:
+        yield
+    assert [line for line in lines if line["log_level"] != "debug"] == []
+    assert [line for line in caplog.get_records("call") if line.name != "httpx"] == []
+
+
+@pytest.fixture
+def log_lines(quiet: None) -> Iterator[list[MutableMapping[str, Any]]]:  # noqa: ARG001 - outside
+    """Collect what is logged, where something has to be."""
+    with structlog.testing.capture_logs() as lines:
+        yield lines

@@ -1,0 +1,36 @@
+"""NDJSON to the bytes of an object."""
+
+from __future__ import annotations
+
+import gzip
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.storage.encoding import SUFFIXES, encode
+
+if TYPE_CHECKING:
+    from daemon.values import Compression
+
+
+@given(st.binary(max_size=2000))
+def test_what_went_in_comes_out(lines: bytes) -> None:
+    """Readers would get other bytes than the ones that were posted."""
+    assert encode(lines, "none").data == lines
+    assert gzip.decompress(encode(lines, "gzip").data) == lines
+    assert zstandard.ZstdDecompressor().decompress(encode(lines, "zstd").data) == lines
+
+
+@pytest.mark.parametrize("compression", SUFFIXES)
+def test_the_same_lines_give_the_same_bytes(compression: Compression) -> None:
+    """A replay after a crash would put other bytes under the same key."""
+    first = encode(b'{"a":1}\n' * 100, compression)
+    with patch("time.time", lambda: 0.0):
+        again = encode(b'{"a":1}\n' * 100, compression)
+
+    assert first == again
+    assert first.content_encoding == (None if compression == "none" else compression)

@@ -1,0 +1,116 @@
+"""SeaweedFS as a process of the tests: ``weed server`` in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+# It waits 15 s for clients that keep their connections; its files survive a SIGKILL.
+_STOP_SECONDS: Final = 1.0
+
+
+class SeaweedProcess:
+    """``weed server`` in a folder: can be stopped, started again with its data, and paused."""
+
+    def __init__(self, folder: Path, access_key: str, secret_key: str) -> None:
+        self.folder = folder
+        self.log = folder / "weed.log"
+        names = ("master", "volume", "filer", "s3")
+        ports = iter(_free_ports(2 * len(names)))
+        self._ports = {name: (next(ports), next(ports)) for name in names}
+        self._config = folder / "s3.json"
+        self._config.write_text(_identities(access_key, secret_key))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """The URL of its S3 interface."""
+        return f"http://127.0.0.1:{self._ports['s3'][0]}"
+
+    @property
+    def pid(self) -> int:
+        """The process's id; it must be running."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it; returns at once, ``wait_until_ready`` of the servers says when it works."""
+        assert self._process is None
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command(), cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+
+    def stop(self) -> None:
+        """End it: SIGTERM, after a while SIGKILL. Its data stays."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def pause(self) -> None:
+        """Freeze it: connections open and nobody answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def failed(self) -> bool:
+        """Return whether it ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
+    def _command(self) -> list[str]:
+        flags = [f"-{name}.port={http}" for name, (http, _) in self._ports.items()]
+        flags += [f"-{name}.port.grpc={grpc}" for name, (_, grpc) in self._ports.items()]
+        return [
+            str(Path(sys.executable).with_name("weed")),
+            "server",
+            f"-dir={self.folder}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-s3",
+            f"-s3.config={self._config}",
+            "-s3.autoCreateBucket=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            *flags,
+            # A bucket is a collection with volumes of its own, several at its first write.
+            "-volume.max=200",
+            "-volume.minFreeSpace=1",
+            "-master.volumeSizeLimitMB=100",
+            "-volume.preStopSeconds=0",
+            "-master.electionTimeout=1s",
+            "-master.telemetry=false",
+        ]
+
+
+def _identities(access_key: str, secret_key: str) -> str:
+    identity = {
+        "name": "t",
+        "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    return json.dumps({"identities": [identity]})
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that were free a moment ago, all different."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
