@@ -33,7 +33,7 @@ _EARLY: Final = frozenset({404, 405, 408, 413, 415})
 def make_app(intake: Intake, health: Health, metrics: Metrics, settings: Settings) -> QuartTrio:
     """Return the app of the public address."""
     app = bare_app(health)
-    handler = _Handler(Door(intake, health, settings), settings.request_timeout)
+    handler = _Handler(Door(intake, health, settings))
     add_route(app, "POST", "/v1/payloads", handler.post_payloads)
     add_route(app, "GET", "/healthz", healthz)
 
@@ -53,9 +53,8 @@ async def healthz() -> Response:
 class _Handler:
     """``POST /v1/payloads`` by way of Quart."""
 
-    def __init__(self, door: Door, timeout: float) -> None:
+    def __init__(self, door: Door) -> None:
         self._door = door
-        self._timeout = timeout
 
     async def post_payloads(self) -> Response:
         """Take the payloads of one request, whole or not at all; 202 with the request's id."""
@@ -80,7 +79,7 @@ class _Handler:
         """
         pieces: list[bytes] = []
         left = self._door.max_length
-        due = request.scope.get("state", {}).get("due", trio.current_time() + self._timeout)
+        due = request.scope.get("state", {}).get("due", trio.current_time() + self._door.timeout)
         with trio.move_on_at(due):
             async for piece in request.body:
                 pieces.append(piece)
@@ -88,7 +87,7 @@ class _Handler:
                 if left < 0:
                     raise body.too_large(self._door.max_length)
             return b"".join(pieces)
-        raise Problem("TIMEOUT", f"the request took longer than {self._timeout:g} seconds")
+        raise self._door.too_slow()
 
 
 # --- what both addresses share -----------------------------------------------------------------

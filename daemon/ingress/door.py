@@ -39,6 +39,7 @@ class Door:
         self._intake = intake
         self._health = health
         self.max_length = settings.max_length
+        self.timeout = settings.request_timeout
 
     @property
     def closing(self) -> bool:
@@ -55,6 +56,10 @@ class Door:
             raise Problem(
                 "MALFORMED", "Idempotency-Key: allowed are 1 to 255 visible ASCII characters"
             )
+
+    def too_slow(self) -> Problem:
+        """Return the 408 for a request that was not there in time."""
+        return Problem("TIMEOUT", f"the request took longer than {self.timeout:g} seconds")
 
     async def take(self, headers: PostHeaders, data: bytes) -> Receipt:
         """Take one request, whole or not at all; raises Problem. ``check`` comes before."""

@@ -16,6 +16,7 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Final
 
 import httptools
+import trio
 
 from daemon.ingress.door import PostHeaders, accepted
 from daemon.ingress.problem import Problem
@@ -61,6 +62,14 @@ class _Head:
             self.headers[name] = value
         elif name in _FOREIGN:
             self.plain = False
+
+
+class _NotPlainError(Exception):
+    """The body is shorter than the head says, or there is something behind it."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self.data = data
 
 
 class PlainRequest:
@@ -125,18 +134,23 @@ class PlainLane:
     async def run(self, stream: ClientStream) -> bool:
         """Serve a connection; returns whether Hypercorn has to go on with it."""
         while True:
-            data, request = await self._read(stream)
+            data, request = await self._read_head(stream)
             if request is None:
-                stream.put_back(data)
+                stream.hand_over(data)
                 return bool(data)
-            stream.request_begins()
+            due = stream.request_begins()
             try:
-                await self._answer(stream, request, data)
+                body = await self._read_body(stream, data, request, due)
+            except _NotPlainError as error:
+                stream.hand_over(error.data, due - stream.request_timeout)
+                return True
+            try:
+                await self._answer(stream, request, body)
             finally:
-                await stream.request_ends()
+                stream.request_ends()
 
-    async def _read(self, stream: ClientStream) -> tuple[bytes, PlainRequest | None]:
-        """Return all bytes of one request and its head; None for what is not plain."""
+    async def _read_head(self, stream: ClientStream) -> tuple[bytes, PlainRequest | None]:
+        """Return what was read and the request in it; None for one that is not plain."""
         data = await stream.receive_some(_READ_BYTES)
         while (start := data.find(b"\r\n\r\n")) < 0:
             more = b"" if len(data) > _LONGEST_HEAD else await stream.receive_some(_READ_BYTES)
@@ -144,37 +158,43 @@ class PlainLane:
                 return data, None
             data += more
         start += 4
-        request = None
-        if start <= _LONGEST_HEAD:
-            request = parse_head(data, start, self._door.max_length)
-        if request is None or len(data) == request.end:
-            return data, request
-        return await self._read_body(stream, data, request)
+        if start > _LONGEST_HEAD:
+            return data, None
+        return data, parse_head(data, start, self._door.max_length)
 
     async def _read_body(
-        self, stream: ClientStream, data: bytes, request: PlainRequest
-    ) -> tuple[bytes, PlainRequest | None]:
+        self, stream: ClientStream, data: bytes, request: PlainRequest, due: float
+    ) -> bytes | None:
+        """Return the body, None if it is not there by ``due``; raises _NotPlainError."""
+        if len(data) == request.end:
+            return data[request.start :]
         pieces, size = [data], len(data)
-        while size < request.end:
-            piece = await stream.receive_some(_READ_BYTES)
-            pieces.append(piece)
-            size += len(piece)
-            if not piece:
-                break
-        # Too short, or something behind it: not for us.
-        return b"".join(pieces), request if size == request.end else None
+        with trio.move_on_at(due):
+            while size < request.end and (piece := await stream.receive_some(_READ_BYTES)):
+                pieces.append(piece)
+                size += len(piece)
+            data = b"".join(pieces)
+            if size != request.end:
+                raise _NotPlainError(data)
+            return data[request.start :]
+        return None
 
-    async def _answer(self, stream: ClientStream, request: PlainRequest, data: bytes) -> None:
+    async def _answer(
+        self, stream: ClientStream, request: PlainRequest, body: bytes | None
+    ) -> None:
         door = self._door
         try:
+            if body is None:
+                raise door.too_slow()
             door.check(request.headers)
-            body = accepted(await door.take(request.headers, data[request.start :]))
+            receipt = await door.take(request.headers, body)
         except Problem as problem:
+            closes = door.closing or body is None
             self._count(problem.status)
-            await stream.send_answer(problem.raw(close=door.closing), closes=door.closing)
+            await stream.send_answer(problem.raw(close=closes), closes=closes)
         else:
             self._count(202)
-            await stream.send_answer(self._accepted(body), closes=door.closing)
+            await stream.send_answer(self._accepted(accepted(receipt)), closes=door.closing)
 
     def _accepted(self, body: bytes) -> bytes:
         now = int(time.time())
