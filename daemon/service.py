@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
@@ -34,12 +34,14 @@ from daemon.systemd import Notifier, passed_sockets
 from daemon.values import S3Url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from daemon.config import Settings
     from daemon.storage.store import Store
 
 log = get_logger(__name__)
+
+E = TypeVar("E", bound=BaseException)
 
 # A scraper, a load balancer's probes and a few people looking.
 _ADMIN_CONNECTIONS: Final = 64
@@ -75,8 +77,11 @@ async def run(settings: Settings) -> ExitStatus:
     ledger = Ledger(metrics)
     house = House(settings, parse_keys(settings), Health(), metrics, ledger, Notifier())
     failed = False
+    problems: list[str] = []
     try:
         await _live(house)
+    except* SettingsError as group:
+        problems = [problem for error in _leaves(group) for problem in error.problems]
     except* StartError as group:
         failed = True
         for error in _leaves(group):
@@ -84,6 +89,8 @@ async def run(settings: Settings) -> ExitStatus:
     except* Exception:
         failed = True
         log.critical("internal_failure", exc_info=True)
+    if problems:
+        raise SettingsError(problems)
     if house.health.phase == "starting":
         return ExitStatus.INTERNAL_FAILURE
     lost = ledger.open + ledger.dead
@@ -95,14 +102,23 @@ async def run(settings: Settings) -> ExitStatus:
 
 def parse_keys(settings: Settings) -> KeyTemplate:
     """Return the key template; raises SettingsError."""
-    url = settings.store_url
-    prefix = url.prefix if isinstance(url, S3Url) else ""
+    problems = key_problems(
+        {"key_template": settings.key_template, "store_url": settings.store_url}
+    )
+    if problems:
+        raise SettingsError(problems)
+    return KeyTemplate.parse(settings.key_template)
+
+
+def key_problems(values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the key template, for ``config.load`` to name with the rest."""
+    text, url = values.get("key_template"), values.get("store_url")
     try:
-        return KeyTemplate.parse(settings.key_template, prefix=prefix)
+        if text is not None:
+            KeyTemplate.parse(text, prefix=url.prefix if isinstance(url, S3Url) else "")
     except ValueError as error:
-        raise SettingsError(
-            [f"KEY_TEMPLATE: {settings.key_template!r} is not allowed; allowed is {error}"]
-        ) from None
+        return [f"KEY_TEMPLATE: {text!r} is not allowed; allowed is {error}"]
+    return []
 
 
 async def _live(house: House) -> None:
@@ -114,6 +130,8 @@ async def _live(house: House) -> None:
         async with open_store(settings) as store:
             # The memory bound of the daemon, in jobs and in bytes.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
+            house.metrics.queue_jobs.set_function(lambda: channel.jobs)
+            house.metrics.queue_bytes.set_function(lambda: channel.bytes)
             intake = Intake(channel, house.ledger, house.health)
             async with _admin(house, intake) as admin, trio.open_nursery() as pipeline:
                 worker = _make_worker(house, store)
@@ -173,7 +191,10 @@ def _make_worker(house: House, store: Store) -> Worker:
 async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: list[str]) -> None:
     """Take POSTs until ``stop``; returns when every request under way has been answered."""
     app = make_app(intake, house.health, house.metrics, house.settings)
-    passed = [trio.SocketListener(trio.socket.from_stdlib_socket(s)) for s in passed_sockets()]
+    try:
+        passed = [trio.SocketListener(trio.socket.from_stdlib_socket(s)) for s in passed_sockets()]
+    except (OSError, ValueError) as error:
+        raise StartError(f"cannot listen on what LISTEN_FDS passes: {error}") from error
     listeners = passed or await open_listeners(house.settings.bind)
     async with trio.open_nursery() as nursery:
         start = partial(serve, app, listeners, house.settings, stop)
@@ -186,7 +207,7 @@ async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: l
         log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+def _leaves(group: BaseExceptionGroup[E]) -> Iterator[E]:
     """Yield the exceptions of a group, however deep they lie."""
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
