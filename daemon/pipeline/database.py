@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from daemon.pipeline.job import Batch, Job, Part
 from daemon.pipeline.layout import Layout
 from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
+from daemon.pipeline.reserve import Reserve
 from daemon.pipeline.schema import connect
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ _FORGET_LAYOUTS: Final = """
     (SELECT max(first) FROM layouts WHERE first <=
     (SELECT coalesce((SELECT min(seq) FROM jobs), (SELECT next FROM totals))))
 """
+_RANGE: Final = "SELECT seq, id, lines, payloads FROM jobs WHERE seq BETWEEN ? AND ? ORDER BY seq"
 _BEYOND: Final = 2**62
 """A ``seq`` that no job reaches."""
 _PAGES_WORTH_A_VACUUM: Final = 1024
@@ -70,6 +72,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._connection = connect(path)
+        self.reserve = Reserve(path.parent)
         totals = self._connection.execute("SELECT next, jobs, payloads, bytes FROM totals")
         self.totals = Totals(*totals.fetchone())
         # Batches that were sealed before a crash: they are replayed as they are, so their
@@ -78,6 +81,7 @@ class Database:
 
     def close(self) -> None:
         """Close the file; SQLite folds its log into it."""
+        self.reserve.give_up()
         self._connection.close()
 
     def commit(self, operations: Iterable[Operation]) -> None:
@@ -189,12 +193,7 @@ class Database:
         """Yield the jobs between and behind the ranges that were sealed before the start."""
         for first, last in [*((row[0], row[1]) for row in self._sealed), (_BEYOND, _BEYOND)]:
             if after < first:
-                rows = self._connection.execute(
-                    "SELECT seq, id, lines, payloads FROM jobs WHERE seq > ? AND seq < ?"
-                    " ORDER BY seq",
-                    (after, first),
-                )
-                yield from map(_job, rows)
+                yield from map(_job, self._connection.execute(_RANGE, (after + 1, first - 1)))
             after = max(after, last)
 
     @property
@@ -205,10 +204,7 @@ class Database:
     def sealed(self, first: int) -> Batch:
         """Return a batch that was sealed before the start, as it was."""
         _, last, key, compression = next(row for row in self._sealed if row[0] == first)
-        rows = self._connection.execute(
-            "SELECT seq, id, lines, payloads FROM jobs WHERE seq BETWEEN ? AND ? ORDER BY seq",
-            (first, last),
-        )
+        rows = self._connection.execute(_RANGE, (first, last))
         return Batch(tuple(_job(row) for row in rows), key, compression, sealed=True)
 
     def layouts(self, now: Layout) -> list[tuple[int, Layout]]:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 import trio
 
 from daemon.errors import RefusedError
-from daemon.logs import get_logger
 from daemon.pipeline.database import ROW_BYTES
+from daemon.pipeline.disk import Disk, disk_error
 from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from daemon.pipeline.ledger import Ledger
     from daemon.pipeline.operations import Operation
     from daemon.pipeline.window import Window
-
-log = get_logger(__name__)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -71,7 +69,7 @@ class SqliteJournal:
         self._database = database
         self._window = window
         self._ledger = ledger
-        self._health = health
+        self._disk = Disk(health)
         self._metrics = metrics
         self._max_bytes = max_bytes
         self._thread = trio.CapacityLimiter(1)
@@ -80,8 +78,6 @@ class SqliteJournal:
         self._group = _Group()
         self._stir = trio.Event()
         self._urgent = trio.Event()
-        self._well = trio.Event()
-        self._well.set()
 
     async def append(self, receipt: Receipt, parts: Sequence[Part], key: bytes | None) -> Receipt:
         """Take in a request; see Journal."""
@@ -95,13 +91,13 @@ class SqliteJournal:
         self._urgent.set()
         await group.done.wait()
         if group.error is not None:
-            raise _disk_error(group.error)
+            raise disk_error(group.error)
         return append.earlier or receipt
 
-    def refusal(self, size: int = 1) -> RefusedError | None:
+    def refusal(self, size: int = 1024) -> RefusedError | None:
         """Return why a request of ``size`` bytes would be refused now, or None."""
-        if self._in_trouble:
-            return _disk_error(self._health.troubles["journal"].reason)
+        if (refusal := self._disk.refusal()) is not None:
+            return refusal
         totals = self._database.totals
         if totals.bytes + self._group.bytes + size > self._max_bytes:
             # A tenth of it: enough room for the client not to be turned away again at once.
@@ -131,7 +127,7 @@ class SqliteJournal:
 
         Not while nothing can be written: what is stored meanwhile waits in memory to be settled.
         """
-        await self._well.wait()
+        await self._disk.wait_writable()
         return await self._read(self._database.page, after, most_jobs, most_bytes)
 
     async def sealed(self) -> Batch | None:
@@ -145,6 +141,8 @@ class SqliteJournal:
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
         """Write while the body runs, and once more behind it."""
+        if not await self._in_thread(self._database.reserve.take):
+            self._failed(sqlite3.OperationalError("the disk has no room for a reserve"))
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._commit_for_ever)
@@ -157,7 +155,7 @@ class SqliteJournal:
 
     async def _commit_for_ever(self) -> None:
         while True:
-            if not self._in_trouble:
+            if not self._disk.in_trouble:
                 await self._stir.wait()
                 with trio.move_on_after(_PATIENCE):
                     await self._urgent.wait()
@@ -165,32 +163,40 @@ class SqliteJournal:
                 await trio.sleep(_AFTER_TROUBLE)
 
     async def commit(self) -> bool:
-        """Commit what has collected; returns whether the disk took it."""
+        """Commit what has collected; returns whether the disk took it and takes more."""
         group, self._group = self._group, _Group()
         self._stir, self._urgent = trio.Event(), trio.Event()
         start = trio.current_time()
+        room = False
         try:
             # A group that was taken is seen to its end: a thread cannot be called back, and
             # cancelled on the way to it the operations would be neither written nor refused.
             with trio.CancelScope(shield=True):
-                await self._in_thread(self._write, group.operations)
+                room = await self._in_thread(self._write, group.operations)
         except sqlite3.Error as error:
             group.error, group.successor = error, self._group
             # Requests are refused; what the pipeline wants written must be, in the end.
             kept = [one for one in group.operations if not isinstance(one, Append)]
             self._group.operations[:0] = kept
-            self._say_trouble(error)
+            self._failed(error)
         else:
             self._metrics.commit_seconds.observe(trio.current_time() - start)
             self._publish(group.operations)
-            self._say_well()
+            self._disk.wrote(room=room)
         group.done.set()
-        return group.error is None
+        return room
 
-    def _write(self, operations: Sequence[Operation]) -> None:
-        if self._in_trouble:
-            self._database.probe()
-        self._database.commit(operations)
+    def _write(self, operations: Sequence[Operation]) -> bool:
+        """Carry them out; returns whether there is room for more than they took."""
+        in_trouble = self._disk.in_trouble
+        try:
+            if in_trouble:
+                self._database.probe()
+            self._database.commit(operations)
+        except sqlite3.Error:
+            self._database.reserve.give_up()
+            raise
+        return not in_trouble or self._database.reserve.take()
 
     def _publish(self, operations: Sequence[Operation]) -> None:
         """Let the pipeline see what was committed, in the order of acceptance."""
@@ -210,10 +216,10 @@ class SqliteJournal:
         seen = -1
         while True:
             await trio.sleep(_BETWEEN_CHORES)
-            if self._in_trouble:
+            if not self._disk.writable:
                 continue
             changes = await self._read(self._database.foreign_changes)
-            if changes != seen:
+            if changes != seen and not self._disk.in_trouble:
                 seen = changes
                 self._add(Revive())
             # Costs no fsync when none is due.
@@ -226,24 +232,10 @@ class SqliteJournal:
         self._stir.set()
         return self._group
 
-    @property
-    def _in_trouble(self) -> bool:
-        return "journal" in self._health.troubles
-
-    def _say_trouble(self, error: sqlite3.Error) -> None:
-        code = getattr(error, "sqlite_errorname", type(error).__name__)
-        if self._health.report("journal", code, str(error)):
-            log.error("journal_unavailable", code=code, reason=str(error))
-        if self._well.is_set():  # who waits already, waits for the end of all troubles
-            self._well = trio.Event()
+    def _failed(self, error: sqlite3.Error) -> None:
+        self._disk.failed(error)
         # Where a read failed the committer may be asleep: only a commit shows that it is over.
         self._stir.set()
-
-    def _say_well(self) -> None:
-        trouble = self._health.clear("journal")
-        self._well.set()
-        if trouble is not None:
-            log.info("journal_available")
 
     async def _read(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Run a read in the thread, again and again while the disk gives errors."""
@@ -251,13 +243,8 @@ class SqliteJournal:
             try:
                 return await self._in_thread(function, *arguments)
             except sqlite3.Error as error:
-                self._say_trouble(error)
+                self._failed(error)
                 await trio.sleep(_AFTER_TROUBLE)
 
     async def _in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         return await trio.to_thread.run_sync(function, *arguments, limiter=self._thread)
-
-
-def _disk_error(reason: object) -> RefusedError:
-    detail = f"the journal cannot be written: {reason}; nothing of this request was taken"
-    return RefusedError("DISK_ERROR", detail, 5)

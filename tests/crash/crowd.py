@@ -125,7 +125,7 @@ class Crowd:
                 self._promises.keep_receipt(key, receipt)
                 times -= 1
             else:
-                await trio.sleep(rng.uniform(0.02, 0.1))
+                await trio.sleep(rng.uniform(0.05, 0.2))
 
     def _accepted(self, answer: Answer, payloads: Sequence[bytes]) -> str | None:
         """Return the id of a 202, None for a proper refusal; all else is a contradiction."""

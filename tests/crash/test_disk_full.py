@@ -176,3 +176,22 @@ async def _wait_for_codes(daemon: Daemon, count: int) -> None:
         # The log is read by another task.
         while len({line["code"] for line in daemon.events("journal_unavailable")}) < count:  # noqa: ASYNC110
             await trio.sleep(0.05)
+
+
+async def test_a_disk_that_the_journal_itself_has_filled(tmp_path: Path) -> None:
+    """A disk smaller than JOURNAL_MAX_BYTES would refuse POSTs for ever after an outage of S3."""
+    with small_disk(tmp_path / "disk", "64m") as disk:
+        async with moody_store("hang") as store:
+            env = {**_environ(store, disk), "BATCH_MAX_PAYLOADS": "1"}
+            async with running_daemon(tmp_path, env) as daemon:
+                posts = Posts(daemon.url)
+                await posts.run(_payloads(0, 80, size=900_000), 2)
+                assert posts.answers["503 DISK_ERROR"], posts.told()
+                await _until_ready(daemon, 503)
+                await store.end()
+                await daemon.wait_until_stored(len(posts.acknowledged))
+                await _until_ready(daemon, 200)
+                await posts.run(_payloads(80, 20, size=900_000))
+                await _leave(daemon)
+                assert len(daemon.events("journal_unavailable")) == 1, "it flaps"
+            assert Counter(store.payloads()) == Counter(posts.acknowledged)

@@ -58,6 +58,8 @@ async def _fill_the_journal(folder: Path, env: dict[str, str]) -> list[bytes]:
         assert set(posts.answers) == {"202", "503 JOURNAL_FULL"}, posts.told()
         assert posts.answers["202"] >= _FIT
         assert all(int(answer.headers["Retry-After"]) >= 1 for answer in posts.refusals)
+        # What is left has no room for small ones either.
+        await posts.run([[b'"%d%s"' % (number, b"y" * 900)] for number in range(_SIZE // 900 + 1)])
         await _see_it_full(daemon)
         daemon.signal(signal.SIGTERM)
         line = await daemon.drained(within=30)

@@ -128,15 +128,19 @@ class JournalFile(RuleBasedStateMachine):
             self.staged.append(Settle(batch) if stored else Bury(batch, "KeyTooLong", "too long"))
 
     @precondition(lambda self: self.model.dead.keys() > self.model.wanted)
-    @rule(data=st.data())
-    def want_again(self, data: st.DataObject) -> None:
-        """Mark a dead letter as another process does."""
-        id_ = data.draw(st.sampled_from(sorted(self.model.dead.keys() - self.model.wanted)))
+    @rule(data=st.data(), chores=st.booleans())
+    def want_again(self, data: st.DataObject, chores: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
+        """Mark dead letters as another process does."""
+        letters = sorted(self.model.dead.keys() - self.model.wanted)
+        wanted = data.draw(st.lists(st.sampled_from(letters), min_size=1, unique=True))
         before = self.database.foreign_changes()
         with closing(sqlite3.connect(self.path)) as other, other:
-            other.execute("UPDATE dead SET retry = 1 WHERE id = ?", (str(id_),))
+            marks = [(str(id_),) for id_ in wanted]
+            other.executemany("UPDATE dead SET retry = 1 WHERE id = ?", marks)
         assert self.database.foreign_changes() != before
-        self.model.wanted.add(id_)
+        self.model.wanted.update(wanted)
+        if chores:
+            self.do_chores(1.0)
 
     @rule(seconds=st.sampled_from([1.0, KEEP_ANSWERS / 2, float(KEEP_ANSWERS)]))
     def do_chores(self, seconds: float) -> None:
