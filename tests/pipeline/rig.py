@@ -72,6 +72,13 @@ def contents(jobs: Iterable[Job]) -> list[tuple[int, uuid.UUID, bytes, int]]:
     return [content(one) for one in jobs]
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Return once ``condition`` holds."""
+    with trio.fail_after(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - what is awaited tells nobody
+            await trio.sleep(0.005)
+
+
 def disk_full() -> sqlite3.OperationalError:
     """Return what SQLite raises when the disk is full."""
     return sqlite3.OperationalError("database or disk is full")
@@ -90,6 +97,8 @@ class MoodyDatabase(Database):
         self._gate = threading.Event()
         self._gate.set()
         self._inside = threading.Event()
+        self._reads = threading.Event()
+        self._reads.set()
 
     def commit(self, operations: Iterable[Operation]) -> None:
         """Commit, or fail halfway."""
@@ -124,6 +133,8 @@ class MoodyDatabase(Database):
         return super().foreign_changes()
 
     def _maybe_fail(self) -> None:
+        self._inside.set()
+        assert self._reads.wait(PATIENCE)
         if self.read_error is not None:
             raise self.read_error()
 
@@ -132,13 +143,19 @@ class MoodyDatabase(Database):
         self._inside.clear()
         self._gate.clear()
 
+    def hold_reads(self) -> None:
+        """Let no read through until ``let_go``: it keeps the thread."""
+        self._inside.clear()
+        self._reads.clear()
+
     async def held(self) -> None:
-        """Return once a commit stands before the gate."""
+        """Return once a commit, or a read, stands before the gate."""
         assert await trio.to_thread.run_sync(self._inside.wait, PATIENCE)
 
     def let_go(self) -> None:
-        """Let commits through again."""
+        """Let commits and reads through again."""
         self._gate.set()
+        self._reads.set()
 
 
 @dataclass

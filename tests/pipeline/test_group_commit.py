@@ -12,10 +12,9 @@ from trio.testing import wait_all_tasks_blocked
 from daemon.errors import RefusedError
 from daemon.pipeline import group_commit
 from daemon.pipeline.operations import Append, Bury, Revive, Seal, Settle
-from tests.pipeline.rig import PATIENCE, batch, disk_full, make_desk, open_desk
+from tests.pipeline.rig import PATIENCE, batch, disk_full, make_desk, open_desk, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -23,13 +22,6 @@ if TYPE_CHECKING:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_commit, "_AFTER_TROUBLE", 0.02)
     monkeypatch.setattr(group_commit, "_BETWEEN_CHORES", 0.02)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Return once ``condition`` holds."""
-    with trio.fail_after(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - what is awaited tells nobody
-            await trio.sleep(0.005)
 
 
 async def test_many_requests_share_a_commit_and_keep_their_order(tmp_path: Path) -> None:
