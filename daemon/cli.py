@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from dataclasses import fields
 from typing import NoReturn
@@ -42,6 +43,7 @@ def serve_command() -> None:
     """
     settings = _load()
     logs.configure(settings)
+    _raise_file_limit()
     try:
         status = trio.run(service.run, settings)
     except SettingsError as error:
@@ -57,9 +59,15 @@ def check_command() -> None:
     sys.exit(0 if trio.run(check, settings, click.echo) else service.ExitStatus.WRONG_SETTINGS)
 
 
+def _raise_file_limit() -> None:
+    """Open as many files as the administrator allows: a connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _load() -> config.Settings:
     try:
-        return config.load()
+        return config.load(check=service.key_problems)
     except SettingsError as error:
         _fail(error)
 

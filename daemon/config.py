@@ -9,10 +9,11 @@ unit file one restart at a time is a poor way to spend a night.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
+from daemon.credential_files import read_credentials
 from daemon.errors import SettingsError
 from daemon.values import (
     Address,
@@ -24,6 +25,7 @@ from daemon.values import (
     duration,
     endpoint_url,
     one_of,
+    region,
     size,
     store_url,
     whole,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 LARGEST_OBJECT: Final = 512 * 2**20
 """Bytes: a dead letter is one row, and SQLite's rows end at 10^9 (https://sqlite.org/limits.html)."""
+_USER: Final = re.compile(r"//[^/]*@")
+"""User and password in a URL that is shown because it is refused."""
 
 
 def _setting(default: str | None, parse: Callable[[str], object], doc: str) -> dict[str, Any]:
@@ -130,7 +134,7 @@ class Settings:
             "auto", one_of("auto", "path", "virtual"), "auto is path with a custom endpoint"
         )
     )
-    aws_region: str | None = field(metadata=_setting(None, words, "region of the bucket"))
+    aws_region: str | None = field(metadata=_setting(None, region, "region of the bucket"))
     aws_endpoint_url: str | None = field(
         metadata=_setting(None, endpoint_url, "S3 endpoint other than AWS's")
     )
@@ -167,16 +171,19 @@ _NOT_BUILT: Final = {
 }
 
 
-def load(environ: Mapping[str, str] | None = None) -> Settings:
+def load(
+    environ: Mapping[str, str] | None = None,
+    check: Callable[[Mapping[str, Any]], list[str]] | None = None,
+) -> Settings:
     """Read the settings from ``environ`` (the process's own when None).
 
     Files in ``$CREDENTIALS_DIRECTORY`` (systemd.exec(5), "CREDENTIALS") that have a
-    setting's name in lower case win over the variable. Raises SettingsError with every
-    wrong setting, its value and what is allowed.
+    setting's name in lower case win over the variable. ``check`` is shown the values that
+    were read and returns what else is wrong with them. Raises SettingsError with every wrong
+    setting, its value and what is allowed.
     """
     environ = os.environ if environ is None else environ
-    credentials = _read_credentials(environ.get("CREDENTIALS_DIRECTORY"))
-    problems: list[str] = []
+    credentials, problems = read_credentials(environ.get("CREDENTIALS_DIRECTORY"))
     values: dict[str, object] = {}
     for item in fields(Settings):
         names = _NAMES.get(item.name, (item.name.upper(),))
@@ -185,27 +192,14 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         try:
             values[item.name] = None if text is None else item.metadata["parse"](text)
         except ValueError as error:
-            shown = repr(text) if item.repr else "(not shown)"
+            shown = repr(_USER.sub("//***@", str(text))) if item.repr else "(not shown)"
             problems.append(f"{name}: {shown} is not allowed; allowed is {error}")
     problems += _not_built(environ, credentials)
     problems += _contradictions(values)
+    problems += [] if check is None else check(values)
     if problems:
         raise SettingsError(problems)
     return Settings(**cast("dict[str, Any]", values))
-
-
-def _read_credentials(folder: str | None) -> dict[str, str]:
-    """Return the files of a credentials directory: name to text without the last line break."""
-    if not folder:
-        return {}
-    try:
-        return {
-            path.name: path.read_text(encoding="utf-8").rstrip("\r\n")
-            for path in Path(folder).iterdir()
-            if path.is_file()
-        }
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError([f"CREDENTIALS_DIRECTORY: cannot read {folder!r}: {error}"]) from None
 
 
 def _find(

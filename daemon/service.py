@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
@@ -38,7 +38,7 @@ from daemon.systemd import Notifier, passed_sockets
 from daemon.values import S3Url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from daemon.config import Settings
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from daemon.storage.store import Store
 
 log = get_logger(__name__)
+
+E = TypeVar("E", bound=BaseException)
 
 # A scraper, a load balancer's probes and a few people looking.
 _ADMIN_CONNECTIONS: Final = 64
@@ -81,8 +83,11 @@ async def run(settings: Settings) -> ExitStatus:
     check_keys(settings)
     house = House(settings, Health(), metrics, ledger, Notifier())
     failed = False
+    problems: list[str] = []
     try:
         await _live(house)
+    except* SettingsError as group:
+        problems = [problem for error in _leaves(group) for problem in error.problems]
     except* StartError as group:
         failed = True
         for error in _leaves(group):
@@ -90,6 +95,8 @@ async def run(settings: Settings) -> ExitStatus:
     except* Exception:
         failed = True
         log.critical("internal_failure", exc_info=True)
+    if problems:
+        raise SettingsError(problems)
     if house.health.phase == "starting":
         return ExitStatus.INTERNAL_FAILURE
     log.info("drained", stored=ledger.stored, journaled=ledger.journaled, lost=ledger.lost)
@@ -100,14 +107,23 @@ async def run(settings: Settings) -> ExitStatus:
 
 def check_keys(settings: Settings) -> KeyTemplate:
     """Return the key template; raises SettingsError."""
-    url = settings.store_url
-    prefix = url.prefix if isinstance(url, S3Url) else ""
+    problems = key_problems(
+        {"key_template": settings.key_template, "store_url": settings.store_url}
+    )
+    if problems:
+        raise SettingsError(problems)
+    return KeyTemplate.parse(settings.key_template)
+
+
+def key_problems(values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the key template, for ``config.load`` to name with the rest."""
+    text, url = values.get("key_template"), values.get("store_url")
     try:
-        return KeyTemplate.parse(settings.key_template, prefix=prefix)
+        if text is not None:
+            KeyTemplate.parse(text, prefix=url.prefix if isinstance(url, S3Url) else "")
     except ValueError as error:
-        raise SettingsError(
-            [f"KEY_TEMPLATE: {settings.key_template!r} is not allowed; allowed is {error}"]
-        ) from None
+        return [f"KEY_TEMPLATE: {text!r} is not allowed; allowed is {error}"]
+    return []
 
 
 async def _live(house: House) -> None:
@@ -207,7 +223,10 @@ async def _start_pipeline(
 async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: list[str]) -> None:
     """Take POSTs until ``stop``; returns when every request under way has been answered."""
     app = make_app(intake, house.health, house.metrics, house.settings)
-    passed = [trio.SocketListener(trio.socket.from_stdlib_socket(s)) for s in passed_sockets()]
+    try:
+        passed = [trio.SocketListener(trio.socket.from_stdlib_socket(s)) for s in passed_sockets()]
+    except (OSError, ValueError) as error:
+        raise StartError(f"cannot listen on what LISTEN_FDS passes: {error}") from error
     listeners = passed or await open_listeners(house.settings.bind)
     async with trio.open_nursery() as nursery:
         start = partial(serve, app, listeners, house.settings, stop)
@@ -220,7 +239,7 @@ async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: l
         log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+def _leaves(group: BaseExceptionGroup[E]) -> Iterator[E]:
     """Yield the exceptions of a group, however deep they lie."""
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):

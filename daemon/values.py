@@ -147,7 +147,7 @@ def address_or_off(text: str) -> Address | None:
 
 def store_url(text: str) -> FileUrl | S3Url:
     """Parse ``s3://bucket[/prefix]`` or ``file:///path``."""
-    if text.startswith("file://") and len(text) > len("file://"):
+    if re.fullmatch(r"file://(?:(?!%00)[^\0])+", text):
         return FileUrl(Path(unquote(text.removeprefix("file://"))))
     match = re.fullmatch(r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])((?:/.*)?)", text)
     if not match:
@@ -157,20 +157,32 @@ def store_url(text: str) -> FileUrl | S3Url:
 
 def endpoint_url(text: str) -> str:
     """Parse an http(s) URL without credentials, query or fragment."""
-    parts = urlsplit(text)
-    if (
-        parts.scheme not in {"http", "https"}
-        or not parts.hostname
-        or "@" in parts.netloc
-        or parts.query
-        or parts.fragment
-    ):
+    try:
+        parts = urlsplit(text)
+        # A label of a host name has 63 bytes at most (RFC 1035, section 2.3.4).
+        labels = max(map(len, (parts.hostname or "").split(".")))
+        good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        good = good and labels <= 63 and text.isascii()  # noqa: PLR2004 - see above
+    except ValueError:
+        good = False
+    if not good or "@" in text or "?" in text or "#" in text:
         raise ValueError("http://host[:port] or https://host[:port], without user, query, fragment")
     return text.rstrip("/")
 
 
+def region(text: str) -> str:
+    """Parse the name of a region, AWS's or another S3's."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", text):
+        raise ValueError("a region's name: letters, digits, - and _")
+    return text
+
+
 def words(text: str) -> str:
     """Take any text that is not empty."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text in UTF-8") from None
     if not text.strip():
         raise ValueError("a text that is not empty")
     return text

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from daemon import config
 from daemon.errors import SettingsError
+from daemon.service import key_problems
 from daemon.values import FileUrl, S3Url, TcpAddress, UnixAddress, address
 
 
@@ -93,7 +94,12 @@ def test_values_are_read_as_documented(name: str, text: str, field: str, value: 
         ("LOG_LEVEL", "INFO", "debug, info, warning, error"),
         ("KEY_TEMPLATE", " ", "not empty"),
         ("AWS_ENDPOINT_URL_S3", "minio:9000", "http://host"),
-        ("AWS_ENDPOINT_URL_S3", "http://user:pass@minio", "without user"),
+        ("AWS_ENDPOINT_URL_S3", "http://[::1", "http://host"),
+        ("AWS_ENDPOINT_URL_S3", "http://h:abc", "http://host"),
+        ("AWS_ENDPOINT_URL_S3", f"http://{'a' * 64}.x", "http://host"),
+        ("AWS_ENDPOINT_URL_S3", "http://h?x=1", "without user"),
+        ("AWS_REGION", "a b", "a region's name"),
+        ("STORE_URL", "file:///x%00", "file:///path"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(name: str, text: str, allowed: str) -> None:
@@ -167,3 +173,26 @@ def test_addresses_are_written_as_they_are_read() -> None:
     """The log names where the daemon listens in the form that a setting takes."""
     for text in ("127.0.0.1:80", "[::1]:80", "unix:/run/p.sock"):
         assert str(address(text)) == text
+
+
+def test_no_password_in_a_url_is_shown() -> None:
+    """The refusal would be the leak."""
+    (problem,) = problems(AWS_ENDPOINT_URL="http://user:hunter2@minio:9000")
+    assert "hunter2" not in problem
+    assert "http://***@minio:9000" in problem
+
+
+def test_a_secret_that_is_no_text_is_refused() -> None:
+    """It would end the daemon at the first upload, after the 202."""
+    problem = problems(AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="\udcff")[0]
+    assert problem.startswith("AWS_SECRET_ACCESS_KEY: (not shown)")
+
+
+def test_what_others_check_is_named_with_the_rest() -> None:
+    """KEY_TEMPLATE would only be named after everything else is mended."""
+    with pytest.raises(SettingsError) as caught:
+        config.load({"MAX_WORKERS": "x", "KEY_TEMPLATE": "{nope}"}, check=key_problems)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        "MAX_WORKERS",
+        "KEY_TEMPLATE",
+    ]

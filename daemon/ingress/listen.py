@@ -41,10 +41,10 @@ async def open_listeners(addresses: Sequence[Address]) -> list[trio.SocketListen
                 listeners += await trio.open_tcp_listeners(address.port, host=address.host)
             else:
                 listeners.append(await _open_unix_listener(address))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             for listener in listeners:
                 close_listener(listener)
-            reason = error.strerror or str(error)
+            reason = getattr(error, "strerror", None) or str(error)
             raise StartError(f"cannot listen on {address}: {reason}") from error
     return listeners
 

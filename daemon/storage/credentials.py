@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from daemon.errors import OperatorStoreError, StartError
+from daemon.errors import OperatorStoreError, SettingsError
 from daemon.storage.sigv4 import Keys
 from daemon.values import endpoint_url
 
@@ -152,19 +152,19 @@ async def find_access(settings: Settings) -> Access:
 
     With keys and region in the settings botocore is not even imported (it takes half a
     second and 20 MB), so an ``endpoint_url`` of a profile counts only without them. Raises
-    StartError when the profiles cannot be read. Missing keys are no error here: an operator
+    SettingsError when the profiles cannot be read. Missing keys are no error here: an operator
     may add them while the daemon runs.
     """
     try:
         static = _static(settings)
     except ValueError as error:
-        raise StartError(f"AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN: {error}") from None
+        raise SettingsError([f"AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN: {error}"]) from None
     if static is not None and settings.aws_region is not None:
         return Access(static, settings.aws_region, settings.aws_endpoint_url)
     try:
         region, endpoint = await trio.to_thread.run_sync(_configured, abandon_on_cancel=True)
     except Exception as error:  # profiles that are missing, wrong, or not readable
-        raise StartError(f"AWS configuration: {error}") from error
+        raise SettingsError([f"AWS configuration: {error}"]) from error
     return Access(
         static or ChainCredentials(_new_session),
         settings.aws_region or region,

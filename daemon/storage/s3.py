@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from daemon.errors import InvalidObjectError, OperatorStoreError, StartError
+from daemon.errors import InvalidObjectError, OperatorStoreError, SettingsError
 from daemon.storage.credentials import find_access
 from daemon.storage.encoding import CONTENT_TYPE
 from daemon.storage.keys import is_text
@@ -131,9 +131,9 @@ class S3Store:
 
 
 async def open_s3_store(settings: Settings, url: S3Url) -> S3Store:
-    """Return a store for ``url``; raises StartError. Nothing is asked of S3 yet."""
+    """Return a store for ``url``; raises SettingsError. Nothing is asked of S3 yet."""
     if not is_text(url.prefix):
-        raise StartError("STORE_URL: the prefix is not UTF-8")
+        raise SettingsError(["STORE_URL: the prefix is not UTF-8"])
     return S3Store(settings, url, await find_access(settings))
 
 

@@ -13,7 +13,7 @@ import httpx
 import trio
 
 from daemon import __version__
-from daemon.errors import OperatorStoreError, TransientStoreError
+from daemon.errors import OperatorStoreError, SettingsError, TransientStoreError
 from daemon.storage.s3_answer import Answer
 
 if TYPE_CHECKING:
@@ -91,18 +91,22 @@ class S3Client:
 
     def __init__(self, connections: int, timeout: float) -> None:
         self._timeout = timeout
-        self._http = httpx.AsyncClient(
-            # Nothing ever waits in the pool: httpcore leaks slots when a waiter is cancelled.
-            limits=httpx.Limits(
-                max_connections=connections,
-                max_keepalive_connections=connections,
-                keepalive_expiry=_IDLE_SECONDS,
-            ),
-            timeout=httpx.Timeout(timeout, connect=min(_CONNECT_SECONDS, timeout)),
-            follow_redirects=False,
-            # A compressed answer could not be read within a bound.
-            headers={"user-agent": f"payloadd/{__version__}", "accept-encoding": "identity"},
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                # Nothing ever waits in the pool: httpcore leaks slots when a waiter is cancelled.
+                limits=httpx.Limits(
+                    max_connections=connections,
+                    max_keepalive_connections=connections,
+                    keepalive_expiry=_IDLE_SECONDS,
+                ),
+                timeout=httpx.Timeout(timeout, connect=min(_CONNECT_SECONDS, timeout)),
+                follow_redirects=False,
+                # A compressed answer could not be read within a bound.
+                headers={"user-agent": f"payloadd/{__version__}", "accept-encoding": "identity"},
+            )
+        except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
+            # httpx reads SSL_CERT_FILE, HTTPS_PROXY and their like.
+            raise SettingsError([f"TLS or proxy variables of the environment: {error}"]) from error
 
     async def send(self, asked: S3Request, place: Place, signer: Signer) -> Answer:
         """Make one attempt and return the answer, whatever it is.
@@ -124,6 +128,9 @@ class S3Client:
                 return await _read(response)
         except httpx.RequestError as error:
             raise _store_error(error) from error
+        except UnicodeError as error:
+            # A host name that cannot be looked up: bucket and endpoint do not go together.
+            raise OperatorStoreError("InvalidEndpoint", str(error)) from error
         except trio.TooSlowError as error:
             reason = f"no answer within {self._timeout:g} s"
             raise TransientStoreError("UploadTimeout", reason) from error

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from daemon.errors import StartError
+from daemon.errors import SettingsError
 from daemon.storage.sigv4 import quote_key
 
 if TYPE_CHECKING:
@@ -61,18 +61,18 @@ class Place:
 def find_place(settings: Settings, bucket: str, region: str | None, endpoint: str | None) -> Place:
     """Return the place for ``S3_ADDRESSING``, with what is known of region and endpoint.
 
-    Raises StartError when no request could be sent there.
+    Raises SettingsError when no request could be sent there.
     """
     virtual = settings.s3_addressing == "virtual" or (
         settings.s3_addressing == "auto" and endpoint is None and _is_host_label(bucket)
     )
     place = Place(bucket, region or DEFAULT_REGION, endpoint, virtual)
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", place.region):
-        raise StartError(f"AWS_REGION: {place.region!r} is no name of a region")
+        raise SettingsError([f"AWS_REGION: {place.region!r} is no name of a region"])
     try:
         httpx.URL(place.origin)
     except httpx.InvalidURL as error:
-        raise StartError(f"AWS_ENDPOINT_URL: {place.origin}: {error}") from None
+        raise SettingsError([f"AWS_ENDPOINT_URL: {place.origin}: {error}"]) from None
     return place
 
 

@@ -41,6 +41,10 @@ class Keys:
         sent = self.access_key + (self.token or "")
         if not (sent.isascii() and sent.isprintable()) or " " in sent:
             raise ValueError("access key or session token with characters that no key has")
+        try:
+            self.secret_key.encode()
+        except UnicodeEncodeError:
+            raise ValueError("a secret key that is not UTF-8") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import trio.testing
 from botocore.credentials import Credentials, RefreshableCredentials
 from botocore.session import Session
 
-from daemon.errors import OperatorStoreError, StartError
+from daemon.errors import OperatorStoreError, SettingsError
 from daemon.storage.credentials import Access, ChainCredentials, find_access
 from daemon.storage.sigv4 import Keys
 
@@ -91,7 +91,7 @@ def test_static_keys_do_without_botocore() -> None:
 
 async def test_keys_that_no_header_can_carry(make_settings: Callable[..., Settings]) -> None:
     """A key pasted with a blank would be found out at the first payload."""
-    with pytest.raises(StartError, match="AWS_ACCESS_KEY_ID"):
+    with pytest.raises(SettingsError, match="AWS_ACCESS_KEY_ID"):
         await find_access(make_settings(AWS_ACCESS_KEY_ID="a b"))
 
 
@@ -140,7 +140,7 @@ async def test_a_profile_that_cannot_be_read(
     """The daemon would start with half a configuration."""
     (no_aws / "config").write_text(config)
 
-    with pytest.raises(StartError, match="AWS configuration"):
+    with pytest.raises(SettingsError, match="AWS configuration"):
         await find_access(make_settings(**NO_KEYS))
 
 

@@ -17,7 +17,7 @@ import trio.testing
 from daemon.errors import (
     InvalidObjectError,
     OperatorStoreError,
-    StartError,
+    SettingsError,
     StoreError,
     TransientStoreError,
 )
@@ -368,7 +368,7 @@ async def test_a_key_that_is_not_text(make_settings: Callable[..., Settings]) ->
 
 async def test_a_prefix_that_is_not_text(make_settings: Callable[..., Settings]) -> None:
     """Every object would become a dead letter."""
-    with pytest.raises(StartError, match="STORE_URL"):
+    with pytest.raises(SettingsError, match="STORE_URL"):
         async with open_store(make_settings(STORE_URL="s3://bucket/\udcff")):
             raise AssertionError
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from daemon.errors import StartError
+from daemon.errors import SettingsError
 from daemon.storage.s3_place import find_place
 
 if TYPE_CHECKING:
@@ -58,5 +58,5 @@ def test_places_that_cannot_be(
     make_settings: Callable[..., Settings], region: str, endpoint: str | None, setting: str
 ) -> None:
     """A typo would stop the pipeline at the first payload instead of the start."""
-    with pytest.raises(StartError, match=setting):
+    with pytest.raises(SettingsError, match=setting):
         find_place(make_settings(), "bucket", region, endpoint)

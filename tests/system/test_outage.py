@@ -153,6 +153,9 @@ async def test_a_full_queue_says_so(tmp_path: Path) -> None:
         for answer in posts.refusals:
             assert answer.headers["Content-Type"] == "application/problem+json"
             assert int(answer.headers["Retry-After"]) >= 1
+        metrics = await daemon.metrics()
+        assert (metrics["payloadd_queue_jobs"], metrics["payloadd_workers_busy"]) == (10, 1)
+        assert metrics["payloadd_queue_bytes"] > 0
         not_ready = await daemon.ready()
         assert not_ready.status_code == 503
         assert "QUEUE_FULL" in not_ready.text
