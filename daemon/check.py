@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from daemon.errors import PayloaddError, SettingsError
-from daemon.service import check_keys
 from daemon.storage.encoding import encode
+from daemon.storage.keys import KeyTemplate
 from daemon.storage.store import open_store
 from daemon.values import S3Url
 
@@ -29,7 +29,7 @@ async def check(settings: Settings, say: Callable[[str], None]) -> bool:
     say("ok      settings")
     step = "keys"
     try:
-        example = check_keys(settings).render(uuid.UUID(int=0))
+        example = KeyTemplate.parse(settings.key_template).render(uuid.UUID(int=0))
         say(f"ok      keys         such as {example}")
         step = "store"
         async with open_store(settings) as store:

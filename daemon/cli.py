@@ -14,6 +14,7 @@ from daemon import __version__, config, logs, service
 from daemon.check import check
 from daemon.errors import SettingsError
 from daemon.journal_cli import journal
+from daemon.storage.keys import key_problems
 
 
 def _settings_table() -> str:
@@ -67,7 +68,7 @@ def _raise_file_limit() -> None:
 
 def _load() -> config.Settings:
     try:
-        return config.load(check=service.key_problems)
+        return config.load(check=key_problems)
     except SettingsError as error:
         _fail(error)
 

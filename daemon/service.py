@@ -8,12 +8,11 @@ the deadline, the admin address (which answers to the end) closes, then the stor
 from __future__ import annotations
 
 import signal
-import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
@@ -28,18 +27,14 @@ from daemon.pipeline.channel import JobChannel
 from daemon.pipeline.dispatcher import dispatch
 from daemon.pipeline.filler import Filler
 from daemon.pipeline.intake import Intake
-from daemon.pipeline.layout import Layout
 from daemon.pipeline.ledger import Ledger
 from daemon.pipeline.opening import open_journal
 from daemon.pipeline.worker import Worker
-from daemon.storage.keys import KeyTemplate
 from daemon.storage.store import open_store
 from daemon.systemd import Notifier, passed_sockets
-from daemon.values import S3Url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator, Iterator
 
     from daemon.config import Settings
     from daemon.pipeline.opening import Opened
@@ -80,7 +75,6 @@ async def run(settings: Settings) -> ExitStatus:
     """
     metrics = Metrics()
     ledger = Ledger(metrics)
-    check_keys(settings)
     house = House(settings, Health(), metrics, ledger, Notifier())
     failed = False
     problems: list[str] = []
@@ -105,27 +99,6 @@ async def run(settings: Settings) -> ExitStatus:
     return ExitStatus.LOST if ledger.lost else ExitStatus.DRAINED
 
 
-def check_keys(settings: Settings) -> KeyTemplate:
-    """Return the key template; raises SettingsError."""
-    problems = key_problems(
-        {"key_template": settings.key_template, "store_url": settings.store_url}
-    )
-    if problems:
-        raise SettingsError(problems)
-    return KeyTemplate.parse(settings.key_template)
-
-
-def key_problems(values: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the key template, for ``config.load`` to name with the rest."""
-    text, url = values.get("key_template"), values.get("store_url")
-    try:
-        if text is not None:
-            KeyTemplate.parse(text, prefix=url.prefix if isinstance(url, S3Url) else "")
-    except ValueError as error:
-        return [f"KEY_TEMPLATE: {text!r} is not allowed; allowed is {error}"]
-    return []
-
-
 async def _live(house: House) -> None:
     """From the first socket to the last."""
     settings = house.settings
@@ -135,7 +108,8 @@ async def _live(house: House) -> None:
         async with open_store(settings) as store:
             # The memory bound of the daemon, in jobs and in bytes.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
-            async with _journal(house, channel) as opened:
+            journal = open_journal(settings, channel, house.ledger, house.health, house.metrics)
+            async with journal as opened:
                 intake = Intake(opened.journal, house.health, settings)
                 async with _admin(house, intake) as admin, trio.open_nursery() as pipeline:
                     await _start_pipeline(house, pipeline, channel, opened, store)
@@ -186,19 +160,6 @@ async def _admin(house: House, intake: Intake) -> AsyncIterator[list[str]]:
         await nursery.start(partial(start, max_connections=_ADMIN_CONNECTIONS))
         yield bound_addresses(listeners)
         stop.set()
-
-
-def _journal(house: House, channel: JobChannel) -> AbstractAsyncContextManager[Opened]:
-    settings = house.settings
-    template = settings.key_template
-    layout = Layout(
-        template,
-        # Remembered only where it is part of the key: it may change with every start.
-        socket.gethostname() if "{host}" in template else "",
-        settings.compression,
-        alone=settings.batch_max_payloads == 1,
-    )
-    return open_journal(settings, layout, channel, house.ledger, house.health, house.metrics)
 
 
 async def _start_pipeline(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from daemon import config
 from daemon.errors import SettingsError
-from daemon.service import key_problems
+from daemon.storage.keys import key_problems
 from daemon.values import FileUrl, S3Url, TcpAddress, UnixAddress, address
 
 

@@ -7,9 +7,10 @@ same, so the journal remembers which layout held from which job on.
 
 from __future__ import annotations
 
+import socket
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from daemon.pipeline.job import Batch
 from daemon.storage.encoding import SUFFIXES
@@ -18,6 +19,7 @@ from daemon.storage.keys import KeyTemplate
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from daemon.config import Settings
     from daemon.pipeline.job import Job
     from daemon.values import Compression
 
@@ -31,6 +33,14 @@ class Layout:
     compression: Compression
     alone: bool
     """One object per payload: no batches, no seals."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return what the settings ask for."""
+        template = settings.key_template
+        # Remembered only where it is part of the key: it may change with every start.
+        host = socket.gethostname() if "{host}" in template else ""
+        return cls(template, host, settings.compression, alone=settings.batch_max_payloads == 1)
 
 
 class Layouts:

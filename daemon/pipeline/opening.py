@@ -14,7 +14,7 @@ import trio
 from daemon.errors import StartError
 from daemon.pipeline.database import Database
 from daemon.pipeline.group_commit import SqliteJournal
-from daemon.pipeline.layout import Layouts
+from daemon.pipeline.layout import Layout, Layouts
 from daemon.pipeline.memory import MemoryJournal
 from daemon.pipeline.window import Window
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from daemon.metrics import Metrics
     from daemon.pipeline.channel import JobChannel
     from daemon.pipeline.journal import Journal
-    from daemon.pipeline.layout import Layout
     from daemon.pipeline.ledger import Ledger
 
 FILE: Final = "journal.db"
@@ -46,13 +45,13 @@ class Opened:
 @asynccontextmanager
 async def open_journal(
     settings: Settings,
-    layout: Layout,
     channel: JobChannel,
     ledger: Ledger,
     health: Health,
     metrics: Metrics,
 ) -> AsyncIterator[Opened]:
     """Open the journal; behind the body, what was settled last is written. Raises StartError."""
+    layout = Layout.of(settings)
     if settings.durability == "memory":
         window = Window(channel, ledger, newest=0)
         yield Opened(MemoryJournal(channel, window, ledger), window, Layouts([(0, layout)]))

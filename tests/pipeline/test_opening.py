@@ -15,7 +15,6 @@ from daemon.metrics import Metrics
 from daemon.pipeline.channel import JobChannel
 from daemon.pipeline.inspection import Inspection
 from daemon.pipeline.intake import Intake
-from daemon.pipeline.layout import Layout
 from daemon.pipeline.ledger import Ledger
 from daemon.pipeline.opening import open_journal, owner
 from tests.pipeline.rig import batch
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from daemon.pipeline.opening import Opened
-
-LAYOUT = Layout("{date}/{id}", "", "none", alone=True)
 
 
 class House:
@@ -40,10 +37,10 @@ class House:
         self.health = Health()
 
     @asynccontextmanager
-    async def open(self, layout: Layout = LAYOUT) -> AsyncIterator[tuple[Opened, Intake]]:
+    async def open(self) -> AsyncIterator[tuple[Opened, Intake]]:
         """Open the journal."""
         async with open_journal(
-            self.settings, layout, self.channel, self.ledger, self.health, self.metrics
+            self.settings, self.channel, self.ledger, self.health, self.metrics
         ) as opened:
             yield opened, Intake(opened.journal, self.health, self.settings)
 
@@ -67,12 +64,12 @@ async def test_keys_follow_the_settings_of_their_time(tmp_path: Path) -> None:
     """After a crash and a new KEY_TEMPLATE the replay would be a second object."""
     async with House(tmp_path).open() as (_, intake):
         first = await intake.accept([b"1"])
-    later = Layout("new/{id}", "", "zstd", alone=True)
-    async with House(tmp_path).open(later) as (opened, intake):
+    house = House(tmp_path, KEY_TEMPLATE="new/{id}", COMPRESSION="zstd")
+    async with house.open() as (opened, intake):
         second = await intake.accept([b"2"])
         page = await opened.journal.page(0, 10, 1000)
         keys = [opened.layouts.batch([job]).key for job in page]
-    assert keys[0].endswith(f"/{first.id}")
+    assert keys[0].endswith(f"/{first.id}.ndjson")
     assert keys[1] == f"new/{second.id}.zst"
 
 
