@@ -12,17 +12,14 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote
 
 from daemon.errors import PayloaddError
-from daemon.pipeline.opening import FILE, owner
-from daemon.pipeline.schema import MIGRATIONS
+from daemon.pipeline.lock import owner
+from daemon.pipeline.schema import FILE, MIGRATIONS, look_into
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
-
-_BUSY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +67,7 @@ class Inspection:
         """Open the journal in ``folder``; raises PayloaddError that says what is wrong."""
         path = folder / FILE
         try:
-            # `rw` and not `rwc`: looking must not create what is not there.
-            connection = sqlite3.connect(
-                f"file:{quote(str(path))}?mode=rw",
-                uri=True,
-                timeout=_BUSY_SECONDS,
-                isolation_level=None,
-            )
+            connection = look_into(path)
             try:
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version != len(MIGRATIONS):

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import trio
 
 from daemon.errors import StartError
+from daemon.logs import get_logger
 from daemon.pipeline.database import Database
 from daemon.pipeline.group_commit import SqliteJournal
 from daemon.pipeline.layout import Layout, Layouts
+from daemon.pipeline.lock import lock, owner
 from daemon.pipeline.memory import MemoryJournal
+from daemon.pipeline.schema import FILE, waiting_payloads
 from daemon.pipeline.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator
 
     from daemon.config import Settings
     from daemon.health import Health
@@ -29,8 +32,7 @@ if TYPE_CHECKING:
     from daemon.pipeline.journal import Journal
     from daemon.pipeline.ledger import Ledger
 
-FILE: Final = "journal.db"
-_LOCK: Final = "journal.lock"
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +54,14 @@ async def open_journal(
 ) -> AsyncIterator[Opened]:
     """Open the journal; behind the body, what was settled last is written. Raises StartError."""
     layout = Layout.of(settings)
+    path = settings.state_dir / FILE
     if settings.durability == "memory":
+        await trio.to_thread.run_sync(_name_what_is_left_alone, path)
         window = Window(channel, ledger, newest=0)
         yield Opened(MemoryJournal(channel, window, ledger), window, Layouts([(0, layout)]))
         return
-    with _locked(settings.state_dir):
-        path = settings.state_dir / FILE
+    lock_file = await trio.to_thread.run_sync(lock, settings.state_dir)
+    try:
         database, layouts = await trio.to_thread.run_sync(_open_database, path, layout)
         try:
             ledger.found = database.totals.payloads
@@ -71,6 +75,33 @@ async def open_journal(
         finally:
             ledger.journaled = database.totals.payloads
             database.close()
+    finally:
+        os.close(lock_file)
+
+
+def try_journal(folder: Path) -> str:
+    """Try whether a journal in ``folder`` would work; returns what is there, for people.
+
+    Leaves nothing behind that was not there before, and no file that the service's user could
+    not write. Raises StartError.
+    """
+    path = folder / FILE
+    process = owner(folder)
+    if process is not None:
+        return f"{path}, in use by process {process}"
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix="payloadd-check-") as scratch:
+            Database(Path(scratch) / FILE).close()
+        waiting = waiting_payloads(path)
+    except (OSError, sqlite3.Error) as error:
+        raise StartError(f"cannot keep a journal in STATE_DIR {folder}: {error}") from None
+    finally:
+        for one in made:
+            with suppress(OSError):
+                one.rmdir()
+    return f"{path}, " + ("new" if waiting is None else f"{waiting} payloads wait")
 
 
 def _open_database(path: Path, layout: Layout) -> tuple[Database, Layouts]:
@@ -85,44 +116,13 @@ def _open_database(path: Path, layout: Layout) -> tuple[Database, Layouts]:
         raise StartError(f"cannot open the journal {path}: {error}") from None
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep every other process out of the journal in ``folder``, which is made if need be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StartError(f"cannot use STATE_DIR {folder}: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = os.read(file, 20).decode(errors="replace").strip() or "unknown"
-            raise StartError(
-                f"STATE_DIR {folder} is in use by another payloadd (process {owner});"
-                " each process needs one of its own"
-            ) from None
-        # No more than a help for whoever is refused: on a full disk it is left out.
-        with suppress(OSError):
-            os.ftruncate(file, 0)
-            os.pwrite(file, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(file)
-
-
-def owner(folder: Path) -> int | None:
-    """Return the process that has the journal in ``folder`` open, None if there is none."""
-    try:
-        file = os.open(folder / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        text = os.read(file, 20).decode(errors="replace").strip()
-        return int(text) if text.isdigit() else None
-    else:
-        return None
-    finally:
-        os.close(file)
+def _name_what_is_left_alone(path: Path) -> None:
+    """Warn of payloads that wait in a journal which this daemon will not look into."""
+    with suppress(sqlite3.Error, StartError):
+        if waiting := waiting_payloads(path):
+            log.warning(
+                "journal_left_alone",
+                path=str(path),
+                payloads=waiting,
+                note="DURABILITY=memory does not store them; a start with disk does",
+            )

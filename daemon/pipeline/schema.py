@@ -14,13 +14,18 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 from daemon.errors import StartError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+FILE: Final = "journal.db"
+"""The journal's name in STATE_DIR; SQLite adds ``-wal`` and ``-shm`` beside it."""
 
 MIGRATIONS: Final = (
     """
@@ -84,13 +89,42 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def look_into(path: Path) -> sqlite3.Connection:
+    """Open the journal at ``path`` beside a daemon that may have it open, as it is.
+
+    Raises sqlite3.Error (there is none, or it cannot be read).
+    """
+    # `rw` and not `rwc`: looking must not create what is not there.
+    return sqlite3.connect(
+        f"file:{quote(str(path))}?mode=rw", uri=True, timeout=_BUSY_SECONDS, isolation_level=None
+    )
+
+
+def waiting_payloads(path: Path) -> int | None:
+    """Return how many payloads wait in the journal at ``path``, None if there is no journal.
+
+    Raises sqlite3.Error, or StartError for a file that a newer payloadd has written.
+    """
+    if not path.exists():
+        return None
+    with closing(look_into(path)) as connection:
+        _check_version(connection)
+        (payloads,) = connection.execute("SELECT payloads FROM totals").fetchone()
+        return int(payloads)
+
+
 def migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
     """Bring the tables up to date, each step whole or not at all."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(migrations):
-        raise StartError(
-            f"the journal has version {version}, this payloadd knows versions up to"
-            f" {len(migrations)}: it was written by a newer one"
-        )
+    version = _check_version(connection, len(migrations))
     for number, script in enumerate(migrations[version:], version + 1):
         connection.executescript(f"BEGIN EXCLUSIVE; {script}; PRAGMA user_version={number}; COMMIT")
+
+
+def _check_version(connection: sqlite3.Connection, newest: int = len(MIGRATIONS)) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > newest:
+        raise StartError(
+            f"the journal has version {version}, this payloadd knows versions up to {newest}:"
+            " it was written by a newer one"
+        )
+    return int(version)

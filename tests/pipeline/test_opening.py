@@ -16,7 +16,8 @@ from daemon.pipeline.channel import JobChannel
 from daemon.pipeline.inspection import Inspection
 from daemon.pipeline.intake import Intake
 from daemon.pipeline.ledger import Ledger
-from daemon.pipeline.opening import open_journal, owner
+from daemon.pipeline.lock import owner
+from daemon.pipeline.opening import open_journal, try_journal
 from tests.pipeline.rig import batch
 
 if TYPE_CHECKING:
@@ -133,3 +134,28 @@ async def test_an_administrator_can_look_inside(tmp_path: Path) -> None:
         Inspection.open(tmp_path / "nowhere"),
     ):
         pass
+
+
+async def test_a_journal_can_be_tried_without_a_trace(tmp_path: Path) -> None:
+    """`check` as root would leave a journal that the service's user cannot open."""
+    folder = tmp_path / "state" / "payloadd"
+    assert try_journal(folder).endswith("journal.db, new")
+    assert not os.listdir(tmp_path)
+    async with House(folder).open() as (_, intake):
+        await intake.accept([b"1", b"2"])
+        assert f"in use by process {os.getpid()}" in try_journal(folder)
+    before = sorted(os.listdir(folder))
+    assert "2 payloads wait" in try_journal(folder)
+    assert sorted(os.listdir(folder)) == before
+
+
+@pytest.mark.parametrize("content", ["no database, and longer than the header of one" * 9, ""])
+def test_a_journal_that_would_not_work_is_found_out(tmp_path: Path, content: str) -> None:
+    """`check` would say ok, and `serve` would not start."""
+    if content:
+        (tmp_path / "journal.db").write_text(content)
+    else:
+        tmp_path = tmp_path / "file"
+        tmp_path.write_text("")
+    with pytest.raises(StartError, match="cannot keep a journal in STATE_DIR"):
+        try_journal(tmp_path)
