@@ -46,6 +46,11 @@ class House:
             yield opened, Intake(opened.journal, self.health, self.settings)
 
 
+def names(folder: Path) -> list[str]:
+    """Return what is in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 async def test_what_is_not_stored_is_there_at_the_next_start(tmp_path: Path) -> None:
     """A restart would lose the backlog."""
     house = House(tmp_path)
@@ -140,13 +145,13 @@ async def test_a_journal_can_be_tried_without_a_trace(tmp_path: Path) -> None:
     """`check` as root would leave a journal that the service's user cannot open."""
     folder = tmp_path / "state" / "payloadd"
     assert try_journal(folder).endswith("journal.db, new")
-    assert not os.listdir(tmp_path)
+    assert not names(tmp_path)
     async with House(folder).open() as (_, intake):
         await intake.accept([b"1", b"2"])
         assert f"in use by process {os.getpid()}" in try_journal(folder)
-    before = sorted(os.listdir(folder))
+    before = names(folder)
     assert "2 payloads wait" in try_journal(folder)
-    assert sorted(os.listdir(folder)) == before
+    assert names(folder) == before
 
 
 @pytest.mark.parametrize("content", ["no database, and longer than the header of one" * 9, ""])
