@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -48,7 +48,7 @@ _PAGES_WORTH_A_VACUUM: Final = 1024
 _VACUUM_STEP: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Totals:
     """The next ``seq``, and what waits in the journal: jobs, payloads, bytes."""
 
@@ -57,14 +57,11 @@ class Totals:
     payloads: int
     bytes: int
 
-    def changed(self, jobs: int, payloads: int, size: int) -> Totals:
-        """Return the totals after so much came (or went, below zero)."""
-        return Totals(
-            self.next + max(0, jobs),
-            self.jobs + jobs,
-            self.payloads + payloads,
-            self.bytes + size + jobs * ROW_BYTES,
-        )
+    def change(self, jobs: int, payloads: int, size: int) -> None:
+        """Count what came (or went, below zero)."""
+        self.jobs += jobs
+        self.payloads += payloads
+        self.bytes += size + jobs * ROW_BYTES
 
 
 class Database:
@@ -87,7 +84,7 @@ class Database:
     def commit(self, operations: Iterable[Operation]) -> None:
         """Carry out all operations and make them durable together; on an error none."""
         execute = self._connection.execute
-        before = self.totals
+        before = replace(self.totals)
         try:
             execute("BEGIN IMMEDIATE")
             self._carry_out(operations)
@@ -130,10 +127,13 @@ class Database:
         append.jobs = self._take_in(append.parts, rows)
 
     def _take_in(self, parts: Sequence[Part], rows: list[Row]) -> list[Job]:
-        jobs = [Job(seq, *part) for seq, part in enumerate(parts, self.totals.next)]
-        rows += [(job.seq, job.id.bytes, job.payloads, job.lines) for job in jobs]
-        payloads = sum(job.payloads for job in jobs)
-        self.totals = self.totals.changed(len(jobs), payloads, sum(len(job.lines) for job in jobs))
+        totals = self.totals
+        jobs = []
+        for id_, lines, payloads in parts:
+            jobs.append(Job(totals.next, id_, lines, payloads))
+            rows.append((totals.next, id_.bytes, payloads, lines))
+            totals.next += 1
+            totals.change(1, payloads, len(lines))
         return jobs
 
     def _answer(self, key: bytes, receipt: Receipt) -> Receipt | None:
@@ -156,7 +156,7 @@ class Database:
         if batch.sealed:
             self._connection.execute("DELETE FROM batches WHERE first = ?", (first,))
         size = sum(len(job.lines) for job in batch.jobs)
-        self.totals = self.totals.changed(-len(batch.jobs), -batch.payloads, -size)
+        self.totals.change(-len(batch.jobs), -batch.payloads, -size)
 
     def _bury(self, batch: Batch, code: str, reason: str) -> None:
         self._forget(batch)

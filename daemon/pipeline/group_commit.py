@@ -81,7 +81,7 @@ class SqliteJournal:
 
     async def append(self, receipt: Receipt, parts: Sequence[Part], key: bytes | None) -> Receipt:
         """Take in a request; see Journal."""
-        size = sum(len(part.lines) + ROW_BYTES for part in parts)
+        size = sum([len(part.lines) + ROW_BYTES for part in parts])
         refusal = self.refusal(size)
         if refusal is not None:
             raise refusal
@@ -200,16 +200,21 @@ class SqliteJournal:
 
     def _publish(self, operations: Sequence[Operation]) -> None:
         """Let the pipeline see what was committed, in the order of acceptance."""
+        # Together: what is done once a group and not once a request was 10 us a request.
+        accepted = 0
+        jobs: list[Job] = []
         for operation in operations:
             match operation:
                 case Append(receipt, earlier=None):
-                    self._ledger.accept(receipt.payloads)
-                    self._window.offer(operation.jobs)
-                case Revive(jobs) if jobs:
-                    self._ledger.revive(jobs)
-                    self._window.offer(jobs)
-                    # They come a few at a time, so that memory does not hold all of them.
+                    accepted += receipt.payloads
+                    jobs += operation.jobs
+                case Revive(revived) if revived:
+                    self._ledger.revive(revived)
+                    jobs += revived
+                    # They come one at a time, so that memory does not hold all of them.
                     self._add(Revive())
+        self._ledger.accept(accepted)
+        self._window.offer(jobs)
 
     async def _do_chores(self) -> None:
         """Look after the file, off the hot path."""

@@ -40,7 +40,7 @@ class Window:
             return
         caught_up = self._shown >= self._newest
         self._newest = jobs[-1].seq
-        if caught_up and self._channel.has_room(len(jobs), sum(len(job.lines) for job in jobs)):
+        if caught_up and self._channel.has_room(len(jobs), sum([len(job.lines) for job in jobs])):
             self._show(jobs)
         else:
             self._stir.set()
@@ -73,7 +73,7 @@ class Window:
         most_jobs, most_bytes = max(1, self._channel.max_jobs // 2), self._channel.max_bytes // 2
         jobs = await journal.page(self._shown, most_jobs, most_bytes)
         if jobs:
-            await self._channel.wait_for_room(len(jobs), sum(len(job.lines) for job in jobs))
+            await self._channel.wait_for_room(len(jobs), sum([len(job.lines) for job in jobs]))
             self._show(jobs)
         else:
             self._shown = newest

@@ -7,6 +7,7 @@ import sqlite3
 import tempfile
 from collections import deque
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
@@ -173,7 +174,7 @@ class JournalFile(RuleBasedStateMachine):
             yield from self.staged
             raise disk_full()
 
-        before = self.database.totals
+        before = replace(self.database.totals)
         try:
             self.database.commit(operations())
         except sqlite3.OperationalError:
