@@ -18,7 +18,7 @@ import trio
 from daemon.errors import RefusedError
 from daemon.pipeline.database import ROW_BYTES
 from daemon.pipeline.disk import Disk, disk_error
-from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
+from daemon.pipeline.operations import Append, Bury, Expire, Group, Receipt, Revive, Seal, Settle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -42,18 +42,6 @@ _LAST_COMMIT: Final = 10.0
 _BETWEEN_CHORES: Final = 1.0
 
 
-class _Group:
-    """Operations that are committed together, and those who wait for it."""
-
-    def __init__(self) -> None:
-        self.operations: list[Operation] = []
-        self.bytes = 0
-        self.done = trio.Event()
-        self.error: sqlite3.Error | None = None
-        self.successor: _Group | None = None
-        """After an error: the group that what has to be written was carried over to."""
-
-
 class SqliteJournal:
     """A journal in one SQLite file."""
 
@@ -75,7 +63,7 @@ class SqliteJournal:
         self._thread = trio.CapacityLimiter(1)
         self._sealed = database.sealed_firsts[::-1]
         # Bounded by the requests under way (MAX_CONNECTIONS), by max_bytes, and by MAX_WORKERS.
-        self._group = _Group()
+        self._group = Group()
         self._stir = trio.Event()
         self._urgent = trio.Event()
 
@@ -164,7 +152,7 @@ class SqliteJournal:
 
     async def commit(self) -> bool:
         """Commit what has collected; returns whether the disk took it and takes more."""
-        group, self._group = self._group, _Group()
+        group, self._group = self._group, Group()
         self._stir, self._urgent = trio.Event(), trio.Event()
         start = trio.current_time()
         room = False
@@ -196,7 +184,7 @@ class SqliteJournal:
         except sqlite3.Error:
             self._database.reserve.give_up()
             raise
-        return not in_trouble or self._database.reserve.take()
+        return not in_trouble or self._database.reserve.take_back()
 
     def _publish(self, operations: Sequence[Operation]) -> None:
         """Let the pipeline see what was committed, in the order of acceptance."""
@@ -232,7 +220,7 @@ class SqliteJournal:
             while not self._urgent.is_set() and await self._read(self._database.give_back):
                 await trio.lowlevel.checkpoint()
 
-    def _add(self, operation: Operation) -> _Group:
+    def _add(self, operation: Operation) -> Group:
         self._group.operations.append(operation)
         self._stir.set()
         return self._group

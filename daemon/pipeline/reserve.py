@@ -3,8 +3,8 @@
 A journal that has filled its disk cannot shrink without writing first: to forget a stored
 batch takes pages of SQLite's log, and to fold the log into the file may take pages of the
 file. So a file of nothing keeps some megabytes. A commit that fails gives them up; POSTs are
-refused from then on, while the pipeline goes on in what was kept; and not before the file
-could be made again is the disk called well, so one free page does not look like recovery.
+refused from then on, while the pipeline goes on in what was kept; and not before there is room
+for the file and as much again is the disk called well, or the next POST would find it full.
 """
 
 from __future__ import annotations
@@ -32,11 +32,19 @@ class Reserve:
 
     def take(self) -> bool:
         """Make the file, unless it is there; returns whether there was room for it."""
+        return self._allocate(self.bytes)
+
+    def take_back(self) -> bool:
+        """Make the file again; returns whether there was room for it and as much again."""
+        return self._allocate(2 * self.bytes)
+
+    def _allocate(self, size: int) -> bool:
         try:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 # Space and not only a size: what is allocated nobody else can take.
-                os.posix_fallocate(file, 0, max(1, self.bytes))
+                os.posix_fallocate(file, 0, max(1, size))
+                os.ftruncate(file, self.bytes)
             finally:
                 os.close(file)
         except OSError:
