@@ -182,7 +182,9 @@ async def test_a_disk_that_the_journal_itself_has_filled(tmp_path: Path) -> None
     """A disk smaller than JOURNAL_MAX_BYTES would refuse POSTs for ever after an outage of S3."""
     with small_disk(tmp_path / "disk", "64m") as disk:
         async with moody_store("hang") as store:
-            env = {**_environ(store, disk), "BATCH_MAX_PAYLOADS": "1"}
+            # Large objects on a busy machine take longer than the other tests allow them.
+            large = {"BATCH_MAX_PAYLOADS": "1", "MAX_WORKERS": "8", "UPLOAD_TIMEOUT": "5s"}
+            env = {**_environ(store, disk), **large}
             async with running_daemon(tmp_path, env) as daemon:
                 posts = Posts(daemon.url)
                 await posts.run(_payloads(0, 80, size=900_000), 2)
