@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from daemon.errors import PayloaddError, SettingsError
-from daemon.service import parse_keys
+from daemon.pipeline.opening import try_journal
 from daemon.storage.encoding import encode
+from daemon.storage.keys import KeyTemplate
 from daemon.storage.store import open_store
 from daemon.values import S3Url
 
@@ -29,8 +30,12 @@ async def check(settings: Settings, say: Callable[[str], None]) -> bool:
     say("ok      settings")
     step = "keys"
     try:
-        example = parse_keys(settings).render(uuid.UUID(int=0))
+        example = KeyTemplate.parse(settings.key_template).render(uuid.UUID(int=0))
         say(f"ok      keys         such as {example}")
+        if settings.durability == "disk":
+            step = "journal"
+            found = await trio.to_thread.run_sync(try_journal, settings.state_dir)
+            say(f"ok      journal      {found}")
         step = "store"
         async with open_store(settings) as store:
             say(f"ok      store        {_name(settings)}")

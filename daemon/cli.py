@@ -13,6 +13,8 @@ import trio
 from daemon import __version__, config, logs, service
 from daemon.check import check
 from daemon.errors import SettingsError
+from daemon.journal_cli import journal
+from daemon.storage.keys import key_problems
 
 
 def _settings_table() -> str:
@@ -28,6 +30,9 @@ def _settings_table() -> str:
 @click.version_option(__version__, prog_name="payloadd")
 def main() -> None:
     """Take JSON payloads by HTTP POST and store them in S3."""
+
+
+main.add_command(journal)
 
 
 @main.command("serve", epilog=_settings_table())
@@ -63,7 +68,7 @@ def _raise_file_limit() -> None:
 
 def _load() -> config.Settings:
     try:
-        return config.load(check=service.key_problems)
+        return config.load(check=key_problems)
     except SettingsError as error:
         _fail(error)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from daemon.credential_files import read_credentials
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
+LARGEST_OBJECT: Final = 512 * 2**20
+"""Bytes: a dead letter is one row, and SQLite's rows end at 10^9 (https://sqlite.org/limits.html)."""
 _USER: Final = re.compile(r"//[^/]*@")
 """User and password in a URL that is shown because it is refused."""
 
@@ -58,7 +61,7 @@ class Settings:
     )
     max_length: int = field(
         metadata=_setting(
-            "1MiB", size(1, 2**30), "largest request body, before and after decompression"
+            "1MiB", size(1, LARGEST_OBJECT), "largest request body, before and after decompression"
         )
     )
     max_connections: int = field(
@@ -87,11 +90,23 @@ class Settings:
     batch_max_payloads: int = field(
         metadata=_setting("1", whole(1, 1_000_000), "payloads per object")
     )
+    batch_max_bytes: int = field(
+        metadata=_setting("8MiB", size(1, LARGEST_OBJECT), "uncompressed bytes per object")
+    )
+    batch_linger: float = field(
+        metadata=_setting("1s", duration(0, 3600), "longest that a payload waits for its batch")
+    )
     compression: Compression = field(
         metadata=_setting("none", one_of("none", "gzip", "zstd"), "compression of objects")
     )
     durability: Literal["memory", "disk"] = field(
-        metadata=_setting("memory", one_of("disk", "memory"), "when a 2xx is given")
+        metadata=_setting("disk", one_of("disk", "memory"), "disk: a 2xx after fsync")
+    )
+    state_dir: Path = field(
+        metadata=_setting("./payloadd-data", Path, "where journal.db lives; $STATE_DIRECTORY")
+    )
+    journal_max_bytes: int = field(
+        metadata=_setting("1GiB", size(1, 2**50), "past it, POST gets 503")
     )
     drain_timeout: float = field(
         metadata=_setting("30s", duration(0, 86400), "how long SIGTERM waits for uploads")
@@ -137,6 +152,7 @@ class Settings:
 
 # Where a field is not read from the variable that has its own name.
 _NAMES: Final = {
+    "state_dir": ("STATE_DIR", "STATE_DIRECTORY"),
     "aws_region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
     "aws_endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
 }
@@ -144,10 +160,6 @@ _NAMES: Final = {
 # Settings of the contract that this version does not have yet. Starting without them would be
 # to ignore them silently: a token file that is not enforced, a batch that is never filled.
 _NOT_BUILT: Final = {
-    "BATCH_MAX_BYTES": "batches of more than one payload",
-    "BATCH_LINGER": "batches of more than one payload",
-    "STATE_DIR": "the journal",
-    "JOURNAL_MAX_BYTES": "the journal",
     "AUTH_TOKENS": "bearer tokens",
     "TLS_CERT": "TLS",
     "TLS_KEY": "TLS",
@@ -183,7 +195,7 @@ def load(
         except ValueError as error:
             shown = repr(_USER.sub("//***@", str(text))) if item.repr else "(not shown)"
             problems.append(f"{name}: {shown} is not allowed; allowed is {error}")
-    problems += _not_built(environ, credentials, values)
+    problems += _not_built(environ, credentials)
     problems += _contradictions(values)
     problems += [] if check is None else check(values)
     if problems:
@@ -205,37 +217,23 @@ def _find(
     return names[0], None
 
 
-def _not_built(
-    environ: Mapping[str, str], credentials: Mapping[str, str], values: Mapping[str, object]
-) -> list[str]:
-    problems = [
+def _not_built(environ: Mapping[str, str], credentials: Mapping[str, str]) -> list[str]:
+    return [
         f"{name}: is set, but {what}: not built yet in this version; unset it"
         for name, what in _NOT_BUILT.items()
         if _find((name,), environ, credentials)[1] is not None
     ]
-    if values.get("batch_max_payloads", 1) != 1:
-        problems.append(
-            f"BATCH_MAX_PAYLOADS: '{values['batch_max_payloads']}' is not allowed;"
-            " this version stores one payload per object, allowed is 1"
-        )
-    if values.get("durability") == "disk":
-        problems.append(
-            "DURABILITY: 'disk' is not allowed; the journal is not built yet in this version,"
-            " allowed is memory"
-        )
-    return problems
 
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
     """Name settings that are right alone and wrong together."""
-    problems: list[str] = []
-    if {"max_length", "max_queue_bytes"} <= values.keys() and values["max_length"] > values[
-        "max_queue_bytes"
-    ]:
-        problems.append(
-            f"MAX_QUEUE_BYTES: {values['max_queue_bytes']} bytes is not allowed;"
-            f" allowed is MAX_LENGTH ({values['max_length']} bytes) or more"
-        )
+    length = values.get("max_length", 0)
+    problems = [
+        f"{name.upper()}: {values[name]} bytes is not allowed;"
+        f" allowed is MAX_LENGTH ({length} bytes) or more"
+        for name in ("max_queue_bytes", "journal_max_bytes")
+        if length > values.get(name, length)
+    ]
     keys = [values.get("aws_access_key_id"), values.get("aws_secret_access_key")]
     if any(keys) and not all(keys):
         problems.append(

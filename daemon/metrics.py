@@ -12,6 +12,7 @@ from prometheus_client.process_collector import ProcessCollector
 # From one payload of a few bytes to a full BATCH_MAX_BYTES.
 _OBJECT_BYTES = tuple(float(2**power) for power in range(6, 26, 2))
 _UPLOAD_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 
 
 class Metrics:
@@ -28,6 +29,11 @@ class Metrics:
         self.object_bytes = self._histogram("object_bytes", "Size of stored objects", _OBJECT_BYTES)
         self.queue_jobs = self._gauge("queue_jobs", "Jobs in the memory channel")
         self.queue_bytes = self._gauge("queue_bytes", "Payload bytes in the memory channel")
+        self.journal_jobs = self._gauge("journal_jobs", "Jobs in the journal")
+        self.journal_bytes = self._gauge("journal_bytes", "Bytes that the journal's jobs take")
+        self.commit_seconds = self._histogram(
+            "commit_seconds", "Time of one group commit of the journal", _COMMIT_SECONDS
+        )
         self.workers_busy = self._gauge("workers_busy", "Workers that have a batch in hand")
         self.uploads = self._counter("uploads", "Attempts at objects, by outcome", "outcome")
         self.upload_seconds = self._histogram(

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
@@ -25,18 +25,19 @@ from daemon.logs import get_logger
 from daemon.metrics import Metrics
 from daemon.pipeline.channel import JobChannel
 from daemon.pipeline.dispatcher import dispatch
+from daemon.pipeline.filler import Filler
 from daemon.pipeline.intake import Intake
 from daemon.pipeline.ledger import Ledger
+from daemon.pipeline.opening import open_journal
 from daemon.pipeline.worker import Worker
-from daemon.storage.keys import KeyTemplate
 from daemon.storage.store import open_store
 from daemon.systemd import Notifier, passed_sockets
-from daemon.values import S3Url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator
 
     from daemon.config import Settings
+    from daemon.pipeline.opening import Opened
     from daemon.storage.store import Store
 
 log = get_logger(__name__)
@@ -61,7 +62,6 @@ class House:
     """What is there once in a process and shared by all its rooms."""
 
     settings: Settings
-    keys: KeyTemplate
     health: Health
     metrics: Metrics
     ledger: Ledger
@@ -75,7 +75,7 @@ async def run(settings: Settings) -> ExitStatus:
     """
     metrics = Metrics()
     ledger = Ledger(metrics)
-    house = House(settings, parse_keys(settings), Health(), metrics, ledger, Notifier())
+    house = House(settings, Health(), metrics, ledger, Notifier())
     failed = False
     problems: list[str] = []
     try:
@@ -93,32 +93,10 @@ async def run(settings: Settings) -> ExitStatus:
         raise SettingsError(problems)
     if house.health.phase == "starting":
         return ExitStatus.INTERNAL_FAILURE
-    lost = ledger.open + ledger.dead
-    log.info("drained", stored=ledger.stored, journaled=0, lost=lost)
+    log.info("drained", stored=ledger.stored, journaled=ledger.journaled, lost=ledger.lost)
     if failed:
         return ExitStatus.INTERNAL_FAILURE
-    return ExitStatus.LOST if lost else ExitStatus.DRAINED
-
-
-def parse_keys(settings: Settings) -> KeyTemplate:
-    """Return the key template; raises SettingsError."""
-    problems = key_problems(
-        {"key_template": settings.key_template, "store_url": settings.store_url}
-    )
-    if problems:
-        raise SettingsError(problems)
-    return KeyTemplate.parse(settings.key_template)
-
-
-def key_problems(values: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the key template, for ``config.load`` to name with the rest."""
-    text, url = values.get("key_template"), values.get("store_url")
-    try:
-        if text is not None:
-            KeyTemplate.parse(text, prefix=url.prefix if isinstance(url, S3Url) else "")
-    except ValueError as error:
-        return [f"KEY_TEMPLATE: {text!r} is not allowed; allowed is {error}"]
-    return []
+    return ExitStatus.LOST if ledger.lost else ExitStatus.DRAINED
 
 
 async def _live(house: House) -> None:
@@ -130,15 +108,15 @@ async def _live(house: House) -> None:
         async with open_store(settings) as store:
             # The memory bound of the daemon, in jobs and in bytes.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
-            house.metrics.queue_jobs.set_function(lambda: channel.jobs)
-            house.metrics.queue_bytes.set_function(lambda: channel.bytes)
-            intake = Intake(channel, house.ledger, house.health)
-            async with _admin(house, intake) as admin, trio.open_nursery() as pipeline:
-                worker = _make_worker(house, store)
-                await pipeline.start(dispatch, channel, worker, settings.max_workers)
-                async with channel:
+            journal = open_journal(settings, channel, house.ledger, house.health, house.metrics)
+            async with journal as opened:
+                intake = Intake(opened.journal, house.health, settings)
+                async with _admin(house, intake) as admin, trio.open_nursery() as pipeline:
+                    await _start_pipeline(house, pipeline, channel, opened, store)
                     await _serve_public(house, intake, stop, admin)
-                pipeline.cancel_scope.deadline = trio.current_time() + settings.drain_timeout
+                    opened.window.finish()
+                    deadline = trio.current_time() + settings.drain_timeout
+                    pipeline.cancel_scope.deadline = deadline
         root.cancel_scope.cancel()
 
 
@@ -184,8 +162,23 @@ async def _admin(house: House, intake: Intake) -> AsyncIterator[list[str]]:
         stop.set()
 
 
-def _make_worker(house: House, store: Store) -> Worker:
-    return Worker(store, house.ledger, house.health, house.metrics, house.keys, house.settings)
+async def _start_pipeline(
+    house: House, nursery: trio.Nursery, channel: JobChannel, opened: Opened, store: Store
+) -> None:
+    settings = house.settings
+    house.metrics.queue_jobs.set_function(lambda: channel.jobs)
+    house.metrics.queue_bytes.set_function(lambda: channel.bytes)
+    worker = Worker(
+        store,
+        opened.journal,
+        house.ledger,
+        house.health,
+        house.metrics,
+        settings.upload_timeout,
+    )
+    filler = Filler(channel, opened.journal, opened.layouts, settings)
+    await nursery.start(dispatch, filler, worker, settings.max_workers)
+    await nursery.start(opened.window.refill, opened.journal)
 
 
 async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: list[str]) -> None:

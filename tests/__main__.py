@@ -4,6 +4,8 @@ Runs everything there is (format, lint, types and imports are tests too, in
 ``test_house.py``) under branch coverage, the daemons that the tests start included, and
 closes with pytest's own summary line. The exit status is 0 only if all of it is well.
 
+Most of a test's time is spent waiting for processes, so three run at once.
+
 Options go to pytest. With one that picks tests (a path, ``-k``, ``-m``, ``--lf``) coverage
 is not measured: what was left out would count as not covered.
 """
@@ -26,7 +28,8 @@ def main(options: list[str]) -> int:
     """Run pytest with ``options``; returns its exit status."""
     everything = all(option.startswith(_NOT_PICKING + _PICK_NOTHING) for option in options)
     coverage = ["--cov", "--cov-report=term-missing:skip-covered"] if everything else []
-    command = [sys.executable, "-m", "pytest", *coverage, *options]
+    at_once = ["--numprocesses=3", "--dist=worksteal"] if everything else []
+    command = [sys.executable, "-m", "pytest", *coverage, *at_once, *options]
     return subprocess.run(command, cwd=_ROOT, env=_environment(), check=False).returncode
 
 

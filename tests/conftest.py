@@ -34,6 +34,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="how long the store refuses everything in the tests of outages (3)",
     )
+    group.addoption(
+        "--torture",
+        choices=("short", "long"),
+        default="short",
+        help="long: kill the daemon 50 times in each of the torture tests (short: a few times)",
+    )
+    group.addoption(
+        "--torture-seed",
+        type=int,
+        metavar="N",
+        help="make the random choices of an earlier torture, which prints its seed",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from daemon import config
 from daemon.errors import SettingsError
-from daemon.service import key_problems
+from daemon.storage.keys import key_problems
 from daemon.values import FileUrl, S3Url, TcpAddress, UnixAddress, address
 
 
@@ -196,3 +198,15 @@ def test_what_others_check_is_named_with_the_rest() -> None:
         "MAX_WORKERS",
         "KEY_TEMPLATE",
     ]
+
+
+def test_the_readme_lists_every_setting() -> None:
+    """A user would not know of a setting, or be told another default."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    rows = re.findall(r"^\| `([A-Z0-9_]+)` \| (\S+) \| .*\|$", readme, re.MULTILINE)
+    settings = {
+        item.name.upper(): item.metadata["default"]
+        for item in fields(config.Settings)
+        if not item.name.startswith("aws_")
+    }
+    assert dict(rows) == settings

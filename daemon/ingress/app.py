@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +32,7 @@ log = get_logger(__name__)
 # Errors that can be known before the body has been read. A connection on which the rest of a
 # body may still come is of no use for another request.
 _EARLY: Final = frozenset({404, 405, 408, 413, 415})
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 def make_app(intake: Intake, health: Health, metrics: Metrics, settings: Settings) -> QuartTrio:
@@ -70,8 +72,8 @@ class _Door:
         content = _header("Content-Type"), _header("Content-Encoding")
         self._refuse_early(*content)
         payloads = body.decode(await self._read_body(), *content, self._max_length)
-        id_ = await self._intake.accept(payloads)
-        return json_response(202, {"id": str(id_), "accepted": len(payloads)})
+        receipt = await self._intake.accept(payloads, _idempotency_key())
+        return json_response(202, {"id": str(receipt.id), "accepted": receipt.payloads})
 
     def _refuse_early(self, content_type: str | None, content_encoding: str | None) -> None:
         """Raise what is known before the body has been read."""
@@ -152,6 +154,14 @@ def _header(name: str) -> str | None:
     """Return a request header, all its lines joined (RFC 9110, section 5.3)."""
     lines = request.headers.getlist(name)
     return ", ".join(lines) if lines else None
+
+
+def _idempotency_key() -> str | None:
+    """Return the request's Idempotency-Key, None without one; raises Problem MALFORMED."""
+    key = _header("Idempotency-Key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise Problem("MALFORMED", "Idempotency-Key: allowed are 1 to 255 visible ASCII characters")
+    return key
 
 
 def _body_may_come(response: Response) -> bool:

@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from daemon.pipeline.job import Batch
 from daemon.pipeline.worker import Inbox
 
 if TYPE_CHECKING:
-    from daemon.pipeline.channel import JobChannel
+    from daemon.pipeline.filler import Filler
     from daemon.pipeline.worker import Worker
 
 
 async def dispatch(
-    channel: JobChannel,
+    filler: Filler,
     worker: Worker,
     count: int,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run ``count`` workers and feed them; returns when the channel is closed and all is done."""
+    """Run ``count`` workers and feed them; returns when there is nothing left to upload."""
     # One place for each worker, so that registering never waits.
     register, idle = trio.open_memory_channel[Inbox](count)
     async with register, idle, trio.open_nursery() as nursery:
@@ -36,7 +35,7 @@ async def dispatch(
         task_status.started()
         dismissed = 0
         async for inbox in idle:
-            batch = await _fill(channel)
+            batch = await filler.next()
             if batch is None:
                 # Each worker comes by once more, when its last upload is done.
                 await inbox.aclose()
@@ -45,11 +44,3 @@ async def dispatch(
                     break
             else:
                 await inbox.send(batch)
-
-
-async def _fill(channel: JobChannel) -> Batch | None:
-    """Return the next batch, or None once the channel is closed and empty."""
-    try:
-        return Batch((await channel.receive(),))
-    except trio.EndOfChannel:
-        return None

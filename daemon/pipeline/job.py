@@ -6,19 +6,35 @@ import os
 import time
 import uuid
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from daemon.values import Compression
 
 _RANDOM_BITS = 62
 _VERSION_AND_VARIANT = (0x7 << 76) | (0b10 << 62)
 
 
+class Part(NamedTuple):
+    """What becomes one job: an id, the payloads as NDJSON, and how many they are."""
+
+    id: uuid.UUID
+    lines: bytes
+    payloads: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """Payloads that are stored together: what one POST brought, or one payload of it.
+    """Payloads that are stored together: what one POST brought, or as much as an object holds.
 
     ``id`` is a UUIDv7; the time of acceptance (in it, in milliseconds) is the only time a
     job has, so that its key follows from the id alone.
     """
 
+    seq: int
+    """The order of acceptance, from 1."""
     id: uuid.UUID
     lines: bytes
     """The payloads as NDJSON: one a line, each line ending in a line feed."""
@@ -33,13 +49,21 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The jobs of one object; it goes by the id of the first."""
+    """The jobs of one object, neighbours in the order of acceptance."""
 
     jobs: tuple[Job, ...]
+    key: str
+    """The object's key below the store's prefix, with the compression's suffix."""
+    compression: Compression
+    sealed: bool
+    """Whether members and key are (or have to be) fixed in the journal: replayed as they are.
+
+    A job that goes alone needs no seal: its key follows from itself.
+    """
 
     @property
     def id(self) -> uuid.UUID:
-        """The id that the object's key is made of."""
+        """The id of the first job, which the key is made of."""
         return self.jobs[0].id
 
     @property
@@ -51,6 +75,23 @@ class Batch:
     def payloads(self) -> int:
         """How many payloads there are."""
         return sum(job.payloads for job in self.jobs)
+
+
+def split(payloads: Sequence[bytes], most_payloads: int, most_bytes: int) -> list[list[bytes]]:
+    """Return ``payloads`` cut, in order, into what one object holds.
+
+    A payload larger than ``most_bytes`` goes alone.
+    """
+    parts: list[list[bytes]] = []
+    size = most_bytes + 1
+    for payload in payloads:
+        line = len(payload) + 1
+        if size + line > most_bytes or len(parts[-1]) == most_payloads:
+            parts.append([])
+            size = 0
+        parts[-1].append(payload)
+        size += line
+    return parts
 
 
 class IdSource:
@@ -67,11 +108,13 @@ class IdSource:
     def take(self, count: int) -> list[uuid.UUID]:
         """Return ``count`` new ids, each one more than the one before."""
         milliseconds = time.time_ns() // 1_000_000
-        random = int.from_bytes(os.urandom(10)) & ((1 << 74) - 1)
-        # 74 random bits lie around the variant's two; the top bit of the lower part stays
-        # clear, which leaves room to count up 2^61 times before the variant would be touched.
-        upper, lower = random >> _RANDOM_BITS, random & ((1 << (_RANDOM_BITS - 1)) - 1)
-        fresh = (milliseconds << 80) | _VERSION_AND_VARIANT | (upper << 64) | lower
-        first = fresh if fresh >> 80 > self._last >> 80 else self._last + 1
+        if milliseconds > self._last >> 80:
+            random = int.from_bytes(os.urandom(10)) & ((1 << 74) - 1)
+            # 74 random bits lie around the variant's two; the top bit of the lower part stays
+            # clear: room to count up 2^61 times before the variant would be touched.
+            upper, lower = random >> _RANDOM_BITS, random & ((1 << (_RANDOM_BITS - 1)) - 1)
+            first = (milliseconds << 80) | _VERSION_AND_VARIANT | (upper << 64) | lower
+        else:
+            first = self._last + 1
         self._last = first + max(count, 1) - 1
         return [uuid.UUID(int=first + index) for index in range(count)]

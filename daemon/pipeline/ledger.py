@@ -1,6 +1,6 @@
 """What was taken in and what became of it: the numbers behind every promise.
 
-``accepted == stored + dead + open``, always. The ``drained`` line, the metrics and
+``found + accepted == stored + dead + open``, always. The ``drained`` line, the metrics and
 ``Retry-After`` are read off here.
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from daemon.metrics import Metrics
-    from daemon.pipeline.job import Job
+    from daemon.pipeline.job import Batch, Job
 
 _WINDOW: Final = 10.0
 """Seconds over which the drain rate is measured: long enough to even out slow uploads."""
@@ -66,45 +66,65 @@ class Ledger:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._open: dict[Job, None] = {}
+        # Bounded by the channel and by what the workers have in hand.
+        self._shown: dict[Job, None] = {}
         self.rate = DrainRate()
         self.accepted = 0
         self.stored = 0
         self.dead = 0
+        self.found = 0
+        """Payloads that were in the journal at the start, or came back from the dead letters."""
+        self.journaled = 0
+        """Payloads that the journal held when it was closed."""
+        self.unkept = 0
+        """Payloads that the store refused for good and that nobody keeps."""
         metrics.oldest_payload_seconds.set_function(self.oldest_age)
 
     @property
     def open(self) -> int:
         """Payloads that are neither stored nor dead."""
-        return self.accepted - self.stored - self.dead
+        return self.found + self.accepted - self.stored - self.dead
+
+    @property
+    def lost(self) -> int:
+        """Payloads that were acknowledged and are nowhere, once all is closed."""
+        return max(0, self.open - self.journaled) + self.unkept
 
     def oldest_age(self) -> float:
-        """Return the age in seconds of the oldest open payload, 0.0 without one."""
-        oldest = next(iter(self._open), None)
+        """Return the age in seconds of the oldest open payload, 0.0 without one.
+
+        Jobs are shown to the workers in the order of acceptance: what still waits in the
+        journal is younger.
+        """
+        oldest = next(iter(self._shown), None)
         return 0.0 if oldest is None else max(0.0, time.time() - oldest.accepted_at)
 
-    def accept(self, jobs: Sequence[Job]) -> None:
-        """Count jobs that were taken in."""
-        payloads = sum(job.payloads for job in jobs)
-        self._open.update(dict.fromkeys(jobs))
+    def accept(self, payloads: int) -> None:
+        """Count payloads that were taken in for good."""
         self.accepted += payloads
         self._metrics.accepted.inc(payloads)
 
-    def settle(self, jobs: Sequence[Job]) -> None:
-        """Count jobs that the store confirmed."""
-        payloads = self._close(jobs)
-        self.stored += payloads
-        self._metrics.stored.inc(payloads)
+    def revive(self, jobs: Sequence[Job]) -> None:
+        """Count dead letters that were taken in again."""
+        self.found += sum(job.payloads for job in jobs)
 
-    def bury(self, jobs: Sequence[Job]) -> None:
-        """Count jobs that the store refused for good."""
-        payloads = self._close(jobs)
-        self.dead += payloads
-        self._metrics.dead.inc(payloads)
+    def enter(self, jobs: Sequence[Job]) -> None:
+        """Note that jobs are on their way to a worker."""
+        self._shown.update(dict.fromkeys(jobs))
 
-    def _close(self, jobs: Sequence[Job]) -> int:
-        for job in jobs:
-            del self._open[job]
-        payloads = sum(job.payloads for job in jobs)
-        self.rate.count(payloads)
-        return payloads
+    def settle(self, batch: Batch) -> None:
+        """Count payloads that the store confirmed."""
+        self._leave(batch)
+        self.stored += batch.payloads
+        self._metrics.stored.inc(batch.payloads)
+
+    def bury(self, batch: Batch) -> None:
+        """Count payloads that the store refused for good."""
+        self._leave(batch)
+        self.dead += batch.payloads
+        self._metrics.dead.inc(batch.payloads)
+
+    def _leave(self, batch: Batch) -> None:
+        for job in batch.jobs:
+            self._shown.pop(job, None)
+        self.rate.count(batch.payloads)

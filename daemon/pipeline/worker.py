@@ -18,14 +18,14 @@ from daemon.errors import InvalidObjectError, Outcome, StoreError, TransientStor
 from daemon.logs import get_logger
 from daemon.pipeline.job import Batch
 from daemon.pipeline.retry import FIRST_PAUSE, MAX_ATTEMPTS, RetryBudget, backoff, pause
-from daemon.storage.encoding import SUFFIXES, Encoded, encode
+from daemon.storage.encoding import encode
 
 if TYPE_CHECKING:
-    from daemon.config import Settings
     from daemon.health import Health
     from daemon.metrics import Metrics
+    from daemon.pipeline.journal import Journal
     from daemon.pipeline.ledger import Ledger
-    from daemon.storage.keys import KeyTemplate
+    from daemon.storage.encoding import Encoded
     from daemon.storage.store import Store
 
 log = get_logger(__name__)
@@ -45,19 +45,18 @@ class Worker:
     def __init__(
         self,
         store: Store,
+        journal: Journal,
         ledger: Ledger,
         health: Health,
         metrics: Metrics,
-        keys: KeyTemplate,
-        settings: Settings,
+        upload_timeout: float,
     ) -> None:
         self._store = store
+        self._journal = journal
         self._ledger = ledger
         self._health = health
         self._metrics = metrics
-        self._keys = keys
-        self._compression = settings.compression
-        self._upload_timeout = settings.upload_timeout
+        self._upload_timeout = upload_timeout
         self._budget = RetryBudget()
         self._calm_after = 0.0
         self._mended = trio.Event()
@@ -77,16 +76,17 @@ class Worker:
 
     async def _upload(self, batch: Batch) -> None:
         """Bring a batch to its end."""
-        key = self._keys.render(batch.id) + SUFFIXES[self._compression]
-        body = await self._encode(batch)
+        if batch.sealed:
+            await self._journal.seal(batch)
+        body = await _encode(batch)
         for round_ in itertools.count(1):
             try:
-                await self._put(key, body)
+                await self._put(batch.key, body)
             except InvalidObjectError as error:
-                self._bury(batch, key, error)
+                self._bury(batch, error)
                 return
             except StoreError as error:
-                self._report(key, error)
+                self._report(batch.key, error)
                 await self._wait(pause(round_, _random()))
             else:
                 self._settle(batch, body)
@@ -102,14 +102,6 @@ class Worker:
         if seconds > FIRST_PAUSE and "store" in self._health.troubles:
             with trio.move_on_after(seconds - FIRST_PAUSE):
                 await self._mended.wait()
-
-    async def _encode(self, batch: Batch) -> Encoded:
-        lines = batch.lines
-        if self._compression == "none" or len(lines) <= _COMPRESS_IN_THREAD:
-            return encode(lines, self._compression)
-        return await trio.to_thread.run_sync(
-            encode, lines, self._compression, abandon_on_cancel=True
-        )
 
     async def _put(self, key: str, body: Encoded) -> None:
         """Make one round of attempts; raises the StoreError of the last one."""
@@ -159,7 +151,8 @@ class Worker:
         await trio.sleep(wait)
 
     def _settle(self, batch: Batch, body: Encoded) -> None:
-        self._ledger.settle(batch.jobs)
+        self._journal.settle(batch)
+        self._ledger.settle(batch)
         self._metrics.objects_stored.inc()
         self._metrics.object_bytes.observe(len(body.data))
         trouble = self._health.clear("store")
@@ -172,12 +165,21 @@ class Worker:
         if self._health.report("store", error.code, str(error)):
             log.warning("store_unavailable", code=error.code, reason=str(error), key=key)
 
-    def _bury(self, batch: Batch, key: str, error: InvalidObjectError) -> None:
-        self._ledger.bury(batch.jobs)
+    def _bury(self, batch: Batch, error: InvalidObjectError) -> None:
+        self._journal.bury(batch, error.code, str(error))
+        self._ledger.bury(batch)
         log.error(
             "payloads_dead",
+            id=str(batch.id),
             code=error.code,
             reason=str(error),
-            key=key,
+            key=batch.key,
             payloads=batch.payloads,
         )
+
+
+async def _encode(batch: Batch) -> Encoded:
+    lines = batch.lines
+    if batch.compression == "none" or len(lines) <= _COMPRESS_IN_THREAD:
+        return encode(lines, batch.compression)
+    return await trio.to_thread.run_sync(encode, lines, batch.compression, abandon_on_cancel=True)

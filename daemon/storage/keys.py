@@ -12,13 +12,14 @@ import socket
 import zlib
 from datetime import UTC, datetime
 from string import Formatter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from daemon.storage.encoding import SUFFIXES
+from daemon.values import S3Url
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 # Field to the most bytes it can take.
 _FIELDS: Final = {"date": 10, "hour": 2, "minute": 2, "shard": 2, "id": 36, "host": 64}
@@ -83,6 +84,17 @@ class KeyTemplate:
         return "".join(
             literal(text) + ("" if name is None else value(name)) for text, name in self._parts
         )
+
+
+def key_problems(values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the key template, for ``config.load`` to name with the rest."""
+    text, url = values.get("key_template"), values.get("store_url")
+    try:
+        if text is not None:
+            KeyTemplate.parse(text, prefix=url.prefix if isinstance(url, S3Url) else "")
+    except ValueError as error:
+        return [f"KEY_TEMPLATE: {text!r} is not allowed; allowed is {error}"]
+    return []
 
 
 def is_text(text: str) -> bool:

@@ -18,6 +18,7 @@ from daemon.ingress.app import make_app
 from daemon.ingress.server import bound_addresses, open_listeners, serve
 from daemon.metrics import Metrics
 from daemon.pipeline.intake import Intake
+from daemon.pipeline.operations import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -36,20 +37,22 @@ class FakeIntake(Intake):
 
     def __init__(self) -> None:
         self.taken: list[list[bytes]] = []
+        self.keys: list[str | None] = []
         self.fault: Exception | None = None
         self.says: RefusedError | None = None
         self.asked = trio.Event()
         self.open = trio.Event()
         self.open.set()
 
-    async def accept(self, payloads: Sequence[bytes]) -> uuid.UUID:
+    async def accept(self, payloads: Sequence[bytes], key: str | None = None) -> Receipt:
         """Take, once ``open`` is set, or raise ``fault``."""
         self.asked.set()
         await self.open.wait()
         if self.fault is not None:
             raise self.fault
         self.taken.append(list(payloads))
-        return ID
+        self.keys.append(key)
+        return Receipt(ID, len(payloads))
 
     def refusal(self) -> RefusedError | None:
         """Return ``says``."""

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import pytest
-import trio
 
+from daemon import config
 from daemon.errors import RefusedError, TooLargeError
 from daemon.health import Health
 from daemon.metrics import Metrics
 from daemon.pipeline.channel import JobChannel
 from daemon.pipeline.intake import Intake
 from daemon.pipeline.ledger import Ledger
+from daemon.pipeline.memory import MemoryJournal
+from daemon.pipeline.window import Window
 
 
 class Door:
     """An intake with everything behind it in reach."""
 
-    def __init__(self, max_jobs: int = 3, max_bytes: int = 10) -> None:
+    def __init__(self, max_jobs: int = 3, max_bytes: int = 10, **environ: str) -> None:
         self.channel = JobChannel(max_jobs, max_bytes)
         self.ledger = Ledger(Metrics())
         self.health = Health()
-        self.intake = Intake(self.channel, self.ledger, self.health)
+        self.window = Window(self.channel, self.ledger, newest=0)
+        self.journal = MemoryJournal(self.channel, self.window, self.ledger)
+        self.intake = Intake(self.journal, self.health, config.load(environ))
 
 
 async def test_one_request_becomes_one_job_a_payload_in_order() -> None:
     """Payloads would be mixed up or stored under the wrong id."""
     door = Door()
-    id_ = await door.intake.accept([b"1", b"22"])
+    receipt = await door.intake.accept([b"1", b"22"])
     jobs = [await door.channel.receive(), await door.channel.receive()]
     assert [job.lines for job in jobs] == [b"1\n", b"22\n"]
-    assert jobs[0].id == id_
+    assert jobs[0].id == receipt.id
+    assert receipt.payloads == 2
     assert door.ledger.accepted == 2
     assert (door.channel.jobs, door.channel.bytes) == (0, 0)
 
@@ -47,7 +52,7 @@ async def test_a_request_that_does_not_fit_leaves_nothing_behind(request_: list[
 
 
 @pytest.mark.parametrize(
-    ("request_", "setting"), [([b"1"] * 4, "MAX_QUEUE"), ([b"12345678901"], "MAX_QUEUE_BYTES")]
+    ("request_", "setting"), [([b"1"] * 4, "MAX_QUEUE"), ([b"1234567890"], "MAX_QUEUE_BYTES")]
 )
 async def test_what_can_never_fit_is_not_worth_a_retry(request_: list[bytes], setting: str) -> None:
     """A client told to come back later would come back for ever."""
@@ -58,7 +63,7 @@ async def test_what_can_never_fit_is_not_worth_a_retry(request_: list[bytes], se
 async def test_an_empty_collection_is_taken_and_stores_nothing() -> None:
     """Clients flush empty buffers."""
     door = Door()
-    assert (await door.intake.accept([])).version == 7
+    assert (await door.intake.accept([])).id.version == 7
     assert door.channel.jobs == 0
 
 
@@ -76,13 +81,28 @@ async def test_refusal_says_what_would_happen() -> None:
     assert refusal.code == "DRAINING"
 
 
-async def test_a_closed_door_refuses() -> None:
-    """A 202 after the channel is closed would be a lie."""
+async def test_a_collection_is_cut_into_what_an_object_holds() -> None:
+    """An object would have more payloads than BATCH_MAX_PAYLOADS says."""
+    door = Door(max_jobs=9, max_bytes=1000, BATCH_MAX_PAYLOADS="2")
+    receipt = await door.intake.accept([b"1", b"2", b"3"])
+    jobs = [await door.channel.receive(), await door.channel.receive()]
+    assert [(job.lines, job.payloads) for job in jobs] == [(b"1\n2\n", 2), (b"3\n", 1)]
+    assert receipt.payloads == 3
+
+
+async def test_a_key_gets_its_first_answer_again() -> None:
+    """A client that repeats blindly would have its payloads twice."""
     door = Door()
-    async with door.channel:
-        pass
-    with pytest.raises(RefusedError) as caught:
-        await door.intake.accept([b"1"])
-    assert caught.value.code == "DRAINING"
-    with pytest.raises(trio.EndOfChannel):
-        await door.channel.receive()
+    first = await door.intake.accept([b"1"], "key")
+    assert await door.intake.accept([b"1"], "key") == first
+    assert (await door.intake.accept([b"1"], "other")).id != first.id
+    assert (door.channel.jobs, door.ledger.accepted) == (2, 2)
+
+
+async def test_only_so_many_keys_are_known_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory would grow with every key."""
+    monkeypatch.setattr("daemon.pipeline.memory._MOST_ANSWERS", 1)
+    door = Door()
+    first = await door.intake.accept([b"1"], "a")
+    await door.intake.accept([b"1"], "b")
+    assert (await door.intake.accept([b"1"], "a")).id != first.id

@@ -9,7 +9,7 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.pipeline.job import Batch, IdSource, Job
+from daemon.pipeline.job import Batch, IdSource, Job, split
 
 
 def test_ids_are_uuid7_of_now() -> None:
@@ -46,7 +46,19 @@ def test_one_request_takes_consecutive_ids() -> None:
 def test_a_job_knows_when_it_was_accepted() -> None:
     """The age of the oldest payload and the folder of its object come from here."""
     (id_,) = IdSource().take(1)
-    job = Job(id_, b"1\n22\n", 2)
+    job = Job(1, id_, b"1\n22\n", 2)
     assert abs(job.accepted_at - time.time()) < 5
-    batch = Batch((job, job))
+    batch = Batch((job, job), "key", "none", sealed=True)
     assert (batch.id, batch.lines, batch.payloads) == (id_, b"1\n22\n1\n22\n", 4)
+
+
+@given(st.lists(st.binary(max_size=9), max_size=30), st.integers(1, 5), st.integers(1, 20))
+def test_cutting_keeps_all_in_order_and_within_bounds(
+    payloads: list[bytes], most_payloads: int, most_bytes: int
+) -> None:
+    """A payload would be lost, or an object outgrow its settings."""
+    parts = split(payloads, most_payloads, most_bytes)
+    assert [payload for part in parts for payload in part] == payloads
+    for part in parts:
+        assert 1 <= len(part) <= most_payloads
+        assert len(part) == 1 or sum(len(payload) + 1 for payload in part) <= most_bytes

@@ -8,24 +8,37 @@ from unittest.mock import patch
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.metrics import Metrics
-from daemon.pipeline.job import Job
+from daemon.pipeline.job import Batch, Job
 from daemon.pipeline.ledger import DrainRate, Ledger
 
 
 def job(milliseconds: int, payloads: int = 1) -> Job:
     """Return a job accepted at ``milliseconds`` since the epoch."""
-    return Job(uuid.UUID(int=milliseconds << 80), b"1\n" * payloads, payloads)
+    return Job(milliseconds, uuid.UUID(int=milliseconds << 80), b"1\n" * payloads, payloads)
+
+
+def batch(*jobs: Job) -> Batch:
+    """Return the object of these jobs."""
+    return Batch(jobs, "key", "none", sealed=True)
 
 
 def test_what_was_accepted_is_stored_dead_or_open() -> None:
     """If this does not add up, `lost 0` means nothing."""
     metrics = Metrics()
     ledger = Ledger(metrics)
+    ledger.found = 1
     first, second, third = job(1, 3), job(2, 2), job(3)
-    ledger.accept([first, second, third])
-    ledger.settle([second])
-    ledger.bury([third])
-    assert (ledger.accepted, ledger.stored, ledger.dead, ledger.open) == (6, 2, 1, 3)
+    ledger.accept(6)
+    ledger.enter([first, second, third])
+    ledger.settle(batch(second))
+    ledger.bury(batch(third))
+    assert (ledger.accepted, ledger.stored, ledger.dead, ledger.open) == (6, 2, 1, 4)
+    ledger.revive([third])
+    ledger.journaled = 5
+    assert (ledger.open, ledger.lost) == (5, 0)
+    ledger.journaled = 3
+    ledger.unkept = 1
+    assert ledger.lost == 3
     values = {
         sample.name: sample.value
         for family in text_string_to_metric_families(metrics.render().decode())
@@ -41,10 +54,10 @@ def test_the_oldest_open_payload_has_an_age() -> None:
     ledger = Ledger(Metrics())
     assert ledger.oldest_age() == 0.0
     jobs = [job(1_000_000), job(1_005_000)]
-    ledger.accept(jobs)
+    ledger.enter(jobs)
     with patch("daemon.pipeline.ledger.time.time", return_value=1010.0):
         assert ledger.oldest_age() == 10.0
-        ledger.settle([jobs[0]])
+        ledger.settle(batch(jobs[0]))
         assert ledger.oldest_age() == 5.0
     with patch("daemon.pipeline.ledger.time.time", return_value=0.0):
         assert ledger.oldest_age() == 0.0

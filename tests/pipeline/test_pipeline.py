@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,13 @@ from daemon.health import Health
 from daemon.metrics import Metrics
 from daemon.pipeline.channel import JobChannel
 from daemon.pipeline.dispatcher import dispatch
+from daemon.pipeline.filler import Filler
 from daemon.pipeline.intake import Intake
+from daemon.pipeline.layout import Layout, Layouts
 from daemon.pipeline.ledger import Ledger
+from daemon.pipeline.memory import MemoryJournal
+from daemon.pipeline.window import Window
 from daemon.pipeline.worker import Worker
-from daemon.storage.keys import KeyTemplate
 
 if TYPE_CHECKING:
     from daemon.storage.encoding import Encoded
@@ -84,17 +88,34 @@ class Pipeline:
         self.ledger = Ledger(self.metrics)
         self.health = Health()
         self.channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
-        self.intake = Intake(self.channel, self.ledger, self.health)
-        keys = KeyTemplate.parse(settings.key_template)
-        self.worker = Worker(store, self.ledger, self.health, self.metrics, keys, settings)
+        self.window = Window(self.channel, self.ledger, newest=0)
+        self.journal = MemoryJournal(self.channel, self.window, self.ledger)
+        self.intake = Intake(self.journal, self.health, settings)
+        self.worker = Worker(
+            store,
+            self.journal,
+            self.ledger,
+            self.health,
+            self.metrics,
+            settings.upload_timeout,
+        )
+        layout = Layout("{id}", "", settings.compression, alone=settings.batch_max_payloads == 1)
+        self.filler = Filler(self.channel, self.journal, Layouts([(0, layout)]), settings)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Run dispatcher and workers; behind the body the door is closed and all is drained."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(dispatch, self.filler, self.worker, self.workers)
+            await nursery.start(self.window.refill, self.journal)
+            yield
+            self.window.finish()
 
     async def drain(self, *requests: list[bytes]) -> None:
         """Take requests, close the door, and wait until the last is dealt with."""
-        async with trio.open_nursery() as nursery:
-            await nursery.start(dispatch, self.channel, self.worker, self.workers)
-            async with self.channel:
-                for payloads in requests:
-                    await self.intake.accept(payloads)
+        async with self.open():
+            for payloads in requests:
+                await self.intake.accept(payloads)
 
     def value(self, name: str, **labels: str) -> float:
         """Return a metric."""
@@ -195,12 +216,10 @@ async def test_when_the_store_is_throttling_all_workers_hold_back(
         return throttled if attempt == 1 and len(pipeline.store.times) == 1 else None
 
     pipeline = Pipeline(FaultyStore(fault=ask_for_five_seconds), workers=2)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(dispatch, pipeline.channel, pipeline.worker, 2)
-        async with pipeline.channel:
-            await pipeline.intake.accept([b"1"])
-            await wait_all_tasks_blocked()
-            await pipeline.intake.accept([b"2"])
+    async with pipeline.open():
+        await pipeline.intake.accept([b"1"])
+        await wait_all_tasks_blocked()
+        await pipeline.intake.accept([b"2"])
     start, *later = pipeline.store.times
     assert all(time - start >= 5.0 for time in later)
     assert len(pipeline.store.objects) == 2
@@ -265,3 +284,34 @@ async def test_large_objects_are_compressed_beside_the_event_loop(
     await pipeline.drain([b"1", big])
     assert all(key.endswith(suffix) for key in pipeline.store.objects)
     assert sorted(len(body) < 1000 for body in pipeline.store.objects.values()) == [True, True]
+
+
+async def test_batches_fill_by_count_and_linger(autojump_clock: MockClock) -> None:
+    """A batch that never fills would hold its payloads back, one that overfills breaks readers."""
+    assert autojump_clock.autojump_threshold == 0
+    pipeline = Pipeline(FaultyStore(), BATCH_MAX_PAYLOADS="3", BATCH_LINGER="5s")
+    async with pipeline.open():
+        start = trio.current_time()
+        for number in range(4):
+            await pipeline.intake.accept([b"%d" % number])
+        await wait_all_tasks_blocked()
+        assert list(pipeline.store.objects.values()) == [b"0\n1\n2\n"]
+        await trio.sleep(6)
+        assert list(pipeline.store.objects.values()) == [b"0\n1\n2\n", b"3\n"]
+        assert pipeline.store.times[1] - start == pytest.approx(5.0)
+        await pipeline.intake.accept([b"4"])
+        end = trio.current_time()
+    assert trio.current_time() == end  # a drain does not linger
+    assert pipeline.ledger.stored == 5
+
+
+async def test_batches_fill_by_bytes_and_hold_what_does_not_fit() -> None:
+    """The job that did not fit would be lost, or the object too large."""
+    pipeline = Pipeline(FaultyStore(), BATCH_MAX_PAYLOADS="100", BATCH_MAX_BYTES="10B")
+    await pipeline.drain([b"11111"], [b"22222"], [b"333"], [b"4" * 50], [b"5"])
+    assert sorted(pipeline.store.objects.values(), key=lambda body: body[0]) == [
+        b"11111\n",
+        b"22222\n333\n",
+        b"4" * 50 + b"\n",
+        b"5\n",
+    ]

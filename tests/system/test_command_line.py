@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.support.daemon import run_command
+from tests.support.daemon import run_command, running_daemon
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,8 +37,6 @@ async def test_five_wrong_settings_are_named_in_one_go(tmp_path: Path, command: 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("DURABILITY", "disk"),
-        ("BATCH_MAX_PAYLOADS", "100"),
         ("AUTH_TOKENS", "/etc/payloadd/tokens"),
         ("TLS_CERT", "/etc/payloadd/cert.pem"),
         ("S3_SSE", "aws:kms"),
@@ -67,7 +65,24 @@ async def test_check_of_the_embedded_default(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 2, done.stdout
     left = [path for path in (tmp_path / "payloadd-data").rglob("*") if path.is_file()]
-    assert not left, "the probe object was left behind"
+    assert not left, "a probe was left behind"
+
+
+async def test_check_beside_a_running_daemon(tmp_path: Path) -> None:
+    """An operator could not try new keys before a restart."""
+    async with running_daemon(tmp_path) as daemon:
+        done = await run_command("check", folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert f"in use by process {daemon.pid}" in done.stdout
+
+
+async def test_check_names_a_state_dir_that_cannot_be_used(tmp_path: Path) -> None:
+    """`check` would say that all is well, and the daemon would not start."""
+    (tmp_path / "file").touch()
+    done = await run_command("check", folder=tmp_path, env={"STATE_DIR": str(tmp_path / "file")})
+    assert done.returncode == 78
+    assert "failed  journal" in done.stdout
+    assert "STATE_DIR" in done.stdout
 
 
 async def test_check_against_a_real_server(seaweed: S3Server, tmp_path: Path) -> None:

@@ -70,16 +70,40 @@ async def test_the_admin_address_can_be_off(tmp_path: Path) -> None:
 
 
 async def test_memory_durability_is_said_out_loud(tmp_path: Path) -> None:
-    """An operator would take a 202 for more than it is in this version."""
-    async with running_daemon(tmp_path) as daemon:
+    """An operator would take a 202 for more than it is."""
+    async with running_daemon(tmp_path, {"DURABILITY": "memory"}) as daemon:
         assert daemon.event("durability_memory")["level"] == "warning"
+        assert not daemon.events("journal_left_alone")
+    async with running_daemon(tmp_path) as daemon:
+        assert not daemon.events("durability_memory")
+
+
+async def test_a_journal_that_memory_durability_leaves_alone_is_named(tmp_path: Path) -> None:
+    """Payloads that were acknowledged would lie in a journal that nobody reads any more."""
+    async with moody_store("hang") as store:
+        env = {**store.environ, "DRAIN_TIMEOUT": "0s"}
+        async with running_daemon(tmp_path, env) as daemon:
+            await post(daemon.url, [b"1", b"2"])
+            daemon.signal(signal.SIGTERM)
+            assert (await daemon.drained())["journaled"] == 2
+    async with running_daemon(tmp_path, {"DURABILITY": "memory"}) as daemon:
+        told = daemon.event("journal_left_alone")
+        assert (told["level"], told["payloads"]) == ("warning", 2)
+    async with running_daemon(tmp_path) as daemon:
+        await daemon.wait_until_stored(2)
 
 
 @SIGNALS
-async def test_a_second_signal_stops_at_once(tmp_path: Path, number: int) -> None:
-    """An operator could not get rid of a daemon whose store hangs."""
+@pytest.mark.parametrize(
+    ("durability", "status", "journaled", "lost"), [("disk", 0, 3, 0), ("memory", 75, 0, 3)]
+)
+async def test_a_second_signal_stops_at_once(
+    tmp_path: Path, number: int, durability: str, status: int, journaled: int, lost: int
+) -> None:
+    """An operator could not get rid of a daemon whose store hangs, or would pay with payloads."""
     async with moody_store("hang") as store:
-        env = {**store.environ, "DRAIN_TIMEOUT": "1h", "UPLOAD_TIMEOUT": "1h"}
+        hanging = {"DRAIN_TIMEOUT": "1h", "UPLOAD_TIMEOUT": "1h", "DURABILITY": durability}
+        env = {**store.environ, **hanging}
         async with running_daemon(tmp_path, env) as daemon:
             await post(daemon.url, [b"1", b"2", b"3"])
             await store.wait_until_asked(1)
@@ -87,15 +111,16 @@ async def test_a_second_signal_stops_at_once(tmp_path: Path, number: int) -> Non
             await daemon.wait_for_event("draining")
             daemon.signal(number)
             line = await daemon.drained(within=20)
-    assert daemon.process.returncode == 75
-    assert (line["stored"], line["lost"]) == (0, 3)
+    assert daemon.process.returncode == status
+    assert (line["stored"], line["journaled"], line["lost"]) == (0, journaled, lost)
 
 
 async def test_an_address_in_use_is_one_clear_line(tmp_path: Path) -> None:
     """An operator would have to read a traceback to learn that a port is taken."""
     async with running_daemon(tmp_path) as first:
         address = first.event("listening")["public"][0]
-        async with started(tmp_path, {"BIND": address}) as second:
+        env = {"BIND": address, "STATE_DIR": str(tmp_path / "second")}
+        async with started(tmp_path, env) as second:
             assert await second.wait(within=30) == 1
             text = second.output.decode()
     assert "Traceback" not in text

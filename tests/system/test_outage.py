@@ -108,6 +108,7 @@ async def test_a_real_server_that_stops_and_comes_back(
 
 
 SMALL: Final = {
+    "DURABILITY": "memory",
     "MAX_WORKERS": "4",
     "MAX_QUEUE_BYTES": "1MiB",
     "MAX_LENGTH": "64KiB",
@@ -141,7 +142,8 @@ async def test_a_full_queue_holds_its_memory(tmp_path: Path) -> None:
 
 async def test_a_full_queue_says_so(tmp_path: Path) -> None:
     """Clients and load balancers would not learn where to go, nor when to come back."""
-    env = {"MAX_WORKERS": "1", "MAX_QUEUE": "10", "UPLOAD_TIMEOUT": "500ms"}
+    small = {"MAX_WORKERS": "1", "MAX_QUEUE": "10", "UPLOAD_TIMEOUT": "500ms"}
+    env = {"DURABILITY": "memory", **small}
     async with (
         moody_store("hang") as store,
         running_daemon(tmp_path, {**store.environ, **env}) as daemon,
@@ -175,13 +177,34 @@ async def _some_stored(daemon: Daemon, store: MoodyStore) -> None:
 async def test_a_drain_that_runs_out_of_time_tells_what_it_lost(tmp_path: Path) -> None:
     """An operator would not learn that a restart has cost payloads, nor how many."""
     async with moody_store() as store:
-        async with running_daemon(tmp_path, {**store.environ, "DRAIN_TIMEOUT": "1s"}) as daemon:
+        env = {**store.environ, "DRAIN_TIMEOUT": "1s", "DURABILITY": "memory"}
+        async with running_daemon(tmp_path, env) as daemon:
             await _some_stored(daemon, store)
             daemon.signal(signal.SIGTERM)
             line = await daemon.drained(within=30)
         assert daemon.process.returncode == 75
         assert (line["stored"], line["journaled"], line["lost"]) == (10, 0, 15)
         assert len(store.objects) == 10
+
+
+async def test_a_drain_that_runs_out_of_time_goes_on_at_the_next_start(tmp_path: Path) -> None:
+    """A restart during an outage would cost payloads, or store them twice."""
+    async with moody_store() as store:
+        env = {**store.environ, "DRAIN_TIMEOUT": "1s"}
+        async with running_daemon(tmp_path, env) as daemon:
+            await _some_stored(daemon, store)
+            daemon.signal(signal.SIGTERM)
+            line = await daemon.drained(within=30)
+        assert daemon.process.returncode == 0
+        assert (line["stored"], line["journaled"], line["lost"]) == (10, 15, 0)
+        await store.end()
+        async with running_daemon(tmp_path, env) as daemon:
+            await daemon.wait_until_stored(15)
+            daemon.signal(signal.SIGTERM)
+            line = await daemon.drained()
+        assert (line["stored"], line["journaled"], line["lost"]) == (15, 0, 0)
+        assert len(store.payloads()) == 25
+        assert set(store.puts.values()) == {1}
 
 
 async def test_a_drain_waits_for_a_store_that_comes_back(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""What is known of the disk that the journal lies on, and who is told.
+
+Three states. It takes writes, with room to spare. It takes writes, but the reserve could not
+be made again: POSTs are refused, and what was accepted goes on its way. It takes none: then
+nothing is brought in from the journal either, because what is stored meanwhile would wait in
+memory to be settled.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from daemon.errors import RefusedError
+from daemon.logs import get_logger
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from daemon.health import Health
+
+log = get_logger(__name__)
+
+_PART: Final = "journal"
+_RETRY_AFTER: Final = 5
+
+
+class Disk:
+    """The state, kept in the process's ``health`` for everybody to see."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        self._writable = trio.Event()
+        self._writable.set()
+
+    @property
+    def in_trouble(self) -> bool:
+        """Whether POSTs are refused."""
+        return _PART in self._health.troubles
+
+    @property
+    def writable(self) -> bool:
+        """Whether the last commit went well, and no read has failed since."""
+        return self._writable.is_set()
+
+    async def wait_writable(self) -> None:
+        """Return once it takes writes."""
+        await self._writable.wait()
+
+    def refusal(self) -> RefusedError | None:
+        """Return what requests are refused with, None if they are not."""
+        trouble = self._health.troubles.get(_PART)
+        return None if trouble is None else disk_error(trouble.reason)
+
+    def failed(self, error: sqlite3.Error) -> None:
+        """Take note of a write or a read that failed."""
+        code = getattr(error, "sqlite_errorname", type(error).__name__)
+        if self._health.report(_PART, code, str(error)):
+            log.error("journal_unavailable", code=code, reason=str(error))
+        if self._writable.is_set():  # who waits already, waits for the end of all troubles
+            self._writable = trio.Event()
+
+    def wrote(self, *, room: bool) -> None:
+        """Take note of a commit that went well; ``room``: and of a reserve that is there."""
+        self._writable.set()
+        if room and self._health.clear(_PART) is not None:
+            log.info("journal_available")
+
+
+def disk_error(reason: object) -> RefusedError:
+    """Return what a request is refused with that could not be written."""
+    detail = f"the journal cannot be written: {reason}; nothing of this request was taken"
+    return RefusedError("DISK_ERROR", detail, _RETRY_AFTER)

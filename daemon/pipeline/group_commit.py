@@ -1,0 +1,243 @@
+"""The journal in SQLite, with group commit.
+
+Whoever wants something written puts an operation into the group that is collecting and
+waits; one task takes the whole group, commits it in a thread with one fsync, and wakes all
+who waited for it. Meanwhile the next group collects. So requests share the cost of an fsync,
+and nobody waits for more than two. Settling is not urgent (a row that outlives a crash is
+replayed under the same key): it rides along with the next commit.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
+
+import trio
+
+from daemon.errors import RefusedError
+from daemon.pipeline.database import ROW_BYTES
+from daemon.pipeline.disk import Disk, disk_error
+from daemon.pipeline.operations import Append, Bury, Expire, Group, Receipt, Revive, Seal, Settle
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from daemon.health import Health
+    from daemon.metrics import Metrics
+    from daemon.pipeline.database import Database
+    from daemon.pipeline.job import Batch, Job, Part
+    from daemon.pipeline.ledger import Ledger
+    from daemon.pipeline.operations import Operation
+    from daemon.pipeline.window import Window
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_PATIENCE: Final = 0.05
+"""Seconds that settled rows wait for a commit to ride along with."""
+_AFTER_TROUBLE: Final = 0.5
+"""Seconds between two attempts while the disk refuses writes."""
+_LAST_COMMIT: Final = 10.0
+_BETWEEN_CHORES: Final = 1.0
+
+
+class SqliteJournal:
+    """A journal in one SQLite file."""
+
+    def __init__(
+        self,
+        database: Database,
+        window: Window,
+        ledger: Ledger,
+        health: Health,
+        metrics: Metrics,
+        max_bytes: int,
+    ) -> None:
+        self._database = database
+        self._window = window
+        self._ledger = ledger
+        self._disk = Disk(health)
+        self._metrics = metrics
+        self._max_bytes = max_bytes
+        self._thread = trio.CapacityLimiter(1)
+        self._sealed = database.sealed_firsts[::-1]
+        # Bounded by the requests under way (MAX_CONNECTIONS), by max_bytes, and by MAX_WORKERS.
+        self._group = Group()
+        self._stir = trio.Event()
+        self._urgent = trio.Event()
+
+    async def append(self, receipt: Receipt, parts: Sequence[Part], key: bytes | None) -> Receipt:
+        """Take in a request; see Journal."""
+        size = sum([len(part.lines) + ROW_BYTES for part in parts])
+        refusal = self.refusal(size)
+        if refusal is not None:
+            raise refusal
+        append = Append(receipt, parts, key)
+        group = self._add(append)
+        group.bytes += size
+        self._urgent.set()
+        await group.done.wait()
+        if group.error is not None:
+            raise disk_error(group.error)
+        return append.earlier or receipt
+
+    def refusal(self, size: int = 1024) -> RefusedError | None:
+        """Return why a request of ``size`` bytes would be refused now, or None."""
+        if (refusal := self._disk.refusal()) is not None:
+            return refusal
+        totals = self._database.totals
+        if totals.bytes + self._group.bytes + size > self._max_bytes:
+            # A tenth of it: enough room for the client not to be turned away again at once.
+            wait = self._ledger.rate.seconds_for(totals.payloads // 10)
+            return RefusedError("JOURNAL_FULL", "the journal holds JOURNAL_MAX_BYTES", wait)
+        return None
+
+    async def seal(self, batch: Batch) -> None:
+        """Make the members and the key of ``batch`` durable; see Journal."""
+        group = self._add(Seal(batch))
+        self._urgent.set()
+        await group.done.wait()
+        while group.successor is not None:
+            group = group.successor
+            await group.done.wait()
+
+    def settle(self, batch: Batch) -> None:
+        """Forget a stored batch with one of the next commits."""
+        self._add(Settle(batch))
+
+    def bury(self, batch: Batch, code: str, reason: str) -> None:
+        """Move a refused batch to the dead letters with one of the next commits."""
+        self._add(Bury(batch, code, reason))
+
+    async def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
+        """Return the next unsealed jobs behind ``after``; see Journal.
+
+        Not while nothing can be written: what is stored meanwhile waits in memory to be settled.
+        """
+        await self._disk.wait_writable()
+        return await self._read(self._database.page, after, most_jobs, most_bytes)
+
+    async def sealed(self) -> Batch | None:
+        """Return the next batch to replay; see Journal."""
+        if not self._sealed:
+            return None
+        batch = await self._read(self._database.sealed, self._sealed.pop())
+        self._ledger.enter(batch.jobs)
+        return batch
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        """Write while the body runs, and once more behind it."""
+        if not await self._in_thread(self._database.reserve.take):
+            self._failed(sqlite3.OperationalError("the disk has no room for a reserve"))
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._commit_for_ever)
+                nursery.start_soon(self._do_chores)
+                yield
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.move_on_after(_LAST_COMMIT, shield=True):
+                await self.commit()
+
+    async def _commit_for_ever(self) -> None:
+        while True:
+            if not self._disk.in_trouble:
+                await self._stir.wait()
+                with trio.move_on_after(_PATIENCE):
+                    await self._urgent.wait()
+            if not await self.commit():
+                await trio.sleep(_AFTER_TROUBLE)
+
+    async def commit(self) -> bool:
+        """Commit what has collected; returns whether the disk took it and takes more."""
+        group, self._group = self._group, Group()
+        self._stir, self._urgent = trio.Event(), trio.Event()
+        start = trio.current_time()
+        room = False
+        try:
+            # A group that was taken is seen to its end: a thread cannot be called back, and
+            # cancelled on the way to it the operations would be neither written nor refused.
+            with trio.CancelScope(shield=True):
+                room = await self._in_thread(self._write, group.operations)
+        except sqlite3.Error as error:
+            group.error, group.successor = error, self._group
+            # Requests are refused; what the pipeline wants written must be, in the end.
+            kept = [one for one in group.operations if not isinstance(one, Append)]
+            self._group.operations[:0] = kept
+            self._failed(error)
+        else:
+            self._metrics.commit_seconds.observe(trio.current_time() - start)
+            self._publish(group.operations)
+            self._disk.wrote(room=room)
+        group.done.set()
+        return room
+
+    def _write(self, operations: Sequence[Operation]) -> bool:
+        """Carry them out; returns whether there is room for more than they took."""
+        in_trouble = self._disk.in_trouble
+        try:
+            if in_trouble:
+                self._database.probe()
+            self._database.commit(operations)
+        except sqlite3.Error:
+            self._database.reserve.give_up()
+            raise
+        return not in_trouble or self._database.reserve.take_back()
+
+    def _publish(self, operations: Sequence[Operation]) -> None:
+        """Let the pipeline see what was committed, in the order of acceptance."""
+        # Together: what is done once a group and not once a request was 10 us a request.
+        accepted = 0
+        jobs: list[Job] = []
+        for operation in operations:
+            match operation:
+                case Append(receipt, earlier=None):
+                    accepted += receipt.payloads
+                    jobs += operation.jobs
+                case Revive(revived) if revived:
+                    self._ledger.revive(revived)
+                    jobs += revived
+                    # They come one at a time, so that memory does not hold all of them.
+                    self._add(Revive())
+        self._ledger.accept(accepted)
+        self._window.offer(jobs)
+
+    async def _do_chores(self) -> None:
+        """Look after the file, off the hot path."""
+        seen = -1
+        while True:
+            await trio.sleep(_BETWEEN_CHORES)
+            if not self._disk.writable:
+                continue
+            changes = await self._read(self._database.foreign_changes)
+            if changes != seen and not self._disk.in_trouble:
+                seen = changes
+                self._add(Revive())
+            # Costs no fsync when none is due.
+            self._add(Expire())
+            while not self._urgent.is_set() and await self._read(self._database.give_back):
+                await trio.lowlevel.checkpoint()
+
+    def _add(self, operation: Operation) -> Group:
+        self._group.operations.append(operation)
+        self._stir.set()
+        return self._group
+
+    def _failed(self, error: sqlite3.Error) -> None:
+        self._disk.failed(error)
+        # Where a read failed the committer may be asleep: only a commit shows that it is over.
+        self._stir.set()
+
+    async def _read(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """Run a read in the thread, again and again while the disk gives errors."""
+        while True:
+            try:
+                return await self._in_thread(function, *arguments)
+            except sqlite3.Error as error:
+                self._failed(error)
+                await trio.sleep(_AFTER_TROUBLE)
+
+    async def _in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        return await trio.to_thread.run_sync(function, *arguments, limiter=self._thread)

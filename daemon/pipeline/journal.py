@@ -1,0 +1,52 @@
+"""The journal: what makes a 2xx a promise.
+
+Intake, filler and workers know this protocol and nothing of SQLite: a queue that machines
+share could take its place.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from daemon.errors import RefusedError
+    from daemon.pipeline.job import Batch, Job, Part
+    from daemon.pipeline.operations import Receipt
+
+
+class Journal(Protocol):
+    """What intake, filler and workers need of a journal."""
+
+    async def append(self, receipt: Receipt, parts: Sequence[Part], key: bytes | None) -> Receipt:
+        """Take in a request, whole and durable, and return what to answer it with.
+
+        That is ``receipt``, or the earlier one where the hash ``key`` of an Idempotency-Key is
+        known. Raises RefusedError, and nothing was taken in.
+        """
+        ...
+
+    def refusal(self) -> RefusedError | None:
+        """Return why a small request would be refused now, or None."""
+        ...
+
+    async def seal(self, batch: Batch) -> None:
+        """Return once the members and the key of ``batch`` are durable; never fails."""
+        ...
+
+    def settle(self, batch: Batch) -> None:
+        """Forget a batch that the store confirmed, soon."""
+        ...
+
+    def bury(self, batch: Batch, code: str, reason: str) -> None:
+        """Keep a batch that the store refused for good as a dead letter, soon."""
+        ...
+
+    async def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
+        """Return the next unsealed jobs behind ``after``, in order; empty at the end."""
+        ...
+
+    async def sealed(self) -> Batch | None:
+        """Return the next batch that was sealed before a crash, whole; None after the last."""
+        ...

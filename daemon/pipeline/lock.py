@@ -1,0 +1,73 @@
+"""Keeps every other process out of a journal.
+
+The kernel forgets the lock with the process that holds it, however that dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from daemon.errors import StartError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_FILE: Final = "journal.lock"
+_TRIES: Final = 10
+_PAUSE: Final = 0.05
+"""Seconds between two tries: whoever asks for the owner holds the lock for a moment."""
+
+
+def lock(folder: Path) -> int:
+    """Lock the journal in ``folder``, which is made if need be, until the returned file closes.
+
+    Raises StartError that names the process which has it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(f"cannot use STATE_DIR {folder}: {error.strerror}") from None
+    for _ in range(_TRIES):
+        if _take(file, fcntl.LOCK_EX):
+            # No more than a help for whoever is refused: on a full disk it is left out.
+            with suppress(OSError):
+                os.ftruncate(file, 0)
+                os.pwrite(file, str(os.getpid()).encode(), 0)
+            return file
+        time.sleep(_PAUSE)
+    process = _read(file)
+    os.close(file)
+    raise StartError(
+        f"STATE_DIR {folder} is in use by another payloadd (process {process or 'unknown'});"
+        " each process needs one of its own"
+    )
+
+
+def owner(folder: Path) -> int | None:
+    """Return the process that has the journal in ``folder`` open, None if there is none."""
+    try:
+        file = os.open(folder / _FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return None if _take(file, fcntl.LOCK_SH) else _read(file)
+    finally:
+        os.close(file)
+
+
+def _take(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(file: int) -> int | None:
+    text = os.pread(file, 20, 0).decode(errors="replace").strip()
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,91 @@
+"""What can be written into a journal: each kind of change as a value.
+
+Operations of many tasks are carried out together in one transaction; see ``journal.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    import sqlite3
+    import uuid
+    from collections.abc import Sequence
+
+    from daemon.pipeline.job import Batch, Job, Part
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a request is answered with: the id that names it, and how many payloads it had."""
+
+    id: uuid.UUID
+    payloads: int
+
+
+@dataclass(slots=True)
+class Append:
+    """Take in one request.
+
+    The commit fills in ``jobs``; or ``earlier``, where the request's Idempotency-Key (its
+    hash in ``key``) has been answered before, and then nothing is taken in.
+    """
+
+    receipt: Receipt
+    parts: Sequence[Part]
+    key: bytes | None = None
+    jobs: list[Job] = field(default_factory=list)
+    earlier: Receipt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Fix the members, the key and the compression of an object before it is first sent."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Forget a batch that the store confirmed."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """Move a batch that the store refused for good to the dead letters."""
+
+    batch: Batch
+    code: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Revive:
+    """Take in a dead letter that an operator wants tried again; the commit fills in ``jobs``."""
+
+    jobs: list[Job] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Forget Idempotency-Keys past their time, 5,000 at most."""
+
+
+Operation = Append | Seal | Settle | Bury | Revive | Expire
+
+
+class Group:
+    """Operations that are committed together, and those who wait for it."""
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self.bytes = 0
+        self.done = trio.Event()
+        self.error: sqlite3.Error | None = None
+        self.successor: Group | None = None
+        """After an error: the group that what has to be written was carried over to."""

@@ -1,0 +1,58 @@
+"""Room on the disk that is held back for what has to be written when there is none left.
+
+A journal that has filled its disk cannot shrink without writing first: to forget a stored
+batch takes pages of SQLite's log, and to fold the log into the file may take pages of the
+file. So a file of nothing keeps some megabytes. A commit that fails gives them up; POSTs are
+refused from then on, while the pipeline goes on in what was kept; and not before there is room
+for the file and as much again is the disk called well, or the next POST would find it full.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE: Final = "journal.reserve"
+_BYTES: Final = 16 * 2**20
+"""Twice what SQLite's log grows to (1,000 pages and one commit) before it is folded in."""
+_SHARE_OF_DISK: Final = 8
+
+
+class Reserve:
+    """The file in ``folder``; a small disk gives an eighth of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE
+        disk = os.statvfs(folder)
+        self.bytes = min(_BYTES, disk.f_blocks * disk.f_frsize // _SHARE_OF_DISK)
+
+    def take(self) -> bool:
+        """Make the file, unless it is there; returns whether there was room for it."""
+        return self._allocate(self.bytes)
+
+    def take_back(self) -> bool:
+        """Make the file again; returns whether there was room for it and as much again."""
+        return self._allocate(2 * self.bytes)
+
+    def _allocate(self, size: int) -> bool:
+        try:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                # Space and not only a size: what is allocated nobody else can take.
+                os.posix_fallocate(file, 0, max(1, size))
+                os.ftruncate(file, self.bytes)
+            finally:
+                os.close(file)
+        except OSError:
+            self.give_up()
+            return False
+        return True
+
+    def give_up(self) -> None:
+        """Let what has to be written have the room."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)

@@ -1,0 +1,84 @@
+"""The channel as a window on the journal.
+
+While the channel has room, what is committed goes straight in. When it has none, jobs stay
+in the journal and ``refill`` reads them back, in order, as the workers make room; until it
+has caught up, everything new stays behind what is old. So the memory that is used does not
+depend on how much waits, and neither does the time to start.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from daemon.pipeline.channel import JobChannel
+    from daemon.pipeline.job import Job
+    from daemon.pipeline.journal import Journal
+    from daemon.pipeline.ledger import Ledger
+
+
+class Window:
+    """Puts jobs into the channel in the order of acceptance."""
+
+    def __init__(self, channel: JobChannel, ledger: Ledger, newest: int) -> None:
+        """Begin with a journal whose newest job is ``newest`` (0: it is new)."""
+        self._channel = channel
+        self._ledger = ledger
+        self._newest = newest
+        self._shown = 0
+        self._finishing = False
+        self._closed = False
+        self._stir = trio.Event()
+
+    def offer(self, jobs: Sequence[Job]) -> None:
+        """Show jobs that were just committed, or leave them to ``refill``."""
+        if not jobs or self._closed:
+            return
+        caught_up = self._shown >= self._newest
+        self._newest = jobs[-1].seq
+        if caught_up and self._channel.has_room(len(jobs), sum([len(job.lines) for job in jobs])):
+            self._show(jobs)
+        else:
+            self._stir.set()
+
+    def finish(self) -> None:
+        """Say that nothing more will be offered: close the channel behind the last job."""
+        self._finishing = True
+        self._stir.set()
+
+    async def refill(
+        self, journal: Journal, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Bring what the channel had no room for; returns when all is shown and finished."""
+        task_status.started()
+        while True:
+            if self._shown < self._newest:
+                await self._bring_a_page(journal)
+            elif self._finishing:
+                self._closed = True
+                self._channel.close()
+                return
+            else:
+                await self._stir.wait()
+                self._stir = trio.Event()
+
+    async def _bring_a_page(self, journal: Journal) -> None:
+        await self._channel.wait_half_empty()
+        newest = self._newest
+        # A page fills the free half, and is never larger than that but for one large job.
+        most_jobs, most_bytes = max(1, self._channel.max_jobs // 2), self._channel.max_bytes // 2
+        jobs = await journal.page(self._shown, most_jobs, most_bytes)
+        if jobs:
+            await self._channel.wait_for_room(len(jobs), sum([len(job.lines) for job in jobs]))
+            self._show(jobs)
+        else:
+            self._shown = newest
+
+    def _show(self, jobs: Sequence[Job]) -> None:
+        self._ledger.enter(jobs)
+        self._channel.send_nowait(jobs)
+        self._shown = jobs[-1].seq

@@ -1,0 +1,103 @@
+"""What a dead daemon has left in its journal.
+
+The files are copied before they are opened: to open them is to repair them, and that is for
+the next daemon to do.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+import uuid
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from daemon.pipeline.database import ROW_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FILES: Final = ("journal.db", "journal.db-wal")
+_ALONE: Final = """
+    SELECT id FROM jobs
+    WHERE (SELECT alone FROM layouts WHERE first <= seq ORDER BY first DESC LIMIT 1)
+"""
+
+
+@dataclass
+class Remains:
+    """The contents of a journal."""
+
+    payloads: Counter[bytes] = field(default_factory=Counter)
+    """Every payload that waits in it, and how often."""
+    alone: set[str] = field(default_factory=set)
+    """The ids of the jobs that go alone, unsealed."""
+    sealed: set[str] = field(default_factory=set)
+    """The keys of the sealed batches."""
+    dead: int = 0
+
+    @property
+    def empty(self) -> bool:
+        """Return whether nothing waits in it and nothing is dead."""
+        return not (self.payloads or self.sealed or self.dead)
+
+    def answers_for(self, key: str) -> bool:
+        """Return whether the object at ``key`` would be put again, under the same key."""
+        sealed = any(key.endswith(f"/{one}") for one in self.sealed)
+        return sealed or any(id_ in key for id_ in self.alone)
+
+
+def examine(state: Path) -> Remains:
+    """Return what is left in a STATE_DIR whose daemon is dead; AssertionError if it is damaged."""
+    with tempfile.TemporaryDirectory(prefix="autopsy-") as place:
+        for name in _FILES:
+            if (state / name).exists():
+                shutil.copy(state / name, place)
+        path = Path(place, _FILES[0])
+        if not path.exists():
+            return Remains()
+        with closing(sqlite3.connect(path)) as journal:
+            return _examine(journal)
+
+
+def _examine(journal: sqlite3.Connection) -> Remains:
+    assert journal.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    if journal.execute("PRAGMA user_version").fetchone() == (0,):
+        return Remains()  # killed before it had made its tables
+    _assert_consistent(journal)
+    lines = journal.execute("SELECT lines FROM jobs")
+    return Remains(
+        Counter(line for (text,) in lines for line in text.splitlines()),
+        {str(uuid.UUID(bytes=id_)) for (id_,) in journal.execute(_ALONE)},
+        {key for (key,) in journal.execute("SELECT key FROM batches")},
+        *journal.execute("SELECT count(*) FROM dead").fetchone(),
+    )
+
+
+def _assert_consistent(journal: sqlite3.Connection) -> None:
+    """Check what SQLite cannot know: the totals are right, and sealed batches are whole."""
+    (counted,) = journal.execute(
+        "SELECT count(*), coalesce(sum(payloads), 0),"
+        " coalesce(sum(length(lines)), 0) + ? * count(*) FROM jobs",
+        (ROW_BYTES,),
+    )
+    (told,) = journal.execute("SELECT jobs, payloads, bytes FROM totals")
+    assert told == counted, f"totals say {told}, the tables {counted}"
+    (ahead,) = journal.execute("SELECT next > coalesce((SELECT max(seq) FROM jobs), 0) FROM totals")
+    assert ahead == (1,), "the next job would take a number that is in use"
+    before = 0
+    for first, last, members in _ranges(journal):
+        assert before < first <= last, "sealed batches overlap"
+        assert members == last - first + 1, f"the batch {first}-{last} has {members} members"
+        before = last
+
+
+def _ranges(journal: sqlite3.Connection) -> Iterator[tuple[int, int, int]]:
+    yield from journal.execute(
+        "SELECT first, last, (SELECT count(*) FROM jobs WHERE seq BETWEEN first AND last)"
+        " FROM batches ORDER BY first"
+    )

@@ -1,0 +1,22 @@
+"""What the crash tests share: how long to torture, and by which random choices."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+
+
+@pytest.fixture
+def long_torture(request: pytest.FixtureRequest) -> bool:
+    """Return whether --torture=long was given."""
+    return bool(request.config.getoption("--torture") == "long")
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Return the seed of this test's random choices, and print it: a failure shows it."""
+    given: int | None = request.config.getoption("--torture-seed")
+    chosen = secrets.randbelow(2**32) if given is None else given
+    print(f"repeat with: {request.node.nodeid} --torture-seed={chosen}")  # noqa: T201
+    return chosen

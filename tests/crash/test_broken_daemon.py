@@ -1,0 +1,141 @@
+"""The checker of the torture catches daemons that are broken on purpose, and no other.
+
+Each case is one crash at one moment, once with the daemon as it is and once with one of its
+rules taken out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+import pytest
+import trio
+
+from tests.crash.autopsy import examine
+from tests.crash.promises import Promises
+from tests.support.clients import post
+from tests.support.daemon import START_WITHIN, Daemon, running_daemon, started
+from tests.support.store import MoodyStore, moody_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Case = Callable[[Daemon, MoodyStore], Awaitable[list[bytes]]]
+
+_RUN: Final = "\nfrom daemon.cli import main\nmain()\n"
+_SLOW_DISK: Final = """
+import time
+from daemon.pipeline.database import Database
+commit = Database.commit
+def slow_commit(self, operations):
+    time.sleep(0.5)
+    commit(self, operations)
+Database.commit = slow_commit
+"""
+_ANSWERS_BEFORE_THE_COMMIT: Final = """
+from daemon.pipeline.group_commit import SqliteJournal
+from daemon.pipeline.operations import Append
+async def append(self, receipt, parts, key):
+    self._add(Append(receipt, parts, key))
+    self._urgent.set()
+    return receipt
+SqliteJournal.append = append
+"""
+_SETTLES_BEFORE_THE_PUT: Final = """
+from dataclasses import replace
+from daemon.pipeline.worker import Worker
+upload = Worker._upload
+async def upload_too_late(self, batch):
+    await self._journal.seal(batch)
+    self._journal.settle(batch)
+    await upload(self, replace(batch, sealed=False))
+Worker._upload = upload_too_late
+"""
+_DOES_NOT_SEAL: Final = """
+from daemon.pipeline.group_commit import SqliteJournal
+async def seal(self, batch):
+    pass
+SqliteJournal.seal = seal
+"""
+
+
+async def _crash_after_the_answer(daemon: Daemon, _store: MoodyStore) -> list[bytes]:
+    await post(daemon.url, [b"1"])
+    return [b"1"]
+
+
+async def _crash_while_putting(daemon: Daemon, store: MoodyStore) -> list[bytes]:
+    store.begin("hang")
+    await post(daemon.url, [b"1"])
+    await store.wait_until_asked(1)
+    # What was settled leaves the journal with the next commit.
+    await post(daemon.url, [b"2"])
+    return [b"1", b"2"]
+
+
+async def _crash_before_the_store_has_confirmed(daemon: Daemon, store: MoodyStore) -> list[bytes]:
+    store.begin("take and reset")
+    for number, payload in enumerate((b"1", b"2"), 1):
+        await post(daemon.url, [payload])
+        while len(store.objects) < number:
+            await store.wait_until_asked(store.requests + 1)
+    return [b"1", b"2"]
+
+
+@pytest.mark.parametrize(
+    ("case", "prelude", "rule_out", "caught"),
+    [
+        pytest.param(
+            _crash_after_the_answer,
+            _SLOW_DISK,
+            _ANSWERS_BEFORE_THE_COMMIT,
+            ["lost: 1"],
+            id="answers-before-the-commit",
+        ),
+        pytest.param(
+            _crash_while_putting, "", _SETTLES_BEFORE_THE_PUT, ["lost: 1"], id="settles-too-early"
+        ),
+        pytest.param(
+            _crash_before_the_store_has_confirmed,
+            "",
+            _DOES_NOT_SEAL,
+            ["doubled: 2"],
+            id="does-not-seal",
+        ),
+    ],
+)
+async def test_a_broken_daemon_is_caught(
+    tmp_path: Path, case: Case, prelude: str, rule_out: str, caught: list[str]
+) -> None:
+    """The torture would go on passing after somebody has broken the promise."""
+    assert await _crash_and_recover(tmp_path / "sound", case, prelude) == []
+    assert await _crash_and_recover(tmp_path / "broken", case, prelude + rule_out) == caught
+
+
+def _write(folder: Path, script: str) -> Path:
+    folder.mkdir()
+    daemon_script = folder / "daemon_script.py"
+    daemon_script.write_text(script + _RUN)
+    return daemon_script
+
+
+async def _crash_and_recover(folder: Path, case: Case, script: str) -> list[str]:
+    """Have it crash in ``case``, and a sound daemon recover; returns the promises broken."""
+    daemon_script = _write(folder, script)
+    promises = Promises()
+    async with moody_store() as store:
+        env = {**store.environ, "BATCH_MAX_PAYLOADS": "10", "UPLOAD_TIMEOUT": "5s"}
+        first = {**env, "BATCH_LINGER": "0s"}
+        async with started(folder, first, (sys.executable, str(daemon_script))) as daemon:
+            await daemon.wait_for_event("listening", START_WITHIN)
+            promises.acknowledge(await case(daemon, store))
+            daemon.process.kill()
+            await daemon.wait()
+        await store.end()
+        waiting = await trio.to_thread.run_sync(examine, folder / "payloadd-data")
+        async with running_daemon(folder, {**env, "BATCH_LINGER": "200ms"}) as daemon:
+            await daemon.wait_until_stored(waiting.payloads.total())
+        return promises.violations(Counter(store.payloads()))

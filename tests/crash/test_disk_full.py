@@ -1,0 +1,199 @@
+"""A disk that is full: POSTs are refused in so many words, and everything else goes on."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import pytest
+import trio
+
+from tests.crash.autopsy import examine
+from tests.crash.disk import Disk, Quota, small_disk
+from tests.support.clients import Posts
+from tests.support.daemon import Daemon, running_daemon
+from tests.support.loopback import http_client
+from tests.support.store import MoodyStore, moody_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_SOON: Final = 20.0
+_SETTINGS: Final = {"BATCH_MAX_PAYLOADS": "5", "BATCH_LINGER": "0s", "UPLOAD_TIMEOUT": "500ms"}
+DISKS: Final = pytest.mark.parametrize("kind", ["tmpfs", "quota"])
+
+
+@contextmanager
+def _disk(kind: str, folder: Path) -> Iterator[Disk]:
+    if kind == "tmpfs":
+        with small_disk(folder / "disk") as disk:
+            yield disk
+    else:
+        (folder / "disk").mkdir()
+        yield Quota(folder / "disk")
+
+
+def _environ(store: MoodyStore, disk: Disk) -> dict[str, str]:
+    return {**store.environ, **_SETTINGS, "STATE_DIR": str(disk.path)}
+
+
+def _payloads(first: int, count: int, size: int = 100) -> list[list[bytes]]:
+    return [[b'"%d %s"' % (number, b"x" * size)] for number in range(first, first + count)]
+
+
+async def _until_ready(daemon: Daemon, status: int) -> str:
+    """Wait until ``/readyz`` answers with ``status``, and return what it says."""
+    with trio.fail_after(_SOON):
+        # It can only be asked.
+        while (answer := await daemon.ready()).status_code != status:  # noqa: ASYNC110
+            await trio.sleep(0.05)
+    return answer.text
+
+
+async def _be_refused(daemon: Daemon, posts: Posts, first: int) -> None:
+    """Post into a full disk: what still fits is taken, the rest refused as the contract says."""
+    await posts.run(_payloads(first, 20))
+    assert posts.answers["503 DISK_ERROR"] >= 10
+    assert set(posts.answers) == {"202", "503 DISK_ERROR"}, posts.told()
+    for answer in posts.refusals:
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert int(answer.headers["Retry-After"]) >= 1
+    assert "DISK_ERROR" in await _until_ready(daemon, 503)
+    async with http_client() as client:
+        assert (await client.get(f"{daemon.url}/healthz")).status_code == 200
+
+
+async def _leave(daemon: Daemon) -> None:
+    """Wait until the journal is empty, and see a drain with nothing left."""
+    with trio.fail_after(_SOON):
+        # Its metrics can only be asked for.
+        while (await daemon.metrics())["payloadd_journal_jobs"]:  # noqa: ASYNC110
+            await trio.sleep(0.05)
+    daemon.signal(signal.SIGTERM)
+    line = await daemon.drained()
+    assert (daemon.process.returncode, line["journaled"], line["lost"]) == (0, 0, 0)
+
+
+@DISKS
+async def test_a_full_disk_refuses_and_recovers(tmp_path: Path, kind: str) -> None:
+    """A full disk would cost payloads, or the daemon would lie, end, or need a restart."""
+    with _disk(kind, tmp_path) as disk:
+        async with (
+            moody_store("hang") as store,
+            running_daemon(tmp_path, _environ(store, disk)) as daemon,
+        ):
+            posts = Posts(daemon.url)
+            await posts.run(_payloads(0, 20))
+            disk.fill(daemon.pid)
+            await _be_refused(daemon, posts, 20)
+            disk.free(daemon.pid)
+            await _until_ready(daemon, 200)
+            assert daemon.events("journal_available")
+            before = posts.answers["202"]
+            await posts.run(_payloads(40, 20))
+            assert posts.answers["202"] == before + 20, posts.told()
+            await store.end()
+            await _leave(daemon)
+        assert (await trio.to_thread.run_sync(examine, disk.path)).empty
+    assert store.payloads() == sorted(posts.acknowledged)
+
+
+@DISKS
+async def test_what_is_stored_while_the_disk_is_full_is_settled_later(
+    tmp_path: Path, kind: str
+) -> None:
+    """A full disk would hold up the way to S3 too, or leave stored payloads in the journal."""
+    with _disk(kind, tmp_path) as disk:
+        async with (
+            moody_store("hang") as store,
+            running_daemon(
+                tmp_path, {**_environ(store, disk), "BATCH_MAX_PAYLOADS": "1"}
+            ) as daemon,
+        ):
+            posts = Posts(daemon.url)
+            await posts.run(_payloads(0, 20))
+            disk.fill(daemon.pid)
+            await _be_refused(daemon, posts, 20)
+            await store.end()
+            await daemon.wait_until_stored(20)
+            disk.free(daemon.pid)
+            await _until_ready(daemon, 200)
+            await _leave(daemon)
+        assert (await trio.to_thread.run_sync(examine, disk.path)).empty
+    assert store.payloads() == sorted(posts.acknowledged)
+
+
+async def test_a_crash_on_a_full_disk_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    """Payloads that were stored and could not be settled would be stored again elsewhere."""
+    with small_disk(tmp_path / "disk") as disk:
+        async with moody_store("hang") as store:
+            env = _environ(store, disk)
+            async with running_daemon(tmp_path, env) as daemon:
+                posts = Posts(daemon.url)
+                await posts.run(_payloads(0, 20))
+                await store.wait_until_asked(1)
+                disk.fill(daemon.pid)
+                await _be_refused(daemon, posts, 20)
+                await store.end()
+                await daemon.wait_until_stored(1)
+                daemon.process.kill()
+                await daemon.wait()
+            disk.free(daemon.pid)
+            await trio.to_thread.run_sync(examine, disk.path)
+            async with running_daemon(tmp_path, env) as daemon:
+                await _leave(daemon)
+            assert Counter(store.payloads()) == Counter(posts.acknowledged)
+
+
+async def test_a_disk_that_fails_in_two_ways_recovers(tmp_path: Path) -> None:
+    """What waits in the journal would stay there until somebody restarts the daemon."""
+    with small_disk(tmp_path / "disk") as disk:
+        quota = Quota(disk.path)
+        async with moody_store("hang") as store:
+            env = {**_environ(store, disk), "MAX_QUEUE": "2", "MAX_WORKERS": "1"}
+            async with running_daemon(tmp_path, env) as daemon:
+                posts = Posts(daemon.url)
+                await posts.run(_payloads(0, 20))
+                disk.fill(daemon.pid)
+                await _be_refused(daemon, posts, 20)
+                # The window moves on, and wants to read what the disk is too sick to be asked for.
+                await store.end()
+                await daemon.wait_until_stored(1)
+                quota.fill(daemon.pid)
+                await _wait_for_codes(daemon, 2)
+                disk.free(daemon.pid)
+                quota.free(daemon.pid)
+                await _until_ready(daemon, 200)
+                await _leave(daemon)
+            assert Counter(store.payloads()) == Counter(posts.acknowledged)
+
+
+async def _wait_for_codes(daemon: Daemon, count: int) -> None:
+    with trio.fail_after(_SOON):
+        # The log is read by another task.
+        while len({line["code"] for line in daemon.events("journal_unavailable")}) < count:  # noqa: ASYNC110
+            await trio.sleep(0.05)
+
+
+async def test_a_disk_that_the_journal_itself_has_filled(tmp_path: Path) -> None:
+    """A disk smaller than JOURNAL_MAX_BYTES would refuse POSTs for ever after an outage of S3."""
+    with small_disk(tmp_path / "disk", "64m") as disk:
+        async with moody_store("hang") as store:
+            # Large objects on a busy machine take longer than the other tests allow them.
+            large = {"BATCH_MAX_PAYLOADS": "1", "MAX_WORKERS": "8", "UPLOAD_TIMEOUT": "5s"}
+            env = {**_environ(store, disk), **large}
+            async with running_daemon(tmp_path, env) as daemon:
+                posts = Posts(daemon.url)
+                await posts.run(_payloads(0, 80, size=900_000), 2)
+                assert posts.answers["503 DISK_ERROR"], posts.told()
+                await _until_ready(daemon, 503)
+                await store.end()
+                await daemon.wait_until_stored(len(posts.acknowledged))
+                await _until_ready(daemon, 200)
+                await posts.run(_payloads(80, 20, size=900_000))
+                await _leave(daemon)
+                assert len(daemon.events("journal_unavailable")) == 1, "it flaps"
+            assert Counter(store.payloads()) == Counter(posts.acknowledged)

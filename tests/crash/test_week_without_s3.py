@@ -1,0 +1,92 @@
+"""A week without S3, in small: the journal fills, the daemon is restarted, nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from tests.crash.autopsy import examine
+from tests.support.clients import Posts
+from tests.support.daemon import Daemon, running_daemon
+from tests.support.store import MoodyStore, moody_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MIB: Final = 2**20
+_SETTINGS: Final = {
+    "MAX_QUEUE": "20",
+    "MAX_QUEUE_BYTES": "1MiB",
+    "JOURNAL_MAX_BYTES": "24MiB",
+    "BATCH_MAX_PAYLOADS": "10",
+    "DRAIN_TIMEOUT": "1s",
+}
+_SIZE: Final = 2**16
+_FIT: Final = 24 * _MIB // (_SIZE + 100)
+"""Payloads that the journal has room for, at least."""
+
+
+def _payloads(count: int) -> list[list[bytes]]:
+    return [[b'"%06d%s"' % (number, b"x" * (_SIZE - 8))] for number in range(count)]
+
+
+async def test_a_long_outage_is_survived(tmp_path: Path) -> None:
+    """A week without S3 would cost payloads, or the space on the disk would never come back."""
+    async with moody_store() as store:
+        store.begin("down")
+        env = {**store.environ, **_SETTINGS}
+        promised = await _fill_the_journal(tmp_path, env)
+        await store.end()
+        async with running_daemon(tmp_path, env) as daemon:
+            await daemon.wait_until_stored(len(promised))
+            await _until_shrunk(tmp_path / "payloadd-data" / "journal.db")
+            daemon.signal(signal.SIGTERM)
+            line = await daemon.drained()
+        assert (line["stored"], line["journaled"], line["lost"]) == (len(promised), 0, 0)
+        _see_all_stored(store, promised)
+    assert (await trio.to_thread.run_sync(examine, tmp_path / "payloadd-data")).empty
+
+
+async def _fill_the_journal(folder: Path, env: dict[str, str]) -> list[bytes]:
+    """Post until the journal is full and then stop the daemon; returns what it has promised."""
+    async with running_daemon(folder, env) as daemon:
+        posts = Posts(daemon.url)
+        await posts.run(_payloads(_FIT + 30), 8)
+        assert set(posts.answers) == {"202", "503 JOURNAL_FULL"}, posts.told()
+        assert posts.answers["202"] >= _FIT
+        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in posts.refusals)
+        # What is left has no room for small ones either.
+        await posts.run([[b'"%d%s"' % (number, b"y" * 900)] for number in range(_SIZE // 900 + 1)])
+        await _see_it_full(daemon)
+        daemon.signal(signal.SIGTERM)
+        line = await daemon.drained(within=30)
+        assert daemon.process.returncode == 0
+        count = len(posts.acknowledged)
+        assert (line["stored"], line["journaled"], line["lost"]) == (0, count, 0)
+        return posts.acknowledged
+
+
+async def _see_it_full(daemon: Daemon) -> None:
+    """See what an operator sees meanwhile: not ready, healthy, bounded."""
+    assert "JOURNAL_FULL" in (await daemon.ready()).text
+    metrics = await daemon.metrics()
+    assert 23 * _MIB < metrics["payloadd_journal_bytes"] <= 25 * _MIB
+    assert metrics["payloadd_queue_bytes"] <= _MIB
+
+
+async def _until_shrunk(journal: Path) -> None:
+    """Wait until the file has given its space back while the daemon runs."""
+    with trio.fail_after(30):
+        # A file can only be asked.
+        while (await trio.Path(journal).stat()).st_size > 6 * _MIB:  # noqa: ASYNC110
+            await trio.sleep(0.1)
+
+
+def _see_all_stored(store: MoodyStore, promised: list[bytes]) -> None:
+    stored = Counter(store.payloads())
+    assert stored.keys() == set(promised)
+    assert set(stored.values()) == {1}
+    assert set(store.puts.values()) == {1}

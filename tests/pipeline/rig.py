@@ -1,0 +1,209 @@
+"""What the tests of the journal share: jobs by number, and a journal whose disk can be told off."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import uuid
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from daemon.health import Health
+from daemon.metrics import Metrics
+from daemon.pipeline.channel import JobChannel
+from daemon.pipeline.database import Database
+from daemon.pipeline.group_commit import SqliteJournal
+from daemon.pipeline.job import Batch, Job, Part
+from daemon.pipeline.ledger import Ledger
+from daemon.pipeline.operations import Append, Receipt
+from daemon.pipeline.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+    from pathlib import Path
+
+    from daemon.pipeline.operations import Operation
+
+PATIENCE: Final = 20.0
+"""Seconds after which a test that waits has failed."""
+
+
+def id_of(number: int) -> uuid.UUID:
+    """Return a UUIDv7 of its own for each number, all of the first minute of 2024."""
+    return uuid.UUID(int=(1_704_067_200_000 << 80) | (0x7 << 76) | (0b10 << 62) | number)
+
+
+def part(number: int, payloads: int = 1) -> Part:
+    """Return a part whose lines tell which it is."""
+    return Part(id_of(number), b"%d\n" % number * payloads, payloads)
+
+
+def parts(*numbers: int) -> list[Part]:
+    """Return a part for each number."""
+    return [part(number) for number in numbers]
+
+
+def job(seq: int, lines: bytes | None = None, payloads: int = 1) -> Job:
+    """Return the job that a part of this number becomes as number ``seq``."""
+    return Job(seq, id_of(seq), b"%d\n" % seq if lines is None else lines, payloads)
+
+
+def batch(*jobs: Job, sealed: bool = True) -> Batch:
+    """Return the object of these jobs."""
+    return Batch(jobs, f"k{jobs[0].seq}", "none", sealed)
+
+
+def append(number: int, key: bytes | None = None, count: int = 1) -> Append:
+    """Return a request of ``count`` jobs, ``number`` and the next."""
+    numbers = range(number, number + count)
+    return Append(Receipt(id_of(number), count), parts(*numbers), key)
+
+
+def content(job_: Job) -> tuple[int, uuid.UUID, bytes, int]:
+    """Return what two jobs that are the same have in common: jobs compare by identity."""
+    return job_.seq, job_.id, job_.lines, job_.payloads
+
+
+def contents(jobs: Iterable[Job]) -> list[tuple[int, uuid.UUID, bytes, int]]:
+    """Return the content of each."""
+    return [content(one) for one in jobs]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return once ``condition`` holds."""
+    with trio.fail_after(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - what is awaited tells nobody
+            await trio.sleep(0.005)
+
+
+def disk_full() -> sqlite3.OperationalError:
+    """Return what SQLite raises when the disk is full."""
+    return sqlite3.OperationalError("database or disk is full")
+
+
+class MoodyDatabase(Database):
+    """A journal file that counts commits, fails on command, and can be held in a commit."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.commits: list[list[Operation]] = []
+        """The operations of each commit that went well and had any."""
+        self.failures = 0
+        self.write_error: Callable[[], Exception] | None = None
+        self.read_error: Callable[[], Exception] | None = None
+        self._gate = threading.Event()
+        self._gate.set()
+        self._inside = threading.Event()
+        self._reads = threading.Event()
+        self._reads.set()
+
+    def commit(self, operations: Iterable[Operation]) -> None:
+        """Commit, or fail halfway."""
+        self._inside.set()
+        assert self._gate.wait(PATIENCE)
+        operations = list(operations)
+        super().commit(self._cut_short(operations))
+        if operations:
+            self.commits.append(operations)
+
+    def _cut_short(self, operations: list[Operation]) -> Iterable[Operation]:
+        yield from operations
+        if self.write_error is not None:
+            self.failures += 1
+            raise self.write_error()
+
+    def probe(self) -> None:
+        """Write, or fail."""
+        if self.write_error is not None:
+            self.failures += 1
+            raise self.write_error()
+        super().probe()
+
+    def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
+        """Read, or fail."""
+        self._maybe_fail()
+        return super().page(after, most_jobs, most_bytes)
+
+    def foreign_changes(self) -> int:
+        """Look, or fail."""
+        self._maybe_fail()
+        return super().foreign_changes()
+
+    def _maybe_fail(self) -> None:
+        self._inside.set()
+        assert self._reads.wait(PATIENCE)
+        if self.read_error is not None:
+            raise self.read_error()
+
+    def hold(self) -> None:
+        """Let no commit through until ``let_go``."""
+        self._inside.clear()
+        self._gate.clear()
+
+    def hold_reads(self) -> None:
+        """Let no read through until ``let_go``: it keeps the thread."""
+        self._inside.clear()
+        self._reads.clear()
+
+    async def held(self) -> None:
+        """Return once a commit, or a read, stands before the gate."""
+        assert await trio.to_thread.run_sync(self._inside.wait, PATIENCE)
+
+    def let_go(self) -> None:
+        """Let commits and reads through again."""
+        self._gate.set()
+        self._reads.set()
+
+
+@dataclass
+class Desk:
+    """A journal with everything around it in reach."""
+
+    database: MoodyDatabase
+    journal: SqliteJournal
+    window: Window
+    channel: JobChannel
+    ledger: Ledger
+    health: Health
+    metrics: Metrics
+    answered: list[uuid.UUID] = field(default_factory=list)
+    """The requests that were taken, in the order in which they heard of it."""
+
+    async def take(self, number: int, key: bytes | None = None, count: int = 1) -> Receipt:
+        """Append ``count`` jobs, ``number`` and the next; returns the receipt."""
+        wanted = append(number, key, count)
+        receipt = await self.journal.append(wanted.receipt, wanted.parts, key)
+        self.answered.append(receipt.id)
+        return receipt
+
+    def shown(self) -> list[int]:
+        """Take all that is in the channel; returns the ``seq`` of each."""
+        return [self.channel.receive_nowait().seq for _ in range(self.channel.jobs)]
+
+
+def make_desk(path: Path, *, max_bytes: int = 10**9, max_jobs: int = 1000) -> Desk:
+    """Return a desk on the journal file ``path``."""
+    database = MoodyDatabase(path)
+    metrics, health = Metrics(), Health()
+    ledger = Ledger(metrics)
+    channel = JobChannel(max_jobs, 10**6)
+    window = Window(channel, ledger, newest=database.totals.next - 1)
+    journal = SqliteJournal(database, window, ledger, health, metrics, max_bytes)
+    return Desk(database, journal, window, channel, ledger, health, metrics)
+
+
+@asynccontextmanager
+async def open_desk(path: Path, *, max_bytes: int = 10**9) -> AsyncIterator[Desk]:
+    """Run a journal for the time of the block; a test that hangs fails."""
+    desk = make_desk(path, max_bytes=max_bytes)
+    try:
+        with trio.fail_after(PATIENCE):
+            async with desk.journal.at_work():
+                yield desk
+                desk.database.let_go()
+    finally:
+        desk.database.let_go()
+        desk.database.close()

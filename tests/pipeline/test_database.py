@@ -1,0 +1,229 @@
+"""The journal's file against a plain model: whatever happens in whatever order, and crashes."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+from collections import deque
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Final
+from unittest.mock import patch
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from daemon.pipeline.database import KEEP_ANSWERS, ROW_BYTES, Database
+from daemon.pipeline.job import Batch, Job, Part
+from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
+from tests.pipeline.model import Model
+from tests.pipeline.rig import contents, disk_full, id_of
+
+if TYPE_CHECKING:
+    import uuid
+    from collections.abc import Iterator
+
+    from daemon.pipeline.operations import Operation
+
+_PAYLOADS: Final = st.lists(st.integers(1, 3), max_size=4)
+_KEYS: Final = st.none() | st.sampled_from([b"a", b"b"])
+
+
+class JournalFile(RuleBasedStateMachine):
+    """Requests, workers, an operator, and a power supply that fails."""
+
+    @initialize()
+    def start(self) -> None:
+        """Begin with a new file."""
+        self.folder = Path(tempfile.mkdtemp(prefix="payloadd-test-"))
+        self.now = 1_700_000_000.0
+        self.clock = SimpleNamespace(time=lambda: self.now)
+        self.patch = patch("daemon.pipeline.database.time", self.clock)
+        self.patch.start()
+        self.number = 0
+        self.runs = 0
+        self.model = Model(1, {}, {}, {}, {}, set())
+        self.open()
+
+    def teardown(self) -> None:
+        """Leave nothing behind."""
+        if hasattr(self, "database"):
+            self.database.close()
+            self.patch.stop()
+            shutil.rmtree(self.folder)
+
+    @property
+    def path(self) -> Path:
+        """The file of this run: a crash leaves the old one as it was."""
+        return self.folder / f"{self.runs}.db"
+
+    def open(self) -> None:
+        """Open the file and read it as the filler does: sealed batches, then page by page."""
+        self.database = Database(self.path)
+        # A crash of the machine is for others to test, and thousands of commits take their time.
+        self.database._connection.execute("PRAGMA synchronous = OFF")
+        self.staged: list[Operation] = []
+        self.hands = [self.database.sealed(first) for first in self.database.sealed_firsts]
+        sealed = [self.model.sealed[first] for first in sorted(self.model.sealed)]
+        assert [(one.key, contents(one.jobs)) for one in self.hands] == [
+            (one.key, contents(one.jobs)) for one in sealed
+        ]
+        in_seals = {job.seq for one in sealed for job in one.jobs}
+        paged = self.pages(3, 20)
+        expected = [job for seq, job in sorted(self.model.jobs.items()) if seq not in in_seals]
+        assert contents(paged) == contents(expected)
+        self.free = deque(paged)
+
+    def pages(self, most_jobs: int, most_bytes: int) -> list[Job]:
+        """Return all that can be paged through."""
+        jobs: list[Job] = []
+        while page := self.database.page(jobs[-1].seq if jobs else 0, most_jobs, most_bytes):
+            assert len(page) <= most_jobs
+            assert len(page) == 1 or sum(len(job.lines) for job in page) <= most_bytes
+            jobs += page
+        return jobs
+
+    @rule(requests=st.lists(st.tuples(_PAYLOADS, _KEYS), min_size=1, max_size=4))
+    def ask(self, requests: list[tuple[list[int], bytes | None]]) -> None:
+        """Commit what is staged, with requests behind it: what happens most."""
+        for payloads, key in requests:
+            parts = [Part(self.new_id(), b"1234567\n" * count, count) for count in payloads]
+            receipt = Receipt(parts[0].id if parts else self.new_id(), sum(payloads))
+            self.staged.append(Append(receipt, parts, key))
+        self.commit()
+
+    def new_id(self) -> uuid.UUID:
+        """Return one that is more than those before."""
+        self.number += 1
+        return id_of(self.number)
+
+    @precondition(lambda self: self.free)
+    @rule(sizes=st.lists(st.integers(0, 4), min_size=1, max_size=3))
+    def fill(self, sizes: list[int]) -> None:
+        """Give workers batches of neighbours; 0 is one job that goes alone."""
+        for most in sizes:
+            if not self.free:
+                return
+            jobs = [self.free.popleft()]
+            while len(jobs) < most and self.free and self.free[0].seq == jobs[-1].seq + 1:
+                jobs.append(self.free.popleft())
+            batch = Batch(tuple(jobs), f"key-of-{jobs[0].seq}", "none", sealed=most > 0)
+            self.hands.append(batch)
+            if batch.sealed:
+                self.staged.append(Seal(batch))
+
+    @precondition(lambda self: self.hands)
+    @rule(data=st.data(), stored=st.booleans())
+    def end(self, data: st.DataObject, stored: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
+        """Say what became of some batches."""
+        for _ in range(data.draw(st.integers(1, len(self.hands)))):
+            batch = self.hands.pop(data.draw(st.integers(0, len(self.hands) - 1)))
+            self.staged.append(Settle(batch) if stored else Bury(batch, "KeyTooLong", "too long"))
+
+    @precondition(lambda self: self.model.dead.keys() > self.model.wanted)
+    @rule(data=st.data(), chores=st.booleans())
+    def want_again(self, data: st.DataObject, chores: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
+        """Mark dead letters as another process does."""
+        letters = sorted(self.model.dead.keys() - self.model.wanted)
+        wanted = data.draw(st.lists(st.sampled_from(letters), min_size=1, unique=True))
+        before = self.database.foreign_changes()
+        with closing(sqlite3.connect(self.path)) as other, other:
+            marks = [(str(id_),) for id_ in wanted]
+            other.executemany("UPDATE dead SET retry = 1 WHERE id = ?", marks)
+        assert self.database.foreign_changes() != before
+        self.model.wanted.update(wanted)
+        if chores:
+            self.do_chores(1.0)
+
+    @rule(seconds=st.sampled_from([1.0, KEEP_ANSWERS / 2, float(KEEP_ANSWERS)]))
+    def do_chores(self, seconds: float) -> None:
+        """Let time pass, then stage the return of what was marked and the end of old keys."""
+        self.now += seconds
+        self.staged += [Revive(), Expire(), Revive()]
+
+    def commit(self) -> None:
+        """Commit what is staged, in file and model."""
+        operations, self.staged = self.staged, []
+        self.database.commit(operations)
+        for operation in operations:
+            key = operation.key if isinstance(operation, Append) else None
+            known = None if key is None else self.model.answers.get(key)
+            jobs = self.model.carry_out(operation, self.now)
+            if isinstance(operation, Append):
+                earlier = known if known is not None and known.expires > self.now else None
+                assert operation.earlier == (earlier and earlier.receipt)
+            if isinstance(operation, Append | Revive):
+                assert contents(operation.jobs) == contents(jobs)
+                self.free += operation.jobs
+
+    @rule()
+    def commit_on_a_full_disk(self) -> None:
+        """Fail at the end of a commit: nothing of it may stay."""
+
+        def operations() -> Iterator[Operation]:
+            yield from self.staged
+            raise disk_full()
+
+        before = replace(self.database.totals)
+        try:
+            self.database.commit(operations())
+        except sqlite3.OperationalError:
+            assert self.database.totals == before
+        self.staged = [one for one in self.staged if not isinstance(one, Append)]
+
+    @rule()
+    def restart(self) -> None:
+        """Stop in peace and start again."""
+        self.commit()
+        self.database.close()
+        self.open()
+
+    @rule(before=st.booleans())
+    def crash(self, before: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
+        """Go on with the bytes that are on the disk, without a goodbye."""
+        if not before:
+            self.commit()
+        old = self.path
+        self.runs += 1
+        for end in ("", "-wal"):
+            shutil.copy(f"{old}{end}", f"{self.path}{end}")
+        self.database.close()
+        self.open()
+
+    @invariant()
+    def what_is_counted_is_what_is_there(self) -> None:
+        """Compare the totals, the tables and the model."""
+        if not hasattr(self, "database"):
+            return
+        totals = self.database.totals
+        with closing(sqlite3.connect(self.path)) as other:
+            counted = other.execute(
+                "SELECT count(*), total(payloads), total(length(lines)) FROM jobs"
+            ).fetchone()
+            written = other.execute("SELECT next, jobs, payloads, bytes FROM totals").fetchone()
+            dead = other.execute("SELECT id, payloads, length(lines) FROM dead").fetchall()
+            keys = other.execute("SELECT key FROM answers ORDER BY key").fetchall()
+        jobs, payloads, size = counted
+        assert (totals.jobs, totals.payloads) == (jobs, payloads)
+        assert totals.bytes == size + jobs * ROW_BYTES
+        assert written == (totals.next, totals.jobs, totals.payloads, totals.bytes)
+        assert (totals.next, jobs) == (self.model.next, len(self.model.jobs))
+        assert keys == [(key,) for key in sorted(self.model.answers)]
+        assert sorted(dead) == sorted(
+            (str(id_), payloads, len(lines)) for id_, (lines, payloads) in self.model.dead.items()
+        )
+
+
+TestJournalFile = JournalFile.TestCase
+TestJournalFile.__doc__ = "Jobs would be lost, doubled or sent under another key after a crash."
+TestJournalFile.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -1,0 +1,225 @@
+"""A journal whose disk fails, and a daemon that stops while it does."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+import structlog.testing
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from daemon.errors import RefusedError
+from daemon.pipeline import group_commit
+from daemon.pipeline.operations import Append, Seal, Settle
+from tests.pipeline.rig import PATIENCE, batch, disk_full, make_desk, open_desk, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.pipeline.rig import Desk
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "_AFTER_TROUBLE", 0.02)
+
+
+def io_error() -> Exception:
+    """Return what SQLite raises when the disk is broken."""
+    return sqlite3.OperationalError("disk I/O error")
+
+
+def written(desk: Desk) -> list[type]:
+    """Return the kinds of what was committed, in order, without the chores."""
+    wanted = (Append, Seal, Settle)
+    return [type(one) for ops in desk.database.commits for one in ops if isinstance(one, wanted)]
+
+
+async def well(desk: Desk) -> None:
+    """Mend the disk and return once the journal knows."""
+    desk.database.write_error = desk.database.read_error = None
+    await until(lambda: not desk.health.troubles)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "raised", "left"])
+async def test_nothing_is_dropped_when_the_end_meets_a_read(tmp_path: Path, end: str) -> None:
+    """A drain at the wrong moment would leave stored payloads in the journal, to be sent again."""
+    desk = make_desk(tmp_path / "j")
+    with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
+        try:
+            async with desk.journal.at_work(), trio.open_nursery() as nursery:
+                await desk.take(1, count=2)
+                jobs = [desk.channel.receive_nowait() for _ in range(2)]
+                desk.database.hold_reads()
+                nursery.start_soon(desk.journal.page, 0, 10, 100)
+                await desk.database.held()
+                desk.journal.settle(batch(jobs[0], sealed=False))
+                nursery.start_soon(desk.take, 3)  # has the group taken to the thread's door
+                await wait_all_tasks_blocked()
+                desk.journal.bury(batch(jobs[1], sealed=False), "C", "r")
+                trio.lowlevel.current_trio_token().run_sync_soon(desk.database.let_go)
+                if end == "raised":
+                    raise ZeroDivisionError  # noqa: TRY301 - the body of whoever has the journal
+                (scope if end == "cancelled" else nursery.cancel_scope).cancel()
+        except* ZeroDivisionError:
+            assert end == "raised"
+    assert desk.ledger.accepted == 3
+    assert [job.seq for job in desk.database.page(0, 9, 99)] == [3]
+    assert desk.database.totals.payloads == 1
+    dead = desk.database._connection.execute("SELECT count(*) FROM dead").fetchone()
+    assert dead == (1,)
+    desk.database.close()
+
+
+async def test_what_is_kept_goes_before_what_is_new(tmp_path: Path) -> None:
+    """A batch settled before it is sealed would come back after a crash without its jobs."""
+    async with open_desk(tmp_path / "j") as desk:
+        await desk.take(1, count=3)
+        jobs = [desk.channel.receive_nowait() for _ in range(3)]
+        desk.database.write_error = disk_full
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.journal.seal, batch(jobs[0]))
+            await until(lambda: desk.database.failures > 1)
+            nursery.start_soon(desk.journal.seal, batch(jobs[1]))
+            await until(lambda: desk.database.failures > 3)
+            desk.journal.settle(batch(jobs[2], sealed=False))
+            failures = desk.database.failures
+            await until(lambda: desk.database.failures > failures + 1)
+            await well(desk)
+        assert written(desk) == [Append, Seal, Seal, Settle]
+        assert desk.database.totals.jobs == 2
+
+
+async def test_those_who_wait_are_refused_and_the_others_wait_on(tmp_path: Path) -> None:
+    """A request in the same commit as a seal would hang, or the seal be taken for done."""
+    async with open_desk(tmp_path / "j") as desk:
+        await desk.take(1)
+        job = desk.channel.receive_nowait()
+        sealed = trio.Event()
+
+        async def seal() -> None:
+            await desk.journal.seal(batch(job))
+            sealed.set()
+
+        async def take(number: int) -> None:
+            with pytest.raises(RefusedError) as caught:
+                await desk.take(number)
+            refused.append((caught.value.code, caught.value.retry_after > 0))
+
+        refused: list[tuple[str, bool]] = []
+        desk.database.hold()
+        desk.database.write_error = disk_full
+        async with trio.open_nursery() as nursery:
+            for number in range(2, 5):
+                nursery.start_soon(take, number)
+            await desk.database.held()
+            nursery.start_soon(seal)
+            for number in range(5, 8):
+                nursery.start_soon(take, number)
+            await wait_all_tasks_blocked()
+            desk.database.let_go()
+            await until(lambda: len(refused) == 6)
+            await until(lambda: desk.database.failures > 5)
+            assert not sealed.is_set()
+            await well(desk)
+        assert refused == [("DISK_ERROR", True)] * 6
+        assert (desk.ledger.accepted, desk.database.totals.jobs) == (1, 1)
+        assert written(desk) == [Append, Seal]
+
+
+async def test_a_trouble_is_said_once_and_so_is_its_end(tmp_path: Path) -> None:
+    """Two log lines a second for a week bury everything else."""
+    async with open_desk(tmp_path / "j") as desk:
+        with structlog.testing.capture_logs() as lines:
+            desk.database.write_error = disk_full
+            with pytest.raises(RefusedError):
+                await desk.take(1)
+            await until(lambda: desk.database.failures > 5)
+            await well(desk)
+            await desk.take(2)
+        assert [line["event"] for line in lines] == ["journal_unavailable", "journal_available"]
+        assert lines[0]["reason"] == "database or disk is full"
+
+
+async def test_an_idle_journal_finds_out_by_itself_that_the_disk_is_back(tmp_path: Path) -> None:
+    """A daemon that a balancer took out would stay out: nothing comes in that would show it."""
+    async with open_desk(tmp_path / "j") as desk:
+        desk.database.write_error = io_error
+        with pytest.raises(RefusedError):
+            await desk.take(1)
+        await until(lambda: desk.database.failures > 3)
+        await well(desk)
+        assert desk.journal.refusal() is None
+        assert (await desk.take(2)).payloads == 1
+
+
+async def test_the_backlog_waits_while_nothing_can_be_written(tmp_path: Path) -> None:
+    """What is stored meanwhile waits in memory to be settled: the whole backlog would."""
+    async with open_desk(tmp_path / "j") as desk:
+        await desk.take(1, count=3)
+        desk.database.write_error = disk_full
+        with pytest.raises(RefusedError):
+            await desk.take(4)
+        pages: list[int] = []
+
+        async def page() -> None:
+            pages.append(len(await desk.journal.page(0, 10, 100)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(page)
+            await until(lambda: desk.database.failures > 4)
+            desk.database.write_error = io_error
+            await until(lambda: desk.health.troubles["journal"].reason == "disk I/O error")
+            assert pages == []
+            await well(desk)
+        assert pages == [3]
+
+
+async def test_a_page_that_cannot_be_read_comes_when_it_can(tmp_path: Path) -> None:
+    """One bad moment of the disk would end the daemon, or leave the backlog where it is."""
+    async with open_desk(tmp_path / "j") as desk:
+        await desk.take(1, count=3)
+        desk.database.read_error = io_error
+        pages: list[int] = []
+
+        async def page() -> None:
+            pages.append(len(await desk.journal.page(0, 10, 100)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(page)
+            await until(lambda: desk.health.troubles)
+            assert pages == []
+            desk.database.read_error = None
+        assert pages == [3]
+        await until(lambda: not desk.health.troubles)
+
+
+async def test_a_bug_ends_the_journal_and_is_not_taken_for_a_bad_disk(tmp_path: Path) -> None:
+    """A daemon that answers 503 for ever tells nobody that it has to be mended."""
+    desk = make_desk(tmp_path / "j")
+
+    def bug() -> Exception:
+        desk.database.write_error = None
+        return ZeroDivisionError()
+
+    async def run() -> None:
+        async with desk.journal.at_work():
+            desk.database.write_error = bug
+            await desk.take(1)
+
+    with trio.fail_after(PATIENCE), pytest.raises(BaseExceptionGroup) as caught:
+        await run()
+    assert caught.group_contains(ZeroDivisionError, depth=1)
+    assert desk.database.totals.jobs == 0
+    desk.database.close()
+
+
+async def test_a_disk_that_fails_at_the_end_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """The daemon would be killed after systemd's patience, without the drained line."""
+    async with open_desk(tmp_path / "j") as desk:
+        await desk.take(1)
+        desk.database.write_error = disk_full
+        desk.journal.settle(batch(desk.channel.receive_nowait(), sealed=False))
+    assert desk.database.totals.jobs == 1

@@ -1,0 +1,204 @@
+"""Group commit: one fsync for many, in order, and nothing lost when the disk says no."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from daemon.errors import RefusedError
+from daemon.pipeline import group_commit
+from daemon.pipeline.operations import Append, Bury, Revive, Seal, Settle
+from tests.pipeline.rig import PATIENCE, batch, disk_full, make_desk, open_desk, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "_AFTER_TROUBLE", 0.02)
+    monkeypatch.setattr(group_commit, "_BETWEEN_CHORES", 0.02)
+
+
+async def test_many_requests_share_a_commit_and_keep_their_order(tmp_path: Path) -> None:
+    """One fsync a request would allow a few hundred a second; disorder would mix the ids up."""
+    async with open_desk(tmp_path / "j") as desk:
+        desk.database.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.take, 1)
+            await desk.database.held()
+            for number in range(2, 102):
+                nursery.start_soon(desk.take, number)
+            await wait_all_tasks_blocked()
+            assert desk.answered == []
+            desk.database.let_go()
+        appends = [[one for one in ops if isinstance(one, Append)] for ops in desk.database.commits]
+        assert [len(ops) for ops in appends if ops] == [1, 100]
+        ids = [job.id for ops in appends for one in ops for job in one.jobs]
+        assert desk.shown() == list(range(1, 102))
+        assert sorted(ids) == sorted(desk.answered)
+        assert desk.ledger.accepted == 101
+
+
+async def test_a_full_disk_refuses_requests_and_keeps_the_rest(tmp_path: Path) -> None:
+    """A 202 that is not on disk; or a settled row that comes back for ever."""
+    async with open_desk(tmp_path / "j") as desk:
+        await desk.take(1, count=4)
+        jobs = [desk.channel.receive_nowait() for _ in range(4)]
+        desk.database.write_error = disk_full
+        with pytest.raises(RefusedError) as caught:
+            await desk.take(5)
+        assert caught.value.code == "DISK_ERROR"
+        assert desk.health.troubles["journal"].code == "OperationalError"
+        refusal = desk.journal.refusal()
+        assert refusal is not None
+        assert refusal.code == "DISK_ERROR"
+        with pytest.raises(RefusedError, match="disk is full"):
+            await desk.take(6)
+        desk.journal.settle(batch(jobs[0], sealed=False))
+        desk.journal.bury(batch(jobs[1], sealed=False), "KeyTooLongError", "too long")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.journal.seal, batch(*jobs[2:]))
+            failures = desk.database.failures
+            await until(lambda: desk.database.failures > failures + 3)
+            assert nursery.child_tasks
+            desk.database.write_error = None
+        await until(lambda: desk.journal.refusal() is None)
+        kinds = {type(one) for operations in desk.database.commits for one in operations}
+        assert {Settle, Bury, Seal} <= kinds
+        assert desk.database.totals.jobs == 2
+        assert (await desk.take(7)).payloads == 1
+        assert desk.ledger.accepted == 5
+
+
+async def test_a_read_that_fails_is_tried_again_and_the_trouble_ends(tmp_path: Path) -> None:
+    """An idle daemon would refuse everything after one bad read, until somebody restarts it."""
+
+    def broken() -> Exception:
+        return sqlite3.OperationalError("disk I/O error")
+
+    async with open_desk(tmp_path / "j") as desk:
+        await desk.take(1)
+        desk.database.read_error = broken
+        await until(lambda: desk.health.troubles)
+        desk.database.read_error = None
+        await until(lambda: not desk.health.troubles)
+        assert len(await desk.journal.page(0, 10, 10**6)) == 1
+        assert (await desk.take(2)).payloads == 1
+
+
+async def test_a_client_that_leaves_is_counted_all_the_same(tmp_path: Path) -> None:
+    """The journal and the count would differ by it, and `lost 0` mean nothing."""
+    async with open_desk(tmp_path / "j") as desk:
+        desk.database.hold()
+        with trio.CancelScope() as client:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(desk.take, 1)
+                await desk.database.held()
+                client.cancel()
+        desk.database.let_go()
+        await until(lambda: desk.ledger.accepted == 1)
+        assert desk.shown() == [1]
+
+
+async def test_a_full_journal_refuses_until_there_is_room(tmp_path: Path) -> None:
+    """The disk would fill until nothing on the machine works."""
+    async with open_desk(tmp_path / "j", max_bytes=200) as desk:
+        await desk.take(1)
+        await desk.take(2)
+        with pytest.raises(RefusedError) as caught:
+            await desk.take(3, count=9)
+        assert caught.value.code == "JOURNAL_FULL"
+        assert 1 <= caught.value.retry_after <= 60
+        jobs = [desk.channel.receive_nowait() for _ in range(2)]
+        for job in jobs:
+            desk.journal.settle(batch(job, sealed=False))
+        await until(lambda: desk.database.totals.jobs == 0)
+        await desk.take(3)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one-group", "two-groups"])
+async def test_a_key_is_answered_once(tmp_path: Path, together: bool) -> None:  # noqa: FBT001 - a parameter
+    """A client that repeats blindly would have its payloads twice."""
+    async with open_desk(tmp_path / "j") as desk:
+        receipts = []
+
+        async def take(number: int) -> None:
+            receipts.append(await desk.take(number, b"key"))
+
+        desk.database.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.take, 1)
+            await desk.database.held()
+            nursery.start_soon(take, 2)
+            if not together:
+                desk.database.let_go()
+                await until(lambda: receipts)
+            nursery.start_soon(take, 3)
+            await wait_all_tasks_blocked()
+            desk.database.let_go()
+        assert receipts[0] == receipts[1]
+        assert desk.ledger.accepted == 2
+    async with open_desk(tmp_path / "j") as desk:
+        assert (await desk.take(9, b"key")) == receipts[0]
+
+
+async def test_a_key_whose_commit_failed_is_free(tmp_path: Path) -> None:
+    """The retry of a refused request would be answered with a receipt for nothing."""
+    async with open_desk(tmp_path / "j") as desk:
+        desk.database.write_error = disk_full
+        with pytest.raises(RefusedError):
+            await desk.take(1, b"key")
+        desk.database.write_error = None
+        await until(lambda: not desk.health.troubles)
+        await desk.take(2, b"key")
+        assert desk.ledger.accepted == 1
+
+
+async def test_what_was_settled_last_is_written_behind_the_body(tmp_path: Path) -> None:
+    """A drain that stored everything would leave rows for the next start."""
+    desk = make_desk(tmp_path / "j")
+    with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
+        async with desk.journal.at_work():
+            await desk.take(1)
+            desk.journal.settle(batch(desk.channel.receive_nowait(), sealed=False))
+            scope.cancel()
+            await trio.sleep_forever()
+    assert desk.database.totals.jobs == 0
+    desk.database.close()
+
+
+async def test_dead_letters_come_back_when_an_operator_says_so(tmp_path: Path) -> None:
+    """`payloadd journal dead retry` on a running daemon would do nothing."""
+    async with open_desk(tmp_path / "j") as desk:
+        await desk.take(1, count=3)
+        for _ in range(3):
+            job = desk.channel.receive_nowait()
+            desk.journal.bury(batch(job, sealed=False), "InvalidRequest", "no")
+        await until(lambda: desk.database.totals.jobs == 0)
+        other = sqlite3.connect(tmp_path / "j")
+        with other:
+            other.execute("UPDATE dead SET retry = 1")
+        other.close()
+        await until(lambda: desk.channel.jobs == 3)
+        assert desk.ledger.found == 3
+        assert any(isinstance(one, Revive) for ops in desk.database.commits for one in ops)
+
+
+async def test_space_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an outage the file would stay as large as the outage was long."""
+    monkeypatch.setattr("daemon.pipeline.database._PAGES_WORTH_A_VACUUM", 4)
+    async with open_desk(tmp_path / "j") as desk:
+        await desk.take(1, count=900)
+        for _ in range(900):
+            desk.journal.settle(batch(desk.channel.receive_nowait(), sealed=False))
+        pages = desk.database._connection.execute("PRAGMA page_count").fetchone
+        before = pages()[0]
+        await until(lambda: desk.database.totals.jobs == 0)
+        await until(lambda: desk.database.foreign_changes() and not desk.database.give_back())
+        (after,) = desk.database._connection.execute("PRAGMA page_count").fetchone()
+    assert after < before

@@ -1,0 +1,166 @@
+"""A journal is opened by one process, outlives it, and remembers how keys were made."""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from daemon import config
+from daemon.errors import PayloaddError, StartError
+from daemon.health import Health
+from daemon.metrics import Metrics
+from daemon.pipeline.channel import JobChannel
+from daemon.pipeline.inspection import Inspection
+from daemon.pipeline.intake import Intake
+from daemon.pipeline.ledger import Ledger
+from daemon.pipeline.lock import owner
+from daemon.pipeline.opening import open_journal, try_journal
+from tests.pipeline.rig import batch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from daemon.pipeline.opening import Opened
+
+
+class House:
+    """What a journal is opened with."""
+
+    def __init__(self, folder: Path, **environ: str) -> None:
+        self.settings = config.load({"STATE_DIR": str(folder), **environ})
+        self.metrics = Metrics()
+        self.ledger = Ledger(self.metrics)
+        self.channel = JobChannel(100, 10**6)
+        self.health = Health()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[tuple[Opened, Intake]]:
+        """Open the journal."""
+        async with open_journal(
+            self.settings, self.channel, self.ledger, self.health, self.metrics
+        ) as opened:
+            yield opened, Intake(opened.journal, self.health, self.settings)
+
+
+def names(folder: Path) -> list[str]:
+    """Return what is in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def test_what_is_not_stored_is_there_at_the_next_start(tmp_path: Path) -> None:
+    """A restart would lose the backlog."""
+    house = House(tmp_path)
+    async with house.open() as (_, intake):
+        await intake.accept([b"1", b"2"])
+    assert house.ledger.journaled == 2
+    assert house.ledger.lost == 0
+    house = House(tmp_path)
+    async with house.open() as (opened, _):
+        assert house.ledger.found == 2
+        page = await opened.journal.page(0, 10, 1000)
+        assert [job.lines for job in page] == [b"1\n", b"2\n"]
+        assert house.metrics.registry.get_sample_value("payloadd_journal_jobs") == 2
+
+
+async def test_keys_follow_the_settings_of_their_time(tmp_path: Path) -> None:
+    """After a crash and a new KEY_TEMPLATE the replay would be a second object."""
+    async with House(tmp_path).open() as (_, intake):
+        first = await intake.accept([b"1"])
+    house = House(tmp_path, KEY_TEMPLATE="new/{id}", COMPRESSION="zstd")
+    async with house.open() as (opened, intake):
+        second = await intake.accept([b"2"])
+        page = await opened.journal.page(0, 10, 1000)
+        keys = [opened.layouts.batch([job]).key for job in page]
+    assert keys[0].endswith(f"/{first.id}.ndjson")
+    assert keys[1] == f"new/{second.id}.zst"
+
+
+async def test_one_process_at_a_time(tmp_path: Path) -> None:
+    """Two daemons on one journal would store everything twice."""
+    assert owner(tmp_path) is None
+    async with House(tmp_path).open():
+        assert owner(tmp_path) == os.getpid()
+        with pytest.raises(StartError, match=f"in use by another payloadd .process {os.getpid()}"):
+            async with House(tmp_path).open():
+                pass
+    assert owner(tmp_path) is None
+
+
+async def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    """A traceback tells an administrator nothing."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StartError, match="cannot use STATE_DIR"):
+        async with House(tmp_path / "file").open():
+            pass
+    (tmp_path / "journal.db").write_text("this is no database, and longer than a header" * 9)
+    with pytest.raises(StartError, match=r"cannot open the journal .*journal.db"):
+        async with House(tmp_path).open():
+            pass
+
+
+async def test_memory_leaves_nothing_on_disk(tmp_path: Path) -> None:
+    """DURABILITY=memory on a read-only machine would not start."""
+    house = House(tmp_path / "never", DURABILITY="memory")
+    async with house.open() as (opened, intake):
+        await intake.accept([b"1"])
+        assert await opened.journal.sealed() is None
+        assert await opened.journal.page(0, 1, 1) == []
+    assert not (tmp_path / "never").exists()
+    assert house.ledger.lost == 1
+
+
+async def test_an_administrator_can_look_inside(tmp_path: Path) -> None:
+    """Dead letters that nobody can see are lost ones."""
+    house = House(tmp_path)
+    async with house.open() as (opened, intake):
+        receipt = await intake.accept([b"1", b"2", b"3"])
+        first, second, _ = await opened.journal.page(0, 10, 1000)
+        opened.journal.bury(batch(first, sealed=False), "KeyTooLongError", "too long")
+        opened.journal.bury(batch(second, sealed=False), "InvalidRequest", "no")
+
+    with Inspection.open(tmp_path) as inspection:
+        status = inspection.status()
+        assert (status.process, status.payloads, status.dead_letters) == (None, 1, 2)
+        dead = inspection.dead()
+        assert {letter.code for letter in dead} == {"KeyTooLongError", "InvalidRequest"}
+        assert inspection.lines(str(receipt.id)) == b"1\n"
+        with pytest.raises(PayloaddError, match="no dead letter nobody"):
+            inspection.drop([str(receipt.id), "nobody"])
+        assert inspection.retry([str(receipt.id)]) == 1
+        assert inspection.retry([]) == 2
+        assert inspection.drop([str(receipt.id)]) == 1
+        assert len(inspection.dead()) == 1
+    with (
+        pytest.raises(PayloaddError, match="cannot read the journal"),
+        Inspection.open(tmp_path / "nowhere"),
+    ):
+        pass
+
+
+async def test_a_journal_can_be_tried_without_a_trace(tmp_path: Path) -> None:
+    """`check` as root would leave a journal that the service's user cannot open."""
+    folder = tmp_path / "state" / "payloadd"
+    assert try_journal(folder).endswith("journal.db, new")
+    assert not names(tmp_path)
+    async with House(folder).open() as (_, intake):
+        await intake.accept([b"1", b"2"])
+        assert f"in use by process {os.getpid()}" in try_journal(folder)
+    before = names(folder)
+    assert "2 payloads wait" in try_journal(folder)
+    assert names(folder) == before
+
+
+@pytest.mark.parametrize("content", ["no database, and longer than the header of one" * 9, ""])
+def test_a_journal_that_would_not_work_is_found_out(tmp_path: Path, content: str) -> None:
+    """`check` would say ok, and `serve` would not start."""
+    if content:
+        (tmp_path / "journal.db").write_text(content)
+    else:
+        tmp_path = tmp_path / "file"
+        tmp_path.write_text("")
+    with pytest.raises(StartError, match="cannot keep a journal in STATE_DIR"):
+        try_journal(tmp_path)

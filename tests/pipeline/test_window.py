@@ -1,0 +1,132 @@
+"""The channel as a window: all jobs, once, in order, within the bound."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.metrics import Metrics
+from daemon.pipeline.channel import JobChannel
+from daemon.pipeline.ledger import Ledger
+from daemon.pipeline.memory import MemoryJournal
+from daemon.pipeline.window import Window
+from tests.pipeline.rig import job
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from daemon.pipeline.job import Job
+
+_BYTES = 40
+
+
+class Pages(MemoryJournal):
+    """A journal that only gives pages of what was committed."""
+
+    def __init__(self, channel: JobChannel, window: Window, ledger: Ledger) -> None:
+        super().__init__(channel, window, ledger)
+        self.jobs: list[Job] = []
+
+    async def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
+        """Return the next jobs, as the database does."""
+        await trio.lowlevel.checkpoint()
+        page: list[Job] = []
+        size = 0
+        for one in [each for each in self.jobs if each.seq > after][:most_jobs]:
+            size += len(one.lines)
+            if page and size > most_bytes:
+                break
+            page.append(one)
+        return page
+
+
+class Rig:
+    """A window over a tiny channel."""
+
+    def __init__(self, old: Sequence[Job] = (), max_jobs: int = 4) -> None:
+        self.channel = JobChannel(max_jobs, _BYTES)
+        self.ledger = Ledger(Metrics())
+        self.window = Window(self.channel, self.ledger, newest=old[-1].seq if old else 0)
+        self.journal = Pages(self.channel, self.window, self.ledger)
+        self.journal.jobs += old
+        self.most = 0
+
+    def commit(self, *jobs: Job) -> None:
+        """Have jobs committed."""
+        self.journal.jobs += jobs
+        self.window.offer(jobs)
+
+    async def receive_all(self) -> list[int]:
+        """Take jobs until the channel is closed; returns their ``seq``."""
+        taken = []
+        while True:
+            self.most = max(self.most, self.channel.bytes)
+            try:
+                taken.append((await self.channel.receive()).seq)
+            except trio.EndOfChannel:
+                return taken
+
+
+sizes = st.lists(st.integers(2, 15), max_size=25)
+
+
+@given(old=sizes, new=sizes, max_jobs=st.integers(1, 6), every=st.integers(1, 4))
+def test_every_job_comes_out_once_and_in_order(
+    old: list[int], new: list[int], max_jobs: int, every: int
+) -> None:
+    """A job would be lost or stored twice whenever the daemon falls behind."""
+
+    async def main() -> None:
+        jobs = [job(seq, b"x" * size) for seq, size in enumerate([*old, *new], start=1)]
+        rig = Rig(jobs[: len(old)], max_jobs)
+        taken: list[int] = []
+
+        async def receive() -> None:
+            taken.extend(await rig.receive_all())
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(rig.window.refill, rig.journal)
+            nursery.start_soon(receive)
+            for index in range(len(old), len(jobs), every):
+                rig.commit(*jobs[index : min(index + every, len(jobs))])
+                if index % 3 == 0:
+                    await trio.testing.wait_all_tasks_blocked()
+            rig.window.finish()
+        assert taken == [one.seq for one in jobs]
+        assert rig.most <= _BYTES
+
+    trio.run(main)
+
+
+async def test_a_job_larger_than_the_channel_goes_through_alone() -> None:
+    """After MAX_QUEUE_BYTES was lowered the daemon would stand still at the first large job."""
+    rig = Rig([job(1, b"x"), job(2, b"y" * 3 * _BYTES), job(3, b"z")])
+    async with trio.open_nursery() as nursery:
+        await nursery.start(rig.window.refill, rig.journal)
+        rig.window.finish()
+        assert await rig.receive_all() == [1, 2, 3]
+
+
+async def test_what_comes_after_the_end_stays_in_the_journal() -> None:
+    """A commit that ends during the last moments of a drain would crash the daemon."""
+    rig = Rig()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(rig.window.refill, rig.journal)
+        rig.window.finish()
+    rig.commit(job(1))
+    assert rig.channel.jobs == 0
+
+
+async def test_a_channel_takes_all_or_nothing() -> None:
+    """Half of a request in the channel would be stored while the client is told no."""
+    channel = JobChannel(2, 10)
+    channel.send_nowait([job(1, b"12345")])
+    with pytest.raises(trio.WouldBlock):
+        channel.send_nowait([job(2, b"123"), job(3, b"123")])
+    assert (channel.jobs, channel.bytes) == (1, 5)
+    assert channel.receive_nowait().seq == 1

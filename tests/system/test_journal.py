@@ -1,0 +1,125 @@
+"""``payloadd journal`` as an operator uses it, on a running and on a stopped daemon."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from tests.support.clients import post
+from tests.support.daemon import Daemon, run_command, running_daemon
+from tests.support.store import MoodyStore, Refusal, moody_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REFUSED: Final = Refusal(400, "InvalidArgument")
+NO_ID: Final = "01900000-0000-7000-8000-000000000000"
+
+
+async def _journal(folder: Path, *arguments: str, status: int = 0) -> str:
+    """Run ``payloadd journal ARGUMENTS``; returns what it printed."""
+    done = await run_command("journal", *arguments, folder=folder)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+async def _status(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(await _journal(folder, "status", "--json"))
+    return found
+
+
+async def _dead(folder: Path) -> list[dict[str, Any]]:
+    letters: list[dict[str, Any]] = json.loads(await _journal(folder, "dead", "list", "--json"))
+    return letters
+
+
+async def _bury(daemon: Daemon, store: MoodyStore, folder: Path, payloads: list[bytes]) -> None:
+    """Have the store refuse each payload for good."""
+    store.begin(REFUSED)
+    await post(daemon.url, payloads)
+    await _until(folder, dead_letters=len(payloads))
+    await store.end()
+
+
+async def _until(folder: Path, **expected: int) -> dict[str, Any]:
+    """Ask until the journal says what is expected: it follows within a commit."""
+    with trio.fail_after(60):
+        while True:
+            found = await _status(folder)
+            if all(found[name] == value for name, value in expected.items()):
+                return found
+
+
+async def test_dead_letters_of_a_running_daemon(tmp_path: Path) -> None:
+    """What S3 refuses for good would be gone, or nobody could do anything about it."""
+    async with moody_store() as store, running_daemon(tmp_path, store.environ) as daemon:
+        await _bury(daemon, store, tmp_path, [b'"a"', b'{"b": 2}', b"3"])
+        assert (await daemon.metrics())["payloadd_payloads_dead_total"] == 3
+        told = await daemon.wait_for_event("payloads_dead")
+        assert (told["level"], told["code"]) == ("error", "InvalidArgument")
+
+        letters = await _dead(tmp_path)
+        assert [letter["code"] for letter in letters] == ["InvalidArgument"] * 3
+        first, second, third = (letter["id"] for letter in letters)
+        listed = await _journal(tmp_path, "dead", "list")
+        assert all(id_ in listed for id_ in (first, second, third))
+        assert "InvalidArgument" in listed
+        assert await _journal(tmp_path, "dead", "show", second) == '{"b": 2}\n'
+
+        assert "1 dead letters dropped" in await _journal(tmp_path, "dead", "drop", third)
+        assert "within a second" in await _journal(tmp_path, "dead", "retry", first)
+        await daemon.wait_until_stored(1)
+        await _journal(tmp_path, "dead", "retry")
+        await daemon.wait_until_stored(2)
+        assert await _dead(tmp_path) == []
+        daemon.signal(signal.SIGTERM)
+        line = await daemon.drained()
+    assert (line["stored"], line["journaled"], line["lost"]) == (2, 0, 0)
+    assert store.payloads() == [b'"a"', b'{"b": 2}']
+
+
+async def test_dead_letters_of_a_stopped_daemon(tmp_path: Path) -> None:
+    """A retry that is asked for while the daemon is down would be forgotten."""
+    async with moody_store() as store:
+        async with running_daemon(tmp_path, store.environ) as daemon:
+            await _bury(daemon, store, tmp_path, [b"1"])
+            daemon.signal(signal.SIGTERM)
+            line = await daemon.drained()
+        assert daemon.process.returncode == 0
+        assert (line["stored"], line["journaled"], line["lost"]) == (0, 0, 0)
+        assert "when the daemon is started" in await _journal(tmp_path, "dead", "retry")
+        async with running_daemon(tmp_path, store.environ) as daemon:
+            await daemon.wait_until_stored(1)
+    assert store.payloads() == [b"1"]
+
+
+async def test_the_status_tells_what_waits(tmp_path: Path) -> None:
+    """An operator could not see how far behind the store is, nor since when."""
+    async with moody_store("hang") as store:
+        env = {**store.environ, "DRAIN_TIMEOUT": "0s", "BATCH_MAX_PAYLOADS": "10"}
+        async with running_daemon(tmp_path, env) as daemon:
+            await post(daemon.url, [b"%d" % number for number in range(20)])
+            found = await _until(tmp_path, sealed_batches=2)
+            assert (found["process"], found["payloads"], found["jobs"]) == (daemon.pid, 20, 2)
+            assert found["bytes"] > 0
+            assert found["oldest_seconds"] >= 0
+            text = await _journal(tmp_path, "status")
+            assert f"process {daemon.pid}" in text
+            daemon.signal(signal.SIGTERM)
+            assert (await daemon.drained())["journaled"] == 20
+        assert "not running" in await _journal(tmp_path, "status")
+        assert (await _status(tmp_path))["process"] is None
+
+
+async def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
+    """An operator would believe in a retry that was none, or read a traceback."""
+    assert "journal.db" in await _journal(tmp_path, "status", status=1)
+    async with running_daemon(tmp_path):
+        pass
+    for verb in ("show", "retry", "drop"):
+        assert NO_ID in await _journal(tmp_path, "dead", verb, NO_ID, status=1)
+    assert await _dead(tmp_path) == []
