@@ -175,6 +175,7 @@ async def _start_pipeline(
         house.health,
         house.metrics,
         settings.upload_timeout,
+        channel.release,
     )
     filler = Filler(channel, opened.journal, opened.layouts, settings)
     await nursery.start(dispatch, filler, worker, settings.max_workers)

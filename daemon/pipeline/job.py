@@ -72,9 +72,14 @@ class Batch:
         return b"".join([job.lines for job in self.jobs])
 
     @property
+    def bytes(self) -> int:
+        """Bytes of the payloads with their line feeds."""
+        return sum([len(job.lines) for job in self.jobs])
+
+    @property
     def payloads(self) -> int:
         """How many payloads there are."""
-        return sum(job.payloads for job in self.jobs)
+        return sum([job.payloads for job in self.jobs])
 
 
 def split(payloads: Sequence[bytes], most_payloads: int, most_bytes: int) -> list[list[bytes]]:

@@ -21,6 +21,8 @@ from daemon.pipeline.retry import FIRST_PAUSE, MAX_ATTEMPTS, RetryBudget, backof
 from daemon.storage.encoding import encode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from daemon.health import Health
     from daemon.metrics import Metrics
     from daemon.pipeline.journal import Journal
@@ -50,6 +52,7 @@ class Worker:
         health: Health,
         metrics: Metrics,
         upload_timeout: float,
+        release: Callable[[int], None],
     ) -> None:
         self._store = store
         self._journal = journal
@@ -57,6 +60,7 @@ class Worker:
         self._health = health
         self._metrics = metrics
         self._upload_timeout = upload_timeout
+        self._release = release
         self._budget = RetryBudget()
         self._calm_after = 0.0
         self._mended = trio.Event()
@@ -72,6 +76,7 @@ class Worker:
             async for batch in batches:
                 with self._metrics.workers_busy.track_inprogress():
                     await self._upload(batch)
+                self._release(batch.bytes)
                 await idle.send(inbox)
 
     async def _upload(self, batch: Batch) -> None:
