@@ -12,7 +12,7 @@ import httptools
 import httpx
 
 MOST_READ: Final = 131_072
-"""Bytes that are read of one answer, interim answers, head, body and framing together."""
+"""Bytes of one answer (interim ones, head, body and framing) after which no more are read."""
 
 _FINAL: Final = 200
 """Status codes below are of interim answers, which another answer follows (RFC 9110, 15.2)."""

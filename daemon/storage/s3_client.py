@@ -45,16 +45,17 @@ class S3Request:
 
 
 class S3Client:
-    """Never has more than ``connections`` requests under way.
+    """Never has more than ``connections`` requests under way, https ones only if ``secure``.
 
-    ``timeout``: the most seconds that one request may wait for the other side at a time.
+    ``timeout``: the most seconds that a request may wait for the other side at a time; whoever
+    calls bounds an attempt as a whole.
     """
 
-    def __init__(self, connections: int, timeout: float) -> None:
+    def __init__(self, connections: int, timeout: float, *, secure: bool) -> None:
         times = httpx.Timeout(timeout, connect=min(_CONNECT_SECONDS, timeout))
         self._timeout = times.as_dict()
         try:
-            self._transport = open_transport(connections, _IDLE_SECONDS)
+            self._transport = open_transport(connections, _IDLE_SECONDS, secure=secure)
         except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
             # httpx reads SSL_CERT_FILE, HTTPS_PROXY and their like.
             raise SettingsError([f"TLS or proxy variables of the environment: {error}"]) from error
