@@ -158,8 +158,26 @@ class ProxyTransport(httpx.AsyncBaseTransport):
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request as it is."""
-        return await self._client.send(request, stream=True)
+        """Send the request; raises httpx.ProxyError for a path that httpx would rewrite.
+
+        httpcore lets the ``target`` extension replace what it says to the proxy as well, so
+        here the target has to be part of the URL.
+        """
+        extensions = dict(request.extensions)
+        target = extensions.pop("target", request.url.raw_path)
+        url = request.url.copy_with(raw_path=target)
+        if url.raw_path != target:
+            raise httpx.ProxyError("a path with . or .. in it does not go through a proxy")
+        return await self._client.send(
+            httpx.Request(
+                request.method,
+                url,
+                headers=request.headers,
+                stream=request.stream,
+                extensions=extensions,
+            ),
+            stream=True,
+        )
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -29,10 +29,10 @@ def ask(
     method: str = "PUT",
     content: bytes = b"{}\n",
     target: bytes | None = None,
-    **seconds: float,
+    seconds: dict[str, float] | None = None,
 ) -> httpx.Request:
     """Return a request; ``seconds`` are httpx's four timeouts."""
-    extensions: dict[str, object] = {"timeout": httpx.Timeout(PLENTY).as_dict() | seconds}
+    extensions: dict[str, object] = {"timeout": httpx.Timeout(PLENTY).as_dict() | (seconds or {})}
     if target is not None:
         extensions["target"] = target
     return httpx.Request(method, url, content=content, extensions=extensions)
@@ -316,7 +316,7 @@ async def test_timeouts(name: str, behaviour: Behaviour, error: type[Exception])
             await trio.testing.wait_all_tasks_blocked()
         body = LARGE * 4 if name == "write" else b""
         with pytest.raises(error):
-            await made.handle_async_request(ask(server.url, content=body, **{name: 0.1}))
+            await made.handle_async_request(ask(server.url, content=body, seconds={name: 0.1}))
         nursery.cancel_scope.cancel()
 
 
@@ -324,7 +324,9 @@ async def test_connecting_has_an_end() -> None:
     """A server that never ends the handshake of TLS would hold a worker for ever."""
     async with hold_on() as server, transport() as made:
         with pytest.raises(httpx.ConnectTimeout):
-            await made.handle_async_request(ask(server.url.replace("http", "https"), connect=0.1))
+            await made.handle_async_request(
+                ask(server.url.replace("http", "https"), seconds={"connect": 0.1})
+            )
         await server.closed.wait()
 
 
