@@ -21,6 +21,8 @@ from daemon.pipeline.retry import FIRST_PAUSE, MAX_ATTEMPTS, RetryBudget, backof
 from daemon.storage.encoding import encode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from daemon.health import Health
     from daemon.metrics import Metrics
     from daemon.pipeline.journal import Journal
@@ -64,15 +66,23 @@ class Worker:
             outcome: metrics.uploads.labels(outcome=outcome.value) for outcome in Outcome
         }
 
-    async def run(self, idle: trio.MemorySendChannel[Inbox]) -> None:
-        """Register as idle, take a batch, upload it, until the inbox is closed."""
+    async def run(
+        self, idle: trio.MemorySendChannel[Inbox], next_nowait: Callable[[], Batch | None]
+    ) -> None:
+        """Register as idle, take a batch, upload it, until the inbox is closed.
+
+        ``next_nowait`` gives a batch that is there already, or None.
+        """
         inbox, batches = trio.open_memory_channel[Batch](0)
         with inbox, batches:
-            await idle.send(inbox)
-            async for batch in batches:
+            idle.send_nowait(inbox)
+            async for first in batches:
+                batch: Batch | None = first
                 with self._metrics.workers_busy.track_inprogress():
-                    await self._upload(batch)
-                await idle.send(inbox)
+                    while batch is not None:
+                        await self._upload(batch)
+                        batch = next_nowait()
+                idle.send_nowait(inbox)
 
     async def _upload(self, batch: Batch) -> None:
         """Bring a batch to its end."""
