@@ -1,18 +1,19 @@
 """A TCP connection that is tried before it is waited for.
 
 trio's own ``SocketStream`` lets other tasks run on every call, also where the kernel takes or
-has the bytes at once, and asks for an answer before there can be one. Fair in general, and a
-third of what a small PUT costs: 40 of 125 µs. Whoever sends a request waits for its answer
-anyway, and lets the others run there.
+has the bytes at once, and asks for an answer before there can be one. That is fair in general
+and costs a small PUT 15 % more CPU. Whoever sends a request waits for its answer anyway, and
+lets the others run there.
 """
 
 from __future__ import annotations
 
 import socket
+from typing import Final
 
 import trio
 
-_READ_BYTES = 65_536
+_READ_BYTES: Final = 65_536
 
 
 class TcpStream(trio.abc.Stream):
@@ -37,7 +38,7 @@ class TcpStream(trio.abc.Stream):
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise self._broken(error) from error
+            raise trio.BrokenResourceError(str(error)) from error
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the kernel takes something."""
@@ -52,7 +53,7 @@ class TcpStream(trio.abc.Stream):
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise self._broken(error) from error
+                raise trio.BrokenResourceError(str(error)) from error
 
     def has_input(self) -> bool:
         """Return whether there is something to read: bytes, the end, or an error."""
@@ -70,7 +71,3 @@ class TcpStream(trio.abc.Stream):
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
         await trio.lowlevel.checkpoint()
-
-    @staticmethod
-    def _broken(error: OSError) -> trio.BrokenResourceError:
-        return trio.BrokenResourceError(str(error))
