@@ -82,8 +82,6 @@ class Connection:
         if timer.cancelled_caught:
             raise httpx.WriteTimeout(f"nothing was taken for {request.write:g} s")
         self._used = True
-        if broken is not None:
-            answer.keep_alive = False
         return answer
 
     async def _write(

@@ -54,7 +54,6 @@ class ResponseParser:
             raise httpx.RemoteProtocolError("another protocol than HTTP/1.1") from error
         except httptools.HttpParserError as error:
             # What comes behind a whole answer does not make that one wrong.
-            self.keep_alive = False
             if not self.complete:
                 raise httpx.RemoteProtocolError(f"not an HTTP answer: {error}") from error
         if self._left <= 0 and not self.complete:
