@@ -235,6 +235,24 @@ async def test_a_stale_connection_is_replaced(
             assert (await made.handle_async_request(ask(url))).is_success
 
 
+async def test_what_comes_unasked_is_no_answer() -> None:
+    """An object would count as stored because of what a server said before it was sent."""
+    asked, said = trio.Event(), trio.Event()
+
+    async def say_more(stream: trio.SocketStream) -> None:
+        await answer_once(stream)
+        await asked.wait()
+        await stream.send_all(b"HTTP/1.1 201 Unasked\r\nContent-Length: 0\r\n\r\n")
+        said.set()
+        await stream.receive_some(65536)
+
+    async with raw_server(say_more, answer_once) as url, transport() as made:
+        await made.handle_async_request(ask(url))
+        asked.set()
+        await said.wait()
+        assert (await made.handle_async_request(ask(url))).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("handlers", "method"),
     [
