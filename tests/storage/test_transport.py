@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,8 @@ async def raw_server(
     left = list(handlers)
 
     async def handle(stream: trio.SocketStream) -> None:
-        await left.pop(0)(stream)
+        with suppress(trio.BrokenResourceError):  # the client may go at any time
+            await left.pop(0)(stream)
 
     async with trio.open_nursery() as nursery:
         serve = partial(trio.serve_tcp, handle, 0, host=host)
@@ -69,39 +70,36 @@ async def raw_server(
 
 
 @asynccontextmanager
-async def hold_on(*, answer: bytes = b"", read: bool = True) -> AsyncIterator[Holding]:
+async def hold_on(answer: bytes = b"") -> AsyncIterator[Holding]:
     """Run a server that never answers more than ``answer``, and tells what it sees."""
-    holding = Holding(read=read, answer=answer)
-    async with raw_server(holding.handle, holding.answer_all) as url:
+    holding = Holding(answer)
+    async with raw_server(holding.hang, holding.serve) as url:
         holding.url = url
         yield holding
 
 
 class Holding:
-    """A first connection that hangs, and others that are served."""
+    """A first connection that hangs, and a second one that is served."""
 
-    def __init__(self, *, read: bool, answer: bytes) -> None:
+    def __init__(self, answer: bytes) -> None:
         self.url = ""
         self.begun = trio.Event()
+        self.go_on = trio.Event()
         self.closed = trio.Event()
-        self._read = read
         self._answer = answer
 
-    async def handle(self, stream: trio.SocketStream) -> None:
-        """Take what the client sends, or the beginning, and wait until it goes."""
+    async def hang(self, stream: trio.SocketStream) -> None:
+        """Take the beginning; when told to go on, see that the client goes."""
         await stream.receive_some(10)
         await stream.send_all(self._answer)
         self.begun.set()
-        try:
-            if not self._read:
-                await self.closed.wait()
+        await self.go_on.wait()
+        with suppress(trio.BrokenResourceError):
             while await stream.receive_some(65536):
                 pass
-        except trio.BrokenResourceError:
-            pass
         self.closed.set()
 
-    async def answer_all(self, stream: trio.SocketStream) -> None:
+    async def serve(self, stream: trio.SocketStream) -> None:
         """Answer with a 200."""
         await stream.receive_some(65536)
         await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
@@ -345,30 +343,31 @@ async def test_connecting_has_an_end() -> None:
             await made.handle_async_request(
                 ask(server.url.replace("http", "https"), seconds={"connect": 0.1})
             )
+        server.go_on.set()
         await server.closed.wait()
 
 
 @pytest.mark.parametrize(
-    ("scheme", "body", "answer", "read"),
+    ("scheme", "body", "answer"),
     [
-        ("https", b"", b"", True),
-        ("http", LARGE * 4, b"", False),
-        ("http", b"", b"", True),
-        ("http", b"", b"HTTP/1.1 200 OK\r\nContent-Le", True),
+        ("https", b"", b""),
+        ("http", LARGE * 4, b""),
+        ("http", b"", b""),
+        ("http", b"", b"HTTP/1.1 200 OK\r\nContent-Le"),
     ],
     ids=["connecting", "writing", "waiting", "reading"],
 )
-async def test_cancelled(scheme: str, body: bytes, answer: bytes, *, read: bool) -> None:
+async def test_cancelled(scheme: str, body: bytes, answer: bytes) -> None:
     """A drain that gives up would leave connections, or a transport that nobody can use."""
-    async with hold_on(answer=answer, read=read) as server, transport(connections=1) as made:
+    async with hold_on(answer) as server, transport(connections=1) as made:
         async with trio.open_nursery() as nursery:
             url = server.url.replace("http", scheme)
             nursery.start_soon(made.handle_async_request, ask(url, content=body))
             await server.begun.wait()
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
-        if read:
-            await server.closed.wait()
+        server.go_on.set()
+        await server.closed.wait()
         assert (await made.handle_async_request(ask(server.url))).is_success
 
 
