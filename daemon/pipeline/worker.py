@@ -68,16 +68,24 @@ class Worker:
             outcome: metrics.uploads.labels(outcome=outcome.value) for outcome in Outcome
         }
 
-    async def run(self, idle: trio.MemorySendChannel[Inbox]) -> None:
-        """Register as idle, take a batch, upload it, until the inbox is closed."""
+    async def run(
+        self, idle: trio.MemorySendChannel[Inbox], next_nowait: Callable[[], Batch | None]
+    ) -> None:
+        """Register as idle, take a batch, upload it, until the inbox is closed.
+
+        ``next_nowait`` gives a batch that is there already, or None.
+        """
         inbox, batches = trio.open_memory_channel[Batch](0)
         with inbox, batches:
-            await idle.send(inbox)
-            async for batch in batches:
+            idle.send_nowait(inbox)
+            async for first in batches:
+                batch: Batch | None = first
                 with self._metrics.workers_busy.track_inprogress():
-                    await self._upload(batch)
-                self._release(batch.bytes)
-                await idle.send(inbox)
+                    while batch is not None:
+                        await self._upload(batch)
+                        self._release(batch.bytes)
+                        batch = next_nowait()
+                idle.send_nowait(inbox)
 
     async def _upload(self, batch: Batch) -> None:
         """Bring a batch to its end."""
