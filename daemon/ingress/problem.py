@@ -70,16 +70,17 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word for it
             }
         )
 
-    def raw(self) -> bytes:
-        """Return a whole HTTP/1.1 answer that ends its connection (RFC 9112, section 9.6)."""
+    def raw(self, *, close: bool = True) -> bytes:
+        """Return a whole HTTP/1.1 answer; ``close``: the last one of its connection."""
         body = self.document()
         headers = {
             **self.headers,
             "Content-Type": CONTENT_TYPE,
             "Content-Length": str(len(body)),
             "Date": formatdate(usegmt=True),
-            "Connection": "close",
         }
+        if close:
+            headers["Connection"] = "close"
         head = f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         return head.encode("ascii") + b"\r\n" + body

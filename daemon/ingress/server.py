@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from quart_trio import QuartTrio
 
     from daemon.config import Settings
+    from daemon.ingress.plain import PlainLane
 
 __all__ = ["bound_addresses", "open_listeners", "serve"]
 
@@ -63,14 +64,16 @@ async def serve(
     stop: trio.Event,
     *,
     max_connections: int,
+    lane: PlainLane | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` until ``stop`` is set and every request under way has been answered.
 
-    Then the listeners are closed, idle connections are closed at once, and the others after
+    Plain requests are answered by ``lane``, if there is one, and never reach ``app``. After
+    ``stop`` the listeners are closed, idle connections are closed at once, and the others after
     their answer; what is left REQUEST_TIMEOUT and 5 s later is cut off.
     """
-    house = _House(app, settings, max_connections)
+    house = _House(app, settings, max_connections, lane)
     try:
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
@@ -94,12 +97,15 @@ async def serve(
 class _House:
     """What all connections of one address share."""
 
-    def __init__(self, app: QuartTrio, settings: Settings, max_connections: int) -> None:
+    def __init__(
+        self, app: QuartTrio, settings: Settings, max_connections: int, lane: PlainLane | None
+    ) -> None:
         self._context = WorkerContext(None)
         self._streams: set[ClientStream] = set()
         self._app = _asgi(app)
         self._config = _hypercorn_config()
         self._settings = settings
+        self._lane = lane
         self._slots = trio.Semaphore(max_connections)
 
     async def accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
@@ -140,10 +146,11 @@ class _House:
             self._slots.release()
 
     async def _talk(self, stream: ClientStream) -> None:
-        """Leave the connection to Hypercorn; whatever goes wrong ends only this connection."""
+        """Serve the requests of a connection; whatever goes wrong ends only this connection."""
         try:
             with stream.scope:
-                await self._hypercorn(stream).run()
+                if self._lane is None or await self._lane.run(stream):
+                    await self._hypercorn(stream).run()
         except* Exception as group:  # noqa: BLE001 - it is logged
             _report(group)
 

@@ -45,7 +45,7 @@ class ClientStream:
         self.socket = transport.socket
         self.scope = trio.CancelScope()
         self._transport = transport
-        self._request_timeout = request_timeout
+        self.request_timeout = request_timeout
         self._keepalive_timeout = keepalive_timeout
         self._received = received
         self._closed = False
@@ -80,7 +80,7 @@ class ClientStream:
         if self._closed:
             raise trio.ClosedResourceError("this side is done with the connection")
         try:
-            with trio.fail_after(self._request_timeout):
+            with trio.fail_after(self.request_timeout):
                 await self._transport.send_all(self._outgoing(data))
         except (trio.BrokenResourceError, trio.TooSlowError) as error:
             self._end()
@@ -93,6 +93,31 @@ class ClientStream:
         """End Hypercorn's part of the connection."""
         self._end()
 
+    # --- what the plain lane calls -------------------------------------------------------------
+
+    def hand_over(self, data: bytes, since: float | None = None) -> None:
+        """Put bytes that were read in front of the stream again, for Hypercorn.
+
+        ``since``: when the first of them came, if their request had begun.
+        """
+        self._received = data
+        if since is not None:
+            self._requests = 0
+            self._head_since = since
+            self._wait_until(since + self.request_timeout)
+
+    async def send_answer(self, data: bytes, *, closes: bool) -> None:
+        """Send a whole answer; ``closes``: it says that it is the last one."""
+        self._answering = True
+        self._lingers = closes
+        try:
+            with trio.fail_after(self.request_timeout):
+                await self._transport.send_all(data)
+        except (trio.BrokenResourceError, trio.TooSlowError):
+            self._end()
+        if closes:
+            self._end()
+
     # --- what the server calls -----------------------------------------------------------------
 
     def request_begins(self) -> float:
@@ -102,7 +127,7 @@ class ClientStream:
         self._answering = False
         self._requests += 1
         self._wait_until(inf)
-        return since + self._request_timeout
+        return since + self.request_timeout
 
     def request_ends(self) -> None:
         """Take note that the app has answered, or given up."""
@@ -113,7 +138,7 @@ class ClientStream:
             self._lingers = True  # the answer may have gone out before the drain began
             self._end()
         elif self._head_since is not None:
-            self._wait_until(self._head_since + self._request_timeout)
+            self._wait_until(self._head_since + self.request_timeout)
         else:
             self._wait_until(trio.current_time() + self._keepalive_timeout)
 
@@ -176,7 +201,7 @@ class ClientStream:
             self._http2 = data.startswith(_HTTP2_PREFACE)
             if not self._http2:
                 self._head_since = trio.current_time()
-                self._wait_until(self._head_since + self._request_timeout)
+                self._wait_until(self._head_since + self.request_timeout)
         elif self._answering:
             self._head_since = trio.current_time()
 
