@@ -20,7 +20,6 @@ from daemon.errors import SettingsError, StartError
 from daemon.health import Health
 from daemon.ingress.admin import make_admin_app
 from daemon.ingress.app import make_app
-from daemon.ingress.door import Door
 from daemon.ingress.plain import PlainLane
 from daemon.ingress.server import bound_addresses, open_listeners, serve
 from daemon.logs import get_logger
@@ -186,7 +185,7 @@ async def _start_pipeline(
 async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: list[str]) -> None:
     """Take POSTs until ``stop``; returns when every request under way has been answered."""
     app = make_app(intake, house.health, house.metrics, house.settings)
-    lane = PlainLane(Door(intake, house.health, house.settings), house.metrics)
+    lane = PlainLane(intake, house.health, house.metrics, house.settings)
     try:
         passed = [trio.SocketListener(trio.socket.from_stdlib_socket(s)) for s in passed_sockets()]
     except (OSError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 from msgspec.json import encode
@@ -11,9 +11,8 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from daemon.ingress import body
-from daemon.ingress.door import Door, PostHeaders, accepted
+from daemon.ingress.door import Door, PostHeaders, bug, closes
 from daemon.ingress.problem import CONTENT_TYPE, Problem
-from daemon.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,12 +21,6 @@ if TYPE_CHECKING:
     from daemon.health import Health
     from daemon.metrics import Metrics
     from daemon.pipeline.intake import Intake
-
-log = get_logger(__name__)
-
-# Errors that can be known before the body has been read. A connection on which the rest of a
-# body may still come is of no use for another request.
-_EARLY: Final = frozenset({404, 405, 408, 413, 415})
 
 
 def make_app(intake: Intake, health: Health, metrics: Metrics, settings: Settings) -> QuartTrio:
@@ -68,8 +61,8 @@ class _Handler:
         self._door.check(headers)
         if (request.content_length or 0) > self._door.max_length:
             raise body.too_large(self._door.max_length)
-        receipt = await self._door.take(headers, await self._read_body())
-        return Response(accepted(receipt), 202, content_type="application/json")
+        answer = await self._door.take(headers, await self._read_body())
+        return Response(answer, 202, content_type="application/json")
 
     async def _read_body(self) -> bytes:
         """Return the body; raises Problem TOO_LARGE or TIMEOUT.
@@ -107,7 +100,9 @@ def bare_app(health: Health) -> QuartTrio:
     @app.after_request
     async def close_where_due(response: Response) -> Response:
         # HTTP/2 has no such header, and h2 refuses to send it (RFC 9113, section 8.2.2).
-        if request.http_version != "2" and (health.phase == "draining" or _body_may_come(response)):
+        if request.http_version != "2" and closes(
+            health, response.status_code, has_body=_request_has_body()
+        ):
             response.headers["Connection"] = "close"
         return response
 
@@ -138,11 +133,9 @@ def _header(name: str) -> str | None:
     return ", ".join(lines) if lines else None
 
 
-def _body_may_come(response: Response) -> bool:
+def _request_has_body() -> bool:
     headers = request.headers
-    return response.status_code in _EARLY and (
-        "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
-    )
+    return "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
 
 
 async def _on_problem(error: Problem) -> Response:
@@ -162,5 +155,4 @@ async def _on_http_exception(error: HTTPException) -> Response:
 
 
 async def _on_bug(error: Exception) -> Response:
-    log.error("request_failed", exc_info=error)
-    return await _on_problem(Problem("INTERNAL", "this is a bug; the log has more"))
+    return await _on_problem(bug(error))

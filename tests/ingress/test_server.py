@@ -17,6 +17,7 @@ import trio.testing
 from quart_trio import QuartTrio
 
 from daemon.ingress import server
+from daemon.ingress.quick import QuickStream
 from daemon.ingress.stream import ClientStream
 from tests.ingress.rig import COLLECTION, ID, Wire, post, running
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     from tests.ingress.rig import Rig
+
+pytestmark = pytest.mark.usefixtures("each_way")
 
 MIB = 2**20
 HEAD = b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -595,7 +598,8 @@ async def test_what_does_not_end_is_cut_off(
 async def test_bytes_that_were_read_before(nursery: trio.Nursery) -> None:
     """A lane in front of this one could not hand a connection over."""
     ours, theirs = trio.socket.socketpair()
-    stream = ClientStream(trio.SocketStream(ours), 5, 5, b"POST")
+    stream = ClientStream(QuickStream(trio.SocketStream(ours)), 5, 5)
+    stream.hand_over(b"POST")
     nursery.start_soon(trio.SocketStream(theirs).send_all, b" /v1")
     assert [await stream.receive_some(100), await stream.receive_some(100)] == [b"POST", b" /v1"]
     theirs.close()
