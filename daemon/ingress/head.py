@@ -16,6 +16,7 @@ from daemon.ingress.door import PostHeaders
 LONGEST_HEAD: Final = 16 * 2**10
 _FIRST_LINE: Final = b"POST /v1/payloads HTTP/1.1\r\n"
 _END: Final = b"\r\n\r\n"
+_MOST_DIGITS: Final = 12
 
 # What a plain request may have once, and the names that make it another kind of request.
 _KNOWN: Final = frozenset(
@@ -72,7 +73,7 @@ class _Found:
     __slots__ = ("headers", "plain")
 
     def __init__(self) -> None:
-        self.headers: dict[bytes, bytes] = {}
+        self.headers: dict[bytes, str] = {}
         self.plain = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -80,26 +81,26 @@ class _Found:
         name = name.lower()
         if name in _KNOWN:
             self.plain = self.plain and name not in self.headers
-            self.headers[name] = value.strip(b" \t")
+            self.headers[name] = value.decode("latin-1").strip(" \t")
         elif name in _FOREIGN:
             self.plain = False
 
     def request(self, start: int, max_length: int) -> PlainRequest | None:
         """Return the request whose head ends at ``start``, None if it is not plain."""
         headers = self.headers
-        length = headers.get(b"content-length", b"")
+        length = headers.get(b"content-length", "")
         if not (
             b"host" in headers
-            and headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
-            and length.isdigit()
-            and len(length) <= len(str(max_length))
+            and headers.get(b"connection", "keep-alive").lower() == "keep-alive"
+            and length.isdecimal()
+            and len(length) <= _MOST_DIGITS
             and int(length) <= max_length
         ):
             return None
         post = PostHeaders(
-            _text(headers, b"content-type"),
-            _text(headers, b"content-encoding"),
-            _text(headers, b"idempotency-key"),
+            headers.get(b"content-type"),
+            headers.get(b"content-encoding"),
+            headers.get(b"idempotency-key"),
         )
         return PlainRequest(post, start, start + int(length))
 
@@ -107,8 +108,3 @@ class _Found:
 def _has_plain_lines(head: bytes) -> bool:
     """Return whether each line ends in CR LF and none is folded (RFC 9112, section 5.2)."""
     return head.count(b"\n") == head.count(b"\r\n") and b"\n " not in head and b"\n\t" not in head
-
-
-def _text(headers: dict[bytes, bytes], name: bytes) -> str | None:
-    value = headers.get(name)
-    return None if value is None else value.decode("latin-1")

@@ -40,17 +40,7 @@ __all__ = ["bound_addresses", "open_listeners", "serve"]
 
 log = get_logger(__name__)
 
-_PROTOCOL_LIBRARIES: Final = frozenset(
-    {
-        "hypercorn",
-        "h11",
-        "h2",
-        "hpack",
-        "hyperframe",
-        "priority",
-        "wsproto",
-    }
-)
+_PROTOCOL_LIBRARIES: Final = frozenset("hypercorn h11 h2 hpack hyperframe priority wsproto".split())
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED}
 _EXHAUSTED_PAUSE: Final = 0.1
 _ACCEPT_PATIENCE: Final = 0.1
