@@ -40,7 +40,7 @@ __all__ = ["bound_addresses", "open_listeners", "serve"]
 
 log = get_logger(__name__)
 
-_PROTOCOL_LIBRARIES: Final = frozenset("hypercorn h11 h2 hpack hyperframe priority wsproto".split())
+_LIBRARIES: Final = {"hypercorn", "h11", "h2", "hpack", "hyperframe", "priority", "wsproto"}
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED}
 _EXHAUSTED_PAUSE: Final = 0.1
 _ACCEPT_PATIENCE: Final = 0.1
@@ -215,7 +215,7 @@ def _report(group: ExceptionGroup[Exception]) -> None:
     was answered early, an answer to a request that broke off). Errors of our handlers do not
     come here: the app has answered them with a 500.
     """
-    if _PROTOCOL_LIBRARIES.issuperset(_blamed(group)):
+    if _LIBRARIES.issuperset(_blamed(group)):
         log.debug("connection_broken", exc_info=group)
     else:
         log.error("connection_failed", exc_info=group)
@@ -225,7 +225,7 @@ def _blamed(error: Exception, above: str = "daemon") -> Iterator[str]:
     """Yield which of us and the protocol libraries each exception of a group came out of last."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package == "daemon" or package in _PROTOCOL_LIBRARIES:
+        if package == "daemon" or package in _LIBRARIES:
             above = package
     if isinstance(error, ExceptionGroup):
         for inner in error.exceptions:
