@@ -82,6 +82,9 @@ def split(payloads: Sequence[bytes], most_payloads: int, most_bytes: int) -> lis
 
     A payload larger than ``most_bytes`` goes alone.
     """
+    # What fits is not counted one by one: 0.2 µs a payload.
+    if 0 < len(payloads) <= most_payloads and sum(map(len, payloads), len(payloads)) <= most_bytes:
+        return [list(payloads)]
     parts: list[list[bytes]] = []
     size = most_bytes + 1
     for payload in payloads:
