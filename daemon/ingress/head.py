@@ -1,8 +1,8 @@
 """The head of a plain request: pure.
 
-Plain is ``POST /v1/payloads HTTP/1.1`` with one Content-Length within bounds and nothing
-about transfer codings, upgrades or expectations, written in a way that cannot be read in
-two. llhttp checks the grammar; what it and h11 might not agree on is not plain.
+Plain is ``POST /v1/payloads HTTP/1.1`` with a Content-Length within bounds, no header twice,
+and nothing about transfer codings, upgrades or expectations. llhttp checks the grammar; what
+it and h11 might not agree on (folded lines, line ends without CR) is not plain.
 """
 
 from __future__ import annotations
