@@ -64,7 +64,7 @@ def decode(
     return split(body)
 
 
-@lru_cache(maxsize=64)  # a client says the same each time: 5 µs a request
+@lru_cache(maxsize=64)  # asked twice a request, at 2 µs, and clients say the same each time
 def check_headers(
     content_type: str | None, content_encoding: str | None
 ) -> tuple[_Split, _Decompress | None]:

@@ -10,7 +10,7 @@ What the server learns from its app is when a request's head is complete and whe
 is out; in between the app keeps the time, and for the rest of the time this stream does.
 
 The time is kept by the server, which looks at ``deadline`` a few times a second: a cancel
-scope for each read and each write cost 15 µs a request.
+scope around each read and each write cost 40 µs of 115 a request (the lane alone).
 
 ``aclose`` cancels all that Hypercorn does for the connection. The socket is closed by
 ``finish``, which the server awaits after that: a good end takes time.
