@@ -165,6 +165,20 @@ async def test_a_bug_is_a_500_and_logged(
     assert [line["event"] for line in log_lines] == ["request_failed"]
 
 
+async def test_a_bug_outside_of_the_door(
+    monkeypatch: pytest.MonkeyPatch, log_lines: list[MutableMapping[str, Any]]
+) -> None:
+    """A bug on another path would be a page of HTML that nobody hears of."""
+
+    async def crash() -> Response:
+        raise KeyError("bug")
+
+    monkeypatch.setattr(app, "healthz", crash)
+    async with running() as rig, rig.client() as client:
+        check_problem(await client.get("/healthz"), 500, "INTERNAL")
+    assert [line["event"] for line in log_lines] == ["request_failed"]
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [
