@@ -1,7 +1,8 @@
 """The load: wrk and the script it runs.
 
-wrk posts the same body over and over, as fast as the answers come; it is used because
-one of its threads costs a small part of what any daemon in Python does with a request.
+wrk posts the same body over and over, as fast as the answers come (or after a pause); it is
+used because one of its threads costs a small part of what any of the daemons does with a
+request, and it runs outside of the process tree that is measured.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ _GRACE: Final = 30.0
 # The last line of wrk's output is the figures as JSON, latencies in microseconds.
 _SCRIPT: Final = """\
 wrk.method = "POST"
-wrk.path = "/v1/payloads"
 wrk.headers["Content-Type"] = "application/json"
 wrk.body = %(body)s
 
@@ -35,25 +35,53 @@ done = function(summary, latency, requests)
 end
 """
 
+# The connections stay silent once so many requests are made, though wrk stays for its time.
+_LIMIT: Final = """
+local left = %(posts)d
+local text
+init = function(arguments) text = wrk.format() end
+request = function()
+  left = left - 1
+  if left == 0 then wrk.thread:stop() end
+  return text
+end
+"""
+
+# Spread evenly from none to twice the mean, so that the connections do not march in step.
+_PAUSE: Final = """
+delay = function() return math.random(0, %(longest)d) end
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is posted, and how."""
+    """What is posted."""
 
-    connections: int = 32
-    seconds: int = 10
-    payloads_per_post: int = 1
-    payload_bytes: int = 200
+    name: str
+    payloads_per_post: int
+    payload_bytes: int
 
     def body(self) -> str:
-        """Return the body of one POST; every payload in it has ``payload_bytes`` bytes or a few."""
-        frame = '{"id":"","text":""}'
-        text = "x" * max(self.payload_bytes - len(frame) - 8, 0)
-        payloads = [
-            json.dumps({"id": f"{index:08x}", "text": text}, separators=(",", ":"))
-            for index in range(self.payloads_per_post)
-        ]
-        return f'{{"version":"1","payloads":[{",".join(payloads)}]}}'
+        """Return the body of one POST; every payload in it has exactly ``payload_bytes``."""
+        payloads = ",".join(self.payload(index) for index in range(self.payloads_per_post))
+        return f'{{"version":"1","payloads":[{payloads}]}}'
+
+    def payload(self, index: int) -> str:
+        """Return one payload of ``payload_bytes``, in the form in which it comes to the store."""
+        frame = f'{{"id":"{index:08x}","text":""}}'
+        return frame.replace('""', f'"{"x" * (self.payload_bytes - len(frame))}"')
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """How it is posted."""
+
+    connections: int = 32
+    seconds: int = 5
+    most_posts: int | None = None
+    """About how many POSTs there are at most, None for as many as go."""
+    pause: float = 0.0
+    """Seconds, on average, between an answer and the connection's next request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +92,39 @@ class Load:
     refused: int
     """Answers that were not 2xx or 3xx."""
     broken: int
-    """Connections and answers that failed or took more than wrk's 2 s."""
+    """Connections and answers that failed or took more than 30 s."""
     seconds: float
     p50: int
     """Median time of an answer, refusals included, in microseconds."""
     p99: int
     """The same for 99 of 100."""
 
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return self.answers / self.seconds
 
-async def run_wrk(url: str, work: Work, folder: Path) -> Load:
-    """Post for ``work.seconds`` to ``url`` and return what came back."""
+
+async def run_wrk(url: str, work: Work, drive: Drive, folder: Path) -> Load:
+    """Post to ``url`` as ``drive`` says and return what came back."""
     script = folder / "post.lua"
-    script.write_text(_SCRIPT % {"body": _lua_string(work.body())})
-    command = ["wrk", "-t1", f"-c{work.connections}", f"-d{work.seconds}s", "-s", str(script), url]
-    with trio.fail_after(work.seconds + _GRACE):
+    script.write_text(_script(work, drive))
+    command = [
+        *("wrk", "-t1", f"-c{drive.connections}", f"-d{drive.seconds}s"),
+        *("--timeout", "30s", "-s", str(script), url),
+    ]
+    with trio.fail_after(drive.seconds + _GRACE):
         done = await trio.run_process(command, stdin=b"", capture_stdout=True)
     return Load(**json.loads(done.stdout.decode().splitlines()[-1]))
+
+
+def _script(work: Work, drive: Drive) -> str:
+    script = _SCRIPT % {"body": _lua_string(work.body())}
+    if drive.most_posts is not None:
+        script += _LIMIT % {"posts": drive.most_posts}
+    if drive.pause:
+        script += _PAUSE % {"longest": round(drive.pause * 2000)}
+    return script
 
 
 def _lua_string(text: str) -> str:
