@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from tests.bench.load import run_wrk
+from tests.bench.load import Drive, run_wrk
 from tests.bench.peers.peer import post_once
 from tests.bench.sink import sink
 from tests.support import proc
@@ -15,7 +15,7 @@ from tests.support import proc
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.bench.load import Drive, Load, Work
+    from tests.bench.load import Load, Work
     from tests.bench.peers.peer import Peer, Running
     from tests.bench.sink import Sink
 
@@ -56,13 +56,13 @@ class Result:
 
 
 async def measure(peer: Peer, work: Work, drive: Drive, folder: Path) -> Result:
-    """Run one peer under one load in an empty folder, and return what it took.
+    """Run one peer, warmed up, under one load in an empty folder, and return what it took.
 
     AssertionError if the store did not get all that was answered for.
     """
     async with sink(folder, len(work.payload(0))) as store, peer.start(folder, store) as running:
         idle_rss = _peak_rss(running)
-        await post_once(running.url, work.body())
+        await _warm_up(running, work, drive, folder)
         seen, _ = await settled(store, work.payloads_per_post)
         objects = store.objects
         cpu, sink_cpu = proc.cpu_seconds(running.pid), proc.cpu_seconds(store.pid)
@@ -89,6 +89,13 @@ async def measure(peer: Peer, work: Work, drive: Drive, folder: Path) -> Result:
         unanswered = drive.connections * work.payloads_per_post
         assert result.stored <= answered + unanswered, f"{stored} stored, {answered} answered"
         return result
+
+
+async def _warm_up(running: Running, work: Work, drive: Drive, folder: Path) -> None:
+    """Have loaded what is loaded when it is first needed, and the store's connections made."""
+    await post_once(running.url, work.body())
+    few = Drive(drive.connections, seconds=1, most_posts=4 * drive.connections)
+    await run_wrk(running.url, work, few, folder)
 
 
 async def settled(store: Sink, at_least: int, quiet: float = QUIET) -> tuple[int, float]:

@@ -1,7 +1,7 @@
 """Two processes on one socket against one: what systemd's ``Sockets=`` gives.
 
-Each process is held to half a core (see ``share.py``), so two of them leave the generator
-and the store a whole one, and one process has no more than each of two.
+Each process is held to a quarter of a core (see ``share.py``): two of them leave the generator
+and the store more than a whole one, and one process has no more than each of two.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from tests.bench.peers.peer import Launched
 
-_CORES: Final = 0.5
+_CORES: Final = 0.25
 # sd_listen_fds(3): the sockets start at descriptor 3, and $LISTEN_PID is who they are for.
 _LIKE_SYSTEMD: Final = 'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&"$LISTEN_FD"'
 
