@@ -33,11 +33,12 @@ class Section:
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Return a Markdown table; its columns are those of the first row."""
+    """Return a Markdown table; its columns are those of the first row, numbers to the right."""
     names = list(rows[0])
+    sides = ["---:" if rows[0][name][:1].isdigit() else "---" for name in names]
     lines = [
         "| " + " | ".join(names) + " |",
-        "|" + "|".join("---" if name == names[0] else "---:" for name in names) + "|",
+        "|" + "|".join(sides) + "|",
         *("| " + " | ".join(row.values()) + " |" for row in rows),
     ]
     return "\n".join(lines) + "\n"
