@@ -66,6 +66,8 @@ def _peers(options: argparse.Namespace) -> list[Section]:
     drive = Drive(options.connections, options.duration)
     run = partial(compare, most_payloads=options.most_payloads)
     results = trio.run(run, peers, works, drive, options.rounds, _say)
+    if not results:
+        return []
     try:
         draw(results, options.results / "plot.png")
     except ImportError:

@@ -11,19 +11,17 @@ from tests.bench.peers import BATCHED
 from tests.bench.report import MIB, Section
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from tests.bench.measure import Result
 
-CONNECTIONS: Final = (1, 8, 64, 512)
+_CONNECTIONS: Final = (1, 8, 64, 512)
 
 
-async def growth(
-    seconds: int, say: Callable[[str], object], connections: Sequence[int] = CONNECTIONS
-) -> Section:
+async def growth(seconds: int, say: Callable[[str], object]) -> Section:
     """Measure payloadd in batches with 1, 8, 64 and 512 connections."""
     results: list[Result] = []
-    for count in connections:
+    for count in _CONNECTIONS:
         drive = Drive(connections=count, seconds=seconds)
         results += await compare([BATCHED], [WORKS["single"]], drive, 1, say)
     return Section(

@@ -35,21 +35,16 @@ done = function(summary, latency, requests)
 end
 """
 
-# The connections stay silent once so many requests are made, though wrk stays for its time.
-_LIMIT: Final = """
+# Called before each request, returns milliseconds. Pauses are spread evenly, from none to twice
+# the mean, so that the connections do not march in step. Past the limit all stay silent until
+# wrk's time is over: to stop it would cut off the requests under way.
+_DELAY: Final = """
 local left = %(posts)d
-local text
-init = function(arguments) text = wrk.format() end
-request = function()
+delay = function()
   left = left - 1
-  if left == 0 then wrk.thread:stop() end
-  return text
+  if left < 0 then return 1000000 end
+  return math.random(0, %(longest)d)
 end
-"""
-
-# Spread evenly from none to twice the mean, so that the connections do not march in step.
-_PAUSE: Final = """
-delay = function() return math.random(0, %(longest)d) end
 """
 
 
@@ -79,7 +74,7 @@ class Drive:
     connections: int = 32
     seconds: int = 5
     most_posts: int | None = None
-    """About how many POSTs there are at most, None for as many as go."""
+    """How many POSTs there are at most, None for as many as go."""
     pause: float = 0.0
     """Seconds, on average, between an answer and the connection's next request."""
 
@@ -120,10 +115,9 @@ async def run_wrk(url: str, work: Work, drive: Drive, folder: Path) -> Load:
 
 def _script(work: Work, drive: Drive) -> str:
     script = _SCRIPT % {"body": _lua_string(work.body())}
-    if drive.most_posts is not None:
-        script += _LIMIT % {"posts": drive.most_posts}
-    if drive.pause:
-        script += _PAUSE % {"longest": round(drive.pause * 2000)}
+    if drive.most_posts is not None or drive.pause:
+        posts = 2**53 if drive.most_posts is None else drive.most_posts
+        script += _DELAY % {"posts": posts, "longest": round(drive.pause * 2000)}
     return script
 
 

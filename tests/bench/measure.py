@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from tests.bench.load import Drive, run_wrk
+from tests.bench.load import Drive, Work, run_wrk
 from tests.bench.peers.peer import post_once
 from tests.bench.sink import sink
 from tests.support import proc
@@ -15,7 +15,7 @@ from tests.support import proc
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.bench.load import Load, Work
+    from tests.bench.load import Load
     from tests.bench.peers.peer import Peer, Running
     from tests.bench.sink import Sink
 
@@ -62,8 +62,8 @@ async def measure(peer: Peer, work: Work, drive: Drive, folder: Path) -> Result:
     """
     async with sink(folder, len(work.payload(0))) as store, peer.start(folder, store) as running:
         idle_rss = _peak_rss(running)
-        await _warm_up(running, work, drive, folder)
-        seen, _ = await settled(store, work.payloads_per_post)
+        await _warm_up(running, Work("", 1, work.payload_bytes), drive, folder)
+        seen, _ = await settled(store, 1)
         objects = store.objects
         cpu, sink_cpu = proc.cpu_seconds(running.pid), proc.cpu_seconds(store.pid)
         start = trio.current_time()
@@ -98,14 +98,15 @@ async def _warm_up(running: Running, work: Work, drive: Drive, folder: Path) -> 
     await run_wrk(running.url, work, few, folder)
 
 
-async def settled(store: Sink, at_least: int, quiet: float = QUIET) -> tuple[int, float]:
-    """Wait until the store has ``at_least`` payloads and has got none for ``quiet`` seconds.
+async def settled(store: Sink, at_least: int) -> tuple[int, float]:
+    """Wait until the store has ``at_least`` payloads and has got none for a while.
 
-    Returns how many it has, and trio's time when it got the last one.
+    Returns how many it has, and trio's time when it got the last one. AssertionError if they
+    do not come.
     """
     count, at = -1, 0.0
     with trio.move_on_after(_SETTLE_WITHIN) as scope:
-        while count < at_least or trio.current_time() - at < quiet:
+        while count < at_least or trio.current_time() - at < QUIET:
             store.read()
             if store.payloads != count:
                 count, at = store.payloads, trio.current_time()

@@ -35,8 +35,14 @@ if TYPE_CHECKING:
     from tests.bench.peers.peer import Launched
 
 _CORES: Final = 0.25
-# sd_listen_fds(3): the sockets start at descriptor 3, and $LISTEN_PID is who they are for.
-_LIKE_SYSTEMD: Final = 'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&"$LISTEN_FD"'
+# sd_listen_fds(3): the sockets start at descriptor 3, and $LISTEN_PID is who they are for, which
+# only the process itself can tell.
+_LIKE_SYSTEMD: Final = """
+import os, sys
+os.dup2(int(os.environ["LISTEN_FD"]), 3)
+os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+os.execv(sys.executable, [sys.executable, "-m", "daemon", "serve"])
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +91,13 @@ async def _run(count: int, seconds: int, folder: Path) -> Ran:
         store = await stack.enter_async_context(sink(folder, work.payload_bytes))
         listener = stack.enter_context(listening_socket())
         daemons = []
-        for index, group in enumerate(groups):
+        for index in range(count):
             home = folder / str(index)
             home.mkdir()
             daemons.append(await stack.enter_async_context(_daemon(listener, home, store.environ)))
-            (group / "cgroup.procs").write_text(str(daemons[-1].pid))
-        for daemon in daemons:
+        for daemon, group in zip(daemons, groups, strict=True):
             await _until_it_listens(daemon)
+            (group / "cgroup.procs").write_text(str(daemon.pid))
         await post_once(daemons[0].url, work.body())
         seen, _ = await settled(store, 1)
         before = [proc.cpu_seconds(daemon.pid) for daemon in daemons]
@@ -112,7 +118,7 @@ async def _run(count: int, seconds: int, folder: Path) -> Ran:
 def _daemon(
     listener: socket.socket, folder: Path, store: dict[str, str]
 ) -> AbstractAsyncContextManager[Launched]:
-    command = ["sh", "-c", _LIKE_SYSTEMD, "sh", sys.executable, "-m", "daemon", "serve"]
+    command = [sys.executable, "-c", _LIKE_SYSTEMD]
     env = {**SETTINGS, **BATCHES, **store, "ADMIN_BIND": "127.0.0.1:0", "LOG_FORMAT": "json"}
     return launched(command, listener, folder, env)
 
