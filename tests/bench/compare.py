@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 from tests.bench.load import Drive, Work
 from tests.bench.measure import measure
-from tests.bench.peers import PEERS
+from tests.bench.peers import BATCHED, IN_MEMORY, PEERS
 from tests.bench.peers.others import SEED
-from tests.bench.report import Section, comparison_row, per_work
+from tests.bench.report import Section, comparison_row, difference, per_work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tests.bench.measure import Result
     from tests.bench.peers.peer import Peer
@@ -58,23 +58,26 @@ async def _one(peer: Peer, work: Work, drive: Drive, most_payloads: int) -> Resu
 
 def sections(results: Sequence[Result]) -> list[Section]:
     """Return a table for each work."""
+    return [_section(work, by_peer) for work, by_peer in per_work(results).items()]
+
+
+def _section(work: str, by_peer: Mapping[str, Sequence[Result]]) -> Section:
     peers = {peer.name: peer for peer in PEERS.values()}
-    found = []
-    for work, by_peer in per_work(results).items():
-        base = by_peer.get(SEED.name, [])
-        connections = results[0].drive.connections
-        found.append(
-            Section(
-                work[:1].upper() + work[1:],
-                f"{connections} connections; CPU of the whole process tree from the first POST"
-                " until the last payload is stored. Medians of the rounds; the ratio is the"
-                " median of the ratios within a round. The store got every payload.",
-                [comparison_row(peers[name], rounds, base) for name, rounds in by_peer.items()],
-                [
-                    asdict(one) | {"cpu_us": one.cpu_us}
-                    for rounds in by_peer.values()
-                    for one in rounds
-                ],
-            )
-        )
-    return found
+    results = [one for rounds in by_peer.values() for one in rounds]
+    base = by_peer.get(SEED.name, [])
+    others = max(one.others_cores for one in results)
+    about = (
+        f"{results[0].drive.connections} connections; CPU of the whole process tree from the first"
+        " POST until the last payload is stored. Medians of the rounds; the ratio is the median of"
+        " the ratios within a round. The store got every payload. The generator and the store,"
+        f" which are not counted, took {others:.2f} of a core at most."
+    )
+    if {BATCHED.name, IN_MEMORY.name} <= by_peer.keys():
+        cost = difference(by_peer[BATCHED.name], by_peer[IN_MEMORY.name])
+        about += f" The journal costs {cost:.1f} µs of CPU a payload (batched, within a round)."
+    return Section(
+        work[:1].upper() + work[1:],
+        about,
+        [comparison_row(peers[name], rounds, base) for name, rounds in by_peer.items()],
+        [asdict(one) | {"cpu_us": one.cpu_us} for one in results],
+    )

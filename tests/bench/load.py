@@ -8,6 +8,7 @@ request, and it runs outside of the process tree that is measured.
 from __future__ import annotations
 
 import json
+import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -93,6 +94,8 @@ class Load:
     """Median time of an answer, refusals included, in microseconds."""
     p99: int
     """The same for 99 of 100."""
+    cpu_seconds: float
+    """What wrk itself took."""
 
     @property
     def rate(self) -> float:
@@ -108,9 +111,17 @@ async def run_wrk(url: str, work: Work, drive: Drive, folder: Path) -> Load:
         *("wrk", "-t1", f"-c{drive.connections}", f"-d{drive.seconds}s"),
         *("--timeout", "30s", "-s", str(script), url),
     ]
+    before = _cpu_of_children()
     with trio.fail_after(drive.seconds + _GRACE):
         done = await trio.run_process(command, stdin=b"", capture_stdout=True)
-    return Load(**json.loads(done.stdout.decode().splitlines()[-1]))
+    seen = json.loads(done.stdout.decode().splitlines()[-1])
+    return Load(**seen, cpu_seconds=_cpu_of_children() - before)
+
+
+def _cpu_of_children() -> float:
+    """Return the CPU seconds of children that have been waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _script(work: Work, drive: Drive) -> str:

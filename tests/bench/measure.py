@@ -54,6 +54,11 @@ class Result:
         """CPU microseconds a stored payload; what refusals cost is part of it."""
         return self.cpu_seconds * 1e6 / self.stored
 
+    @property
+    def others_cores(self) -> float:
+        """What the generator and the store took, in cores, while there was load."""
+        return (self.load.cpu_seconds + self.sink_cpu_seconds) / self.load.seconds
+
 
 async def measure(peer: Peer, work: Work, drive: Drive, folder: Path) -> Result:
     """Run one peer, warmed up, under one load in an empty folder, and return what it took.

@@ -56,7 +56,7 @@ class Ran:
     cpu_seconds: list[float]
     """Of each process."""
     others_cores: float
-    """What the store took meanwhile, in cores."""
+    """What the generator and the store took while there was load, in cores."""
 
     @property
     def rate(self) -> float:
@@ -111,7 +111,7 @@ async def _run(count: int, seconds: int, folder: Path) -> Ran:
             stored=stored - seen,
             seconds=at - start,
             cpu_seconds=[after - first for after, first in zip(cpu, before, strict=True)],
-            others_cores=(proc.cpu_seconds(store.pid) - others) / (at - start),
+            others_cores=(load.cpu_seconds + proc.cpu_seconds(store.pid) - others) / load.seconds,
         )
 
 
@@ -136,5 +136,5 @@ def _row(ran: Ran) -> dict[str, str]:
         "payloads a second": f"{ran.rate:.0f}",
         "CPU µs a payload": f"{sum(ran.cpu_seconds) / ran.stored * 1e6:.1f}",
         "CPU seconds of each": " + ".join(f"{seconds:.2f}" for seconds in ran.cpu_seconds),
-        "cores of the store": f"{ran.others_cores:.2f}",
+        "cores of the rest": f"{ran.others_cores:.2f}",
     }

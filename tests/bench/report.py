@@ -76,6 +76,11 @@ def ratio(rounds: Sequence[Result], base: Sequence[Result]) -> float:
     return median(one.cpu_us / other.cpu_us for one, other in zip(rounds, base, strict=True))
 
 
+def difference(rounds: Sequence[Result], base: Sequence[Result]) -> float:
+    """Return the median of the differences in microseconds, each of two of the same round."""
+    return median(one.cpu_us - other.cpu_us for one, other in zip(rounds, base, strict=True))
+
+
 def document(sections: Sequence[Section], loads: Sequence[float]) -> str:
     """Return all sections as one document; ``loads`` tell what else the machine did."""
     shown = ", ".join(f"{load:.1f}" for load in loads)

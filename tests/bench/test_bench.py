@@ -15,7 +15,7 @@ from tests.bench.__main__ import main
 from tests.bench.load import Drive, Load, Work
 from tests.bench.measure import Result, settled
 from tests.bench.peers import PEERS
-from tests.bench.report import ratio
+from tests.bench.report import difference, ratio
 from tests.bench.sink import Sink, payloads_in
 from tests.support import tools
 from tests.support.tools import need_tools
@@ -130,15 +130,16 @@ async def test_lost_payloads_end_the_run(tmp_path: Path, monkeypatch: pytest.Mon
         await settled(store, 7)
 
 
-def test_the_ratio_is_taken_within_a_round() -> None:
+def test_ratio_and_difference_are_taken_within_a_round() -> None:
     """A machine that is slow for one round would make one of the daemons slow."""
     slow_machine = [_result(20.0), _result(200.0), _result(22.0)]
     base = [_result(10.0), _result(100.0), _result(10.0)]
     assert ratio(slow_machine, base) == pytest.approx(2.0)
+    assert difference(slow_machine, base) == pytest.approx(12.0)
 
 
 def _result(cpu_us: float) -> Result:
-    load = Load(answers=10, refused=0, broken=0, seconds=1.0, p50=1, p99=2)
+    load = Load(answers=10, refused=0, broken=0, seconds=1.0, p50=1, p99=2, cpu_seconds=0.0)
     return Result(
         peer="some",
         work=WORK,

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _ENVIRON: Final = {"MAX_WORKERS": "64", "MAX_QUEUE": "10000"}
 _IN_MEMORY: Final = "in memory"
 
-_SEED: Final = Path(__file__).parent / "seed" / "main.go"
+_HERE: Final = Path(__file__).parent
+_SEED: Final = _HERE / "seed" / "main.go"
 _GOPATH: Final = Path("/usr/share/gocode")
 _SDK: Final = _GOPATH / "src/github.com/aws/aws-sdk-go"
 _GO_PACKAGES: Final = "golang-go golang-github-aws-aws-sdk-go-dev"
@@ -63,9 +64,10 @@ def _missing_go() -> str | None:
     return f"go with aws-sdk-go not found; on Debian: apt-get install {_GO_PACKAGES}"
 
 
-def _python(module: str) -> Callable[[Path], Awaitable[list[str]]]:
+def _python(file: str) -> Callable[[Path], Awaitable[list[str]]]:
     async def command(_: Path) -> list[str]:
-        return [sys.executable, "-m", f"tests.bench.peers.{module}"]
+        # By its path: as a module it would bring this package, and that memory, with it.
+        return [sys.executable, str(_HERE / file)]
 
     return command
 
@@ -83,9 +85,9 @@ def _missing_packages(*names: str) -> Callable[[], str | None]:
 SEED: Final = _peer("the seed in Go (net/http, aws-sdk-go)", _build_seed, _missing_go)
 FASTAPI: Final = _peer(
     "FastAPI, uvicorn, aiobotocore",
-    _python("fastapi_app"),
+    _python("fastapi_app.py"),
     _missing_packages("fastapi", "uvicorn", "uvloop", "aiobotocore"),
 )
 STRAIGHT: Final = _peer(
-    "the straight build (Quart, httpx, botocore)", _python("straight"), lambda: None
+    "the straight build (Quart, httpx, botocore)", _python("straight.py"), lambda: None
 )
