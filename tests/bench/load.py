@@ -91,7 +91,11 @@ class Load:
     """Connections and answers that failed or took more than 30 s."""
     seconds: float
     p50: int
-    """Median time of an answer, refusals included, in microseconds."""
+    """Median time of an answer, refusals included, in microseconds.
+
+    wrk corrects for coordinated omission: an answer that took longer than a connection's mean
+    round stands for the requests too that it kept from being made.
+    """
     p99: int
     """The same for 99 of 100."""
     cpu_seconds: float
