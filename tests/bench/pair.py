@@ -1,6 +1,6 @@
 """Two processes on one socket against one: what systemd's ``Sockets=`` gives.
 
-Each process is held to a quarter of a core (see ``share.py``): two of them leave the generator
+Each process is held to a part of a core (see ``share.py``): two of them leave the generator
 and the store more than a whole one, and one process has no more than each of two.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from tests.bench.peers.peer import Launched
 
-_CORES: Final = 0.25
+_CORES: Final = 0.4
 # sd_listen_fds(3): the sockets start at descriptor 3, and $LISTEN_PID is who they are for, which
 # only the process itself can tell.
 _LIKE_SYSTEMD: Final = """

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PERIOD_US: Final = 10_000
+# Long: a process that is stopped often finds its caches cold, which is counted as its CPU.
+_PERIOD_US: Final = 100_000
 _ROOT: Final = Path("/sys/fs/cgroup")
 # cgroup v1 (Documentation/scheduler/sched-bwc.rst) has a tree for each controller.
 _V1: Final = _ROOT / "cpu"
