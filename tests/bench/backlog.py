@@ -12,8 +12,8 @@ import trio
 from daemon.pipeline.database import Database
 from daemon.pipeline.job import IdSource, Part
 from daemon.pipeline.layout import Layout
-from daemon.pipeline.opening import FILE
 from daemon.pipeline.operations import Append, Receipt
+from daemon.pipeline.schema import FILE
 from tests.bench.load import Work
 from tests.bench.measure import settled
 from tests.bench.peers.payloadd import BATCHES, SETTINGS
