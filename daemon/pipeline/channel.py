@@ -23,6 +23,8 @@ class JobChannel:
         self.max_jobs = max_jobs
         self.max_bytes = max_bytes
         self.bytes = 0
+        self.taken = 0
+        """Jobs that were received so far: a sign of life of who receives."""
         # The memory bound of the daemon: max_jobs jobs that together hold max_bytes.
         self._send, self._receive = trio.open_memory_channel["Job"](max_jobs)
         self._half_empty = trio.Event()
@@ -81,6 +83,7 @@ class JobChannel:
 
     def _taken(self, job: Job) -> Job:
         self.bytes -= len(job.lines)
+        self.taken += 1
         self._some_taken.set()
         if self._is_half_empty:
             self._half_empty.set()

@@ -18,7 +18,7 @@ import trio
 from daemon.errors import RefusedError
 from daemon.pipeline.database import ROW_BYTES
 from daemon.pipeline.disk import Disk, disk_error
-from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
+from daemon.pipeline.operations import Append, Bury, Expire, Group, Receipt, Revive, Seal, Settle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -42,18 +42,6 @@ _LAST_COMMIT: Final = 10.0
 _BETWEEN_CHORES: Final = 1.0
 
 
-class _Group:
-    """Operations that are committed together, and those who wait for it."""
-
-    def __init__(self) -> None:
-        self.operations: list[Operation] = []
-        self.bytes = 0
-        self.done = trio.Event()
-        self.error: sqlite3.Error | None = None
-        self.successor: _Group | None = None
-        """After an error: the group that what has to be written was carried over to."""
-
-
 class SqliteJournal:
     """A journal in one SQLite file."""
 
@@ -75,7 +63,7 @@ class SqliteJournal:
         self._thread = trio.CapacityLimiter(1)
         self._sealed = database.sealed_firsts[::-1]
         # Bounded by the requests under way (MAX_CONNECTIONS), by max_bytes, and by MAX_WORKERS.
-        self._group = _Group()
+        self._group = Group()
         self._stir = trio.Event()
         self._urgent = trio.Event()
 
@@ -130,6 +118,13 @@ class SqliteJournal:
         await self._disk.wait_writable()
         return await self._read(self._database.page, after, most_jobs, most_bytes)
 
+    async def pulse(self) -> None:
+        """Return once a commit has come round, whether the disk took it or not; see Journal."""
+        group = self._group
+        self._stir.set()
+        self._urgent.set()
+        await group.done.wait()
+
     async def sealed(self) -> Batch | None:
         """Return the next batch to replay; see Journal."""
         if not self._sealed:
@@ -164,7 +159,7 @@ class SqliteJournal:
 
     async def commit(self) -> bool:
         """Commit what has collected; returns whether the disk took it and takes more."""
-        group, self._group = self._group, _Group()
+        group, self._group = self._group, Group()
         self._stir, self._urgent = trio.Event(), trio.Event()
         start = trio.current_time()
         room = False
@@ -227,7 +222,7 @@ class SqliteJournal:
             while not self._urgent.is_set() and await self._read(self._database.give_back):
                 await trio.lowlevel.checkpoint()
 
-    def _add(self, operation: Operation) -> _Group:
+    def _add(self, operation: Operation) -> Group:
         self._group.operations.append(operation)
         self._stir.set()
         return self._group

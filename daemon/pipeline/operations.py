@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import trio
+
 if TYPE_CHECKING:
+    import sqlite3
     import uuid
     from collections.abc import Sequence
 
@@ -74,3 +77,15 @@ class Expire:
 
 
 Operation = Append | Seal | Settle | Bury | Revive | Expire
+
+
+class Group:
+    """Operations that are committed together, and those who wait for it."""
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self.bytes = 0
+        self.done = trio.Event()
+        self.error: sqlite3.Error | None = None
+        self.successor: Group | None = None
+        """After an error: the group that what has to be written was carried over to."""
