@@ -98,10 +98,18 @@ class PassedSockets:
         """
         fds = [fd for fd, name in self._names.items() if (name == _ADMIN) is admin]
         try:
-            sockets = [socket.socket(fileno=fd) for fd in fds]
-            return [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
+            return [_listener(fd) for fd in fds]
         except (OSError, ValueError) as error:
             raise StartError(f"cannot listen on what LISTEN_FDS passes: {error}") from error
+
+
+def _listener(fd: int) -> trio.SocketListener:
+    sock = socket.socket(fileno=fd)
+    try:
+        return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    except BaseException:
+        sock.close()
+        raise
 
 
 def is_journal(stream: TextIO) -> bool:

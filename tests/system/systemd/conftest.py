@@ -20,8 +20,11 @@ INSTALL: Final = (
     "python3 -m venv /opt/payloadd",
     "/opt/payloadd/bin/pip install payloadd",
     "/opt/payloadd/bin/payloadd systemd install",
+    # Each test starts it, with its own settings. (A unit that is not enabled is forgotten when
+    # it stops, and with it how that went.)
+    "systemctl enable payloadd",
 )
-"""The README's commands, but for the settings, and ``systemctl enable --now payloadd``."""
+"""The README's commands, where the last one says ``--now``."""
 
 
 @pytest.fixture(scope="session")

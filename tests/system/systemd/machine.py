@@ -12,16 +12,16 @@ import socket
 import subprocess
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _BOOT_SECONDS: Final = 120.0
-_COMMAND_SECONDS: Final = 180.0
+_COMMAND_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,21 @@ _NAMESPACES: Final = ("--mount", "--uts", "--ipc", "--pid", "--net", "--root", "
 @contextmanager
 def booted(tree: Path, folder: Path) -> Iterator[Machine]:
     """Boot a container over ``tree``, writing into ``folder``; it is killed at the end."""
-    with _layer(tree, folder) as root, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        address = folder / "notify"
+    with _layer(tree, folder) as root, _process(root, folder) as notify:
+        try:
+            leader = _leader(notify)
+        except TimeoutError:
+            raise AssertionError((folder / "console").read_text(errors="replace")) from None
+        # systemd goes on to tell, and would stand still once nobody reads.
+        notify.close()
+        yield Machine(root, leader)
+
+
+@contextmanager
+def _process(root: Path, folder: Path) -> Iterator[socket.socket]:
+    """Start the container; gives the socket where it says that it has booted."""
+    address = folder / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(address))
         notify.settimeout(_BOOT_SECONDS)
         with (folder / "console").open("wb") as console:
@@ -78,10 +91,9 @@ def booted(tree: Path, folder: Path) -> Iterator[Machine]:
                 env={**os.environ, "NOTIFY_SOCKET": str(address)},
             )
         try:
-            yield Machine(root, _leader(notify))
-        except TimeoutError:
-            raise AssertionError((folder / "console").read_text(errors="replace")) from None
+            yield notify
         finally:
+            notify.close()
             for child in _children(process.pid):
                 os.kill(child, signal.SIGKILL)
             process.wait()
@@ -110,8 +122,6 @@ def _leader(notify: socket.socket) -> int:
 
 
 def _children(pid: int) -> list[int]:
-    from pathlib import Path  # noqa: PLC0415
-
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for task in tasks for child in task.read_text().split()]
 

@@ -57,8 +57,9 @@ class Unit:
     async def entries(self) -> list[dict[str, Any]]:
         """Return what the journal has of its last run."""
         invocation = await self.show("InvocationID")
+        await self.machine.run("journalctl", "--sync")
         text = await self.machine.run(
-            *("journalctl", "--sync", "--quiet", "--output=json", "--no-pager"),
+            *("journalctl", "--quiet", "--output=json", "--no-pager"),
             f"_SYSTEMD_INVOCATION_ID={invocation}",
         )
         return [json.loads(line) for line in text.splitlines()]
