@@ -64,6 +64,7 @@ class _Door:
     def __init__(self, intake: Intake, health: Health, settings: Settings) -> None:
         self._intake = intake
         self._health = health
+        self._durable = settings.durability == "disk"
         self._max_length = settings.max_length
         self._timeout = settings.request_timeout
 
@@ -77,7 +78,9 @@ class _Door:
 
     def _refuse_early(self, content_type: str | None, content_encoding: str | None) -> None:
         """Raise what is known before the body has been read."""
-        if self._health.phase == "draining" and (refusal := self._intake.refusal()):
+        # What is on disk outlives the drain: nobody has to be turned away for a restart.
+        draining = self._health.phase == "draining"
+        if draining and not self._durable and (refusal := self._intake.refusal()):
             raise refusal
         if {"Transfer-Encoding", "Content-Length"} <= set(request.headers.keys()):
             # h11 believes the first; a proxy that believes the other is smuggled a request.

@@ -95,8 +95,8 @@ class _House:
     """What all connections of one address share."""
 
     def __init__(self, app: QuartTrio, settings: Settings, max_connections: int) -> None:
-        self._context = WorkerContext(None)
-        self._streams: set[ClientStream] = set()
+        self._streams: dict[ClientStream, WorkerContext] = {}
+        self._draining = False
         self._app = _asgi(app)
         self._config = _hypercorn_config()
         self._settings = settings
@@ -122,21 +122,26 @@ class _House:
 
     async def drain(self) -> None:
         """Have every connection closed once it has no request under way."""
-        await self._context.terminated.set()
-        for stream in self._streams:
+        self._draining = True
+        for stream, context in list(self._streams.items()):
             stream.drain()
+            if stream.http2:
+                # Hypercorn says GOAWAY. Told so, it would close HTTP/1.1 under a client's hands.
+                await context.terminated.set()
 
     async def _connection(self, transport: trio.SocketStream) -> None:
         """Serve one connection."""
         settings = self._settings
         stream = ClientStream(transport, settings.request_timeout, settings.keepalive_timeout)
-        self._streams.add(stream)
+        self._streams[stream] = WorkerContext(None)
+        if self._draining:  # it was accepted just before
+            stream.drain()
         try:
             await self._talk(stream)
             await stream.finish()
         finally:
             transport.socket.close()
-            self._streams.discard(stream)
+            del self._streams[stream]
             self._slots.release()
 
     async def _talk(self, stream: ClientStream) -> None:
@@ -150,7 +155,8 @@ class _House:
     def _hypercorn(self, stream: ClientStream) -> TCPServer:
         state = ConnectionState(cast("Any", {"stream": stream}))
         # Hypercorn says SSLStream, and takes what has the methods that it calls.
-        return _Connection(self._app, self._config, self._context, state, cast("Any", stream))
+        context = self._streams[stream]
+        return _Connection(self._app, self._config, context, state, cast("Any", stream))
 
 
 class _Connection(TCPServer):

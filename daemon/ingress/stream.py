@@ -93,6 +93,11 @@ class ClientStream:
         """End Hypercorn's part of the connection."""
         self._end()
 
+    @property
+    def http2(self) -> bool:
+        """Whether the client has been seen to speak HTTP/2."""
+        return self._http2
+
     # --- what the server calls -----------------------------------------------------------------
 
     def request_begins(self) -> float:
@@ -126,13 +131,14 @@ class ClientStream:
     def drain(self) -> None:
         """Close as soon as there is no request under way.
 
-        One that has begun to come has a moment to become complete: the app may be about to get
-        it, and what is cut off there is neither taken nor refused.
+        One that is about to come has a moment to become complete: a client that uses its
+        connection cannot know that it closes, and what is cut off is neither taken nor refused.
+        In HTTP/2 the client is told which request was the last.
         """
         self._draining = True
         if self._requests > 0:
             return
-        if self._head_since is None:
+        if self._http2:
             self._end()
         else:
             self._wait_until(min(self._deadline, trio.current_time() + _DRAIN_GRACE))
@@ -176,7 +182,8 @@ class ClientStream:
             self._http2 = data.startswith(_HTTP2_PREFACE)
             if not self._http2:
                 self._head_since = trio.current_time()
-                self._wait_until(self._head_since + self._request_timeout)
+                patience = _DRAIN_GRACE if self._draining else self._request_timeout
+                self._wait_until(self._head_since + patience)
         elif self._answering:
             self._head_since = trio.current_time()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from contextlib import closing
@@ -24,6 +25,7 @@ CLIENTS: Final = 16
 STOP_SECONDS: Final = 4
 """TimeoutStopSec= of the unit here: less than the drain takes."""
 PUT_SECONDS: Final = 0.5
+WORKERS: Final = 8
 BACKLOG: Final = 100
 
 
@@ -41,7 +43,7 @@ async def test_a_stop_under_load_loses_nothing(machine: Machine, seaweed: S3Serv
     proxy = SlowProxy(seaweed)
     async with trio.open_nursery() as nursery:
         await nursery.start(proxy.run)
-        env = {**proxy.environ, "STORE_URL": f"s3://{bucket}", "MAX_WORKERS": "8"}
+        env = {**proxy.environ, "STORE_URL": f"s3://{bucket}", "MAX_WORKERS": str(WORKERS)}
         env |= {"DRAIN_TIMEOUT": "10s", "UPLOAD_TIMEOUT": "10s"}
         limit = f"TimeoutStopSec={STOP_SECONDS}"
         async with configured(machine, env, service=limit) as unit:
@@ -58,9 +60,13 @@ async def test_a_stop_under_load_loses_nothing(machine: Machine, seaweed: S3Serv
     assert set(posts.acknowledged) <= stored | journaled
     # It had more to do than it had time for, and said so all the while.
     assert journaled
-    assert status == f"drained: {len(stored)} stored, {len(journaled)} journaled, 0 lost"
-    numbers = [line for line in told if line.startswith("draining: ") and "jobs queued" in line]
-    assert len(set(numbers)) > 1, told
+    numbers = re.fullmatch(r"drained: (\d+) stored, (\d+) journaled, 0 lost", status)
+    assert numbers is not None, status
+    # What was under way when time was up may have been stored, and is tried again all the same.
+    assert len(stored) - WORKERS <= int(numbers[1]) <= len(stored)
+    assert int(numbers[2]) == len(journaled)
+    lines = {line for line in told if line.startswith("draining: ") and "jobs queued" in line}
+    assert len(lines) > 1, told
 
 
 async def _stopped_under_load(unit: Unit) -> tuple[Posts, list[str]]:
