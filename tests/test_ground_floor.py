@@ -59,6 +59,23 @@ def test_every_line_is_json_with_time_level_and_event() -> None:
 
 
 @pytest.mark.usefixtures("_logging_restored")
+def test_the_journal_is_told_how_severe_a_line_is() -> None:
+    """`journalctl -p err` would show nothing, or half of a traceback."""
+    stream = io.StringIO()
+    logs.configure(config.load({"LOG_FORMAT": "text"}), stream, journald=True)
+    logs.get_logger("room").warning("store_unavailable")
+    logging.getLogger("some.library").info("done")
+    try:
+        int("one")
+    except ValueError:
+        logs.get_logger("room").critical("internal_failure", exc_info=True)
+    waits, done, *failure = stream.getvalue().splitlines()
+    assert (waits[:3], done[:3]) == ("<4>", "<6>")
+    assert len(failure) > 3
+    assert {line[:3] for line in failure} == {"<2>"}
+
+
+@pytest.mark.usefixtures("_logging_restored")
 def test_a_person_gets_readable_lines() -> None:
     """JSON on a terminal makes the first try of the README unreadable."""
     stream = io.StringIO()
