@@ -202,3 +202,29 @@ async def test_space_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         await until(lambda: desk.database.foreign_changes() and not desk.database.give_back())
         (after,) = desk.database._connection.execute("PRAGMA page_count").fetchone()
     assert after < before
+
+
+async def test_a_pulse_comes_with_a_commit(tmp_path: Path) -> None:
+    """A journal that hangs would seem to live, and systemd would leave it so."""
+    async with open_desk(tmp_path / "j") as desk:
+        with trio.fail_after(PATIENCE):
+            await desk.journal.pulse()
+        desk.database.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.take, 1)
+            await desk.database.held()
+            nursery.start_soon(desk.journal.pulse)
+            await wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == 2
+            desk.database.let_go()
+
+
+async def test_a_full_disk_has_a_pulse(tmp_path: Path) -> None:
+    """A daemon that waits for room on its disk would be ended by systemd's watchdog."""
+    async with open_desk(tmp_path / "j") as desk:
+        desk.database.write_error = disk_full
+        with trio.fail_after(PATIENCE):
+            await desk.journal.pulse()
+            await desk.journal.pulse()
+        assert desk.journal.refusal() is not None
+        desk.database.write_error = None

@@ -1,4 +1,4 @@
-"""Installing again, and removing: as the README says, on a machine where it is installed."""
+"""Removing and installing again, as the README says, on a machine where it is installed."""
 
 from __future__ import annotations
 
@@ -24,24 +24,12 @@ def _files(machine: Machine) -> dict[str, bytes]:
     }
 
 
-async def test_installing_again_changes_nothing(machine: Machine) -> None:
-    """An upgrade would overwrite the settings, or end in an error half-way."""
-    async with configured(machine) as unit:
-        await unit.systemctl("start")
-        before = _files(machine)
-        for command in INSTALL:
-            await machine.run("sh", "-c", command)
-        assert _files(machine) == before
-        assert f"BIND=127.0.0.1:{unit.port}".encode() in before["etc/payloadd/payloadd.env"]
-        await unit.systemctl("restart")  # an upgrade
-        await post(unit.url, [b"1"])
-
-
-async def test_removing_leaves_settings_and_payloads(machine: Machine) -> None:
-    """A service would stay behind that cannot start; or what was acknowledged would go."""
+async def test_removing_and_installing_again(machine: Machine) -> None:
+    """An upgrade would overwrite the settings; a removal would take payloads, or leave units."""
     async with configured(machine) as unit:
         await unit.systemctl("start")
         await post(unit.url, [b"1"])
+        installed = _files(machine)
         await machine.run("/opt/payloadd/bin/payloadd", "systemd", "remove")
         assert await unit.show("LoadState") == "not-found"
         assert await unit.show("ActiveState") == "inactive"
@@ -51,5 +39,7 @@ async def test_removing_leaves_settings_and_payloads(machine: Machine) -> None:
         await machine.run("/opt/payloadd/bin/payloadd", "systemd", "remove")  # there is nothing
         for command in INSTALL:
             await machine.run("sh", "-c", command)
+        assert _files(machine) == installed
+        assert f"BIND=127.0.0.1:{unit.port}".encode() in installed["etc/payloadd/payloadd.env"]
         await unit.systemctl("start")
         await post(unit.url, [b"2"])

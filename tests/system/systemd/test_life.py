@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.system.systemd.machine import Machine
     from tests.system.systemd.unit import Unit
 
-WATCHDOG: Final = 4.0
+WATCHDOG: Final = 3.0
 """Seconds of the watchdog's period in these tests."""
 RESTART: Final = 20.0
 """Seconds that may pass beyond that until another process runs, on a busy machine."""
