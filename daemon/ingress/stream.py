@@ -114,9 +114,11 @@ class ClientStream:
         self._requests -= 1
         if self._requests > 0:
             return
-        if self._draining:
-            self._lingers = True  # the answer may have gone out before the drain began
+        if self._draining and (self._lingers or self._http2):
             self._end()
+        elif self._draining:
+            # The answer went out before the drain began, and did not say that it was the last.
+            self._wait_until(trio.current_time() + _DRAIN_GRACE)
         elif self._head_since is not None:
             self._wait_until(self._head_since + self._request_timeout)
         else:

@@ -629,3 +629,21 @@ async def test_bytes_that_were_read_before(nursery: trio.Nursery) -> None:
     assert [await stream.receive_some(100), await stream.receive_some(100)] == [b"POST", b" /v1"]
     theirs.close()
     await stream.finish()
+
+
+async def test_an_answer_that_went_out_before_the_drain(nursery: trio.Nursery) -> None:
+    """The client was told that it may go on, and its next request would be cut off."""
+    ours, theirs = trio.socket.socketpair()
+    stream, client = ClientStream(trio.SocketStream(ours), 5, 5), trio.SocketStream(theirs)
+    stream.request_begins()
+    await stream.send_all(b"HTTP/1.1 202 \r\ncontent-length: 0\r\n\r\n")
+    stream.drain()
+    stream.request_ends()
+    nursery.start_soon(client.send_all, b"POST")
+    assert await stream.receive_some(100) == b"POST"
+    stream.request_begins()
+    await stream.send_all(b"HTTP/1.1 202 \r\nConnection: close\r\ncontent-length: 0\r\n\r\n")
+    stream.request_ends()
+    assert stream.scope.cancel_called
+    theirs.close()
+    await stream.finish()
