@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.system.systemd.machine import Machine
     from tests.system.systemd.unit import Unit
 
-WATCHDOG: Final = 3.0
+WATCHDOG: Final = 4.0
 """Seconds of the watchdog's period in these tests."""
 RESTART: Final = 20.0
 """Seconds that may pass beyond that until another process runs, on a busy machine."""
@@ -111,7 +111,9 @@ async def test_a_quiet_daemon_is_left_alone(machine: Machine) -> None:
 async def _ended_by_the_watchdog(unit: Unit) -> None:
     """See that another process runs, no later than the watchdog allows."""
     with trio.fail_after(WATCHDOG + RESTART):
-        await unit.wait_until("NRestarts", "1")
+        # Once: but a machine that is busy enough looks like a hang of its own.
+        while await unit.show("NRestarts") == "0":  # noqa: ASYNC110 - systemd can only be asked
+            await trio.sleep(0.1)
         await unit.wait_until("ActiveState", "active")
     output = await unit.machine.run("journalctl", "--no-pager", "--unit", unit.name)
     assert "Watchdog timeout" in output
