@@ -72,6 +72,17 @@ class Visitors:
                 self.answers[type(error).__name__] += 1
 
 
+async def _until_cancelled(
+    posts: Posts,
+    collections: list[list[bytes]],
+    *,
+    task_status: trio.TaskStatus[trio.CancelScope],
+) -> None:
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        await posts.run(collections, KEEPING)
+
+
 async def test_a_restart_of_each_is_seen_by_nobody(machine: Machine) -> None:
     """Every upgrade would be an outage of a second or two for all clients."""
     async with instances(machine, 2) as units:
@@ -79,14 +90,15 @@ async def test_a_restart_of_each_is_seen_by_nobody(machine: Machine) -> None:
         before = [await unit.pid() for unit in units]
         async with trio.open_nursery() as nursery:
             collections = [[b"%d" % number] for number in range(1_000_000)]
-            nursery.start_soon(posts.run, collections, KEEPING)
+            keeping = await nursery.start(_until_cancelled, posts, collections)
             for _ in range(FRESH):
                 nursery.start_soon(visitors.run)
             for unit in units:
                 await posts.wait_until_acknowledged(len(posts.acknowledged) + BETWEEN, PATIENCE)
                 await unit.systemctl("restart")
             await posts.wait_until_acknowledged(len(posts.acknowledged) + BETWEEN, PATIENCE)
-            nursery.cancel_scope.cancel()
+            visitors.stop = True
+            keeping.cancel()
         assert before != [await unit.pid() for unit in units]
         assert set(posts.answers) == {"202"}, posts.told()
         assert set(visitors.answers) == {"202"}, visitors.answers
