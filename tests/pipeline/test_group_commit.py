@@ -11,7 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from daemon.errors import RefusedError, TooLargeError
-from daemon.pipeline import group_commit
+from daemon.pipeline import chores, group_commit
 from daemon.pipeline.channel import NudgedError
 from daemon.pipeline.dead_letters import mark
 from daemon.pipeline.operations import Append, Bury, Seal, Settle
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_commit, "_AFTER_TROUBLE", 0.02)
-    monkeypatch.setattr(group_commit, "_BETWEEN_CHORES", 0.02)
+    monkeypatch.setattr(chores, "_BETWEEN", 0.02)
 
 
 async def test_many_requests_share_a_commit_and_keep_their_order(tmp_path: Path) -> None:
@@ -228,3 +228,29 @@ async def test_space_comes_back_by_itself_and_keys_expire(
         one = desk.database._connection.execute
         await until(lambda: one("SELECT count(*) FROM answers").fetchone() == (0,))
         await until(lambda: one("PRAGMA freelist_count").fetchone()[0] < 4)
+
+
+async def test_a_pulse_comes_with_a_commit(tmp_path: Path) -> None:
+    """A journal that hangs would seem to live, and systemd would leave it so."""
+    async with open_desk(tmp_path / "j") as desk:
+        with trio.fail_after(PATIENCE):
+            await desk.journal.pulse()
+        desk.database.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.take, 1)
+            await desk.database.held()
+            nursery.start_soon(desk.journal.pulse)
+            await wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == 2
+            desk.database.let_go()
+
+
+async def test_a_full_disk_has_a_pulse(tmp_path: Path) -> None:
+    """A daemon that waits for room on its disk would be ended by systemd's watchdog."""
+    async with open_desk(tmp_path / "j") as desk:
+        desk.database.write_error = disk_full
+        with trio.fail_after(PATIENCE):
+            await desk.journal.pulse()
+            await desk.journal.pulse()
+        assert desk.journal.refusal() is not None
+        desk.database.write_error = None
