@@ -134,10 +134,17 @@ async def test_an_administrator_can_look_inside(tmp_path: Path) -> None:
         assert inspection.retry([]) == 2
         assert inspection.drop([str(receipt.id)]) == 1
         assert len(inspection.dead()) == 1
-    with (
-        pytest.raises(PayloaddError, match="cannot read the journal"),
-        Inspection.open(tmp_path / "nowhere"),
-    ):
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("nowhere", "no journal in"), ("folder", "cannot read the journal")]
+)
+def test_a_journal_that_cannot_be_looked_into_is_named(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    """An administrator would search the disk for damage where STATE_DIR is not set."""
+    (tmp_path / "folder" / "journal.db").mkdir(parents=True)
+    with pytest.raises(PayloaddError, match=f"{reason} .*{name}"), Inspection.open(tmp_path / name):
         pass
 
 

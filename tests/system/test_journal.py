@@ -6,6 +6,7 @@ import json
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
+import pytest
 import trio
 
 from tests.support.clients import post
@@ -117,9 +118,21 @@ async def test_the_status_tells_what_waits(tmp_path: Path) -> None:
 
 async def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     """An operator would believe in a retry that was none, or read a traceback."""
-    assert "journal.db" in await _journal(tmp_path, "status", status=1)
+    missing = await _journal(tmp_path, "status", status=1)
+    assert f"no journal in {tmp_path / 'payloadd-data'}; is STATE_DIR" in missing
     async with running_daemon(tmp_path):
         pass
     for verb in ("show", "retry", "drop"):
         assert NO_ID in await _journal(tmp_path, "dead", verb, NO_ID, status=1)
     assert await _dead(tmp_path) == []
+
+
+@pytest.mark.parametrize("verb", [["status"], ["dead", "list"]])
+async def test_wrong_settings_are_named_as_everywhere(tmp_path: Path, verb: list[str]) -> None:
+    """A script could not tell a wrong setting from a journal that is damaged."""
+    env = {"MAX_WORKERS": "none", "DRAIN_TIMEOUT": "soon"}
+    done = await run_command("journal", *verb, folder=tmp_path, env=env)
+    assert done.returncode == 78
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("payloadd: ") for line in lines)
