@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from daemon.errors import StartError
+from daemon.folders import make_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +29,7 @@ def lock(folder: Path) -> int:
     Raises StartError that names the process which has it.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         file = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StartError(f"cannot use STATE_DIR {folder}: {error.strerror}") from None

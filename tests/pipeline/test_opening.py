@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,13 +17,12 @@ from daemon.pipeline.channel import JobChannel
 from daemon.pipeline.inspection import Inspection
 from daemon.pipeline.intake import Intake
 from daemon.pipeline.ledger import Ledger
-from daemon.pipeline.lock import owner
+from daemon.pipeline.lock import lock, owner
 from daemon.pipeline.opening import open_journal, try_journal
 from tests.pipeline.rig import batch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from daemon.pipeline.opening import Opened
 
@@ -88,6 +88,18 @@ async def test_one_process_at_a_time(tmp_path: Path) -> None:
             async with House(tmp_path).open():
                 pass
     assert owner(tmp_path) is None
+
+
+def test_the_folder_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal of the first day would be synced, and its folder gone with what is in it."""
+    synced: set[Path] = set()
+
+    def sync(descriptor: int) -> None:
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    monkeypatch.setattr(os, "fsync", sync)
+    os.close(lock(tmp_path / "state" / "payloadd"))
+    assert {tmp_path, tmp_path / "state"} <= synced
 
 
 async def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
