@@ -18,7 +18,7 @@ from daemon.pipeline.inspection import Inspection
 from daemon.pipeline.intake import Intake
 from daemon.pipeline.ledger import Ledger
 from daemon.pipeline.lock import lock, owner
-from daemon.pipeline.opening import open_journal, try_journal
+from daemon.pipeline.opening import open_journal
 from tests.pipeline.rig import batch
 
 if TYPE_CHECKING:
@@ -44,11 +44,6 @@ class House:
             self.settings, self.channel, self.ledger, self.health, self.metrics
         ) as opened:
             yield opened, Intake(opened.journal, self.health, self.settings)
-
-
-def names(folder: Path) -> list[str]:
-    """Return what is in a folder."""
-    return sorted(path.name for path in folder.iterdir())
 
 
 async def test_what_is_not_stored_is_there_at_the_next_start(tmp_path: Path) -> None:
@@ -158,28 +153,3 @@ def test_a_journal_that_cannot_be_looked_into_is_named(
     (tmp_path / "folder" / "journal.db").mkdir(parents=True)
     with pytest.raises(PayloaddError, match=f"{reason} .*{name}"), Inspection.open(tmp_path / name):
         pass
-
-
-async def test_a_journal_can_be_tried_without_a_trace(tmp_path: Path) -> None:
-    """`check` as root would leave a journal that the service's user cannot open."""
-    folder = tmp_path / "state" / "payloadd"
-    assert try_journal(folder).endswith("journal.db, new")
-    assert not names(tmp_path)
-    async with House(folder).open() as (_, intake):
-        await intake.accept([b"1", b"2"])
-        assert f"in use by process {os.getpid()}" in try_journal(folder)
-    before = names(folder)
-    assert "2 payloads wait" in try_journal(folder)
-    assert names(folder) == before
-
-
-@pytest.mark.parametrize("content", ["no database, and longer than the header of one" * 9, ""])
-def test_a_journal_that_would_not_work_is_found_out(tmp_path: Path, content: str) -> None:
-    """`check` would say ok, and `serve` would not start."""
-    if content:
-        (tmp_path / "journal.db").write_text(content)
-    else:
-        tmp_path = tmp_path / "file"
-        tmp_path.write_text("")
-    with pytest.raises(StartError, match="cannot keep a journal in STATE_DIR"):
-        try_journal(tmp_path)

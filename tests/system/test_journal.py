@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
 
+from daemon.pipeline.database import Database
+from daemon.pipeline.lock import lock
 from tests.support.clients import post
 from tests.support.daemon import Daemon, run_command, running_daemon
+from tests.support.rights import bound_by_permissions
 from tests.support.store import MoodyStore, Refusal, moody_store
 
 if TYPE_CHECKING:
@@ -125,6 +129,22 @@ async def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     for verb in ("show", "retry", "drop"):
         assert NO_ID in await _journal(tmp_path, "dead", verb, NO_ID, status=1)
     assert await _dead(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["", "journal.lock", "journal.db"])
+async def test_somebody_else_s_journal_is_no_traceback(tmp_path: Path, name: str) -> None:
+    """Whoever forgets `sudo` would read forty lines instead of one."""
+    prefix = bound_by_permissions(tmp_path)
+    state = tmp_path / "state"
+    os.close(lock(state))
+    Database(state / "journal.db").close()
+    (state / name).chmod(0)
+    env = {"STATE_DIR": str(state)}
+    done = await run_command("journal", "status", folder=tmp_path, env=env, prefix=prefix)
+    state.chmod(0o700)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert str(state) in line
 
 
 @pytest.mark.parametrize("verb", [["status"], ["dead", "list"]])
