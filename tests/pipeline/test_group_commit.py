@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from daemon.errors import RefusedError
 from daemon.pipeline import group_commit
+from daemon.pipeline.database import ROW_BYTES
 from daemon.pipeline.operations import Append, Bury, Revive, Seal, Settle
 from tests.pipeline.rig import PATIENCE, batch, disk_full, make_desk, open_desk, until
 
@@ -119,6 +121,42 @@ async def test_a_full_journal_refuses_until_there_is_room(tmp_path: Path) -> Non
             desk.journal.settle(batch(job, sealed=False))
         await until(lambda: desk.database.totals.jobs == 0)
         await desk.take(3)
+
+
+async def test_what_waits_for_a_commit_fills_the_journal_too(tmp_path: Path) -> None:
+    """A burst during one slow fsync would be taken whole, however far past JOURNAL_MAX_BYTES."""
+    most = 3 * (ROW_BYTES + len(b"1\n"))
+    async with open_desk(tmp_path / "j", max_bytes=most) as desk:
+        refused: list[str] = []
+
+        async def take(number: int) -> None:
+            try:
+                await desk.take(number)
+            except RefusedError as error:
+                refused.append(error.code)
+
+        desk.database.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.take, 1)
+            await desk.database.held()
+            for number in range(2, 10):
+                nursery.start_soon(take, number)
+            await wait_all_tasks_blocked()
+            desk.database.let_go()
+        # Three, and at most the one that was being written when they came.
+        assert 3 <= desk.ledger.accepted <= 4
+        assert refused == ["JOURNAL_FULL"] * (9 - desk.ledger.accepted)
+
+
+async def test_keys_past_their_time_are_forgotten(tmp_path: Path) -> None:
+    """The journal would grow by each Idempotency-Key that there ever was."""
+    async with open_desk(tmp_path / "j") as desk:
+        await desk.take(1, b"old")
+        await desk.take(2, b"new")
+        with closing(sqlite3.connect(tmp_path / "j", isolation_level=None)) as other:
+            other.execute("UPDATE answers SET expires = 0 WHERE key = ?", (b"old",))
+            keys = "SELECT key FROM answers"
+            await until(lambda: other.execute(keys).fetchall() == [(b"new",)])
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one-group", "two-groups"])
