@@ -22,6 +22,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = self._counter("requests", "Answers given, by HTTP status", "code")
+        self._answers: dict[int, Counter] = {}
         self.accepted = self._counter("payloads_accepted", "Payloads answered with a 2xx")
         self.stored = self._counter("payloads_stored", "Payloads that the store confirmed")
         self.dead = self._counter("payloads_dead", "Payloads that the store refused for good")
@@ -43,6 +44,13 @@ class Metrics:
             "oldest_payload_seconds", "Age of the oldest accepted payload that is not stored"
         )
         self.draining = self._gauge("draining", "1 while the daemon drains, else 0")
+
+    def count_request(self, status: int) -> None:
+        """Count an answer. Its child is looked up once: `labels` costs more than counting."""
+        child = self._answers.get(status)
+        if child is None:
+            child = self._answers[status] = self.requests.labels(code=str(status))
+        child.inc()
 
     def render(self) -> bytes:
         """Return the exposition in Prometheus's text format 0.0.4."""

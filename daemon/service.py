@@ -20,6 +20,7 @@ from daemon.errors import SettingsError, StartError
 from daemon.health import Health
 from daemon.ingress.admin import make_admin_app
 from daemon.ingress.app import make_app
+from daemon.ingress.plain import PlainLane
 from daemon.ingress.server import bound_addresses, open_listeners, serve
 from daemon.logs import get_logger
 from daemon.metrics import Metrics
@@ -175,6 +176,7 @@ async def _start_pipeline(
         house.health,
         house.metrics,
         settings.upload_timeout,
+        channel.release,
     )
     filler = Filler(channel, opened.journal, opened.layouts, settings)
     await nursery.start(dispatch, filler, worker, settings.max_workers)
@@ -184,13 +186,14 @@ async def _start_pipeline(
 async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: list[str]) -> None:
     """Take POSTs until ``stop``; returns when every request under way has been answered."""
     app = make_app(intake, house.health, house.metrics, house.settings)
+    lane = PlainLane(intake, house.health, house.metrics, house.settings)
     try:
         passed = [trio.SocketListener(trio.socket.from_stdlib_socket(s)) for s in passed_sockets()]
     except (OSError, ValueError) as error:
         raise StartError(f"cannot listen on what LISTEN_FDS passes: {error}") from error
     listeners = passed or await open_listeners(house.settings.bind)
     async with trio.open_nursery() as nursery:
-        start = partial(serve, app, listeners, house.settings, stop)
+        start = partial(serve, app, listeners, house.settings, stop, lane=lane)
         await nursery.start(partial(start, max_connections=house.settings.max_connections))
         if house.health.phase == "starting":
             house.health.phase = "serving"

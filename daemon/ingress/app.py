@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 from msgspec.json import encode
@@ -12,42 +10,29 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
-from daemon.errors import RefusedError, TooLargeError
 from daemon.ingress import body
-from daemon.ingress.problem import CONTENT_TYPE, Problem, refused
-from daemon.logs import get_logger
+from daemon.ingress.door import Door, PostHeaders, bug, closes
+from daemon.ingress.problem import CONTENT_TYPE, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    from prometheus_client import Counter
 
     from daemon.config import Settings
     from daemon.health import Health
     from daemon.metrics import Metrics
     from daemon.pipeline.intake import Intake
 
-log = get_logger(__name__)
-
-# Errors that can be known before the body has been read. A connection on which the rest of a
-# body may still come is of no use for another request.
-_EARLY: Final = frozenset({404, 405, 408, 413, 415})
-_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
-
 
 def make_app(intake: Intake, health: Health, metrics: Metrics, settings: Settings) -> QuartTrio:
     """Return the app of the public address."""
     app = bare_app(health)
-    door = _Door(intake, health, settings)
-    add_route(app, "POST", "/v1/payloads", door.post_payloads)
+    handler = _Handler(Door(intake, health, settings))
+    add_route(app, "POST", "/v1/payloads", handler.post_payloads)
     add_route(app, "GET", "/healthz", healthz)
-    # One child per status is looked up once: `labels` costs more than all else here.
-    counter_of = cache(lambda status: metrics.requests.labels(code=str(status)))
 
     @app.after_request
     async def count(response: Response) -> Response:
-        counter: Counter = counter_of(response.status_code)
-        counter.inc()
+        metrics.count_request(response.status_code)
         return response
 
     return app
@@ -58,34 +43,26 @@ async def healthz() -> Response:
     return json_response(200, {"status": "ok"})
 
 
-class _Door:
-    """What ``POST /v1/payloads`` needs beside the request."""
+class _Handler:
+    """``POST /v1/payloads`` by way of Quart."""
 
-    def __init__(self, intake: Intake, health: Health, settings: Settings) -> None:
-        self._intake = intake
-        self._health = health
-        self._max_length = settings.max_length
-        self._timeout = settings.request_timeout
+    def __init__(self, door: Door) -> None:
+        self._door = door
 
     async def post_payloads(self) -> Response:
         """Take the payloads of one request, whole or not at all; 202 with the request's id."""
-        content = _header("Content-Type"), _header("Content-Encoding")
-        self._refuse_early(*content)
-        payloads = body.decode(await self._read_body(), *content, self._max_length)
-        receipt = await self._intake.accept(payloads, _idempotency_key())
-        return json_response(202, {"id": str(receipt.id), "accepted": receipt.payloads})
-
-    def _refuse_early(self, content_type: str | None, content_encoding: str | None) -> None:
-        """Raise what is known before the body has been read."""
-        if self._health.phase == "draining" and (refusal := self._intake.refusal()):
-            raise refusal
+        headers = PostHeaders(
+            _header("Content-Type"), _header("Content-Encoding"), _header("Idempotency-Key")
+        )
         if {"Transfer-Encoding", "Content-Length"} <= set(request.headers.keys()):
             # h11 believes the first; a proxy that believes the other is smuggled a request.
             detail = "Transfer-Encoding and Content-Length are both there"
             raise Problem("MALFORMED", detail, {"Connection": "close"})
-        body.check_headers(content_type, content_encoding)
-        if (request.content_length or 0) > self._max_length:
-            raise body.too_large(self._max_length)
+        self._door.check(headers)
+        if (request.content_length or 0) > self._door.max_length:
+            raise body.too_large(self._door.max_length)
+        answer = await self._door.take(headers, await self._read_body())
+        return Response(answer, 202, content_type="application/json")
 
     async def _read_body(self) -> bytes:
         """Return the body; raises Problem TOO_LARGE or TIMEOUT.
@@ -94,16 +71,16 @@ class _Door:
         second starts anew with the body. The server says by when the whole request is due.
         """
         pieces: list[bytes] = []
-        left = self._max_length
-        due = request.scope.get("state", {}).get("due", trio.current_time() + self._timeout)
+        left = self._door.max_length
+        due = request.scope.get("state", {}).get("due", trio.current_time() + self._door.timeout)
         with trio.move_on_at(due):
             async for piece in request.body:
                 pieces.append(piece)
                 left -= len(piece)
                 if left < 0:
-                    raise body.too_large(self._max_length)
+                    raise body.too_large(self._door.max_length)
             return b"".join(pieces)
-        raise Problem("TIMEOUT", f"the request took longer than {self._timeout:g} seconds")
+        raise self._door.too_slow()
 
 
 # --- what both addresses share -----------------------------------------------------------------
@@ -117,15 +94,15 @@ def bare_app(health: Health) -> QuartTrio:
     app.config["BODY_TIMEOUT"] = None
     app.config["RESPONSE_TIMEOUT"] = None  # the stream below bounds every send
     app.register_error_handler(Problem, _on_problem)
-    app.register_error_handler(RefusedError, _on_refused)
-    app.register_error_handler(TooLargeError, _on_too_large)
     app.register_error_handler(HTTPException, _on_http_exception)
     app.register_error_handler(Exception, _on_bug)
 
     @app.after_request
     async def close_where_due(response: Response) -> Response:
         # HTTP/2 has no such header, and h2 refuses to send it (RFC 9113, section 8.2.2).
-        if request.http_version != "2" and (health.phase == "draining" or _body_may_come(response)):
+        if request.http_version != "2" and closes(
+            health, response.status_code, has_body=_request_has_body()
+        ):
             response.headers["Connection"] = "close"
         return response
 
@@ -156,31 +133,13 @@ def _header(name: str) -> str | None:
     return ", ".join(lines) if lines else None
 
 
-def _idempotency_key() -> str | None:
-    """Return the request's Idempotency-Key, None without one; raises Problem MALFORMED."""
-    key = _header("Idempotency-Key")
-    if key is not None and not _KEY.fullmatch(key):
-        raise Problem("MALFORMED", "Idempotency-Key: allowed are 1 to 255 visible ASCII characters")
-    return key
-
-
-def _body_may_come(response: Response) -> bool:
+def _request_has_body() -> bool:
     headers = request.headers
-    return response.status_code in _EARLY and (
-        "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
-    )
+    return "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
 
 
 async def _on_problem(error: Problem) -> Response:
     return Response(error.document(), error.status, error.headers, content_type=CONTENT_TYPE)
-
-
-async def _on_refused(error: RefusedError) -> Response:
-    return await _on_problem(refused(error))
-
-
-async def _on_too_large(error: TooLargeError) -> Response:
-    return await _on_problem(Problem("TOO_LARGE", str(error)))
 
 
 async def _on_http_exception(error: HTTPException) -> Response:
@@ -196,5 +155,4 @@ async def _on_http_exception(error: HTTPException) -> Response:
 
 
 async def _on_bug(error: Exception) -> Response:
-    log.error("request_failed", exc_info=error)
-    return await _on_problem(Problem("INTERNAL", "this is a bug; the log has more"))
+    return await _on_problem(bug(error))

@@ -70,16 +70,17 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word for it
             }
         )
 
-    def raw(self) -> bytes:
-        """Return a whole HTTP/1.1 answer that ends its connection (RFC 9112, section 9.6)."""
+    def raw(self, *, closes: bool = True) -> bytes:
+        """Return a whole HTTP/1.1 answer; ``closes``: it is the last one of its connection."""
         body = self.document()
         headers = {
             **self.headers,
             "Content-Type": CONTENT_TYPE,
             "Content-Length": str(len(body)),
             "Date": formatdate(usegmt=True),
-            "Connection": "close",
         }
+        if closes:
+            headers["Connection"] = "close"
         head = f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         return head.encode("ascii") + b"\r\n" + body
@@ -89,3 +90,12 @@ def refused(error: RefusedError, members: Mapping[str, object] | None = None) ->
     """Return the 503 for what the pipeline refused, with its Retry-After in whole seconds."""
     headers = {"Retry-After": str(max(1, error.retry_after))}
     return Problem(error.code, error.detail, headers, members)
+
+
+def explained(status: int) -> bytes:
+    """Return our answer for an empty one, which only Hypercorn gives: to what it cannot parse."""
+    if status == 500:  # noqa: PLR2004 - an app that ended without an answer
+        return Problem("INTERNAL", "the request was not answered").raw()
+    if status == 431:  # noqa: PLR2004 - Request Header Fields Too Large
+        return Problem("MALFORMED", "the request's head is too large").raw()
+    return Problem("MALFORMED", "the request is not HTTP").raw()

@@ -23,6 +23,7 @@ from hypercorn.typing import ConnectionState
 
 from daemon.ingress.listen import bound_addresses, close_listener, open_listeners
 from daemon.ingress.problem import Problem
+from daemon.ingress.quick import QuickStream
 from daemon.ingress.stream import ClientStream
 from daemon.logs import get_logger
 
@@ -33,25 +34,19 @@ if TYPE_CHECKING:
     from quart_trio import QuartTrio
 
     from daemon.config import Settings
+    from daemon.ingress.plain import PlainLane
 
 __all__ = ["bound_addresses", "open_listeners", "serve"]
 
 log = get_logger(__name__)
 
-_PROTOCOL_LIBRARIES: Final = frozenset(
-    {
-        "hypercorn",
-        "h11",
-        "h2",
-        "hpack",
-        "hyperframe",
-        "priority",
-        "wsproto",
-    }
-)
+_LIBRARIES: Final = {"hypercorn", "h11", "h2", "hpack", "hyperframe", "priority", "wsproto"}
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED}
 _EXHAUSTED_PAUSE: Final = 0.1
 _ACCEPT_PATIENCE: Final = 0.1
+_TICK: Final = 0.25
+"""Seconds between two looks at the clock: 1,000 connections cost 0.1 % of a core."""
+_TICKS_A_TIMEOUT: Final = 10
 _DRAIN_MARGIN: Final = 5.0
 """Seconds beyond REQUEST_TIMEOUT for the last answers to be sent and read."""
 
@@ -63,27 +58,32 @@ async def serve(
     stop: trio.Event,
     *,
     max_connections: int,
+    lane: PlainLane | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` until ``stop`` is set and every request under way has been answered.
 
-    Then the listeners are closed, idle connections are closed at once, and the others after
+    Plain requests are answered by ``lane``, if there is one, and never reach ``app``. After
+    ``stop`` the listeners are closed, idle connections are closed at once, and the others after
     their answer; what is left REQUEST_TIMEOUT and 5 s later is cut off.
     """
-    house = _House(app, settings, max_connections)
+    house = _House(app, settings, max_connections, lane)
     try:
-        async with trio.open_nursery() as connections:
-            async with trio.open_nursery() as accepting:
+        async with trio.open_nursery() as clock:
+            clock.start_soon(house.keep_time)
+            async with trio.open_nursery() as connections:
+                async with trio.open_nursery() as accepting:
+                    for listener in listeners:
+                        accepting.start_soon(house.accept, listener, connections)
+                    task_status.started()
+                    await stop.wait()
+                    accepting.cancel_scope.cancel()
                 for listener in listeners:
-                    accepting.start_soon(house.accept, listener, connections)
-                task_status.started()
-                await stop.wait()
-                accepting.cancel_scope.cancel()
-            for listener in listeners:
-                close_listener(listener)
-            await house.drain()
-            limit = settings.request_timeout + _DRAIN_MARGIN
-            connections.cancel_scope.deadline = trio.current_time() + limit
+                    close_listener(listener)
+                await house.drain()
+                limit = settings.request_timeout + _DRAIN_MARGIN
+                connections.cancel_scope.deadline = trio.current_time() + limit
+            clock.cancel_scope.cancel()
     finally:
         for listener in listeners:
             close_listener(listener)
@@ -94,12 +94,15 @@ async def serve(
 class _House:
     """What all connections of one address share."""
 
-    def __init__(self, app: QuartTrio, settings: Settings, max_connections: int) -> None:
+    def __init__(
+        self, app: QuartTrio, settings: Settings, max_connections: int, lane: PlainLane | None
+    ) -> None:
         self._context = WorkerContext(None)
         self._streams: set[ClientStream] = set()
         self._app = _asgi(app)
         self._config = _hypercorn_config()
         self._settings = settings
+        self._lane = lane
         self._slots = trio.Semaphore(max_connections)
 
     async def accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
@@ -120,6 +123,15 @@ class _House:
             if stream is not None:
                 connections.start_soon(self._connection, stream)
 
+    async def keep_time(self) -> None:
+        """End connections whose client takes too long, a little after their time."""
+        shortest = min(self._settings.request_timeout, self._settings.keepalive_timeout)
+        while True:
+            await trio.sleep(min(_TICK, shortest / _TICKS_A_TIMEOUT))
+            now = trio.current_time()
+            for stream in self._streams:
+                stream.look_at_the_time(now)
+
     async def drain(self) -> None:
         """Have every connection closed once it has no request under way."""
         await self._context.terminated.set()
@@ -129,7 +141,9 @@ class _House:
     async def _connection(self, transport: trio.SocketStream) -> None:
         """Serve one connection."""
         settings = self._settings
-        stream = ClientStream(transport, settings.request_timeout, settings.keepalive_timeout)
+        stream = ClientStream(
+            QuickStream(transport), settings.request_timeout, settings.keepalive_timeout
+        )
         self._streams.add(stream)
         try:
             await self._talk(stream)
@@ -140,10 +154,11 @@ class _House:
             self._slots.release()
 
     async def _talk(self, stream: ClientStream) -> None:
-        """Leave the connection to Hypercorn; whatever goes wrong ends only this connection."""
+        """Serve the requests of a connection; whatever goes wrong ends only this connection."""
         try:
             with stream.scope:
-                await self._hypercorn(stream).run()
+                if self._lane is None or await self._lane.run(stream):
+                    await self._hypercorn(stream).run()
         except* Exception as group:  # noqa: BLE001 - it is logged
             _report(group)
 
@@ -200,7 +215,7 @@ def _report(group: ExceptionGroup[Exception]) -> None:
     was answered early, an answer to a request that broke off). Errors of our handlers do not
     come here: the app has answered them with a 500.
     """
-    if _PROTOCOL_LIBRARIES.issuperset(_blamed(group)):
+    if _LIBRARIES.issuperset(_blamed(group)):
         log.debug("connection_broken", exc_info=group)
     else:
         log.error("connection_failed", exc_info=group)
@@ -210,7 +225,7 @@ def _blamed(error: Exception, above: str = "daemon") -> Iterator[str]:
     """Yield which of us and the protocol libraries each exception of a group came out of last."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package == "daemon" or package in _PROTOCOL_LIBRARIES:
+        if package == "daemon" or package in _LIBRARIES:
             above = package
     if isinstance(error, ExceptionGroup):
         for inner in error.exceptions:

@@ -1,11 +1,14 @@
 """The bounded memory channel between the door and the dispatcher.
 
 A trio memory channel counts items; a queue of payloads has to be bounded in bytes too.
-The sender never waits: a task that waits for room would be a queue without a bound.
+The sender never waits: a task that waits for room would be a queue without a bound. What was
+received counts against the bytes until it is released: payloads in the workers' hands take as
+much memory as those that wait.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -16,22 +19,30 @@ if TYPE_CHECKING:
     from daemon.pipeline.job import Job
 
 
+class NudgedError(Exception):
+    """There is something to do that does not come through the channel."""
+
+
 class JobChannel:
     """Both ends of the channel, and what is in it."""
 
     def __init__(self, max_jobs: int, max_bytes: int) -> None:
         self.max_jobs = max_jobs
         self.max_bytes = max_bytes
+        # Counted here: to ask the trio channel for its statistics cost 12 µs a job.
         self.jobs = 0
         self.bytes = 0
-        # The memory bound of the daemon: max_jobs jobs that together hold max_bytes.
-        self._send, self._receive = trio.open_memory_channel["Job"](max_jobs)
+        self.bytes_in_hand = 0
+        self._nudged = False
+        # The memory bound of the daemon: max_jobs jobs that together hold max_bytes; and a nudge.
+        self._send, self._receive = trio.open_memory_channel["Job | None"](max_jobs + 1)
         self._half_empty = trio.Event()
         self._some_taken = trio.Event()
 
     def has_room(self, jobs: int, size: int) -> bool:
         """Return whether so many jobs of so many bytes in all fit now."""
-        return self.jobs + jobs <= self.max_jobs and self.bytes + size <= self.max_bytes
+        in_memory = self.bytes + self.bytes_in_hand
+        return self.jobs + jobs <= self.max_jobs and in_memory + size <= self.max_bytes
 
     def send_nowait(self, jobs: Sequence[Job]) -> None:
         """Put all jobs in, in order.
@@ -41,30 +52,52 @@ class JobChannel:
         """
         size = sum([len(job.lines) for job in jobs])
         # A job that was accepted under a larger MAX_QUEUE_BYTES goes through an empty channel.
-        if not self.has_room(len(jobs), size) and not (len(jobs) == 1 and self.jobs == 0):
+        if not self.has_room(len(jobs), size) and not (len(jobs) == 1 and self._is_empty):
             raise trio.WouldBlock
         for job in jobs:
             self._send.send_nowait(job)
         self.jobs += len(jobs)
         self.bytes += size
 
+    def nudge(self) -> None:
+        """Wake who receives, for something that does not come through the channel."""
+        if not self._nudged:
+            self._nudged = True
+            with suppress(trio.ClosedResourceError):
+                self._send.send_nowait(None)
+
     async def receive(self) -> Job:
-        """Take the oldest job; raises trio.EndOfChannel once closed and empty."""
+        """Take the oldest job; raises NudgedError, or trio.EndOfChannel once closed and empty."""
         return self._taken(await self._receive.receive())
 
     def receive_nowait(self) -> Job:
-        """Take the oldest job; raises trio.WouldBlock if there is none now, or EndOfChannel."""
+        """Take the oldest job; raises as ``receive`` does, or trio.WouldBlock if none is there."""
         return self._taken(self._receive.receive_nowait())
 
+    def hold(self, size: int) -> None:
+        """Count bytes that are in somebody's hands and did not come through the channel."""
+        self.bytes_in_hand += size
+
+    def release(self, size: int) -> None:
+        """Count bytes in hand as gone."""
+        self.bytes_in_hand -= size
+        self._stir()
+
+    async def wait_for_hands(self) -> None:
+        """Return once less than the bound is in hand."""
+        while self.bytes_in_hand >= self.max_bytes:
+            self._some_taken = trio.Event()
+            await self._some_taken.wait()
+
     async def wait_half_empty(self) -> None:
-        """Return once half of the channel, in jobs and in bytes, is free."""
+        """Return once half of the bounds, in jobs and in bytes, is free."""
         while not self._is_half_empty:
             self._half_empty = trio.Event()
             await self._half_empty.wait()
 
     async def wait_for_room(self, jobs: int, size: int) -> None:
-        """Return once so much fits, or the channel is empty."""
-        while self.jobs and not self.has_room(jobs, size):
+        """Return once so much fits, or nothing is there."""
+        while not self._is_empty and not self.has_room(jobs, size):
             self._some_taken = trio.Event()
             await self._some_taken.wait()
 
@@ -73,13 +106,25 @@ class JobChannel:
         self._send.close()
 
     @property
-    def _is_half_empty(self) -> bool:
-        return 2 * self.jobs <= self.max_jobs and 2 * self.bytes <= self.max_bytes
+    def _is_empty(self) -> bool:
+        return self.jobs == 0 and self.bytes_in_hand == 0
 
-    def _taken(self, job: Job) -> Job:
+    @property
+    def _is_half_empty(self) -> bool:
+        in_memory = self.bytes + self.bytes_in_hand
+        return 2 * self.jobs <= self.max_jobs and 2 * in_memory <= self.max_bytes
+
+    def _taken(self, job: Job | None) -> Job:
+        if job is None:
+            self._nudged = False
+            raise NudgedError
         self.jobs -= 1
         self.bytes -= len(job.lines)
+        self.bytes_in_hand += len(job.lines)
+        self._stir()
+        return job
+
+    def _stir(self) -> None:
         self._some_taken.set()
         if self._is_half_empty:
             self._half_empty.set()
-        return job

@@ -7,35 +7,27 @@ operations in one transaction. In WAL mode with ``synchronous=FULL`` a commit is
 
 from __future__ import annotations
 
-import time
 import uuid
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from daemon.pipeline.job import Batch, Job, Part
+from daemon.pipeline import answers, dead_letters
+from daemon.pipeline.job import Batch, Job
 from daemon.pipeline.layout import Layout
-from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
+from daemon.pipeline.operations import Append, Bury, Expire, Revive, Seal, Settle
 from daemon.pipeline.reserve import Reserve
-from daemon.pipeline.schema import connect
+from daemon.pipeline.schema import ROW_BYTES, connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from daemon.pipeline.job import Part
     from daemon.pipeline.operations import Operation
-
-KEEP_ANSWERS: Final = 24 * 3600
-"""Seconds for which an Idempotency-Key is known."""
-ROW_BYTES: Final = 64
-"""What a row takes beside its payloads, about: a journal of tiny payloads is bounded too."""
 
 Row = tuple[int, bytes, int, bytes]
 
-_EXPIRE: Final = """
-    DELETE FROM answers WHERE key IN
-    (SELECT key FROM answers WHERE expires <= ? ORDER BY expires LIMIT 5000)
-"""
 _FORGET_LAYOUTS: Final = """
     DELETE FROM layouts WHERE first <
     (SELECT max(first) FROM layouts WHERE first <=
@@ -56,6 +48,13 @@ class Totals:
     jobs: int
     payloads: int
     bytes: int
+    dead_bytes: int = 0
+    """What dead letters take; not counted in the others."""
+
+    @property
+    def all_bytes(self) -> int:
+        """What waits and what is dead: the size that is bounded."""
+        return self.bytes + self.dead_bytes
 
     def change(self, jobs: int, payloads: int, size: int) -> None:
         """Count what came (or went, below zero)."""
@@ -67,18 +66,24 @@ class Totals:
 class Database:
     """One open journal file. Methods raise sqlite3.Error."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_length: int = 0) -> None:
+        self.reserve = Reserve(path.parent, max_length)
+        # The last run has left it: on a disk that is full SQLite needs room to open a file.
+        self.reserve.give_up()
         self._connection = connect(path)
-        self.reserve = Reserve(path.parent)
         totals = self._connection.execute("SELECT next, jobs, payloads, bytes FROM totals")
         self.totals = Totals(*totals.fetchone())
-        # Batches that were sealed before a crash: they are replayed as they are, so their
-        # members do not come up again when the rest of the journal is read.
-        self._sealed = list(self._connection.execute("SELECT * FROM batches ORDER BY first"))
+        self.count_dead()
+        rows = self._connection.execute("SELECT first, last FROM batches ORDER BY first")
+        sealed = [(first, last) for first, last in rows]
+        self.sealed_firsts = [first for first, _ in sealed]
+        """The first ``seq`` of each batch that was sealed before a crash: it is replayed whole."""
+        dead = [(one.first, one.last) for one in dead_letters.ranges(self._connection)]
+        # Their members do not come up again when the rest of the journal is read.
+        self._apart = sorted(sealed + dead)
 
     def close(self) -> None:
-        """Close the file; SQLite folds its log into it."""
-        self.reserve.give_up()
+        """Close the file; SQLite folds its log into it. The reserve stays, for the next start."""
         self._connection.close()
 
     def commit(self, operations: Iterable[Operation]) -> None:
@@ -114,14 +119,17 @@ class Database:
                 case Bury(batch, code, reason):
                     self._bury(batch, code, reason)
                 case Revive():
-                    self._revive(operation, rows)
+                    self._revive(operation)
                 case Expire():
-                    self._connection.execute(_EXPIRE, (int(time.time()),))
+                    operation.more = answers.expire(self._connection)
         self._connection.executemany("INSERT INTO jobs VALUES (?, ?, ?, ?)", rows)
 
     def _append(self, append: Append, rows: list[Row]) -> None:
         append.jobs = []
-        append.earlier = None if append.key is None else self._answer(append.key, append.receipt)
+        if append.key is None:
+            append.earlier = None
+        else:
+            append.earlier = answers.answer(self._connection, append.key, append.receipt)
         if append.earlier is not None:
             return
         append.jobs = self._take_in(append.parts, rows)
@@ -136,47 +144,29 @@ class Database:
             totals.change(1, payloads, len(lines))
         return jobs
 
-    def _answer(self, key: bytes, receipt: Receipt) -> Receipt | None:
-        """Return what ``key`` was answered with before, or note that it is now."""
-        now = int(time.time())
-        row = self._connection.execute(
-            "SELECT id, payloads FROM answers WHERE key = ? AND expires > ?", (key, now)
-        ).fetchone()
-        if row is not None:
-            return Receipt(uuid.UUID(bytes=row[0]), row[1])
-        self._connection.execute(
-            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
-            (key, receipt.id.bytes, receipt.payloads, now + KEEP_ANSWERS),
-        )
-        return None
-
     def _forget(self, batch: Batch) -> None:
         first, last = batch.jobs[0].seq, batch.jobs[-1].seq
         self._connection.execute("DELETE FROM jobs WHERE seq BETWEEN ? AND ?", (first, last))
         if batch.sealed:
             self._connection.execute("DELETE FROM batches WHERE first = ?", (first,))
-        size = sum(len(job.lines) for job in batch.jobs)
-        self.totals.change(-len(batch.jobs), -batch.payloads, -size)
+        self.totals.change(-len(batch.jobs), -batch.payloads, -batch.bytes)
 
     def _bury(self, batch: Batch, code: str, reason: str) -> None:
-        self._forget(batch)
-        self._connection.execute(
-            "INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?, ?, ?, 0)",
-            (str(batch.id), int(time.time()), code, reason, batch.key, batch.payloads, batch.lines),
-        )
+        dead_letters.bury(self._connection, batch, code, reason)
+        self.totals.change(-len(batch.jobs), -batch.payloads, -batch.bytes)
+        self.totals.dead_bytes += batch.bytes + len(batch.jobs) * ROW_BYTES
 
-    def _revive(self, revive: Revive, rows: list[Row]) -> None:
-        """Take in one dead letter that is marked: it may be as large as an object."""
-        row = self._connection.execute(
-            "SELECT id, lines, payloads FROM dead WHERE retry ORDER BY id LIMIT 1"
-        ).fetchone()
-        revive.jobs = []
-        if row is not None:
-            self._connection.execute("DELETE FROM dead WHERE id = ?", (row[0],))
-            revive.jobs = self._take_in([Part(uuid.UUID(row[0]), row[1], row[2])], rows)
+    def _revive(self, revive: Revive) -> None:
+        revived = dead_letters.revive(self._connection)
+        for one in revived:
+            self.totals.change(one.jobs, one.payloads, one.bytes)
+            self.totals.dead_bytes -= one.room
+        revive.firsts = [one.first for one in revived]
+        revive.payloads = sum(one.payloads for one in revived)
+        revive.more = len(revived) == dead_letters.AT_ONCE
 
     def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
-        """Return the next jobs after ``seq`` in order, without those that are sealed.
+        """Return the next jobs after ``seq`` in order, without those sealed or dead at the start.
 
         At most ``most_jobs`` and ``most_bytes`` of payloads, but at least one job if there is one.
         """
@@ -190,22 +180,23 @@ class Database:
         return jobs
 
     def _unsealed(self, after: int) -> Iterator[Job]:
-        """Yield the jobs between and behind the ranges that were sealed before the start."""
-        for first, last in [*((row[0], row[1]) for row in self._sealed), (_BEYOND, _BEYOND)]:
-            if after < first:
+        """Yield the jobs between and behind the ranges that were sealed or dead at the start."""
+        for first, last in [*self._apart, (_BEYOND, _BEYOND)]:
+            if after < first - 1:
                 yield from map(_job, self._connection.execute(_RANGE, (after + 1, first - 1)))
             after = max(after, last)
 
-    @property
-    def sealed_firsts(self) -> list[int]:
-        """The first ``seq`` of each batch that was sealed before the start."""
-        return [row[0] for row in self._sealed]
-
     def sealed(self, first: int) -> Batch:
-        """Return a batch that was sealed before the start, as it was."""
-        _, last, key, compression = next(row for row in self._sealed if row[0] == first)
+        """Return a batch that is sealed, as it was."""
+        _, last, key, compression = self._connection.execute(
+            "SELECT * FROM batches WHERE first = ?", (first,)
+        ).fetchone()
         rows = self._connection.execute(_RANGE, (first, last))
         return Batch(tuple(_job(row) for row in rows), key, compression, sealed=True)
+
+    def count_dead(self) -> None:
+        """Count what dead letters take: another process may have dropped some."""
+        self.totals.dead_bytes = sum(one.room for one in dead_letters.ranges(self._connection))
 
     def layouts(self, now: Layout) -> list[tuple[int, Layout]]:
         """Note that ``now`` holds from the next job on; return all, each with its first ``seq``."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _PART: Final = "journal"
+_READING: Final = "journal_read"
 _RETRY_AFTER: Final = 5
 
 
@@ -41,7 +42,7 @@ class Disk:
 
     @property
     def writable(self) -> bool:
-        """Whether the last commit went well, and no read has failed since."""
+        """Whether the last commit went well."""
         return self._writable.is_set()
 
     async def wait_writable(self) -> None:
@@ -54,10 +55,8 @@ class Disk:
         return None if trouble is None else disk_error(trouble.reason)
 
     def failed(self, error: sqlite3.Error) -> None:
-        """Take note of a write or a read that failed."""
-        code = getattr(error, "sqlite_errorname", type(error).__name__)
-        if self._health.report(_PART, code, str(error)):
-            log.error("journal_unavailable", code=code, reason=str(error))
+        """Take note of a write that failed."""
+        self._say(_PART, "journal_unavailable", error)
         if self._writable.is_set():  # who waits already, waits for the end of all troubles
             self._writable = trio.Event()
 
@@ -66,6 +65,20 @@ class Disk:
         self._writable.set()
         if room and self._health.clear(_PART) is not None:
             log.info("journal_available")
+
+    def read_failed(self, error: sqlite3.Error) -> None:
+        """Take note of a read that failed: the backlog has to wait, and POSTs need not."""
+        self._say(_READING, "journal_unreadable", error)
+
+    def was_read(self) -> None:
+        """Take note of a read that went well."""
+        if self._health.clear(_READING) is not None:
+            log.info("journal_readable")
+
+    def _say(self, part: str, event: str, error: sqlite3.Error) -> None:
+        code = getattr(error, "sqlite_errorname", type(error).__name__)
+        if self._health.report(part, code, str(error)):
+            log.error(event, code=code, reason=str(error))
 
 
 def disk_error(reason: object) -> RefusedError:

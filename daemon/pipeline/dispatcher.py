@@ -3,7 +3,8 @@
 Each worker has a channel of its own with no buffer. A worker that is idle puts the sending
 end of it into the channel of idle workers; the dispatcher takes one out, fills a batch and
 hands it over. So a job stays in the bounded channel, where it is counted, until there is
-somebody to upload it, and an upload that hangs holds up one worker and nobody else.
+somebody to upload it, and an upload that hangs holds up one worker and nobody else. While
+jobs go alone and more of them wait, workers that finish take the next one themselves.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ async def dispatch(
     register, idle = trio.open_memory_channel[Inbox](count)
     async with register, idle, trio.open_nursery() as nursery:
         for _ in range(count):
-            nursery.start_soon(worker.run, register)
+            nursery.start_soon(worker.run, register, filler.next_nowait)
         task_status.started()
         dismissed = 0
         async for inbox in idle:
@@ -43,4 +44,5 @@ async def dispatch(
                 if dismissed == count:
                     break
             else:
-                await inbox.send(batch)
+                # It waits: between registering and waiting nothing else runs.
+                inbox.send_nowait(batch)

@@ -10,18 +10,21 @@ replayed under the same key): it rides along with the next commit.
 from __future__ import annotations
 
 import sqlite3
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
+from collections import deque
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from daemon.errors import RefusedError
-from daemon.pipeline.database import ROW_BYTES
+from daemon.errors import RefusedError, TooLargeError
 from daemon.pipeline.disk import Disk, disk_error
+from daemon.pipeline.journal_thread import JournalThread
 from daemon.pipeline.operations import Append, Bury, Expire, Group, Receipt, Revive, Seal, Settle
+from daemon.pipeline.reserve import LARGEST_COMMIT
+from daemon.pipeline.schema import ROW_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from daemon.health import Health
     from daemon.metrics import Metrics
@@ -31,8 +34,6 @@ if TYPE_CHECKING:
     from daemon.pipeline.operations import Operation
     from daemon.pipeline.window import Window
 
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 _PATIENCE: Final = 0.05
 """Seconds that settled rows wait for a commit to ride along with."""
@@ -60,8 +61,9 @@ class SqliteJournal:
         self._disk = Disk(health)
         self._metrics = metrics
         self._max_bytes = max_bytes
-        self._thread = trio.CapacityLimiter(1)
-        self._sealed = database.sealed_firsts[::-1]
+        self._thread = JournalThread(self._disk)
+        self._sealed = deque(database.sealed_firsts)
+        self._seen = -1
         # Bounded by the requests under way (MAX_CONNECTIONS), by max_bytes, and by MAX_WORKERS.
         self._group = Group()
         self._stir = trio.Event()
@@ -70,9 +72,12 @@ class SqliteJournal:
     async def append(self, receipt: Receipt, parts: Sequence[Part], key: bytes | None) -> Receipt:
         """Take in a request; see Journal."""
         size = sum([len(part.lines) + ROW_BYTES for part in parts])
-        refusal = self.refusal(size)
-        if refusal is not None:
-            raise refusal
+        if size > self._max_bytes:
+            raise TooLargeError(f"the request takes {size} bytes, more than JOURNAL_MAX_BYTES")
+        self._refuse(size)
+        while self._group.bytes and self._group.bytes + size > LARGEST_COMMIT:
+            await self._group.done.wait()
+            self._refuse(size)
         append = Append(receipt, parts, key)
         group = self._add(append)
         group.bytes += size
@@ -82,15 +87,20 @@ class SqliteJournal:
             raise disk_error(group.error)
         return append.earlier or receipt
 
+    def _refuse(self, size: int) -> None:
+        if (refusal := self.refusal(size)) is not None:
+            raise refusal
+
     def refusal(self, size: int = 1024) -> RefusedError | None:
         """Return why a request of ``size`` bytes would be refused now, or None."""
         if (refusal := self._disk.refusal()) is not None:
             return refusal
         totals = self._database.totals
-        if totals.bytes + self._group.bytes + size > self._max_bytes:
+        if totals.all_bytes + self._group.bytes + size > self._max_bytes:
             # A tenth of it: enough room for the client not to be turned away again at once.
             wait = self._ledger.rate.seconds_for(totals.payloads // 10)
-            return RefusedError("JOURNAL_FULL", "the journal holds JOURNAL_MAX_BYTES", wait)
+            dead = f", {totals.dead_bytes} bytes of it dead letters" if totals.dead_bytes else ""
+            return RefusedError("JOURNAL_FULL", f"the journal holds JOURNAL_MAX_BYTES{dead}", wait)
         return None
 
     async def seal(self, batch: Batch) -> None:
@@ -116,30 +126,39 @@ class SqliteJournal:
         Not while nothing can be written: what is stored meanwhile waits in memory to be settled.
         """
         await self._disk.wait_writable()
-        return await self._read(self._database.page, after, most_jobs, most_bytes)
+        return await self._thread.read(self._database.page, after, most_jobs, most_bytes)
 
     async def sealed(self) -> Batch | None:
         """Return the next batch to replay; see Journal."""
         if not self._sealed:
             return None
-        batch = await self._read(self._database.sealed, self._sealed.pop())
+        batch = await self._thread.read(self._database.sealed, self._sealed.popleft())
         self._ledger.enter(batch.jobs)
         return batch
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
         """Write while the body runs, and once more behind it."""
-        if not await self._in_thread(self._database.reserve.take):
-            self._failed(sqlite3.OperationalError("the disk has no room for a reserve"))
+        if not await self._thread.read(self._database.reserve.take):
+            self._disk.failed(sqlite3.OperationalError("the disk has no room for a reserve"))
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._commit_for_ever)
                 nursery.start_soon(self._do_chores)
-                yield
-                nursery.cancel_scope.cancel()
+                nursery.start_soon(self._thread.watch)
+                try:
+                    yield
+                finally:
+                    self._thread.finish_within(_LAST_COMMIT)
+                    nursery.cancel_scope.cancel()
         finally:
-            with trio.move_on_after(_LAST_COMMIT, shield=True):
+            with trio.CancelScope(shield=True):  # it ends: see finish_within
                 await self.commit()
+
+    async def aclose(self) -> None:
+        """Close the file, if the disk lets us; SQLite mends it when it is opened again if not."""
+        with trio.CancelScope(shield=True), suppress(sqlite3.Error):
+            await self._thread.write(self._database.close)
 
     async def _commit_for_ever(self) -> None:
         while True:
@@ -157,16 +176,14 @@ class SqliteJournal:
         start = trio.current_time()
         room = False
         try:
-            # A group that was taken is seen to its end: a thread cannot be called back, and
-            # cancelled on the way to it the operations would be neither written nor refused.
-            with trio.CancelScope(shield=True):
-                room = await self._in_thread(self._write, group.operations)
+            room = await self._thread.write(self._write, group.operations)
         except sqlite3.Error as error:
             group.error, group.successor = error, self._group
             # Requests are refused; what the pipeline wants written must be, in the end.
-            kept = [one for one in group.operations if not isinstance(one, Append)]
+            kept = [one for one in group.operations if isinstance(one, Seal | Settle | Bury)]
             self._group.operations[:0] = kept
-            self._failed(error)
+            self._seen = -1  # what revives dead letters is left out, and asked for again
+            self._disk.failed(error)
         else:
             self._metrics.commit_seconds.observe(trio.current_time() - start)
             self._publish(group.operations)
@@ -196,48 +213,35 @@ class SqliteJournal:
                 case Append(receipt, earlier=None):
                     accepted += receipt.payloads
                     jobs += operation.jobs
-                case Revive(revived) if revived:
-                    self._ledger.revive(revived)
-                    jobs += revived
-                    # They come one at a time, so that memory does not hold all of them.
-                    self._add(Revive())
+                case Revive(firsts, payloads, more) if firsts:
+                    self._ledger.revive(payloads)
+                    self._sealed += firsts
+                    self._window.nudge()
+                    if more:
+                        self._add(Revive())
+                case Expire(more=True):
+                    self._add(Expire())
         self._ledger.accept(accepted)
         self._window.offer(jobs)
 
     async def _do_chores(self) -> None:
         """Look after the file, off the hot path."""
-        seen = -1
         while True:
             await trio.sleep(_BETWEEN_CHORES)
             if not self._disk.writable:
                 continue
-            changes = await self._read(self._database.foreign_changes)
-            if changes != seen and not self._disk.in_trouble:
-                seen = changes
+            changes = await self._thread.read(self._database.foreign_changes)
+            if changes != self._seen and not self._disk.in_trouble:
+                self._seen = changes
+                await self._thread.read(self._database.count_dead)
                 self._add(Revive())
             # Costs no fsync when none is due.
             self._add(Expire())
-            while not self._urgent.is_set() and await self._read(self._database.give_back):
+            # One step in any case: space has to come back under load too.
+            while await self._thread.read(self._database.give_back) and not self._urgent.is_set():
                 await trio.lowlevel.checkpoint()
 
     def _add(self, operation: Operation) -> Group:
         self._group.operations.append(operation)
         self._stir.set()
         return self._group
-
-    def _failed(self, error: sqlite3.Error) -> None:
-        self._disk.failed(error)
-        # Where a read failed the committer may be asleep: only a commit shows that it is over.
-        self._stir.set()
-
-    async def _read(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """Run a read in the thread, again and again while the disk gives errors."""
-        while True:
-            try:
-                return await self._in_thread(function, *arguments)
-            except sqlite3.Error as error:
-                self._failed(error)
-                await trio.sleep(_AFTER_TROUBLE)
-
-    async def _in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        return await trio.to_thread.run_sync(function, *arguments, limiter=self._thread)

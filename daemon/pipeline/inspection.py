@@ -11,15 +11,25 @@ import time
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from daemon.errors import PayloaddError
+from daemon.pipeline import dead_letters
 from daemon.pipeline.lock import owner
 from daemon.pipeline.schema import FILE, MIGRATIONS, look_into
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from daemon.pipeline.dead_letters import DeadLetter
+
+
+_OLDEST: Final = """
+    SELECT id FROM jobs
+    WHERE seq > coalesce((SELECT last FROM dead WHERE first <= seq ORDER BY first DESC LIMIT 1), 0)
+    ORDER BY seq LIMIT 1
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +45,9 @@ class Status:
     sealed_batches: int
     dead_letters: int
     dead_payloads: int
+    dead_bytes: int
+    idempotency_keys: int
     file_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """An object that the store refused for good."""
-
-    id: str
-    at: int
-    """Unix time in seconds."""
-    code: str
-    reason: str
-    key: str
-    payloads: int
-    bytes: int
-    retry: int
-    """1: marked to be tried again."""
 
 
 class Inspection:
@@ -90,7 +86,7 @@ class Inspection:
     def status(self) -> Status:
         """Return what is in the journal now."""
         one = self._one
-        oldest = one("SELECT id FROM jobs ORDER BY seq LIMIT 1")
+        oldest = one(_OLDEST)
         accepted_at = time.time() if oldest is None else (uuid.UUID(bytes=oldest).int >> 80) / 1000
         return Status(
             process=owner(self._folder),
@@ -101,46 +97,36 @@ class Inspection:
             sealed_batches=one("SELECT count(*) FROM batches"),
             dead_letters=one("SELECT count(*) FROM dead"),
             dead_payloads=one("SELECT coalesce(sum(payloads), 0) FROM dead"),
+            dead_bytes=one("SELECT coalesce(sum(bytes), 0) FROM dead"),
+            idempotency_keys=one("SELECT count(*) FROM answers"),
             file_bytes=(self._folder / FILE).stat().st_size,
         )
 
     def dead(self) -> list[DeadLetter]:
         """Return the dead letters, the oldest first."""
-        rows = self._connection.execute(
-            "SELECT id, at, code, reason, key, payloads, length(lines), retry FROM dead"
-            " ORDER BY at, id"
-        )
-        return [DeadLetter(*row) for row in rows]
+        return dead_letters.letters(self._connection)
 
     def lines(self, id_: str) -> bytes:
         """Return the payloads of a dead letter as NDJSON; raises PayloaddError."""
-        self._check([id_])
-        lines: bytes = self._one("SELECT lines FROM dead WHERE id = ?", id_)
-        return lines
+        return dead_letters.lines(self._connection, id_)
 
     def retry(self, ids: Sequence[str]) -> int:
         """Mark dead letters (all, if ``ids`` is empty) to be tried again; returns how many."""
-        self._check(ids)
-        if not ids:
-            return self._connection.execute("UPDATE dead SET retry = 1").rowcount
-        return self._for_each("UPDATE dead SET retry = 1 WHERE id = ?", ids)
+        with self._transaction():
+            return dead_letters.mark(self._connection, ids)
 
     def drop(self, ids: Sequence[str]) -> int:
         """Remove dead letters; returns how many."""
-        self._check(ids)
-        return self._for_each("DELETE FROM dead WHERE id = ?", ids)
+        with self._transaction():
+            return dead_letters.drop(self._connection, ids)
 
-    def _check(self, ids: Sequence[str]) -> None:
-        known = {letter.id for letter in self.dead()}
-        unknown = [id_ for id_ in ids if id_ not in known]
-        if unknown:
-            raise PayloaddError(f"no dead letter {', '.join(unknown)}; nothing was changed")
-
-    def _for_each(self, statement: str, ids: Sequence[str]) -> int:
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        # Commits, or rolls back if the body fails.
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
-            return self._connection.executemany(statement, [(id_,) for id_ in ids]).rowcount
+            yield
 
-    def _one(self, statement: str, *arguments: str) -> Any:  # noqa: ANN401 - one value of any column
-        row = self._connection.execute(statement, arguments).fetchone()
+    def _one(self, statement: str) -> Any:  # noqa: ANN401 - one value of any column
+        row = self._connection.execute(statement).fetchone()
         return None if row is None else row[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from daemon.errors import RefusedError
+from daemon.errors import RefusedError, TooLargeError
 from daemon.pipeline.job import IdSource, Part, split
 from daemon.pipeline.operations import Receipt
 
@@ -28,6 +28,7 @@ class Intake:
         self._health = health
         self._most_payloads = settings.batch_max_payloads
         self._most_bytes = settings.batch_max_bytes
+        self._most_jobs = settings.max_queue
         self._ids = IdSource()
 
     async def accept(self, payloads: Sequence[bytes], key: str | None = None) -> Receipt:
@@ -39,10 +40,14 @@ class Intake:
         JOURNAL_FULL, DISK_ERROR; and TooLargeError for what could never be taken.
         """
         groups = split(payloads, self._most_payloads, self._most_bytes)
+        if len(groups) > self._most_jobs:
+            raise TooLargeError(
+                f"the request makes {len(groups)} objects, more than MAX_QUEUE ({self._most_jobs})"
+            )
         # The answer is named by its first job; an empty collection gets an id too.
         ids = self._ids.take(max(1, len(groups)))
         parts = [
-            Part(id_, b"\n".join(group) + b"\n", len(group))
+            Part(id_, b"\n".join([*group, b""]), len(group))
             for id_, group in zip(ids, groups, strict=False)
         ]
         return await self._journal.append(

@@ -74,9 +74,14 @@ class Batch:
         return b"".join([job.lines for job in self.jobs])
 
     @property
+    def bytes(self) -> int:
+        """Bytes of the payloads with their line feeds."""
+        return sum([len(job.lines) for job in self.jobs])
+
+    @property
     def payloads(self) -> int:
         """How many payloads there are."""
-        return sum(job.payloads for job in self.jobs)
+        return sum([job.payloads for job in self.jobs])
 
 
 def split(payloads: Sequence[bytes], most_payloads: int, most_bytes: int) -> list[list[bytes]]:
@@ -84,6 +89,9 @@ def split(payloads: Sequence[bytes], most_payloads: int, most_bytes: int) -> lis
 
     A payload larger than ``most_bytes`` goes alone.
     """
+    # What fits is not counted one by one: 0.2 µs a payload.
+    if 0 < len(payloads) <= most_payloads and sum(map(len, payloads), len(payloads)) <= most_bytes:
+        return [list(payloads)]
     parts: list[list[bytes]] = []
     size = most_bytes + 1
     for payload in payloads:
@@ -112,13 +120,18 @@ class IdSource:
     def take(self, count: int) -> list[uuid.UUID]:
         """Return ``count`` new ids, each one more than the one before."""
         milliseconds = time.time_ns() // 1_000_000
-        if not 0 <= (self._last >> 80) - milliseconds <= _MOST_AHEAD:
-            random = int.from_bytes(os.urandom(10)) & ((1 << 74) - 1)
-            # 74 random bits lie around the variant's two; the top bit of the lower part stays
-            # clear: room to count up 2^61 times before the variant would be touched.
-            upper, lower = random >> _RANDOM_BITS, random & ((1 << (_RANDOM_BITS - 1)) - 1)
-            first = (milliseconds << 80) | _VERSION_AND_VARIANT | (upper << 64) | lower
-        else:
-            first = self._last + 1
+        ahead = (self._last >> 80) - milliseconds
+        first = self._last + 1 if 0 <= ahead <= _MOST_AHEAD else _fresh(milliseconds)
         self._last = first + max(count, 1) - 1
         return [uuid.UUID(int=first + index) for index in range(count)]
+
+
+def _fresh(milliseconds: int) -> int:
+    """Return the first id of a millisecond.
+
+    74 random bits lie around the variant's two; the top bit of the lower part stays clear,
+    which leaves room to count up 2^61 times before the variant would be touched.
+    """
+    random = int.from_bytes(os.urandom(10)) & ((1 << 74) - 1)
+    upper, lower = random >> _RANDOM_BITS, random & ((1 << (_RANDOM_BITS - 1)) - 1)
+    return (milliseconds << 80) | _VERSION_AND_VARIANT | (upper << 64) | lower

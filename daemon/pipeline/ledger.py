@@ -104,9 +104,9 @@ class Ledger:
         self.accepted += payloads
         self._metrics.accepted.inc(payloads)
 
-    def revive(self, jobs: Sequence[Job]) -> None:
-        """Count dead letters that were taken in again."""
-        self.found += sum(job.payloads for job in jobs)
+    def revive(self, payloads: int) -> None:
+        """Count dead letters that are tried again."""
+        self.found += payloads
 
     def enter(self, jobs: Sequence[Job]) -> None:
         """Note that jobs are on their way to a worker."""

@@ -52,12 +52,9 @@ class MemoryJournal:
 
     def _check_room(self, parts: Sequence[Part]) -> None:
         size = sum(len(part.lines) for part in parts)
-        for value, most, what in (
-            (len(parts), self._channel.max_jobs, "jobs than MAX_QUEUE"),
-            (size, self._channel.max_bytes, "bytes than MAX_QUEUE_BYTES"),
-        ):
-            if value > most:
-                raise TooLargeError(f"the request has more {what} allows: {value}, not {most}")
+        most = self._channel.max_bytes
+        if size > most:
+            raise TooLargeError(f"the request has {size} bytes, more than MAX_QUEUE_BYTES ({most})")
         if not self._channel.has_room(len(parts), size):
             raise self._queue_full()
 

@@ -61,26 +61,28 @@ async def open_journal(
         return
     lock_file = await trio.to_thread.run_sync(lock, settings.state_dir)
     try:
-        database, layouts = await trio.to_thread.run_sync(_open_database, path, layout)
+        database, layouts = await trio.to_thread.run_sync(
+            _open_database, path, layout, settings.max_length
+        )
+        ledger.found = database.totals.payloads
+        metrics.journal_jobs.set_function(lambda: database.totals.jobs)
+        metrics.journal_bytes.set_function(lambda: database.totals.all_bytes)
+        window = Window(channel, ledger, newest=database.totals.next - 1)
+        most_bytes = settings.journal_max_bytes
+        journal = SqliteJournal(database, window, ledger, health, metrics, most_bytes)
         try:
-            ledger.found = database.totals.payloads
-            metrics.journal_jobs.set_function(lambda: database.totals.jobs)
-            metrics.journal_bytes.set_function(lambda: database.totals.bytes)
-            window = Window(channel, ledger, newest=database.totals.next - 1)
-            most_bytes = settings.journal_max_bytes
-            journal = SqliteJournal(database, window, ledger, health, metrics, most_bytes)
             async with journal.at_work():
                 yield Opened(journal, window, layouts)
         finally:
+            await journal.aclose()
             ledger.journaled = database.totals.payloads
-            database.close()
     finally:
         os.close(lock_file)
 
 
-def _open_database(path: Path, layout: Layout) -> tuple[Database, Layouts]:
+def _open_database(path: Path, layout: Layout, max_length: int) -> tuple[Database, Layouts]:
     try:
-        database = Database(path)
+        database = Database(path, max_length)
         try:
             return database, Layouts(database.layouts(layout))
         except BaseException:

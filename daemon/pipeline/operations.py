@@ -57,7 +57,7 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Bury:
-    """Move a batch that the store refused for good to the dead letters."""
+    """Make a dead letter of a batch that the store refused for good."""
 
     batch: Batch
     code: str
@@ -66,14 +66,21 @@ class Bury:
 
 @dataclass(slots=True)
 class Revive:
-    """Take in a dead letter that an operator wants tried again; the commit fills in ``jobs``."""
+    """Bring back some of the dead letters that an operator wants tried again.
 
-    jobs: list[Job] = field(default_factory=list)
+    The commit fills in the first ``seq`` of each, the payloads of all, and whether there are more.
+    """
+
+    firsts: list[int] = field(default_factory=list)
+    payloads: int = 0
+    more: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Expire:
-    """Forget Idempotency-Keys past their time, 5,000 at most."""
+    """Forget Idempotency-Keys past their time, 5,000 at most; the commit says if there are more."""
+
+    more: bool = False
 
 
 Operation = Append | Seal | Settle | Bury | Revive | Expire

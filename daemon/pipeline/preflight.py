@@ -17,6 +17,7 @@ from daemon.pipeline.schema import FILE, MIGRATIONS, look_into
 _READ_AT_START: Final = (
     "SELECT first, last, key, compression FROM batches",
     "SELECT first, template, host, compression, alone FROM layouts",
+    "SELECT first, last, payloads, bytes FROM dead",
 )
 _MOST_CHECKED: Final = 64 * 2**20
 """Bytes of a journal that is checked page by page: 0.1 s if it is in memory, 1 s if it is not."""

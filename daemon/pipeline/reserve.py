@@ -17,18 +17,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE: Final = "journal.reserve"
-_BYTES: Final = 16 * 2**20
-"""Twice what SQLite's log grows to (1,000 pages and one commit) before it is folded in."""
+LARGEST_COMMIT: Final = 4 * 2**20
+"""Bytes of requests that are committed together; a larger one is committed alone."""
+_LOG: Final = 4 * 2**20
+"""Bytes that SQLite's log grows to before it is folded in: 1,000 pages, and one commit more."""
 _SHARE_OF_DISK: Final = 8
 
 
 class Reserve:
     """The file in ``folder``; a small disk gives an eighth of it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, max_length: int = 0) -> None:
         self._path = folder / FILE
         disk = os.statvfs(folder)
-        self.bytes = min(_BYTES, disk.f_blocks * disk.f_frsize // _SHARE_OF_DISK)
+        # Once for the log, once for what the file grows by when the log is folded in.
+        needed = 2 * (_LOG + max(LARGEST_COMMIT, max_length))
+        self.bytes = min(needed, disk.f_blocks * disk.f_frsize // _SHARE_OF_DISK)
 
     def take(self) -> bool:
         """Make the file, unless it is there; returns whether there was room for it."""

@@ -6,7 +6,7 @@
 * ``layouts``: from which ``seq`` on which settings shape objects and keys, so that a job is
   replayed under the key it had, whatever the settings say by then.
 * ``answers``: Idempotency-Keys (their hash) and what they were answered with.
-* ``dead``: dead letters, whole.
+* ``dead``: dead letters, by the range of ``seq`` too; see ``dead_letters.py``.
 * ``totals``: one row, so that opening a journal of millions does not count them.
 """
 
@@ -45,10 +45,12 @@ MIGRATIONS: Final = (
     ) WITHOUT ROWID;
     CREATE INDEX answers_expires ON answers (expires);
     CREATE TABLE dead (
-        id TEXT PRIMARY KEY, at INTEGER NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL,
-        key TEXT NOT NULL, payloads INTEGER NOT NULL, lines BLOB NOT NULL,
-        retry INTEGER NOT NULL DEFAULT 0
+        first INTEGER PRIMARY KEY, last INTEGER NOT NULL, key TEXT NOT NULL,
+        compression TEXT NOT NULL, id TEXT NOT NULL UNIQUE, at INTEGER NOT NULL,
+        code TEXT NOT NULL, reason TEXT NOT NULL, payloads INTEGER NOT NULL,
+        bytes INTEGER NOT NULL, retry INTEGER NOT NULL DEFAULT 0
     );
+    CREATE INDEX dead_retry ON dead (first) WHERE retry;
     CREATE TABLE totals (
         next INTEGER NOT NULL, jobs INTEGER NOT NULL, payloads INTEGER NOT NULL,
         bytes INTEGER NOT NULL
@@ -57,6 +59,9 @@ MIGRATIONS: Final = (
     """,
 )
 """Script number n leads from ``user_version`` n to n + 1; one that was released never changes."""
+
+ROW_BYTES: Final = 64
+"""What a job's row takes beside its payloads, about: many tiny payloads are bounded too."""
 
 _BUSY_SECONDS: Final = 10.0
 """How long a statement waits for ``payloadd journal``, which writes for milliseconds."""

@@ -45,6 +45,10 @@ class Window:
         else:
             self._stir.set()
 
+    def nudge(self) -> None:
+        """Let the filler ask for sealed batches again."""
+        self._channel.nudge()
+
     def finish(self) -> None:
         """Say that nothing more will be offered: close the channel behind the last job."""
         self._finishing = True

@@ -21,6 +21,8 @@ from daemon.pipeline.retry import FIRST_PAUSE, MAX_ATTEMPTS, RetryBudget, backof
 from daemon.storage.encoding import encode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from daemon.health import Health
     from daemon.metrics import Metrics
     from daemon.pipeline.journal import Journal
@@ -50,6 +52,7 @@ class Worker:
         health: Health,
         metrics: Metrics,
         upload_timeout: float,
+        release: Callable[[int], None],
     ) -> None:
         self._store = store
         self._journal = journal
@@ -57,6 +60,7 @@ class Worker:
         self._health = health
         self._metrics = metrics
         self._upload_timeout = upload_timeout
+        self._release = release
         self._budget = RetryBudget()
         self._calm_after = 0.0
         self._mended = trio.Event()
@@ -64,15 +68,24 @@ class Worker:
             outcome: metrics.uploads.labels(outcome=outcome.value) for outcome in Outcome
         }
 
-    async def run(self, idle: trio.MemorySendChannel[Inbox]) -> None:
-        """Register as idle, take a batch, upload it, until the inbox is closed."""
+    async def run(
+        self, idle: trio.MemorySendChannel[Inbox], next_nowait: Callable[[], Batch | None]
+    ) -> None:
+        """Register as idle, take a batch, upload it, until the inbox is closed.
+
+        ``next_nowait`` gives a batch that is there already, or None.
+        """
         inbox, batches = trio.open_memory_channel[Batch](0)
         with inbox, batches:
-            await idle.send(inbox)
-            async for batch in batches:
+            idle.send_nowait(inbox)
+            async for first in batches:
+                batch: Batch | None = first
                 with self._metrics.workers_busy.track_inprogress():
-                    await self._upload(batch)
-                await idle.send(inbox)
+                    while batch is not None:
+                        await self._upload(batch)
+                        self._release(batch.bytes)
+                        batch = next_nowait()
+                idle.send_nowait(inbox)
 
     async def _upload(self, batch: Batch) -> None:
         """Bring a batch to its end."""

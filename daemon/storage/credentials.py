@@ -33,6 +33,10 @@ _LONGEST_REASON: Final = 300
 class Credentials(Protocol):
     """Where keys come from."""
 
+    def held(self) -> Keys | None:
+        """Return keys that hold now, if ``get`` would return them without asking anybody."""
+        ...
+
     async def get(self) -> Keys:
         """Return keys that hold now; raises OperatorStoreError when there are none."""
         ...
@@ -47,6 +51,10 @@ class StaticCredentials:
     """Keys that are part of the settings, and stay."""
 
     keys: Keys
+
+    def held(self) -> Keys:
+        """Return the keys."""
+        return self.keys
 
     async def get(self) -> Keys:
         """Return the keys."""
@@ -91,11 +99,18 @@ class ChainCredentials:
         self._lock = trio.Lock()
         self._thread = trio.CapacityLimiter(1)
 
-    async def get(self) -> Keys:
-        """Return keys that hold now; raises OperatorStoreError when there are none."""
+    def held(self) -> Keys | None:
+        """Return the keys, unless it is time to look for the next ones and nobody does."""
         held = self._held
         if held is not None and (held.fresh() or (self._lock.locked() and held.usable())):
             return held.keys
+        return None
+
+    async def get(self) -> Keys:
+        """Return keys that hold now; raises OperatorStoreError when there are none."""
+        keys = self.held()
+        if keys is not None:
+            return keys
         async with self._lock:
             if self._held is None or not self._held.fresh():
                 await self._ask(anew=False)

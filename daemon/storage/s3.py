@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # Beside the workers' own: the probe of `check`, and connections that are being closed.
 _SPARE_CONNECTIONS: Final = 8
+# Bytes above which hashing (1 ms a MiB) holds up the event loop for longer than a thread costs.
+_HASH_IN_THREAD: Final = 256 * 1024
 # S3 refuses from 15 minutes on; less than this is the age of the request, not a wrong clock.
 _SKEW_SECONDS: Final = 60.0
 
@@ -55,18 +57,17 @@ class S3Store:
         self._prefix = f"{url.prefix}/" if url.prefix else ""
         self._credentials = access.credentials
         self._timeout = settings.upload_timeout
-        self._client = S3Client(settings.max_workers + _SPARE_CONNECTIONS, self._timeout)
+        self._client = S3Client(
+            settings.max_workers + _SPARE_CONNECTIONS,
+            self._timeout,
+            secure=self._place.origin.startswith("https:"),
+        )
         self._clock = clock
         self._offset = 0.0  # seconds that the server's clock is ahead of ours
 
     async def put(self, key: str, body: Encoded) -> None:
         """Store one object; raises StoreError."""
-        headers = {
-            "content-type": CONTENT_TYPE,
-            # A plain header and no trailer: several S3-likes refuse those.
-            "x-amz-checksum-crc32": _crc32(body.data),
-            BODY_HASH: hashlib.sha256(body.data).hexdigest(),
-        }
+        headers = {"content-type": CONTENT_TYPE, **await _checksums(body.data)}
         if body.content_encoding is not None:
             headers["content-encoding"] = body.content_encoding
         answer = await self._send(S3Request("PUT", self._prefix + key, headers, body.data))
@@ -104,6 +105,9 @@ class S3Store:
 
     async def _get_keys(self) -> Keys:
         """Return keys; an attempt's time is enough for any source of them."""
+        keys = self._credentials.held()
+        if keys is not None:
+            return keys
         try:
             with trio.fail_after(self._timeout):
                 return await self._credentials.get()
@@ -137,5 +141,14 @@ async def open_s3_store(settings: Settings, url: S3Url) -> S3Store:
     return S3Store(settings, url, await find_access(settings))
 
 
-def _crc32(data: bytes) -> str:
-    return base64.b64encode(zlib.crc32(data).to_bytes(4)).decode("ascii")
+async def _checksums(data: bytes) -> dict[str, str]:
+    """Return the headers that say what a body has to be."""
+    if len(data) <= _HASH_IN_THREAD:
+        return _hash(data)
+    return await trio.to_thread.run_sync(_hash, data, abandon_on_cancel=True)
+
+
+def _hash(data: bytes) -> dict[str, str]:
+    crc32 = base64.b64encode(zlib.crc32(data).to_bytes(4)).decode("ascii")
+    # A plain header and no trailer: several S3-likes refuse those.
+    return {"x-amz-checksum-crc32": crc32, BODY_HASH: hashlib.sha256(data).hexdigest()}

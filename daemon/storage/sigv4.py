@@ -65,12 +65,17 @@ class Signer:
         added = {"x-amz-date": stamp}
         if self.keys.token:
             added["x-amz-security-token"] = self.keys.token
-        covered = {**headers, **added}
-        names = ";".join(sorted(covered))
-        scope = f"{stamp[:8]}/{self.region}/s3/aws4_request"
-        canonical = _canonical_request(method, target, covered)
+        covered = sorted({**headers, **added}.items())
+        names = ";".join([name for name, _ in covered])
+        lines = "".join([f"{name}:{' '.join(text.split())}\n" for name, text in covered])
+        path, _, query = target.partition("?")
+        canonical = "\n".join(
+            (method, path, _canonical_query(query), lines, names, headers[BODY_HASH])
+        )
         digest = hashlib.sha256(canonical.encode()).hexdigest()
-        key = _day_key(self.keys.secret_key, stamp[:8], self.region)
+        day = stamp[:8]
+        scope = f"{day}/{self.region}/s3/aws4_request"
+        key = _day_key(self.keys.secret_key, day, self.region)
         signature = _mac(key, f"{_ALGORITHM}\n{stamp}\n{scope}\n{digest}").hex()
         added["authorization"] = (
             f"{_ALGORITHM} Credential={self.keys.access_key}/{scope},"
@@ -85,15 +90,6 @@ def quote_key(key: str) -> str:
     Raises UnicodeEncodeError for what is not Unicode text (lone surrogates).
     """
     return quote(key, safe="/")
-
-
-def _canonical_request(method: str, target: str, headers: Mapping[str, str]) -> str:
-    path, _, query = target.partition("?")
-    lines = [f"{name}:{' '.join(headers[name].split())}\n" for name in sorted(headers)]
-    names = ";".join(sorted(headers))
-    return "\n".join(
-        (method, path, _canonical_query(query), "".join(lines), names, headers[BODY_HASH])
-    )
 
 
 def _canonical_query(query: str) -> str:

@@ -1,24 +1,42 @@
 """``python -m tests.bench``: what a payload costs, from the POST to the store.
 
-One run of the daemon, one of wrk, one nginx that says 200 to every PUT; all on the
-loopback, all bounded in time. The figures are printed as a Markdown table.
+Compares payloadd with other builds of the same thing in one run, round after round: one
+daemon, one wrk, one nginx that says 200 to every PUT and counts; all on the loopback, all
+bounded in time. What is not installed is named and left out. Writes table.md, plot.png and
+figures.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-import tempfile
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from tests.bench.load import Work
-from tests.bench.measure import measure
+from tests.bench.backlog import backlog
+from tests.bench.compare import WORKS, compare, sections
+from tests.bench.growth import growth
+from tests.bench.latency import latency
+from tests.bench.load import Drive
+from tests.bench.pair import pair
 from tests.bench.peers import PEERS
-from tests.bench.report import table
+from tests.bench.plot import draw
+from tests.bench.report import document
+from tests.bench.share import NoSharesError
 from tests.support.tools import missing_tools
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.bench.peers.peer import Peer
+    from tests.bench.report import Section
+
+_RESULTS: Final = Path(__file__).parent / "results"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,37 +44,95 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     missing = missing_tools("nginx", "wrk")
     if missing:
-        sys.stderr.write(f"{missing}\n")
+        _say(missing)
         return 2
-    work = Work(
-        connections=options.connections,
-        seconds=options.duration,
-        payloads_per_post=options.payloads_per_post,
-        payload_bytes=options.payload_bytes,
-    )
-    results = []
-    for _ in range(options.rounds):
-        for name in options.peer or PEERS:
-            with tempfile.TemporaryDirectory(prefix="payloadd-bench-") as folder:
-                results.append(trio.run(measure, PEERS[name], work, Path(folder)))
-    sys.stdout.write(table(results))
-    if options.json:
-        options.json.write_text(json.dumps([result.figures() for result in results], indent=2))
+    options.results.mkdir(parents=True, exist_ok=True)
+    found: list[Section] = []
+    loads = []
+    for part in options.part or ["peers"]:
+        loads.append(os.getloadavg()[0])
+        found += _PARTS[part](options)
+    text = document(found, loads)
+    sys.stdout.write(text)
+    (options.results / "table.md").write_text(text)
+    figures = {section.title: section.figures for section in found}
+    (options.results / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
 
+def _peers(options: argparse.Namespace) -> list[Section]:
+    peers = _installed([PEERS[name] for name in options.peer or PEERS])
+    works = [WORKS[name] for name in options.work or WORKS]
+    drive = Drive(options.connections, options.duration)
+    run = partial(compare, most_payloads=options.most_payloads)
+    results = trio.run(run, peers, works, drive, options.rounds, _say)
+    if not results:
+        return []
+    try:
+        draw(results, options.results / "plot.png")
+    except ImportError:
+        _say("no plot: matplotlib not found; pip install -e '.[bench]'")
+    return sections(results)
+
+
+def _installed(peers: list[Peer]) -> list[Peer]:
+    for peer in peers:
+        if missing := peer.missing():
+            _say(f"left out: {peer.name}: {missing}")
+    return [peer for peer in peers if peer.missing() is None]
+
+
+def _growth(options: argparse.Namespace) -> list[Section]:
+    return [trio.run(growth, options.duration, _say)]
+
+
+def _latency(options: argparse.Namespace) -> list[Section]:
+    return [trio.run(latency, options.duration, _say)]
+
+
+def _backlog(options: argparse.Namespace) -> list[Section]:
+    return [trio.run(backlog, options.jobs, options.rounds, _say)]
+
+
+def _pair(options: argparse.Namespace) -> list[Section]:
+    try:
+        return [trio.run(pair, options.duration, options.rounds, _say)]
+    except NoSharesError as error:
+        _say(f"left out: two processes on one socket: {error}")
+        return []
+
+
+_PARTS: Final[dict[str, Callable[[argparse.Namespace], list[Section]]]] = {
+    "peers": _peers,
+    "growth": _growth,
+    "latency": _latency,
+    "backlog": _backlog,
+    "pair": _pair,
+}
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--connections", type=int, default=32, help="clients at once (32)")
-    parser.add_argument("--duration", type=int, default=10, help="seconds of load (10)")
-    parser.add_argument("--payloads-per-post", type=int, default=1, help="payloads a POST (1)")
-    parser.add_argument("--payload-bytes", type=int, default=200, help="bytes a payload (200)")
-    parser.add_argument("--rounds", type=int, default=1, help="how often everything runs (1)")
-    parser.add_argument(
-        "--peer", action="append", choices=list(PEERS), help="what to measure (all); repeatable"
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    add = parser.add_argument
+    add("--part", action="append", choices=[*_PARTS], help="what to do: peers; repeatable")
+    add("--peer", action="append", choices=[*PEERS], help="whom to compare: all; repeatable")
+    add("--work", action="append", choices=[*WORKS], help="at what: all; repeatable")
+    add("--rounds", type=int, default=3, help="how often each part is measured")
+    add("--duration", type=int, default=5, help="seconds of load")
+    add("--connections", type=int, default=32, help="clients at once")
+    add("--most-payloads", type=int, default=10_000, help="for peers with an object a payload")
+    add("--jobs", type=int, default=1_000_000, help="jobs of the backlog")
+    add("--results", type=Path, default=_RESULTS, metavar="FOLDER", help="where to write")
     return parser.parse_args(arguments)
+
+
+def _say(text: str) -> None:
+    """Tell whoever waits how far it is; the tables alone go to standard output."""
+    sys.stderr.write(f"{text}\n")
 
 
 if __name__ == "__main__":

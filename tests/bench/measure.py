@@ -2,53 +2,123 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from tests.bench.load import run_wrk
-from tests.bench.report import Result
+from tests.bench.load import Drive, Work, run_wrk
+from tests.bench.peers.peer import post_once
 from tests.bench.sink import sink
 from tests.support import proc
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.bench.load import Work
-    from tests.bench.peers import Counts, Peer, Running
+    from tests.bench.load import Load
+    from tests.bench.peers.peer import Peer, Running
+    from tests.bench.sink import Sink
 
-# A full queue of 10,000 jobs at 100 objects a second, and some.
-_SETTLE_WITHIN: Final = 180.0
-# Asking costs the daemon a few milliseconds of CPU, which are counted as its own.
-_ASK_EVERY: Final = 0.25
+# The slowest of all, a payload an object, with the whole of what it was given still to do.
+_SETTLE_WITHIN: Final = 300.0
+# Longer than BATCH_LINGER: the last batch is not full.
+QUIET: Final = 2.0
+_LOOK_EVERY: Final = 0.1
 
 
-async def measure(peer: Peer, work: Work, folder: Path) -> Result:
-    """Run one peer under one load in an empty folder, and return what it took."""
-    async with sink(folder) as store, peer.start(folder, store) as running:
-        before = proc.cpu_seconds(running.pid)
-        seen = await store.requests()
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one peer took for one load."""
+
+    peer: str
+    work: Work
+    drive: Drive
+    load: Load
+    stored: int
+    """Payloads that the store got."""
+    objects: int
+    """PUTs that the store answered."""
+    cpu_seconds: float
+    """User and system time of its process tree, from the first POST to the last stored payload."""
+    idle_rss: int
+    """Bytes, before the first POST."""
+    peak_rss: int
+    """Bytes."""
+    seconds: float
+    """From the first POST to the last stored payload."""
+    sink_cpu_seconds: float
+    """What the store took meanwhile, which is no part of the above."""
+
+    @property
+    def cpu_us(self) -> float:
+        """CPU microseconds a stored payload; what refusals cost is part of it."""
+        return self.cpu_seconds * 1e6 / self.stored
+
+    @property
+    def others_cores(self) -> float:
+        """What the generator and the store took, in cores, while there was load."""
+        return (self.load.cpu_seconds + self.sink_cpu_seconds) / self.load.seconds
+
+
+async def measure(peer: Peer, work: Work, drive: Drive, folder: Path) -> Result:
+    """Run one peer, warmed up, under one load in an empty folder, and return what it took.
+
+    AssertionError if the store did not get all that was answered for.
+    """
+    async with sink(folder, len(work.payload(0))) as store, peer.start(folder, store) as running:
+        idle_rss = _peak_rss(running)
+        await _warm_up(running, Work("", 1, work.payload_bytes), drive, folder)
+        seen, _ = await settled(store, 1)
+        objects = store.objects
+        cpu, sink_cpu = proc.cpu_seconds(running.pid), proc.cpu_seconds(store.pid)
         start = trio.current_time()
-        load = await run_wrk(running.url, work, folder)
-        counts = await _settled(running)
-        seconds = trio.current_time() - start
-        return Result(
+        load = await run_wrk(running.url, work, drive, folder)
+        answered = (load.answers - load.refused) * work.payloads_per_post
+        stored, at = await settled(store, seen + answered)
+        result = Result(
             peer=peer.name,
             work=work,
+            drive=drive,
             load=load,
-            counts=counts,
-            cpu_seconds=proc.cpu_seconds(running.pid) - before,
-            peak_rss=sum(proc.peak_rss(pid) for pid in proc.tree(running.pid)),
-            # The sink counts the question itself as well.
-            puts=await store.requests() - seen - 1,
-            seconds=seconds,
+            stored=stored - seen,
+            objects=store.objects - objects,
+            cpu_seconds=proc.cpu_seconds(running.pid) - cpu,
+            idle_rss=idle_rss,
+            peak_rss=_peak_rss(running),
+            seconds=at - start,
+            sink_cpu_seconds=proc.cpu_seconds(store.pid) - sink_cpu,
         )
+        accepted = await running.accepted()
+        assert accepted in (None, stored), f"{accepted} accepted, {stored} stored"
+        # What wrk had sent and not seen answered when it ended may have been taken as well.
+        unanswered = drive.connections * work.payloads_per_post
+        assert result.stored <= answered + unanswered, f"{stored} stored, {answered} answered"
+        return result
 
 
-async def _settled(running: Running) -> Counts:
-    """Wait until all that was accepted is stored or given up, and return the counts."""
-    with trio.fail_after(_SETTLE_WITHIN):
-        # A process tells its counts only when asked.
-        while not (counts := await running.counts()).settled:  # noqa: ASYNC110
-            await trio.sleep(_ASK_EVERY)
-    return counts
+async def _warm_up(running: Running, work: Work, drive: Drive, folder: Path) -> None:
+    """Have loaded what is loaded when it is first needed, and the store's connections made."""
+    await post_once(running.url, work.body())
+    few = Drive(drive.connections, seconds=1, most_posts=4 * drive.connections)
+    await run_wrk(running.url, work, few, folder)
+
+
+async def settled(store: Sink, at_least: int) -> tuple[int, float]:
+    """Wait until the store has ``at_least`` payloads and has got none for a while.
+
+    Returns how many it has, and trio's time when it got the last one. AssertionError if they
+    do not come.
+    """
+    count, at = -1, 0.0
+    with trio.move_on_after(_SETTLE_WITHIN) as scope:
+        while count < at_least or trio.current_time() - at < QUIET:
+            store.read()
+            if store.payloads != count:
+                count, at = store.payloads, trio.current_time()
+            await trio.sleep(_LOOK_EVERY)  # nginx tells nobody what it has logged
+    assert not scope.cancelled_caught, f"the store got {count} payloads of {at_least}"
+    return count, at
+
+
+def _peak_rss(running: Running) -> int:
+    return sum(proc.peak_rss(pid) for pid in proc.tree(running.pid))

@@ -1,73 +1,96 @@
-"""The figures of a run, and the table that shows them."""
+"""The figures of a run as Markdown."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+import os
+import platform
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from tests.bench.load import Load, Work
-    from tests.bench.peers import Counts
+    from tests.bench.measure import Result
+    from tests.bench.peers.peer import Peer
+
+MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What one peer took for one load."""
+class Section:
+    """A heading, what it is about, and a table."""
 
-    peer: str
-    work: Work
-    load: Load
-    counts: Counts
-    cpu_seconds: float
-    """User and system time of its process tree, from the first POST to the last stored payload."""
-    peak_rss: int
-    """Bytes."""
-    puts: int
-    """Requests that the store answered."""
-    seconds: float
-    """From the first POST to the last stored payload."""
+    title: str
+    about: str
+    rows: Sequence[Mapping[str, str]]
+    figures: Any = field(repr=False)
+    """Everything that is known, for machines."""
 
-    @property
-    def cpu_us(self) -> float:
-        """CPU microseconds a stored payload; what refusals cost is part of it."""
-        return self.cpu_seconds * 1e6 / max(self.counts.stored, 1)
-
-    def figures(self) -> dict[str, object]:
-        """Return everything that is known, for machines."""
-        return {**asdict(self), "cpu_us": self.cpu_us}
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        return f"## {self.title}\n\n{self.about}\n\n{table(self.rows)}"
 
 
-def table(results: Sequence[Result]) -> str:
-    """Return a Markdown table, a row a result."""
-    columns = [_row(result) for result in results]
-    names = list(columns[0])
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return a Markdown table; its columns are those of the first row, numbers to the right."""
+    names = list(rows[0])
+    sides = ["---:" if rows[0][name][:1].isdigit() else "---" for name in names]
     lines = [
         "| " + " | ".join(names) + " |",
-        "|" + "|".join("---" if name == names[0] else "---:" for name in names) + "|",
-        *("| " + " | ".join(column.values()) + " |" for column in columns),
+        "|" + "|".join(sides) + "|",
+        *("| " + " | ".join(row.values()) + " |" for row in rows),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _row(result: Result) -> dict[str, str]:
-    load, work, counts = result.load, result.work, result.counts
+def per_work(results: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
+    """Return the rounds of each peer by work, in the order in which they ran first."""
+    found: dict[str, dict[str, list[Result]]] = {}
+    for result in results:
+        found.setdefault(result.work.name, {}).setdefault(result.peer, []).append(result)
+    return found
+
+
+def comparison_row(peer: Peer, rounds: Sequence[Result], base: Sequence[Result]) -> dict[str, str]:
+    """Return the medians of one peer's rounds; ``base`` are the rounds of what it is held to."""
+    costs = [result.cpu_us for result in rounds]
     return {
-        "daemon": result.peer,
-        "connections": str(work.connections),
-        "payloads a POST": str(work.payloads_per_post),
-        "bytes": str(work.payload_bytes),
-        "CPU µs a payload": f"{result.cpu_us:.1f}",
-        "peak RSS MiB": f"{result.peak_rss / 2**20:.0f}",
-        "p50 ms": f"{load.p50 / 1000:.1f}",
-        "p99 ms": f"{load.p99 / 1000:.1f}",
-        "accepted/s": f"{counts.accepted / load.seconds:.0f}",
-        "stored/s": f"{counts.stored / result.seconds:.0f}",
-        "accepted": str(counts.accepted),
-        "stored": str(counts.stored),
-        "given up": str(counts.given_up),
-        "PUTs": str(result.puts),
-        "answers not 2xx": str(load.refused),
-        "broken": str(load.broken),
+        "daemon": peer.name,
+        "an answer means": peer.promise,
+        "CPU µs a payload": f"{median(costs):.1f}",
+        "least - most": f"{min(costs):.1f} - {max(costs):.1f}",
+        "ratio to the seed": f"{ratio(rounds, base):.2f}" if base else "",
+        "MiB a CPU second": f"{median(_mib_a_cpu_second(one) for one in rounds):.3g}",
+        "payloads an object": f"{median(one.stored / one.objects for one in rounds):.0f}",
+        "p50 ms": f"{median(one.load.p50 for one in rounds) / 1000:.1f}",
+        "p99 ms": f"{median(one.load.p99 for one in rounds) / 1000:.1f}",
+        "peak RSS MiB": f"{max(one.peak_rss for one in rounds) / MIB:.0f}",
+        "payloads checked": str(sum(one.stored for one in rounds)),
+        "not 2xx": str(sum(one.load.refused + one.load.broken for one in rounds)),
     }
+
+
+def ratio(rounds: Sequence[Result], base: Sequence[Result]) -> float:
+    """Return the median of the ratios, each of two that ran in the same round."""
+    return median(one.cpu_us / other.cpu_us for one, other in zip(rounds, base, strict=True))
+
+
+def difference(rounds: Sequence[Result], base: Sequence[Result]) -> float:
+    """Return the median of the differences in microseconds, each of two of the same round."""
+    return median(one.cpu_us - other.cpu_us for one, other in zip(rounds, base, strict=True))
+
+
+def document(sections: Sequence[Section], loads: Sequence[float]) -> str:
+    """Return all sections as one document; ``loads`` tell what else the machine did."""
+    shown = ", ".join(f"{load:.1f}" for load in loads)
+    head = (
+        f"{os.cpu_count()} cores; Python {platform.python_version()}; Linux {platform.release()};"
+        f" load average before each part: {shown}. Figures of one system move by a factor of two"
+        " with what else the machine does; the ratio within a round moves less.\n"
+    )
+    return "\n".join(["# What a payload costs\n", head, *(one.markdown() for one in sections)])
+
+
+def _mib_a_cpu_second(result: Result) -> float:
+    return result.stored * result.work.payload_bytes / MIB / result.cpu_seconds

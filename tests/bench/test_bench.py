@@ -1,42 +1,76 @@
-"""The benchmark itself: it runs, and its figures hang together."""
+"""The benchmark itself: it runs, its figures hang together, and it notices what is lost."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
+import pytest
 import trio
 
+from tests.bench import growth, latency, measure
 from tests.bench.__main__ import main
+from tests.bench.load import Drive, Load, Work
+from tests.bench.measure import Result, settled
+from tests.bench.peers import PEERS
+from tests.bench.report import difference, ratio
+from tests.bench.sink import Sink, payloads_in
 from tests.support import tools
 from tests.support.tools import need_tools
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
+WORK = Work("some", 3, 100)
 
 
-async def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nobody could tell any more whether a change makes the daemon slower."""
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what makes figures exact and takes long."""
     need_tools("nginx", "wrk")
-    figures = tmp_path / "figures.json"
-    options = ["--duration=1", "--connections=4", "--payloads-per-post=3", f"--json={figures}"]
-    # The benchmark brings a trio run of its own, so it gets a thread of its own.
-    assert await trio.to_thread.run_sync(main, options) == 0
+    monkeypatch.setattr(measure, "QUIET", 1.2)  # longer than BATCH_LINGER still
+    monkeypatch.setattr(growth, "_CONNECTIONS", (2,))
+    monkeypatch.setattr(latency, "_TRIES", 1)
 
-    result: dict[str, Any] = json.loads(figures.read_text())[0]
-    counts, load = result["counts"], result["load"]
-    assert counts["accepted"] == counts["stored"] > 0
-    assert counts["given_up"] == 0
-    assert result["puts"] >= counts["stored"]
-    assert (load["answers"] - load["refused"]) * 3 <= counts["accepted"]
-    assert result["cpu_us"] > 0
-    assert result["peak_rss"] > 2**20
-    assert 0 < load["p50"] <= load["p99"]
-    table = capsys.readouterr().out.splitlines()
-    assert table[0].startswith("| daemon |")
-    assert table[2].startswith("| payloadd |")
+
+@pytest.mark.usefixtures("brisk")
+async def test_a_short_run_of_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody could tell any more whether a change makes the daemon slower."""
+    parts = {
+        "peers": ["--work=single", "--peer=batched", "--peer=straight", "--most-payloads=100"],
+        "growth": [],
+        "latency": [],
+        "backlog": ["--jobs=2345"],
+        "pair": [],
+    }
+    # Each brings a trio run of its own, so each gets a thread; they mostly wait.
+    async with trio.open_nursery() as nursery:
+        for part, more in parts.items():
+            options = [f"--part={part}", f"--results={tmp_path / part}", *more]
+            options += ["--rounds=1", "--duration=1", "--connections=4"]
+            nursery.start_soon(trio.to_thread.run_sync, main, options)
+
+    told = capsys.readouterr().err
+    for part in parts:
+        figures = json.loads((tmp_path / part / "figures.json").read_text())
+        table = (tmp_path / part / "table.md").read_text()
+        assert figures or "left out: two processes on one socket" in told, part
+        assert all(title in table for title in figures)
+    (compared,) = json.loads((tmp_path / "peers" / "figures.json").read_text()).values()
+    assert [one["peer"] for one in compared] == [PEERS["batched"].name, PEERS["straight"].name]
+    for one in compared:
+        assert 0 < one["load"]["answers"] - one["load"]["refused"] <= one["stored"]
+        assert one["cpu_us"] > 1
+        assert 2**20 < one["idle_rss"] <= one["peak_rss"]
+    assert compared[0]["objects"] < compared[0]["stored"]
+    assert compared[1]["objects"] == compared[1]["stored"] <= 100
+    plot = tmp_path / "peers" / "plot.png"
+    assert plot.exists() or "pip install -e '.[bench]'" in told
+    assert plot.exists() == (find_spec("matplotlib") is not None)
 
 
 def test_what_is_missing_is_named(
@@ -46,3 +80,76 @@ def test_what_is_missing_is_named(
     monkeypatch.setattr(tools, "_PLACES", "/nonexistent")
     assert main([]) == 2
     assert "apt-get install nginx-light wrk" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("brisk")
+async def test_a_peer_that_is_not_installed_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The comparison would end for want of a compiler, or silently lack a peer."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    run = partial(main, ["--peer=seed", f"--results={tmp_path}"])
+    assert await trio.to_thread.run_sync(run) == 0
+    assert "apt-get install golang-go golang-github-aws-aws-sdk-go-dev" in capsys.readouterr().err
+
+
+def test_every_payload_has_the_length_it_should_have() -> None:
+    """The store could not count payloads by the length of an object."""
+    payloads = json.loads(WORK.body())["payloads"]
+    assert len({one["id"] for one in payloads}) == 3
+    assert [json.dumps(one, separators=(",", ":")) for one in payloads] == [
+        WORK.payload(index) for index in range(3)
+    ]
+    assert {len(WORK.payload(index)) for index in range(3)} == {100}
+
+
+@pytest.mark.parametrize(
+    ("line", "payloads"), [(b"PUT 100", 1), (b"PUT 101", 1), (b"PUT 505", 5), (b"PUT 504", 5)]
+)
+def test_the_store_counts_payloads(line: bytes, payloads: int) -> None:
+    """A daemon would be held to more or fewer payloads than it stored."""
+    assert payloads_in(line, 100) == payloads
+
+
+@pytest.mark.parametrize("line", [b"PUT 99", b"PUT 150", b"PUT 503", b"GET 100", b"PUT 0"])
+def test_the_store_notices_what_is_no_payload(line: bytes) -> None:
+    """A daemon that stores half of a payload would look like the fastest."""
+    with pytest.raises(AssertionError):
+        payloads_in(line, 100)
+
+
+async def test_lost_payloads_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that loses payloads would look like the fastest."""
+    monkeypatch.setattr(measure, "_SETTLE_WITHIN", 0.5)
+    monkeypatch.setattr(measure, "QUIET", 0.0)
+    log = tmp_path / "puts.log"
+    log.write_text("PUT 505\nPUT 101\nPUT 3")  # the last line is being written
+    store = Sink("http://127.0.0.1", 1, log, payload_bytes=100)
+    assert (await settled(store, 6))[0] == 6
+    with pytest.raises(AssertionError, match="the store got 6 payloads of 7"):
+        await settled(store, 7)
+
+
+def test_ratio_and_difference_are_taken_within_a_round() -> None:
+    """A machine that is slow for one round would make one of the daemons slow."""
+    slow_machine = [_result(20.0), _result(200.0), _result(22.0)]
+    base = [_result(10.0), _result(100.0), _result(10.0)]
+    assert ratio(slow_machine, base) == pytest.approx(2.0)
+    assert difference(slow_machine, base) == pytest.approx(12.0)
+
+
+def _result(cpu_us: float) -> Result:
+    load = Load(answers=10, refused=0, broken=0, seconds=1.0, p50=1, p99=2, cpu_seconds=0.0)
+    return Result(
+        peer="some",
+        work=WORK,
+        drive=Drive(),
+        load=load,
+        stored=30,
+        objects=30,
+        cpu_seconds=30 * cpu_us / 1e6,
+        idle_rss=1,
+        peak_rss=1,
+        seconds=1.0,
+        sink_cpu_seconds=0.0,
+    )

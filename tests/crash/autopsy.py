@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from daemon.pipeline.database import ROW_BYTES
+from daemon.pipeline.schema import ROW_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
+from tests.ingress import rig
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
 
@@ -27,3 +29,9 @@ def log_lines(quiet: None) -> Iterator[list[MutableMapping[str, Any]]]:  # noqa:
     """Collect what is logged, where something has to be."""
     with structlog.testing.capture_logs() as lines:
         yield lines
+
+
+@pytest.fixture(params=[True, False], ids=["lane", "hypercorn"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test twice: with the lane for plain requests, and with Hypercorn alone."""
+    monkeypatch.setattr(rig, "HAS_LANE", request.param)

@@ -15,6 +15,7 @@ import trio
 from daemon import config
 from daemon.health import Health
 from daemon.ingress.app import make_app
+from daemon.ingress.plain import PlainLane
 from daemon.ingress.server import bound_addresses, open_listeners, serve
 from daemon.metrics import Metrics
 from daemon.pipeline.intake import Intake
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 ID = uuid.UUID("0198b5a2-7c00-7000-8000-000000000001")
 COLLECTION = b'{"payloads":[1,"two"]}'
+
+HAS_LANE = True
+"""Whether ``running`` puts the lane for plain requests in front; see ``each_way``."""
 
 
 class FakeIntake(Intake):
@@ -163,9 +167,11 @@ async def running(
     """Run the public app (or another) with these settings; drains at the end."""
     rig = Rig(config.load({"BIND": "127.0.0.1:0", **environ}))
     rig.health.phase = "serving"
-    app = app or make_app(rig.intake, rig.health, rig.metrics, rig.settings)
+    parts = rig.intake, rig.health, rig.metrics, rig.settings
+    lane = PlainLane(*parts) if HAS_LANE and app is None else None
+    app = app or make_app(*parts)
     rig.listeners = await open_listeners(rig.settings.bind)
-    start = partial(serve, app, rig.listeners, rig.settings, rig.stop)
+    start = partial(serve, app, rig.listeners, rig.settings, rig.stop, lane=lane)
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
         await start(max_connections=max_connections, task_status=task_status)

@@ -12,14 +12,18 @@ import zstandard
 from werkzeug.exceptions import BadRequest
 
 from daemon.errors import RefusedError, TooLargeError
+from daemon.ingress import app
 from tests.ingress.rig import COLLECTION, ID, post, running
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     import httpx
+    from quart import Response
 
     from tests.ingress.rig import Answer
+
+pytestmark = pytest.mark.usefixtures("each_way")
 
 JSON = {"Content-Type": "application/json"}
 UPGRADE = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -170,6 +174,20 @@ async def test_a_bug_is_a_500_and_logged(
     assert [line["event"] for line in log_lines] == ["request_failed"]
 
 
+async def test_a_bug_outside_of_the_door(
+    monkeypatch: pytest.MonkeyPatch, log_lines: list[MutableMapping[str, Any]]
+) -> None:
+    """A bug on another path would be a page of HTML that nobody hears of."""
+
+    async def crash() -> Response:
+        raise KeyError("bug")
+
+    monkeypatch.setattr(app, "healthz", crash)
+    async with running() as rig, rig.client() as client:
+        check_problem(await client.get("/healthz"), 500, "INTERNAL")
+    assert [line["event"] for line in log_lines] == ["request_failed"]
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [
@@ -231,11 +249,15 @@ async def test_several_content_types_are_none() -> None:
         check_problem(await wire.answer(), 415, "UNSUPPORTED_TYPE")
 
 
-async def test_what_quart_itself_finds_wrong() -> None:
+async def test_what_quart_itself_finds_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the framework would be answered with a page of HTML."""
+
+    async def odd() -> Response:
+        raise BadRequest("odd")
+
+    monkeypatch.setattr(app, "healthz", odd)
     async with running() as rig, rig.client() as client:
-        rig.intake.fault = BadRequest("odd")
-        answer = await client.post("/v1/payloads", headers=JSON, content=COLLECTION)
+        answer = await client.get("/healthz")
         check_problem(answer, 400, "MALFORMED")
 
 

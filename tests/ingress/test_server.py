@@ -17,13 +17,17 @@ import trio.testing
 from quart_trio import QuartTrio
 
 from daemon.ingress import server
+from daemon.ingress.quick import QuickStream
 from daemon.ingress.stream import ClientStream
+from tests.ingress.mangled import mangled
 from tests.ingress.rig import COLLECTION, ID, Wire, post, running
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     from tests.ingress.rig import Rig
+
+pytestmark = pytest.mark.usefixtures("each_way")
 
 MIB = 2**20
 HEAD = b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -435,37 +439,6 @@ async def test_http2_with_too_large_a_body() -> None:
 # --- whatever comes ----------------------------------------------------------------------------
 
 
-def mangled(chance: random.Random) -> bytes:
-    """Return requests with a few bytes changed, lost or added."""
-    websocket = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-    h2c = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
-    client = h2.connection.H2Connection()
-    client.initiate_connection()
-    client.send_headers(1, [(":method", "CONNECT"), (":authority", "x")])
-    seeds = [
-        post() * 3,
-        CHUNKED + b"16\r\n" + COLLECTION + b"\r\n0\r\n\r\n" + post(),
-        HEAD + b"Expect: 100-continue\r\nContent-Length: 22\r\n\r\n" + COLLECTION,
-        b"GET / HTTP/1.1\r\nHost: x\r\n" + websocket + b"Sec-WebSocket-Key: eA==\r\n\r\n\x81\x05hi",
-        b"GET / HTTP/1.1\r\nHost: x\r\n" + h2c,
-        client.data_to_send(),
-    ]
-    data = bytearray(chance.choice(seeds))
-    for _ in range(chance.choice([0, 1, 2, 5])):
-        place = chance.randrange(len(data))
-        match chance.randrange(4):
-            case 0:
-                data[place] = chance.randrange(256)
-            case 1:
-                del data[place : place + chance.randrange(1, 20)]
-            case 2:
-                data[place:place] = chance.randbytes(5)
-            case _:
-                del data[place + 1 :]
-        data = data or bytearray(b"x")
-    return bytes(data)
-
-
 async def test_mangled_requests() -> None:
     """Bytes that no test thought of would fill the log or leave something behind for ever."""
     async with running(REQUEST_TIMEOUT="200ms", KEEPALIVE_TIMEOUT="200ms") as rig:
@@ -595,7 +568,8 @@ async def test_what_does_not_end_is_cut_off(
 async def test_bytes_that_were_read_before(nursery: trio.Nursery) -> None:
     """A lane in front of this one could not hand a connection over."""
     ours, theirs = trio.socket.socketpair()
-    stream = ClientStream(trio.SocketStream(ours), 5, 5, b"POST")
+    stream = ClientStream(QuickStream(trio.SocketStream(ours)), 5, 5)
+    stream.hand_over(b"POST")
     nursery.start_soon(trio.SocketStream(theirs).send_all, b" /v1")
     assert [await stream.receive_some(100), await stream.receive_some(100)] == [b"POST", b" /v1"]
     theirs.close()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from daemon.pipeline.database import KEEP_ANSWERS
+from daemon.pipeline.answers import KEEP
 from daemon.pipeline.job import Batch, Job, Part
 from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
+from daemon.pipeline.schema import ROW_BYTES
 
 if TYPE_CHECKING:
-    import uuid
-
     from daemon.pipeline.operations import Operation
 
 
@@ -31,9 +30,14 @@ class Model:
     jobs: dict[int, Job]
     sealed: dict[int, Batch]
     answers: dict[bytes, Answer]
-    dead: dict[uuid.UUID, tuple[bytes, int]]
-    wanted: set[uuid.UUID]
+    dead: dict[int, Batch]
+    wanted: set[int]
     """The dead letters that an operator wants tried again."""
+
+    @property
+    def dead_bytes(self) -> int:
+        """What the dead letters take."""
+        return sum(one.bytes + len(one.jobs) * ROW_BYTES for one in self.dead.values())
 
     def take_in(self, parts: list[Part]) -> list[Job]:
         """Give the parts their numbers and keep them."""
@@ -50,7 +54,7 @@ class Model:
                     known = self.answers.get(key)
                     if known is not None and known.expires > now:
                         return []
-                    self.answers[key] = Answer(receipt, now + KEEP_ANSWERS)
+                    self.answers[key] = Answer(receipt, now + KEEP)
                 return self.take_in(list(parts))
             case Seal(batch):
                 self.sealed[batch.jobs[0].seq] = batch
@@ -58,13 +62,16 @@ class Model:
                 self.forget(batch)
             case Bury(batch):
                 self.forget(batch)
-                self.dead[batch.id] = (batch.lines, batch.payloads)
+                self.dead[batch.jobs[0].seq] = batch
             case Revive():
-                if not self.wanted:
-                    return []
-                first = min(self.wanted)
-                self.wanted.remove(first)
-                return self.take_in([Part(first, *self.dead.pop(first))])
+                revived = [
+                    replace(self.dead.pop(first), sealed=True) for first in sorted(self.wanted)
+                ]
+                self.wanted.clear()
+                self.sealed |= {one.jobs[0].seq: one for one in revived}
+                jobs = [job for one in revived for job in one.jobs]
+                self.jobs |= {job.seq: job for job in jobs}
+                return jobs
             case Expire():
                 self.answers = {key: one for key, one in self.answers.items() if one.expires > now}
         return []

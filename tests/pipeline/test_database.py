@@ -23,9 +23,12 @@ from hypothesis.stateful import (
     rule,
 )
 
-from daemon.pipeline.database import KEEP_ANSWERS, ROW_BYTES, Database
+from daemon.pipeline import dead_letters
+from daemon.pipeline.answers import KEEP
+from daemon.pipeline.database import Database
 from daemon.pipeline.job import Batch, Job, Part
 from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
+from daemon.pipeline.schema import ROW_BYTES
 from tests.pipeline.model import Model
 from tests.pipeline.rig import contents, disk_full, id_of
 
@@ -48,7 +51,7 @@ class JournalFile(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="payloadd-test-"))
         self.now = 1_700_000_000.0
         self.clock = SimpleNamespace(time=lambda: self.now)
-        self.patch = patch("daemon.pipeline.database.time", self.clock)
+        self.patch = patch("daemon.pipeline.answers.time", self.clock)
         self.patch.start()
         self.number = 0
         self.runs = 0
@@ -74,6 +77,7 @@ class JournalFile(RuleBasedStateMachine):
         self.database._connection.execute("PRAGMA synchronous = OFF")
         self.staged: list[Operation] = []
         self.hands = [self.database.sealed(first) for first in self.database.sealed_firsts]
+        assert self.database.totals.dead_bytes == self.model.dead_bytes
         sealed = [self.model.sealed[first] for first in sorted(self.model.sealed)]
         assert [(one.key, contents(one.jobs)) for one in self.hands] == [
             (one.key, contents(one.jobs)) for one in sealed
@@ -138,14 +142,13 @@ class JournalFile(RuleBasedStateMachine):
         wanted = data.draw(st.lists(st.sampled_from(letters), min_size=1, unique=True))
         before = self.database.foreign_changes()
         with closing(sqlite3.connect(self.path)) as other, other:
-            marks = [(str(id_),) for id_ in wanted]
-            other.executemany("UPDATE dead SET retry = 1 WHERE id = ?", marks)
+            dead_letters.mark(other, [str(self.model.dead[first].id) for first in wanted])
         assert self.database.foreign_changes() != before
         self.model.wanted.update(wanted)
         if chores:
             self.do_chores(1.0)
 
-    @rule(seconds=st.sampled_from([1.0, KEEP_ANSWERS / 2, float(KEEP_ANSWERS)]))
+    @rule(seconds=st.sampled_from([1.0, KEEP / 2, float(KEEP)]))
     def do_chores(self, seconds: float) -> None:
         """Let time pass, then stage the return of what was marked and the end of old keys."""
         self.now += seconds
@@ -162,9 +165,14 @@ class JournalFile(RuleBasedStateMachine):
             if isinstance(operation, Append):
                 earlier = known if known is not None and known.expires > self.now else None
                 assert operation.earlier == (earlier and earlier.receipt)
-            if isinstance(operation, Append | Revive):
+            if isinstance(operation, Append):
                 assert contents(operation.jobs) == contents(jobs)
                 self.free += operation.jobs
+            if isinstance(operation, Revive):
+                revived = [self.database.sealed(first) for first in operation.firsts]
+                assert contents([job for one in revived for job in one.jobs]) == contents(jobs)
+                assert operation.payloads == sum(one.payloads for one in revived)
+                self.hands += revived
 
     @rule()
     def commit_on_a_full_disk(self) -> None:
@@ -208,10 +216,14 @@ class JournalFile(RuleBasedStateMachine):
         totals = self.database.totals
         with closing(sqlite3.connect(self.path)) as other:
             counted = other.execute(
-                "SELECT count(*), total(payloads), total(length(lines)) FROM jobs"
+                "SELECT count(*), total(payloads), total(length(lines)) FROM jobs WHERE NOT EXISTS"
+                " (SELECT 1 FROM dead WHERE seq BETWEEN first AND last)"
             ).fetchone()
             written = other.execute("SELECT next, jobs, payloads, bytes FROM totals").fetchone()
-            dead = other.execute("SELECT id, payloads, length(lines) FROM dead").fetchall()
+            dead = {
+                letter.id: (letter.payloads, dead_letters.lines(other, letter.id))
+                for letter in dead_letters.letters(other)
+            }
             keys = other.execute("SELECT key FROM answers ORDER BY key").fetchall()
         jobs, payloads, size = counted
         assert (totals.jobs, totals.payloads) == (jobs, payloads)
@@ -219,9 +231,8 @@ class JournalFile(RuleBasedStateMachine):
         assert written == (totals.next, totals.jobs, totals.payloads, totals.bytes)
         assert (totals.next, jobs) == (self.model.next, len(self.model.jobs))
         assert keys == [(key,) for key in sorted(self.model.answers)]
-        assert sorted(dead) == sorted(
-            (str(id_), payloads, len(lines)) for id_, (lines, payloads) in self.model.dead.items()
-        )
+        assert dead == {str(one.id): (one.payloads, one.lines) for one in self.model.dead.values()}
+        assert totals.dead_bytes == self.model.dead_bytes
 
 
 TestJournalFile = JournalFile.TestCase

@@ -11,7 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from daemon.errors import RefusedError
-from daemon.pipeline import group_commit
+from daemon.pipeline import group_commit, journal_thread
 from daemon.pipeline.operations import Append, Seal, Settle
 from tests.pipeline.rig import PATIENCE, batch, disk_full, make_desk, open_desk, until
 
@@ -66,7 +66,8 @@ async def test_nothing_is_dropped_when_the_end_meets_a_read(tmp_path: Path, end:
         except* ZeroDivisionError:
             assert end == "raised"
     assert desk.ledger.accepted == 3
-    assert [job.seq for job in desk.database.page(0, 9, 99)] == [3]
+    rows = desk.database._connection.execute("SELECT seq FROM jobs").fetchall()
+    assert rows == [(2,), (3,)]
     assert desk.database.totals.payloads == 1
     dead = desk.database._connection.execute("SELECT count(*) FROM dead").fetchone()
     assert dead == (1,)
@@ -223,3 +224,52 @@ async def test_a_disk_that_fails_at_the_end_does_not_hold_up_the_end(tmp_path: P
         desk.database.write_error = disk_full
         desk.journal.settle(batch(desk.channel.receive_nowait(), sealed=False))
     assert desk.database.totals.jobs == 1
+
+
+async def test_a_disk_that_hangs_does_not_hold_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two SIGTERMs would not stop a daemon whose disk does not answer; only SIGKILL would."""
+    monkeypatch.setattr(group_commit, "_LAST_COMMIT", 0.1)
+    desk = make_desk(tmp_path / "j")
+    with trio.fail_after(PATIENCE):
+        async with desk.journal.at_work(), trio.open_nursery() as nursery:
+            desk.database.hold()
+            nursery.start_soon(desk.take, 1)
+            await desk.database.held()
+            nursery.cancel_scope.cancel()
+        await desk.journal.aclose()
+    assert desk.ledger.accepted == 0
+    desk.database.let_go()
+
+
+async def test_a_write_that_hangs_is_a_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load balancer would go on sending requests to a daemon that answers none."""
+    monkeypatch.setattr(journal_thread, "_STALLED", 0.05)
+    monkeypatch.setattr(journal_thread, "_BETWEEN_LOOKS", 0.02)
+    async with open_desk(tmp_path / "j") as desk, trio.open_nursery() as nursery:
+        desk.database.hold()
+        nursery.start_soon(desk.take, 1)
+        await until(lambda: "journal" in desk.health.troubles)
+        refusal = desk.journal.refusal()
+        assert refusal is not None
+        assert refusal.code == "DISK_ERROR"
+        desk.database.let_go()
+        await until(lambda: not desk.health.troubles)
+        assert desk.ledger.accepted == 1
+
+
+async def test_a_page_that_cannot_be_read_stops_no_request(tmp_path: Path) -> None:
+    """One bad sector would have POSTs refused and taken in turns, with two log lines each."""
+    async with open_desk(tmp_path / "j") as desk, trio.open_nursery() as nursery:
+        desk.database.read_error = io_error
+        with structlog.testing.capture_logs() as lines:
+            nursery.start_soon(desk.journal.page, 0, 9, 99)
+            await until(lambda: "journal_read" in desk.health.troubles)
+            for number in range(1, 6):
+                await desk.take(number)
+            desk.database.read_error = None
+            await until(lambda: not desk.health.troubles)
+    assert [line["event"] for line in lines] == ["journal_unreadable", "journal_readable"]

@@ -40,10 +40,13 @@ class Replaying(MemoryJournal):
 
 
 def filler(
-    channel: JobChannel, *layouts: tuple[int, Layout], sealed: tuple[Batch, ...] = ()
+    channel: JobChannel,
+    *layouts: tuple[int, Layout],
+    sealed: tuple[Batch, ...] = (),
+    most: int = 3,
 ) -> Filler:
-    """Return a filler for batches of at most three."""
-    settings = config.load({"BATCH_MAX_PAYLOADS": "3", "BATCH_LINGER": "2s"})
+    """Return a filler for batches of at most ``most``."""
+    settings = config.load({"BATCH_MAX_PAYLOADS": str(most), "BATCH_LINGER": "2s"})
     return Filler(channel, Replaying(channel, *sealed), Layouts(layouts), settings)
 
 
@@ -107,3 +110,28 @@ async def test_a_batch_waits_no_longer_than_the_linger(autojump_clock: MockClock
     channel.send_nowait([job(2), job(3), job(4)])
     assert await found.next() is not None
     assert trio.current_time() - start == pytest.approx(2.0)  # full: no reason to wait
+
+
+async def test_single_jobs_can_be_had_at_once() -> None:
+    """Each object would cost five task switches more, or jobs be stored twice or not at all."""
+    before = batch(job(1))
+    found = filler(closed_channel(2, 3, 4), (0, BATCHED), (3, ALONE), sealed=(before,), most=1)
+    assert found.next_nowait() is None  # what was sealed goes first, and that has to be read
+    assert await found.next() == before
+    first = await found.next()
+    taken = [first, found.next_nowait(), found.next_nowait()]
+    assert [(one.jobs[0].seq, one.sealed) for one in taken if one is not None] == [
+        (2, True),  # as it was accepted: its layout is that of batches
+        (3, False),
+        (4, False),
+    ]
+    assert found.next_nowait() is None
+    assert await found.next() is None
+
+
+async def test_batches_are_not_filled_twice_at_once() -> None:
+    """Two tasks that fill would leave gaps in each other's batches."""
+    found = filler(closed_channel(1, 2, 3, 4), (0, BATCHED))
+    assert await found.next() is not None
+    assert found.next_nowait() is None
+    assert await all_of(found) == [[4]]

@@ -10,10 +10,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from daemon.errors import RefusedError
+from daemon.errors import RefusedError, TooLargeError
 from daemon.pipeline import group_commit
-from daemon.pipeline.database import ROW_BYTES
-from daemon.pipeline.operations import Append, Bury, Revive, Seal, Settle
+from daemon.pipeline.channel import NudgedError
+from daemon.pipeline.dead_letters import mark
+from daemon.pipeline.operations import Append, Bury, Seal, Settle
+from daemon.pipeline.schema import ROW_BYTES
 from tests.pipeline.rig import PATIENCE, batch, disk_full, make_desk, open_desk, until
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ async def test_a_full_journal_refuses_until_there_is_room(tmp_path: Path) -> Non
         await desk.take(1)
         await desk.take(2)
         with pytest.raises(RefusedError) as caught:
-            await desk.take(3, count=9)
+            await desk.take(3, count=2)
         assert caught.value.code == "JOURNAL_FULL"
         assert 1 <= caught.value.retry_after <= 60
         jobs = [desk.channel.receive_nowait() for _ in range(2)]
@@ -148,15 +150,24 @@ async def test_what_waits_for_a_commit_fills_the_journal_too(tmp_path: Path) -> 
         assert refused == ["JOURNAL_FULL"] * (9 - desk.ledger.accepted)
 
 
-async def test_keys_past_their_time_are_forgotten(tmp_path: Path) -> None:
-    """The journal would grow by each Idempotency-Key that there ever was."""
-    async with open_desk(tmp_path / "j") as desk:
-        await desk.take(1, b"old")
-        await desk.take(2, b"new")
-        with closing(sqlite3.connect(tmp_path / "j", isolation_level=None)) as other:
-            other.execute("UPDATE answers SET expires = 0 WHERE key = ?", (b"old",))
-            keys = "SELECT key FROM answers"
-            await until(lambda: other.execute(keys).fetchall() == [(b"new",)])
+async def test_what_never_fits_is_told_so(tmp_path: Path) -> None:
+    """A client that is told to come back would come back for ever."""
+    async with open_desk(tmp_path / "j", max_bytes=200) as desk:
+        with pytest.raises(TooLargeError, match="JOURNAL_MAX_BYTES"):
+            await desk.take(1, count=4)
+
+
+async def test_dead_letters_take_room(tmp_path: Path) -> None:
+    """A store that refuses everything for good would fill the disk."""
+    async with open_desk(tmp_path / "j", max_bytes=200) as desk:
+        await desk.take(1, count=2)
+        for _ in range(2):
+            job = desk.channel.receive_nowait()
+            desk.journal.bury(batch(job, sealed=False), "C", "r")
+        await until(lambda: desk.database.totals.jobs == 0)
+        with pytest.raises(RefusedError, match="132 bytes of it dead letters") as caught:
+            await desk.take(3, count=2)
+        assert caught.value.code == "JOURNAL_FULL"
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one-group", "two-groups"])
@@ -218,25 +229,28 @@ async def test_dead_letters_come_back_when_an_operator_says_so(tmp_path: Path) -
             job = desk.channel.receive_nowait()
             desk.journal.bury(batch(job, sealed=False), "InvalidRequest", "no")
         await until(lambda: desk.database.totals.jobs == 0)
-        other = sqlite3.connect(tmp_path / "j")
-        with other:
-            other.execute("UPDATE dead SET retry = 1")
-        other.close()
-        await until(lambda: desk.channel.jobs == 3)
+        with closing(sqlite3.connect(tmp_path / "j")) as other, other:
+            assert mark(other, []) == 3
+        with pytest.raises(NudgedError):
+            await desk.channel.receive()
         assert desk.ledger.found == 3
-        assert any(isinstance(one, Revive) for ops in desk.database.commits for one in ops)
+        back = [await desk.journal.sealed() for _ in range(4)]
+        assert [one and one.lines for one in back] == [b"1\n", b"2\n", b"3\n", None]
 
 
-async def test_space_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an outage the file would stay as large as the outage was long."""
+async def test_space_comes_back_by_itself_and_keys_expire(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file would stay as large as its longest outage, and keys would fill it for ever."""
     monkeypatch.setattr("daemon.pipeline.database._PAGES_WORTH_A_VACUUM", 4)
+    monkeypatch.setattr("daemon.pipeline.answers.KEEP", -1)
+    monkeypatch.setattr("daemon.pipeline.answers._AT_ONCE", 1)
     async with open_desk(tmp_path / "j") as desk:
-        await desk.take(1, count=900)
-        for _ in range(900):
+        await desk.take(1, b"key", count=900)
+        await desk.take(901, b"another")
+        for _ in range(901):
             desk.journal.settle(batch(desk.channel.receive_nowait(), sealed=False))
-        pages = desk.database._connection.execute("PRAGMA page_count").fetchone
-        before = pages()[0]
         await until(lambda: desk.database.totals.jobs == 0)
-        await until(lambda: desk.database.foreign_changes() and not desk.database.give_back())
-        (after,) = desk.database._connection.execute("PRAGMA page_count").fetchone()
-    assert after < before
+        one = desk.database._connection.execute
+        await until(lambda: one("SELECT count(*) FROM answers").fetchone() == (0,))
+        await until(lambda: one("PRAGMA freelist_count").fetchone()[0] < 4)

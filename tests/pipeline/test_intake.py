@@ -24,7 +24,9 @@ class Door:
         self.health = Health()
         self.window = Window(self.channel, self.ledger, newest=0)
         self.journal = MemoryJournal(self.channel, self.window, self.ledger)
-        self.intake = Intake(self.journal, self.health, config.load(environ))
+        self.intake = Intake(
+            self.journal, self.health, config.load({"MAX_QUEUE": str(max_jobs), **environ})
+        )
 
 
 async def test_one_request_becomes_one_job_a_payload_in_order() -> None:

@@ -33,7 +33,7 @@ def test_what_was_accepted_is_stored_dead_or_open() -> None:
     ledger.settle(batch(second))
     ledger.bury(batch(third))
     assert (ledger.accepted, ledger.stored, ledger.dead, ledger.open) == (6, 2, 1, 4)
-    ledger.revive([third])
+    ledger.revive(third.payloads)
     ledger.journaled = 5
     assert (ledger.open, ledger.lost) == (5, 0)
     ledger.journaled = 3

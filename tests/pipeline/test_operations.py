@@ -5,13 +5,17 @@ from __future__ import annotations
 import sqlite3
 import time
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from daemon.pipeline import dead_letters
 from daemon.pipeline.database import Database
+from daemon.pipeline.dead_letters import AT_ONCE, drop
 from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
-from tests.pipeline.rig import append, batch, contents, disk_full, id_of, job
+from daemon.pipeline.schema import ROW_BYTES
+from tests.pipeline.rig import append, batch, disk_full, id_of, job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +34,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 def mark(path: Path, *numbers: int) -> None:
     """Want dead letters tried again, as another process does."""
     with closing(sqlite3.connect(path)) as other, other:
-        ids = [(str(id_of(number)),) for number in numbers]
-        other.executemany("UPDATE dead SET retry = 1 WHERE id = ?", ids)
+        dead_letters.mark(other, [str(id_of(number)) for number in numbers])
 
 
 def with_dead_letters(database: Database, count: int) -> None:
@@ -51,14 +54,14 @@ def test_only_what_was_marked_comes_back(tmp_path: Path, database: Database) -> 
     """`dead retry ID` would send what the operator had reasons to leave, or bring it back twice."""
     with_dead_letters(database, 4)
     mark(tmp_path / "j", 4, 2)
-    first, second, third = Revive(), Revive(), Revive()
-    database.commit([first, second, third])
-    revived = [[(one.seq, one.id) for one in each.jobs] for each in (first, second, third)]
-    assert revived == [[(5, id_of(2))], [(6, id_of(4))], []]
-    assert [one.lines for one in database.page(0, 9, 99)] == [b"2\n", b"4\n"]
-    again = Revive()
-    database.commit([again])
-    assert again.jobs == []
+    first, second = Revive(), Revive()
+    database.commit([first, second])
+    assert (first.firsts, first.payloads, first.more) == ([2, 4], 2, False)
+    assert second.firsts == []
+    assert [(one.key, one.lines) for one in map(database.sealed, first.firsts)] == [
+        (batch(job(2)).key, b"2\n"),
+        (batch(job(4)).key, b"4\n"),
+    ]
 
 
 def test_a_dead_letter_that_dies_again_can_come_back_again(
@@ -70,8 +73,10 @@ def test_a_dead_letter_that_dies_again_can_come_back_again(
         mark(tmp_path / "j", 1)
         revive = Revive()
         database.commit([revive])
-        assert [one.lines for one in revive.jobs] == [b"1\n"]
-        database.commit([Bury(batch(*revive.jobs), "C", "r")])
+        again = database.sealed(*revive.firsts)
+        assert again.lines == b"1\n"
+        database.commit([Seal(again)])
+        database.commit([Bury(again, "C", "r")])
     assert database.totals.jobs == 0
 
 
@@ -80,13 +85,43 @@ def test_a_revival_whose_commit_failed_is_done_once(tmp_path: Path, database: Da
     with_dead_letters(database, 2)
     mark(tmp_path / "j", 1)
     revive = Revive()
+    before = replace(database.totals)
     with pytest.raises(sqlite3.OperationalError):
         database.commit(failing(revive))
+    assert database.totals == before
     database.commit([revive])
-    assert [one.seq for one in revive.jobs] == [3]
+    assert revive.firsts == [1]
     database.commit([revive])
-    assert revive.jobs == []
-    assert contents(database.page(0, 9, 99)) == [(3, id_of(1), b"1\n", 1)]
+    assert revive.firsts == []
+
+
+def test_many_come_back_in_several_commits(tmp_path: Path, database: Database) -> None:
+    """Ten thousand dead letters that are tried again would hold up every request meanwhile."""
+    with_dead_letters(database, AT_ONCE + 1)
+    mark(tmp_path / "j", *range(1, AT_ONCE + 2))
+    first, second = Revive(), Revive()
+    database.commit([first])
+    database.commit([second])
+    assert (len(first.firsts), first.more) == (AT_ONCE, True)
+    assert (len(second.firsts), second.more) == (1, False)
+
+
+def test_dead_letters_stay_out_of_the_way_of_a_restart(tmp_path: Path) -> None:
+    """What S3 has refused for good would be sent again with every start."""
+    path = tmp_path / "j"
+    with closing(Database(path)) as old:
+        with_dead_letters(old, 3)
+        dead_bytes = old.totals.dead_bytes
+        assert (old.totals.jobs, old.totals.bytes) == (0, 0)
+        assert dead_bytes == 3 * (2 + ROW_BYTES)
+    with closing(Database(path)) as new:
+        assert new.page(0, 9, 99) == []
+        assert new.sealed_firsts == []
+        assert new.totals.dead_bytes == dead_bytes
+        with closing(sqlite3.connect(path)) as other, other:
+            assert drop(other, [str(id_of(2))]) == 1
+        new.count_dead()
+        assert new.totals.dead_bytes == 2 * (2 + ROW_BYTES)
 
 
 def test_a_transaction_that_was_left_open_is_not_the_end(database: Database) -> None:
@@ -104,10 +139,10 @@ def test_a_key_is_forgotten_in_the_second_it_expires(
 ) -> None:
     """A key would live a second more or less than the one that looks it up says."""
     now = int(time.time())
-    monkeypatch.setattr("daemon.pipeline.database.KEEP_ANSWERS", 0)
+    monkeypatch.setattr("daemon.pipeline.answers.KEEP", 0)
     database.commit([append(number, b"key%d" % number) for number in range(1, 4)])
-    monkeypatch.setattr("daemon.pipeline.database.KEEP_ANSWERS", 1000)
-    monkeypatch.setattr("daemon.pipeline.database.time.time", lambda: float(now + 1))
+    monkeypatch.setattr("daemon.pipeline.answers.KEEP", 1000)
+    monkeypatch.setattr("daemon.pipeline.answers.time.time", lambda: float(now + 1))
     again = append(4, b"key1")
     database.commit([again, Expire()])
     assert again.earlier is None
@@ -118,7 +153,7 @@ def test_keys_are_forgotten_faster_than_clients_bring_them(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table of keys would grow without end, or one commit hold up everybody for seconds."""
-    monkeypatch.setattr("daemon.pipeline.database.KEEP_ANSWERS", -1)
+    monkeypatch.setattr("daemon.pipeline.answers.KEEP", -1)
     database.commit([Append(Receipt(id_of(n), 0), [], b"%d" % n) for n in range(1, 7001)])
     for expected in (2000, 0):
         database.commit([Expire()])

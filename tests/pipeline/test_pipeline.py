@@ -98,6 +98,7 @@ class Pipeline:
             self.health,
             self.metrics,
             settings.upload_timeout,
+            self.channel.release,
         )
         layout = Layout("{id}", "", settings.compression, alone=settings.batch_max_payloads == 1)
         self.filler = Filler(self.channel, self.journal, Layouts([(0, layout)]), settings)

@@ -21,7 +21,7 @@ from tests.pipeline.rig import append, batch, job
 if TYPE_CHECKING:
     from pathlib import Path
 
-_READ_AT_START: Final = ["batches", "layouts", "totals"]
+_READ_AT_START: Final = ["batches", "layouts", "dead", "totals"]
 
 
 def make_journal(folder: Path) -> Path:

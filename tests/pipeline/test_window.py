@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.metrics import Metrics
-from daemon.pipeline.channel import JobChannel
+from daemon.pipeline.channel import JobChannel, NudgedError
 from daemon.pipeline.ledger import Ledger
 from daemon.pipeline.memory import MemoryJournal
 from daemon.pipeline.window import Window
@@ -63,13 +63,16 @@ class Rig:
 
     async def receive_all(self) -> list[int]:
         """Take jobs until the channel is closed; returns their ``seq``."""
-        taken = []
+        taken: list[int] = []
         while True:
             self.most = max(self.most, self.channel.bytes)
             try:
-                taken.append((await self.channel.receive()).seq)
+                one = await self.channel.receive()
             except trio.EndOfChannel:
                 return taken
+            taken.append(one.seq)
+            self.most = max(self.most, self.channel.bytes + self.channel.bytes_in_hand)
+            self.channel.release(len(one.lines))
 
 
 sizes = st.lists(st.integers(2, 15), max_size=25)
@@ -130,3 +133,45 @@ async def test_a_channel_takes_all_or_nothing() -> None:
         channel.send_nowait([job(2, b"123"), job(3, b"123")])
     assert (channel.jobs, channel.bytes) == (1, 5)
     assert channel.receive_nowait().seq == 1
+
+
+async def test_what_is_in_hand_counts() -> None:
+    """A store that is down would have the workers hold as much again as the channel, each."""
+    channel = JobChannel(9, 10)
+    channel.send_nowait([job(1, b"12345678")])
+    assert channel.receive_nowait().seq == 1
+    assert not channel.has_room(1, 3)
+    with pytest.raises(trio.WouldBlock):
+        channel.send_nowait([job(2, b"123456789012")])
+    channel.release(8)
+    channel.send_nowait([job(2, b"123456789012")])
+
+
+async def test_sealed_batches_wait_for_hands() -> None:
+    """A start with many sealed batches would bring them all into memory at once."""
+    channel = JobChannel(9, 10)
+    with trio.fail_after(5):
+        await channel.wait_for_hands()
+    channel.hold(12)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(channel.wait_for_hands)
+        await trio.testing.wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        channel.release(12)
+
+
+async def test_a_nudge_wakes_and_takes_no_room() -> None:
+    """A dead letter that is tried again would wait for the next request; or be a job too many."""
+    channel = JobChannel(1, 10)
+    channel.nudge()
+    channel.nudge()
+    channel.send_nowait([job(1, b"1")])
+    with pytest.raises(NudgedError):
+        await channel.receive()
+    assert (await channel.receive()).seq == 1
+    with pytest.raises(trio.WouldBlock):
+        channel.receive_nowait()
+    channel.close()
+    channel.nudge()
+    with pytest.raises(trio.EndOfChannel):
+        await channel.receive()

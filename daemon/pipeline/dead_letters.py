@@ -1,0 +1,142 @@
+"""Dead letters: what the store refused for good, kept where it was.
+
+The payloads stay in ``jobs``; a row in ``dead`` takes them out of circulation and says why. So
+to bury a large object is a small write, also on a disk that is nearly full, and one that is
+tried again becomes the sealed batch that it was, under its own key. Functions raise
+sqlite3.Error.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from daemon.errors import PayloaddError
+from daemon.pipeline.schema import ROW_BYTES
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+    from daemon.pipeline.job import Batch
+
+AT_ONCE: Final = 100
+"""Dead letters that are revived in one commit."""
+
+
+class Range(NamedTuple):
+    """The jobs of a dead letter, and what they hold."""
+
+    first: int
+    last: int
+    payloads: int
+    bytes: int
+
+    @property
+    def jobs(self) -> int:
+        """How many they are: neighbours by ``seq``."""
+        return self.last - self.first + 1
+
+    @property
+    def room(self) -> int:
+        """Bytes that they take in the journal, about."""
+        return self.bytes + self.jobs * ROW_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An object that the store refused for good."""
+
+    id: str
+    at: int
+    """Unix time in seconds."""
+    code: str
+    reason: str
+    key: str
+    payloads: int
+    bytes: int
+    retry: int
+    """1: marked to be tried again."""
+
+
+def bury(connection: sqlite3.Connection, batch: Batch, code: str, reason: str) -> None:
+    """Take a batch out of circulation."""
+    first, last = batch.jobs[0].seq, batch.jobs[-1].seq
+    connection.execute("DELETE FROM batches WHERE first = ?", (first,))
+    connection.execute(
+        "INSERT INTO dead (first, last, key, compression, id, at, code, reason, payloads, bytes)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(first, last, batch.key, batch.compression, str(batch.id), int(time.time())),
+            *(code, reason, batch.payloads, batch.bytes),
+        ),
+    )
+
+
+def revive(connection: sqlite3.Connection) -> list[Range]:
+    """Make sealed batches of those that are marked, AT_ONCE at most, and return them."""
+    rows = connection.execute(
+        "SELECT first, last, key, compression, payloads, bytes FROM dead WHERE retry"
+        " ORDER BY first LIMIT ?",
+        (AT_ONCE,),
+    ).fetchall()
+    connection.executemany("INSERT INTO batches VALUES (?, ?, ?, ?)", [row[:4] for row in rows])
+    connection.executemany("DELETE FROM dead WHERE first = ?", [row[:1] for row in rows])
+    return [Range(first, last, payloads, size) for first, last, _, _, payloads, size in rows]
+
+
+def ranges(connection: sqlite3.Connection) -> list[Range]:
+    """Return what lies out of circulation."""
+    rows = connection.execute("SELECT first, last, payloads, bytes FROM dead ORDER BY first")
+    return [Range(*row) for row in rows]
+
+
+def letters(connection: sqlite3.Connection) -> list[DeadLetter]:
+    """Return the dead letters, the oldest first."""
+    rows = connection.execute(
+        "SELECT id, at, code, reason, key, payloads, bytes, retry FROM dead ORDER BY at, first"
+    )
+    return [DeadLetter(*row) for row in rows]
+
+
+def lines(connection: sqlite3.Connection, id_: str) -> bytes:
+    """Return the payloads of one as NDJSON; raises PayloaddError."""
+    (found,) = _find(connection, [id_])
+    statement = "SELECT lines FROM jobs WHERE seq BETWEEN ? AND ? ORDER BY seq"
+    rows = connection.execute(statement, found)
+    return b"".join(row[0] for row in rows)
+
+
+def mark(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
+    """Mark dead letters (all, if ``ids`` is empty) to be tried again; returns how many.
+
+    Raises PayloaddError for an id that is none.
+    """
+    if not ids:
+        return connection.execute("UPDATE dead SET retry = 1").rowcount
+    found = _find(connection, ids)
+    connection.executemany("UPDATE dead SET retry = 1 WHERE first = ? AND last = ?", found)
+    return len(found)
+
+
+def drop(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
+    """Remove dead letters and their payloads; returns how many. Raises PayloaddError as above."""
+    found = _find(connection, ids)
+    connection.executemany("DELETE FROM jobs WHERE seq BETWEEN ? AND ?", found)
+    connection.executemany("DELETE FROM dead WHERE first = ? AND last = ?", found)
+    return len(found)
+
+
+def _find(connection: sqlite3.Connection, ids: Sequence[str]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    unknown: list[str] = []
+    for id_ in dict.fromkeys(ids):
+        row = connection.execute("SELECT first, last FROM dead WHERE id = ?", (id_,)).fetchone()
+        if row is None:
+            unknown.append(id_)
+        else:
+            found.append(row)
+    if unknown:
+        raise PayloaddError(f"no dead letter {', '.join(unknown)}; nothing was changed")
+    return found

@@ -1,0 +1,172 @@
+"""One HTTP/1.1 connection: a request out, its answer in, as often as both sides like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import httpx
+import trio
+
+from daemon.storage.response_parser import ResponseParser
+from daemon.storage.tcp_stream import TcpStream
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterator
+
+_JOINED: Final = 65_536
+"""Bytes of a body up to which copying it behind its head is cheaper than a second write."""
+_PIECE: Final = 262_144
+"""Bytes that are written at a time: what TLS holds in memory once more, and what has to move
+within the write timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where connections go (RFC 6454): host as looked up, port, and whether over TLS."""
+
+    host: str
+    port: int
+    secure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WireRequest:
+    """A request as it is written: ``head`` with the empty line at its end, then ``body``."""
+
+    method: str
+    head: bytes
+    body: bytes
+    write: float
+    """Seconds that each piece may take to be written."""
+    read: float
+    """Seconds that the whole answer may take."""
+
+
+class StaleConnectionError(httpx.RemoteProtocolError):
+    """The server closed a connection that had been used before it answered anything."""
+
+
+class Connection:
+    """An open connection to ``origin``, used by one request at a time."""
+
+    def __init__(self, origin: Origin, wire: TcpStream, stream: trio.abc.Stream) -> None:
+        """``stream`` is ``wire``, or TLS on it."""
+        self.origin = origin
+        self._wire = wire
+        self._stream = stream
+        self._used = False
+        self.idle_since = 0.0
+
+    def may_be_used_again(self) -> bool:
+        """Return whether the server neither closed it nor said anything unasked."""
+        return not self._wire.has_input()
+
+    async def exchange(self, request: WireRequest) -> ResponseParser:
+        """Send a request and return its answer, complete.
+
+        Raises httpx.TransportError; the connection is of no use then, nor after a cancellation.
+        """
+        answer = ResponseParser(request.method)
+        written = False
+        # One timer for both: a cancel scope costs 10 us, moving its deadline 3.
+        with trio.CancelScope() as timer:
+            broken = await self._write(request, timer)
+            written = True
+            timer.deadline = trio.current_time() + request.read
+            while not answer.complete:
+                await self._read(answer, broken)
+        if timer.cancelled_caught and written:
+            raise httpx.ReadTimeout(f"no answer within {request.read:g} s")
+        if timer.cancelled_caught:
+            raise httpx.WriteTimeout(f"nothing was taken for {request.write:g} s")
+        self._used = True
+        return answer
+
+    async def _write(
+        self, request: WireRequest, timer: trio.CancelScope
+    ) -> trio.BrokenResourceError | None:
+        """Send everything; returns what broke it off, because there may be an answer yet.
+
+        A server that refuses a request may say so and close without having read all of it.
+        """
+        try:
+            for piece in _pieces(request.head, request.body):
+                timer.deadline = trio.current_time() + request.write
+                await self._stream.send_all(piece)
+        except trio.BrokenResourceError as error:
+            return error
+        return None
+
+    async def _read(self, answer: ResponseParser, broken: trio.BrokenResourceError | None) -> None:
+        """Feed ``answer`` with what comes next."""
+        try:
+            data = bytes(await self._stream.receive_some())
+        except trio.BrokenResourceError as error:
+            self._raise_if_stale(answer, error)
+            if broken is not None:
+                raise httpx.WriteError(reason(broken)) from broken
+            raise httpx.ReadError(reason(error)) from error
+        if not data:
+            self._raise_if_stale(answer, broken)
+            if broken is not None and not answer.begun:
+                raise httpx.WriteError(reason(broken)) from broken
+        answer.feed(data)
+
+    def _raise_if_stale(self, answer: ResponseParser, error: Exception | None) -> None:
+        if self._used and not answer.begun:
+            raise StaleConnectionError("closed before it answered anything") from error
+
+    async def aclose(self) -> None:
+        """Close at once, without TLS's good-byes."""
+        await trio.aclose_forcefully(self._stream)
+
+
+async def connect(origin: Origin, tls: ssl.SSLContext, within: float) -> Connection:
+    """Return a new connection, made in at most ``within`` seconds.
+
+    Raises httpx.ConnectError, httpx.ConnectTimeout; UnicodeError for what can be no host name.
+    """
+    try:
+        with trio.fail_after(within):
+            # Tries IPv6 and IPv4 as "Happy Eyeballs" (RFC 8305) does.
+            wire = TcpStream(await trio.open_tcp_stream(origin.host, origin.port))
+            stream = await _secure(wire, tls, origin.host) if origin.secure else wire
+    except trio.TooSlowError as error:
+        raise httpx.ConnectTimeout(f"no connection within {within:g} s") from error
+    except (OSError, trio.BrokenResourceError) as error:
+        raise httpx.ConnectError(reason(error)) from error
+    return Connection(origin, wire, stream)
+
+
+async def _secure(wire: TcpStream, tls: ssl.SSLContext, host: str) -> trio.abc.Stream:
+    """Return TLS on ``wire``, the server's name asked for (SNI) and verified."""
+    secured = trio.SSLStream(wire, tls, server_hostname=host, https_compatible=True)
+    try:
+        await secured.do_handshake()
+    except BaseException:
+        await trio.aclose_forcefully(wire)
+        raise
+    return secured
+
+
+def _pieces(head: bytes, body: bytes) -> Iterator[bytes | memoryview]:
+    if len(body) <= _JOINED:
+        yield head + body
+        return
+    yield head
+    whole = memoryview(body)
+    for start in range(0, len(body), _PIECE):
+        yield whole[start : start + _PIECE]
+
+
+def reason(error: BaseException) -> str:
+    """Return what went wrong, from the error and from what led to it: trio's say little."""
+    found: list[str] = []
+    while True:
+        members = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)
+        found += [text for text in map(str, members) if text and text not in found]
+        if error.__cause__ is None:
+            return ": ".join(found) or type(error).__name__
+        error = error.__cause__

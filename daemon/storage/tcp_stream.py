@@ -1,0 +1,73 @@
+"""A TCP connection that is tried before it is waited for.
+
+trio's own ``SocketStream`` lets other tasks run on every call, also where the kernel takes or
+has the bytes at once, and asks for an answer before there can be one. That is fair in general
+and costs a small PUT 15 % more CPU. Whoever sends a request waits for its answer anyway, and
+lets the others run there.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+import trio
+
+_READ_BYTES: Final = 65_536
+
+
+class TcpStream(trio.abc.Stream):
+    """A connected socket, used by one task at a time."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        """Take the socket out of ``stream``, which is of no use afterwards."""
+        self._socket = socket.socket(fileno=stream.socket.detach())
+        self._socket.settimeout(0)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send everything; no checkpoint where the kernel takes all of it at once."""
+        with memoryview(data) as left:
+            sent = self._send(left)
+            while sent < len(left):
+                await trio.lowlevel.wait_writable(self._socket)
+                sent += self._send(left[sent:])
+
+    def _send(self, data: memoryview) -> int:
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the kernel takes something."""
+        await trio.lowlevel.wait_writable(self._socket)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return what came, b"" for the end; waits first, because nothing ever comes unasked."""
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                return self._socket.recv(max_bytes or _READ_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from error
+
+    def has_input(self) -> bool:
+        """Return whether there is something to read: bytes, the end, or an error."""
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    async def aclose(self) -> None:
+        """Close at once."""
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+        await trio.lowlevel.checkpoint()

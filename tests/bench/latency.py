@@ -1,0 +1,109 @@
+"""Latency: the 99th percentile of the answer at half the peak rate, beside an fsync.
+
+A durable answer cannot be faster than the disk, so the disk is measured in the same run, in
+the same file system, while the daemon idles.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import TYPE_CHECKING, Final
+
+from tests.bench.compare import WORKS
+from tests.bench.load import Drive, Load, run_wrk
+from tests.bench.measure import settled
+from tests.bench.peers import BATCHED
+from tests.bench.peers.peer import post_once
+from tests.bench.report import Section
+from tests.bench.sink import sink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CONNECTIONS: Final = 32
+_SYNCS: Final = 300
+_PAGE: Final = 4096
+# wrk is told a pause, not a rate: the second try knows what the first one's pause gave.
+_TRIES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Syncs:
+    """What appending a page and syncing it takes, in seconds."""
+
+    p50: float
+    p99: float
+
+
+async def latency(seconds: int, say: Callable[[str], object]) -> Section:
+    """Find the peak rate with 32 connections, then measure at half of it."""
+    work = WORKS["single"]
+    with tempfile.TemporaryDirectory(prefix="payloadd-bench-") as name:
+        folder = Path(name)
+        async with sink(folder, work.payload_bytes) as store, BATCHED.start(folder, store) as it:
+            await post_once(it.url, work.body())
+            syncs = time_syncs(folder)
+            peak = await run_wrk(it.url, work, Drive(_CONNECTIONS, seconds), folder)
+            await settled(store, peak.answers)
+            say(f"peak: {peak.rate:.0f} POSTs a second")
+            half, pause = peak, 0.0
+            for _ in range(_TRIES):
+                pause = _next_pause(pause, half, peak.rate / 2)
+                half = await run_wrk(
+                    it.url, work, Drive(_CONNECTIONS, seconds, None, pause), folder
+                )
+                say(f"a pause of {pause * 1000:.1f} ms: {half.rate:.0f} POSTs a second")
+            await settled(store, half.answers)
+    return _section(peak, half, syncs)
+
+
+def time_syncs(folder: Path) -> Syncs:
+    """Append pages to a file in ``folder`` and sync each, as a commit of the journal does."""
+    times = []
+    fd = os.open(folder / "syncs", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        for _ in range(_SYNCS):
+            start = time.perf_counter()
+            os.write(fd, bytes(_PAGE))
+            os.fdatasync(fd)
+            times.append(time.perf_counter() - start)
+    finally:
+        os.close(fd)
+    return Syncs(median(times), quantiles(times, n=100)[-1])
+
+
+def _next_pause(pause: float, seen: Load, rate: float) -> float:
+    """Return the pause that should give ``rate``, by what the last pause gave.
+
+    A connection's round is the pause and the answer; the answer is taken to stay as it is.
+    """
+    answer = max(_CONNECTIONS / seen.rate - pause, 0.0)
+    return max(_CONNECTIONS / rate - answer, 0.001)
+
+
+def _section(peak: Load, half: Load, syncs: Syncs) -> Section:
+    return Section(
+        "Latency",
+        f"{BATCHED.name}, {_CONNECTIONS} connections, one payload of 200 bytes a POST."
+        f" Of {_SYNCS} times appending 4 KiB and fdatasync in the same file system, the median"
+        f" is {syncs.p50 * 1000:.2f} ms, the 99th percentile {syncs.p99 * 1000:.2f} ms.",
+        [_row("peak", peak, peak, syncs), _row("half of it", half, peak, syncs)],
+        {"peak": asdict(peak), "half": asdict(half), "fsync": asdict(syncs)},
+    )
+
+
+def _row(name: str, load: Load, peak: Load, syncs: Syncs) -> dict[str, str]:
+    return {
+        "rate": name,
+        "POSTs a second": f"{load.rate:.0f}",
+        "share of the peak": f"{load.rate / peak.rate:.2f}",
+        "p50 ms": f"{load.p50 / 1000:.1f}",
+        "p99 ms": f"{load.p99 / 1000:.1f}",
+        "p99 in median fsyncs": f"{load.p99 / 1e6 / syncs.p50:.1f}",
+        "p99 in p99 fsyncs": f"{load.p99 / 1e6 / syncs.p99:.1f}",
+    }

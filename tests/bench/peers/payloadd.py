@@ -1,0 +1,55 @@
+"""payloadd itself, with some settings."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tests.bench.peers.peer import PATH, Peer
+from tests.support.daemon import Daemon, running_daemon
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.bench.peers.peer import Running
+    from tests.bench.sink import Sink
+
+SETTINGS: Final = {
+    "STORE_URL": "s3://bench",
+    # A run of large payloads brings more in a few seconds than the default keeps.
+    "JOURNAL_MAX_BYTES": "16GiB",
+}
+BATCHES: Final = {"BATCH_MAX_PAYLOADS": "1000"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Payloadd:
+    daemon: Daemon
+
+    @property
+    def pid(self) -> int:
+        return self.daemon.pid
+
+    @property
+    def url(self) -> str:
+        return f"{self.daemon.url}{PATH}"
+
+    async def accepted(self) -> int | None:
+        return int((await self.daemon.metrics())["payloadd_payloads_accepted_total"])
+
+
+def payloadd(name: str, *, batched: bool = True, **settings: str) -> Peer:
+    """Return payloadd as a peer, with settings other than its defaults."""
+
+    @asynccontextmanager
+    async def start(folder: Path, store: Sink) -> AsyncIterator[Running]:
+        batches = BATCHES if batched else {}
+        env = {**SETTINGS, **batches, **store.environ, **settings}
+        async with running_daemon(folder, env) as daemon:
+            yield _Payloadd(daemon)
+
+    in_memory = settings.get("DURABILITY") == "memory"
+    promise = "in memory" if in_memory else "on disk (fsync), exactly once"
+    return Peer(name, promise, batched, start, missing=lambda: None)

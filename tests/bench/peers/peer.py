@@ -1,0 +1,131 @@
+"""What a peer is, and how its process is started."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from tests.support.daemon import ROOT
+from tests.support.loopback import http_client
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from tests.bench.sink import Sink
+
+PATH: Final = "/v1/payloads"
+
+_ANSWER_WITHIN: Final = 60.0
+_BACKLOG: Final = 4096
+
+
+class Running(Protocol):
+    """A peer that runs."""
+
+    @property
+    def pid(self) -> int:
+        """The root of its process tree."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """Where to post."""
+        ...
+
+    async def accepted(self) -> int | None:
+        """Return how many payloads it says it has accepted, None if it does not count them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A named way to run one."""
+
+    name: str
+    promise: str
+    """What an answer is worth."""
+    batched: bool
+    """Whether an object holds many payloads; without, the store's requests are the limit."""
+    start: Callable[[Path, Sink], AbstractAsyncContextManager[Running]]
+    missing: Callable[[], str | None]
+    """Return what is not installed and the line that installs it, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A process that has a listening socket from us."""
+
+    process: trio.Process
+    url: str
+    output: Path
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    async def accepted(self) -> int | None:
+        """Return None: it does not count."""
+        return None
+
+    def words(self) -> str:
+        """Return what it has written so far."""
+        return self.output.read_text(errors="replace")
+
+
+def listening_socket() -> socket.socket:
+    """Return a socket that listens on a port of the kernel's choice on the loopback."""
+    return socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
+
+
+@asynccontextmanager
+async def launched(
+    command: Sequence[str], listener: socket.socket, folder: Path, env: Mapping[str, str]
+) -> AsyncIterator[Launched]:
+    """Start a process with ``listener`` as the file descriptor ``$LISTEN_FD``; killed at the end.
+
+    Connections wait in the socket's backlog until the process takes them.
+    """
+    output = folder / "output.log"
+    fd = listener.fileno()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}{PATH}"
+    with output.open("wb") as log:
+        process = await trio.lowlevel.open_process(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env={
+                "PATH": os.environ.get("PATH", os.defpath),
+                "PYTHONPATH": str(ROOT),
+                "HOME": str(folder),
+                "LISTEN_FD": str(fd),
+                **env,
+            },
+            pass_fds=[fd],
+        )
+    try:
+        yield Launched(process, url, output)
+    finally:
+        with trio.CancelScope(shield=True):
+            process.kill()
+            await process.wait()
+
+
+async def post_once(url: str, body: str) -> None:
+    """Post until the first answer: what is only loaded when it is needed is loaded then.
+
+    Raises httpx.HTTPError if the answer is a refusal, or if nobody listens.
+    """
+    async with http_client(timeout=_ANSWER_WITHIN) as client:
+        answer = await client.post(url, content=body, headers={"Content-Type": "application/json"})
+        answer.raise_for_status()

@@ -1,0 +1,46 @@
+"""Requests as no client means to send them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import h2.connection
+
+from tests.ingress.rig import COLLECTION, post
+
+if TYPE_CHECKING:
+    import random
+
+HEAD = b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def mangled(chance: random.Random) -> bytes:
+    """Return requests with a few bytes changed, lost or added."""
+    websocket = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    h2c = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    client.send_headers(1, [(":method", "CONNECT"), (":authority", "x")])
+    seeds = [
+        post() * 3,
+        CHUNKED + b"16\r\n" + COLLECTION + b"\r\n0\r\n\r\n" + post(),
+        HEAD + b"Expect: 100-continue\r\nContent-Length: 22\r\n\r\n" + COLLECTION,
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + websocket + b"Sec-WebSocket-Key: eA==\r\n\r\n\x81\x05hi",
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + h2c,
+        client.data_to_send(),
+    ]
+    data = bytearray(chance.choice(seeds))
+    for _ in range(chance.choice([0, 1, 2, 5])):
+        place = chance.randrange(len(data))
+        match chance.randrange(4):
+            case 0:
+                data[place] = chance.randrange(256)
+            case 1:
+                del data[place : place + chance.randrange(1, 20)]
+            case 2:
+                data[place:place] = chance.randbytes(5)
+            case _:
+                del data[place + 1 :]
+        data = data or bytearray(b"x")
+    return bytes(data)
