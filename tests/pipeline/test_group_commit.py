@@ -15,6 +15,7 @@ from daemon.pipeline import chores, group_commit
 from daemon.pipeline.channel import NudgedError
 from daemon.pipeline.dead_letters import mark
 from daemon.pipeline.operations import Append, Bury, Seal, Settle
+from daemon.pipeline.schema import ROW_BYTES
 from tests.pipeline.rig import PATIENCE, batch, disk_full, make_desk, open_desk, until
 
 if TYPE_CHECKING:
@@ -122,6 +123,31 @@ async def test_a_full_journal_refuses_until_there_is_room(tmp_path: Path) -> Non
             desk.journal.settle(batch(job, sealed=False))
         await until(lambda: desk.database.totals.jobs == 0)
         await desk.take(3)
+
+
+async def test_what_waits_for_a_commit_fills_the_journal_too(tmp_path: Path) -> None:
+    """A burst during one slow fsync would be taken whole, however far past JOURNAL_MAX_BYTES."""
+    most = 3 * (ROW_BYTES + len(b"1\n"))
+    async with open_desk(tmp_path / "j", max_bytes=most) as desk:
+        refused: list[str] = []
+
+        async def take(number: int) -> None:
+            try:
+                await desk.take(number)
+            except RefusedError as error:
+                refused.append(error.code)
+
+        desk.database.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.take, 1)
+            await desk.database.held()
+            for number in range(2, 10):
+                nursery.start_soon(take, number)
+            await wait_all_tasks_blocked()
+            desk.database.let_go()
+        # Three, and at most the one that was being written when they came.
+        assert 3 <= desk.ledger.accepted <= 4
+        assert refused == ["JOURNAL_FULL"] * (9 - desk.ledger.accepted)
 
 
 async def test_what_never_fits_is_told_so(tmp_path: Path) -> None:
