@@ -52,9 +52,9 @@ def status(*, as_json: bool) -> None:
         click.echo(json.dumps(found))
         return
     process = found.pop("process")
-    click.echo(f"{'daemon':<16}{'not running' if process is None else f'process {process}'}")
+    click.echo(f"{'daemon':<18}{'not running' if process is None else f'process {process}'}")
     for name, value in found.items():
-        click.echo(f"{name.replace('_', ' '):<16}{value}")
+        click.echo(f"{name.replace('_', ' '):<18}{value}")
 
 
 @journal.group()
