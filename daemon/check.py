@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from daemon.errors import PayloaddError, SettingsError
-from daemon.pipeline.opening import try_journal
+from daemon.pipeline.preflight import try_journal
 from daemon.storage.encoding import encode
 from daemon.storage.keys import KeyTemplate
 from daemon.storage.store import open_store

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import resource
 import sys
+from contextlib import suppress
 from dataclasses import fields
 from typing import NoReturn
 
@@ -15,6 +17,8 @@ from daemon.check import check
 from daemon.errors import SettingsError
 from daemon.journal_cli import journal
 from daemon.storage.keys import key_problems
+from daemon.systemd import Notifier, is_journal
+from daemon.systemd_cli import systemd
 
 
 def _settings_table() -> str:
@@ -33,6 +37,7 @@ def main() -> None:
 
 
 main.add_command(journal)
+main.add_command(systemd)
 
 
 @main.command("serve", epilog=_settings_table())
@@ -43,7 +48,9 @@ def serve_command() -> None:
     objects below ./payloadd-data.
     """
     settings = _load()
-    logs.configure(settings)
+    logs.configure(settings, journald=is_journal(sys.stderr))
+    # Where it hangs, for the log, when systemd's watchdog ends it.
+    faulthandler.enable()
     _raise_file_limit()
     try:
         status = trio.run(service.run, settings)
@@ -62,8 +69,9 @@ def check_command() -> None:
 
 def _raise_file_limit() -> None:
     """Open as many files as the administrator allows: a connection is one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with suppress(OSError):  # under systemd the unit's LimitNOFILE= says it, and nobody may ask
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _load() -> config.Settings:
@@ -74,6 +82,8 @@ def _load() -> config.Settings:
 
 
 def _fail(error: SettingsError) -> NoReturn:
+    mark = logs.mark("error") if is_journal(sys.stderr) else ""
     for problem in error.problems:
-        click.echo(f"payloadd: {problem}", err=True)
+        click.echo(f"{mark}payloadd: {problem}", err=True)
+    Notifier().status("wrong settings: " + "; ".join(error.problems))
     sys.exit(service.ExitStatus.WRONG_SETTINGS)

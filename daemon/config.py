@@ -57,7 +57,9 @@ class Settings:
         metadata=_setting("10000", whole(1, 10_000_000), "jobs the memory channel holds")
     )
     max_queue_bytes: int = field(
-        metadata=_setting("64MiB", size(1, 2**40), "payload bytes held in memory by the channel")
+        metadata=_setting(
+            "64MiB", size(1, 2**40), "payload bytes held in memory, queued or being uploaded"
+        )
     )
     max_length: int = field(
         metadata=_setting(

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from daemon import config
-from daemon.errors import PayloaddError
+from daemon.errors import PayloaddError, SettingsError
 from daemon.pipeline.inspection import Inspection
+from daemon.service import ExitStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,10 +24,14 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for m
 
 @contextmanager
 def _inspection() -> Iterator[Inspection]:
-    """Open the journal that the settings name; what goes wrong is one line and exit 1."""
+    """Open the journal that the settings name; what goes wrong is said, and exit 78 or 1."""
     try:
         with Inspection.open(config.load().state_dir) as inspection:
             yield inspection
+    except SettingsError as error:
+        for problem in error.problems:
+            click.echo(f"payloadd: {problem}", err=True)
+        sys.exit(ExitStatus.WRONG_SETTINGS)
     except PayloaddError as error:
         click.echo(f"payloadd: {error}", err=True)
         sys.exit(1)
@@ -47,9 +52,9 @@ def status(*, as_json: bool) -> None:
         click.echo(json.dumps(found))
         return
     process = found.pop("process")
-    click.echo(f"{'daemon':<16}{'not running' if process is None else f'process {process}'}")
+    click.echo(f"{'daemon':<18}{'not running' if process is None else f'process {process}'}")
     for name, value in found.items():
-        click.echo(f"{name.replace('_', ' '):<16}{value}")
+        click.echo(f"{name.replace('_', ' '):<18}{value}")
 
 
 @journal.group()

@@ -2,14 +2,14 @@
 
 An event is a short name in snake case with fields, never a sentence with values in it:
 ``listening``, ``store_unavailable``, ``drained``. Lines go to standard error, readable on
-a terminal and as JSON elsewhere.
+a terminal and as JSON elsewhere; to journald each with its priority in front (sd-daemon(3)).
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 import structlog
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # Libraries that say much at debug level, botocore credentials among it: never below warning.
 _QUIET = ("botocore", "urllib3", "httpx", "httpcore", "h2", "hpack", "quart.serving")
 
+_PRIORITIES: Final = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
+"""Levels of syslog(3)."""
+
 Logger = structlog.stdlib.BoundLogger
 
 
@@ -27,8 +30,16 @@ def get_logger(room: str) -> Logger:
     return cast("Logger", structlog.get_logger(room))
 
 
-def configure(settings: Settings, stream: TextIO | None = None) -> None:
-    """Send every log line of the process to ``stream`` (standard error when None)."""
+def mark(level: str) -> str:
+    """Return what a line for journald begins with, so that it knows how severe it is."""
+    return f"<{_PRIORITIES.get(level, 6)}>"
+
+
+def configure(settings: Settings, stream: TextIO | None = None, *, journald: bool = False) -> None:
+    """Send every log line of the process to ``stream`` (standard error when None).
+
+    ``journald``: it is read by systemd's journal.
+    """
     stream = sys.stderr if stream is None else stream
     text = settings.log_format == "text" or (settings.log_format == "auto" and stream.isatty())
     shared: list[Any] = [
@@ -48,7 +59,7 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(stream)
+    handler = (_JournaldHandler if journald else logging.StreamHandler)(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -63,6 +74,14 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
     root.setLevel(settings.log_level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _JournaldHandler(logging.StreamHandler[TextIO]):
+    """Writes lines that journald takes for what they are: a traceback's are severe too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        start = mark(record.levelname.lower())
+        return "\n".join(start + line for line in super().format(record).splitlines())
 
 
 def _renderers(*, text: bool, colors: bool) -> list[Any]:

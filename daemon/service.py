@@ -32,7 +32,8 @@ from daemon.pipeline.ledger import Ledger
 from daemon.pipeline.opening import open_journal
 from daemon.pipeline.worker import Worker
 from daemon.storage.store import open_store
-from daemon.systemd import Notifier, passed_sockets
+from daemon.systemd import Notifier, PassedSockets
+from daemon.watch import Watched, watching
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -67,6 +68,7 @@ class House:
     metrics: Metrics
     ledger: Ledger
     notifier: Notifier
+    passed: PassedSockets
 
 
 async def run(settings: Settings) -> ExitStatus:
@@ -76,7 +78,7 @@ async def run(settings: Settings) -> ExitStatus:
     """
     metrics = Metrics()
     ledger = Ledger(metrics)
-    house = House(settings, Health(), metrics, ledger, Notifier())
+    house = House(settings, Health(), metrics, ledger, Notifier(), PassedSockets())
     failed = False
     problems: list[str] = []
     try:
@@ -94,7 +96,9 @@ async def run(settings: Settings) -> ExitStatus:
         raise SettingsError(problems)
     if house.health.phase == "starting":
         return ExitStatus.INTERNAL_FAILURE
-    log.info("drained", stored=ledger.stored, journaled=ledger.journaled, lost=ledger.lost)
+    counts = {"stored": ledger.stored, "journaled": ledger.journaled, "lost": ledger.lost}
+    log.info("drained", **counts)
+    house.notifier.status("drained: " + ", ".join(f"{counts[it]} {it}" for it in counts))
     if failed:
         return ExitStatus.INTERNAL_FAILURE
     return ExitStatus.LOST if ledger.lost else ExitStatus.DRAINED
@@ -112,7 +116,11 @@ async def _live(house: House) -> None:
             journal = open_journal(settings, channel, house.ledger, house.health, house.metrics)
             async with journal as opened:
                 intake = Intake(opened.journal, house.health, settings)
-                async with _admin(house, intake) as admin, trio.open_nursery() as pipeline:
+                seen = Watched(
+                    settings, house.health, house.metrics, house.ledger, channel, opened.journal
+                )
+                watch = watching(seen, house.notifier)
+                async with watch, _admin(house, intake) as admin, trio.open_nursery() as pipeline:
                     await _start_pipeline(house, pipeline, channel, opened, store)
                     await _serve_public(house, intake, stop, admin)
                     opened.window.finish()
@@ -150,13 +158,14 @@ async def _watch_signals(
 async def _admin(house: House, intake: Intake) -> AsyncIterator[list[str]]:
     """Serve the admin address for as long as the body runs; yields where it listens."""
     address = house.settings.admin_bind
-    if address is None:
+    passed = house.passed.listeners(admin=True)
+    if address is None and not passed:
         yield []
         return
     app = make_admin_app(intake, house.health, house.metrics)
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
-        listeners = await open_listeners([address])
+        listeners = passed or await open_listeners([address] if address else [])
         start = partial(serve, app, listeners, house.settings, stop)
         await nursery.start(partial(start, max_connections=_ADMIN_CONNECTIONS))
         yield bound_addresses(listeners)
@@ -187,11 +196,7 @@ async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: l
     """Take POSTs until ``stop``; returns when every request under way has been answered."""
     app = make_app(intake, house.health, house.metrics, house.settings)
     lane = PlainLane(intake, house.health, house.metrics, house.settings)
-    try:
-        passed = [trio.SocketListener(trio.socket.from_stdlib_socket(s)) for s in passed_sockets()]
-    except (OSError, ValueError) as error:
-        raise StartError(f"cannot listen on what LISTEN_FDS passes: {error}") from error
-    listeners = passed or await open_listeners(house.settings.bind)
+    listeners = house.passed.listeners() or await open_listeners(house.settings.bind)
     async with trio.open_nursery() as nursery:
         start = partial(serve, app, listeners, house.settings, stop, lane=lane)
         await nursery.start(partial(start, max_connections=house.settings.max_connections))

@@ -41,12 +41,15 @@ class Door:
     def __init__(self, intake: Intake, health: Health, settings: Settings) -> None:
         self._intake = intake
         self._health = health
+        self._durable = settings.durability == "disk"
         self.max_length = settings.max_length
         self.timeout = settings.request_timeout
 
     def check(self, headers: PostHeaders) -> None:
         """Raise the Problem that is known before the body is read, if there is one."""
-        if self._health.phase == "draining" and (refusal := self._intake.refusal()):
+        # What is on disk outlives the drain: nobody has to be turned away for a restart.
+        draining = self._health.phase == "draining" and not self._durable
+        if draining and (refusal := self._intake.refusal()):
             raise refused(refusal)
         body.check_headers(headers.content_type, headers.content_encoding)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import logging
 import sys
-import traceback
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -21,6 +20,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
+from daemon.ingress.blame import report
 from daemon.ingress.listen import bound_addresses, close_listener, open_listeners
 from daemon.ingress.problem import Problem
 from daemon.ingress.quick import QuickStream
@@ -28,8 +28,6 @@ from daemon.ingress.stream import ClientStream
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from hypercorn.typing import AppWrapper
     from quart_trio import QuartTrio
 
@@ -40,7 +38,6 @@ __all__ = ["bound_addresses", "open_listeners", "serve"]
 
 log = get_logger(__name__)
 
-_LIBRARIES: Final = {"hypercorn", "h11", "h2", "hpack", "hyperframe", "priority", "wsproto"}
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED}
 _EXHAUSTED_PAUSE: Final = 0.1
 _ACCEPT_PATIENCE: Final = 0.1
@@ -97,8 +94,8 @@ class _House:
     def __init__(
         self, app: QuartTrio, settings: Settings, max_connections: int, lane: PlainLane | None
     ) -> None:
-        self._context = WorkerContext(None)
-        self._streams: set[ClientStream] = set()
+        self._streams: dict[ClientStream, WorkerContext] = {}
+        self._draining = False
         self._app = _asgi(app)
         self._config = _hypercorn_config()
         self._settings = settings
@@ -134,9 +131,12 @@ class _House:
 
     async def drain(self) -> None:
         """Have every connection closed once it has no request under way."""
-        await self._context.terminated.set()
-        for stream in self._streams:
+        self._draining = True
+        for stream, context in list(self._streams.items()):
             stream.drain()
+            if stream.http2:
+                # Hypercorn says GOAWAY. Told so, it would close HTTP/1.1 under a client's hands.
+                await context.terminated.set()
 
     async def _connection(self, transport: trio.SocketStream) -> None:
         """Serve one connection."""
@@ -144,13 +144,15 @@ class _House:
         stream = ClientStream(
             QuickStream(transport), settings.request_timeout, settings.keepalive_timeout
         )
-        self._streams.add(stream)
+        self._streams[stream] = WorkerContext(None)
+        if self._draining:  # it was accepted just before
+            stream.drain()
         try:
             await self._talk(stream)
             await stream.finish()
         finally:
             transport.socket.close()
-            self._streams.discard(stream)
+            del self._streams[stream]
             self._slots.release()
 
     async def _talk(self, stream: ClientStream) -> None:
@@ -160,12 +162,13 @@ class _House:
                 if self._lane is None or await self._lane.run(stream):
                     await self._hypercorn(stream).run()
         except* Exception as group:  # noqa: BLE001 - it is logged
-            _report(group)
+            report(group)
 
     def _hypercorn(self, stream: ClientStream) -> TCPServer:
         state = ConnectionState(cast("Any", {"stream": stream}))
         # Hypercorn says SSLStream, and takes what has the methods that it calls.
-        return _Connection(self._app, self._config, self._context, state, cast("Any", stream))
+        context = self._streams[stream]
+        return _Connection(self._app, self._config, context, state, cast("Any", stream))
 
 
 class _Connection(TCPServer):
@@ -201,37 +204,11 @@ def _asgi(app: QuartTrio) -> AppWrapper:
         try:
             await app(scope, receive, send)
         except* Exception as group:  # noqa: BLE001 - it is logged, and Hypercorn says 500
-            _report(group)
+            report(group)
         finally:
             stream.request_ends()
 
     return cast("AppWrapper", call)
-
-
-def _report(group: ExceptionGroup[Exception]) -> None:
-    """Log what ended a connection: at debug level where a client's nonsense can do it at will.
-
-    Hypercorn and the libraries below it are not proof against that (data for a stream that
-    was answered early, an answer to a request that broke off). Errors of our handlers do not
-    come here: the app has answered them with a 500.
-    """
-    if _LIBRARIES.issuperset(_blamed(group)):
-        log.debug("connection_broken", exc_info=group)
-    else:
-        log.error("connection_failed", exc_info=group)
-
-
-def _blamed(error: Exception, above: str = "daemon") -> Iterator[str]:
-    """Yield which of us and the protocol libraries each exception of a group came out of last."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package == "daemon" or package in _LIBRARIES:
-            above = package
-    if isinstance(error, ExceptionGroup):
-        for inner in error.exceptions:
-            yield from _blamed(inner, above)
-    else:
-        yield above
 
 
 def _hypercorn_config() -> Config:

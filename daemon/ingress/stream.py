@@ -40,10 +40,7 @@ class ClientStream:
     """One accepted connection. Lane and Hypercorn have to run inside of ``scope``."""
 
     def __init__(
-        self,
-        transport: QuickStream,
-        request_timeout: float,
-        keepalive_timeout: float,
+        self, transport: QuickStream, request_timeout: float, keepalive_timeout: float
     ) -> None:
         self.socket = transport.socket
         self.scope = trio.CancelScope()
@@ -53,7 +50,8 @@ class ClientStream:
         self._received = b""
         self._closed = False
         self._draining = False
-        self._http2 = False
+        self.http2 = False
+        """Whether the client has been seen to speak HTTP/2."""
         self._requests = 0  # that the app has; more than one with HTTP/2 or for a moment
         self._answering = False
         self._head_since: float | None = None  # first byte of a head that is not complete
@@ -114,7 +112,7 @@ class ClientStream:
             self._requests -= 1
             self._head_begins(due - self.request_timeout)
         elif data.startswith(_HTTP2_PREFACE):
-            self._http2 = True
+            self.http2 = True
             self._head_since = None
             self._wait_for_a_request()
 
@@ -134,9 +132,11 @@ class ClientStream:
         self._requests -= 1
         if self._requests > 0:
             return
-        if self._draining:
-            self._lingers = True  # the answer may have gone out before the drain began
+        if self._draining and (self._lingers or self.http2):
             self._end()
+        elif self._draining:
+            # The answer went out before the drain began, and did not say that it was the last.
+            self.deadline = trio.current_time() + _DRAIN_GRACE
         elif self._head_since is not None:
             self._head_begins(self._head_since)
         else:
@@ -150,19 +150,20 @@ class ClientStream:
     def turn_away(self, problem: Problem) -> None:
         """End Hypercorn's part; ``finish`` answers with ``problem``, but not in HTTP/2."""
         self._head_since = None
-        self._last_word = None if self._http2 else problem
+        self._last_word = None if self.http2 else problem
         self._end()
 
     def drain(self) -> None:
         """Close as soon as there is no request under way.
 
-        One that has begun to come has a moment to become complete: the app may be about to get
-        it, and what is cut off there is neither taken nor refused.
+        One that is about to come has a moment to become complete: a client that uses its
+        connection cannot know that it closes, and what is cut off is neither taken nor refused.
+        In HTTP/2 the client is told which request was the last.
         """
         self._draining = True
         if self._requests > 0:
             return
-        if self._head_since is None:
+        if self.http2:
             self._end()
         else:
             self.deadline = min(self.deadline, trio.current_time() + _DRAIN_GRACE)
@@ -180,7 +181,7 @@ class ClientStream:
                 if self._last_word is not None and not self._lingers:
                     await self._transport.send_all(self._last_word.raw())
                     self._lingers = True
-                if self._lingers or self._http2:
+                if self._lingers or self.http2:
                     await self._linger()
         except trio.BrokenResourceError:
             pass  # the client is gone
@@ -200,18 +201,18 @@ class ClientStream:
 
     def _heard(self, data: bytes) -> None:
         """Take note of the first byte after an answer."""
-        if self._head_since is not None or self._http2:
+        if self._head_since is not None or self.http2:
             return
         if self._requests == 0:
-            self._http2 = data.startswith(_HTTP2_PREFACE)
-            if not self._http2:
+            self.http2 = data.startswith(_HTTP2_PREFACE)
+            if not self.http2:
                 self._head_begins(trio.current_time())
         elif self._answering:
             self._head_since = trio.current_time()
 
     def _head_begins(self, since: float) -> None:
         self._head_since = since
-        self.deadline = since + self.request_timeout
+        self.deadline = since + (_DRAIN_GRACE if self._draining else self.request_timeout)
 
     def _wait_for_a_request(self) -> None:
         self.deadline = trio.current_time() + self._keepalive_timeout
@@ -227,11 +228,11 @@ class ClientStream:
 
     def _outgoing(self, data: bytes) -> bytes:
         """Return what to send for ``data``, having looked whether an answer starts with it."""
-        if self._http2 or not data.startswith(b"HTTP/1.1 "):
+        if self.http2 or not data.startswith(b"HTTP/1.1 "):
             return data
         status = int(data[9:12])
         if status == 101:  # noqa: PLR2004 - Switching Protocols: HTTP/2 by Upgrade
-            self._http2 = True
+            self.http2 = True
         if status < 200:  # noqa: PLR2004 - the answer comes later
             return data
         self._answering = True

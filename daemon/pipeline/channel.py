@@ -33,6 +33,8 @@ class JobChannel:
         self.jobs = 0
         self.bytes = 0
         self.bytes_in_hand = 0
+        self.taken = 0
+        """Jobs that were received so far: a sign of life of who receives."""
         self._nudged = False
         # The memory bound of the daemon: max_jobs jobs that together hold max_bytes; and a nudge.
         self._send, self._receive = trio.open_memory_channel["Job | None"](max_jobs + 1)
@@ -121,6 +123,7 @@ class JobChannel:
         self.jobs -= 1
         self.bytes -= len(job.lines)
         self.bytes_in_hand += len(job.lines)
+        self.taken += 1
         self._stir()
         return job
 

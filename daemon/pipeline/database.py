@@ -227,8 +227,11 @@ class Database:
         (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
         if free < _PAGES_WORTH_A_VACUUM:
             return False
-        # The statement frees a page a row: it has to be read to its end.
-        self._connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_STEP})").fetchall()
+        # A page a step; `execute` makes one step of what has no columns, a script all of them.
+        self._connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_STEP})")
+        if free - _VACUUM_STEP < _PAGES_WORTH_A_VACUUM:
+            # The last step for now: the file is cut when the log is folded in.
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         return True
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from daemon.errors import RefusedError, TooLargeError
+from daemon.pipeline.chores import Chores
 from daemon.pipeline.disk import Disk, disk_error
 from daemon.pipeline.journal_thread import JournalThread
 from daemon.pipeline.operations import Append, Bury, Expire, Group, Receipt, Revive, Seal, Settle
@@ -40,7 +41,6 @@ _PATIENCE: Final = 0.05
 _AFTER_TROUBLE: Final = 0.5
 """Seconds between two attempts while the disk refuses writes."""
 _LAST_COMMIT: Final = 10.0
-_BETWEEN_CHORES: Final = 1.0
 
 
 class SqliteJournal:
@@ -63,7 +63,7 @@ class SqliteJournal:
         self._max_bytes = max_bytes
         self._thread = JournalThread(self._disk)
         self._sealed = deque(database.sealed_firsts)
-        self._seen = -1
+        self._chores = Chores(database, self._thread, self._disk, self._add)
         # Bounded by the requests under way (MAX_CONNECTIONS), by max_bytes, and by MAX_WORKERS.
         self._group = Group()
         self._stir = trio.Event()
@@ -128,6 +128,13 @@ class SqliteJournal:
         await self._disk.wait_writable()
         return await self._thread.read(self._database.page, after, most_jobs, most_bytes)
 
+    async def pulse(self) -> None:
+        """Return once a commit has come round, whether the disk took it or not; see Journal."""
+        group = self._group
+        self._stir.set()
+        self._urgent.set()
+        await group.done.wait()
+
     async def sealed(self) -> Batch | None:
         """Return the next batch to replay; see Journal."""
         if not self._sealed:
@@ -144,7 +151,7 @@ class SqliteJournal:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._commit_for_ever)
-                nursery.start_soon(self._do_chores)
+                nursery.start_soon(self._chores.run)
                 nursery.start_soon(self._thread.watch)
                 try:
                     yield
@@ -182,7 +189,7 @@ class SqliteJournal:
             # Requests are refused; what the pipeline wants written must be, in the end.
             kept = [one for one in group.operations if isinstance(one, Seal | Settle | Bury)]
             self._group.operations[:0] = kept
-            self._seen = -1  # what revives dead letters is left out, and asked for again
+            self._chores.look_again()  # what revives dead letters is not kept
             self._disk.failed(error)
         else:
             self._metrics.commit_seconds.observe(trio.current_time() - start)
@@ -223,23 +230,6 @@ class SqliteJournal:
                     self._add(Expire())
         self._ledger.accept(accepted)
         self._window.offer(jobs)
-
-    async def _do_chores(self) -> None:
-        """Look after the file, off the hot path."""
-        while True:
-            await trio.sleep(_BETWEEN_CHORES)
-            if not self._disk.writable:
-                continue
-            changes = await self._thread.read(self._database.foreign_changes)
-            if changes != self._seen and not self._disk.in_trouble:
-                self._seen = changes
-                await self._thread.read(self._database.count_dead)
-                self._add(Revive())
-            # Costs no fsync when none is due.
-            self._add(Expire())
-            # One step in any case: space has to come back under load too.
-            while await self._thread.read(self._database.give_back) and not self._urgent.is_set():
-                await trio.lowlevel.checkpoint()
 
     def _add(self, operation: Operation) -> Group:
         self._group.operations.append(operation)

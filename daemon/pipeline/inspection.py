@@ -63,6 +63,13 @@ class Inspection:
         """Open the journal in ``folder``; raises PayloaddError that says what is wrong."""
         path = folder / FILE
         try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            where = folder.absolute()
+            raise PayloaddError(f"no journal in {where}; is STATE_DIR the daemon's?") from None
+        except OSError as error:
+            raise PayloaddError(f"cannot read the journal {path}: {error.strerror}") from None
+        try:
             connection = look_into(path)
             try:
                 (version,) = connection.execute("PRAGMA user_version").fetchone()

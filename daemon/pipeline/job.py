@@ -6,7 +6,7 @@ import os
 import time
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _RANDOM_BITS = 62
 _VERSION_AND_VARIANT = (0x7 << 76) | (0b10 << 62)
+_MOST_AHEAD: Final = 10_000
+"""Milliseconds by which ids may be ahead of the clock."""
 
 
 class Part(NamedTuple):
@@ -103,11 +105,13 @@ def split(payloads: Sequence[bytes], most_payloads: int, most_bytes: int) -> lis
 
 
 class IdSource:
-    """Gives UUIDv7s (RFC 9562, section 5.7) that rise within the process.
+    """Gives UUIDv7s (RFC 9562, section 5.7): the clock's millisecond and a random part.
 
-    A clock that is set back is not followed (section 6.1): the last millisecond that was
-    used is used again. Within one millisecond the random part is counted up (section 6.2,
-    method 2). ``take(n)`` gives consecutive ones, so the first names them all.
+    They rise within the process, unless the clock goes back by more than 10 s. Less is not
+    followed (section 6.1): the last millisecond that was used is used again, and the random
+    part is counted up (section 6.2, method 2). More is, or keys would carry a wrong date until
+    the clock has caught up; it is the random part alone that keeps those ids apart.
+    ``take(n)`` gives consecutive ones, so the first names them all.
     """
 
     def __init__(self) -> None:
@@ -116,7 +120,8 @@ class IdSource:
     def take(self, count: int) -> list[uuid.UUID]:
         """Return ``count`` new ids, each one more than the one before."""
         milliseconds = time.time_ns() // 1_000_000
-        first = _fresh(milliseconds) if milliseconds > self._last >> 80 else self._last + 1
+        ahead = (self._last >> 80) - milliseconds
+        first = self._last + 1 if 0 <= ahead <= _MOST_AHEAD else _fresh(milliseconds)
         self._last = first + max(count, 1) - 1
         return [uuid.UUID(int=first + index) for index in range(count)]
 

@@ -47,6 +47,10 @@ class Journal(Protocol):
         """Return the next unsealed jobs behind ``after``, in order; empty at the end."""
         ...
 
+    async def pulse(self) -> None:
+        """Return once what a request waits for has come round: a sign of life."""
+        ...
+
     async def sealed(self) -> Batch | None:
         """Return the next batch that was sealed before a crash, whole; None after the last."""
         ...

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from daemon.errors import StartError
+from daemon.folders import make_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,10 +29,10 @@ def lock(folder: Path) -> int:
     Raises StartError that names the process which has it.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         file = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StartError(f"cannot use STATE_DIR {folder}: {error.strerror}") from None
+        raise StartError(f"cannot use STATE_DIR {folder}: {error}") from None
     for _ in range(_TRIES):
         if _take(file, fcntl.LOCK_EX):
             # No more than a help for whoever is refused: on a full disk it is left out.
@@ -49,15 +50,32 @@ def lock(folder: Path) -> int:
 
 
 def owner(folder: Path) -> int | None:
-    """Return the process that has the journal in ``folder`` open, None if there is none."""
+    """Return the process that has the journal in ``folder`` open, None if there is none.
+
+    Raises StartError where that cannot be read.
+    """
     try:
         file = os.open(folder / _FILE, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise StartError(f"cannot use STATE_DIR {folder}: {error}") from None
     try:
         return None if _take(file, fcntl.LOCK_SH) else _read(file)
     finally:
         os.close(file)
+
+
+def try_lock(folder: Path) -> int | None:
+    """Return the process that has the journal, None if there is none and ``lock`` would do.
+
+    Makes no file. Raises StartError.
+    """
+    process = owner(folder)
+    if process is None and (folder / _FILE).exists():
+        # Not for longer: a daemon that starts meanwhile waits for half a second only.
+        os.close(lock(folder))
+    return process
 
 
 def _take(file: int, kind: int) -> bool:

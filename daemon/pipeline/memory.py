@@ -81,6 +81,9 @@ class MemoryJournal:
         """Return nothing: all that was taken in is in the channel."""
         return []
 
+    async def pulse(self) -> None:
+        """Return: a request waits for nothing."""
+
     async def sealed(self) -> Batch | None:
         """Return None: nothing outlived the last process."""
         return None

@@ -6,8 +6,6 @@ import os
 import sqlite3
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import trio
@@ -17,13 +15,14 @@ from daemon.logs import get_logger
 from daemon.pipeline.database import Database
 from daemon.pipeline.group_commit import SqliteJournal
 from daemon.pipeline.layout import Layout, Layouts
-from daemon.pipeline.lock import lock, owner
+from daemon.pipeline.lock import lock
 from daemon.pipeline.memory import MemoryJournal
 from daemon.pipeline.schema import FILE, waiting_payloads
 from daemon.pipeline.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from daemon.config import Settings
     from daemon.health import Health
@@ -79,31 +78,6 @@ async def open_journal(
             ledger.journaled = database.totals.payloads
     finally:
         os.close(lock_file)
-
-
-def try_journal(folder: Path) -> str:
-    """Try whether a journal in ``folder`` would work; returns what is there, for people.
-
-    Leaves nothing behind that was not there before, and no file that the service's user could
-    not write. Raises StartError.
-    """
-    path = folder / FILE
-    process = owner(folder)
-    if process is not None:
-        return f"{path}, in use by process {process}"
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix="payloadd-check-") as scratch:
-            Database(Path(scratch) / FILE).close()
-        waiting = waiting_payloads(path)
-    except (OSError, sqlite3.Error) as error:
-        raise StartError(f"cannot keep a journal in STATE_DIR {folder}: {error}") from None
-    finally:
-        for one in made:
-            with suppress(OSError):
-                one.rmdir()
-    return f"{path}, " + ("new" if waiting is None else f"{waiting} payloads wait")
 
 
 def _open_database(path: Path, layout: Layout, max_length: int) -> tuple[Database, Layouts]:

@@ -22,6 +22,7 @@ from daemon.errors import (
     StoreError,
     TransientStoreError,
 )
+from daemon.folders import make_folder, sync_folder
 from daemon.storage.keys import is_text
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class FileStore:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except OSError as error:
             self._durable = {self._root}
             with suppress(OSError):
@@ -124,7 +125,7 @@ class FileStore:
             return
         self._make(folder.parent)
         folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
         if len(self._durable) >= _FOLDERS:
             self._durable = {self._root}
         self._durable.add(folder)
@@ -141,20 +142,9 @@ async def open_file_store(root: Path) -> FileStore:
 def _make_root(root: Path) -> Path:
     """Make the folder with those above it, all synced; returns its absolute path."""
     root = root.absolute()
-    made = [folder for folder in (root, *root.parents) if not folder.exists()]
-    root.mkdir(parents=True, exist_ok=True)
-    for folder in made:
-        _sync_folder(folder.parent)
-    _sync_folder(root)
+    make_folder(root)
+    sync_folder(root)
     return root
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _store_error(error: OSError) -> StoreError:

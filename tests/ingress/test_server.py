@@ -325,6 +325,35 @@ async def test_draining() -> None:
             await trio.open_tcp_stream("127.0.0.1", port)
 
 
+async def test_a_request_that_meets_the_drain() -> None:
+    """Every restart would break the requests of clients that keep their connections busy."""
+    async with running() as rig, rig.wire() as kept, rig.wire() as fresh:
+        await kept.send(post())
+        await kept.answer()
+        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.drain)
+            await trio.testing.wait_all_tasks_blocked()
+            for wire in (kept, fresh):
+                await wire.send(post())
+                answer = await wire.answer()
+                assert (answer.status, answer.headers["connection"]) == (202, "close")
+                assert await wire.rest() == b""
+                await wire.stream.aclose()
+
+
+async def test_a_head_that_trickles_into_the_drain() -> None:
+    """One slow client would hold up a restart for REQUEST_TIMEOUT."""
+    async with running(REQUEST_TIMEOUT="1h") as rig, rig.wire() as wire:
+        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.drain)
+            await trio.testing.wait_all_tasks_blocked()
+            await wire.send(b"POST /v1")
+            assert (await wire.answer()).document["code"] == "DRAINING"
+            await wire.stream.aclose()
+
+
 async def test_a_body_that_arrives_while_draining() -> None:
     """A request whose head came before SIGTERM would be dropped."""
     async with running() as rig, rig.wire() as wire:
@@ -572,5 +601,24 @@ async def test_bytes_that_were_read_before(nursery: trio.Nursery) -> None:
     stream.hand_over(b"POST")
     nursery.start_soon(trio.SocketStream(theirs).send_all, b" /v1")
     assert [await stream.receive_some(100), await stream.receive_some(100)] == [b"POST", b" /v1"]
+    theirs.close()
+    await stream.finish()
+
+
+async def test_an_answer_that_went_out_before_the_drain(nursery: trio.Nursery) -> None:
+    """The client was told that it may go on, and its next request would be cut off."""
+    ours, theirs = trio.socket.socketpair()
+    stream = ClientStream(QuickStream(trio.SocketStream(ours)), 5, 5)
+    client = trio.SocketStream(theirs)
+    stream.request_begins()
+    await stream.send_all(b"HTTP/1.1 202 \r\ncontent-length: 0\r\n\r\n")
+    stream.drain()
+    stream.request_ends()
+    nursery.start_soon(client.send_all, b"POST")
+    assert await stream.receive_some(100) == b"POST"
+    stream.request_begins()
+    await stream.send_all(b"HTTP/1.1 202 \r\nConnection: close\r\ncontent-length: 0\r\n\r\n")
+    stream.request_ends()
+    assert stream.scope.cancel_called
     theirs.close()
     await stream.finish()

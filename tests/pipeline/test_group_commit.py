@@ -11,10 +11,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from daemon.errors import RefusedError, TooLargeError
-from daemon.pipeline import group_commit
+from daemon.pipeline import chores, group_commit
 from daemon.pipeline.channel import NudgedError
 from daemon.pipeline.dead_letters import mark
 from daemon.pipeline.operations import Append, Bury, Seal, Settle
+from daemon.pipeline.schema import ROW_BYTES
 from tests.pipeline.rig import PATIENCE, batch, disk_full, make_desk, open_desk, until
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_commit, "_AFTER_TROUBLE", 0.02)
-    monkeypatch.setattr(group_commit, "_BETWEEN_CHORES", 0.02)
+    monkeypatch.setattr(chores, "_BETWEEN", 0.02)
 
 
 async def test_many_requests_share_a_commit_and_keep_their_order(tmp_path: Path) -> None:
@@ -122,6 +123,31 @@ async def test_a_full_journal_refuses_until_there_is_room(tmp_path: Path) -> Non
             desk.journal.settle(batch(job, sealed=False))
         await until(lambda: desk.database.totals.jobs == 0)
         await desk.take(3)
+
+
+async def test_what_waits_for_a_commit_fills_the_journal_too(tmp_path: Path) -> None:
+    """A burst during one slow fsync would be taken whole, however far past JOURNAL_MAX_BYTES."""
+    most = 3 * (ROW_BYTES + len(b"1\n"))
+    async with open_desk(tmp_path / "j", max_bytes=most) as desk:
+        refused: list[str] = []
+
+        async def take(number: int) -> None:
+            try:
+                await desk.take(number)
+            except RefusedError as error:
+                refused.append(error.code)
+
+        desk.database.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.take, 1)
+            await desk.database.held()
+            for number in range(2, 10):
+                nursery.start_soon(take, number)
+            await wait_all_tasks_blocked()
+            desk.database.let_go()
+        # Three, and at most the one that was being written when they came.
+        assert 3 <= desk.ledger.accepted <= 4
+        assert refused == ["JOURNAL_FULL"] * (9 - desk.ledger.accepted)
 
 
 async def test_what_never_fits_is_told_so(tmp_path: Path) -> None:
@@ -228,3 +254,29 @@ async def test_space_comes_back_by_itself_and_keys_expire(
         one = desk.database._connection.execute
         await until(lambda: one("SELECT count(*) FROM answers").fetchone() == (0,))
         await until(lambda: one("PRAGMA freelist_count").fetchone()[0] < 4)
+
+
+async def test_a_pulse_comes_with_a_commit(tmp_path: Path) -> None:
+    """A journal that hangs would seem to live, and systemd would leave it so."""
+    async with open_desk(tmp_path / "j") as desk:
+        with trio.fail_after(PATIENCE):
+            await desk.journal.pulse()
+        desk.database.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.take, 1)
+            await desk.database.held()
+            nursery.start_soon(desk.journal.pulse)
+            await wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == 2
+            desk.database.let_go()
+
+
+async def test_a_full_disk_has_a_pulse(tmp_path: Path) -> None:
+    """A daemon that waits for room on its disk would be ended by systemd's watchdog."""
+    async with open_desk(tmp_path / "j") as desk:
+        desk.database.write_error = disk_full
+        with trio.fail_after(PATIENCE):
+            await desk.journal.pulse()
+            await desk.journal.pulse()
+        assert desk.journal.refusal() is not None
+        desk.database.write_error = None

@@ -22,19 +22,40 @@ def test_ids_are_uuid7_of_now() -> None:
     assert before <= id_.int >> 80 <= after
 
 
+def take_at(source: IdSource, milliseconds: int, count: int = 1) -> list[uuid.UUID]:
+    """Take ids while the clock shows ``milliseconds``."""
+    with patch("daemon.pipeline.job.time.time_ns", return_value=milliseconds * 1_000_000):
+        return source.take(count)
+
+
 @given(
-    clock=st.lists(st.integers(0, 2**47), min_size=1, max_size=20),
-    counts=st.lists(st.integers(1, 5), min_size=20, max_size=20),
+    steps=st.lists(
+        st.tuples(st.integers(-20_000, 20_000), st.integers(1, 5)), min_size=1, max_size=20
+    )
 )
-def test_ids_rise_whatever_the_clock_does(clock: list[int], counts: list[int]) -> None:
+def test_ids_are_unique_and_near_the_clock_whatever_it_does(steps: list[tuple[int, int]]) -> None:
     """A clock that jumps back must not give an id twice: one object would replace another."""
-    source = IdSource()
+    source, clock, last = IdSource(), 2**40, uuid.UUID(int=0)
     given_out: list[uuid.UUID] = []
-    for milliseconds, count in zip(clock, counts, strict=False):
-        with patch("daemon.pipeline.job.time.time_ns", return_value=milliseconds * 1_000_000):
-            given_out += source.take(count)
-    assert given_out == sorted(set(given_out))
+    for step, count in steps:
+        clock += step
+        ids = take_at(source, clock, count)
+        assert ids == sorted(ids)
+        assert all(0 <= (id_.int >> 80) - clock <= 10_000 for id_ in ids)
+        assert ids[0] > last or (last.int >> 80) - clock > 10_000
+        last = ids[-1]
+        given_out += ids
+    assert len(set(given_out)) == len(given_out)
     assert all(id_.version == 7 and id_.variant == uuid.RFC_4122 for id_ in given_out)
+
+
+def test_ids_follow_a_clock_that_was_an_hour_ahead() -> None:
+    """Objects would be stored under tomorrow's date until tomorrow."""
+    source, now = IdSource(), 2**40
+    (ahead,) = take_at(source, now + 3_600_000)
+    (back,) = take_at(source, now)
+    assert ahead.int >> 80 == now + 3_600_000
+    assert back.int >> 80 == now
 
 
 def test_one_request_takes_consecutive_ids() -> None:

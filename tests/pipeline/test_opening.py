@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,13 +17,12 @@ from daemon.pipeline.channel import JobChannel
 from daemon.pipeline.inspection import Inspection
 from daemon.pipeline.intake import Intake
 from daemon.pipeline.ledger import Ledger
-from daemon.pipeline.lock import owner
-from daemon.pipeline.opening import open_journal, try_journal
+from daemon.pipeline.lock import lock, owner
+from daemon.pipeline.opening import open_journal
 from tests.pipeline.rig import batch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from daemon.pipeline.opening import Opened
 
@@ -44,11 +44,6 @@ class House:
             self.settings, self.channel, self.ledger, self.health, self.metrics
         ) as opened:
             yield opened, Intake(opened.journal, self.health, self.settings)
-
-
-def names(folder: Path) -> list[str]:
-    """Return what is in a folder."""
-    return sorted(path.name for path in folder.iterdir())
 
 
 async def test_what_is_not_stored_is_there_at_the_next_start(tmp_path: Path) -> None:
@@ -88,6 +83,18 @@ async def test_one_process_at_a_time(tmp_path: Path) -> None:
             async with House(tmp_path).open():
                 pass
     assert owner(tmp_path) is None
+
+
+def test_the_folder_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal of the first day would be synced, and its folder gone with what is in it."""
+    synced: set[Path] = set()
+
+    def sync(descriptor: int) -> None:
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    monkeypatch.setattr(os, "fsync", sync)
+    os.close(lock(tmp_path / "state" / "payloadd"))
+    assert {tmp_path, tmp_path / "state"} <= synced
 
 
 async def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
@@ -134,33 +141,15 @@ async def test_an_administrator_can_look_inside(tmp_path: Path) -> None:
         assert inspection.retry([]) == 2
         assert inspection.drop([str(receipt.id)]) == 1
         assert len(inspection.dead()) == 1
-    with (
-        pytest.raises(PayloaddError, match="cannot read the journal"),
-        Inspection.open(tmp_path / "nowhere"),
-    ):
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("nowhere", "no journal in"), ("folder", "cannot read the journal")]
+)
+def test_a_journal_that_cannot_be_looked_into_is_named(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    """An administrator would search the disk for damage where STATE_DIR is not set."""
+    (tmp_path / "folder" / "journal.db").mkdir(parents=True)
+    with pytest.raises(PayloaddError, match=f"{reason} .*{name}"), Inspection.open(tmp_path / name):
         pass
-
-
-async def test_a_journal_can_be_tried_without_a_trace(tmp_path: Path) -> None:
-    """`check` as root would leave a journal that the service's user cannot open."""
-    folder = tmp_path / "state" / "payloadd"
-    assert try_journal(folder).endswith("journal.db, new")
-    assert not names(tmp_path)
-    async with House(folder).open() as (_, intake):
-        await intake.accept([b"1", b"2"])
-        assert f"in use by process {os.getpid()}" in try_journal(folder)
-    before = names(folder)
-    assert "2 payloads wait" in try_journal(folder)
-    assert names(folder) == before
-
-
-@pytest.mark.parametrize("content", ["no database, and longer than the header of one" * 9, ""])
-def test_a_journal_that_would_not_work_is_found_out(tmp_path: Path, content: str) -> None:
-    """`check` would say ok, and `serve` would not start."""
-    if content:
-        (tmp_path / "journal.db").write_text(content)
-    else:
-        tmp_path = tmp_path / "file"
-        tmp_path.write_text("")
-    with pytest.raises(StartError, match="cannot keep a journal in STATE_DIR"):
-        try_journal(tmp_path)

@@ -47,12 +47,16 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
 
 
 async def run_command(
-    *arguments: str, folder: Path, env: Mapping[str, str] | None = None, within: float = 60.0
+    *arguments: str,
+    folder: Path,
+    env: Mapping[str, str] | None = None,
+    within: float = 60.0,
+    prefix: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``payloadd ARGUMENTS`` to its end; returns its status and both outputs."""
+    """Run ``payloadd ARGUMENTS``, behind ``prefix``, to its end; returns status and outputs."""
     with trio.fail_after(within):
         done = await trio.run_process(
-            [sys.executable, "-m", "daemon", *arguments],
+            [*prefix, sys.executable, "-m", "daemon", *arguments],
             check=False,
             stdin=b"",
             capture_stdout=True,

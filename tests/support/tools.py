@@ -9,7 +9,12 @@ import pytest
 
 # Where Debian puts daemons; not on everybody's PATH.
 _PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
-_PACKAGES = {"nginx": "nginx-light", "wrk": "wrk"}
+_PACKAGES = {
+    "nginx": "nginx-light",
+    "wrk": "wrk",
+    "debootstrap": "debootstrap",
+    "systemd-nspawn": "systemd-container",
+}
 
 
 def missing_tools(*names: str) -> str | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
+from daemon.pipeline.database import Database
+from daemon.pipeline.lock import lock
 from tests.support.daemon import run_command, running_daemon
+from tests.support.rights import bound_by_permissions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,6 +87,42 @@ async def test_check_names_a_state_dir_that_cannot_be_used(tmp_path: Path) -> No
     assert done.returncode == 78
     assert "failed  journal" in done.stdout
     assert "STATE_DIR" in done.stdout
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o400])
+@pytest.mark.parametrize("name", ["", "journal.lock", "journal.db"])
+async def test_check_and_serve_agree_on_permissions(tmp_path: Path, name: str, mode: int) -> None:
+    """`check` would say ok, or end in a traceback, where the daemon is not allowed to start."""
+    prefix = bound_by_permissions(tmp_path)
+    state = tmp_path / "state"
+    os.close(lock(state))
+    Database(state / "journal.db").close()
+    env = {"STATE_DIR": str(state)}
+    good = await run_command("check", folder=tmp_path, env=env, prefix=prefix)
+    assert good.returncode == 0, good.stdout
+
+    (state / name).chmod(mode)
+    check = await run_command("check", folder=tmp_path, env=env, prefix=prefix)
+    serve = await run_command("serve", folder=tmp_path, env=env, prefix=prefix)
+    state.chmod(0o700)
+    assert (check.returncode, serve.returncode) == (78, 1)
+    assert "failed  journal" in check.stdout
+    assert "Permission denied" in check.stdout
+    assert str(state / name) in check.stdout
+    assert "Traceback" not in check.stderr + serve.stderr
+    assert {path.name for path in state.iterdir()} == {"journal.lock", "journal.db"}
+
+
+async def test_check_finds_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    """`check` would say ok, and the daemon would refuse every POST."""
+    prefix = bound_by_permissions(tmp_path)
+    os.close(lock(tmp_path / "state"))
+    Database(tmp_path / "state" / "journal.db").close()
+    (tmp_path / "state" / "journal.db-wal").touch(mode=0o400)
+    env = {"STATE_DIR": str(tmp_path / "state")}
+    done = await run_command("check", folder=tmp_path, env=env, prefix=prefix)
+    assert done.returncode == 78
+    assert "failed  journal" in done.stdout
 
 
 async def test_check_against_a_real_server(seaweed: S3Server, tmp_path: Path) -> None:

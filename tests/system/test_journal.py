@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
+import pytest
 import trio
 
+from daemon.pipeline.database import Database
+from daemon.pipeline.lock import lock
 from tests.support.clients import post
 from tests.support.daemon import Daemon, run_command, running_daemon
+from tests.support.rights import bound_by_permissions
 from tests.support.store import MoodyStore, Refusal, moody_store
 
 if TYPE_CHECKING:
@@ -117,9 +122,37 @@ async def test_the_status_tells_what_waits(tmp_path: Path) -> None:
 
 async def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     """An operator would believe in a retry that was none, or read a traceback."""
-    assert "journal.db" in await _journal(tmp_path, "status", status=1)
+    missing = await _journal(tmp_path, "status", status=1)
+    assert f"no journal in {tmp_path / 'payloadd-data'}; is STATE_DIR" in missing
     async with running_daemon(tmp_path):
         pass
     for verb in ("show", "retry", "drop"):
         assert NO_ID in await _journal(tmp_path, "dead", verb, NO_ID, status=1)
     assert await _dead(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["", "journal.lock", "journal.db"])
+async def test_somebody_else_s_journal_is_no_traceback(tmp_path: Path, name: str) -> None:
+    """Whoever forgets `sudo` would read forty lines instead of one."""
+    prefix = bound_by_permissions(tmp_path)
+    state = tmp_path / "state"
+    os.close(lock(state))
+    Database(state / "journal.db").close()
+    (state / name).chmod(0)
+    env = {"STATE_DIR": str(state)}
+    done = await run_command("journal", "status", folder=tmp_path, env=env, prefix=prefix)
+    state.chmod(0o700)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert str(state) in line
+
+
+@pytest.mark.parametrize("verb", [["status"], ["dead", "list"]])
+async def test_wrong_settings_are_named_as_everywhere(tmp_path: Path, verb: list[str]) -> None:
+    """A script could not tell a wrong setting from a journal that is damaged."""
+    env = {"MAX_WORKERS": "none", "DRAIN_TIMEOUT": "soon"}
+    done = await run_command("journal", *verb, folder=tmp_path, env=env)
+    assert done.returncode == 78
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("payloadd: ") for line in lines)

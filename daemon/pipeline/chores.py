@@ -1,0 +1,60 @@
+"""What has to be done for the journal's file every second, off the hot path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from daemon.pipeline.operations import Expire, Revive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from daemon.pipeline.database import Database
+    from daemon.pipeline.disk import Disk
+    from daemon.pipeline.journal_thread import JournalThread
+    from daemon.pipeline.operations import Operation
+
+_BETWEEN: Final = 1.0
+_STEPS: Final = 64
+"""Steps of giving space back that are taken at once: others want the thread too."""
+
+
+class Chores:
+    """Revives what an operator has marked, forgets old keys, gives space back."""
+
+    def __init__(
+        self,
+        database: Database,
+        thread: JournalThread,
+        disk: Disk,
+        add: Callable[[Operation], object],
+    ) -> None:
+        self._database = database
+        self._thread = thread
+        self._disk = disk
+        self._add = add
+        self._seen = -1
+
+    def look_again(self) -> None:
+        """Take what another process has written for not seen yet."""
+        self._seen = -1
+
+    async def run(self) -> None:
+        """Do the chores for ever."""
+        while True:
+            await trio.sleep(_BETWEEN)
+            if not self._disk.writable:
+                continue
+            changes = await self._thread.read(self._database.foreign_changes)
+            if changes != self._seen and not self._disk.in_trouble:
+                self._seen = changes
+                await self._thread.read(self._database.count_dead)
+                self._add(Revive())
+            # Costs no fsync when none is due.
+            self._add(Expire())
+            # Under load too; a commit that waits for the thread comes between two steps.
+            for _ in range(_STEPS):
+                if not await self._thread.read(self._database.give_back):
+                    break

@@ -1,0 +1,82 @@
+"""Finds out whether a journal would work, without a trace of having tried."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from daemon.errors import StartError
+from daemon.pipeline.database import Database
+from daemon.pipeline.lock import try_lock
+from daemon.pipeline.schema import FILE, MIGRATIONS, look_into
+
+_READ_AT_START: Final = (
+    "SELECT first, last, key, compression FROM batches",
+    "SELECT first, template, host, compression, alone FROM layouts",
+    "SELECT first, last, payloads, bytes FROM dead",
+)
+_MOST_CHECKED: Final = 64 * 2**20
+"""Bytes of a journal that is checked page by page: 0.1 s if it is in memory, 1 s if it is not."""
+
+
+def try_journal(folder: Path) -> str:
+    """Try whether a journal in ``folder`` would work; returns what is there, for people.
+
+    Leaves nothing behind that was not there before, and no file that the service's user could
+    not write. Raises StartError.
+    """
+    path = folder / FILE
+    process = try_lock(folder)
+    if process is not None:
+        return f"{path}, in use by process {process}"
+    made: list[Path] = []
+    try:
+        made = [one for one in (folder, *folder.parents) if not one.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix="payloadd-check-") as scratch:
+            Database(Path(scratch) / FILE).close()
+        found = _try_file(path) if path.exists() else "new"
+    except (OSError, sqlite3.Error, StartError) as error:
+        raise StartError(f"cannot keep a journal in STATE_DIR {folder}: {error}") from None
+    finally:
+        for one in made:
+            with suppress(OSError):
+                one.rmdir()
+    return f"{path}, {found}"
+
+
+def _try_file(path: Path) -> str:
+    """Do with the journal at ``path`` what a start does, but change nothing; says what is there.
+
+    Raises OSError, sqlite3.Error, StartError.
+    """
+    # Names what is wrong, where SQLite is "unable to open database file".
+    os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    with closing(look_into(path)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+        _check_pages(connection)
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise StartError(f"{FILE} has version {version}: it was written by a newer payloadd")
+        if version < len(MIGRATIONS):
+            return f"version {version}, which a start brings up to date"
+        for query in _READ_AT_START:
+            connection.execute(query).fetchall()
+        totals = connection.execute("SELECT next, jobs, payloads, bytes FROM totals").fetchone()
+        if totals is None:
+            raise StartError(f"{FILE} has lost its totals")
+        return f"{totals[2]} payloads wait"
+
+
+def _check_pages(connection: sqlite3.Connection) -> None:
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (size,) = connection.execute("PRAGMA page_size").fetchone()
+    if pages * size <= _MOST_CHECKED:
+        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise StartError(f"{FILE} is damaged: {found}")

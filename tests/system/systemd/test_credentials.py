@@ -1,0 +1,80 @@
+"""AWS credentials that systemd hands over, and the log as systemd's journal has it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from tests.support.clients import post
+from tests.system.systemd.unit import PATIENCE, configured
+
+if TYPE_CHECKING:
+    from tests.support.s3 import S3Server
+    from tests.system.systemd.machine import Machine
+    from tests.system.systemd.unit import Unit
+
+_NAMES: Final = ("aws_access_key_id", "aws_secret_access_key")
+
+
+async def test_credentials_alone_work_and_show_nowhere(machine: Machine, seaweed: S3Server) -> None:
+    """A key would be read by whoever may look at the environment, the log, or the unit."""
+    bucket = await trio.to_thread.run_sync(seaweed.make_bucket, "credentials")
+    env = {name: text for name, text in seaweed.environ.items() if "KEY" not in name}
+    secrets = (seaweed.access_key, seaweed.secret_key)
+    # One encrypted, one plain: as the example that is shipped has them.
+    machine.write("etc/credstore/key", f"{secrets[0]}\n", 0o600)
+    machine.write("run-secret", secrets[1], 0o600)
+    await machine.run("systemd-creds", "setup")
+    await machine.run(
+        *("systemd-creds", "encrypt", f"--name={_NAMES[1]}", "/run-secret", "/etc/secret.cred")
+    )
+    (machine.root / "run-secret").unlink()
+    drop_in = (
+        f"LoadCredential={_NAMES[0]}:/etc/credstore/key\n"
+        f"LoadCredentialEncrypted={_NAMES[1]}:/etc/secret.cred\n"
+    )
+    env |= {"STORE_URL": f"s3://{bucket}", "LOG_LEVEL": "debug"}
+    async with configured(machine, env, drop_in) as unit:
+        await unit.systemctl("start")
+        await post(unit.url, [b"1"])
+        await unit.systemctl("stop")  # which uploads it
+        assert list((await trio.to_thread.run_sync(seaweed.objects, bucket)).values()) == [b"1\n"]
+        await unit.systemctl("start")
+        places = {
+            "environment": await machine.run("cat", f"/proc/{await unit.pid()}/environ"),
+            "command line": await machine.run("cat", f"/proc/{await unit.pid()}/cmdline"),
+            "log": await machine.run("journalctl", "--no-pager", "--output=json"),
+            "unit": await machine.run("systemctl", "show", unit.name),
+            "status": await machine.run("systemctl", "status", "--no-pager", unit.name),
+        }
+    assert "STORE_URL" in places["environment"]
+    assert [place for place, text in places.items() if any(one in text for one in secrets)] == []
+
+
+async def test_the_journal_has_fields_and_priorities(machine: Machine) -> None:
+    """`journalctl -p warning` would show nothing, whatever goes wrong."""
+    env = {"STORE_URL": "s3://nowhere", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}
+    env |= {"AWS_REGION": "r", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+    async with configured(machine, env) as unit:
+        await unit.systemctl("start")
+        await post(unit.url, [b"1"])
+        with trio.fail_after(PATIENCE):
+            # The journal can only be asked.
+            while "store_unavailable" not in (found := await _priorities(unit)):  # noqa: ASYNC110
+                await trio.sleep(0.1)
+        assert found["listening"] == "6"
+        assert found["store_unavailable"] == "4"
+        (waits,) = [line for line in await unit.events() if line["event"] == "store_unavailable"]
+        assert waits["level"] == "warning"
+        assert waits["code"] == "ConnectError"
+
+
+async def _priorities(unit: Unit) -> dict[str, str]:
+    """Return the priority of each event."""
+    return {
+        json.loads(entry["MESSAGE"])["event"]: entry["PRIORITY"]
+        for entry in await unit.entries()
+        if str(entry["MESSAGE"]).startswith("{")
+    }

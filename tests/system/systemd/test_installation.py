@@ -1,0 +1,45 @@
+"""Removing and installing again, as the README says, on a machine where it is installed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tests.support.clients import post
+from tests.system.systemd.conftest import INSTALL
+from tests.system.systemd.unit import configured
+
+if TYPE_CHECKING:
+    from tests.system.systemd.machine import Machine
+
+_PLACES: Final = ("usr/local/lib/systemd/system", "usr/local/lib/sysusers.d", "etc/payloadd")
+
+
+def _files(machine: Machine) -> dict[str, bytes]:
+    """Return what lies where the installation writes."""
+    return {
+        str(path.relative_to(machine.root)): path.read_bytes()
+        for place in _PLACES
+        for path in (machine.root / place).rglob("*")
+        if path.is_file()
+    }
+
+
+async def test_removing_and_installing_again(machine: Machine) -> None:
+    """An upgrade would overwrite the settings; a removal would take payloads, or leave units."""
+    async with configured(machine) as unit:
+        await unit.systemctl("start")
+        await post(unit.url, [b"1"])
+        installed = _files(machine)
+        await machine.run("/opt/payloadd/bin/payloadd", "systemd", "remove")
+        assert await unit.show("LoadState") == "not-found"
+        assert await unit.show("ActiveState") == "inactive"
+        assert set(_files(machine)) == {"etc/payloadd/payloadd.env"}
+        assert (machine.root / "var/lib/payloadd/journal.db").exists()
+        assert not list((machine.root / "etc/systemd/system").rglob("*.wants/payloadd*"))
+        await machine.run("/opt/payloadd/bin/payloadd", "systemd", "remove")  # there is nothing
+        for command in INSTALL:
+            await machine.run("sh", "-c", command)
+        assert _files(machine) == installed
+        assert f"BIND=127.0.0.1:{unit.port}".encode() in installed["etc/payloadd/payloadd.env"]
+        await unit.systemctl("start")
+        await post(unit.url, [b"2"])

@@ -1,0 +1,128 @@
+"""The life of the service: started, misconfigured, killed, hung."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from tests.support.clients import Posts, post
+from tests.system.systemd.threads import stopped_threads
+from tests.system.systemd.unit import PATIENCE, configured, status_of
+
+if TYPE_CHECKING:
+    from tests.support.s3 import S3Server
+    from tests.system.systemd.machine import Machine
+    from tests.system.systemd.unit import Unit
+
+WATCHDOG: Final = 4.0
+"""Seconds of the watchdog's period in these tests."""
+RESTART: Final = 20.0
+"""Seconds that may pass beyond that until another process runs, on a busy machine."""
+
+_KEYS: Final = {
+    "AWS_REGION": "us-east-1",
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+}
+
+
+async def test_start_returns_when_posts_are_taken(machine: Machine) -> None:
+    """A unit that is ordered after payloadd would be refused its first POST."""
+    async with configured(machine) as unit:
+        await unit.systemctl("start")
+        await post(unit.url, [b"1"])
+        assert await unit.show("StatusText") == "serving"
+
+
+async def test_a_wrong_setting_is_shown(machine: Machine) -> None:
+    """An administrator would have to search for what is wrong, or see it restart for ever."""
+    async with configured(machine, {"MAX_WORKERS": "many", "DRAIN_TIMEOUT": "soon"}) as unit:
+        status, _ = await machine.attempt("systemctl", "start", unit.name)
+        assert status != 0
+        await machine.run("journalctl", "--sync")
+        _, shown = await machine.attempt("systemctl", "status", "--no-pager", "--full", unit.name)
+        assert "MAX_WORKERS: 'many' is not allowed" in shown
+        assert "DRAIN_TIMEOUT: 'soon' is not allowed" in shown
+        assert await unit.show("StatusText") != ""
+        assert await unit.show("ExecMainStatus") == "78"
+        assert await unit.show("NRestarts") == "0"
+        assert {entry["PRIORITY"] for entry in await unit.entries()} == {"3"}
+
+
+async def test_a_killed_daemon_comes_back_and_loses_nothing(
+    machine: Machine, seaweed: S3Server
+) -> None:
+    """What was acknowledged would be lost with the process, or wait for a human."""
+    bucket = await trio.to_thread.run_sync(seaweed.make_bucket, "killed")
+    payloads = [b"%d" % number for number in range(200)]
+    env = {**seaweed.environ, "STORE_URL": f"s3://{bucket}", "MAX_WORKERS": "1"}
+    async with configured(machine, env) as unit:
+        await unit.systemctl("start")
+        posts = Posts(unit.url)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(posts.run, [[payload] for payload in payloads], 8)
+            await posts.wait_until_acknowledged(100)
+            await machine.run("systemctl", "kill", "--signal=KILL", unit.name)
+        await unit.wait_until("NRestarts", "1")
+        await unit.wait_until("ActiveState", "active")
+        assert posts.acknowledged
+        await _stored(seaweed, bucket, posts.acknowledged)
+        replayed = await trio.to_thread.run_sync(seaweed.objects, bucket)
+        lines = [line for body in replayed.values() for line in body.splitlines()]
+        assert len(lines) == len(set(lines))
+
+
+async def test_a_stopped_process_is_ended_and_started_again(machine: Machine) -> None:
+    """A daemon whose event loop hangs would stay as it is until somebody complains."""
+    async with configured(machine, service=f"WatchdogSec={WATCHDOG:g}") as unit:
+        await unit.systemctl("start")
+        await post(unit.url, [b"1"])
+        await machine.run("systemctl", "kill", "--signal=STOP", unit.name)
+        await _ended_by_the_watchdog(unit)
+        await post(unit.url, [b"2"])
+
+
+async def test_a_hanging_journal_is_ended_and_started_again(machine: Machine) -> None:
+    """A bare timer would go on saying that all is well, while no POST is ever answered."""
+    async with configured(machine, service=f"WatchdogSec={WATCHDOG:g}") as unit:
+        await unit.systemctl("start")
+        await post(unit.url, [b"1"])
+        async with stopped_threads(machine, await unit.pid()):
+            assert await status_of(unit.url, "/healthz") == 200  # the event loop goes on
+            await _ended_by_the_watchdog(unit)
+        await post(unit.url, [b"2"])
+
+
+async def test_a_quiet_daemon_is_left_alone(machine: Machine) -> None:
+    """A daemon with nothing to do, or with a store that is down, would be ended again and again."""
+    env = {"STORE_URL": "s3://nowhere", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", **_KEYS}
+    async with configured(machine, env, service="WatchdogSec=1") as unit:
+        await unit.systemctl("start")
+        await trio.sleep(2)
+        await post(unit.url, [b"1"])
+        await trio.sleep(2)
+        assert await unit.show("NRestarts") == "0"
+        status = await unit.show("StatusText")
+        assert status.startswith("serving: 0 payloads stored, 0 jobs queued, 1 jobs journaled;")
+        assert "waiting for the store: " in status
+
+
+async def _ended_by_the_watchdog(unit: Unit) -> None:
+    """See that another process runs, no later than the watchdog allows."""
+    with trio.fail_after(WATCHDOG + RESTART):
+        # Once: but a machine that is busy enough looks like a hang of its own.
+        while await unit.show("NRestarts") == "0":  # noqa: ASYNC110 - systemd can only be asked
+            await trio.sleep(0.1)
+        await unit.wait_until("ActiveState", "active")
+    output = await unit.machine.run("journalctl", "--no-pager", "--unit", unit.name)
+    assert "Watchdog timeout" in output
+
+
+async def _stored(server: S3Server, bucket: str, payloads: list[bytes]) -> None:
+    """Wait until all payloads are in the bucket."""
+    missing = set(payloads)
+    with trio.fail_after(PATIENCE):
+        while missing:
+            found = await trio.to_thread.run_sync(server.objects, bucket)
+            missing -= {line for body in found.values() for line in body.splitlines()}

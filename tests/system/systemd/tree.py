@@ -1,0 +1,120 @@
+"""A Debian with systemd and Python in a folder: made once a machine, used by every run.
+
+It lies below ``$XDG_CACHE_HOME/payloadd-tests``. There are two layers: Debian as debootstrap
+leaves it (about a minute), and a copy of it for each list of dependencies that pyproject.toml
+has had, where they are installed in /opt/payloadd (half a minute). Both come from where the
+machine gets its own packages. A run writes into neither.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tests.support.daemon import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SUITE: Final = "bookworm"
+PYTHON: Final = "3.11"
+WHEELS: Final = "var/lib/wheels"
+"""Where the dependencies' wheels lie, from the root of the tree."""
+_PACKAGES: Final = "systemd,systemd-sysv,dbus,python3,python3-venv"
+
+
+def tree() -> Path:
+    """Return the root of the tree with the dependencies of now, which is made if need be."""
+    base = _cache() / SUITE
+    dependencies = _dependencies()
+    digest = hashlib.sha256("\n".join(dependencies).encode()).hexdigest()[:16]
+    ready = _cache() / f"{SUITE}-{digest}"
+    with _alone():
+        if not base.exists():
+            with _made(base) as new:
+                _run("debootstrap", "--variant=minbase", f"--include={_PACKAGES}",
+                     SUITE, str(new), _mirror())  # fmt: skip
+        if not ready.exists():
+            with _made(ready) as new:
+                _run("cp", "-a", "--reflink=auto", f"{base}/.", str(new))
+                _install(dependencies, new)
+    return ready
+
+
+def build_wheel(folder: Path) -> None:
+    """Build payloadd's wheel into a folder."""
+    _run(
+        *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"),
+        *("--wheel-dir", str(folder), str(ROOT)),
+    )
+
+
+def _dependencies() -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return sorted(project["dependencies"])
+
+
+def _install(dependencies: list[str], root: Path) -> None:
+    """Install them in ``root``, from wheels that are left there."""
+    # Fetched out here: in there nobody knows of this machine's index or certificates.
+    _run(
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"),
+        *("--python-version", PYTHON, "--dest", str(root / WHEELS), *dependencies),
+    )
+    wheels = [f"/{WHEELS}/{path.name}" for path in (root / WHEELS).iterdir()]
+    inside = ("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe", "-D", root)
+    _run(*inside, "python3", "-m", "venv", "/opt/payloadd")
+    _run(*inside, "/opt/payloadd/bin/pip", "install", "--quiet", "--no-index", *wheels)
+
+
+def _mirror() -> str:
+    """Return where apt gets this machine's packages from."""
+    done = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(CODENAME) $(ORIGIN) $(REPO_URI)"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    targets = [line.split() for line in done.stdout.splitlines()]
+    debian = [target for target in targets if target[1:2] == ["Debian"]]
+    same = [uri for suite, _, uri in debian if suite == SUITE]
+    return next(iter(same or [uri for _, _, uri in debian]))
+
+
+def _cache() -> Path:
+    above = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(above) / "payloadd-tests"
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Wait for another run that is making a tree."""
+    _cache().mkdir(parents=True, exist_ok=True)
+    with (_cache() / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[Path]:
+    """Give a folder to fill, which is ``folder`` only once all went well."""
+    new = folder.with_suffix(".new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    yield new
+    new.rename(folder)
+
+
+def _run(*command: str | Path) -> None:
+    done = subprocess.run(
+        command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"

@@ -1,0 +1,107 @@
+"""A unit of the machine, as an administrator handles it: settings, systemctl, journalctl."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from tests.support.loopback import free_port, http_client
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from tests.system.systemd.machine import Machine
+
+PATIENCE: Final = 90.0
+"""Seconds after which a test that waits has failed."""
+_BETWEEN_LOOKS: Final = 0.1
+
+
+@dataclass(frozen=True)
+class Unit:
+    """``payloadd.service`` or one like it, and where it takes POSTs."""
+
+    machine: Machine
+    name: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Where it takes POSTs."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def systemctl(self, verb: str) -> str:
+        """Run ``systemctl VERB`` on it, which has to succeed."""
+        return await self.machine.run("systemctl", verb, self.name)
+
+    async def show(self, name: str) -> str:
+        """Return one of its properties."""
+        command = ("systemctl", "show", "--value", f"--property={name}", self.name)
+        return (await self.machine.run(*command)).strip()
+
+    async def pid(self) -> int:
+        """Return its main process, as the machine numbers it."""
+        return int(await self.show("MainPID"))
+
+    async def wait_until(self, name: str, value: str) -> None:
+        """Wait until one of its properties has a value."""
+        with trio.fail_after(PATIENCE):
+            # systemd can only be asked.
+            while await self.show(name) != value:  # noqa: ASYNC110
+                await trio.sleep(_BETWEEN_LOOKS)
+
+    async def entries(self) -> list[dict[str, Any]]:
+        """Return what the journal has of its last run."""
+        invocation = await self.show("InvocationID")
+        await self.machine.run("journalctl", "--sync")
+        text = await self.machine.run(
+            *("journalctl", "--quiet", "--output=json", "--no-pager"),
+            f"_SYSTEMD_INVOCATION_ID={invocation}",
+        )
+        return [json.loads(line) for line in text.splitlines()]
+
+    async def events(self) -> list[dict[str, Any]]:
+        """Return the daemon's own log of its last run."""
+        return [
+            json.loads(entry["MESSAGE"])
+            for entry in await self.entries()
+            if str(entry["MESSAGE"]).startswith("{")
+        ]
+
+
+@asynccontextmanager
+async def configured(
+    machine: Machine, settings: Mapping[str, str] | None = None, service: str = ""
+) -> AsyncIterator[Unit]:
+    """Give payloadd.service, stopped and without a past, with these settings and a drop-in.
+
+    The ports are the kernel's choice: the machine has them in common with the host.
+    """
+    unit = Unit(machine, "payloadd.service", free_port())
+    own = {
+        "BIND": f"127.0.0.1:{unit.port}",
+        "ADMIN_BIND": f"127.0.0.1:{free_port()}",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        **(settings or {}),
+    }
+    machine.write("etc/payloadd/payloadd.env", "".join(f"{n}={own[n]}\n" for n in own), 0o600)
+    machine.write("etc/systemd/system/payloadd.service.d/test.conf", f"[Service]\n{service}\n")
+    await machine.run("systemctl", "daemon-reload")
+    try:
+        yield unit
+    finally:
+        with trio.CancelScope(shield=True):
+            await machine.run("systemctl", "kill", "-s", "KILL", unit.name, check=False)
+            await machine.run("systemctl", "stop", unit.name, check=False)
+            await machine.run("systemctl", "reset-failed", unit.name, check=False)
+            await machine.run("sh", "-c", "rm -rf /var/lib/payloadd/*")
+
+
+async def status_of(url: str, path: str) -> int:
+    """Return the status of a GET."""
+    async with http_client() as client:
+        return (await client.get(url + path)).status_code
