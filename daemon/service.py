@@ -202,7 +202,7 @@ async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: l
         await nursery.start(partial(start, max_connections=house.settings.max_connections))
         if house.health.phase == "starting":
             house.health.phase = "serving"
-        house.notifier.ready()
+            house.notifier.ready()
         if house.settings.durability == "memory":
             log.warning("durability_memory", note="what is queued is lost if the process dies")
         log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))

@@ -83,9 +83,13 @@ async def _tell(watched: Watched, notifier: Notifier) -> None:
         if watched.health.phase != "starting" and line != told:
             told = line
             notifier.status(line)
-        if watched.health.phase == "draining" and seen != (seen := _progress(watched)):
-            # The next may be one slow upload away.
-            notifier.extend(watched.settings.upload_timeout + _LAST_COMMIT)
+        if watched.health.phase == "draining" and seen != (now := _progress(watched)):
+            # At first what the settings allow it; then the next may be one slow upload away.
+            # systemd takes no time back that it has given.
+            settings = watched.settings
+            whole = settings.request_timeout + settings.drain_timeout
+            notifier.extend((whole if seen is None else settings.upload_timeout) + _LAST_COMMIT)
+            seen = now
         await trio.sleep(_BETWEEN_STATUS)
 
 
@@ -93,7 +97,8 @@ async def _feed_watchdog(watched: Watched, notifier: Notifier, period: float) ->
     interval = period / _SIGNS_IN_A_PERIOD
     before = None
     while True:
-        with trio.move_on_after(interval) as commit:
+        # A commit that is under way, and the one behind it: a slow disk is not a dead one.
+        with trio.move_on_after(period / 2) as commit:
             await watched.journal.pulse()
         stalled = _stalled(watched)
         if commit.cancelled_caught:
@@ -109,10 +114,11 @@ async def _feed_watchdog(watched: Watched, notifier: Notifier, period: float) ->
 def _stalled(watched: Watched) -> int | None:
     """Return how many jobs the dispatcher has taken, None where it has nothing to do.
 
-    While the disk gives errors it may be waiting to read.
+    While the disk gives errors, or workers hold all that memory allows, it waits for them.
     """
     idle = _value(watched.metrics.workers_busy) < watched.settings.max_workers
-    if watched.channel.jobs and idle and "journal" not in watched.health.troubles:
+    waits = watched.channel.paused or "journal" in watched.health.troubles
+    if watched.channel.jobs and idle and not waits:
         return watched.channel.taken
     return None
 

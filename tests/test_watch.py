@@ -133,7 +133,7 @@ async def test_a_dispatcher_that_hangs_is_no_sign_of_life(
     assert lines[0].items() >= {"event": "no_sign_of_life", "part": "dispatcher"}.items()
 
 
-@pytest.mark.parametrize("reason", ["workers", "disk"])
+@pytest.mark.parametrize("reason", ["workers", "disk", "hands"])
 async def test_a_dispatcher_that_waits_for_somebody_lives(
     rig: Rig, reason: str, autojump_clock: MockClock
 ) -> None:
@@ -141,6 +141,8 @@ async def test_a_dispatcher_that_waits_for_somebody_lives(
     rig.watched.channel.send_nowait([job(1)])
     if reason == "workers":
         rig.watched.metrics.workers_busy.set(WORKERS)
+    elif reason == "hands":
+        rig.watched.channel.paused = True
     else:
         rig.watched.health.report("journal", "SQLITE_IOERR", "disk I/O error")
     async with rig.watching(autojump_clock):

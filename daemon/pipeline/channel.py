@@ -35,6 +35,8 @@ class JobChannel:
         self.bytes_in_hand = 0
         self.taken = 0
         """Jobs that were received so far: a sign of life of who receives."""
+        self.paused = False
+        """Whether who receives waits for something else than a job: free hands, the disk."""
         self._nudged = False
         # The memory bound of the daemon: max_jobs jobs that together hold max_bytes; and a nudge.
         self._send, self._receive = trio.open_memory_channel["Job | None"](max_jobs + 1)
@@ -88,8 +90,7 @@ class JobChannel:
     async def wait_for_hands(self) -> None:
         """Return once less than the bound is in hand."""
         while self.bytes_in_hand >= self.max_bytes:
-            self._some_taken = trio.Event()
-            await self._some_taken.wait()
+            await self._wait_for_a_change()
 
     async def wait_half_empty(self) -> None:
         """Return once half of the bounds, in jobs and in bytes, is free."""
@@ -100,8 +101,7 @@ class JobChannel:
     async def wait_for_room(self, jobs: int, size: int) -> None:
         """Return once so much fits, or nothing is there."""
         while not self._is_empty and not self.has_room(jobs, size):
-            self._some_taken = trio.Event()
-            await self._some_taken.wait()
+            await self._wait_for_a_change()
 
     def close(self) -> None:
         """Close the sending end: what is in the channel can still be received."""
@@ -126,6 +126,12 @@ class JobChannel:
         self.taken += 1
         self._stir()
         return job
+
+    async def _wait_for_a_change(self) -> None:
+        # Two may wait, dispatcher and refill: an event that somebody waits for is not replaced.
+        if self._some_taken.is_set():
+            self._some_taken = trio.Event()
+        await self._some_taken.wait()
 
     def _stir(self) -> None:
         self._some_taken.set()

@@ -44,5 +44,6 @@ async def dispatch(
                 if dismissed == count:
                     break
             else:
-                # It waits: between registering and waiting nothing else runs.
+                # It waits: between registering and waiting nothing else runs, unless all is over.
+                await trio.lowlevel.checkpoint_if_cancelled()
                 inbox.send_nowait(batch)

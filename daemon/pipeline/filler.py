@@ -37,8 +37,7 @@ class Filler:
         first, self._held = self._held, None
         while first is None:
             if self._replaying:
-                await self._channel.wait_for_hands()
-                batch = await self._journal.sealed()
+                batch = await self._sealed()
                 if batch is not None:
                     self._channel.hold(batch.bytes)
                     return batch
@@ -48,6 +47,14 @@ class Filler:
                 return None
         alone = self._layouts.at(first.seq).alone
         return self._layouts.batch([first] if alone else await self._fill(first))
+
+    async def _sealed(self) -> Batch | None:
+        self._channel.paused = True
+        try:
+            await self._channel.wait_for_hands()
+            return await self._journal.sealed()
+        finally:
+            self._channel.paused = False
 
     def next_nowait(self) -> Batch | None:
         """Return the next batch if it is a single job that is there already, else None.

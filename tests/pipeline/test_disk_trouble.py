@@ -239,8 +239,10 @@ async def test_a_disk_that_hangs_does_not_hold_the_end(
             await desk.database.held()
             nursery.cancel_scope.cancel()
         await desk.journal.aclose()
-    assert desk.ledger.accepted == 0
-    desk.database.let_go()
+        assert desk.ledger.accepted == 0
+        desk.database.let_go()
+        await until(lambda: bool(desk.database.commits))
+    desk.database.close()
 
 
 async def test_a_write_that_hangs_is_a_trouble(

@@ -160,6 +160,19 @@ async def test_sealed_batches_wait_for_hands() -> None:
         channel.release(12)
 
 
+async def test_two_may_wait_for_hands_and_room() -> None:
+    """The daemon would go on answering 202, and store nothing more, after some restarts."""
+    channel = JobChannel(9, 10)
+    channel.hold(10)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(channel.wait_for_hands)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(channel.wait_for_room, 1, 5)
+            await trio.testing.wait_all_tasks_blocked()
+            channel.release(10)
+
+
 async def test_a_nudge_wakes_and_takes_no_room() -> None:
     """A dead letter that is tried again would wait for the next request; or be a job too many."""
     channel = JobChannel(1, 10)
