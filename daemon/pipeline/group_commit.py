@@ -64,7 +64,7 @@ class SqliteJournal:
         self._thread = JournalThread(self._disk)
         self._sealed = deque(database.sealed_firsts)
         self._chores = Chores(database, self._thread, self._disk, self._add)
-        # Bounded by the requests under way (MAX_CONNECTIONS), by max_bytes, and by MAX_WORKERS.
+        # Bounded by LARGEST_COMMIT and one request, by max_bytes, and by MAX_WORKERS.
         self._group = Group()
         self._stir = trio.Event()
         self._urgent = trio.Event()
