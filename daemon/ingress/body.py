@@ -20,8 +20,9 @@ from msgspec.json import Decoder
 from daemon.ingress.problem import Problem
 
 T = TypeVar("T")
-_Split = Callable[[bytes], list[bytes]]
-_Decompress = Callable[[bytes, int], bytes]
+_Body = bytes | bytearray
+_Split = Callable[[_Body], "list[bytes | Raw]"]
+_Decompress = Callable[[_Body, int], bytes]
 
 
 class _Collection(Struct):
@@ -45,9 +46,12 @@ _ZSTD_WINDOW: Final = 8 * 2**20
 
 
 def decode(
-    body: bytes, content_type: str | None, content_encoding: str | None, max_length: int
-) -> list[bytes]:
+    body: _Body, content_type: str | None, content_encoding: str | None, max_length: int
+) -> list[bytes | Raw]:
     """Return the payloads of a request body, each without line breaks.
+
+    A Raw is where the payload is in ``body``, which is kept as long as it is. Nobody may change
+    ``body`` any more.
 
     ``max_length`` bounds the body in bytes, before and after decompression. Raises Problem:
     UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING, TOO_LARGE, MALFORMED, NOT_A_COLLECTION.
@@ -57,10 +61,11 @@ def decode(
         raise too_large(max_length)
     if decompress is not None:
         body = decompress(body, max_length)
-    try:
-        body.decode("utf-8")  # msgspec's Raw does not look into strings
-    except UnicodeDecodeError as error:
-        raise Problem("MALFORMED", f"the body is not UTF-8 (byte {error.start})") from None
+    if not body.isascii():
+        try:
+            body.decode("utf-8")  # msgspec's Raw does not look into strings
+        except UnicodeDecodeError as error:
+            raise Problem("MALFORMED", f"the body is not UTF-8 (byte {error.start})") from None
     return split(body)
 
 
@@ -106,7 +111,7 @@ def _coding(content_encoding: str | None) -> str:
 # --- decompression -----------------------------------------------------------------------------
 
 
-def _gunzip(body: bytes, max_length: int) -> bytes:
+def _gunzip(body: _Body, max_length: int) -> bytes:
     """Decompress the members of a gzip body (RFC 1952)."""
     out = bytearray()
     member = zlib.decompressobj(wbits=31)
@@ -127,7 +132,7 @@ def _gunzip(body: bytes, max_length: int) -> bytes:
     return bytes(out)
 
 
-def _unzstd(body: bytes, max_length: int) -> bytes:
+def _unzstd(body: _Body, max_length: int) -> bytes:
     """Decompress the frames of a zstd body (RFC 8878)."""
     out = bytearray()
     context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
@@ -152,7 +157,7 @@ def _unzstd(body: bytes, max_length: int) -> bytes:
 # --- payloads ----------------------------------------------------------------------------------
 
 
-def _split_json(body: bytes) -> list[bytes]:
+def _split_json(body: _Body) -> list[bytes | Raw]:
     """Return the payloads of one JSON document with a member ``payloads`` or ``data``."""
     try:
         collection = _parse(_COLLECTION, body)
@@ -162,25 +167,26 @@ def _split_json(body: bytes) -> list[bytes]:
         raise Problem("NOT_A_COLLECTION", str(error)) from None
     match collection.payloads, collection.data:
         case (list(payloads), UnsetType()) | (UnsetType(), list(payloads)):
-            # A Raw is a view that keeps the whole body alive: its bytes are copied.
-            lines = [bytes(payload) for payload in payloads]
-            return [_one_line(line) for line in lines] if b"\n" in body or b"\r" in body else lines
+            if b"\n" in body or b"\r" in body:
+                return [_one_line(payload) for payload in payloads]
+            return [*payloads]
         case (list(), list()):
             raise Problem("NOT_A_COLLECTION", "`payloads` and `data` are both there; send one")
         case _:
             raise Problem("NOT_A_COLLECTION", "there is no member `payloads`")
 
 
-def _split_ndjson(body: bytes) -> list[bytes]:
+def _split_ndjson(body: _Body) -> list[bytes | Raw]:
     """Return the payloads of a body with one JSON value a line."""
-    return [
-        _one_line(bytes(_parse(_VALUE, line, f"line {number}: ")))
+    payloads: list[bytes | Raw] = [
+        _parse(_VALUE, line, f"line {number}: ")
         for number, line in enumerate(body.split(b"\n"), start=1)
         if line.strip(b" \t\r")
     ]
+    return [_one_line(payload) for payload in payloads] if b"\r" in body else payloads
 
 
-def _parse(decoder: Decoder[T], text: bytes, where: str = "") -> T:
+def _parse(decoder: Decoder[T], text: _Body, where: str = "") -> T:
     """Decode; raises ValidationError for JSON of another shape, Problem for what is not JSON."""
     try:
         return decoder.decode(text)
@@ -192,9 +198,9 @@ def _parse(decoder: Decoder[T], text: bytes, where: str = "") -> T:
         raise Problem("MALFORMED", f"{where}JSON is nested too deeply") from None
 
 
-def _one_line(payload: bytes) -> bytes:
+def _one_line(payload: bytes | Raw) -> bytes:
     """Return a payload without line breaks; in JSON they can stand between tokens only."""
-    return payload.translate(None, b"\r\n") if b"\n" in payload or b"\r" in payload else payload
+    return bytes(payload).translate(None, b"\r\n")
 
 
 _SPLITTERS: Final[dict[str, _Split]] = {

@@ -17,7 +17,7 @@ from daemon.logs import get_logger
 if TYPE_CHECKING:
     from daemon.config import Settings
     from daemon.health import Health
-    from daemon.pipeline.intake import Intake
+    from daemon.pipeline.intake import Buffer, Done, Intake, Receipt
 
 log = get_logger(__name__)
 
@@ -58,23 +58,49 @@ class Door:
 
         Raises Problem. ``check`` comes before.
         """
-        content_type, content_encoding, key = headers
         try:
-            payloads = body.decode(data, content_type, content_encoding, self.max_length)
-            receipt = await self._intake.accept(payloads, _checked(key))
-        except Problem:
-            raise
-        except RefusedError as error:
-            raise refused(error) from None
-        except TooLargeError as error:
-            raise Problem("TOO_LARGE", str(error)) from None
+            return document(await self._intake.accept(*self._decode(headers, data)))
         except Exception as error:
-            raise bug(error) from error
-        return b'{"id":"%s","accepted":%d}' % (str(receipt.id).encode("ascii"), receipt.payloads)
+            raise _problem(error) from error
+
+    def submit(self, headers: PostHeaders, data: bytes | bytearray, done: Done) -> None:
+        """Do the same without waiting: ``done`` hears what comes of it.
+
+        Raises Problem for what is known at once; ``done`` is not called then.
+        """
+        try:
+            self._intake.submit(*self._decode(headers, data), done)
+        except Exception as error:
+            raise _problem(error) from error
+
+    def _decode(
+        self, headers: PostHeaders, data: bytes | bytearray
+    ) -> tuple[list[Buffer], str | None]:
+        content_type, content_encoding, key = headers
+        payloads = body.decode(data, content_type, content_encoding, self.max_length)
+        return payloads, _checked(key)
 
     def too_slow(self) -> Problem:
         """Return the 408 for a request that was not there in time."""
         return Problem("TIMEOUT", f"the request took longer than {self.timeout:g} seconds")
+
+
+def document(receipt: Receipt) -> bytes:
+    """Return the body of a 202."""
+    return b'{"id":"%s","accepted":%d}' % (str(receipt.id).encode("ascii"), receipt.payloads)
+
+
+def _problem(error: Exception) -> Problem:
+    """Return the answer for what kept a request from being taken."""
+    match error:
+        case Problem():
+            return error
+        case RefusedError():
+            return refused(error)
+        case TooLargeError():
+            return Problem("TOO_LARGE", str(error))
+        case _:
+            return bug(error)
 
 
 def _checked(key: str | None) -> str | None:

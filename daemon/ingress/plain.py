@@ -1,111 +1,265 @@
 """The lane for plain requests, in front of Hypercorn.
 
-Hypercorn and Quart spend 1.6 ms on a request, most of it on what a plain POST does not
-need. A connection starts here: while its requests are plain (see ``head.py``) and come one
-at a time, they are answered by the same door in one write. At the first that is anything
-else, be it wrong, the bytes that were read go back in front of the stream and Hypercorn has
-the connection for good. So there is nothing here to get wrong about HTTP: when in doubt, it
-is handed over.
+Hypercorn and Quart spend 1.6 ms on a request, most of it on what a plain POST does not need.
+A connection starts here: while its requests are plain (see ``head.py``) and come one at a
+time, they go through the same door and are answered in one write. At the first that is
+anything else, be it wrong, the bytes that were read go back in front of the stream and
+Hypercorn has the connection for good. So there is nothing here to get wrong about HTTP: when
+in doubt, it is handed over.
+
+One task serves all connections of the lane. A task for each, woken once for its request and
+once for its commit, spent half of its CPU in the scheduler; here a wake-up is shared by all
+requests that are there, and the commit answers all who waited for it.
 """
 
 from __future__ import annotations
 
+import select
 import time
 from email.utils import formatdate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVarTuple
 
 import trio
 
-from daemon.ingress.door import Door, closes
+from daemon.errors import RefusedError
+from daemon.ingress.blame import report
+from daemon.ingress.door import Door, closes, document
 from daemon.ingress.head import may_become_plain, parse
-from daemon.ingress.problem import Problem
+from daemon.ingress.problem import Problem, refused
+from daemon.ingress.stream import nothing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from daemon.config import Settings
     from daemon.health import Health
     from daemon.ingress.head import PlainRequest
     from daemon.ingress.stream import ClientStream
     from daemon.metrics import Metrics
     from daemon.pipeline.intake import Intake
+    from daemon.pipeline.operations import Receipt
+
+Ts = TypeVarTuple("Ts")
+
+_HEAD: Final = b"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\ndate: %s\r\n"
+_HEAD_BYTES: Final = 65_536
+_BODY_BYTES: Final = 262_144
+_AT_ONCE: Final = 64
+"""Connections that are served before other tasks have a turn: 1 to 3 ms."""
 
 
 class PlainLane:
-    """Answers plain requests."""
+    """Serves the connections that have entered it."""
 
     def __init__(
         self, intake: Intake, health: Health, metrics: Metrics, settings: Settings
     ) -> None:
-        self._door = Door(intake, health, settings)
-        self._health = health
-        self._count = metrics.count_request
+        self.door = Door(intake, health, settings)
+        self.health = health
+        self.count = metrics.count_request
+        self._connections: dict[int, PlainConnection] = {}
+        # Level-triggered, so that what was not read is there in the next round.
+        self._ready = select.epoll()
         self._second = 0
-        self._date = b""
+        self._head = b""
 
-    async def run(self, stream: ClientStream) -> bool:
-        """Serve a connection; returns whether Hypercorn has to go on with it."""
+    async def run(self) -> None:
+        """Serve for ever."""
         try:
-            while data := await stream.receive_some():
-                while may_become_plain(data) and (more := await stream.receive_some()):
-                    data += more
-                request = parse(data, self._door.max_length)
-                if request is None or len(data) > request.end:
-                    stream.hand_over(data)
-                    return True
-                if not await self._serve(stream, request, data):
-                    return True
-        except trio.BrokenResourceError:
-            pass  # the client has left, or does not read
-        return False
+            while True:
+                # An epoll is readable itself while one of its members is.
+                await trio.lowlevel.wait_readable(self._ready.fileno())
+                for fd, _ in self._ready.poll(0, _AT_ONCE):
+                    self._connections[fd].readable()
+        finally:
+            trio.lowlevel.notify_closing(self._ready.fileno())
+            self._ready.close()
 
-    async def _serve(self, stream: ClientStream, request: PlainRequest, data: bytes) -> bool:
-        """Answer one request; returns whether the lane has the connection after it."""
-        due = stream.request_begins()
-        try:
-            self._door.check(request.headers)
-            if len(data) < request.end:
-                data = await self._read_rest(stream, request.end, data, due)
-                if len(data) < request.end:
-                    stream.hand_over(data, due)
-                    return False
-            accepted = await self._door.take(request.headers, data[request.start :])
-        except Problem as problem:
-            await self._refuse(stream, request, problem)
-        else:
-            self._count(202)
-            last = closes(self._health, 202, has_body=True)
-            await stream.send_answer(self._answer(accepted, closes=last), closes=last)
-        stream.request_ends()
-        return True
+    def enter(self, stream: ClientStream, leave: Callable[[ClientStream], object]) -> None:
+        """Serve a new connection until it has to go on elsewhere, or ends: then call ``leave``."""
+        PlainConnection(self, stream, leave)
 
-    async def _read_rest(self, stream: ClientStream, size: int, data: bytes, due: float) -> bytes:
-        """Return ``size`` bytes that begin with ``data``, less if the client ends.
+    def listen(self, fd: int, connection: PlainConnection) -> None:
+        """Have ``connection`` called when there is something to read."""
+        self._connections[fd] = connection
+        self._ready.register(fd, select.EPOLLIN)
 
-        Raises Problem TIMEOUT. What comes behind them stays in the socket.
-        """
-        # No list: a client that sends byte by byte would have a page of memory for each.
-        found = bytearray(data)
-        with trio.move_on_at(due):
-            while len(found) < size and (piece := await stream.receive_some(size - len(found))):
-                found += piece
-            return bytes(found)
-        raise self._door.too_slow()
+    def ignore(self, fd: int) -> None:
+        """Call it no more."""
+        self._ready.unregister(fd)
+        del self._connections[fd]
 
-    async def _refuse(self, stream: ClientStream, request: PlainRequest, problem: Problem) -> None:
-        self._count(problem.status)
-        last = closes(self._health, problem.status, has_body=request.end > request.start)
-        await stream.send_answer(problem.raw(closes=last), closes=last)
-
-    def _answer(self, accepted: bytes, *, closes: bool) -> bytes:
-        """Return the whole 202."""
-        return (
-            b"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\n"
-            b"content-length: %d\r\ndate: %s\r\n%s\r\n%s"
-            % (len(accepted), self._now(), b"connection: close\r\n" if closes else b"", accepted)
-        )
-
-    def _now(self) -> bytes:
-        """Return the date; it is written once a second, as it costs as much as the rest."""
+    def head(self) -> bytes:
+        """Return the head of a 202 up to its length; the date costs as much as the rest of it."""
         second = int(time.time())
         if second != self._second:
-            self._second, self._date = second, formatdate(second, usegmt=True).encode("ascii")
-        return self._date
+            self._second = second
+            self._head = _HEAD % formatdate(second, usegmt=True).encode("ascii")
+        return self._head
+
+
+class PlainConnection:
+    """One connection in the lane. Its methods are called from the event loop and never wait."""
+
+    def __init__(
+        self, lane: PlainLane, stream: ClientStream, leave: Callable[[ClientStream], object]
+    ) -> None:
+        self._lane = lane
+        self._stream = stream
+        self._leave = leave
+        self._fd = stream.socket.fileno()
+        self._head = b""
+        """What came of a head, or the whole head of a request whose body is on its way."""
+        self._body = bytearray()
+        self._request: PlainRequest | None = None
+        self._waits = False  # for the pipeline to take the request
+        self._listens = True
+        self._gone = False
+        stream.on_end = self._go
+        lane.listen(self._fd, self)
+
+    def readable(self) -> None:
+        """Take what came."""
+        if self._waits:
+            # It says more before it has its answer: that has time.
+            self._ignore()
+        else:
+            self._guard(self._read_head if self._request is None else self._read_body)
+
+    def done(self, outcome: Receipt | RefusedError) -> None:
+        """Answer the request that waited; see ``Done``."""
+        if self._stream.socket.fileno() < 0:
+            return  # the drain's patience was over before the disk answered
+        self._waits = False
+        if isinstance(outcome, RefusedError):
+            self._guard(self._refuse, refused(outcome))
+        else:
+            self._guard(self._accept, document(outcome))
+
+    def _guard(self, step: Callable[[*Ts], object], *arguments: *Ts) -> None:
+        """Take a step; a client that is gone, or a bug, ends this connection and no other."""
+        try:
+            step(*arguments)
+        except trio.BrokenResourceError:
+            self._go()
+        except Exception as error:  # noqa: BLE001 - it is logged
+            report(ExceptionGroup("in the plain lane", [error]))
+            self._go()
+
+    # --- in ------------------------------------------------------------------------------------
+
+    def _read_head(self) -> None:
+        more = self._stream.receive_now(_HEAD_BYTES)
+        if more is None:
+            return
+        data = self._head + more if self._head else more
+        if not data:
+            self._go()
+            return
+        if more and may_become_plain(data):
+            self._head = data
+            return
+        request = parse(data, self._lane.door.max_length)
+        if request is None or len(data) > request.end:
+            self._hand_over(data)
+            return
+        self._begin(request, data)
+
+    def _begin(self, request: PlainRequest, data: bytes) -> None:
+        """Take a request whose head is complete."""
+        due = self._stream.request_begins()
+        self._request = request
+        try:
+            self._lane.door.check(request.headers)
+        except Problem as problem:
+            self._refuse(problem)
+            return
+        body = data[request.start :]
+        if len(data) == request.end:
+            self._submit(request, body)
+            return
+        self._head = data[: request.start]
+        # It grows with what comes: who only says a length spends none of our memory. No list:
+        # a client that sends byte by byte would have a page of memory for each.
+        self._body = bytearray(body)
+        self._stream.body_is_due(due, self._too_slow)
+
+    def _read_body(self) -> None:
+        request = self._request
+        assert request is not None  # noqa: S101 - for mypy
+        # What comes behind it stays in the socket.
+        missing = request.end - request.start - len(self._body)
+        data = self._stream.receive_now(min(missing, _BODY_BYTES))
+        if data is None:
+            return
+        if not data:
+            self._hand_over(self._head + self._body, self._stream.deadline)
+            return
+        self._body += data
+        if len(data) == missing:
+            body, self._body = self._body, bytearray()
+            self._stream.body_is_there()
+            self._submit(request, body)
+
+    def _submit(self, request: PlainRequest, body: bytes | bytearray) -> None:
+        self._waits = True
+        try:
+            self._lane.door.submit(request.headers, body, self.done)
+        except Problem as problem:
+            self._waits = False
+            self._refuse(problem)
+
+    def _too_slow(self) -> None:
+        self._stream.body_is_there()
+        self._guard(self._refuse, self._lane.door.too_slow())
+
+    # --- out -----------------------------------------------------------------------------------
+
+    def _accept(self, accepted: bytes) -> None:
+        last = closes(self._lane.health, 202, has_body=True)
+        answer = b"%s%scontent-length: %d\r\n\r\n%s" % (
+            self._lane.head(),
+            b"connection: close\r\n" if last else b"",
+            len(accepted),
+            accepted,
+        )
+        self._answer(202, answer, closes=last)
+
+    def _refuse(self, problem: Problem) -> None:
+        has_body = self._request is not None and self._request.end > self._request.start
+        last = closes(self._lane.health, problem.status, has_body=has_body)
+        self._answer(problem.status, problem.raw(closes=last), closes=last)
+
+    def _answer(self, status: int, answer: bytes, *, closes: bool) -> None:
+        self._lane.count(status)
+        self._request = None
+        self._head = b""
+        sent = self._stream.send_now(answer, closes=closes)
+        self._stream.request_ends()
+        if self._gone:
+            return
+        if not sent:
+            self._hand_over(b"")
+        elif not self._listens:
+            self._listens = True
+            self._lane.listen(self._fd, self)
+
+    # --- away ----------------------------------------------------------------------------------
+
+    def _ignore(self) -> None:
+        if self._listens:
+            self._listens = False
+            self._lane.ignore(self._fd)
+
+    def _hand_over(self, data: bytes, due: float | None = None) -> None:
+        """Let Hypercorn go on, with what was read in front of the stream."""
+        self._stream.hand_over(data, due)
+        self._go()
+
+    def _go(self) -> None:
+        """Leave the lane."""
+        if not self._gone:
+            self._gone = True
+            self._ignore()
+            self._stream.on_end = nothing
+            self._leave(self._stream)

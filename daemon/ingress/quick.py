@@ -24,12 +24,18 @@ class QuickStream:
         """Return what came, b"" at the end."""
         while True:
             await trio.lowlevel.wait_readable(self.socket)
-            try:
-                return os.read(self.socket.fileno(), max_bytes)
-            except BlockingIOError:
-                pass  # the kernel had a packet that it threw away again
-            except OSError as error:
-                raise trio.BrokenResourceError from error
+            data = self.receive_now(max_bytes)
+            if data is not None:
+                return data
+
+    def receive_now(self, max_bytes: int) -> bytes | None:
+        """Return what is there, b"" at the end, None for nothing yet; this is no checkpoint."""
+        try:
+            return os.read(self.socket.fileno(), max_bytes)
+        except BlockingIOError:
+            return None  # the kernel had a packet that it threw away again
+        except OSError as error:
+            raise trio.BrokenResourceError from error
 
     def send_now(self, data: bytes) -> bytes:
         """Send what there is room for and return the rest; this is no checkpoint."""

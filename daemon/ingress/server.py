@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import sys
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -68,6 +69,8 @@ async def serve(
     try:
         async with trio.open_nursery() as clock:
             clock.start_soon(house.keep_time)
+            if lane is not None:
+                clock.start_soon(lane.run)
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as accepting:
                     for listener in listeners:
@@ -80,6 +83,8 @@ async def serve(
                 await house.drain()
                 limit = settings.request_timeout + _DRAIN_MARGIN
                 connections.cancel_scope.deadline = trio.current_time() + limit
+                await house.wait_empty()
+            house.cut_off()
             clock.cancel_scope.cancel()
     finally:
         for listener in listeners:
@@ -96,6 +101,7 @@ class _House:
     ) -> None:
         self._streams: dict[ClientStream, WorkerContext] = {}
         self._draining = False
+        self._empty = trio.Event()
         self._app = _asgi(app)
         self._config = _hypercorn_config()
         self._settings = settings
@@ -118,7 +124,7 @@ class _House:
                 if stream is None:
                     self._slots.release()
             if stream is not None:
-                connections.start_soon(self._connection, stream)
+                self._admit(stream, connections)
 
     async def keep_time(self) -> None:
         """End connections whose client takes too long, a little after their time."""
@@ -138,28 +144,50 @@ class _House:
                 # Hypercorn says GOAWAY. Told so, it would close HTTP/1.1 under a client's hands.
                 await context.terminated.set()
 
-    async def _connection(self, transport: trio.SocketStream) -> None:
-        """Serve one connection."""
+    async def wait_empty(self) -> None:
+        """Return once all connections are closed, after ``drain``."""
+        if self._streams:
+            await self._empty.wait()
+
+    def cut_off(self) -> None:
+        """Close what is left, all of it in the lane: what had a task was closed by that."""
+        for stream in self._streams:
+            stream.cut_off()
+        self._streams.clear()
+
+    def _admit(self, transport: trio.SocketStream, connections: trio.Nursery) -> None:
+        """Begin to serve a connection: in the lane without a task, else in one of its own."""
         settings = self._settings
         stream = ClientStream(
             QuickStream(transport), settings.request_timeout, settings.keepalive_timeout
         )
         self._streams[stream] = WorkerContext(None)
+        start = partial(connections.start_soon, self._connection)
+        if self._lane is not None:
+            self._lane.enter(stream, start)
+        else:
+            stream.hand_over(b"")
+            start(stream)
         if self._draining:  # it was accepted just before
             stream.drain()
+
+    async def _connection(self, stream: ClientStream) -> None:
+        """Serve a connection for which there is more to do than the lane does."""
         try:
             await self._talk(stream)
             await stream.finish()
         finally:
-            transport.socket.close()
+            stream.socket.close()
             del self._streams[stream]
             self._slots.release()
+            if self._draining and not self._streams:
+                self._empty.set()
 
     async def _talk(self, stream: ClientStream) -> None:
         """Serve the requests of a connection; whatever goes wrong ends only this connection."""
         try:
             with stream.scope:
-                if self._lane is None or await self._lane.run(stream):
+                if await stream.flush() and stream.handed_over:
                     await self._hypercorn(stream).run()
         except* Exception as group:  # noqa: BLE001 - it is logged
             report(group)

@@ -26,6 +26,8 @@ import trio
 from daemon.ingress.problem import Problem, explained
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from daemon.ingress.quick import QuickStream
 
 _DRAIN_GRACE: Final = 1.0
@@ -34,6 +36,10 @@ _LINGER_BYTES: Final = 16 * 2**20
 
 _READ_BYTES: Final = 65_536
 _HTTP2_PREFACE: Final = b"PRI * HTTP/2.0"
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 class ClientStream:
@@ -57,6 +63,12 @@ class ClientStream:
         self._head_since: float | None = None  # first byte of a head that is not complete
         self._lingers = False
         self._last_word: Problem | None = None
+        self._unsent = b""
+        self.handed_over = False
+        """Whether Hypercorn has to go on with it."""
+        self.on_end: Callable[[], object] = nothing
+        """Called when the connection ends, for who has it without a task in ``scope``."""
+        self._on_deadline = self._end
         self.deadline = trio.current_time() + keepalive_timeout
         """By when, on trio's clock, the client has to send something."""
 
@@ -91,16 +103,46 @@ class ClientStream:
 
     # --- what the plain lane calls -------------------------------------------------------------
 
-    async def send_answer(self, answer: bytes, *, closes: bool) -> None:
+    def receive_now(self, max_bytes: int) -> bytes | None:
+        """Return what is there, b"" at the end, None for nothing yet; raises as receive_some."""
+        data = self._transport.receive_now(max_bytes)
+        if data:
+            self._heard(data)
+        return data
+
+    def send_now(self, answer: bytes, *, closes: bool) -> bool:
         """Send a whole answer; ``closes``: it says that it is the last one.
 
-        Raises BrokenResourceError if the client does not take it in REQUEST_TIMEOUT.
+        Returns False if there was no room for all of it: the rest goes first when the
+        connection is handed over. Raises BrokenResourceError if the client is gone.
         """
         self._answering = True
         self._lingers = closes
-        await self._send(answer)
+        self._unsent = self._transport.send_now(answer)
         if closes:
             self._end()
+        return not self._unsent
+
+    async def flush(self) -> bool:
+        """Send what there was no room for; returns whether the client takes it."""
+        try:
+            if self._unsent:
+                await self._send(self._unsent)
+        except trio.BrokenResourceError:
+            return False
+        finally:
+            self._unsent = b""
+        return True
+
+    def body_is_due(self, due: float, late: Callable[[], object]) -> None:
+        """Call ``late`` if ``body_is_there`` was not called by ``due``, on trio's clock."""
+        self.deadline = due
+        self._on_deadline = late
+
+    def body_is_there(self) -> None:
+        """Stop the time."""
+        self.deadline = inf
+        self._on_deadline = self._end
 
     def hand_over(self, data: bytes, due: float | None = None) -> None:
         """Put bytes that were read back in front of the stream, for Hypercorn.
@@ -108,7 +150,9 @@ class ClientStream:
         ``due``: they are of a request that has begun, and this is when all of it is due.
         """
         self._received = data
+        self.handed_over = True
         if due is not None:
+            self._on_deadline = self._end
             self._requests -= 1
             self._head_begins(due - self.request_timeout)
         elif data.startswith(_HTTP2_PREFACE):
@@ -145,7 +189,7 @@ class ClientStream:
     def look_at_the_time(self, now: float) -> None:
         """End all that runs in ``scope`` if time is up; ``finish`` says so to the client."""
         if now >= self.deadline:
-            self._end()
+            self._on_deadline()
 
     def turn_away(self, problem: Problem) -> None:
         """End Hypercorn's part; ``finish`` answers with ``problem``, but not in HTTP/2."""
@@ -168,6 +212,11 @@ class ClientStream:
         else:
             self.deadline = min(self.deadline, trio.current_time() + _DRAIN_GRACE)
 
+    def cut_off(self) -> None:
+        """Close at once, without a word."""
+        self.on_end = nothing
+        self.socket.close()
+
     async def finish(self) -> None:
         """Say what is left to say, let the client read it, close. Takes 2 s at most.
 
@@ -178,6 +227,8 @@ class ClientStream:
             with trio.move_on_after(_LINGER_SECONDS):
                 if self._head_since is not None:
                     self._last_word = self._cut_off()
+                if self._unsent:
+                    await self._transport.send_all(self._unsent)
                 if self._last_word is not None and not self._lingers:
                     await self._transport.send_all(self._last_word.raw())
                     self._lingers = True
@@ -198,6 +249,7 @@ class ClientStream:
     def _end(self) -> None:
         self._closed = True
         self.scope.cancel()
+        self.on_end()
 
     def _heard(self, data: bytes) -> None:
         """Take note of the first byte after an answer."""

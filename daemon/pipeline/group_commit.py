@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from daemon.pipeline.database import Database
     from daemon.pipeline.job import Batch, Job, Part
     from daemon.pipeline.ledger import Ledger
-    from daemon.pipeline.operations import Operation
+    from daemon.pipeline.operations import Done, Operation
     from daemon.pipeline.window import Window
 
 
@@ -64,39 +64,38 @@ class SqliteJournal:
         self._thread = JournalThread(self._disk)
         self._sealed = deque(database.sealed_firsts)
         self._chores = Chores(database, self._thread, self._disk, self._add)
-        # Bounded by LARGEST_COMMIT and one request, by max_bytes, and by MAX_WORKERS.
-        self._group = Group()
+        # The first is committed next, the last collects. Each is bounded by LARGEST_COMMIT or
+        # one request, all by max_bytes, and what is not a request by MAX_WORKERS.
+        self._groups = deque([Group()])
+        self._bytes = 0
         self._stir = trio.Event()
         self._urgent = trio.Event()
 
-    async def append(self, receipt: Receipt, parts: Sequence[Part], key: bytes | None) -> Receipt:
+    def append(
+        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: Done
+    ) -> None:
         """Take in a request; see Journal."""
         size = sum([len(part.lines) + ROW_BYTES for part in parts])
         if size > self._max_bytes:
             raise TooLargeError(f"the request takes {size} bytes, more than JOURNAL_MAX_BYTES")
-        self._refuse(size)
-        while self._group.bytes and self._group.bytes + size > LARGEST_COMMIT:
-            await self._group.done.wait()
-            self._refuse(size)
-        append = Append(receipt, parts, key)
-        group = self._add(append)
-        group.bytes += size
-        self._urgent.set()
-        await group.done.wait()
-        if group.error is not None:
-            raise disk_error(group.error)
-        return append.earlier or receipt
-
-    def _refuse(self, size: int) -> None:
         if (refusal := self.refusal(size)) is not None:
             raise refusal
+        group = self._groups[-1]
+        if group.bytes and group.bytes + size > LARGEST_COMMIT:
+            group = Group()
+            self._groups.append(group)
+        group.operations.append(Append(receipt, parts, key, done))
+        group.bytes += size
+        self._bytes += size
+        self._stir.set()
+        self._urgent.set()
 
     def refusal(self, size: int = 1024) -> RefusedError | None:
         """Return why a request of ``size`` bytes would be refused now, or None."""
         if (refusal := self._disk.refusal()) is not None:
             return refusal
         totals = self._database.totals
-        if totals.all_bytes + self._group.bytes + size > self._max_bytes:
+        if totals.all_bytes + self._bytes + size > self._max_bytes:
             # A tenth of it: enough room for the client not to be turned away again at once.
             wait = self._ledger.rate.seconds_for(totals.payloads // 10)
             dead = f", {totals.dead_bytes} bytes of it dead letters" if totals.dead_bytes else ""
@@ -130,7 +129,7 @@ class SqliteJournal:
 
     async def pulse(self) -> None:
         """Return once a commit has come round, whether the disk took it or not; see Journal."""
-        group = self._group
+        group = self._groups[0]
         self._stir.set()
         self._urgent.set()
         await group.done.wait()
@@ -160,7 +159,8 @@ class SqliteJournal:
                     nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):  # it ends: see finish_within
-                await self.commit()
+                for _ in range(len(self._groups)):
+                    await self.commit()
 
     async def aclose(self) -> None:
         """Close the file, if the disk lets us; SQLite mends it when it is opened again if not."""
@@ -177,26 +177,39 @@ class SqliteJournal:
                 await trio.sleep(_AFTER_TROUBLE)
 
     async def commit(self) -> bool:
-        """Commit what has collected; returns whether the disk took it and takes more."""
-        group, self._group = self._group, Group()
-        self._stir, self._urgent = trio.Event(), trio.Event()
+        """Commit the next group; returns whether the disk took it and takes more."""
+        group = self._next_group()
         start = trio.current_time()
         room = False
         try:
             room = await self._thread.write(self._write, group.operations)
         except sqlite3.Error as error:
-            group.error, group.successor = error, self._group
+            group.successor = self._groups[0]
             # Requests are refused; what the pipeline wants written must be, in the end.
             kept = [one for one in group.operations if isinstance(one, Seal | Settle | Bury)]
-            self._group.operations[:0] = kept
+            self._groups[0].operations[:0] = kept
             self._chores.look_again()  # what revives dead letters is not kept
             self._disk.failed(error)
+            _answer(group.operations, disk_error(error))
         else:
             self._metrics.commit_seconds.observe(trio.current_time() - start)
             self._publish(group.operations)
             self._disk.wrote(room=room)
+            _answer(group.operations)
+        finally:
+            self._bytes -= group.bytes
         group.done.set()
         return room
+
+    def _next_group(self) -> Group:
+        group = self._groups.popleft()
+        self._stir, self._urgent = trio.Event(), trio.Event()
+        if self._groups:
+            self._stir.set()
+            self._urgent.set()
+        else:
+            self._groups.append(Group())
+        return group
 
     def _write(self, operations: Sequence[Operation]) -> bool:
         """Carry them out; returns whether there is room for more than they took."""
@@ -232,6 +245,15 @@ class SqliteJournal:
         self._window.offer(jobs)
 
     def _add(self, operation: Operation) -> Group:
-        self._group.operations.append(operation)
+        """Have ``operation``, which is no request, written with the next group."""
+        group = self._groups[0]
+        group.operations.append(operation)
         self._stir.set()
-        return self._group
+        return group
+
+
+def _answer(operations: Sequence[Operation], refusal: RefusedError | None = None) -> None:
+    """Tell all who asked for something to be taken in what became of it."""
+    for operation in operations:
+        if isinstance(operation, Append) and operation.done is not None:
+            operation.done(refusal or operation.earlier or operation.receipt)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+import trio
+
 from daemon.errors import RefusedError, TooLargeError
-from daemon.pipeline.job import IdSource, Part, split
-from daemon.pipeline.operations import Receipt
+from daemon.pipeline.job import Buffer, IdSource, Part, split
+from daemon.pipeline.operations import Done, Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from daemon.config import Settings
     from daemon.health import Health
     from daemon.pipeline.journal import Journal
+
+__all__ = ["Buffer", "Done", "Intake", "Receipt"]
 
 _AFTER_DRAIN = 5
 """Seconds after which a restarted daemon usually listens again."""
@@ -31,13 +35,34 @@ class Intake:
         self._most_jobs = settings.max_queue
         self._ids = IdSource()
 
-    async def accept(self, payloads: Sequence[bytes], key: str | None = None) -> Receipt:
+    async def accept(self, payloads: Sequence[Buffer], key: str | None = None) -> Receipt:
         """Take all payloads of one request and return what to answer it with.
 
+        The same as ``submit`` for a task that waits. Whoever is cancelled meanwhile has not
+        taken the request back.
+        """
+        answered = trio.Event()
+        outcomes: list[Receipt | RefusedError] = []
+
+        def done(outcome: Receipt | RefusedError) -> None:
+            outcomes.append(outcome)
+            answered.set()
+
+        self.submit(payloads, key, done)
+        await answered.wait()
+        (outcome,) = outcomes
+        if isinstance(outcome, RefusedError):
+            raise outcome
+        return outcome
+
+    def submit(self, payloads: Sequence[Buffer], key: str | None, done: Done) -> None:
+        """Take all payloads of one request; ``done`` is called with what to answer it with.
+
         ``key`` is the request's Idempotency-Key: within 24 h the same one gets the first
-        receipt again, and nothing is stored twice. Returns after the commit
-        (``DURABILITY=disk``). Raises RefusedError (nothing was taken): QUEUE_FULL,
-        JOURNAL_FULL, DISK_ERROR; and TooLargeError for what could never be taken.
+        receipt again, and nothing is stored twice. ``done`` is called after the commit
+        (``DURABILITY=disk``), and hears a RefusedError if that failed. Raises at once
+        RefusedError: QUEUE_FULL, JOURNAL_FULL, DISK_ERROR; and TooLargeError for what could
+        never be taken. Nothing was taken then.
         """
         groups = split(payloads, self._most_payloads, self._most_bytes)
         if len(groups) > self._most_jobs:
@@ -50,9 +75,8 @@ class Intake:
             Part(id_, b"\n".join([*group, b""]), len(group))
             for id_, group in zip(ids, groups, strict=False)
         ]
-        return await self._journal.append(
-            Receipt(ids[0], len(payloads)), parts, None if key is None else _hash(key)
-        )
+        receipt = Receipt(ids[0], len(payloads))
+        self._journal.append(receipt, parts, None if key is None else _hash(key), done)
 
     def refusal(self) -> RefusedError | None:
         """Return what a request of one small payload would be refused with now, or None."""

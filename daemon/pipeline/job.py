@@ -8,10 +8,15 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from msgspec import Raw
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from daemon.values import Compression
+
+Buffer = bytes | Raw
+"""A payload: bytes, or where they are in the body of their request, not copied yet."""
 
 _RANDOM_BITS = 62
 _VERSION_AND_VARIANT = (0x7 << 76) | (0b10 << 62)
@@ -84,7 +89,7 @@ class Batch:
         return sum([job.payloads for job in self.jobs])
 
 
-def split(payloads: Sequence[bytes], most_payloads: int, most_bytes: int) -> list[list[bytes]]:
+def split(payloads: Sequence[Buffer], most_payloads: int, most_bytes: int) -> list[list[Buffer]]:
     """Return ``payloads`` cut, in order, into what one object holds.
 
     A payload larger than ``most_bytes`` goes alone.
@@ -92,7 +97,7 @@ def split(payloads: Sequence[bytes], most_payloads: int, most_bytes: int) -> lis
     # What fits is not counted one by one: 0.2 µs a payload.
     if 0 < len(payloads) <= most_payloads and sum(map(len, payloads), len(payloads)) <= most_bytes:
         return [list(payloads)]
-    parts: list[list[bytes]] = []
+    parts: list[list[Buffer]] = []
     size = most_bytes + 1
     for payload in payloads:
         line = len(payload) + 1

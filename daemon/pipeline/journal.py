@@ -13,17 +13,20 @@ if TYPE_CHECKING:
 
     from daemon.errors import RefusedError
     from daemon.pipeline.job import Batch, Job, Part
-    from daemon.pipeline.operations import Receipt
+    from daemon.pipeline.operations import Done, Receipt
 
 
 class Journal(Protocol):
     """What intake, filler and workers need of a journal."""
 
-    async def append(self, receipt: Receipt, parts: Sequence[Part], key: bytes | None) -> Receipt:
-        """Take in a request, whole and durable, and return what to answer it with.
+    def append(
+        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: Done
+    ) -> None:
+        """Take in a request; ``done`` hears what to answer it with, once it is durable.
 
         That is ``receipt``, or the earlier one where the hash ``key`` of an Idempotency-Key is
-        known. Raises RefusedError, and nothing was taken in.
+        known; or a RefusedError where it could not be written. Raises RefusedError or
+        TooLargeError at once where that is known by now. Refused is: nothing was taken in.
         """
         ...
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from daemon.pipeline.channel import JobChannel
     from daemon.pipeline.job import Batch, Part
     from daemon.pipeline.ledger import Ledger
-    from daemon.pipeline.operations import Receipt
+    from daemon.pipeline.operations import Done, Receipt
     from daemon.pipeline.window import Window
 
 _MOST_ANSWERS: Final = 100_000
@@ -35,10 +35,13 @@ class MemoryJournal:
         self._next = 1
         self._answers: OrderedDict[bytes, Receipt] = OrderedDict()
 
-    async def append(self, receipt: Receipt, parts: Sequence[Part], key: bytes | None) -> Receipt:
+    def append(
+        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: Done
+    ) -> None:
         """Put a request into the channel, or refuse it; TooLargeError where it can never fit."""
         if key is not None and key in self._answers:
-            return self._answers[key]
+            done(self._answers[key])
+            return
         self._check_room(parts)
         jobs = [Job(seq, *part) for seq, part in enumerate(parts, self._next)]
         self._next += len(jobs)
@@ -48,7 +51,7 @@ class MemoryJournal:
             self._answers[key] = receipt
             if len(self._answers) > _MOST_ANSWERS:
                 self._answers.popitem(last=False)
-        return receipt
+        done(receipt)
 
     def _check_room(self, parts: Sequence[Part]) -> None:
         size = sum(len(part.lines) for part in parts)

@@ -5,13 +5,15 @@ Operations of many tasks are carried out together in one transaction; see ``jour
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
 
+from daemon.errors import RefusedError
+
 if TYPE_CHECKING:
-    import sqlite3
     import uuid
     from collections.abc import Sequence
 
@@ -26,17 +28,26 @@ class Receipt:
     payloads: int
 
 
+Done = Callable[[Receipt | RefusedError], None]
+"""Called once, from the event loop, when a request is durable or cannot become so.
+
+It must neither raise nor take long: all who wait for the same commit wait for it.
+"""
+
+
 @dataclass(slots=True)
 class Append:
     """Take in one request.
 
     The commit fills in ``jobs``; or ``earlier``, where the request's Idempotency-Key (its
-    hash in ``key``) has been answered before, and then nothing is taken in.
+    hash in ``key``) has been answered before, and then nothing is taken in. ``done`` hears
+    what became of it.
     """
 
     receipt: Receipt
     parts: Sequence[Part]
     key: bytes | None = None
+    done: Done | None = None
     jobs: list[Job] = field(default_factory=list)
     earlier: Receipt | None = None
 
@@ -93,6 +104,5 @@ class Group:
         self.operations: list[Operation] = []
         self.bytes = 0
         self.done = trio.Event()
-        self.error: sqlite3.Error | None = None
         self.successor: Group | None = None
         """After an error: the group that what has to be written was carried over to."""

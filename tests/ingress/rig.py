@@ -18,8 +18,7 @@ from daemon.ingress.app import make_app
 from daemon.ingress.plain import PlainLane
 from daemon.ingress.server import bound_addresses, open_listeners, serve
 from daemon.metrics import Metrics
-from daemon.pipeline.intake import Intake
-from daemon.pipeline.operations import Receipt
+from daemon.pipeline.intake import Buffer, Done, Intake, Receipt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -48,15 +47,27 @@ class FakeIntake(Intake):
         self.open = trio.Event()
         self.open.set()
 
-    async def accept(self, payloads: Sequence[bytes], key: str | None = None) -> Receipt:
-        """Take, once ``open`` is set, or raise ``fault``."""
+    def submit(self, payloads: Sequence[Buffer], key: str | None, done: Done) -> None:
+        """Take, once ``open`` is set, or raise ``fault``; or refuse with ``late`` then."""
         self.asked.set()
-        await self.open.wait()
+        taken = [bytes(payload) for payload in payloads]
+        if self.open.is_set():
+            self._take(taken, key, done)
+        else:
+            trio.lowlevel.spawn_system_task(self._take_later, self.open, taken, key, done)
+
+    async def _take_later(
+        self, gate: trio.Event, taken: list[bytes], key: str | None, done: Done
+    ) -> None:
+        await gate.wait()
+        self._take(taken, key, done)
+
+    def _take(self, taken: list[bytes], key: str | None, done: Done) -> None:
         if self.fault is not None:
             raise self.fault
-        self.taken.append(list(payloads))
+        self.taken.append(taken)
         self.keys.append(key)
-        return Receipt(ID, len(payloads))
+        done(Receipt(ID, len(taken)))
 
     def refusal(self) -> RefusedError | None:
         """Return ``says``."""

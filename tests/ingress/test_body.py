@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.ingress.body import decode
+from daemon.ingress import body as bodies
 from daemon.ingress.problem import Problem
 
 if TYPE_CHECKING:
@@ -39,6 +39,14 @@ json_values = st.recursive(
 def gzipped(data: bytes) -> bytes:
     """Compress, to the same bytes every time: they name a parametrized test."""
     return gzip.compress(data, mtime=0)
+
+
+def decode(
+    body: bytes, content_type: str | None, content_encoding: str | None, max_length: int
+) -> list[bytes]:
+    """Decode, and take each payload out of its body."""
+    found = bodies.decode(body, content_type, content_encoding, max_length)
+    return [bytes(payload) for payload in found]
 
 
 def from_json(body: bytes, limit: int = MIB) -> list[bytes]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from daemon.errors import RefusedError
 from daemon.health import Health
 from daemon.metrics import Metrics
 from daemon.pipeline.channel import JobChannel
@@ -175,9 +176,20 @@ class Desk:
     async def take(self, number: int, key: bytes | None = None, count: int = 1) -> Receipt:
         """Append ``count`` jobs, ``number`` and the next; returns the receipt."""
         wanted = append(number, key, count)
-        receipt = await self.journal.append(wanted.receipt, wanted.parts, key)
-        self.answered.append(receipt.id)
-        return receipt
+        outcomes: list[Receipt | RefusedError] = []
+        told = trio.Event()
+
+        def done(outcome: Receipt | RefusedError) -> None:
+            outcomes.append(outcome)
+            if isinstance(outcome, Receipt):
+                self.answered.append(outcome.id)
+            told.set()
+
+        self.journal.append(wanted.receipt, wanted.parts, key, done)
+        await told.wait()
+        if isinstance(outcomes[0], RefusedError):
+            raise outcomes[0]
+        return outcomes[0]
 
     def shown(self) -> list[int]:
         """Take all that is in the channel; returns the ``seq`` of each."""
