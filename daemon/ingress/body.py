@@ -9,7 +9,7 @@ no Unicode text (RFC 8259, section 8.2) and is refused as malformed, wherever it
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final, TypeVar
 
@@ -178,9 +178,10 @@ def _split_json(body: _Body) -> list[bytes | Raw]:
 
 def _split_ndjson(body: _Body) -> list[bytes | Raw]:
     """Return the payloads of a body with one JSON value a line."""
+    lines: Sequence[_Body] = body.split(b"\n")
     payloads: list[bytes | Raw] = [
         _parse(_VALUE, line, f"line {number}: ")
-        for number, line in enumerate(body.split(b"\n"), start=1)
+        for number, line in enumerate(lines, start=1)
         if line.strip(b" \t\r")
     ]
     return [_one_line(payload) for payload in payloads] if b"\r" in body else payloads

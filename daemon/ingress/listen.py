@@ -14,12 +14,19 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from daemon.errors import StartError
+from daemon.logs import get_logger
 from daemon.values import TcpAddress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from daemon.values import Address, UnixAddress
+
+log = get_logger(__name__)
+
+_EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED}
+_EXHAUSTED_PAUSE: Final = 0.1
+_ACCEPT_PATIENCE: Final = 0.1
 
 _UNIX_MODE: Final = 0o660
 """Owner and group may connect: the unit's group is how a reverse proxy is let in."""
@@ -112,3 +119,16 @@ def _remove(path: Path) -> None:
 
 def _set_mode(path: Path) -> None:
     path.chmod(_UNIX_MODE)
+
+
+async def next_connection(listener: trio.SocketListener) -> trio.SocketStream | None:
+    """Accept; None if the client has left, another process was faster, or resources are short."""
+    try:
+        with trio.move_on_after(_ACCEPT_PATIENCE):
+            return await listener.accept()
+    except OSError as error:
+        if error.errno not in _EXHAUSTED:
+            raise
+        log.warning("accept_failed", reason=error.strerror)
+        await trio.sleep(_EXHAUSTED_PAUSE)
+    return None

@@ -8,7 +8,6 @@ is left out: the apps own nothing that would have to be opened or closed.
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 from functools import partial
@@ -22,7 +21,12 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
 from daemon.ingress.blame import report
-from daemon.ingress.listen import bound_addresses, close_listener, open_listeners
+from daemon.ingress.listen import (
+    bound_addresses,
+    close_listener,
+    next_connection,
+    open_listeners,
+)
 from daemon.ingress.problem import Problem
 from daemon.ingress.quick import QuickStream
 from daemon.ingress.stream import ClientStream
@@ -39,9 +43,6 @@ __all__ = ["bound_addresses", "open_listeners", "serve"]
 
 log = get_logger(__name__)
 
-_EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED}
-_EXHAUSTED_PAUSE: Final = 0.1
-_ACCEPT_PATIENCE: Final = 0.1
 _TICK: Final = 0.25
 """Seconds between two looks at the clock: 1,000 connections cost 0.1 % of a core."""
 _TICKS_A_TIMEOUT: Final = 10
@@ -119,7 +120,7 @@ class _House:
             await self._slots.acquire()
             stream = None
             try:
-                stream = await _next_connection(listener)
+                stream = await next_connection(listener)
             finally:
                 if stream is None:
                     self._slots.release()
@@ -162,14 +163,16 @@ class _House:
             QuickStream(transport), settings.request_timeout, settings.keepalive_timeout
         )
         self._streams[stream] = WorkerContext(None)
-        start = partial(connections.start_soon, self._connection)
         if self._lane is not None:
-            self._lane.enter(stream, start)
+            self._lane.enter(stream, partial(self._leave_lane, connections))
         else:
             stream.hand_over(b"")
-            start(stream)
+            connections.start_soon(self._connection, stream)
         if self._draining:  # it was accepted just before
             stream.drain()
+
+    def _leave_lane(self, connections: trio.Nursery, stream: ClientStream) -> None:
+        connections.start_soon(self._connection, stream)
 
     async def _connection(self, stream: ClientStream) -> None:
         """Serve a connection for which there is more to do than the lane does."""
@@ -205,19 +208,6 @@ class _Connection(TCPServer):
     async def _read_data(self) -> None:
         await super()._read_data()
         await self.stream.aclose()
-
-
-async def _next_connection(listener: trio.SocketListener) -> trio.SocketStream | None:
-    """Accept; None if the client has left, another process was faster, or resources are short."""
-    try:
-        with trio.move_on_after(_ACCEPT_PATIENCE):
-            return await listener.accept()
-    except OSError as error:
-        if error.errno not in _EXHAUSTED:
-            raise
-        log.warning("accept_failed", reason=error.strerror)
-        await trio.sleep(_EXHAUSTED_PAUSE)
-    return None
 
 
 def _asgi(app: QuartTrio) -> AppWrapper:

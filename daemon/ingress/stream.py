@@ -7,10 +7,7 @@ client that leaves between two pipelined requests leaves a task behind. This str
 between the two and mends that. Of HTTP/1.1 it knows where an answer starts, no more.
 
 What the server learns from its app is when a request's head is complete and when its answer
-is out; in between the app keeps the time, and for the rest of the time this stream does.
-
-The time is kept by the server, which looks at ``deadline`` a few times a second: a cancel
-scope around each read and each write cost 40 µs of 115 a request (the lane alone).
+is out; in between the app keeps the time, and for the rest of the time ``request_clock`` does.
 
 ``aclose`` cancels all that Hypercorn does for the connection. The socket is closed by
 ``finish``, which the server awaits after that: a good end takes time.
@@ -23,19 +20,16 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from daemon.ingress.farewell import take_leave
 from daemon.ingress.problem import Problem, explained
+from daemon.ingress.request_clock import RequestClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from daemon.ingress.quick import QuickStream
 
-_DRAIN_GRACE: Final = 1.0
-_LINGER_SECONDS: Final = 2.0
-_LINGER_BYTES: Final = 16 * 2**20
-
 _READ_BYTES: Final = 65_536
-_HTTP2_PREFACE: Final = b"PRI * HTTP/2.0"
 
 
 def nothing() -> None:
@@ -43,7 +37,7 @@ def nothing() -> None:
 
 
 class ClientStream:
-    """One accepted connection. Lane and Hypercorn have to run inside of ``scope``."""
+    """One accepted connection. What Hypercorn does for it runs inside of ``scope``."""
 
     def __init__(
         self, transport: QuickStream, request_timeout: float, keepalive_timeout: float
@@ -51,26 +45,17 @@ class ClientStream:
         self.socket = transport.socket
         self.scope = trio.CancelScope()
         self._transport = transport
-        self.request_timeout = request_timeout
-        self._keepalive_timeout = keepalive_timeout
+        self._clock = RequestClock(request_timeout, keepalive_timeout)
         self._received = b""
+        self._unsent = b""
         self._closed = False
-        self._draining = False
-        self.http2 = False
-        """Whether the client has been seen to speak HTTP/2."""
-        self._requests = 0  # that the app has; more than one with HTTP/2 or for a moment
-        self._answering = False
-        self._head_since: float | None = None  # first byte of a head that is not complete
         self._lingers = False
         self._last_word: Problem | None = None
-        self._unsent = b""
         self.handed_over = False
         """Whether Hypercorn has to go on with it."""
         self.on_end: Callable[[], object] = nothing
         """Called when the connection ends, for who has it without a task in ``scope``."""
-        self._on_deadline = self._end
-        self.deadline = trio.current_time() + keepalive_timeout
-        """By when, on trio's clock, the client has to send something."""
+        self._on_deadline: Callable[[], object] = self._end
 
     # --- what Hypercorn calls ------------------------------------------------------------------
 
@@ -81,7 +66,7 @@ class ClientStream:
             return data
         data = await self._transport.receive_some(max_bytes or _READ_BYTES)
         if data:
-            self._heard(data)
+            self._clock.heard(data)
         return data
 
     async def send_all(self, data: bytes) -> None:
@@ -107,7 +92,7 @@ class ClientStream:
         """Return what is there, b"" at the end, None for nothing yet; raises as receive_some."""
         data = self._transport.receive_now(max_bytes)
         if data:
-            self._heard(data)
+            self._clock.heard(data)
         return data
 
     def send_now(self, answer: bytes, *, closes: bool) -> bool:
@@ -116,7 +101,7 @@ class ClientStream:
         Returns False if there was no room for all of it: the rest goes first when the
         connection is handed over. Raises BrokenResourceError if the client is gone.
         """
-        self._answering = True
+        self._clock.answering = True
         self._lingers = closes
         self._unsent = self._transport.send_now(answer)
         if closes:
@@ -136,12 +121,12 @@ class ClientStream:
 
     def body_is_due(self, due: float, late: Callable[[], object]) -> None:
         """Call ``late`` if ``body_is_there`` was not called by ``due``, on trio's clock."""
-        self.deadline = due
+        self._clock.deadline = due
         self._on_deadline = late
 
     def body_is_there(self) -> None:
         """Stop the time."""
-        self.deadline = inf
+        self._clock.deadline = inf
         self._on_deadline = self._end
 
     def hand_over(self, data: bytes, due: float | None = None) -> None:
@@ -151,49 +136,33 @@ class ClientStream:
         """
         self._received = data
         self.handed_over = True
-        if due is not None:
-            self._on_deadline = self._end
-            self._requests -= 1
-            self._head_begins(due - self.request_timeout)
-        elif data.startswith(_HTTP2_PREFACE):
-            self.http2 = True
-            self._head_since = None
-            self._wait_for_a_request()
+        self._on_deadline = self._end
+        self._clock.starts_over(data, due)
 
     # --- what the server calls -----------------------------------------------------------------
 
+    @property
+    def http2(self) -> bool:
+        """Whether the client has been seen to speak HTTP/2."""
+        return self._clock.http2
+
     def request_begins(self) -> float:
         """Take note that the app has a request; return the time by which all of it is due."""
-        since = trio.current_time() if self._head_since is None else self._head_since
-        self._head_since = None
-        self._answering = False
-        self._requests += 1
-        self.deadline = inf
-        return since + self.request_timeout
+        return self._clock.request_begins()
 
     def request_ends(self) -> None:
         """Take note that the app has answered, or given up."""
-        self._requests -= 1
-        if self._requests > 0:
-            return
-        if self._draining and (self._lingers or self.http2):
+        if self._clock.request_ends(last=self._lingers):
             self._end()
-        elif self._draining:
-            # The answer went out before the drain began, and did not say that it was the last.
-            self.deadline = trio.current_time() + _DRAIN_GRACE
-        elif self._head_since is not None:
-            self._head_begins(self._head_since)
-        else:
-            self._wait_for_a_request()
 
     def look_at_the_time(self, now: float) -> None:
         """End all that runs in ``scope`` if time is up; ``finish`` says so to the client."""
-        if now >= self.deadline:
+        if now >= self._clock.deadline:
             self._on_deadline()
 
     def turn_away(self, problem: Problem) -> None:
         """End Hypercorn's part; ``finish`` answers with ``problem``, but not in HTTP/2."""
-        self._head_since = None
+        self._clock.head_since = None
         self._last_word = None if self.http2 else problem
         self._end()
 
@@ -204,13 +173,8 @@ class ClientStream:
         connection cannot know that it closes, and what is cut off is neither taken nor refused.
         In HTTP/2 the client is told which request was the last.
         """
-        self._draining = True
-        if self._requests > 0:
-            return
-        if self.http2:
+        if self._clock.drain():
             self._end()
-        else:
-            self.deadline = min(self.deadline, trio.current_time() + _DRAIN_GRACE)
 
     def cut_off(self) -> None:
         """Close at once, without a word."""
@@ -218,31 +182,19 @@ class ClientStream:
         self.socket.close()
 
     async def finish(self) -> None:
-        """Say what is left to say, let the client read it, close. Takes 2 s at most.
-
-        A socket that is closed with unread bytes in it resets the connection, and the answer
-        is lost with it (RFC 9112, section 9.6): so what still comes is read and dropped first.
-        """
-        try:
-            with trio.move_on_after(_LINGER_SECONDS):
-                if self._head_since is not None:
-                    self._last_word = self._cut_off()
-                if self._unsent:
-                    await self._transport.send_all(self._unsent)
-                if self._last_word is not None and not self._lingers:
-                    await self._transport.send_all(self._last_word.raw())
-                    self._lingers = True
-                if self._lingers or self.http2:
-                    await self._linger()
-        except trio.BrokenResourceError:
-            pass  # the client is gone
-        self.socket.close()
+        """Say what is left to say and close; see ``take_leave``."""
+        words = self._unsent
+        if self._clock.head_since is not None:
+            self._last_word = self._cut_off()
+        if self._last_word is not None and not self._lingers:
+            words += self._last_word.raw()
+        await take_leave(self._transport, words, waits=self._lingers or self.http2)
 
     # -------------------------------------------------------------------------------------------
 
     def _cut_off(self) -> Problem:
         """Return what to tell a client whose request had begun and was not answered."""
-        if self._draining:
+        if self._clock.draining:
             return Problem("DRAINING", "the daemon is shutting down", {"Retry-After": "5"})
         return Problem("TIMEOUT", "the request's head was not complete in time")
 
@@ -251,29 +203,11 @@ class ClientStream:
         self.scope.cancel()
         self.on_end()
 
-    def _heard(self, data: bytes) -> None:
-        """Take note of the first byte after an answer."""
-        if self._head_since is not None or self.http2:
-            return
-        if self._requests == 0:
-            self.http2 = data.startswith(_HTTP2_PREFACE)
-            if not self.http2:
-                self._head_begins(trio.current_time())
-        elif self._answering:
-            self._head_since = trio.current_time()
-
-    def _head_begins(self, since: float) -> None:
-        self._head_since = since
-        self.deadline = since + (_DRAIN_GRACE if self._draining else self.request_timeout)
-
-    def _wait_for_a_request(self) -> None:
-        self.deadline = trio.current_time() + self._keepalive_timeout
-
     async def _send(self, data: bytes) -> None:
         rest = self._transport.send_now(data)
         if rest:
             try:
-                with trio.fail_after(self.request_timeout):
+                with trio.fail_after(self._clock.request_timeout):
                     await self._transport.send_all(rest)
             except trio.TooSlowError as error:
                 raise trio.BrokenResourceError("the client does not read") from error
@@ -284,17 +218,11 @@ class ClientStream:
             return data
         status = int(data[9:12])
         if status == 101:  # noqa: PLR2004 - Switching Protocols: HTTP/2 by Upgrade
-            self.http2 = True
+            self._clock.http2 = True
         if status < 200:  # noqa: PLR2004 - the answer comes later
             return data
-        self._answering = True
+        self._clock.answering = True
         head = data.lower()
         self._lingers = b"\r\nconnection: close\r\n" in head
         empty_error = status >= 400 and b"\r\ncontent-length: 0\r\n" in head  # noqa: PLR2004
         return explained(status) if empty_error else data
-
-    async def _linger(self) -> None:
-        await self._transport.send_eof()
-        left = _LINGER_BYTES
-        while left > 0 and (data := await self._transport.receive_some(_READ_BYTES)):
-            left -= len(data)

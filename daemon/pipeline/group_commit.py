@@ -190,15 +190,14 @@ class SqliteJournal:
             self._groups[0].operations[:0] = kept
             self._chores.look_again()  # what revives dead letters is not kept
             self._disk.failed(error)
-            _answer(group.operations, disk_error(error))
+            group.answer(disk_error(error))
         else:
             self._metrics.commit_seconds.observe(trio.current_time() - start)
             self._publish(group.operations)
             self._disk.wrote(room=room)
-            _answer(group.operations)
+            group.answer()
         finally:
             self._bytes -= group.bytes
-        group.done.set()
         return room
 
     def _next_group(self) -> Group:
@@ -245,15 +244,6 @@ class SqliteJournal:
         self._window.offer(jobs)
 
     def _add(self, operation: Operation) -> Group:
-        """Have ``operation``, which is no request, written with the next group."""
-        group = self._groups[0]
-        group.operations.append(operation)
+        self._groups[0].operations.append(operation)
         self._stir.set()
-        return group
-
-
-def _answer(operations: Sequence[Operation], refusal: RefusedError | None = None) -> None:
-    """Tell all who asked for something to be taken in what became of it."""
-    for operation in operations:
-        if isinstance(operation, Append) and operation.done is not None:
-            operation.done(refusal or operation.earlier or operation.receipt)
+        return self._groups[0]

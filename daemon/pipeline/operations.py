@@ -106,3 +106,10 @@ class Group:
         self.done = trio.Event()
         self.successor: Group | None = None
         """After an error: the group that what has to be written was carried over to."""
+
+    def answer(self, refusal: RefusedError | None = None) -> None:
+        """Tell all who wait what became of it."""
+        for operation in self.operations:
+            if isinstance(operation, Append) and operation.done is not None:
+                operation.done(refusal or operation.earlier or operation.receipt)
+        self.done.set()

@@ -18,6 +18,7 @@ from quart_trio import QuartTrio
 
 from daemon.ingress import server
 from daemon.ingress.quick import QuickStream
+from daemon.ingress.request_clock import RequestClock
 from daemon.ingress.stream import ClientStream
 from tests.ingress.mangled import mangled
 from tests.ingress.rig import COLLECTION, ID, Wire, post, running
@@ -555,7 +556,7 @@ async def test_a_bug_ends_one_connection(
             def crash(*_: object) -> None:
                 raise fault
 
-            patch.setattr(ClientStream, "_heard", crash)
+            patch.setattr(RequestClock, "heard", crash)
             async with rig.wire() as wire:
                 await wire.send(b"GET")
                 with suppress(trio.BrokenResourceError):

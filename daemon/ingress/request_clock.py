@@ -1,0 +1,95 @@
+"""By when a client has to send something, on one connection.
+
+What is known is when bytes come, when a request's head is complete, and when its answer is
+out; in between, the time is that of whoever has the request. The server looks at ``deadline``
+a few times a second: a cancel scope around each read and each write cost 40 µs of 115 a
+request (the lane alone).
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Final
+
+import trio
+
+_DRAIN_GRACE: Final = 1.0
+_HTTP2_PREFACE: Final = b"PRI * HTTP/2.0"
+
+
+class RequestClock:
+    """The times of one connection, in seconds on trio's clock."""
+
+    def __init__(self, request_timeout: float, keepalive_timeout: float) -> None:
+        self.request_timeout = request_timeout
+        self._keepalive_timeout = keepalive_timeout
+        self._requests = 0  # under way; more than one with HTTP/2 or for a moment
+        self.head_since: float | None = None
+        """When the first byte came of a head that is not complete."""
+        self.answering = False
+        """Whether the answer has begun: what comes now is of the next request."""
+        self.http2 = False
+        """Whether the client has been seen to speak HTTP/2."""
+        self.draining = False
+        self.deadline = trio.current_time() + keepalive_timeout
+
+    def heard(self, data: bytes) -> None:
+        """Take note of what came; it matters if it is the first after an answer."""
+        if self.head_since is not None or self.http2:
+            return
+        if self._requests == 0:
+            self.http2 = data.startswith(_HTTP2_PREFACE)
+            if not self.http2:
+                self._head_begins(trio.current_time())
+        elif self.answering:
+            self.head_since = trio.current_time()
+
+    def request_begins(self) -> float:
+        """Take note of a complete head; return the time by which all of the request is due."""
+        since = trio.current_time() if self.head_since is None else self.head_since
+        self.head_since = None
+        self.answering = False
+        self._requests += 1
+        self.deadline = inf
+        return since + self.request_timeout
+
+    def request_ends(self, *, last: bool) -> bool:
+        """Take note of an answer, ``last`` if it said so; returns whether the connection ends."""
+        self._requests -= 1
+        if self._requests > 0:
+            return False
+        if self.draining:
+            # An answer that went out before the drain began did not say that it was the last.
+            self.deadline = trio.current_time() + _DRAIN_GRACE
+            return last or self.http2
+        if self.head_since is not None:
+            self._head_begins(self.head_since)
+        else:
+            self._wait_for_a_request()
+        return False
+
+    def starts_over(self, data: bytes, due: float | None) -> None:
+        """Begin again with ``data``, of a request that had begun and is due then, or None."""
+        if due is not None:
+            self._requests -= 1
+            self._head_begins(due - self.request_timeout)
+        elif data.startswith(_HTTP2_PREFACE):
+            self.http2 = True
+            self.head_since = None
+            self._wait_for_a_request()
+
+    def drain(self) -> bool:
+        """Give what is about to come a moment; returns whether the connection ends at once."""
+        self.draining = True
+        if self._requests > 0:
+            return False
+        if not self.http2:
+            self.deadline = min(self.deadline, trio.current_time() + _DRAIN_GRACE)
+        return self.http2
+
+    def _head_begins(self, since: float) -> None:
+        self.head_since = since
+        self.deadline = since + (_DRAIN_GRACE if self.draining else self.request_timeout)
+
+    def _wait_for_a_request(self) -> None:
+        self.deadline = trio.current_time() + self._keepalive_timeout
