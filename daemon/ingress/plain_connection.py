@@ -66,10 +66,7 @@ class PlainConnection:
         if self._stream.socket.fileno() < 0:
             return  # the drain's patience was over before the disk answered
         self._waits = False
-        if isinstance(outcome, RefusedError):
-            self._guard(self._refuse, refused(outcome))
-        else:
-            self._guard(self._accept, document(outcome))
+        self._guard(self._conclude, outcome)
 
     def _guard(self, step: Callable[[*Ts], object], *arguments: *Ts) -> None:
         """Take a step; a client that is gone, or a bug, ends this connection and no other."""
@@ -149,6 +146,12 @@ class PlainConnection:
         self._guard(self._refuse, self._lane.door.too_slow())
 
     # --- out -----------------------------------------------------------------------------------
+
+    def _conclude(self, outcome: Receipt | RefusedError) -> None:
+        if isinstance(outcome, RefusedError):
+            self._refuse(refused(outcome))
+        else:
+            self._accept(document(outcome))
 
     def _accept(self, accepted: bytes) -> None:
         last = closes(self._lane.health, 202, has_body=True)

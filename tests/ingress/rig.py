@@ -42,6 +42,7 @@ class FakeIntake(Intake):
         self.taken: list[list[bytes]] = []
         self.keys: list[str | None] = []
         self.fault: Exception | None = None
+        self.late: RefusedError | None = None
         self.says: RefusedError | None = None
         self.asked = trio.Event()
         self.open = trio.Event()
@@ -65,6 +66,9 @@ class FakeIntake(Intake):
     def _take(self, taken: list[bytes], key: str | None, done: Done) -> None:
         if self.fault is not None:
             raise self.fault
+        if self.late is not None:
+            done(self.late)
+            return
         self.taken.append(taken)
         self.keys.append(key)
         done(Receipt(ID, len(taken)))

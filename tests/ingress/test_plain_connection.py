@@ -1,0 +1,211 @@
+"""The lane for plain requests: what its one task must not get wrong for any of its connections."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from hypercorn.trio.tcp_server import TCPServer
+from trio.testing import wait_all_tasks_blocked
+
+from daemon.errors import RefusedError
+from daemon.ingress import server
+from daemon.ingress.quick import QuickStream
+from tests.ingress.rig import COLLECTION, post, running
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+    from typing import Any
+
+TAKEN = [b"1", b'"two"']
+
+
+@pytest.fixture
+def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[TCPServer]:
+    """Collect what went to Hypercorn."""
+    seen: list[TCPServer] = []
+    run = TCPServer.run
+
+    async def noted(self: TCPServer) -> None:
+        seen.append(self)
+        await run(self)
+
+    monkeypatch.setattr(TCPServer, "run", noted)
+    return seen
+
+
+async def test_connections_take_turns() -> None:
+    """A request that waits, or trickles in, would hold up everybody else's."""
+    async with running() as rig, rig.wire() as slow, rig.wire() as waiting, rig.wire() as quick:
+        await slow.send(post()[:-5])
+        rig.intake.open = trio.Event()
+        await waiting.send(post())
+        await rig.intake.asked.wait()
+        gate, rig.intake.open = rig.intake.open, trio.Event()
+        rig.intake.open.set()
+        for _ in range(3):
+            await quick.send(post())
+            assert (await quick.answer()).status == 202
+        await slow.send(post()[-5:])
+        assert (await slow.answer()).status == 202
+        gate.set()
+        assert (await waiting.answer()).status == 202
+        assert rig.intake.taken == [TAKEN] * 5
+
+
+@pytest.mark.parametrize("size", [1000, 65_536, 300_000, 1_000_000])
+async def test_a_body_in_pieces(size: int, handed_over: list[TCPServer]) -> None:
+    """A body larger than one read would be cut, or go the slow way."""
+    text = b'"%s"' % (b"x" * size)
+    whole = post(b'{"payloads":[%s]}' % text)
+    async with running() as rig, rig.wire() as wire:
+        for start in range(0, len(whole), 99_991):
+            await wire.send(whole[start : start + 99_991])
+        assert (await wire.answer()).status == 202
+        assert rig.intake.taken == [[text]]
+        assert not handed_over
+
+
+async def test_more_is_said_before_the_answer() -> None:
+    """The next request would be lost, or the lane spin until the disk has answered."""
+    async with running() as rig, rig.wire() as wire:
+        gate = rig.intake.open = trio.Event()
+        await wire.send(post())
+        await rig.intake.asked.wait()
+        await wire.send(post(), post()[:40])
+        await wait_all_tasks_blocked()
+        gate.set()
+        assert (await wire.answer()).status == 202
+        assert (await wire.answer()).status == 202
+        await wire.send(post()[40:])
+        assert (await wire.answer()).status == 202
+        assert rig.intake.taken == [TAKEN] * 3
+
+
+async def test_a_disk_that_says_no_in_the_end(handed_over: list[TCPServer]) -> None:
+    """A request that was not written would be answered with 202, or not at all."""
+    async with running() as rig, rig.wire() as wire:
+        rig.intake.late = RefusedError("DISK_ERROR", "the disk is full", 7)
+        await wire.send(post())
+        answer = await wire.answer()
+        assert (answer.status, answer.document["code"]) == (503, "DISK_ERROR")
+        assert answer.headers["retry-after"] == "7"
+        rig.intake.late = None
+        await wire.send(post())
+        assert (await wire.answer()).status == 202
+        assert rig.counted(503) == rig.counted(202) == 1
+        assert not handed_over
+
+
+async def test_a_client_that_left_while_its_request_waited() -> None:
+    """The commit that all wait for would fail with one client's broken connection."""
+    async with running(max_connections=1) as rig:
+        gate = rig.intake.open = trio.Event()
+        async with rig.wire() as wire:
+            await wire.send(post())
+            await rig.intake.asked.wait()
+            wire.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1" + b"\0" * 7)
+        await wait_all_tasks_blocked()
+        gate.set()
+        async with rig.client() as client:  # there is one slot: it was given back
+            assert (await client.get("/healthz")).status_code == 200
+        assert rig.intake.taken == [TAKEN]
+
+
+async def test_an_answer_that_finds_no_room(
+    handed_over: list[TCPServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that reads slowly would get half an answer, or hold up all others."""
+    send_now, cuts = QuickStream.send_now, [9]
+
+    def cut_short(self: QuickStream, data: bytes) -> bytes:
+        if not cuts:
+            return send_now(self, data)
+        size = cuts.pop()
+        return send_now(self, data[:size]) + data[size:]
+
+    monkeypatch.setattr(QuickStream, "send_now", cut_short)
+    async with running() as rig, rig.wire() as wire:
+        await wire.send(post())
+        assert (await wire.answer()).status == 202
+        await wire.send(post())
+        assert (await wire.answer()).status == 202
+        assert len(handed_over) == 1
+        cuts.append(9)
+    async with running() as rig, rig.wire() as wire:
+        rig.health.phase = "draining"
+        await wire.send(post())
+        answer = await wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (202, "close")
+        assert await wire.rest() == b""
+
+
+async def test_a_client_that_never_reads_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold its slot for ever."""
+    monkeypatch.setattr(QuickStream, "send_now", lambda _, data: data)
+
+    async def never(_: QuickStream, __: bytes) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(QuickStream, "send_all", never)
+    async with running(REQUEST_TIMEOUT="100ms", max_connections=1) as rig, rig.wire() as wire:
+        await wire.send(post())
+        with trio.fail_after(10):
+            assert await wire.rest() == b""
+        assert rig.intake.taken == [TAKEN]
+
+
+async def test_a_commit_that_comes_too_late(
+    monkeypatch: pytest.MonkeyPatch, log_lines: list[MutableMapping[str, Any]]
+) -> None:
+    """A disk that answers after the drain's patience would crash the journal's last commit."""
+    monkeypatch.setattr(server, "_DRAIN_MARGIN", 0.05)
+    async with running(REQUEST_TIMEOUT="100ms") as rig, rig.wire() as wire:
+        gate = rig.intake.open = trio.Event()
+        await wire.send(post())
+        await rig.intake.asked.wait()
+        await rig.drain()
+        gate.set()
+        assert await wire.rest() == b""
+        await wait_all_tasks_blocked()
+        assert rig.intake.taken == [TAKEN]
+    assert [line["event"] for line in log_lines] == ["connections_cut_off"]
+
+
+async def test_readable_and_yet_nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A packet with a wrong checksum would end a connection of the lane."""
+    read, turns = os.read, iter(range(1000))
+
+    def every_other_time(descriptor: int, size: int) -> bytes:
+        if next(turns) % 2 == 0:
+            raise BlockingIOError
+        return read(descriptor, size)
+
+    monkeypatch.setattr(os, "read", every_other_time)
+    async with running() as rig, rig.wire() as wire:
+        await wire.send(post()[: -len(COLLECTION)])
+        await wait_all_tasks_blocked()
+        await wire.send(COLLECTION)
+        assert (await wire.answer()).status == 202
+        assert next(turns) > 3
+
+
+async def test_a_bug_behind_the_door_ends_one_connection(
+    monkeypatch: pytest.MonkeyPatch, log_lines: list[MutableMapping[str, Any]]
+) -> None:
+    """A bug that one request brings up would end the task that serves everybody."""
+
+    def bug(*_: object) -> bytes:
+        raise KeyError("bug")
+
+    async with running() as rig, rig.wire() as bystander:
+        async with rig.wire() as wire:
+            with monkeypatch.context() as patch:
+                patch.setattr("daemon.ingress.plain_connection.document", bug)
+                await wire.send(post())
+                assert await wire.rest() == b""
+        await bystander.send(post())
+        assert (await bystander.answer()).status == 202
+    assert [line["event"] for line in log_lines] == ["connection_failed"]
