@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from daemon.errors import PayloaddError, SettingsError
+from daemon.ingress.tls import open_certificates
 from daemon.pipeline.preflight import try_journal
 from daemon.storage.encoding import encode
 from daemon.storage.keys import KeyTemplate
@@ -32,6 +33,9 @@ async def check(settings: Settings, say: Callable[[str], None]) -> bool:
     try:
         example = KeyTemplate.parse(settings.key_template).render(uuid.UUID(int=0))
         say(f"ok      keys         such as {example}")
+        step = "TLS"
+        if open_certificates(settings) is not None:
+            say(f"ok      TLS          {settings.tls_cert}")
         if settings.durability == "disk":
             step = "journal"
             found = await trio.to_thread.run_sync(try_journal, settings.state_dir)

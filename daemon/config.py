@@ -122,6 +122,11 @@ class Settings:
     upload_timeout: float = field(
         metadata=_setting("60s", duration(0.1, 3600), "one attempt at one object")
     )
+    tls_cert: Path | None = field(metadata=_setting(None, Path, "certificate chain for BIND, PEM"))
+    tls_key: Path | None = field(metadata=_setting(None, Path, "its key, PEM"))
+    tls_client_ca: Path | None = field(
+        metadata=_setting(None, Path, "authorities that clients need a certificate of, PEM")
+    )
     log_level: Literal["debug", "info", "warning", "error"] = field(
         metadata=_setting(
             "info", one_of("debug", "info", "warning", "error"), "least severe level that is logged"
@@ -163,9 +168,6 @@ _NAMES: Final = {
 # to ignore them silently: a token file that is not enforced, a batch that is never filled.
 _NOT_BUILT: Final = {
     "AUTH_TOKENS": "bearer tokens",
-    "TLS_CERT": "TLS",
-    "TLS_KEY": "TLS",
-    "TLS_CLIENT_CA": "TLS",
     "S3_STORAGE_CLASS": "S3 object options",
     "S3_SSE": "S3 object options",
     "S3_SSE_KMS_KEY_ID": "S3 object options",
@@ -236,6 +238,9 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         for name in ("max_queue_bytes", "journal_max_bytes")
         if length > values.get(name, length)
     ]
+    tls = [values.get(name) for name in ("tls_cert", "tls_key", "tls_client_ca")]
+    if any(tls) and not all(tls[:2]):
+        problems.append("TLS_CERT, TLS_KEY: one of the two is missing; allowed is both or none")
     keys = [values.get("aws_access_key_id"), values.get("aws_secret_access_key")]
     if any(keys) and not all(keys):
         problems.append(

@@ -12,7 +12,6 @@ import signal
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
@@ -22,7 +21,8 @@ from daemon.health import Health
 from daemon.ingress.admin import make_admin_app
 from daemon.ingress.app import make_app
 from daemon.ingress.plain import PlainLane
-from daemon.ingress.server import bound_addresses, open_listeners, serve
+from daemon.ingress.server import Front, bound_addresses, open_listeners, serve
+from daemon.ingress.tls import open_certificates
 from daemon.logs import get_logger
 from daemon.metrics import Metrics
 from daemon.pipeline.channel import JobChannel
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from daemon.config import Settings
+    from daemon.ingress.tls import Certificates
     from daemon.pipeline.opening import Opened
     from daemon.storage.store import Store
 
@@ -74,6 +75,7 @@ class House:
     ledger: Ledger
     notifier: Notifier
     passed: PassedSockets
+    certificates: Certificates | None
 
 
 async def run(settings: Settings) -> ExitStatus:
@@ -83,7 +85,8 @@ async def run(settings: Settings) -> ExitStatus:
     """
     metrics = Metrics()
     ledger = Ledger(metrics)
-    house = House(settings, Health(), metrics, ledger, Notifier(), PassedSockets())
+    certificates = open_certificates(settings)
+    house = House(settings, Health(), metrics, ledger, Notifier(), PassedSockets(), certificates)
     failed = False
     problems: list[str] = []
     try:
@@ -147,7 +150,9 @@ async def _watch_signals(
         async for number in signals:
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
-                log.info("reload", signal=name, note="nothing to read again in this version")
+                log.info("reload", signal=name)
+                if house.certificates is not None:
+                    await trio.to_thread.run_sync(house.certificates.read_again)
             elif stop.is_set():
                 log.warning("stopping_at_once", signal=name)
                 everything.cancel()
@@ -171,8 +176,7 @@ async def _admin(house: House, intake: Intake) -> AsyncIterator[list[str]]:
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         listeners = passed or await open_listeners([address] if address else [])
-        start = partial(serve, app, listeners, house.settings, stop)
-        await nursery.start(partial(start, max_connections=_ADMIN_CONNECTIONS))
+        await nursery.start(serve, app, listeners, house.settings, stop, Front(_ADMIN_CONNECTIONS))
         yield bound_addresses(listeners)
         stop.set()
 
@@ -201,10 +205,10 @@ async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: l
     """Take POSTs until ``stop``; returns when every request under way has been answered."""
     app = make_app(intake, house.health, house.metrics, house.settings)
     lane = PlainLane(intake, house.health, house.metrics, house.settings)
+    front = Front(house.settings.max_connections, lane, house.certificates)
     listeners = house.passed.listeners() or await open_listeners(house.settings.bind)
     async with trio.open_nursery() as nursery:
-        start = partial(serve, app, listeners, house.settings, stop, lane=lane)
-        await nursery.start(partial(start, max_connections=house.settings.max_connections))
+        await nursery.start(serve, app, listeners, house.settings, stop, front)
         _quieten_the_collector()
         if house.health.phase == "starting":
             house.health.phase = "serving"

@@ -115,17 +115,20 @@ def test_a_wrong_value_is_named_with_what_is_allowed(name: str, text: str, allow
 def test_all_wrong_settings_are_named_in_one_go() -> None:
     """Mending one restart at a time costs a night."""
     found = problems(
-        MAX_WORKERS="x", BIND="x", STORE_URL="x", COMPRESSION="x", DURABILITY="x", TLS_CERT="/x"
+        MAX_WORKERS="x", BIND="x", STORE_URL="x", COMPRESSION="x", DURABILITY="x", AUTH_TOKENS="/x"
     )
     names = [problem.split(":")[0] for problem in found]
-    assert names == ["MAX_WORKERS", "BIND", "STORE_URL", "COMPRESSION", "DURABILITY", "TLS_CERT"]
+    assert names == ["MAX_WORKERS", "BIND", "STORE_URL", "COMPRESSION", "DURABILITY", "AUTH_TOKENS"]
 
 
 def test_settings_that_contradict_each_other_are_named() -> None:
     """The largest request could never be queued; half a key pair signs nothing."""
-    found = problems(MAX_LENGTH="2MiB", MAX_QUEUE_BYTES="1MiB", AWS_ACCESS_KEY_ID="AKIA")
+    found = problems(
+        MAX_LENGTH="2MiB", MAX_QUEUE_BYTES="1MiB", AWS_ACCESS_KEY_ID="AKIA", TLS_CLIENT_CA="ca.pem"
+    )
     assert [problem.split(":")[0] for problem in found] == [
         "MAX_QUEUE_BYTES",
+        "TLS_CERT, TLS_KEY",
         "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY",
     ]
 
@@ -205,7 +208,7 @@ def test_the_readme_lists_every_setting() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     rows = re.findall(r"^\| `([A-Z0-9_]+)` \| (\S+) \| .*\|$", readme, re.MULTILINE)
     settings = {
-        item.name.upper(): item.metadata["default"]
+        item.name.upper(): item.metadata["default"] or "none"
         for item in fields(config.Settings)
         if not item.name.startswith("aws_")
     }

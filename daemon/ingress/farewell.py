@@ -26,6 +26,7 @@ async def take_leave(transport: QuickStream, words: bytes, *, waits: bool) -> No
     """
     try:
         with trio.move_on_after(_SECONDS):
+            await transport.flush()
             if words:
                 await transport.send_all(words)
             if words or waits:

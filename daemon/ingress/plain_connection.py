@@ -59,7 +59,7 @@ class PlainConnection:
             # It says more before it has its answer: that has time.
             self._ignore()
         else:
-            self._guard(self._read_head if self._request is None else self._read_body)
+            self._guard(self._read)
 
     def done(self, outcome: Receipt | RefusedError) -> None:
         """Answer the request that waited; see ``Done``."""
@@ -80,6 +80,18 @@ class PlainConnection:
 
     # --- in ------------------------------------------------------------------------------------
 
+    def _read(self) -> None:
+        """Take what came; with TLS there may be more that nobody announces."""
+        self._read_some()
+        while self._stream.pending and not (self._waits or self._gone):
+            self._read_some()
+
+    def _read_some(self) -> None:
+        if self._request is None:
+            self._read_head()
+        else:
+            self._read_body(self._request)
+
     def _read_head(self) -> None:
         more = self._stream.receive_now(_HEAD_BYTES)
         if more is None:
@@ -92,7 +104,7 @@ class PlainConnection:
             self._head = data
             return
         request = parse(data, self._lane.door.max_length)
-        if request is None or len(data) > request.end:
+        if request is None or len(data) > request.end or self._has_more(request, data):
             self._hand_over(data)
             return
         self._begin(request, data)
@@ -116,18 +128,20 @@ class PlainConnection:
         self._body = bytearray(body)
         self._stream.body_is_due(self._due, self._too_slow)
 
-    def _read_body(self) -> None:
-        request = self._request
-        assert request is not None  # noqa: S101 - for mypy
+    def _has_more(self, request: PlainRequest, data: bytes) -> bool:
+        """Return whether another request is there behind the one that ``data`` is all of."""
+        return len(data) == request.end and self._stream.pending
+
+    def _read_body(self, request: PlainRequest) -> None:
         # What comes behind it stays in the socket.
         missing = request.end - request.start - len(self._body)
         data = self._stream.receive_now(min(missing, _BODY_BYTES))
         if data is None:
             return
-        if not data:
+        self._body += data
+        if not data or (self._stream.pending and len(data) == missing):
             self._hand_over(self._head + self._body, self._due)
             return
-        self._body += data
         if len(data) == missing:
             body, self._body = self._body, bytearray()
             self._stream.body_is_there()

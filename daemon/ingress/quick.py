@@ -19,6 +19,7 @@ class QuickStream:
     def __init__(self, stream: trio.SocketStream) -> None:
         self.socket = stream.socket
         self._stream = stream
+        self._rest = b""
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """Return what came, b"" at the end."""
@@ -37,18 +38,39 @@ class QuickStream:
         except OSError as error:
             raise trio.BrokenResourceError from error
 
-    def send_now(self, data: bytes) -> bytes:
-        """Send what there is room for and return the rest; this is no checkpoint."""
+    async def handshake(self) -> str | None:
+        """Agree on TLS, where there is TLS; returns the protocol that was agreed on, if one was."""
+        return None
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is more to receive that the kernel does not know of: never without TLS."""
+        return False
+
+    def send_now(self, data: bytes) -> bool:
+        """Send what there is room for; this is no checkpoint.
+
+        Returns whether that was all. ``flush`` sends the rest, and has to come before more.
+        """
         try:
-            return data[os.write(self.socket.fileno(), data) :]
+            sent = os.write(self.socket.fileno(), data)
         except BlockingIOError:
-            return data
+            sent = 0
         except OSError as error:
             raise trio.BrokenResourceError from error
+        self._rest = data[sent:]
+        return not self._rest
+
+    async def flush(self) -> None:
+        """Send what there was no room for, however long it takes."""
+        rest, self._rest = self._rest, b""
+        if rest:
+            await self._stream.send_all(rest)
 
     async def send_all(self, data: bytes) -> None:
         """Send, however long it takes."""
-        await self._stream.send_all(data)
+        if not self.send_now(data):
+            await self.flush()
 
     async def send_eof(self) -> None:
         """Say that nothing more will be sent."""

@@ -65,7 +65,7 @@ class RequestClock:
         if self.head_since is not None:
             self._head_begins(self.head_since)
         else:
-            self._wait_for_a_request()
+            self.wait_for_a_request()
         return False
 
     def starts_over(self, data: bytes, due: float | None) -> None:
@@ -76,7 +76,7 @@ class RequestClock:
         elif data.startswith(_HTTP2_PREFACE):
             self.http2 = True
             self.head_since = None
-            self._wait_for_a_request()
+            self.wait_for_a_request()
 
     def drain(self) -> bool:
         """Give what is about to come a moment; returns whether the connection ends at once."""
@@ -87,9 +87,14 @@ class RequestClock:
             self.deadline = min(self.deadline, trio.current_time() + _DRAIN_GRACE)
         return self.http2
 
+    def wait_for_a_request(self) -> None:
+        """Give the client as long as a connection may be idle."""
+        self.expect_within(self._keepalive_timeout)
+
+    def expect_within(self, seconds: float) -> None:
+        """Give the client so long from now, or what a drain leaves it."""
+        self.deadline = trio.current_time() + min(seconds, _DRAIN_GRACE if self.draining else inf)
+
     def _head_begins(self, since: float) -> None:
         self.head_since = since
         self.deadline = since + (_DRAIN_GRACE if self.draining else self.request_timeout)
-
-    def _wait_for_a_request(self) -> None:
-        self.deadline = trio.current_time() + self._keepalive_timeout

@@ -8,36 +8,34 @@ is left out: the apps own nothing that would have to be opened or closed.
 
 from __future__ import annotations
 
-import logging
-import sys
+from dataclasses import dataclass
 from functools import partial
-from math import inf
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
-from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
 from daemon.ingress.blame import report
+from daemon.ingress.hypercorn_parts import HypercornConnection, asgi, make_config
 from daemon.ingress.listen import (
     bound_addresses,
     close_listener,
     next_connection,
     open_listeners,
 )
-from daemon.ingress.problem import Problem
 from daemon.ingress.quick import QuickStream
 from daemon.ingress.stream import ClientStream
+from daemon.ingress.tls import TlsStream
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
-    from hypercorn.typing import AppWrapper
+    from hypercorn.trio.tcp_server import TCPServer
     from quart_trio import QuartTrio
 
     from daemon.config import Settings
     from daemon.ingress.plain import PlainLane
+    from daemon.ingress.tls import Certificates
 
 __all__ = ["bound_addresses", "open_listeners", "serve"]
 
@@ -50,28 +48,38 @@ _DRAIN_MARGIN: Final = 5.0
 """Seconds beyond REQUEST_TIMEOUT for the last answers to be sent and read."""
 
 
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What stands between an address and its app."""
+
+    max_connections: int
+    lane: PlainLane | None = None
+    """Answers plain requests: they never reach the app."""
+    certificates: Certificates | None = None
+    """With them all is inside of TLS."""
+
+
 async def serve(
     app: QuartTrio,
     listeners: list[trio.SocketListener],
     settings: Settings,
     stop: trio.Event,
+    front: Front,
     *,
-    max_connections: int,
-    lane: PlainLane | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``app`` until ``stop`` is set and every request under way has been answered.
 
-    Plain requests are answered by ``lane``, if there is one, and never reach ``app``. After
+    After
     ``stop`` the listeners are closed, idle connections are closed at once, and the others after
     their answer; what is left REQUEST_TIMEOUT and 5 s later is cut off.
     """
-    house = _House(app, settings, max_connections, lane)
+    house = _House(app, settings, front)
     try:
         async with trio.open_nursery() as clock:
             clock.start_soon(house.keep_time)
-            if lane is not None:
-                clock.start_soon(lane.run)
+            if front.lane is not None:
+                clock.start_soon(front.lane.run)
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as accepting:
                     for listener in listeners:
@@ -97,17 +105,16 @@ async def serve(
 class _House:
     """What all connections of one address share."""
 
-    def __init__(
-        self, app: QuartTrio, settings: Settings, max_connections: int, lane: PlainLane | None
-    ) -> None:
+    def __init__(self, app: QuartTrio, settings: Settings, front: Front) -> None:
         self._streams: dict[ClientStream, WorkerContext] = {}
         self._draining = False
         self._empty = trio.Event()
-        self._app = _asgi(app)
-        self._config = _hypercorn_config()
+        self._app = asgi(app)
+        self._config = make_config()
         self._settings = settings
-        self._lane = lane
-        self._slots = trio.Semaphore(max_connections)
+        self._lane = front.lane
+        self._certificates = front.certificates
+        self._slots = trio.Semaphore(front.max_connections)
 
     async def accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
         """Accept connections for ever, as long as there are slots for them.
@@ -159,17 +166,30 @@ class _House:
     def _admit(self, transport: trio.SocketStream, connections: trio.Nursery) -> None:
         """Begin to serve a connection: in the lane without a task, else in one of its own."""
         settings = self._settings
-        stream = ClientStream(
-            QuickStream(transport), settings.request_timeout, settings.keepalive_timeout
-        )
+        tls = self._certificates
+        quick = QuickStream(transport) if tls is None else TlsStream(transport, tls.context)
+        stream = ClientStream(quick, settings.request_timeout, settings.keepalive_timeout)
         self._streams[stream] = WorkerContext(None)
+        if tls is None:
+            self._begin(stream, connections)
+        else:
+            connections.start_soon(self._secure, stream, connections)
+        if self._draining:  # it was accepted just before
+            stream.drain()
+
+    async def _secure(self, stream: ClientStream, connections: trio.Nursery) -> None:
+        """Shake hands; a connection that speaks HTTP/1.1 goes on as one without TLS."""
+        if await stream.shake_hands():
+            self._begin(stream, connections)
+        else:
+            await self._connection(stream)
+
+    def _begin(self, stream: ClientStream, connections: trio.Nursery) -> None:
         if self._lane is not None:
             self._lane.enter(stream, partial(self._leave_lane, connections))
         else:
             stream.hand_over(b"")
             connections.start_soon(self._connection, stream)
-        if self._draining:  # it was accepted just before
-            stream.drain()
 
     def _leave_lane(self, connections: trio.Nursery, stream: ClientStream) -> None:
         connections.start_soon(self._connection, stream)
@@ -199,44 +219,4 @@ class _House:
         state = ConnectionState(cast("Any", {"stream": stream}))
         # Hypercorn says SSLStream, and takes what has the methods that it calls.
         context = self._streams[stream]
-        return _Connection(self._app, self._config, context, state, cast("Any", stream))
-
-
-class _Connection(TCPServer):
-    """Hypercorn's connection, which would outlive its client by the whole idle time."""
-
-    async def _read_data(self) -> None:
-        await super()._read_data()
-        await self.stream.aclose()
-
-
-def _asgi(app: QuartTrio) -> AppWrapper:
-    """Return ``app`` as Hypercorn calls it; ``scope["state"]["due"]`` is the request's deadline."""
-
-    async def call(scope: Any, receive: Any, send: Any, _spawn: Any, _soon: Any) -> None:  # noqa: ANN401 - ASGI's own types are a union of dicts that nobody tells apart
-        stream: ClientStream = scope["state"].pop("stream")
-        if scope["type"] != "http":
-            stream.turn_away(Problem("NOT_FOUND", "there are no websockets here"))
-            return
-        scope["state"]["due"] = stream.request_begins()
-        try:
-            await app(scope, receive, send)
-        except* Exception as group:  # noqa: BLE001 - it is logged, and Hypercorn says 500
-            report(group)
-        finally:
-            stream.request_ends()
-
-    return cast("AppWrapper", call)
-
-
-def _hypercorn_config() -> Config:
-    config = Config()
-    config.accesslog = None
-    config.errorlog = logging.getLogger("hypercorn.error")
-    config.include_server_header = False
-    config.keep_alive_timeout = inf  # ClientStream keeps the time
-    config.keep_alive_max_requests = sys.maxsize
-    config.h11_max_incomplete_size = 16 * 2**10
-    # Bodies are held in memory until they are complete, and a connection is one slot.
-    config.h2_max_concurrent_streams = 16
-    return config
+        return HypercornConnection(self._app, self._config, context, state, cast("Any", stream))

@@ -47,7 +47,6 @@ class ClientStream:
         self._transport = transport
         self._clock = RequestClock(request_timeout, keepalive_timeout)
         self._received = b""
-        self._unsent = b""
         self._closed = False
         self._lingers = False
         self._last_word: Problem | None = None
@@ -86,7 +85,30 @@ class ClientStream:
         """End Hypercorn's part of the connection."""
         self._end()
 
+    # --- how it begins -------------------------------------------------------------------------
+
+    async def shake_hands(self) -> bool:
+        """Agree on TLS, in time; returns False if it is over, or goes to Hypercorn for HTTP/2."""
+        with trio.CancelScope() as handshake:
+            self.on_end = handshake.cancel
+            self._clock.expect_within(self._clock.request_timeout)
+            try:
+                protocol = await self._transport.handshake()
+            except trio.BrokenResourceError:
+                return False
+            self.on_end = nothing
+            self._clock.wait_for_a_request()
+            if protocol != "h2":
+                return True
+            self.hand_over(b"")
+        return False
+
     # --- what the plain lane calls -------------------------------------------------------------
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is more to receive that the kernel does not know of."""
+        return self._transport.pending
 
     def receive_now(self, max_bytes: int) -> bytes | None:
         """Return what is there, b"" at the end, None for nothing yet; raises as receive_some."""
@@ -103,20 +125,17 @@ class ClientStream:
         """
         self._clock.answering = True
         self._lingers = closes
-        self._unsent = self._transport.send_now(answer)
+        sent = self._transport.send_now(answer)
         if closes:
             self._end()
-        return not self._unsent
+        return sent
 
     async def flush(self) -> bool:
         """Send what there was no room for; returns whether the client takes it."""
         try:
-            if self._unsent:
-                await self._send(self._unsent)
+            await self._flush()
         except trio.BrokenResourceError:
             return False
-        finally:
-            self._unsent = b""
         return True
 
     def body_is_due(self, due: float, late: Callable[[], object]) -> None:
@@ -183,11 +202,11 @@ class ClientStream:
 
     async def finish(self) -> None:
         """Say what is left to say and close; see ``take_leave``."""
-        words = self._unsent
+        words = b""
         if self._clock.head_since is not None:
             self._last_word = self._cut_off()
         if self._last_word is not None and not self._lingers:
-            words += self._last_word.raw()
+            words = self._last_word.raw()
         await take_leave(self._transport, words, waits=self._lingers or self.http2)
 
     # -------------------------------------------------------------------------------------------
@@ -204,13 +223,15 @@ class ClientStream:
         self.on_end()
 
     async def _send(self, data: bytes) -> None:
-        rest = self._transport.send_now(data)
-        if rest:
-            try:
-                with trio.fail_after(self._clock.request_timeout):
-                    await self._transport.send_all(rest)
-            except trio.TooSlowError as error:
-                raise trio.BrokenResourceError("the client does not read") from error
+        if not self._transport.send_now(data):
+            await self._flush()
+
+    async def _flush(self) -> None:
+        try:
+            with trio.fail_after(self._clock.request_timeout):
+                await self._transport.flush()
+        except trio.TooSlowError as error:
+            raise trio.BrokenResourceError("the client does not read") from error
 
     def _outgoing(self, data: bytes) -> bytes:
         """Return what to send for ``data``, having looked whether an answer starts with it."""

@@ -6,7 +6,6 @@ import json
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -16,7 +15,8 @@ from daemon import config
 from daemon.health import Health
 from daemon.ingress.app import make_app
 from daemon.ingress.plain import PlainLane
-from daemon.ingress.server import bound_addresses, open_listeners, serve
+from daemon.ingress.server import Front, bound_addresses, open_listeners, serve
+from daemon.ingress.tls import open_certificates
 from daemon.metrics import Metrics
 from daemon.pipeline.intake import Buffer, Done, Intake, Receipt
 
@@ -186,10 +186,10 @@ async def running(
     lane = PlainLane(*parts) if HAS_LANE and app is None else None
     app = app or make_app(*parts)
     rig.listeners = await open_listeners(rig.settings.bind)
-    start = partial(serve, app, rig.listeners, rig.settings, rig.stop, lane=lane)
+    front = Front(max_connections, lane, open_certificates(rig.settings))
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
-        await start(max_connections=max_connections, task_status=task_status)
+        await serve(app, rig.listeners, rig.settings, rig.stop, front, task_status=task_status)
         rig.ended.set()
 
     async with trio.open_nursery() as nursery:

@@ -42,7 +42,6 @@ async def test_five_wrong_settings_are_named_in_one_go(tmp_path: Path, command: 
     ("name", "text"),
     [
         ("AUTH_TOKENS", "/etc/payloadd/tokens"),
-        ("TLS_CERT", "/etc/payloadd/cert.pem"),
         ("S3_SSE", "aws:kms"),
     ],
 )

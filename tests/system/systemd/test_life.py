@@ -50,6 +50,17 @@ async def test_a_wrong_setting_is_shown(machine: Machine) -> None:
         assert {entry["PRIORITY"] for entry in await unit.entries()} == {"3"}
 
 
+async def test_a_reload_leaves_it_running(machine: Machine) -> None:
+    """A renewed certificate would need a restart, or `systemctl reload` end the service."""
+    async with configured(machine) as unit:
+        await unit.systemctl("start")
+        process = await unit.pid()
+        await unit.systemctl("reload")
+        await post(unit.url, [b"1"])
+        assert await unit.pid() == process
+        assert "reload" in [line["event"] for line in await unit.events()]
+
+
 async def test_a_killed_daemon_comes_back_and_loses_nothing(
     machine: Machine, seaweed: S3Server
 ) -> None:

@@ -1,0 +1,62 @@
+"""TLS as an administrator has it: files, a process, a certificate that is renewed."""
+
+from __future__ import annotations
+
+import signal
+import ssl
+from typing import TYPE_CHECKING
+
+import httpx
+import trio
+import trustme
+
+from tests.support.daemon import run_command, running_daemon
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write_certificate(folder: Path, authority: trustme.CA) -> dict[str, str]:
+    """Write a certificate and its key; returns the settings that name them."""
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    return {"TLS_CERT": str(folder / "cert.pem"), "TLS_KEY": str(folder / "key.pem")}
+
+
+async def post_with_tls(url: str, authority: trustme.CA) -> int:
+    """Post one payload to the address behind ``url``; returns the status."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    async with httpx.AsyncClient(verify=context, timeout=30) as client:
+        secure = url.replace("http://", "https://")
+        return (await client.post(f"{secure}/v1/payloads", json={"payloads": [1]})).status_code
+
+
+async def test_a_certificate_is_renewed_without_a_restart(tmp_path: Path) -> None:
+    """Clients would be turned away every ninety days, or for as long as a restart takes."""
+    old, new = trustme.CA(), trustme.CA()
+    env = await trio.to_thread.run_sync(write_certificate, tmp_path, old)
+    async with running_daemon(tmp_path, env) as daemon:
+        assert await post_with_tls(daemon.url, old) == 202
+        await trio.to_thread.run_sync(write_certificate, tmp_path, new)
+        daemon.signal(signal.SIGHUP)
+        await daemon.wait_for_event("tls_reloaded")
+        assert await post_with_tls(daemon.url, new) == 202
+        await trio.Path(tmp_path / "key.pem").write_text("no key")
+        daemon.signal(signal.SIGHUP)
+        await daemon.wait_for_event("tls_not_reloaded")
+        assert await post_with_tls(daemon.url, new) == 202
+        daemon.signal(signal.SIGTERM)
+        assert (await daemon.drained())["stored"] == 3
+
+
+async def test_files_that_cannot_be_used_are_wrong_settings(tmp_path: Path) -> None:
+    """The daemon would start without TLS, or fail without a word why."""
+    env = {"TLS_CERT": "missing.pem", "TLS_KEY": "missing.pem"}
+    done = await run_command("serve", folder=tmp_path, env=env)
+    assert done.returncode == 78
+    assert "TLS_CERT, TLS_KEY" in done.stderr
+    done = await run_command("check", folder=tmp_path, env=env)
+    assert done.returncode == 78
+    assert "failed  TLS" in done.stdout
