@@ -62,7 +62,7 @@ class Layouts:
         index = self._index(jobs[0].seq)
         layout = self._layouts[index]
         key = self._templates[index].render(jobs[0].id) + SUFFIXES[layout.compression]
-        return Batch(tuple(jobs), key, layout.compression, sealed=not layout.alone)
+        return Batch(jobs, key, layout.compression, sealed=not layout.alone)
 
     def _index(self, seq: int) -> int:
         return bisect_right(self._firsts, seq) - 1

@@ -11,8 +11,11 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from daemon.pipeline.job import accepted_at
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from uuid import UUID
 
     from daemon.metrics import Metrics
     from daemon.pipeline.job import Batch, Job
@@ -67,7 +70,7 @@ class Ledger:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         # Bounded by the channel and by what the workers have in hand.
-        self._shown: dict[Job, None] = {}
+        self._shown: dict[int, UUID] = {}
         self.rate = DrainRate()
         self.accepted = 0
         self.stored = 0
@@ -96,8 +99,8 @@ class Ledger:
         Jobs are shown to the workers in the order of acceptance: what still waits in the
         journal is younger.
         """
-        oldest = next(iter(self._shown), None)
-        return 0.0 if oldest is None else max(0.0, time.time() - oldest.accepted_at)
+        oldest = next(iter(self._shown.values()), None)
+        return 0.0 if oldest is None else max(0.0, time.time() - accepted_at(oldest))
 
     def accept(self, payloads: int) -> None:
         """Count payloads that were taken in for good."""
@@ -110,7 +113,7 @@ class Ledger:
 
     def enter(self, jobs: Sequence[Job]) -> None:
         """Note that jobs are on their way to a worker."""
-        self._shown.update(dict.fromkeys(jobs))
+        self._shown.update([(job.seq, job.id) for job in jobs])
 
     def settle(self, batch: Batch) -> None:
         """Count payloads that the store confirmed."""
@@ -126,5 +129,5 @@ class Ledger:
 
     def _leave(self, batch: Batch) -> None:
         for job in batch.jobs:
-            self._shown.pop(job, None)
+            self._shown.pop(job.seq, None)
         self.rate.count(batch.payloads)

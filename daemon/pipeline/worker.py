@@ -167,7 +167,7 @@ class Worker:
         self._journal.settle(batch)
         self._ledger.settle(batch)
         self._metrics.objects_stored.inc()
-        self._metrics.object_bytes.observe(len(body.data))
+        self._metrics.object_bytes.observe(body.size)
         trouble = self._health.clear("store")
         if trouble is not None:
             self._mended.set()
@@ -192,7 +192,7 @@ class Worker:
 
 
 async def _encode(batch: Batch) -> Encoded:
-    lines = batch.lines
-    if batch.compression == "none" or len(lines) <= _COMPRESS_IN_THREAD:
+    lines = batch.pieces
+    if batch.compression == "none" or batch.bytes <= _COMPRESS_IN_THREAD:
         return encode(lines, batch.compression)
     return await trio.to_thread.run_sync(encode, lines, batch.compression, abandon_on_cancel=True)
