@@ -30,15 +30,17 @@ class DrainRate:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seconds: deque[tuple[int, int]] = deque()
+        self._seconds: deque[list[int]] = deque()
+        """Pairs: a second of the clock, and how many left in it."""
 
     def count(self, payloads: int) -> None:
         """Count payloads that left just now."""
         second = math.floor(self._clock())
         if self._seconds and self._seconds[-1][0] == second:
-            payloads += self._seconds.pop()[1]
-        self._seconds.append((second, payloads))
-        self._forget(second)
+            self._seconds[-1][1] += payloads
+        else:
+            self._seconds.append([second, payloads])
+            self._forget(second)
 
     def rate(self) -> float:
         """Return payloads a second; 0.0 when none left within the window."""
