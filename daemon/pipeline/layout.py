@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from daemon.pipeline.job import Batch
 from daemon.storage.encoding import SUFFIXES
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from daemon.config import Settings
     from daemon.pipeline.job import Job
     from daemon.values import Compression
+
+_NEVER: Final = 2**63
+"""A ``seq`` that no job reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,11 @@ class Layouts:
     def at(self, seq: int) -> Layout:
         """Return the layout of a job."""
         return self._layouts[self._index(seq)]
+
+    def end(self, seq: int) -> int:
+        """Return the first ``seq`` behind this one that has another layout."""
+        index = self._index(seq) + 1
+        return self._firsts[index] if index < len(self._firsts) else _NEVER
 
     def batch(self, jobs: Sequence[Job]) -> Batch:
         """Return the object that ``jobs``, which have one layout, make together."""

@@ -61,9 +61,7 @@ class Worker:
         self._budget = RetryBudget()
         self._calm_after = 0.0
         self._mended = trio.Event()
-        self._outcomes = {
-            outcome: metrics.uploads.labels(outcome=outcome.value) for outcome in Outcome
-        }
+        self._outcomes = {outcome: metrics.uploads.at(outcome.value) for outcome in Outcome}
         self._stored = self._outcomes[Outcome.STORED]
 
     async def run(

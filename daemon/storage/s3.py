@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from daemon.errors import InvalidObjectError, OperatorStoreError, SettingsError
+from daemon.errors import OperatorStoreError, SettingsError
 from daemon.storage.credentials import find_access
 from daemon.storage.encoding import CONTENT_TYPE, encode
 from daemon.storage.keys import is_text
@@ -99,14 +99,15 @@ class S3Store:
         await self._client.aclose()
 
     async def _send(self, request: S3Request) -> Answer:
-        if not is_text(request.key):
-            raise InvalidObjectError("InvalidKey", f"not Unicode text: {request.key!r}")
         corrected: set[str] = set()
         while True:
-            place, keys = self._place, await self._get_keys()
+            place = self._place
+            keys = self._credentials.held() or await self._get_keys()
             signer = self._signer_for(keys, place.region)
             answer = await self._client.send(request, place, signer)
-            wrong = None if answer.stored else await self._learn(answer, signer)
+            if answer.stored:
+                return answer
+            wrong = await self._learn(answer, signer)
             if wrong is None or wrong in corrected:
                 return answer
             corrected.add(wrong)
@@ -126,9 +127,6 @@ class S3Store:
 
     async def _get_keys(self) -> Keys:
         """Return keys; an attempt's time is enough for any source of them."""
-        keys = self._credentials.held()
-        if keys is not None:
-            return keys
         try:
             with trio.fail_after(self._timeout):
                 return await self._credentials.get()

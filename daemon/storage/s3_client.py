@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import httpx
 
 from daemon import __version__
-from daemon.errors import OperatorStoreError, SettingsError, TransientStoreError
+from daemon.errors import InvalidObjectError, OperatorStoreError, SettingsError, TransientStoreError
 from daemon.storage.body import Body
 from daemon.storage.s3_answer import Answer
 from daemon.storage.sigv4 import Form
@@ -67,9 +67,14 @@ class S3Client:
     async def send(self, asked: S3Request, place: Place, signer: Signer) -> Answer:
         """Make one attempt and return the answer, whatever it is.
 
-        Raises TransientStoreError, or OperatorStoreError where TLS or a proxy says no.
+        Raises TransientStoreError; OperatorStoreError where TLS or a proxy says no;
+        InvalidObjectError for a key that is no Unicode text.
         """
-        request = self._build(asked, place, signer)
+        try:
+            target = place.target(asked.key)
+        except UnicodeEncodeError as error:
+            raise InvalidObjectError("InvalidKey", f"not Unicode text: {asked.key!r}") from error
+        request = self._build(asked, target, place.origin, signer)
         try:
             response = await self._transport.handle_async_request(request)
             return await _read(response)
@@ -79,14 +84,13 @@ class S3Client:
             # A host name that cannot be looked up: bucket and endpoint do not go together.
             raise OperatorStoreError("InvalidEndpoint", str(error)) from error
 
-    def _build(self, asked: S3Request, place: Place, signer: Signer) -> httpx.Request:
+    def _build(self, asked: S3Request, target: str, origin: str, signer: Signer) -> httpx.Request:
         """Return the signed request.
 
         Every header is set here and the transport called directly: ``AsyncClient`` would merge
         its defaults, build URLs and run an auth flow, 180 us a request to the same end.
         """
-        kind = _kind(asked.method, asked.fixed, tuple(asked.values), place.origin, signer)
-        target = place.target(asked.key)
+        kind = _kind(asked.method, asked.fixed, tuple(asked.values), origin, signer)
         authorization = kind.form.sign(target, asked.values)
         headers = [
             *kind.headers,
