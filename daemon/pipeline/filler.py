@@ -95,13 +95,9 @@ class Filler:
             return jobs
         end = self._layouts.end(first.seq)
         filling = _Filling(first, end, self._most_payloads, self._most_bytes)
-        jobs += channel.take(filling.count_fitting(channel.ready))
-        if not filling.full:
-            with trio.move_on_after(self._linger):
-                while await self._wait():
-                    jobs += channel.take(filling.count_fitting(channel.ready))
-                    if filling.full:
-                        break
+        with trio.move_on_after(self._linger):
+            while filling.wants_more and await self._wait():
+                jobs += channel.take(filling.count_fitting(channel.ready))
         return jobs
 
 
@@ -114,7 +110,12 @@ class _Filling:
         self._bytes = most_bytes - len(first.lines)
         self._next = first.seq + 1
         self._end = end
-        self.full = self._payloads <= 0 or self._bytes <= 0
+        self._ended = False
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether another job may go in."""
+        return not self._ended and self._payloads > 0 and self._bytes > 0
 
     def count_fitting(self, ready: Iterable[Job]) -> int:
         """Return how many of these jobs go in, one behind the other.
@@ -124,11 +125,9 @@ class _Filling:
         before = self._next
         for job in ready:
             payloads, size = self._payloads - job.payloads, self._bytes - len(job.lines)
-            joins = self._next == job.seq != self._end and payloads >= 0 and size >= 0
-            if self.full or not joins:
-                self.full = True
+            if payloads < 0 or size < 0 or job.seq != self._next or job.seq == self._end:
+                self._ended = True
                 break
             self._payloads, self._bytes = payloads, size
             self._next += 1
-            self.full = payloads == 0 or size == 0
         return self._next - before
