@@ -71,8 +71,11 @@ class Batch:
     """How many payloads there are."""
 
     def __post_init__(self) -> None:
-        self.bytes = sum([len(job.lines) for job in self.jobs])
-        self.payloads = sum([job.payloads for job in self.jobs])
+        size = payloads = 0
+        for job in self.jobs:
+            size += len(job.lines)
+            payloads += job.payloads
+        self.bytes, self.payloads = size, payloads
 
     @property
     def id(self) -> uuid.UUID:
@@ -87,7 +90,9 @@ class Batch:
         What is as large as a piece is not copied.
         """
         jobs = self.jobs
-        many = max(1, _PIECE * len(jobs) // max(1, self.bytes))
+        if self.bytes <= _PIECE:
+            return [b"".join([job.lines for job in jobs])]
+        many = max(1, _PIECE * len(jobs) // self.bytes)
         return [
             b"".join([job.lines for job in jobs[start : start + many]])
             for start in range(0, len(jobs), many)

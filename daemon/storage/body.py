@@ -30,8 +30,3 @@ class Body(httpx.AsyncByteStream):
         for piece in self._left:
             return piece
         raise StopAsyncIteration
-
-
-async def pieces_of(stream: httpx.AsyncByteStream) -> Sequence[bytes]:
-    """Return all of a body in memory."""
-    return stream.pieces if isinstance(stream, Body) else [piece async for piece in stream]

@@ -13,7 +13,7 @@ from daemon.storage.tcp_stream import TcpStream
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from daemon.storage.tcp_stream import Buffer
 
@@ -97,8 +97,9 @@ class Connection:
         A server that refuses a request may say so and close without having read all of it.
         """
         try:
-            for number, pieces in enumerate(_cut(request.head, request.body)):
-                if number > 0:
+            writes = _cut([request.head, *request.body])
+            for pieces in writes:
+                if pieces is not writes[0]:
                     # A kernel that takes all that comes would keep the others waiting.
                     await trio.lowlevel.checkpoint()
                 if timer is not None:
@@ -132,9 +133,9 @@ class Connection:
         if self._used and not answer.begun:
             raise StaleConnectionError("closed before it answered anything") from error
 
-    async def aclose(self) -> None:
-        """Close at once, without TLS's good-byes."""
-        await trio.aclose_forcefully(self._stream)
+    def close(self) -> None:
+        """Close at once, without TLS's good-byes; no request may be under way."""
+        self._wire.close()
 
 
 async def connect(origin: Origin, tls: ssl.SSLContext, within: float) -> Connection:
@@ -165,19 +166,21 @@ async def _secure(wire: TcpStream, tls: ssl.SSLContext, host: str) -> trio.abc.S
     return secured
 
 
-def _cut(head: bytes, body: Sequence[bytes]) -> Iterator[list[Buffer]]:
-    """Yield what is written at a time, in pieces that are not copied."""
-    pieces: list[Buffer] = [head]
-    room = _AT_ONCE - len(head)
-    for piece in body:
-        left: Buffer = piece
+def _cut(pieces: Sequence[Buffer]) -> Sequence[Sequence[Buffer]]:
+    """Return what is written at a time, without a copy of anything."""
+    if sum(map(len, pieces)) <= _AT_ONCE:
+        return [pieces]
+    writes: list[list[Buffer]] = [[]]
+    room = _AT_ONCE
+    for piece in pieces:
+        left = memoryview(piece)
         while len(left) > room:
-            whole = memoryview(left)
-            yield [*pieces, whole[:room]]
-            pieces, room, left = [], _AT_ONCE, whole[room:]
-        pieces.append(left)
+            writes[-1].append(left[:room])
+            left, room = left[room:], _AT_ONCE
+            writes.append([])
+        writes[-1].append(left)
         room -= len(left)
-    yield pieces
+    return writes
 
 
 def _from_now(seconds: float | None) -> float:

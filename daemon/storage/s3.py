@@ -75,7 +75,10 @@ class S3Store:
 
     async def put(self, key: str, body: Encoded) -> None:
         """Store one object; raises StoreError."""
-        checksums = await _checksums(body)
+        if body.size <= _HASH_IN_THREAD:
+            checksums = _hash(body.pieces)
+        else:
+            checksums = await trio.to_thread.run_sync(_hash, body.pieces, abandon_on_cancel=True)
         fixed = _PUT_HEADERS[body.content_encoding]
         answer = await self._send(S3Request("PUT", self._prefix + key, fixed, checksums, body))
         if not answer.stored:
@@ -160,15 +163,10 @@ async def open_s3_store(settings: Settings, url: S3Url) -> S3Store:
     return S3Store(settings, url, await find_access(settings))
 
 
-async def _checksums(body: Encoded) -> dict[str, str]:
-    """Return the headers that say what a body has to be."""
-    if body.size <= _HASH_IN_THREAD:
-        return _hash(body.pieces)
-    return await trio.to_thread.run_sync(_hash, body.pieces, abandon_on_cancel=True)
-
-
 def _hash(pieces: Sequence[bytes]) -> dict[str, str]:
-    """Hash once, for the signature and for the checksum that S3 keeps with the object.
+    """Return the headers that say what a body has to be.
+
+    Hashed once, for the signature and for the checksum that S3 keeps with the object.
 
     SHA-256 is one of the algorithms that S3 takes ("Checking object integrity", S3 user guide);
     a CRC of its own would go through the bytes a second time (10-60 us for 64 KiB).

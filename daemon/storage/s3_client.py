@@ -77,12 +77,17 @@ class S3Client:
         request = self._build(asked, target, place.origin, signer)
         try:
             response = await self._transport.handle_async_request(request)
-            return await _read(response)
+            stream = response.stream
+            if isinstance(stream, Body):
+                body = b"".join(stream.pieces)
+            else:
+                body = await _beginning(response)
         except httpx.RequestError as error:
             raise _store_error(error) from error
         except UnicodeError as error:
             # A host name that cannot be looked up: bucket and endpoint do not go together.
             raise OperatorStoreError("InvalidEndpoint", str(error)) from error
+        return Answer(response.status_code, response.headers, body[:_ANSWER_BYTES])
 
     def _build(self, asked: S3Request, target: str, origin: str, signer: Signer) -> httpx.Request:
         """Return the signed request.
@@ -139,19 +144,10 @@ def _kind(
     )
 
 
-async def _read(response: httpx.Response) -> Answer:
-    """Return the answer with the beginning of its body; the connection is given back."""
+async def _beginning(response: httpx.Response) -> bytes:
+    """Return _ANSWER_BYTES of a body or a little more, and read no further."""
     stream = response.stream
     assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - for mypy
-    if isinstance(stream, Body):
-        body = b"".join(stream.pieces)
-    else:
-        body = await _beginning(response, stream)
-    return Answer(response.status_code, response.headers, body[:_ANSWER_BYTES])
-
-
-async def _beginning(response: httpx.Response, stream: httpx.AsyncByteStream) -> bytes:
-    """Return _ANSWER_BYTES of a body or a little more, and read no further."""
     body = b""
     try:
         async for chunk in stream:

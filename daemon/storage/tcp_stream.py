@@ -37,10 +37,13 @@ class TcpStream(trio.abc.Stream):
 
     async def send_pieces(self, pieces: Sequence[Buffer]) -> None:
         """Send all pieces one behind the other, as ``send_all`` does, and join none (writev(2))."""
-        left = _behind(pieces, self._send(pieces))
+        sent = self._send(pieces)
+        left = sum(map(len, pieces)) - sent
         while left:
+            pieces = _behind(pieces, sent)
             await trio.lowlevel.wait_writable(self._socket)
-            left = _behind(left, self._send(left))
+            sent = self._send(pieces)
+            left -= sent
 
     def _send(self, pieces: Sequence[Buffer]) -> int:
         """Return how many bytes the kernel takes now."""
@@ -76,11 +79,15 @@ class TcpStream(trio.abc.Stream):
             pass
         return True
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close at once."""
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
+
+    async def aclose(self) -> None:
+        """Close at once."""
+        self.close()
         await trio.lowlevel.checkpoint()
 
 

@@ -16,7 +16,7 @@ from urllib.request import getproxies_environment
 import httpx
 import trio
 
-from daemon.storage.body import Body, pieces_of
+from daemon.storage.body import Body
 from daemon.storage.connection import Connection, Origin, StaleConnectionError, WireRequest, connect
 
 if TYPE_CHECKING:
@@ -74,12 +74,12 @@ class TrioTransport(httpx.AsyncBaseTransport):
         written = WireRequest(
             request.method,
             _head(request),
-            await pieces_of(stream),
+            stream.pieces if isinstance(stream, Body) else [piece async for piece in stream],
             timeout.get("write"),
             timeout.get("read"),
         )
         origin = _origin(request.url)
-        connection = await self._reusable(origin)
+        connection = self._reusable(origin)
         if connection is not None:
             try:
                 return await self._exchange(connection, written)
@@ -97,31 +97,32 @@ class TrioTransport(httpx.AsyncBaseTransport):
             answer = await connection.exchange(request)
         except BaseException:
             # Also when cancelled: an answer to this request must not be taken for the next one's.
-            await connection.aclose()
+            connection.close()
             raise
         if answer.keep_alive:
             connection.idle_since = trio.current_time()
             self._idle.append(connection)
         else:
-            await connection.aclose()
+            connection.close()
         return answer
 
-    async def _reusable(self, origin: Origin) -> Connection | None:
+    def _reusable(self, origin: Origin) -> Connection | None:
         """Return the connection that was used last; close those that are too old, or elsewhere."""
         oldest = trio.current_time() - self._keepalive
         while self._idle and self._idle[0].idle_since < oldest:
-            await self._idle.popleft().aclose()
+            self._idle.popleft().close()
         while self._idle:
             connection = self._idle.pop()
             if connection.origin == origin and connection.may_be_used_again():
                 return connection
-            await connection.aclose()
+            connection.close()
         return None
 
     async def aclose(self) -> None:
         """Close all idle connections; no request may be under way."""
         while self._idle:
-            await self._idle.pop().aclose()
+            self._idle.pop().close()
+        await trio.lowlevel.checkpoint()
 
 
 class ProxyTransport(httpx.AsyncBaseTransport):

@@ -24,7 +24,7 @@ from daemon.errors import (
 from daemon.storage.credentials import Access, StaticCredentials
 from daemon.storage.encoding import Encoded, encode
 from daemon.storage.s3 import S3Store
-from daemon.storage.s3_client import _read, _store_error
+from daemon.storage.s3_client import _beginning, _store_error
 from daemon.storage.sigv4 import Keys
 from daemon.storage.store import open_store
 from daemon.values import S3Url
@@ -368,7 +368,7 @@ async def test_an_answer_that_breaks_off() -> None:
             raise httpx.ReadError("reset")
 
     with pytest.raises(httpx.ReadError):
-        await _read(httpx.Response(403, stream=Broken()))
+        await _beginning(httpx.Response(403, stream=Broken()))
 
 
 async def test_a_cancelled_put_leaves_nothing(make_settings: Callable[..., Settings]) -> None:
