@@ -61,7 +61,7 @@ async def _probe(store: Store, settings: Settings, say: Callable[[str], None]) -
     key = f"payloadd-check-{uuid.uuid4()}.ndjson"
     try:
         with trio.fail_after(settings.upload_timeout):
-            await store.put(key, encode(b"{}\n", "none"))
+            await store.put(key, encode([b"{}\n"], "none"))
             say(f"ok      write        {key}")
             await store.delete(key)
             say(f"ok      delete       {key}")

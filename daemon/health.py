@@ -50,5 +50,7 @@ class Health:
 
     def clear(self, part: str) -> Trouble | None:
         """Say that ``part`` works again; returns the trouble that is over, if there was one."""
+        if part not in self._troubles:
+            return None
         self._told = {told for told in self._told if told[0] != part}
-        return self._troubles.pop(part, None)
+        return self._troubles.pop(part)

@@ -8,6 +8,7 @@ much memory as those that wait.
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -37,11 +38,15 @@ class JobChannel:
         """Jobs that were received so far: a sign of life of who receives."""
         self.paused = False
         """Whether who receives waits for something else than a job: free hands, the disk."""
+        self.ready: deque[Job] = deque()
+        """Jobs that have come through and that nobody has taken yet, the oldest first."""
         self._nudged = False
         # The memory bound of the daemon: max_jobs jobs that together hold max_bytes; and a nudge.
-        self._send, self._receive = trio.open_memory_channel["Job | None"](max_jobs + 1)
-        self._half_empty = trio.Event()
-        self._some_taken = trio.Event()
+        # They come in groups, as they were committed: to send, receive and wake once for each
+        # job was 3 us a job.
+        self._send, self._receive = trio.open_memory_channel["Sequence[Job] | None"](max_jobs + 1)
+        self._half_empty: trio.Event | None = None
+        self._some_taken: trio.Event | None = None
 
     def has_room(self, jobs: int, size: int) -> bool:
         """Return whether so many jobs of so many bytes in all fit now."""
@@ -58,8 +63,8 @@ class JobChannel:
         # A job that was accepted under a larger MAX_QUEUE_BYTES goes through an empty channel.
         if not self.has_room(len(jobs), size) and not (len(jobs) == 1 and self._is_empty):
             raise trio.WouldBlock
-        for job in jobs:
-            self._send.send_nowait(job)
+        if jobs:
+            self._send.send_nowait(jobs)
         self.jobs += len(jobs)
         self.bytes += size
 
@@ -70,13 +75,31 @@ class JobChannel:
             with suppress(trio.ClosedResourceError):
                 self._send.send_nowait(None)
 
-    async def receive(self) -> Job:
-        """Take the oldest job; raises NudgedError, or trio.EndOfChannel once closed and empty."""
-        return self._taken(await self._receive.receive())
+    async def wait(self) -> None:
+        """Return once a job is ready.
+
+        Raises NudgedError, or trio.EndOfChannel once the channel is closed and empty.
+        """
+        if not self.ready:
+            try:
+                group = self._receive.receive_nowait()
+            except trio.WouldBlock:
+                group = await self._receive.receive()
+            self._open(group)
+
+    def take(self, count: int) -> list[Job]:
+        """Take the oldest ``count`` jobs that are ready."""
+        jobs = [self.ready.popleft() for _ in range(count)]
+        self._count_out(count, sum([len(job.lines) for job in jobs]))
+        return jobs
 
     def receive_nowait(self) -> Job:
-        """Take the oldest job; raises as ``receive`` does, or trio.WouldBlock if none is there."""
-        return self._taken(self._receive.receive_nowait())
+        """Take the oldest job; raises as ``wait`` does, or trio.WouldBlock if none is there."""
+        if not self.ready:
+            self._open(self._receive.receive_nowait())
+        job = self.ready.popleft()
+        self._count_out(1, len(job.lines))
+        return job
 
     def hold(self, size: int) -> None:
         """Count bytes that are in somebody's hands and did not come through the channel."""
@@ -95,7 +118,8 @@ class JobChannel:
     async def wait_half_empty(self) -> None:
         """Return once half of the bounds, in jobs and in bytes, is free."""
         while not self._is_half_empty:
-            self._half_empty = trio.Event()
+            if self._half_empty is None:
+                self._half_empty = trio.Event()
             await self._half_empty.wait()
 
     async def wait_for_room(self, jobs: int, size: int) -> None:
@@ -116,24 +140,30 @@ class JobChannel:
         in_memory = self.bytes + self.bytes_in_hand
         return 2 * self.jobs <= self.max_jobs and 2 * in_memory <= self.max_bytes
 
-    def _taken(self, job: Job | None) -> Job:
-        if job is None:
+    def _open(self, group: Sequence[Job] | None) -> None:
+        if group is None:
             self._nudged = False
             raise NudgedError
-        self.jobs -= 1
-        self.bytes -= len(job.lines)
-        self.bytes_in_hand += len(job.lines)
-        self.taken += 1
+        self.ready.extend(group)
+
+    def _count_out(self, jobs: int, size: int) -> None:
+        self.jobs -= jobs
+        self.bytes -= size
+        self.bytes_in_hand += size
+        self.taken += jobs
         self._stir()
-        return job
 
     async def _wait_for_a_change(self) -> None:
-        # Two may wait, dispatcher and refill: an event that somebody waits for is not replaced.
-        if self._some_taken.is_set():
+        # Two may wait, dispatcher and refill, for the same event.
+        if self._some_taken is None:
             self._some_taken = trio.Event()
         await self._some_taken.wait()
 
     def _stir(self) -> None:
-        self._some_taken.set()
-        if self._is_half_empty:
+        """Wake who waits; to look for them is all that this costs where nobody does."""
+        if self._some_taken is not None:
+            self._some_taken.set()
+            self._some_taken = None
+        if self._half_empty is not None and self._is_half_empty:
             self._half_empty.set()
+            self._half_empty = None

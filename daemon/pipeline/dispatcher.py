@@ -35,15 +35,22 @@ async def dispatch(
             nursery.start_soon(worker.run, register, filler.next_nowait)
         task_status.started()
         dismissed = 0
-        async for inbox in idle:
+        while dismissed < count:
+            inbox = await _first_of(idle)
             batch = await filler.next()
             if batch is None:
                 # Each worker comes by once more, when its last upload is done.
                 await inbox.aclose()
                 dismissed += 1
-                if dismissed == count:
-                    break
             else:
                 # It waits: between registering and waiting nothing else runs, unless all is over.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 inbox.send_nowait(batch)
+
+
+async def _first_of(idle: trio.MemoryReceiveChannel[Inbox]) -> Inbox:
+    """Return a worker's channel: one that is there without a task switch (20 us a job)."""
+    try:
+        return idle.receive_nowait()
+    except trio.WouldBlock:
+        return await idle.receive()

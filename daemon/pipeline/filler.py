@@ -9,6 +9,8 @@ import trio
 from daemon.pipeline.channel import NudgedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from daemon.config import Settings
     from daemon.pipeline.channel import JobChannel
     from daemon.pipeline.job import Batch, Job
@@ -29,24 +31,20 @@ class Filler:
         self._most_bytes = settings.batch_max_bytes
         self._linger = settings.batch_linger
         self._replaying = True
-        self._held: Job | None = None
-        """The job that did not fit into the last batch."""
 
     async def next(self) -> Batch | None:
         """Return the next batch, or None once the channel is closed and empty."""
-        first, self._held = self._held, None
-        while first is None:
+        while True:
             if self._replaying:
                 batch = await self._sealed()
                 if batch is not None:
                     self._channel.hold(batch.bytes)
                     return batch
                 self._replaying = False
-            first = await self._following()
-            if first is None and not self._replaying:
+            if await self._wait():
+                return self._layouts.batch(await self._members())
+            if not self._replaying:
                 return None
-        alone = self._layouts.at(first.seq).alone
-        return self._layouts.batch([first] if alone else await self._fill(first))
 
     async def _sealed(self) -> Batch | None:
         self._channel.paused = True
@@ -73,40 +71,63 @@ class Filler:
         except (trio.WouldBlock, trio.EndOfChannel):
             return None
 
-    async def _fill(self, first: Job) -> list[Job]:
-        """Return ``first`` and those behind it, until the batch is full or has waited enough."""
-        jobs = [first]
-        payloads, size = first.payloads, len(first.lines)
-        with trio.move_on_after(self._linger):
-            while payloads < self._most_payloads and size < self._most_bytes:
-                job = await self._following()
-                if job is None:
-                    break
-                payloads += job.payloads
-                size += len(job.lines)
-                fits = payloads <= self._most_payloads and size <= self._most_bytes
-                if not fits or not self._may_join(jobs[-1], job):
-                    self._held = job
-                    break
-                jobs.append(job)
-        return jobs
-
-    async def _following(self) -> Job | None:
-        """Return the next job of the channel; None once it is closed and empty, or nudged."""
+    async def _wait(self) -> bool:
+        """Return whether a job is ready; not so once all is closed and empty, or nudged."""
         try:
-            try:
-                # A job that is there is taken without a task switch, which costs more than the
-                # rest.
-                return self._channel.receive_nowait()
-            except trio.WouldBlock:
-                return await self._channel.receive()
+            await self._channel.wait()
         except trio.EndOfChannel:
-            return None
+            return False
         except NudgedError:
             # There are sealed batches again; what is being filled goes first.
             self._replaying = True
-            return None
+            return False
+        return True
 
-    def _may_join(self, last: Job, job: Job) -> bool:
-        """Return whether a range of ``seq`` can say that both are members of one batch."""
-        return job.seq == last.seq + 1 and self._layouts.at(job.seq) is self._layouts.at(last.seq)
+    async def _members(self) -> list[Job]:
+        """Return the job that is ready, and those behind it that go into the same object.
+
+        What does not fit stays where it is.
+        """
+        channel = self._channel
+        jobs = channel.take(1)
+        first = jobs[0]
+        if self._layouts.at(first.seq).alone:
+            return jobs
+        end = self._layouts.end(first.seq)
+        filling = _Filling(first, end, self._most_payloads, self._most_bytes)
+        with trio.move_on_after(self._linger):
+            while filling.wants_more and await self._wait():
+                jobs += channel.take(filling.count_fitting(channel.ready))
+        return jobs
+
+
+class _Filling:
+    """How much room a batch has, and which job may be its next member."""
+
+    def __init__(self, first: Job, end: int, most_payloads: int, most_bytes: int) -> None:
+        """Begin with ``first``, which goes in in any case; jobs from ``end`` on do not."""
+        self._payloads = most_payloads - first.payloads
+        self._bytes = most_bytes - len(first.lines)
+        self._next = first.seq + 1
+        self._end = end
+        self._ended = False
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether another job may go in."""
+        return not self._ended and self._payloads > 0 and self._bytes > 0
+
+    def count_fitting(self, ready: Iterable[Job]) -> int:
+        """Return how many of these jobs go in, one behind the other.
+
+        A range of ``seq`` has to say who the members are, so a gap ends the batch.
+        """
+        before = self._next
+        for job in ready:
+            payloads, size = self._payloads - job.payloads, self._bytes - len(job.lines)
+            if payloads < 0 or size < 0 or job.seq != self._next or job.seq == self._end:
+                self._ended = True
+                break
+            self._payloads, self._bytes = payloads, size
+            self._next += 1
+        return self._next - before

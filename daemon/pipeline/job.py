@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import Raw
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Sequence
 
     from daemon.values import Compression
@@ -24,6 +25,10 @@ _MOST_AHEAD: Final = 10_000
 """Milliseconds by which ids may be ahead of the clock."""
 
 
+_PIECE: Final = 65_536
+"""Bytes: a write of this many costs little more than the copying of them."""
+
+
 class Part(NamedTuple):
     """What becomes one job: an id, the payloads as NDJSON, and how many they are."""
 
@@ -32,8 +37,7 @@ class Part(NamedTuple):
     payloads: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Job:
+class Job(NamedTuple):
     """Payloads that are stored together: what one POST brought, or as much as an object holds.
 
     ``id`` is a UUIDv7; the time of acceptance (in it, in milliseconds) is the only time a
@@ -48,17 +52,16 @@ class Job:
     payloads: int
     """How many they are."""
 
-    @property
-    def accepted_at(self) -> float:
-        """Unix time in seconds at which the job was accepted."""
-        return (self.id.int >> 80) / 1000
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Batch:
-    """The jobs of one object, neighbours in the order of acceptance."""
+    """The jobs of one object, neighbours in the order of acceptance.
 
-    jobs: tuple[Job, ...]
+    Nothing in it changes. It is not frozen all the same: there is one for each object, and a
+    frozen dataclass takes three times as long to build.
+    """
+
+    jobs: Sequence[Job]
     key: str
     """The object's key below the store's prefix, with the compression's suffix."""
     compression: Compression
@@ -67,6 +70,17 @@ class Batch:
 
     A job that goes alone needs no seal: its key follows from itself.
     """
+    bytes: int = field(init=False)
+    """Bytes of the payloads with their line feeds."""
+    payloads: int = field(init=False)
+    """How many payloads there are."""
+
+    def __post_init__(self) -> None:
+        size = payloads = 0
+        for job in self.jobs:
+            size += len(job.lines)
+            payloads += job.payloads
+        self.bytes, self.payloads = size, payloads
 
     @property
     def id(self) -> uuid.UUID:
@@ -74,19 +88,25 @@ class Batch:
         return self.jobs[0].id
 
     @property
-    def lines(self) -> bytes:
-        """All payloads as NDJSON, in order."""
-        return b"".join([job.lines for job in self.jobs])
+    def pieces(self) -> list[builtins.bytes]:
+        """All payloads as NDJSON, in order, in pieces of 64 KiB or so.
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of the payloads with their line feeds."""
-        return sum([len(job.lines) for job in self.jobs])
+        Small jobs are joined: to hash and send each by itself would cost more than the copy.
+        What is as large as a piece is not copied.
+        """
+        jobs = self.jobs
+        if self.bytes <= _PIECE:
+            return [b"".join([job.lines for job in jobs])]
+        many = max(1, _PIECE * len(jobs) // self.bytes)
+        return [
+            b"".join([job.lines for job in jobs[start : start + many]])
+            for start in range(0, len(jobs), many)
+        ]
 
-    @property
-    def payloads(self) -> int:
-        """How many payloads there are."""
-        return sum([job.payloads for job in self.jobs])
+
+def accepted_at(job_id: uuid.UUID) -> float:
+    """Return the Unix time in seconds, to the millisecond, at which a job was accepted."""
+    return (job_id.int >> 80) / 1000
 
 
 def split(payloads: Sequence[Buffer], most_payloads: int, most_bytes: int) -> list[list[Buffer]]:

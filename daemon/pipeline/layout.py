@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from daemon.pipeline.job import Batch
 from daemon.storage.encoding import SUFFIXES
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from daemon.config import Settings
     from daemon.pipeline.job import Job
     from daemon.values import Compression
+
+_NEVER: Final = 2**63
+"""A ``seq`` that no job reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +60,17 @@ class Layouts:
         """Return the layout of a job."""
         return self._layouts[self._index(seq)]
 
+    def end(self, seq: int) -> int:
+        """Return the first ``seq`` behind this one that has another layout."""
+        index = self._index(seq) + 1
+        return self._firsts[index] if index < len(self._firsts) else _NEVER
+
     def batch(self, jobs: Sequence[Job]) -> Batch:
         """Return the object that ``jobs``, which have one layout, make together."""
         index = self._index(jobs[0].seq)
         layout = self._layouts[index]
         key = self._templates[index].render(jobs[0].id) + SUFFIXES[layout.compression]
-        return Batch(tuple(jobs), key, layout.compression, sealed=not layout.alone)
+        return Batch(jobs, key, layout.compression, sealed=not layout.alone)
 
     def _index(self, seq: int) -> int:
         return bisect_right(self._firsts, seq) - 1

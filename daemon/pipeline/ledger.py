@@ -11,8 +11,11 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from daemon.pipeline.job import accepted_at
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from uuid import UUID
 
     from daemon.metrics import Metrics
     from daemon.pipeline.job import Batch, Job
@@ -27,15 +30,17 @@ class DrainRate:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seconds: deque[tuple[int, int]] = deque()
+        self._seconds: deque[list[int]] = deque()
+        """Pairs: a second of the clock, and how many left in it."""
 
     def count(self, payloads: int) -> None:
         """Count payloads that left just now."""
         second = math.floor(self._clock())
         if self._seconds and self._seconds[-1][0] == second:
-            payloads += self._seconds.pop()[1]
-        self._seconds.append((second, payloads))
-        self._forget(second)
+            self._seconds[-1][1] += payloads
+        else:
+            self._seconds.append([second, payloads])
+            self._forget(second)
 
     def rate(self) -> float:
         """Return payloads a second; 0.0 when none left within the window."""
@@ -67,7 +72,7 @@ class Ledger:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         # Bounded by the channel and by what the workers have in hand.
-        self._shown: dict[Job, None] = {}
+        self._shown: dict[int, UUID] = {}
         self.rate = DrainRate()
         self.accepted = 0
         self.stored = 0
@@ -96,8 +101,8 @@ class Ledger:
         Jobs are shown to the workers in the order of acceptance: what still waits in the
         journal is younger.
         """
-        oldest = next(iter(self._shown), None)
-        return 0.0 if oldest is None else max(0.0, time.time() - oldest.accepted_at)
+        oldest = next(iter(self._shown.values()), None)
+        return 0.0 if oldest is None else max(0.0, time.time() - accepted_at(oldest))
 
     def accept(self, payloads: int) -> None:
         """Count payloads that were taken in for good."""
@@ -110,7 +115,7 @@ class Ledger:
 
     def enter(self, jobs: Sequence[Job]) -> None:
         """Note that jobs are on their way to a worker."""
-        self._shown.update(dict.fromkeys(jobs))
+        self._shown.update([(job.seq, job.id) for job in jobs])
 
     def settle(self, batch: Batch) -> None:
         """Count payloads that the store confirmed."""
@@ -126,5 +131,5 @@ class Ledger:
 
     def _leave(self, batch: Batch) -> None:
         for job in batch.jobs:
-            self._shown.pop(job, None)
+            self._shown.pop(job.seq, None)
         self.rate.count(batch.payloads)

@@ -8,6 +8,7 @@ depend on how much waits, and neither does the time to start.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -40,10 +41,11 @@ class Window:
             return
         caught_up = self._shown >= self._newest
         self._newest = jobs[-1].seq
-        if caught_up and self._channel.has_room(len(jobs), sum([len(job.lines) for job in jobs])):
-            self._show(jobs)
-        else:
-            self._stir.set()
+        if caught_up:
+            with suppress(trio.WouldBlock):
+                self._show(jobs)
+                return
+        self._stir.set()
 
     def nudge(self) -> None:
         """Let the filler ask for sealed batches again."""
@@ -83,6 +85,6 @@ class Window:
             self._shown = newest
 
     def _show(self, jobs: Sequence[Job]) -> None:
-        self._ledger.enter(jobs)
         self._channel.send_nowait(jobs)
+        self._ledger.enter(jobs)
         self._shown = jobs[-1].seq

@@ -7,18 +7,17 @@ for and tries again, for as long as the daemon lives.
 
 from __future__ import annotations
 
-import itertools
 import random
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 
 from daemon.errors import InvalidObjectError, Outcome, StoreError, TransientStoreError
 from daemon.logs import get_logger
+from daemon.pipeline.hand import Hand
 from daemon.pipeline.job import Batch
 from daemon.pipeline.retry import FIRST_PAUSE, MAX_ATTEMPTS, RetryBudget, backoff, pause
-from daemon.storage.encoding import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from daemon.metrics import Metrics
     from daemon.pipeline.journal import Journal
     from daemon.pipeline.ledger import Ledger
-    from daemon.storage.encoding import Encoded
     from daemon.storage.store import Store
 
 log = get_logger(__name__)
@@ -36,9 +34,6 @@ log = get_logger(__name__)
 _random = random.Random().random  # noqa: S311
 
 Inbox = trio.MemorySendChannel[Batch]
-
-_COMPRESS_IN_THREAD: Final = 64 * 1024
-"""Bytes above which compressing would hold up the event loop for longer than a thread costs."""
 
 
 class Worker:
@@ -61,12 +56,13 @@ class Worker:
         self._metrics = metrics
         self._upload_timeout = upload_timeout
         self._release = release
+        self._busy = 0
+        metrics.workers_busy.set_function(lambda: self._busy)
         self._budget = RetryBudget()
         self._calm_after = 0.0
         self._mended = trio.Event()
-        self._outcomes = {
-            outcome: metrics.uploads.labels(outcome=outcome.value) for outcome in Outcome
-        }
+        self._outcomes = {outcome: metrics.uploads.at(outcome.value) for outcome in Outcome}
+        self._stored = self._outcomes[Outcome.STORED]
 
     async def run(
         self, idle: trio.MemorySendChannel[Inbox], next_nowait: Callable[[], Batch | None]
@@ -79,31 +75,74 @@ class Worker:
         with inbox, batches:
             idle.send_nowait(inbox)
             async for first in batches:
-                batch: Batch | None = first
-                with self._metrics.workers_busy.track_inprogress():
-                    while batch is not None:
-                        await self._upload(batch)
-                        self._release(batch.bytes)
-                        batch = next_nowait()
+                self._busy += 1
+                try:
+                    await self._upload(Hand(first, next_nowait))
+                finally:
+                    self._busy -= 1
                 idle.send_nowait(inbox)
 
-    async def _upload(self, batch: Batch) -> None:
-        """Bring a batch to its end."""
-        if batch.sealed:
-            await self._journal.seal(batch)
-        body = await _encode(batch)
-        for round_ in itertools.count(1):
+    async def _upload(self, hand: Hand) -> None:
+        """Bring a batch to its end, and those that are there when it has come to it."""
+        more = True
+        while more:
+            if hand.body is None:
+                if hand.batch.sealed:
+                    await self._journal.seal(hand.batch)
+                hand.body = await hand.encoded()
+            if self._calm_after > trio.current_time():
+                await trio.sleep_until(self._calm_after)
+            more = await self._upload_row(hand)
+
+    async def _upload_row(self, hand: Hand) -> bool:
+        """Upload one batch after the other for as long as all goes well.
+
+        Returns whether there is a batch in hand yet. All of a row share one timer: a cancel
+        scope was 12 us an object, and moving its deadline is 3.
+        """
+        failure: StoreError | None = None
+        with trio.CancelScope() as timer:
             try:
-                await self._put(batch.key, body)
-            except InvalidObjectError as error:
-                self._bury(batch, error)
-                return
+                while hand.body is not None:
+                    start = trio.current_time()
+                    # A timer that ran out when the last answer was there already is used up.
+                    if timer.cancel_called or self._calm_after > start:
+                        break
+                    timer.deadline = start + self._upload_timeout
+                    await self._store.put(hand.batch.key, hand.body)
+                    self._settle(hand, hand.body.size, trio.current_time() - start)
+                    if not hand.take_next():
+                        return False
             except StoreError as error:
-                self._report(batch.key, error)
-                await self._wait(pause(round_, _random()))
-            else:
-                self._settle(batch, body)
-                return
+                failure = error
+        if timer.cancelled_caught:
+            reason = f"no answer within UPLOAD_TIMEOUT ({self._upload_timeout:g} s)"
+            failure = TransientStoreError("UploadTimeout", reason)
+        return failure is None or await self._go_on_after(hand, failure)
+
+    async def _go_on_after(self, hand: Hand, error: StoreError) -> bool:
+        """Wait until a batch may be tried again, or bury it; returns as ``_upload_row`` does."""
+        self._outcomes[error.outcome].inc()
+        if isinstance(error, InvalidObjectError):
+            self._bury(hand.batch, error)
+            return hand.take_next()
+        if not (isinstance(error, TransientStoreError) and await self._try_soon(hand, error)):
+            self._report(hand.batch.key, error)
+            await self._wait(pause(hand.round, _random()))
+            hand.begin_round()
+        return True
+
+    async def _try_soon(self, hand: Hand, error: TransientStoreError) -> bool:
+        """Wait for the next attempt of a round; returns at once and False if that was the last."""
+        cost = None
+        if hand.attempt < MAX_ATTEMPTS:
+            cost = self._budget.spend(throttled=error.throttled)
+        if cost is None:
+            return False
+        await self._back_off(hand.attempt, error)
+        hand.attempt += 1
+        hand.cost = cost
+        return True
 
     async def _wait(self, seconds: float) -> None:
         """Wait between two rounds; an uploaded object elsewhere ends it early.
@@ -115,41 +154,6 @@ class Worker:
         if seconds > FIRST_PAUSE and "store" in self._health.troubles:
             with trio.move_on_after(seconds - FIRST_PAUSE):
                 await self._mended.wait()
-
-    async def _put(self, key: str, body: Encoded) -> None:
-        """Make one round of attempts; raises the StoreError of the last one."""
-        cost = None
-        for attempt in itertools.count(1):
-            if self._calm_after > trio.current_time():
-                await trio.sleep_until(self._calm_after)
-            try:
-                await self._attempt(key, body)
-            except TransientStoreError as error:
-                if attempt == MAX_ATTEMPTS:
-                    raise
-                cost = self._budget.spend(throttled=error.throttled)
-                if cost is None:
-                    raise
-                await self._back_off(attempt, error)
-            else:
-                self._budget.refund(cost)
-                return
-
-    async def _attempt(self, key: str, body: Encoded) -> None:
-        """Make one attempt within UPLOAD_TIMEOUT, and count how it ended."""
-        start = trio.current_time()
-        try:
-            with trio.fail_after(self._upload_timeout):
-                await self._store.put(key, body)
-        except trio.TooSlowError:
-            self._outcomes[Outcome.TRANSIENT].inc()
-            reason = f"no answer within UPLOAD_TIMEOUT ({self._upload_timeout:g} s)"
-            raise TransientStoreError("UploadTimeout", reason) from None
-        except StoreError as error:
-            self._outcomes[error.outcome].inc()
-            raise
-        self._outcomes[Outcome.STORED].inc()
-        self._metrics.upload_seconds.observe(trio.current_time() - start)
 
     async def _back_off(self, attempt: int, error: TransientStoreError) -> None:
         wait = backoff(
@@ -163,11 +167,15 @@ class Worker:
             self._calm_after = max(self._calm_after, trio.current_time() + wait)
         await trio.sleep(wait)
 
-    def _settle(self, batch: Batch, body: Encoded) -> None:
-        self._journal.settle(batch)
-        self._ledger.settle(batch)
+    def _settle(self, hand: Hand, size: int, seconds: float) -> None:
+        self._budget.refund(hand.cost)
+        self._journal.settle(hand.batch)
+        self._ledger.settle(hand.batch)
+        self._release(hand.batch.bytes)
+        self._stored.inc()
         self._metrics.objects_stored.inc()
-        self._metrics.object_bytes.observe(len(body.data))
+        self._metrics.object_bytes.observe(size)
+        self._metrics.upload_seconds.observe(seconds)
         trouble = self._health.clear("store")
         if trouble is not None:
             self._mended.set()
@@ -181,6 +189,7 @@ class Worker:
     def _bury(self, batch: Batch, error: InvalidObjectError) -> None:
         self._journal.bury(batch, error.code, str(error))
         self._ledger.bury(batch)
+        self._release(batch.bytes)
         log.error(
             "payloads_dead",
             id=str(batch.id),
@@ -189,10 +198,3 @@ class Worker:
             key=batch.key,
             payloads=batch.payloads,
         )
-
-
-async def _encode(batch: Batch) -> Encoded:
-    lines = batch.lines
-    if batch.compression == "none" or len(lines) <= _COMPRESS_IN_THREAD:
-        return encode(lines, batch.compression)
-    return await trio.to_thread.run_sync(encode, lines, batch.compression, abandon_on_cancel=True)

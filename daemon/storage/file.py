@@ -26,7 +26,7 @@ from daemon.folders import make_folder, sync_folder
 from daemon.storage.keys import is_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from daemon.storage.encoding import Encoded
@@ -66,7 +66,7 @@ class FileStore:
     async def put(self, key: str, body: Encoded) -> None:
         """Write one file; raises StoreError."""
         path = self._path(key)
-        await self._in_thread(lambda: self._write(path, body.data))
+        await self._in_thread(lambda: self._write(path, body.pieces))
 
     async def delete(self, key: str) -> None:
         """Take one file away; that it is not there is no error."""
@@ -94,12 +94,12 @@ class FileStore:
         except OSError as error:
             raise _store_error(error) from error
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, pieces: Sequence[bytes]) -> None:
         temporary = path.with_name(f".{path.name}.tmp")
         try:
             self._make(path.parent)
             with temporary.open("wb") as file:
-                file.write(data)
+                file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -36,6 +36,7 @@ class KeyTemplate:
     def __init__(self, parts: list[tuple[str, str | None]], host: str) -> None:
         self._parts = parts
         self._host = host
+        self._sharded = any(name == "shard" for _, name in parts)
         self._minute = -1
         self._format = ""
 
@@ -58,8 +59,10 @@ class KeyTemplate:
         if minute != self._minute:
             # Nearly all keys of a minute are rendered within it: the time is written once.
             self._format, self._minute = self._for_minute(minute), minute
-        shard = zlib.crc32(job_id.bytes) & 0xFF
-        return self._format % {"id": job_id, "shard": f"{shard:02x}"}
+        fields = {"id": str(job_id)}
+        if self._sharded:
+            fields["shard"] = f"{zlib.crc32(job_id.bytes) & 0xFF:02x}"
+        return self._format % fields
 
     def _for_minute(self, minute: int) -> str:
         moment = datetime.fromtimestamp(minute * 60, UTC)

@@ -24,6 +24,19 @@ class ResponseParser:
     ``method`` is the request's: an answer to HEAD has no body, whatever its head says.
     """
 
+    __slots__ = (
+        "_head_only",
+        "_in_body",
+        "_left",
+        "_parser",
+        "begun",
+        "body",
+        "complete",
+        "headers",
+        "keep_alive",
+        "status",
+    )
+
     def __init__(self, method: str) -> None:
         self._head_only = method == "HEAD"
         self._parser = httptools.HttpResponseParser(self)

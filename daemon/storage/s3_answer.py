@@ -30,7 +30,7 @@ _LONGEST_MESSAGE: Final = 300
 _LONGEST_WAIT: Final = 300.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answer:
     """Status, headers (looked up in lower case) and the beginning of the body."""
 

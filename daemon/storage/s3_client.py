@@ -6,21 +6,23 @@ The one boundary where httpx's exceptions become ours.
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import httpx
 
 from daemon import __version__
-from daemon.errors import OperatorStoreError, SettingsError, TransientStoreError
+from daemon.errors import InvalidObjectError, OperatorStoreError, SettingsError, TransientStoreError
+from daemon.storage.body import Body
 from daemon.storage.s3_answer import Answer
-from daemon.storage.transport import Body, open_transport
+from daemon.storage.sigv4 import Form
+from daemon.storage.transport import open_transport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from daemon.errors import StoreError
+    from daemon.storage.encoding import Encoded
     from daemon.storage.s3_place import Place
     from daemon.storage.sigv4 import Signer
 
@@ -34,25 +36,27 @@ _LONGEST_REASON: Final = 300
 _UNSIGNED: Final = {"user-agent": f"payloadd/{__version__}", "accept-encoding": "identity"}
 
 
-@dataclass(frozen=True, slots=True)
-class S3Request:
-    """What is asked; ``headers`` in lower case, with ``x-amz-content-sha256``."""
+class S3Request(NamedTuple):
+    """What is asked; names of headers are in lower case."""
 
     method: str
     key: str
-    headers: dict[str, str]
-    body: bytes
+    fixed: tuple[tuple[str, str], ...]
+    """Headers that it shares with many others."""
+    values: Mapping[str, str]
+    """Headers of its own, ``x-amz-content-sha256`` among them."""
+    body: Encoded
 
 
 class S3Client:
     """Never has more than ``connections`` requests under way, https ones only if ``secure``.
 
-    ``timeout``: the most seconds that a request may wait for the other side at a time; whoever
-    calls bounds an attempt as a whole.
+    Only to connect has a bound of its own, ``timeout`` seconds at most: whoever calls bounds an
+    attempt as a whole, and a second timer inside of that one would be 10 us a request.
     """
 
     def __init__(self, connections: int, timeout: float, *, secure: bool) -> None:
-        times = httpx.Timeout(timeout, connect=min(_CONNECT_SECONDS, timeout))
+        times = httpx.Timeout(None, connect=min(_CONNECT_SECONDS, timeout))
         self._timeout = times.as_dict()
         try:
             self._transport = open_transport(connections, _IDLE_SECONDS, secure=secure)
@@ -63,34 +67,50 @@ class S3Client:
     async def send(self, asked: S3Request, place: Place, signer: Signer) -> Answer:
         """Make one attempt and return the answer, whatever it is.
 
-        Raises TransientStoreError, or OperatorStoreError where TLS or a proxy says no.
+        Raises TransientStoreError; OperatorStoreError where TLS or a proxy says no;
+        InvalidObjectError for a key that is no Unicode text.
         """
-        request = self._build(asked, place, signer)
+        try:
+            target = place.target(asked.key)
+        except UnicodeEncodeError as error:
+            raise InvalidObjectError("InvalidKey", f"not Unicode text: {asked.key!r}") from error
+        request = self._build(asked, target, place.origin, signer)
         try:
             response = await self._transport.handle_async_request(request)
-            return await _read(response)
+            stream = response.stream
+            if isinstance(stream, Body):
+                body = b"".join(stream.pieces)
+            else:
+                body = await _beginning(response)
         except httpx.RequestError as error:
             raise _store_error(error) from error
         except UnicodeError as error:
             # A host name that cannot be looked up: bucket and endpoint do not go together.
             raise OperatorStoreError("InvalidEndpoint", str(error)) from error
+        return Answer(response.status_code, response.headers, body[:_ANSWER_BYTES])
 
-    def _build(self, asked: S3Request, place: Place, signer: Signer) -> httpx.Request:
+    def _build(self, asked: S3Request, target: str, origin: str, signer: Signer) -> httpx.Request:
         """Return the signed request.
 
         Every header is set here and the transport called directly: ``AsyncClient`` would merge
         its defaults, build URLs and run an auth flow, 180 us a request to the same end.
         """
-        url = _url(place.origin)
-        target = place.target(asked.key)
-        headers = {"host": url.netloc.decode("ascii"), **asked.headers}
-        headers |= signer.sign(asked.method, target, headers)
-        headers |= _UNSIGNED
-        headers["content-length"] = str(len(asked.body))
+        kind = _kind(asked.method, asked.fixed, tuple(asked.values), origin, signer)
+        authorization = kind.form.sign(target, asked.values)
+        headers = [
+            *kind.headers,
+            *[(name.encode(), text.encode()) for name, text in asked.values.items()],
+            (b"authorization", authorization.encode()),
+            (b"content-length", b"%d" % asked.body.size),
+        ]
         # httpx would take `.` and `..` out of a path, and S3 keys may have them.
         extensions = {"target": target.encode("ascii"), "timeout": self._timeout}
         return httpx.Request(
-            asked.method, url, headers=headers, stream=Body(asked.body), extensions=extensions
+            asked.method,
+            kind.url,
+            headers=headers,
+            stream=Body(asked.body.pieces),
+            extensions=extensions,
         )
 
     async def aclose(self) -> None:
@@ -98,17 +118,39 @@ class S3Client:
         await self._transport.aclose()
 
 
-@lru_cache(maxsize=8)
-def _url(origin: str) -> httpx.URL:
-    return httpx.URL(origin)
+class _Kind(NamedTuple):
+    """What requests of a kind have in common for a second."""
+
+    form: Form
+    url: httpx.URL
+    headers: list[tuple[bytes, bytes]]
 
 
-async def _read(response: httpx.Response) -> Answer:
-    """Return the answer with the beginning of its body; the connection is given back."""
-    assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - for mypy
+@lru_cache(maxsize=16)
+def _kind(
+    method: str,
+    fixed: tuple[tuple[str, str], ...],
+    varying: tuple[str, ...],
+    origin: str,
+    signer: Signer,
+) -> _Kind:
+    url = httpx.URL(origin)
+    signed = {"host": url.netloc.decode("ascii"), **dict(fixed)}
+    headers = signed | signer.added | _UNSIGNED
+    return _Kind(
+        Form(signer, method, signed, varying),
+        url,
+        [(name.encode(), text.encode()) for name, text in headers.items()],
+    )
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    """Return _ANSWER_BYTES of a body or a little more, and read no further."""
+    stream = response.stream
+    assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - for mypy
     body = b""
     try:
-        async for chunk in response.stream:
+        async for chunk in stream:
             body += chunk
             if len(body) >= _ANSWER_BYTES:
                 # Leaving the loop would leave httpx's nested generators to the garbage
@@ -117,7 +159,7 @@ async def _read(response: httpx.Response) -> Answer:
     except httpx.ReadError:
         if len(body) < _ANSWER_BYTES:
             raise
-    return Answer(response.status_code, response.headers, body[:_ANSWER_BYTES])
+    return body
 
 
 def _store_error(error: httpx.RequestError) -> StoreError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit
 
@@ -25,7 +26,7 @@ DEFAULT_REGION: Final = "us-east-1"
 _DOMAINS: Final = (("cn-", "amazonaws.com.cn"), ("eusc-", "amazonaws.eu"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Place:
     """A bucket in a region, at AWS (``endpoint`` None) or at an endpoint of its own."""
 
@@ -38,17 +39,20 @@ class Place:
         """Return the same bucket in another region."""
         return replace(self, region=region)
 
-    @property
+    @cached_property
     def origin(self) -> str:
         """Scheme and host, ``https://bucket.s3.eu-west-1.amazonaws.com``."""
         scheme, host, _ = self._parts()
         return f"{scheme}://{self.bucket}.{host}" if self.virtual else f"{scheme}://{host}"
 
+    @cached_property
+    def _folder(self) -> str:
+        base = self._parts()[2]
+        return f"{base}/" if self.virtual else f"{base}/{self.bucket}/"
+
     def target(self, key: str) -> str:
         """Return the path of an object; raises UnicodeEncodeError for lone surrogates."""
-        base = self._parts()[2]
-        bucket = "" if self.virtual else f"/{self.bucket}"
-        return f"{base}{bucket}/{quote_key(key)}"
+        return self._folder + quote_key(key)
 
     def _parts(self) -> tuple[str, str, str]:
         """Return scheme, host with port, and the path that comes before every other."""

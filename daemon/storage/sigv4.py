@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 BODY_HASH: Final = "x-amz-content-sha256"
@@ -47,41 +47,70 @@ class Keys:
             raise ValueError("a secret key that is not UTF-8") from None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Signer:
-    """Signs requests to S3 with ``keys`` in ``region`` at ``moment`` (Unix time in seconds)."""
+    """Signs requests to S3 with ``keys`` in ``region`` at ``moment`` (Unix time in seconds).
+
+    A signature carries whole seconds, so one signer does for all requests of a second.
+    """
 
     keys: Keys
     region: str
     moment: float
+    added: dict[str, str] = field(init=False, repr=False)
+    """Headers that make a request a signed one, beside ``authorization``."""
+    credential: str = field(init=False, repr=False)
+    """The beginning of ``authorization``."""
+    preamble: str = field(init=False, repr=False)
+    """What is signed, up to the hash of the request."""
+    key: bytes = field(init=False, repr=False)
 
-    def sign(self, method: str, target: str, headers: Mapping[str, str]) -> dict[str, str]:
-        """Return the headers that make a request a signed one, to be added to it.
-
-        ``target`` is path and query exactly as sent. ``headers`` (lower-case names) are the
-        ones the signature covers: ``host`` and ``x-amz-content-sha256`` have to be among them.
-        """
+    def __post_init__(self) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self.moment))
-        added = {"x-amz-date": stamp}
-        if self.keys.token:
-            added["x-amz-security-token"] = self.keys.token
-        covered = sorted({**headers, **added}.items())
-        names = ";".join([name for name, _ in covered])
-        lines = "".join([f"{name}:{' '.join(text.split())}\n" for name, text in covered])
-        path, _, query = target.partition("?")
-        canonical = "\n".join(
-            (method, path, _canonical_query(query), lines, names, headers[BODY_HASH])
-        )
-        digest = hashlib.sha256(canonical.encode()).hexdigest()
         day = stamp[:8]
         scope = f"{day}/{self.region}/s3/aws4_request"
-        key = _day_key(self.keys.secret_key, day, self.region)
-        signature = _mac(key, f"{_ALGORITHM}\n{stamp}\n{scope}\n{digest}").hex()
-        added["authorization"] = (
-            f"{_ALGORITHM} Credential={self.keys.access_key}/{scope},"
-            f" SignedHeaders={names}, Signature={signature}"
-        )
-        return added
+        self.added = {"x-amz-date": stamp}
+        if self.keys.token:
+            self.added["x-amz-security-token"] = self.keys.token
+        self.credential = f"{_ALGORITHM} Credential={self.keys.access_key}/{scope}"
+        self.preamble = f"{_ALGORITHM}\n{stamp}\n{scope}\n"
+        self.key = _day_key(self.keys.secret_key, day, self.region)
+
+
+class Form:
+    """What requests of one signer have in common that differ in path and some headers.
+
+    To sort, trim and join the headers once for all of them makes a signature of three string
+    operations and two hashes.
+    """
+
+    def __init__(
+        self, signer: Signer, method: str, fixed: Mapping[str, str], varying: Iterable[str]
+    ) -> None:
+        """Take the headers that a signature covers (lower-case names).
+
+        ``fixed`` are those that stay, ``host`` among them; ``varying`` the names of those that
+        come with each request, ``x-amz-content-sha256`` among them.
+        """
+        self._signer = signer
+        self._method = method
+        texts = {name: _escaped(text) for name, text in {**fixed, **signer.added}.items()}
+        covered = sorted((texts | {name: f"%({name})s" for name in varying}).items())
+        lines = "".join([f"{name}:{text}\n" for name, text in covered])
+        names = ";".join([name for name, _ in covered])
+        self._headers = f"{lines}\n{names}\n%({BODY_HASH})s"
+        self._begin = f"{signer.credential}, SignedHeaders={names}, Signature="
+
+    def sign(self, target: str, values: Mapping[str, str]) -> str:
+        """Return the ``authorization`` of a request.
+
+        ``target`` is path and query exactly as sent, ``values`` are those of the headers that
+        vary, without spaces at the ends or doubled.
+        """
+        path, _, query = target.partition("?")
+        canonical = f"{self._method}\n{path}\n{_canonical_query(query)}\n{self._headers % values}"
+        signed = self._signer.preamble + hashlib.sha256(canonical.encode()).hexdigest()
+        return self._begin + _mac(self._signer.key, signed).hex()
 
 
 def quote_key(key: str) -> str:
@@ -92,8 +121,15 @@ def quote_key(key: str) -> str:
     return quote(key, safe="/")
 
 
+def _escaped(text: str) -> str:
+    """Return the text of a header as it is signed, for a format string."""
+    return " ".join(text.split()).replace("%", "%%")
+
+
 def _canonical_query(query: str) -> str:
     """Return the parameters sorted, each with its ``=``; they are encoded already."""
+    if not query:
+        return ""
     pairs = sorted(part.partition("=")[::2] for part in query.split("&") if part)
     return "&".join(f"{name}={value}" for name, value in pairs)
 

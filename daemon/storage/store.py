@@ -27,7 +27,8 @@ class Store(Protocol):
     The contract, the same for every store:
 
     * ``put`` returns only after the object is durable under its key. It makes
-      one attempt; whoever calls decides about the next one.
+      one attempt; whoever calls decides about the next one, and how long this one may
+      take: a store that hangs is cancelled.
     * ``put`` is idempotent: the same key and bytes may be put again after any
       error or crash, and one object is there afterwards.
     * Everything that goes wrong is a :class:`~daemon.errors.StoreError`: one of

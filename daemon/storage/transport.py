@@ -16,37 +16,17 @@ from urllib.request import getproxies_environment
 import httpx
 import trio
 
+from daemon.storage.body import Body
 from daemon.storage.connection import Connection, Origin, StaleConnectionError, WireRequest, connect
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import Mapping
 
     from daemon.storage.response_parser import ResponseParser
 
     _Timeout = Mapping[str, float | None]
 
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
-
-
-class Body(httpx.AsyncByteStream):
-    """Bytes to be sent, or received, in one piece.
-
-    httpx's own are async generators; one that a broken or cancelled write leaves behind is
-    finished by the garbage collector, which trio rightly complains about.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._left: list[bytes] = []
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        self._left = [self._data]
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._left:
-            raise StopAsyncIteration
-        return self._left.pop()
 
 
 class TrioTransport(httpx.AsyncBaseTransport):
@@ -70,35 +50,36 @@ class TrioTransport(httpx.AsyncBaseTransport):
         Raises httpx.TransportError.
         """
         timeout = request.extensions.get("timeout", {})
-        await self._take_turn(_seconds(timeout, "pool"))
+        try:
+            self._free.acquire_nowait()
+        except trio.WouldBlock:
+            await self._take_turn(_seconds(timeout, "pool"))
         try:
             answer = await self._make(request, timeout)
         finally:
             self._free.release()
-        return httpx.Response(answer.status, headers=answer.headers, stream=Body(answer.body))
+        return httpx.Response(answer.status, headers=answer.headers, stream=Body((answer.body,)))
 
     async def _take_turn(self, within: float) -> None:
         try:
-            self._free.acquire_nowait()
-        except trio.WouldBlock:
-            try:
-                with trio.fail_after(within):
-                    await self._free.acquire()
-            except trio.TooSlowError as error:
-                raise httpx.PoolTimeout(f"no free connection within {within:g} s") from error
+            with trio.fail_after(within):
+                await self._free.acquire()
+        except trio.TooSlowError as error:
+            raise httpx.PoolTimeout(f"no free connection within {within:g} s") from error
 
     async def _make(self, request: httpx.Request, timeout: _Timeout) -> ResponseParser:  # noqa: ASYNC109 - httpx's four
         """Make one request, a second time where it met a connection that had gone stale."""
-        assert isinstance(request.stream, httpx.AsyncByteStream)  # noqa: S101 - httpx's own rule
+        stream = request.stream
+        assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - httpx's own rule
         written = WireRequest(
-            method=request.method,
-            head=_head(request),
-            body=b"".join([piece async for piece in request.stream]),
-            write=_seconds(timeout, "write"),
-            read=_seconds(timeout, "read"),
+            request.method,
+            _head(request),
+            stream.pieces if isinstance(stream, Body) else [piece async for piece in stream],
+            timeout.get("write"),
+            timeout.get("read"),
         )
         origin = _origin(request.url)
-        connection = await self._reusable(origin)
+        connection = self._reusable(origin)
         if connection is not None:
             try:
                 return await self._exchange(connection, written)
@@ -116,31 +97,32 @@ class TrioTransport(httpx.AsyncBaseTransport):
             answer = await connection.exchange(request)
         except BaseException:
             # Also when cancelled: an answer to this request must not be taken for the next one's.
-            await connection.aclose()
+            connection.close()
             raise
         if answer.keep_alive:
             connection.idle_since = trio.current_time()
             self._idle.append(connection)
         else:
-            await connection.aclose()
+            connection.close()
         return answer
 
-    async def _reusable(self, origin: Origin) -> Connection | None:
+    def _reusable(self, origin: Origin) -> Connection | None:
         """Return the connection that was used last; close those that are too old, or elsewhere."""
         oldest = trio.current_time() - self._keepalive
         while self._idle and self._idle[0].idle_since < oldest:
-            await self._idle.popleft().aclose()
+            self._idle.popleft().close()
         while self._idle:
             connection = self._idle.pop()
             if connection.origin == origin and connection.may_be_used_again():
                 return connection
-            await connection.aclose()
+            connection.close()
         return None
 
     async def aclose(self) -> None:
         """Close all idle connections; no request may be under way."""
         while self._idle:
-            await self._idle.pop().aclose()
+            self._idle.pop().close()
+        await trio.lowlevel.checkpoint()
 
 
 class ProxyTransport(httpx.AsyncBaseTransport):
@@ -206,7 +188,7 @@ def _head(request: httpx.Request) -> bytes:
     """
     target: bytes = request.extensions.get("target", request.url.raw_path)
     lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), target)]
-    lines += [b"%s: %s" % header for header in request.headers.raw]
+    lines += map(b": ".join, request.headers.raw)
     head = b"\r\n".join([*lines, b"", b""])
     breaks = len(lines) + 1
     if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b" " in target:

@@ -231,7 +231,9 @@ class JournalFile(RuleBasedStateMachine):
         assert written == (totals.next, totals.jobs, totals.payloads, totals.bytes)
         assert (totals.next, jobs) == (self.model.next, len(self.model.jobs))
         assert keys == [(key,) for key in sorted(self.model.answers)]
-        assert dead == {str(one.id): (one.payloads, one.lines) for one in self.model.dead.values()}
+        assert dead == {
+            str(one.id): (one.payloads, b"".join(one.pieces)) for one in self.model.dead.values()
+        }
         assert totals.dead_bytes == self.model.dead_bytes
 
 

@@ -232,10 +232,10 @@ async def test_dead_letters_come_back_when_an_operator_says_so(tmp_path: Path) -
         with closing(sqlite3.connect(tmp_path / "j")) as other, other:
             assert mark(other, []) == 3
         with pytest.raises(NudgedError):
-            await desk.channel.receive()
+            await desk.channel.wait()
         assert desk.ledger.found == 3
         back = [await desk.journal.sealed() for _ in range(4)]
-        assert [one and one.lines for one in back] == [b"1\n", b"2\n", b"3\n", None]
+        assert [one and b"".join(one.pieces) for one in back] == [b"1\n", b"2\n", b"3\n", None]
 
 
 async def test_space_comes_back_by_itself_and_keys_expire(

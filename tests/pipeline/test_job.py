@@ -9,7 +9,7 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.pipeline.job import Batch, IdSource, Job, split
+from daemon.pipeline.job import Batch, IdSource, Job, accepted_at, split
 
 
 def test_ids_are_uuid7_of_now() -> None:
@@ -68,9 +68,21 @@ def test_a_job_knows_when_it_was_accepted() -> None:
     """The age of the oldest payload and the folder of its object come from here."""
     (id_,) = IdSource().take(1)
     job = Job(1, id_, b"1\n22\n", 2)
-    assert abs(job.accepted_at - time.time()) < 5
+    assert abs(accepted_at(job.id) - time.time()) < 5
     batch = Batch((job, job), "key", "none", sealed=True)
-    assert (batch.id, batch.lines, batch.payloads) == (id_, b"1\n22\n1\n22\n", 4)
+    assert (batch.id, batch.pieces, batch.payloads) == (id_, [b"1\n22\n1\n22\n"], 4)
+    assert batch.bytes == 10
+
+
+@given(st.lists(st.sampled_from([b"", b"1\n", b"x" * 70_000, b"y" * 300_000]), min_size=1))
+def test_a_batch_in_pieces(lines: list[bytes]) -> None:
+    """A large batch would take its size in memory twice, or arrive in another order."""
+    batch = Batch([Job(1, uuid.UUID(int=0), one, 1) for one in lines], "key", "none", sealed=True)
+    assert b"".join(batch.pieces) == b"".join(lines)
+    if min(map(len, lines)) > 65_536:
+        assert all(piece is line for piece, line in zip(batch.pieces, lines, strict=True))
+    else:
+        assert len(batch.pieces) <= 1 + 2 * batch.bytes // 65_536
 
 
 @given(st.lists(st.binary(max_size=9), max_size=30), st.integers(1, 5), st.integers(1, 20))

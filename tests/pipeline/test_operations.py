@@ -58,7 +58,7 @@ def test_only_what_was_marked_comes_back(tmp_path: Path, database: Database) -> 
     database.commit([first, second])
     assert (first.firsts, first.payloads, first.more) == ([2, 4], 2, False)
     assert second.firsts == []
-    assert [(one.key, one.lines) for one in map(database.sealed, first.firsts)] == [
+    assert [(one.key, b"".join(one.pieces)) for one in map(database.sealed, first.firsts)] == [
         (batch(job(2)).key, b"2\n"),
         (batch(job(4)).key, b"4\n"),
     ]
@@ -74,7 +74,7 @@ def test_a_dead_letter_that_dies_again_can_come_back_again(
         revive = Revive()
         database.commit([revive])
         again = database.sealed(*revive.firsts)
-        assert again.lines == b"1\n"
+        assert b"".join(again.pieces) == b"1\n"
         database.commit([Seal(again)])
         database.commit([Bury(again, "C", "r")])
     assert database.totals.jobs == 0

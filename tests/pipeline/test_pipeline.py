@@ -63,7 +63,7 @@ class FaultyStore:
         error = self.fault(self.attempts[key])
         if error is not None:
             raise error
-        self.objects[key] = body.data
+        self.objects[key] = b"".join(body.pieces)
 
     async def delete(self, key: str) -> None:
         """Take the object away."""

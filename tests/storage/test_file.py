@@ -18,7 +18,7 @@ from daemon.errors import (
     StoreError,
     TransientStoreError,
 )
-from daemon.storage.encoding import Encoded
+from daemon.storage.encoding import Encoded, encode
 from daemon.storage.file import FileStore, _store_error, open_file_store
 from daemon.storage.store import open_store
 
@@ -31,7 +31,7 @@ async def store(tmp_path: Path) -> FileStore:
 
 def plain(data: bytes) -> Encoded:
     """Return an object that is not compressed."""
-    return Encoded(data, None)
+    return encode([data], "none")
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -45,7 +45,7 @@ async def test_objects_become_files(tmp_path: Path) -> None:
     root = tmp_path / "not" / "there yet"
     async with open_store(load({"STORE_URL": f"file://{root}"})) as store:
         await store.put("2026/01/a.ndjson", plain(b"{}\n"))
-        await store.put("2026/01/b ü.ndjson.gz", Encoded(b"\x1f\x8b", "gzip"))
+        await store.put("2026/01/b ü.ndjson.gz", Encoded([b"\x1f\x8b"], "gzip"))
         await store.put("2026/01/a.ndjson", plain(b"[]\n"))
 
     assert files(root) == {"2026/01/a.ndjson": b"[]\n", "2026/01/b ü.ndjson.gz": b"\x1f\x8b"}

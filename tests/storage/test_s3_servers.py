@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from daemon.errors import OperatorStoreError
-from daemon.storage.encoding import Encoded, encode
+from daemon.storage.encoding import encode
 from daemon.storage.store import open_store
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from daemon.config import Settings
     from tests.support.s3 import S3Server
 
-OBJECT = Encoded(b'{"a":"\xc3\xbc"}\n', None)
+OBJECT = encode([b'{"a":"\xc3\xbc"}\n'], "none")
 # No backslash: SeaweedFS takes it for a slash.
 KEYS = ["plain.ndjson", "a/b c+d&e=f?g#h%41.ndjson", "größe/日本/🎈", "~(*)'!,;:@$", '"<>|^`{}']
 
@@ -47,20 +47,20 @@ async def test_objects_arrive(
             await store.put(key, OBJECT)
 
     stored = await trio.to_thread.run_sync(server.objects, bucket)
-    assert stored == {f"pre fix/ü/{key}": OBJECT.data for key in KEYS}
+    assert stored == {f"pre fix/ü/{key}": b"".join(OBJECT.pieces) for key in KEYS}
 
 
 async def test_an_empty_and_a_large_object(
     make_settings: Callable[..., Settings], server: S3Server, bucket: str
 ) -> None:
     """A full batch would not go through."""
-    large = Encoded(bytes(range(256)) * 4096 * 9, None)
+    large = encode([bytes(range(256)) * 4096] * 9, "none")
     async with open_store(make_settings(STORE_URL=f"s3://{bucket}", **server.environ)) as store:
         await store.put("large", large)
-        await store.put("empty", Encoded(b"", None))
+        await store.put("empty", encode([], "none"))
 
     stored = await trio.to_thread.run_sync(server.objects, bucket)
-    assert stored == {"large": large.data, "empty": b""}
+    assert stored == {"large": b"".join(large.pieces), "empty": b""}
 
 
 async def test_what_the_store_knows_of_an_object(
@@ -68,12 +68,12 @@ async def test_what_the_store_knows_of_an_object(
 ) -> None:
     """Readers would not know how to read what they get."""
     async with open_store(make_settings(STORE_URL=f"s3://{bucket}", **server.environ)) as store:
-        await store.put("a.gz", encode(OBJECT.data, "gzip"))
+        await store.put("a.gz", encode(OBJECT.pieces, "gzip"))
 
     head = await trio.to_thread.run_sync(server.head, bucket, "a.gz")
     stored = await trio.to_thread.run_sync(server.objects, bucket)
     assert (head["ContentType"], head["ContentEncoding"]) == ("application/x-ndjson", "gzip")
-    assert gzip.decompress(stored["a.gz"]) == OBJECT.data
+    assert gzip.decompress(stored["a.gz"]) == b"".join(OBJECT.pieces)
 
 
 async def test_delete(
@@ -117,7 +117,7 @@ async def test_many_at_once(
 ) -> None:
     """Workers would get in each other's way."""
     settings = make_settings(STORE_URL=f"s3://{bucket}", MAX_WORKERS="32", **server.environ)
-    bodies = {f"{index:03}": Encoded(b"%d\n" % index, None) for index in range(100)}
+    bodies = {f"{index:03}": encode([b"%d\n" % index], "none") for index in range(100)}
     left = iter(bodies.items())
     async with open_store(settings) as store:
 
@@ -130,4 +130,4 @@ async def test_many_at_once(
                 nursery.start_soon(worker)
 
     stored = await trio.to_thread.run_sync(server.objects, bucket)
-    assert stored == {key: body.data for key, body in bodies.items()}
+    assert stored == {key: b"".join(body.pieces) for key, body in bodies.items()}

@@ -14,7 +14,7 @@ from botocore.credentials import Credentials
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from daemon.storage.sigv4 import BODY_HASH, Keys, Signer, quote_key
+from daemon.storage.sigv4 import BODY_HASH, Form, Keys, Signer, quote_key
 
 EMPTY = hashlib.sha256(b"").hexdigest()
 # "Signature Calculations for the Authorization Header", Amazon S3 API reference.
@@ -65,7 +65,8 @@ def test_the_examples_of_the_documentation(
     method: str, target: str, headers: dict[str, str], signature: str
 ) -> None:
     """Every request would be refused by S3 itself."""
-    signed = EXAMPLE.sign(method, target, {"host": HOST, **headers})["authorization"]
+    form = Form(EXAMPLE, method, {"host": HOST}, headers)
+    signed = form.sign(target, headers)
 
     assert signed.endswith(f"Signature={signature}")
     assert signed.startswith(
@@ -85,6 +86,7 @@ tokens = st.none() | st.text("abcABC019+/=", min_size=1, max_size=60)
     moment=st.integers(946_684_800, 4_102_444_800),  # 2000 to 2100
     token=tokens,
     method=st.sampled_from(["PUT", "GET", "DELETE"]),
+    varying=st.sets(header_names),
 )
 @example(
     key="a//b/../c/./é ü~%2F",
@@ -93,19 +95,23 @@ tokens = st.none() | st.text("abcABC019+/=", min_size=1, max_size=60)
     moment=1_772_600_767,
     token=None,
     method="PUT",
+    varying=set(),
 )
 def test_the_signature_is_botocores(
-    key: str, headers: dict[str, str], body: bytes, moment: int, token: str | None, method: str
+    key: str,
+    headers: dict[str, str],
+    body: bytes,
+    moment: int,
+    token: str | None,
+    method: str,
+    varying: set[str],
 ) -> None:
     """Some keys, headers or times would be refused by S3 as SignatureDoesNotMatch."""
     target = "/bucket/" + quote_key(key)
     now = datetime.fromtimestamp(moment, UTC).replace(tzinfo=None)
-    covered = {
-        "host": "127.0.0.1:9000",
-        BODY_HASH: hashlib.sha256(body).hexdigest(),
-        "content-type": "application/x-ndjson",
-        **headers,
-    }
+    fixed = {"host": "127.0.0.1:9000", "content-type": "application/x-ndjson", **headers}
+    values = {BODY_HASH: hashlib.sha256(body).hexdigest(), **dict.fromkeys(varying, "a %s b")}
+    covered = fixed | values
 
     request = AWSRequest(method, f"http://127.0.0.1:9000{target}", dict(covered), body)
     oracle = S3SigV4Auth(Credentials("key", "secret", token), "s3", "eu-west-1")
@@ -113,7 +119,9 @@ def test_the_signature_is_botocores(
         oracle.add_auth(request)
     signer = Signer(Keys("key", "secret", token), "eu-west-1", moment)
 
-    assert signer.sign(method, target, covered)["authorization"] == request.headers["Authorization"]
+    form = Form(signer, method, fixed, values)
+    assert form.sign(target, values) == request.headers["Authorization"]
+    assert form.sign(target, values) == request.headers["Authorization"]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

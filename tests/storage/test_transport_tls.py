@@ -13,7 +13,7 @@ import trio
 import trustme
 
 from daemon.errors import OperatorStoreError, SettingsError
-from daemon.storage.encoding import Encoded
+from daemon.storage.encoding import encode
 from daemon.storage.store import open_store
 from daemon.storage.transport import ProxyTransport, TrioTransport, open_transport
 from tests.support.faults import Answer, fault_server, in_turn
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from daemon.config import Settings
 
 LARGE = bytes(range(256)) * 4096 * 4
-OBJECT = Encoded(b"{}\n", None)
+OBJECT = encode([b"{}\n"], "none")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 PROXIES = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]
 
@@ -199,7 +199,7 @@ async def test_through_a_proxy(
     path = "/bucket/a//%C3%BC%20b"
     assert [request.target for request in s3.requests] == [path] * 2 * exempt
     assert [request.target for request in proxy.requests] == [s3.url + path] * 2 * (not exempt)
-    assert {request.body for request in s3.requests + proxy.requests} == {OBJECT.data}
+    assert {request.body for request in s3.requests + proxy.requests} == {b"".join(OBJECT.pieces)}
 
 
 async def test_through_a_tunnel(
@@ -229,7 +229,7 @@ async def test_through_a_tunnel(
         nursery.cancel_scope.cancel()
 
     assert asked == [b"CONNECT 127.0.0.1:%d HTTP/1.1" % server.port]
-    assert server.bodies == [OBJECT.data]
+    assert server.bodies == [b"".join(OBJECT.pieces)]
 
 
 async def _relay(source: trio.abc.Stream, sink: trio.abc.Stream, both: trio.CancelScope) -> None:
