@@ -2,8 +2,12 @@
 
 A thread of its own and not one of ``trio.to_thread``: a round trip is 75 us of CPU there and
 55 us here (35 us is what two threads cost that take turns), and every commit makes one. A
-queue leads in; what comes out wakes the task that waits for it. Calls are carried out one at a
-time, in the order in which they came.
+queue leads in; what comes out wakes the task that waits for it.
+
+Calls are carried out one at a time, in the order in which they came, and none is begun before
+the task of the one before has been woken. Trio runs those that it wakes together in any order:
+a page with a new job in it would else be shown before the commit that has brought it, and again
+with that.
 
 A thread cannot be called back. What writes is seen to its end also by a task that is
 cancelled: the operations would be neither written nor refused. Only when the daemon ends is
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections import deque
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, TypeVarTuple
@@ -41,8 +46,11 @@ class JournalThread:
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._calls: _Calls = SimpleQueue()
-        self._running = False
+        self._calls: _Calls | None = None
+        """The way into the thread, None while there is none."""
+        self._waiting: deque[_Call[Any]] = deque()
+        self._busy = False
+        self._ending = False
         self._deadline = float("inf")
         self._writing: dict[trio.CancelScope, float] = {}
         """The writes that have not ended, and when each was asked for."""
@@ -85,32 +93,56 @@ class JournalThread:
 
     def end(self) -> None:
         """Let the thread end behind what it was asked for; it is not waited for."""
-        if self._running:
-            self._running = False
-            self._calls.put(None)
+        self._ending = True
+        self._end_if_idle()
 
     async def _run(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         # Before it is asked for: what is cancelled already must not be begun.
         await trio.lowlevel.checkpoint_if_cancelled()
-        if not self._running:
-            self._running = True
+        if self._calls is None:
+            self._calls = SimpleQueue()
             threading.Thread(
                 target=_work, args=(self._calls,), name="payloadd-journal", daemon=True
             ).start()
-        call = _Call(lambda: function(*arguments))
-        self._calls.put(call)
+        call = _Call(lambda: function(*arguments), self._go_on)
+        self._waiting.append(call)
+        if not self._busy:
+            self._go_on()
         return await call.wait()
+
+    def _go_on(self) -> None:
+        """Give the thread the next call that is still wanted."""
+        self._busy = False
+        while self._waiting and not self._busy:
+            call = self._waiting.popleft()
+            if self._calls is not None and call.wanted:
+                self._busy = True
+                self._calls.put(call)
+        if self._ending:
+            self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        # Also behind a call that hangs: there will be nobody to say so when that has ended.
+        if self._calls is not None and not any(call.wanted for call in self._waiting):
+            self._calls.put(None)
+            self._calls = None
 
 
 class _Call(Generic[T]):
     """One function to be run, and the task that waits for what comes of it."""
 
-    def __init__(self, function: Callable[[], T]) -> None:
+    def __init__(self, function: Callable[[], T], go_on: Callable[[], None]) -> None:
         self._function = function
+        self._go_on = go_on
         self._token = trio.lowlevel.current_trio_token()
         self._task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
         self._result: T
         self._error: BaseException | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for it."""
+        return self._task is not None
 
     async def wait(self) -> T:
         """Return what the function returned, or raise what it raised."""
@@ -126,22 +158,18 @@ class _Call(Generic[T]):
 
     def carry_out(self) -> None:
         """Run the function, in the journal's thread, and have its task woken."""
-        if self._task is None:
-            return
         try:
             self._result = self._function()
         except BaseException as error:  # noqa: BLE001 - it is the task's that waits for it
             self._error = error
         # Behind the end of the run there is nobody who could be told.
         with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._wake)
+            self._token.run_sync_soon(self._tell)
 
-    def _wake(self) -> None:
+    def _tell(self) -> None:
         if self._task is not None:
             trio.lowlevel.reschedule(self._task)
-
-
-_Calls = SimpleQueue[_Call[Any] | None]
+        self._go_on()
 
 
 def _work(calls: _Calls) -> None:
@@ -149,3 +177,6 @@ def _work(calls: _Calls) -> None:
         call.carry_out()
         # Or what the call holds, a group of requests, is held until the next one comes.
         del call
+
+
+_Calls = SimpleQueue[_Call[Any] | None]

@@ -145,6 +145,24 @@ async def test_the_last_writes_share_one_deadline(thread: JournalThread, door: D
     assert done == []
 
 
+async def test_who_was_first_is_told_first(thread: JournalThread) -> None:
+    """A page would show a job before the commit that brought it did, and both send it."""
+    told: list[int] = []
+
+    asked: list[int] = []
+
+    async def ask(number: int) -> None:
+        asked.append(number)
+        await (thread.write if number % 2 else thread.read)(int)
+        told.append(number)
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(ask, number)
+    assert told == asked
+
+
 async def test_an_error_is_the_tasks_that_asked(thread: JournalThread) -> None:
     """A bug would end the thread in silence, and every request would wait for ever."""
     with trio.fail_after(PATIENCE):
@@ -160,7 +178,20 @@ async def test_it_ends_when_it_is_told_to(thread: JournalThread) -> None:
     thread.end()
     thread.end()
     await until(lambda: not here.is_alive())
-    assert await thread.read(threading.current_thread) is not here
+
+
+async def test_what_was_asked_for_is_done_before_the_end(thread: JournalThread, door: Door) -> None:
+    """Who waits for the last commit would wait for ever."""
+    done: list[int] = []
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(thread.write, door.pass_through)
+            await door.reached()
+            nursery.start_soon(thread.write, done.append, 1)
+            await wait_all_tasks_blocked()
+            thread.end()
+            door.opened.set()
+    assert done == [1]
 
 
 def test_what_ends_behind_the_run_is_told_to_nobody(door: Door) -> None:
