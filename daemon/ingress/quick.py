@@ -52,6 +52,16 @@ class QuickStream:
 
         Returns whether that was all. ``flush`` sends the rest, and has to come before more.
         """
+        return self._write(data)
+
+    async def flush(self) -> None:
+        """Send what there was no room for, however long it takes; cancelled, it may go on later."""
+        while self._rest:
+            await trio.lowlevel.wait_writable(self.socket)
+            self._write(self._rest)
+
+    def _write(self, data: bytes) -> bool:
+        """Give the kernel what it takes, and keep the rest; returns whether there is none."""
         try:
             sent = os.write(self.socket.fileno(), data)
         except BlockingIOError:
@@ -60,12 +70,6 @@ class QuickStream:
             raise trio.BrokenResourceError from error
         self._rest = data[sent:]
         return not self._rest
-
-    async def flush(self) -> None:
-        """Send what there was no room for, however long it takes."""
-        rest, self._rest = self._rest, b""
-        if rest:
-            await self._stream.send_all(rest)
 
     async def send_all(self, data: bytes) -> None:
         """Send, however long it takes."""

@@ -162,4 +162,4 @@ class TlsStream(QuickStream):
 
     def _send_records(self) -> bool:
         """Send what OpenSSL has written, behind what there was no room for."""
-        return super().send_now(self._rest + self._outgoing.read())
+        return self._write(self._rest + self._outgoing.read())

@@ -1,4 +1,4 @@
-"""What has to be done for the journal's file every second, off the hot path."""
+"""What has to be done for the journal's files every second, off the hot path."""
 
 from __future__ import annotations
 
@@ -53,11 +53,17 @@ class Chores:
             if changes != self._seen and not self._disk.in_trouble:
                 self._seen = changes
                 await self._thread.read(self._database.count_dead)
+                await self._thread.read(self._database.sweep.look_at_all)
                 self._add(Revive())
             # Costs no fsync when none is due.
             self._add(Expire())
-            # Under load too; a commit that waits for the thread comes between two steps.
-            with suppress(sqlite3.Error):  # the next commit says what is wrong
-                for _ in range(_STEPS):
-                    if not await self._thread.write(self._database.give_back):
-                        break
+            await self._thread.write(self._database.sweep.begin)
+            await self._give_space_back(self._database.sweep.step)
+            await self._give_space_back(self._database.give_back)
+
+    async def _give_space_back(self, step: Callable[[], bool]) -> None:
+        # Under load too; a commit that waits for the thread comes between two steps.
+        with suppress(sqlite3.Error):  # the next commit says what is wrong
+            for _ in range(_STEPS):
+                if not await self._thread.write(step):
+                    break

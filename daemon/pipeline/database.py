@@ -2,80 +2,75 @@
 
 Synchronous on purpose: one connection, used by one thread at a time, a whole group of
 operations in one transaction. In WAL mode with ``synchronous=FULL`` a commit is one fsync
-(https://www.sqlite.org/wal.html), and after it a power cut loses nothing.
+(https://www.sqlite.org/wal.html), and after it a power cut loses nothing. The bytes of large
+jobs are in segments, which are synced before it.
 """
 
 from __future__ import annotations
 
-import uuid
-from dataclasses import dataclass, replace
+import sqlite3
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from daemon.pipeline import answers, dead_letters
-from daemon.pipeline.job import Batch, Job
+from daemon.pipeline import answers, dead_letters, rows, segments
+from daemon.pipeline.changes import Changes
+from daemon.pipeline.job import Batch
 from daemon.pipeline.layout import Layout
 from daemon.pipeline.operations import Append, Bury, Expire, Revive, Seal, Settle
 from daemon.pipeline.reserve import Reserve
-from daemon.pipeline.schema import ROW_BYTES, connect
+from daemon.pipeline.rows import IN_RANGE
+from daemon.pipeline.schema import connect
+from daemon.pipeline.segments import Segments
+from daemon.pipeline.sweep import Sweep
+from daemon.pipeline.totals import Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from daemon.pipeline.job import Part
+    from daemon.pipeline.job import Job
     from daemon.pipeline.operations import Operation
-
-Row = tuple[int, bytes, int, bytes]
+    from daemon.pipeline.rows import Row
 
 _FORGET_LAYOUTS: Final = """
     DELETE FROM layouts WHERE first <
     (SELECT max(first) FROM layouts WHERE first <=
     (SELECT coalesce((SELECT min(seq) FROM jobs), (SELECT next FROM totals))))
 """
-_RANGE: Final = "SELECT seq, id, lines, payloads FROM jobs WHERE seq BETWEEN ? AND ? ORDER BY seq"
+_UPDATE_TOTALS: Final = "UPDATE totals SET next = ?, jobs = ?, payloads = ?, bytes = ?"
 _BEYOND: Final = 2**62
 """A ``seq`` that no job reaches."""
 _PAGES_WORTH_A_VACUUM: Final = 1024
 _VACUUM_STEP: Final = 256
 
 
-@dataclass(slots=True)
-class Totals:
-    """The next ``seq``, and what waits in the journal: jobs, payloads, bytes."""
-
-    next: int
-    jobs: int
-    payloads: int
-    bytes: int
-    dead_bytes: int = 0
-    """What dead letters take; not counted in the others."""
-
-    @property
-    def all_bytes(self) -> int:
-        """What waits and what is dead: the size that is bounded."""
-        return self.bytes + self.dead_bytes
-
-    def change(self, jobs: int, payloads: int, size: int) -> None:
-        """Count what came (or went, below zero)."""
-        self.jobs += jobs
-        self.payloads += payloads
-        self.bytes += size + jobs * ROW_BYTES
-
-
 class Database:
-    """One open journal file. Methods raise sqlite3.Error."""
+    """One open journal file, with its segments. Methods raise sqlite3.Error."""
 
     def __init__(self, path: Path, max_length: int = 0) -> None:
-        self.reserve = Reserve(path.parent, max_length)
+        self._folder = path.parent
+        self.reserve = Reserve(self._folder, max_length)
         # The last run has left it: on a disk that is full SQLite needs room to open a file.
         self.reserve.give_up()
         self._connection = connect(path)
+        try:
+            self._read()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _read(self) -> None:
         totals = self._connection.execute("SELECT next, jobs, payloads, bytes FROM totals")
         self.totals = Totals(*totals.fetchone())
         self.count_dead()
-        rows = self._connection.execute("SELECT first, last FROM batches ORDER BY first")
-        sealed = [(first, last) for first, last in rows]
+        self._segments = Segments(self._folder)
+        self._segments.check(self.totals.next)
+        self.sweep = Sweep(self._connection, self._folder, self._segments)
+        sealed = self._connection.execute(
+            "SELECT first, last FROM batches ORDER BY first"
+        ).fetchall()
         self.sealed_firsts = [first for first, _ in sealed]
         """The first ``seq`` of each batch that was sealed before a crash: it is replayed whole."""
         dead = [(one.first, one.last) for one in dead_letters.ranges(self._connection)]
@@ -84,83 +79,87 @@ class Database:
 
     def close(self) -> None:
         """Close the file; SQLite folds its log into it. The reserve stays, for the next start."""
+        with suppress(sqlite3.Error):  # the next start does it
+            self.sweep.unlink_dead()
+        self._segments.close()
         self._connection.close()
 
     def commit(self, operations: Iterable[Operation]) -> None:
         """Carry out all operations and make them durable together; on an error none."""
-        execute = self._connection.execute
-        before = replace(self.totals)
+        if self._segments.in_doubt:
+            self.probe()
+        before = self.totals
         try:
-            execute("BEGIN IMMEDIATE")
-            self._carry_out(operations)
-            if self.totals != before:
-                now = (self.totals.next, self.totals.jobs, self.totals.payloads, self.totals.bytes)
-                execute("UPDATE totals SET next = ?, jobs = ?, payloads = ?, bytes = ?", now)
-            execute("COMMIT")
+            self._connection.execute("BEGIN IMMEDIATE")
+            # Before the sync: who is asked meanwhile whether there is room has to know.
+            self.totals = self._write(self._carry_out(operations))
         except BaseException:
-            self.totals = before
-            if self._connection.in_transaction:
-                execute("ROLLBACK")
+            self._segments.cut()
+            self._roll_back(before)
             raise
+        try:
+            self._connection.execute("COMMIT")
+        except BaseException:
+            self._roll_back(before)
+            raise
+        self._segments.keep()
 
-    def _carry_out(self, operations: Iterable[Operation]) -> None:
-        rows: list[Row] = []
+    def _roll_back(self, before: Totals) -> None:
+        self.totals = before
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def _carry_out(self, operations: Iterable[Operation]) -> Changes:
+        changes = Changes(self.totals.next)
         for operation in operations:
             match operation:
                 case Append():
-                    self._append(operation, rows)
+                    self._append(operation, changes)
+                case Settle():
+                    changes.settle(operation.batch)
                 case Seal(batch):
                     self._connection.execute(
                         "INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?)",
                         (batch.jobs[0].seq, batch.jobs[-1].seq, batch.key, batch.compression),
                     )
-                case Settle(batch):
-                    self._forget(batch)
                 case Bury(batch, code, reason):
-                    self._bury(batch, code, reason)
+                    changes.bury(batch)
+                    dead_letters.bury(self._connection, batch, code, reason)
                 case Revive():
-                    self._revive(operation)
+                    self._revive(operation, changes)
                 case Expire():
                     operation.more = answers.expire(self._connection)
-        self._connection.executemany("INSERT INTO jobs VALUES (?, ?, ?, ?)", rows)
+        return changes
 
-    def _append(self, append: Append, rows: list[Row]) -> None:
+    def _append(self, append: Append, changes: Changes) -> None:
         append.jobs = []
-        if append.key is None:
-            append.earlier = None
-        else:
+        append.earlier = None
+        if append.key is not None:
             append.earlier = answers.answer(self._connection, append.key, append.receipt)
-        if append.earlier is not None:
-            return
-        append.jobs = self._take_in(append.parts, rows)
+        if append.earlier is None:
+            append.jobs = changes.take_in(append.parts)
 
-    def _take_in(self, parts: Sequence[Part], rows: list[Row]) -> list[Job]:
-        totals = self.totals
-        jobs = []
-        for id_, lines, payloads in parts:
-            jobs.append(Job(totals.next, id_, lines, payloads))
-            rows.append((totals.next, id_.bytes, payloads, lines))
-            totals.next += 1
-            totals.change(1, payloads, len(lines))
-        return jobs
+    def _write(self, changes: Changes) -> Totals:
+        """Write what was gathered, large jobs into a segment; returns the totals behind it."""
+        if changes.large_bytes < segments.WORTH_A_SYNC:
+            changes.place_in_rows()
+        else:
+            changes.place(*self._segments.write(changes.large_lines(), self.totals.next))
+        rows.insert(self._connection, changes.rows)
+        if changes.settled:
+            self.sweep.look_at(rows.delete(self._connection, changes.settled))
+            # Behind all seals of this commit: one of what is settled may be among them.
+            rows.delete_each(self._connection, "batches", "first", changes.unsealed)
+        after = self.totals.after(changes)
+        if after != self.totals:
+            now = (after.next, after.jobs, after.payloads, after.bytes)
+            self._connection.execute(_UPDATE_TOTALS, now)
+        return after
 
-    def _forget(self, batch: Batch) -> None:
-        first, last = batch.jobs[0].seq, batch.jobs[-1].seq
-        self._connection.execute("DELETE FROM jobs WHERE seq BETWEEN ? AND ?", (first, last))
-        if batch.sealed:
-            self._connection.execute("DELETE FROM batches WHERE first = ?", (first,))
-        self.totals.change(-len(batch.jobs), -batch.payloads, -batch.bytes)
-
-    def _bury(self, batch: Batch, code: str, reason: str) -> None:
-        dead_letters.bury(self._connection, batch, code, reason)
-        self.totals.change(-len(batch.jobs), -batch.payloads, -batch.bytes)
-        self.totals.dead_bytes += batch.bytes + len(batch.jobs) * ROW_BYTES
-
-    def _revive(self, revive: Revive) -> None:
+    def _revive(self, revive: Revive, changes: Changes) -> None:
         revived = dead_letters.revive(self._connection)
         for one in revived:
-            self.totals.change(one.jobs, one.payloads, one.bytes)
-            self.totals.dead_bytes -= one.room
+            changes.revive(one)
         revive.firsts = [one.first for one in revived]
         revive.payloads = sum(one.payloads for one in revived)
         revive.more = len(revived) == dead_letters.AT_ONCE
@@ -170,20 +169,20 @@ class Database:
 
         At most ``most_jobs`` and ``most_bytes`` of payloads, but at least one job if there is one.
         """
-        jobs: list[Job] = []
+        page: list[Row] = []
         size = 0
-        for job in islice(self._unsealed(after), most_jobs):
-            size += len(job.lines)
-            if jobs and size > most_bytes:
+        for row in islice(self._unsealed(after), most_jobs):
+            size += rows.size(row)
+            if page and size > most_bytes:
                 break
-            jobs.append(job)
-        return jobs
+            page.append(row)
+        return rows.jobs(page, self._folder)
 
-    def _unsealed(self, after: int) -> Iterator[Job]:
-        """Yield the jobs between and behind the ranges that were sealed or dead at the start."""
+    def _unsealed(self, after: int) -> Iterator[Row]:
+        """Yield the rows between and behind the ranges that were sealed or dead at the start."""
         for first, last in [*self._apart, (_BEYOND, _BEYOND)]:
             if after < first - 1:
-                yield from map(_job, self._connection.execute(_RANGE, (after + 1, first - 1)))
+                yield from self._connection.execute(IN_RANGE, (after + 1, first - 1))
             after = max(after, last)
 
     def sealed(self, first: int) -> Batch:
@@ -191,12 +190,13 @@ class Database:
         _, last, key, compression = self._connection.execute(
             "SELECT * FROM batches WHERE first = ?", (first,)
         ).fetchone()
-        rows = self._connection.execute(_RANGE, (first, last))
-        return Batch(tuple(_job(row) for row in rows), key, compression, sealed=True)
+        members = self._connection.execute(IN_RANGE, (first, last)).fetchall()
+        return Batch(tuple(rows.jobs(members, self._folder)), key, compression, sealed=True)
 
     def count_dead(self) -> None:
         """Count what dead letters take: another process may have dropped some."""
-        self.totals.dead_bytes = sum(one.room for one in dead_letters.ranges(self._connection))
+        dead = sum(one.room for one in dead_letters.ranges(self._connection))
+        self.totals = replace(self.totals, dead_bytes=dead)
 
     def layouts(self, now: Layout) -> list[tuple[int, Layout]]:
         """Note that ``now`` holds from the next job on; return all, each with its first ``seq``."""
@@ -215,7 +215,11 @@ class Database:
 
     def probe(self) -> None:
         """Write something durable, to see whether the disk takes it."""
+        self._roll_back(self.totals)
         self._connection.execute("UPDATE totals SET next = next")
+        # A commit that failed may have left its rows in SQLite's log, for a crash to bring back.
+        # They are written over now; before that their bytes must not be.
+        self._segments.cut()
 
     def foreign_changes(self) -> int:
         """Return a number that is another one once another process has written."""
@@ -233,8 +237,3 @@ class Database:
             # The last step for now: the file is cut when the log is folded in.
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         return True
-
-
-def _job(row: tuple[int, bytes, bytes, int]) -> Job:
-    seq, id_, lines, payloads = row
-    return Job(seq, uuid.UUID(bytes=id_), lines, payloads)

@@ -8,16 +8,19 @@ sqlite3.Error.
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from daemon.errors import PayloaddError
+from daemon.pipeline import rows
+from daemon.pipeline.rows import IN_RANGE
 from daemon.pipeline.schema import ROW_BYTES
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Sequence
+    from pathlib import Path
 
     from daemon.pipeline.job import Batch
 
@@ -76,36 +79,42 @@ def bury(connection: sqlite3.Connection, batch: Batch, code: str, reason: str) -
 
 def revive(connection: sqlite3.Connection) -> list[Range]:
     """Make sealed batches of those that are marked, AT_ONCE at most, and return them."""
-    rows = connection.execute(
+    wanted = connection.execute(
         "SELECT first, last, key, compression, payloads, bytes FROM dead WHERE retry"
         " ORDER BY first LIMIT ?",
         (AT_ONCE,),
     ).fetchall()
-    connection.executemany("INSERT INTO batches VALUES (?, ?, ?, ?)", [row[:4] for row in rows])
-    connection.executemany("DELETE FROM dead WHERE first = ?", [row[:1] for row in rows])
-    return [Range(first, last, payloads, size) for first, last, _, _, payloads, size in rows]
+    connection.executemany("INSERT INTO batches VALUES (?, ?, ?, ?)", [row[:4] for row in wanted])
+    connection.executemany("DELETE FROM dead WHERE first = ?", [row[:1] for row in wanted])
+    return [Range(first, last, payloads, size) for first, last, _, _, payloads, size in wanted]
 
 
 def ranges(connection: sqlite3.Connection) -> list[Range]:
     """Return what lies out of circulation."""
-    rows = connection.execute("SELECT first, last, payloads, bytes FROM dead ORDER BY first")
-    return [Range(*row) for row in rows]
+    found = connection.execute("SELECT first, last, payloads, bytes FROM dead ORDER BY first")
+    return [Range(*row) for row in found]
 
 
 def letters(connection: sqlite3.Connection) -> list[DeadLetter]:
     """Return the dead letters, the oldest first."""
-    rows = connection.execute(
+    found = connection.execute(
         "SELECT id, at, code, reason, key, payloads, bytes, retry FROM dead ORDER BY at, first"
     )
-    return [DeadLetter(*row) for row in rows]
+    return [DeadLetter(*row) for row in found]
 
 
-def lines(connection: sqlite3.Connection, id_: str) -> bytes:
+def lines(connection: sqlite3.Connection, state_dir: Path, id_: str) -> bytes:
     """Return the payloads of one as NDJSON; raises PayloaddError."""
     (found,) = _find(connection, [id_])
-    statement = "SELECT lines FROM jobs WHERE seq BETWEEN ? AND ? ORDER BY seq"
-    rows = connection.execute(statement, found)
-    return b"".join(row[0] for row in rows)
+    members = connection.execute(IN_RANGE, found).fetchall()
+    while True:
+        try:
+            return b"".join(rows.lines(members, state_dir))
+        except sqlite3.OperationalError:
+            # A daemon that runs may have moved them since.
+            before, members = members, connection.execute(IN_RANGE, found).fetchall()
+            if members == before:
+                raise
 
 
 def mark(connection: sqlite3.Connection, ids: Sequence[str]) -> int:

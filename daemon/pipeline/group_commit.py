@@ -166,6 +166,7 @@ class SqliteJournal:
         """Close the file, if the disk lets us; SQLite mends it when it is opened again if not."""
         with trio.CancelScope(shield=True), suppress(sqlite3.Error):
             await self._thread.write(self._database.close)
+        self._thread.end()
 
     async def _commit_for_ever(self) -> None:
         while True:

@@ -17,6 +17,7 @@ from daemon.errors import PayloaddError
 from daemon.pipeline import dead_letters
 from daemon.pipeline.lock import owner
 from daemon.pipeline.schema import FILE, MIGRATIONS, look_into
+from daemon.pipeline.segment_files import space
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -99,7 +100,7 @@ class Inspection:
             dead_payloads=one("SELECT coalesce(sum(payloads), 0) FROM dead"),
             dead_bytes=one("SELECT coalesce(sum(bytes), 0) FROM dead"),
             idempotency_keys=one("SELECT count(*) FROM answers"),
-            file_bytes=(self._folder / FILE).stat().st_size,
+            file_bytes=(self._folder / FILE).stat().st_size + space(self._folder),
         )
 
     def dead(self) -> list[DeadLetter]:
@@ -108,7 +109,7 @@ class Inspection:
 
     def lines(self, id_: str) -> bytes:
         """Return the payloads of a dead letter as NDJSON; raises PayloaddError."""
-        return dead_letters.lines(self._connection, id_)
+        return dead_letters.lines(self._connection, self._folder, id_)
 
     def retry(self, ids: Sequence[str]) -> int:
         """Mark dead letters (all, if ``ids`` is empty) to be tried again; returns how many."""

@@ -13,12 +13,16 @@ from daemon.errors import StartError
 from daemon.pipeline.database import Database
 from daemon.pipeline.lock import try_lock
 from daemon.pipeline.schema import FILE, MIGRATIONS, look_into
+from daemon.pipeline.segments import Segments
 
 _READ_AT_START: Final = (
     "SELECT first, last, key, compression FROM batches",
     "SELECT first, template, host, compression, alone FROM layouts",
     "SELECT first, last, payloads, bytes FROM dead",
 )
+_NEEDED: Final = """
+    SELECT segment, max(start + size) FROM jobs WHERE segment IS NOT NULL GROUP BY segment
+"""
 _MOST_CHECKED: Final = 64 * 2**20
 """Bytes of a journal that is checked page by page: 0.1 s if it is in memory, 1 s if it is not."""
 
@@ -39,7 +43,7 @@ def try_journal(folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix="payloadd-check-") as scratch:
             Database(Path(scratch) / FILE).close()
-        found = _try_file(path) if path.exists() else "new"
+        found = _try_file(path) if path.exists() else _try_none(folder)
     except (OSError, sqlite3.Error, StartError) as error:
         raise StartError(f"cannot keep a journal in STATE_DIR {folder}: {error}") from None
     finally:
@@ -47,6 +51,11 @@ def try_journal(folder: Path) -> str:
             with suppress(OSError):
                 one.rmdir()
     return f"{path}, {found}"
+
+
+def _try_none(folder: Path) -> str:
+    Segments(folder).check(1)
+    return "new"
 
 
 def _try_file(path: Path) -> str:
@@ -70,6 +79,7 @@ def _try_file(path: Path) -> str:
         totals = connection.execute("SELECT next, jobs, payloads, bytes FROM totals").fetchone()
         if totals is None:
             raise StartError(f"{FILE} has lost its totals")
+        _check_segments(connection, path.parent, totals[0])
         return f"{totals[2]} payloads wait"
 
 
@@ -80,3 +90,12 @@ def _check_pages(connection: sqlite3.Connection) -> None:
         (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise StartError(f"{FILE} is damaged: {found}")
+
+
+def _check_segments(connection: sqlite3.Connection, folder: Path, following: int) -> None:
+    segments = Segments(folder)
+    segments.check(following)
+    for name, needed in connection.execute(_NEEDED).fetchall():
+        size = segments.size(name)
+        if size < needed:
+            raise StartError(f"the segment {name} has {size} bytes, {FILE} wants {needed}")

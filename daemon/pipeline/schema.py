@@ -1,6 +1,9 @@
 """The tables of the journal and how an old file becomes a new one.
 
-* ``jobs``: what is accepted and not stored. ``seq`` is the order of acceptance.
+* ``jobs``: what is accepted and not stored. ``seq`` is the order of acceptance. The ``lines`` of
+  a large job are in a file (see ``segments.py``): which one, from where on, how many bytes. Its
+  name is kept though it follows from ``seq``: where a file is missing, the one before it must
+  not be taken for it.
 * ``batches``: the sealed ones, by the range of ``seq`` of their members. Members are
   neighbours, so sealing a thousand jobs costs one row.
 * ``layouts``: from which ``seq`` on which settings shape objects and keys, so that a job is
@@ -56,6 +59,12 @@ MIGRATIONS: Final = (
         bytes INTEGER NOT NULL
     );
     INSERT INTO totals VALUES (1, 0, 0, 0);
+    """,
+    """
+    ALTER TABLE jobs ADD COLUMN segment INTEGER;
+    ALTER TABLE jobs ADD COLUMN start INTEGER;
+    ALTER TABLE jobs ADD COLUMN size INTEGER;
+    CREATE INDEX jobs_segment ON jobs (segment, size) WHERE segment IS NOT NULL;
     """,
 )
 """Script number n leads from ``user_version`` n to n + 1; one that was released never changes."""

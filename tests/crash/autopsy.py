@@ -39,6 +39,8 @@ class Remains:
     sealed: set[str] = field(default_factory=set)
     """The keys of the sealed batches."""
     dead: int = 0
+    segments: int = 0
+    """The segments that its jobs are in."""
 
     @property
     def empty(self) -> bool:
@@ -61,28 +63,43 @@ def examine(state: Path) -> Remains:
         if not path.exists():
             return Remains()
         with closing(sqlite3.connect(path)) as journal:
-            return _examine(journal)
+            return _examine(journal, state / "segments")
 
 
-def _examine(journal: sqlite3.Connection) -> Remains:
+def _examine(journal: sqlite3.Connection, segments: Path) -> Remains:
     assert journal.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     if journal.execute("PRAGMA user_version").fetchone() == (0,):
         return Remains()  # killed before it had made its tables
     _assert_consistent(journal)
-    lines = journal.execute("SELECT lines FROM jobs")
+    lines = _lines(journal, segments)
     return Remains(
-        Counter(line for (text,) in lines for line in text.splitlines()),
+        Counter(line for text in lines for line in text.splitlines()),
         {str(uuid.UUID(bytes=id_)) for (id_,) in journal.execute(_ALONE)},
         {key for (key,) in journal.execute("SELECT key FROM batches")},
         *journal.execute("SELECT count(*) FROM dead").fetchone(),
+        *journal.execute("SELECT count(DISTINCT segment) FROM jobs").fetchone(),
     )
+
+
+def _lines(journal: sqlite3.Connection, segments: Path) -> Iterator[bytes]:
+    """Yield the lines of each job, from its row or from the segment that the row names."""
+    jobs = "SELECT seq, payloads, lines, segment, start, size FROM jobs"
+    for seq, payloads, lines, segment, start, size in journal.execute(jobs):
+        text = lines
+        if segment is not None:
+            content = (segments / f"{segment:020}.ndjson").read_bytes()
+            text = content[start : start + size]
+            assert len(text) == size, f"the segment of job {seq} is cut off"
+        assert text.endswith(b"\n"), f"job {seq} is cut off"
+        assert text.count(b"\n") == payloads, f"job {seq} is not what was taken in"
+        yield text
 
 
 def _assert_consistent(journal: sqlite3.Connection) -> None:
     """Check what SQLite cannot know: the totals are right, and sealed batches are whole."""
     (counted,) = journal.execute(
         "SELECT count(*), coalesce(sum(payloads), 0),"
-        " coalesce(sum(length(lines)), 0) + ? * count(*) FROM jobs",
+        " coalesce(sum(coalesce(size, length(lines))), 0) + ? * count(*) FROM jobs",
         (ROW_BYTES,),
     )
     (told,) = journal.execute("SELECT jobs, payloads, bytes FROM totals")

@@ -18,7 +18,7 @@ from tests.crash.promises import Promises
 from tests.crash.proxy import Proxy, s3_proxy
 from tests.crash.sky import Sky, open_sky
 from tests.support.clients import seeded
-from tests.support.daemon import START_WITHIN, Daemon, running_daemon, started
+from tests.support.daemon import START_WITHIN, Daemon, started
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,9 +48,17 @@ class Stage:
     """Where the daemon lives, one life after the other."""
 
     def __init__(
-        self, folder: Path, bucket: str, proxy: Proxy, sky: Sky, crowd: Crowd, promises: Promises
+        self,
+        folder: Path,
+        command: Sequence[str],
+        bucket: str,
+        proxy: Proxy,
+        sky: Sky,
+        crowd: Crowd,
+        promises: Promises,
     ) -> None:
         self._folder = folder
+        self._command = command
         self._state = folder / "state"
         self._bucket = bucket
         self._proxy = proxy
@@ -58,14 +66,15 @@ class Stage:
         self._crowd = crowd
         self._promises = promises
         self.tally: Counter[str] = Counter()
-        """How often which death was met, and missed; payloads found committed and unanswered."""
+        """How often which death was met, and missed; payloads found committed and unanswered;
+        segments with jobs in them."""
 
     async def live(self, life: Life, habits: Mapping[str, str], seed: int) -> None:
         """Start a daemon with ``habits``, have it work and die, and look into its journal."""
         if life.death in YOUNG:
             await self._sky.turn(life.weather)
             await self._sky.wait_until_fair()
-        async with started(self._folder, self._environ(habits)) as daemon:
+        async with started(self._folder, self._environ(habits), self._command) as daemon:
             scene = Scene(daemon, self._state, self._proxy, self._crowd, seeded(seed))
             if life.death in YOUNG:
                 met = await die_young(life.death, scene)
@@ -77,7 +86,8 @@ class Stage:
     async def end(self, habits: Mapping[str, str]) -> None:
         """Let the last daemon finish its work: nothing may be left behind."""
         await self._sky.end()
-        async with running_daemon(self._folder, self._environ(habits)) as daemon:
+        async with started(self._folder, self._environ(habits), self._command) as daemon:
+            await daemon.wait_for_event("listening", START_WITHIN)
             self._crowd.move(daemon.url)
             self._crowd.disperse()
             await self._crowd.wait_until_gone()
@@ -119,6 +129,7 @@ class Stage:
         assert not remains.dead
         unanswered = remains.payloads.keys() - self._promises.acknowledged
         self.tally["(payloads committed, unanswered)"] += len(unanswered)
+        self.tally["(segments found)"] += remains.segments
 
     def _environ(self, habits: Mapping[str, str]) -> dict[str, str]:
         return {
@@ -137,9 +148,11 @@ async def torture(
     lives: Sequence[Life],
     habits: Sequence[Mapping[str, str]],
     seed: int,
+    command: Sequence[str] = (),
 ) -> Counter[str]:
     """Live all ``lives``, with one of ``habits`` after the other; returns what was met.
 
+    ``command`` starts the daemon, where it is not to be the usual one.
     Raises AssertionError if a promise was broken.
     """
     rng = seeded(seed)
@@ -148,7 +161,7 @@ async def torture(
     turns = cycle(habits)
     await trio.to_thread.run_sync(server.make_bucket, bucket)
     async with s3_proxy(server) as proxy, open_sky(server, proxy) as sky:
-        stage = Stage(folder, bucket, proxy, sky, crowd, promises)
+        stage = Stage(folder, command, bucket, proxy, sky, crowd, promises)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(crowd.run, _CLIENTS)
             for number, life in enumerate(lives):

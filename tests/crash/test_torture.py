@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from daemon.pipeline.segment_files import FOLDER, names
 from tests.crash.plan import SHORT, SHORTEST, Life, long_plan
 from tests.crash.stage import torture
 from tests.support.clients import seeded
@@ -25,6 +27,18 @@ _CHANGING: Final = (
     {"BATCH_MAX_PAYLOADS": "7", "KEY_TEMPLATE": "dt={date}/{shard}/{host}-{id}"},
     {"BATCH_MAX_PAYLOADS": "1", "COMPRESSION": "gzip", "KEY_TEMPLATE": "{id}.json"},
 )
+# The limits of the tests are too small for what is large otherwise. Here half of the jobs are,
+# and no second passes without a segment that is full, or empty, or kept by a few jobs.
+_IN_SEGMENTS: Final = """
+from daemon.pipeline import chores, segments, sweep
+segments.LARGE = 200
+segments.WORTH_A_SYNC = 300
+segments.SEGMENT_BYTES = 4096
+sweep._WORTH_A_FILE = 1
+chores._BETWEEN = 0.05
+from daemon.cli import main
+main()
+"""
 
 
 @pytest.mark.parametrize(
@@ -50,3 +64,20 @@ async def test_what_was_acknowledged_is_stored_once_whatever_dies(
     print(dict(sorted(tally.items())))  # noqa: T201 - for who tunes the plans
     for death in {life.death for life in lives}:
         assert tally[death], f"never died {death!r}"
+
+
+async def test_it_is_the_same_with_payloads_in_segments(
+    seaweed: S3Server,
+    tmp_path: Path,
+    seed: int,
+    long_torture: bool,  # noqa: FBT001 - a fixture
+) -> None:
+    """A 202 for large payloads would be worth nothing on the day of a crash."""
+    script = tmp_path / "daemon_script.py"
+    script.write_text(_IN_SEGMENTS)
+    command = (sys.executable, str(script))
+    lives = long_plan(seeded(seed)) if long_torture else SHORT
+    habits = [{**one, "JOURNAL_MAX_BYTES": "96KiB"} for one in _CHANGING]
+    tally = await torture(tmp_path, seaweed, "torture-segments", lives, habits, seed, command)
+    assert tally["(segments found)"], "no life had a segment in it"
+    assert not names(tmp_path / "state" / FOLDER)

@@ -218,4 +218,5 @@ async def open_desk(path: Path, *, max_bytes: int = 10**9) -> AsyncIterator[Desk
                 desk.database.let_go()
     finally:
         desk.database.let_go()
-        desk.database.close()
+        with trio.CancelScope(shield=True):
+            await desk.journal.aclose()

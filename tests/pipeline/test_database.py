@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections import deque
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +29,7 @@ from daemon.pipeline.database import Database
 from daemon.pipeline.job import Batch, Job, Part
 from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
 from daemon.pipeline.schema import ROW_BYTES
+from daemon.pipeline.segment_files import FOLDER
 from tests.pipeline.model import Model
 from tests.pipeline.rig import contents, disk_full, id_of
 
@@ -51,8 +52,17 @@ class JournalFile(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="payloadd-test-"))
         self.now = 1_700_000_000.0
         self.clock = SimpleNamespace(time=lambda: self.now)
-        self.patch = patch("daemon.pipeline.answers.time", self.clock)
-        self.patch.start()
+        self.patches = ExitStack()
+        for one in (
+            patch("daemon.pipeline.answers.time", self.clock),
+            # Some jobs are large, some commits have enough of them, segments are soon full.
+            patch("daemon.pipeline.segments.LARGE", 10),
+            patch("daemon.pipeline.segments.WORTH_A_SYNC", 30),
+            patch("daemon.pipeline.segments.SEGMENT_BYTES", 100),
+            patch("daemon.pipeline.sweep._WORTH_A_FILE", 1),
+            patch("daemon.pipeline.sweep._MOVED_AT_ONCE", 30),
+        ):
+            self.patches.enter_context(one)
         self.number = 0
         self.runs = 0
         self.model = Model(1, {}, {}, {}, {}, set())
@@ -62,7 +72,7 @@ class JournalFile(RuleBasedStateMachine):
         """Leave nothing behind."""
         if hasattr(self, "database"):
             self.database.close()
-            self.patch.stop()
+            self.patches.close()
             shutil.rmtree(self.folder)
 
     @property
@@ -73,6 +83,7 @@ class JournalFile(RuleBasedStateMachine):
     def open(self) -> None:
         """Open the file and read it as the filler does: sealed batches, then page by page."""
         self.database = Database(self.path)
+        assert self.segments() == self.wanted_segments()
         # A crash of the machine is for others to test, and thousands of commits take their time.
         self.database._connection.execute("PRAGMA synchronous = OFF")
         self.staged: list[Operation] = []
@@ -87,6 +98,24 @@ class JournalFile(RuleBasedStateMachine):
         expected = [job for seq, job in sorted(self.model.jobs.items()) if seq not in in_seals]
         assert contents(paged) == contents(expected)
         self.free = deque(paged)
+
+    def segments(self) -> set[int]:
+        """Return the segments that there are."""
+        return {int(path.stem) for path in (self.folder / FOLDER).glob("*")}
+
+    def wanted_segments(self) -> set[int]:
+        """Return those that a row refers to."""
+        with closing(sqlite3.connect(self.path)) as other:
+            found = other.execute("SELECT DISTINCT segment FROM jobs WHERE segment IS NOT NULL")
+            return {name for (name,) in found}
+
+    @rule()
+    def sweep(self) -> None:
+        """Give back the space of segments."""
+        self.database.sweep.begin()
+        while self.database.sweep.step():
+            pass
+        assert self.segments() >= self.wanted_segments()
 
     def pages(self, most_jobs: int, most_bytes: int) -> list[Job]:
         """Return all that can be paged through."""
@@ -216,12 +245,12 @@ class JournalFile(RuleBasedStateMachine):
         totals = self.database.totals
         with closing(sqlite3.connect(self.path)) as other:
             counted = other.execute(
-                "SELECT count(*), total(payloads), total(length(lines)) FROM jobs WHERE NOT EXISTS"
-                " (SELECT 1 FROM dead WHERE seq BETWEEN first AND last)"
+                "SELECT count(*), total(payloads), total(coalesce(size, length(lines))) FROM jobs"
+                " WHERE NOT EXISTS (SELECT 1 FROM dead WHERE seq BETWEEN first AND last)"
             ).fetchone()
             written = other.execute("SELECT next, jobs, payloads, bytes FROM totals").fetchone()
             dead = {
-                letter.id: (letter.payloads, dead_letters.lines(other, letter.id))
+                letter.id: (letter.payloads, dead_letters.lines(other, self.folder, letter.id))
                 for letter in dead_letters.letters(other)
             }
             keys = other.execute("SELECT key FROM answers ORDER BY key").fetchall()

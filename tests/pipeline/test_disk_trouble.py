@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from tests.pipeline.rig import Desk
 
+pytestmark = pytest.mark.usefixtures("anywhere")
+
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:

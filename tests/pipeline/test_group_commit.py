@@ -21,6 +21,8 @@ from tests.pipeline.rig import PATIENCE, batch, disk_full, make_desk, open_desk,
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("anywhere")
+
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:

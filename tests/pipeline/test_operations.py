@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from daemon.pipeline.operations import Operation
 
+pytestmark = pytest.mark.usefixtures("anywhere")
+
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:

@@ -16,6 +16,7 @@ from daemon.pipeline.lock import lock
 from daemon.pipeline.operations import Seal
 from daemon.pipeline.preflight import try_journal
 from daemon.pipeline.schema import FILE, MIGRATIONS
+from daemon.pipeline.segment_files import FOLDER
 from tests.pipeline.rig import append, batch, job
 
 if TYPE_CHECKING:
@@ -149,4 +150,22 @@ def test_a_journal_of_a_newer_version_is_found_out(tmp_path: Path) -> None:
     """`check` before a downgrade would say ok, and `serve` would not start."""
     change(make_journal(tmp_path), f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     with pytest.raises(StartError, match="newer"):
+        try_journal(tmp_path)
+
+
+@pytest.mark.usefixtures("all_large")
+def test_a_segment_that_is_gone_or_cut_is_found_out(tmp_path: Path) -> None:
+    """`check` would say ok, and `serve` would be unable to read what it has to send."""
+    make_journal(tmp_path)
+    (segment,) = (tmp_path / FOLDER).iterdir()
+    assert "2 payloads wait" in try_journal(tmp_path)
+    segment.write_bytes(b"1\n2")
+    with pytest.raises(StartError, match=r"segment 1 has 3 bytes, journal.db wants 4"):
+        try_journal(tmp_path)
+    segment.unlink()
+    with pytest.raises(StartError, match=r"0001.ndjson: No such file"):
+        try_journal(tmp_path)
+    (tmp_path / FILE).unlink()
+    segment.with_name(f"{9:020}.ndjson").write_bytes(b"of another journal")
+    with pytest.raises(StartError, match="belongs to another journal"):
         try_journal(tmp_path)

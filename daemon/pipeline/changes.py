@@ -1,0 +1,95 @@
+"""What the operations of one commit do to ``jobs``, gathered to be written with few statements."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from daemon.pipeline import segments
+from daemon.pipeline.job import Job
+from daemon.pipeline.schema import ROW_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from daemon.pipeline.dead_letters import Range as DeadRange
+    from daemon.pipeline.job import Batch, Part
+    from daemon.pipeline.rows import Range, Row
+
+
+class Changes:
+    """The new rows, the ranges of settled ones, and what the totals change by."""
+
+    def __init__(self, following: int) -> None:
+        self.next = following
+        """The ``seq`` of the next job."""
+        self.rows: list[Row] = []
+        self.large: list[Job] = []
+        """Those whose lines may go into a segment: they have no row before they have a place."""
+        self.large_bytes = 0
+        self.settled: list[Range] = []
+        self.unsealed: list[int] = []
+        """The first ``seq`` of each sealed batch that is settled."""
+        self.jobs = 0
+        self.payloads = 0
+        self.bytes = 0
+        """Without ROW_BYTES."""
+        self.dead_bytes = 0
+        """With ROW_BYTES."""
+
+    def take_in(self, parts: Sequence[Part]) -> list[Job]:
+        """Give each part its number; returns them as jobs."""
+        taken = []
+        for id_, lines, payloads in parts:
+            job = Job(self.next, id_, lines, payloads)
+            self.next += 1
+            self.payloads += payloads
+            self.bytes += len(lines)
+            if len(lines) < segments.LARGE:
+                self.rows.append((job.seq, id_.bytes, payloads, lines, None, None, None))
+            else:
+                self.large.append(job)
+                self.large_bytes += len(lines)
+            taken.append(job)
+        self.jobs += len(taken)
+        return taken
+
+    def settle(self, batch: Batch) -> None:
+        """Take a stored batch away."""
+        first = batch.jobs[0].seq
+        self.settled.append((first, batch.jobs[-1].seq))
+        if batch.sealed:
+            self.unsealed.append(first)
+        self._count_away(batch)
+
+    def bury(self, batch: Batch) -> None:
+        """Take a batch out of circulation; it stays where it is."""
+        self._count_away(batch)
+        self.dead_bytes += batch.bytes + len(batch.jobs) * ROW_BYTES
+
+    def revive(self, letter: DeadRange) -> None:
+        """Bring a dead letter back."""
+        self.jobs += letter.jobs
+        self.payloads += letter.payloads
+        self.bytes += letter.bytes
+        self.dead_bytes -= letter.room
+
+    def _count_away(self, batch: Batch) -> None:
+        self.jobs -= len(batch.jobs)
+        self.payloads -= batch.payloads
+        self.bytes -= batch.bytes
+
+    def large_lines(self) -> list[bytes]:
+        """Return what goes into a segment, in order."""
+        return [job.lines for job in self.large]
+
+    def place(self, segment: int, start: int) -> None:
+        """Make rows of the large jobs, whose lines are in ``segment`` from ``start`` on."""
+        for job in self.large:
+            size = len(job.lines)
+            self.rows.append((job.seq, job.id.bytes, job.payloads, b"", segment, start, size))
+            start += size
+
+    def place_in_rows(self) -> None:
+        """Make rows of the large jobs that hold their lines."""
+        for job in self.large:
+            self.rows.append((job.seq, job.id.bytes, job.payloads, job.lines, None, None, None))

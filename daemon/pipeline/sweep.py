@@ -1,0 +1,117 @@
+"""Gives the space of segments back: what is stored goes in whole files.
+
+Jobs are stored about in the order in which they came, so most segments empty by themselves,
+the oldest first. A few jobs that stay, dead letters or a batch that its store does not take,
+would keep a segment for themselves: they are moved into their rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from daemon.pipeline import segment_files
+from daemon.pipeline.segment_files import Place
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from daemon.pipeline.rows import Range
+    from daemon.pipeline.segments import Segments
+
+_MOSTLY_DEAD: Final = 4
+"""A segment is given up when no more than one byte in so many is alive, and none leaves it."""
+_MOVED_AT_ONCE: Final = 2**20
+"""Bytes that are moved in one commit: about 5 ms, for which others wait."""
+_WORTH_A_FILE: Final = 2**20
+"""Bytes from which the segment that is written makes way for a new one when it is dead."""
+
+_UNKNOWN: Final = -1
+_ANY: Final = "SELECT 1 FROM jobs WHERE segment = ? LIMIT 1"
+_LIVE: Final = "SELECT coalesce(sum(size), 0) FROM jobs WHERE segment = ?"
+_ROWS: Final = "SELECT seq, segment, start, size FROM jobs WHERE segment = ?"
+_MOVE: Final = """
+    UPDATE jobs SET lines = ?, segment = NULL, start = NULL, size = NULL WHERE seq = ?
+"""
+
+
+class Sweep:
+    """Knows which segments have lost jobs. Methods raise sqlite3.Error."""
+
+    def __init__(self, connection: sqlite3.Connection, state_dir: Path, files: Segments) -> None:
+        self._connection = connection
+        self._folder = state_dir
+        self._segments = files
+        self._live: dict[int, int] = {}
+        """The segments to look at, and how many bytes were alive in each at the last look.
+
+        Not those that nothing has left since: a large backlog costs nothing.
+        """
+        self._todo: list[int] = []
+        self.unlink_dead()
+
+    def look_at_all(self) -> None:
+        """Look at every segment next time."""
+        self._live = dict.fromkeys(self._segments.names, _UNKNOWN)
+
+    def look_at(self, ranges: Iterable[Range]) -> None:
+        """Look next time at the segments that may have held these jobs."""
+        if self._segments.names:
+            for first, last in ranges:
+                for name in self._segments.within(first, last):
+                    self._live.setdefault(name, _UNKNOWN)
+
+    def begin(self) -> None:
+        """Begin a round of steps, a second or so behind the last."""
+        self._todo = list(self._live)
+
+    def step(self) -> bool:
+        """Unlink one segment, or move some of the jobs that keep one; returns if there is more."""
+        # What nobody knows of may be alive: its rows may come back with a crash.
+        while self._todo and not self._segments.in_doubt:
+            if self._do(self._todo.pop()):
+                return True
+        return False
+
+    def unlink_dead(self) -> None:
+        """Unlink all segments without a job, to leave none behind."""
+        for name in [] if self._segments.in_doubt else list(self._segments.names):
+            if self._connection.execute(_ANY, (name,)).fetchone() is None:
+                self._segments.unlink(name)
+
+    def _do(self, name: int) -> bool:
+        before = self._live.pop(name, _UNKNOWN)
+        (live,) = self._connection.execute(_LIVE, (name,)).fetchone()
+        current = name == self._segments.current
+        if not live and not (current and self._segments.size(name) < _WORTH_A_FILE):
+            self._segments.unlink(name)
+            return True
+        if current:
+            self._live[name] = live
+            return False
+        if live * _MOSTLY_DEAD > self._segments.size(name):
+            return False
+        # What still empties by itself is left alone.
+        self._live[name] = live
+        if live == before:
+            self._live[name] -= self._move_some(name)
+            self._todo.append(name)
+        return bool(live == before)
+
+    def _move_some(self, name: int) -> int:
+        """Move jobs of a segment into their rows, at least one; returns their bytes."""
+        seqs: list[int] = []
+        places: list[Place] = []
+        moved = 0
+        for seq, *place in self._connection.execute(_ROWS, (name,)):
+            moved += Place(*place).size
+            if seqs and moved > _MOVED_AT_ONCE:
+                break
+            seqs.append(seq)
+            places.append(Place(*place))
+        found = segment_files.read(self._folder, places)
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany(_MOVE, zip(found, seqs, strict=True))
+        return sum(map(len, found))
