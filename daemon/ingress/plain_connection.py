@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 Ts = TypeVarTuple("Ts")
 
-_HEAD_BYTES: Final = 65_536
+_HEAD_BYTES: Final = 120 * 2**10
+"""What a read takes: a POST of 64 KiB with its head, and no more than malloc(3) has at hand."""
 _BODY_BYTES: Final = 262_144
 
 

@@ -46,6 +46,7 @@ async def dispatch(
                 # It waits: between registering and waiting nothing else runs, unless all is over.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 inbox.send_nowait(batch)
+            del batch  # or it stays in memory for as long as this waits for the next
 
 
 async def _first_of(idle: trio.MemoryReceiveChannel[Inbox]) -> Inbox:

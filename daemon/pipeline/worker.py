@@ -75,11 +75,14 @@ class Worker:
         with inbox, batches:
             idle.send_nowait(inbox)
             async for first in batches:
+                hand = Hand(first, next_nowait)
                 self._busy += 1
                 try:
-                    await self._upload(Hand(first, next_nowait))
+                    await self._upload(hand)
                 finally:
                     self._busy -= 1
+                    # Or who is idle holds on to it: 64 workers to half a GiB of large payloads.
+                    del first, hand
                 idle.send_nowait(inbox)
 
     async def _upload(self, hand: Hand) -> None:

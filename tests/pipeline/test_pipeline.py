@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from daemon.pipeline.channel import JobChannel
 from daemon.pipeline.dispatcher import dispatch
 from daemon.pipeline.filler import Filler
 from daemon.pipeline.intake import Intake
+from daemon.pipeline.job import Job
 from daemon.pipeline.layout import Layout, Layouts
 from daemon.pipeline.ledger import Ledger
 from daemon.pipeline.memory import MemoryJournal
@@ -164,6 +166,19 @@ async def test_workers_upload_side_by_side_and_no_more_than_there_are(
     await pipeline.drain([b"1"] * 20)
     assert pipeline.store.busiest == 4
     assert trio.current_time() - start == pytest.approx(5.0)
+
+
+async def test_who_is_idle_holds_on_to_nothing(autojump_clock: MockClock) -> None:
+    """Sixty-four workers with a large batch each would be half a GiB that no bound counts."""
+    assert autojump_clock.autojump_threshold == 0
+    pipeline = Pipeline(FaultyStore(seconds=1.0), workers=4)
+    async with pipeline.open():
+        for _ in range(8):
+            await pipeline.intake.accept([b'"held"'])
+        await trio.sleep(10)
+        assert pipeline.ledger.stored == 8
+        alive = [one for one in gc.get_objects() if isinstance(one, Job)]
+        assert not [one for one in alive if one.lines == b'"held"\n']
 
 
 @pytest.mark.parametrize("error", [forbidden, blip, slow_down])
