@@ -19,8 +19,9 @@ import trio
 from daemon.errors import RefusedError, TooLargeError
 from daemon.pipeline.chores import Chores
 from daemon.pipeline.disk import Disk, disk_error
+from daemon.pipeline.groups import Groups
 from daemon.pipeline.journal_thread import JournalThread
-from daemon.pipeline.operations import Append, Bury, Expire, Group, Receipt, Revive, Seal, Settle
+from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
 from daemon.pipeline.reserve import LARGEST_COMMIT
 from daemon.pipeline.schema import ROW_BYTES
 
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from daemon.pipeline.window import Window
 
 
-_PATIENCE: Final = 0.05
-"""Seconds that settled rows wait for a commit to ride along with."""
 _AFTER_TROUBLE: Final = 0.5
 """Seconds between two attempts while the disk refuses writes."""
 _LAST_COMMIT: Final = 10.0
@@ -63,13 +62,11 @@ class SqliteJournal:
         self._max_bytes = max_bytes
         self._thread = JournalThread(self._disk)
         self._sealed = deque(database.sealed_firsts)
-        self._chores = Chores(database, self._thread, self._disk, self._add)
         # The first is committed next, the last collects. Each is bounded by LARGEST_COMMIT or
         # one request, all by max_bytes, and what is not a request by MAX_WORKERS.
-        self._groups = deque([Group()])
+        self._groups = Groups()
+        self._chores = Chores(database, self._thread, self._disk, self._groups.add)
         self._bytes = 0
-        self._stir = trio.Event()
-        self._urgent = trio.Event()
 
     def append(
         self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: Done
@@ -80,15 +77,8 @@ class SqliteJournal:
             raise TooLargeError(f"the request takes {size} bytes, more than JOURNAL_MAX_BYTES")
         if (refusal := self.refusal(size)) is not None:
             raise refusal
-        group = self._groups[-1]
-        if group.bytes and group.bytes + size > LARGEST_COMMIT:
-            group = Group()
-            self._groups.append(group)
-        group.operations.append(Append(receipt, parts, key, done))
-        group.bytes += size
+        self._groups.append(Append(receipt, parts, key, done), size, LARGEST_COMMIT)
         self._bytes += size
-        self._stir.set()
-        self._urgent.set()
 
     def refusal(self, size: int = 1024) -> RefusedError | None:
         """Return why a request of ``size`` bytes would be refused now, or None."""
@@ -104,8 +94,8 @@ class SqliteJournal:
 
     async def seal(self, batch: Batch) -> None:
         """Make the members and the key of ``batch`` durable; see Journal."""
-        group = self._add(Seal(batch))
-        self._urgent.set()
+        group = self._groups.add(Seal(batch))
+        self._groups.hurry()
         await group.done.wait()
         while group.successor is not None:
             group = group.successor
@@ -113,11 +103,11 @@ class SqliteJournal:
 
     def settle(self, batch: Batch) -> None:
         """Forget a stored batch with one of the next commits."""
-        self._add(Settle(batch))
+        self._groups.add(Settle(batch))
 
     def bury(self, batch: Batch, code: str, reason: str) -> None:
         """Move a refused batch to the dead letters with one of the next commits."""
-        self._add(Bury(batch, code, reason))
+        self._groups.add(Bury(batch, code, reason))
 
     async def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
         """Return the next unsealed jobs behind ``after``; see Journal.
@@ -129,9 +119,8 @@ class SqliteJournal:
 
     async def pulse(self) -> None:
         """Return once a commit has come round, whether the disk took it or not; see Journal."""
-        group = self._groups[0]
-        self._stir.set()
-        self._urgent.set()
+        group = self._groups.next
+        self._groups.hurry()
         await group.done.wait()
 
     async def sealed(self) -> Batch | None:
@@ -171,24 +160,22 @@ class SqliteJournal:
     async def _commit_for_ever(self) -> None:
         while True:
             if not self._disk.in_trouble:
-                await self._stir.wait()
-                with trio.move_on_after(_PATIENCE):
-                    await self._urgent.wait()
+                await self._groups.wait()
             if not await self.commit():
                 await trio.sleep(_AFTER_TROUBLE)
 
     async def commit(self) -> bool:
         """Commit the next group; returns whether the disk took it and takes more."""
-        group = self._next_group()
+        group = self._groups.take()
         start = trio.current_time()
         room = False
         try:
             room = await self._thread.write(self._write, group.operations)
         except sqlite3.Error as error:
-            group.successor = self._groups[0]
+            group.successor = self._groups.next
             # Requests are refused; what the pipeline wants written must be, in the end.
             kept = [one for one in group.operations if isinstance(one, Seal | Settle | Bury)]
-            self._groups[0].operations[:0] = kept
+            self._groups.next.operations[:0] = kept
             self._chores.look_again()  # what revives dead letters is not kept
             self._disk.failed(error)
             group.answer(disk_error(error))
@@ -200,16 +187,6 @@ class SqliteJournal:
         finally:
             self._bytes -= group.bytes
         return room
-
-    def _next_group(self) -> Group:
-        group = self._groups.popleft()
-        self._stir, self._urgent = trio.Event(), trio.Event()
-        if self._groups:
-            self._stir.set()
-            self._urgent.set()
-        else:
-            self._groups.append(Group())
-        return group
 
     def _write(self, operations: Sequence[Operation]) -> bool:
         """Carry them out; returns whether there is room for more than they took."""
@@ -238,13 +215,8 @@ class SqliteJournal:
                     self._sealed += firsts
                     self._window.nudge()
                     if more:
-                        self._add(Revive())
+                        self._groups.add(Revive())
                 case Expire(more=True):
-                    self._add(Expire())
+                    self._groups.add(Expire())
         self._ledger.accept(accepted)
         self._window.offer(jobs)
-
-    def _add(self, operation: Operation) -> Group:
-        self._groups[0].operations.append(operation)
-        self._stir.set()
-        return self._groups[0]

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import trio
-
 from daemon.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -95,21 +93,3 @@ class Expire:
 
 
 Operation = Append | Seal | Settle | Bury | Revive | Expire
-
-
-class Group:
-    """Operations that are committed together, and those who wait for it."""
-
-    def __init__(self) -> None:
-        self.operations: list[Operation] = []
-        self.bytes = 0
-        self.done = trio.Event()
-        self.successor: Group | None = None
-        """After an error: the group that what has to be written was carried over to."""
-
-    def answer(self, refusal: RefusedError | None = None) -> None:
-        """Tell all who wait what became of it."""
-        for operation in self.operations:
-            if isinstance(operation, Append) and operation.done is not None:
-                operation.done(refusal or operation.earlier or operation.receipt)
-        self.done.set()
