@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import trio
-from trio.testing import MockClock
 
 from daemon.pipeline.groups import Groups
 from daemon.pipeline.operations import Expire
 from tests.pipeline.rig import append
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
 
 MOST = 100
 
