@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import signal
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -50,8 +50,6 @@ E = TypeVar("E", bound=BaseException)
 
 # A scraper, a load balancer's probes and a few people looking.
 _ADMIN_CONNECTIONS: Final = 64
-
-
 _COLLECT_AFTER: Final = (5_000, 20, 50)
 """Containers more than were freed; collections of the youngest; of the middle-aged."""
 
@@ -117,7 +115,9 @@ async def _live(house: House) -> None:
     settings = house.settings
     stop = trio.Event()
     async with trio.open_nursery() as root:
-        await root.start(_watch_signals, house, stop, root.cancel_scope)
+        reloads, asked = trio.open_memory_channel[None](1)
+        root.start_soon(_reload, house, asked)
+        await root.start(_watch_signals, house, stop, root.cancel_scope, reloads)
         async with open_store(settings) as store:
             # The memory bound of the daemon, in jobs and in bytes.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
@@ -141,18 +141,19 @@ async def _watch_signals(
     house: House,
     stop: trio.Event,
     everything: trio.CancelScope,
+    reloads: trio.MemorySendChannel[None],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Drain on the first SIGTERM or SIGINT, stop at once on the second."""
+    """Drain on the first SIGTERM or SIGINT, stop at once on the second; reload on SIGHUP."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         task_status.started()
         async for number in signals:
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
                 log.info("reload", signal=name)
-                if house.certificates is not None:
-                    await trio.to_thread.run_sync(house.certificates.read_again)
+                with suppress(trio.WouldBlock):  # one that waits is enough
+                    reloads.send_nowait(None)
             elif stop.is_set():
                 log.warning("stopping_at_once", signal=name)
                 everything.cancel()
@@ -162,6 +163,14 @@ async def _watch_signals(
                 house.metrics.draining.set(1)
                 house.notifier.stopping()
                 stop.set()
+
+
+async def _reload(house: House, asked: trio.MemoryReceiveChannel[None]) -> None:
+    """Read again what SIGHUP is for; a file that hangs holds up nothing else."""
+    async for _ in asked:
+        if house.certificates is not None:
+            read = house.certificates.read_again
+            await trio.to_thread.run_sync(read, abandon_on_cancel=True)
 
 
 @asynccontextmanager

@@ -31,6 +31,8 @@ async def take_leave(transport: QuickStream, words: bytes, *, waits: bool) -> No
                 await transport.send_all(words)
             if words or waits:
                 await _linger(transport)
+            else:
+                transport.say_goodbye()
     except trio.BrokenResourceError:
         pass  # the client is gone
     transport.socket.close()

@@ -7,6 +7,7 @@ import sys
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
+import trio
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 
@@ -28,8 +29,12 @@ class HypercornConnection(TCPServer):
         await self.stream.aclose()
 
 
-def asgi(app: QuartTrio) -> AppWrapper:
-    """Return ``app`` as Hypercorn calls it; ``scope["state"]["due"]`` is the request's deadline."""
+def asgi(app: QuartTrio, send_timeout: float) -> AppWrapper:
+    """Return ``app`` as Hypercorn calls it; ``scope["state"]["due"]`` is the request's deadline.
+
+    A client that does not take a part of its answer within ``send_timeout`` seconds loses its
+    connection: the stream sees to that, but not where Hypercorn waits for HTTP/2's window.
+    """
 
     async def call(scope: Any, receive: Any, send: Any, _spawn: Any, _soon: Any) -> None:  # noqa: ANN401 - ASGI's own types are a union of dicts that nobody tells apart
         stream: ClientStream = scope["state"].pop("stream")
@@ -37,8 +42,15 @@ def asgi(app: QuartTrio) -> AppWrapper:
             stream.turn_away(Problem("NOT_FOUND", "there are no websockets here"))
             return
         scope["state"]["due"] = stream.request_begins()
+
+        async def send_in_time(message: Any) -> None:  # noqa: ANN401 - as above
+            with trio.move_on_after(send_timeout) as patience:
+                await send(message)
+            if patience.cancelled_caught:
+                await stream.aclose()
+
         try:
-            await app(scope, receive, send)
+            await app(scope, receive, send_in_time)
         except* Exception as group:  # noqa: BLE001 - it is logged, and Hypercorn says 500
             report(group)
         finally:

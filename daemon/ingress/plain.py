@@ -66,13 +66,16 @@ class PlainLane:
             self._ready.close()
 
     def enter(self, stream: ClientStream, leave: Callable[[ClientStream], object]) -> None:
-        """Serve a new connection until it has to go on elsewhere, or ends: then call ``leave``."""
-        PlainConnection(self, stream, leave)
+        """Serve a new connection until it has to go on elsewhere, or ends: then call ``leave``.
+
+        Raises OSError where the system can watch no more of them.
+        """
+        PlainConnection(self, stream, leave).read_pending()
 
     def listen(self, fd: int, connection: PlainConnection) -> None:
         """Have ``connection`` called when there is something to read."""
-        self._connections[fd] = connection
         self._ready.register(fd, select.EPOLLIN)
+        self._connections[fd] = connection
 
     def ignore(self, fd: int) -> None:
         """Call it no more."""

@@ -51,8 +51,8 @@ class PlainConnection:
         self._waits = False  # for the pipeline to take the request
         self._listens = True
         self._gone = False
-        stream.on_end = self._go
         lane.listen(self._fd, self)
+        stream.on_end = self._go
 
     def readable(self) -> None:
         """Take what came."""
@@ -68,6 +68,12 @@ class PlainConnection:
             return  # the drain's patience was over before the disk answered
         self._waits = False
         self._guard(self._conclude, outcome)
+        self.read_pending()
+
+    def read_pending(self) -> None:
+        """Take what nobody announces: TLS may hold more, or the end, behind what was read."""
+        if self._stream.pending and not (self._waits or self._gone):
+            self._guard(self._read)
 
     def _guard(self, step: Callable[[*Ts], object], *arguments: *Ts) -> None:
         """Take a step; a client that is gone, or a bug, ends this connection and no other."""
@@ -105,7 +111,7 @@ class PlainConnection:
             self._head = data
             return
         request = parse(data, self._lane.door.max_length)
-        if request is None or len(data) > request.end or self._has_more(request, data):
+        if request is None or len(data) > request.end:
             self._hand_over(data)
             return
         self._begin(request, data)
@@ -129,10 +135,6 @@ class PlainConnection:
         self._body = bytearray(body)
         self._stream.body_is_due(self._due, self._too_slow)
 
-    def _has_more(self, request: PlainRequest, data: bytes) -> bool:
-        """Return whether another request is there behind the one that ``data`` is all of."""
-        return len(data) == request.end and self._stream.pending
-
     def _read_body(self, request: PlainRequest) -> None:
         # What comes behind it stays in the socket.
         missing = request.end - request.start - len(self._body)
@@ -140,7 +142,7 @@ class PlainConnection:
         if data is None:
             return
         self._body += data
-        if not data or (self._stream.pending and len(data) == missing):
+        if not data:
             self._hand_over(self._head + self._body, self._due)
             return
         if len(data) == missing:
@@ -194,8 +196,8 @@ class PlainConnection:
         if not sent:
             self._hand_over(b"")
         elif not self._listens:
-            self._listens = True
             self._lane.listen(self._fd, self)
+            self._listens = True
 
     # --- away ----------------------------------------------------------------------------------
 

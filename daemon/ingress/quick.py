@@ -76,6 +76,9 @@ class QuickStream:
         if not self.send_now(data):
             await self.flush()
 
+    def say_goodbye(self) -> None:
+        """Say that this is the end, without waiting for anything: nothing to say without TLS."""
+
     async def send_eof(self) -> None:
         """Say that nothing more will be sent."""
         await self._stream.send_eof()

@@ -108,8 +108,9 @@ class _House:
     def __init__(self, app: QuartTrio, settings: Settings, front: Front) -> None:
         self._streams: dict[ClientStream, WorkerContext] = {}
         self._draining = False
+        self._over = False
         self._empty = trio.Event()
-        self._app = asgi(app)
+        self._app = asgi(app, settings.request_timeout)
         self._config = make_config()
         self._settings = settings
         self._lane = front.lane
@@ -154,8 +155,11 @@ class _House:
 
     async def wait_empty(self) -> None:
         """Return once all connections are closed, after ``drain``."""
-        if self._streams:
-            await self._empty.wait()
+        try:
+            if self._streams:
+                await self._empty.wait()
+        finally:
+            self._over = True
 
     def cut_off(self) -> None:
         """Close what is left, all of it in the lane: what had a task was closed by that."""
@@ -186,13 +190,19 @@ class _House:
 
     def _begin(self, stream: ClientStream, connections: trio.Nursery) -> None:
         if self._lane is not None:
-            self._lane.enter(stream, partial(self._leave_lane, connections))
-        else:
-            stream.hand_over(b"")
-            connections.start_soon(self._connection, stream)
+            try:
+                self._lane.enter(stream, partial(self._leave_lane, connections))
+            except OSError as error:
+                log.warning("connection_not_watched", reason=str(error))
+            else:
+                return
+        stream.hand_over(b"")
+        connections.start_soon(self._connection, stream)
 
     def _leave_lane(self, connections: trio.Nursery, stream: ClientStream) -> None:
-        connections.start_soon(self._connection, stream)
+        # Once the drain's patience is over nothing begins; `cut_off` closes what is left.
+        if not self._over:
+            connections.start_soon(self._connection, stream)
 
     async def _connection(self, stream: ClientStream) -> None:
         """Serve a connection for which there is more to do than the lane does."""

@@ -100,6 +100,7 @@ class ClientStream:
             self._clock.wait_for_a_request()
             if protocol != "h2":
                 return True
+            self._clock.http2 = True
             self.hand_over(b"")
         return False
 

@@ -7,6 +7,7 @@ records go through OpenSSL in memory here, and the socket is read and written as
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -16,14 +17,16 @@ from daemon.ingress.quick import QuickStream
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from daemon.config import Settings
 
 log = get_logger(__name__)
 
-_RAW_BYTES: Final = 65_536
+_RAW_BYTES: Final = 120 * 2**10
+"""What a read takes: a POST of 64 KiB with its head, as without TLS."""
+_MOST_UNREAD: Final = 64 * 2**10
+"""Bytes that wait for a client which only makes TLS answer (with key updates, in TLS 1.3)."""
 
 
 class Certificates:
@@ -75,14 +78,15 @@ class TlsStream(QuickStream):
         super().__init__(stream)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._pending = False
+        self._ended = False
+        self._left = False
 
     async def handshake(self) -> str | None:
         """Agree on keys; returns the protocol that was agreed on (ALPN, RFC 7301), or None.
 
         Raises BrokenResourceError for a client that does not speak TLS, or is not let in.
         """
-        while not self._step(self._tls.do_handshake):
+        while not self._shake():
             await trio.lowlevel.wait_readable(self.socket)
             data = super().receive_now(_RAW_BYTES)
             if data == b"":
@@ -90,10 +94,10 @@ class TlsStream(QuickStream):
             self._incoming.write(data or b"")
         return self._tls.selected_alpn_protocol()
 
-    def _step(self, function: Callable[[], object]) -> bool:
+    def _shake(self) -> bool:
         """Take a step and send what comes of it; returns whether it was the last."""
         try:
-            function()
+            self._tls.do_handshake()
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLError as error:
@@ -104,11 +108,13 @@ class TlsStream(QuickStream):
 
     @property
     def pending(self) -> bool:
-        """Whether the last read left something that the socket will not announce."""
-        return self._pending
+        """Whether a read may find what the socket will not announce: records, or their end."""
+        return self._ended or self._incoming.pending > 0 or self._tls.pending() > 0
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """Return what came, b"" at the end."""
+        # Also where there is something: a client that sends quickly is not the only one.
+        await trio.lowlevel.checkpoint()
         while (data := self.receive_now(max_bytes)) is None:
             await trio.lowlevel.wait_readable(self.socket)
         return data
@@ -117,34 +123,34 @@ class TlsStream(QuickStream):
         """Return what is there, b"" at the end, None for nothing yet; this is no checkpoint.
 
         The end is what the client says of its end, or that of the socket: what is cut off is
-        told by its Content-Length.
+        told by its Content-Length. What is more than the socket gives at once, it announces.
         """
+        if self._left:
+            return super().receive_now(max_bytes)
         found = bytearray()
-        while len(found) < max_bytes:
-            piece = self._decrypt(max_bytes - len(found))
-            if not piece:
-                self._pending = False
-                return bytes(found) or piece
-            found += piece
-        self._pending = True
-        return bytes(found)
-
-    def _decrypt(self, max_bytes: int) -> bytes | None:
-        """Return some of the next record, b"" at the end, None for nothing yet."""
-        while True:
+        while len(found) < max_bytes and not self._ended:
             try:
-                return self._tls.read(max_bytes)
+                piece = self._tls.read(max_bytes - len(found))
+                found += piece
+                self._ended = not piece  # close_notify
             except ssl.SSLWantReadError:
-                data = super().receive_now(_RAW_BYTES)
-                if data is None:
-                    return None
-                if not data:
-                    return b""
-                self._incoming.write(data)
+                if found or not self._fetch():
+                    break
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                return b""
+                self._ended = True
             except ssl.SSLError as error:
                 raise trio.BrokenResourceError(str(error)) from error
+        self._answer_records()
+        return bytes(found) if found or self._ended else None
+
+    def _fetch(self) -> bool:
+        """Give OpenSSL what the socket has; returns False if that is nothing yet."""
+        data = super().receive_now(_RAW_BYTES)
+        if data == b"":
+            self._ended = True
+        elif data is not None:
+            self._incoming.write(data)
+        return data is not None
 
     def send_now(self, data: bytes) -> bool:
         """Send what there is room for; see QuickStream."""
@@ -155,10 +161,25 @@ class TlsStream(QuickStream):
         return self._send_records()
 
     async def send_eof(self) -> None:
-        """Say so in TLS (close_notify), and that nothing more will be sent."""
-        self._step(self._tls.unwrap)
+        """Say so in TLS and to the socket; what is read behind it is neither decrypted nor used."""
+        self.say_goodbye()
         await self.flush()
         await super().send_eof()
+
+    def say_goodbye(self) -> None:
+        """Send close_notify (RFC 8446, section 6.1), if there is room for it."""
+        # An error is that the client has not said it yet, or sent more instead.
+        with suppress(ssl.SSLError):
+            self._tls.unwrap()
+        self._left = True
+        self._send_records()
+
+    def _answer_records(self) -> None:
+        """Send what OpenSSL has to say to what it has read: it does not by itself."""
+        if self._outgoing.pending:
+            self._send_records()
+            if len(self._rest) > _MOST_UNREAD:
+                raise trio.BrokenResourceError("the client makes TLS answer and does not read it")
 
     def _send_records(self) -> bool:
         """Send what OpenSSL has written, behind what there was no room for."""

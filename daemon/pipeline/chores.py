@@ -57,7 +57,9 @@ class Chores:
                 self._add(Revive())
             # Costs no fsync when none is due.
             self._add(Expire())
-            await self._thread.write(self._database.sweep.begin)
+            # It only notes what to do, but behind a commit that hangs when the daemon has to end.
+            with suppress(sqlite3.Error):
+                await self._thread.write(self._database.sweep.begin)
             await self._give_space_back(self._database.sweep.step)
             await self._give_space_back(self._database.give_back)
 

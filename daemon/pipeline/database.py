@@ -21,7 +21,7 @@ from daemon.pipeline.layout import Layout
 from daemon.pipeline.operations import Append, Bury, Expire, Revive, Seal, Settle
 from daemon.pipeline.reserve import Reserve
 from daemon.pipeline.rows import IN_RANGE
-from daemon.pipeline.schema import connect
+from daemon.pipeline.schema import MIGRATIONS, connect
 from daemon.pipeline.segments import Segments
 from daemon.pipeline.sweep import Sweep
 from daemon.pipeline.totals import Totals
@@ -168,6 +168,7 @@ class Database:
         """Return the next jobs after ``seq`` in order, without those sealed or dead at the start.
 
         At most ``most_jobs`` and ``most_bytes`` of payloads, but at least one job if there is one.
+        Raises sqlite3.Error where the very first cannot be read.
         """
         page: list[Row] = []
         size = 0
@@ -176,7 +177,14 @@ class Database:
             if page and size > most_bytes:
                 break
             page.append(row)
-        return rows.jobs(page, self._folder)
+        while True:
+            try:
+                return rows.jobs(page, self._folder)
+            except sqlite3.Error:
+                # What lies in front of a place that cannot be read need not wait for it.
+                if len(page) <= 1:
+                    raise
+                del page[len(page) // 2 :]
 
     def _unsealed(self, after: int) -> Iterator[Row]:
         """Yield the rows between and behind the ranges that were sealed or dead at the start."""
@@ -216,7 +224,8 @@ class Database:
     def probe(self) -> None:
         """Write something durable, to see whether the disk takes it."""
         self._roll_back(self.totals)
-        self._connection.execute("UPDATE totals SET next = next")
+        # Not an UPDATE that changes nothing: SQLite leaves a page that stays the same unwritten.
+        self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         # A commit that failed may have left its rows in SQLite's log, for a crash to bring back.
         # They are written over now; before that their bytes must not be.
         self._segments.cut()

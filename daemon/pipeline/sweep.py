@@ -64,7 +64,8 @@ class Sweep:
 
     def begin(self) -> None:
         """Begin a round of steps, a second or so behind the last."""
-        self._todo = list(self._live)
+        # Steps take from its end. What failed last is the last of `_live`: others come first.
+        self._todo = list(reversed(self._live))
 
     def step(self) -> bool:
         """Unlink one segment, or move some of the jobs that keep one; returns if there is more."""
@@ -82,6 +83,15 @@ class Sweep:
 
     def _do(self, name: int) -> bool:
         before = self._live.pop(name, _UNKNOWN)
+        try:
+            return self._free(name, before)
+        except BaseException:
+            # Nothing else would have it looked at again before the next start.
+            self._live.pop(name, None)
+            self._live[name] = before
+            raise
+
+    def _free(self, name: int, before: int) -> bool:
         (live,) = self._connection.execute(_LIVE, (name,)).fetchone()
         current = name == self._segments.current
         if not live and not (current and self._segments.size(name) < _WORTH_A_FILE):

@@ -60,7 +60,7 @@ class Connection:
 
     def may_be_used_again(self) -> bool:
         """Return whether the server neither closed it nor said anything unasked."""
-        return not self._wire.has_input()
+        return not self._wire.has_input() and not _holds_input(self._stream)
 
     async def exchange(self, request: WireRequest) -> ResponseParser:
         """Send a request and return its answer, complete.
@@ -164,6 +164,20 @@ async def _secure(wire: TcpStream, tls: ssl.SSLContext, host: str) -> trio.abc.S
         await trio.aclose_forcefully(wire)
         raise
     return secured
+
+
+def _holds_input(stream: trio.abc.Stream) -> bool:
+    """Return whether TLS has taken more from the socket than what was read from it.
+
+    It decrypts a record at a time: an answer that nobody asked for may lie behind the last one,
+    and would be taken for the answer to a request that the server has yet to see.
+    """
+    if not isinstance(stream, trio.SSLStream):
+        return False
+    # trio shows the decrypted rest, not the encrypted one. Should it ever be called something
+    # else, connections are used once: slow, but right.
+    encrypted: ssl.MemoryBIO | None = getattr(stream, "_incoming", None)
+    return encrypted is None or encrypted.pending > 0 or stream.pending() > 0
 
 
 def _cut(pieces: Sequence[Buffer]) -> Sequence[Sequence[Buffer]]:

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
+import trustme
+from hypercorn.trio.tcp_server import TCPServer
 
 from tests.ingress import rig
+from tests.ingress.tls_files import Files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +39,25 @@ def log_lines(quiet: None) -> Iterator[list[MutableMapping[str, Any]]]:  # noqa:
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test twice: with the lane for plain requests, and with Hypercorn alone."""
     monkeypatch.setattr(rig, "HAS_LANE", request.param)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """Write a certificate for the server."""
+    made = Files(tmp_path, trustme.CA())
+    made.write()
+    return made
+
+
+@pytest.fixture
+def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[TCPServer]:
+    """Collect what went to Hypercorn."""
+    seen: list[TCPServer] = []
+    run = TCPServer.run
+
+    async def noted(self: TCPServer) -> None:
+        seen.append(self)
+        await run(self)
+
+    monkeypatch.setattr(TCPServer, "run", noted)
+    return seen

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from hypercorn.trio.tcp_server import TCPServer
 from trio.testing import wait_all_tasks_blocked
 
 from daemon.errors import RefusedError
 from daemon.ingress import server
+from daemon.ingress.plain import PlainLane
 from daemon.ingress.quick import QuickStream
 from tests.ingress.rig import COLLECTION, post, running
 
@@ -19,21 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
     from typing import Any
 
+    from hypercorn.trio.tcp_server import TCPServer
+
 TAKEN = [b"1", b'"two"']
-
-
-@pytest.fixture
-def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[TCPServer]:
-    """Collect what went to Hypercorn."""
-    seen: list[TCPServer] = []
-    run = TCPServer.run
-
-    async def noted(self: TCPServer) -> None:
-        seen.append(self)
-        await run(self)
-
-    monkeypatch.setattr(TCPServer, "run", noted)
-    return seen
 
 
 async def test_connections_take_turns() -> None:
@@ -169,6 +157,24 @@ async def test_a_commit_that_comes_too_late(
         await wait_all_tasks_blocked()
         assert rig.intake.taken == [TAKEN]
     assert [line["event"] for line in log_lines] == ["connections_cut_off"]
+
+
+async def test_a_connection_that_cannot_be_watched(
+    handed_over: list[TCPServer],
+    monkeypatch: pytest.MonkeyPatch,
+    log_lines: list[MutableMapping[str, Any]],
+) -> None:
+    """The system's limit of watched sockets would end the whole server."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PlainLane, "listen", full)
+    async with running() as rig, rig.wire() as wire:
+        await wire.send(post())
+        assert (await wire.answer()).status == 202
+        assert len(handed_over) == 1
+    assert [line["event"] for line in log_lines] == ["connection_not_watched"]
 
 
 async def test_readable_and_yet_nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:

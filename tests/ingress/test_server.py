@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import h2.config
 import h2.connection
 import h2.events
+import h2.settings
 import pytest
 import trio
 import trio.testing
@@ -398,7 +399,10 @@ class Http2:
         out = b""
         while True:
             await self.wire.send(self.connection.data_to_send())
-            for event in self.connection.receive_data(await self.wire.stream.receive_some()):
+            data = await self.wire.stream.receive_some()
+            if not data:
+                raise trio.EndOfChannel
+            for event in self.connection.receive_data(data):
                 if getattr(event, "stream_id", stream) != stream:
                     continue  # the request that asked for the upgrade
                 if isinstance(event, h2.events.ResponseReceived):
@@ -464,6 +468,17 @@ async def test_http2_with_too_large_a_body() -> None:
         headers, body = await Http2(wire).request(b" " * 60_000)
         assert headers[b":status"] == b"413"
         assert b"TOO_LARGE" in body
+
+
+async def test_http2_with_a_window_that_stays_closed() -> None:
+    """A hundred bytes and silence would hold a slot for ever, and each drain as long as it may."""
+    async with running(REQUEST_TIMEOUT="200ms") as rig, rig.wire() as wire:
+        client = Http2(wire)
+        codes = h2.settings.SettingCodes
+        client.connection.update_settings({codes.INITIAL_WINDOW_SIZE: 0})
+        with trio.fail_after(10), pytest.raises(trio.EndOfChannel):
+            await client.request(COLLECTION)
+        assert rig.intake.taken == [[b"1", b'"two"']]
 
 
 # --- whatever comes ----------------------------------------------------------------------------

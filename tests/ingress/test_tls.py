@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import ssl
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx
@@ -13,87 +11,22 @@ import pytest
 import trio
 import trio.testing
 import trustme
-from hypercorn.trio.tcp_server import TCPServer
 
 from daemon import config
 from daemon.errors import SettingsError
 from daemon.ingress.tls import open_certificates
-from tests.ingress.rig import COLLECTION, Rig, Wire, post, running
+from tests.ingress.rig import COLLECTION, Rig, Wire, post
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, MutableMapping
-    from contextlib import AbstractAsyncContextManager
+    import ssl
+    from collections.abc import Callable, MutableMapping
     from pathlib import Path
 
+    from hypercorn.trio.tcp_server import TCPServer
+
+    from tests.ingress.tls_files import Files
+
 TAKEN = [b"1", b'"two"']
-
-
-@dataclass
-class Files:
-    """Certificates on disk, the settings that name them, and what a client trusts."""
-
-    folder: Path
-    authority: trustme.CA
-
-    def write(self, authority: trustme.CA | None = None) -> None:
-        """Write a new certificate for the server."""
-        certificate = (authority or self.authority).issue_cert("127.0.0.1")
-        certificate.cert_chain_pems[0].write_to_path(self.folder / "cert.pem")
-        certificate.private_key_pem.write_to_path(self.folder / "key.pem")
-
-    @property
-    def environ(self) -> dict[str, str]:
-        """The settings."""
-        return {
-            "TLS_CERT": str(self.folder / "cert.pem"),
-            "TLS_KEY": str(self.folder / "key.pem"),
-        }
-
-    def running(
-        self, max_connections: int = 50, **settings: str
-    ) -> AbstractAsyncContextManager[Rig]:
-        """Run the public app with them."""
-        return running(None, max_connections=max_connections, **self.environ, **settings)
-
-    def client_context(self, *protocols: str) -> ssl.SSLContext:
-        """Return a client's context that trusts the authority."""
-        context = ssl.create_default_context()
-        self.authority.configure_trust(context)
-        if protocols:
-            context.set_alpn_protocols(protocols)
-        return context
-
-    @asynccontextmanager
-    async def wire(self, rig: Rig, context: ssl.SSLContext | None = None) -> AsyncIterator[Wire]:
-        """Connect with TLS and without HTTP."""
-        port = rig.listeners[0].socket.getsockname()[1]
-        context = context or self.client_context()
-        async with await trio.open_ssl_over_tcp_stream(
-            "127.0.0.1", port, ssl_context=context, https_compatible=True
-        ) as stream:
-            yield Wire(cast("Any", stream))
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    """Write a certificate for the server."""
-    made = Files(tmp_path, trustme.CA())
-    made.write()
-    return made
-
-
-@pytest.fixture
-def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[TCPServer]:
-    """Collect what went to Hypercorn."""
-    seen: list[TCPServer] = []
-    run = TCPServer.run
-
-    async def noted(self: TCPServer) -> None:
-        seen.append(self)
-        await run(self)
-
-    monkeypatch.setattr(TCPServer, "run", noted)
-    return seen
 
 
 async def test_plain_requests_stay_in_the_lane(files: Files, handed_over: list[TCPServer]) -> None:

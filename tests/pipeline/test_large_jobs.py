@@ -216,7 +216,7 @@ def test_bytes_of_which_nobody_knows_are_not_written_over(
     with pytest.raises(sqlite3.OperationalError):
         database.commit([append(2)])
     assert segment.read_bytes() == b"1\n2\n"
-    moody.fails = "UPDATE totals SET next = next"
+    moody.fails = "PRAGMA user_version"
     with pytest.raises(sqlite3.OperationalError):
         database.commit([append(3)])
     a_round(database)
@@ -370,6 +370,25 @@ async def test_a_segment_that_is_missing_holds_up_who_reads_it_and_no_request(
         await until(lambda: pages)
         assert pages == [[b"1\n", b"2\n"]]
         await until(lambda: not desk.health.troubles)
+
+
+@pytest.mark.usefixtures("all_large")
+@pytest.mark.parametrize("missing", range(1, 6))
+def test_what_lies_in_front_of_a_missing_segment_is_read(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch, missing: int
+) -> None:
+    """One file that is gone would keep half a million good payloads from being uploaded."""
+    monkeypatch.setattr("daemon.pipeline.segments.SEGMENT_BYTES", 1)
+    for number in range(1, 6):
+        database.commit([append(number)])
+    segment_files.path_of(path.parent / FOLDER, missing).unlink()
+    shown = 0
+    while shown < missing - 1:
+        page = database.page(shown, 9, 99)
+        assert contents(page) == contents(map(job, range(shown + 1, shown + 1 + len(page))))
+        shown = page[-1].seq
+    with pytest.raises(sqlite3.OperationalError, match="No such file"):
+        database.page(shown, 9, 99)
 
 
 @pytest.mark.usefixtures("all_large")

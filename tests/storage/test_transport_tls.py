@@ -48,7 +48,7 @@ def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> trustme.CA:
 
 
 class TlsServer:
-    """Answers each request with a 200; knows what it was asked for."""
+    """Answers each request with ``answer``, a 200; knows what it was asked for."""
 
     def __init__(self, certificate: trustme.LeafCert) -> None:
         self.port = 0
@@ -56,6 +56,7 @@ class TlsServer:
         self.names: list[str | None] = []
         self.protocols: list[str | None] = []
         self.bodies: list[bytes] = []
+        self.answer = OK
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self._context.set_alpn_protocols(["h2", "http/1.1"])
         self._context.sni_callback = lambda _socket, name, _context: self.names.append(name)
@@ -75,7 +76,7 @@ class TlsServer:
                 if f"content-length: {len(body)}\r\n".encode() in head.lower() + b"\r\n":
                     self.bodies.append(body)
                     data = b""
-                    await stream.send_all(OK)
+                    await stream.send_all(self.answer)
         except trio.BrokenResourceError:
             return  # a client that does not trust us
 
@@ -106,6 +107,26 @@ async def test_the_server_is_known_by_its_name(authority: trustme.CA) -> None:
 
     assert server.bodies == [b"small", LARGE, b""]
     assert (server.connections, server.names, server.protocols) == (1, ["localhost"], ["http/1.1"])
+
+
+async def test_an_answer_that_nobody_asked_for(authority: trustme.CA) -> None:
+    """The next object would count as stored that the server has not even seen."""
+    # A record of TLS holds 16 KiB, so the second answer begins the second record. Both are sent
+    # at once: TLS has them when the first is read, and the socket is empty.
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 16000\r\nX-Fill: "
+    first = head.ljust(2**14 - 16_000 - 4, b"x") + b"\r\n\r\n" + bytes(16_000)
+    async with (
+        tls_server(authority.issue_cert("localhost")) as server,
+        open_transport(1, 30.0, secure=True) as made,
+    ):
+        server.answer = first + OK
+        url = f"https://localhost:{server.port}"
+        for body in (b"1", b"2"):
+            with trio.fail_after(30):
+                response = await made.handle_async_request(httpx.Request("PUT", url, content=body))
+            assert (response.is_success, len(await response.aread())) == (True, 16_000)
+
+    assert (server.connections, server.bodies) == (2, [b"1", b"2"])
 
 
 @pytest.mark.parametrize("name", ["elsewhere.example", "127.0.0.2"])

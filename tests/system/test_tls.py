@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import ssl
 from typing import TYPE_CHECKING
@@ -60,3 +61,15 @@ async def test_files_that_cannot_be_used_are_wrong_settings(tmp_path: Path) -> N
     done = await run_command("check", folder=tmp_path, env=env)
     assert done.returncode == 78
     assert "failed  TLS" in done.stdout
+
+
+async def test_a_file_that_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """Network storage that is gone would leave a daemon that hears no SIGTERM."""
+    env = await trio.to_thread.run_sync(write_certificate, tmp_path, trustme.CA())
+    async with running_daemon(tmp_path, env) as daemon:
+        (tmp_path / "key.pem").unlink()
+        os.mkfifo(tmp_path / "key.pem")
+        daemon.signal(signal.SIGHUP)
+        await daemon.wait_for_event("reload")
+        daemon.signal(signal.SIGTERM)
+        assert (await daemon.drained())["lost"] == 0
