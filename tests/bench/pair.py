@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from tests.bench.peers.peer import Launched
 
+_CONNECTIONS: Final = 256
+"""As many for one as for two: a commit must be well shared in either case."""
 _CORES: Final = 0.4
 # sd_listen_fds(3): the sockets start at descriptor 3, and $LISTEN_PID is who they are for, which
 # only the process itself can tell.
@@ -103,7 +105,7 @@ async def _run(count: int, seconds: int, folder: Path) -> Ran:
         before = [proc.cpu_seconds(daemon.pid) for daemon in daemons]
         others = proc.cpu_seconds(store.pid)
         start = trio.current_time()
-        load = await run_wrk(daemons[0].url, work, Drive(64, seconds), folder)
+        load = await run_wrk(daemons[0].url, work, Drive(_CONNECTIONS, seconds), folder)
         stored, at = await settled(store, seen + load.answers - load.refused)
         cpu = [proc.cpu_seconds(daemon.pid) for daemon in daemons]
         return Ran(
