@@ -92,7 +92,7 @@ def bare_app(health: Health) -> QuartTrio:
     app.url_map.merge_slashes = False  # by default `//healthz` redirects
     app.config["MAX_CONTENT_LENGTH"] = None
     app.config["BODY_TIMEOUT"] = None
-    app.config["RESPONSE_TIMEOUT"] = None  # the stream below bounds every send
+    app.config["RESPONSE_TIMEOUT"] = None  # bounded below, send by send
     app.register_error_handler(Problem, _on_problem)
     app.register_error_handler(HTTPException, _on_http_exception)
     app.register_error_handler(Exception, _on_bug)

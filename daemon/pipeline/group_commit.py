@@ -1,9 +1,9 @@
 """The journal in SQLite, with group commit.
 
 Whoever wants something written puts an operation into the group that is collecting and
-waits; one task takes the whole group, commits it in a thread with one fsync, and wakes all
+waits; one task takes the whole group, commits it in a thread with one fsync, and answers all
 who waited for it. Meanwhile the next group collects. So requests share the cost of an fsync,
-and nobody waits for more than two. Settling is not urgent (a row that outlives a crash is
+and nobody waits for more than two, unless more than LARGEST_COMMIT has come. Settling is not urgent (a row that outlives a crash is
 replayed under the same key): it rides along with the next commit.
 """
 

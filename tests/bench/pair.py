@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from tests.bench.peers.peer import Launched
 
-_CONNECTIONS: Final = 256
-"""As many for one as for two: a commit must be well shared in either case."""
+_CONNECTIONS: Final = 64
+"""As many for one as for two, so each of two has half of them to share its commits."""
 _CORES: Final = 0.4
 # sd_listen_fds(3): the sockets start at descriptor 3, and $LISTEN_PID is who they are for, which
 # only the process itself can tell.
