@@ -3,8 +3,9 @@
 Whoever wants something written puts an operation into the group that is collecting and
 waits; one task takes the whole group, commits it in a thread with one fsync, and answers all
 who waited for it. Meanwhile the next group collects. So requests share the cost of an fsync,
-and nobody waits for more than two, unless more than LARGEST_COMMIT has come. Settling is not urgent (a row that outlives a crash is
-replayed under the same key): it rides along with the next commit.
+and nobody waits for more than two, unless more than LARGEST_COMMIT has come.
+Settling is not urgent (a row that outlives a crash is replayed under the same key): it rides
+along with the next commit.
 """
 
 from __future__ import annotations
