@@ -30,23 +30,31 @@ async def dispatch(
     """Run ``count`` workers and feed them; returns when there is nothing left to upload."""
     # One place for each worker, so that registering never waits.
     register, idle = trio.open_memory_channel[Inbox](count)
-    async with register, idle, trio.open_nursery() as nursery:
-        for _ in range(count):
-            nursery.start_soon(worker.run, register, filler.next_nowait)
-        task_status.started()
-        dismissed = 0
-        while dismissed < count:
-            inbox = await _first_of(idle)
-            batch = await filler.next()
-            if batch is None:
-                # Each worker comes by once more, when its last upload is done.
-                await inbox.aclose()
-                dismissed += 1
-            else:
-                # It waits: between registering and waiting nothing else runs, unless all is over.
-                await trio.lowlevel.checkpoint_if_cancelled()
-                inbox.send_nowait(batch)
-            del batch  # or it stays in memory for as long as this waits for the next
+    async with trio.open_nursery() as clock:
+        clock.start_soon(worker.timeout.run)
+        async with register, idle, trio.open_nursery() as nursery:
+            for _ in range(count):
+                nursery.start_soon(worker.run, register, filler.next_nowait)
+            task_status.started()
+            await _feed(filler, idle, count)
+        clock.cancel_scope.cancel()
+
+
+async def _feed(filler: Filler, idle: trio.MemoryReceiveChannel[Inbox], count: int) -> None:
+    """Hand over all batches, then close the inbox of each worker when its last upload is done."""
+    dismissed = 0
+    while dismissed < count:
+        inbox = await _first_of(idle)
+        batch = await filler.next()
+        if batch is None:
+            # Each worker comes by once more, when its last upload is done.
+            await inbox.aclose()
+            dismissed += 1
+        else:
+            # It waits: between registering and waiting nothing else runs, unless all is over.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            inbox.send_nowait(batch)
+        del batch  # or it stays in memory for as long as this waits for the next
 
 
 async def _first_of(idle: trio.MemoryReceiveChannel[Inbox]) -> Inbox:

@@ -19,35 +19,45 @@ _COMPRESS_IN_THREAD: Final = 64 * 1024
 
 
 class Hand:
-    """One batch after the other."""
+    """One batch after the other, or nothing."""
 
-    __slots__ = ("_following", "attempt", "batch", "body", "cost", "round")
+    __slots__ = ("_following", "attempt", "batch", "body", "cost", "full", "round")
 
-    def __init__(self, first: Batch, following: Callable[[], Batch | None]) -> None:
-        """Take ``first``; ``following`` gives a batch that is there already, or None."""
+    batch: Batch
+    """Only while it is ``full``, as all that follows."""
+    body: Encoded | None
+    """The object; None for as long as it has to be waited for."""
+    round: int
+    """The round of attempts, from 1."""
+    attempt: int
+    """The attempt within the round, from 1."""
+    cost: int | None
+    """What the last retry of this round took from the budget."""
+
+    def __init__(self, following: Callable[[], Batch | None]) -> None:
+        """Begin with nothing; ``following`` gives a batch that is there already, or None."""
         self._following = following
-        self._take(first)
+        self.full = False
 
-    def take_next(self) -> bool:
-        """Take the batch that is there; returns False, and changes nothing, if there is none."""
-        batch = self._following()
-        if batch is None:
-            return False
-        self._take(batch)
-        return True
-
-    def _take(self, batch: Batch) -> None:
+    def take(self, batch: Batch) -> None:
+        """Hold ``batch`` now."""
+        self.full = True
         self.batch = batch
-        self.round = 1
-        """The round of attempts, from 1."""
-        self.attempt = 1
-        """The attempt within the round, from 1."""
-        self.cost: int | None = None
-        """What the last retry of this round took from the budget."""
-        self.body: Encoded | None = None
-        """The object; None for as long as it has to be waited for."""
+        self.round = self.attempt = 1
+        self.cost = None
+        self.body = None
         if not batch.sealed and not _takes_long(batch):
             self.body = encode(batch.pieces, batch.compression)
+
+    def take_next(self) -> None:
+        """Hold the batch that is there already, or nothing."""
+        batch = self._following()
+        if batch is not None:
+            self.take(batch)
+        else:
+            # Or who is idle holds on to it: 64 workers to half a GiB of large payloads.
+            del self.batch, self.body
+            self.full = False
 
     async def encoded(self) -> Encoded:
         """Return the object of the batch."""

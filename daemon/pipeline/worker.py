@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,6 +19,7 @@ from daemon.logs import get_logger
 from daemon.pipeline.hand import Hand
 from daemon.pipeline.job import Batch
 from daemon.pipeline.retry import FIRST_PAUSE, MAX_ATTEMPTS, RetryBudget, backoff, pause
+from daemon.pipeline.shared_timeout import SharedTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,10 +56,10 @@ class Worker:
         self._ledger = ledger
         self._health = health
         self._metrics = metrics
-        self._upload_timeout = upload_timeout
+        self.timeout = SharedTimeout(upload_timeout)
         self._release = release
-        self._busy = 0
-        metrics.workers_busy.set_function(lambda: self._busy)
+        self._hands: list[Hand] = []
+        metrics.workers_busy.set_function(lambda: sum([hand.full for hand in self._hands]))
         self._budget = RetryBudget()
         self._calm_after = 0.0
         self._mended = trio.Event()
@@ -69,71 +71,62 @@ class Worker:
     ) -> None:
         """Register as idle, take a batch, upload it, until the inbox is closed.
 
-        ``next_nowait`` gives a batch that is there already, or None.
+        ``next_nowait`` gives a batch that is there already, or None. Uploads end in time only
+        while ``timeout`` runs.
         """
+        hand = Hand(next_nowait)
+        self._hands.append(hand)
         inbox, batches = trio.open_memory_channel[Batch](0)
-        with inbox, batches:
-            idle.send_nowait(inbox)
-            async for first in batches:
-                hand = Hand(first, next_nowait)
-                self._busy += 1
-                try:
-                    await self._upload(hand)
-                finally:
-                    self._busy -= 1
-                    # Or who is idle holds on to it: 64 workers to half a GiB of large payloads.
-                    del first, hand
-                idle.send_nowait(inbox)
+        with inbox, batches, suppress(trio.EndOfChannel):
+            while True:
+                failure: StoreError | None = None
+                # One for all uploads until one of them fails.
+                with trio.CancelScope() as timer:
+                    while failure is None and not timer.cancel_called:
+                        if not hand.full:
+                            idle.send_nowait(inbox)
+                            hand.take(await batches.receive())
+                        failure = await self._upload(hand, timer)
+                if timer.cancelled_caught:
+                    reason = f"no answer within UPLOAD_TIMEOUT ({self.timeout.seconds:g} s)"
+                    failure = TransientStoreError("UploadTimeout", reason)
+                if failure is not None:
+                    await self._go_on_after(hand, failure)
 
-    async def _upload(self, hand: Hand) -> None:
-        """Bring a batch to its end, and those that are there when it has come to it."""
-        more = True
-        while more:
+    async def _upload(self, hand: Hand, timer: trio.CancelScope) -> StoreError | None:
+        """Bring a batch to its end, and those that are there when it has come to it.
+
+        Returns what the store said against the one in hand. A timer that ran out when the answer
+        was there already is used up: nothing more is begun with it.
+        """
+        while hand.full and not timer.cancel_called:
             if hand.body is None:
                 if hand.batch.sealed:
                     await self._journal.seal(hand.batch)
                 hand.body = await hand.encoded()
             if self._calm_after > trio.current_time():
                 await trio.sleep_until(self._calm_after)
-            more = await self._upload_row(hand)
-
-    async def _upload_row(self, hand: Hand) -> bool:
-        """Upload one batch after the other for as long as all goes well.
-
-        Returns whether there is a batch in hand yet. All of a row share one timer: a cancel
-        scope was 12 us an object, and moving its deadline is 3.
-        """
-        failure: StoreError | None = None
-        with trio.CancelScope() as timer:
+            start = self.timeout.begin(timer)
             try:
-                while hand.body is not None:
-                    start = trio.current_time()
-                    # A timer that ran out when the last answer was there already is used up.
-                    if timer.cancel_called or self._calm_after > start:
-                        break
-                    timer.deadline = start + self._upload_timeout
-                    await self._store.put(hand.batch.key, hand.body)
-                    self._settle(hand, hand.body.size, trio.current_time() - start)
-                    if not hand.take_next():
-                        return False
+                await self._store.put(hand.batch.key, hand.body)
             except StoreError as error:
-                failure = error
-        if timer.cancelled_caught:
-            reason = f"no answer within UPLOAD_TIMEOUT ({self._upload_timeout:g} s)"
-            failure = TransientStoreError("UploadTimeout", reason)
-        return failure is None or await self._go_on_after(hand, failure)
+                return error
+            finally:
+                self.timeout.end(timer)
+            self._settle(hand, hand.body.size, trio.current_time() - start)
+            hand.take_next()
+        return None
 
-    async def _go_on_after(self, hand: Hand, error: StoreError) -> bool:
-        """Wait until a batch may be tried again, or bury it; returns as ``_upload_row`` does."""
+    async def _go_on_after(self, hand: Hand, error: StoreError) -> None:
+        """Wait until the batch in hand may be tried again, or bury it."""
         self._outcomes[error.outcome].inc()
         if isinstance(error, InvalidObjectError):
             self._bury(hand.batch, error)
-            return hand.take_next()
-        if not (isinstance(error, TransientStoreError) and await self._try_soon(hand, error)):
+            hand.take_next()
+        elif not (isinstance(error, TransientStoreError) and await self._try_soon(hand, error)):
             self._report(hand.batch.key, error)
             await self._wait(pause(hand.round, _random()))
             hand.begin_round()
-        return True
 
     async def _try_soon(self, hand: Hand, error: TransientStoreError) -> bool:
         """Wait for the next attempt of a round; returns at once and False if that was the last."""

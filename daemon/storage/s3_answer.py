@@ -15,8 +15,10 @@ from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
+import httpx
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _ERROR: Final = re.compile(rb"<Error[\s>]")
 _CODE: Final = re.compile(rb"<Code>\s*([A-Za-z0-9._:-]{1,64})\s*</Code>")
@@ -32,16 +34,21 @@ _LONGEST_WAIT: Final = 300.0
 
 @dataclass
 class Answer:
-    """Status, headers (looked up in lower case) and the beginning of the body."""
+    """Status, header lines and the beginning of the body."""
 
     status: int
-    headers: Mapping[str, str]
+    lines: Sequence[tuple[bytes, bytes]]
     body: bytes
 
     @property
     def stored(self) -> bool:
         """Whether S3 did as asked."""
         return 200 <= self.status < 300  # noqa: PLR2004 - RFC 9110, "Successful 2xx"
+
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """The headers, to be looked up in lower case; few answers are asked for theirs."""
+        return httpx.Headers(self.lines)
 
     @cached_property
     def code(self) -> str | None:

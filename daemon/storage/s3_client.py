@@ -16,7 +16,8 @@ from daemon.errors import InvalidObjectError, OperatorStoreError, SettingsError,
 from daemon.storage.body import Body
 from daemon.storage.s3_answer import Answer
 from daemon.storage.sigv4 import Form
-from daemon.storage.transport import open_transport
+from daemon.storage.transport import TrioTransport, open_transport
+from daemon.storage.written_request import WrittenRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -76,41 +77,37 @@ class S3Client:
             raise InvalidObjectError("InvalidKey", f"not Unicode text: {asked.key!r}") from error
         request = self._build(asked, target, place.origin, signer)
         try:
+            if isinstance(self._transport, TrioTransport):
+                read = await self._transport.exchange(request)
+                return Answer(read.status, read.headers, read.body[:_ANSWER_BYTES])
             response = await self._transport.handle_async_request(request)
-            stream = response.stream
-            if isinstance(stream, Body):
-                body = b"".join(stream.pieces)
-            else:
-                body = await _beginning(response)
+            body = await _beginning(response)
         except httpx.RequestError as error:
             raise _store_error(error) from error
         except UnicodeError as error:
             # A host name that cannot be looked up: bucket and endpoint do not go together.
             raise OperatorStoreError("InvalidEndpoint", str(error)) from error
-        return Answer(response.status_code, response.headers, body[:_ANSWER_BYTES])
+        return Answer(response.status_code, response.headers.raw, body[:_ANSWER_BYTES])
 
-    def _build(self, asked: S3Request, target: str, origin: str, signer: Signer) -> httpx.Request:
+    def _build(self, asked: S3Request, target: str, origin: str, signer: Signer) -> WrittenRequest:
         """Return the signed request.
 
         Every header is set here and the transport called directly: ``AsyncClient`` would merge
         its defaults, build URLs and run an auth flow, 180 us a request to the same end.
         """
         kind = _kind(asked.method, asked.fixed, tuple(asked.values), origin, signer)
-        authorization = kind.form.sign(target, asked.values)
-        headers = [
-            *kind.headers,
-            *[(name.encode(), text.encode()) for name, text in asked.values.items()],
-            (b"authorization", authorization.encode()),
-            (b"content-length", b"%d" % asked.body.size),
-        ]
-        # httpx would take `.` and `..` out of a path, and S3 keys may have them.
-        extensions = {"target": target.encode("ascii"), "timeout": self._timeout}
-        return httpx.Request(
+        headers = kind.headers % {
+            **asked.values,
+            "authorization": kind.form.sign(target, asked.values),
+            "content-length": asked.body.size,
+        }
+        return WrittenRequest(
             asked.method,
             kind.url,
-            headers=headers,
-            stream=Body(asked.body.pieces),
-            extensions=extensions,
+            target.encode("ascii"),
+            headers.encode("latin-1"),
+            Body(asked.body.pieces),
+            self._timeout,
         )
 
     async def aclose(self) -> None:
@@ -123,7 +120,8 @@ class _Kind(NamedTuple):
 
     form: Form
     url: httpx.URL
-    headers: list[tuple[bytes, bytes]]
+    headers: str
+    """A format string; to fill it is one step where joining the lines was one for each."""
 
 
 @lru_cache(maxsize=16)
@@ -137,11 +135,9 @@ def _kind(
     url = httpx.URL(origin)
     signed = {"host": url.netloc.decode("ascii"), **dict(fixed)}
     headers = signed | signer.added | _UNSIGNED
-    return _Kind(
-        Form(signer, method, signed, varying),
-        url,
-        [(name.encode(), text.encode()) for name, text in headers.items()],
-    )
+    lines = [f"{name}: {text}".replace("%", "%%") for name, text in headers.items()]
+    lines += [f"{name}: %({name})s" for name in (*varying, "authorization", "content-length")]
+    return _Kind(Form(signer, method, signed, varying), url, "".join(f"{x}\r\n" for x in lines))
 
 
 async def _beginning(response: httpx.Response) -> bytes:

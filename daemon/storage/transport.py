@@ -18,6 +18,7 @@ import trio
 
 from daemon.storage.body import Body
 from daemon.storage.connection import Connection, Origin, StaleConnectionError, WireRequest, connect
+from daemon.storage.written_request import WrittenRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,22 +44,29 @@ class TrioTransport(httpx.AsyncBaseTransport):
         # In the order of last use. A connection to another origin than the one asked for is
         # not kept but closed, so these are never more than there may be requests.
         self._idle: deque[Connection] = deque()
+        # Of the request before, which nearly always went to the same place.
+        self._url: httpx.URL | None = None
+        self._origin = Origin("", 0, secure=False)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Make one request; the body is taken as a whole, and of the answer what is bounded.
 
         Raises httpx.TransportError.
         """
+        answer = await self.exchange(request)
+        return httpx.Response(answer.status, headers=answer.headers, stream=Body((answer.body,)))
+
+    async def exchange(self, request: httpx.Request) -> ResponseParser:
+        """Do the same for who reads the answer as it is."""
         timeout = request.extensions.get("timeout", {})
         try:
             self._free.acquire_nowait()
         except trio.WouldBlock:
             await self._take_turn(_seconds(timeout, "pool"))
         try:
-            answer = await self._make(request, timeout)
+            return await self._make(request, timeout)
         finally:
             self._free.release()
-        return httpx.Response(answer.status, headers=answer.headers, stream=Body((answer.body,)))
 
     async def _take_turn(self, within: float) -> None:
         try:
@@ -73,12 +81,14 @@ class TrioTransport(httpx.AsyncBaseTransport):
         assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - httpx's own rule
         written = WireRequest(
             request.method,
-            _head(request),
+            request.head if isinstance(request, WrittenRequest) else _head(request),
             stream.pieces if isinstance(stream, Body) else [piece async for piece in stream],
             timeout.get("write"),
             timeout.get("read"),
         )
-        origin = _origin(request.url)
+        if request.url is not self._url:
+            self._url, self._origin = request.url, _origin(request.url)
+        origin = self._origin
         connection = self._reusable(origin)
         if connection is not None:
             try:

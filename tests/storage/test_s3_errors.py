@@ -136,7 +136,7 @@ def test_the_error_has_the_class_that_says_what_to_do(
     status: int, code: str, kind: type[StoreError]
 ) -> None:
     """A worker would do the wrong thing with an object."""
-    error = error_of(Answer(status, {"x-amz-request-id": "4442587FB7D0A2F9"}, xml(code)))
+    error = error_of(Answer(status, [(b"x-amz-request-id", b"4442587FB7D0A2F9")], xml(code)))
 
     assert type(error) is kind
     assert error.code == code
@@ -157,7 +157,7 @@ def test_the_error_has_the_class_that_says_what_to_do(
 )
 def test_how_long_the_store_asks_to_wait(headers: dict[str, str], seconds: float | None) -> None:
     """The daemon would press a store that asked for a pause, or pause for a year."""
-    error = error_of(Answer(503, headers, xml("SlowDown")))
+    error = error_of(Answer(503, lines(headers), xml("SlowDown")))
 
     assert isinstance(error, TransientStoreError)
     assert error.throttled
@@ -166,7 +166,7 @@ def test_how_long_the_store_asks_to_wait(headers: dict[str, str], seconds: float
 
 def test_a_web_page_is_no_word_of_s3() -> None:
     """A proxy's 400 would make dead letters of good payloads."""
-    error = error_of(Answer(400, {}, b"<html><h1>400 Bad Request</h1><Code>X</Code></html>"))
+    error = error_of(Answer(400, (), b"<html><h1>400 Bad Request</h1><Code>X</Code></html>"))
 
     assert isinstance(error, OperatorStoreError)
     assert error.code == "HTTP400"
@@ -175,7 +175,7 @@ def test_a_web_page_is_no_word_of_s3() -> None:
 def test_a_message_is_one_bounded_line() -> None:
     """A server could write lines of its own into the log, or fill it."""
     message = error_of(
-        Answer(403, {}, xml("AccessDenied", "", "a\nb&lt;&#10;c\x1b[31m" + "x" * 900))
+        Answer(403, (), xml("AccessDenied", "", "a\nb&lt;&#10;c\x1b[31m" + "x" * 900))
     )
 
     assert "ab<c[31mxxx" in str(message)
@@ -196,7 +196,7 @@ def test_the_region_that_an_answer_names(
     headers: dict[str, str], body: bytes, region: str | None
 ) -> None:
     """A wrong AWS_REGION would not be put right, or an answer could choose the host."""
-    assert Answer(400, headers, body).region == region
+    assert Answer(400, lines(headers), body).region == region
 
 
 @pytest.mark.parametrize(
@@ -213,13 +213,18 @@ def test_the_time_that_an_answer_names(
     headers: dict[str, str], body: bytes, moment: float | None
 ) -> None:
     """A machine with a wrong clock could not store anything."""
-    assert Answer(403, headers, body).time == moment
+    assert Answer(403, lines(headers), body).time == moment
+
+
+def lines(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    """Return headers as they come."""
+    return [(name.encode(), text.encode()) for name, text in headers.items()]
 
 
 @given(st.binary(max_size=500), st.integers(100, 999))
 def test_no_answer_breaks_the_reading(body: bytes, status: int) -> None:
     """Garbage from a broken server would stop the pipeline."""
-    answer = Answer(status, {"date": body.decode("latin-1")}, b"<Error>" + body)
+    answer = Answer(status, [(b"date", body)], b"<Error>" + body)
 
     assert isinstance(error_of(answer), StoreError)
     assert answer.time is None or isinstance(answer.time, float)
