@@ -9,22 +9,31 @@ from __future__ import annotations
 import trio
 
 
+class Timer:
+    """A cancel scope, and whether its time has run out: then it is used up."""
+
+    __slots__ = ("ran_out", "scope")
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.ran_out = False
+
+
 class SharedTimeout:
     """Cancels what takes longer than ``seconds``, for as long as ``run`` runs."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         # In the order in which they began.
-        self._begun: dict[trio.CancelScope, float] = {}
+        self._begun: dict[Timer, float] = {}
 
-    def begin(self, scope: trio.CancelScope) -> float:
-        """Have ``scope`` cancelled unless ``end`` comes in time; returns trio's time now."""
-        now = self._begun[scope] = trio.current_time()
-        return now
+    def begin(self, timer: Timer, now: float) -> None:
+        """Have the timer's scope cancelled unless ``end`` comes in time."""
+        self._begun[timer] = now
 
-    def end(self, scope: trio.CancelScope) -> None:
-        """Let ``scope`` live; it may begin again, if it has not been cancelled."""
-        self._begun.pop(scope, None)
+    def end(self, timer: Timer) -> None:
+        """Leave it alone; it may begin again, unless it ran out."""
+        self._begun.pop(timer, None)
 
     async def run(self) -> None:
         """Watch for ever."""
@@ -34,6 +43,7 @@ class SharedTimeout:
             await trio.sleep_until(oldest + self.seconds)
             now = trio.current_time()
             late = [one for one, begun in self._begun.items() if begun + self.seconds <= now]
-            for scope in late:
-                del self._begun[scope]
-                scope.cancel()
+            for timer in late:
+                del self._begun[timer]
+                timer.ran_out = True
+                timer.scope.cancel()

@@ -19,7 +19,7 @@ from daemon.logs import get_logger
 from daemon.pipeline.hand import Hand
 from daemon.pipeline.job import Batch
 from daemon.pipeline.retry import FIRST_PAUSE, MAX_ATTEMPTS, RetryBudget, backoff, pause
-from daemon.pipeline.shared_timeout import SharedTimeout
+from daemon.pipeline.shared_timeout import SharedTimeout, Timer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,32 +81,35 @@ class Worker:
             while True:
                 failure: StoreError | None = None
                 # One for all uploads until one of them fails.
-                with trio.CancelScope() as timer:
-                    while failure is None and not timer.cancel_called:
+                timer = Timer()
+                with timer.scope:
+                    while failure is None and not timer.ran_out:
                         if not hand.full:
                             idle.send_nowait(inbox)
                             hand.take(await batches.receive())
                         failure = await self._upload(hand, timer)
-                if timer.cancelled_caught:
+                if timer.scope.cancelled_caught:
                     reason = f"no answer within UPLOAD_TIMEOUT ({self.timeout.seconds:g} s)"
                     failure = TransientStoreError("UploadTimeout", reason)
                 if failure is not None:
                     await self._go_on_after(hand, failure)
 
-    async def _upload(self, hand: Hand, timer: trio.CancelScope) -> StoreError | None:
+    async def _upload(self, hand: Hand, timer: Timer) -> StoreError | None:
         """Bring a batch to its end, and those that are there when it has come to it.
 
         Returns what the store said against the one in hand. A timer that ran out when the answer
         was there already is used up: nothing more is begun with it.
         """
-        while hand.full and not timer.cancel_called:
+        while hand.full and not timer.ran_out:
             if hand.body is None:
                 if hand.batch.sealed:
                     await self._journal.seal(hand.batch)
                 hand.body = await hand.encoded()
-            if self._calm_after > trio.current_time():
+            start = trio.current_time()
+            if self._calm_after > start:
                 await trio.sleep_until(self._calm_after)
-            start = self.timeout.begin(timer)
+                start = trio.current_time()
+            self.timeout.begin(timer, start)
             try:
                 await self._store.put(hand.batch.key, hand.body)
             except StoreError as error:

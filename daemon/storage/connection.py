@@ -54,13 +54,16 @@ class Connection:
         self.origin = origin
         self._wire = wire
         self._stream = stream
+        self._secured = stream if isinstance(stream, trio.SSLStream) else None
         self._send = wire.send_pieces if stream is wire else self._send_joined
         self._used = False
         self.idle_since = 0.0
 
     def may_be_used_again(self) -> bool:
         """Return whether the server neither closed it nor said anything unasked."""
-        return not self._wire.has_input() and not _holds_input(self._stream)
+        if self._secured is not None and _holds_input(self._secured):
+            return False
+        return not self._wire.has_input()
 
     async def exchange(self, request: WireRequest) -> ResponseParser:
         """Send a request and return its answer, complete.
@@ -166,14 +169,12 @@ async def _secure(wire: TcpStream, tls: ssl.SSLContext, host: str) -> trio.abc.S
     return secured
 
 
-def _holds_input(stream: trio.abc.Stream) -> bool:
+def _holds_input(stream: trio.SSLStream[TcpStream]) -> bool:
     """Return whether TLS has taken more from the socket than what was read from it.
 
     It decrypts a record at a time: an answer that nobody asked for may lie behind the last one,
     and would be taken for the answer to a request that the server has yet to see.
     """
-    if not isinstance(stream, trio.SSLStream):
-        return False
     # trio shows the decrypted rest, not the encrypted one. Should it ever be called something
     # else, connections are used once: slow, but right.
     encrypted: ssl.MemoryBIO | None = getattr(stream, "_incoming", None)

@@ -6,6 +6,7 @@ is read of an answer, framing included, so that no server can make the daemon re
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 import httptools
@@ -26,13 +27,13 @@ class ResponseParser:
 
     __slots__ = (
         "_head_only",
+        "_heard",
         "_in_body",
         "_left",
         "_parser",
         "begun",
         "body",
         "complete",
-        "headers",
         "keep_alive",
         "status",
     )
@@ -40,12 +41,11 @@ class ResponseParser:
     def __init__(self, method: str) -> None:
         self._head_only = method == "HEAD"
         self._parser = httptools.HttpResponseParser(self)
-        self._left = MOST_READ
+        self._heard = b""
         self._in_body = False
         self.begun = False
         """Whether any byte came."""
         self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
         self.body = b""
         self.complete = False
         self.keep_alive = False
@@ -60,7 +60,7 @@ class ResponseParser:
             self._end()
             return
         self.begun = True
-        self._left -= len(data)
+        self._heard += data
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as error:
@@ -69,8 +69,21 @@ class ResponseParser:
             # What comes behind a whole answer does not make that one wrong.
             if not self.complete:
                 raise httpx.RemoteProtocolError(f"not an HTTP answer: {error}") from error
-        if self._left <= 0 and not self.complete:
+        if len(self._heard) >= MOST_READ and not self.complete:
             self._cut()
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The header lines, trailers not among them; once the head is complete.
+
+        They are read again for it: nobody asks for those of a 200, and to take note of each was
+        10 us an answer.
+        """
+        lines = _HeaderLines()
+        # What is wrong behind the head has been dealt with.
+        with suppress(httptools.HttpParserError):
+            lines.parser.feed_data(self._heard)
+        return lines.lines
 
     def _cut(self) -> None:
         """Take what is there of an answer that is longer than anything S3 has to say."""
@@ -90,20 +103,13 @@ class ResponseParser:
         if self.complete:
             self.keep_alive = False
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one header line; trailers are none."""
-        if not self._in_body:
-            self.headers.append((name, value))
-
     def on_headers_complete(self) -> None:
-        """Take the status; an interim answer's headers are forgotten."""
+        """Take the status."""
         if self.complete:
             return
         self.status = self._parser.get_status_code()
         self._in_body = self.status >= _FINAL
-        if not self._in_body:
-            self.headers.clear()
-        elif self._head_only:
+        if self._in_body and self._head_only:
             self.on_message_complete()
 
     def on_body(self, data: bytes) -> None:
@@ -118,3 +124,25 @@ class ResponseParser:
         if self._in_body and not self.complete:
             self.complete = True
             self.keep_alive = self._parser.should_keep_alive()
+
+
+class _HeaderLines:
+    """Those of the first answer that is not an interim one."""
+
+    def __init__(self) -> None:
+        self.parser = httptools.HttpResponseParser(self)
+        self.lines: list[tuple[bytes, bytes]] = []
+        self._complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a line, unless it is a trailer or of another answer."""
+        if not self._complete:
+            self.lines.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Forget those of an interim answer."""
+        if self._complete:
+            return
+        self._complete = self.parser.get_status_code() >= _FINAL
+        if not self._complete:
+            self.lines.clear()

@@ -7,10 +7,11 @@ waiting: each is corrected once within the ``put``, and what was learned stays l
 
 from __future__ import annotations
 
-import binascii
 import hashlib
 import math
 import time
+from binascii import b2a_base64, hexlify
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -19,7 +20,7 @@ from daemon.errors import OperatorStoreError, SettingsError
 from daemon.storage.credentials import find_access
 from daemon.storage.encoding import CONTENT_TYPE, encode
 from daemon.storage.keys import is_text
-from daemon.storage.s3_client import S3Client, S3Request
+from daemon.storage.s3_client import S3Client, S3Request, Shape
 from daemon.storage.s3_errors import EXPIRED_KEYS, SKEWED_CLOCK, error_of
 from daemon.storage.s3_place import find_place
 from daemon.storage.sigv4 import BODY_HASH, Signer
@@ -38,13 +39,18 @@ if TYPE_CHECKING:
 _SPARE_CONNECTIONS: Final = 8
 # Bytes above which hashing (1 ms a MiB) holds up the event loop for longer than a thread costs.
 _HASH_IN_THREAD: Final = 256 * 1024
-_PUT_HEADERS: Final[dict[str | None, tuple[tuple[str, str], ...]]] = {
-    None: (("content-type", CONTENT_TYPE),),
+_BODY_HASH: Final = BODY_HASH.encode()
+_CHECKSUM: Final = b"x-amz-checksum-sha256"
+_PUT: Final = Shape("PUT", {"content-type": CONTENT_TYPE}, ("x-amz-checksum-sha256", BODY_HASH))
+# By Content-Encoding.
+_PUTS: Final[dict[str | None, Shape]] = {
+    None: _PUT,
     **{
-        name: (("content-type", CONTENT_TYPE), ("content-encoding", name))
+        name: replace(_PUT, fixed={**_PUT.fixed, "content-encoding": name})
         for name in ("gzip", "zstd")
     },
 }
+_DELETE: Final = Shape("DELETE", {}, (BODY_HASH,))
 # S3 refuses from 15 minutes on; less than this is the age of the request, not a wrong clock.
 _SKEW_SECONDS: Final = 60.0
 
@@ -79,16 +85,16 @@ class S3Store:
             checksums = _hash(body.pieces)
         else:
             checksums = await trio.to_thread.run_sync(_hash, body.pieces, abandon_on_cancel=True)
-        fixed = _PUT_HEADERS[body.content_encoding]
-        answer = await self._send(S3Request("PUT", self._prefix + key, fixed, checksums, body))
+        shape = _PUTS[body.content_encoding]
+        answer = await self._send(S3Request(shape, self._prefix + key, checksums, body))
         if not answer.stored:
             raise error_of(answer)
 
     async def delete(self, key: str) -> None:
         """Take one object away; that it is not there is no error. Raises StoreError."""
-        checksums = {BODY_HASH: hashlib.sha256(b"").hexdigest()}
+        checksums = {_BODY_HASH: hashlib.sha256(b"").hexdigest().encode()}
         nothing = encode([], "none")
-        answer = await self._send(S3Request("DELETE", self._prefix + key, (), checksums, nothing))
+        answer = await self._send(S3Request(_DELETE, self._prefix + key, checksums, nothing))
         if not answer.stored and answer.code != "NoSuchKey":
             raise error_of(answer)
 
@@ -102,7 +108,7 @@ class S3Store:
         await self._client.aclose()
 
     async def _send(self, request: S3Request) -> Answer:
-        corrected: set[str] = set()
+        corrected: list[str] = []
         while True:
             place = self._place
             keys = self._credentials.held() or await self._get_keys()
@@ -113,7 +119,7 @@ class S3Store:
             wrong = await self._learn(answer, signer)
             if wrong is None or wrong in corrected:
                 return answer
-            corrected.add(wrong)
+            corrected.append(wrong)
 
     def _signer_for(self, keys: Keys, region: str) -> Signer:
         """Return the signer of this second, the one that there is if it will do."""
@@ -163,7 +169,7 @@ async def open_s3_store(settings: Settings, url: S3Url) -> S3Store:
     return S3Store(settings, url, await find_access(settings))
 
 
-def _hash(pieces: Sequence[bytes]) -> dict[str, str]:
+def _hash(pieces: Sequence[bytes]) -> dict[bytes, bytes]:
     """Return the headers that say what a body has to be.
 
     Hashed once, for the signature and for the checksum that S3 keeps with the object.
@@ -171,12 +177,9 @@ def _hash(pieces: Sequence[bytes]) -> dict[str, str]:
     SHA-256 is one of the algorithms that S3 takes ("Checking object integrity", S3 user guide);
     a CRC of its own would go through the bytes a second time (10-60 us for 64 KiB).
     """
-    digest = hashlib.sha256()
-    for piece in pieces:
+    digest = hashlib.sha256(pieces[0] if pieces else b"")
+    for piece in pieces[1:]:
         digest.update(piece)
     raw = digest.digest()
     # A plain header and no trailer: several S3-likes refuse those.
-    return {
-        "x-amz-checksum-sha256": binascii.b2a_base64(raw, newline=False).decode("ascii"),
-        BODY_HASH: raw.hex(),
-    }
+    return {_CHECKSUM: b2a_base64(raw, newline=False), _BODY_HASH: hexlify(raw)}

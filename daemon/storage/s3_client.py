@@ -6,6 +6,7 @@ The one boundary where httpx's exceptions become ours.
 from __future__ import annotations
 
 import ssl
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -20,7 +21,7 @@ from daemon.storage.transport import TrioTransport, open_transport
 from daemon.storage.written_request import WrittenRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from daemon.errors import StoreError
     from daemon.storage.encoding import Encoded
@@ -37,15 +38,23 @@ _LONGEST_REASON: Final = 300
 _UNSIGNED: Final = {"user-agent": f"payloadd/{__version__}", "accept-encoding": "identity"}
 
 
-class S3Request(NamedTuple):
-    """What is asked; names of headers are in lower case."""
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """What many requests have in common; names of headers are in lower case."""
 
     method: str
+    fixed: Mapping[str, str]
+    varying: Sequence[str]
+    """Names of the headers that each has its own value of, ``x-amz-content-sha256`` among them."""
+
+
+class S3Request(NamedTuple):
+    """What is asked."""
+
+    shape: Shape
     key: str
-    fixed: tuple[tuple[str, str], ...]
-    """Headers that it shares with many others."""
-    values: Mapping[str, str]
-    """Headers of its own, ``x-amz-content-sha256`` among them."""
+    values: Mapping[bytes, bytes]
+    """The headers that vary."""
     body: Encoded
 
 
@@ -72,7 +81,7 @@ class S3Client:
         InvalidObjectError for a key that is no Unicode text.
         """
         try:
-            target = place.target(asked.key)
+            target = place.target(asked.key).encode("ascii")
         except UnicodeEncodeError as error:
             raise InvalidObjectError("InvalidKey", f"not Unicode text: {asked.key!r}") from error
         request = self._build(asked, target, place.origin, signer)
@@ -89,26 +98,22 @@ class S3Client:
             raise OperatorStoreError("InvalidEndpoint", str(error)) from error
         return Answer(response.status_code, response.headers.raw, body[:_ANSWER_BYTES])
 
-    def _build(self, asked: S3Request, target: str, origin: str, signer: Signer) -> WrittenRequest:
+    def _build(
+        self, asked: S3Request, target: bytes, origin: str, signer: Signer
+    ) -> WrittenRequest:
         """Return the signed request.
 
         Every header is set here and the transport called directly: ``AsyncClient`` would merge
         its defaults, build URLs and run an auth flow, 180 us a request to the same end.
         """
-        kind = _kind(asked.method, asked.fixed, tuple(asked.values), origin, signer)
+        kind = _kind(asked.shape, origin, signer)
         headers = kind.headers % {
             **asked.values,
-            "authorization": kind.form.sign(target, asked.values),
-            "content-length": asked.body.size,
+            b"authorization": kind.form.sign(target, asked.values),
+            b"content-length": b"%d" % asked.body.size,
         }
-        return WrittenRequest(
-            asked.method,
-            kind.url,
-            target.encode("ascii"),
-            headers.encode("latin-1"),
-            Body(asked.body.pieces),
-            self._timeout,
-        )
+        body = Body(asked.body.pieces)
+        return WrittenRequest(asked.shape.method, kind.url, target, headers, body, self._timeout)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -120,24 +125,19 @@ class _Kind(NamedTuple):
 
     form: Form
     url: httpx.URL
-    headers: str
-    """A format string; to fill it is one step where joining the lines was one for each."""
+    headers: bytes
+    """All lines, to be filled in: one step where joining them was one for each."""
 
 
 @lru_cache(maxsize=16)
-def _kind(
-    method: str,
-    fixed: tuple[tuple[str, str], ...],
-    varying: tuple[str, ...],
-    origin: str,
-    signer: Signer,
-) -> _Kind:
+def _kind(shape: Shape, origin: str, signer: Signer) -> _Kind:
     url = httpx.URL(origin)
-    signed = {"host": url.netloc.decode("ascii"), **dict(fixed)}
+    signed = {"host": url.netloc.decode("ascii"), **shape.fixed}
     headers = signed | signer.added | _UNSIGNED
     lines = [f"{name}: {text}".replace("%", "%%") for name, text in headers.items()]
-    lines += [f"{name}: %({name})s" for name in (*varying, "authorization", "content-length")]
-    return _Kind(Form(signer, method, signed, varying), url, "".join(f"{x}\r\n" for x in lines))
+    lines += [f"{name}: %({name})b" for name in (*shape.varying, "authorization", "content-length")]
+    form = Form(signer, shape.method, signed, shape.varying)
+    return _Kind(form, url, "".join(f"{line}\r\n" for line in lines).encode("ascii"))
 
 
 async def _beginning(response: httpx.Response) -> bytes:

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
+from binascii import hexlify
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 BODY_HASH: Final = "x-amz-content-sha256"
+_UNRESERVED: Final = re.compile(r"[A-Za-z0-9._~/-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,25 +95,28 @@ class Form:
         ``fixed`` are those that stay, ``host`` among them; ``varying`` the names of those that
         come with each request, ``x-amz-content-sha256`` among them.
         """
-        self._signer = signer
-        self._method = method
         texts = {name: _escaped(text) for name, text in {**fixed, **signer.added}.items()}
-        covered = sorted((texts | {name: f"%({name})s" for name in varying}).items())
+        covered = sorted((texts | {name: f"%({name})b" for name in varying}).items())
         lines = "".join([f"{name}:{text}\n" for name, text in covered])
         names = ";".join([name for name, _ in covered])
-        self._headers = f"{lines}\n{names}\n%({BODY_HASH})s"
-        self._begin = f"{signer.credential}, SignedHeaders={names}, Signature="
+        self._method = method.encode("ascii")
+        self._headers = f"{lines}\n{names}\n%({BODY_HASH})b".encode()
+        self._begin = f"{signer.credential}, SignedHeaders={names}, Signature=".encode("ascii")
+        self._preamble = signer.preamble.encode("ascii")
+        self._key = signer.key
 
-    def sign(self, target: str, values: Mapping[str, str]) -> str:
+    def sign(self, target: bytes, values: Mapping[bytes, bytes]) -> bytes:
         """Return the ``authorization`` of a request.
 
         ``target`` is path and query exactly as sent, ``values`` are those of the headers that
         vary, without spaces at the ends or doubled.
         """
-        path, _, query = target.partition("?")
-        canonical = f"{self._method}\n{path}\n{_canonical_query(query)}\n{self._headers % values}"
-        signed = self._signer.preamble + hashlib.sha256(canonical.encode()).hexdigest()
-        return self._begin + _mac(self._signer.key, signed).hex()
+        path, query = target, b""
+        if b"?" in target:
+            path, query = _canonical(target)
+        canonical = b"%b\n%b\n%b\n%b" % (self._method, path, query, self._headers % values)
+        signed = self._preamble + hexlify(hashlib.sha256(canonical).digest())
+        return self._begin + hexlify(hmac.digest(self._key, signed, "sha256"))
 
 
 def quote_key(key: str) -> str:
@@ -118,7 +124,8 @@ def quote_key(key: str) -> str:
 
     Raises UnicodeEncodeError for what is not Unicode text (lone surrogates).
     """
-    return quote(key, safe="/")
+    # quote() needs 4 us to find out the same.
+    return key if _UNRESERVED.fullmatch(key) else quote(key, safe="/")
 
 
 def _escaped(text: str) -> str:
@@ -126,12 +133,11 @@ def _escaped(text: str) -> str:
     return " ".join(text.split()).replace("%", "%%")
 
 
-def _canonical_query(query: str) -> str:
-    """Return the parameters sorted, each with its ``=``; they are encoded already."""
-    if not query:
-        return ""
-    pairs = sorted(part.partition("=")[::2] for part in query.split("&") if part)
-    return "&".join(f"{name}={value}" for name, value in pairs)
+def _canonical(target: bytes) -> tuple[bytes, bytes]:
+    """Return path and query, its parameters sorted, each with its ``=``; they are encoded."""
+    path, _, query = target.partition(b"?")
+    pairs = sorted(part.partition(b"=")[::2] for part in query.split(b"&") if part)
+    return path, b"&".join(b"%b=%b" % pair for pair in pairs)
 
 
 @lru_cache(maxsize=8)
@@ -139,9 +145,5 @@ def _day_key(secret_key: str, day: str, region: str) -> bytes:
     """Return the signing key; it changes at midnight UTC, so four of five HMACs are saved."""
     key = f"AWS4{secret_key}".encode()
     for part in (day, region, "s3", "aws4_request"):
-        key = _mac(key, part)
+        key = hmac.digest(key, part.encode(), "sha256")
     return key
-
-
-def _mac(key: bytes, text: str) -> bytes:
-    return hmac.digest(key, text.encode(), "sha256")

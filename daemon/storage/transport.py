@@ -9,6 +9,7 @@ what an object store needs. There is no HTTP/2, no proxy and no streaming of wha
 from __future__ import annotations
 
 import ssl
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 from urllib.request import getproxies_environment
@@ -21,11 +22,7 @@ from daemon.storage.connection import Connection, Origin, StaleConnectionError, 
 from daemon.storage.written_request import WrittenRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from daemon.storage.response_parser import ResponseParser
-
-    _Timeout = Mapping[str, float | None]
 
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
 
@@ -58,13 +55,12 @@ class TrioTransport(httpx.AsyncBaseTransport):
 
     async def exchange(self, request: httpx.Request) -> ResponseParser:
         """Do the same for who reads the answer as it is."""
-        timeout = request.extensions.get("timeout", {})
         try:
             self._free.acquire_nowait()
         except trio.WouldBlock:
-            await self._take_turn(_seconds(timeout, "pool"))
+            await self._take_turn(_timeout(request, "pool"))
         try:
-            return await self._make(request, timeout)
+            return await self._make(request)
         finally:
             self._free.release()
 
@@ -75,17 +71,12 @@ class TrioTransport(httpx.AsyncBaseTransport):
         except trio.TooSlowError as error:
             raise httpx.PoolTimeout(f"no free connection within {within:g} s") from error
 
-    async def _make(self, request: httpx.Request, timeout: _Timeout) -> ResponseParser:  # noqa: ASYNC109 - httpx's four
+    async def _make(self, request: httpx.Request) -> ResponseParser:
         """Make one request, a second time where it met a connection that had gone stale."""
-        stream = request.stream
-        assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - httpx's own rule
-        written = WireRequest(
-            request.method,
-            request.head if isinstance(request, WrittenRequest) else _head(request),
-            stream.pieces if isinstance(stream, Body) else [piece async for piece in stream],
-            timeout.get("write"),
-            timeout.get("read"),
-        )
+        if isinstance(request, WrittenRequest):
+            written = request.wire
+        else:
+            written = await _written(request)
         if request.url is not self._url:
             self._url, self._origin = request.url, _origin(request.url)
         origin = self._origin
@@ -98,7 +89,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
                 # (RFC 9110, section 9.2.2), and only once more.
                 if request.method not in _IDEMPOTENT:
                     raise
-        connection = await connect(origin, self._tls, _seconds(timeout, "connect"))
+        connection = await connect(origin, self._tls, _timeout(request, "connect"))
         return await self._exchange(connection, written)
 
     async def _exchange(self, connection: Connection, request: WireRequest) -> ResponseParser:
@@ -110,7 +101,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
             connection.close()
             raise
         if answer.keep_alive:
-            connection.idle_since = trio.current_time()
+            connection.idle_since = time.monotonic()
             self._idle.append(connection)
         else:
             connection.close()
@@ -118,7 +109,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
 
     def _reusable(self, origin: Origin) -> Connection | None:
         """Return the connection that was used last; close those that are too old, or elsewhere."""
-        oldest = trio.current_time() - self._keepalive
+        oldest = time.monotonic() - self._keepalive
         while self._idle and self._idle[0].idle_since < oldest:
             self._idle.popleft().close()
         while self._idle:
@@ -191,6 +182,17 @@ def open_transport(connections: int, keepalive: float, *, secure: bool) -> httpx
     return TrioTransport(connections, keepalive, tls)
 
 
+async def _written(request: httpx.Request) -> WireRequest:
+    """Return a request as it is sent; raises as ``_head`` does."""
+    stream = request.stream
+    assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - httpx's own rule
+    timeout = request.extensions.get("timeout", {})
+    body = stream.pieces if isinstance(stream, Body) else [piece async for piece in stream]
+    return WireRequest(
+        request.method, _head(request), body, timeout.get("write"), timeout.get("read")
+    )
+
+
 def _head(request: httpx.Request) -> bytes:
     """Return request line and headers; the ``target`` extension goes out as it is.
 
@@ -213,7 +215,7 @@ def _origin(url: httpx.URL) -> Origin:
     return Origin(url.raw_host.decode("ascii"), url.port or (443 if secure else 80), secure)
 
 
-def _seconds(timeout: _Timeout, name: str) -> float:
-    """Return one of httpx's timeouts; for ever where it is None or missing."""
-    value = timeout.get(name)
+def _timeout(request: httpx.Request, name: str) -> float:
+    """Return one of httpx's timeouts in seconds; for ever where it is None or missing."""
+    value: float | None = request.extensions.get("timeout", {}).get(name)
     return float("inf") if value is None else value
