@@ -41,7 +41,8 @@ def asgi(app: QuartTrio, send_timeout: float) -> AppWrapper:
         if scope["type"] != "http":
             stream.turn_away(Problem("NOT_FOUND", "there are no websockets here"))
             return
-        scope["state"]["due"] = stream.request_begins()
+        stream.request_begins()
+        scope["state"]["due"] = stream.due
 
         async def send_in_time(message: Any) -> None:  # noqa: ANN401 - as above
             with trio.move_on_after(send_timeout) as patience:

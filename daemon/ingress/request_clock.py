@@ -26,11 +26,15 @@ class RequestClock:
         self._requests = 0  # under way; more than one with HTTP/2 or for a moment
         self.head_since: float | None = None
         """When the first byte came of a head that is not complete."""
+        self._since: float | None = None
+        """The same of the last one that is; None where nobody has asked."""
         self.answering = False
         """Whether the answer has begun: what comes now is of the next request."""
         self.http2 = False
         """Whether the client has been seen to speak HTTP/2."""
         self.draining = False
+        self._idles = False
+        """Whether an answer went out, and nobody has looked at the time since."""
         self.deadline = trio.current_time() + keepalive_timeout
 
     def heard(self, data: bytes) -> None:
@@ -44,14 +48,30 @@ class RequestClock:
         elif self.answering:
             self.head_since = trio.current_time()
 
-    def request_begins(self) -> float:
-        """Take note of a complete head; return the time by which all of the request is due."""
-        since = trio.current_time() if self.head_since is None else self.head_since
+    def request_begins(self) -> None:
+        """Take note of a complete head."""
+        self._since = self.head_since
         self.head_since = None
         self.answering = False
         self._requests += 1
+        self._idles = False
         self.deadline = inf
-        return since + self.request_timeout
+
+    @property
+    def due(self) -> float:
+        """By when all of the request whose head was the last to be complete is due."""
+        if self._since is None:
+            self._since = trio.current_time()
+        return self._since + self.request_timeout
+
+    def is_over(self, now: float) -> bool:
+        """Return whether time is up."""
+        if self._idles:
+            # The time after an answer begins with the first look at it, a moment late: to ask
+            # for it at once was 2 % of a request.
+            self._idles = False
+            self.deadline = now + self._keepalive_timeout
+        return now >= self.deadline
 
     def request_ends(self, *, last: bool) -> bool:
         """Take note of an answer, ``last`` if it said so; returns whether the connection ends."""
@@ -65,7 +85,7 @@ class RequestClock:
         if self.head_since is not None:
             self._head_begins(self.head_since)
         else:
-            self.wait_for_a_request()
+            self._idles = True
         return False
 
     def starts_over(self, data: bytes, due: float | None) -> None:
@@ -84,6 +104,7 @@ class RequestClock:
         if self._requests > 0:
             return False
         if not self.http2:
+            self._idles = False
             self.deadline = min(self.deadline, trio.current_time() + _DRAIN_GRACE)
         return self.http2
 
@@ -93,8 +114,10 @@ class RequestClock:
 
     def expect_within(self, seconds: float) -> None:
         """Give the client so long from now, or what a drain leaves it."""
+        self._idles = False
         self.deadline = trio.current_time() + min(seconds, _DRAIN_GRACE if self.draining else inf)
 
     def _head_begins(self, since: float) -> None:
+        self._idles = False
         self.head_since = since
         self.deadline = since + (_DRAIN_GRACE if self.draining else self.request_timeout)

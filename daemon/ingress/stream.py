@@ -112,11 +112,15 @@ class ClientStream:
         return self._transport.pending
 
     def receive_now(self, max_bytes: int) -> bytes | None:
-        """Return what is there, b"" at the end, None for nothing yet; raises as receive_some."""
-        data = self._transport.receive_now(max_bytes)
-        if data:
-            self._clock.heard(data)
-        return data
+        """Return what is there, b"" at the end, None for nothing yet; raises as receive_some.
+
+        What came of a head that is not complete has to be ``heard``.
+        """
+        return self._transport.receive_now(max_bytes)
+
+    def heard(self, data: bytes) -> None:
+        """Have the time of a request begin with its first bytes."""
+        self._clock.heard(data)
 
     def send_now(self, answer: bytes, *, closes: bool) -> bool:
         """Send a whole answer; ``closes``: it says that it is the last one.
@@ -166,9 +170,14 @@ class ClientStream:
         """Whether the client has been seen to speak HTTP/2."""
         return self._clock.http2
 
-    def request_begins(self) -> float:
-        """Take note that the app has a request; return the time by which all of it is due."""
-        return self._clock.request_begins()
+    def request_begins(self) -> None:
+        """Take note that there is a request whose head is complete."""
+        self._clock.request_begins()
+
+    @property
+    def due(self) -> float:
+        """By when all of that request is due, on trio's clock; asked soon after it begins."""
+        return self._clock.due
 
     def request_ends(self) -> None:
         """Take note that the app has answered, or given up."""
@@ -177,7 +186,7 @@ class ClientStream:
 
     def look_at_the_time(self, now: float) -> None:
         """End all that runs in ``scope`` if time is up; ``finish`` says so to the client."""
-        if now >= self._clock.deadline:
+        if self._clock.is_over(now):
             self._on_deadline()
 
     def turn_away(self, problem: Problem) -> None:

@@ -37,17 +37,17 @@ class Answer:
     """Status, header lines and the beginning of the body."""
 
     status: int
-    lines: Sequence[tuple[bytes, bytes]]
-    body: bytes
+    lines: Sequence[tuple[bytes, bytes]] = ()
+    body: bytes = b""
 
     @property
     def stored(self) -> bool:
         """Whether S3 did as asked."""
         return 200 <= self.status < 300  # noqa: PLR2004 - RFC 9110, "Successful 2xx"
 
-    @cached_property
+    @property
     def headers(self) -> Mapping[str, str]:
-        """The headers, to be looked up in lower case; few answers are asked for theirs."""
+        """The headers, to be looked up in lower case."""
         return httpx.Headers(self.lines)
 
     @cached_property

@@ -88,7 +88,10 @@ class S3Client:
         try:
             if isinstance(self._transport, TrioTransport):
                 read = await self._transport.exchange(request)
-                return Answer(read.status, read.headers, read.body[:_ANSWER_BYTES])
+                answer = Answer(read.status, body=read.body[:_ANSWER_BYTES])
+                if not answer.stored:
+                    answer.lines = read.headers
+                return answer
             response = await self._transport.handle_async_request(request)
             body = await _beginning(response)
         except httpx.RequestError as error:

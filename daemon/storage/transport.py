@@ -60,7 +60,24 @@ class TrioTransport(httpx.AsyncBaseTransport):
         except trio.WouldBlock:
             await self._take_turn(_timeout(request, "pool"))
         try:
-            return await self._make(request)
+            if isinstance(request, WrittenRequest):
+                written = request.wire
+            else:
+                written = await _written(request)
+            if request.url is not self._url:
+                self._url, self._origin = request.url, _origin(request.url)
+            origin = self._origin
+            connection = self._reusable(origin)
+            if connection is not None:
+                try:
+                    return await self._exchange(connection, written)
+                except StaleConnectionError:
+                    # It may have been carried out all the same, so only what may happen twice
+                    # (RFC 9110, section 9.2.2), and only once more.
+                    if request.method not in _IDEMPOTENT:
+                        raise
+            connection = await connect(origin, self._tls, _timeout(request, "connect"))
+            return await self._exchange(connection, written)
         finally:
             self._free.release()
 
@@ -70,27 +87,6 @@ class TrioTransport(httpx.AsyncBaseTransport):
                 await self._free.acquire()
         except trio.TooSlowError as error:
             raise httpx.PoolTimeout(f"no free connection within {within:g} s") from error
-
-    async def _make(self, request: httpx.Request) -> ResponseParser:
-        """Make one request, a second time where it met a connection that had gone stale."""
-        if isinstance(request, WrittenRequest):
-            written = request.wire
-        else:
-            written = await _written(request)
-        if request.url is not self._url:
-            self._url, self._origin = request.url, _origin(request.url)
-        origin = self._origin
-        connection = self._reusable(origin)
-        if connection is not None:
-            try:
-                return await self._exchange(connection, written)
-            except StaleConnectionError:
-                # It may have been carried out all the same, so only what may happen twice
-                # (RFC 9110, section 9.2.2), and only once more.
-                if request.method not in _IDEMPOTENT:
-                    raise
-        connection = await connect(origin, self._tls, _timeout(request, "connect"))
-        return await self._exchange(connection, written)
 
     async def _exchange(self, connection: Connection, request: WireRequest) -> ResponseParser:
         """Use ``connection``, and keep or close it afterwards."""
