@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from daemon.pipeline.job import Batch, Job
     from daemon.pipeline.journal import Journal
     from daemon.pipeline.layout import Layouts
+
+_LOOK_EVERY: Final = 0.005
+"""Seconds between two looks at what has come for the batch that is being filled."""
 
 
 class Filler:
@@ -96,7 +99,11 @@ class Filler:
         end = self._layouts.end(first.seq)
         filling = _Filling(first, end, self._most_payloads, self._most_bytes)
         with trio.move_on_after(self._linger):
-            while filling.wants_more and await self._wait():
+            while filling.wants_more:
+                if not channel.jobs:
+                    await channel.gather(min(_LOOK_EVERY, self._linger / 10))
+                if not await self._wait():
+                    break
                 jobs += channel.take(filling.count_fitting(channel.ready))
         return jobs
 
