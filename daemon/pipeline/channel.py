@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING
 
 import trio
@@ -47,7 +48,8 @@ class JobChannel:
         # job was 3 us a job.
         self._send, self._receive = trio.open_memory_channel["Sequence[Job] | None"](max_jobs + 1)
         self._half_empty: trio.Event | None = None
-        self._half_full: trio.Event | None = None
+        self._gathered: trio.Event | None = None
+        self._enough: float = inf
         self._some_taken: trio.Event | None = None
 
     def has_room(self, jobs: int, size: int) -> bool:
@@ -69,8 +71,8 @@ class JobChannel:
             self._send.send_nowait(jobs)
         self.jobs += len(jobs)
         self.bytes += size
-        if self._half_full is not None and not self._is_half_empty:
-            self._half_full.set()
+        if self.jobs >= self._enough or not self._is_half_empty:
+            self._end_gathering()
 
     def nudge(self) -> None:
         """Wake who receives, for something that does not come through the channel."""
@@ -92,17 +94,19 @@ class JobChannel:
                 group = await self._receive.receive()
             self._open(group)
 
-    async def gather(self, seconds: float) -> None:
-        """Let jobs come in for so long, or until half of the bounds is used or all is closed.
+    async def gather(self, enough: int, seconds: float) -> None:
+        """Let jobs come in for so long, or until there are enough; no longer where all is closed.
 
-        For who has time: to be woken for each group was an eighth of what a commit costs.
+        Half of the bounds is enough in any case. For who has time: to be woken for each group was
+        an eighth of what a commit costs.
         """
         if self._closed:
             return
-        self._half_full = trio.Event()
+        self._enough = enough
+        self._gathered = trio.Event()
         with trio.move_on_after(seconds):
-            await self._half_full.wait()
-        self._half_full = None
+            await self._gathered.wait()
+        self._end_gathering()
 
     def take(self, count: int) -> list[Job]:
         """Take the oldest ``count`` jobs that are ready."""
@@ -173,8 +177,10 @@ class JobChannel:
         self._stir()
 
     def _end_gathering(self) -> None:
-        if self._half_full is not None:
-            self._half_full.set()
+        if self._gathered is not None:
+            self._gathered.set()
+            self._gathered = None
+            self._enough = inf
 
     async def _wait_for_a_change(self) -> None:
         # Two may wait, dispatcher and refill, for the same event.
