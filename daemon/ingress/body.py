@@ -21,7 +21,7 @@ from daemon.ingress.problem import Problem
 
 T = TypeVar("T")
 _Body = bytes | bytearray
-_Split = Callable[[_Body], "list[bytes | Raw]"]
+_Split = Callable[[_Body, int], "list[bytes | Raw]"]
 _Decompress = Callable[[_Body, int], bytes]
 
 
@@ -46,27 +46,32 @@ _ZSTD_WINDOW: Final = 8 * 2**20
 
 
 def decode(
-    body: _Body, content_type: str | None, content_encoding: str | None, max_length: int
+    data: _Body,
+    content_type: str | None,
+    content_encoding: str | None,
+    max_length: int,
+    start: int = 0,
 ) -> list[bytes | Raw]:
     """Return the payloads of a request body, each without line breaks.
 
-    A Raw is where the payload is in ``body``, which is kept as long as it is. Nobody may change
-    ``body`` any more.
+    The body begins at ``start`` of ``data``: to cut off what is in front of it would be a copy.
+    A Raw is where the payload is in ``data``, which is kept as long as it is. Nobody may change
+    ``data`` any more.
 
     ``max_length`` bounds the body in bytes, before and after decompression. Raises Problem:
     UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING, TOO_LARGE, MALFORMED, NOT_A_COLLECTION.
     """
     split, decompress = check_headers(content_type, content_encoding)
-    if len(body) > max_length:
+    if len(data) - start > max_length:
         raise too_large(max_length)
     if decompress is not None:
-        body = decompress(body, max_length)
-    if not body.isascii():
+        data, start = decompress(data[start:], max_length), 0
+    if not data.isascii():
         try:
-            body.decode("utf-8")  # msgspec's Raw does not look into strings
+            data[start:].decode("utf-8")  # msgspec's Raw does not look into strings
         except UnicodeDecodeError as error:
             raise Problem("MALFORMED", f"the body is not UTF-8 (byte {error.start})") from None
-    return split(body)
+    return split(data, start)
 
 
 @lru_cache(maxsize=64)  # asked twice a request, at 2 µs, and clients say the same each time
@@ -157,8 +162,9 @@ def _unzstd(body: _Body, max_length: int) -> bytes:
 # --- payloads ----------------------------------------------------------------------------------
 
 
-def _split_json(body: _Body) -> list[bytes | Raw]:
+def _split_json(data: _Body, start: int) -> list[bytes | Raw]:
     """Return the payloads of one JSON document with a member ``payloads`` or ``data``."""
+    body = memoryview(data)[start:] if start else data
     try:
         collection = _parse(_COLLECTION, body)
     except ValidationError as error:
@@ -167,7 +173,7 @@ def _split_json(body: _Body) -> list[bytes | Raw]:
         raise Problem("NOT_A_COLLECTION", str(error)) from None
     match collection.payloads, collection.data:
         case (list(payloads), UnsetType()) | (UnsetType(), list(payloads)):
-            if b"\n" in body or b"\r" in body:
+            if data.find(b"\n", start) >= 0 or data.find(b"\r", start) >= 0:
                 return [_one_line(payload) for payload in payloads]
             return [*payloads]
         case (list(), list()):
@@ -176,8 +182,9 @@ def _split_json(body: _Body) -> list[bytes | Raw]:
             raise Problem("NOT_A_COLLECTION", "there is no member `payloads`")
 
 
-def _split_ndjson(body: _Body) -> list[bytes | Raw]:
+def _split_ndjson(data: _Body, start: int) -> list[bytes | Raw]:
     """Return the payloads of a body with one JSON value a line."""
+    body = data[start:]
     lines: Sequence[_Body] = body.split(b"\n")
     payloads: list[bytes | Raw] = [
         _parse(_VALUE, line, f"line {number}: ")
@@ -187,7 +194,7 @@ def _split_ndjson(body: _Body) -> list[bytes | Raw]:
     return [_one_line(payload) for payload in payloads] if b"\r" in body else payloads
 
 
-def _parse(decoder: Decoder[T], text: _Body, where: str = "") -> T:
+def _parse(decoder: Decoder[T], text: _Body | memoryview, where: str = "") -> T:
     """Decode; raises ValidationError for JSON of another shape, Problem for what is not JSON."""
     try:
         return decoder.decode(text)

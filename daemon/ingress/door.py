@@ -63,21 +63,23 @@ class Door:
         except Exception as error:
             raise _problem(error) from error
 
-    def submit(self, headers: PostHeaders, data: bytes | bytearray, done: Done) -> None:
+    def submit(self, headers: PostHeaders, data: bytes | bytearray, start: int, done: Done) -> None:
         """Do the same without waiting: ``done`` hears what comes of it.
+
+        The body begins at ``start`` of ``data``.
 
         Raises Problem for what is known at once; ``done`` is not called then.
         """
         try:
-            self._intake.submit(*self._decode(headers, data), done)
+            self._intake.submit(*self._decode(headers, data, start), done)
         except Exception as error:
             raise _problem(error) from error
 
     def _decode(
-        self, headers: PostHeaders, data: bytes | bytearray
+        self, headers: PostHeaders, data: bytes | bytearray, start: int = 0
     ) -> tuple[list[Buffer], str | None]:
         content_type, content_encoding, key = headers
-        payloads = body.decode(data, content_type, content_encoding, self.max_length)
+        payloads = body.decode(data, content_type, content_encoding, self.max_length, start)
         return payloads, _checked(key)
 
     def too_slow(self) -> Problem:

@@ -127,14 +127,13 @@ class PlainConnection:
         except Problem as problem:
             self._refuse(problem)
             return
-        body = data[request.start :]
         if len(data) == request.end:
-            self._submit(request, body)
+            self._submit(request, data, request.start)
             return
         self._head = data[: request.start]
         # It grows with what comes: who only says a length spends none of our memory. No list:
         # a client that sends byte by byte would have a page of memory for each.
-        self._body = bytearray(body)
+        self._body = bytearray(data[request.start :])
         self._due = self._stream.due
         self._stream.body_is_due(self._due, self._too_slow)
 
@@ -151,12 +150,12 @@ class PlainConnection:
         if len(data) == missing:
             body, self._body = self._body, bytearray()
             self._stream.body_is_there()
-            self._submit(request, body)
+            self._submit(request, body, 0)
 
-    def _submit(self, request: PlainRequest, body: bytes | bytearray) -> None:
+    def _submit(self, request: PlainRequest, data: bytes | bytearray, start: int) -> None:
         self._waits = True
         try:
-            self._lane.door.submit(request.headers, body, self.done)
+            self._lane.door.submit(request.headers, data, start, self.done)
         except Problem as problem:
             self._waits = False
             self._refuse(problem)
