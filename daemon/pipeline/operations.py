@@ -57,9 +57,9 @@ class Seal:
     batch: Batch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settle:
-    """Forget a batch that the store confirmed."""
+    """Forget a batch that the store confirmed. Not frozen: that is 1 us, and one an object."""
 
     batch: Batch
 

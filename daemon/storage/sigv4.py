@@ -103,7 +103,10 @@ class Form:
         self._headers = f"{lines}\n{names}\n%({BODY_HASH})b".encode()
         self._begin = f"{signer.credential}, SignedHeaders={names}, Signature=".encode("ascii")
         self._preamble = signer.preamble.encode("ascii")
-        self._key = signer.key
+        # HMAC (RFC 2104) with the key hashed once: hmac.digest() was 4 us a request for it.
+        block = signer.key.ljust(hashlib.sha256().block_size, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
 
     def sign(self, target: bytes, values: Mapping[bytes, bytes]) -> bytes:
         """Return the ``authorization`` of a request.
@@ -116,7 +119,10 @@ class Form:
             path, query = _canonical(target)
         canonical = b"%b\n%b\n%b\n%b" % (self._method, path, query, self._headers % values)
         signed = self._preamble + hexlify(hashlib.sha256(canonical).digest())
-        return self._begin + hexlify(hmac.digest(self._key, signed, "sha256"))
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(signed)
+        outer.update(inner.digest())
+        return self._begin + hexlify(outer.digest())
 
 
 def quote_key(key: str) -> str:
