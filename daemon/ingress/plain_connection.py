@@ -89,15 +89,13 @@ class PlainConnection:
 
     def _read(self) -> None:
         """Take what came; with TLS there may be more that nobody announces."""
-        self._read_some()
-        while self._stream.pending and not (self._waits or self._gone):
-            self._read_some()
-
-    def _read_some(self) -> None:
-        if self._request is None:
-            self._read_head()
-        else:
-            self._read_body(self._request)
+        while True:
+            if self._request is None:
+                self._read_head()
+            else:
+                self._read_body(self._request)
+            if self._waits or self._gone or not self._stream.pending:
+                return
 
     def _read_head(self) -> None:
         more = self._stream.receive_now(_HEAD_BYTES)

@@ -8,6 +8,7 @@ lets the others run there.
 
 from __future__ import annotations
 
+import select
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +31,8 @@ class TcpStream(trio.abc.Stream):
         """Take the socket out of ``stream``, which is of no use afterwards."""
         self._socket = socket.socket(fileno=stream.socket.detach())
         self._socket.settimeout(0)
+        self._input = select.poll()
+        self._input.register(self._socket, select.POLLIN)
 
     async def send_all(self, data: Buffer) -> None:
         """Send everything; no checkpoint where the kernel takes all of it at once."""
@@ -71,13 +74,7 @@ class TcpStream(trio.abc.Stream):
 
     def has_input(self) -> bool:
         """Return whether there is something to read: bytes, the end, or an error."""
-        try:
-            self._socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass
-        return True
+        return bool(self._input.poll(0))
 
     def close(self) -> None:
         """Close at once."""
