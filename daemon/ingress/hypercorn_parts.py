@@ -42,7 +42,7 @@ def asgi(app: QuartTrio, send_timeout: float) -> AppWrapper:
             stream.turn_away(Problem("NOT_FOUND", "there are no websockets here"))
             return
         stream.request_begins()
-        scope["state"]["due"] = stream.due
+        scope["state"]["due"] = stream.clock.due
 
         async def send_in_time(message: Any) -> None:  # noqa: ANN401 - as above
             with trio.move_on_after(send_timeout) as patience:

@@ -106,12 +106,12 @@ class PlainConnection:
             self._go()
             return
         if more and may_become_plain(data):
-            self._stream.heard(more)
+            self._stream.clock.heard(more)
             self._head = data
             return
         request = parse(data, self._lane.door.max_length)
         if request is None or len(data) > request.end:
-            self._stream.heard(more)
+            self._stream.clock.heard(more)
             self._hand_over(data)
             return
         self._begin(request, data)
@@ -132,7 +132,7 @@ class PlainConnection:
         # It grows with what comes: who only says a length spends none of our memory. No list:
         # a client that sends byte by byte would have a page of memory for each.
         self._body = bytearray(data[request.start :])
-        self._due = self._stream.due
+        self._due = self._stream.clock.due
         self._stream.body_is_due(self._due, self._too_slow)
 
     def _read_body(self, request: PlainRequest) -> None:

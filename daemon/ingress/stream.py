@@ -45,7 +45,7 @@ class ClientStream:
         self.socket = transport.socket
         self.scope = trio.CancelScope()
         self._transport = transport
-        self._clock = RequestClock(request_timeout, keepalive_timeout)
+        self.clock = RequestClock(request_timeout, keepalive_timeout)
         self._received = b""
         self._closed = False
         self._lingers = False
@@ -65,7 +65,7 @@ class ClientStream:
             return data
         data = await self._transport.receive_some(max_bytes or _READ_BYTES)
         if data:
-            self._clock.heard(data)
+            self.clock.heard(data)
         return data
 
     async def send_all(self, data: bytes) -> None:
@@ -91,16 +91,16 @@ class ClientStream:
         """Agree on TLS, in time; returns False if it is over, or goes to Hypercorn for HTTP/2."""
         with trio.CancelScope() as handshake:
             self.on_end = handshake.cancel
-            self._clock.expect_within(self._clock.request_timeout)
+            self.clock.expect_within(self.clock.request_timeout)
             try:
                 protocol = await self._transport.handshake()
             except trio.BrokenResourceError:
                 return False
             self.on_end = nothing
-            self._clock.wait_for_a_request()
+            self.clock.wait_for_a_request()
             if protocol != "h2":
                 return True
-            self._clock.http2 = True
+            self.clock.http2 = True
             self.hand_over(b"")
         return False
 
@@ -114,13 +114,9 @@ class ClientStream:
     def receive_now(self, max_bytes: int) -> bytes | None:
         """Return what is there, b"" at the end, None for nothing yet; raises as receive_some.
 
-        What came of a head that is not complete has to be ``heard``.
+        What came of a head that is not complete, the clock has to hear.
         """
         return self._transport.receive_now(max_bytes)
-
-    def heard(self, data: bytes) -> None:
-        """Have the time of a request begin with its first bytes."""
-        self._clock.heard(data)
 
     def send_now(self, answer: bytes, *, closes: bool) -> bool:
         """Send a whole answer; ``closes``: it says that it is the last one.
@@ -128,7 +124,7 @@ class ClientStream:
         Returns False if there was no room for all of it: the rest goes first when the
         connection is handed over. Raises BrokenResourceError if the client is gone.
         """
-        self._clock.answering = True
+        self.clock.answering = True
         self._lingers = closes
         sent = self._transport.send_now(answer)
         if closes:
@@ -145,12 +141,12 @@ class ClientStream:
 
     def body_is_due(self, due: float, late: Callable[[], object]) -> None:
         """Call ``late`` if ``body_is_there`` was not called by ``due``, on trio's clock."""
-        self._clock.deadline = due
+        self.clock.deadline = due
         self._on_deadline = late
 
     def body_is_there(self) -> None:
         """Stop the time."""
-        self._clock.deadline = inf
+        self.clock.deadline = inf
         self._on_deadline = self._end
 
     def hand_over(self, data: bytes, due: float | None = None) -> None:
@@ -161,37 +157,32 @@ class ClientStream:
         self._received = data
         self.handed_over = True
         self._on_deadline = self._end
-        self._clock.starts_over(data, due)
+        self.clock.starts_over(data, due)
 
     # --- what the server calls -----------------------------------------------------------------
 
     @property
     def http2(self) -> bool:
         """Whether the client has been seen to speak HTTP/2."""
-        return self._clock.http2
+        return self.clock.http2
 
     def request_begins(self) -> None:
         """Take note that there is a request whose head is complete."""
-        self._clock.request_begins()
-
-    @property
-    def due(self) -> float:
-        """By when all of that request is due, on trio's clock; asked soon after it begins."""
-        return self._clock.due
+        self.clock.request_begins()
 
     def request_ends(self) -> None:
         """Take note that the app has answered, or given up."""
-        if self._clock.request_ends(last=self._lingers):
+        if self.clock.request_ends(last=self._lingers):
             self._end()
 
     def look_at_the_time(self, now: float) -> None:
         """End all that runs in ``scope`` if time is up; ``finish`` says so to the client."""
-        if self._clock.is_over(now):
+        if self.clock.is_over(now):
             self._on_deadline()
 
     def turn_away(self, problem: Problem) -> None:
         """End Hypercorn's part; ``finish`` answers with ``problem``, but not in HTTP/2."""
-        self._clock.head_since = None
+        self.clock.head_since = None
         self._last_word = None if self.http2 else problem
         self._end()
 
@@ -202,7 +193,7 @@ class ClientStream:
         connection cannot know that it closes, and what is cut off is neither taken nor refused.
         In HTTP/2 the client is told which request was the last.
         """
-        if self._clock.drain():
+        if self.clock.drain():
             self._end()
 
     def cut_off(self) -> None:
@@ -213,7 +204,7 @@ class ClientStream:
     async def finish(self) -> None:
         """Say what is left to say and close; see ``take_leave``."""
         words = b""
-        if self._clock.head_since is not None:
+        if self.clock.head_since is not None:
             self._last_word = self._cut_off()
         if self._last_word is not None and not self._lingers:
             words = self._last_word.raw()
@@ -223,7 +214,7 @@ class ClientStream:
 
     def _cut_off(self) -> Problem:
         """Return what to tell a client whose request had begun and was not answered."""
-        if self._clock.draining:
+        if self.clock.draining:
             return Problem("DRAINING", "the daemon is shutting down", {"Retry-After": "5"})
         return Problem("TIMEOUT", "the request's head was not complete in time")
 
@@ -238,7 +229,7 @@ class ClientStream:
 
     async def _flush(self) -> None:
         try:
-            with trio.fail_after(self._clock.request_timeout):
+            with trio.fail_after(self.clock.request_timeout):
                 await self._transport.flush()
         except trio.TooSlowError as error:
             raise trio.BrokenResourceError("the client does not read") from error
@@ -249,10 +240,10 @@ class ClientStream:
             return data
         status = int(data[9:12])
         if status == 101:  # noqa: PLR2004 - Switching Protocols: HTTP/2 by Upgrade
-            self._clock.http2 = True
+            self.clock.http2 = True
         if status < 200:  # noqa: PLR2004 - the answer comes later
             return data
-        self._clock.answering = True
+        self.clock.answering = True
         head = data.lower()
         self._lingers = b"\r\nconnection: close\r\n" in head
         empty_error = status >= 400 and b"\r\ncontent-length: 0\r\n" in head  # noqa: PLR2004

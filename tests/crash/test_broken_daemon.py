@@ -48,11 +48,11 @@ _SETTLES_BEFORE_THE_PUT: Final = """
 from dataclasses import replace
 from daemon.pipeline.worker import Worker
 upload = Worker._upload
-async def upload_too_late(self, hand):
+async def upload_too_late(self, hand, timer):
     await self._journal.seal(hand.batch)
     self._journal.settle(hand.batch)
     hand.batch = replace(hand.batch, sealed=False)
-    await upload(self, hand)
+    return await upload(self, hand, timer)
 Worker._upload = upload_too_late
 """
 _DOES_NOT_SEAL: Final = """

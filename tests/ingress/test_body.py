@@ -44,9 +44,18 @@ def gzipped(data: bytes) -> bytes:
 def decode(
     body: bytes, content_type: str | None, content_encoding: str | None, max_length: int
 ) -> list[bytes]:
-    """Decode, and take each payload out of its body."""
-    found = bodies.decode(body, content_type, content_encoding, max_length)
-    return [bytes(payload) for payload in found]
+    """Decode, and take each payload out of its body; behind a head it has to be the same."""
+
+    def found(data: bytes, start: int) -> list[bytes] | str:
+        try:
+            payloads = bodies.decode(data, content_type, content_encoding, max_length, start)
+        except Problem as problem:
+            return repr((problem.status, problem.code, problem.detail))
+        return [bytes(payload) for payload in payloads]
+
+    head = b"POST / HTTP/1.1\r\nX: \xff\r\n\r\n"
+    assert found(body, 0) == found(head + body, len(head))
+    return [*map(bytes, bodies.decode(body, content_type, content_encoding, max_length))]
 
 
 def from_json(body: bytes, limit: int = MIB) -> list[bytes]:

@@ -99,3 +99,24 @@ def test_any_bytes_in_any_place(junk: bytes, place: int, gone: int) -> None:
     may_become_plain(data)
     request = parse(data, MAX)
     assert request is None or request.start <= request.end <= request.start + MAX
+
+
+def test_a_head_that_was_read_before() -> None:
+    """A client would get what another one's head says, or what a larger MAX_LENGTH allowed."""
+    for _ in range(2):
+        for length in (1, 2, MAX):
+            head = PLAIN.replace(b": 3", b": %d" % length)
+            request = parse(head + b"x", MAX)
+            assert request is not None
+            assert (request.start, request.end) == (len(head), len(head) + length)
+            assert parse(head, length - 1) is None
+
+
+def test_a_long_head() -> None:
+    """A client with many cookies would be served by Hypercorn alone."""
+    for size in (500, 900, 5000):
+        head = PLAIN.replace(b"Host", b"Cookie: %s\r\nHost" % (b"c" * size))
+        for _ in range(2):
+            request = parse(head, MAX)
+            assert request is not None
+            assert request.start == len(head)

@@ -1,0 +1,66 @@
+"""The channel: what ends the wait of who fills a batch. Its bounds are in ``test_window.py``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from daemon.pipeline.channel import JobChannel
+from tests.pipeline.rig import job
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio.testing import MockClock
+
+
+def send(count: int) -> Callable[[JobChannel], None]:
+    """Return what puts so many jobs in, each as a group of its own."""
+
+    def send_to(channel: JobChannel) -> None:
+        for seq in range(1, count + 1):
+            channel.send_nowait([job(seq, b"12345\n")])
+
+    return send_to
+
+
+@pytest.mark.parametrize(
+    ("max_jobs", "max_bytes", "happens", "seconds"),
+    [
+        pytest.param(100, 10_000, send(9), 5.0, id="not-enough"),
+        pytest.param(100, 10_000, send(10), 1.0, id="enough"),
+        pytest.param(16, 10_000, send(8), 5.0, id="half-of-the-jobs"),
+        pytest.param(16, 10_000, send(9), 1.0, id="more-than-half-of-the-jobs"),
+        pytest.param(100, 100, send(9), 1.0, id="more-than-half-of-the-bytes"),
+        pytest.param(100, 10_000, JobChannel.close, 1.0, id="closed"),
+        pytest.param(100, 10_000, JobChannel.nudge, 1.0, id="nudged"),
+    ],
+)
+async def test_how_long_jobs_are_gathered(
+    autojump_clock: MockClock,
+    max_jobs: int,
+    max_bytes: int,
+    happens: Callable[[JobChannel], None],
+    seconds: float,
+) -> None:
+    """A full batch would wait, a small queue run full, or a drain take longer than it has to."""
+    assert autojump_clock.autojump_threshold == 0
+    channel = JobChannel(max_jobs, max_bytes)
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(channel.gather, 10, 5.0)
+        await trio.sleep(1)
+        happens(channel)
+    assert trio.current_time() - start == pytest.approx(seconds)
+
+
+async def test_nothing_more_comes_through_a_closed_channel(autojump_clock: MockClock) -> None:
+    """Every partial batch of a drain would wait for what cannot come."""
+    assert autojump_clock.autojump_threshold == 0
+    channel = JobChannel(100, 10_000)
+    channel.close()
+    start = trio.current_time()
+    await channel.gather(10, 5.0)
+    assert trio.current_time() == start
