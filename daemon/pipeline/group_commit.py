@@ -199,7 +199,16 @@ class SqliteJournal:
         except sqlite3.Error:
             self._database.reserve.give_up()
             raise
-        return not in_trouble or self._database.reserve.take_back()
+        return not in_trouble or self._take_back()
+
+    def _take_back(self) -> bool:
+        """Have the reserve again, behind a full disk; returns whether there is room for it.
+
+        All that is stored by now makes room first: what comes next would find the disk full again.
+        """
+        with suppress(sqlite3.Error):  # the operations are committed, whatever comes of this
+            self._database.sweep.unlink_dead()
+        return self._database.reserve.take_back()
 
     def _publish(self, operations: Sequence[Operation]) -> None:
         """Let the pipeline see what was committed, in the order of acceptance."""

@@ -16,7 +16,7 @@ from daemon.pipeline.database import Database
 from daemon.pipeline.operations import Settle
 from daemon.pipeline.schema import FILE
 from daemon.pipeline.segment_files import FOLDER
-from tests.pipeline.rig import PATIENCE, append, batch, make_desk, until
+from tests.pipeline.rig import PATIENCE, append, batch, disk_full, make_desk, open_desk, until
 
 _unlink = Path.unlink
 
@@ -89,3 +89,25 @@ def test_a_segment_that_cannot_be_removed_is_tried_again(
         assert segment_files.names(folder) == [1, 3, 4]
         a_round(database)
         assert segment_files.names(folder) == [4]
+
+
+@pytest.mark.usefixtures("all_large")
+async def test_a_full_disk_that_is_well_again_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was stored meanwhile would fill it again at once: one outage would be two."""
+    monkeypatch.setattr("daemon.pipeline.segments.SEGMENT_BYTES", 1)
+    monkeypatch.setattr(chores, "_BETWEEN", PATIENCE)
+    monkeypatch.setattr(group_commit, "_AFTER_TROUBLE", 0.02)
+    async with open_desk(tmp_path / "j") as desk:
+        for number in range(1, 5):
+            await desk.take(number)
+        jobs = [desk.channel.receive_nowait() for _ in range(4)]
+        desk.database.write_error = disk_full
+        for stored in jobs[:3]:
+            desk.journal.settle(batch(stored, sealed=False))
+        await until(lambda: desk.database.failures > 1)
+        assert segment_files.names(tmp_path / FOLDER) == [1, 2, 3, 4]
+        desk.database.write_error = None
+        await until(lambda: not desk.health.troubles)
+        assert segment_files.names(tmp_path / FOLDER) == [4]
