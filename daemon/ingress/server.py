@@ -110,6 +110,7 @@ class _House:
         self._draining = False
         self._over = False
         self._empty = trio.Event()
+        self._occupied = trio.Event()
         self._app = asgi(app, settings.request_timeout)
         self._config = make_config()
         self._settings = settings
@@ -139,7 +140,11 @@ class _House:
         """End connections whose client takes too long, a little after their time."""
         shortest = min(self._settings.request_timeout, self._settings.keepalive_timeout)
         while True:
+            # Nobody is woken for nobody.
+            await self._occupied.wait()
             await trio.sleep(min(_TICK, shortest / _TICKS_A_TIMEOUT))
+            if not self._streams:
+                self._occupied = trio.Event()
             now = trio.current_time()
             for stream in self._streams:
                 stream.look_at_the_time(now)
@@ -174,6 +179,7 @@ class _House:
         quick = QuickStream(transport) if tls is None else TlsStream(transport, tls.context)
         stream = ClientStream(quick, settings.request_timeout, settings.keepalive_timeout)
         self._streams[stream] = WorkerContext(None)
+        self._occupied.set()
         if tls is None:
             self._begin(stream, connections)
         else:

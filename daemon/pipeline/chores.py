@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import suppress
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from daemon.pipeline.operations import Operation
 
 _BETWEEN: Final = 1.0
+_EXPIRE_EVERY: Final = 60
+"""Rounds between two looks for keys that are forgotten after a day."""
 _STEPS: Final = 64
 """Steps of giving space back that are taken at once: others want the thread too."""
 
@@ -45,7 +48,7 @@ class Chores:
 
     async def run(self) -> None:
         """Do the chores for ever."""
-        while True:
+        for second in count():
             await trio.sleep(_BETWEEN)
             if not self._disk.writable:
                 continue
@@ -55,12 +58,15 @@ class Chores:
                 await self._thread.read(self._database.count_dead)
                 await self._thread.read(self._database.sweep.look_at_all)
                 self._add(Revive())
-            # Costs no fsync when none is due.
-            self._add(Expire())
-            # It only notes what to do, but behind a commit that hangs when the daemon has to end.
-            with suppress(sqlite3.Error):
-                await self._thread.write(self._database.sweep.begin)
-            await self._give_space_back(self._database.sweep.step)
+            if second % _EXPIRE_EVERY == 0:
+                # Costs no fsync when none is due.
+                self._add(Expire())
+            # Whoever settles meanwhile is seen in a second.
+            if self._database.sweep.waits:
+                # It only notes what to do, but behind a commit that hangs when the daemon ends.
+                with suppress(sqlite3.Error):
+                    await self._thread.write(self._database.sweep.begin)
+                await self._give_space_back(self._database.sweep.step)
             await self._give_space_back(self._database.give_back)
 
     async def _give_space_back(self, step: Callable[[], bool]) -> None:

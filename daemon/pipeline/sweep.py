@@ -62,6 +62,11 @@ class Sweep:
                 for name in self._segments.within(first, last):
                     self._live.setdefault(name, _UNKNOWN)
 
+    @property
+    def waits(self) -> bool:
+        """Whether there are segments to look at."""
+        return bool(self._live)
+
     def begin(self) -> None:
         """Begin a round of steps, a second or so behind the last."""
         # Steps take from its end. What failed last is the last of `_live`: others come first.
