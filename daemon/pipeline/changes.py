@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from daemon.pipeline.dead_letters import Range as DeadRange
     from daemon.pipeline.job import Batch, Part
-    from daemon.pipeline.rows import Range, Row
+    from daemon.pipeline.rows import NewRow, PlacedRow, Range
 
 
 class Changes:
@@ -22,7 +22,8 @@ class Changes:
     def __init__(self, following: int) -> None:
         self.next = following
         """The ``seq`` of the next job."""
-        self.rows: list[Row] = []
+        self.rows: list[NewRow] = []
+        self.placed: list[PlacedRow] = []
         self.large: list[Job] = []
         """Those whose lines may go into a segment: they have no row before they have a place."""
         self.large_bytes = 0
@@ -45,7 +46,7 @@ class Changes:
             self.payloads += payloads
             self.bytes += len(lines)
             if len(lines) < segments.LARGE:
-                self.rows.append((job.seq, id_.bytes, payloads, lines, None, None, None))
+                self.rows.append((job.seq, bytearray(id_.bytes), payloads, bytearray(lines)))
             else:
                 self.large.append(job)
                 self.large_bytes += len(lines)
@@ -86,10 +87,11 @@ class Changes:
         """Make rows of the large jobs, whose lines are in ``segment`` from ``start`` on."""
         for job in self.large:
             size = len(job.lines)
-            self.rows.append((job.seq, job.id.bytes, job.payloads, b"", segment, start, size))
+            id_ = bytearray(job.id.bytes)
+            self.placed.append((job.seq, id_, job.payloads, segment, start, size))
             start += size
 
     def place_in_rows(self) -> None:
         """Make rows of the large jobs that hold their lines."""
         for job in self.large:
-            self.rows.append((job.seq, job.id.bytes, job.payloads, job.lines, None, None, None))
+            self.rows.append((job.seq, bytearray(job.id.bytes), job.payloads, job.lines))

@@ -146,6 +146,7 @@ class Database:
         else:
             changes.place(*self._segments.write(changes.large_lines(), self.totals.next))
         rows.insert(self._connection, changes.rows)
+        rows.insert_placed(self._connection, changes.placed)
         if changes.settled:
             self.sweep.look_at(rows.delete(self._connection, changes.settled))
             # Behind all seals of this commit: one of what is settled may be among them.

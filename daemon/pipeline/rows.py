@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 Row = tuple[int, bytes, int, bytes, int | None, int | None, int | None]
 """seq, id, payloads, lines; and segment, start, size of lines that are in a segment, else None."""
+NewRow = tuple[int, bytearray, int, bytearray | bytes]
+"""seq, id, payloads, lines. Python looks for an adapter of each parameter that is no number, str
+or bytearray, so None and bytes were two thirds of what a small row costs."""
+PlacedRow = tuple[int, bytearray, int, int, int, int]
+"""seq, id, payloads; and segment, start, size of lines that are in a segment."""
 Range = tuple[int, int]
 """The first and the last ``seq`` of neighbours."""
 
@@ -37,16 +42,29 @@ _AT_ONCE: Final = (128, 64, 32, 16, 8, 4, 2, 1)
 more than 999 variables."""
 _FEW: Final = 8
 """Neighbours that are worth no statement of their own, which costs 2 us and a step."""
-_INSERTS: Final = {
-    count: f"INSERT INTO jobs VALUES {', '.join(['(?, ?, ?, ?, ?, ?, ?)'] * count)}"  # noqa: S608 - only marks
-    for count in _AT_ONCE
-}
 
 
-def insert(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
-    """Insert rows."""
+def _insertions(values: str) -> dict[int, str]:
+    return {
+        count: f"INSERT INTO jobs VALUES {', '.join([values] * count)}"  # noqa: S608 - only marks
+        for count in _AT_ONCE
+    }
+
+
+_INSERTS: Final = _insertions("(?, ?, ?, ?, NULL, NULL, NULL)")
+_PLACED_INSERTS: Final = _insertions("(?, ?, ?, x'', ?, ?, ?)")
+
+
+def insert(connection: sqlite3.Connection, rows: Sequence[NewRow]) -> None:
+    """Insert rows that hold their lines."""
     for some in _portions(rows):
         connection.execute(_INSERTS[len(some)], list(chain.from_iterable(some)))
+
+
+def insert_placed(connection: sqlite3.Connection, rows: Sequence[PlacedRow]) -> None:
+    """Insert rows whose lines are in a segment."""
+    for some in _portions(rows):
+        connection.execute(_PLACED_INSERTS[len(some)], list(chain.from_iterable(some)))
 
 
 def delete(connection: sqlite3.Connection, ranges: Sequence[Range]) -> list[Range]:

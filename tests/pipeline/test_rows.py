@@ -17,7 +17,7 @@ from daemon.pipeline.schema import MIGRATIONS, migrate
 if TYPE_CHECKING:
     import random
 
-    from daemon.pipeline.rows import Range, Row
+    from daemon.pipeline.rows import NewRow, PlacedRow, Range
 
 
 def in_memory() -> sqlite3.Connection:
@@ -27,9 +27,14 @@ def in_memory() -> sqlite3.Connection:
     return connection
 
 
-def row(seq: int) -> Row:
+def row(seq: int) -> NewRow:
     """Return a row that tells which it is."""
-    return seq, b"i%d" % seq, 1, b"%d\n" % seq, None, None, None
+    return seq, bytearray(b"i%d" % seq), 1, bytearray(b"%d\n" % seq)
+
+
+def placed(seq: int) -> PlacedRow:
+    """Return a row that tells which it is, and whose lines are elsewhere."""
+    return seq, bytearray(b"i%d" % seq), 1, 7, seq * 10, 10
 
 
 def seqs(connection: sqlite3.Connection) -> list[int]:
@@ -41,9 +46,14 @@ def seqs(connection: sqlite3.Connection) -> list[int]:
 def test_any_number_of_rows_is_inserted_as_it_is(count: int) -> None:
     """A request of an odd size would be taken in part, or be refused for ever."""
     wanted = [row(seq) for seq in range(1, count + 1)]
+    elsewhere = [placed(seq) for seq in range(1001, 1001 + count)]
     with closing(in_memory()) as connection:
         rows.insert(connection, wanted)
-        assert connection.execute(rows.IN_RANGE, (0, 2000)).fetchall() == wanted
+        rows.insert_placed(connection, elsewhere)
+        assert connection.execute(rows.IN_RANGE, (0, 3000)).fetchall() == [
+            *[(*one, None, None, None) for one in wanted],
+            *[(*one[:3], b"", *one[3:]) for one in elsewhere],
+        ]
 
 
 def test_a_commit_takes_few_statements() -> None:
