@@ -57,7 +57,7 @@ def parse(data: bytes, max_length: int) -> PlainRequest | None:
     """Return the request that ``data`` begins with, None if it is not plain."""
     head = data[: data.find(_END) + len(_END)]
     # A client says the same again with every request, and of a request in a batch this was a
-    # tenth. Short ones alone are remembered: all of them take a MiB at most.
+    # tenth. Short ones alone are remembered: all of them take 2 MiB at most.
     return _remembered(head, max_length) if len(head) <= _SHORT else _read(head, max_length)
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
-from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -19,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from daemon.pipeline.job import Job
+
+_MANY: Final = 1000
+"""Jobs that a channel has to hold for them to be gathered in it: a small one would refuse what a
+batch has room for."""
 
 
 class NudgedError(Exception):
@@ -49,7 +52,7 @@ class JobChannel:
         self._send, self._receive = trio.open_memory_channel["Sequence[Job] | None"](max_jobs + 1)
         self._half_empty: trio.Event | None = None
         self._gathered: trio.Event | None = None
-        self._enough: float = inf
+        self._room_payloads = self._room_bytes = 0
         self._some_taken: trio.Event | None = None
 
     def has_room(self, jobs: int, size: int) -> bool:
@@ -71,8 +74,11 @@ class JobChannel:
             self._send.send_nowait(jobs)
         self.jobs += len(jobs)
         self.bytes += size
-        if self.jobs >= self._enough or not self._is_half_empty:
-            self._end_gathering()
+        if self._gathered is not None:
+            self._room_payloads -= sum([job.payloads for job in jobs])
+            self._room_bytes -= size
+            if min(self._room_payloads, self._room_bytes) <= 0 or not self._is_half_empty:
+                self._end_gathering()
 
     def nudge(self) -> None:
         """Wake who receives, for something that does not come through the channel."""
@@ -94,15 +100,15 @@ class JobChannel:
                 group = await self._receive.receive()
             self._open(group)
 
-    async def gather(self, enough: int, seconds: float) -> None:
-        """Let jobs come in for so long, or until there are enough; no longer where all is closed.
+    async def gather(self, payloads: int, size: int, seconds: float) -> None:
+        """Let jobs come in for so long, or until there are so many payloads or bytes more.
 
-        Half of the bounds is enough in any case. For who has time: to be woken for each group was
-        an eighth of what a commit costs.
+        Half of the bounds is enough in any case, and nothing is waited for where all is closed.
+        For who has time: to be woken for each group was an eighth of what a commit costs.
         """
-        if self._closed:
+        if self._closed or self.max_jobs < _MANY:
             return
-        self._enough = enough
+        self._room_payloads, self._room_bytes = payloads, size
         self._gathered = trio.Event()
         with trio.move_on_after(seconds):
             await self._gathered.wait()
@@ -180,7 +186,6 @@ class JobChannel:
         if self._gathered is not None:
             self._gathered.set()
             self._gathered = None
-            self._enough = inf
 
     async def _wait_for_a_change(self) -> None:
         # Two may wait, dispatcher and refill, for the same event.

@@ -101,7 +101,8 @@ class Filler:
         with trio.move_on_after(self._linger):
             while filling.wants_more:
                 if not channel.jobs:
-                    await channel.gather(filling.room, min(_LOOK_EVERY, self._linger / 10))
+                    seconds = min(_LOOK_EVERY, self._linger / 10)
+                    await channel.gather(filling.payloads, filling.bytes, seconds)
                 if not await self._wait():
                     break
                 jobs += channel.take(filling.count_fitting(channel.ready))
@@ -113,9 +114,10 @@ class _Filling:
 
     def __init__(self, first: Job, end: int, most_payloads: int, most_bytes: int) -> None:
         """Begin with ``first``, which goes in in any case; jobs from ``end`` on do not."""
-        self.room = most_payloads - first.payloads
+        self.payloads = most_payloads - first.payloads
         """Payloads that there is room for."""
-        self._bytes = most_bytes - len(first.lines)
+        self.bytes = most_bytes - len(first.lines)
+        """The same in bytes."""
         self._next = first.seq + 1
         self._end = end
         self._ended = False
@@ -123,7 +125,7 @@ class _Filling:
     @property
     def wants_more(self) -> bool:
         """Whether another job may go in."""
-        return not self._ended and self.room > 0 and self._bytes > 0
+        return not self._ended and self.payloads > 0 and self.bytes > 0
 
     def count_fitting(self, ready: Iterable[Job]) -> int:
         """Return how many of these jobs go in, one behind the other.
@@ -132,10 +134,10 @@ class _Filling:
         """
         before = self._next
         for job in ready:
-            payloads, size = self.room - job.payloads, self._bytes - len(job.lines)
+            payloads, size = self.payloads - job.payloads, self.bytes - len(job.lines)
             if payloads < 0 or size < 0 or job.seq != self._next or job.seq == self._end:
                 self._ended = True
                 break
-            self.room, self._bytes = payloads, size
+            self.payloads, self.bytes = payloads, size
             self._next += 1
         return self._next - before

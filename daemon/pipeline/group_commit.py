@@ -154,6 +154,8 @@ class SqliteJournal:
 
     async def aclose(self) -> None:
         """Close the file, if the disk lets us; SQLite mends it when it is opened again if not."""
+        # Where it was never at work the disk may hang as well.
+        self._thread.finish_within(_LAST_COMMIT)
         with trio.CancelScope(shield=True), suppress(sqlite3.Error):
             await self._thread.write(self._database.close)
         self._thread.end()

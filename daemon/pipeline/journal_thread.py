@@ -92,7 +92,9 @@ class JournalThread:
                 self._disk.failed(sqlite3.OperationalError(f"no answer for {_STALLED:g} s"))
 
     def finish_within(self, seconds: float) -> None:
-        """Give what is being written, and what is yet to be, so long together."""
+        """Give what is being written, and what is yet to be, so long together; once for all."""
+        if self._deadline < float("inf"):
+            return
         self._deadline = trio.current_time() + seconds
         # Of the system, because it belongs to nobody who waits: it ends with trio's run.
         trio.lowlevel.spawn_system_task(self._give_up)

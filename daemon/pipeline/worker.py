@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -77,7 +76,7 @@ class Worker:
         hand = Hand(next_nowait)
         self._hands.append(hand)
         inbox, batches = trio.open_memory_channel[Batch](0)
-        with inbox, batches, suppress(trio.EndOfChannel):
+        with inbox, batches:
             while True:
                 failure: StoreError | None = None
                 # One for all uploads until one of them fails.
@@ -86,7 +85,10 @@ class Worker:
                     while failure is None and not timer.ran_out:
                         if not hand.full:
                             idle.send_nowait(inbox)
-                            hand.take(await batches.receive())
+                            try:
+                                hand.take(await batches.receive())
+                            except trio.EndOfChannel:
+                                return
                         failure = await self._upload(hand, timer)
                 if timer.scope.cancelled_caught:
                     reason = f"no answer within UPLOAD_TIMEOUT ({self.timeout.seconds:g} s)"
@@ -105,10 +107,9 @@ class Worker:
                 if hand.batch.sealed:
                     await self._journal.seal(hand.batch)
                 hand.body = await hand.encoded()
-            start = trio.current_time()
-            if self._calm_after > start:
+            # Again and again: the store may meanwhile have asked another worker for more.
+            while self._calm_after > (start := trio.current_time()):  # noqa: ASYNC110
                 await trio.sleep_until(self._calm_after)
-                start = trio.current_time()
             self.timeout.begin(timer, start)
             try:
                 await self._store.put(hand.batch.key, hand.body)
@@ -128,6 +129,8 @@ class Worker:
             hand.take_next()
         elif not (isinstance(error, TransientStoreError) and await self._try_soon(hand, error)):
             self._report(hand.batch.key, error)
+            if isinstance(error, TransientStoreError) and error.throttled:
+                self._hold_back(error.retry_after or 0.0)
             await self._wait(pause(hand.round, _random()))
             hand.begin_round()
 
@@ -162,9 +165,12 @@ class Worker:
             at_least=error.retry_after or 0.0,
         )
         if error.throttled:
-            # The store asks the daemon for less, not this worker: all of them hold back.
-            self._calm_after = max(self._calm_after, trio.current_time() + wait)
+            self._hold_back(wait)
         await trio.sleep(wait)
+
+    def _hold_back(self, seconds: float) -> None:
+        """Have all workers wait: the store asks the daemon for less, not one of them."""
+        self._calm_after = max(self._calm_after, trio.current_time() + seconds)
 
     def _settle(self, hand: Hand, size: int, seconds: float) -> None:
         self._budget.refund(hand.cost)

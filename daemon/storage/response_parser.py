@@ -29,7 +29,6 @@ class ResponseParser:
         "_head_only",
         "_heard",
         "_in_body",
-        "_left",
         "_parser",
         "begun",
         "body",

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
 
-def send(count: int) -> Callable[[JobChannel], None]:
+def send(count: int, payloads: int = 1) -> Callable[[JobChannel], None]:
     """Return what puts so many jobs in, each as a group of its own."""
 
     def send_to(channel: JobChannel) -> None:
         for seq in range(1, count + 1):
-            channel.send_nowait([job(seq, b"12345\n")])
+            channel.send_nowait([job(seq, b"12345\n", payloads)])
 
     return send_to
 
@@ -29,13 +29,38 @@ def send(count: int) -> Callable[[JobChannel], None]:
 @pytest.mark.parametrize(
     ("max_jobs", "max_bytes", "happens", "seconds"),
     [
-        pytest.param(100, 10_000, send(9), 5.0, id="not-enough"),
-        pytest.param(100, 10_000, send(10), 1.0, id="enough"),
-        pytest.param(16, 10_000, send(8), 5.0, id="half-of-the-jobs"),
-        pytest.param(16, 10_000, send(9), 1.0, id="more-than-half-of-the-jobs"),
-        pytest.param(100, 100, send(9), 1.0, id="more-than-half-of-the-bytes"),
-        pytest.param(100, 10_000, JobChannel.close, 1.0, id="closed"),
-        pytest.param(100, 10_000, JobChannel.nudge, 1.0, id="nudged"),
+        pytest.param(2000, 10_000, send(9), 5.0, id="not-enough"),
+        pytest.param(2000, 10_000, send(10), 1.0, id="enough"),
+        pytest.param(2000, 10_000, send(3, payloads=3), 5.0, id="not-enough-payloads"),
+        pytest.param(2000, 10_000, send(2, payloads=5), 1.0, id="enough-payloads"),
+        pytest.param(
+            2000,
+            10_000,
+            lambda it: it.send_nowait([job(1, b"x" * 199)]),
+            5.0,
+            id="not-enough-bytes",
+        ),
+        pytest.param(
+            2000, 10_000, lambda it: it.send_nowait([job(1, b"x" * 200)]), 1.0, id="enough-bytes"
+        ),
+        pytest.param(
+            1000,
+            10_000,
+            lambda it: it.send_nowait([job(n, b"", 0) for n in range(500)]),
+            5.0,
+            id="half-of-the-jobs",
+        ),
+        pytest.param(
+            1000,
+            10_000,
+            lambda it: it.send_nowait([job(n, b"", 0) for n in range(501)]),
+            1.0,
+            id="more-than-half-of-the-jobs",
+        ),
+        pytest.param(2000, 100, send(9), 1.0, id="more-than-half-of-the-bytes"),
+        pytest.param(999, 10_000, send(1), 1.0, id="few-jobs-in-all"),
+        pytest.param(2000, 10_000, JobChannel.close, 1.0, id="closed"),
+        pytest.param(2000, 10_000, JobChannel.nudge, 1.0, id="nudged"),
     ],
 )
 async def test_how_long_jobs_are_gathered(
@@ -50,17 +75,18 @@ async def test_how_long_jobs_are_gathered(
     channel = JobChannel(max_jobs, max_bytes)
     start = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(channel.gather, 10, 5.0)
+        nursery.start_soon(channel.gather, 10, 200, 5.0)
         await trio.sleep(1)
         happens(channel)
-    assert trio.current_time() - start == pytest.approx(seconds)
+    waited = trio.current_time() - start
+    assert waited == pytest.approx(seconds)
 
 
 async def test_nothing_more_comes_through_a_closed_channel(autojump_clock: MockClock) -> None:
     """Every partial batch of a drain would wait for what cannot come."""
     assert autojump_clock.autojump_threshold == 0
-    channel = JobChannel(100, 10_000)
+    channel = JobChannel(2000, 10_000)
     channel.close()
     start = trio.current_time()
-    await channel.gather(10, 5.0)
+    await channel.gather(10, 200, 5.0)
     assert trio.current_time() == start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -277,3 +278,26 @@ async def test_a_page_that_cannot_be_read_stops_no_request(tmp_path: Path) -> No
             desk.database.read_error = None
             await until(lambda: not desk.health.troubles)
     assert [line["event"] for line in lines] == ["journal_unreadable", "journal_readable"]
+
+
+async def test_a_disk_that_hangs_at_the_start_does_not_hold_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that is stopped before its disk has answered once could only be killed."""
+    monkeypatch.setattr(group_commit, "_LAST_COMMIT", 0.1)
+    desk = make_desk(tmp_path / "j")
+    reached, go_on = threading.Event(), threading.Event()
+
+    def take() -> bool:
+        reached.set()
+        assert go_on.wait(PATIENCE)
+        return True
+
+    monkeypatch.setattr(desk.database.reserve, "take", take)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.journal.at_work().__aenter__)
+            await until(reached.is_set)
+            nursery.cancel_scope.cancel()
+        await desk.journal.aclose()
+    go_on.set()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -239,6 +240,61 @@ async def test_when_the_store_is_throttling_all_workers_hold_back(
     start, *later = pipeline.store.times
     assert all(time - start >= 5.0 for time in later)
     assert len(pipeline.store.objects) == 2
+
+
+async def test_who_holds_back_hears_of_a_longer_wish(autojump_clock: MockClock) -> None:
+    """A store that asks one worker for 2 s and another for 30 gets the others after 2."""
+    assert autojump_clock.autojump_threshold == 0
+    pipeline = Pipeline(FaultyStore(seconds=0.1), workers=6)
+    waits = [2.0, 30.0]
+
+    def ask_for_more(attempt: int) -> StoreError | None:
+        if attempt > 1 or not waits:
+            return None
+        return TransientStoreError("SlowDown", "", throttled=True, retry_after=waits.pop(0))
+
+    pipeline.store.fault = ask_for_more
+    async with pipeline.open():
+        for number in range(2):
+            await pipeline.intake.accept([b"%d" % number])
+            await trio.sleep(0.05)
+        await trio.sleep(0.06)  # the first is refused, the second not yet
+        for number in range(2, 6):
+            await pipeline.intake.accept([b"%d" % number])
+    start, second, *later = pipeline.store.times
+    assert second - start < 0.1
+    assert all(time - second >= 30.0 for time in later)
+    assert len(pipeline.store.objects) == 6
+
+
+async def test_the_last_attempt_of_a_round_is_asked_for_a_pause_too(
+    autojump_clock: MockClock,
+) -> None:
+    """The store would be asked again a second after it had asked for a minute of peace."""
+    assert autojump_clock.autojump_threshold == 0
+
+    def ask_for_a_minute(attempt: int) -> StoreError | None:
+        minute = TransientStoreError("SlowDown", "", throttled=True, retry_after=60.0)
+        return minute if attempt <= 7 else None
+
+    pipeline = Pipeline(FaultyStore(fault=ask_for_a_minute))
+    await pipeline.drain([b"1"])
+    assert all(two - one >= 60.0 for one, two in pairwise(pipeline.store.times))
+    assert len(pipeline.store.times) == 8
+
+
+@pytest.mark.parametrize("error", [trio.EndOfChannel, ZeroDivisionError])
+async def test_a_bug_ends_the_pipeline(error: type[Exception]) -> None:
+    """A worker would be gone with its batch in silence, and every drain take its whole time."""
+    pipeline = Pipeline(FaultyStore())
+
+    def fail(_attempt: int) -> StoreError | None:
+        raise error
+
+    pipeline.store.fault = fail
+    with trio.fail_after(10), pytest.raises(ExceptionGroup) as caught:
+        await pipeline.drain([b"1"], [b"2"])
+    assert caught.group_contains(error)
 
 
 async def test_an_attempt_that_hangs_is_given_up(autojump_clock: MockClock) -> None:
