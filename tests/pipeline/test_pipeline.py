@@ -255,10 +255,10 @@ async def test_who_holds_back_hears_of_a_longer_wish(autojump_clock: MockClock) 
 
     pipeline.store.fault = ask_for_more
     async with pipeline.open():
-        for number in range(2):
-            await pipeline.intake.accept([b"%d" % number])
-            await trio.sleep(0.05)
-        await trio.sleep(0.06)  # the first is refused, the second not yet
+        await pipeline.intake.accept([b"0"])
+        await trio.sleep(0.05)
+        await pipeline.intake.accept([b"1"])
+        await trio.sleep(0.07)  # the first is refused, the second not yet
         for number in range(2, 6):
             await pipeline.intake.accept([b"%d" % number])
     start, second, *later = pipeline.store.times
