@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from daemon.pipeline.worker import Inbox
+from daemon.pipeline.hand import Inbox
 
 if TYPE_CHECKING:
     from daemon.pipeline.filler import Filler

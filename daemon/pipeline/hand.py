@@ -1,27 +1,45 @@
-"""What a worker has in hand: a batch, its object, and how it has gone so far."""
+"""What a worker has in hand: a batch, its object, and how it has gone so far.
+
+A hand that is empty has itself filled: by the dispatcher, which finds the sending end of its
+channel among the idle ones, or at once where a batch is there that may be taken without it.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import trio
 
+from daemon.pipeline.job import Batch
 from daemon.storage.encoding import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from daemon.pipeline.job import Batch
     from daemon.storage.encoding import Encoded
 
 _COMPRESS_IN_THREAD: Final = 64 * 1024
 """Bytes above which compressing would hold up the event loop for longer than a thread costs."""
 
 
-class Hand:
-    """One batch after the other, or nothing."""
+Inbox = trio.MemorySendChannel[Batch]
 
-    __slots__ = ("_following", "attempt", "batch", "body", "cost", "full", "round")
+
+class Hand:
+    """One batch after the other, or nothing; for a ``with`` block."""
+
+    __slots__ = (
+        "_batches",
+        "_following",
+        "_idle",
+        "_inbox",
+        "attempt",
+        "batch",
+        "body",
+        "cost",
+        "full",
+        "round",
+    )
 
     batch: Batch
     """Only while it is ``full``, as all that follows."""
@@ -34,13 +52,36 @@ class Hand:
     cost: int | None
     """What the last retry of this round took from the budget."""
 
-    def __init__(self, following: Callable[[], Batch | None]) -> None:
-        """Begin with nothing; ``following`` gives a batch that is there already, or None."""
+    def __init__(
+        self, idle: trio.MemorySendChannel[Inbox], following: Callable[[], Batch | None]
+    ) -> None:
+        """Begin with nothing.
+
+        ``idle`` is where the dispatcher looks for hands to fill, ``following`` gives a batch
+        that is there already, or None.
+        """
+        self._idle = idle
+        self._inbox, self._batches = trio.open_memory_channel[Batch](0)
         self._following = following
         self.full = False
 
-    def take(self, batch: Batch) -> None:
-        """Hold ``batch`` now."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._inbox.close()
+        self._batches.close()
+
+    async def fill(self) -> bool:
+        """Wait for a batch; returns False once the dispatcher says that none will come."""
+        self._idle.send_nowait(self._inbox)
+        try:
+            self._take(await self._batches.receive())
+        except trio.EndOfChannel:
+            return False
+        return True
+
+    def _take(self, batch: Batch) -> None:
         self.full = True
         self.batch = batch
         self.round = self.attempt = 1
@@ -53,7 +94,7 @@ class Hand:
         """Hold the batch that is there already, or nothing."""
         batch = self._following()
         if batch is not None:
-            self.take(batch)
+            self._take(batch)
         else:
             # Or who is idle holds on to it: 64 workers to half a GiB of large payloads.
             del self.batch, self.body

@@ -16,7 +16,6 @@ import trio
 from daemon.errors import InvalidObjectError, Outcome, StoreError, TransientStoreError
 from daemon.logs import get_logger
 from daemon.pipeline.hand import Hand
-from daemon.pipeline.job import Batch
 from daemon.pipeline.retry import FIRST_PAUSE, MAX_ATTEMPTS, RetryBudget, backoff, pause
 from daemon.pipeline.shared_timeout import SharedTimeout, Timer
 
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
     from daemon.health import Health
     from daemon.metrics import Metrics
+    from daemon.pipeline.hand import Inbox
+    from daemon.pipeline.job import Batch
     from daemon.pipeline.journal import Journal
     from daemon.pipeline.ledger import Ledger
     from daemon.storage.store import Store
@@ -33,8 +34,6 @@ log = get_logger(__name__)
 
 # Jitter keeps workers apart; nobody has to be kept from guessing it.
 _random = random.Random().random  # noqa: S311
-
-Inbox = trio.MemorySendChannel[Batch]
 
 
 class Worker:
@@ -68,27 +67,21 @@ class Worker:
     async def run(
         self, idle: trio.MemorySendChannel[Inbox], next_nowait: Callable[[], Batch | None]
     ) -> None:
-        """Register as idle, take a batch, upload it, until the inbox is closed.
+        """Register as idle, take a batch, upload it, until no more will come.
 
         ``next_nowait`` gives a batch that is there already, or None. Uploads end in time only
         while ``timeout`` runs.
         """
-        hand = Hand(next_nowait)
-        self._hands.append(hand)
-        inbox, batches = trio.open_memory_channel[Batch](0)
-        with inbox, batches:
+        with Hand(idle, next_nowait) as hand:
+            self._hands.append(hand)
             while True:
                 failure: StoreError | None = None
                 # One for all uploads until one of them fails.
                 timer = Timer()
                 with timer.scope:
                     while failure is None and not timer.ran_out:
-                        if not hand.full:
-                            idle.send_nowait(inbox)
-                            try:
-                                hand.take(await batches.receive())
-                            except trio.EndOfChannel:
-                                return
+                        if not (hand.full or await hand.fill()):
+                            return
                         failure = await self._upload(hand, timer)
                 if timer.scope.cancelled_caught:
                     reason = f"no answer within UPLOAD_TIMEOUT ({self.timeout.seconds:g} s)"
