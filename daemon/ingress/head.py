@@ -56,8 +56,8 @@ def may_become_plain(data: bytes) -> bool:
 def parse(data: bytes, max_length: int) -> PlainRequest | None:
     """Return the request that ``data`` begins with, None if it is not plain."""
     head = data[: data.find(_END) + len(_END)]
-    # A client says the same again with every request, and of a request in a batch this was a
-    # tenth. Short ones alone are remembered: all of them take 2 MiB at most.
+    # A client says the same again with every request, and by the profile this was a tenth of
+    # one in a batch. Short ones alone are remembered: all of them take 2.3 MiB at most.
     return _remembered(head, max_length) if len(head) <= _SHORT else _read(head, max_length)
 
 

@@ -68,7 +68,7 @@ class RequestClock:
         """Return whether time is up."""
         if self._idles:
             # The time after an answer begins with the first look at it, a moment late: to ask
-            # for it at once was 2 % of a request.
+            # for it at once was three calls a request.
             self._idles = False
             self.deadline = now + self._keepalive_timeout
         return now >= self.deadline

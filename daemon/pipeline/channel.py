@@ -104,7 +104,7 @@ class JobChannel:
         """Let jobs come in for so long, or until there are so many payloads or bytes more.
 
         Half of the bounds is enough in any case, and nothing is waited for where all is closed.
-        For who has time: to be woken for each group was an eighth of what a commit costs.
+        For who has time: to be woken for each group is a turn of the scheduler with each commit.
         """
         if self._closed or self.max_jobs < _MANY:
             return

@@ -59,7 +59,7 @@ class Seal:
 
 @dataclass(slots=True)
 class Settle:
-    """Forget a batch that the store confirmed. Not frozen: that is 1 us, and one an object."""
+    """Forget a batch that the store confirmed. Not frozen, as Batch is not: one an object."""
 
     batch: Batch
 

@@ -75,8 +75,8 @@ class ResponseParser:
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The header lines, trailers not among them; once the head is complete.
 
-        They are read again for it: nobody asks for those of a 200, and to take note of each was
-        10 us an answer.
+        They are read again for it: nobody asks for those of a 200, and to take note of each was a
+        call from C a line.
         """
         lines = _HeaderLines()
         # What is wrong behind the head has been dealt with.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class WrittenRequest(httpx.Request):
     """What ``httpx.Request`` is, made from request line and headers as they are sent.
 
-    To have httpx take them apart and to join them again was 30 us a PUT, a tenth of it. Who
+    To have httpx take them apart and to join them again was 6 % of a small object. Who
     knows this class sends ``wire``; for who does not, ``headers`` are read out of it.
     """
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
 
-def send(count: int, payloads: int = 1) -> Callable[[JobChannel], None]:
+def send(count: int, payloads: int = 1, lines: bytes = b"12345\n") -> Callable[[JobChannel], None]:
     """Return what puts so many jobs in, each as a group of its own."""
 
     def send_to(channel: JobChannel) -> None:
         for seq in range(1, count + 1):
-            channel.send_nowait([job(seq, b"12345\n", payloads)])
+            channel.send_nowait([job(seq, lines, payloads)])
 
     return send_to
 
@@ -33,30 +33,10 @@ def send(count: int, payloads: int = 1) -> Callable[[JobChannel], None]:
         pytest.param(2000, 10_000, send(10), 1.0, id="enough"),
         pytest.param(2000, 10_000, send(3, payloads=3), 5.0, id="not-enough-payloads"),
         pytest.param(2000, 10_000, send(2, payloads=5), 1.0, id="enough-payloads"),
-        pytest.param(
-            2000,
-            10_000,
-            lambda it: it.send_nowait([job(1, b"x" * 199)]),
-            5.0,
-            id="not-enough-bytes",
-        ),
-        pytest.param(
-            2000, 10_000, lambda it: it.send_nowait([job(1, b"x" * 200)]), 1.0, id="enough-bytes"
-        ),
-        pytest.param(
-            1000,
-            10_000,
-            lambda it: it.send_nowait([job(n, b"", 0) for n in range(500)]),
-            5.0,
-            id="half-of-the-jobs",
-        ),
-        pytest.param(
-            1000,
-            10_000,
-            lambda it: it.send_nowait([job(n, b"", 0) for n in range(501)]),
-            1.0,
-            id="more-than-half-of-the-jobs",
-        ),
+        pytest.param(2000, 10_000, send(1, lines=b"x" * 199), 5.0, id="not-enough-bytes"),
+        pytest.param(2000, 10_000, send(1, lines=b"x" * 200), 1.0, id="enough-bytes"),
+        pytest.param(1000, 10_000, send(500, 0, b""), 5.0, id="half-of-the-jobs"),
+        pytest.param(1000, 10_000, send(501, 0, b""), 1.0, id="more-than-half-of-the-jobs"),
         pytest.param(2000, 100, send(9), 1.0, id="more-than-half-of-the-bytes"),
         pytest.param(999, 10_000, send(1), 1.0, id="few-jobs-in-all"),
         pytest.param(2000, 10_000, JobChannel.close, 1.0, id="closed"),
