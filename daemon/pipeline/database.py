@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from daemon.pipeline import answers, dead_letters, rows, segments
 from daemon.pipeline.changes import Changes
+from daemon.pipeline.clearance import Clearance
 from daemon.pipeline.job import Batch
 from daemon.pipeline.layout import Layout
 from daemon.pipeline.operations import Append, Bury, Expire, Revive, Seal, Settle
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from daemon.pipeline.job import Job
     from daemon.pipeline.operations import Operation
-    from daemon.pipeline.rows import Row
+    from daemon.pipeline.rows import Range, Row
 
 _FORGET_LAYOUTS: Final = """
     DELETE FROM layouts WHERE first <
@@ -74,12 +75,14 @@ class Database:
         self.sealed_firsts = [first for first, _ in sealed]
         """The first ``seq`` of each batch that was sealed before a crash: it is replayed whole."""
         dead = [(one.first, one.last) for one in dead_letters.ranges(self._connection)]
+        self.clearance = Clearance(self._connection)
         # Their members do not come up again when the rest of the journal is read.
-        self._apart = sorted(sealed + dead)
+        self._apart = sorted([*sealed, *dead, *self.clearance.ranges])
 
     def close(self) -> None:
         """Close the file; SQLite folds its log into it. The reserve stays, for the next start."""
         with suppress(sqlite3.Error):  # the next start does it
+            self.clearance.finish()
             self.sweep.unlink_dead()
         self._segments.close()
         self._connection.close()
@@ -88,7 +91,7 @@ class Database:
         """Carry out all operations and make them durable together; on an error none."""
         if self._segments.in_doubt:
             self.probe()
-        before = self.totals
+        before = (self.totals, self.clearance.ranges)
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             # Before the sync: who is asked meanwhile whether there is room has to know.
@@ -104,8 +107,8 @@ class Database:
             raise
         self._segments.keep()
 
-    def _roll_back(self, before: Totals) -> None:
-        self.totals = before
+    def _roll_back(self, before: tuple[Totals, tuple[Range, ...]]) -> None:
+        self.totals, self.clearance.ranges = before
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
@@ -147,10 +150,9 @@ class Database:
             changes.place(*self._segments.write(changes.large_lines(), self.totals.next))
         rows.insert(self._connection, changes.rows)
         rows.insert_placed(self._connection, changes.placed)
-        if changes.settled:
-            self.sweep.look_at(rows.delete(self._connection, changes.settled))
-            # Behind all seals of this commit: one of what is settled may be among them.
-            rows.delete_each(self._connection, "batches", "first", changes.unsealed)
+        self.sweep.look_at(self.clearance.delete(changes.settled))
+        # Behind all seals of this commit: one of what is settled may be among them.
+        rows.delete_each(self._connection, "batches", "first", changes.unsealed)
         after = self.totals.after(changes)
         if after != self.totals:
             now = (after.next, after.jobs, after.payloads, after.bytes)
@@ -224,7 +226,7 @@ class Database:
 
     def probe(self) -> None:
         """Write something durable, to see whether the disk takes it."""
-        self._roll_back(self.totals)
+        self._roll_back((self.totals, self.clearance.ranges))
         # Not an UPDATE that changes nothing: SQLite leaves a page that stays the same unwritten.
         self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         # A commit that failed may have left its rows in SQLite's log, for a crash to bring back.
@@ -233,8 +235,7 @@ class Database:
 
     def foreign_changes(self) -> int:
         """Return a number that is another one once another process has written."""
-        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-        return int(version)
+        return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
     def give_back(self) -> bool:
         """Give a step of free pages back to the file system; returns whether there is more."""

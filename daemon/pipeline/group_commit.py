@@ -22,7 +22,7 @@ from daemon.pipeline.chores import Chores
 from daemon.pipeline.disk import Disk, disk_error
 from daemon.pipeline.groups import Groups
 from daemon.pipeline.journal_thread import JournalThread
-from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
+from daemon.pipeline.operations import Append, Bury, Clear, Expire, Receipt, Revive, Seal, Settle
 from daemon.pipeline.reserve import LARGEST_COMMIT
 from daemon.pipeline.schema import ROW_BYTES
 
@@ -137,6 +137,7 @@ class SqliteJournal:
         """Write while the body runs, and once more behind it."""
         if not await self._thread.read(self._database.reserve.take):
             self._disk.failed(sqlite3.OperationalError("the disk has no room for a reserve"))
+        self._go_on_clearing()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._commit_for_ever)
@@ -232,3 +233,9 @@ class SqliteJournal:
                     self._groups.add(Expire())
         self._ledger.accept(accepted)
         self._window.offer(jobs)
+        self._go_on_clearing()
+
+    def _go_on_clearing(self) -> None:
+        """Have another commit where rows wait to be deleted, if nothing else brings one about."""
+        if self._database.clearance.ranges and not self._groups.next.operations:
+            self._groups.add(Clear())

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _OLDEST: Final = """
     SELECT id FROM jobs
     WHERE seq > coalesce((SELECT last FROM dead WHERE first <= seq ORDER BY first DESC LIMIT 1), 0)
+    AND NOT EXISTS (SELECT 1 FROM stored WHERE seq BETWEEN first AND last)
     ORDER BY seq LIMIT 1
 """
 

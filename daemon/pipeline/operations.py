@@ -92,4 +92,9 @@ class Expire:
     more: bool = False
 
 
-Operation = Append | Seal | Settle | Bury | Revive | Expire
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Delete some rows of what is stored: every commit does, this sees to it that there is one."""
+
+
+Operation = Append | Seal | Settle | Bury | Revive | Expire | Clear

@@ -67,17 +67,15 @@ def insert_placed(connection: sqlite3.Connection, rows: Sequence[PlacedRow]) -> 
         connection.execute(_PLACED_INSERTS[len(some)], list(chain.from_iterable(some)))
 
 
-def delete(connection: sqlite3.Connection, ranges: Sequence[Range]) -> list[Range]:
-    """Delete all rows in these ranges; returns them merged where they are neighbours."""
-    merged = merge(ranges)
+def delete(connection: sqlite3.Connection, ranges: Sequence[Range]) -> None:
+    """Delete all rows in these ranges."""
     few: list[int] = []
-    for first, last in merged:
+    for first, last in ranges:
         if last - first < _FEW:
             few += range(first, last + 1)
         else:
             connection.execute("DELETE FROM jobs WHERE seq BETWEEN ? AND ?", (first, last))
     delete_each(connection, "jobs", "seq", few)
-    return merged
 
 
 def delete_each(

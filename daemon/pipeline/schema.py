@@ -6,6 +6,8 @@
   not be taken for it.
 * ``batches``: the sealed ones, by the range of ``seq`` of their members. Members are
   neighbours, so sealing a thousand jobs costs one row.
+* ``stored``: ranges of ``seq`` whose jobs are in the store, and have rows only until those are
+  deleted; see ``clearance.py``.
 * ``layouts``: from which ``seq`` on which settings shape objects and keys, so that a job is
   replayed under the key it had, whatever the settings say by then.
 * ``answers``: Idempotency-Keys (their hash) and what they were answered with.
@@ -65,6 +67,9 @@ MIGRATIONS: Final = (
     ALTER TABLE jobs ADD COLUMN start INTEGER;
     ALTER TABLE jobs ADD COLUMN size INTEGER;
     CREATE INDEX jobs_segment ON jobs (segment, size) WHERE segment IS NOT NULL;
+    """,
+    """
+    CREATE TABLE stored (last INTEGER PRIMARY KEY, first INTEGER NOT NULL);
     """,
 )
 """Script number n leads from ``user_version`` n to n + 1; one that was released never changes."""

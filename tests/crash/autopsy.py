@@ -16,14 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from daemon.pipeline.schema import ROW_BYTES
+from daemon.pipeline.schema import MIGRATIONS, ROW_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _FILES: Final = ("journal.db", "journal.db-wal")
+_WAITING: Final = """
+    CREATE TEMP VIEW waiting AS SELECT * FROM jobs
+    WHERE NOT EXISTS (SELECT 1 FROM stored WHERE seq BETWEEN first AND last)
+"""
 _ALONE: Final = """
-    SELECT id FROM jobs
+    SELECT id FROM waiting
     WHERE (SELECT alone FROM layouts WHERE first <= seq ORDER BY first DESC LIMIT 1)
 """
 
@@ -68,8 +72,9 @@ def examine(state: Path) -> Remains:
 
 def _examine(journal: sqlite3.Connection, segments: Path) -> Remains:
     assert journal.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    if journal.execute("PRAGMA user_version").fetchone() == (0,):
+    if journal.execute("PRAGMA user_version").fetchone() != (len(MIGRATIONS),):
         return Remains()  # killed before it had made its tables
+    journal.execute(_WAITING)
     _assert_consistent(journal)
     lines = _lines(journal, segments)
     return Remains(
@@ -77,13 +82,13 @@ def _examine(journal: sqlite3.Connection, segments: Path) -> Remains:
         {str(uuid.UUID(bytes=id_)) for (id_,) in journal.execute(_ALONE)},
         {key for (key,) in journal.execute("SELECT key FROM batches")},
         *journal.execute("SELECT count(*) FROM dead").fetchone(),
-        *journal.execute("SELECT count(DISTINCT segment) FROM jobs").fetchone(),
+        *journal.execute("SELECT count(DISTINCT segment) FROM waiting").fetchone(),
     )
 
 
 def _lines(journal: sqlite3.Connection, segments: Path) -> Iterator[bytes]:
     """Yield the lines of each job, from its row or from the segment that the row names."""
-    jobs = "SELECT seq, payloads, lines, segment, start, size FROM jobs"
+    jobs = "SELECT seq, payloads, lines, segment, start, size FROM waiting"
     for seq, payloads, lines, segment, start, size in journal.execute(jobs):
         text = lines
         if segment is not None:
@@ -99,7 +104,7 @@ def _assert_consistent(journal: sqlite3.Connection) -> None:
     """Check what SQLite cannot know: the totals are right, and sealed batches are whole."""
     (counted,) = journal.execute(
         "SELECT count(*), coalesce(sum(payloads), 0),"
-        " coalesce(sum(coalesce(size, length(lines))), 0) + ? * count(*) FROM jobs",
+        " coalesce(sum(coalesce(size, length(lines))), 0) + ? * count(*) FROM waiting",
         (ROW_BYTES,),
     )
     (told,) = journal.execute("SELECT jobs, payloads, bytes FROM totals")

@@ -7,7 +7,7 @@ import threading
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -83,6 +83,25 @@ async def until(condition: Callable[[], object]) -> None:
 def disk_full() -> sqlite3.OperationalError:
     """Return what SQLite raises when the disk is full."""
     return sqlite3.OperationalError("database or disk is full")
+
+
+class MoodyConnection:
+    """A connection that notes its statements, and fails those that begin in one way."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.statements: list[str] = []
+        self.fails: str | None = None
+
+    def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:  # noqa: ANN401 - whatever it takes
+        """Run a statement, or fail."""
+        self.statements.append(statement)
+        if self.fails is not None and statement.startswith(self.fails):
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._connection.execute(statement, *arguments)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as above
+        return getattr(self._connection, name)
 
 
 class MoodyDatabase(Database):

@@ -6,7 +6,7 @@ import errno
 import os
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import pytest
 import trio
@@ -21,7 +21,16 @@ from daemon.pipeline.operations import Append, Bury, Receipt, Revive, Seal, Sett
 from daemon.pipeline.schema import FILE, MIGRATIONS, migrate
 from daemon.pipeline.segment_files import FOLDER
 from daemon.pipeline.segments import LARGE, WORTH_A_SYNC
-from tests.pipeline.rig import append, batch, contents, id_of, job, open_desk, until
+from tests.pipeline.rig import (
+    MoodyConnection,
+    append,
+    batch,
+    contents,
+    id_of,
+    job,
+    open_desk,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -184,31 +193,13 @@ def test_a_segment_that_cannot_be_moved_is_left_as_it_is(
     assert segments_of(path) == [1, 10]
 
 
-class _Moody:
-    """A connection that fails in a commit, behind or before its end."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self.statements: list[str] = []
-        self.fails: str | None = None
-
-    def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:  # noqa: ANN401 - whatever it takes
-        self.statements.append(statement)
-        if self.fails is not None and statement.startswith(self.fails):
-            raise sqlite3.OperationalError("disk I/O error")
-        return self._connection.execute(statement, *arguments)
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as above
-        return getattr(self._connection, name)
-
-
 @pytest.mark.usefixtures("all_large")
 def test_bytes_of_which_nobody_knows_are_not_written_over(
     path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A crash that brings back a commit would bring it back with the payloads of another client."""
     database.commit([append(1)])
-    moody = _Moody(database._connection)
+    moody = MoodyConnection(database._connection)
     monkeypatch.setattr(database, "_connection", moody)
     (segment,) = (path.parent / FOLDER).iterdir()
 
@@ -237,7 +228,7 @@ def test_the_bytes_are_on_the_disk_before_the_row(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A power cut would leave rows whose payloads are nowhere: a 202 that was a lie."""
-    moody = _Moody(database._connection)
+    moody = MoodyConnection(database._connection)
     monkeypatch.setattr(database, "_connection", moody)
     for name in ("pwritev", "fdatasync"):
         monkeypatch.setattr(os, name, _noted(name, moody.statements, getattr(os, name)))
