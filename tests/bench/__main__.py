@@ -87,7 +87,7 @@ def _growth(options: argparse.Namespace) -> list[Section]:
 
 
 def _latency(options: argparse.Namespace) -> list[Section]:
-    return [trio.run(latency, options.duration, _say)]
+    return [trio.run(latency, options.duration, options.rounds, _say)]
 
 
 def _backlog(options: argparse.Namespace) -> list[Section]:
