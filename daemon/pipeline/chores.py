@@ -67,7 +67,7 @@ class Chores:
                 with suppress(sqlite3.Error):
                     await self._thread.write(self._database.sweep.begin)
                 await self._give_space_back(self._database.sweep.step)
-            await self._give_space_back(self._database.give_back)
+            await self._give_space_back(self._database.vacuum.step)
 
     async def _give_space_back(self, step: Callable[[], bool]) -> None:
         # Under load too; a commit that waits for the thread comes between two steps.

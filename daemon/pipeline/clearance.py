@@ -8,6 +8,7 @@ is noted in the table ``stored``, where it is as good as deleted.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from daemon.pipeline import rows
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
 _AT_ONCE: Final = 64
 """Rows that are deleted with a commit, which makes it 33 us longer: 0.18 ms instead of 0.15."""
+_FEW: Final = 64
+"""Rows of a range that are deleted at once."""
 _SHARE: Final = 16
-"""One of so many that wait, if that is more: what comes faster than it goes would grow."""
+"""One of so many that wait, if that is more than _AT_ONCE: or they would become ever more where
+batches are stored faster than they go."""
 
 _RANGES: Final = "SELECT first, last FROM stored ORDER BY last"
 _INSERT: Final = "INSERT INTO stored (first, last) VALUES (?, ?)"
@@ -40,9 +44,9 @@ class Clearance:
 
         Returns the ranges whose rows are gone.
         """
-        gone = self._step() if self.ranges else []
+        gone = self._next()
         for one in rows.merge(settled):
-            if _length(one) <= _AT_ONCE:
+            if _length(one) <= _FEW:
                 gone.append(one)
             else:
                 self._connection.execute(_INSERT, one)
@@ -50,16 +54,25 @@ class Clearance:
         rows.delete(self._connection, gone)
         return gone
 
-    def _step(self) -> list[Range]:
-        """Take out the next of what waits."""
-        (first, last), *others = self.ranges
-        some = max(_AT_ONCE, sum(map(_length, self.ranges)) // _SHARE)
-        if first + some > last:
-            self._connection.execute("DELETE FROM stored WHERE last = ?", (last,))
-            self.ranges = tuple(others)
-            return [(first, last)]
-        self.ranges = ((first + some, last), *others)
-        return [(first, first + some - 1)]
+    def _next(self) -> list[Range]:
+        """Take out what is deleted next: as many rows as are due, of one range or several.
+
+        ``stored`` keeps a range as it was until all of it is gone; to delete a row again is easy.
+        """
+        gone: list[Range] = []
+        waiting = deque(self.ranges)
+        due = max(_AT_ONCE, sum(map(_length, waiting)) // _SHARE)
+        while waiting and due > 0:
+            first, last = waiting.popleft()
+            if last - first < due:
+                self._connection.execute("DELETE FROM stored WHERE last = ?", (last,))
+            else:
+                waiting.appendleft((first + due, last))
+                last = first + due - 1
+            gone.append((first, last))
+            due -= last - first + 1
+        self.ranges = tuple(waiting)
+        return gone
 
     def finish(self) -> None:
         """Delete them all, in one transaction."""

@@ -26,6 +26,7 @@ from daemon.pipeline.schema import MIGRATIONS, connect
 from daemon.pipeline.segments import Segments
 from daemon.pipeline.sweep import Sweep
 from daemon.pipeline.totals import Totals
+from daemon.pipeline.vacuum import Vacuum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,8 +44,6 @@ _FORGET_LAYOUTS: Final = """
 _UPDATE_TOTALS: Final = "UPDATE totals SET next = ?, jobs = ?, payloads = ?, bytes = ?"
 _BEYOND: Final = 2**62
 """A ``seq`` that no job reaches."""
-_PAGES_WORTH_A_VACUUM: Final = 1024
-_VACUUM_STEP: Final = 256
 
 
 class Database:
@@ -68,6 +67,7 @@ class Database:
         self.count_dead()
         self._segments = Segments(self._folder)
         self._segments.check(self.totals.next)
+        self.vacuum = Vacuum(self._connection)
         self.sweep = Sweep(self._connection, self._folder, self._segments)
         sealed = self._connection.execute(
             "SELECT first, last FROM batches ORDER BY first"
@@ -81,11 +81,16 @@ class Database:
 
     def close(self) -> None:
         """Close the file; SQLite folds its log into it. The reserve stays, for the next start."""
-        with suppress(sqlite3.Error):  # the next start does it
-            self.clearance.finish()
-            self.sweep.unlink_dead()
+        self.make_room()
         self._segments.close()
         self._connection.close()
+
+    def make_room(self) -> None:
+        """Delete all that is left of what is stored, as far as the disk lets us."""
+        with suppress(sqlite3.Error):
+            self.clearance.finish()
+        with suppress(sqlite3.Error):
+            self.sweep.unlink_dead()
 
     def commit(self, operations: Iterable[Operation]) -> None:
         """Carry out all operations and make them durable together; on an error none."""
@@ -235,16 +240,5 @@ class Database:
 
     def foreign_changes(self) -> int:
         """Return a number that is another one once another process has written."""
-        return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
-
-    def give_back(self) -> bool:
-        """Give a step of free pages back to the file system; returns whether there is more."""
-        (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
-        if free < _PAGES_WORTH_A_VACUUM:
-            return False
-        # A page a step; `execute` makes one step of what has no columns, a script all of them.
-        self._connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_STEP})")
-        if free - _VACUUM_STEP < _PAGES_WORTH_A_VACUUM:
-            # The last step for now: the file is cut when the log is folded in.
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        return True
+        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        return int(version)

@@ -209,8 +209,7 @@ class SqliteJournal:
 
         All that is stored by now makes room first: what comes next would find the disk full again.
         """
-        with suppress(sqlite3.Error):  # the operations are committed, whatever comes of this
-            self._database.sweep.unlink_dead()
+        self._database.make_room()
         return self._database.reserve.take_back()
 
     def _publish(self, operations: Sequence[Operation]) -> None:

@@ -19,6 +19,7 @@ _READ_AT_START: Final = (
     "SELECT first, last, key, compression FROM batches",
     "SELECT first, template, host, compression, alone FROM layouts",
     "SELECT first, last, payloads, bytes FROM dead",
+    "SELECT first, last FROM stored",
 )
 _NEEDED: Final = """
     SELECT segment, max(start + size) FROM jobs WHERE segment IS NOT NULL GROUP BY segment

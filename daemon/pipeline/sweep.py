@@ -29,6 +29,7 @@ _WORTH_A_FILE: Final = 2**20
 
 _UNKNOWN: Final = -1
 _ANY: Final = "SELECT 1 FROM jobs WHERE segment = ? LIMIT 1"
+# Rows that wait to be deleted (see clearance.py) count as alive. Between two looks they are gone.
 _LIVE: Final = "SELECT coalesce(sum(size), 0) FROM jobs WHERE segment = ?"
 _ROWS: Final = "SELECT seq, segment, start, size FROM jobs WHERE segment = ?"
 _MOVE: Final = """

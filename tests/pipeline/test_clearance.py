@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from daemon.pipeline import group_commit
+from daemon.pipeline import chores, group_commit
 from daemon.pipeline.database import Database
 from daemon.pipeline.inspection import Inspection
 from daemon.pipeline.operations import Clear, Seal, Settle
 from daemon.pipeline.schema import FILE, MIGRATIONS, migrate
 from daemon.pipeline.segment_files import FOLDER
 from tests.pipeline.rig import (
+    PATIENCE,
     MoodyConnection,
     append,
     batch,
@@ -38,10 +39,14 @@ _LARGE: Final = 1000
 
 
 def rows_of(path: Path) -> int:
-    """Return how many rows ``jobs`` has, as another process sees it."""
+    """Return how many rows ``jobs`` has, as another process sees it; ``stored`` has none then."""
     with closing(sqlite3.connect(path)) as other:
-        (count,) = other.execute("SELECT count(*) FROM jobs").fetchone()
-        return int(count)
+        (jobs,) = other.execute("SELECT count(*) FROM jobs").fetchone()
+        (covered,) = other.execute(
+            "SELECT coalesce(sum(last - first + 1), 0) FROM stored"
+        ).fetchone()
+        assert jobs or not covered, "what is gone is remembered for ever"
+        return int(jobs)
 
 
 def store(database: Database, first: int, last: int) -> None:
@@ -88,6 +93,39 @@ def test_the_more_waits_the_more_goes(path: Path) -> None:
         assert most < 10 * _LARGE
 
 
+def test_several_batches_a_commit_do_not_pile_up(path: Path) -> None:
+    """Workers store batches in any order, and many before the next commit."""
+    request = append(1, count=20 * _LARGE)
+    with closing(Database(path)) as database:
+        database.commit([request])
+        batches = [batch(*jobs) for jobs in zip(*[iter(request.jobs)] * 100, strict=True)]
+        database.commit([Seal(one) for one in batches])
+        for some in zip(*[iter(batches[::2] + batches[1::2])] * 5, strict=True):
+            before = waiting(database)
+            database.commit([Settle(one) for one in some])
+            assert waiting(database) <= before * 15 / 16 + 501
+        assert waiting(database) < 8000
+        left = waiting(database)
+        while database.clearance.ranges:
+            database.commit([Clear()])
+            assert waiting(database) <= max(0, left - 64)
+            left = waiting(database)
+        assert rows_of(path) == 0
+
+
+def waiting(database: Database) -> int:
+    """Return how many rows wait to be deleted."""
+    return sum(last - first + 1 for first, last in database.clearance.ranges)
+
+
+def test_room_is_made_at_once(path: Path) -> None:
+    """Behind a full disk requests would be refused until all had gone step by step."""
+    with closing(Database(path)) as database:
+        store(database, 1, _LARGE)
+        database.make_room()
+        assert (rows_of(path), database.clearance.ranges) == (0, ())
+
+
 def test_totals_are_told_without_them(path: Path) -> None:
     """JOURNAL_MAX_BYTES would refuse requests for what is stored long since."""
     with closing(Database(path)) as database:
@@ -128,26 +166,34 @@ def test_a_crash_brings_back_none_of_them(path: Path, tmp_path: Path, steps: int
         assert contents(again.page(0, 2 * _LARGE, 10**6)) == expected
 
 
-@pytest.mark.parametrize("fails", ["COMMIT", "INSERT INTO jobs", "UPDATE totals"])
+@pytest.mark.parametrize(
+    "fails",
+    ["COMMIT", "INSERT INTO jobs", "UPDATE totals", "DELETE FROM jobs", "INSERT INTO stored"],
+)
 def test_a_commit_that_fails_takes_back_its_step(
     path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     """Rows that nobody remembers would stay until the next start."""
     with closing(Database(path)) as database:
         store(database, 1, _LARGE)
-        database.commit([Clear()])
+        request = append(_LARGE + 1, count=_LARGE)
+        database.commit([request])
+        second = batch(*request.jobs)
+        database.commit([Seal(second)])
         before = database.clearance.ranges
+        rows_before = rows_of(path)
         with monkeypatch.context() as patch:
             moody = MoodyConnection(database._connection)
             moody.fails = fails
             patch.setattr(database, "_connection", moody)
+            patch.setattr(database.clearance, "_connection", moody)
             with pytest.raises(sqlite3.OperationalError):
-                database.commit([append(_LARGE + 1)])
+                database.commit([append(2 * _LARGE + 1), Settle(second)])
         assert database.clearance.ranges == before
-        assert rows_of(path) == _LARGE - 64
+        assert rows_of(path) == rows_before
         for _ in range(15):
             database.commit([])
-        assert rows_of(path) == 0
+        assert rows_of(path) == _LARGE
 
 
 async def settle_a_batch(desk: Desk) -> None:
@@ -178,11 +224,16 @@ async def test_it_goes_on_behind_trouble(path: Path, monkeypatch: pytest.MonkeyP
         await until(lambda: desk.database.failures > 1)
         assert rows_of(path) > 0
         desk.database.write_error = None
-        await until(lambda: rows_of(path) == 0)
+        await until(lambda: not desk.health.troubles)
+        # What is stored has made room before the first request is taken again.
+        assert rows_of(path) == 0
 
 
-async def test_the_next_start_goes_on(path: Path, tmp_path: Path) -> None:
+async def test_the_next_start_goes_on(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a crash has left would stay until there are requests."""
+    monkeypatch.setattr(chores, "_BETWEEN", PATIENCE)
     crashed = tmp_path / "crashed"
     crashed.mkdir()
     with closing(Database(path)) as database:

@@ -31,15 +31,18 @@ from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Se
 from daemon.pipeline.schema import ROW_BYTES
 from daemon.pipeline.segment_files import FOLDER
 from tests.pipeline.model import Model
-from tests.pipeline.rig import MoodyConnection, contents, disk_full, id_of
+from tests.pipeline.rig import MoodyConnection, contents, id_of
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Iterator
 
     from daemon.pipeline.operations import Operation
 
 _PAYLOADS: Final = st.lists(st.integers(1, 3), max_size=4)
+_STATEMENTS: Final = (
+    *("COMMIT", "UPDATE totals", "INSERT INTO jobs", "DELETE FROM jobs", "DELETE FROM batches"),
+    *("INSERT INTO stored", "DELETE FROM stored", "INSERT OR REPLACE INTO batches"),
+)
 _KEYS: Final = st.none() | st.sampled_from([b"a", b"b"])
 
 
@@ -189,6 +192,10 @@ class JournalFile(RuleBasedStateMachine):
         """Commit what is staged, in file and model."""
         operations, self.staged = self.staged, []
         self.database.commit(operations)
+        self.follow(operations)
+
+    def follow(self, operations: list[Operation]) -> None:
+        """Do in the model what the file has done."""
         for operation in operations:
             key = operation.key if isinstance(operation, Append) else None
             known = None if key is None else self.model.answers.get(key)
@@ -205,25 +212,24 @@ class JournalFile(RuleBasedStateMachine):
                 assert operation.payloads == sum(one.payloads for one in revived)
                 self.hands += revived
 
-    @rule(written=st.booleans())
-    def commit_on_a_full_disk(self, written: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
-        """Fail in a commit, before its rows are written or behind: nothing of it may stay."""
-
-        def operations() -> Iterator[Operation]:
-            yield from self.staged
-            if not written:
-                raise disk_full()
-
+    @rule(fails=st.sampled_from(_STATEMENTS))
+    def commit_on_a_full_disk(self, fails: str) -> None:
+        """Fail in a commit, wherever: nothing of it may stay."""
         before = replace(self.database.totals), self.database.clearance.ranges
         moody = MoodyConnection(self.database._connection)
-        moody.fails = "COMMIT"
-        with patch.object(self.database, "_connection", moody):
+        moody.fails = fails
+        with (
+            patch.object(self.database, "_connection", moody),
+            patch.object(self.database.clearance, "_connection", moody),
+        ):
             try:
-                self.database.commit(operations())
+                self.database.commit(self.staged)
             except sqlite3.OperationalError:
                 assert (self.database.totals, self.database.clearance.ranges) == before
-        if written:
-            self.database.probe()  # as the journal does before it writes again
+                self.database.probe()  # as the journal does before it writes again
+            else:
+                self.follow(self.staged)
+                self.staged = []
         self.staged = [one for one in self.staged if not isinstance(one, Append)]
 
     @rule()
@@ -264,12 +270,14 @@ class JournalFile(RuleBasedStateMachine):
                 letter.id: (letter.payloads, dead_letters.lines(other, self.folder, letter.id))
                 for letter in dead_letters.letters(other)
             }
+            stored = other.execute("SELECT last FROM stored ORDER BY last").fetchall()
             keys = other.execute("SELECT key FROM answers ORDER BY key").fetchall()
         jobs, payloads, size = counted
         assert (totals.jobs, totals.payloads) == (jobs, payloads)
         assert totals.bytes == size + jobs * ROW_BYTES
         assert written == (totals.next, totals.jobs, totals.payloads, totals.bytes)
         assert (totals.next, jobs) == (self.model.next, len(self.model.jobs))
+        assert stored == [(last,) for _, last in self.database.clearance.ranges]
         assert keys == [(key,) for key in sorted(self.model.answers)]
         assert dead == {
             str(one.id): (one.payloads, b"".join(one.pieces)) for one in self.model.dead.values()

@@ -244,7 +244,7 @@ async def test_space_comes_back_by_itself_and_keys_expire(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file would stay as large as its longest outage, and keys would fill it for ever."""
-    monkeypatch.setattr("daemon.pipeline.database._PAGES_WORTH_A_VACUUM", 4)
+    monkeypatch.setattr("daemon.pipeline.vacuum._WORTH_IT", 4)
     monkeypatch.setattr("daemon.pipeline.answers.KEEP", -1)
     monkeypatch.setattr("daemon.pipeline.answers._AT_ONCE", 1)
     async with open_desk(tmp_path / "j") as desk:
