@@ -76,6 +76,8 @@ class Clearance:
 
     def finish(self) -> None:
         """Delete them all, in one transaction."""
+        if not self.ranges:
+            return
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             rows.delete(self._connection, self.ranges)
