@@ -1,0 +1,88 @@
+"""Killed while rows of what is stored wait to be deleted: they must not be stored again."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from daemon.pipeline.schema import FILE
+from tests.crash.autopsy import examine
+from tests.crash.stage import read_bucket
+from tests.support.daemon import END_WITHIN, running_daemon
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.daemon import Daemon
+
+_CLIENTS: Final = 100
+_POSTS: Final = 5
+_LIVES: Final = 4
+
+
+async def test_a_kill_while_stored_rows_wait_stores_nothing_twice(tmp_path: Path) -> None:
+    """A crash behind every large batch would double hundreds of payloads, or lose them."""
+    state, bucket = tmp_path / "state", tmp_path / "bucket"
+    env = {
+        "STATE_DIR": str(state),
+        "STORE_URL": f"file://{bucket}",
+        "BATCH_MAX_PAYLOADS": "500",
+        "BATCH_LINGER": "2s",
+    }
+    promised: list[bytes] = []
+    for life in range(_LIVES):
+        async with running_daemon(tmp_path, env) as daemon:
+            payloads = [b'{"n":%d}' % (life * 10_000 + n) for n in range(_CLIENTS * _POSTS)]
+            async with trio.open_nursery() as nursery:
+                for first in range(_CLIENTS):
+                    nursery.start_soon(_post_each, daemon, payloads[first::_CLIENTS])
+            promised += payloads
+            if life < _LIVES - 1:
+                await _until_rows_wait(state / FILE)
+                daemon.signal(signal.SIGKILL)
+                await daemon.wait()
+                examine(state)
+            else:
+                await _until_stored(bucket, len(promised))
+                daemon.signal(signal.SIGTERM)
+                drained = await daemon.drained()
+                assert (drained["journaled"], drained["lost"]) == (0, 0)
+    stored = read_bucket({path.name: path.read_bytes() for path in _objects(bucket)})
+    assert stored == dict.fromkeys(promised, 1)
+    assert examine(state).empty
+    with closing(sqlite3.connect(state / FILE)) as journal:
+        assert journal.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
+
+
+async def _post_each(daemon: Daemon, payloads: list[bytes]) -> None:
+    """Post payloads one by one over a connection of their own."""
+    host, port = daemon.url.removeprefix("http://").split(":")
+    async with await trio.open_tcp_stream(host, int(port)) as stream:
+        for payload in payloads:
+            await stream.send_all(
+                b"POST /v1/payloads HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
+                b"content-length: %d\r\n\r\n%s" % (len(payload), payload)
+            )
+            answer = await stream.receive_some()
+            assert answer.startswith(b"HTTP/1.1 202"), answer
+
+
+async def _until_rows_wait(path: Path) -> None:
+    """Return as soon as rows of what is stored wait to be deleted."""
+    with closing(sqlite3.connect(path)) as other, trio.fail_after(END_WITHIN):
+        while not other.execute("SELECT 1 FROM stored").fetchall():  # noqa: ASYNC110 - a file
+            await trio.sleep(0.002)
+
+
+async def _until_stored(bucket: Path, payloads: int) -> None:
+    with trio.fail_after(END_WITHIN):
+        while sum(path.read_bytes().count(b"\n") for path in _objects(bucket)) < payloads:  # noqa: ASYNC110 - a folder
+            await trio.sleep(0.05)
+
+
+def _objects(bucket: Path) -> list[Path]:
+    return [path for path in bucket.rglob("*.ndjson") if path.is_file()]
