@@ -80,8 +80,12 @@ async def _until_rows_wait(path: Path) -> None:
 
 async def _until_stored(bucket: Path, payloads: int) -> None:
     with trio.fail_after(END_WITHIN):
-        while sum(path.read_bytes().count(b"\n") for path in _objects(bucket)) < payloads:  # noqa: ASYNC110 - a folder
+        while _payloads_in(bucket) < payloads:  # noqa: ASYNC110 - a folder
             await trio.sleep(0.05)
+
+
+def _payloads_in(bucket: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in _objects(bucket))
 
 
 def _objects(bucket: Path) -> list[Path]:

@@ -85,6 +85,13 @@ def disk_full() -> sqlite3.OperationalError:
     return sqlite3.OperationalError("database or disk is full")
 
 
+def a_round(database: Database) -> None:
+    """Do what the chores do every second for the segments."""
+    database.sweep.begin()
+    while database.sweep.step():
+        pass
+
+
 class MoodyConnection:
     """A connection that notes its statements, and fails those that begin in one way."""
 

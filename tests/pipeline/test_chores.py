@@ -16,16 +16,18 @@ from daemon.pipeline.database import Database
 from daemon.pipeline.operations import Settle
 from daemon.pipeline.schema import FILE
 from daemon.pipeline.segment_files import FOLDER
-from tests.pipeline.rig import PATIENCE, append, batch, disk_full, make_desk, open_desk, until
+from tests.pipeline.rig import (
+    PATIENCE,
+    a_round,
+    append,
+    batch,
+    disk_full,
+    make_desk,
+    open_desk,
+    until,
+)
 
 _unlink = Path.unlink
-
-
-def a_round(database: Database) -> None:
-    """Do what the chores do every second."""
-    database.sweep.begin()
-    while database.sweep.step():
-        pass
 
 
 async def test_chores_behind_a_commit_that_hangs_do_not_spoil_the_end(

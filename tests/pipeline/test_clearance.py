@@ -20,6 +20,7 @@ from daemon.pipeline.segment_files import FOLDER
 from tests.pipeline.rig import (
     PATIENCE,
     MoodyConnection,
+    a_round,
     append,
     batch,
     contents,
@@ -204,8 +205,11 @@ async def settle_a_batch(desk: Desk) -> None:
     desk.journal.settle(stored)
 
 
-async def test_it_goes_on_when_nobody_asks_for_a_commit(path: Path) -> None:
+async def test_it_goes_on_when_nobody_asks_for_a_commit(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Behind the last request the disk space of the last batches would stay taken."""
+    monkeypatch.setattr(chores, "_BETWEEN", PATIENCE)
     async with open_desk(path) as desk:
         await settle_a_batch(desk)
         await until(lambda: rows_of(path) == 0)
@@ -273,13 +277,6 @@ def test_their_segments_go_behind_them(path: Path, monkeypatch: pytest.MonkeyPat
             assert rows_of(path) == rows_left
         a_round(database)
         assert not segment.exists()
-
-
-def a_round(database: Database) -> None:
-    """Do what the chores do every second."""
-    database.sweep.begin()
-    while database.sweep.step():
-        pass
 
 
 def test_a_journal_of_the_version_before_is_read_on(path: Path) -> None:

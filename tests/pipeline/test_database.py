@@ -38,10 +38,11 @@ if TYPE_CHECKING:
 
     from daemon.pipeline.operations import Operation
 
-_PAYLOADS: Final = st.lists(st.integers(1, 3), max_size=4)
+_PAYLOADS: Final = st.lists(st.integers(1, 3), max_size=6)
 _STATEMENTS: Final = (
     *("COMMIT", "UPDATE totals", "INSERT INTO jobs", "DELETE FROM jobs", "DELETE FROM batches"),
     *("INSERT INTO stored", "DELETE FROM stored", "INSERT OR REPLACE INTO batches"),
+    "INSERT INTO dead",
 )
 _KEYS: Final = st.none() | st.sampled_from([b"a", b"b"])
 
@@ -65,6 +66,7 @@ class JournalFile(RuleBasedStateMachine):
             patch("daemon.pipeline.sweep._WORTH_A_FILE", 1),
             patch("daemon.pipeline.sweep._MOVED_AT_ONCE", 30),
             # Some batches go at once, others with several commits.
+            patch("daemon.pipeline.clearance._FEW", 1),
             patch("daemon.pipeline.clearance._AT_ONCE", 1),
         ):
             self.patches.enter_context(one)
@@ -159,6 +161,14 @@ class JournalFile(RuleBasedStateMachine):
             self.hands.append(batch)
             if batch.sealed:
                 self.staged.append(Seal(batch))
+
+    @precondition(lambda self: len(self.free) > 1)
+    @rule(most=st.integers(2, 4))
+    def store(self, most: int) -> None:
+        """Have a batch stored, as it goes when nothing fails: seldom drawn step by step."""
+        self.fill([most])
+        self.commit()
+        self.staged.append(Settle(self.hands.pop()))
 
     @precondition(lambda self: self.hands)
     @rule(data=st.data(), stored=st.booleans())
@@ -277,7 +287,7 @@ class JournalFile(RuleBasedStateMachine):
         assert totals.bytes == size + jobs * ROW_BYTES
         assert written == (totals.next, totals.jobs, totals.payloads, totals.bytes)
         assert (totals.next, jobs) == (self.model.next, len(self.model.jobs))
-        assert stored == [(last,) for _, last in self.database.clearance.ranges]
+        assert stored == sorted((last,) for _, last in self.database.clearance.ranges)
         assert keys == [(key,) for key in sorted(self.model.answers)]
         assert dead == {
             str(one.id): (one.payloads, b"".join(one.pieces)) for one in self.model.dead.values()

@@ -23,6 +23,7 @@ from daemon.pipeline.segment_files import FOLDER
 from daemon.pipeline.segments import LARGE, WORTH_A_SYNC
 from tests.pipeline.rig import (
     MoodyConnection,
+    a_round,
     append,
     batch,
     contents,
@@ -79,13 +80,6 @@ def segments_of(path: Path) -> list[int]:
 def alone(jobs: Sequence[Job]) -> list[Settle]:
     """Settle each by itself."""
     return [Settle(batch(one, sealed=False)) for one in jobs]
-
-
-def a_round(database: Database) -> None:
-    """Do what the chores do every second."""
-    database.sweep.begin()
-    while database.sweep.step():
-        pass
 
 
 def test_few_or_small_ones_stay_in_their_rows(path: Path, database: Database) -> None:
