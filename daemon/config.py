@@ -63,11 +63,24 @@ class Settings:
     )
     max_length: int = field(
         metadata=_setting(
-            "1MiB", size(1, LARGEST_OBJECT), "largest request body, before and after decompression"
+            "16MiB", size(1, LARGEST_OBJECT), "largest request body, before and after decompression"
+        )
+    )
+    max_payloads: int = field(
+        metadata=_setting("100000", whole(1, 10_000_000), "payloads of one request")
+    )
+    max_request_bytes: int = field(
+        metadata=_setting(
+            "256MiB", size(1, 2**40), "bytes of request bodies in memory, all connections together"
         )
     )
     max_connections: int = field(
         metadata=_setting("1024", whole(1, 100_000), "client connections at once")
+    )
+    max_connections_per_client: int | None = field(
+        metadata=_setting(
+            None, whole(1, 100_000), "client connections at once of one client address"
+        )
     )
     bind: tuple[Address, ...] = field(
         metadata=_setting(
@@ -164,15 +177,33 @@ _NAMES: Final = {
     "aws_endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
 }
 
-# Settings of the contract that this version does not have yet. Starting without them would be
-# to ignore them silently: a token file that is not enforced, a batch that is never filled.
+# Documented settings that this version does not have yet. To start without them would be to
+# ignore them silently: a token file that is not enforced, an object option that is not sent.
 _NOT_BUILT: Final = {
     "AUTH_TOKENS": "bearer tokens",
-    "S3_STORAGE_CLASS": "S3 object options",
+    "CLIENT_ADDRESS": "addresses of clients behind a proxy",
+    "CORS_ORIGINS": "browsers as clients",
+    "DRAIN_DELAY": "a delay between SIGTERM and the drain",
+    "ENVELOPE": "envelopes around payloads",
+    "JOURNAL_URL": "a journal that machines share",
+    "OBJECT_FORMAT": "object formats besides NDJSON",
+    "PARQUET_SCHEMA": "object formats besides NDJSON",
+    "PARQUET_SORT_BY": "object formats besides NDJSON",
+    "PUT_PRICE": "the cost metric",
+    "RATE_LIMIT": "rate limits",
+    "S3_ACL": "S3 object options",
+    "S3_CHECKSUM": "S3 object options",
+    "S3_EXPECTED_BUCKET_OWNER": "S3 object options",
+    "S3_IF_NONE_MATCH": "S3 object options",
+    "S3_METADATA": "S3 object options",
+    "S3_REQUEST_PAYER": "S3 object options",
     "S3_SSE": "S3 object options",
     "S3_SSE_KMS_KEY_ID": "S3 object options",
-    "S3_ACL": "S3 object options",
+    "S3_STORAGE_CLASS": "S3 object options",
     "S3_TAGS": "S3 object options",
+    "STREAMS": "streams",
+    "TRUSTED_PROXIES": "addresses of clients behind a proxy",
+    "WATERMARK": "watermarks",
 }
 
 
@@ -235,7 +266,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     problems = [
         f"{name.upper()}: {values[name]} bytes is not allowed;"
         f" allowed is MAX_LENGTH ({length} bytes) or more"
-        for name in ("max_queue_bytes", "journal_max_bytes")
+        for name in ("max_queue_bytes", "max_request_bytes", "journal_max_bytes")
         if length > values.get(name, length)
     ]
     tls = [values.get(name) for name in ("tls_cert", "tls_key", "tls_client_ca")]

@@ -46,6 +46,9 @@ def test_nothing_configured_is_the_contracts_default() -> None:
         ("DRAIN_TIMEOUT", "1.5m", "drain_timeout", 90.0),
         ("DRAIN_TIMEOUT", "2h", "drain_timeout", 7200.0),
         ("MAX_WORKERS", "8", "max_workers", 8),
+        ("MAX_PAYLOADS", "1000", "max_payloads", 1000),
+        ("MAX_REQUEST_BYTES", "16MiB", "max_request_bytes", 16 * 2**20),
+        ("MAX_CONNECTIONS_PER_CLIENT", "10", "max_connections_per_client", 10),
         ("BIND", "[::1]:0", "bind", (TcpAddress("::1", 0),)),
         (
             "BIND",

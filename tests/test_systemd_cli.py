@@ -155,6 +155,6 @@ def test_the_limits_are_enough_for_the_defaults() -> None:
     assert number("LimitNOFILE") >= settings.max_connections + settings.max_workers + 200
     drain = settings.request_timeout + 5 + settings.drain_timeout + 10
     assert number("TimeoutStopSec") > drain
-    bodies = 2 * settings.max_connections * settings.max_length
+    bodies = settings.max_request_bytes + 150 * 2**20
     objects = 2 * settings.max_workers * settings.batch_max_bytes
     assert number("MemoryMax") * 2**30 > bodies + objects + settings.max_queue_bytes

@@ -43,6 +43,9 @@ async def test_five_wrong_settings_are_named_in_one_go(tmp_path: Path, command: 
     [
         ("AUTH_TOKENS", "/etc/payloadd/tokens"),
         ("S3_SSE", "aws:kms"),
+        ("STREAMS", "clicks,errors"),
+        ("TRUSTED_PROXIES", "10.0.0.0/8"),
+        ("OBJECT_FORMAT", "parquet"),
     ],
 )
 async def test_a_setting_that_is_not_built_is_not_ignored(
