@@ -9,6 +9,7 @@ jobs are in segments, which are synced before it.
 from __future__ import annotations
 
 import sqlite3
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, Final
 from daemon.pipeline import answers, dead_letters, rows, segments
 from daemon.pipeline.changes import Changes
 from daemon.pipeline.clearance import Clearance
+from daemon.pipeline.high_water import HighWater
 from daemon.pipeline.job import Batch
 from daemon.pipeline.layout import Layout
+from daemon.pipeline.oldest import Oldest
 from daemon.pipeline.operations import Append, Bury, Expire, Revive, Seal, Settle
 from daemon.pipeline.reserve import Reserve
 from daemon.pipeline.rows import IN_RANGE
@@ -41,7 +44,9 @@ _FORGET_LAYOUTS: Final = """
     (SELECT max(first) FROM layouts WHERE first <=
     (SELECT coalesce((SELECT min(seq) FROM jobs), (SELECT next FROM totals))))
 """
-_UPDATE_TOTALS: Final = "UPDATE totals SET next = ?, jobs = ?, payloads = ?, bytes = ?"
+_UPDATE_TOTALS: Final = (
+    "UPDATE totals SET next = ?, jobs = ?, payloads = ?, bytes = ?, keys = ?, accepted = ?"
+)
 _BEYOND: Final = 2**62
 """A ``seq`` that no job reaches."""
 
@@ -54,17 +59,26 @@ class Database:
         self.reserve = Reserve(self._folder, max_length)
         # The last run has left it: on a disk that is full SQLite needs room to open a file.
         self.reserve.give_up()
+        self.most_keys = sys.maxsize
+        """Idempotency-Keys that are kept at most."""
+        self.in_doubt = False
+        """Whether SQLite's log may hold a commit that failed."""
+        self.high_water = HighWater(path)
         self._connection = connect(path)
         try:
             self._read()
+            self.high_water.begin(self.totals)
         except BaseException:
             self._connection.close()
             raise
 
     def _read(self) -> None:
-        totals = self._connection.execute("SELECT next, jobs, payloads, bytes FROM totals")
+        totals = self._connection.execute(
+            "SELECT next, jobs, payloads, bytes, keys, accepted FROM totals"
+        )
         self.totals = Totals(*totals.fetchone())
         self.count_dead()
+        self.totals = self.high_water.reconcile(self._connection, self.totals)
         self._segments = Segments(self._folder)
         self._segments.check(self.totals.next)
         self.vacuum = Vacuum(self._connection)
@@ -76,6 +90,7 @@ class Database:
         """The first ``seq`` of each batch that was sealed before a crash: it is replayed whole."""
         dead = [(one.first, one.last) for one in dead_letters.ranges(self._connection)]
         self.clearance = Clearance(self._connection)
+        self._oldest = Oldest(self._connection)
         # Their members do not come up again when the rest of the journal is read.
         self._apart = sorted([*sealed, *dead, *self.clearance.ranges])
 
@@ -84,6 +99,7 @@ class Database:
         self.make_room()
         self._segments.close()
         self._connection.close()
+        self.high_water.end(self.totals)
 
     def make_room(self) -> None:
         """Delete all that is left of what is stored, as far as the disk lets us."""
@@ -105,12 +121,15 @@ class Database:
             self._segments.cut()
             self._roll_back(before)
             raise
+        self.in_doubt = True
         try:
             self._connection.execute("COMMIT")
         except BaseException:
             self._roll_back(before)
             raise
+        self.in_doubt = False
         self._segments.keep()
+        self.high_water.write(self.totals)
 
     def _roll_back(self, before: tuple[Totals, tuple[Range, ...]]) -> None:
         self.totals, self.clearance.ranges = before
@@ -136,14 +155,14 @@ class Database:
                 case Revive():
                     self._revive(operation, changes)
                 case Expire():
-                    operation.more = answers.expire(self._connection)
+                    operation.more = answers.expire(self._connection, changes)
         return changes
 
     def _append(self, append: Append, changes: Changes) -> None:
         append.jobs = []
         append.earlier = None
         if append.key is not None:
-            append.earlier = answers.answer(self._connection, append.key, append.receipt)
+            append.earlier = answers.answer(self._connection, append.key, append.receipt, changes)
         if append.earlier is None:
             append.jobs = changes.take_in(append.parts)
 
@@ -158,9 +177,10 @@ class Database:
         self.sweep.look_at(self.clearance.delete(changes.settled))
         # Behind all seals of this commit: one of what is settled may be among them.
         rows.delete_each(self._connection, "batches", "first", changes.unsealed)
+        answers.evict(self._connection, changes, self.totals.keys, self.most_keys)
         after = self.totals.after(changes)
         if after != self.totals:
-            now = (after.next, after.jobs, after.payloads, after.bytes)
+            now = (after.next, after.jobs, after.payloads, after.bytes, after.keys, after.accepted)
             self._connection.execute(_UPDATE_TOTALS, now)
         return after
 
@@ -209,10 +229,15 @@ class Database:
         members = self._connection.execute(IN_RANGE, (first, last)).fetchall()
         return Batch(tuple(rows.jobs(members, self._folder)), key, compression, sealed=True)
 
+    def oldest(self) -> float | None:
+        """Return when the oldest job that is not stored was accepted, in Unix time."""
+        return self._oldest.look(self.clearance.ranges, self.totals.dead_payloads)
+
     def count_dead(self) -> None:
         """Count what dead letters take: another process may have dropped some."""
-        dead = sum(one.room for one in dead_letters.ranges(self._connection))
-        self.totals = replace(self.totals, dead_bytes=dead)
+        found = dead_letters.ranges(self._connection)
+        dead, payloads = sum(one.room for one in found), sum(one.payloads for one in found)
+        self.totals = replace(self.totals, dead_bytes=dead, dead_payloads=payloads)
 
     def layouts(self, now: Layout) -> list[tuple[int, Layout]]:
         """Note that ``now`` holds from the next job on; return all, each with its first ``seq``."""
@@ -237,6 +262,7 @@ class Database:
         # A commit that failed may have left its rows in SQLite's log, for a crash to bring back.
         # They are written over now; before that their bytes must not be.
         self._segments.cut()
+        self.in_doubt = False
 
     def foreign_changes(self) -> int:
         """Return a number that is another one once another process has written."""

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from daemon.errors import StartError
+from daemon.pipeline import high_water
 from daemon.pipeline.database import Database
 from daemon.pipeline.lock import try_lock
 from daemon.pipeline.schema import FILE, MIGRATIONS, look_into
@@ -80,7 +81,8 @@ def _try_file(path: Path) -> str:
         totals = connection.execute("SELECT next, jobs, payloads, bytes FROM totals").fetchone()
         if totals is None:
             raise StartError(f"{FILE} has lost its totals")
-        _check_segments(connection, path.parent, totals[0])
+        following = max(totals[0], high_water.following(path))
+        _check_segments(connection, path.parent, following)
         return f"{totals[2]} payloads wait"
 
 

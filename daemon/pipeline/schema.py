@@ -71,11 +71,19 @@ MIGRATIONS: Final = (
     """
     CREATE TABLE stored (last INTEGER PRIMARY KEY, first INTEGER NOT NULL);
     """,
+    """
+    ALTER TABLE totals ADD COLUMN keys INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE totals ADD COLUMN accepted INTEGER NOT NULL DEFAULT 0;
+    UPDATE totals SET keys = (SELECT count(*) FROM answers);
+    """,
 )
 """Script number n leads from ``user_version`` n to n + 1; one that was released never changes."""
 
 ROW_BYTES: Final = 64
 """What a job's row takes beside its payloads, about: many tiny payloads are bounded too."""
+
+KEY_BYTES: Final = 128
+"""What an Idempotency-Key takes in the file, measured over a day of coming and going keys."""
 
 _BUSY_SECONDS: Final = 10.0
 """How long a statement waits for ``payloadd journal``, which writes for milliseconds."""

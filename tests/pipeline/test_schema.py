@@ -114,7 +114,8 @@ def test_nobody_else_can_read_the_files(tmp_path: Path) -> None:
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     finally:
         os.umask(before)
-    assert modes == dict.fromkeys(["journal.db", "journal.db-wal", "journal.db-shm"], 0o600)
+    names = ["journal.db", "journal.db-wal", "journal.db-shm", "journal.high"]
+    assert modes == dict.fromkeys(names, 0o600)
 
 
 def test_the_file_is_set_up_to_survive_a_power_cut_and_to_shrink(tmp_path: Path) -> None:
