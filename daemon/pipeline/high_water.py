@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from daemon.errors import StartError
 from daemon.folders import sync_folder
 from daemon.pipeline import segment_files
 
@@ -99,7 +100,6 @@ class HighWater:
         """Read the file that belongs to ``journal``, before that is opened. Raises OSError."""
         self._path = journal.with_suffix(_SUFFIX)
         self._segments = journal.parent / segment_files.FOLDER
-        self._had_journal = journal.exists()
         self._found = read(journal)
         self.unreadable = self._found is None and self._path.exists()
         """Whether there is a file without a record that checks out."""
@@ -114,14 +114,17 @@ class HighWater:
     def reconcile(self, connection: sqlite3.Connection, totals: Totals) -> Totals:
         """Compare ``totals`` with the last record; returns those to go on with.
 
-        Raises sqlite3.Error.
+        Raises sqlite3.Error, and StartError where journal.db is new and the rest is not.
         """
         found = self._found
         if found is None:
             return totals
-        if not self._had_journal and segment_files.names(self._segments):
-            # They refuse the start, so that an operator can put journal.db back.
-            return totals
+        if totals.next == 1 and found.held and segment_files.names(self._segments):
+            # To go on would put payloads aside that an operator can have back with journal.db.
+            raise StartError(
+                f"{self._segments} belongs to another journal than the one that is here:"
+                " put its journal.db back, or move the segments away"
+            )
         held = totals.payloads + totals.dead_payloads
         lost = found.accepted - totals.accepted
         # Of what was held then, and of what was lost since, this many left the journal since.

@@ -81,7 +81,8 @@ def _try_file(path: Path) -> str:
         totals = connection.execute("SELECT next, jobs, payloads, bytes FROM totals").fetchone()
         if totals is None:
             raise StartError(f"{FILE} has lost its totals")
-        following = max(totals[0], high_water.following(path))
+        # A start goes on behind the numbers of rows that are gone.
+        following = totals[0] if totals[0] == 1 else max(totals[0], high_water.following(path))
         _check_segments(connection, path.parent, following)
         return f"{totals[2]} payloads wait"
 
