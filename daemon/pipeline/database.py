@@ -98,8 +98,11 @@ class Database:
         """Close the file; SQLite folds its log into it. The reserve stays, for the next start."""
         self.make_room()
         self._segments.close()
-        self._connection.close()
-        self.high_water.end(self.totals)
+        try:
+            self._connection.close()
+            self.high_water.end(self.totals)
+        finally:
+            self.high_water.close()
 
     def make_room(self) -> None:
         """Delete all that is left of what is stored, as far as the disk lets us."""

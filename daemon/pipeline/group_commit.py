@@ -68,6 +68,7 @@ class SqliteJournal:
         self._database = database
         self._window = window
         self._ledger = ledger
+        self._health = health
         self._disk = Disk(health)
         self._metrics = metrics
         self._max_bytes = max_bytes
@@ -174,6 +175,8 @@ class SqliteJournal:
         """Close the file, if the disk lets us; SQLite mends it when it is opened again if not."""
         # Where it was never at work the disk may hang as well.
         self._thread.finish_within(_LAST_COMMIT)
+        # An end before the daemon has listened (an address in use) has shown it to no operator.
+        self._database.high_water.acknowledged = self._health.phase != "starting"
         with trio.CancelScope(shield=True), suppress(sqlite3.Error):
             await self._thread.write(self._database.close)
         self._thread.end()
@@ -301,5 +304,5 @@ def _tell_damage(database: Database, health: Health, metrics: Metrics) -> None:
             "journal_data",
             "PAYLOADS_MISSING",
             f"{damage} accepted payloads are in the journal no more: journal.db-wal was missing,"
-            " cut off or damaged; have them sent again, and stop and start the daemon to end this",
+            " cut off or damaged; have them sent again, then stop and start the daemon to end this",
         )

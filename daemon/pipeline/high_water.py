@@ -15,8 +15,8 @@ knows that payloads are missing, and how many.
   were not is the smaller of two numbers, because batches are stored in order: the payloads that
   were accepted and are not there, and the payloads that the journal held at the last record.
 * The number of the next job goes on behind the record: no number names two jobs.
-* The count stays, over crashes too, until the daemon has ended in order: that is how an operator
-  says that it was seen.
+* The count stays, over crashes and failed starts too, until a daemon that has served was stopped
+  in order: that is how an operator says that it was seen.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ _CHECK: Final = struct.Struct("<I")
 _SECTOR: Final = 512
 _CLEAN: Final = 1
 _AT_LEAST: Final = 2
+_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -100,9 +101,12 @@ class HighWater:
         """Read the file that belongs to ``journal``, before that is opened. Raises OSError."""
         self._path = journal.with_suffix(_SUFFIX)
         self._segments = journal.parent / segment_files.FOLDER
+        self._existed = self._path.exists()
         self._found = read(journal)
-        self.unreadable = self._found is None and self._path.exists()
-        """Whether there is a file without a record that checks out."""
+        self.unreadable = False
+        """Whether a journal with jobs has a file without a record that checks out."""
+        self.acknowledged = False
+        """Whether a clean end from here on says that the damage was seen."""
         self._file: int | None = None
         self._number = 0 if self._found is None else self._found.number
         self._boot = _boot_id()
@@ -118,6 +122,7 @@ class HighWater:
         """
         found = self._found
         if found is None:
+            self.unreadable = self._existed and totals.next > 1
             return totals
         if totals.next == 1 and found.held and segment_files.names(self._segments):
             # To go on would put payloads aside that an operator can have back with journal.db.
@@ -131,8 +136,7 @@ class HighWater:
         gone = held + lost - found.held if lost >= 0 else 0
         again = max(0, min(gone, held))
         files: tuple[str, ...] = ()
-        if not found.clean:
-            self._missing, self._flags = found.missing, found.flags
+        self._missing, self._flags = found.missing, found.flags & _AT_LEAST
         behind = found.next > totals.next
         if behind:
             self._missing += max(0, min(lost, found.held))
@@ -158,7 +162,7 @@ class HighWater:
 
     def begin(self, totals: Totals) -> None:
         """Note that a run begins: a record that says so, on the disk. Raises OSError."""
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
         if self._found is None:
             # Once and for all: from here on no record needs room on the disk.
             with suppress(OSError):
@@ -190,8 +194,10 @@ class HighWater:
                 os.fdatasync(self._file)
 
     def end(self, totals: Totals) -> None:
-        """Note that the journal was closed in order, which acknowledges what is missing."""
-        self._flags, self._missing = _CLEAN, 0
+        """Note that the journal was closed in order."""
+        if self.acknowledged:
+            self._flags = self._missing = 0
+        self._flags |= _CLEAN
         self.write(totals)
         self.sync()
         self.close()
@@ -206,9 +212,13 @@ class HighWater:
 def read(journal: Path) -> Mark | None:
     """Return the last record for ``journal`` that checks out, None without one. Raises OSError."""
     try:
-        records = journal.with_suffix(_SUFFIX).read_bytes()
+        file = os.open(journal.with_suffix(_SUFFIX), os.O_RDONLY | _FLAGS)
     except FileNotFoundError:
         return None
+    try:
+        records = os.pread(file, 2 * _SECTOR, 0)
+    finally:
+        os.close(file)
     marks = [_parse(records[slot * _SECTOR :]) for slot in (0, 1)]
     return max((one for one in marks if one is not None), key=lambda one: one.number, default=None)
 

@@ -191,7 +191,7 @@ def test_after_a_power_cut_the_count_is_a_lower_bound(
         assert str(found) == "at least 15"
 
 
-def test_the_trouble_stays_over_a_crash_and_ends_with_a_clean_end(folder: Path) -> None:
+def test_the_trouble_stays_over_crashes_and_ends_with_a_clean_end(folder: Path) -> None:
     """A daemon that crashes again would take its operator's only notice with it."""
     left = crash(folder, [[one] for one in requests(5)])
     (left / WAL).unlink()
@@ -200,10 +200,11 @@ def test_the_trouble_stays_over_a_crash_and_ends_with_a_clean_end(folder: Path) 
     again = left.with_name("again")
     shutil.copytree(left, again)
     second.close()
-    with closing(Database(again / FILE)) as third:
-        assert third.high_water.damage is not None
-        assert third.high_water.damage.payloads == 15
-    for ended in (left, again):
+    for ended in (left, again):  # a start that came to nothing, and a crash
+        with closing(Database(ended / FILE)) as third:
+            assert third.high_water.damage is not None
+            assert third.high_water.damage.payloads == 15
+            third.high_water.acknowledged = True
         with closing(Database(ended / FILE)) as fourth:
             assert fourth.high_water.damage is None
 
@@ -295,6 +296,7 @@ async def test_the_loss_is_said_in_the_log_the_health_and_a_metric(folder: Path)
     async with desk.journal.at_work():
         assert desk.journal.refusal() is None
         await desk.take(77)
+        desk.health.phase = "draining"
     await desk.journal.aclose()
     with structlog.testing.capture_logs() as lines:
         async with open_desk(left / FILE) as desk:

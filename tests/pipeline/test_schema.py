@@ -90,6 +90,16 @@ def test_an_upgrade_keeps_what_is_in_the_journal(
         assert seen.execute("SELECT note FROM jobs").fetchall() == [("old1",), ("old2",), ("old3",)]
 
 
+def test_an_upgrade_counts_the_keys_that_are_there(tmp_path: Path) -> None:
+    """A journal full of keys would take as many again before the oldest go."""
+    path = tmp_path / "journal.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as old:
+        migrate(old, MIGRATIONS[:3])
+        old.execute("INSERT INTO answers VALUES (x'01', x'00', 1, 1), (x'02', x'00', 1, 1)")
+    with closing(Database(path)) as new:
+        assert new.totals.keys == 2
+
+
 def test_an_upgrade_that_fails_is_tried_again_by_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
