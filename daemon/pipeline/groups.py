@@ -155,8 +155,10 @@ class Groups:
     def take(self) -> Group:
         """Take out what is committed next."""
         group, self.next = self.next, Group()
-        self._tiny.move(group)
-        self._medium.move(group)
+        if self._tiny.waiting:
+            self._tiny.move(group)
+        if self._medium.waiting:
+            self._medium.move(group)
         if self._large.waiting and not (self._large_waits and group.bytes):
             self._large.move(group)
             self._large_waits = True
