@@ -33,6 +33,11 @@ _MOST_ROWS: Final = 2048
 _TURN: Final = 0.002
 """Seconds for which answers may hold the event loop."""
 
+# Together LARGEST_COMMIT, which the reserve is made for.
+_TINY_PORTION: Final = 512 * 2**10
+_MEDIUM_PORTION: Final = 2560 * 2**10
+_LARGE_PORTION: Final = 1024 * 2**10
+
 _TINY: Final = 4 * 2**10
 _MEDIUM: Final = 64 * 2**10
 _TINY_ROWS: Final = 4
@@ -104,12 +109,10 @@ class Groups:
     def __init__(self) -> None:
         self.next = Group()
         """What is committed next besides requests."""
-        # The portions of a commit make LARGEST_COMMIT together; a larger request goes with what
-        # the other lanes have.
-        self._tiny = _Lane(2**19)
-        self._medium = _Lane(5 * 2**19)
-        self._large = _Lane(2**20)
-        self._large_waits = False
+        self._tiny = _Lane(_TINY_PORTION)
+        self._medium = _Lane(_MEDIUM_PORTION)
+        self._large = _Lane(_LARGE_PORTION)
+        self._had_large = False
         """Whether the last commit had large requests: the next one passes them over."""
         self._stir = trio.Event()
         self._urgent = trio.Event()
@@ -155,15 +158,15 @@ class Groups:
     def take(self) -> Group:
         """Take out what is committed next."""
         group, self.next = self.next, Group()
+        smaller = bool(self._tiny.waiting or self._medium.waiting)
+        self._had_large = bool(self._large.waiting) and not (self._had_large and smaller)
+        if self._had_large:
+            self._large.move(group)
+        # One that is larger than the portion of its lane has that of the medium ones too.
+        if self._medium.waiting and group.bytes <= _LARGE_PORTION:
+            self._medium.move(group)
         if self._tiny.waiting:
             self._tiny.move(group)
-        if self._medium.waiting:
-            self._medium.move(group)
-        if self._large.waiting and not (self._large_waits and group.bytes):
-            self._large.move(group)
-            self._large_waits = True
-        else:
-            self._large_waits = False
         self._in_company = len(group.operations) > 1
         self._stir, self._urgent = trio.Event(), trio.Event()
         if self.requests_wait:

@@ -13,6 +13,7 @@ from daemon.pipeline import groups as module
 from daemon.pipeline.groups import Groups, Turn, answer
 from daemon.pipeline.job import Part
 from daemon.pipeline.operations import Append, Expire, Receipt
+from daemon.pipeline.reserve import LARGEST_COMMIT
 from tests.pipeline.rig import append, id_of
 
 if TYPE_CHECKING:
@@ -66,7 +67,22 @@ def test_large_requests_go_in_portions_and_never_starve() -> None:
     for number in range(100, 105):
         groups.append(request(number, 100))
         taken.append(numbers(groups.take()))
-    assert taken == [[100, 0, 1], [101], [102, 2, 3], [103], [104]]
+    assert taken == [[0, 1, 100], [101], [2, 3, 102], [103], [104]]
+
+
+def test_a_commit_has_no_more_than_the_reserve_is_made_for() -> None:
+    """A full disk could not be emptied: the room that is held back would be too small."""
+    groups = Groups()
+    for number in range(400):
+        groups.append(request(number, 4 * KIB))
+        groups.append(request(number, 64 * KIB))
+        groups.append(request(number, 300 * KIB))
+    assert groups.take().bytes <= LARGEST_COMMIT
+    groups = Groups()
+    groups.append(request(0, 16 * MIB))
+    groups.append(request(1, 64 * KIB))
+    groups.append(request(2, 100))
+    assert [numbers(groups.take()) for _ in range(2)] == [[0, 2], [1]]
 
 
 def test_large_requests_alone_wait_for_nothing() -> None:
@@ -84,7 +100,7 @@ def test_a_request_of_many_jobs_is_large_and_goes_alone(rows: int) -> None:
     for number in range(3):
         groups.append(request(number, rows * 66, rows))
     groups.append(request(9, 100))
-    assert numbers(groups.take()) == [9, 0]
+    assert numbers(groups.take()) == [0, 9]
     assert numbers(groups.take()) == [1]
 
 
