@@ -26,8 +26,8 @@ KEEP: Final = 24 * 3600
 """Seconds for which a key is known."""
 _SHARE: Final = 4
 """Keys take one of so many bytes of JOURNAL_MAX_BYTES at most."""
-_AT_ONCE: Final = 500
-"""Keys that are forgotten in one commit, which all others wait for: 4 ms."""
+_AT_ONCE: Final = 128
+"""Keys that are forgotten in one commit, which all others wait for: 1 ms."""
 _AHEAD: Final = 64
 """Keys that a commit may forget beyond those that it brings, where a bound was lowered."""
 

@@ -303,6 +303,7 @@ def _tell_damage(database: Database, health: Health, metrics: Metrics) -> None:
         health.report(
             "journal_data",
             "PAYLOADS_MISSING",
-            f"{damage} accepted payloads are in the journal no more: journal.db-wal was missing,"
-            " cut off or damaged; have them sent again, then stop and start the daemon to end this",
+            f"{damage} accepted payloads are not in the journal any more: journal.db-wal was"
+            " missing, cut off or damaged; have them sent again, then stop and start the daemon to"
+            " end this",
         )

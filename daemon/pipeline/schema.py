@@ -12,7 +12,8 @@
   replayed under the key it had, whatever the settings say by then.
 * ``answers``: Idempotency-Keys (their hash) and what they were answered with.
 * ``dead``: dead letters, by the range of ``seq`` too; see ``dead_letters.py``.
-* ``totals``: one row, so that opening a journal of millions does not count them.
+* ``totals``: one row, so that opening a journal of millions does not count them. ``accepted`` is
+  how many payloads there ever were; see ``high_water.py``.
 """
 
 from __future__ import annotations

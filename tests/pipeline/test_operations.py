@@ -156,8 +156,8 @@ def test_keys_are_forgotten_faster_than_clients_bring_them(
 ) -> None:
     """The table of keys would grow without end, or one commit hold up everybody for seconds."""
     monkeypatch.setattr("daemon.pipeline.answers.KEEP", -1)
-    database.commit([append(n, b"%d" % n) for n in range(1, 701)])
-    for expected in (200, 0):
+    database.commit([append(n, b"%d" % n) for n in range(1, 201)])
+    for expected in (72, 0):
         database.commit([Expire()])
         left = database._connection.execute("SELECT count(*) FROM answers").fetchone
         assert left() == (expected,)
