@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from tests.support.clients import seeded
@@ -64,9 +65,8 @@ def mutate(data: bytes, chance: random.Random, pieces: tuple[bytes, ...]) -> byt
 
 
 def pieces_of(data: bytes, chance: random.Random) -> Iterator[bytes]:
-    """Yield ``data`` cut at random places."""
-    start = 0
-    while start < len(data):
-        end = start + chance.choice((1, 2, 7, 100, 5000, len(data)))
-        yield data[start:end]
-        start = end
+    """Yield ``data`` cut at random places, at most at twenty."""
+    places = sorted(chance.choices(range(len(data) + 1), k=chance.choice((0, 0, 1, 2, 5, 20))))
+    for start, end in pairwise((0, *places, len(data))):
+        if start < end:
+            yield data[start:end]
