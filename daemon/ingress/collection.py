@@ -201,7 +201,7 @@ def _check_names(data: Body, start: int, *, in_loop: bool) -> None:
         names.append(name)
         return _Name(name)
 
-    Decoder(dict[_Name, Raw], dec_hook=note).decode(memoryview(data)[start:])
+    _parse(Decoder(dict[_Name, Raw], dec_hook=note), memoryview(data)[start:])
     for name in ("payloads", "data"):
         if names.count(name) > 1:
             raise Problem("MALFORMED", f"the member `{name}` is there {names.count(name)} times")

@@ -14,6 +14,7 @@ requests that are there, and the commit answers all who waited for it.
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from email.utils import formatdate
@@ -50,6 +51,9 @@ class PlainLane:
         # Level-triggered, so that what was not read is there in the next round.
         self._ready = select.epoll()
         self._pending: list[Callable[[], None]] = []
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        """Is readable while something is pending: the epoll tells of it."""
+        self._ready.register(self._bell, select.EPOLLIN)
         self._second = 0
         self._head = b""
 
@@ -57,14 +61,10 @@ class PlainLane:
         """Serve for ever."""
         try:
             while True:
-                if self._pending:
-                    await trio.lowlevel.checkpoint()
-                else:
-                    # An epoll is readable itself while one of its members is.
-                    await trio.lowlevel.wait_readable(self._ready.fileno())
-                pending, self._pending = self._pending, []
+                # An epoll is readable itself while one of its members is.
+                await trio.lowlevel.wait_readable(self._ready.fileno())
                 end = perf_counter() + _TURN
-                for read in pending + self._readable():
+                for read in self._pending_now() + self._readable():
                     read()
                     if perf_counter() > end:
                         await trio.lowlevel.checkpoint()
@@ -72,13 +72,23 @@ class PlainLane:
         finally:
             trio.lowlevel.notify_closing(self._ready.fileno())
             self._ready.close()
+            os.close(self._bell)
 
     def _readable(self) -> list[Callable[[], None]]:
-        return [self._connections[fd].readable for fd, _ in self._ready.poll(0, _AT_ONCE)]
+        ready = self._ready.poll(0, _AT_ONCE)
+        return [self._connections[fd].readable for fd, _ in ready if fd != self._bell]
+
+    def _pending_now(self) -> list[Callable[[], None]]:
+        if not self._pending:
+            return []
+        os.eventfd_read(self._bell)
+        pending, self._pending = self._pending, []
+        return pending
 
     def come_back(self, connection: PlainConnection) -> None:
         """Have ``connection`` read once more, in a turn of its own, what was received already."""
         self._pending.append(connection.read_pending)
+        os.eventfd_write(self._bell, 1)
 
     def enter(self, stream: ClientStream, leave: Callable[[ClientStream], object]) -> None:
         """Serve a new connection until it has to go on elsewhere, or ends: then call ``leave``.
