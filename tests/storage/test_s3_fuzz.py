@@ -200,14 +200,15 @@ def test_an_answer_is_read_the_same_however_it_comes(fuzz: Fuzz) -> None:
         whole = read([answer] if answer else [])
         cut = list(pieces_of(answer, chance))
         in_pieces = read(cut)
-        assert (whole is None) == (in_pieces is None), answer
-        if whole is None or in_pieces is None:
-            continue
-        assert whole[0] == in_pieces[0] == final_status(answer), answer
+        for seen in (whole, in_pieces):
+            assert seen is None or seen[0] == final_status(answer), answer
         if len(answer) >= MOST_READ:
-            assert len(in_pieces[1]) <= MOST_READ + max(map(len, cut))
+            # No more than that is read: what is wrong behind it is seen if it comes along.
+            assert in_pieces is None or len(in_pieces[1]) <= MOST_READ + max(map(len, cut))
             continue
         assert whole == in_pieces, answer
+        if whole is None:
+            continue
         by_h11 = read_by_h11(answer)
         assert by_h11 in (None, whole), answer
 
