@@ -84,7 +84,10 @@ class _Handler:
                     raise too_large(self._door.max_length)
             return b"".join(pieces)
         if body is not None and body.refused:
-            raise refused(busy("too many request bodies at once (MAX_REQUEST_BYTES)"))
+            problem = refused(busy("too many request bodies at once (MAX_REQUEST_BYTES)"))
+            if request.http_version != "2":
+                problem.headers["Connection"] = "close"  # the rest of the body is not read
+            raise problem
         raise self._door.too_slow()
 
 

@@ -115,6 +115,10 @@ class ReceivedBody:
         message = await self._receive()
         self.received += len(message.get("body", b""))
         await self._take(self.received)
+        # What comes of a request that was refused is dropped: Hypercorn waits for it to be taken
+        # before it can end the request.
+        while self.refused and message["type"] != "http.disconnect":
+            message = await self._receive()
         if not message.get("more_body") and self._watched:
             self._watched = False
             self._memory.unwatch(self)
@@ -135,12 +139,11 @@ class ReceivedBody:
     async def _take(self, size: int) -> None:
         """Take what is missing to ``size`` bytes in all."""
         missing = size - self._charge
-        if missing <= 0:
+        if missing <= 0 or self.refused:
             return
         if not await self._memory.acquire(missing):
             self.end_slow()
-            # The app answers; nothing of the body is let in any more.
-            await trio.sleep_forever()
+            return
         self._charge = size
         if not self._watched:
             self._watched = True

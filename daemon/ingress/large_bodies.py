@@ -172,6 +172,11 @@ class _Process:
         self._socket = ours
 
     @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    @property
     def ended(self) -> bool:
         """Whether the process is gone."""
         return self._process.poll() is not None
