@@ -21,6 +21,7 @@ from daemon.health import Health
 from daemon.ingress.admin import make_admin_app
 from daemon.ingress.app import make_app
 from daemon.ingress.plain import PlainLane
+from daemon.ingress.refusals import RefusalLog
 from daemon.ingress.server import Front, bound_addresses, open_listeners, serve
 from daemon.ingress.tls import open_certificates
 from daemon.logs import get_logger
@@ -212,9 +213,16 @@ async def _start_pipeline(
 
 async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: list[str]) -> None:
     """Take POSTs until ``stop``; returns when every request under way has been answered."""
-    app = make_app(intake, house.health, house.metrics, house.settings)
-    lane = PlainLane(intake, house.health, house.metrics, house.settings)
-    front = Front(house.settings.max_connections, lane, house.certificates)
+    refusals = RefusalLog()
+    app = make_app(intake, house.health, refusals, house.settings)
+    lane = PlainLane(intake, house.health, house.metrics, house.settings, refusals)
+    front = Front(
+        house.settings.max_connections,
+        lane,
+        house.certificates,
+        house.metrics.count_request,
+        refusals,
+    )
     listeners = house.passed.listeners() or await open_listeners(house.settings.bind)
     async with trio.open_nursery() as nursery:
         await nursery.start(serve, app, listeners, house.settings, stop, front)
@@ -225,6 +233,7 @@ async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: l
         if house.settings.durability == "memory":
             log.warning("durability_memory", note="what is queued is lost if the process dies")
         log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))
+    refusals.finish()
 
 
 def _quieten_the_collector() -> None:

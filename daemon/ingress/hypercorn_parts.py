@@ -44,7 +44,14 @@ def asgi(app: QuartTrio, send_timeout: float) -> AppWrapper:
         stream.request_begins()
         scope["state"]["due"] = stream.clock.due
 
+        answered = False
+
         async def send_in_time(message: Any) -> None:  # noqa: ANN401 - as above
+            nonlocal answered
+            if stream.http2 and message["type"] == "http.response.start":
+                # The stream counts those of HTTP/1.1: Hypercorn may have answered already.
+                answered = True
+                stream.count(message["status"])
             with trio.move_on_after(send_timeout) as patience:
                 await send(message)
             if patience.cancelled_caught:
@@ -54,6 +61,8 @@ def asgi(app: QuartTrio, send_timeout: float) -> AppWrapper:
             await app(scope, receive, send_in_time)
         except* Exception as group:  # noqa: BLE001 - it is logged, and Hypercorn says 500
             report(group)
+            if stream.http2 and not answered:
+                stream.count(500)
         finally:
             stream.request_ends()
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from daemon.config import Settings
     from daemon.health import Health
+    from daemon.ingress.refusals import RefusalLog
     from daemon.ingress.stream import ClientStream
     from daemon.metrics import Metrics
     from daemon.pipeline.intake import Intake
@@ -42,11 +43,17 @@ class PlainLane:
     """Serves the connections that have entered it."""
 
     def __init__(
-        self, intake: Intake, health: Health, metrics: Metrics, settings: Settings
+        self,
+        intake: Intake,
+        health: Health,
+        metrics: Metrics,
+        settings: Settings,
+        refusals: RefusalLog,
     ) -> None:
         self.door = Door(intake, health, settings)
         self.health = health
         self.count = metrics.count_request
+        self.refusals = refusals
         self._connections: dict[int, PlainConnection] = {}
         # Level-triggered, so that what was not read is there in the next round.
         self._ready = select.epoll()

@@ -16,6 +16,7 @@ from daemon.ingress.blame import report
 from daemon.ingress.door import closes, document
 from daemon.ingress.head import may_become_plain, parse
 from daemon.ingress.problem import Problem, refused
+from daemon.ingress.refusals import address_of_client, describe
 from daemon.ingress.stream import nothing
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class PlainConnection:
         self._leave = leave
         self._fd = stream.socket.fileno()
         self._head = b""
-        """What came of a head, or the whole head of a request whose body is on its way."""
+        """What came of a head, or the whole head of the request that is under way."""
         self._body = bytearray()
         self._request: PlainRequest | None = None
         self._due = inf
@@ -120,6 +121,7 @@ class PlainConnection:
         """Take a request whose head is complete."""
         self._stream.request_begins()
         self._request = request
+        self._head = data[: request.start]
         try:
             self._lane.door.check(request.headers)
         except Problem as problem:
@@ -128,7 +130,6 @@ class PlainConnection:
         if len(data) == request.end:
             self._submit(request, data, request.start)
             return
-        self._head = data[: request.start]
         # It grows with what comes: who only says a length spends none of our memory. No list:
         # a client that sends byte by byte would have a page of memory for each.
         self._body = bytearray(data[request.start :])
@@ -181,6 +182,8 @@ class PlainConnection:
         self._answer(202, answer, closes=last)
 
     def _refuse(self, problem: Problem) -> None:
+        client = address_of_client(self._stream.socket)
+        self._lane.refusals.note(problem, client, *describe(self._head))
         has_body = self._request is not None and self._request.end > self._request.start
         last = closes(self._lane.health, problem.status, has_body=has_body)
         self._answer(problem.status, problem.raw(closes=last), closes=last)

@@ -15,6 +15,7 @@ from daemon import config
 from daemon.health import Health
 from daemon.ingress.app import make_app
 from daemon.ingress.plain import PlainLane
+from daemon.ingress.refusals import RefusalLog
 from daemon.ingress.server import Front, bound_addresses, open_listeners, serve
 from daemon.ingress.tls import open_certificates
 from daemon.metrics import Metrics
@@ -182,11 +183,13 @@ async def running(
     """Run the public app (or another) with these settings; drains at the end."""
     rig = Rig(config.load({"BIND": "127.0.0.1:0", **environ}))
     rig.health.phase = "serving"
-    parts = rig.intake, rig.health, rig.metrics, rig.settings
+    refusals = RefusalLog()
+    parts = rig.intake, rig.health, rig.metrics, rig.settings, refusals
     lane = PlainLane(*parts) if HAS_LANE and app is None else None
-    app = app or make_app(*parts)
+    app = app or make_app(rig.intake, rig.health, refusals, rig.settings)
     rig.listeners = await open_listeners(rig.settings.bind)
-    front = Front(max_connections, lane, open_certificates(rig.settings))
+    certificates = open_certificates(rig.settings)
+    front = Front(max_connections, lane, certificates, rig.metrics.count_request, refusals)
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
         await serve(app, rig.listeners, rig.settings, rig.stop, front, task_status=task_status)
