@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
+from urllib.parse import quote
 
 _HIDDEN: Final = "***"
 # Only schemes that are known stay: in `user:password@host` the user looks like a scheme.
@@ -31,8 +32,7 @@ def hide_userinfo_in_sentence(text: str) -> str:
 
 
 def hide_secrets(text: str, secrets: tuple[str, ...]) -> str:
-    """Return ``text`` without any of these secrets, should it repeat one."""
+    """Return ``text`` without these secrets, should it repeat one as it is or percent-encoded."""
     for secret in secrets:
-        if secret:
-            text = text.replace(secret, _HIDDEN)
+        text = text.replace(secret, _HIDDEN).replace(quote(secret, safe=""), _HIDDEN)
     return text
