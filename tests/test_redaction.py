@@ -90,6 +90,7 @@ def test_no_setting_takes_or_shows_a_password(
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"])
+@settings(max_examples=30)  # httpx makes a TLS context each time
 @given(scheme=st.sampled_from(["http://", "https://", "", "socks5://", "ftp://"]), data=st.data())
 def test_no_proxy_variable_shows_a_password(name: str, scheme: str, data: st.DataObject) -> None:
     """A proxy's password would be in the log of a daemon that could not read it."""
