@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.support.fuzz import Fuzz
 from tests.support.s3 import S3Server, seaweedfs
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="make the random choices of an earlier torture, which prints its seed",
     )
+    group.addoption(
+        "--fuzz",
+        default="short",
+        metavar="short|long|SEED",
+        help="how long each fuzzer runs: 3 s or 10 min; or the one case of this seed (short)",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -60,6 +67,14 @@ def outage(request: pytest.FixtureRequest) -> float:
     """Return how many seconds an outage of the store lasts."""
     seconds: float = request.config.getoption("--outage")
     return seconds
+
+
+@pytest.fixture
+def fuzz(request: pytest.FixtureRequest) -> Iterator[Fuzz]:
+    """Return the random cases of a fuzzer; the last one is printed where the test fails."""
+    made = Fuzz(request.config.getoption("--fuzz"))
+    yield made
+    made.tell()
 
 
 @pytest.fixture(scope="session")

@@ -10,24 +10,24 @@ from quart import Response, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
-from daemon.ingress import body
-from daemon.ingress.door import Door, PostHeaders, bug, closes
-from daemon.ingress.problem import CONTENT_TYPE, Problem
+from daemon.ingress.door import PostHeaders, bug, closes
+from daemon.ingress.large_bodies import busy
+from daemon.ingress.problem import CONTENT_TYPE, Problem, refused, too_large
 from daemon.plain_text import escape_controls_in_json
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from daemon.config import Settings
     from daemon.health import Health
+    from daemon.ingress.door import Door
+    from daemon.ingress.hypercorn_parts import ReceivedBody
     from daemon.ingress.refusals import RefusalLog
-    from daemon.pipeline.intake import Intake
 
 
-def make_app(intake: Intake, health: Health, refusals: RefusalLog, settings: Settings) -> QuartTrio:
+def make_app(door: Door, health: Health, refusals: RefusalLog) -> QuartTrio:
     """Return the app of the public address."""
     app = bare_app(health)
-    handler = _Handler(Door(intake, health, settings))
+    handler = _Handler(door)
     add_route(app, "POST", "/v1/payloads", handler.post_payloads)
     add_route(app, "GET", "/healthz", healthz)
 
@@ -64,26 +64,31 @@ class _Handler:
             raise Problem("MALFORMED", detail, {"Connection": "close"})
         self._door.check(headers)
         if (request.content_length or 0) > self._door.max_length:
-            raise body.too_large(self._door.max_length)
+            raise too_large(self._door.max_length)
         answer = await self._door.take(headers, await self._read_body())
         return Response(answer, 202, content_type="application/json")
 
     async def _read_body(self) -> bytes:
-        """Return the body; raises Problem TOO_LARGE or TIMEOUT.
+        """Return the body; raises Problem TOO_LARGE, TIMEOUT or BUSY.
 
         Quart's own limit and timeout are not used: a chunked body passes the first, and the
         second starts anew with the body. The server says by when the whole request is due.
         """
         pieces: list[bytes] = []
         left = self._door.max_length
-        due = request.scope.get("state", {}).get("due", trio.current_time() + self._door.timeout)
-        with trio.move_on_at(due):
+        state = request.scope.get("state", {})
+        body: ReceivedBody | None = state.get("body")
+        reading = trio.CancelScope() if body is None else body.reading
+        reading.deadline = state.get("due", trio.current_time() + self._door.timeout)
+        with reading:
             async for piece in request.body:
                 pieces.append(piece)
                 left -= len(piece)
                 if left < 0:
-                    raise body.too_large(self._door.max_length)
+                    raise too_large(self._door.max_length)
             return b"".join(pieces)
+        if body is not None and body.refused:
+            raise refused(busy("too many request bodies at once (MAX_REQUEST_BYTES)"))
         raise self._door.too_slow()
 
 

@@ -37,6 +37,7 @@ _KINDS: Final = {
     "QUEUE_FULL": (503, "The queue is full"),
     "JOURNAL_FULL": (503, "The journal is full"),
     "DISK_ERROR": (503, "The disk failed"),
+    "BUSY": (503, "The daemon is busy"),
     "DRAINING": (503, "The daemon is shutting down"),
     "STARTING": (503, "The daemon is starting"),
 }
@@ -93,6 +94,17 @@ def refused(error: RefusedError, members: Mapping[str, object] | None = None) ->
     """Return the 503 for what the pipeline refused, with its Retry-After in whole seconds."""
     headers = {"Retry-After": str(max(1, error.retry_after))}
     return Problem(error.code, error.detail, headers, members)
+
+
+def too_large(max_length: int, when: str = "") -> Problem:
+    """Return the 413 for a body of more than ``max_length`` bytes."""
+    return Problem("TOO_LARGE", f"the body is larger than {max_length} bytes{when} (MAX_LENGTH)")
+
+
+def too_many(max_payloads: int) -> Problem:
+    """Return the 413 for a request of more than ``max_payloads`` payloads."""
+    detail = f"the request has more than {max_payloads} payloads (MAX_PAYLOADS)"
+    return Problem("TOO_LARGE", detail)
 
 
 def explained(status: int) -> Problem:

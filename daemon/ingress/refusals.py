@@ -32,7 +32,7 @@ _LONGEST_DETAIL: Final = 512
 _WRITING: Final = frozenset({None, "POST", "PUT"})
 """Methods of requests that may have carried payloads; None: the request was not understood."""
 _REQUEST_LINE: Final = re.compile(rb"\A([!-~]+) (?:(/[!-~]*)|[!-~]+) HTTP/")
-_USER_AGENT: Final = re.compile(rb"(?i)\r\nuser-agent:([^\r\n]*)\r\n")
+_USER_AGENT: Final = re.compile(rb"(?i)\r\nuser-agent:([^\r\n]*)")
 
 
 class Allowance:
@@ -115,7 +115,8 @@ class Described(NamedTuple):
 
 
 def describe(head: bytes) -> Described:
-    """Return what the log tells of a request with this head, which ends in an empty line."""
+    """Return what the log tells of a request that begins with ``head``; a body may follow."""
+    head, _, _ = head.partition(b"\r\n\r\n")
     line = _REQUEST_LINE.match(head)
     method, target = (None, None) if line is None else line.groups()
     agent = _USER_AGENT.search(head)

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
     from daemon.ingress.quick import QuickStream
     from daemon.ingress.refusals import RefusalLog
+    from daemon.ingress.turns import Turns
 
-_READ_BYTES: Final = 65_536
+_READ_BYTES: Final = 32_768
 
 
 def nothing() -> None:
@@ -46,11 +47,16 @@ class ClientStream:
     """One accepted connection. What Hypercorn does for it runs inside of ``scope``."""
 
     def __init__(
-        self, transport: QuickStream, request_timeout: float, keepalive_timeout: float
+        self,
+        transport: QuickStream,
+        request_timeout: float,
+        keepalive_timeout: float,
+        turns: Turns,
     ) -> None:
         self.socket = transport.socket
         self.scope = trio.CancelScope()
         self._transport = transport
+        self._turns = turns
         self.clock = RequestClock(request_timeout, keepalive_timeout)
         self._received = b""
         self._closed = False
@@ -70,11 +76,13 @@ class ClientStream:
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return what came, b"" at the end; raises BrokenResourceError if the client left."""
         if self._received:
+            await self._turns.next()
             data, self._received = self._received, b""
             return data
-        data = await self._transport.receive_some(max_bytes or _READ_BYTES)
+        data = await self._transport.receive_some(min(max_bytes or _READ_BYTES, _READ_BYTES))
         if data:
             self.clock.heard(data)
+            await self._turns.next()
         return data
 
     async def send_all(self, data: bytes) -> None:

@@ -72,7 +72,8 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
         listeners = await open_listeners([UnixAddress(str(path))])
         assert bound_addresses(listeners) == [f"unix:{path}"]
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
-        app = make_app(rig.intake, rig.health, RefusalLog(), rig.settings)
+        assert rig.door is not None
+        app = make_app(rig.door, rig.health, RefusalLog())
         start = partial(serve, app, listeners, rig.settings, rig.stop, Front(5))
         async with trio.open_nursery() as nursery:
             await nursery.start(start)

@@ -21,6 +21,7 @@ from daemon.ingress import server
 from daemon.ingress.quick import QuickStream
 from daemon.ingress.request_clock import RequestClock
 from daemon.ingress.stream import ClientStream
+from daemon.ingress.turns import Turns
 from tests.ingress.mangled import mangled
 from tests.ingress.rig import COLLECTION, ID, Wire, post, running
 
@@ -648,7 +649,9 @@ async def test_what_does_not_end_is_cut_off(
 async def test_bytes_that_were_read_before(nursery: trio.Nursery) -> None:
     """A lane in front of this one could not hand a connection over."""
     ours, theirs = trio.socket.socketpair()
-    stream = ClientStream(QuickStream(trio.SocketStream(ours)), 5, 5)
+    turns = Turns()
+    nursery.start_soon(turns.run)
+    stream = ClientStream(QuickStream(trio.SocketStream(ours)), 5, 5, turns)
     stream.hand_over(b"POST")
     nursery.start_soon(trio.SocketStream(theirs).send_all, b" /v1")
     assert [await stream.receive_some(100), await stream.receive_some(100)] == [b"POST", b" /v1"]
@@ -659,7 +662,9 @@ async def test_bytes_that_were_read_before(nursery: trio.Nursery) -> None:
 async def test_an_answer_that_went_out_before_the_drain(nursery: trio.Nursery) -> None:
     """The client was told that it may go on, and its next request would be cut off."""
     ours, theirs = trio.socket.socketpair()
-    stream = ClientStream(QuickStream(trio.SocketStream(ours)), 5, 5)
+    turns = Turns()
+    nursery.start_soon(turns.run)
+    stream = ClientStream(QuickStream(trio.SocketStream(ours)), 5, 5, turns)
     client = trio.SocketStream(theirs)
     stream.request_begins()
     await stream.send_all(b"HTTP/1.1 202 \r\ncontent-length: 0\r\n\r\n")
