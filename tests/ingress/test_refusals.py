@@ -9,10 +9,12 @@ import httpx
 import pytest
 import structlog
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.errors import RefusedError
+from daemon.ingress import request_memory
 from daemon.ingress.problem import Problem
 from daemon.ingress.refusals import RefusalLog, describe
 from daemon.values import UnixAddress
@@ -37,14 +39,6 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 def refused(lines: Lines) -> Lines:
     """Return the lines of refused requests."""
     return [line for line in lines if line["event"] == "request_refused"]
-
-
-async def eventually(lines: Lines, count: int) -> Lines:
-    """Wait for so many lines: the answer is on its way before the server has logged it."""
-    with trio.fail_after(10):
-        while len(refused(lines)) < count:  # noqa: ASYNC110 - the log tells nobody
-            await trio.sleep(0.01)
-    return refused(lines)
 
 
 # --- every refused request leaves a line -------------------------------------------------------
@@ -104,6 +98,40 @@ async def test_a_503_is_logged(log_lines: Lines, fault: str) -> None:
     (line,) = refused(log_lines)
     assert line["log_level"] == "warning"
     assert (line["code"], line["user_agent"]) == ("JOURNAL_FULL", "shipper/1")
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_a_request_without_memory_is_logged(
+    log_lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator would not see that MAX_REQUEST_BYTES is too small."""
+    monkeypatch.setattr(request_memory, "PATIENCE", 0.1)
+    large = HEAD + b"User-Agent: shipper/1\r\nContent-Length: 900000\r\n\r\n{"
+    async with (
+        running(MAX_LENGTH="1000000", MAX_REQUEST_BYTES="1000000") as rig,
+        rig.wire() as holder,
+        rig.wire() as wire,
+    ):
+        await holder.send(large)
+        await trio.testing.wait_all_tasks_blocked()
+        await wire.send(large)
+        with trio.fail_after(20):
+            assert (await wire.answer()).document["code"] == "BUSY"
+        await holder.stream.aclose()
+        assert rig.counted(503) >= 1
+    line = refused(log_lines)[0]
+    assert (line["status"], line["code"], line["user_agent"]) == (503, "BUSY", "shipper/1")
+
+
+async def test_a_body_that_breaks_off_is_logged(log_lines: Lines) -> None:
+    """A network that cuts bodies off would look like a client that sends nothing."""
+    async with running() as rig, rig.wire() as wire:
+        await wire.send(HEAD + b"User-Agent: shipper/1\r\nContent-Length: 22\r\n\r\n{")
+        await wire.stream.send_eof()
+        assert (await wire.answer()).status == 400
+        assert rig.counted(400) == 1
+    (line,) = refused(log_lines)
+    assert (line["code"], line["user_agent"]) == ("MALFORMED", "shipper/1")
 
 
 @pytest.mark.usefixtures("each_way")
