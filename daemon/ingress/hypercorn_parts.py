@@ -56,9 +56,12 @@ def asgi(
             scope["state"]["body"] = body
             receive = body.receive
 
+        count = Http2Count(stream).count
+
         async def send_in_time(message: Any) -> None:  # noqa: ANN401 - as above
             if message["type"] == "http.response.start":
                 await turns.next()
+                count(message["status"])
             with trio.move_on_after(send_timeout) as patience:
                 await send(message)
             if patience.cancelled_caught:
@@ -69,12 +72,31 @@ def asgi(
             await app(scope, receive, send_in_time)
         except* Exception as group:  # noqa: BLE001 - it is logged, and Hypercorn says 500
             report(group)
+            count(500)
         finally:
             if body is not None:
                 body.release()
             stream.request_ends()
 
     return cast("AppWrapper", call)
+
+
+class Http2Count:
+    """Counts the answer of one request over HTTP/2.
+
+    Those of HTTP/1.1 the stream counts as they go out: where a body is no HTTP, Hypercorn answers
+    before the app does, and the app's answer is not sent.
+    """
+
+    def __init__(self, stream: ClientStream) -> None:
+        self._stream = stream
+        self._counted = False
+
+    def count(self, status: int) -> None:
+        """Count an answer with ``status``, unless there was one."""
+        if self._stream.http2 and not self._counted:
+            self._counted = True
+            self._stream.count(status)
 
 
 def _content_length(scope: Any) -> int:  # noqa: ANN401 - as above
