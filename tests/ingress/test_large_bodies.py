@@ -246,4 +246,4 @@ async def test_memory_is_given_back_whatever_becomes_of_a_request(
         assert await status_of(b"1\n" * 5000) == 500
         assert rig.door is not None
         assert rig.door.memory.used == 0
-    assert {line["event"] for line in log_lines} == {"request_failed"}
+    assert {line["event"] for line in log_lines} == {"request_failed", "request_refused"}
