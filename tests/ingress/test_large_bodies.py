@@ -181,6 +181,29 @@ async def test_the_process_ends_when_it_is_not_needed(
     assert isinstance(await outcome_of(bodies, b'{"payloads":[1]}'), Lines)
 
 
+async def test_clients_take_turns(nursery: trio.Nursery) -> None:
+    """A client with a thousand large requests would keep those of all others waiting."""
+    order: list[str] = []
+    finished = trio.Event()
+
+    async def take(lines: Lines) -> None:
+        order.append(lines.text.decode().strip())
+        if len(order) == 6:
+            finished.set()
+
+    bodies = LargeBodies(LIMITS, 60, settled)
+    for number in range(4):
+        data = b'{"payloads":[%d]}' % number
+        bodies.add(LargeBody(data, 0, JSON, None, take, refuse=pytest.fail, client="192.0.2.1"))
+    for number in (8, 9):
+        data = b'{"payloads":[%d]}' % number
+        bodies.add(LargeBody(data, 0, JSON, None, take, refuse=pytest.fail, client="192.0.2.2"))
+    nursery.start_soon(bodies.run)
+    with trio.fail_after(60):
+        await finished.wait()
+    assert order == ["0", "8", "1", "9", "2", "3"]
+
+
 async def test_a_body_that_waited_too_long_is_refused(nursery: trio.Nursery) -> None:
     """Requests whose clients have given up would be stored, and stored again when repeated."""
     bodies = LargeBodies(LIMITS, -1, settled)
