@@ -191,13 +191,16 @@ async def test_clients_take_turns(nursery: trio.Nursery) -> None:
         if len(order) == 6:
             finished.set()
 
+    def refuse(problem: Problem | RefusedError) -> None:
+        pytest.fail(str(problem))
+
     bodies = LargeBodies(LIMITS, 60, settled)
     for number in range(4):
         data = b'{"payloads":[%d]}' % number
-        bodies.add(LargeBody(data, 0, JSON, None, take, refuse=pytest.fail, client="192.0.2.1"))
+        bodies.add(LargeBody(data, 0, JSON, None, take, refuse, client="192.0.2.1"))
     for number in (8, 9):
         data = b'{"payloads":[%d]}' % number
-        bodies.add(LargeBody(data, 0, JSON, None, take, refuse=pytest.fail, client="192.0.2.2"))
+        bodies.add(LargeBody(data, 0, JSON, None, take, refuse, client="192.0.2.2"))
     nursery.start_soon(bodies.run)
     with trio.fail_after(60):
         await finished.wait()
