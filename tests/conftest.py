@@ -42,16 +42,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="long: kill the daemon 50 times in each of the torture tests (short: a few times)",
     )
     group.addoption(
+        "--fuzz",
+        choices=("short", "long"),
+        default="short",
+        help="long: random cases for 10 minutes a fuzzer (short: for some seconds)",
+    )
+    group.addoption(
+        "--fuzz-seed",
+        type=int,
+        metavar="N",
+        help="begin with the case that an earlier failure printed",
+    )
+    group.addoption(
         "--torture-seed",
         type=int,
         metavar="N",
         help="make the random choices of an earlier torture, which prints its seed",
-    )
-    group.addoption(
-        "--fuzz",
-        default="short",
-        metavar="short|long|SEED",
-        help="how long each fuzzer runs: 3 s or 10 min; or the one case of this seed (short)",
     )
 
 
@@ -72,7 +78,7 @@ def outage(request: pytest.FixtureRequest) -> float:
 @pytest.fixture
 def fuzz(request: pytest.FixtureRequest) -> Iterator[Fuzz]:
     """Return the random cases of a fuzzer; the last one is printed where the test fails."""
-    made = Fuzz(request.config.getoption("--fuzz"))
+    made = Fuzz(request.config.getoption("--fuzz"), request.config.getoption("--fuzz-seed"))
     yield made
     made.tell()
 

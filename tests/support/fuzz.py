@@ -1,10 +1,11 @@
-"""Random cases: some seconds of them, or one that is made again from its seed."""
+"""Random cases for some seconds, each made from a seed of its own."""
 
 from __future__ import annotations
 
 import random
 import sys
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from tests.support.clients import seeded
@@ -17,30 +18,24 @@ _SEEDS: Final = 2**32
 
 
 class Fuzz:
-    """The cases of one test. ``option`` is short, long, or the seed of a single case."""
+    """The cases of one test: ``length`` is short or long, ``first`` the seed of the first case."""
 
-    def __init__(self, option: str) -> None:
-        self._only = None if option in SECONDS else int(option)
-        self._seconds = SECONDS.get(option, 0.0)
-        self.seed = self._only
-        """The seed of the present case."""
+    def __init__(self, length: str, first: int | None = None) -> None:
+        self._seconds = SECONDS[length]
+        self._first = random.SystemRandom().randrange(_SEEDS) if first is None else first
         self.count = 0
 
     def cases(self) -> Iterator[random.Random]:
         """Yield the source of the random choices of each case, until the time is over."""
-        if self._only is not None:
-            yield seeded(self._only)
-            return
         end = time.monotonic() + self._seconds
-        first = random.SystemRandom().randrange(_SEEDS)
-        while time.monotonic() < end:
-            self.seed = first + self.count
+        while self.count == 0 or time.monotonic() < end:
             self.count += 1
-            yield seeded(self.seed)
+            yield seeded(self._first + self.count - 1)
 
     def tell(self) -> None:
-        """Print the last case, which is the one that failed if one did."""
-        sys.stdout.write(f"{self.count} cases; --fuzz={self.seed} makes the last one again\n")
+        """Print the seed of the last case, which is the one that failed if one did."""
+        last = self._first + self.count - 1
+        sys.stdout.write(f"{self.count} cases; --fuzz-seed={last} begins with the last one\n")
 
 
 def mutate(data: bytes, chance: random.Random, pieces: tuple[bytes, ...]) -> bytes:
@@ -64,9 +59,8 @@ def mutate(data: bytes, chance: random.Random, pieces: tuple[bytes, ...]) -> byt
 
 
 def pieces_of(data: bytes, chance: random.Random) -> Iterator[bytes]:
-    """Yield ``data`` cut at random places."""
-    start = 0
-    while start < len(data):
-        end = start + chance.choice((1, 2, 7, 100, 5000, len(data)))
-        yield data[start:end]
-        start = end
+    """Yield ``data`` cut at random places, at most at twenty."""
+    places = sorted(chance.choices(range(len(data) + 1), k=chance.choice((0, 0, 1, 2, 5, 20))))
+    for start, end in pairwise((0, *places, len(data))):
+        if start < end:
+            yield data[start:end]
