@@ -23,6 +23,7 @@ from daemon.ingress.admin import make_admin_app
 from daemon.ingress.app import make_app
 from daemon.ingress.door import Door
 from daemon.ingress.plain import PlainLane
+from daemon.ingress.refusals import RefusalLog
 from daemon.ingress.request_memory import RequestMemory
 from daemon.ingress.server import Front, bound_addresses, open_listeners, serve
 from daemon.ingress.tls import open_certificates
@@ -219,9 +220,17 @@ async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: l
     settings = house.settings
     memory = RequestMemory(settings.max_request_bytes, settings.max_length)
     door = Door(intake, house.health, settings, memory)
-    app = make_app(door, house.health, house.metrics)
-    lane = PlainLane(door, house.health, house.metrics)
-    front = Front(settings.max_connections, lane, house.certificates, memory)
+    refusals = RefusalLog()
+    app = make_app(door, house.health, refusals)
+    lane = PlainLane(door, house.health, house.metrics, refusals)
+    front = Front(
+        settings.max_connections,
+        lane,
+        house.certificates,
+        memory,
+        house.metrics.count_request,
+        refusals,
+    )
     listeners = house.passed.listeners() or await open_listeners(settings.bind)
     async with trio.open_nursery() as helpers:
         helpers.start_soon(door.run)
@@ -235,6 +244,7 @@ async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: l
                 log.warning("durability_memory", note="what is queued is lost if the process dies")
             log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))
         helpers.cancel_scope.cancel()
+    refusals.finish()
 
 
 def _quieten_the_collector() -> None:

@@ -23,6 +23,9 @@ _ZSTD_PIECE: Final = 128
 # What RFC 9659 allows for the content encoding; a decoder allocates the window that is claimed.
 _ZSTD_WINDOW: Final = 8 * 2**20
 
+_MOST_MEMBERS: Final = 100_000
+"""A member of nothing takes 20 bytes of a body and 2 µs."""
+
 
 class TooMuchWorkError(Exception):
     """A body needs more time than the event loop has for it: decode it in another process."""
@@ -39,10 +42,13 @@ class Room:
     steps: int | None = None
     """The same in calls of the library, a microsecond or two each."""
 
-    def check(self, size: int, steps: int) -> None:
-        """Raise what ``size`` bytes in ``steps`` calls come to, if it is too much."""
+    def check(self, size: int, steps: int, members: int) -> None:
+        """Raise what ``size`` bytes of so many members in ``steps`` calls come to, if too much."""
         if size > self.max_length:
             raise too_large(self.max_length, " after decompression")
+        if members > _MOST_MEMBERS:
+            detail = f"the body has more than {_MOST_MEMBERS} gzip members or zstd frames"
+            raise Problem("TOO_LARGE", detail)
         if self.bytes is not None and size > self.bytes:
             raise TooMuchWorkError
         if self.steps is not None and steps > self.steps:
@@ -57,17 +63,18 @@ def gunzip(body: bytes | bytearray, room: Room) -> bytes:
     out = bytearray()
     most = room.max_length if room.bytes is None else min(room.max_length, room.bytes)
     member = zlib.decompressobj(wbits=31)
-    position = steps = 0
+    position = steps = members = 0
     while position < len(body):
         if member.eof:
             member = zlib.decompressobj(wbits=31)
+            members += 1
         piece = body[position : position + _GZIP_PIECE]
         try:
             out += member.decompress(piece, most + 1 - len(out))
         except zlib.error as error:
             raise Problem("MALFORMED", f"the body is not gzip: {error}") from None
         steps += 1
-        room.check(len(out), steps)
+        room.check(len(out), steps, members)
         position += len(piece) - len(member.unused_data)
     if not member.eof:
         raise Problem("MALFORMED", "the gzip body is truncated")
@@ -79,17 +86,18 @@ def unzstd(body: bytes | bytearray, room: Room) -> bytes:
     out = bytearray()
     context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     frame = context.decompressobj()
-    position = steps = 0
+    position = steps = members = 0
     while position < len(body):
         if frame.eof:
             frame = context.decompressobj()
+            members += 1
         piece = body[position : position + _ZSTD_PIECE]
         try:
             out += frame.decompress(piece)
         except zstandard.ZstdError as error:
             raise Problem("MALFORMED", f"the body is not zstd: {error}") from None
         steps += 1
-        room.check(len(out), steps)
+        room.check(len(out), steps, members)
         position += len(piece) - len(frame.unused_data)
     if not frame.eof:
         raise Problem("MALFORMED", "the zstd body is truncated")

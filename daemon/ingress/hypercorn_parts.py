@@ -56,9 +56,12 @@ def asgi(
             scope["state"]["body"] = body
             receive = body.receive
 
+        count = Http2Count(stream).count
+
         async def send_in_time(message: Any) -> None:  # noqa: ANN401 - as above
             if message["type"] == "http.response.start":
                 await turns.next()
+                count(message["status"])
             with trio.move_on_after(send_timeout) as patience:
                 await send(message)
             if patience.cancelled_caught:
@@ -69,12 +72,31 @@ def asgi(
             await app(scope, receive, send_in_time)
         except* Exception as group:  # noqa: BLE001 - it is logged, and Hypercorn says 500
             report(group)
+            count(500)
         finally:
             if body is not None:
                 body.release()
             stream.request_ends()
 
     return cast("AppWrapper", call)
+
+
+class Http2Count:
+    """Counts the answer of one request over HTTP/2.
+
+    Those of HTTP/1.1 the stream counts as they go out: where a body is no HTTP, Hypercorn answers
+    before the app does, and the app's answer is not sent.
+    """
+
+    def __init__(self, stream: ClientStream) -> None:
+        self._stream = stream
+        self._counted = False
+
+    def count(self, status: int) -> None:
+        """Count an answer with ``status``, unless there was one."""
+        if self._stream.http2 and not self._counted:
+            self._counted = True
+            self._stream.count(status)
 
 
 def _content_length(scope: Any) -> int:  # noqa: ANN401 - as above
@@ -115,6 +137,10 @@ class ReceivedBody:
         message = await self._receive()
         self.received += len(message.get("body", b""))
         await self._take(self.received)
+        # What comes of a request that was refused is dropped: Hypercorn waits for it to be taken
+        # before it can end the request.
+        while self.refused and message["type"] != "http.disconnect":
+            message = await self._receive()
         if not message.get("more_body") and self._watched:
             self._watched = False
             self._memory.unwatch(self)
@@ -135,12 +161,11 @@ class ReceivedBody:
     async def _take(self, size: int) -> None:
         """Take what is missing to ``size`` bytes in all."""
         missing = size - self._charge
-        if missing <= 0:
+        if missing <= 0 or self.refused:
             return
         if not await self._memory.acquire(missing):
             self.end_slow()
-            # The app answers; nothing of the body is let in any more.
-            await trio.sleep_forever()
+            return
         self._charge = size
         if not self._watched:
             self._watched = True

@@ -73,6 +73,8 @@ class LargeBody:
     """Is awaited with what it holds."""
     refuse: Callable[[Problem | RefusedError], None]
     """Is called instead where it holds nothing that could be taken."""
+    client: str = ""
+    """The address of its client: clients take turns."""
     since: float = field(default_factory=trio.current_time)
 
 
@@ -89,15 +91,25 @@ class LargeBodies:
         self._limits = limits
         self._patience = patience
         self._settled = settled
-        # Each holds its memory already (MAX_REQUEST_BYTES), and is one of a connection's requests.
-        self._waiting: deque[LargeBody] = deque()
+        # By client, the one whose turn is next first. Each body holds its memory already
+        # (MAX_REQUEST_BYTES), and is one of a connection's requests.
+        self._waiting: dict[str, deque[LargeBody]] = {}
         self._news = trio.Event()
         self._process: _Process | None = None
 
     def add(self, body: LargeBody) -> None:
         """Decode a body when its turn comes."""
-        self._waiting.append(body)
+        self._waiting.setdefault(body.client, deque()).append(body)
         self._news.set()
+
+    def _next(self) -> LargeBody:
+        """Take out the next body of the client whose turn it is; the client goes to the end."""
+        client = next(iter(self._waiting))
+        bodies = self._waiting.pop(client)
+        body = bodies.popleft()
+        if bodies:
+            self._waiting[client] = bodies
+        return body
 
     async def run(self) -> None:
         """Decode for ever; when cancelled, end the process."""
@@ -111,7 +123,7 @@ class LargeBodies:
                 self._news = trio.Event()
                 while self._waiting:
                     await self._settled()
-                    body = self._waiting.popleft()
+                    body = self._next()
                     if trio.current_time() - body.since > self._patience:
                         body.refuse(busy("too many large requests; nothing of this one was taken"))
                     else:
@@ -170,6 +182,11 @@ class _Process:
                 start_new_session=True,
             )
         self._socket = ours
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
 
     @property
     def ended(self) -> bool:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from daemon.health import Health
     from daemon.ingress.door import Door
+    from daemon.ingress.refusals import RefusalLog
     from daemon.ingress.stream import ClientStream
     from daemon.metrics import Metrics
 
@@ -43,10 +44,11 @@ _TURN: Final = 0.002
 class PlainLane:
     """Serves the connections that have entered it."""
 
-    def __init__(self, door: Door, health: Health, metrics: Metrics) -> None:
+    def __init__(self, door: Door, health: Health, metrics: Metrics, refusals: RefusalLog) -> None:
         self.door = door
         self.health = health
         self.count = metrics.count_request
+        self.refusals = refusals
         self._connections: dict[int, PlainConnection] = {}
         # Level-triggered, so that what was not read is there in the next round.
         self._ready = select.epoll()

@@ -15,6 +15,7 @@ from daemon.ingress.door import as_problem, closes, document
 from daemon.ingress.head import may_become_plain, parse
 from daemon.ingress.large_bodies import busy
 from daemon.ingress.problem import Problem, refused
+from daemon.ingress.refusals import address_of_client, describe
 from daemon.ingress.stream import nothing
 from daemon.pipeline.intake import Receipt
 
@@ -32,6 +33,8 @@ Ts = TypeVarTuple("Ts")
 _HEAD_BYTES: Final = 120 * 2**10
 """What a read takes: a POST of 64 KiB with its head, and no more than malloc(3) has at hand."""
 _BODY_BYTES: Final = 262_144
+_KEPT_HEAD: Final = 1024
+"""What is kept of each request under way, for the log line of one that is refused."""
 
 _NO_MEMORY: Final = "too many request bodies at once (MAX_REQUEST_BYTES); nothing was taken"
 _TOO_SLOW: Final = (
@@ -52,7 +55,7 @@ class PlainConnection:
         self._leave = leave
         self._fd = stream.socket.fileno()
         self._head = b""
-        """What came of a head that is not complete."""
+        """What came of a head that is not complete, or the first of the request under way."""
         self._body = bytearray()
         self._request: PlainRequest | None = None
         self._charge = 0
@@ -135,6 +138,7 @@ class PlainConnection:
         """Take a request whose head is complete."""
         self._stream.request_begins()
         self._request = request
+        self._head = data[:_KEPT_HEAD]
         try:
             self._lane.door.check(request.headers)
         except Problem as problem:
@@ -266,6 +270,8 @@ class PlainConnection:
         self._answer_with(problem, last=True)
 
     def _answer_with(self, problem: Problem, *, last: bool) -> None:
+        client = address_of_client(self._stream.socket)
+        self._lane.refusals.note(problem, client, *describe(self._head))
         self._body = bytearray()
         self._give_memory_back()
         self._answer(problem.status, problem.raw(closes=last), closes=last)

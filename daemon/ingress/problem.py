@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from daemon.plain_text import escape_controls_in_json
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -60,7 +62,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word for it
 
     def document(self) -> bytes:
         """Return the answer's body."""
-        return msgspec.json.encode(
+        document = msgspec.json.encode(
             {
                 "type": "urn:payloadd:problem:" + self.code.lower().replace("_", "-"),
                 "title": self.title,
@@ -70,6 +72,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word for it
                 **self.members,
             }
         )
+        return escape_controls_in_json(document)
 
     def raw(self, *, closes: bool = True) -> bytes:
         """Return a whole HTTP/1.1 answer; ``closes``: it is the last one of its connection."""
@@ -104,10 +107,10 @@ def too_many(max_payloads: int) -> Problem:
     return Problem("TOO_LARGE", detail)
 
 
-def explained(status: int) -> bytes:
+def explained(status: int) -> Problem:
     """Return our answer for an empty one, which only Hypercorn gives: to what it cannot parse."""
     if status == 500:  # noqa: PLR2004 - an app that ended without an answer
-        return Problem("INTERNAL", "the request was not answered").raw()
+        return Problem("INTERNAL", "the request was not answered")
     if status == 431:  # noqa: PLR2004 - Request Header Fields Too Large
-        return Problem("MALFORMED", "the request's head is too large").raw()
-    return Problem("MALFORMED", "the request is not HTTP").raw()
+        return Problem("MALFORMED", "the request's head is too large")
+    return Problem("MALFORMED", "the request is not HTTP")

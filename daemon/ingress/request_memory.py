@@ -164,7 +164,7 @@ class RequestMemory:
             if first is None:
                 self._news = trio.Event()
             elif now - first.since >= _PRESSURE:
-                self._end_slowest(first.size, now)
+                self._end_slowest_for(first, now)
 
     def _grant(self) -> None:
         """Give those that wait what there is, in the order in which they came."""
@@ -176,12 +176,11 @@ class RequestMemory:
             self.used += waiter.size
             waiter.granted()
 
-    def _end_slowest(self, wanted: int, now: float) -> None:
-        """End the slowest senders until ``wanted`` bytes are there."""
+    def _end_slowest_for(self, waiter: Waiter, now: float) -> None:
+        """End the slowest senders until ``waiter`` has its memory."""
         known = [one for one in self._receiving if now - one.since >= _GRACE]
         known.sort(key=lambda one: one.received / (now - one.since))
-        before = self.used
         for receiver in known:
-            if before - self.used >= wanted:
+            if waiter not in self._waiting:
                 return
             receiver.end_slow()

@@ -25,17 +25,20 @@ from daemon.ingress.listen import (
     open_listeners,
 )
 from daemon.ingress.quick import QuickStream
-from daemon.ingress.stream import ClientStream
+from daemon.ingress.stream import ClientStream, count_nothing
 from daemon.ingress.tls import TlsStream
 from daemon.ingress.turns import Turns
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hypercorn.trio.tcp_server import TCPServer
     from quart_trio import QuartTrio
 
     from daemon.config import Settings
     from daemon.ingress.plain import PlainLane
+    from daemon.ingress.refusals import RefusalLog
     from daemon.ingress.request_memory import RequestMemory
     from daemon.ingress.tls import Certificates
 
@@ -61,6 +64,10 @@ class Front:
     """With them all is inside of TLS."""
     memory: RequestMemory | None = None
     """What bodies take from that Hypercorn reads."""
+    count: Callable[[int], object] = count_nothing
+    """Called with the status of every answer that the lane does not give."""
+    refusals: RefusalLog | None = None
+    """The log of requests that are refused before they reach the app."""
 
 
 async def serve(
@@ -122,6 +129,8 @@ class _House:
         self._settings = settings
         self._lane = front.lane
         self._certificates = front.certificates
+        self._count = front.count
+        self._refusals = front.refusals
         self._slots = trio.Semaphore(front.max_connections)
 
     async def accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
@@ -186,6 +195,8 @@ class _House:
         stream = ClientStream(
             quick, settings.request_timeout, settings.keepalive_timeout, self.turns
         )
+        stream.count = self._count
+        stream.refusals = self._refusals
         self._streams[stream] = WorkerContext(None)
         self._occupied.set()
         if tls is None:

@@ -22,12 +22,14 @@ import trio
 
 from daemon.ingress.farewell import take_leave
 from daemon.ingress.problem import Problem, explained
+from daemon.ingress.refusals import address_of_client
 from daemon.ingress.request_clock import RequestClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from daemon.ingress.quick import QuickStream
+    from daemon.ingress.refusals import RefusalLog
     from daemon.ingress.turns import Turns
 
 _READ_BYTES: Final = 32_768
@@ -35,6 +37,10 @@ _READ_BYTES: Final = 32_768
 
 def nothing() -> None:
     """Do nothing."""
+
+
+def count_nothing(_status: int) -> None:
+    """Count no answer: the admin address has no metric of its own."""
 
 
 class ClientStream:
@@ -61,6 +67,9 @@ class ClientStream:
         self.on_end: Callable[[], object] = nothing
         """Called when the connection ends, for who has it without a task in ``scope``."""
         self._on_deadline: Callable[[], object] = self._end
+        self.count: Callable[[int], object] = count_nothing
+        """Called with the status of each answer that goes out over Hypercorn or from here."""
+        self.refusals: RefusalLog | None = None
 
     # --- what Hypercorn calls ------------------------------------------------------------------
 
@@ -215,7 +224,7 @@ class ClientStream:
         if self.clock.head_since is not None:
             self._last_word = self._cut_off()
         if self._last_word is not None and not self._lingers:
-            words = self._last_word.raw()
+            words = self._own_answer(self._last_word)
         await take_leave(self._transport, words, waits=self._lingers or self.http2)
 
     # -------------------------------------------------------------------------------------------
@@ -225,6 +234,13 @@ class ClientStream:
         if self.clock.draining:
             return Problem("DRAINING", "the daemon is shutting down", {"Retry-After": "5"})
         return Problem("TIMEOUT", "the request's head was not complete in time")
+
+    def _own_answer(self, problem: Problem) -> bytes:
+        """Return an answer that neither the app nor the fast path gives, counted and logged."""
+        self.count(problem.status)
+        if self.refusals is not None:
+            self.refusals.note(problem, address_of_client(self.socket))
+        return problem.raw()
 
     def _end(self) -> None:
         self._closed = True
@@ -255,4 +271,7 @@ class ClientStream:
         head = data.lower()
         self._lingers = b"\r\nconnection: close\r\n" in head
         empty_error = status >= 400 and b"\r\ncontent-length: 0\r\n" in head  # noqa: PLR2004
-        return explained(status) if empty_error else data
+        if empty_error:
+            return self._own_answer(explained(status))
+        self.count(status)
+        return data

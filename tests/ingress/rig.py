@@ -16,6 +16,7 @@ from daemon.health import Health
 from daemon.ingress.app import make_app
 from daemon.ingress.door import Door
 from daemon.ingress.plain import PlainLane
+from daemon.ingress.refusals import RefusalLog
 from daemon.ingress.request_memory import RequestMemory
 from daemon.ingress.server import Front, bound_addresses, open_listeners, serve
 from daemon.ingress.tls import open_certificates
@@ -193,12 +194,15 @@ async def running(
     """Run the public app (or another) with these settings; drains at the end."""
     rig = Rig(config.load({"BIND": "127.0.0.1:0", **environ}))
     rig.health.phase = "serving"
+    refusals = RefusalLog()
     memory = RequestMemory(rig.settings.max_request_bytes, rig.settings.max_length)
     door = rig.door = Door(rig.intake, rig.health, rig.settings, memory)
-    lane = PlainLane(door, rig.health, rig.metrics) if HAS_LANE and app is None else None
-    app = app or make_app(door, rig.health, rig.metrics)
+    lane = PlainLane(door, rig.health, rig.metrics, refusals) if HAS_LANE and app is None else None
+    app = app or make_app(door, rig.health, refusals)
     rig.listeners = await open_listeners(rig.settings.bind)
-    front = Front(max_connections, lane, open_certificates(rig.settings), memory)
+    certificates = open_certificates(rig.settings)
+    count = rig.metrics.count_request
+    front = Front(max_connections, lane, certificates, memory, count, refusals)
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
         await serve(app, rig.listeners, rig.settings, rig.stop, front, task_status=task_status)

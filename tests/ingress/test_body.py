@@ -47,7 +47,6 @@ def decode(
     body: bytes, content_type: str | None, content_encoding: str | None, max_length: int
 ) -> list[bytes]:
     """Decode, and take each payload out of its body; behind a head it has to be the same."""
-
     limits = bodies.Limits(max_length, MOST)
 
     def found(data: bytes, start: int, *, in_loop: bool = False) -> list[bytes] | str | None:
