@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _MIB: Final = 2**20
 _SETTINGS: Final = {
     "MAX_QUEUE": "20",
+    "MAX_LENGTH": "1MiB",
     "MAX_QUEUE_BYTES": "1MiB",
     "JOURNAL_MAX_BYTES": "24MiB",
     "BATCH_MAX_PAYLOADS": "10",
