@@ -25,6 +25,7 @@ from daemon.ingress.server import Front, bound_addresses, open_listeners, serve
 from daemon.ingress.tls import open_certificates
 from daemon.logs import get_logger
 from daemon.metrics import Metrics
+from daemon.open_files import ADMIN_CONNECTIONS
 from daemon.pipeline.channel import JobChannel
 from daemon.pipeline.dispatcher import dispatch
 from daemon.pipeline.filler import Filler
@@ -48,8 +49,6 @@ log = get_logger(__name__)
 
 E = TypeVar("E", bound=BaseException)
 
-# A scraper, a load balancer's probes and a few people looking.
-_ADMIN_CONNECTIONS: Final = 64
 _COLLECT_AFTER: Final = (5_000, 20, 50)
 """Containers more than were freed; collections of the youngest; of the middle-aged."""
 
@@ -185,7 +184,7 @@ async def _admin(house: House, intake: Intake) -> AsyncIterator[list[str]]:
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         listeners = passed or await open_listeners([address] if address else [])
-        await nursery.start(serve, app, listeners, house.settings, stop, Front(_ADMIN_CONNECTIONS))
+        await nursery.start(serve, app, listeners, house.settings, stop, Front(ADMIN_CONNECTIONS))
         yield bound_addresses(listeners)
         stop.set()
 
@@ -214,7 +213,13 @@ async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: l
     """Take POSTs until ``stop``; returns when every request under way has been answered."""
     app = make_app(intake, house.health, house.metrics, house.settings)
     lane = PlainLane(intake, house.health, house.metrics, house.settings)
-    front = Front(house.settings.max_connections, lane, house.certificates)
+    settings = house.settings
+    front = Front(
+        settings.max_connections,
+        settings.max_connections_per_client,
+        lane=lane,
+        certificates=house.certificates,
+    )
     listeners = house.passed.listeners() or await open_listeners(house.settings.bind)
     async with trio.open_nursery() as nursery:
         await nursery.start(serve, app, listeners, house.settings, stop, front)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -72,8 +73,8 @@ class _Handler:
         """
         pieces: list[bytes] = []
         left = self._door.max_length
-        due = request.scope.get("state", {}).get("due", trio.current_time() + self._door.timeout)
-        with trio.move_on_at(due):
+        within = partial(trio.move_on_after, self._door.timeout)
+        with request.scope.get("state", {}).get("until_due", within)():
             async for piece in request.body:
                 pieces.append(piece)
                 left -= len(piece)

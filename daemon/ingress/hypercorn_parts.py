@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
 from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
 
 from daemon.ingress.blame import report
+from daemon.ingress.http2_input import LARGEST_HEADER_LIST
 from daemon.ingress.problem import Problem
 
 if TYPE_CHECKING:
@@ -21,16 +22,8 @@ if TYPE_CHECKING:
     from daemon.ingress.stream import ClientStream
 
 
-class HypercornConnection(TCPServer):
-    """Hypercorn's connection, which would outlive its client by the whole idle time."""
-
-    async def _read_data(self) -> None:
-        await super()._read_data()
-        await self.stream.aclose()
-
-
 def asgi(app: QuartTrio, send_timeout: float) -> AppWrapper:
-    """Return ``app`` as Hypercorn calls it; ``scope["state"]["due"]`` is the request's deadline.
+    """Return ``app`` as Hypercorn calls it; ``scope["state"]["until_due"]`` bounds its body.
 
     A client that does not take a part of its answer within ``send_timeout`` seconds loses its
     connection: the stream sees to that, but not where Hypercorn waits for HTTP/2's window.
@@ -42,10 +35,10 @@ def asgi(app: QuartTrio, send_timeout: float) -> AppWrapper:
             stream.turn_away(Problem("NOT_FOUND", "there are no websockets here"))
             return
         stream.request_begins()
-        scope["state"]["due"] = stream.clock.due
+        scope["state"]["until_due"] = partial(stream.until, stream.clock.due)
 
         async def send_in_time(message: Any) -> None:  # noqa: ANN401 - as above
-            with trio.move_on_after(send_timeout) as patience:
+            with stream.standing.sending(), trio.move_on_after(send_timeout) as patience:
                 await send(message)
             if patience.cancelled_caught:
                 await stream.aclose()
@@ -71,4 +64,5 @@ def make_config() -> Config:
     config.h11_max_incomplete_size = 16 * 2**10
     # Bodies are held in memory until they are complete, and a connection is one slot.
     config.h2_max_concurrent_streams = 16
+    config.h2_max_header_list_size = LARGEST_HEADER_LIST
     return config

@@ -133,7 +133,7 @@ class PlainConnection:
         # a client that sends byte by byte would have a page of memory for each.
         self._body = bytearray(data[request.start :])
         self._due = self._stream.clock.due
-        self._stream.body_is_due(self._due, self._too_slow)
+        self._stream.body_is_due(self._due, self._too_slow, self._received)
 
     def _read_body(self, request: PlainRequest) -> None:
         # What comes behind it stays in the socket.
@@ -157,6 +157,10 @@ class PlainConnection:
         except Problem as problem:
             self._waits = False
             self._refuse(problem)
+
+    def _received(self) -> int:
+        """Return how many bytes of a request have come whose body is not complete."""
+        return len(self._head) + len(self._body)
 
     def _too_slow(self) -> None:
         self._stream.body_is_there()

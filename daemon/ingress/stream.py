@@ -15,7 +15,11 @@ is out; in between the app keeps the time, and for the rest of the time ``reques
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from fcntl import ioctl
 from math import inf
+from struct import unpack
+from termios import FIONREAD
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -23,11 +27,13 @@ import trio
 from daemon.ingress.farewell import take_leave
 from daemon.ingress.problem import Problem, explained
 from daemon.ingress.request_clock import RequestClock
+from daemon.ingress.standing import Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from daemon.ingress.quick import QuickStream
+    from daemon.ingress.turns import Turns
 
 _READ_BYTES: Final = 65_536
 
@@ -55,6 +61,15 @@ class ClientStream:
         self.on_end: Callable[[], object] = nothing
         """Called when the connection ends, for who has it without a task in ``scope``."""
         self._on_deadline: Callable[[], object] = self._end
+        self.client: str | None = None
+        """The client's address, where connections are counted by it."""
+        self.trust = 0
+        """Which of the trusted sets of client certificates let the connection in."""
+        self.evicted = False
+        """Whether it was closed for another connection: there is nothing more to do for it."""
+        self.standing = Standing(self.clock)
+        self._answered: trio.Event | None = None
+        self._limits: dict[trio.CancelScope, float] = {}
 
     # --- what Hypercorn calls ------------------------------------------------------------------
 
@@ -87,15 +102,22 @@ class ClientStream:
 
     # --- how it begins -------------------------------------------------------------------------
 
-    async def shake_hands(self) -> bool:
+    async def shake_hands(self, turns: Turns) -> bool:
         """Agree on TLS, in time; returns False if it is over, or goes to Hypercorn for HTTP/2."""
+        if self._closed:
+            return False
         with trio.CancelScope() as handshake:
             self.on_end = handshake.cancel
+            self.standing.handshaking = True
+            self.standing.received = self._transport.handshake_bytes
             self.clock.expect_within(self.clock.request_timeout)
             try:
-                protocol = await self._transport.handshake()
+                protocol = await self._transport.handshake(turns)
             except trio.BrokenResourceError:
                 return False
+            finally:
+                self.standing.handshaking = False
+                self.standing.received = None
             self.on_end = nothing
             self.clock.wait_for_a_request()
             if protocol != "h2":
@@ -139,15 +161,22 @@ class ClientStream:
             return False
         return True
 
-    def body_is_due(self, due: float, late: Callable[[], object]) -> None:
-        """Call ``late`` if ``body_is_there`` was not called by ``due``, on trio's clock."""
+    def body_is_due(
+        self, due: float, late: Callable[[], object], received: Callable[[], int]
+    ) -> None:
+        """Call ``late`` if ``body_is_there`` was not called by ``due``, on trio's clock.
+
+        ``received`` returns the bytes of the request that have come so far.
+        """
         self.clock.deadline = due
         self._on_deadline = late
+        self.standing.received = received
 
     def body_is_there(self) -> None:
         """Stop the time."""
         self.clock.deadline = inf
         self._on_deadline = self._end
+        self.standing.received = None
 
     def hand_over(self, data: bytes, due: float | None = None) -> None:
         """Put bytes that were read back in front of the stream, for Hypercorn.
@@ -157,7 +186,8 @@ class ClientStream:
         self._received = data
         self.handed_over = True
         self._on_deadline = self._end
-        self.clock.starts_over(data, due)
+        self.standing.received = None
+        self.clock.starts_over(due)
 
     # --- what the server calls -----------------------------------------------------------------
 
@@ -172,13 +202,53 @@ class ClientStream:
 
     def request_ends(self) -> None:
         """Take note that the app has answered, or given up."""
+        if self._answered is not None:
+            self._answered.set()
+            self._answered = None
         if self.clock.request_ends(last=self._lingers):
             self._end()
 
+    async def wait_until_answered(self, most: int = 0) -> None:
+        """Return once no more than ``most`` requests are under way."""
+        while self.clock.requests > most:
+            self._answered = self._answered or trio.Event()
+            await self._answered.wait()
+
+    @contextmanager
+    def until(self, due: float) -> Iterator[trio.CancelScope]:
+        """Cancel the body if it takes longer than ``due``, on trio's clock.
+
+        trio's own deadlines know nothing of ``postpone``: behind a stall they would be over
+        before what lies in the socket has been read.
+        """
+        with trio.CancelScope() as scope:
+            self._limits[scope] = due
+            try:
+                yield scope
+            finally:
+                del self._limits[scope]
+
     def look_at_the_time(self, now: float) -> None:
         """End all that runs in ``scope`` if time is up; ``finish`` says so to the client."""
+        if self._limits:
+            for scope, due in self._limits.items():
+                if now >= due:
+                    scope.cancel()
         if self.clock.is_over(now):
             self._on_deadline()
+
+    def postpone(self, seconds: float) -> None:
+        """Move every deadline: for ``seconds`` the event loop did not look at the client."""
+        self.clock.postpone(seconds)
+        for scope in self._limits:
+            self._limits[scope] += seconds
+
+    def end_after_requests(self) -> None:
+        """Answer the requests under way and close; no further request is taken."""
+        ends = self.clock.end_after_requests()
+        self._lingers = True
+        if ends:
+            self._end()
 
     def turn_away(self, problem: Problem) -> None:
         """End Hypercorn's part; ``finish`` answers with ``problem``, but not in HTTP/2."""
@@ -201,8 +271,38 @@ class ClientStream:
         self.on_end = nothing
         self.socket.close()
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether there is something that the client sent and that is still to be read."""
+        if self.standing.ignores_client:
+            return False
+        if self._transport.pending or self.socket.fileno() < 0:
+            return True
+        (unread,) = unpack("i", ioctl(self.socket.fileno(), FIONREAD, b"\0\0\0\0"))
+        return bool(unread > 0)
+
+    def evict(self) -> None:
+        """Close at once, for another connection. A client that is slow in HTTP/1.1 is told."""
+        words = b""
+        if self.standing.awaits_client and not (self.standing.handshaking or self.http2):
+            words = Problem("TIMEOUT", "slower than all others, and connections are short").raw()
+        quiet = self.standing.ignores_client
+        self.evicted = True
+        self._end()
+        if not quiet:
+            try:
+                if words:
+                    self._transport.send_now(words)
+                self._transport.say_goodbye()
+            except trio.BrokenResourceError:
+                pass  # the client is gone
+        self.socket.close()
+
     async def finish(self) -> None:
         """Say what is left to say and close; see ``take_leave``."""
+        if self.evicted:
+            return
+        self.standing.finishing_since = trio.current_time()
         words = b""
         if self.clock.head_since is not None:
             self._last_word = self._cut_off()
@@ -228,19 +328,20 @@ class ClientStream:
             await self._flush()
 
     async def _flush(self) -> None:
+        self.standing.blocked_since = trio.current_time()
         try:
             with trio.fail_after(self.clock.request_timeout):
                 await self._transport.flush()
         except trio.TooSlowError as error:
             raise trio.BrokenResourceError("the client does not read") from error
+        finally:
+            self.standing.blocked_since = None
 
     def _outgoing(self, data: bytes) -> bytes:
         """Return what to send for ``data``, having looked whether an answer starts with it."""
         if self.http2 or not data.startswith(b"HTTP/1.1 "):
             return data
         status = int(data[9:12])
-        if status == 101:  # noqa: PLR2004 - Switching Protocols: HTTP/2 by Upgrade
-            self.clock.http2 = True
         if status < 200:  # noqa: PLR2004 - the answer comes later
             return data
         self.clock.answering = True

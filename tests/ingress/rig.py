@@ -186,7 +186,12 @@ async def running(
     lane = PlainLane(*parts) if HAS_LANE and app is None else None
     app = app or make_app(*parts)
     rig.listeners = await open_listeners(rig.settings.bind)
-    front = Front(max_connections, lane, open_certificates(rig.settings))
+    front = Front(
+        max_connections,
+        rig.settings.max_connections_per_client,
+        lane=lane,
+        certificates=open_certificates(rig.settings),
+    )
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
         await serve(app, rig.listeners, rig.settings, rig.stop, front, task_status=task_status)
