@@ -107,6 +107,7 @@ class HypercornConnection(TCPServer):
 
     async def _read_http1(self, data: bytes) -> None:
         while data:
+            await self._turns.next()
             await self._hand_over(data)
             data = await self._receive()
         if not self._awaits_body():

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class QuickStream:
-    """One socket's bytes. Raises BrokenResourceError once the peer has gone away."""
+    """One socket's bytes. Raises BrokenResourceError once the peer has gone away.
+
+    A socket may be closed at any time; a task that uses it then gets a ClosedResourceError.
+    """
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.socket = stream.socket
@@ -28,10 +31,20 @@ class QuickStream:
     async def receive_some(self, max_bytes: int) -> bytes:
         """Return what came, b"" at the end."""
         while True:
-            await trio.lowlevel.wait_readable(self.socket)
+            await self._wait_readable()
             data = self.receive_now(max_bytes)
             if data is not None:
                 return data
+
+    async def _wait_readable(self) -> None:
+        """Return when there may be something to read.
+
+        Raises ClosedResourceError if this side has closed the socket, for which trio has no error
+        but for a task that waits already.
+        """
+        if self.socket.fileno() < 0:
+            raise trio.ClosedResourceError("this side has closed the connection")
+        await trio.lowlevel.wait_readable(self.socket)
 
     def receive_now(self, max_bytes: int) -> bytes | None:
         """Return what is there, b"" at the end, None for nothing yet; this is no checkpoint."""
@@ -65,6 +78,8 @@ class QuickStream:
     async def flush(self) -> None:
         """Send what there was no room for, however long it takes; cancelled, it may go on later."""
         while self._rest:
+            if self.socket.fileno() < 0:
+                raise trio.ClosedResourceError("this side has closed the connection")
             await trio.lowlevel.wait_writable(self.socket)
             self._write(self._rest)
 

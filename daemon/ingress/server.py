@@ -283,8 +283,10 @@ class _House:
         """Serve the requests of a connection; whatever goes wrong ends only this connection."""
         try:
             with stream.scope:
-                if not stream.evicted and await stream.flush() and stream.handed_over:
-                    await self._hypercorn(stream).run()
+                if await stream.flush() and stream.handed_over:
+                    await self.turns.next()
+                    if stream in self._slots:  # it may have been evicted in the meantime
+                        await self._hypercorn(stream).run()
         except* Exception as group:  # noqa: BLE001 - it is logged
             report(group)
 

@@ -164,6 +164,6 @@ class Slots:
 
 def _is_still(was: Spare, now: Spare | None, stream: ClientStream) -> bool:
     """Return whether a connection is as it was when it was chosen, and the loop not behind it."""
-    if now is None or now.order != was.order or stream.has_unread:
+    if now is None or now.order != was.order or stream.keeps_up:
         return False
     return now.order != 1 or now.value - was.value < _SAME

@@ -70,6 +70,11 @@ class Standing:
         return self._clock.head_since is not None and not self._clock.requests
 
     @property
+    def bytes_received(self) -> int:
+        """Bytes of the request, or the handshake, that is being received."""
+        return self._clock.received if self.received is None else self.received()
+
+    @property
     def ignores_client(self) -> bool:
         """Whether what the client sends is not of interest: it has to read, or to go."""
         return self.finishing_since is not None or self.blocked_since is not None

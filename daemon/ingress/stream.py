@@ -113,7 +113,7 @@ class ClientStream:
             self.clock.expect_within(self.clock.request_timeout)
             try:
                 protocol = await self._transport.handshake(turns)
-            except trio.BrokenResourceError:
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return False
             finally:
                 self.standing.handshaking = False
@@ -157,7 +157,7 @@ class ClientStream:
         """Send what there was no room for; returns whether the client takes it."""
         try:
             await self._flush()
-        except trio.BrokenResourceError:
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
         return True
 
@@ -272,14 +272,19 @@ class ClientStream:
         self.socket.close()
 
     @property
-    def has_unread(self) -> bool:
-        """Whether there is something that the client sent and that is still to be read."""
-        if self.standing.ignores_client:
+    def keeps_up(self) -> bool:
+        """Whether the client has sent more than was read of it: the event loop is behind, not it.
+
+        A few bytes are enough of a connection that looks idle; of a request that is being
+        received it has to be as much again, or a byte a second would do.
+        """
+        standing = self.standing
+        if standing.ignores_client or self.socket.fileno() < 0:
             return False
-        if self._transport.pending or self.socket.fileno() < 0:
-            return True
         (unread,) = unpack("i", ioctl(self.socket.fileno(), FIONREAD, b"\0\0\0\0"))
-        return bool(unread > 0)
+        if standing.awaits_client:
+            return bool(unread > standing.bytes_received)
+        return bool(unread) or self._transport.pending
 
     def evict(self) -> None:
         """Close at once, for another connection. A client that is slow in HTTP/1.1 is told."""

@@ -113,7 +113,7 @@ class TlsStream(QuickStream):
         """
         done = False
         while not done:
-            await trio.lowlevel.wait_readable(self.socket)
+            await self._wait_readable()
             data = super().receive_now(_RAW_BYTES)
             if data == b"":
                 raise trio.BrokenResourceError("the client left within the handshake")
@@ -150,7 +150,7 @@ class TlsStream(QuickStream):
         # Also where there is something: a client that sends quickly is not the only one.
         await trio.lowlevel.checkpoint()
         while (data := self.receive_now(max_bytes)) is None:
-            await trio.lowlevel.wait_readable(self.socket)
+            await self._wait_readable()
         return data
 
     def receive_now(self, max_bytes: int) -> bytes | None:
