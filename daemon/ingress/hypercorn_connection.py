@@ -23,6 +23,7 @@ from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 
 from daemon.ingress.http2_input import LARGEST_HEADER_LIST, PREFACE, FloodError, FrameCutter
+from daemon.ingress.whole import may_be_whole
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
@@ -106,10 +107,16 @@ class HypercornConnection(TCPServer):
                 return data[len(part) :]
 
     async def _read_http1(self, data: bytes) -> None:
+        standing = self._client.standing
+        standing.in_hand = may_be_whole(data)
         while data:
             await self._turns.next()
+            standing.in_hand = False
             await self._hand_over(data)
             data = await self._receive()
+            # The first bytes have cost little yet, and may be given up before their turn.
+            standing.in_hand = True
+        standing.in_hand = False
         if not self._awaits_body():
             await self._client.wait_until_answered()
         # Of a request that is not whole h11 says that it is wrong.
@@ -118,6 +125,7 @@ class HypercornConnection(TCPServer):
     async def _read_http2(self, protocol: H2Protocol, data: bytes) -> None:
         # Hypercorn tells the client, and does not bound what is decoded.
         protocol.connection.decoder.max_header_list_size = LARGEST_HEADER_LIST
+        self._client.standing.in_hand = False
         cutter = FrameCutter()
         while True:
             cutter.add(data)

@@ -40,6 +40,8 @@ class Standing:
     def __init__(self, clock: RequestClock) -> None:
         self._clock = clock
         self.handshaking = False
+        self.in_hand = False
+        """Whether what the client sent waits for its turn to be parsed."""
         self.received: Callable[[], int] | None = None
         """Returns how many bytes have come of what is being received; None where the clock counts
         them, or nothing is being received."""
@@ -88,6 +90,8 @@ class Standing:
         if self.finishing_since is not None:
             over = now - self.finishing_since >= NEW
             return Spare(0, self.finishing_since) if over else None
+        if self.in_hand:
+            return None
         blocked_since = self.blocked_since
         if clock.requests and len(self._sending) == clock.requests:
             blocked_since = max(self._sending)

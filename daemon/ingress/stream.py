@@ -28,6 +28,7 @@ from daemon.ingress.farewell import take_leave
 from daemon.ingress.problem import Problem, explained
 from daemon.ingress.request_clock import RequestClock
 from daemon.ingress.standing import Standing
+from daemon.ingress.whole import may_be_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -187,6 +188,7 @@ class ClientStream:
         self.handed_over = True
         self._on_deadline = self._end
         self.standing.received = None
+        self.standing.in_hand = may_be_whole(data)
         self.clock.starts_over(due)
 
     # --- what the server calls -----------------------------------------------------------------

@@ -506,8 +506,10 @@ async def test_http2_with_a_window_that_stays_closed() -> None:
 
 async def test_mangled_requests() -> None:
     """Bytes that no test thought of would fill the log or leave something behind for ever."""
-    limits = {"REQUEST_TIMEOUT": "200ms", "KEEPALIVE_TIMEOUT": "200ms"}
-    async with running(max_connections=200, **limits) as rig:
+    patience = "200ms"
+    async with running(
+        max_connections=200, REQUEST_TIMEOUT=patience, KEEPALIVE_TIMEOUT=patience
+    ) as rig:
 
         async def visit(seed: int) -> None:
             chance = random.Random(seed)  # noqa: S311 - not for secrets
