@@ -170,9 +170,10 @@ async def test_a_socket_file_that_changes_while_it_is_probed(
         async def late(sock: trio.socket.SocketType, address: str) -> None:
             try:
                 await connect(sock, address)
-            finally:
+            except ConnectionRefusedError:
                 path.rename(tmp_path / "old")
                 await other.bind(str(path))
+                raise
 
         monkeypatch.setattr(kind, "connect", late)
         with pytest.raises(StartError, match="Address already in use"):
