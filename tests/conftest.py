@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.support.fuzz import Fuzz
 from tests.support.s3 import S3Server, seaweedfs
 
 if TYPE_CHECKING:
@@ -41,6 +42,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="long: kill the daemon 50 times in each of the torture tests (short: a few times)",
     )
     group.addoption(
+        "--fuzz",
+        choices=("short", "long"),
+        default="short",
+        help="long: random cases for 10 minutes a fuzzer (short: for some seconds)",
+    )
+    group.addoption(
+        "--fuzz-seed",
+        type=int,
+        metavar="N",
+        help="begin with the case that an earlier failure printed",
+    )
+    group.addoption(
         "--torture-seed",
         type=int,
         metavar="N",
@@ -60,6 +73,14 @@ def outage(request: pytest.FixtureRequest) -> float:
     """Return how many seconds an outage of the store lasts."""
     seconds: float = request.config.getoption("--outage")
     return seconds
+
+
+@pytest.fixture
+def fuzz(request: pytest.FixtureRequest) -> Iterator[Fuzz]:
+    """Return the random cases of a fuzzer; the last one is printed where the test fails."""
+    made = Fuzz(request.config.getoption("--fuzz"), request.config.getoption("--fuzz-seed"))
+    yield made
+    made.tell()
 
 
 @pytest.fixture(scope="session")

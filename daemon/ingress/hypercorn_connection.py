@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+_LOOK_AGAIN: Final = 0.5
 _PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
 _RECEIVED_WHOLE: Final = (h11.DONE, h11.MUST_CLOSE)
 """States of an HTTP/1.1 client whose request has come to its end."""
@@ -125,7 +126,8 @@ class HypercornConnection(TCPServer):
     async def _read_http2(self, protocol: H2Protocol, data: bytes) -> None:
         # Hypercorn tells the client, and does not bound what is decoded.
         protocol.connection.decoder.max_header_list_size = LARGEST_HEADER_LIST
-        self._client.standing.in_hand = False
+        standing = self._client.standing
+        standing.in_hand = False
         cutter = FrameCutter()
         while True:
             cutter.add(data)
@@ -142,7 +144,10 @@ class HypercornConnection(TCPServer):
             if not data:
                 break
         await self._end_unfinished(protocol)
-        await self._client.wait_until_answered()
+        # An answer for which the client left no window waits for a frame that cannot come.
+        while self._client.clock.requests and not standing.is_blocked(trio.current_time()):
+            with trio.move_on_after(_LOOK_AGAIN):
+                await self._client.wait_until_answered()
 
     async def _refuse_flood(self, protocol: H2Protocol, error: FloodError) -> None:
         log.debug("http2_flood", reason=str(error))

@@ -24,16 +24,20 @@ from daemon.ingress.hypercorn_parts import asgi, make_config
 from daemon.ingress.listen import bound_addresses, close_listener, open_listeners
 from daemon.ingress.quick import QuickStream
 from daemon.ingress.slots import Slots
-from daemon.ingress.stream import ClientStream
+from daemon.ingress.stream import ClientStream, count_nothing
 from daemon.ingress.tls import TlsStream
 from daemon.ingress.turns import Turns
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from quart_trio import QuartTrio
 
     from daemon.config import Settings
     from daemon.ingress.plain import PlainLane
+    from daemon.ingress.refusals import RefusalLog
+    from daemon.ingress.request_memory import RequestMemory
     from daemon.ingress.tls import Certificates
 
 __all__ = ["bound_addresses", "open_listeners", "serve"]
@@ -59,11 +63,17 @@ class Front:
     """What stands between an address and its app."""
 
     max_connections: int
-    max_connections_per_client: int | None = None
     lane: PlainLane | None = None
     """Answers plain requests: they never reach the app."""
     certificates: Certificates | None = None
     """With them all is inside of TLS."""
+    memory: RequestMemory | None = None
+    """What bodies take from that Hypercorn reads."""
+    count: Callable[[int], object] = count_nothing
+    """Called with the status of every answer that the lane does not give."""
+    refusals: RefusalLog | None = None
+    """The log of requests that are refused before they reach the app."""
+    max_connections_per_client: int | None = None
 
 
 async def serve(
@@ -119,11 +129,14 @@ class _House:
         self._over = False
         self._empty = trio.Event()
         self._occupied = trio.Event()
-        self._app = asgi(app, settings.request_timeout)
+        self.turns = Turns()
+        self._app = asgi(app, settings.request_timeout, self.turns, front.memory)
         self._config = make_config()
         self._settings = settings
         self._lane = front.lane
         self._certificates = front.certificates
+        self._count = front.count
+        self._refusals = front.refusals
         self._slots = Slots(front.max_connections, front.max_connections_per_client)
         self._trust = 0
 
@@ -234,8 +247,12 @@ class _House:
         tls = self._certificates
         trust = 0 if tls is None else tls.trust  # before the context: a reload is in a thread
         quick = QuickStream(transport) if tls is None else TlsStream(transport, tls.context)
-        stream = ClientStream(quick, settings.request_timeout, settings.keepalive_timeout)
+        stream = ClientStream(
+            quick, settings.request_timeout, settings.keepalive_timeout, self.turns
+        )
         stream.trust = trust
+        stream.count = self._count
+        stream.refusals = self._refusals
         self._slots.add(stream, WorkerContext(None), client)
         self._occupied.set()
         if tls is None:
@@ -247,7 +264,7 @@ class _House:
 
     async def _secure(self, stream: ClientStream, connections: trio.Nursery) -> None:
         """Shake hands; a connection that speaks HTTP/1.1 goes on as one without TLS."""
-        if await stream.shake_hands(self.turns):
+        if await stream.shake_hands():
             self._begin(stream, connections)
         else:
             await self._connection(stream)

@@ -42,6 +42,8 @@ class Standing:
         self.handshaking = False
         self.in_hand = False
         """Whether what the client sent waits for its turn to be parsed."""
+        self.waits_for_memory = 0
+        """Requests whose body is not read because bodies have all the memory they may have."""
         self.received: Callable[[], int] | None = None
         """Returns how many bytes have come of what is being received; None where the clock counts
         them, or nothing is being received."""
@@ -81,6 +83,16 @@ class Standing:
         """Whether what the client sends is not of interest: it has to read, or to go."""
         return self.finishing_since is not None or self.blocked_since is not None
 
+    def is_blocked(self, now: float) -> bool:
+        """Return whether all that is under way waits for the client to read, for a second."""
+        since = self._blocked_since
+        return since is not None and now - since >= _UNREAD_SECONDS
+
+    @property
+    def _blocked_since(self) -> float | None:
+        requests = self._clock.requests
+        return max(self._sending) if 0 < requests == len(self._sending) else self.blocked_since
+
     def spare(self, now: float) -> Spare | None:
         """Return how well the connection can be spared, None if it cannot.
 
@@ -90,13 +102,10 @@ class Standing:
         if self.finishing_since is not None:
             over = now - self.finishing_since >= NEW
             return Spare(0, self.finishing_since) if over else None
-        if self.in_hand:
+        if self.in_hand or self.waits_for_memory:
             return None
-        blocked_since = self.blocked_since
-        if clock.requests and len(self._sending) == clock.requests:
-            blocked_since = max(self._sending)
-        if blocked_since is not None:
-            return Spare(2, 0.0) if now - blocked_since >= _UNREAD_SECONDS else None
+        if self._blocked_since is not None:
+            return Spare(2, 0.0) if self.is_blocked(now) else None
         idle_since = None if self.handshaking else clock.idle_since
         if idle_since is not None:
             return Spare(1, idle_since) if now - idle_since >= NEW else None

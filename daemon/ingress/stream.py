@@ -26,6 +26,7 @@ import trio
 
 from daemon.ingress.farewell import take_leave
 from daemon.ingress.problem import Problem, explained
+from daemon.ingress.refusals import address_of_client
 from daemon.ingress.request_clock import RequestClock
 from daemon.ingress.standing import Standing
 from daemon.ingress.whole import may_be_whole
@@ -34,24 +35,34 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from daemon.ingress.quick import QuickStream
+    from daemon.ingress.refusals import RefusalLog
     from daemon.ingress.turns import Turns
 
-_READ_BYTES: Final = 65_536
+_READ_BYTES: Final = 32_768
 
 
 def nothing() -> None:
     """Do nothing."""
 
 
+def count_nothing(_status: int) -> None:
+    """Count no answer: the admin address has no metric of its own."""
+
+
 class ClientStream:
     """One accepted connection. What Hypercorn does for it runs inside of ``scope``."""
 
     def __init__(
-        self, transport: QuickStream, request_timeout: float, keepalive_timeout: float
+        self,
+        transport: QuickStream,
+        request_timeout: float,
+        keepalive_timeout: float,
+        turns: Turns,
     ) -> None:
         self.socket = transport.socket
         self.scope = trio.CancelScope()
         self._transport = transport
+        self._turns = turns
         self.clock = RequestClock(request_timeout, keepalive_timeout)
         self._received = b""
         self._closed = False
@@ -71,15 +82,19 @@ class ClientStream:
         self.standing = Standing(self.clock)
         self._answered: trio.Event | None = None
         self._limits: dict[trio.CancelScope, float] = {}
+        self.count: Callable[[int], object] = count_nothing
+        """Called with the status of each answer that goes out over Hypercorn or from here."""
+        self.refusals: RefusalLog | None = None
 
     # --- what Hypercorn calls ------------------------------------------------------------------
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return what came, b"" at the end; raises BrokenResourceError if the client left."""
         if self._received:
+            await self._turns.next()
             data, self._received = self._received, b""
             return data
-        data = await self._transport.receive_some(max_bytes or _READ_BYTES)
+        data = await self._transport.receive_some(min(max_bytes or _READ_BYTES, _READ_BYTES))
         if data:
             self.clock.heard(data)
         return data
@@ -103,7 +118,7 @@ class ClientStream:
 
     # --- how it begins -------------------------------------------------------------------------
 
-    async def shake_hands(self, turns: Turns) -> bool:
+    async def shake_hands(self) -> bool:
         """Agree on TLS, in time; returns False if it is over, or goes to Hypercorn for HTTP/2."""
         if self._closed:
             return False
@@ -113,7 +128,7 @@ class ClientStream:
             self.standing.received = self._transport.handshake_bytes
             self.clock.expect_within(self.clock.request_timeout)
             try:
-                protocol = await self._transport.handshake(turns)
+                protocol = await self._transport.handshake(self._turns)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return False
             finally:
@@ -213,22 +228,23 @@ class ClientStream:
     async def wait_until_answered(self, most: int = 0) -> None:
         """Return once no more than ``most`` requests are under way."""
         while self.clock.requests > most:
-            self._answered = self._answered or trio.Event()
+            if self._answered is None:
+                self._answered = trio.Event()
             await self._answered.wait()
 
     @contextmanager
-    def until(self, due: float) -> Iterator[trio.CancelScope]:
-        """Cancel the body if it takes longer than ``due``, on trio's clock.
+    def until(self, due: float, scope: trio.CancelScope) -> Iterator[trio.CancelScope]:
+        """Run the body in ``scope``, and cancel it a little after ``due``, on trio's clock.
 
         trio's own deadlines know nothing of ``postpone``: behind a stall they would be over
         before what lies in the socket has been read.
         """
-        with trio.CancelScope() as scope:
-            self._limits[scope] = due
-            try:
+        self._limits[scope] = due
+        try:
+            with scope:
                 yield scope
-            finally:
-                del self._limits[scope]
+        finally:
+            del self._limits[scope]
 
     def look_at_the_time(self, now: float) -> None:
         """End all that runs in ``scope`` if time is up; ``finish`` says so to the client."""
@@ -290,16 +306,16 @@ class ClientStream:
 
     def evict(self) -> None:
         """Close at once, for another connection. A client that is slow in HTTP/1.1 is told."""
-        words = b""
+        problem = None
         if self.standing.awaits_client and not (self.standing.handshaking or self.http2):
-            words = Problem("TIMEOUT", "slower than all others, and connections are short").raw()
+            problem = Problem("TIMEOUT", "slower than all others, and connections are short")
         quiet = self.standing.ignores_client
         self.evicted = True
         self._end()
         if not quiet:
             try:
-                if words:
-                    self._transport.send_now(words)
+                if problem is not None:
+                    self._transport.send_now(self._own_answer(problem))
                 self._transport.say_goodbye()
             except trio.BrokenResourceError:
                 pass  # the client is gone
@@ -314,7 +330,7 @@ class ClientStream:
         if self.clock.head_since is not None:
             self._last_word = self._cut_off()
         if self._last_word is not None and not self._lingers:
-            words = self._last_word.raw()
+            words = self._own_answer(self._last_word)
         await take_leave(self._transport, words, waits=self._lingers or self.http2)
 
     # -------------------------------------------------------------------------------------------
@@ -324,6 +340,13 @@ class ClientStream:
         if self.clock.draining:
             return Problem("DRAINING", "the daemon is shutting down", {"Retry-After": "5"})
         return Problem("TIMEOUT", "the request's head was not complete in time")
+
+    def _own_answer(self, problem: Problem) -> bytes:
+        """Return an answer that neither the app nor the fast path gives, counted and logged."""
+        self.count(problem.status)
+        if self.refusals is not None:
+            self.refusals.note(problem, address_of_client(self.socket))
+        return problem.raw()
 
     def _end(self) -> None:
         self._closed = True
@@ -355,4 +378,7 @@ class ClientStream:
         head = data.lower()
         self._lingers = b"\r\nconnection: close\r\n" in head
         empty_error = status >= 400 and b"\r\ncontent-length: 0\r\n" in head  # noqa: PLR2004
-        return explained(status) if empty_error else data
+        if empty_error:
+            return self._own_answer(explained(status))
+        self.count(status)
+        return data

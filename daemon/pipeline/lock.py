@@ -29,7 +29,7 @@ def lock(folder: Path) -> int:
     Raises StartError that names the process which has it.
     """
     try:
-        make_folder(folder)
+        make_folder(folder, 0o700)
         file = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StartError(f"cannot use STATE_DIR {folder}: {error}") from None

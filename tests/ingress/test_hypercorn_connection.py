@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from contextlib import suppress
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import TYPE_CHECKING
 
 import h2.config
@@ -196,18 +196,17 @@ async def test_a_flood_of_frames_holds_nothing_up(flood: object) -> None:
                     waits.append(perf_counter() - started)
         nursery.cancel_scope.cancel()
     assert len(waits) > 10
-    # Clients and server share this loop, and the machine is shared too.
     assert sorted(waits)[len(waits) // 2] < 0.1
-    assert max(waits) < 0.5
-    assert longest[0] < 0.25
+    assert max(waits) < 1
+    assert longest[0] < 0.1
 
 
 async def watch_the_loop(longest: list[float]) -> None:
-    """Measure how long one pass of the event loop takes."""
+    """Measure the CPU time of one pass of the event loop, in which clients have their part."""
     while True:
-        started = perf_counter()
+        started = thread_time()
         await trio.lowlevel.checkpoint()
-        longest[0] = max(longest[0], perf_counter() - started)
+        longest[0] = max(longest[0], thread_time() - started)
 
 
 def pieces(frames: Iterator[bytes]) -> list[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import ssl
 from contextlib import AsyncExitStack, suppress
-from time import perf_counter
+from time import thread_time
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx
@@ -168,9 +168,9 @@ async def test_handshakes_take_turns(files: Files) -> None:
 
     async def watch() -> None:
         while True:
-            started = perf_counter()
+            started = thread_time()
             await trio.lowlevel.checkpoint()
-            longest[0] = max(longest[0], perf_counter() - started)
+            longest[0] = max(longest[0], thread_time() - started)
 
     async with files.running(max_connections=200) as rig, AsyncExitStack() as stack:
         wires = [await stack.enter_async_context(rig.wire()) for _ in range(200)]
