@@ -198,7 +198,7 @@ async def test_a_flood_of_frames_holds_nothing_up(flood: object) -> None:
     assert len(waits) > 10
     assert sorted(waits)[len(waits) // 2] < 0.1
     assert max(waits) < 1
-    assert longest[0] < 0.1
+    assert longest[0] < 0.25
 
 
 async def watch_the_loop(longest: list[float]) -> None:
