@@ -18,8 +18,10 @@ from daemon.ingress.problem import Problem, too_large
 # time: fed whole, a body of many tiny members would cost the square of its length.
 _GZIP_PIECE: Final = 16384
 # zstandard cannot bound what one call gives. Four bytes of a bomb give 128 KiB at most (one
-# block, RFC 8878, section 3.1.1.2), so a piece oversteps the limit by no more than 4 MiB.
+# block, RFC 8878, section 3.1.1.2), so a piece oversteps the limit by no more than 4 MiB, which
+# takes a millisecond, and a small piece by 1 MiB.
 _ZSTD_PIECE: Final = 128
+_ZSTD_SMALL_PIECE: Final = 32
 # What RFC 9659 allows for the content encoding; a decoder allocates the window that is claimed.
 _ZSTD_WINDOW: Final = 8 * 2**20
 
@@ -83,6 +85,8 @@ def gunzip(body: bytes | bytearray, room: Room) -> bytes:
 
 def unzstd(body: bytes | bytearray, room: Room) -> bytes:
     """Return the frames of a zstd body (RFC 8878), decompressed; raises as ``gunzip``."""
+    _check_announced(body, room)
+    size = _ZSTD_PIECE if room.bytes is None else _ZSTD_SMALL_PIECE
     out = bytearray()
     context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     frame = context.decompressobj()
@@ -91,7 +95,7 @@ def unzstd(body: bytes | bytearray, room: Room) -> bytes:
         if frame.eof:
             frame = context.decompressobj()
             members += 1
-        piece = body[position : position + _ZSTD_PIECE]
+        piece = body[position : position + size]
         try:
             out += frame.decompress(piece)
         except zstandard.ZstdError as error:
@@ -102,3 +106,14 @@ def unzstd(body: bytes | bytearray, room: Room) -> bytes:
     if not frame.eof:
         raise Problem("MALFORMED", "the zstd body is truncated")
     return bytes(out)
+
+
+def _check_announced(body: bytes | bytearray, room: Room) -> None:
+    """Raise TooMuchWorkError where the first frame says by itself that it is too much."""
+    if room.bytes is not None:
+        try:
+            announced = zstandard.frame_content_size(body)
+        except zstandard.ZstdError:
+            return  # which is found again
+        if announced > room.bytes:
+            raise TooMuchWorkError

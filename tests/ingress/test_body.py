@@ -328,7 +328,8 @@ def test_a_bomb_costs_no_memory(coding: str) -> None:
 def test_a_million_empty_members_cost_no_time(coding: str) -> None:
     """One body of tiny members would stand still the whole daemon for a minute."""
     one = gzipped(b"") if coding == "gzip" else zstandard.compress(b"")
-    assert problem_of(one * (MIB // len(one)), coding=coding).code == "MALFORMED"
+    assert problem_of(one * 50_000, coding=coding).code == "MALFORMED"
+    assert problem_of(one * 1_000_000, coding=coding, limit=32 * MIB).code == "TOO_LARGE"
 
 
 @pytest.mark.parametrize("coding", [None, "gzip", "zstd"])
