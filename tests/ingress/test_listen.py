@@ -170,12 +170,15 @@ async def test_a_socket_file_that_changes_while_it_is_probed(
         connect = kind.connect
 
         async def late(sock: trio.socket.SocketType, address: str) -> None:
+            refusal = None
             try:
                 await connect(sock, address)
-            except ConnectionRefusedError:
-                path.rename(tmp_path / "old")
-                await other.bind(str(path))
-                raise
+            except ConnectionRefusedError as error:
+                refusal = error
+            path.rename(tmp_path / "old")
+            await other.bind(str(path))
+            if refusal is not None:
+                raise refusal
 
         monkeypatch.setattr(kind, "connect", late)
         with pytest.raises(StartError, match="Address already in use"):
