@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import faulthandler
-import resource
 import sys
-from contextlib import suppress
 from dataclasses import fields
 from typing import NoReturn
 
 import click
 import trio
 
-from daemon import __version__, config, logs, service
+from daemon import __version__, config, logs, open_files, service
 from daemon.check import check
 from daemon.errors import SettingsError
 from daemon.journal_cli import journal
@@ -52,8 +50,8 @@ def serve_command() -> None:
     logs.configure(settings, journald=is_journal(sys.stderr))
     # Where it hangs, for the log, when systemd's watchdog ends it.
     faulthandler.enable()
-    _raise_file_limit()
     try:
+        settings = open_files.within(settings, open_files.raise_limit())
         status = trio.run(service.run, settings)
     except SettingsError as error:
         _fail(error)
@@ -67,13 +65,6 @@ def check_command() -> None:
     logs.configure(settings)
     good = trio.run(check, settings, lambda line: click.echo(escape_controls(line)))
     sys.exit(0 if good else service.ExitStatus.WRONG_SETTINGS)
-
-
-def _raise_file_limit() -> None:
-    """Open as many files as the administrator allows: a connection is one."""
-    with suppress(OSError):  # under systemd the unit's LimitNOFILE= says it, and nobody may ask
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _load() -> config.Settings:

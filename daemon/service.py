@@ -29,6 +29,7 @@ from daemon.ingress.server import Front, bound_addresses, open_listeners, serve
 from daemon.ingress.tls import open_certificates
 from daemon.logs import get_logger
 from daemon.metrics import Metrics
+from daemon.open_files import ADMIN_CONNECTIONS
 from daemon.pipeline.channel import JobChannel
 from daemon.pipeline.dispatcher import dispatch
 from daemon.pipeline.filler import Filler
@@ -52,8 +53,6 @@ log = get_logger(__name__)
 
 E = TypeVar("E", bound=BaseException)
 
-# A scraper, a load balancer's probes and a few people looking.
-_ADMIN_CONNECTIONS: Final = 64
 _COLLECT_AFTER: Final = (5_000, 20, 50)
 """Containers more than were freed; collections of the youngest; of the middle-aged."""
 
@@ -190,7 +189,7 @@ async def _admin(house: House, intake: Intake) -> AsyncIterator[list[str]]:
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         listeners = passed or await open_listeners([address] if address else [])
-        await nursery.start(serve, app, listeners, house.settings, stop, Front(_ADMIN_CONNECTIONS))
+        await nursery.start(serve, app, listeners, house.settings, stop, Front(ADMIN_CONNECTIONS))
         yield bound_addresses(listeners)
         stop.set()
 
@@ -230,6 +229,7 @@ async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: l
         memory,
         house.metrics.count_request,
         refusals,
+        settings.max_connections_per_client,
     )
     listeners = house.passed.listeners() or await open_listeners(settings.bind)
     async with trio.open_nursery() as helpers:

@@ -33,8 +33,8 @@ async def take_leave(transport: QuickStream, words: bytes, *, waits: bool) -> No
                 await _linger(transport)
             else:
                 transport.say_goodbye()
-    except trio.BrokenResourceError:
-        pass  # the client is gone
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass  # the client is gone, or the connection was closed for another one
     transport.socket.close()
 
 

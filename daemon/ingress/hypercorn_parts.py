@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
 from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
 
 from daemon.ingress.blame import report
+from daemon.ingress.http2_input import LARGEST_HEADER_LIST
 from daemon.ingress.problem import Problem
 
 if TYPE_CHECKING:
@@ -21,22 +22,15 @@ if TYPE_CHECKING:
     from quart_trio import QuartTrio
 
     from daemon.ingress.request_memory import RequestMemory
+    from daemon.ingress.standing import Standing
     from daemon.ingress.stream import ClientStream
     from daemon.ingress.turns import Turns
-
-
-class HypercornConnection(TCPServer):
-    """Hypercorn's connection, which would outlive its client by the whole idle time."""
-
-    async def _read_data(self) -> None:
-        await super()._read_data()
-        await self.stream.aclose()
 
 
 def asgi(
     app: QuartTrio, send_timeout: float, turns: Turns, memory: RequestMemory | None = None
 ) -> AppWrapper:
-    """Return ``app`` as Hypercorn calls it; ``scope["state"]["due"]`` is the request's deadline.
+    """Return ``app`` as Hypercorn calls it; ``scope["state"]["until_due"]`` bounds its body.
 
     A client that does not take a part of its answer within ``send_timeout`` seconds loses its
     connection: the stream sees to that, but not where Hypercorn waits for HTTP/2's window. A
@@ -49,10 +43,10 @@ def asgi(
             stream.turn_away(Problem("NOT_FOUND", "there are no websockets here"))
             return
         stream.request_begins()
-        scope["state"]["due"] = stream.clock.due
+        scope["state"]["until_due"] = partial(stream.until, stream.clock.due)
         body = None
         if memory is not None:
-            body = ReceivedBody(memory, receive, _content_length(scope))
+            body = ReceivedBody(memory, receive, _content_length(scope), stream.standing)
             scope["state"]["body"] = body
             receive = body.receive
 
@@ -62,7 +56,7 @@ def asgi(
             if message["type"] == "http.response.start":
                 await turns.next()
                 count(message["status"])
-            with trio.move_on_after(send_timeout) as patience:
+            with stream.standing.sending(), trio.move_on_after(send_timeout) as patience:
                 await send(message)
             if patience.cancelled_caught:
                 await stream.aclose()
@@ -116,9 +110,14 @@ class ReceivedBody:
     """
 
     def __init__(
-        self, memory: RequestMemory, receive: Callable[[], Awaitable[Any]], length: int
+        self,
+        memory: RequestMemory,
+        receive: Callable[[], Awaitable[Any]],
+        length: int,
+        standing: Standing,
     ) -> None:
         self._memory = memory
+        self._standing = standing
         self._receive = receive
         self._length = length
         self._charge = 0
@@ -163,7 +162,12 @@ class ReceivedBody:
         missing = size - self._charge
         if missing <= 0 or self.refused:
             return
-        if not await self._memory.acquire(missing):
+        self._standing.waits_for_memory += 1
+        try:
+            acquired = await self._memory.acquire(missing)
+        finally:
+            self._standing.waits_for_memory -= 1
+        if not acquired:
             self.end_slow()
             return
         self._charge = size
@@ -183,6 +187,7 @@ def make_config() -> Config:
     config.h11_max_incomplete_size = 16 * 2**10
     # Bodies are held in memory until they are complete, and a connection is one slot.
     config.h2_max_concurrent_streams = 16
+    config.h2_max_header_list_size = LARGEST_HEADER_LIST
     # Messages of a request that wait for its app: what is read runs ahead of MAX_REQUEST_BYTES.
     config.max_app_queue_size = 1
     return config

@@ -1,4 +1,4 @@
-"""Listening sockets: TCP and Unix, opened, named and closed."""
+"""Listening sockets: TCP and Unix, opened, named and closed. See ``accept`` for their clients."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-_EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED}
-_EXHAUSTED_PAUSE: Final = 0.1
-_ACCEPT_PATIENCE: Final = 0.1
-
 _UNIX_MODE: Final = 0o660
 """Owner and group may connect: the unit's group is how a reverse proxy is let in."""
 
-# Unix listeners whose file is ours to remove. Those that systemd passed are not among them.
-_OURS: Final[weakref.WeakSet[trio.SocketListener]] = weakref.WeakSet()
+# Unix listeners whose file is ours to remove, and which file it is (device and inode). Those
+# that systemd passed are not among them.
+_OURS: Final[weakref.WeakKeyDictionary[trio.SocketListener, tuple[int, int]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 async def open_listeners(addresses: Sequence[Address]) -> list[trio.SocketListener]:
@@ -65,10 +64,12 @@ def bound_addresses(listeners: Sequence[trio.SocketListener]) -> list[str]:
 
 def close_listener(listener: trio.SocketListener) -> None:
     """Close; a Unix socket's file goes first, so that never is a successor's file removed."""
-    if listener in _OURS:
-        _OURS.discard(listener)
+    ours = _OURS.pop(listener, None)
+    if ours is not None:
         with suppress(OSError):
-            Path(listener.socket.getsockname()).unlink()
+            path = Path(listener.socket.getsockname())
+            if _identity(path.lstat()) == ours:
+                path.unlink()
     listener.socket.close()
 
 
@@ -84,53 +85,69 @@ async def _open_unix_listener(address: UnixAddress) -> trio.SocketListener:
     await _remove_stale(path)
     sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        # The file has this mode (less the umask) from the start, and is never open to others.
+        os.fchmod(sock.fileno(), _UNIX_MODE)
         await sock.bind(address.path)
-        _set_mode(path)
+        made = _set_mode(path)
         sock.listen(0xFFFF)
     except BaseException:
         sock.close()
         raise
     listener = trio.SocketListener(sock)
-    _OURS.add(listener)
+    _OURS[listener] = made
     return listener
 
 
 async def _remove_stale(path: Path) -> None:
-    """Remove the socket file of a process that is gone; raises OSError if one listens on it."""
-    if not _is_socket(path):
-        return  # bind says what is wrong with any other file
+    """Remove the socket file of a process of ours that is gone.
+
+    Raises OSError if a process listens on it, or if it belongs to another user. Any other file,
+    a symbolic link among them, stays: bind refuses it.
+    """
+    found = _lstat(path)
+    if found is None or not stat.S_ISSOCK(found.st_mode):
+        return
+    if found.st_uid not in (os.geteuid(), 0):
+        raise OSError(errno.EEXIST, "the socket file belongs to another user")
     with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             await probe.connect(str(path))
         except ConnectionRefusedError:
-            _remove(path)
+            again = _lstat(path)
+            if again is not None and _identity(again) == _identity(found):
+                _remove(path)
             return
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
-def _is_socket(path: Path) -> bool:
+def _lstat(path: Path) -> os.stat_result | None:
+    """Return what is at ``path`` itself, None if there is nothing."""
     try:
-        return stat.S_ISSOCK(path.lstat().st_mode)
+        return path.lstat()
     except FileNotFoundError:
-        return False
+        return None
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _remove(path: Path) -> None:
     path.unlink()
 
 
-def _set_mode(path: Path) -> None:
-    path.chmod(_UNIX_MODE)
+def _set_mode(path: Path) -> tuple[int, int]:
+    """Let the group in, whatever the umask; returns which file it was.
 
-
-async def next_connection(listener: trio.SocketListener) -> trio.SocketStream | None:
-    """Accept; None if the client has left, another process was faster, or resources are short."""
+    The file is opened without following a symbolic link that was put in its place, and changed
+    by its descriptor, which Linux allows by way of /proc alone (open(2), O_PATH).
+    """
+    file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        with trio.move_on_after(_ACCEPT_PATIENCE):
-            return await listener.accept()
-    except OSError as error:
-        if error.errno not in _EXHAUSTED:
-            raise
-        log.warning("accept_failed", reason=error.strerror)
-        await trio.sleep(_EXHAUSTED_PAUSE)
-    return None
+        status = os.fstat(file)
+        if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
+            raise OSError(errno.EEXIST, "another file took the place of the socket")
+        Path(f"/proc/self/fd/{file}").chmod(_UNIX_MODE)
+    finally:
+        os.close(file)
+    return _identity(status)

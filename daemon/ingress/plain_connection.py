@@ -33,6 +33,7 @@ Ts = TypeVarTuple("Ts")
 _HEAD_BYTES: Final = 120 * 2**10
 """What a read takes: a POST of 64 KiB with its head, and no more than malloc(3) has at hand."""
 _BODY_BYTES: Final = 262_144
+_NOT_AT_FAULT: Final = 2**40
 _KEPT_HEAD: Final = 1024
 """What is kept of each request under way, for the log line of one that is refused."""
 
@@ -153,7 +154,7 @@ class PlainConnection:
         # It grows with what comes: who only says a length spends none of our memory. No list:
         # a client that sends byte by byte would have a page of memory for each.
         self._body = bytearray(data[request.start :])
-        self._stream.body_is_due(self._stream.clock.due, self._too_slow)
+        self._stream.body_is_due(self._stream.clock.due, self._too_slow, self._received)
         if granted:
             self._let_in()
         else:
@@ -237,6 +238,13 @@ class PlainConnection:
         except Problem as problem:
             self._waits = False
             self._refuse(problem)
+
+    def _received(self) -> int:
+        """Return how many bytes of a request have come whose body is not complete.
+
+        One that waits for memory is not at fault.
+        """
+        return len(self._head) + len(self._body) if self._waiter is None else _NOT_AT_FAULT
 
     def _too_slow(self) -> None:
         self._stream.body_is_there()

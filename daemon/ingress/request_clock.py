@@ -13,8 +13,10 @@ from typing import Final
 
 import trio
 
+NEW: Final = 0.25
+"""Seconds in which a connection is too new to be judged by what came: a request takes as long
+to arrive from the other side of the world."""
 _DRAIN_GRACE: Final = 1.0
-_HTTP2_PREFACE: Final = b"PRI * HTTP/2.0"
 
 
 class RequestClock:
@@ -32,21 +34,27 @@ class RequestClock:
         """Whether the answer has begun: what comes now is of the next request."""
         self.http2 = False
         """Whether the client has been seen to speak HTTP/2."""
+        self.received = 0
+        """Bytes of the request that is being received, where they did not come all at once; with
+        HTTP/2 those of the whole connection."""
         self.draining = False
+        self.last = False
+        """Whether the connection ends with the answers to the requests under way."""
         self._idles = False
         """Whether an answer went out, and nobody has looked at the time since."""
-        self.deadline = trio.current_time() + keepalive_timeout
+        self._created = trio.current_time()
+        self.deadline = self._created + keepalive_timeout
 
     def heard(self, data: bytes) -> None:
         """Take note of what came; it matters if it is the first after an answer."""
-        if self.head_since is not None or self.http2:
-            return
-        if self._requests == 0:
-            self.http2 = data.startswith(_HTTP2_PREFACE)
-            if not self.http2:
+        if self.head_since is None and not self.http2:
+            if self._requests == 0:
+                self.received = 0
                 self._head_begins(trio.current_time())
-        elif self.answering:
-            self.head_since = trio.current_time()
+            elif self.answering:
+                self.received = 0
+                self.head_since = trio.current_time()
+        self.received += len(data)
 
     def request_begins(self) -> None:
         """Take note of a complete head."""
@@ -81,21 +89,24 @@ class RequestClock:
         if self.draining:
             # An answer that went out before the drain began did not say that it was the last.
             self.deadline = trio.current_time() + _DRAIN_GRACE
-            return last or self.http2
+            return last or self.last or self.http2
         if self.head_since is not None:
             self._head_begins(self.head_since)
         else:
             self._idles = True
         return False
 
-    def starts_over(self, data: bytes, due: float | None) -> None:
-        """Begin again with ``data``, of a request that had begun and is due then, or None."""
+    def starts_over(self, due: float | None) -> None:
+        """Begin again with the head of a request that had begun and is due then, or None."""
         if due is not None:
             self._requests -= 1
             self._head_begins(due - self.request_timeout)
-        elif data.startswith(_HTTP2_PREFACE):
-            self.http2 = True
-            self.head_since = None
+
+    def becomes_http2(self) -> None:
+        """Take note of HTTP/2's connection preface: what the head was timed for is over."""
+        self.http2 = True
+        self.head_since = None
+        if self._requests == 0:
             self.wait_for_a_request()
 
     def drain(self) -> bool:
@@ -107,6 +118,45 @@ class RequestClock:
             self._idles = False
             self.deadline = min(self.deadline, trio.current_time() + _DRAIN_GRACE)
         return self.http2
+
+    def end_after_requests(self) -> bool:
+        """Take no further request; returns whether the connection ends at once."""
+        self.draining = self.last = True
+        return self._requests == 0
+
+    def postpone(self, seconds: float) -> None:
+        """Move every deadline: for ``seconds`` the event loop did not look at the client."""
+        self.deadline += seconds
+        if self.head_since is not None:
+            self.head_since += seconds
+        if self._since is not None:
+            self._since += seconds
+
+    # --- who has to give way, where connections are short ----------------------------------------
+
+    @property
+    def requests(self) -> int:
+        """Requests whose head is complete and whose answer is not out."""
+        return self._requests
+
+    @property
+    def idle_since(self) -> float | None:
+        """When the connection became idle, to a quarter of a second; None if it is not."""
+        if self._requests > 0 or self.head_since is not None or self._idles:
+            return None
+        return self.deadline - self._keepalive_timeout
+
+    def bytes_a_second(self, now: float, received: int) -> float | None:
+        """Return the rate of a request of which ``received`` bytes came, None if it is too new.
+
+        With HTTP/2, and in a TLS handshake, it is the rate of the connection so far. Call this
+        only for a connection from which a part of a request is awaited.
+        """
+        since = self.head_since if self.head_since is not None else self._since
+        if since is None or self.http2:
+            since = self._created
+        age = now - since
+        return received / age if age >= NEW else None
 
     def wait_for_a_request(self) -> None:
         """Give the client as long as a connection may be idle."""

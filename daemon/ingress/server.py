@@ -10,21 +10,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
+from daemon.ingress.accept import Acceptor
 from daemon.ingress.blame import report
-from daemon.ingress.hypercorn_parts import HypercornConnection, asgi, make_config
-from daemon.ingress.listen import (
-    bound_addresses,
-    close_listener,
-    next_connection,
-    open_listeners,
-)
+from daemon.ingress.hypercorn_connection import HypercornConnection
+from daemon.ingress.hypercorn_parts import asgi, make_config
+from daemon.ingress.listen import bound_addresses, close_listener, open_listeners
 from daemon.ingress.quick import QuickStream
+from daemon.ingress.slots import Slots
 from daemon.ingress.stream import ClientStream, count_nothing
 from daemon.ingress.tls import TlsStream
 from daemon.ingress.turns import Turns
@@ -33,7 +32,6 @@ from daemon.logs import get_logger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hypercorn.trio.tcp_server import TCPServer
     from quart_trio import QuartTrio
 
     from daemon.config import Settings
@@ -49,6 +47,13 @@ log = get_logger(__name__)
 _TICK: Final = 0.25
 """Seconds between two looks at the clock: 1,000 connections cost 0.1 % of a core."""
 _TICKS_A_TIMEOUT: Final = 10
+_LATE: Final = 0.1
+"""Seconds by which a tick may be late before the event loop counts as stalled."""
+_LONGEST_READING: Final = 5.0
+"""Seconds behind a stall, at most, in which all that lies in the sockets is to be read."""
+_ACCEPTED_AT_ONCE: Final = 64
+_ACCEPT_SECONDS: Final = 0.002
+"""How many connections are accepted, and for how long, before other tasks have a turn."""
 _DRAIN_MARGIN: Final = 5.0
 """Seconds beyond REQUEST_TIMEOUT for the last answers to be sent and read."""
 
@@ -68,6 +73,7 @@ class Front:
     """Called with the status of every answer that the lane does not give."""
     refusals: RefusalLog | None = None
     """The log of requests that are refused before they reach the app."""
+    max_connections_per_client: int | None = None
 
 
 async def serve(
@@ -118,7 +124,7 @@ class _House:
     """What all connections of one address share."""
 
     def __init__(self, app: QuartTrio, settings: Settings, front: Front) -> None:
-        self._streams: dict[ClientStream, WorkerContext] = {}
+        self.turns = Turns()
         self._draining = False
         self._over = False
         self._empty = trio.Event()
@@ -131,43 +137,60 @@ class _House:
         self._certificates = front.certificates
         self._count = front.count
         self._refusals = front.refusals
-        self._slots = trio.Semaphore(front.max_connections)
+        self._slots = Slots(front.max_connections, front.max_connections_per_client)
+        self._trust = 0
 
     async def accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
-        """Accept connections for ever, as long as there are slots for them.
+        """Accept connections for ever; see ``Slots`` for what makes room for them.
 
-        A slot is taken only when somebody waits: with several listeners, one where nobody
-        comes must not hold the last slot.
+        With several listeners, one to which no client connects holds no slot.
         """
-        while True:
-            await trio.lowlevel.wait_readable(listener.socket)
-            await self._slots.acquire()
-            stream = None
-            try:
-                stream = await next_connection(listener)
-            finally:
-                if stream is None:
-                    self._slots.release()
-            if stream is not None:
-                self._admit(stream, connections)
+        with Acceptor(listener) as acceptor:
+            while True:
+                await trio.lowlevel.wait_readable(listener.socket)
+                end = perf_counter() + _ACCEPT_SECONDS
+                for _ in range(_ACCEPTED_AT_ONCE):
+                    found = acceptor.next()
+                    if found is None:
+                        break
+                    await self._enter(*found, connections)
+                    if perf_counter() > end:
+                        break
+                await acceptor.recover()
 
     async def keep_time(self) -> None:
-        """End connections whose client takes too long, a little after their time."""
+        """End connections whose client takes too long, a little after their time.
+
+        Where the event loop was held up, or the process stopped, the clients are not at fault:
+        all of them get the time back, and what lies in the sockets is read first.
+        """
         shortest = min(self._settings.request_timeout, self._settings.keepalive_timeout)
+        tick = min(_TICK, shortest / _TICKS_A_TIMEOUT)
+        not_before = 0.0
         while True:
             # Nobody is woken for nobody.
             await self._occupied.wait()
-            await trio.sleep(min(_TICK, shortest / _TICKS_A_TIMEOUT))
-            if not self._streams:
+            began = trio.current_time()
+            await trio.sleep(tick)
+            if not self._slots:
                 self._occupied = trio.Event()
             now = trio.current_time()
-            for stream in self._streams:
-                stream.look_at_the_time(now)
+            late = now - began - tick
+            if late > _LATE:
+                not_before = now + min(late, _LONGEST_READING)
+                for stream in self._slots:
+                    stream.postpone(late)
+            if now >= not_before:
+                # One that is closed within a call is taken out of the table.
+                for stream in list(self._slots):
+                    stream.look_at_the_time(now)
+            if self._certificates is not None and self._certificates.trust != self._trust:
+                await self._end_untrusted(self._certificates.trust)
 
     async def drain(self) -> None:
         """Have every connection closed once it has no request under way."""
         self._draining = True
-        for stream, context in list(self._streams.items()):
+        for stream, context in list(self._slots.items()):
             stream.drain()
             if stream.http2:
                 # Hypercorn says GOAWAY. Told so, it would close HTTP/1.1 under a client's hands.
@@ -176,28 +199,61 @@ class _House:
     async def wait_empty(self) -> None:
         """Return once all connections are closed, after ``drain``."""
         try:
-            if self._streams:
+            if self._slots:
                 await self._empty.wait()
         finally:
             self._over = True
 
     def cut_off(self) -> None:
         """Close what is left, all of it in the lane: what had a task was closed by that."""
-        for stream in self._streams:
+        for stream in self._slots:
             stream.cut_off()
-        self._streams.clear()
+        self._slots.clear()
 
-    def _admit(self, transport: trio.SocketStream, connections: trio.Nursery) -> None:
+    async def _end_untrusted(self, trust: int) -> None:
+        """End connections that were let in by a client authority which has been removed since.
+
+        Requests under way are answered. The client is not asked for its certificate again: TLS
+        1.3 allows that only to clients that announce it, and HTTP/2 not at all.
+        """
+        self._trust = trust
+        for stream, context in list(self._slots.items()):
+            if stream.trust < trust:
+                stream.end_after_requests()
+                if stream.http2:
+                    await context.terminated.set()
+
+    async def _enter(
+        self, transport: trio.SocketStream, client: str | None, connections: trio.Nursery
+    ) -> None:
+        """Begin to serve a connection once there is a slot for it."""
+        admitted = False
+        try:
+            if self._slots.refuses(client):
+                return
+            while not self._slots.has_room():
+                await self._slots.wait_for_room()
+            self._admit(transport, client, connections)
+            admitted = True
+        finally:
+            if not admitted:
+                transport.socket.close()
+
+    def _admit(
+        self, transport: trio.SocketStream, client: str | None, connections: trio.Nursery
+    ) -> None:
         """Begin to serve a connection: in the lane without a task, else in one of its own."""
         settings = self._settings
         tls = self._certificates
+        trust = 0 if tls is None else tls.trust  # before the context: a reload is in a thread
         quick = QuickStream(transport) if tls is None else TlsStream(transport, tls.context)
         stream = ClientStream(
             quick, settings.request_timeout, settings.keepalive_timeout, self.turns
         )
+        stream.trust = trust
         stream.count = self._count
         stream.refusals = self._refusals
-        self._streams[stream] = WorkerContext(None)
+        self._slots.add(stream, WorkerContext(None), client)
         self._occupied.set()
         if tls is None:
             self._begin(stream, connections)
@@ -226,7 +282,7 @@ class _House:
 
     def _leave_lane(self, connections: trio.Nursery, stream: ClientStream) -> None:
         # Once the drain's patience is over nothing begins; `cut_off` closes what is left.
-        if not self._over:
+        if not (self._over or stream.evicted):
             connections.start_soon(self._connection, stream)
 
     async def _connection(self, stream: ClientStream) -> None:
@@ -236,9 +292,8 @@ class _House:
             await stream.finish()
         finally:
             stream.socket.close()
-            del self._streams[stream]
-            self._slots.release()
-            if self._draining and not self._streams:
+            self._slots.remove(stream)
+            if self._draining and not self._slots:
                 self._empty.set()
 
     async def _talk(self, stream: ClientStream) -> None:
@@ -246,12 +301,13 @@ class _House:
         try:
             with stream.scope:
                 if await stream.flush() and stream.handed_over:
-                    await self._hypercorn(stream).run()
+                    await self.turns.next()
+                    if stream in self._slots:  # it may have been evicted in the meantime
+                        await self._hypercorn(stream).run()
         except* Exception as group:  # noqa: BLE001 - it is logged
             report(group)
 
-    def _hypercorn(self, stream: ClientStream) -> TCPServer:
+    def _hypercorn(self, stream: ClientStream) -> HypercornConnection:
         state = ConnectionState(cast("Any", {"stream": stream}))
-        # Hypercorn says SSLStream, and takes what has the methods that it calls.
-        context = self._streams[stream]
-        return HypercornConnection(self._app, self._config, context, state, cast("Any", stream))
+        context = self._slots.context(stream)
+        return HypercornConnection(self._app, self._config, context, state, stream, self.turns)

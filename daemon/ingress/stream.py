@@ -15,7 +15,11 @@ is out; in between the app keeps the time, and for the rest of the time ``reques
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from fcntl import ioctl
 from math import inf
+from struct import unpack
+from termios import FIONREAD
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -24,9 +28,11 @@ from daemon.ingress.farewell import take_leave
 from daemon.ingress.problem import Problem, explained
 from daemon.ingress.refusals import address_of_client
 from daemon.ingress.request_clock import RequestClock
+from daemon.ingress.standing import Standing
+from daemon.ingress.whole import may_be_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from daemon.ingress.quick import QuickStream
     from daemon.ingress.refusals import RefusalLog
@@ -67,6 +73,15 @@ class ClientStream:
         self.on_end: Callable[[], object] = nothing
         """Called when the connection ends, for who has it without a task in ``scope``."""
         self._on_deadline: Callable[[], object] = self._end
+        self.client: str | None = None
+        """The client's address, where connections are counted by it."""
+        self.trust = 0
+        """Which of the trusted sets of client certificates let the connection in."""
+        self.evicted = False
+        """Whether it was closed for another connection: there is nothing more to do for it."""
+        self.standing = Standing(self.clock)
+        self._answered: trio.Event | None = None
+        self._limits: dict[trio.CancelScope, float] = {}
         self.count: Callable[[int], object] = count_nothing
         """Called with the status of each answer that goes out over Hypercorn or from here."""
         self.refusals: RefusalLog | None = None
@@ -82,7 +97,6 @@ class ClientStream:
         data = await self._transport.receive_some(min(max_bytes or _READ_BYTES, _READ_BYTES))
         if data:
             self.clock.heard(data)
-            await self._turns.next()
         return data
 
     async def send_all(self, data: bytes) -> None:
@@ -106,13 +120,20 @@ class ClientStream:
 
     async def shake_hands(self) -> bool:
         """Agree on TLS, in time; returns False if it is over, or goes to Hypercorn for HTTP/2."""
+        if self._closed:
+            return False
         with trio.CancelScope() as handshake:
             self.on_end = handshake.cancel
+            self.standing.handshaking = True
+            self.standing.received = self._transport.handshake_bytes
             self.clock.expect_within(self.clock.request_timeout)
             try:
-                protocol = await self._transport.handshake()
-            except trio.BrokenResourceError:
+                protocol = await self._transport.handshake(self._turns)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return False
+            finally:
+                self.standing.handshaking = False
+                self.standing.received = None
             self.on_end = nothing
             self.clock.wait_for_a_request()
             if protocol != "h2":
@@ -152,19 +173,26 @@ class ClientStream:
         """Send what there was no room for; returns whether the client takes it."""
         try:
             await self._flush()
-        except trio.BrokenResourceError:
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
         return True
 
-    def body_is_due(self, due: float, late: Callable[[], object]) -> None:
-        """Call ``late`` if ``body_is_there`` was not called by ``due``, on trio's clock."""
+    def body_is_due(
+        self, due: float, late: Callable[[], object], received: Callable[[], int]
+    ) -> None:
+        """Call ``late`` if ``body_is_there`` was not called by ``due``, on trio's clock.
+
+        ``received`` returns the bytes of the request that have come so far.
+        """
         self.clock.deadline = due
         self._on_deadline = late
+        self.standing.received = received
 
     def body_is_there(self) -> None:
         """Stop the time."""
         self.clock.deadline = inf
         self._on_deadline = self._end
+        self.standing.received = None
 
     def hand_over(self, data: bytes, due: float | None = None) -> None:
         """Put bytes that were read back in front of the stream, for Hypercorn.
@@ -174,7 +202,9 @@ class ClientStream:
         self._received = data
         self.handed_over = True
         self._on_deadline = self._end
-        self.clock.starts_over(data, due)
+        self.standing.received = None
+        self.standing.in_hand = may_be_whole(data)
+        self.clock.starts_over(due)
 
     # --- what the server calls -----------------------------------------------------------------
 
@@ -189,13 +219,54 @@ class ClientStream:
 
     def request_ends(self) -> None:
         """Take note that the app has answered, or given up."""
+        if self._answered is not None:
+            self._answered.set()
+            self._answered = None
         if self.clock.request_ends(last=self._lingers):
             self._end()
 
+    async def wait_until_answered(self, most: int = 0) -> None:
+        """Return once no more than ``most`` requests are under way."""
+        while self.clock.requests > most:
+            if self._answered is None:
+                self._answered = trio.Event()
+            await self._answered.wait()
+
+    @contextmanager
+    def until(self, due: float, scope: trio.CancelScope) -> Iterator[trio.CancelScope]:
+        """Run the body in ``scope``, and cancel it a little after ``due``, on trio's clock.
+
+        trio's own deadlines know nothing of ``postpone``: behind a stall they would be over
+        before what lies in the socket has been read.
+        """
+        self._limits[scope] = due
+        try:
+            with scope:
+                yield scope
+        finally:
+            del self._limits[scope]
+
     def look_at_the_time(self, now: float) -> None:
         """End all that runs in ``scope`` if time is up; ``finish`` says so to the client."""
+        if self._limits:
+            for scope, due in self._limits.items():
+                if now >= due:
+                    scope.cancel()
         if self.clock.is_over(now):
             self._on_deadline()
+
+    def postpone(self, seconds: float) -> None:
+        """Move every deadline: for ``seconds`` the event loop did not look at the client."""
+        self.clock.postpone(seconds)
+        for scope in self._limits:
+            self._limits[scope] += seconds
+
+    def end_after_requests(self) -> None:
+        """Answer the requests under way and close; no further request is taken."""
+        ends = self.clock.end_after_requests()
+        self._lingers = True
+        if ends:
+            self._end()
 
     def turn_away(self, problem: Problem) -> None:
         """End Hypercorn's part; ``finish`` answers with ``problem``, but not in HTTP/2."""
@@ -218,8 +289,43 @@ class ClientStream:
         self.on_end = nothing
         self.socket.close()
 
+    @property
+    def keeps_up(self) -> bool:
+        """Whether the client has sent more than was read of it: the event loop is behind, not it.
+
+        A few bytes are enough of a connection that looks idle; of a request that is being
+        received it has to be as much again, or a byte a second would do.
+        """
+        standing = self.standing
+        if standing.ignores_client or self.socket.fileno() < 0:
+            return False
+        (unread,) = unpack("i", ioctl(self.socket.fileno(), FIONREAD, b"\0\0\0\0"))
+        if standing.awaits_client:
+            return bool(unread > standing.bytes_received)
+        return bool(unread) or self._transport.pending
+
+    def evict(self) -> None:
+        """Close at once, for another connection. A client that is slow in HTTP/1.1 is told."""
+        problem = None
+        if self.standing.awaits_client and not (self.standing.handshaking or self.http2):
+            problem = Problem("TIMEOUT", "slower than all others, and connections are short")
+        quiet = self.standing.ignores_client
+        self.evicted = True
+        self._end()
+        if not quiet:
+            try:
+                if problem is not None:
+                    self._transport.send_now(self._own_answer(problem))
+                self._transport.say_goodbye()
+            except trio.BrokenResourceError:
+                pass  # the client is gone
+        self.socket.close()
+
     async def finish(self) -> None:
         """Say what is left to say and close; see ``take_leave``."""
+        if self.evicted:
+            return
+        self.standing.finishing_since = trio.current_time()
         words = b""
         if self.clock.head_since is not None:
             self._last_word = self._cut_off()
@@ -252,19 +358,20 @@ class ClientStream:
             await self._flush()
 
     async def _flush(self) -> None:
+        self.standing.blocked_since = trio.current_time()
         try:
             with trio.fail_after(self.clock.request_timeout):
                 await self._transport.flush()
         except trio.TooSlowError as error:
             raise trio.BrokenResourceError("the client does not read") from error
+        finally:
+            self.standing.blocked_since = None
 
     def _outgoing(self, data: bytes) -> bytes:
         """Return what to send for ``data``, having looked whether an answer starts with it."""
         if self.http2 or not data.startswith(b"HTTP/1.1 "):
             return data
         status = int(data[9:12])
-        if status == 101:  # noqa: PLR2004 - Switching Protocols: HTTP/2 by Upgrade
-            self.clock.http2 = True
         if status < 200:  # noqa: PLR2004 - the answer comes later
             return data
         self.clock.answering = True

@@ -6,6 +6,7 @@ records go through OpenSSL in memory here, and the socket is read and written as
 
 from __future__ import annotations
 
+import re
 import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from daemon.config import Settings
+    from daemon.ingress.turns import Turns
 
 log = get_logger(__name__)
 
@@ -29,39 +31,60 @@ _MOST_UNREAD: Final = 64 * 2**10
 """Bytes that wait for a client which only makes TLS answer (with key updates, in TLS 1.3)."""
 
 
+_PEM_BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
+
+
 class Certificates:
     """The files of TLS_CERT, TLS_KEY and TLS_CLIENT_CA, and what is made of them.
 
     Raises SettingsError if they cannot be used.
     """
 
+    trust = 0
+    """How often a certificate has been removed from TLS_CLIENT_CA: connections that were let in
+    before the last time have to end."""
+
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
         self._files = certificate, key, client_ca
         try:
-            self.context = self._load()
+            self.context, self._authorities = self._load()
         except (OSError, ssl.SSLError) as error:
             raise SettingsError([f"TLS_CERT, TLS_KEY, TLS_CLIENT_CA: {error}"]) from None
 
     def read_again(self) -> None:
         """Use the files as they are now for new connections; the old ones stay if they are bad."""
         try:
-            self.context = self._load()
+            self.context, authorities = self._load()
         except (OSError, ssl.SSLError) as error:
             log.error("tls_not_reloaded", reason=str(error))  # noqa: TRY400 - it is the file's
-        else:
-            log.info("tls_reloaded")
+            return
+        removed = len(self._authorities - authorities)
+        if removed:
+            self.trust += 1
+        self._authorities = authorities
+        log.info("tls_reloaded", client_authorities_removed=removed)
 
-    def _load(self) -> ssl.SSLContext:
+    def _load(self) -> tuple[ssl.SSLContext, frozenset[bytes]]:
+        """Return a context, and the certificates that clients' certificates may be signed by."""
         certificate, key, client_ca = self._files
         # TLS 1.2 and newer, and what Python takes for strong ciphers.
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         # A key with a passphrase would have OpenSSL ask for it on a terminal.
         context.load_cert_chain(certificate, key, password=lambda: b"")
         context.set_alpn_protocols(["h2", "http/1.1"])
-        if client_ca is not None:
-            context.load_verify_locations(client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-        return context
+        if client_ca is None:
+            return context, frozenset()
+        context.load_verify_locations(client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context, _pem_blocks(client_ca.read_bytes())
+
+
+def _pem_blocks(text: bytes) -> frozenset[bytes]:
+    """Return the blocks of a PEM file, without what stands between them and how they are broken.
+
+    ``SSLContext.get_ca_certs`` leaves out a trusted certificate that is no authority's.
+    """
+    return frozenset(b"".join(block[0].split()) for block in _PEM_BLOCK.finditer(text))
 
 
 def open_certificates(settings: Settings) -> Certificates | None:
@@ -80,19 +103,30 @@ class TlsStream(QuickStream):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._ended = False
         self._left = False
+        self._shaken = 0
 
-    async def handshake(self) -> str | None:
+    async def handshake(self, turns: Turns) -> str | None:
         """Agree on keys; returns the protocol that was agreed on (ALPN, RFC 7301), or None.
 
-        Raises BrokenResourceError for a client that does not speak TLS, or is not let in.
+        Each step waits for its turn: signing takes up to a millisecond. Raises
+        BrokenResourceError for a client that does not speak TLS, or is not let in.
         """
-        while not self._shake():
-            await trio.lowlevel.wait_readable(self.socket)
+        done = False
+        while not done:
+            await self._wait_readable()
             data = super().receive_now(_RAW_BYTES)
             if data == b"":
                 raise trio.BrokenResourceError("the client left within the handshake")
-            self._incoming.write(data or b"")
+            if data:
+                self._shaken += len(data)
+                self._incoming.write(data)
+                await turns.next()
+                done = self._shake()
         return self._tls.selected_alpn_protocol()
+
+    def handshake_bytes(self) -> int:
+        """Return how many bytes of the handshake have come."""
+        return self._shaken
 
     def _shake(self) -> bool:
         """Take a step and send what comes of it; returns whether it was the last."""
@@ -116,7 +150,7 @@ class TlsStream(QuickStream):
         # Also where there is something: a client that sends quickly is not the only one.
         await trio.lowlevel.checkpoint()
         while (data := self.receive_now(max_bytes)) is None:
-            await trio.lowlevel.wait_readable(self.socket)
+            await self._wait_readable()
         return data
 
     def receive_now(self, max_bytes: int) -> bytes | None:

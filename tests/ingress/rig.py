@@ -202,7 +202,8 @@ async def running(
     rig.listeners = await open_listeners(rig.settings.bind)
     certificates = open_certificates(rig.settings)
     count = rig.metrics.count_request
-    front = Front(max_connections, lane, certificates, memory, count, refusals)
+    per_client = rig.settings.max_connections_per_client
+    front = Front(max_connections, lane, certificates, memory, count, refusals, per_client)
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
         await serve(app, rig.listeners, rig.settings, rig.stop, front, task_status=task_status)

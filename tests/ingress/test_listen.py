@@ -118,6 +118,86 @@ async def test_a_file_in_the_way(tmp_path: Path) -> None:
         await open_listeners([UnixAddress(str(tmp_path / "nowhere" / "s"))])
 
 
+async def test_a_symbolic_link_in_the_way(tmp_path: Path) -> None:
+    """A link that another user has put there would have us replace, or open up, what it names."""
+    target, link = tmp_path / "target.sock", tmp_path / "payloadd.sock"
+    with trio.socket.socket(trio.socket.AF_UNIX) as dead:
+        await dead.bind(str(target))
+    target.chmod(0o600)
+    link.symlink_to(target)
+    with pytest.raises(StartError, match="Address already in use"):
+        await open_listeners([UnixAddress(str(link))])
+    assert link.is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    link.unlink()
+    link.symlink_to(tmp_path / "nothing")
+    with pytest.raises(StartError, match="Address already in use"):
+        await open_listeners([UnixAddress(str(link))])
+    assert not (tmp_path / "nothing").exists()
+
+
+async def test_a_link_that_takes_the_place_of_the_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mode of a file that another user chose would be changed."""
+    precious, path = tmp_path / "precious", tmp_path / "payloadd.sock"
+    precious.touch(mode=0o600)
+    with trio.socket.socket(trio.socket.AF_UNIX) as some:
+        kind = type(some)
+    bind = kind.bind
+
+    async def exchanged(sock: trio.socket.SocketType, address: str) -> None:
+        await bind(sock, address)
+        path.unlink()
+        path.symlink_to(precious)
+
+    monkeypatch.setattr(kind, "bind", exchanged)
+    with pytest.raises(StartError, match="cannot listen"):
+        await open_listeners([UnixAddress(str(path))])
+    assert stat.S_IMODE(precious.stat().st_mode) == 0o600
+
+
+async def test_a_socket_file_that_changes_while_it_is_probed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket of another daemon, started in the same moment, would be removed."""
+    path = tmp_path / "payloadd.sock"
+    with trio.socket.socket(trio.socket.AF_UNIX) as dead:
+        await dead.bind(str(path))
+    other = trio.socket.socket(trio.socket.AF_UNIX)
+    with other:
+        kind = type(other)
+        connect = kind.connect
+
+        async def late(sock: trio.socket.SocketType, address: str) -> None:
+            refusal = None
+            try:
+                await connect(sock, address)
+            except ConnectionRefusedError as error:
+                refusal = error
+            path.rename(tmp_path / "old")
+            await other.bind(str(path))
+            if refusal is not None:
+                raise refusal
+
+        monkeypatch.setattr(kind, "connect", late)
+        with pytest.raises(StartError, match="Address already in use"):
+            await open_listeners([UnixAddress(str(path))])
+        assert stat.S_ISSOCK(path.lstat().st_mode)
+
+
+async def test_the_file_of_a_successor_stays(tmp_path: Path) -> None:
+    """A daemon that ends late would take the address of the next one away."""
+    path = tmp_path / "payloadd.sock"
+    listeners = await open_listeners([UnixAddress(str(path))])
+    path.unlink()
+    successor = await open_listeners([UnixAddress(str(path))])
+    close(listeners)
+    assert path.exists()
+    close(successor)
+    assert not path.exists()
+
+
 async def test_a_passed_socket_file_is_not_removed(tmp_path: Path) -> None:
     """The socket of systemd would be gone after the first restart."""
     path = tmp_path / "passed.sock"

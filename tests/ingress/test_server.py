@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import socket
 import tracemalloc
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -259,21 +260,21 @@ async def test_a_404_with_a_body_on_its_way_closes() -> None:
 
 async def test_connections_beyond_the_cap_wait() -> None:
     """A flood of connections would take all memory; or be refused instead of served later."""
-    async with (
-        running(max_connections=2) as rig,
-        rig.wire() as first,
-        rig.wire() as second,
-        rig.wire() as third,
-    ):
+    async with running(max_connections=2) as rig, rig.wire() as first, rig.wire() as second:
+        gate = rig.intake.open = trio.Event()
         for wire in (first, second):
+            rig.intake.asked = trio.Event()
             await wire.send(post())
-            assert (await wire.answer()).status == 202
-        await third.send(post())
-        await trio.testing.wait_all_tasks_blocked(0.1)
-        assert len(rig.intake.taken) == 2
-        await first.stream.aclose()
-        with trio.fail_after(5):
-            assert (await third.answer()).status == 202
+            await rig.intake.asked.wait()
+        async with rig.wire() as third:
+            await third.send(post())
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert rig.intake.taken == []
+            gate.set()
+            with trio.fail_after(10):
+                for wire in (first, second, third):
+                    assert (await wire.answer()).status == 202
+                    await wire.stream.aclose()
 
 
 async def test_no_listener_holds_the_last_slot() -> None:
@@ -404,8 +405,6 @@ class Http2:
             if not data:
                 raise trio.EndOfChannel
             for event in self.connection.receive_data(data):
-                if getattr(event, "stream_id", stream) != stream:
-                    continue  # the request that asked for the upgrade
                 if isinstance(event, h2.events.ResponseReceived):
                     headers = dict(event.headers)
                 elif isinstance(event, h2.events.DataReceived):
@@ -484,16 +483,37 @@ async def test_a_drain_does_not_wait_for_idle_http2() -> None:
             await wire.stream.aclose()
 
 
-async def test_http2_by_upgrade() -> None:
-    """A connection that became HTTP/2 would be timed and answered as HTTP/1.1."""
-    async with running(REQUEST_TIMEOUT="300ms") as rig, rig.wire() as wire:
-        upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: \r\n"
-        await wire.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n", upgrade, b"\r\n")
-        assert (await wire.answer()).status == 101
+@pytest.mark.parametrize("settings", [b"", b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n"])
+@pytest.mark.parametrize("start", [b"GET /healthz HTTP/1.1\r\nHost: x\r\n", HEAD])
+async def test_an_upgrade_to_http2_is_ignored(start: bytes, settings: bytes) -> None:
+    """A proxy that checks each request would see the first one only."""
+    async with running() as rig, rig.wire() as wire:
+        await wire.send(start, b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n", settings)
+        await wire.send(b"Content-Length: 22\r\n\r\n" + COLLECTION if start == HEAD else b"\r\n")
+        with trio.fail_after(10):
+            assert (await wire.answer()).status in {200, 202}
+            await wire.send(post())
+            assert (await wire.answer()).status == 202
+
+
+async def test_http2_begins_with_the_connection_alone() -> None:
+    """A request in front of it would hide HTTP/2 from what bounds it."""
+    async with running() as rig, rig.wire() as wire:
+        await wire.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await wire.answer()).status == 200
+        await wire.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+        with trio.fail_after(10):
+            assert (await wire.answer()).status in {400, 404, 405}
+
+
+async def test_a_preface_in_single_bytes() -> None:
+    """A client whose first packet is small would be timed as if it spoke HTTP/1.1."""
+    async with running(REQUEST_TIMEOUT="2s") as rig, rig.wire() as wire:
         client = Http2(wire)
-        client.connection = h2.connection.H2Connection()
-        client.connection.initiate_upgrade_connection()
-        with trio.fail_after(5):
+        for byte in client.connection.data_to_send():
+            await wire.send(bytes([byte]))
+            await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(10):
             headers, _ = await client.request(COLLECTION)
         assert headers[b":status"] == b"202"
 
@@ -522,7 +542,10 @@ async def test_http2_with_a_window_that_stays_closed() -> None:
 
 async def test_mangled_requests() -> None:
     """Bytes that no test thought of would fill the log or leave something behind for ever."""
-    async with running(REQUEST_TIMEOUT="200ms", KEEPALIVE_TIMEOUT="200ms") as rig:
+    patience = "200ms"
+    async with running(
+        max_connections=200, REQUEST_TIMEOUT=patience, KEEPALIVE_TIMEOUT=patience
+    ) as rig:
 
         async def visit(seed: int) -> None:
             chance = random.Random(seed)  # noqa: S311 - not for secrets
@@ -547,15 +570,15 @@ async def test_a_lack_of_descriptors_passes(
 ) -> None:
     """A moment without free descriptors would end the daemon, or its accepting."""
     async with running(max_connections=1) as rig:
-        accept = trio.SocketListener.accept
-        faults = [OSError(errno.EMFILE, "Too many open files")]
+        accept = socket.socket.accept
+        faults = [OSError(errno.EMFILE, "Too many open files")] * 3
 
-        async def sometimes(listener: trio.SocketListener) -> trio.SocketStream:
+        def sometimes(listener: socket.socket) -> tuple[socket.socket, Any]:
             if faults:
                 raise faults.pop()
-            return await accept(listener)
+            return accept(listener)
 
-        monkeypatch.setattr(trio.SocketListener, "accept", sometimes)
+        monkeypatch.setattr(socket.socket, "accept", sometimes)
         async with rig.client() as client:
             assert (await client.get("/healthz")).status_code == 200
     assert [line["event"] for line in log_lines] == ["accept_failed"]
@@ -564,10 +587,10 @@ async def test_a_lack_of_descriptors_passes(
 async def test_a_broken_listener_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon would run on without hearing anybody."""
 
-    async def broken(_listener: trio.SocketListener) -> trio.SocketStream:
+    def broken(_listener: socket.socket) -> tuple[socket.socket, Any]:
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(trio.SocketListener, "accept", broken)
+    monkeypatch.setattr(socket.socket, "accept", broken)
 
     async def visit() -> None:
         async with running() as rig, rig.wire() as wire:
@@ -582,16 +605,15 @@ async def test_a_broken_listener_ends_the_server(monkeypatch: pytest.MonkeyPatch
 async def test_nobody_there_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that left before it was accepted would take the last slot with it."""
     async with running(max_connections=1) as rig:
-        accept = trio.SocketListener.accept
-        absent = [True]
+        accept = socket.socket.accept
+        absent = [BlockingIOError(), OSError(errno.ECONNABORTED, "Connection aborted")]
 
-        async def sometimes(listener: trio.SocketListener) -> trio.SocketStream:
+        def sometimes(listener: socket.socket) -> tuple[socket.socket, Any]:
             if absent:
-                absent.clear()
-                await trio.sleep_forever()
-            return await accept(listener)
+                raise absent.pop()
+            return accept(listener)
 
-        monkeypatch.setattr(trio.SocketListener, "accept", sometimes)
+        monkeypatch.setattr(socket.socket, "accept", sometimes)
         async with rig.client() as client:
             assert (await client.get("/healthz")).status_code == 200
 

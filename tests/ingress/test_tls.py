@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from contextlib import suppress
+import ssl
+from contextlib import AsyncExitStack, suppress
+from time import thread_time
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx
@@ -18,7 +20,6 @@ from daemon.ingress.tls import open_certificates
 from tests.ingress.rig import COLLECTION, Rig, Wire, post
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, MutableMapping
     from pathlib import Path
 
@@ -154,6 +155,36 @@ async def test_a_client_that_leaves_within_the_handshake(files: Files) -> None:
         async with files.wire(rig) as wire:
             await wire.send(post())
             assert (await wire.answer()).status == 202
+
+
+async def test_handshakes_take_turns(files: Files) -> None:
+    """A thousand clients that come back at once would hold up all others for a second."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        context = files.client_context()
+        context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1").do_handshake()
+    hello = outgoing.read()
+    longest = [0.0]
+
+    async def watch() -> None:
+        while True:
+            started = thread_time()
+            await trio.lowlevel.checkpoint()
+            longest[0] = max(longest[0], thread_time() - started)
+
+    async with files.running(max_connections=200) as rig, AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(rig.wire()) for _ in range(200)]
+        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            for wire in wires:
+                wire.stream.socket._sock.send(hello)  # type: ignore[attr-defined] # no checkpoint
+            with trio.fail_after(30):
+                for wire in wires:
+                    assert await wire.stream.receive_some(100)
+            nursery.cancel_scope.cancel()
+    # All of them together take a tenth of a second or more.
+    assert longest[0] < 0.05
 
 
 async def test_a_handshake_does_not_hold_the_drain(files: Files) -> None:

@@ -1,0 +1,201 @@
+"""Hypercorn's connection, with what its protocols leave to chance.
+
+- A client that closes its sending side after a request (shutdown(2), SHUT_WR) still gets the
+  answer. Hypercorn takes the end of the input for the end of the connection.
+- ``Upgrade: h2c`` is ignored, as RFC 9113, section 3.1, has it: a proxy that looks at requests
+  would see the first one only. HTTP/2 on a connection's first bytes (prior knowledge) stays.
+- What an HTTP/2 client sends is processed in small pieces; see ``http2_input``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import h2.connection
+import h2.errors
+import h2.exceptions
+import h2.stream
+import h11
+import trio
+from hypercorn.events import Closed, RawData
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
+from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
+
+from daemon.ingress.http2_input import LARGEST_HEADER_LIST, PREFACE, FloodError, FrameCutter
+from daemon.ingress.whole import may_be_whole
+from daemon.logs import get_logger
+
+if TYPE_CHECKING:
+    from hypercorn.config import Config
+    from hypercorn.protocol import ProtocolWrapper
+    from hypercorn.trio.worker_context import WorkerContext
+    from hypercorn.typing import AppWrapper, ConnectionState
+
+    from daemon.ingress.stream import ClientStream
+    from daemon.ingress.turns import Turns
+
+log = get_logger(__name__)
+
+_LOOK_AGAIN: Final = 0.5
+_PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
+_RECEIVED_WHOLE: Final = (h11.DONE, h11.MUST_CLOSE)
+"""States of an HTTP/1.1 client whose request has come to its end."""
+
+
+class HypercornConnection(TCPServer):
+    """One connection. It ends with its input, once what had come whole is answered."""
+
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        state: ConnectionState,
+        stream: ClientStream,
+        turns: Turns,
+    ) -> None:
+        # Hypercorn says SSLStream, and takes what has the methods that it calls.
+        super().__init__(app, config, context, state, cast("Any", stream))
+        self._client = stream
+        self._turns = turns
+        self._most_requests = config.h2_max_concurrent_streams
+
+    async def _read_data(self) -> None:
+        """Hand over what comes until the client, or this side, ends the connection."""
+        self.protocol.protocol = _Http1(self.protocol)
+        self._client.standing.awaits_body = self._awaits_body
+        try:
+            # Its first bytes show which protocol a connection speaks.
+            rest = await self._read_preface()
+            http2 = self._http2
+            if http2 is not None:
+                await self._read_http2(http2, rest)
+            else:
+                await self._read_http1(rest)
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            pass  # the client is gone
+        await self.protocol.handle(Closed())
+        await self.stream.aclose()
+
+    @property
+    def _http2(self) -> H2Protocol | None:
+        protocol = self.protocol.protocol
+        return protocol if isinstance(protocol, H2Protocol) else None
+
+    async def _receive(self) -> bytes:
+        return bytes(await self.stream.receive_some(MAX_RECV))
+
+    async def _hand_over(self, data: bytes) -> None:
+        await self.protocol.handle(RawData(data))
+
+    async def _read_preface(self) -> bytes:
+        """Hand over HTTP/2's preface, if there is one; returns what came behind it.
+
+        What it returns in HTTP/1.1 is b"" at the end of the input, or what is to be handed over.
+        """
+        seen = 0
+        while True:
+            data = await self._receive()
+            part = PREFACE[seen : seen + len(data)]
+            if not data or not data.startswith(part):
+                return data
+            # h11 knows the preface, and passes on what it has in hand.
+            await self._hand_over(part)
+            seen += len(part)
+            if seen == len(PREFACE):
+                self._client.clock.becomes_http2()
+                return data[len(part) :]
+
+    async def _read_http1(self, data: bytes) -> None:
+        standing = self._client.standing
+        standing.in_hand = may_be_whole(data)
+        while data:
+            await self._turns.next()
+            standing.in_hand = False
+            await self._hand_over(data)
+            data = await self._receive()
+            # The first bytes have cost little yet, and may be given up before their turn.
+            standing.in_hand = True
+        standing.in_hand = False
+        if not self._awaits_body():
+            await self._client.wait_until_answered()
+        # Of a request that is not whole h11 says that it is wrong.
+        await self._hand_over(b"")
+
+    async def _read_http2(self, protocol: H2Protocol, data: bytes) -> None:
+        # Hypercorn tells the client, and does not bound what is decoded.
+        protocol.connection.decoder.max_header_list_size = LARGEST_HEADER_LIST
+        standing = self._client.standing
+        standing.in_hand = False
+        cutter = FrameCutter()
+        while True:
+            cutter.add(data)
+            try:
+                while piece := cutter.next():
+                    await self._turns.next()
+                    await self._hand_over(piece)
+                    # Requests that are reset at once are not among the streams that are counted.
+                    await self._client.wait_until_answered(self._most_requests)
+            except FloodError as error:
+                await self._refuse_flood(protocol, error)
+                return
+            data = await self._receive()
+            if not data:
+                break
+        await self._end_unfinished(protocol)
+        # An answer for which the client left no window waits for a frame that cannot come.
+        while self._client.clock.requests and not standing.is_blocked(trio.current_time()):
+            with trio.move_on_after(_LOOK_AGAIN):
+                await self._client.wait_until_answered()
+
+    async def _refuse_flood(self, protocol: H2Protocol, error: FloodError) -> None:
+        log.debug("http2_flood", reason=str(error))
+        protocol.connection.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+        await self._hand_over(b"")
+
+    async def _end_unfinished(self, protocol: H2Protocol) -> None:
+        """End the requests of which the rest can no longer come."""
+        for stream_id in list(protocol.streams):
+            if _awaits_body(protocol.connection, stream_id):
+                await protocol._close_stream(stream_id)  # noqa: SLF001 - as on a reset
+
+    def _awaits_body(self) -> bool:
+        """Whether more of a request is awaited, and no answer of ours."""
+        protocol = self.protocol.protocol
+        if isinstance(protocol, H2Protocol):
+            return bool(protocol.streams) and all(
+                _awaits_body(protocol.connection, stream_id) for stream_id in protocol.streams
+            )
+        whole = protocol.connection.their_state in _RECEIVED_WHOLE
+        return self._client.clock.requests > 0 and not whole
+
+
+def _awaits_body(connection: h2.connection.H2Connection, stream_id: int) -> bool:
+    """Return whether the client's end of a stream is open."""
+    stream = connection.streams.get(stream_id)
+    return stream is not None and stream.state_machine.state is h2.stream.StreamState.OPEN
+
+
+class _Http1(H11Protocol):
+    """Hypercorn's HTTP/1.1 without upgrades to HTTP/2."""
+
+    def __init__(self, wrapper: ProtocolWrapper) -> None:
+        super().__init__(
+            wrapper.app,
+            wrapper.config,
+            wrapper.context,
+            wrapper.task_group,
+            wrapper.state,
+            wrapper.ssl,
+            wrapper.client,
+            wrapper.server,
+            wrapper.send,
+        )
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Raise H2ProtocolAssumedError for the head of HTTP/2's preface, as the first request."""
+        is_preface = event.method == b"PRI" and event.target == b"*"
+        if is_preface and event.http_version == b"2.0" and not self.keep_alive_requests:
+            data, _ = cast("h11.Connection", self.connection).trailing_data
+            raise H2ProtocolAssumedError(_PREFACE_HEAD + data)

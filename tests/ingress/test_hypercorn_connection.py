@@ -1,0 +1,277 @@
+"""Hypercorn's connections: how they end, and what a flood of HTTP/2 frames may cost others."""
+
+from __future__ import annotations
+
+import struct
+from contextlib import suppress
+from time import perf_counter, thread_time
+from typing import TYPE_CHECKING
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import pytest
+import trio
+
+from tests.ingress.rig import COLLECTION, post, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.ingress.rig import Rig, Wire
+    from tests.ingress.tls_files import Files
+
+CHUNKED = (
+    b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+IN_CHUNKS = CHUNKED + b"16\r\n" + COLLECTION + b"\r\n0\r\n\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+TAKEN = [b"1", b'"two"']
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+REQUEST = [
+    (":method", "POST"),
+    (":path", "/v1/payloads"),
+    (":scheme", "http"),
+    (":authority", "here"),
+    ("content-type", "application/json"),
+]
+
+
+# --- clients that close their sending side -----------------------------------------------------
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("sent", [IN_CHUNKS, post(), GET], ids=["chunked", "length", "get"])
+async def test_an_answer_after_the_end_of_the_input(sent: bytes) -> None:
+    """The payloads would be stored, the client get no answer, and send them again."""
+    async with running() as rig:
+
+        async def visit(*, late: bool) -> None:
+            async with rig.wire() as wire:
+                await wire.send(sent)
+                if late:
+                    await trio.testing.wait_all_tasks_blocked()
+                await wire.stream.send_eof()
+                with trio.fail_after(30):
+                    assert (await wire.answer()).status in {200, 202}
+                    assert await wire.rest() == b""
+
+        async with trio.open_nursery() as nursery:
+            for number in range(60):
+                nursery.start_soon(lambda late: visit(late=late), number % 2 == 0)
+        assert len(rig.intake.taken) == (0 if sent == GET else 60)
+
+
+async def test_an_answer_that_takes_its_time_after_the_end_of_the_input() -> None:
+    """A slow disk would make the client send everything again."""
+    async with running() as rig, rig.wire() as wire:
+        rig.intake.open = trio.Event()
+        await wire.send(IN_CHUNKS, IN_CHUNKS)
+        await wire.stream.send_eof()
+        await rig.intake.asked.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        rig.intake.open.set()
+        with trio.fail_after(10):
+            assert [(await wire.answer()).status for _ in range(2)] == [202, 202]
+            assert await wire.rest() == b""
+
+
+async def test_half_a_request_before_the_end_of_the_input() -> None:
+    """Half of a collection would be taken, or hold its slot until REQUEST_TIMEOUT."""
+    async with running() as rig, rig.wire() as wire:
+        await wire.send(IN_CHUNKS[:-20])
+        await wire.stream.send_eof()
+        with trio.fail_after(10):
+            assert (await wire.answer()).status == 400
+            assert await wire.rest() == b""
+        assert rig.intake.taken == []
+
+
+async def test_an_answer_after_the_end_of_tls(files: Files) -> None:
+    """What goes without TLS would not go with it."""
+    async with files.running() as rig, files.records(rig) as client:
+        await client.shake_hands()
+        client.write(IN_CHUNKS)
+        client.close_notify()
+        await client.send()
+        with trio.fail_after(10):
+            assert b" 202 " in await client.rest()
+        assert rig.intake.taken == [TAKEN]
+
+
+async def test_http2_answers_what_came_whole_before_the_end_of_the_input() -> None:
+    """Of several requests on a connection none would be answered, and all be stored."""
+    async with running() as rig, rig.wire() as wire:
+        rig.intake.open = trio.Event()
+        client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        client.initiate_connection()
+        client.send_headers(1, REQUEST)
+        client.send_data(1, COLLECTION, end_stream=True)
+        client.send_headers(3, REQUEST)
+        client.send_data(3, COLLECTION[:7])
+        await wire.send(client.data_to_send())
+        await wire.stream.send_eof()
+        await rig.intake.asked.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        rig.intake.open.set()
+        with trio.fail_after(10):
+            events = client.receive_data(await wire.rest())
+        statuses = [
+            (event.stream_id, dict(event.headers)[b":status"])
+            for event in events
+            if isinstance(event, h2.events.ResponseReceived)
+        ]
+        assert statuses == [(1, b"202")]
+        assert rig.intake.taken == [TAKEN]
+
+
+# --- floods ------------------------------------------------------------------------------------
+
+
+def frame(kind: int, flags: int, stream: int, body: bytes = b"") -> bytes:
+    """Return an HTTP/2 frame."""
+    return len(body).to_bytes(3, "big") + bytes([kind, flags]) + struct.pack(">I", stream) + body
+
+
+def pings() -> Iterator[bytes]:
+    """Yield frames that have to be answered."""
+    while True:
+        yield frame(6, 0, 0, b"12345678")
+
+
+def settings() -> Iterator[bytes]:
+    """Yield settings that have to be acknowledged."""
+    while True:
+        yield frame(4, 0, 0, struct.pack(">HI", 4, 65_535))
+
+
+def window_updates() -> Iterator[bytes]:
+    """Yield permissions to send one byte more."""
+    while True:
+        yield frame(8, 0, 0, struct.pack(">I", 1))
+
+
+def rapid_resets() -> Iterator[bytes]:
+    """Yield requests that are taken back at once."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    client.initiate_connection()
+    client.data_to_send()
+    for stream in range(1, 2**31, 2):
+        client.send_headers(stream, REQUEST)
+        client.reset_stream(stream)
+        yield client.data_to_send()
+        client.streams.clear()
+
+
+def empty_data() -> Iterator[bytes]:
+    """Yield parts of a body with nothing in them."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    client.initiate_connection()
+    client.data_to_send()
+    client.send_headers(1, REQUEST)
+    yield client.data_to_send()
+    while True:
+        yield frame(0, 0, 1)
+
+
+@pytest.mark.parametrize("flood", [pings, settings, window_updates, rapid_resets, empty_data])
+async def test_a_flood_of_frames_holds_nothing_up(flood: object) -> None:
+    """A few connections with small frames would make all other clients wait for seconds."""
+    assert callable(flood)
+    made = pieces(flood())  # before the clock runs: the clients share the loop
+    async with running() as rig, trio.open_nursery() as nursery:
+        longest = [0.0]
+        nursery.start_soon(watch_the_loop, longest)
+        for _ in range(4):
+            nursery.start_soon(send_flood, rig, made)
+        waits = []
+        with trio.move_on_after(2):
+            async with rig.wire() as wire:
+                while True:
+                    started = perf_counter()
+                    await wire.send(post())
+                    assert (await wire.answer()).status == 202
+                    waits.append(perf_counter() - started)
+        nursery.cancel_scope.cancel()
+    assert len(waits) > 10
+    assert sorted(waits)[len(waits) // 2] < 0.1
+    assert max(waits) < 1
+    assert longest[0] < 0.25
+
+
+async def watch_the_loop(longest: list[float]) -> None:
+    """Measure the CPU time of one pass of the event loop, in which clients have their part."""
+    while True:
+        started = thread_time()
+        await trio.lowlevel.checkpoint()
+        longest[0] = max(longest[0], thread_time() - started)
+
+
+def pieces(frames: Iterator[bytes]) -> list[bytes]:
+    """Return a flood: 16 times 64 KiB of these frames."""
+    found = []
+    for _ in range(16):
+        piece = bytearray()
+        while len(piece) < 65_536:
+            piece += next(frames)
+        found.append(bytes(piece))
+    return found
+
+
+async def send_flood(rig: Rig, flood: list[bytes]) -> None:
+    """Send it, and read what comes."""
+    async with rig.wire() as wire, trio.open_nursery() as nursery:
+        nursery.start_soon(drop_answers, wire)
+        with suppress(trio.BrokenResourceError):
+            await wire.send(PREFACE, frame(4, 0, 0))
+            for piece in flood:
+                await wire.send(piece)
+            await trio.sleep_forever()
+        nursery.cancel_scope.cancel()
+
+
+async def drop_answers(wire: Wire) -> None:
+    """Read."""
+    with suppress(trio.BrokenResourceError):
+        while await wire.stream.receive_some():
+            pass
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\xff\xff\xff" + b"\0\0\0\0\0\1" + b"x" * 1000,
+        frame(4, 0, 0, b"".join(struct.pack(">HI", number, 1) for number in range(900))),
+        frame(1, 0, 1, b"x" * 16_000) + frame(9, 0, 1, b"x" * 16_000) * 3,
+    ],
+    ids=["frame", "settings", "headers"],
+)
+async def test_a_frame_that_claims_too_much_ends_the_connection(said: bytes) -> None:
+    """16 MiB of one frame, or all settings that can be made up, would be kept in memory."""
+    async with running() as rig, rig.wire() as wire:
+        await wire.send(PREFACE, frame(4, 0, 0), said)
+        with trio.fail_after(10):
+            answer = await wire.rest()
+        client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        client.initiate_connection()
+        (ended,) = [
+            event
+            for event in client.receive_data(answer)
+            if isinstance(event, h2.events.ConnectionTerminated)
+        ]
+        assert ended.error_code == h2.errors.ErrorCodes.ENHANCE_YOUR_CALM
+
+
+async def test_headers_beyond_the_limit_end_the_connection() -> None:
+    """Headers that a few bytes stand for would be unpacked into megabytes."""
+    async with running() as rig, rig.wire() as wire:
+        client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        client.initiate_connection()
+        client.send_headers(1, [*REQUEST, ("x", "y" * 3000)])
+        client.send_headers(3, [*REQUEST, *[("x", "y" * 3000)] * 10])
+        await wire.send(client.data_to_send())
+        with trio.fail_after(10):
+            events = client.receive_data(await wire.rest())
+        assert any(isinstance(event, h2.events.ConnectionTerminated) for event in events)

@@ -1,0 +1,50 @@
+"""A daemon with few descriptors, and more clients than it has."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import httpx
+import trio
+
+from tests.ingress.rig import Wire, post
+from tests.support.daemon import START_WITHIN, run_command, started
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LARGE = post(b'{"payloads":["%s"]}' % (b"x" * 300_000))
+"""It goes into a segment, which is a file of its own."""
+
+
+async def test_clients_leave_descriptors_for_the_journal_and_the_store(tmp_path: Path) -> None:
+    """With all descriptors in the hands of clients nothing could be accepted, or be stored."""
+    limited = ("prlimit", "--nofile=300:300", sys.executable, "-m", "daemon")
+    async with started(tmp_path, command=limited) as daemon:
+        await daemon.wait_for_event("listening", START_WITHIN)
+        used = daemon.event("open_files_limited")["max_connections_used"]
+        assert used < 300
+        url = httpx.URL(daemon.url)
+        async with AsyncExitStack() as stack:
+            for _ in range(2 * used):
+                await stack.enter_async_context(await trio.open_tcp_stream(url.host, url.port or 0))
+            for body in (post(), LARGE) * 4:
+                async with await trio.open_tcp_stream(url.host, url.port or 0) as stream:
+                    await stream.send_all(body)
+                    with trio.fail_after(30):
+                        assert (await Wire(stream).answer()).status == 202
+            assert (await daemon.ready()).json() == {"status": "ready", "troubles": []}
+            await daemon.wait_until_stored(8)
+        assert not daemon.events("accept_failed")
+        assert len(daemon.events("connections_full")) >= 1
+
+
+async def test_too_few_descriptors_are_named_at_the_start(tmp_path: Path) -> None:
+    """The daemon would start, and fail at its first busy minute."""
+    done = await run_command("serve", folder=tmp_path, prefix=("prlimit", "--nofile=100:100"))
+    assert done.returncode == 78
+    assert "open files" in done.stderr
+    assert "MAX_WORKERS" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,73 @@
+"""A daemon that was stopped for a while, as by a debugger, a snapshot, or a busy machine."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import httpx
+import trio
+
+from tests.ingress.rig import COLLECTION, Wire, post
+from tests.support.daemon import running_daemon
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LIMITS = {"REQUEST_TIMEOUT": "1s", "KEEPALIVE_TIMEOUT": "1s"}
+HEAD = b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+STALL = 3.0
+
+
+async def test_requests_that_came_during_a_stall_are_answered(tmp_path: Path) -> None:
+    """Every pause longer than REQUEST_TIMEOUT would end in as many errors as there are clients."""
+    # What has been sent before the stall, and what is sent during it.
+    cases = [
+        (b"", post()),
+        (post()[:20], post()[20:]),
+        (post()[:-5], post()[-5:]),
+        (CHUNKED, b"16\r\n" + COLLECTION + b"\r\n0\r\n\r\n"),
+        (
+            CHUNKED + b"5\r\n" + COLLECTION[:5] + b"\r\n",
+            b"11\r\n" + COLLECTION[5:] + b"\r\n0\r\n\r\n",
+        ),
+        (b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"),
+    ] * 5
+    async with running_daemon(tmp_path, LIMITS) as daemon:
+        url = httpx.URL(daemon.url)
+        wires: list[Wire] = []
+        for before, _ in cases:
+            wires.append(Wire(await trio.open_tcp_stream(url.host, url.port or 0)))
+            if before:
+                await wires[-1].send(before)
+        # Answered behind all of the above, so the daemon has read it.
+        late = Wire(await trio.open_tcp_stream(url.host, url.port or 0))
+        await late.send(post())
+        assert (await late.answer()).status == 202
+        daemon.signal(signal.SIGSTOP)
+        for wire, (_, during) in zip(wires, cases, strict=True):
+            await wire.send(during)
+        await late.send(post())
+        await trio.sleep(STALL)
+        daemon.signal(signal.SIGCONT)
+        with trio.fail_after(30):
+            for wire in [*wires, late]:
+                assert (await wire.answer()).status in {200, 202}
+                await wire.stream.aclose()
+        assert not daemon.events("connection_failed")
+
+
+async def test_time_goes_on_behind_a_stall(tmp_path: Path) -> None:
+    """A client that stopped sending before a stall would keep its slot for ever behind it."""
+    async with running_daemon(tmp_path, LIMITS) as daemon:
+        url = httpx.URL(daemon.url)
+        async with await trio.open_tcp_stream(url.host, url.port or 0) as stream:
+            wire = Wire(stream)
+            await wire.send(post()[:-5])
+            await trio.sleep(0.3)  # it is read before the stall
+            daemon.signal(signal.SIGSTOP)
+            await trio.sleep(STALL)
+            daemon.signal(signal.SIGCONT)
+            with trio.fail_after(30):
+                assert (await wire.answer()).status == 408
