@@ -67,7 +67,8 @@ class _Handler:
         self._door.check(headers)
         if (request.content_length or 0) > self._door.max_length:
             raise too_large(self._door.max_length)
-        answer = await self._door.take(headers, await self._read_body())
+        body = await self._read_body()
+        answer = await self._door.take(headers, body, request.remote_addr or "unix")
         return Response(answer, 202, content_type="application/json")
 
     async def _read_body(self) -> bytes:

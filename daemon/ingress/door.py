@@ -82,8 +82,8 @@ class Door:
             raise refused(refusal)
         check_headers(headers.content_type, headers.content_encoding)
 
-    async def take(self, headers: PostHeaders, data: bytes) -> bytes:
-        """Take one request, whole or not at all, and return the body of the 202.
+    async def take(self, headers: PostHeaders, data: bytes, client: str) -> bytes:
+        """Take one request of ``client``, whole or not at all, and return the body of the 202.
 
         Raises Problem. ``check`` comes before.
         """
@@ -94,7 +94,7 @@ class Door:
             outcomes.append(outcome)
             answered.set()
 
-        self.submit(headers, data, 0, done)
+        self.submit(headers, data, 0, done, lambda: client)
         await answered.wait()
         (outcome,) = outcomes
         if isinstance(outcome, Receipt):
@@ -107,10 +107,12 @@ class Door:
         data: bytes | bytearray,
         start: int,
         done: Callable[[Outcome], None],
+        client: Callable[[], str | None],
     ) -> None:
         """Do the same without waiting: ``done`` hears what comes of it.
 
         The body begins at ``start`` of ``data``. Its memory is the caller's affair until then.
+        ``client`` returns the client's address, and is only called for large bodies.
 
         Raises Problem for what is known at once; ``done`` is not called then.
         """
@@ -120,7 +122,7 @@ class Door:
             else:
                 self._submit_compressed(headers, data, start, done)
         except TooMuchWorkError:
-            self._submit_large(headers, data, start, done)
+            self._submit_large(headers, data, start, done, client())
         except Exception as error:
             raise as_problem(error) from error
 
@@ -159,10 +161,12 @@ class Door:
         data: bytes | bytearray,
         start: int,
         done: Callable[[Outcome], None],
+        client: str | None,
     ) -> None:
         content_type, content_encoding, key = headers
         take = partial(self._take_lines, _checked(key), len(data) - start, done)
-        self.large.add(LargeBody(data, start, content_type, content_encoding, take, done))
+        body = LargeBody(data, start, content_type, content_encoding, take, done, client)
+        self.large.add(body)
 
     async def _take_lines(
         self, key: str | None, received: int, done: Callable[[Outcome], None], lines: Lines

@@ -73,7 +73,7 @@ class LargeBody:
     """Is awaited with what it holds."""
     refuse: Callable[[Problem | RefusedError], None]
     """Is called instead where it holds nothing that could be taken."""
-    client: str = ""
+    client: str | None
     """The address of its client: clients take turns."""
     since: float = field(default_factory=trio.current_time)
 
@@ -93,7 +93,7 @@ class LargeBodies:
         self._settled = settled
         # By client, the one whose turn is next first. Each body holds its memory already
         # (MAX_REQUEST_BYTES), and is one of a connection's requests.
-        self._waiting: dict[str, deque[LargeBody]] = {}
+        self._waiting: dict[str | None, deque[LargeBody]] = {}
         self._news = trio.Event()
         self._process: _Process | None = None
 

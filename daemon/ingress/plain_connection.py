@@ -234,7 +234,7 @@ class PlainConnection:
     def _submit(self, request: PlainRequest, data: bytes | bytearray, start: int) -> None:
         self._waits = True
         try:
-            self._lane.door.submit(request.headers, data, start, self.done)
+            self._lane.door.submit(request.headers, data, start, self.done, self._client)
         except Problem as problem:
             self._waits = False
             self._refuse(problem)
@@ -245,6 +245,9 @@ class PlainConnection:
         One that waits for memory is not at fault.
         """
         return len(self._head) + len(self._body) if self._waiter is None else _NOT_AT_FAULT
+
+    def _client(self) -> str | None:
+        return address_of_client(self._stream.socket)
 
     def _too_slow(self) -> None:
         self._stream.body_is_there()

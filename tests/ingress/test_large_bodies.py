@@ -50,7 +50,7 @@ async def outcome_of(
         outcomes.append(problem)
         done.set()
 
-    bodies.add(LargeBody(data, 0, content_type, coding, take, refuse))
+    bodies.add(LargeBody(data, 0, content_type, coding, take, refuse, "192.0.2.1"))
     with trio.fail_after(60):
         await done.wait()
     return outcomes[0]
