@@ -8,9 +8,7 @@ process.
 
 from __future__ import annotations
 
-import math
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -47,6 +45,7 @@ _SECONDS: Final = 30.0
 """How long one body may take. The worst of 16 MiB takes 3 s on one slow core."""
 _IDLE_SECONDS: Final = 60.0
 _END_SECONDS: Final = 1.0
+_RETRY_AFTER: Final = 2
 _KEPT_ENVIRONMENT: Final = ("PATH", "PYTHON", "LANG", "LC_", "LD_LIBRARY_PATH", "COV", "TZ")
 """Beginnings of the variables that the process gets: none of those that hold secrets."""
 
@@ -148,9 +147,11 @@ class LargeBodies:
         await body.take(outcome)
 
     async def _decode(self, body: LargeBody) -> Lines | Problem:
+        if self._process is not None and self._process.ended:
+            await self._end_process()
+        if self._process is None:
+            self._process = await trio.to_thread.run_sync(_Process)
         process = self._process
-        if process is None or process.ended:
-            process = self._process = await trio.to_thread.run_sync(_Process)
         with trio.fail_after(_SECONDS):
             # Abandoned at the deadline: the thread ends with the socket.
             return await trio.to_thread.run_sync(
@@ -225,8 +226,8 @@ class _Process:
 
 
 def busy(detail: str) -> RefusedError:
-    """Return the 503 BUSY, with a Retry-After that keeps clients apart."""
-    return RefusedError("BUSY", detail, math.ceil(random.uniform(0.5, 4)))  # noqa: S311 - jitter
+    """Return the 503 BUSY."""
+    return RefusedError("BUSY", detail, _RETRY_AFTER)
 
 
 def _not_decoded() -> RefusedError:
