@@ -9,6 +9,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Final
 
+from daemon.pipeline.checksum import of_values
 from daemon.pipeline.operations import Receipt
 
 if TYPE_CHECKING:
@@ -24,20 +25,35 @@ _EXPIRE: Final = """
     (SELECT key FROM answers WHERE expires <= ? ORDER BY expires LIMIT ?)
 """
 
+_INSERT: Final = """
+    INSERT OR REPLACE INTO answers (key, id, payloads, expires, fingerprint, crc)
+    VALUES (?, ?, ?, ?, ?, ?)
+"""
+
 
 def answer(connection: sqlite3.Connection, key: bytes, receipt: Receipt) -> Receipt | None:
     """Return what ``key`` was answered with before; None, and note ``receipt``, if it is new."""
     now = int(time.time())
-    row = connection.execute(
+    found = connection.execute(
         "SELECT id, payloads FROM answers WHERE key = ? AND expires > ?", (key, now)
     ).fetchone()
-    if row is not None:
-        return Receipt(uuid.UUID(bytes=row[0]), row[1])
-    connection.execute(
-        "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
-        (key, receipt.id.bytes, receipt.payloads, now + KEEP),
-    )
+    if found is not None:
+        return _earlier(*found, receipt)
+    row = (key, receipt.id.bytes, receipt.payloads, now + KEEP, None)
+    connection.execute(_INSERT, (*row, of_values(row)))
     return None
+
+
+def _earlier(id_: object, payloads: object, receipt: Receipt) -> Receipt:
+    """Return the earlier receipt; what a damaged row no longer says is taken from the new one.
+
+    That the key is known matters more than the id: its request must not be stored twice.
+    """
+    sound = isinstance(id_, bytes) and len(id_) == len(receipt.id.bytes)
+    return Receipt(
+        uuid.UUID(bytes=id_) if sound and isinstance(id_, bytes) else receipt.id,
+        payloads if isinstance(payloads, int) else receipt.payloads,
+    )
 
 
 def expire(connection: sqlite3.Connection) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from daemon.pipeline import segments
+from daemon.pipeline.checksum import of_job
 from daemon.pipeline.job import Job
 from daemon.pipeline.schema import ROW_BYTES
 
@@ -46,7 +47,9 @@ class Changes:
             self.payloads += payloads
             self.bytes += len(lines)
             if len(lines) < segments.LARGE:
-                self.rows.append((job.seq, bytearray(id_.bytes), payloads, bytearray(lines)))
+                bare = id_.bytes
+                crc = of_job(job.seq, bare, payloads, lines)
+                self.rows.append((job.seq, bytearray(bare), payloads, bytearray(lines), crc))
             else:
                 self.large.append(job)
                 self.large_bytes += len(lines)
@@ -87,11 +90,14 @@ class Changes:
         """Make rows of the large jobs, whose lines are in ``segment`` from ``start`` on."""
         for job in self.large:
             size = len(job.lines)
-            id_ = bytearray(job.id.bytes)
-            self.placed.append((job.seq, id_, job.payloads, segment, start, size))
+            id_ = job.id.bytes
+            crc = of_job(job.seq, id_, job.payloads, job.lines)
+            self.placed.append((job.seq, bytearray(id_), job.payloads, segment, start, size, crc))
             start += size
 
     def place_in_rows(self) -> None:
         """Make rows of the large jobs that hold their lines."""
         for job in self.large:
-            self.rows.append((job.seq, bytearray(job.id.bytes), job.payloads, job.lines))
+            id_ = job.id.bytes
+            crc = of_job(job.seq, id_, job.payloads, job.lines)
+            self.rows.append((job.seq, bytearray(id_), job.payloads, job.lines, crc))

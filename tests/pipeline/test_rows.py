@@ -29,12 +29,12 @@ def in_memory() -> sqlite3.Connection:
 
 def row(seq: int) -> NewRow:
     """Return a row that tells which it is."""
-    return seq, bytearray(b"i%d" % seq), 1, bytearray(b"%d\n" % seq)
+    return seq, bytearray(b"i%d" % seq), 1, bytearray(b"%d\n" % seq), seq * 3
 
 
 def placed(seq: int) -> PlacedRow:
     """Return a row that tells which it is, and whose lines are elsewhere."""
-    return seq, bytearray(b"i%d" % seq), 1, 7, seq * 10, 10
+    return seq, bytearray(b"i%d" % seq), 1, 7, seq * 10, 10, seq * 3
 
 
 def seqs(connection: sqlite3.Connection) -> list[int]:
