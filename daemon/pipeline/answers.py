@@ -38,7 +38,7 @@ def answer(connection: sqlite3.Connection, key: bytes, receipt: Receipt) -> Rece
         "SELECT id, payloads FROM answers WHERE key = ? AND expires > ?", (key, now)
     ).fetchone()
     if found is not None:
-        return _earlier(*found, receipt)
+        return _earlier(found[0], found[1], receipt)
     row = (key, receipt.id.bytes, receipt.payloads, now + KEEP, None)
     connection.execute(_INSERT, (*row, of_values(row)))
     return None

@@ -50,7 +50,7 @@ class Clearance:
             if _length(one) <= _FEW:
                 gone.append(one)
             else:
-                self._connection.execute(_INSERT, (*one, of_values(one)))
+                self._connection.execute(_INSERT, (*one, of_values(reversed(one))))
                 self.ranges += (one,)
         rows.delete(self._connection, gone)
         return gone

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from daemon.pipeline.backlog import Page
     from daemon.pipeline.damage import DamagedRow
     from daemon.pipeline.inventory import Inventory
     from daemon.pipeline.job import Batch, Job
@@ -250,18 +251,19 @@ class Database:
         What is damaged becomes a dead letter. Raises sqlite3.Error where the very first cannot be
         read for another reason.
         """
-        while True:
-            start = after
-            page = self._safely(lambda: self._backlog.page(start, most_jobs, most_bytes))
-            if page.damaged:
-                self._bury(page.damaged)
-            if page.jobs or not page.damaged:
-                break
-            after = page.last
+        page = self._page(after, most_jobs, most_bytes)
+        while page.damaged and not page.jobs:
+            page = self._page(page.last, most_jobs, most_bytes)
         if not page.jobs and not self._counted:
             self._counted = True
             self._recount()
         return page.jobs
+
+    def _page(self, after: int, most_jobs: int, most_bytes: int) -> Page:
+        page = self._safely(lambda: self._backlog.page(after, most_jobs, most_bytes))
+        if page.damaged:
+            self._bury(page.damaged)
+        return page
 
     def sealed(self, first: int) -> Batch | None:
         """Return a batch that is sealed, as it was; None if nothing of it can be read.
@@ -318,7 +320,10 @@ class Database:
         """Note that ``now`` holds from the next job on; return all, each with its first ``seq``."""
         checked = small_tables.check(self._connection, small_tables.LAYOUTS)
         self.findings.add(*small_tables.mend(self._connection, small_tables.LAYOUTS, checked))
-        known = [(first, Layout(*text, alone=bool(alone))) for first, *text, alone in checked.rows]
+        known = [
+            (first, Layout(template, host, compression, alone=bool(alone)))
+            for first, template, host, compression, alone in checked.rows
+        ]
         # The first that is known holds for all before: the others are gone.
         if known and known[-1][1] == now:
             return known

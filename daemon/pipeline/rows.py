@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-Row = tuple[int, bytes, int, bytes, int | None, int | None, int | None, int, int | None]
+Row = tuple[int, Any, Any, Any, Any, Any, Any, Any, Any]
 """seq, id, payloads, lines; segment, start, size of lines that are in a segment, else None;
 stream; checksum, None in a row of version 3. As it was read: ``reading`` says whether it is."""
 NewRow = tuple[int, bytearray, int, bytearray | bytes, int]
-"""seq, id, payloads, lines, checksum. Python looks for an adapter of each parameter that is no number, str
-or bytearray, so None and bytes were two thirds of what a small row costs."""
+"""seq, id, payloads, lines, checksum. Python looks for an adapter of each parameter that is no
+number, str or bytearray, so None and bytes were two thirds of what a small row costs."""
 PlacedRow = tuple[int, bytearray, int, int, int, int, int]
 """seq, id, payloads; segment, start, size of lines that are in a segment; checksum."""
 Range = tuple[int, int]

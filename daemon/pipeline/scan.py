@@ -8,14 +8,17 @@ two places where that ends from points in between, a bounded number of them.
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from daemon.pipeline.rows import Range
 
 Values = tuple[Any, ...]
+R = TypeVar("R")
+Walk: TypeAlias = "Generator[Values, None, R]"
+"""Yields rows, and returns how far it came."""
 
 _TROUBLE: Final = {5, 6, 7, 9, 10, 13, 14}
 """SQLITE_BUSY, _LOCKED, _NOMEM, _INTERRUPT, _IOERR, _FULL, _CANTOPEN."""
@@ -53,7 +56,7 @@ class Scan:
             self.found += 1
             yield row
 
-    def _rows(self, first: int, last: int, depth: int) -> Iterator[Values]:
+    def _rows(self, first: int, last: int, depth: int) -> Walk[None]:
         while True:
             low = yield from self._upwards(first, last)
             # From the other end too, unless it says the same: a walk may end early unnoticed.
@@ -70,7 +73,7 @@ class Scan:
                 yield from self._gap(low, alone - 1, depth)
         yield from self._gap(low, high, depth)
 
-    def _gap(self, low: int, high: int, depth: int) -> Iterator[Values]:
+    def _gap(self, low: int, high: int, depth: int) -> Walk[None]:
         """Begin again in the middle of a range whose ends cannot be read."""
         if depth == 0 or high - low < 2:  # noqa: PLR2004 - too few for a middle
             self.gaps.append((low, high))
@@ -84,13 +87,13 @@ class Scan:
             self.gaps = [gap for gap in self.gaps if not (low <= gap[0] and gap[1] <= high)]
             self.gaps.append((low, high))
 
-    def _part(self, first: int, last: int, depth: int) -> Iterator[Values]:
+    def _part(self, first: int, last: int, depth: int) -> Walk[None]:
         low = yield from self._upwards(first, last)
         high = yield from self._downwards(low, last)
         if low <= high:
             yield from self._gap(low, high, depth)
 
-    def _upwards(self, first: int, last: int) -> Iterator[Values]:
+    def _upwards(self, first: int, last: int) -> Walk[int]:
         """Yield rows from ``first`` on; returns the key behind the last, or behind the range."""
         order = f"{self._key} ORDER BY {self._key}"
         low = first
@@ -107,7 +110,7 @@ class Scan:
             self.failed = True
         return low
 
-    def _downwards(self, low: int, last: int) -> Iterator[Values]:
+    def _downwards(self, low: int, last: int) -> Walk[int]:
         """Yield rows from ``last`` down to ``low``; returns the key before the last of them."""
         order = f"{self._key} ORDER BY {self._key} DESC"
         high = last

@@ -142,6 +142,14 @@ def check(connection: sqlite3.Connection, table: Table) -> Checked:
     return checked
 
 
+def damaged(connection: sqlite3.Connection, table: Table) -> list[Values]:
+    """Return the rows of a table that are not what was written."""
+    columns = ", ".join((*table.columns, "crc"))
+    query = f"SELECT {columns} FROM {table.name}"  # noqa: S608 - names of ours
+    rows = connection.execute(query)
+    return [tuple(values) for *values, crc in rows if not holds(table, tuple(values), crc)]
+
+
 def holds(table: Table, row: Values, crc: object) -> bool:
     """Return whether a row is what was written, as far as that can be told."""
     return table.is_shaped(row) and crc in {None, of_values(row)}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from daemon.pipeline import schema
 from daemon.pipeline.damage import Finding, is_corrupt
 from daemon.pipeline.salvage import refusal, salvage
+from daemon.pipeline.scan import is_trouble
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,17 +98,22 @@ def check_schema(connection: sqlite3.Connection) -> None:
         raise refusal("two tables begin on the same page")
 
 
-def find_problem(connection: sqlite3.Connection, most: int = 1) -> str | None:
-    """Return what SQLite finds wrong with the pages of a file, None if nothing."""
+def find_problem(connection: sqlite3.Connection) -> str | None:
+    """Return the first thing that SQLite finds wrong with a file, None if there is none."""
+    return next(iter(find_problems(connection, 1)), None)
+
+
+def find_problems(connection: sqlite3.Connection, most: int) -> list[str]:
+    """Return what SQLite finds wrong with the pages of a file and with its indexes."""
     try:
         found = connection.execute(f"PRAGMA integrity_check({most})").fetchall()
     except sqlite3.DatabaseError as error:
-        if not is_corrupt(error):
+        if is_trouble(error):
             raise
-        return str(error)
-    lines = [line for (text,) in found for line in str(text).splitlines()]
-    told = [line for line in lines if line != "ok" and not line.startswith("***")]
-    return "; ".join(told[:most]) if told or lines != ["ok"] else None
+        return [str(error)]
+    lines = [line for (text,) in found for line in str(text).splitlines() if line != "ok"]
+    told = [line for line in lines if not line.startswith("***")]
+    return told[:most] or lines[:1]
 
 
 def fill_up(path: Path) -> list[Finding]:

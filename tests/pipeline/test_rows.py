@@ -51,8 +51,8 @@ def test_any_number_of_rows_is_inserted_as_it_is(count: int) -> None:
         rows.insert(connection, wanted)
         rows.insert_placed(connection, elsewhere)
         assert connection.execute(rows.IN_RANGE, (0, 3000)).fetchall() == [
-            *[(*one, None, None, None) for one in wanted],
-            *[(*one[:3], b"", *one[3:]) for one in elsewhere],
+            *[(*one[:4], None, None, None, 0, one[4]) for one in wanted],
+            *[(*one[:3], b"", *one[3:6], 0, one[6]) for one in elsewhere],
         ]
 
 
