@@ -41,6 +41,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="long: kill the daemon 50 times in each of the torture tests (short: a few times)",
     )
     group.addoption(
+        "--fuzz",
+        choices=("short", "long"),
+        default="short",
+        help="long: damage the journal's files in 8,000 ways (short: in 80)",
+    )
+    group.addoption(
+        "--fuzz-seed",
+        type=int,
+        metavar="N",
+        help="begin with the damage that an earlier failure printed",
+    )
+    group.addoption(
         "--torture-seed",
         type=int,
         metavar="N",

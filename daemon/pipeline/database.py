@@ -88,7 +88,7 @@ class Database:
             try:
                 self._read(gaps)
             except sqlite3.Error as error:
-                if not self._mend(error):
+                if not self._mend(error, starting=True):
                     raise
             self.sealed_firsts = [first for first, _ in self._inventory.sealed]
             """The first ``seq`` of each batch that was sealed before a crash: replayed whole."""
@@ -116,8 +116,11 @@ class Database:
         self.damaged_payloads += taken.lost_payloads
         self.findings.add(*taken.findings)
 
-    def _mend(self, error: sqlite3.Error) -> bool:
-        """Make a damaged file sound; returns whether a second attempt is worth it."""
+    def _mend(self, error: sqlite3.Error, *, starting: bool = False) -> bool:
+        """Make a damaged file sound; returns whether a second attempt is worth it.
+
+        At a start it raises StartError where it cannot be done.
+        """
         now = time.monotonic()
         if not is_corrupt(error) or now - self._mended < _BETWEEN_MENDING:
             return False
@@ -127,6 +130,8 @@ class Database:
             found, gaps = make_sound(self._path)
             self._connection = connect(self._path)
         except (OSError, sqlite3.Error, StartError) as failure:
+            if starting:
+                raise
             self.findings.add(Finding("file", f"{error}; it cannot be made sound: {failure}"))
             # What can still be read and written is.
             self._connection = connect(self._path)
@@ -318,7 +323,7 @@ class Database:
 
     def layouts(self, now: Layout) -> list[tuple[int, Layout]]:
         """Note that ``now`` holds from the next job on; return all, each with its first ``seq``."""
-        checked = small_tables.check(self._connection, small_tables.LAYOUTS)
+        checked = self._safely(lambda: small_tables.check(self._connection, small_tables.LAYOUTS))
         self.findings.add(*small_tables.mend(self._connection, small_tables.LAYOUTS, checked))
         known = [
             (first, Layout(template, host, compression, alone=bool(alone)))

@@ -149,9 +149,10 @@ def _what_is_left(members: Sequence[Row], state_dir: Path) -> bytes:
     """Return the lines of damaged rows, as far as they can be read."""
     left = []
     for row in reversed(members):
+        # A damaged row may hold anything.
         with suppress(sqlite3.Error, TypeError, ValueError):
-            left += rows.lines([row], state_dir)
-    return b"".join(one if isinstance(one, bytes) else str(one).encode() for one in left)
+            left += [bytes(lines) for lines in rows.lines([row], state_dir)]
+    return b"".join(left)
 
 
 def mark(connection: sqlite3.Connection, ids: Sequence[str]) -> int:

@@ -82,7 +82,7 @@ def is_sound(row: Row, lines: bytes) -> bool:
     seq, id_, payloads, *_, stream, crc = row
     if crc is None:
         return _is_plausible(id_, payloads, lines)
-    return crc == of_job(abs(seq), id_, payloads, lines, stream)
+    return bool(crc == of_job(abs(seq), id_, payloads, lines, stream))
 
 
 def _is_plausible(id_: bytes, payloads: int, lines: bytes) -> bool:

@@ -103,7 +103,7 @@ def size(row: Row) -> int:
 
 def lines(rows: Sequence[Row], state_dir: Path) -> list[bytes]:
     """Return the lines of each row, wherever they are."""
-    places = [Place(*row[4:7]) for row in rows if row[4] is not None]  # type: ignore[arg-type]
+    places = [Place(*row[4:7]) for row in rows if row[4] is not None]
     stored = iter(segment_files.read(state_dir, places))
     return [row[3] if row[4] is None else next(stored) for row in rows]
 

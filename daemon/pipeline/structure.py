@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_CHECKED: Final = 64 * 2**20
 """Bytes of a journal that is checked page by page: 0.1 s if it is in memory, 1 s if it is not."""
+_MAGIC: Final = b"SQLite format 3\0"
 _HEADER: Final = 100
 _SMALLEST_PAGE: Final = 512
 _MOST_GROWN: Final = 16
@@ -80,9 +81,10 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether a file begins as a database does; another one is none of our business."""
+    """Return whether a file begins nearly as a database does; others are left as they are."""
     with path.open("rb") as file:
-        return file.read(6) == b"SQLite"
+        same = [one == other for one, other in zip(file.read(16), _MAGIC, strict=False)]
+    return sum(same) >= len(_MAGIC) - 1
 
 
 def check_schema(connection: sqlite3.Connection) -> None:
@@ -145,7 +147,7 @@ def _size_in_header(header: bytes) -> int:
 
     See https://www.sqlite.org/fileformat.html, section 1.3.
     """
-    if len(header) < _HEADER or not header.startswith(b"SQLite format 3\0"):
+    if len(header) < _HEADER or not header.startswith(_MAGIC):
         return 0
     (page,) = unpack_from(">H", header, 16)
     page = 65536 if page == 1 else page

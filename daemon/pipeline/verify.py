@@ -7,6 +7,7 @@ that does not check out is read again: the daemon may have moved it, or deleted 
 from __future__ import annotations
 
 import sqlite3
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from daemon.errors import StartError
@@ -151,7 +152,7 @@ def _damaged_pages(connection: sqlite3.Connection, state_dir: Path) -> Iterator[
 def _beyond(connection: sqlite3.Connection, state_dir: Path, first: int) -> list[DamagedRow]:
     """Check all that can be read from ``first`` on, behind which a page is damaged."""
     scan = Scan(connection, "jobs", IN_RANGE.removeprefix("SELECT ").partition(" FROM")[0])
-    (last,) = connection.execute("SELECT coalesce(max(next), 1) - 1 FROM totals").fetchone()
+    last = _newest(connection)
     damaged: list[DamagedRow] = []
     for row in scan.rows(first, last):
         damaged += reading.read([row], state_dir)[1]
@@ -160,6 +161,16 @@ def _beyond(connection: sqlite3.Connection, state_dir: Path, first: int) -> list
         reason = f"rows from number {low} to {high} cannot be read"
         damaged.append(DamagedRow(low, None, 0, 0, reason))
     return damaged
+
+
+def _newest(connection: sqlite3.Connection) -> int:
+    """Return the number of the newest job, one that no job has where that cannot be read."""
+    for query in ("SELECT next - 1 FROM totals", "SELECT max(seq) FROM jobs"):
+        with suppress(sqlite3.DatabaseError):
+            for (number,) in connection.execute(query):
+                if isinstance(number, int):
+                    return number
+    return _FAR
 
 
 def _check(
