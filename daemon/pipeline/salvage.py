@@ -23,6 +23,7 @@ from daemon.errors import StartError
 from daemon.folders import sync_folder
 from daemon.pipeline import small_tables
 from daemon.pipeline.damage import Finding, corrupt
+from daemon.pipeline.rows import merge
 from daemon.pipeline.scan import Scan, is_trouble
 from daemon.pipeline.schema import FILE, create_copy, look_into
 
@@ -90,7 +91,7 @@ def _copy_all(
         _fill(copy, "jobs", _JOB_COLUMNS, map(_tolerable, scan.rows(first, last)))
     _fill(copy, "jobs", _JOB_COLUMNS, _partial_rows(old, scan.partial))
     _refuse_nothing(scan, "jobs")
-    gaps = [(first, last) for first, last in scan.gaps if first > 0 and last < _FAR]
+    gaps = merge([(first, last) for first, last in scan.gaps if first > 0 and last < _FAR])
     if scan.failed:
         found.append(Finding("jobs", "some of its pages cannot be read", *_ends(gaps)))
     return found, gaps

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -206,7 +206,12 @@ def look(folder: Path) -> list[str]:
 
 def _bring(database: Database, layouts: Layouts, result: Result) -> None:
     """Store all that the journal gives, in the order in which the daemon does."""
-    with closing(look_into(database._path)) as other, other:
+    # An operator reads that the journal cannot be read where the letters are what is damaged.
+    with (
+        suppress(sqlite3.DatabaseError),
+        closing(look_into(database._path)) as other,
+        other,
+    ):
         dead_letters.mark(other, [])
     revive = Revive()
     database.commit([revive])
