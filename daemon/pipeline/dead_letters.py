@@ -151,8 +151,14 @@ def _what_is_left(members: Sequence[Row], state_dir: Path) -> bytes:
     for row in reversed(members):
         # A damaged row may hold anything.
         with suppress(sqlite3.Error, TypeError, ValueError):
-            left += [bytes(lines) for lines in rows.lines([row], state_dir)]
+            left += [_bytes_of(lines) for lines in rows.lines([row], state_dir)]
     return b"".join(left)
+
+
+def _bytes_of(lines: object) -> bytes:
+    if isinstance(lines, str):
+        return lines.encode(errors="surrogateescape")
+    return lines if isinstance(lines, bytes) else b""
 
 
 def mark(connection: sqlite3.Connection, ids: Sequence[str]) -> int:

@@ -62,9 +62,14 @@ def take(
         sealed, dead = ranges(found["batches"]), ranges(found["dead"])
         totals, problem, known = _totals(connection, segments, [*sealed, *dead, *stored])
         findings += problem
-        findings += _bury_strays(connection, totals)
         apart = sorted([*sealed, *dead, *stored])
         before = totals
+        strays = _bury_strays(connection, totals)
+        if any((one.first or 0) > 0 for one in strays):
+            # They were counted, and they are no more.
+            totals = _without(totals, strays)
+            totals.write(connection)
+        findings += strays
         if counting or not known:
             compared = compare(connection, totals, gaps, known=known)
             totals = compared.totals
@@ -143,6 +148,16 @@ def _totals(
     connection.execute("INSERT INTO totals VALUES (?, 0, 0, 0, NULL)", (following,))
     reason = "does not match its checksum; it was counted anew"
     return Totals(following, 0, 0, 0), [Finding("totals", reason)], False
+
+
+def _without(totals: Totals, strays: Sequence[Finding]) -> Totals:
+    """Return the totals without the jobs from the future."""
+    beyond = [one for one in strays if (one.first or 0) > 0]
+    return replace(
+        totals,
+        jobs=max(0, totals.jobs - sum(one.jobs for one in beyond)),
+        payloads=max(0, totals.payloads - damage.total(beyond)),
+    )
 
 
 def _bury_strays(connection: sqlite3.Connection, totals: Totals) -> list[Finding]:

@@ -69,7 +69,7 @@ def refusal(reason: object) -> StartError:
     """Return what a start is refused with where a journal cannot be read."""
     return StartError(
         f"{FILE} is damaged where nothing else says what was there: {reason}."
-        " `payloadd journal verify` lists what is damaged. Nothing was changed: keep a copy of"
+        " `payloadd journal verify` lists what is damaged. Nothing was removed: keep a copy of"
         " STATE_DIR, restore it from a snapshot or move it away to start with an empty journal"
     )
 

@@ -41,7 +41,7 @@ class Scan:
         self._table = table
         self._columns = columns
         self._key = columns.split(",", 1)[0]
-        self._alone = _MOST_ROWS_ALONE
+        self._rows_alone = _MOST_ROWS_ALONE
         self.gaps: list[Range] = []
         """Ranges of the key in which nothing can be read, and in which rows may have been."""
         self.partial: list[int] = []
@@ -63,15 +63,36 @@ class Scan:
             high = yield from self._downwards(low, last)
             if high < low:
                 return
-            alone = self._next_key(low, high)
-            if alone is None:
+            # The row before the one that cannot be read is lost with it: Python fetches ahead.
+            lowest = self._key_at_end(low, high, "ASC")
+            if lowest is None:
                 break
-            self.partial.append(alone)
-            self._alone -= 1
-            first, last = alone + 1, high
-            if alone > low:
-                yield from self._gap(low, alone - 1, depth)
-        yield from self._gap(low, high, depth)
+            yield from self._alone(lowest)
+            if lowest > low:
+                yield from self._gap(low, lowest - 1, depth)
+            first, last = lowest + 1, high
+        highest = self._key_at_end(low, high, "DESC")
+        if highest is not None:
+            yield from self._alone(highest)
+            if highest < high:
+                yield from self._gap(highest + 1, high, depth)
+            high = highest - 1
+        if low <= high:
+            yield from self._gap(low, high, depth)
+
+    def _alone(self, key: int) -> Iterator[Values]:
+        """Yield the row with this key, or note that only a part of it can be read."""
+        query = f"SELECT {self._columns} FROM {self._table} WHERE {self._key} = ?"  # noqa: S608 - names of ours
+        try:
+            row = self._connection.execute(query, (key,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            if is_trouble(error):
+                raise
+            self.partial.append(key)
+            self._rows_alone -= 1
+        else:
+            if row is not None:
+                yield row
 
     def _gap(self, low: int, high: int, depth: int) -> Walk[None]:
         """Begin again in the middle of a range whose ends cannot be read."""
@@ -81,17 +102,11 @@ class Scan:
         middle = (low + high) // 2
         before = self.found
         for start, end in ((low, middle), (middle + 1, high)):
-            yield from self._part(start, end, depth - 1)
+            yield from self._rows(start, end, depth - 1)
         if self.found == before:
             # Nothing in it at all: one gap, and not a thousand.
             self.gaps = [gap for gap in self.gaps if not (low <= gap[0] and gap[1] <= high)]
             self.gaps.append((low, high))
-
-    def _part(self, first: int, last: int, depth: int) -> Walk[None]:
-        low = yield from self._upwards(first, last)
-        high = yield from self._downwards(low, last)
-        if low <= high:
-            yield from self._gap(low, high, depth)
 
     def _upwards(self, first: int, last: int) -> Walk[int]:
         """Yield rows from ``first`` on; returns the key behind the last, or behind the range."""
@@ -128,20 +143,21 @@ class Scan:
             return high
         return low - 1
 
-    def _next_key(self, low: int, high: int) -> int | None:
-        """Return the key of the row that stopped a walk, if it can be read without the rest."""
-        if self._alone <= 0:
+    def _key_at_end(self, low: int, high: int, order: str) -> int | None:
+        """Return the first or last key of a range, if so much can be read."""
+        if self._rows_alone <= 0 or low > high:
             return None
+        query = (
+            f"SELECT {self._key} FROM {self._table} WHERE {self._key} BETWEEN ? AND ?"  # noqa: S608 - names of ours
+            f" ORDER BY {self._key} {order} LIMIT 1"
+        )
         try:
-            for (key,) in self._connection.execute(
-                f"SELECT {self._key} FROM {self._table} WHERE {self._key} BETWEEN ? AND ?"  # noqa: S608 - names of ours
-                f" ORDER BY {self._key} LIMIT 1",
-                (low, high),
-            ):
-                return int(key) if low <= key <= high else None
-        except sqlite3.DatabaseError:
-            pass
-        return None
+            found = self._connection.execute(query, (low, high)).fetchone()
+        except sqlite3.DatabaseError as error:
+            if is_trouble(error):
+                raise
+            return None
+        return int(found[0]) if found is not None and low <= found[0] <= high else None
 
     def _query(self, order: str, first: int, last: int) -> sqlite3.Cursor:
         key, _, rest = order.partition(" ")

@@ -81,10 +81,11 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether a file begins nearly as a database does; others are left as they are."""
+    """Return whether a file begins nearly as a database does, or with a page of zeros."""
     with path.open("rb") as file:
-        same = [one == other for one, other in zip(file.read(16), _MAGIC, strict=False)]
-    return sum(same) >= len(_MAGIC) - 1
+        found = file.read(len(_MAGIC))
+    same = sum(one == other for one, other in zip(found, _MAGIC, strict=False))
+    return same >= len(_MAGIC) - 1 or not any(found)
 
 
 def check_schema(connection: sqlite3.Connection) -> None:

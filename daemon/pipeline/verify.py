@@ -34,7 +34,12 @@ _DEAD_BUT_DAMAGED: Final = f"""
 """  # noqa: S608 - a constant of ours
 _MEMBERS: Final = """
     SELECT first, last, (SELECT count(*) FROM jobs WHERE seq BETWEEN first AND last) FROM batches
+    WHERE NOT EXISTS (
+        SELECT 1 FROM dead WHERE dead.first <= 0
+        AND -dead.first >= batches.first AND -dead.last <= batches.last
+    )
 """
+"""Not those of which a dead letter says what is missing."""
 _DEAD_MEMBERS: Final = """
     SELECT first, last, coalesce(jobs, last - first + 1),
         (SELECT count(*) FROM jobs WHERE seq BETWEEN first AND last)

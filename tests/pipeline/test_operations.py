@@ -60,7 +60,10 @@ def test_only_what_was_marked_comes_back(tmp_path: Path, database: Database) -> 
     database.commit([first, second])
     assert (first.firsts, first.payloads, first.more) == ([2, 4], 2, False)
     assert second.firsts == []
-    assert [(one.key, b"".join(one.pieces)) for one in (sealed(database, number) for number in first.firsts)] == [
+    assert [
+        (one.key, b"".join(one.pieces))
+        for one in (sealed(database, number) for number in first.firsts)
+    ] == [
         (batch(job(2)).key, b"2\n"),
         (batch(job(4)).key, b"4\n"),
     ]
