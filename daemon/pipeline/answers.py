@@ -9,7 +9,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Final
 
-from daemon.pipeline.checksum import of_values
+from daemon.pipeline.checksum import of_answer
 from daemon.pipeline.operations import Receipt
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def answer(connection: sqlite3.Connection, key: bytes, receipt: Receipt) -> Rece
     if found is not None:
         return _earlier(found[0], found[1], receipt)
     row = (key, receipt.id.bytes, receipt.payloads, now + KEEP, None)
-    connection.execute(_INSERT, (*row, of_values(row)))
+    connection.execute(_INSERT, (*row, of_answer(row)))
     return None
 
 

