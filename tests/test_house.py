@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-LONGEST_ROOM: Final = 250
+LONGEST_ROOM: Final = 400
 
 _SCRIPTS: Final = Path(sys.executable).parent
 _FOLDERS: Final = ["daemon", "tests"]

@@ -20,6 +20,8 @@ except ImportError:  # no wheel for this platform: the same numbers, more slowly
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+__all__ = ["crc32", "job_head", "of_answer", "of_job", "of_totals", "of_values"]
+
 job_head = Struct("<qqq16s").pack
 """Stream, seq, payloads and id as the bytes in front of a job's lines."""
 _four = Struct("<qqqq").pack

@@ -7,7 +7,7 @@ finds. What is still not known goes, loudly, and with these consequences:
   so the batch that was sealed becomes the same object again unless a neighbour is damaged too.
 * ``dead``: the store refuses the object again, and it becomes a dead letter again.
 * ``stored``: the rows that were not deleted yet are stored a second time.
-* ``layouts``: the settings of now hold instead.
+* ``layouts``: the one before it holds for its jobs, or the settings of now do.
 * ``totals``: counted anew.
 
 Functions raise sqlite3.Error.

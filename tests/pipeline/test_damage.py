@@ -8,20 +8,37 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from daemon import logs
+from daemon.config import load
 from daemon.errors import PayloaddError, StartError
-from daemon.pipeline import damage, small_tables, structure
+from daemon.health import Health
+from daemon.metrics import Metrics
+from daemon.pipeline import damage, segment_files, small_tables, structure
+from daemon.pipeline.channel import JobChannel
 from daemon.pipeline.checksum import of_values
 from daemon.pipeline.damage import CODE
 from daemon.pipeline.database import Database
 from daemon.pipeline.inspection import Inspection
 from daemon.pipeline.layout import Layout
+from daemon.pipeline.ledger import Ledger
 from daemon.pipeline.lock import lock, owner
+from daemon.pipeline.opening import open_journal
 from daemon.pipeline.operations import Bury, Revive, Seal, Settle
 from daemon.pipeline.reserve import Reserve
 from daemon.pipeline.salvage import DAMAGED_FILE
 from daemon.pipeline.schema import FILE
 from daemon.pipeline.segment_files import FOLDER
-from tests.pipeline.rig import append, batch, contents, id_of, job, open_desk, sealed
+from tests.pipeline.rig import (
+    a_round,
+    append,
+    batch,
+    contents,
+    id_of,
+    job,
+    open_desk,
+    sealed,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -429,3 +446,61 @@ def test_findings_are_told_once() -> None:
     found.add(damage.Finding("jobs", "x"))
     assert len(found.take()) == len(calls) == 1
     assert found.take() == []
+
+
+async def test_the_log_and_the_ledger_hear_of_damage_once(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The `drained` line would call damaged payloads lost, or the log would say nothing."""
+    change(path, "UPDATE jobs SET payloads = 5 WHERE seq = 7")
+    metrics = Metrics()
+    ledger = Ledger(metrics)
+    settings = load({"STATE_DIR": str(path.parent)})
+    channel = JobChannel(100, 10**6)
+    logs.configure(settings)
+    async with open_journal(settings, channel, ledger, Health(), metrics) as opened:
+        assert ledger.open == 13  # as the altered row says
+        jobs = await opened.journal.page(0, 99, 9999)
+        assert [one.seq for one in jobs] == [1, 5, 6, 8, 9]
+        await until(lambda: ledger.dead)
+        assert ledger.open == 8
+        await opened.journal.page(6, 99, 9999)
+    assert (ledger.journaled, ledger.lost) == (8, 0)
+    told = [line for line in capsys.readouterr().err.splitlines() if "payloads_damaged" in line]
+    assert len(told) == 1
+    assert "checksum" in told[0]
+
+
+@pytest.mark.usefixtures("all_large")
+def test_a_segment_that_is_short_holds_up_no_sweep(tmp_path: Path) -> None:
+    """The space of what is stored would never come back."""
+    path = tmp_path / FILE
+    with closing(Database(path)) as database:
+        database.commit([append(1, count=20)])
+        segment = segment_files.path_of(tmp_path / FOLDER, 1)
+        content = segment.read_bytes()
+    segment.write_bytes(content[:-3])
+    with closing(Database(path)) as database:
+        jobs = database.page(0, 99, 9999)
+        assert [one.seq for one in jobs] == [*range(1, 20)]
+        database.commit([Settle(batch(one, sealed=False)) for one in jobs[:-1]])
+        database.sweep.look_at_all()
+        for _ in range(4):
+            a_round(database)
+        assert not database.sweep.waits
+        assert contents(database.page(18, 9, 99)) == [(19, id_of(19), b"19\n", 1)]
+    assert [one.table for one in verified(path)] == ["dead"]
+
+
+def test_idempotency_keys_that_are_damaged_are_found(path: Path) -> None:
+    """A request that is tried again would be stored twice, and nothing would say why."""
+    with closing(Database(path)) as database:
+        database.commit([append(10, key=b"k" * 16)])
+    change(path, "UPDATE answers SET id = 'no id', payloads = 'x'")
+    assert [one.table for one in verified(path)] == ["answers"]
+    with closing(Database(path)) as database:
+        request = append(11, key=b"k" * 16)
+        database.commit([request])
+        # The key is known, which matters most.
+        assert request.earlier == request.receipt
+        assert request.jobs == []

@@ -96,11 +96,11 @@ class JournalFile(RuleBasedStateMachine):
         self.staged: list[Operation] = []
         self.hands = [sealed(self.database, first) for first in self.database.sealed_firsts]
         assert self.database.totals.dead_bytes == self.model.dead_bytes
-        sealed = [self.model.sealed[first] for first in sorted(self.model.sealed)]
+        wanted = [self.model.sealed[first] for first in sorted(self.model.sealed)]
         assert [(one.key, contents(one.jobs)) for one in self.hands] == [
-            (one.key, contents(one.jobs)) for one in sealed
+            (one.key, contents(one.jobs)) for one in wanted
         ]
-        in_seals = {job.seq for one in sealed for job in one.jobs}
+        in_seals = {job.seq for one in wanted for job in one.jobs}
         paged = self.pages(3, 20)
         expected = [job for seq, job in sorted(self.model.jobs.items()) if seq not in in_seals]
         assert contents(paged) == contents(expected)
