@@ -56,6 +56,8 @@ class Result:
     findings: list[str] = field(default_factory=list)
     damaged: int = 0
     """Dead letters with the code DAMAGED."""
+    kept: set[bytes] = field(default_factory=set)
+    """Payloads of dead letters that the store refused and that were not tried again."""
     verified: list[str] = field(default_factory=list)
 
     def problem(self, base: Base) -> str | None:
@@ -65,7 +67,7 @@ class Result:
         there = Counter(line for lines in self.objects.values() for line in lines)
         altered = [line for line in there if line not in base.payloads]
         twice = [line for line, times in there.items() if times > 1]
-        missing = base.payloads - set(there)
+        missing = base.payloads - set(there) - self.kept
         if altered:
             return f"{len(altered)} altered, such as {altered[0][:60]!r}"
         if twice:
@@ -187,7 +189,9 @@ def run(base: Base, folder: Path, rng: random.Random, *, damaging: bool = True) 
         letters = dead_letters.letters(connection)
         result.damaged = sum(letter.code == CODE for letter in letters)
         for letter in letters:
-            dead_letters.lines(connection, folder, letter.id)
+            lines = dead_letters.lines(connection, folder, letter.id)
+            if letter.code != CODE:
+                result.kept.update(lines.splitlines())
     return result
 
 

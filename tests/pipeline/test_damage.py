@@ -7,8 +7,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 import pytest
+import structlog
 
-from daemon import logs
 from daemon.config import load
 from daemon.errors import PayloaddError, StartError
 from daemon.health import Health
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from daemon.pipeline.damage import Finding
+    from daemon.pipeline.journal import Journal
 
 _LAYOUT: Final = Layout("{id}.ndjson", "", "none", alone=True)
 _OTHER: Final = Layout("other/{id}.ndjson", "", "none", alone=True)
@@ -448,27 +449,29 @@ def test_findings_are_told_once() -> None:
     assert found.take() == []
 
 
-async def test_the_log_and_the_ledger_hear_of_damage_once(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_the_log_and_the_ledger_hear_of_damage_once(path: Path) -> None:
     """The `drained` line would call damaged payloads lost, or the log would say nothing."""
     change(path, "UPDATE jobs SET payloads = 5 WHERE seq = 7")
     metrics = Metrics()
     ledger = Ledger(metrics)
     settings = load({"STATE_DIR": str(path.parent)})
     channel = JobChannel(100, 10**6)
-    logs.configure(settings)
-    async with open_journal(settings, channel, ledger, Health(), metrics) as opened:
-        assert ledger.open == 13  # as the altered row says
-        jobs = await opened.journal.page(0, 99, 9999)
-        assert [one.seq for one in jobs] == [1, 5, 6, 8, 9]
-        await until(lambda: ledger.dead)
-        assert ledger.open == 8
-        await opened.journal.page(6, 99, 9999)
+    opening = open_journal(settings, channel, ledger, Health(), metrics)
+    with structlog.testing.capture_logs() as lines:
+        async with opening as opened:
+            await _read_twice(opened.journal, ledger)
     assert (ledger.journaled, ledger.lost) == (8, 0)
-    told = [line for line in capsys.readouterr().err.splitlines() if "payloads_damaged" in line]
-    assert len(told) == 1
-    assert "checksum" in told[0]
+    (told,) = [line for line in lines if line["event"] == "payloads_damaged"]
+    assert (told["log_level"], told["first"], told["last"]) == ("error", 7, 7)
+
+
+async def _read_twice(journal: Journal, ledger: Ledger) -> None:
+    assert ledger.open == 13  # as the altered row says
+    jobs = await journal.page(0, 99, 9999)
+    assert [one.seq for one in jobs] == [1, 5, 6, 8, 9]
+    await until(lambda: ledger.dead)
+    assert ledger.open == 8
+    await journal.page(6, 99, 9999)
 
 
 @pytest.mark.usefixtures("all_large")
