@@ -44,7 +44,7 @@ class Backlog:
         """Leave the ranges ``apart`` out of all pages: sealed, dead, or stored at the start."""
         self._connection = connection
         self._folder = state_dir
-        self.apart = apart
+        self._apart = apart
 
     def page(self, after: int, most_jobs: int, most_bytes: int) -> Page:
         """Return the next jobs after ``seq``; see ``Database.page``."""
@@ -68,7 +68,7 @@ class Backlog:
 
     def _unsealed(self, after: int) -> Iterator[Row]:
         """Yield the rows between and behind the ranges that are apart."""
-        for first, last in [*self.apart, (_BEYOND, _BEYOND)]:
+        for first, last in [*self._apart, (_BEYOND, _BEYOND)]:
             if after < first - 1:
                 yield from in_order(self._connection, after + 1, first - 1)
             after = max(after, last)

@@ -107,10 +107,16 @@ class Database:
         self.totals = replace(self._inventory.totals, dead_bytes=0)
         self.count_dead()
         self._segments.check(self.totals.next)
+        if not hasattr(self, "_apart"):
+            self._apart = self._inventory.apart
+        self._attach()
+
+    def _attach(self) -> None:
+        """Have all parts use the connection that is open now."""
         self.vacuum = Vacuum(self._connection)
-        self.sweep = Sweep(self._connection, self._folder, self._segments, self.findings)
+        self._backlog = Backlog(self._connection, self._folder, self._apart)
         self.clearance = Clearance(self._connection)
-        self._backlog = Backlog(self._connection, self._folder, self._inventory.apart)
+        self.sweep = Sweep(self._connection, self._folder, self._segments, self.findings)
 
     def _take_over(self, taken: Inventory) -> None:
         self.damaged_payloads += taken.lost_payloads
@@ -135,12 +141,11 @@ class Database:
             self.findings.add(Finding("file", f"{error}; it cannot be made sound: {failure}"))
             # What can still be read and written is.
             self._connection = connect(self._path)
+            with suppress(sqlite3.Error):
+                self._attach()
             return False
         self.findings.add(Finding("file", str(error)), *found)
-        apart = self._backlog.apart if hasattr(self, "_backlog") else None
         self._read(gaps)
-        if apart is not None:
-            self._backlog.apart = apart
         return True
 
     def _safely(self, function: Callable[[], T]) -> T:

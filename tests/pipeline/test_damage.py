@@ -336,6 +336,39 @@ def test_a_page_that_is_damaged_under_a_running_daemon_is_no_end(
         assert sum(one.payloads for one in told(database)) == database.damaged_payloads
 
 
+def test_a_file_that_cannot_be_made_sound_goes_on_as_far_as_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk with no room for a copy would refuse requests for a page that they do not need."""
+    monkeypatch.setattr(structure, "MOST_CHECKED", 0)
+    path = tmp_path / FILE
+    with closing(Database(path)) as database:
+        for number in range(1, 2001, 100):
+            database.commit([append(number, count=100)])
+    with path.open("r+b") as file:
+        file.seek(4096 * 24)
+        file.write(bytes(4096))
+
+    def full(_: Path) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with closing(Database(path)) as database:
+        with monkeypatch.context() as patch:
+            patch.setattr("daemon.pipeline.database.make_sound", full)
+            with pytest.raises(sqlite3.DatabaseError, match="malformed"):
+                database.page(0, 9999, 10**7)
+            assert "disk is full" in told(database)[0].reason
+            database.commit([append(2001, count=2)])
+            assert [one.seq for one in database.page(1999, 99, 9999)] == [2000, 2001, 2002]
+            with pytest.raises(sqlite3.DatabaseError, match="malformed"):
+                database.page(0, 9999, 10**7)
+            # Not again and again.
+            assert told(database) == []
+        monkeypatch.setattr("daemon.pipeline.database._BETWEEN_MENDING", 0)
+        assert len(database.page(0, 9999, 10**7)) > 1800
+        assert database.damaged_payloads > 0
+
+
 @pytest.mark.parametrize("table", ["jobs", "batches"])
 def test_a_root_page_that_is_gone_is_a_refusal_in_words(path: Path, table: str) -> None:
     """The daemon would go on without what was in it, or end with a traceback."""
