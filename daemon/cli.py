@@ -16,6 +16,7 @@ from daemon import __version__, config, logs, service
 from daemon.check import check
 from daemon.errors import SettingsError
 from daemon.journal_cli import journal
+from daemon.plain_text import escape_controls
 from daemon.storage.keys import key_problems
 from daemon.systemd import Notifier, is_journal
 from daemon.systemd_cli import systemd
@@ -64,7 +65,8 @@ def check_command() -> None:
     """Try the settings: resolve credentials, write and delete one probe object."""
     settings = _load()
     logs.configure(settings)
-    sys.exit(0 if trio.run(check, settings, click.echo) else service.ExitStatus.WRONG_SETTINGS)
+    good = trio.run(check, settings, lambda line: click.echo(escape_controls(line)))
+    sys.exit(0 if good else service.ExitStatus.WRONG_SETTINGS)
 
 
 def _raise_file_limit() -> None:
@@ -84,6 +86,6 @@ def _load() -> config.Settings:
 def _fail(error: SettingsError) -> NoReturn:
     mark = logs.mark("error") if is_journal(sys.stderr) else ""
     for problem in error.problems:
-        click.echo(f"{mark}payloadd: {problem}", err=True)
+        click.echo(f"{mark}payloadd: {escape_controls(problem)}", err=True)
     Notifier().status("wrong settings: " + "; ".join(error.problems))
     sys.exit(service.ExitStatus.WRONG_SETTINGS)

@@ -9,13 +9,13 @@ unit file one restart at a time is a poor way to spend a night.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from daemon.credential_files import read_credentials
 from daemon.errors import SettingsError
+from daemon.redaction import hide_userinfo
 from daemon.values import (
     Address,
     Compression,
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 LARGEST_OBJECT: Final = 512 * 2**20
 """Bytes: a dead letter is one row, and SQLite's rows end at 10^9 (https://sqlite.org/limits.html)."""
-_USER: Final = re.compile(r"//[^/]*@")
-"""User and password in a URL that is shown because it is refused."""
 
 
 def _setting(default: str | None, parse: Callable[[str], object], doc: str) -> dict[str, Any]:
@@ -228,7 +226,7 @@ def load(
         try:
             values[item.name] = None if text is None else item.metadata["parse"](text)
         except ValueError as error:
-            shown = repr(_USER.sub("//***@", str(text))) if item.repr else "(not shown)"
+            shown = repr(hide_userinfo(str(text))) if item.repr else "(not shown)"
             problems.append(f"{name}: {shown} is not allowed; allowed is {error}")
     problems += _not_built(environ, credentials)
     problems += _contradictions(values)

@@ -9,11 +9,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def make_folder(folder: Path) -> None:
-    """Make ``folder`` with those above it, if need be, all synced (fsync(2)). Raises OSError."""
+def make_folder(folder: Path, mode: int) -> None:
+    """Make ``folder`` with those above it, if need be, all synced (fsync(2)). Raises OSError.
+
+    ``mode``, less the umask, is that of every folder that is made.
+    """
     folder = folder.absolute()
     made = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    for one in reversed(made or [folder]):
+        one.mkdir(mode, exist_ok=True)
     for one in made:
         sync_folder(one.parent)
 

@@ -15,6 +15,7 @@ from daemon import config
 from daemon.errors import PayloaddError, SettingsError
 from daemon.pipeline.inspection import Inspection
 from daemon.pipeline.verify import sentence
+from daemon.plain_text import escape_controls, escape_controls_in_json
 from daemon.service import ExitStatus
 
 if TYPE_CHECKING:
@@ -31,10 +32,10 @@ def _inspection() -> Iterator[Inspection]:
             yield inspection
     except SettingsError as error:
         for problem in error.problems:
-            click.echo(f"payloadd: {problem}", err=True)
+            click.echo(f"payloadd: {escape_controls(problem)}", err=True)
         sys.exit(ExitStatus.WRONG_SETTINGS)
     except PayloaddError as error:
-        click.echo(f"payloadd: {error}", err=True)
+        click.echo(f"payloadd: {escape_controls(str(error))}", err=True)
         sys.exit(1)
 
 
@@ -72,7 +73,7 @@ def verify(*, as_json: bool) -> None:
         click.echo(json.dumps([asdict(finding) for finding in found]))
     else:
         for finding in found:
-            click.echo(sentence(finding))
+            click.echo(escape_controls(sentence(finding)))
         click.echo(f"{len(found)} pieces of damage" if found else "no damage")
     sys.exit(1 if found else 0)
 
@@ -94,7 +95,8 @@ def list_dead(*, as_json: bool) -> None:
     for letter in letters:
         at = datetime.fromtimestamp(letter.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         retry = "  (will be tried again)" if letter.retry else ""
-        click.echo(f"{letter.id}  {at}  {letter.payloads} payloads  {letter.reason}{retry}")
+        reason = escape_controls(letter.reason)
+        click.echo(f"{letter.id}  {at}  {letter.payloads} payloads  {reason}{retry}")
 
 
 @dead.command()
@@ -102,7 +104,9 @@ def list_dead(*, as_json: bool) -> None:
 def show(id_: str) -> None:
     """Print the payloads of a dead letter as NDJSON."""
     with _inspection() as inspection:
-        sys.stdout.buffer.write(inspection.lines(id_))
+        lines = inspection.lines(id_)
+    # A terminal would obey control characters in payloads; a file gets them as they came.
+    sys.stdout.buffer.write(escape_controls_in_json(lines) if sys.stdout.isatty() else lines)
 
 
 @dead.command()

@@ -18,9 +18,13 @@ import trio
 
 from daemon.errors import SettingsError, StartError
 from daemon.health import Health
+from daemon.heap import keep_small
 from daemon.ingress.admin import make_admin_app
 from daemon.ingress.app import make_app
+from daemon.ingress.door import Door
 from daemon.ingress.plain import PlainLane
+from daemon.ingress.refusals import RefusalLog
+from daemon.ingress.request_memory import RequestMemory
 from daemon.ingress.server import Front, bound_addresses, open_listeners, serve
 from daemon.ingress.tls import open_certificates
 from daemon.logs import get_logger
@@ -117,6 +121,7 @@ async def _live(house: House) -> None:
     async with trio.open_nursery() as root:
         reloads, asked = trio.open_memory_channel[None](1)
         root.start_soon(_reload, house, asked)
+        root.start_soon(keep_small)
         await root.start(_watch_signals, house, stop, root.cancel_scope, reloads)
         async with open_store(settings) as store:
             # The memory bound of the daemon, in jobs and in bytes.
@@ -212,19 +217,34 @@ async def _start_pipeline(
 
 async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: list[str]) -> None:
     """Take POSTs until ``stop``; returns when every request under way has been answered."""
-    app = make_app(intake, house.health, house.metrics, house.settings)
-    lane = PlainLane(intake, house.health, house.metrics, house.settings)
-    front = Front(house.settings.max_connections, lane, house.certificates)
-    listeners = house.passed.listeners() or await open_listeners(house.settings.bind)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(serve, app, listeners, house.settings, stop, front)
-        _quieten_the_collector()
-        if house.health.phase == "starting":
-            house.health.phase = "serving"
-            house.notifier.ready()
-        if house.settings.durability == "memory":
-            log.warning("durability_memory", note="what is queued is lost if the process dies")
-        log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))
+    settings = house.settings
+    memory = RequestMemory(settings.max_request_bytes, settings.max_length)
+    door = Door(intake, house.health, settings, memory)
+    refusals = RefusalLog()
+    app = make_app(door, house.health, refusals)
+    lane = PlainLane(door, house.health, house.metrics, refusals)
+    front = Front(
+        settings.max_connections,
+        lane,
+        house.certificates,
+        memory,
+        house.metrics.count_request,
+        refusals,
+    )
+    listeners = house.passed.listeners() or await open_listeners(settings.bind)
+    async with trio.open_nursery() as helpers:
+        helpers.start_soon(door.run)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, app, listeners, settings, stop, front)
+            _quieten_the_collector()
+            if house.health.phase == "starting":
+                house.health.phase = "serving"
+                house.notifier.ready()
+            if settings.durability == "memory":
+                log.warning("durability_memory", note="what is queued is lost if the process dies")
+            log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))
+        helpers.cancel_scope.cancel()
+    refusals.finish()
 
 
 def _quieten_the_collector() -> None:

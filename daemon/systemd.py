@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from daemon.errors import StartError
+from daemon.plain_text import escape_controls
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -55,7 +56,8 @@ class Notifier:
     def status(self, text: str) -> None:
         """Show one line in ``systemctl status``."""
         # A line break would begin another assignment, and the text may be a store's.
-        self._send("STATUS=" + " ".join(text.split())[:_LONGEST_STATUS])
+        line = escape_controls(" ".join(text.split()))
+        self._send("STATUS=" + line[:_LONGEST_STATUS])
 
     def extend(self, seconds: float) -> None:
         """Ask for so much time from now, where TimeoutStopSec= would be over before."""

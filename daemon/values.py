@@ -124,7 +124,7 @@ def address(text: str) -> Address:
     """Parse ``host:port``, ``[v6]:port`` or ``unix:/path``."""
     if text.startswith("unix:/"):
         return UnixAddress(text.removeprefix("unix:"))
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/]+)):([0-9]{1,5})", text)
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/@]+)):([0-9]{1,5})", text)
     if not match or int(match[3]) > 65535:  # noqa: PLR2004 - the largest port there is
         raise ValueError("host:port, [v6]:port or unix:/path (port 0 to 65535)")
     return TcpAddress(match[1] or match[2], int(match[3]))
@@ -148,7 +148,10 @@ def address_or_off(text: str) -> Address | None:
 def store_url(text: str) -> FileUrl | S3Url:
     """Parse ``s3://bucket[/prefix]`` or ``file:///path``."""
     if re.fullmatch(r"file://(?:(?!%00)[^\0])+", text):
-        return FileUrl(Path(unquote(text.removeprefix("file://"))))
+        path = unquote(text.removeprefix("file://"))
+        # With a user and a password it is meant for another machine.
+        if path.startswith(("/", ".")) or not re.search("[:@]", path):
+            return FileUrl(Path(path))
     match = re.fullmatch(r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])((?:/.*)?)", text)
     if not match:
         raise ValueError("s3://bucket[/prefix] or file:///path")

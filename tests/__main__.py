@@ -20,7 +20,9 @@ from typing import Final
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 # Options that change how the tests run and not which; a longer one may carry a value.
-_NOT_PICKING: Final = ("-v", "-q", "-s", "-r", "--repeat-drain=", "--outage=", "--torture=")
+_NOT_PICKING: Final = (
+    *("-v", "-q", "-s", "-r", "--repeat-drain=", "--outage=", "--torture=", "--fuzz="),
+)
 _PICK_NOTHING: Final = ("--durations=", "--tb=", "--color=", "-p", "-W")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.support.fuzz import Fuzz
 from tests.support.s3 import S3Server, seaweedfs
 
 if TYPE_CHECKING:
@@ -44,13 +45,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fuzz",
         choices=("short", "long"),
         default="short",
-        help="long: damage the journal's files in 8,000 ways (short: in 80)",
+        help="long: random cases for 10 minutes a fuzzer (short: for some seconds)",
     )
     group.addoption(
         "--fuzz-seed",
         type=int,
         metavar="N",
-        help="begin with the damage that an earlier failure printed",
+        help="begin with the case that an earlier failure printed",
     )
     group.addoption(
         "--torture-seed",
@@ -72,6 +73,14 @@ def outage(request: pytest.FixtureRequest) -> float:
     """Return how many seconds an outage of the store lasts."""
     seconds: float = request.config.getoption("--outage")
     return seconds
+
+
+@pytest.fixture
+def fuzz(request: pytest.FixtureRequest) -> Iterator[Fuzz]:
+    """Return the random cases of a fuzzer; the last one is printed where the test fails."""
+    made = Fuzz(request.config.getoption("--fuzz"), request.config.getoption("--fuzz-seed"))
+    yield made
+    made.tell()
 
 
 @pytest.fixture(scope="session")

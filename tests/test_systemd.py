@@ -57,7 +57,7 @@ def test_a_status_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with manager(str(tmp_path / "notify"), monkeypatch) as sock:
         Notifier().status("store:\nMAINPID=1\ud800" + "é" * 5000)
         message = sock.recv(10_000)
-    assert message.startswith(b"STATUS=store: MAINPID=1?")
+    assert message.startswith(b"STATUS=store: MAINPID=1\\ud800")
     assert b"\n" not in message
     assert len(message) < 4096
 

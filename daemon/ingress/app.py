@@ -6,33 +6,37 @@ from typing import TYPE_CHECKING
 
 import trio
 from msgspec.json import encode
-from quart import Response, request
+from quart import Response, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
-from daemon.ingress import body
-from daemon.ingress.door import Door, PostHeaders, bug, closes
-from daemon.ingress.problem import CONTENT_TYPE, Problem
+from daemon.ingress.door import PostHeaders, bug, closes
+from daemon.ingress.large_bodies import busy
+from daemon.ingress.problem import CONTENT_TYPE, Problem, refused, too_large
+from daemon.plain_text import escape_controls_in_json
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from daemon.config import Settings
     from daemon.health import Health
-    from daemon.metrics import Metrics
-    from daemon.pipeline.intake import Intake
+    from daemon.ingress.door import Door
+    from daemon.ingress.hypercorn_parts import ReceivedBody
+    from daemon.ingress.refusals import RefusalLog
 
 
-def make_app(intake: Intake, health: Health, metrics: Metrics, settings: Settings) -> QuartTrio:
+def make_app(door: Door, health: Health, refusals: RefusalLog) -> QuartTrio:
     """Return the app of the public address."""
     app = bare_app(health)
-    handler = _Handler(Door(intake, health, settings))
+    handler = _Handler(door)
     add_route(app, "POST", "/v1/payloads", handler.post_payloads)
     add_route(app, "GET", "/healthz", healthz)
 
     @app.after_request
-    async def count(response: Response) -> Response:
-        metrics.count_request(response.status_code)
+    async def note_refusal(response: Response) -> Response:
+        problem: Problem | None = g.pop("problem", None)
+        if problem is not None:
+            agent = _header("User-Agent")
+            refusals.note(problem, _client(), agent, request.method, _path())
         return response
 
     return app
@@ -60,26 +64,34 @@ class _Handler:
             raise Problem("MALFORMED", detail, {"Connection": "close"})
         self._door.check(headers)
         if (request.content_length or 0) > self._door.max_length:
-            raise body.too_large(self._door.max_length)
+            raise too_large(self._door.max_length)
         answer = await self._door.take(headers, await self._read_body())
         return Response(answer, 202, content_type="application/json")
 
     async def _read_body(self) -> bytes:
-        """Return the body; raises Problem TOO_LARGE or TIMEOUT.
+        """Return the body; raises Problem TOO_LARGE, TIMEOUT or BUSY.
 
         Quart's own limit and timeout are not used: a chunked body passes the first, and the
         second starts anew with the body. The server says by when the whole request is due.
         """
         pieces: list[bytes] = []
         left = self._door.max_length
-        due = request.scope.get("state", {}).get("due", trio.current_time() + self._door.timeout)
-        with trio.move_on_at(due):
+        state = request.scope.get("state", {})
+        body: ReceivedBody | None = state.get("body")
+        reading = trio.CancelScope() if body is None else body.reading
+        reading.deadline = state.get("due", trio.current_time() + self._door.timeout)
+        with reading:
             async for piece in request.body:
                 pieces.append(piece)
                 left -= len(piece)
                 if left < 0:
-                    raise body.too_large(self._door.max_length)
+                    raise too_large(self._door.max_length)
             return b"".join(pieces)
+        if body is not None and body.refused:
+            problem = refused(busy("too many request bodies at once (MAX_REQUEST_BYTES)"))
+            if request.http_version != "2":
+                problem.headers["Connection"] = "close"  # the rest of the body is not read
+            raise problem
         raise self._door.too_slow()
 
 
@@ -124,7 +136,8 @@ def add_route(
 
 def json_response(status: int, document: object) -> Response:
     """Return an answer with a JSON document."""
-    return Response(encode(document), status, content_type="application/json")
+    body = escape_controls_in_json(encode(document))
+    return Response(body, status, content_type="application/json")
 
 
 def _header(name: str) -> str | None:
@@ -133,12 +146,25 @@ def _header(name: str) -> str | None:
     return ", ".join(lines) if lines else None
 
 
+def _client() -> str | None:
+    """Return the client's address; Quart's is ``<local>`` on a Unix socket."""
+    address = request.remote_addr
+    return "unix" if address == "<local>" else address
+
+
+def _path() -> str | None:
+    """Return the path; None where the target is a whole URL, which may have a password in it."""
+    path: str = request.scope["path"]
+    return path if path.startswith("/") else None
+
+
 def _request_has_body() -> bool:
     headers = request.headers
     return "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
 
 
 async def _on_problem(error: Problem) -> Response:
+    g.problem = error  # for the log
     return Response(error.document(), error.status, error.headers, content_type=CONTENT_TYPE)
 
 

@@ -1,87 +1,140 @@
-r"""Bytes and content headers in, payloads out: pure, and every limit on the way.
+"""Bytes and content headers in, payloads out: pure, and every limit on the way.
 
-Payloads are cut out of the document as they are written there; nothing is parsed into
-objects and printed again, so numbers, escapes, duplicate members and white space stay as
-the client sent them. A string with half of a surrogate pair as an escape (``"\ud800"``) is
-no Unicode text (RFC 8259, section 8.2) and is refused as malformed, wherever it stands.
+A body is decoded either in the event loop, where it may take 2 ms, or in another process
+(``large_bodies.py``), where it may take what it takes: msgspec holds Python's lock for as long as
+a document is long, so that a thread would stop the event loop as well. Upper bounds, which are
+counts of bytes at C speed, decide.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Sequence
+import codecs
 from functools import lru_cache
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-import zstandard
-from msgspec import UNSET, DecodeError, Raw, Struct, UnsetType, ValidationError
-from msgspec.json import Decoder
+from daemon.ingress.collection import Body, payloads_of_json, payloads_of_lines
+from daemon.ingress.decompression import Room, TooMuchWorkError, gunzip, unzstd
+from daemon.ingress.problem import Problem, too_large
 
-from daemon.ingress.problem import Problem
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-T = TypeVar("T")
-_Body = bytes | bytearray
-_Split = Callable[[_Body, int], "list[bytes | Raw]"]
-_Decompress = Callable[[_Body, int], bytes]
+    from msgspec import Raw
+
+_IN_LOOP_BYTES: Final = 512 * 2**10
+"""A body of so many bytes takes a millisecond: msgspec checks 600 bytes in one microsecond."""
+_UNCOUNTED_BYTES: Final = 80 * 2**10
+"""Up to here a document's payloads need not be counted beforehand: 40,000 take 1.5 ms."""
+_IN_LOOP_COMMAS: Final = 20_000
+_IN_LOOP_LINES: Final = 4_000
+"""Lines of NDJSON that are decoded in a millisecond."""
+IN_LOOP_ROOM: Final = 64 * 2**10
+"""Bytes that a body may be decompressed to in the event loop, in at most so many steps: 1 ms."""
+_IN_LOOP_STEPS: Final = 512
+
+_Utf8: Final = codecs.getincrementaldecoder("utf-8")
+_WINDOW: Final = 2**20
+"""Bytes that are looked at at once: as text they take up to four times as much."""
 
 
-class _Collection(Struct):
-    version: str | None = None
-    token: str | None = None
-    payloads: list[Raw] | UnsetType = UNSET
-    data: list[Raw] | UnsetType = UNSET
+class Limits(NamedTuple):
+    """What a request may have."""
 
-
-_COLLECTION: Final = Decoder(_Collection)
-_VALUE: Final = Decoder(Raw)
-
-# Input is fed in pieces, because what lies behind the end of a member or frame is copied each
-# time: fed whole, a body of many tiny members would cost the square of its length.
-_GZIP_PIECE: Final = 16384
-# zstandard cannot bound what one call gives. Four bytes of a bomb give 128 KiB at most (one
-# block, RFC 8878, section 3.1.1.2), so a piece oversteps the limit by no more than 4 MiB.
-_ZSTD_PIECE: Final = 128
-# What RFC 9659 allows for the content encoding; a decoder allocates the window that is claimed.
-_ZSTD_WINDOW: Final = 8 * 2**20
+    max_length: int
+    """Bytes of its body, before and after decompression (MAX_LENGTH)."""
+    max_payloads: int
+    """Payloads (MAX_PAYLOADS)."""
 
 
 def decode(
-    data: _Body,
+    data: Body,
     content_type: str | None,
     content_encoding: str | None,
-    max_length: int,
+    limits: Limits,
     start: int = 0,
+    *,
+    in_loop: bool = False,
 ) -> list[bytes | Raw]:
     """Return the payloads of a request body, each without line breaks.
 
     The body begins at ``start`` of ``data``: to cut off what is in front of it would be a copy.
-    A Raw is where the payload is in ``data``, which is kept as long as it is. Nobody may change
-    ``data`` any more.
+    A Raw is where the payload is in ``data``, which is kept as long as it is. ``data`` must not
+    be changed any more.
 
-    ``max_length`` bounds the body in bytes, before and after decompression. Raises Problem:
-    UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING, TOO_LARGE, MALFORMED, NOT_A_COLLECTION.
+    Raises Problem: UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING, TOO_LARGE, MALFORMED,
+    NOT_A_COLLECTION. Raises TooMuchWorkError where that is more than the event loop has time for
+    and ``in_loop`` is set.
     """
-    split, decompress = check_headers(content_type, content_encoding)
-    if len(data) - start > max_length:
-        raise too_large(max_length)
-    if decompress is not None:
-        data, start = decompress(data[start:], max_length), 0
+    kind = check_headers(content_type, content_encoding)
+    if len(data) - start > limits.max_length:
+        raise too_large(limits.max_length)
+    if in_loop and len(data) - start > _IN_LOOP_BYTES:
+        raise TooMuchWorkError
+    if kind.decompress is not None:
+        room = (
+            Room(limits.max_length, IN_LOOP_ROOM, _IN_LOOP_STEPS)
+            if in_loop
+            else Room(limits.max_length)
+        )
+        data, start = kind.decompress(data[start:] if start else data, room), 0
+    if in_loop and (kind.lines or len(data) > _UNCOUNTED_BYTES):
+        _check_effort(data, start, lines=kind.lines)
     if not data.isascii():
+        _check_utf8(data, start)
+    if kind.lines:
+        return payloads_of_lines(data, start, most=limits.max_payloads)
+    return payloads_of_json(data, start, in_loop=in_loop, most=limits.max_payloads)
+
+
+def _check_effort(data: Body, start: int, *, lines: bool) -> None:
+    """Raise TooMuchWorkError where the payloads may be too many for the event loop."""
+    mark, most = (b"\n", _IN_LOOP_LINES) if lines else (b",", _IN_LOOP_COMMAS)
+    if data.count(mark, start) > most:
+        raise TooMuchWorkError
+
+
+def _check_utf8(data: Body, start: int) -> None:
+    """Raise Problem MALFORMED for what is not UTF-8: msgspec's Raw does not look into strings."""
+    decoder = _Utf8()
+    for position in range(start, len(data), _WINDOW):
+        rest = len(decoder.getstate()[0])
+        end = position + _WINDOW
         try:
-            data[start:].decode("utf-8")  # msgspec's Raw does not look into strings
+            decoder.decode(data[position:end], final=end >= len(data))
         except UnicodeDecodeError as error:
-            raise Problem("MALFORMED", f"the body is not UTF-8 (byte {error.start})") from None
-    return split(data, start)
+            byte = position - start - rest + error.start
+            raise Problem("MALFORMED", f"the body is not UTF-8 (byte {byte})") from None
+
+
+# --- what the content headers say --------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """How a body is to be taken apart."""
+
+    lines: bool
+    """Whether it is NDJSON: one payload a line."""
+    decompress: Callable[[Body, Room], bytes] | None
+
+
+_LINES: Final = {
+    "application/json": False,
+    "application/x-ndjson": True,
+    "application/jsonl": True,
+}
+_DECOMPRESSORS: Final[dict[str, Callable[[Body, Room], bytes]]] = {
+    "gzip": gunzip,
+    "x-gzip": gunzip,
+    "zstd": unzstd,
+}
 
 
 @lru_cache(maxsize=64)  # asked twice a request, at 2 µs, and clients say the same each time
-def check_headers(
-    content_type: str | None, content_encoding: str | None
-) -> tuple[_Split, _Decompress | None]:
-    """Return what takes such a body apart; raises the 415 that is known before it is read."""
-    split = _SPLITTERS.get(_media_type(content_type))
-    if split is None:
-        allowed = ", ".join(_SPLITTERS)
+def check_headers(content_type: str | None, content_encoding: str | None) -> Kind:
+    """Return what these headers ask for; raises the 415 that is known before the body is read."""
+    lines = _LINES.get(_media_type(content_type))
+    if lines is None:
+        allowed = ", ".join(_LINES)
         shown = "there is none" if content_type is None else f"not {content_type!r}"
         detail = f"Content-Type must be one of {allowed}, in UTF-8; {shown}"
         raise Problem("UNSUPPORTED_TYPE", detail, {"Accept-Post": allowed})
@@ -89,12 +142,7 @@ def check_headers(
     if coding not in {"", *_DECOMPRESSORS}:
         detail = f"Content-Encoding must be gzip, zstd or none; not {content_encoding!r}"
         raise Problem("UNSUPPORTED_ENCODING", detail, {"Accept-Encoding": "gzip, zstd"})
-    return split, _DECOMPRESSORS.get(coding)
-
-
-def too_large(max_length: int, when: str = "") -> Problem:
-    """Return the 413 for a body of more than ``max_length`` bytes."""
-    return Problem("TOO_LARGE", f"the body is larger than {max_length} bytes{when} (MAX_LENGTH)")
+    return Kind(lines, _DECOMPRESSORS.get(coding))
 
 
 def _media_type(content_type: str | None) -> str:
@@ -111,113 +159,3 @@ def _coding(content_encoding: str | None) -> str:
     """Return the one coding of a body in lower case, "" for none; several stay a list."""
     codings = [coding.strip() for coding in (content_encoding or "").lower().split(",")]
     return ",".join(coding for coding in codings if coding not in {"", "identity"})
-
-
-# --- decompression -----------------------------------------------------------------------------
-
-
-def _gunzip(body: _Body, max_length: int) -> bytes:
-    """Decompress the members of a gzip body (RFC 1952)."""
-    out = bytearray()
-    member = zlib.decompressobj(wbits=31)
-    position = 0
-    while position < len(body):
-        if member.eof:
-            member = zlib.decompressobj(wbits=31)
-        piece = body[position : position + _GZIP_PIECE]
-        try:
-            out += member.decompress(piece, max_length + 1 - len(out))
-        except zlib.error as error:
-            raise Problem("MALFORMED", f"the body is not gzip: {error}") from None
-        if len(out) > max_length:
-            raise too_large(max_length, " after decompression")
-        position += len(piece) - len(member.unused_data)
-    if not member.eof:
-        raise Problem("MALFORMED", "the gzip body is truncated")
-    return bytes(out)
-
-
-def _unzstd(body: _Body, max_length: int) -> bytes:
-    """Decompress the frames of a zstd body (RFC 8878)."""
-    out = bytearray()
-    context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-    frame = context.decompressobj()
-    position = 0
-    while position < len(body):
-        if frame.eof:
-            frame = context.decompressobj()
-        piece = body[position : position + _ZSTD_PIECE]
-        try:
-            out += frame.decompress(piece)
-        except zstandard.ZstdError as error:
-            raise Problem("MALFORMED", f"the body is not zstd: {error}") from None
-        if len(out) > max_length:
-            raise too_large(max_length, " after decompression")
-        position += len(piece) - len(frame.unused_data)
-    if not frame.eof:
-        raise Problem("MALFORMED", "the zstd body is truncated")
-    return bytes(out)
-
-
-# --- payloads ----------------------------------------------------------------------------------
-
-
-def _split_json(data: _Body, start: int) -> list[bytes | Raw]:
-    """Return the payloads of one JSON document with a member ``payloads`` or ``data``."""
-    body = memoryview(data)[start:] if start else data
-    try:
-        collection = _parse(_COLLECTION, body)
-    except ValidationError as error:
-        # msgspec stops at the first wrong shape; what follows may be no JSON at all.
-        _parse(_VALUE, body)
-        raise Problem("NOT_A_COLLECTION", str(error)) from None
-    match collection.payloads, collection.data:
-        case (list(payloads), UnsetType()) | (UnsetType(), list(payloads)):
-            if data.find(b"\n", start) >= 0 or data.find(b"\r", start) >= 0:
-                return [_one_line(payload) for payload in payloads]
-            return [*payloads]
-        case (list(), list()):
-            raise Problem("NOT_A_COLLECTION", "`payloads` and `data` are both there; send one")
-        case _:
-            raise Problem("NOT_A_COLLECTION", "there is no member `payloads`")
-
-
-def _split_ndjson(data: _Body, start: int) -> list[bytes | Raw]:
-    """Return the payloads of a body with one JSON value a line."""
-    body = data[start:]
-    lines: Sequence[_Body] = body.split(b"\n")
-    payloads: list[bytes | Raw] = [
-        _parse(_VALUE, line, f"line {number}: ")
-        for number, line in enumerate(lines, start=1)
-        if line.strip(b" \t\r")
-    ]
-    return [_one_line(payload) for payload in payloads] if b"\r" in body else payloads
-
-
-def _parse(decoder: Decoder[T], text: _Body | memoryview, where: str = "") -> T:
-    """Decode; raises ValidationError for JSON of another shape, Problem for what is not JSON."""
-    try:
-        return decoder.decode(text)
-    except ValidationError:
-        raise
-    except DecodeError as error:
-        raise Problem("MALFORMED", f"{where}{error}") from None
-    except RecursionError:
-        raise Problem("MALFORMED", f"{where}JSON is nested too deeply") from None
-
-
-def _one_line(payload: bytes | Raw) -> bytes:
-    """Return a payload without line breaks; in JSON they can stand between tokens only."""
-    return bytes(payload).translate(None, b"\r\n")
-
-
-_SPLITTERS: Final[dict[str, _Split]] = {
-    "application/json": _split_json,
-    "application/x-ndjson": _split_ndjson,
-    "application/jsonl": _split_ndjson,
-}
-_DECOMPRESSORS: Final[dict[str, _Decompress]] = {
-    "gzip": _gunzip,
-    "x-gzip": _gunzip,
-    "zstd": _unzstd,
-}

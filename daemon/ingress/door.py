@@ -7,23 +7,36 @@ takes, and refuses for the same reason.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import trio
+
 from daemon.errors import RefusedError, TooLargeError
-from daemon.ingress import body
+from daemon.ingress.body import IN_LOOP_ROOM, Limits, check_headers, decode
+from daemon.ingress.decompression import TooMuchWorkError
+from daemon.ingress.large_bodies import LargeBodies, LargeBody, Lines
 from daemon.ingress.problem import Problem, refused
 from daemon.logs import get_logger
+from daemon.pipeline.intake import Receipt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from daemon.config import Settings
     from daemon.health import Health
-    from daemon.pipeline.intake import Buffer, Done, Intake, Receipt
+    from daemon.ingress.request_memory import RequestMemory
+    from daemon.pipeline.intake import Intake
 
 log = get_logger(__name__)
 
 # Errors that can be known before the body has been read. A connection on which the rest of a
 # body may still come is of no use for another request.
 _EARLY: Final = frozenset({404, 405, 408, 413, 415})
+_PAYLOADS_IN_LOOP: Final = 2_000
+"""Payloads of one request from which it takes the loop more than a millisecond to join them."""
+_JOBS_IN_LOOP: Final = 256
+"""The same for jobs that they make."""
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -35,15 +48,31 @@ class PostHeaders(NamedTuple):
     idempotency_key: str | None
 
 
+Outcome = Receipt | RefusedError | Problem
+"""What became of a request."""
+
+
 class Door:
     """Takes bodies to the pipeline."""
 
-    def __init__(self, intake: Intake, health: Health, settings: Settings) -> None:
+    def __init__(
+        self, intake: Intake, health: Health, settings: Settings, memory: RequestMemory
+    ) -> None:
         self._intake = intake
         self._health = health
         self._durable = settings.durability == "disk"
+        self._limits = Limits(settings.max_length, settings.max_payloads)
+        self._most_in_loop = min(_PAYLOADS_IN_LOOP, _JOBS_IN_LOOP * settings.batch_max_payloads)
         self.max_length = settings.max_length
         self.timeout = settings.request_timeout
+        self.memory = memory
+        self.large = LargeBodies(self._limits, self.timeout, memory.wait_paid_back)
+
+    async def run(self) -> None:
+        """Do what requests wait for, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.memory.run)
+            nursery.start_soon(self.large.run)
 
     def check(self, headers: PostHeaders) -> None:
         """Raise the Problem that is known before the body is read, if there is one."""
@@ -51,36 +80,110 @@ class Door:
         draining = self._health.phase == "draining" and not self._durable
         if draining and (refusal := self._intake.refusal()):
             raise refused(refusal)
-        body.check_headers(headers.content_type, headers.content_encoding)
+        check_headers(headers.content_type, headers.content_encoding)
 
     async def take(self, headers: PostHeaders, data: bytes) -> bytes:
         """Take one request, whole or not at all, and return the body of the 202.
 
         Raises Problem. ``check`` comes before.
         """
-        try:
-            return document(await self._intake.accept(*self._decode(headers, data)))
-        except Exception as error:
-            raise _problem(error) from error
+        answered = trio.Event()
+        outcomes: list[Outcome] = []
 
-    def submit(self, headers: PostHeaders, data: bytes | bytearray, start: int, done: Done) -> None:
+        def done(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            answered.set()
+
+        self.submit(headers, data, 0, done)
+        await answered.wait()
+        (outcome,) = outcomes
+        if isinstance(outcome, Receipt):
+            return document(outcome)
+        raise as_problem(outcome)
+
+    def submit(
+        self,
+        headers: PostHeaders,
+        data: bytes | bytearray,
+        start: int,
+        done: Callable[[Outcome], None],
+    ) -> None:
         """Do the same without waiting: ``done`` hears what comes of it.
 
-        The body begins at ``start`` of ``data``.
+        The body begins at ``start`` of ``data``. Its memory is the caller's affair until then.
 
         Raises Problem for what is known at once; ``done`` is not called then.
         """
         try:
-            self._intake.submit(*self._decode(headers, data, start), done)
+            if headers.content_encoding is None:
+                self._submit_now(headers, data, start, done)
+            else:
+                self._submit_compressed(headers, data, start, done)
+        except TooMuchWorkError:
+            self._submit_large(headers, data, start, done)
         except Exception as error:
-            raise _problem(error) from error
+            raise as_problem(error) from error
 
-    def _decode(
-        self, headers: PostHeaders, data: bytes | bytearray, start: int = 0
-    ) -> tuple[list[Buffer], str | None]:
+    def _submit_now(
+        self,
+        headers: PostHeaders,
+        data: bytes | bytearray,
+        start: int,
+        done: Callable[[Outcome], None],
+    ) -> None:
         content_type, content_encoding, key = headers
-        payloads = body.decode(data, content_type, content_encoding, self.max_length, start)
-        return payloads, _checked(key)
+        payloads = decode(data, content_type, content_encoding, self._limits, start, in_loop=True)
+        if len(payloads) > self._most_in_loop:
+            raise TooMuchWorkError
+        self._intake.submit(payloads, _checked(key), done)
+
+    def _submit_compressed(
+        self,
+        headers: PostHeaders,
+        data: bytes | bytearray,
+        start: int,
+        done: Callable[[Outcome], None],
+    ) -> None:
+        """Do it with the memory for what it is decompressed to in the event loop."""
+        if not self.memory.take(IN_LOOP_ROOM):
+            raise TooMuchWorkError
+        try:
+            self._submit_now(headers, data, start, self._releasing(IN_LOOP_ROOM, done))
+        except BaseException:
+            self.memory.release(IN_LOOP_ROOM)
+            raise
+
+    def _submit_large(
+        self,
+        headers: PostHeaders,
+        data: bytes | bytearray,
+        start: int,
+        done: Callable[[Outcome], None],
+    ) -> None:
+        content_type, content_encoding, key = headers
+        take = partial(self._take_lines, _checked(key), len(data) - start, done)
+        self.large.add(LargeBody(data, start, content_type, content_encoding, take, done))
+
+    async def _take_lines(
+        self, key: str | None, received: int, done: Callable[[Outcome], None], lines: Lines
+    ) -> None:
+        """Submit what a large body of ``received`` bytes holds."""
+        more = max(0, len(lines.text) - received)
+        self.memory.overdraw(more)
+        done = self._releasing(more, done)
+        try:
+            await self._intake.submit_lines(lines.text, lines.sizes, key, done)
+        except Exception as error:  # noqa: BLE001 - it is answered, and logged where it is a bug
+            done(as_problem(error))
+
+    def _releasing(self, size: int, done: Callable[[Outcome], None]) -> Callable[[Outcome], None]:
+        """Return ``done`` with memory given back before it."""
+
+        def release(outcome: Outcome) -> None:
+            self.memory.release(size)
+            done(outcome)
+
+        return release
 
     def too_slow(self) -> Problem:
         """Return the 408 for a request that was not there in time."""
@@ -92,7 +195,7 @@ def document(receipt: Receipt) -> bytes:
     return b'{"id":"%s","accepted":%d}' % (str(receipt.id).encode("ascii"), receipt.payloads)
 
 
-def _problem(error: Exception) -> Problem:
+def as_problem(error: Exception) -> Problem:
     """Return the answer for what kept a request from being taken."""
     match error:
         case Problem():

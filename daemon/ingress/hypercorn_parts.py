@@ -15,10 +15,14 @@ from daemon.ingress.blame import report
 from daemon.ingress.problem import Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from hypercorn.typing import AppWrapper
     from quart_trio import QuartTrio
 
+    from daemon.ingress.request_memory import RequestMemory
     from daemon.ingress.stream import ClientStream
+    from daemon.ingress.turns import Turns
 
 
 class HypercornConnection(TCPServer):
@@ -29,11 +33,14 @@ class HypercornConnection(TCPServer):
         await self.stream.aclose()
 
 
-def asgi(app: QuartTrio, send_timeout: float) -> AppWrapper:
+def asgi(
+    app: QuartTrio, send_timeout: float, turns: Turns, memory: RequestMemory | None = None
+) -> AppWrapper:
     """Return ``app`` as Hypercorn calls it; ``scope["state"]["due"]`` is the request's deadline.
 
     A client that does not take a part of its answer within ``send_timeout`` seconds loses its
-    connection: the stream sees to that, but not where Hypercorn waits for HTTP/2's window.
+    connection: the stream sees to that, but not where Hypercorn waits for HTTP/2's window. A
+    request begins, and is answered, in its turn. Its body takes from ``memory``.
     """
 
     async def call(scope: Any, receive: Any, send: Any, _spawn: Any, _soon: Any) -> None:  # noqa: ANN401 - ASGI's own types are a union of dicts that nobody tells apart
@@ -43,21 +50,126 @@ def asgi(app: QuartTrio, send_timeout: float) -> AppWrapper:
             return
         stream.request_begins()
         scope["state"]["due"] = stream.clock.due
+        body = None
+        if memory is not None:
+            body = ReceivedBody(memory, receive, _content_length(scope))
+            scope["state"]["body"] = body
+            receive = body.receive
+
+        count = Http2Count(stream).count
 
         async def send_in_time(message: Any) -> None:  # noqa: ANN401 - as above
+            if message["type"] == "http.response.start":
+                await turns.next()
+                count(message["status"])
             with trio.move_on_after(send_timeout) as patience:
                 await send(message)
             if patience.cancelled_caught:
                 await stream.aclose()
 
         try:
+            await turns.next()
             await app(scope, receive, send_in_time)
         except* Exception as group:  # noqa: BLE001 - it is logged, and Hypercorn says 500
             report(group)
+            count(500)
         finally:
+            if body is not None:
+                body.release()
             stream.request_ends()
 
     return cast("AppWrapper", call)
+
+
+class Http2Count:
+    """Counts the answer of one request over HTTP/2.
+
+    Those of HTTP/1.1 the stream counts as they go out: where a body is no HTTP, Hypercorn answers
+    before the app does, and the app's answer is not sent.
+    """
+
+    def __init__(self, stream: ClientStream) -> None:
+        self._stream = stream
+        self._counted = False
+
+    def count(self, status: int) -> None:
+        """Count an answer with ``status``, unless there was one."""
+        if self._stream.http2 and not self._counted:
+            self._counted = True
+            self._stream.count(status)
+
+
+def _content_length(scope: Any) -> int:  # noqa: ANN401 - as above
+    """Return what a request says of its body's length, 0 where it does not."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return 0
+
+
+class ReceivedBody:
+    """The body of one request on its way to the app, with its memory.
+
+    What its Content-Length says is taken before the first byte, what comes beyond it (a chunked
+    body says nothing) piece by piece. Where there is none left nothing more is read; and where
+    there is none for long, ``refused`` is set and whatever runs in ``reading`` is cancelled.
+    """
+
+    def __init__(
+        self, memory: RequestMemory, receive: Callable[[], Awaitable[Any]], length: int
+    ) -> None:
+        self._memory = memory
+        self._receive = receive
+        self._length = length
+        self._charge = 0
+        self._watched = False
+        self._begun = False
+        self.reading = trio.CancelScope()
+        self.refused = False
+        self.since = trio.current_time()
+        self.received = 0
+
+    async def receive(self) -> Any:  # noqa: ANN401 - ASGI's own types
+        """Return the next message of the request; see ASGI."""
+        if not self._begun:
+            self._begun = True
+            await self._take(self._length)
+        message = await self._receive()
+        self.received += len(message.get("body", b""))
+        await self._take(self.received)
+        # What comes of a request that was refused is dropped: Hypercorn waits for it to be taken
+        # before it can end the request.
+        while self.refused and message["type"] != "http.disconnect":
+            message = await self._receive()
+        if not message.get("more_body") and self._watched:
+            self._watched = False
+            self._memory.unwatch(self)
+        return message
+
+    def end_slow(self) -> None:
+        """Refuse the request: see Receiver."""
+        self.refused = True
+        self.reading.cancel()
+        self._memory.unwatch(self)
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self._memory.unwatch(self)
+        charge, self._charge = self._charge, 0
+        self._memory.release(charge)
+
+    async def _take(self, size: int) -> None:
+        """Take what is missing to ``size`` bytes in all."""
+        missing = size - self._charge
+        if missing <= 0 or self.refused:
+            return
+        if not await self._memory.acquire(missing):
+            self.end_slow()
+            return
+        self._charge = size
+        if not self._watched:
+            self._watched = True
+            self._memory.watch(self)
 
 
 def make_config() -> Config:
@@ -71,4 +183,6 @@ def make_config() -> Config:
     config.h11_max_incomplete_size = 16 * 2**10
     # Bodies are held in memory until they are complete, and a connection is one slot.
     config.h2_max_concurrent_streams = 16
+    # Messages of a request that wait for its app: what is read runs ahead of MAX_REQUEST_BYTES.
+    config.max_app_queue_size = 1
     return config

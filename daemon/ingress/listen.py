@@ -15,6 +15,7 @@ import trio
 
 from daemon.errors import StartError
 from daemon.logs import get_logger
+from daemon.redaction import hide_userinfo_in_sentence
 from daemon.values import TcpAddress
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ async def open_listeners(addresses: Sequence[Address]) -> list[trio.SocketListen
             for listener in listeners:
                 close_listener(listener)
             reason = getattr(error, "strerror", None) or str(error)
-            raise StartError(f"cannot listen on {address}: {reason}") from error
+            shown = hide_userinfo_in_sentence(str(address))
+            raise StartError(f"cannot listen on {shown}: {reason}") from error
     return listeners
 
 
@@ -73,7 +75,7 @@ def close_listener(listener: trio.SocketListener) -> None:
 def _name(sock: trio.socket.SocketType) -> str:
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
-        return f"unix:{name}"
+        return hide_userinfo_in_sentence(f"unix:{name}")
     return str(TcpAddress(name[0], name[1]))
 
 

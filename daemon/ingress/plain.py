@@ -14,42 +14,48 @@ requests that are there, and the commit answers all who waited for it.
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from email.utils import formatdate
+from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from daemon.ingress.door import Door
 from daemon.ingress.plain_connection import PlainConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from daemon.config import Settings
     from daemon.health import Health
+    from daemon.ingress.door import Door
+    from daemon.ingress.refusals import RefusalLog
     from daemon.ingress.stream import ClientStream
     from daemon.metrics import Metrics
-    from daemon.pipeline.intake import Intake
 
 _HEAD: Final = b"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\ndate: %s\r\n"
 _AT_ONCE: Final = 64
-"""Connections that are served before other tasks have a turn: 1 to 3 ms."""
+"""Connections that are asked for at once."""
+_TURN: Final = 0.002
+"""Seconds after which other tasks have a turn; what a request takes more is bounded by itself."""
 
 
 class PlainLane:
     """Serves the connections that have entered it."""
 
-    def __init__(
-        self, intake: Intake, health: Health, metrics: Metrics, settings: Settings
-    ) -> None:
-        self.door = Door(intake, health, settings)
+    def __init__(self, door: Door, health: Health, metrics: Metrics, refusals: RefusalLog) -> None:
+        self.door = door
         self.health = health
         self.count = metrics.count_request
+        self.refusals = refusals
         self._connections: dict[int, PlainConnection] = {}
         # Level-triggered, so that what was not read is there in the next round.
         self._ready = select.epoll()
+        self._pending: list[Callable[[], None]] = []
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        """Is readable while something is pending: the epoll tells of it."""
+        self._ready.register(self._bell, select.EPOLLIN)
         self._second = 0
         self._head = b""
 
@@ -59,11 +65,32 @@ class PlainLane:
             while True:
                 # An epoll is readable itself while one of its members is.
                 await trio.lowlevel.wait_readable(self._ready.fileno())
-                for fd, _ in self._ready.poll(0, _AT_ONCE):
-                    self._connections[fd].readable()
+                end = perf_counter() + _TURN
+                for read in self._pending_now() + self._readable():
+                    read()
+                    if perf_counter() > end:
+                        await trio.lowlevel.checkpoint()
+                        end = perf_counter() + _TURN
         finally:
             trio.lowlevel.notify_closing(self._ready.fileno())
             self._ready.close()
+            os.close(self._bell)
+
+    def _readable(self) -> list[Callable[[], None]]:
+        ready = self._ready.poll(0, _AT_ONCE)
+        return [self._connections[fd].readable for fd, _ in ready if fd != self._bell]
+
+    def _pending_now(self) -> list[Callable[[], None]]:
+        if not self._pending:
+            return []
+        os.eventfd_read(self._bell)
+        pending, self._pending = self._pending, []
+        return pending
+
+    def come_back(self, connection: PlainConnection) -> None:
+        """Have ``connection`` read once more, in a turn of its own, what was received already."""
+        self._pending.append(connection.read_pending)
+        os.eventfd_write(self._bell, 1)
 
     def enter(self, stream: ClientStream, leave: Callable[[ClientStream], object]) -> None:
         """Serve a new connection until it has to go on elsewhere, or ends: then call ``leave``.

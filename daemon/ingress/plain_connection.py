@@ -6,31 +6,42 @@ to a body, to the door; the answer comes by a call from the commit that made it 
 
 from __future__ import annotations
 
-from math import inf
 from typing import TYPE_CHECKING, Final, TypeVarTuple
 
 import trio
 
-from daemon.errors import RefusedError
 from daemon.ingress.blame import report
-from daemon.ingress.door import closes, document
+from daemon.ingress.door import as_problem, closes, document
 from daemon.ingress.head import may_become_plain, parse
+from daemon.ingress.large_bodies import busy
 from daemon.ingress.problem import Problem, refused
+from daemon.ingress.refusals import address_of_client, describe
 from daemon.ingress.stream import nothing
+from daemon.pipeline.intake import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from daemon.ingress.door import Outcome
     from daemon.ingress.head import PlainRequest
     from daemon.ingress.plain import PlainLane
+    from daemon.ingress.request_memory import Waiter
     from daemon.ingress.stream import ClientStream
-    from daemon.pipeline.intake import Receipt
 
 Ts = TypeVarTuple("Ts")
 
 _HEAD_BYTES: Final = 120 * 2**10
 """What a read takes: a POST of 64 KiB with its head, and no more than malloc(3) has at hand."""
 _BODY_BYTES: Final = 262_144
+_KEPT_HEAD: Final = 1024
+"""What is kept of each request under way, for the log line of one that is refused."""
+
+_NO_MEMORY: Final = "too many request bodies at once (MAX_REQUEST_BYTES); nothing was taken"
+_TOO_SLOW: Final = (
+    "the body came too slowly while others waited for memory (MAX_REQUEST_BYTES);"
+    " nothing of it was taken"
+)
+_SHORT_BODY: Final = "the body is shorter than its Content-Length"
 
 
 class PlainConnection:
@@ -44,10 +55,16 @@ class PlainConnection:
         self._leave = leave
         self._fd = stream.socket.fileno()
         self._head = b""
-        """What came of a head, or the whole head of a request whose body is on its way."""
+        """What came of a head that is not complete, or the first of the request under way."""
         self._body = bytearray()
         self._request: PlainRequest | None = None
-        self._due = inf
+        self._charge = 0
+        """Bytes of memory that the request has taken (see ``request_memory.py``)."""
+        self._waiter: Waiter | None = None
+        """Where the request waits for its memory."""
+        self._watched = False
+        self.since = 0.0
+        """When the body was let in, on trio's clock."""
         self._waits = False  # for the pipeline to take the request
         self._listens = True
         self._gone = False
@@ -59,11 +76,12 @@ class PlainConnection:
         if self._waits:
             # It says more before it has its answer: that has time.
             self._ignore()
-        else:
+        elif not (self._gone or self._waiter):  # which may have come about in the same turn
             self._guard(self._read)
 
-    def done(self, outcome: Receipt | RefusedError) -> None:
+    def done(self, outcome: Outcome) -> None:
         """Answer the request that waited; see ``Done``."""
+        self._give_memory_back()
         if self._stream.socket.fileno() < 0:
             return  # the drain's patience was over before the disk answered
         self._waits = False
@@ -72,7 +90,7 @@ class PlainConnection:
 
     def read_pending(self) -> None:
         """Take what nobody announces: TLS may hold more, or the end, behind what was read."""
-        if self._stream.pending and not (self._waits or self._gone):
+        if self._stream.pending and not (self._waits or self._waiter or self._gone):
             self._guard(self._read)
 
     def _guard(self, step: Callable[[*Ts], object], *arguments: *Ts) -> None:
@@ -89,13 +107,13 @@ class PlainConnection:
 
     def _read(self) -> None:
         """Take what came; with TLS there may be more that nobody announces."""
-        while True:
-            if self._request is None:
-                self._read_head()
-            else:
-                self._read_body(self._request)
-            if self._waits or self._gone or not self._stream.pending:
-                return
+        if self._request is None:
+            self._read_head()
+        else:
+            self._read_body(self._request)
+        # In a turn of its own: a client that sends quickly is not the only one.
+        if self._stream.pending and not (self._waits or self._waiter or self._gone):
+            self._lane.come_back(self)
 
     def _read_head(self) -> None:
         more = self._stream.receive_now(_HEAD_BYTES)
@@ -120,20 +138,76 @@ class PlainConnection:
         """Take a request whose head is complete."""
         self._stream.request_begins()
         self._request = request
+        self._head = data[:_KEPT_HEAD]
         try:
             self._lane.door.check(request.headers)
         except Problem as problem:
             self._refuse(problem)
             return
-        if len(data) == request.end:
+        size = request.end - request.start
+        granted = self._lane.door.memory.take(size)
+        self._charge = size if granted else 0
+        if granted and len(data) == request.end:
             self._submit(request, data, request.start)
             return
-        self._head = data[: request.start]
         # It grows with what comes: who only says a length spends none of our memory. No list:
         # a client that sends byte by byte would have a page of memory for each.
         self._body = bytearray(data[request.start :])
-        self._due = self._stream.clock.due
-        self._stream.body_is_due(self._due, self._too_slow)
+        self._stream.body_is_due(self._stream.clock.due, self._too_slow)
+        if granted:
+            self._let_in()
+        else:
+            # What is there already is no more than one read; the rest stays in the socket.
+            self._ignore()
+            memory = self._lane.door.memory
+            self._waiter = memory.wait(size, self._granted, self._not_granted)
+
+    def _granted(self) -> None:
+        """Go on with a request that waited for its memory and has it now."""
+        self._waiter = None
+        if self._request is not None:
+            self._charge = self._request.end - self._request.start
+        self._let_in()
+        self._listen()
+        if self._request is not None and len(self._body) == self._charge:
+            self._guard(self._body_is_complete, self._request)
+        else:
+            self.read_pending()
+
+    def _not_granted(self) -> None:
+        """Refuse a request that waited for memory in vain."""
+        self._waiter = None
+        self._stream.body_is_there()
+        self._guard(self._end_with, refused(busy(_NO_MEMORY)))
+
+    def _let_in(self) -> None:
+        self.since = trio.current_time()
+        self._watched = True
+        self._lane.door.memory.watch(self)
+
+    @property
+    def received(self) -> int:
+        """Bytes of the body that have come."""
+        return len(self._body)
+
+    def end_slow(self) -> None:
+        """Refuse the request: others wait for its memory, and its body comes slowly."""
+        self._stream.body_is_there()
+        self._guard(self._end_with, refused(busy(_TOO_SLOW)))
+
+    def _give_memory_back(self) -> None:
+        charge, self._charge = self._charge, 0
+        if charge:
+            self._lane.door.memory.release(charge)
+        if self._waiter is not None:
+            self._lane.door.memory.forget(self._waiter)
+            self._waiter = None
+        self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            self._lane.door.memory.unwatch(self)
 
     def _read_body(self, request: PlainRequest) -> None:
         # What comes behind it stays in the socket.
@@ -141,14 +215,20 @@ class PlainConnection:
         data = self._stream.receive_now(min(missing, _BODY_BYTES))
         if data is None:
             return
-        self._body += data
         if not data:
-            self._hand_over(self._head + self._body, self._due)
-            return
-        if len(data) == missing:
-            body, self._body = self._body, bytearray()
+            # It broke off: nothing more comes, and what came is dropped.
             self._stream.body_is_there()
-            self._submit(request, body, 0)
+            self._end_with(Problem("MALFORMED", _SHORT_BODY))
+            return
+        self._body += data
+        if len(data) == missing:
+            self._body_is_complete(request)
+
+    def _body_is_complete(self, request: PlainRequest) -> None:
+        body, self._body = self._body, bytearray()
+        self._stream.body_is_there()
+        self._unwatch()
+        self._submit(request, body, 0)
 
     def _submit(self, request: PlainRequest, data: bytes | bytearray, start: int) -> None:
         self._waits = True
@@ -164,11 +244,11 @@ class PlainConnection:
 
     # --- out -----------------------------------------------------------------------------------
 
-    def _conclude(self, outcome: Receipt | RefusedError) -> None:
-        if isinstance(outcome, RefusedError):
-            self._refuse(refused(outcome))
-        else:
+    def _conclude(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Receipt):
             self._accept(document(outcome))
+        else:
+            self._refuse(as_problem(outcome))
 
     def _accept(self, accepted: bytes) -> None:
         last = closes(self._lane.health, 202, has_body=True)
@@ -183,6 +263,17 @@ class PlainConnection:
     def _refuse(self, problem: Problem) -> None:
         has_body = self._request is not None and self._request.end > self._request.start
         last = closes(self._lane.health, problem.status, has_body=has_body)
+        self._answer_with(problem, last=last)
+
+    def _end_with(self, problem: Problem) -> None:
+        """Refuse a request of whose body more may come: the connection is of no use then."""
+        self._answer_with(problem, last=True)
+
+    def _answer_with(self, problem: Problem, *, last: bool) -> None:
+        client = address_of_client(self._stream.socket)
+        self._lane.refusals.note(problem, client, *describe(self._head))
+        self._body = bytearray()
+        self._give_memory_back()
         self._answer(problem.status, problem.raw(closes=last), closes=last)
 
     def _answer(self, status: int, answer: bytes, *, closes: bool) -> None:
@@ -195,26 +286,33 @@ class PlainConnection:
             return
         if not sent:
             self._hand_over(b"")
-        elif not self._listens:
-            self._lane.listen(self._fd, self)
-            self._listens = True
+        else:
+            self._listen()
 
     # --- away ----------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        if not (self._listens or self._gone):
+            self._lane.listen(self._fd, self)
+            self._listens = True
 
     def _ignore(self) -> None:
         if self._listens:
             self._listens = False
             self._lane.ignore(self._fd)
 
-    def _hand_over(self, data: bytes, due: float | None = None) -> None:
+    def _hand_over(self, data: bytes) -> None:
         """Let Hypercorn go on, with what was read in front of the stream."""
-        self._stream.hand_over(data, due)
+        self._stream.hand_over(data)
         self._go()
 
     def _go(self) -> None:
         """Leave the lane."""
         if not self._gone:
             self._gone = True
+            self._body = bytearray()
+            if not self._waits:
+                self._give_memory_back()
             self._ignore()
             self._stream.on_end = nothing
             self._leave(self._stream)

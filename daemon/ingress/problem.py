@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from daemon.plain_text import escape_controls_in_json
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -35,6 +37,7 @@ _KINDS: Final = {
     "QUEUE_FULL": (503, "The queue is full"),
     "JOURNAL_FULL": (503, "The journal is full"),
     "DISK_ERROR": (503, "The disk failed"),
+    "BUSY": (503, "The daemon is busy"),
     "DRAINING": (503, "The daemon is shutting down"),
     "STARTING": (503, "The daemon is starting"),
 }
@@ -59,7 +62,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word for it
 
     def document(self) -> bytes:
         """Return the answer's body."""
-        return msgspec.json.encode(
+        document = msgspec.json.encode(
             {
                 "type": "urn:payloadd:problem:" + self.code.lower().replace("_", "-"),
                 "title": self.title,
@@ -69,6 +72,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word for it
                 **self.members,
             }
         )
+        return escape_controls_in_json(document)
 
     def raw(self, *, closes: bool = True) -> bytes:
         """Return a whole HTTP/1.1 answer; ``closes``: it is the last one of its connection."""
@@ -92,10 +96,21 @@ def refused(error: RefusedError, members: Mapping[str, object] | None = None) ->
     return Problem(error.code, error.detail, headers, members)
 
 
-def explained(status: int) -> bytes:
+def too_large(max_length: int, when: str = "") -> Problem:
+    """Return the 413 for a body of more than ``max_length`` bytes."""
+    return Problem("TOO_LARGE", f"the body is larger than {max_length} bytes{when} (MAX_LENGTH)")
+
+
+def too_many(max_payloads: int) -> Problem:
+    """Return the 413 for a request of more than ``max_payloads`` payloads."""
+    detail = f"the request has more than {max_payloads} payloads (MAX_PAYLOADS)"
+    return Problem("TOO_LARGE", detail)
+
+
+def explained(status: int) -> Problem:
     """Return our answer for an empty one, which only Hypercorn gives: to what it cannot parse."""
     if status == 500:  # noqa: PLR2004 - an app that ended without an answer
-        return Problem("INTERNAL", "the request was not answered").raw()
+        return Problem("INTERNAL", "the request was not answered")
     if status == 431:  # noqa: PLR2004 - Request Header Fields Too Large
-        return Problem("MALFORMED", "the request's head is too large").raw()
-    return Problem("MALFORMED", "the request is not HTTP").raw()
+        return Problem("MALFORMED", "the request's head is too large")
+    return Problem("MALFORMED", "the request is not HTTP")

@@ -25,16 +25,21 @@ from daemon.ingress.listen import (
     open_listeners,
 )
 from daemon.ingress.quick import QuickStream
-from daemon.ingress.stream import ClientStream
+from daemon.ingress.stream import ClientStream, count_nothing
 from daemon.ingress.tls import TlsStream
+from daemon.ingress.turns import Turns
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hypercorn.trio.tcp_server import TCPServer
     from quart_trio import QuartTrio
 
     from daemon.config import Settings
     from daemon.ingress.plain import PlainLane
+    from daemon.ingress.refusals import RefusalLog
+    from daemon.ingress.request_memory import RequestMemory
     from daemon.ingress.tls import Certificates
 
 __all__ = ["bound_addresses", "open_listeners", "serve"]
@@ -57,6 +62,12 @@ class Front:
     """Answers plain requests: they never reach the app."""
     certificates: Certificates | None = None
     """With them all is inside of TLS."""
+    memory: RequestMemory | None = None
+    """What bodies take from that Hypercorn reads."""
+    count: Callable[[int], object] = count_nothing
+    """Called with the status of every answer that the lane does not give."""
+    refusals: RefusalLog | None = None
+    """The log of requests that are refused before they reach the app."""
 
 
 async def serve(
@@ -78,6 +89,7 @@ async def serve(
     try:
         async with trio.open_nursery() as clock:
             clock.start_soon(house.keep_time)
+            clock.start_soon(house.turns.run)
             if front.lane is not None:
                 clock.start_soon(front.lane.run)
             async with trio.open_nursery() as connections:
@@ -111,11 +123,14 @@ class _House:
         self._over = False
         self._empty = trio.Event()
         self._occupied = trio.Event()
-        self._app = asgi(app, settings.request_timeout)
+        self.turns = Turns()
+        self._app = asgi(app, settings.request_timeout, self.turns, front.memory)
         self._config = make_config()
         self._settings = settings
         self._lane = front.lane
         self._certificates = front.certificates
+        self._count = front.count
+        self._refusals = front.refusals
         self._slots = trio.Semaphore(front.max_connections)
 
     async def accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
@@ -177,7 +192,11 @@ class _House:
         settings = self._settings
         tls = self._certificates
         quick = QuickStream(transport) if tls is None else TlsStream(transport, tls.context)
-        stream = ClientStream(quick, settings.request_timeout, settings.keepalive_timeout)
+        stream = ClientStream(
+            quick, settings.request_timeout, settings.keepalive_timeout, self.turns
+        )
+        stream.count = self._count
+        stream.refusals = self._refusals
         self._streams[stream] = WorkerContext(None)
         self._occupied.set()
         if tls is None:

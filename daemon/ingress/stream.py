@@ -22,29 +22,41 @@ import trio
 
 from daemon.ingress.farewell import take_leave
 from daemon.ingress.problem import Problem, explained
+from daemon.ingress.refusals import address_of_client
 from daemon.ingress.request_clock import RequestClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from daemon.ingress.quick import QuickStream
+    from daemon.ingress.refusals import RefusalLog
+    from daemon.ingress.turns import Turns
 
-_READ_BYTES: Final = 65_536
+_READ_BYTES: Final = 32_768
 
 
 def nothing() -> None:
     """Do nothing."""
 
 
+def count_nothing(_status: int) -> None:
+    """Count no answer: the admin address has no metric of its own."""
+
+
 class ClientStream:
     """One accepted connection. What Hypercorn does for it runs inside of ``scope``."""
 
     def __init__(
-        self, transport: QuickStream, request_timeout: float, keepalive_timeout: float
+        self,
+        transport: QuickStream,
+        request_timeout: float,
+        keepalive_timeout: float,
+        turns: Turns,
     ) -> None:
         self.socket = transport.socket
         self.scope = trio.CancelScope()
         self._transport = transport
+        self._turns = turns
         self.clock = RequestClock(request_timeout, keepalive_timeout)
         self._received = b""
         self._closed = False
@@ -55,17 +67,22 @@ class ClientStream:
         self.on_end: Callable[[], object] = nothing
         """Called when the connection ends, for who has it without a task in ``scope``."""
         self._on_deadline: Callable[[], object] = self._end
+        self.count: Callable[[int], object] = count_nothing
+        """Called with the status of each answer that goes out over Hypercorn or from here."""
+        self.refusals: RefusalLog | None = None
 
     # --- what Hypercorn calls ------------------------------------------------------------------
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return what came, b"" at the end; raises BrokenResourceError if the client left."""
         if self._received:
+            await self._turns.next()
             data, self._received = self._received, b""
             return data
-        data = await self._transport.receive_some(max_bytes or _READ_BYTES)
+        data = await self._transport.receive_some(min(max_bytes or _READ_BYTES, _READ_BYTES))
         if data:
             self.clock.heard(data)
+            await self._turns.next()
         return data
 
     async def send_all(self, data: bytes) -> None:
@@ -207,7 +224,7 @@ class ClientStream:
         if self.clock.head_since is not None:
             self._last_word = self._cut_off()
         if self._last_word is not None and not self._lingers:
-            words = self._last_word.raw()
+            words = self._own_answer(self._last_word)
         await take_leave(self._transport, words, waits=self._lingers or self.http2)
 
     # -------------------------------------------------------------------------------------------
@@ -217,6 +234,13 @@ class ClientStream:
         if self.clock.draining:
             return Problem("DRAINING", "the daemon is shutting down", {"Retry-After": "5"})
         return Problem("TIMEOUT", "the request's head was not complete in time")
+
+    def _own_answer(self, problem: Problem) -> bytes:
+        """Return an answer that neither the app nor the fast path gives, counted and logged."""
+        self.count(problem.status)
+        if self.refusals is not None:
+            self.refusals.note(problem, address_of_client(self.socket))
+        return problem.raw()
 
     def _end(self) -> None:
         self._closed = True
@@ -247,4 +271,7 @@ class ClientStream:
         head = data.lower()
         self._lingers = b"\r\nconnection: close\r\n" in head
         empty_error = status >= 400 and b"\r\ncontent-length: 0\r\n" in head  # noqa: PLR2004
-        return explained(status) if empty_error else data
+        if empty_error:
+            return self._own_answer(explained(status))
+        self.count(status)
+        return data

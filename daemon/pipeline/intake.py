@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from typing import TYPE_CHECKING
 
 import trio
 
 from daemon.errors import RefusedError, TooLargeError
-from daemon.pipeline.job import Buffer, IdSource, Part, split
+from daemon.pipeline.job import Buffer, IdSource, Part, split, split_lines
 from daemon.pipeline.operations import Done, Receipt
 
 if TYPE_CHECKING:
@@ -65,10 +66,7 @@ class Intake:
         never be taken. Nothing was taken then.
         """
         groups = split(payloads, self._most_payloads, self._most_bytes)
-        if len(groups) > self._most_jobs:
-            raise TooLargeError(
-                f"the request makes {len(groups)} objects, more than MAX_QUEUE ({self._most_jobs})"
-            )
+        self._check_number(len(groups))
         # The answer is named by its first job; an empty collection gets an id too.
         ids = self._ids.take(max(1, len(groups)))
         parts = [
@@ -78,11 +76,40 @@ class Intake:
         receipt = Receipt(ids[0], len(payloads))
         self._journal.append(receipt, parts, None if key is None else _hash(key), done)
 
+    async def submit_lines(
+        self, text: bytes, sizes: Sequence[int], key: str | None, done: Done
+    ) -> None:
+        """Do the same with payloads that are NDJSON, however many, without holding the loop.
+
+        ``sizes`` are the bytes of each payload without its line feed. Raises as ``submit``.
+        """
+        groups = await trio.to_thread.run_sync(
+            split_lines, text, sizes, self._most_payloads, self._most_bytes
+        )
+        self._check_number(len(groups))
+        first = self._ids.reserve(max(1, len(groups)))
+        parts = await trio.to_thread.run_sync(_parts, first, groups)
+        receipt = Receipt(uuid.UUID(int=first), len(sizes))
+        self._journal.append(receipt, parts, None if key is None else _hash(key), done)
+
+    def _check_number(self, jobs: int) -> None:
+        if jobs > self._most_jobs:
+            raise TooLargeError(
+                f"the request makes {jobs} objects, more than MAX_QUEUE ({self._most_jobs})"
+            )
+
     def refusal(self) -> RefusedError | None:
         """Return what a request of one small payload would be refused with now, or None."""
         if self._health.phase == "draining":
             return RefusedError("DRAINING", "the daemon is shutting down", _AFTER_DRAIN)
         return self._journal.refusal()
+
+
+def _parts(first: int, groups: Sequence[tuple[bytes, int]]) -> list[Part]:
+    return [
+        Part(uuid.UUID(int=id_), lines, count)
+        for id_, (lines, count) in enumerate(groups, start=first)
+    ]
 
 
 def _hash(key: str) -> bytes:

@@ -6,13 +6,14 @@ import os
 import time
 import uuid
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import Raw
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from daemon.values import Compression
 
@@ -117,16 +118,40 @@ def split(payloads: Sequence[Buffer], most_payloads: int, most_bytes: int) -> li
     # What fits is not counted one by one: 0.2 µs a payload.
     if 0 < len(payloads) <= most_payloads and sum(map(len, payloads), len(payloads)) <= most_bytes:
         return [list(payloads)]
-    parts: list[list[Buffer]] = []
-    size = most_bytes + 1
-    for payload in payloads:
-        line = len(payload) + 1
-        if size + line > most_bytes or len(parts[-1]) == most_payloads:
-            parts.append([])
-            size = 0
-        parts[-1].append(payload)
-        size += line
-    return parts
+    left = iter(payloads)
+    return [
+        list(islice(left, count))
+        for count in _counts(map(len, payloads), most_payloads, most_bytes)
+    ]
+
+
+def split_lines(
+    text: bytes, sizes: Sequence[int], most_payloads: int, most_bytes: int
+) -> list[tuple[bytes, int]]:
+    """Return NDJSON cut in the same way: the lines of each object, and how many they are.
+
+    ``sizes`` are the bytes of each payload without its line feed.
+    """
+    found: list[tuple[bytes, int]] = []
+    start = at = 0
+    for count in _counts(sizes, most_payloads, most_bytes):
+        end = start + sum(sizes[at : at + count]) + count
+        found.append((text[start:end], count))
+        start, at = end, at + count
+    return found
+
+
+def _counts(sizes: Iterable[int], most_payloads: int, most_bytes: int) -> list[int]:
+    """Return how many payloads, of these sizes, go into each object."""
+    counts: list[int] = []
+    room = -1
+    for size in sizes:
+        if room < size + 1 or counts[-1] == most_payloads:
+            counts.append(0)
+            room = most_bytes
+        counts[-1] += 1
+        room -= size + 1
+    return counts
 
 
 class IdSource:
@@ -144,11 +169,16 @@ class IdSource:
 
     def take(self, count: int) -> list[uuid.UUID]:
         """Return ``count`` new ids, each one more than the one before."""
+        first = self.reserve(count)
+        return [uuid.UUID(int=first + index) for index in range(count)]
+
+    def reserve(self, count: int) -> int:
+        """Return the first of ``count`` new ids as a number; the others follow it."""
         milliseconds = time.time_ns() // 1_000_000
         ahead = (self._last >> 80) - milliseconds
         first = self._last + 1 if 0 <= ahead <= _MOST_AHEAD else _fresh(milliseconds)
         self._last = first + max(count, 1) - 1
-        return [uuid.UUID(int=first + index) for index in range(count)]
+        return first
 
 
 def _fresh(milliseconds: int) -> int:

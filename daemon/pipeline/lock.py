@@ -31,7 +31,7 @@ def lock(folder: Path) -> int:
     Raises StartError that names the process which has it.
     """
     try:
-        make_folder(folder)
+        make_folder(folder, 0o700)
         file = os.open(folder / _FILE, _FLAGS, 0o600)
     except OSError as error:
         raise _cannot_use(folder, error) from None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from daemon.errors import OperatorStoreError, SettingsError
+from daemon.storage.credential_errors import failure_text
 from daemon.storage.sigv4 import Keys
 from daemon.values import endpoint_url
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 # However many workers ask, a source that has nothing is not asked more often.
 _PAUSE_SECONDS: Final = 1.0
-_LONGEST_REASON: Final = 300
 
 
 class Credentials(Protocol):
@@ -135,7 +135,7 @@ class ChainCredentials:
                 self._fetch, anew, self._held, limiter=self._thread, abandon_on_cancel=True
             )
         except Exception as error:  # noqa: BLE001 - providers raise whatever they like
-            self._failure = f"{error} ({type(error).__name__})"[:_LONGEST_REASON]
+            self._failure = failure_text(error)
         self._asked = trio.current_time()
 
     def _fetch(self, anew: bool, seen: _Held | None) -> None:  # noqa: FBT001 - run_sync takes no keywords
@@ -178,8 +178,10 @@ async def find_access(settings: Settings) -> Access:
         return Access(static, settings.aws_region, settings.aws_endpoint_url)
     try:
         region, endpoint = await trio.to_thread.run_sync(_configured, abandon_on_cancel=True)
+    except SettingsError:
+        raise
     except Exception as error:  # profiles that are missing, wrong, or not readable
-        raise SettingsError([f"AWS configuration: {error}"]) from error
+        raise SettingsError([f"AWS configuration: {failure_text(error)}"]) from error
     return Access(
         static or ChainCredentials(_new_session),
         settings.aws_region or region,
@@ -211,4 +213,7 @@ def _configured() -> tuple[str | None, str | None]:
     if session.get_config_variable("ignore_configured_endpoint_urls"):
         return region, None
     endpoint = ConfiguredEndpointProvider(session.full_config, profile, "s3").provide()
-    return region, None if endpoint is None else endpoint_url(endpoint)
+    try:
+        return region, None if endpoint is None else endpoint_url(endpoint)
+    except ValueError as error:
+        raise SettingsError([f"AWS configuration: endpoint_url: allowed is {error}"]) from None

@@ -4,6 +4,10 @@ A file appears under its name only when all of it is on the disk: it is written 
 temporary name, synced, renamed, and the folder synced (rename(2), fsync(2)). The
 temporary name follows from the final one, so that trying again after a crash takes the
 same name and leaves nothing behind.
+
+The group may read objects and list folders, as far as the umask lets it. A temporary file is
+always a new one: a link that another process has put in its place is removed, never followed
+or written through.
 """
 
 from __future__ import annotations
@@ -33,6 +37,9 @@ if TYPE_CHECKING:
 
 # More threads only wait for the same disk.
 _THREADS: Final = 16
+_FILE_MODE: Final = 0o640
+_FOLDER_MODE: Final = 0o750
+_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Folders known to be on the disk; a year of hourly ones fits.
 _FOLDERS: Final = 10_000
 
@@ -98,7 +105,7 @@ class FileStore:
         temporary = path.with_name(f".{path.name}.tmp")
         try:
             self._make(path.parent)
-            with temporary.open("wb") as file:
+            with os.fdopen(_create(temporary), "wb") as file:
                 file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
@@ -124,11 +131,20 @@ class FileStore:
         if folder in self._durable:
             return
         self._make(folder.parent)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(_FOLDER_MODE, exist_ok=True)
         sync_folder(folder.parent)
         if len(self._durable) >= _FOLDERS:
             self._durable = {self._root}
         self._durable.add(folder)
+
+
+def _create(temporary: Path) -> int:
+    """Return a descriptor of a new file; what a crash left under its name is removed first."""
+    try:
+        return os.open(temporary, _NEW_FILE, _FILE_MODE)
+    except FileExistsError:
+        temporary.unlink()
+        return os.open(temporary, _NEW_FILE, _FILE_MODE)
 
 
 async def open_file_store(root: Path) -> FileStore:
@@ -142,7 +158,7 @@ async def open_file_store(root: Path) -> FileStore:
 def _make_root(root: Path) -> Path:
     """Make the folder with those above it, all synced; returns its absolute path."""
     root = root.absolute()
-    make_folder(root)
+    make_folder(root, _FOLDER_MODE)
     sync_folder(root)
     return root
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import html
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import httpx
+
+from daemon.redaction import hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,6 +41,8 @@ class Answer:
     status: int
     lines: Sequence[tuple[bytes, bytes]] = ()
     body: bytes = b""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """What the request was signed with and no message may repeat."""
 
     @property
     def stored(self) -> bool:
@@ -59,7 +63,8 @@ class Answer:
     def message(self) -> str:
         """What an operator has to know, in one bounded line without control characters."""
         said = html.unescape(_text(_MESSAGE, self.body) or "") if self.code else ""
-        said = "".join(char for char in said if char.isprintable())[:_LONGEST_MESSAGE]
+        said = "".join(char for char in said if char.isprintable())
+        said = hide_secrets(said, self.secrets)[:_LONGEST_MESSAGE]
         request_id = self.headers.get("x-amz-request-id", "")[:64]
         parts = (f"HTTP {self.status}", said, request_id and f"request id {request_id}")
         return ", ".join(part for part in parts if part)

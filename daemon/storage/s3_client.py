@@ -14,6 +14,7 @@ import httpx
 
 from daemon import __version__
 from daemon.errors import InvalidObjectError, OperatorStoreError, SettingsError, TransientStoreError
+from daemon.redaction import hide_userinfo_in_sentence
 from daemon.storage.body import Body
 from daemon.storage.s3_answer import Answer
 from daemon.storage.sigv4 import Form
@@ -70,9 +71,17 @@ class S3Client:
         self._timeout = times.as_dict()
         try:
             self._transport = open_transport(connections, _IDLE_SECONDS, secure=secure)
-        except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
+        except (OSError, ImportError) as error:
             # httpx reads SSL_CERT_FILE, HTTPS_PROXY and their like.
             raise SettingsError([f"TLS or proxy variables of the environment: {error}"]) from error
+        except (ValueError, httpx.InvalidURL) as error:
+            # The error's text would repeat pieces of a URL, and of a password in it.
+            problem = (
+                "TLS or proxy variables of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY,"
+                f" NO_PROXY): one cannot be used ({type(error).__name__}); allowed is"
+                " http://[user:password@]host[:port]"
+            )
+            raise SettingsError([problem]) from error
 
     async def send(self, asked: S3Request, place: Place, signer: Signer) -> Answer:
         """Make one attempt and return the answer, whatever it is.
@@ -91,6 +100,7 @@ class S3Client:
                 answer = Answer(read.status, body=read.body[:_ANSWER_BYTES])
                 if not answer.stored:
                     answer.lines = read.headers
+                    answer.secrets = signer.keys.secrets()
                 return answer
             response = await self._transport.handle_async_request(request)
             body = await _beginning(response)
@@ -99,7 +109,8 @@ class S3Client:
         except UnicodeError as error:
             # A host name that cannot be looked up: bucket and endpoint do not go together.
             raise OperatorStoreError("InvalidEndpoint", str(error)) from error
-        return Answer(response.status_code, response.headers.raw, body[:_ANSWER_BYTES])
+        secrets = signer.keys.secrets()
+        return Answer(response.status_code, response.headers.raw, body[:_ANSWER_BYTES], secrets)
 
     def _build(
         self, asked: S3Request, target: bytes, origin: str, signer: Signer
@@ -163,7 +174,8 @@ async def _beginning(response: httpx.Response) -> bytes:
 
 def _store_error(error: httpx.RequestError) -> StoreError:
     causes = list(_causes(error))
-    reason = next((str(cause) for cause in causes if str(cause)), "")[:_LONGEST_REASON]
+    reason = next((str(cause) for cause in causes if str(cause)), "")
+    reason = hide_userinfo_in_sentence(reason)[:_LONGEST_REASON]
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
         return OperatorStoreError("CertificateError", reason)
     if isinstance(error, httpx.ProxyError):

@@ -49,6 +49,10 @@ class Keys:
         except UnicodeEncodeError:
             raise ValueError("a secret key that is not UTF-8") from None
 
+    def secrets(self) -> tuple[str, ...]:
+        """Return what no log line and no error may show."""
+        return (self.secret_key, *([self.token] if self.token else []))
+
 
 @dataclass(slots=True, eq=False)
 class Signer:

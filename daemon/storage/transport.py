@@ -12,13 +12,13 @@ import ssl
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
-from urllib.request import getproxies_environment
 
 import httpx
 import trio
 
 from daemon.storage.body import Body
 from daemon.storage.connection import Connection, Origin, StaleConnectionError, WireRequest, connect
+from daemon.storage.proxies import proxies_from_environment
 from daemon.storage.written_request import WrittenRequest
 
 if TYPE_CHECKING:
@@ -167,11 +167,10 @@ def open_transport(connections: int, keepalive: float, *, secure: bool) -> httpx
     """Return our own transport, or httpx's where the environment names a proxy.
 
     Without ``secure`` no server's certificate is believed: reading those of the authorities
-    takes 20 ms and 2 MiB. Raises OSError, ValueError, ImportError or httpx.InvalidURL for
-    variables that are wrong.
+    takes 20 ms and 2 MiB. Raises SettingsError, OSError, ValueError, ImportError or
+    httpx.InvalidURL for variables that are wrong.
     """
-    proxies = getproxies_environment()
-    if any(proxies.get(name) for name in ("http", "https", "all")):
+    if proxies_from_environment():
         return ProxyTransport(connections, keepalive)
     tls = httpx.create_ssl_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     tls.set_alpn_protocols(["http/1.1"])

@@ -21,6 +21,8 @@ import trio
 from tests.bench.backlog import backlog
 from tests.bench.compare import WORKS, compare, sections
 from tests.bench.growth import growth
+from tests.bench.hostile import part as hostile_part
+from tests.bench.hostile.kinds import KINDS
 from tests.bench.latency import latency
 from tests.bench.load import Drive
 from tests.bench.pair import pair
@@ -102,12 +104,18 @@ def _pair(options: argparse.Namespace) -> list[Section]:
         return []
 
 
+def _hostile(options: argparse.Namespace) -> list[Section]:
+    run = partial(hostile_part.hostile, options.kind or [], options.duration)
+    return [trio.run(run, _say)]
+
+
 _PARTS: Final[dict[str, Callable[[argparse.Namespace], list[Section]]]] = {
     "peers": _peers,
     "growth": _growth,
     "latency": _latency,
     "backlog": _backlog,
     "pair": _pair,
+    "hostile": _hostile,
 }
 
 
@@ -121,8 +129,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--part", action="append", choices=[*_PARTS], help="what to do: peers; repeatable")
     add("--peer", action="append", choices=[*PEERS], help="whom to compare: all; repeatable")
     add("--work", action="append", choices=[*WORKS], help="at what: all; repeatable")
+    add("--kind", action="append", choices=[*KINDS], help="of hostile clients: all; repeatable")
     add("--rounds", type=int, default=3, help="how often each part is measured")
-    add("--duration", type=int, default=5, help="seconds of load")
+    add("--duration", type=int, default=5, help="seconds of load, of each kind")
     add("--connections", type=int, default=32, help="clients at once")
     add("--most-payloads", type=int, default=10_000, help="for peers with an object a payload")
     add("--jobs", type=int, default=1_000_000, help="jobs of the backlog")

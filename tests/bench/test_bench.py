@@ -12,6 +12,7 @@ import trio
 
 from tests.bench import growth, latency, measure
 from tests.bench.__main__ import main
+from tests.bench.hostile import part as hostile_part
 from tests.bench.load import Drive, Load, Work
 from tests.bench.measure import Result, settled
 from tests.bench.peers import PEERS
@@ -33,6 +34,8 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "QUIET", 1.2)  # longer than BATCH_LINGER still
     monkeypatch.setattr(growth, "_CONNECTIONS", (2,))
     monkeypatch.setattr(latency, "_TRIES", 1)
+    monkeypatch.setattr(hostile_part, "_QUIET", 0.2)
+    monkeypatch.setattr(hostile_part, "_AFTER", 0.2)
 
 
 @pytest.mark.usefixtures("brisk")
@@ -46,6 +49,7 @@ async def test_a_short_run_of_everything(
         "latency": [],
         "backlog": ["--jobs=2345"],
         "pair": [],
+        "hostile": ["--kind=members", "--kind=h2-headers", "--kind=slow-heads"],
     }
     # Each brings a trio run of its own, so each gets a thread; they mostly wait.
     async with trio.open_nursery() as nursery:
@@ -68,6 +72,13 @@ async def test_a_short_run_of_everything(
         assert 2**20 < one["idle_rss"] <= one["peak_rss"]
     assert compared[0]["objects"] < compared[0]["stored"]
     assert compared[1]["objects"] == compared[1]["stored"] <= 100
+    (attacked,) = json.loads((tmp_path / "hostile" / "figures.json").read_text()).values()
+    assert [one["kind"] for one in attacked] == ["members", "members", "h2-headers", "slow-heads"]
+    for one in attacked:
+        assert one["honest"]
+        assert one["tally"]["connections"] > 0
+        assert 2**20 < one["rss_after"] <= one["peak_rss"]
+        assert 0 < one["p50"] <= one["p99"] <= one["longest"]
     plot = tmp_path / "peers" / "plot.png"
     assert plot.exists() or "pip install -e '.[bench]'" in told
     assert plot.exists() == (find_spec("matplotlib") is not None)

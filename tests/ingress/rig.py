@@ -14,7 +14,10 @@ import trio
 from daemon import config
 from daemon.health import Health
 from daemon.ingress.app import make_app
+from daemon.ingress.door import Door
 from daemon.ingress.plain import PlainLane
+from daemon.ingress.refusals import RefusalLog
+from daemon.ingress.request_memory import RequestMemory
 from daemon.ingress.server import Front, bound_addresses, open_listeners, serve
 from daemon.ingress.tls import open_certificates
 from daemon.metrics import Metrics
@@ -56,6 +59,14 @@ class FakeIntake(Intake):
             self._take(taken, key, done)
         else:
             trio.lowlevel.spawn_system_task(self._take_later, self.open, taken, key, done)
+
+    async def submit_lines(
+        self, text: bytes, sizes: Sequence[int], key: str | None, done: Done
+    ) -> None:
+        """Take payloads that are NDJSON in the same way."""
+        payloads = text.split(b"\n")[:-1]
+        assert [*map(len, payloads)] == [*sizes]
+        self.submit(payloads, key, done)
 
     async def _take_later(
         self, gate: trio.Event, taken: list[bytes], key: str | None, done: Done
@@ -142,6 +153,7 @@ class Rig:
     intake: FakeIntake = field(default_factory=FakeIntake)
     health: Health = field(default_factory=Health)
     metrics: Metrics = field(default_factory=Metrics)
+    door: Door | None = None
     stop: trio.Event = field(default_factory=trio.Event)
     ended: trio.Event = field(default_factory=trio.Event)
     listeners: list[trio.SocketListener] = field(default_factory=list)
@@ -182,20 +194,28 @@ async def running(
     """Run the public app (or another) with these settings; drains at the end."""
     rig = Rig(config.load({"BIND": "127.0.0.1:0", **environ}))
     rig.health.phase = "serving"
-    parts = rig.intake, rig.health, rig.metrics, rig.settings
-    lane = PlainLane(*parts) if HAS_LANE and app is None else None
-    app = app or make_app(*parts)
+    refusals = RefusalLog()
+    memory = RequestMemory(rig.settings.max_request_bytes, rig.settings.max_length)
+    door = rig.door = Door(rig.intake, rig.health, rig.settings, memory)
+    lane = PlainLane(door, rig.health, rig.metrics, refusals) if HAS_LANE and app is None else None
+    app = app or make_app(door, rig.health, refusals)
     rig.listeners = await open_listeners(rig.settings.bind)
-    front = Front(max_connections, lane, open_certificates(rig.settings))
+    certificates = open_certificates(rig.settings)
+    count = rig.metrics.count_request
+    front = Front(max_connections, lane, certificates, memory, count, refusals)
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
         await serve(app, rig.listeners, rig.settings, rig.stop, front, task_status=task_status)
         rig.ended.set()
 
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(door.run)
         await nursery.start(run)
         yield rig
         await rig.drain()
+        # A request that was never answered still has its memory.
+        assert memory.used == 0 or not rig.intake.open.is_set()
+        nursery.cancel_scope.cancel()
 
 
 def post(body: bytes = COLLECTION, *headers: str, path: str = "/v1/payloads") -> bytes:

@@ -71,6 +71,21 @@ async def test_not_ready(
         assert (await client.get("/healthz")).status_code == 200
 
 
+@pytest.mark.parametrize("refusal", [None, RefusedError("QUEUE_FULL", "x\x9b\u202ey ü", 9)])
+async def test_control_characters_of_a_store_are_escaped(refusal: RefusedError | None) -> None:
+    """What a store says would rewrite the terminal of the person who asks."""
+    reason = "no\x9b2J\u202e\u2028way, Zürich 日本"
+    desk = Desk("serving")
+    desk.health.report("store", "AccessDenied", reason)
+    desk.intake.says = refusal
+    async with desk.client() as client:
+        answer = await client.get("/readyz")
+        assert not set(answer.text) & set("\x9b\u202e\u2028")
+        assert "Zürich 日本" in answer.text
+        assert answer.json()["troubles"][0]["reason"] == reason
+        assert refusal is None or answer.json()["detail"] == refusal.detail
+
+
 async def test_troubles_are_named() -> None:
     """An operator would have to search the log for why nothing is stored."""
     desk = Desk("serving")

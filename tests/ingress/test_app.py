@@ -171,7 +171,7 @@ async def test_a_bug_is_a_500_and_logged(
         rig.intake.fault = None
         answer = await client.post("/v1/payloads", headers=JSON, content=COLLECTION)
         assert answer.status_code == 202
-    assert [line["event"] for line in log_lines] == ["request_failed"]
+    assert [line["event"] for line in log_lines] == ["request_failed", "request_refused"]
 
 
 async def test_a_bug_outside_of_the_door(
@@ -185,7 +185,7 @@ async def test_a_bug_outside_of_the_door(
     monkeypatch.setattr(app, "healthz", crash)
     async with running() as rig, rig.client() as client:
         check_problem(await client.get("/healthz"), 500, "INTERNAL")
-    assert [line["event"] for line in log_lines] == ["request_failed"]
+    assert [line["event"] for line in log_lines] == ["request_failed", "request_refused"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import trio
 from daemon.errors import StartError
 from daemon.ingress.app import make_app
 from daemon.ingress.listen import close_listener
+from daemon.ingress.refusals import RefusalLog
 from daemon.ingress.server import Front, bound_addresses, open_listeners, serve
 from daemon.values import TcpAddress, UnixAddress
 from tests.ingress.rig import post, running
@@ -71,7 +72,8 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
         listeners = await open_listeners([UnixAddress(str(path))])
         assert bound_addresses(listeners) == [f"unix:{path}"]
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
-        app = make_app(rig.intake, rig.health, rig.metrics, rig.settings)
+        assert rig.door is not None
+        app = make_app(rig.door, rig.health, RefusalLog())
         start = partial(serve, app, listeners, rig.settings, rig.stop, Front(5))
         async with trio.open_nursery() as nursery:
             await nursery.start(start)

@@ -21,6 +21,7 @@ from daemon.ingress import server
 from daemon.ingress.quick import QuickStream
 from daemon.ingress.request_clock import RequestClock
 from daemon.ingress.stream import ClientStream
+from daemon.ingress.turns import Turns
 from tests.ingress.mangled import mangled
 from tests.ingress.rig import COLLECTION, ID, Wire, post, running
 
@@ -430,6 +431,41 @@ async def test_http2_with_prior_knowledge() -> None:
         assert b"NOT_A_COLLECTION" in body
 
 
+async def test_answers_over_http2_are_counted_and_logged(
+    log_lines: list[MutableMapping[str, Any]],
+) -> None:
+    """The metric would show no request of an HTTP/2 client, and the log no refused one."""
+    async with running() as rig, rig.wire() as wire:
+        client = Http2(wire)
+        for body in (COLLECTION, b"[1]", b"[2]"):
+            await client.request(body)
+        assert (rig.counted(202), rig.counted(422)) == (1, 2)
+    assert [line["status"] for line in log_lines] == [422, 422]
+    assert {line["client"] for line in log_lines} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("http2", [True, False])
+async def test_an_answer_that_stands_in_for_the_app_is_counted(
+    log_lines: list[MutableMapping[str, Any]],
+    http2: bool,  # noqa: FBT001
+) -> None:
+    """A bug would show in no metric."""
+
+    class Broken(QuartTrio):
+        async def __call__(self, *_: object) -> None:
+            raise ValueError("a bug")
+
+    async with running(Broken("broken")) as rig, rig.wire() as wire:
+        if http2:
+            headers, _ = await Http2(wire).request(COLLECTION)
+            assert headers[b":status"] == b"500"
+        else:
+            await wire.send(post())
+            assert (await wire.answer()).status == 500
+        assert rig.counted(500) == 1
+    assert "connection_failed" in [line["event"] for line in log_lines]
+
+
 async def test_an_idle_http2_connection_is_closed() -> None:
     """Clients of HTTP/2 that went to sleep would hold all slots."""
     async with running(KEEPALIVE_TIMEOUT="200ms") as rig, rig.wire() as wire:
@@ -593,7 +629,7 @@ async def test_an_app_that_fails(log_lines: list[MutableMapping[str, Any]]) -> N
         await wire.send(post())
         answer = await wire.answer()
         assert (answer.status, answer.document["code"]) == (500, "INTERNAL")
-    assert [line["event"] for line in log_lines] == ["connection_failed"]
+    assert [line["event"] for line in log_lines] == ["connection_failed", "request_refused"]
 
 
 async def test_what_does_not_end_is_cut_off(
@@ -613,7 +649,9 @@ async def test_what_does_not_end_is_cut_off(
 async def test_bytes_that_were_read_before(nursery: trio.Nursery) -> None:
     """A lane in front of this one could not hand a connection over."""
     ours, theirs = trio.socket.socketpair()
-    stream = ClientStream(QuickStream(trio.SocketStream(ours)), 5, 5)
+    turns = Turns()
+    nursery.start_soon(turns.run)
+    stream = ClientStream(QuickStream(trio.SocketStream(ours)), 5, 5, turns)
     stream.hand_over(b"POST")
     nursery.start_soon(trio.SocketStream(theirs).send_all, b" /v1")
     assert [await stream.receive_some(100), await stream.receive_some(100)] == [b"POST", b" /v1"]
@@ -624,7 +662,9 @@ async def test_bytes_that_were_read_before(nursery: trio.Nursery) -> None:
 async def test_an_answer_that_went_out_before_the_drain(nursery: trio.Nursery) -> None:
     """The client was told that it may go on, and its next request would be cut off."""
     ours, theirs = trio.socket.socketpair()
-    stream = ClientStream(QuickStream(trio.SocketStream(ours)), 5, 5)
+    turns = Turns()
+    nursery.start_soon(turns.run)
+    stream = ClientStream(QuickStream(trio.SocketStream(ours)), 5, 5, turns)
     client = trio.SocketStream(theirs)
     stream.request_begins()
     await stream.send_all(b"HTTP/1.1 202 \r\ncontent-length: 0\r\n\r\n")

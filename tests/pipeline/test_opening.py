@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,6 +96,16 @@ def test_the_folder_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "fsync", sync)
     os.close(lock(tmp_path / "state" / "payloadd"))
     assert {tmp_path, tmp_path / "state"} <= synced
+
+
+def test_the_folder_is_the_users_alone(tmp_path: Path) -> None:
+    """Other users would see how many payloads wait, and when."""
+    before = os.umask(0)
+    try:
+        os.close(lock(tmp_path / "state"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
 
 
 async def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:

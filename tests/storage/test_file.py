@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -21,6 +24,9 @@ from daemon.errors import (
 from daemon.storage.encoding import Encoded, encode
 from daemon.storage.file import FileStore, _store_error, open_file_store
 from daemon.storage.store import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture
@@ -96,6 +102,108 @@ async def test_what_a_crash_left_is_taken_up(store: FileStore, tmp_path: Path) -
     await store.put("a", plain(b"whole"))
 
     assert files(tmp_path / "objects") == {"a": b"whole"}
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    """Set the process's umask for the time of the block."""
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, int]:
+    """Return the permissions of all that is below a folder."""
+    return {
+        str(path.relative_to(folder)): stat.S_IMODE(path.lstat().st_mode)
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize(
+    ("mask", "folder_mode", "file_mode"),
+    [(0o000, 0o750, 0o640), (0o027, 0o750, 0o640), (0o022, 0o750, 0o640), (0o077, 0o700, 0o600)],
+)
+async def test_the_group_may_read_objects_as_far_as_the_umask_lets_it(
+    tmp_path: Path, mask: int, folder_mode: int, file_mode: int
+) -> None:
+    """Payloads would be readable by all, or by no program that works on them."""
+    with umask(mask):
+        store = await open_file_store(tmp_path / "made" / "objects")
+        await store.put("day/a", plain(b"x"))
+    assert modes(tmp_path) == {
+        "made": folder_mode,
+        "made/objects": folder_mode,
+        "made/objects/day": folder_mode,
+        "made/objects/day/a": file_mode,
+    }
+
+
+async def test_what_a_crash_left_keeps_no_wider_permissions(
+    store: FileStore, tmp_path: Path
+) -> None:
+    """An object would be open to all because a file of an older version was."""
+    left = tmp_path / "objects" / ".a.tmp"
+    left.write_bytes(b"half")
+    left.chmod(0o666)
+    with umask(0):
+        await store.put("a", plain(b"whole"))
+    assert modes(tmp_path / "objects") == {"a": 0o640}
+
+
+@pytest.mark.parametrize("kind", ["symlink", "dangling symlink", "hard link", "pipe"])
+async def test_a_link_in_place_of_the_temporary_file_is_not_followed(
+    store: FileStore, tmp_path: Path, kind: str
+) -> None:
+    """A user who may write into the folder could have any file of the daemon's overwritten."""
+    victim = tmp_path / "victim"
+    temporary = tmp_path / "objects" / ".a.tmp"
+    match kind:
+        case "symlink":
+            victim.write_bytes(b"precious")
+            temporary.symlink_to(victim)
+        case "dangling symlink":
+            temporary.symlink_to(victim)
+        case "hard link":
+            victim.write_bytes(b"precious")
+            temporary.hardlink_to(victim)
+        case _:
+            os.mkfifo(temporary)  # to open it for writing would wait for a reader
+    await store.put("a", plain(b"x"))
+    assert files(tmp_path / "objects") == {"a": b"x"}
+    assert not (tmp_path / "objects" / "a").is_symlink()
+    assert not victim.exists() or victim.read_bytes() == b"precious"
+
+
+async def test_a_folder_in_place_of_the_temporary_file_waits_for_the_operator(
+    store: FileStore, tmp_path: Path
+) -> None:
+    """An object would be dropped for something that an operator can move away."""
+    (tmp_path / "objects" / ".a.tmp").mkdir()
+    with pytest.raises(OperatorStoreError, match=r"EISDIR|EPERM"):
+        await store.put("a", plain(b"x"))
+
+
+async def test_another_process_that_is_faster_gets_no_payload(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that comes back in the very moment would be followed after all."""
+    victim = tmp_path / "victim"
+    temporary = tmp_path / "objects" / ".a.tmp"
+    temporary.symlink_to(victim)
+    unlink = Path.unlink
+
+    def unlink_and_plant(path: Path, *, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=missing_ok)
+        temporary.symlink_to(victim)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink_and_plant)
+        with pytest.raises(OperatorStoreError, match="EEXIST"):
+            await store.put("a", plain(b"x"))
+    assert not victim.exists()
 
 
 async def test_delete(store: FileStore, tmp_path: Path) -> None:

@@ -39,6 +39,11 @@ def peak_rss(pid: int) -> int:
     return _status(pid, "VmHWM") * 1024
 
 
+def rss(pid: int) -> int:
+    """Return the bytes of memory that a process has resident now (VmRSS)."""
+    return _status(pid, "VmRSS") * 1024
+
+
 def threads(pid: int) -> int:
     """Return the number of a process's threads."""
     return _status(pid, "Threads")

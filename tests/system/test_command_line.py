@@ -160,3 +160,25 @@ async def test_wrong_usage_is_status_2(tmp_path: Path, arguments: list[str]) -> 
     done = await run_command(*arguments, folder=tmp_path)
     assert done.returncode == 2
     assert "Usage" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("check", {"STATE_DIR": "{}", "STORE_URL": "file://{}/objects"}),
+        ("check", {"MAX_WORKERS": "{}"}),
+        ("serve", {"BIND": "unix:/not/there/{}"}),
+        ("serve", {"STORE_URL": "file:///proc/{}", "LOG_FORMAT": "text"}),
+        ("journal status", {"STATE_DIR": "{}"}),
+    ],
+)
+async def test_control_characters_are_not_sent_to_the_terminal(
+    tmp_path: Path, command: str, settings: dict[str, str]
+) -> None:
+    """A name with terminal escapes or bidirectional controls would rewrite what is shown."""
+    controls = "\x1b\x9b\x85\u202e\u2028"
+    env = {name: text.format(f"x{controls}y") for name, text in settings.items()}
+    done = await run_command(*command.split(), folder=tmp_path, env=env)
+    text = done.stdout + done.stderr
+    assert "u202e" in text or "x1b" in text
+    assert not set(text) & set(controls)

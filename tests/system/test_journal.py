@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sqlite3
+import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +16,7 @@ import trio
 from daemon.pipeline.database import Database
 from daemon.pipeline.lock import lock
 from tests.support.clients import post
-from tests.support.daemon import Daemon, run_command, running_daemon, started
+from tests.support.daemon import Daemon, environment, run_command, running_daemon, started
 from tests.support.rights import bound_by_permissions
 from tests.support.store import MoodyStore, Refusal, moody_store
 
@@ -87,6 +88,31 @@ async def test_dead_letters_of_a_running_daemon(tmp_path: Path) -> None:
         line = await daemon.drained()
     assert (line["stored"], line["journaled"], line["lost"]) == (2, 0, 0)
     assert store.payloads() == [b'"a"', b'{"b": 2}']
+
+
+async def test_a_payload_cannot_command_the_terminal_that_shows_it(tmp_path: Path) -> None:
+    """Whoever posts a payload could rewrite the screen of the operator who looks at it."""
+    payload = '"a\x9b2Jb\u202ec ü"'
+    async with moody_store() as store, running_daemon(tmp_path, store.environ) as daemon:
+        await _bury(daemon, store, tmp_path, [payload.encode()])
+        (letter,) = await _dead(tmp_path)
+        command = ("journal", "dead", "show", letter["id"])
+        assert (await run_command(*command, folder=tmp_path)).stdout == payload + "\n"
+        ours, terminal = os.openpty()
+        try:
+            await trio.run_process(
+                [sys.executable, "-m", "daemon", *command],
+                stdin=b"",
+                stdout=terminal,
+                cwd=tmp_path,
+                env=environment(tmp_path),
+            )
+            shown = os.read(ours, 10_000).decode().rstrip()
+        finally:
+            os.close(ours)
+            os.close(terminal)
+    assert shown == r'"a\u009b2Jb\u202ec ü"'
+    assert json.loads(shown) == json.loads(payload)
 
 
 async def test_dead_letters_of_a_stopped_daemon(tmp_path: Path) -> None:

@@ -35,6 +35,14 @@ async def test_start_returns_when_posts_are_taken(machine: Machine) -> None:
         assert await unit.show("StatusText") == "serving"
 
 
+async def test_a_large_body_is_decoded_in_the_sandbox(machine: Machine) -> None:
+    """The unit would keep the daemon from starting the process that decodes large bodies."""
+    async with configured(machine) as unit:
+        await unit.systemctl("start")
+        await post(unit.url, [b'"%s"' % (b"x" * 200)] * 5000)
+        assert "body_process_failed" not in [line["event"] for line in await unit.events()]
+
+
 async def test_a_wrong_setting_is_shown(machine: Machine) -> None:
     """An administrator would have to search for what is wrong, or see it restart for ever."""
     async with configured(machine, {"MAX_WORKERS": "many", "DRAIN_TIMEOUT": "soon"}) as unit:

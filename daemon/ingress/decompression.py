@@ -1,0 +1,119 @@
+"""Bodies out of their Content-Encoding, in steps and within bounds.
+
+A step is small in what it reads and in what it writes, so that a few bytes that stand for
+megabytes are found out before they have cost anything.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Final
+
+import zstandard
+
+from daemon.ingress.problem import Problem, too_large
+
+# Input is fed in pieces, because what lies behind the end of a member or frame is copied each
+# time: fed whole, a body of many tiny members would cost the square of its length.
+_GZIP_PIECE: Final = 16384
+# zstandard cannot bound what one call gives. Four bytes of a bomb give 128 KiB at most (one
+# block, RFC 8878, section 3.1.1.2), so a piece oversteps the limit by no more than 4 MiB, which
+# takes a millisecond, and a small piece by 1 MiB.
+_ZSTD_PIECE: Final = 128
+_ZSTD_SMALL_PIECE: Final = 32
+# What RFC 9659 allows for the content encoding; a decoder allocates the window that is claimed.
+_ZSTD_WINDOW: Final = 8 * 2**20
+
+_MOST_MEMBERS: Final = 100_000
+"""A member of nothing takes 20 bytes of a body and 2 µs."""
+
+
+class TooMuchWorkError(Exception):
+    """A body needs more time than the event loop has for it: decode it in another process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The bounds of one decompression."""
+
+    max_length: int
+    """Decompressed bytes beyond which the body is refused (MAX_LENGTH)."""
+    bytes: int | None = None
+    """Decompressed bytes beyond which it is too much work here; None: no such bound."""
+    steps: int | None = None
+    """The same in calls of the library, a microsecond or two each."""
+
+    def check(self, size: int, steps: int, members: int) -> None:
+        """Raise what ``size`` bytes of so many members in ``steps`` calls come to, if too much."""
+        if size > self.max_length:
+            raise too_large(self.max_length, " after decompression")
+        if members > _MOST_MEMBERS:
+            detail = f"the body has more than {_MOST_MEMBERS} gzip members or zstd frames"
+            raise Problem("TOO_LARGE", detail)
+        if self.bytes is not None and size > self.bytes:
+            raise TooMuchWorkError
+        if self.steps is not None and steps > self.steps:
+            raise TooMuchWorkError
+
+
+def gunzip(body: bytes | bytearray, room: Room) -> bytes:
+    """Return the members of a gzip body (RFC 1952), decompressed.
+
+    Raises Problem MALFORMED or TOO_LARGE, and TooMuchWorkError.
+    """
+    out = bytearray()
+    most = room.max_length if room.bytes is None else min(room.max_length, room.bytes)
+    member = zlib.decompressobj(wbits=31)
+    position = steps = members = 0
+    while position < len(body):
+        if member.eof:
+            member = zlib.decompressobj(wbits=31)
+            members += 1
+        piece = body[position : position + _GZIP_PIECE]
+        try:
+            out += member.decompress(piece, most + 1 - len(out))
+        except zlib.error as error:
+            raise Problem("MALFORMED", f"the body is not gzip: {error}") from None
+        steps += 1
+        room.check(len(out), steps, members)
+        position += len(piece) - len(member.unused_data)
+    if not member.eof:
+        raise Problem("MALFORMED", "the gzip body is truncated")
+    return bytes(out)
+
+
+def unzstd(body: bytes | bytearray, room: Room) -> bytes:
+    """Return the frames of a zstd body (RFC 8878), decompressed; raises as ``gunzip``."""
+    _check_announced(body, room)
+    size = _ZSTD_PIECE if room.bytes is None else _ZSTD_SMALL_PIECE
+    out = bytearray()
+    context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+    frame = context.decompressobj()
+    position = steps = members = 0
+    while position < len(body):
+        if frame.eof:
+            frame = context.decompressobj()
+            members += 1
+        piece = body[position : position + size]
+        try:
+            out += frame.decompress(piece)
+        except zstandard.ZstdError as error:
+            raise Problem("MALFORMED", f"the body is not zstd: {error}") from None
+        steps += 1
+        room.check(len(out), steps, members)
+        position += len(piece) - len(frame.unused_data)
+    if not frame.eof:
+        raise Problem("MALFORMED", "the zstd body is truncated")
+    return bytes(out)
+
+
+def _check_announced(body: bytes | bytearray, room: Room) -> None:
+    """Raise TooMuchWorkError where the first frame says by itself that it is too much."""
+    if room.bytes is not None:
+        try:
+            announced = zstandard.frame_content_size(body)
+        except zstandard.ZstdError:
+            return  # which is found again
+        if announced > room.bytes:
+            raise TooMuchWorkError

@@ -1,0 +1,186 @@
+"""The memory of request bodies: one bound for all connections together (MAX_REQUEST_BYTES).
+
+A body takes its memory before its first byte is read, as much as its Content-Length says: if
+parts of bodies were let in, all of them could wait for the rest for ever. It gives the memory back
+with the answer. Where there is none left, the request waits, unread in the kernel's buffers, and
+after some seconds it is refused (503 BUSY). Bodies of up to 64 KiB may use a part of the bound
+that larger ones may not, so a few clients that announce megabytes and send nothing do not shut
+small requests out; and while requests wait, the slowest senders are ended for them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SMALL: Final = 64 * 2**10
+"""Bytes of a body up to which it may use the reserve."""
+_RESERVE_SHARE: Final = 8
+"""One of so many parts of the bound is for small bodies."""
+PATIENCE: Final = 5.0
+"""Seconds that a request waits for memory before it is refused."""
+_PRESSURE: Final = 0.5
+"""Seconds that a request waits before slow senders are ended for it."""
+_GRACE: Final = 1.0
+"""Seconds that a sender has to show how fast it is."""
+_TICK: Final = 0.25
+
+
+class Receiver(Protocol):
+    """A request whose body has its memory and is on its way."""
+
+    @property
+    def since(self) -> float:
+        """When it began, on trio's clock."""
+        ...
+
+    @property
+    def received(self) -> int:
+        """Bytes of the body that have come."""
+        ...
+
+    def end_slow(self) -> None:
+        """Refuse the request and give its memory back: others wait for it."""
+        ...
+
+
+class Waiter:
+    """A request that waits for memory."""
+
+    __slots__ = ("granted", "refused", "since", "size")
+
+    def __init__(
+        self, size: int, since: float, granted: Callable[[], object], refused: Callable[[], object]
+    ) -> None:
+        self.size = size
+        self.since = since
+        self.granted = granted
+        """Called once the memory is the request's."""
+        self.refused = refused
+        """Called instead, when it has waited long enough."""
+
+
+class RequestMemory:
+    """Counts the bytes of all request bodies in memory, and who waits for some."""
+
+    def __init__(self, bound: int, max_length: int) -> None:
+        self.used = 0
+        self._bound = bound
+        # The largest body has to fit, or it would wait for ever.
+        self._bound_of_large = max(bound - bound // _RESERVE_SHARE, max_length)
+        self._waiting: dict[Waiter, None] = {}
+        self._receiving: dict[Receiver, None] = {}
+        self._news = trio.Event()
+        self._paid_back: trio.Event | None = None
+
+    def take(self, size: int) -> bool:
+        """Take memory; returns False, and takes none, where there is none left."""
+        bound = self._bound if size <= SMALL else self._bound_of_large
+        # Behind those that wait, unless the reserve is there for it.
+        if self.used + size > bound or (self._waiting and size > SMALL):
+            return False
+        self.used += size
+        return True
+
+    def overdraw(self, size: int) -> None:
+        """Take memory that a body needs once more when it is decompressed, bound or not."""
+        self.used += size
+
+    def release(self, size: int) -> None:
+        """Give memory back."""
+        self.used -= size
+        if self._waiting:
+            self._grant()
+        if self._paid_back is not None and self.used <= self._bound:
+            self._paid_back.set()
+            self._paid_back = None
+
+    async def wait_paid_back(self) -> None:
+        """Return once no more is used than the bound allows: nothing is overdrawn."""
+        while self.used > self._bound:
+            if self._paid_back is None:
+                self._paid_back = trio.Event()
+            await self._paid_back.wait()
+
+    # --- waiting -------------------------------------------------------------------------------
+
+    def wait(
+        self, size: int, granted: Callable[[], object], refused: Callable[[], object]
+    ) -> Waiter:
+        """Wait in line: calls ``granted``, or ``refused`` after PATIENCE. Neither may raise."""
+        waiter = Waiter(size, trio.current_time(), granted, refused)
+        self._waiting[waiter] = None
+        self._news.set()
+        return waiter
+
+    def forget(self, waiter: Waiter) -> None:
+        """Call neither: the request is gone."""
+        self._waiting.pop(waiter, None)
+
+    async def acquire(self, size: int) -> bool:
+        """Take memory, waiting in line if need be; returns False after PATIENCE."""
+        if self.take(size):
+            return True
+        answers: list[bool] = []
+        answered = trio.Event()
+
+        def answer(*, granted: bool) -> None:
+            answers.append(granted)
+            answered.set()
+
+        waiter = self.wait(size, lambda: answer(granted=True), lambda: answer(granted=False))
+        try:
+            await answered.wait()
+        except trio.Cancelled:
+            self.forget(waiter)
+            if answers == [True]:
+                self.release(size)
+            raise
+        return answers[0]
+
+    def watch(self, receiver: Receiver) -> None:
+        """Take note of a body that is on its way: it may be ended for others."""
+        self._receiving[receiver] = None
+
+    def unwatch(self, receiver: Receiver) -> None:
+        """Take note that the body is there, or will not come."""
+        self._receiving.pop(receiver, None)
+
+    async def run(self) -> None:
+        """Look after those that wait, for ever."""
+        while True:
+            await self._news.wait()
+            await trio.sleep(_TICK)
+            now = trio.current_time()
+            for waiter in list(self._waiting):
+                if now - waiter.since >= PATIENCE:
+                    self.forget(waiter)
+                    waiter.refused()
+            first = next(iter(self._waiting), None)
+            if first is None:
+                self._news = trio.Event()
+            elif now - first.since >= _PRESSURE:
+                self._end_slowest_for(first, now)
+
+    def _grant(self) -> None:
+        """Give those that wait what there is, in the order in which they came."""
+        for waiter in list(self._waiting):
+            bound = self._bound if waiter.size <= SMALL else self._bound_of_large
+            if self.used + waiter.size > bound:
+                return
+            self.forget(waiter)
+            self.used += waiter.size
+            waiter.granted()
+
+    def _end_slowest_for(self, waiter: Waiter, now: float) -> None:
+        """End the slowest senders until ``waiter`` has its memory."""
+        known = [one for one in self._receiving if now - one.since >= _GRACE]
+        known.sort(key=lambda one: one.received / (now - one.since))
+        for receiver in known:
+            if waiter not in self._waiting:
+                return
+            receiver.end_slow()

@@ -1,0 +1,48 @@
+"""The process of the hostile clients: ``python -m tests.bench.hostile.load KIND PORT SECONDS``.
+
+Prints a line when all that it sends is made, begins when a line is read from standard input,
+and prints what came of it as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections import Counter
+
+from tests.bench.hostile.engine import Engine
+from tests.bench.hostile.kinds import KINDS
+
+_NICE = 5
+"""Where cores are short, the daemon and the honest clients come first."""
+
+
+def main(name: str, port: int, seconds: float) -> None:
+    """Attack once."""
+    os.nice(_NICE)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    kind = KINDS[name]
+    tally: Counter[str] = Counter()
+    engine = Engine(port, kind.connections, kind.prepare(tally), tally)
+    _say("ready")
+    sys.stdin.readline()
+    before = _cpu_seconds()
+    engine.run(seconds)
+    _say(json.dumps({"tally": tally, "cpu_seconds": _cpu_seconds() - before}))
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

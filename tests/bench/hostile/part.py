@@ -1,0 +1,221 @@
+"""Run the daemon under each kind of hostile clients, and measure what honest ones notice."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from tests.bench.hostile.kinds import KINDS
+from tests.bench.hostile.outcome import (
+    WATCHDOG,
+    Outcome,
+    Times,
+    count_disk_errors,
+    latencies,
+    longest_gap,
+    percentile,
+)
+from tests.bench.peers.payloadd import SETTINGS
+from tests.bench.report import Section
+from tests.bench.sink import sink
+from tests.support import proc
+from tests.support.daemon import ROOT, Daemon, running_daemon
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+_QUIET: Final = 2.0
+_AFTER: Final = 10.0
+_LAST_ANSWER: Final = 75.0
+"""Seconds; an honest client gives up after 60."""
+_PREPARE_WITHIN: Final = 60.0
+
+_BATCHES: Final = {
+    "default": {},
+    "10,000 in 1 s": {"BATCH_MAX_PAYLOADS": "10000", "BATCH_LINGER": "1s"},
+}
+
+
+async def hostile(names: Sequence[str], seconds: float, say: Callable[[str], object]) -> Section:
+    """Measure each kind of hostile clients in turn, each with a new daemon."""
+    outcomes = []
+    for name in names or KINDS:
+        for batches in _BATCHES:
+            if batches == "default" or KINDS[name].accepted:
+                outcomes.append(await _measure(name, batches, seconds))
+                say(" | ".join(outcomes[-1].row().values()))
+    kinds = ", ".join(f"{name}: {KINDS[name].about}" for name in names or KINDS)
+    return Section(
+        "Hostile clients",
+        f"Six honest clients and two that connect for each POST send a payload every 20 to 50 ms"
+        f" while hostile ones attack for {seconds:g} s, 64 of them where nothing else is said,"
+        f" with the worst request of their kind, again as fast as it is answered. Goals: p99 at"
+        f" most 50 ms, no wait above 250 ms, all honest POSTs accepted, a sign of life every"
+        f" {WATCHDOG:g} s (the daemon gives one every {WATCHDOG / 4:g} s), resident memory at"
+        f" most MAX_REQUEST_BYTES + MAX_QUEUE_BYTES + 150 MiB (470 MiB), and below 150 MiB"
+        f" {_AFTER:g} s after. The kinds: {kinds}.",
+        [outcome.row() for outcome in outcomes],
+        [asdict(outcome) for outcome in outcomes],
+    )
+
+
+async def _measure(name: str, batches: str, seconds: float) -> Outcome:
+    with tempfile.TemporaryDirectory(prefix="payloadd-bench-") as text:
+        folder = Path(text)
+        async with sink(folder, 1) as store, _signs_of_life(folder) as signs:
+            env = {**SETTINGS, **store.environ, **signs.environ, **_BATCHES[batches]}
+            async with running_daemon(folder, env) as daemon:
+                return await _attack(daemon, signs.beats, name, batches, seconds)
+
+
+async def _attack(
+    daemon: Daemon, beats: list[float], name: str, batches: str, seconds: float
+) -> Outcome:
+    port = daemon.url.rpartition(":")[2]
+    async with (
+        _child("load", name, port, str(seconds)) as load,
+        _child("honest", port) as honest,
+    ):
+        await load.line(_PREPARE_WITHIN)
+        await trio.sleep(_QUIET)
+        cpu = proc.cpu_seconds(daemon.pid)
+        begin = time.monotonic()
+        await load.say("go\n")
+        done = json.loads(await load.line(seconds + _LAST_ANSWER))
+        await load.end()
+        end = time.monotonic()
+        cpu = proc.cpu_seconds(daemon.pid) - cpu
+        await trio.sleep(_AFTER)
+        ended = daemon.process.poll() is not None
+        peak, after = (0, 0) if ended else _memory(daemon.pid)
+        times = Times(begin, end, time.monotonic())
+        await honest.end()
+        seen = json.loads(await honest.line(_LAST_ANSWER))
+    samples = [tuple(sample) for sample in seen["samples"]]
+    beside, waits, longest = latencies(samples, times)
+    quiet = sorted(wait for sent, wait, _ in samples if sent + wait <= begin)
+    answers = Counter(status for _, _, status in beside)
+    return Outcome(
+        kind=name,
+        batches=batches,
+        honest=dict(answers),
+        p50=percentile(waits, 0.5),
+        p99=percentile(waits, 0.99),
+        longest=longest,
+        quiet_p99=percentile(quiet, 0.99),
+        watchdog_gap=longest_gap(beats, times),
+        peak_rss=peak,
+        rss_after=after,
+        cpu_seconds=cpu,
+        load_cpu_seconds=done["cpu_seconds"],
+        honest_cpu_seconds=seen["cpu_seconds"],
+        tally=done["tally"],
+        disk_errors=count_disk_errors(done["tally"], Counter(status for _, _, status in samples)),
+        errors=dict(Counter(_errors(daemon))),
+        ended=ended,
+    )
+
+
+def _memory(pid: int) -> tuple[int, int]:
+    """Return the most bytes that a process and all below it have had resident, and have now."""
+    processes = proc.tree(pid)
+    return sum(map(proc.peak_rss, processes)), sum(map(proc.rss, processes))
+
+
+def _errors(daemon: Daemon) -> list[str]:
+    return [str(line.get("event")) for line in daemon.log if line.get("level") == "error"]
+
+
+# --- the daemon's signs of life ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Signs:
+    environ: dict[str, str]
+    beats: list[float]
+    """When each WATCHDOG=1 came, on the clock of ``time.monotonic``."""
+
+
+@asynccontextmanager
+async def _signs_of_life(folder: Path) -> AsyncIterator[_Signs]:
+    """Listen to the daemon as systemd does (sd_watchdog_enabled(3))."""
+    path = folder / "notify"
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        await sock.bind(str(path))
+        environ = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": str(round(WATCHDOG * 1e6))}
+        signs = _Signs(environ, [])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_listen, sock, signs.beats)
+            yield signs
+            nursery.cancel_scope.cancel()
+
+
+async def _listen(sock: trio.socket.SocketType, beats: list[float]) -> None:
+    while True:
+        if b"WATCHDOG=1" in await sock.recv(4096):
+            beats.append(time.monotonic())
+
+
+# --- the clients' processes --------------------------------------------------------------------
+
+
+class _Child:
+    """A process of clients that is told and tells by lines."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self._process = process
+        self._read = bytearray()
+
+    async def say(self, text: str) -> None:
+        """Write to its standard input."""
+        assert self._process.stdin is not None
+        await self._process.stdin.send_all(text.encode())
+
+    async def end(self) -> None:
+        """Close its standard input."""
+        assert self._process.stdin is not None
+        await self._process.stdin.aclose()
+
+    async def line(self, within: float) -> str:
+        """Return its next line, or what it wrote without one before it ended."""
+        assert self._process.stdout is not None
+        with trio.fail_after(within):
+            while b"\n" not in self._read:
+                more: Any = await self._process.stdout.receive_some()
+                if not more:
+                    break
+                self._read += more
+        line, _, self._read[:] = self._read.partition(b"\n")
+        return line.decode()
+
+
+@asynccontextmanager
+async def _child(module: str, *arguments: str) -> AsyncIterator[_Child]:
+    """Run a module of this package from the tree that this process runs; killed at the end."""
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", f"tests.bench.hostile.{module}", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield _Child(process)
+    finally:
+        with trio.CancelScope(shield=True):
+            process.kill()
+            await process.wait()
+            await process.stdin.aclose()
+            await process.stdout.aclose()

@@ -1,0 +1,128 @@
+"""A strict reference for request bodies, on Python's own json module: slow, and plain to read."""
+
+from __future__ import annotations
+
+import re
+from json import JSONDecodeError, JSONDecoder
+from typing import Any, Final, NoReturn
+
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+_COLLECTIONS: Final = ("payloads", "data")
+
+
+class InvalidJsonError(Exception):
+    """The text is not JSON (RFC 8259), or not Unicode text."""
+
+
+class WrongShapeError(Exception):
+    """The text is JSON, and no collection."""
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """The members of an object, also those that are there twice."""
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise InvalidJsonError(constant)
+
+
+# Numbers stay as they are written: Python bounds the digits of an integer.
+_DECODER: Final = JSONDecoder(
+    object_pairs_hook=_Pairs, parse_constant=_refuse, parse_int=str.encode, parse_float=str.encode
+)
+
+
+def collection_in(body: bytes) -> list[bytes]:
+    """Return the payloads of a JSON document, without line breaks.
+
+    Raises InvalidJsonError or WrongShapeError.
+    """
+    text = _text(body)
+    value = _value(text)
+    if not isinstance(value, _Pairs):
+        raise WrongShapeError(type(value).__name__)
+    for name, member in value:
+        right: tuple[type, ...] = (list,)
+        if name in ("version", "token"):
+            right = (str, type(None))
+        elif name not in _COLLECTIONS:
+            continue
+        # An object is a list here.
+        if not isinstance(member, right) or isinstance(member, _Pairs):
+            raise WrongShapeError(name)
+    named = [name for name, _ in value if name in _COLLECTIONS]
+    if len(named) != 1:
+        raise WrongShapeError(repr(named))
+    return [_one_line(payload) for payload in _elements(text, named[0])]
+
+
+def lines_in(body: bytes) -> list[bytes]:
+    """Return the payloads of an NDJSON document. Raises InvalidJsonError."""
+    lines = (line.strip(" \t\r") for line in _text(body).split("\n"))
+    payloads = [line for line in lines if line]
+    for payload in payloads:
+        _value(payload)
+    return [_one_line(payload) for payload in payloads]
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidJsonError(str(error)) from None
+
+
+def _value(text: str) -> Any:  # noqa: ANN401 - JSON
+    try:
+        value = _DECODER.decode(text)
+        _check_strings(value)
+    except (JSONDecodeError, RecursionError, UnicodeEncodeError) as error:
+        raise InvalidJsonError(str(error)) from None
+    return value
+
+
+def _check_strings(value: Any) -> None:  # noqa: ANN401 - JSON
+    """Raise UnicodeEncodeError for half of a surrogate pair."""
+    match value:
+        case str():
+            value.encode()
+        case _Pairs():
+            for name, member in value:
+                name.encode()
+                _check_strings(member)
+        case list():
+            for element in value:
+                _check_strings(element)
+
+
+def _elements(text: str, wanted: str) -> list[str]:
+    """Return the elements of the array that is the member ``wanted``, as they are written.
+
+    The text is known to be an object in JSON with such a member.
+    """
+    at = _behind_space(text, _behind_space(text, 0) + 1)
+    while True:
+        name, at = _DECODER.raw_decode(text, at)
+        at = _behind_space(text, _behind_space(text, at) + 1)
+        if name == wanted:
+            break
+        _, at = _DECODER.raw_decode(text, at)
+        at = _behind_space(text, _behind_space(text, at) + 1)
+    found = []
+    at = _behind_space(text, at + 1)
+    while text[at] != "]":
+        end = _DECODER.raw_decode(text, at)[1]
+        found.append(text[at:end])
+        at = _behind_space(text, end)
+        if text[at] == ",":
+            at = _behind_space(text, at + 1)
+    return found
+
+
+def _behind_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return at if found is None else found.end()
+
+
+def _one_line(payload: str) -> bytes:
+    return payload.replace("\n", "").replace("\r", "").encode()

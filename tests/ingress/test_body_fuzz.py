@@ -1,0 +1,234 @@
+"""Random bodies: accepted if, and only if, a strict reference accepts them, payload for payload."""
+
+from __future__ import annotations
+
+import gzip
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import zstandard
+
+from daemon.ingress.body import Limits, decode
+from daemon.ingress.decompression import TooMuchWorkError
+from daemon.ingress.large_bodies import LargeBody, _Process
+from daemon.ingress.problem import Problem
+from tests.ingress.strict_json import (
+    InvalidJsonError,
+    WrongShapeError,
+    collection_in,
+    lines_in,
+)
+from tests.support.fuzz import mutate
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterator
+
+    from tests.support.fuzz import Fuzz
+
+JSON: Final = "application/json"
+NDJSON: Final = "application/x-ndjson"
+TOO_DEEP: Final = 20_000
+"""Deeper than the interpreter reads, in any version."""
+MOST_PAYLOADS: Final = 20
+LIMITS: Final = Limits(2**20, MOST_PAYLOADS)
+
+_ODD: Final = (
+    *(b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\u", b"\\ud800", b"\\udc00", b"\0"),
+    *(b"\n", b"\r", b"\t", b" ", b"\x0b", b"\x0c", b"\x1f", b"\x7f", b"\xc2\xa0", b"\xe2\x80\xa8"),
+    *(b"\xef\xbb\xbf", b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\xc3"),
+    *(b"-", b"+", b"0", b".", b"e", b"E+", b"NaN", b"Infinity", b"true", b"nul", b"1", b"//"),
+    *(b'"payloads":[]', b'"data":[1]', b'"payload\\u0073"', b'"a":1,', b"'", b"/*", b"0x1"),
+)
+_SPACES: Final = ("", "", "", "", " ", "\n", "\r\n", "\t", "\r", " \n ")
+_TEXTS: Final = (
+    *('""', '"a"', '"é"', '"🜁"', '"\\ud83d\\ude00"', '"\\"\\\\\\/\\b\\f\\n\\r\\t"', '"\\u0000"'),
+    *('"\\ud800"', '"\\ude00\\ud83d"', '"\x7f"', '"\u2028"', '"payloads"', '"a,b]}"', '"\\u00E9"'),
+)
+_NUMBERS: Final = (
+    *("0", "-0", "1", "12", "-1.50", "1e5", "1E+5", "1e-400", "1e400", "0.1", "0e0", "9" * 5000),
+    *("18446744073709551616", "-9223372036854775809", "1" + "0" * 400 + ".5"),
+)
+_NAMES: Final = (
+    *('"payloads"', '"data"', '"version"', '"token"', '"other"', '"\\u0070ayloads"', '""'),
+    *('"d\\u0061ta"', '"Payloads"', '"payloads "', '"\\ud800"', '"\\u0064\\u0061\\u0074\\u0061"'),
+)
+
+
+def make_value(chance: random.Random, depth: int = 0) -> str:
+    """Return a JSON value in some style of printing."""
+    space = chance.choice(_SPACES)
+    match chance.randrange(10):
+        case 0 | 1 if depth < 4:
+            inner = (make_value(chance, depth + 1) for _ in range(chance.randrange(4)))
+            return f"[{space}" + f"{space},".join(inner) + f"{space}]"
+        case 2 | 3 if depth < 4:
+            names = (chance.choice((*_NAMES, *_TEXTS)) for _ in range(chance.randrange(4)))
+            inner = (f"{name}{space}:{space}{make_value(chance, depth + 1)}" for name in names)
+            return f"{{{space}" + f"{space},{space}".join(inner) + f"{space}}}"
+        case 4 if chance.random() < 0.03:
+            levels = chance.choice((100, TOO_DEEP))
+            return "[" * levels + "]" * levels
+        case 4 | 5 | 6:
+            return chance.choice(_NUMBERS)
+        case 7:
+            return chance.choice(("true", "false", "null"))
+        case _:
+            return chance.choice(_TEXTS)
+
+
+def make_collection(chance: random.Random) -> bytes:
+    """Return a JSON document that is mostly a collection."""
+    names = ['"payloads"'] if chance.random() < 0.8 else []
+    if chance.random() < 0.5:
+        names += chance.choices(_NAMES, k=chance.randrange(4))
+    chance.shuffle(names)
+    space = chance.choice(_SPACES)
+    members = (f"{name}{space}:{space}{_member(name, chance)}" for name in names)
+    return f"{space}{{{space}{f',{space}'.join(members)}{space}}}{space}".encode()
+
+
+def _member(name: str, chance: random.Random) -> str:
+    """Return a value that is mostly of the shape that the member has to have."""
+    if chance.random() < 0.05:
+        return make_value(chance)
+    if name in ('"version"', '"token"'):
+        return chance.choice(('"1"', "null", '"\\u0031"'))
+    count = chance.choice((0, 1, 2, 3, MOST_PAYLOADS, MOST_PAYLOADS + 1))
+    space = chance.choice(_SPACES)
+    values = (make_value(chance) for _ in range(count))
+    return f"[{space}" + f"{space},{space}".join(values) + f"{space}]"
+
+
+def make_lines(chance: random.Random) -> bytes:
+    """Return an NDJSON document, mostly with one value a line."""
+    ends = chance.choice((("\n",), ("\r\n",), ("\n", "\r\n", "\n\n", "\r", " \n", "\n\t")))
+    count = chance.choice((0, 1, 2, 3, MOST_PAYLOADS, MOST_PAYLOADS + 1))
+    values = (make_value(chance).replace("\n", " ") for _ in range(count))
+    return "".join(value + chance.choice(ends) for value in values).encode()
+
+
+# --- outcomes ----------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """A body as it is sent."""
+
+    body: bytes
+    kind: str
+    coding: str | None = None
+
+
+Outcome = list[bytes] | str
+"""Payloads, or the code of the answer that refuses them."""
+
+
+def expected(body: bytes, kind: str) -> Outcome:
+    """Return what the reference says."""
+    try:
+        payloads = collection_in(body) if kind == JSON else lines_in(body)
+    except InvalidJsonError:
+        return "MALFORMED"
+    except WrongShapeError:
+        return "NOT_A_COLLECTION"
+    return "TOO_LARGE" if len(payloads) > MOST_PAYLOADS else payloads
+
+
+def in_loop(case: Case) -> Outcome | None:
+    """Return what is done in the event loop; None: it is left to the other process."""
+    try:
+        return [bytes(payload) for payload in decode(*case, LIMITS, in_loop=True)]
+    except TooMuchWorkError:
+        return None
+    except Problem as problem:
+        return problem.code
+
+
+def behind_a_head(case: Case) -> Outcome:
+    """Return what is done where the body does not begin with its bytes."""
+    head = b"POST / HTTP/1.1\r\nX: \xff\r\n\r\n"
+    body, kind, coding = case
+    try:
+        return [bytes(one) for one in decode(head + body, kind, coding, LIMITS, len(head))]
+    except Problem as problem:
+        return problem.code
+
+
+@contextmanager
+def in_a_process() -> Iterator[Callable[[Case], Outcome]]:
+    """Start the process for large bodies, and yield what has a body decoded in it."""
+    process = _Process()
+
+    def outcome(case: Case) -> Outcome:
+        body, kind, coding = case
+        # Not made by its constructor: that asks trio for the time.
+        large = object.__new__(LargeBody)
+        large.data, large.start = b"head" + body, 4
+        large.content_type, large.content_encoding = kind, coding
+        decoded = process.decode(large, LIMITS)
+        if isinstance(decoded, Problem):
+            return decoded.code
+        payloads = []
+        start = 0
+        for size in decoded.sizes:
+            payloads.append(decoded.text[start : start + size])
+            start += size + 1
+            assert decoded.text[start - 1 : start] == b"\n"
+        assert start == len(decoded.text)
+        return payloads
+
+    try:
+        yield outcome
+        assert not process.ended
+    finally:
+        process.end()
+
+
+def test_a_body_is_accepted_as_the_reference_accepts_it(fuzz: Fuzz) -> None:
+    """Broken JSON would be stored for good, or good JSON be refused or changed."""
+    accepted = 0
+    with in_a_process() as process_outcome:
+        for chance in fuzz.cases():
+            kind = chance.choice((JSON, NDJSON))
+            body = make_collection(chance) if kind == JSON else make_lines(chance)
+            if chance.random() < 0.6:
+                body = mutate(body, chance, _ODD)
+            reference = expected(body, kind)
+            accepted += isinstance(reference, list)
+            case = Case(body, kind)
+            if chance.random() < 0.3:
+                case = _compressed(body, kind, chance)
+            ways = [in_loop, chance.choice((behind_a_head, process_outcome))]
+            for way in ways:
+                compare(way(case), reference, case)
+    assert accepted > 0 or fuzz.count < 100, "the bodies are too wrong to test anything"
+
+
+def compare(outcome: Outcome | None, reference: Outcome, case: Case) -> None:
+    """Raise AssertionError where an outcome is not what the reference allows.
+
+    Which of several faults is named is free, but for JSON of a wrong shape: ``payloads`` that is
+    there twice is malformed, and so is what is too deep to be read.
+    """
+    if outcome is None:
+        return
+    if reference == "NOT_A_COLLECTION":
+        assert outcome in ("NOT_A_COLLECTION", "MALFORMED", "TOO_LARGE"), case
+    elif reference == "MALFORMED":
+        # Too many lines are counted before all of them have been read.
+        assert outcome in ("MALFORMED", "TOO_LARGE"), case
+    else:
+        assert outcome == reference, case
+
+
+def _compressed(body: bytes, kind: str, chance: random.Random) -> Case:
+    """Return the same body in one or two members or frames."""
+    coding = chance.choice(("gzip", "zstd"))
+    cut = chance.randrange(len(body) + 1)
+    parts = (body[:cut], body[cut:]) if chance.random() < 0.5 else (body,)
+    pack = zstandard.compress if coding == "zstd" else _gzip
+    return Case(b"".join(map(pack, parts)), kind, coding)
+
+
+def _gzip(data: bytes) -> bytes:
+    return gzip.compress(data, 1, mtime=0)

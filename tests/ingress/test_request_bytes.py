@@ -1,0 +1,141 @@
+"""MAX_REQUEST_BYTES as clients meet it, by the fast path and by way of Hypercorn."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from daemon.ingress import request_memory
+from tests.ingress.rig import Rig, post, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SIZE = 600_000
+BODY = b'{"payloads":["' + b"x" * (SIZE - 17) + b'"]}'
+limited = partial(running, MAX_LENGTH="1MB", MAX_REQUEST_BYTES="1MB")
+
+
+def chunked(body: bytes) -> bytes:
+    """Return a whole request that does not say how long it is."""
+    head = b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    chunks = b"".join(
+        b"%x\r\n%s\r\n" % (len(piece), piece)
+        for piece in (body[at : at + 50_000] for at in range(0, len(body), 50_000))
+    )
+    return head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+
+
+def twice(body: bytes) -> bytes:
+    """Return a whole request with a header twice, which leaves the fast path."""
+    return post(body, "Content-Type: application/json", "X-A: 1", "X-A: 2")
+
+
+def used(rig: Rig) -> int:
+    """Return the bytes that are taken."""
+    assert rig.door is not None
+    return rig.door.memory.used
+
+
+async def until_used(rig: Rig, size: int) -> None:
+    """Wait until exactly so many bytes are taken."""
+    with trio.fail_after(10):
+        while used(rig) != size:  # noqa: ASYNC110 - nothing tells of it
+            await trio.sleep(0.01)
+
+
+WAYS = pytest.mark.parametrize("request_of", [post, twice, chunked])
+
+
+@WAYS
+async def test_a_request_waits_for_memory_and_gets_it(request_of: Callable[[bytes], bytes]) -> None:
+    """Two large requests at once would be held in memory together, or one be refused."""
+    async with limited() as rig, rig.wire() as first, rig.wire() as second:
+        request = request_of(BODY)
+        await first.send(post(BODY)[:-5])
+        await until_used(rig, SIZE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(second.send, request)
+            await wait_all_tasks_blocked(0.05)
+            assert used(rig) <= 10**6
+            assert rig.intake.taken == []
+            await first.send(post(BODY)[-5:])
+            assert (await first.answer()).status == 202
+            assert (await second.answer()).status == 202
+        assert len(rig.intake.taken) == 2
+        await until_used(rig, 0)
+
+
+@WAYS
+async def test_a_request_that_waits_in_vain_is_told_so(
+    request_of: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client would wait for ever, or be cut off without a word."""
+    monkeypatch.setattr(request_memory, "PATIENCE", 0.3)
+    monkeypatch.setattr(request_memory, "_GRACE", 60)
+    async with limited() as rig, rig.wire() as first, rig.wire() as second:
+        await first.send(post(BODY)[:-5])
+        await until_used(rig, SIZE)
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                with suppress(trio.BrokenResourceError):
+                    await second.send(request_of(BODY))
+
+            nursery.start_soon(send)
+            answer = await second.answer()
+            nursery.cancel_scope.cancel()
+        assert (answer.status, answer.document["code"]) == (503, "BUSY")
+        assert 1 <= int(answer.headers["retry-after"]) <= 4
+        await first.send(post(BODY)[-5:])
+        assert (await first.answer()).status == 202
+        await until_used(rig, 0)
+
+
+@pytest.mark.parametrize("slow", [post, twice])
+async def test_a_slow_sender_makes_way_for_another(
+    slow: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One client that sends nothing would keep all others from sending large bodies."""
+    monkeypatch.setattr(request_memory, "_GRACE", 0.1)
+    async with limited() as rig, rig.wire() as first, rig.wire() as second:
+        await first.send(slow(BODY)[:500])
+        await until_used(rig, SIZE)
+        await second.send(post(BODY))
+        assert (await second.answer()).status == 202
+        answer = await first.answer()
+        assert (answer.status, answer.document["code"]) == (503, "BUSY")
+        assert answer.headers["connection"] == "close"
+
+
+async def test_small_requests_pass_while_large_ones_wait() -> None:
+    """One client with large requests would shut all others out."""
+    async with limited() as rig, rig.wire() as first, rig.wire() as small:
+        await first.send(post(BODY)[:-5])
+        await until_used(rig, SIZE)
+        for _ in range(3):
+            await small.send(post())
+            assert (await small.answer()).status == 202
+
+
+@pytest.mark.parametrize("cut", [100, 300_000])
+async def test_a_body_that_breaks_off_leaves_nothing(cut: int) -> None:
+    """Clients that leave in the middle of a body would use the memory up."""
+    async with limited() as rig:
+        for _ in range(5):
+            async with rig.wire() as wire:
+                await wire.send(post(BODY)[:cut])
+                await wait_all_tasks_blocked()
+        async with rig.wire() as wire:
+            await wire.send(post(BODY)[:cut])
+            await wire.stream.send_eof()
+            answer = await wire.answer()
+            assert (answer.status, answer.document["code"]) == (400, "MALFORMED")
+            assert await wire.rest() == b""
+        await until_used(rig, 0)
+        assert rig.intake.taken == []
