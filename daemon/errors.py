@@ -6,7 +6,12 @@ boundary each: the body decoder for JSON, a store for S3 and the file system.
 
 from __future__ import annotations
 
+import random
 from enum import Enum
+from typing import Final
+
+JITTER: Final = random.Random()  # noqa: S311 - it spreads clients, and nothing has to be kept secret
+"""What spreads the clients that are refused together; a test may seed it."""
 
 
 class PayloaddError(Exception):
@@ -24,15 +29,24 @@ class SettingsError(PayloaddError):
 class RefusedError(PayloaddError):
     """The pipeline cannot take a request now; nothing of it was taken.
 
-    ``code`` is one of the contract's 503 codes, ``retry_after`` the whole
+    ``code`` is one of the contract's 503 codes, ``least_wait`` the whole
     seconds after which another try is worth it.
     """
 
-    def __init__(self, code: str, detail: str, retry_after: int) -> None:
+    def __init__(self, code: str, detail: str, least_wait: int) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
-        self.retry_after = retry_after
+        self.least_wait = max(1, least_wait)
+
+    @property
+    def retry_after(self) -> int:
+        """Return what to tell one client: ``least_wait`` and at random up to half as much again.
+
+        Each call returns another number. Requests of one failed commit share this error, and
+        without the jitter all their clients would come back in the same second.
+        """
+        return JITTER.randint(self.least_wait, self.least_wait + (self.least_wait + 1) // 2)
 
 
 class Outcome(Enum):

@@ -101,7 +101,16 @@ class Metrics:
         self.queue_jobs = self._gauge("queue_jobs", "Jobs in the memory channel")
         self.queue_bytes = self._gauge("queue_bytes", "Payload bytes in the memory channel")
         self.journal_jobs = self._gauge("journal_jobs", "Jobs in the journal")
-        self.journal_bytes = self._gauge("journal_bytes", "Bytes that the journal's jobs take")
+        self.journal_bytes = self._gauge(
+            "journal_bytes", "Bytes that jobs, dead letters and Idempotency-Keys take"
+        )
+        self.idempotency_keys = self._gauge("idempotency_keys", "Idempotency-Keys that are known")
+        self.keys_evicted = self._counter(
+            "idempotency_keys_evicted", "Idempotency-Keys forgotten before their time"
+        ).at()
+        self.payloads_missing = self._gauge(
+            "payloads_missing", "Accepted payloads that a damaged journal has lost"
+        )
         self.commit_seconds = self._histogram(
             "commit_seconds", "Time of one group commit of the journal", _COMMIT_SECONDS
         )

@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from daemon import config, logs
+from daemon.errors import JITTER, RefusedError
 from daemon.health import Health
 
 
@@ -27,6 +28,38 @@ def test_a_trouble_is_news_once_and_keeps_its_start() -> None:
     assert trouble is not None
     assert trouble.code == "NoSuchBucket"
     assert health.clear("store") is None
+
+
+def test_a_trouble_ends_with_its_last_cause() -> None:
+    """One prefix without rights among others would be over with every object of theirs."""
+    health = Health()
+    assert health.report("store", "AccessDenied", "no rights", "a")
+    assert health.report("store", "SlowDown", "less", "b")
+    assert health.clear("store") is None
+    assert health.clear("store", "c") is None
+    assert health.clear("store", "b") is None
+    assert health.troubles["store"].code == "AccessDenied"
+    # It was said already, and the part has not worked since.
+    assert not health.report("store", "SlowDown", "less", "b")
+    assert health.troubles["store"].code == "SlowDown"
+    assert health.clear("store", "b") is None
+    over = health.clear("store", "a")
+    assert over is not None
+    assert over.code == "AccessDenied"
+    assert health.trouble("store") is None
+    assert health.troubles == {}
+    assert health.report("store", "SlowDown", "less", "b")
+
+
+def test_clients_that_are_refused_together_come_back_apart() -> None:
+    """A thousand clients that wait the same 5 s are a thousand requests in one second."""
+    for least, most in ((0, 2), (1, 2), (5, 8), (60, 90)):
+        error = RefusedError("DISK_ERROR", "", least)
+        JITTER.seed(1)
+        waits = [error.retry_after for _ in range(200)]
+        assert (min(waits), max(waits)) == (max(1, least), most)
+        JITTER.seed(1)
+        assert [error.retry_after for _ in range(200)] == waits
 
 
 @pytest.fixture

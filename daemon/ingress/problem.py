@@ -92,7 +92,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word for it
 
 def refused(error: RefusedError, members: Mapping[str, object] | None = None) -> Problem:
     """Return the 503 for what the pipeline refused, with its Retry-After in whole seconds."""
-    headers = {"Retry-After": str(max(1, error.retry_after))}
+    headers = {"Retry-After": str(error.retry_after)}
     return Problem(error.code, error.detail, headers, members)
 
 

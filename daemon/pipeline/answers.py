@@ -1,6 +1,11 @@
 """Idempotency-Keys and what they were answered with, for a day.
 
 Keys are kept as 16 bytes of hash. Functions raise sqlite3.Error.
+
+Keys count into JOURNAL_MAX_BYTES and may take a quarter of it: without a bound one client that
+makes up a key for each request fills the disk. Past it the oldest keys are forgotten before their
+time, a few with each commit that brings new ones, and a metric counts them. An empty collection
+leaves no key: there is nothing that a repetition could store twice.
 """
 
 from __future__ import annotations
@@ -11,18 +16,29 @@ from typing import TYPE_CHECKING, Final
 
 from daemon.pipeline.checksum import of_answer
 from daemon.pipeline.operations import Receipt
+from daemon.pipeline.schema import KEY_BYTES
 
 if TYPE_CHECKING:
     import sqlite3
 
+    from daemon.pipeline.changes import Changes
+
 KEEP: Final = 24 * 3600
 """Seconds for which a key is known."""
-_AT_ONCE: Final = 5000
-"""Keys that are forgotten in one commit, which all others wait for."""
+_SHARE: Final = 4
+"""Keys take one of so many bytes of JOURNAL_MAX_BYTES at most."""
+_AT_ONCE: Final = 128
+"""Keys that are forgotten in one commit, which all others wait for: 1 ms."""
+_AHEAD: Final = 64
+"""Keys that a commit may forget beyond those that it brings, where a bound was lowered."""
 
+_FIND: Final = "SELECT id, payloads, expires FROM answers WHERE key = ?"
 _EXPIRE: Final = """
     DELETE FROM answers WHERE key IN
     (SELECT key FROM answers WHERE expires <= ? ORDER BY expires LIMIT ?)
+"""
+_EVICT: Final = """
+    DELETE FROM answers WHERE key IN (SELECT key FROM answers ORDER BY expires LIMIT ?)
 """
 
 _INSERT: Final = """
@@ -31,16 +47,24 @@ _INSERT: Final = """
 """
 
 
-def answer(connection: sqlite3.Connection, key: bytes, receipt: Receipt) -> Receipt | None:
+def most_keys(max_bytes: int) -> int:
+    """Return how many keys a journal of ``max_bytes`` keeps."""
+    return max_bytes // _SHARE // KEY_BYTES
+
+
+def answer(
+    connection: sqlite3.Connection, key: bytes, receipt: Receipt, changes: Changes
+) -> Receipt | None:
     """Return what ``key`` was answered with before; None, and note ``receipt``, if it is new."""
     now = int(time.time())
-    found = connection.execute(
-        "SELECT id, payloads FROM answers WHERE key = ? AND expires > ?", (key, now)
-    ).fetchone()
-    if found is not None:
-        return _earlier(found[0], found[1], receipt)
-    row = (key, receipt.id.bytes, receipt.payloads, now + KEEP, None)
-    connection.execute(_INSERT, (*row, of_answer(row)))
+    row = connection.execute(_FIND, (key,)).fetchone()
+    # A row whose expiry is damaged is known too: its request must not be stored twice.
+    if row is not None and not (isinstance(row[2], int) and row[2] <= now):
+        return _earlier(row[0], row[1], receipt)
+    if receipt.payloads:
+        values = (key, receipt.id.bytes, receipt.payloads, now + KEEP, None)
+        connection.execute(_INSERT, (*values, of_answer(values)))
+        changes.keys += row is None
     return None
 
 
@@ -56,6 +80,17 @@ def _earlier(id_: object, payloads: object, receipt: Receipt) -> Receipt:
     )
 
 
-def expire(connection: sqlite3.Connection) -> bool:
+def expire(connection: sqlite3.Connection, changes: Changes) -> bool:
     """Forget keys past their time; returns whether there may be more of them."""
-    return connection.execute(_EXPIRE, (int(time.time()), _AT_ONCE)).rowcount == _AT_ONCE
+    count = connection.execute(_EXPIRE, (int(time.time()), _AT_ONCE)).rowcount
+    changes.keys -= count
+    return count == _AT_ONCE
+
+
+def evict(connection: sqlite3.Connection, changes: Changes, known: int, most: int) -> None:
+    """Forget the oldest keys where ``known`` and those of ``changes`` are more than ``most``."""
+    over = known + changes.keys - most
+    if over > 0:
+        count = connection.execute(_EVICT, (min(over, max(0, changes.keys) + _AHEAD),)).rowcount
+        changes.keys -= count
+        changes.evicted += count

@@ -37,6 +37,13 @@ class Changes:
         """Without ROW_BYTES."""
         self.dead_bytes = 0
         """With ROW_BYTES."""
+        self.dead_payloads = 0
+        self.accepted = 0
+        """Payloads that are taken in."""
+        self.keys = 0
+        """Idempotency-Keys, more or less than before."""
+        self.evicted = 0
+        """Keys that are forgotten before their time."""
 
     def take_in(self, parts: Sequence[Part]) -> list[Job]:
         """Give each part its number; returns them as jobs."""
@@ -45,6 +52,7 @@ class Changes:
             job = Job(self.next, id_, lines, payloads)
             self.next += 1
             self.payloads += payloads
+            self.accepted += payloads
             self.bytes += len(lines)
             if len(lines) < segments.LARGE:
                 bare = id_.bytes
@@ -70,6 +78,7 @@ class Changes:
         """Take a batch out of circulation; it stays where it is."""
         self._count_away(batch)
         self.dead_bytes += batch.bytes + len(batch.jobs) * ROW_BYTES
+        self.dead_payloads += batch.payloads
 
     def revive(self, letter: DeadRange) -> None:
         """Bring a dead letter back."""
@@ -77,6 +86,7 @@ class Changes:
         self.payloads += letter.payloads
         self.bytes += letter.bytes
         self.dead_bytes -= letter.room
+        self.dead_payloads -= letter.payloads
 
     def _count_away(self, batch: Batch) -> None:
         self.jobs -= len(batch.jobs)

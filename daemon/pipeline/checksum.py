@@ -24,7 +24,7 @@ __all__ = ["crc32", "job_head", "of_answer", "of_job", "of_totals", "of_values"]
 
 job_head = Struct("<qqq16s").pack
 """Stream, seq, payloads and id as the bytes in front of a job's lines."""
-_four = Struct("<qqqq").pack
+_six = Struct("<qqqqqq").pack
 _two = Struct("<qq").pack
 
 
@@ -35,7 +35,7 @@ def of_job(seq: int, id_: bytes, payloads: int, lines: bytes, stream: int = 0) -
 
 def of_totals(row: Sequence[int]) -> int:
     """Return the checksum of the totals, which every commit writes: 0.3 us, a third of others."""
-    return crc32(_four(*row))
+    return crc32(_six(*row))
 
 
 def of_answer(row: Sequence[Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Final
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from daemon.pipeline.database import Database
     from daemon.pipeline.disk import Disk
     from daemon.pipeline.journal_thread import JournalThread
+    from daemon.pipeline.ledger import Ledger
     from daemon.pipeline.operations import Operation
 
 _BETWEEN: Final = 1.0
@@ -27,18 +29,20 @@ _STEPS: Final = 64
 
 
 class Chores:
-    """Revives what an operator has marked, forgets old keys, gives space back."""
+    """Revives what an operator has marked, forgets old keys, gives space back, looks at ages."""
 
     def __init__(
         self,
         database: Database,
         thread: JournalThread,
         disk: Disk,
+        ledger: Ledger,
         add: Callable[[Operation], object],
     ) -> None:
         self._database = database
         self._thread = thread
         self._disk = disk
+        self._ledger = ledger
         self._add = add
         self._seen = -1
 
@@ -50,8 +54,11 @@ class Chores:
         """Do the chores for ever."""
         for second in count():
             await trio.sleep(_BETWEEN)
+            await self._note_oldest()
             if not self._disk.writable:
                 continue
+            with suppress(sqlite3.Error):
+                await self._thread.write(self._database.high_water.sync)
             changes = await self._thread.read(self._database.foreign_changes)
             if changes != self._seen and not self._disk.in_trouble:
                 self._seen = changes
@@ -68,6 +75,17 @@ class Chores:
                     await self._thread.write(self._database.sweep.begin)
                 await self._give_space_back(self._database.sweep.step)
             await self._give_space_back(self._database.vacuum.step)
+
+    async def _note_oldest(self) -> None:
+        """Tell the ledger how old the backlog is.
+
+        Where that cannot be read, what is known stays: the age goes on rising.
+        """
+        try:
+            self._ledger.kept_since = await self._thread.write(self._database.oldest)
+        except sqlite3.Error:
+            if self._ledger.kept_since is None and self._database.totals.jobs:
+                self._ledger.kept_since = time.time()
 
     async def _give_space_back(self, step: Callable[[], bool]) -> None:
         # Under load too; a commit that waits for the thread comes between two steps.

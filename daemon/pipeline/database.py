@@ -9,6 +9,7 @@ jobs are in segments, which are synced before it.
 from __future__ import annotations
 
 import sqlite3
+import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -20,6 +21,7 @@ from daemon.pipeline import (
     dead_letters,
     inventory,
     rows,
+    segment_files,
     segments,
     small_tables,
     structure,
@@ -29,7 +31,9 @@ from daemon.pipeline.changes import Changes
 from daemon.pipeline.checksum import of_values
 from daemon.pipeline.clearance import Clearance
 from daemon.pipeline.damage import Finding, Findings, is_corrupt
+from daemon.pipeline.high_water import HighWater
 from daemon.pipeline.layout import Layout
+from daemon.pipeline.oldest import Oldest
 from daemon.pipeline.operations import Append, Bury, Expire, Revive, Seal, Settle
 from daemon.pipeline.reserve import Reserve
 from daemon.pipeline.schema import MIGRATIONS, connect
@@ -75,11 +79,15 @@ class Database:
         self.reserve = Reserve(self._folder, max_length)
         # The last run has left it: on a disk that is full SQLite needs room to open a file.
         self.reserve.give_up()
+        self.most_keys = sys.maxsize
+        """Idempotency-Keys that are kept at most."""
+        self.in_doubt = False
+        """Whether SQLite's log may hold a commit that failed."""
+        self.high_water = HighWater(path)
         self.findings = Findings()
         """What is damaged, to be told."""
         self.damaged_payloads = 0
         """Payloads that were counted as waiting and cannot be stored, since the start."""
-        self._segments = Segments(self._folder)
         self._mended = float("-inf")
         self._counted = False
         self._connection, found, gaps = open_sound(path)
@@ -90,6 +98,7 @@ class Database:
             except sqlite3.Error as error:
                 if not self._mend(error, starting=True):
                     raise
+            self.high_water.begin(self.totals)
             self.sealed_firsts = [first for first, _ in self._inventory.sealed]
             """The first ``seq`` of each batch that was sealed before a crash: replayed whole."""
         except BaseException:
@@ -100,12 +109,20 @@ class Database:
         """Read what the file says of itself, and what goes with it."""
         small = self._path.stat().st_size <= structure.MOST_CHECKED
         self._inventory = inventory.take(
-            self._connection, self._segments.names, gaps, counting=small or bool(gaps)
+            self._connection,
+            segment_files.names(self._folder / segment_files.FOLDER),
+            gaps,
+            counting=small or bool(gaps),
         )
         self._counted |= small
         self._take_over(self._inventory)
-        self.totals = replace(self._inventory.totals, dead_bytes=0)
+        self.totals = self._inventory.totals
         self.count_dead()
+        if not hasattr(self, "_segments"):
+            if not self._inventory.known:
+                self.totals = self.high_water.assume(self._connection, self.totals)
+            self.totals = self.high_water.reconcile(self._connection, self.totals)
+            self._segments = Segments(self._folder)
         self._segments.check(self.totals.next)
         if not hasattr(self, "_apart"):
             self._apart = self._inventory.apart
@@ -116,6 +133,7 @@ class Database:
         self.vacuum = Vacuum(self._connection)
         self._backlog = Backlog(self._connection, self._folder, self._apart)
         self.clearance = Clearance(self._connection)
+        self._oldest = Oldest(self._connection)
         self.sweep = Sweep(self._connection, self._folder, self._segments, self.findings)
 
     def _take_over(self, taken: Inventory) -> None:
@@ -161,7 +179,11 @@ class Database:
         """Close the file; SQLite folds its log into it. The reserve stays, for the next start."""
         self.make_room()
         self._segments.close()
-        self._connection.close()
+        try:
+            self._connection.close()
+            self.high_water.end(self.totals)
+        finally:
+            self.high_water.close()
 
     def make_room(self) -> None:
         """Delete all that is left of what is stored, as far as the disk lets us."""
@@ -191,12 +213,15 @@ class Database:
             self._segments.cut()
             self._roll_back(before)
             raise
+        self.in_doubt = True
         try:
             self._connection.execute("COMMIT")
         except BaseException:
             self._roll_back(before)
             raise
+        self.in_doubt = False
         self._segments.keep()
+        self.high_water.write(self.totals)
 
     def _roll_back(self, before: tuple[Totals, tuple[Range, ...]]) -> None:
         self.totals, self.clearance.ranges = before
@@ -219,14 +244,14 @@ class Database:
                 case Revive():
                     self._revive(operation, changes)
                 case Expire():
-                    operation.more = answers.expire(self._connection)
+                    operation.more = answers.expire(self._connection, changes)
         return changes
 
     def _append(self, append: Append, changes: Changes) -> None:
         append.jobs = []
         append.earlier = None
         if append.key is not None:
-            append.earlier = answers.answer(self._connection, append.key, append.receipt)
+            append.earlier = answers.answer(self._connection, append.key, append.receipt, changes)
         if append.earlier is None:
             append.jobs = changes.take_in(append.parts)
 
@@ -241,6 +266,7 @@ class Database:
         self.sweep.look_at(self.clearance.delete(changes.settled))
         # Behind all seals of this commit: one of what is settled may be among them.
         rows.delete_each(self._connection, "batches", "first", changes.unsealed)
+        answers.evict(self._connection, changes, self.totals.keys, self.most_keys)
         after = self.totals.after(changes)
         if after != self.totals:
             after.write(self._connection)
@@ -312,7 +338,7 @@ class Database:
 
     def _adopt(self, taken: Inventory) -> None:
         self._take_over(taken)
-        self.totals = replace(taken.totals, dead_bytes=0)
+        self.totals = taken.totals
         self.count_dead()
 
     @contextmanager
@@ -321,10 +347,15 @@ class Database:
             self._connection.execute("BEGIN IMMEDIATE")
             yield
 
+    def oldest(self) -> float | None:
+        """Return when the oldest job that is not stored was accepted, in Unix time."""
+        return self._oldest.look(self.clearance.ranges, self.totals.dead_payloads)
+
     def count_dead(self) -> None:
         """Count what dead letters take: another process may have dropped some."""
-        dead = sum(one.room for one in dead_letters.ranges(self._connection))
-        self.totals = replace(self.totals, dead_bytes=dead)
+        found = dead_letters.ranges(self._connection)
+        dead, payloads = sum(one.room for one in found), sum(one.payloads for one in found)
+        self.totals = replace(self.totals, dead_bytes=dead, dead_payloads=payloads)
 
     def layouts(self, now: Layout) -> list[tuple[int, Layout]]:
         """Note that ``now`` holds from the next job on; return all, each with its first ``seq``."""
@@ -352,6 +383,7 @@ class Database:
         # A commit that failed may have left its rows in SQLite's log, for a crash to bring back.
         # They are written over now; before that their bytes must not be.
         self._segments.cut()
+        self.in_doubt = False
 
     def foreign_changes(self) -> int:
         """Return a number that is another one once another process has written."""

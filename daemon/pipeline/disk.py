@@ -4,6 +4,10 @@ Three states. It takes writes, with room to spare. It takes writes, but the rese
 be made again: POSTs are refused, and what was accepted goes on its way. It takes none: then
 nothing is brought in from the journal either, because what is stored meanwhile would wait in
 memory to be settled.
+
+A write trouble ends with a commit that the disk took: a daemon in trouble takes no request, so
+the probe that goes before is all that can show it. A read trouble ends when the same kind of read
+succeeds, not with another: a page of the backlog that cannot be read says nothing about the rest.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ class Disk:
     @property
     def in_trouble(self) -> bool:
         """Whether POSTs are refused."""
-        return _PART in self._health.troubles
+        return self._health.trouble(_PART) is not None
 
     @property
     def writable(self) -> bool:
@@ -51,7 +55,7 @@ class Disk:
 
     def refusal(self) -> RefusedError | None:
         """Return what requests are refused with, None if they are not."""
-        trouble = self._health.troubles.get(_PART)
+        trouble = self._health.trouble(_PART)
         return None if trouble is None else disk_error(trouble.reason)
 
     def failed(self, error: sqlite3.Error) -> None:
@@ -66,22 +70,31 @@ class Disk:
         if room and self._health.clear(_PART) is not None:
             log.info("journal_available")
 
-    def read_failed(self, error: sqlite3.Error) -> None:
-        """Take note of a read that failed: the backlog has to wait, and POSTs need not."""
-        self._say(_READING, "journal_unreadable", error)
+    def read_failed(self, what: str, error: sqlite3.Error) -> None:
+        """Take note that ``what`` could not be read: the backlog waits, and POSTs need not."""
+        self._say(_READING, "journal_unreadable", error, what)
 
-    def was_read(self) -> None:
-        """Take note of a read that went well."""
-        if self._health.clear(_READING) is not None:
+    def was_read(self, what: str) -> None:
+        """Take note that ``what`` was read."""
+        if self._health.clear(_READING, what) is not None:
             log.info("journal_readable")
 
-    def _say(self, part: str, event: str, error: sqlite3.Error) -> None:
+    def _say(self, part: str, event: str, error: sqlite3.Error, cause: str = "") -> None:
         code = getattr(error, "sqlite_errorname", type(error).__name__)
-        if self._health.report(part, code, str(error)):
+        if self._health.report(part, code, str(error), cause):
             log.error(event, code=code, reason=str(error))
 
 
 def disk_error(reason: object) -> RefusedError:
     """Return what a request is refused with that could not be written."""
     detail = f"the journal cannot be written: {reason}; nothing of this request was taken"
+    return RefusedError("DISK_ERROR", detail, _RETRY_AFTER)
+
+
+def outcome_unknown(reason: object) -> RefusedError:
+    """Return what a request is refused with that may be in the journal's log all the same."""
+    detail = (
+        f"the journal cannot be written: {reason}; this request is not accepted, but a crash"
+        " before the disk works again may bring it back"
+    )
     return RefusedError("DISK_ERROR", detail, _RETRY_AFTER)

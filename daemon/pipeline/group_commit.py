@@ -6,6 +6,10 @@ who waited for it. Meanwhile the next group collects. So requests share the cost
 and nobody waits for more than two, unless more than LARGEST_COMMIT has come.
 Settling is not urgent (a row that outlives a crash is replayed under the same key): it rides
 along with the next commit.
+
+A commit whose sync fails may be in SQLite's log all the same, and a crash would bring it back after
+its requests were refused. So the journal's thread writes over it at once, before anybody is told
+(see ``_write``). Where the disk refuses that too, the answer says that the outcome is unknown.
 """
 
 from __future__ import annotations
@@ -18,13 +22,14 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from daemon.errors import RefusedError, TooLargeError
+from daemon.logs import get_logger
+from daemon.pipeline.answers import most_keys
 from daemon.pipeline.chores import Chores
-from daemon.pipeline.disk import Disk, disk_error
-from daemon.pipeline.groups import Groups
+from daemon.pipeline.disk import Disk, disk_error, outcome_unknown
+from daemon.pipeline.groups import Groups, Turn, answer
 from daemon.pipeline.journal_thread import JournalThread
 from daemon.pipeline.operations import Append, Bury, Clear, Expire, Receipt, Revive, Seal, Settle
-from daemon.pipeline.reserve import LARGEST_COMMIT
-from daemon.pipeline.schema import ROW_BYTES
+from daemon.pipeline.schema import KEY_BYTES, ROW_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -32,15 +37,20 @@ if TYPE_CHECKING:
     from daemon.health import Health
     from daemon.metrics import Metrics
     from daemon.pipeline.database import Database
+    from daemon.pipeline.groups import Group
     from daemon.pipeline.job import Batch, Job, Part
     from daemon.pipeline.ledger import Ledger
     from daemon.pipeline.operations import Done, Operation
     from daemon.pipeline.window import Window
 
 
+log = get_logger(__name__)
+
 _AFTER_TROUBLE: Final = 0.5
 """Seconds between two attempts while the disk refuses writes."""
 _LAST_COMMIT: Final = 10.0
+_OFFERED_AT_ONCE: Final = 8000
+"""Jobs that are shown to the pipeline in one turn of the event loop: 2 ms."""
 
 
 class SqliteJournal:
@@ -58,27 +68,34 @@ class SqliteJournal:
         self._database = database
         self._window = window
         self._ledger = ledger
+        self._health = health
         self._disk = Disk(health)
         self._metrics = metrics
         self._max_bytes = max_bytes
         self._thread = JournalThread(self._disk)
         self._sealed = deque(database.sealed_firsts)
-        # The first is committed next, the last collects. Each is bounded by LARGEST_COMMIT or
-        # one request, all by max_bytes, and what is not a request by MAX_WORKERS.
+        # Requests are bounded by max_bytes, and what is not a request by MAX_WORKERS.
         self._groups = Groups()
-        self._chores = Chores(database, self._thread, self._disk, self._groups.add)
+        self._chores = Chores(database, self._thread, self._disk, ledger, self._groups.add)
         self._bytes = 0
+        self._unknown = False
+        """Whether a commit that failed may come back with a crash."""
+        database.most_keys = most_keys(max_bytes)
+        metrics.idempotency_keys.set_function(lambda: database.totals.keys)
+        _tell_damage(database, health, metrics)
 
     def append(
         self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: Done
     ) -> None:
         """Take in a request; see Journal."""
         size = sum([len(part.lines) + ROW_BYTES for part in parts])
+        if key is not None and parts:
+            size += KEY_BYTES
         if size > self._max_bytes:
             raise TooLargeError(f"the request takes {size} bytes, more than JOURNAL_MAX_BYTES")
         if (refusal := self.refusal(size)) is not None:
             raise refusal
-        self._groups.append(Append(receipt, parts, key, done), size, LARGEST_COMMIT)
+        self._groups.append(Append(receipt, parts, key, done, size))
         self._bytes += size
 
     def refusal(self, size: int = 1024) -> RefusedError | None:
@@ -151,13 +168,16 @@ class SqliteJournal:
                     nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):  # it ends: see finish_within
-                for _ in range(len(self._groups)):
+                await self.commit()
+                while self._groups.requests_wait:
                     await self.commit()
 
     async def aclose(self) -> None:
         """Close the file, if the disk lets us; SQLite mends it when it is opened again if not."""
         # Where it was never at work the disk may hang as well.
         self._thread.finish_within(_LAST_COMMIT)
+        # An end before the daemon has listened (an address in use) has shown it to no operator.
+        self._database.high_water.acknowledged = self._health.phase != "starting"
         with trio.CancelScope(shield=True), suppress(sqlite3.Error):
             await self._thread.write(self._database.close)
         self._thread.end()
@@ -170,38 +190,58 @@ class SqliteJournal:
                 await trio.sleep(_AFTER_TROUBLE)
 
     async def commit(self) -> bool:
-        """Commit the next group; returns whether the disk took it and takes more."""
+        """Commit what is next; returns whether the disk took it and takes more."""
         group = self._groups.take()
         start = trio.current_time()
-        room = False
+        self._unknown = True
         try:
             room = await self._thread.write(self._write, group.operations)
         except sqlite3.Error as error:
-            group.successor = self._groups.next
-            # Requests are refused; what the pipeline wants written must be, in the end.
-            kept = [one for one in group.operations if isinstance(one, Seal | Settle | Bury)]
-            self._groups.next.operations[:0] = kept
-            self._chores.look_again()  # what revives dead letters is not kept
-            self._disk.failed(error)
-            group.answer(disk_error(error))
-        else:
-            self._metrics.commit_seconds.observe(trio.current_time() - start)
-            self._publish(group.operations)
-            self._disk.wrote(room=room)
-            group.answer()
+            await self._refuse(group, error)
+            return False
         finally:
             self._bytes -= group.bytes
+        self._metrics.keys_evicted.value = self._database.totals.evicted
+        self._metrics.commit_seconds.observe(trio.current_time() - start)
+        turn = Turn()
+        await self._publish(group.operations, turn)
+        self._disk.wrote(room=room)
+        await answer(group.operations, turn)
+        group.done.set()
         return room
+
+    async def _refuse(self, group: Group, error: sqlite3.Error) -> None:
+        """Refuse all requests; what the pipeline wants written must be, in the end."""
+        group.successor = self._groups.next
+        kept = [one for one in group.operations if isinstance(one, Seal | Settle | Bury)]
+        self._groups.next.operations[:0] = kept
+        self._chores.look_again()  # what revives dead letters is not kept
+        self._disk.failed(error)
+        not_begun = self._groups.take_all()
+        self._bytes -= not_begun.bytes
+        turn = Turn()
+        refusal = outcome_unknown(error) if self._unknown else disk_error(error)
+        await answer(group.operations, turn, refusal)
+        await answer(not_begun.operations, turn, disk_error(error))
+        group.done.set()
 
     def _write(self, operations: Sequence[Operation]) -> bool:
         """Carry them out; returns whether there is room for more than they took."""
         in_trouble = self._disk.in_trouble
+        begun = False
         try:
             if in_trouble:
                 self._database.probe()
+            begun = True
             self._database.commit(operations)
         except sqlite3.Error:
             self._database.reserve.give_up()
+            if begun and self._database.in_doubt:
+                # What is written takes the place of its first page in the log, and SQLite reads
+                # nothing behind a page that does not continue the checksum of the one before.
+                with suppress(sqlite3.Error):
+                    self._database.probe()
+            self._unknown = begun and self._database.in_doubt
             raise
         return not in_trouble or self._take_back()
 
@@ -213,7 +253,7 @@ class SqliteJournal:
         self._database.make_room()
         return self._database.reserve.take_back()
 
-    def _publish(self, operations: Sequence[Operation]) -> None:
+    async def _publish(self, operations: Sequence[Operation], turn: Turn) -> None:
         """Let the pipeline see what was committed, in the order of acceptance."""
         # Together: what is done once a group and not once a request was 10 us a request.
         accepted = 0
@@ -232,10 +272,39 @@ class SqliteJournal:
                 case Expire(more=True):
                     self._groups.add(Expire())
         self._ledger.accept(accepted)
-        self._window.offer(jobs)
+        for start in range(0, len(jobs), _OFFERED_AT_ONCE):
+            if start:
+                await turn.pause()
+            self._window.offer(jobs[start : start + _OFFERED_AT_ONCE])
         self._go_on_clearing()
 
     def _go_on_clearing(self) -> None:
         """Have another commit where rows wait to be deleted, if nothing else brings one about."""
         if self._database.clearance.ranges and not self._groups.next.operations:
             self._groups.add(Clear())
+
+
+def _tell_damage(database: Database, health: Health, metrics: Metrics) -> None:
+    """Say what the start has found to be missing; the daemon goes on with what is there."""
+    damage = database.high_water.damage
+    if database.high_water.unreadable:
+        log.error("journal_mark_damaged", note="whether payloads are missing is not known")
+    if damage is None:
+        return
+    log.error(
+        "journal_damaged",
+        missing=damage.payloads,
+        at_least=damage.at_least,
+        stored_again=damage.again,
+        kept=list(damage.files),
+        reason="journal.db-wal was missing, cut off or damaged at this start or an earlier one",
+    )
+    metrics.payloads_missing.set(damage.payloads)
+    if damage.payloads:
+        health.report(
+            "journal_data",
+            "PAYLOADS_MISSING",
+            f"{damage} accepted payloads are not in the journal any more: journal.db-wal was"
+            " missing, cut off or damaged; have them sent again, then stop and start the daemon to"
+            " end this",
+        )

@@ -1,7 +1,18 @@
-"""Operations that collect while others are being committed."""
+"""Operations that collect while others are being committed.
+
+Requests wait in lanes by what they cost a commit, and each commit takes a bounded portion of
+every lane. In one queue a small request would wait for all large ones in front of it: a second for
+64 MiB of them. The order of acceptance is given by the commit; between two requests that wait at
+the same time it is not promised, within a request it is that of its payloads.
+
+The lane of large requests is passed over in every second commit while smaller ones wait. So a
+small request waits for one portion of large ones and not for two, and no large one waits for
+longer than twice as long as it would alone.
+"""
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -10,11 +21,75 @@ import trio
 from daemon.pipeline.operations import Append
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from daemon.errors import RefusedError
     from daemon.pipeline.operations import Operation
 
 _PATIENCE: Final = 0.05
 """Seconds that settled rows wait for a commit to ride along with."""
+_MOST_ROWS: Final = 2048
+"""Rows of one lane that are committed together, or those of one request: 4 ms."""
+_TURN: Final = 0.002
+"""Seconds for which answers may hold the event loop."""
+
+# Together LARGEST_COMMIT, which the reserve is made for.
+_TINY_PORTION: Final = 512 * 2**10
+_MEDIUM_PORTION: Final = 2560 * 2**10
+_LARGE_PORTION: Final = 1024 * 2**10
+
+_TINY: Final = 4 * 2**10
+_MEDIUM: Final = 64 * 2**10
+_TINY_ROWS: Final = 4
+_MEDIUM_ROWS: Final = 64
+
+
+class _Lane:
+    """Requests of about one size, the oldest first."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self.waiting: deque[Append] = deque()
+        self._bytes = 0
+        self._rows = 0
+
+    def add(self, append: Append) -> None:
+        """Add a request."""
+        self.waiting.append(append)
+        self._bytes += append.size
+        self._rows += _rows(append)
+
+    def move(self, group: Group) -> None:
+        """Move a portion of the requests into ``group``: at least one, if there is one."""
+        if self._bytes <= self._most_bytes and self._rows <= _MOST_ROWS:
+            self.move_all(group)
+            return
+        size = rows = 0
+        moved: list[Operation] = []
+        for append in self.waiting:
+            size += append.size
+            rows += _rows(append)
+            if moved and (size > self._most_bytes or rows > _MOST_ROWS):
+                break
+            moved.append(append)
+            group.bytes += append.size
+            self._bytes -= append.size
+            self._rows -= _rows(append)
+        for _ in moved:
+            self.waiting.popleft()
+        group.operations += moved
+
+    def move_all(self, group: Group) -> None:
+        """Move all requests into ``group``."""
+        group.operations += self.waiting
+        group.bytes += self._bytes
+        self.waiting.clear()
+        self._bytes = self._rows = 0
+
+
+def _rows(append: Append) -> int:
+    # An empty collection has none, and is answered all the same.
+    return len(append.parts) or 1
 
 
 class Group:
@@ -27,40 +102,36 @@ class Group:
         self.successor: Group | None = None
         """After an error: the group that what has to be written was carried over to."""
 
-    def answer(self, refusal: RefusedError | None = None) -> None:
-        """Tell all who wait what became of it."""
-        for operation in self.operations:
-            if isinstance(operation, Append) and operation.done is not None:
-                operation.done(refusal or operation.earlier or operation.receipt)
-        self.done.set()
-
 
 class Groups:
-    """The groups that are to be committed, the next one first; new requests go into the last."""
+    """What is to be committed: the requests, and the group that they join at the next commit."""
 
     def __init__(self) -> None:
-        self._groups = deque([Group()])
+        self.next = Group()
+        """What is committed next besides requests."""
+        self._tiny = _Lane(_TINY_PORTION)
+        self._medium = _Lane(_MEDIUM_PORTION)
+        self._large = _Lane(_LARGE_PORTION)
+        self._had_large = False
+        """Whether the last commit had large requests: the next one passes them over."""
         self._stir = trio.Event()
         self._urgent = trio.Event()
         self._in_company = False
 
-    def __len__(self) -> int:
-        """Return how many there are: one at least."""
-        return len(self._groups)
-
     @property
-    def next(self) -> Group:
-        """The one that is committed next."""
-        return self._groups[0]
+    def requests_wait(self) -> bool:
+        """Whether there are requests that are not committed yet."""
+        return bool(self._tiny.waiting or self._medium.waiting or self._large.waiting)
 
-    def append(self, operation: Append, size: int, most: int) -> None:
-        """Add a request of ``size`` bytes; a group has ``most`` bytes or one request."""
-        group = self._groups[-1]
-        if group.bytes and group.bytes + size > most:
-            group = Group()
-            self._groups.append(group)
-        group.operations.append(operation)
-        group.bytes += size
+    def append(self, append: Append) -> None:
+        """Add a request."""
+        rows = _rows(append)
+        if append.size <= _TINY and rows <= _TINY_ROWS:
+            self._tiny.add(append)
+        elif append.size <= _MEDIUM and rows <= _MEDIUM_ROWS:
+            self._medium.add(append)
+        else:
+            self._large.add(append)
         self.hurry()
 
     def add(self, operation: Operation) -> Group:
@@ -85,12 +156,55 @@ class Groups:
             await trio.lowlevel.checkpoint()
 
     def take(self) -> Group:
-        """Take the next one out."""
-        group = self._groups.popleft()
+        """Take out what is committed next."""
+        group, self.next = self.next, Group()
+        smaller = bool(self._tiny.waiting or self._medium.waiting)
+        self._had_large = bool(self._large.waiting) and not (self._had_large and smaller)
+        if self._had_large:
+            self._large.move(group)
+        # One that is larger than the portion of its lane has that of the medium ones too.
+        if self._medium.waiting and group.bytes <= _LARGE_PORTION:
+            self._medium.move(group)
+        if self._tiny.waiting:
+            self._tiny.move(group)
         self._in_company = len(group.operations) > 1
         self._stir, self._urgent = trio.Event(), trio.Event()
-        if self._groups:
+        if self.requests_wait:
             self.hurry()
-        else:
-            self._groups.append(Group())
         return group
+
+    def take_all(self) -> Group:
+        """Take out all requests that wait, to refuse them; what else waits, stays."""
+        group = Group()
+        for lane in (self._tiny, self._medium, self._large):
+            lane.move_all(group)
+        return group
+
+
+class Turn:
+    """Lets the other tasks run when this one has held the event loop for long enough."""
+
+    def __init__(self) -> None:
+        self._end = time.perf_counter() + _TURN
+
+    @property
+    def over(self) -> bool:
+        """Whether it is time to pause."""
+        return time.perf_counter() > self._end
+
+    async def pause(self) -> None:
+        """Let the others run; not cancelled, because those who wait must have their answers."""
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        self._end = time.perf_counter() + _TURN
+
+
+async def answer(
+    operations: Sequence[Operation], turn: Turn, refusal: RefusedError | None = None
+) -> None:
+    """Tell all requests among ``operations`` what became of them."""
+    for operation in operations:
+        if isinstance(operation, Append) and operation.done is not None:
+            # A callback writes to a socket: 4,000 of them would hold the loop for 60 ms.
+            if turn.over:
+                await turn.pause()
+            operation.done(refusal or operation.earlier or operation.receipt)

@@ -39,6 +39,8 @@ class Inventory:
     """Payloads by which the totals say less than before."""
     sealed: Sequence[Range] = ()
     apart: Sequence[Range] = ()
+    known: bool = True
+    """Whether the totals are what was written, and not counted anew."""
     """Sealed, dead or stored, in order."""
 
 
@@ -75,7 +77,7 @@ def take(
             totals = compared.totals
             findings += compared.findings
         lost = max(0, before.payloads - totals.payloads) if known else 0
-        return Inventory(totals, findings, lost, sealed, apart)
+        return Inventory(totals, findings, lost, sealed, apart, known)
 
 
 def bury(
@@ -145,9 +147,13 @@ def _totals(
     (newest,) = connection.execute("SELECT max(seq) FROM jobs WHERE seq < ?", (_FAR,)).fetchone()
     following = 1 + max([newest or 0, *(last for _, last in known), *segments, 0])
     connection.execute("DELETE FROM totals")
-    connection.execute("INSERT INTO totals VALUES (?, 0, 0, 0, NULL)", (following,))
+    (keys,) = connection.execute("SELECT count(*) FROM answers").fetchone()
+    connection.execute(
+        "INSERT INTO totals (next, jobs, payloads, bytes, keys) VALUES (?, 0, 0, 0, ?)",
+        (following, keys),
+    )
     reason = "does not match its checksum; it was counted anew"
-    return Totals(following, 0, 0, 0), [Finding("totals", reason)], False
+    return Totals(following, 0, 0, 0, keys), [Finding("totals", reason)], False
 
 
 def _without(totals: Totals, strays: Sequence[Finding]) -> Totals:

@@ -13,6 +13,8 @@ A thread cannot be called back. What writes is seen to its end also by a task th
 cancelled: the operations would be neither written nor refused. Only when the daemon ends is
 there a deadline, because a disk that does not answer must not hold it for ever; for the same
 reason the thread is one that the interpreter does not wait for.
+
+The thread says itself when a call begins and ends; see ``stall.py`` for what follows from that.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, TypeVarTuple
 import outcome
 import trio
 
+from daemon.pipeline.stall import Marks, Stall
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -36,8 +40,10 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _STALLED: Final = 5.0
-"""Seconds after which a write that has not ended is called a trouble of the disk."""
+"""Seconds for which a call has been seen to hang before that is called a trouble of the disk."""
 _BETWEEN_LOOKS: Final = 1.0
+_PORTIONS: Final = 10
+"""Parts of the time for the last writes. A process that is stopped meanwhile loses one of them."""
 _AFTER_TROUBLE: Final = 0.5
 """Seconds between two attempts to read."""
 
@@ -52,55 +58,61 @@ class JournalThread:
         self._waiting: deque[_Call[Any]] = deque()
         self._busy = False
         self._ending = False
-        self._deadline = float("inf")
-        self._writing: dict[_Call[Any], float] = {}
-        """The writes that have not ended, and when each was asked for."""
+        self._finishing = False
+        self._given_up = False
+        self._writing: set[_Call[Any]] = set()
+        """The writes that have not ended."""
+        self._marks = Marks()
 
     async def write(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Run a write to its end, cancelled or not; raises sqlite3.Error."""
-        asked = trio.current_time()
-        if asked >= self._deadline:
+        if self._given_up:
             raise _no_answer()
         # Nothing shields the wait but the call itself: a cancel scope was 7 us a commit.
         call = self._call(function, *arguments, to_its_end=True)
-        self._writing[call] = asked
+        self._writing.add(call)
         try:
             return await call.wait()
         finally:
-            del self._writing[call]
+            self._writing.remove(call)
 
     async def read(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Run a read, again and again while the disk gives errors."""
+        # A trouble with one kind of read ends with a read of that kind.
+        what = getattr(function, "__name__", "")
         while True:
             try:
                 # Before it is asked for: what is cancelled already must not be begun.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 found = await self._call(function, *arguments).wait()
             except sqlite3.Error as error:
-                self._disk.read_failed(error)
+                self._disk.read_failed(what, error)
                 await trio.sleep(_AFTER_TROUBLE)
             else:
-                self._disk.was_read()
+                self._disk.was_read(what)
                 return found
 
     async def watch(self) -> None:
-        """Say so when a write takes far too long."""
+        """Say so when the disk does not answer, while a write waits for it."""
+        stall = Stall(self._marks)
         while True:
-            await trio.sleep(_BETWEEN_LOOKS)
-            oldest = min(self._writing.values(), default=float("inf"))
-            if trio.current_time() - oldest > _STALLED:
+            due = trio.current_time() + _BETWEEN_LOOKS
+            await trio.sleep_until(due)
+            stalled = stall.look(_BETWEEN_LOOKS, trio.current_time() - due)
+            if stalled > _STALLED and self._writing:
                 self._disk.failed(sqlite3.OperationalError(f"no answer for {_STALLED:g} s"))
 
     def finish_within(self, seconds: float) -> None:
         """Give what is being written, and what is yet to be, so long together; once for all."""
-        if self._deadline < float("inf"):
-            return
-        self._deadline = trio.current_time() + seconds
-        # Of the system, because it belongs to nobody who waits: it ends with trio's run.
-        trio.lowlevel.spawn_system_task(self._give_up)
+        if not self._finishing:
+            self._finishing = True
+            # Of the system, because it belongs to nobody who waits: it ends with trio's run.
+            trio.lowlevel.spawn_system_task(self._give_up, seconds)
 
-    async def _give_up(self) -> None:
-        await trio.sleep_until(self._deadline)
+    async def _give_up(self, seconds: float) -> None:
+        for _ in range(_PORTIONS):
+            await trio.sleep(seconds / _PORTIONS)
+        self._given_up = True
         for call in list(self._writing):
             call.fail(_no_answer())
 
@@ -116,7 +128,7 @@ class JournalThread:
         if self._calls is None:
             self._calls = SimpleQueue()
             threading.Thread(
-                target=_work, args=(self._calls,), name="payloadd-journal", daemon=True
+                target=_work, args=(self._calls, self._marks), name="payloadd-journal", daemon=True
             ).start()
         call = _Call(lambda: function(*arguments), self._go_on, to_its_end=to_its_end)
         self._waiting.append(call)
@@ -196,9 +208,12 @@ def _no_answer() -> sqlite3.Error:
     return sqlite3.OperationalError("the disk did not answer before the daemon had to end")
 
 
-def _work(calls: _Calls) -> None:
+def _work(calls: _Calls, marks: Marks) -> None:
+    marks.enter()
     while (call := calls.get()) is not None:
+        marks.begun += 1
         call.carry_out()
+        marks.ended += 1
         # Or what the call holds, a group of requests, is held until the next one comes.
         del call
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from daemon.pipeline.job import accepted_at
@@ -73,6 +74,8 @@ class Ledger:
         self._metrics = metrics
         # Bounded by the channel and by what the workers have in hand.
         self._shown: dict[int, UUID] = {}
+        self.kept_since: float | None = None
+        """When the oldest job in the journal was accepted, in Unix time, as of a second ago."""
         self.rate = DrainRate()
         self.accepted = 0
         self.stored = 0
@@ -98,11 +101,13 @@ class Ledger:
     def oldest_age(self) -> float:
         """Return the age in seconds of the oldest open payload, 0.0 without one.
 
-        Jobs are shown to the workers in the order of acceptance: what still waits in the
-        journal is younger.
+        The oldest is the one that was shown to the workers first, or one that was not shown: a
+        batch from before a crash, or a backlog that cannot be read.
         """
-        oldest = next(iter(self._shown.values()), None)
-        return 0.0 if oldest is None else max(0.0, time.time() - accepted_at(oldest))
+        since = [accepted_at(one) for one in islice(self._shown.values(), 1)]
+        if self.kept_since is not None and self.open:
+            since.append(self.kept_since)
+        return max(0.0, time.time() - min(since)) if since else 0.0
 
     def accept(self, payloads: int) -> None:
         """Count payloads that were taken in for good."""

@@ -47,7 +47,7 @@ class MemoryJournal:
         self._next += len(jobs)
         self._ledger.accept(receipt.payloads)
         self._window.offer(jobs)
-        if key is not None:
+        if key is not None and receipt.payloads:
             self._answers[key] = receipt
             if len(self._answers) > _MOST_ANSWERS:
                 self._answers.popitem(last=False)

@@ -46,6 +46,8 @@ class Append:
     parts: Sequence[Part]
     key: bytes | None = None
     done: Done | None = None
+    size: int = 0
+    """Bytes that count into JOURNAL_MAX_BYTES."""
     jobs: list[Job] = field(default_factory=list)
     earlier: Receipt | None = None
 

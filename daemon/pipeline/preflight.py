@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from daemon.errors import StartError
-from daemon.pipeline import structure
+from daemon.pipeline import high_water, structure
 from daemon.pipeline.database import Database
 from daemon.pipeline.lock import try_lock
 from daemon.pipeline.schema import FILE, MIGRATIONS, look_into
@@ -88,7 +88,9 @@ def _try_file(path: Path) -> str:
         totals = connection.execute("SELECT next, jobs, payloads, bytes FROM totals").fetchone()
         if totals is None:
             raise StartError(f"{FILE} has lost its totals")
-        _check_segments(connection, path.parent, totals[0])
+        # A start goes on behind the numbers of rows that are gone.
+        following = totals[0] if totals[0] == 1 else max(totals[0], high_water.following(path))
+        _check_segments(connection, path.parent, following)
         if path.stat().st_size > structure.MOST_CHECKED:
             return f"{totals[2]} payloads wait (`payloadd journal verify` checks each of them)"
         _refuse(check_jobs(connection, path.parent))

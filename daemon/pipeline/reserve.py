@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "journal.reserve"
 LARGEST_COMMIT: Final = 4 * 2**20
-"""Bytes of requests that are committed together; a larger one is committed alone."""
+"""Bytes of requests that are committed together; a larger one goes with small ones alone."""
 _LOG: Final = 4 * 2**20
 """Bytes that SQLite's log grows to before it is folded in: 1,000 pages, and one commit more."""
 _SHARE_OF_DISK: Final = 8

@@ -12,7 +12,8 @@
   replayed under the key it had, whatever the settings say by then.
 * ``answers``: Idempotency-Keys (their hash) and what they were answered with.
 * ``dead``: dead letters, by the range of ``seq`` too; see ``dead_letters.py``.
-* ``totals``: one row, so that opening a journal of millions does not count them.
+* ``totals``: one row, so that opening a journal of millions does not count them. ``accepted`` is
+  how many payloads there ever were; see ``high_water.py``.
 
 Every row has a checksum in ``crc`` (see ``checksum.py``); NULL means unknown, from version 3.
 Version 4 also has columns that nothing fills yet: ``jobs.stream`` (0: the default stream) and
@@ -91,12 +92,19 @@ MIGRATIONS: Final = (
     ALTER TABLE dead ADD COLUMN crc INTEGER;
     ALTER TABLE stored ADD COLUMN crc INTEGER;
     ALTER TABLE totals ADD COLUMN crc INTEGER;
+    ALTER TABLE totals ADD COLUMN keys INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE totals ADD COLUMN accepted INTEGER NOT NULL DEFAULT 0;
+    UPDATE totals SET keys = (SELECT count(*) FROM answers);
     """,
 )
 """Script number n leads from ``user_version`` n to n + 1; one that was released never changes."""
 
 ROW_BYTES: Final = 64
 """What a job's row takes beside its payloads, about: many tiny payloads are bounded too."""
+
+KEY_BYTES: Final = 100
+"""What an Idempotency-Key takes in the file, row and index, where keys come and go: 83 measured,
+and room for what a row may grow by."""
 
 _BUSY_SECONDS: Final = 10.0
 """How long a statement waits for ``payloadd journal``, which writes for milliseconds."""

@@ -123,7 +123,7 @@ ANSWERS: Final = Table(
 )
 TOTALS: Final = Table(
     "totals",
-    ("next", "jobs", "payloads", "bytes"),
+    ("next", "jobs", "payloads", "bytes", "keys", "accepted"),
     lambda row: all(isinstance(number, int) and 0 <= number < 2**62 for number in row),
     checksum=of_totals,
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from daemon.pipeline.checksum import of_totals
-from daemon.pipeline.schema import ROW_BYTES
+from daemon.pipeline.schema import KEY_BYTES, ROW_BYTES
 
 if TYPE_CHECKING:
     import sqlite3
@@ -20,24 +20,34 @@ _COUNT: Final = """
     FROM jobs WHERE seq BETWEEN ? AND ?
 """
 _EVERY: Final = (1, 2**62)
-_WRITE: Final = "UPDATE totals SET next = ?, jobs = ?, payloads = ?, bytes = ?, crc = ?"
+_WRITE: Final = (
+    "UPDATE totals SET next = ?, jobs = ?, payloads = ?, bytes = ?, keys = ?, accepted = ?, crc = ?"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The next ``seq``, and what waits in the journal: jobs, payloads, bytes."""
+    """The next ``seq``, what waits in the journal: jobs, payloads, bytes; and what else is kept."""
 
     next: int
     jobs: int
     payloads: int
     bytes: int
+    keys: int = 0
+    """Idempotency-Keys that are known."""
+    accepted: int = 0
+    """Payloads that were ever accepted."""
     dead_bytes: int = 0
     """What dead letters take; not counted in the others."""
+    dead_payloads: int = 0
+    """How many payloads dead letters hold; not counted in the others."""
+    evicted: int = 0
+    """Idempotency-Keys that were forgotten before their time, in this run."""
 
     @property
     def all_bytes(self) -> int:
-        """What waits and what is dead: the size that is bounded."""
-        return self.bytes + self.dead_bytes
+        """What waits, what is dead and what keys take: the size that is bounded."""
+        return self.bytes + self.dead_bytes + self.keys * KEY_BYTES
 
     def after(self, changes: Changes) -> Totals:
         """Return what they are when ``changes`` are committed."""
@@ -46,12 +56,16 @@ class Totals:
             self.jobs + changes.jobs,
             self.payloads + changes.payloads,
             self.bytes + changes.bytes + changes.jobs * ROW_BYTES,
+            self.keys + changes.keys,
+            self.accepted + changes.accepted,
             self.dead_bytes + changes.dead_bytes,
+            self.dead_payloads + changes.dead_payloads,
+            self.evicted + changes.evicted,
         )
 
     def write(self, connection: sqlite3.Connection) -> None:
         """Write them into the journal. Raises sqlite3.Error."""
-        row = (self.next, self.jobs, self.payloads, self.bytes)
+        row = (self.next, self.jobs, self.payloads, self.bytes, self.keys, self.accepted)
         connection.execute(_WRITE, (*row, of_totals(row)))
 
 

@@ -36,7 +36,13 @@ class Window:
         self._stir = trio.Event()
 
     def offer(self, jobs: Sequence[Job]) -> None:
-        """Show jobs that were just committed, or leave them to ``refill``."""
+        """Show jobs that were just committed, or leave them to ``refill``.
+
+        The jobs of one commit may come in several calls. A page that is read between two of them
+        has some of those that are still to come: these are not shown again.
+        """
+        if jobs and jobs[0].seq <= self._shown:
+            jobs = [job for job in jobs if job.seq > self._shown]
         if not jobs or self._closed:
             return
         caught_up = self._shown >= self._newest

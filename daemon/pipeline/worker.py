@@ -146,7 +146,7 @@ class Worker:
         success of another.
         """
         await trio.sleep(min(seconds, FIRST_PAUSE))
-        if seconds > FIRST_PAUSE and "store" in self._health.troubles:
+        if seconds > FIRST_PAUSE and self._health.trouble("store") is not None:
             with trio.move_on_after(seconds - FIRST_PAUSE):
                 await self._mended.wait()
 
@@ -174,17 +174,28 @@ class Worker:
         self._metrics.objects_stored.inc()
         self._metrics.object_bytes.observe(size)
         self._metrics.upload_seconds.observe(seconds)
-        trouble = self._health.clear("store")
-        if trouble is not None:
+        if self._health.trouble("store") is not None:
+            # The store takes objects again, perhaps: have the others try before their pause ends.
             self._mended.set()
             self._mended = trio.Event()
-            log.info("store_available", waited=round(time.time() - trouble.since, 1))
+            self._end_trouble(hand.batch)
 
     def _report(self, key: str, error: StoreError) -> None:
-        if self._health.report("store", error.code, str(error)):
+        if self._health.report("store", error.code, str(error), key):
             log.warning("store_unavailable", code=error.code, reason=str(error), key=key)
 
+    def _end_trouble(self, batch: Batch) -> None:
+        """Note that ``batch`` has come to its end; log it if no other batch waits for the store.
+
+        A trouble ends with the batches that have it, not with the success of another batch: one
+        prefix without rights would be said to be available with every object of the others.
+        """
+        trouble = self._health.clear("store", batch.key)
+        if trouble is not None:
+            log.info("store_available", waited=round(time.time() - trouble.since, 1))
+
     def _bury(self, batch: Batch, error: InvalidObjectError) -> None:
+        self._end_trouble(batch)
         self._journal.bury(batch, error.code, str(error))
         self._ledger.bury(batch)
         self._release(batch.bytes)

@@ -150,7 +150,8 @@ async def test_refused_by_the_pipeline() -> None:
             rig.intake.fault = RefusedError(code, "no room", wait)
             answer = await client.post("/v1/payloads", headers=JSON, content=COLLECTION)
             check_problem(answer, 503, code)
-            assert answer.headers["retry-after"] == str(max(1, wait))
+            least = max(1, wait)
+            assert least <= int(answer.headers["retry-after"]) <= 1.5 * least + 1
             assert "connection" not in answer.headers
         rig.intake.fault = TooLargeError("11 payloads; allowed are 10 (MAX_QUEUE)")
         answer = await client.post("/v1/payloads", headers=JSON, content=COLLECTION)
@@ -269,4 +270,5 @@ async def test_draining_is_said_before_the_body_is_read() -> None:
         await wire.send(post()[:-5])
         answer = await wire.answer()
         check_problem(answer, 503, "DRAINING")
-        assert (answer.headers["retry-after"], answer.headers["connection"]) == ("5", "close")
+        assert 5 <= int(answer.headers["retry-after"]) <= 8
+        assert answer.headers["connection"] == "close"

@@ -79,7 +79,7 @@ async def test_a_disk_that_says_no_in_the_end(handed_over: list[TCPServer]) -> N
         await wire.send(post())
         answer = await wire.answer()
         assert (answer.status, answer.document["code"]) == (503, "DISK_ERROR")
-        assert answer.headers["retry-after"] == "7"
+        assert 7 <= int(answer.headers["retry-after"]) <= 11
         rig.intake.late = None
         await wire.send(post())
         assert (await wire.answer()).status == 202

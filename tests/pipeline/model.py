@@ -54,7 +54,8 @@ class Model:
                     known = self.answers.get(key)
                     if known is not None and known.expires > now:
                         return []
-                    self.answers[key] = Answer(receipt, now + KEEP)
+                    if parts:
+                        self.answers[key] = Answer(receipt, now + KEEP)
                 return self.take_in(list(parts))
             case Seal(batch):
                 self.sealed[batch.jobs[0].seq] = batch

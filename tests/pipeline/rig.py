@@ -128,6 +128,7 @@ class MoodyDatabase(Database):
         self.failures = 0
         self.write_error: Callable[[], Exception] | None = None
         self.read_error: Callable[[], Exception] | None = None
+        self.page_error: Callable[[], Exception] | None = None
         self._gate = threading.Event()
         self._gate.set()
         self._inside = threading.Event()
@@ -159,6 +160,8 @@ class MoodyDatabase(Database):
     def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
         """Read, or fail."""
         self._maybe_fail()
+        if self.page_error is not None:
+            raise self.page_error()
         return super().page(after, most_jobs, most_bytes)
 
     def foreign_changes(self) -> int:

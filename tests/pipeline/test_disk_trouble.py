@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,9 +13,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from daemon.errors import RefusedError
-from daemon.pipeline import group_commit, journal_thread
+from daemon.pipeline import chores, group_commit, journal_thread
 from daemon.pipeline.operations import Append, Seal, Settle
-from tests.pipeline.rig import PATIENCE, batch, disk_full, make_desk, open_desk, until
+from tests.pipeline.rig import PATIENCE, append, batch, disk_full, make_desk, open_desk, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -278,6 +279,84 @@ async def test_a_page_that_cannot_be_read_stops_no_request(tmp_path: Path) -> No
             desk.database.read_error = None
             await until(lambda: not desk.health.troubles)
     assert [line["event"] for line in lines] == ["journal_unreadable", "journal_readable"]
+
+
+async def test_a_page_that_cannot_be_read_is_said_once_whatever_else_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log would say twice a second that the journal can be read, and that it cannot."""
+    monkeypatch.setattr(journal_thread, "_AFTER_TROUBLE", 0.005)
+    monkeypatch.setattr(chores, "_BETWEEN", 0.005)
+    looks: list[int] = []
+    async with open_desk(tmp_path / "j") as desk, trio.open_nursery() as nursery:
+        desk.database.page_error = io_error
+        count_dead = desk.database.count_dead
+
+        def look() -> None:
+            looks.append(1)
+            count_dead()
+
+        monkeypatch.setattr(desk.database, "count_dead", look)
+        with structlog.testing.capture_logs() as lines:
+            nursery.start_soon(desk.journal.page, 0, 9, 99)
+            await until(lambda: "journal_read" in desk.health.troubles)
+            for _ in range(5):
+                desk.journal._chores.look_again()
+                before = len(looks)
+                await until(lambda before=before: len(looks) > before)  # type: ignore[misc]
+            desk.database.page_error = None
+            await until(lambda: not desk.health.troubles)
+    assert [line["event"] for line in lines] == ["journal_unreadable", "journal_readable"]
+
+
+async def test_all_that_wait_are_refused_when_the_disk_fails(tmp_path: Path) -> None:
+    """Those behind a commit that failed would be refused half a second later, one group a turn."""
+    async with open_desk(tmp_path / "j") as desk:
+        refused: list[str] = []
+
+        async def take(number: int, count: int) -> None:
+            with pytest.raises(RefusedError) as caught:
+                await desk.take(number, count=count)
+            refused.append(caught.value.detail)
+
+        desk.database.hold()
+        desk.database.write_error = disk_full
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take, 1, 1)
+            await desk.database.held()
+            for number in range(10):
+                nursery.start_soon(take, 10_000 * (number + 1), 3000)
+            await wait_all_tasks_blocked()
+            failures = desk.database.failures
+            desk.database.let_go()
+            await until(lambda: len(refused) == 11)
+            assert desk.database.failures <= failures + 2
+        assert all("nothing of this request was taken" in detail for detail in refused)
+        assert desk.journal._bytes == 0
+        await well(desk)
+
+
+async def test_what_was_committed_is_not_held(tmp_path: Path) -> None:
+    """Bodies of requests would stay in memory for as long as nobody posts again."""
+    async with open_desk(tmp_path / "j") as desk:
+        held: list[weakref.ref[object]] = []
+
+        async def take() -> None:
+            wanted = append(1, count=3)
+            told = trio.Event()
+
+            def done(_: object) -> None:
+                told.set()
+
+            held.append(weakref.ref(done))
+            desk.journal.append(wanted.receipt, wanted.parts, None, done)
+            await told.wait()
+
+        await take()
+        for _ in range(3):
+            desk.channel.receive_nowait()
+        desk.database.commits.clear()
+        await until(lambda: held[0]() is None)
 
 
 async def test_a_disk_that_hangs_at_the_start_does_not_hold_the_end(

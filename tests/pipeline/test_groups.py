@@ -2,29 +2,141 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
-from daemon.pipeline.groups import Groups
-from daemon.pipeline.operations import Expire
-from tests.pipeline.rig import append
+from daemon.errors import RefusedError
+from daemon.pipeline import groups as module
+from daemon.pipeline.groups import Groups, Turn, answer
+from daemon.pipeline.job import Part
+from daemon.pipeline.operations import Append, Expire, Receipt
+from daemon.pipeline.reserve import LARGEST_COMMIT
+from tests.pipeline.rig import append, id_of
 
 if TYPE_CHECKING:
+    import uuid
+    from collections.abc import Callable
+
     from trio.testing import MockClock
 
-MOST = 100
+KIB = 2**10
+MIB = 2**20
 
 
-def test_a_request_that_does_not_fit_has_the_next_group() -> None:
-    """A commit would have no bound, and everybody in it would wait for all of it."""
+def request(number: int, size: int, rows: int = 1) -> Append:
+    """Return a request of ``size`` bytes and ``rows`` jobs."""
+    some = [Part(id_of(number), b"", 1)] * rows
+    return Append(Receipt(id_of(number), rows), some, size=size)
+
+
+def numbers(taken: module.Group) -> list[int]:
+    """Return the number of each request in a group."""
+    return [one.receipt.id.int & 0xFFFF for one in taken.operations if isinstance(one, Append)]
+
+
+def test_small_requests_of_the_same_time_share_a_commit() -> None:
+    """One fsync a request would allow a few hundred requests a second."""
     groups = Groups()
-    for number, size in enumerate((60, 40, 1, 500, 1), start=1):
-        groups.append(append(number), size, MOST)
-    assert len(groups) == 4
-    assert [len(groups.take().operations) for _ in range(4)] == [2, 1, 1, 1]
-    assert len(groups) == 1
+    for number in range(1000):
+        groups.append(request(number, 100))
+    taken = groups.take()
+    assert numbers(taken) == list(range(1000))
+    assert taken.bytes == 100_000
+    assert not groups.requests_wait
+
+
+def test_a_small_request_does_not_wait_behind_large_ones() -> None:
+    """64 MiB that wait would make every other client wait for a second."""
+    groups = Groups()
+    for number in range(64):
+        groups.append(request(number, MIB))
+    groups.take()
+    groups.append(request(100, 100))
+    assert numbers(groups.take()) == [100]
+
+
+def test_large_requests_go_in_portions_and_never_starve() -> None:
+    """A client with large requests would wait for as long as others post small ones."""
+    groups = Groups()
+    for number in range(4):
+        groups.append(request(number, 400 * KIB))
+    taken = []
+    for number in range(100, 105):
+        groups.append(request(number, 100))
+        taken.append(numbers(groups.take()))
+    assert taken == [[0, 1, 100], [101], [2, 3, 102], [103], [104]]
+
+
+def test_a_commit_has_no_more_than_the_reserve_is_made_for() -> None:
+    """A full disk could not be emptied: the room that is held back would be too small."""
+    groups = Groups()
+    for number in range(400):
+        groups.append(request(number, 4 * KIB))
+        groups.append(request(number, 64 * KIB))
+        groups.append(request(number, 300 * KIB))
+    assert groups.take().bytes <= LARGEST_COMMIT
+    groups = Groups()
+    groups.append(request(0, 16 * MIB))
+    groups.append(request(1, 64 * KIB))
+    groups.append(request(2, 100))
+    assert [numbers(groups.take()) for _ in range(2)] == [[0, 2], [1]]
+
+
+def test_large_requests_alone_wait_for_nothing() -> None:
+    """Each second commit would be an fsync of nothing."""
+    groups = Groups()
+    for number in range(3):
+        groups.append(request(number, 5 * MIB))
+    assert [numbers(groups.take()) for _ in range(3)] == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize("rows", [2048, 2049, 10_000])
+def test_a_request_of_many_jobs_is_large_and_goes_alone(rows: int) -> None:
+    """10,000 payloads of two bytes are 20 ms of a commit, which all others wait for."""
+    groups = Groups()
+    for number in range(3):
+        groups.append(request(number, rows * 66, rows))
+    groups.append(request(9, 100))
+    assert numbers(groups.take()) == [0, 9]
+    assert numbers(groups.take()) == [1]
+
+
+def test_requests_of_one_size_stay_in_their_order_within_bytes_and_rows() -> None:
+    """The first of many would be passed over for as long as others come."""
+    groups = Groups()
+    for number in range(200):
+        groups.append(request(number, 60 * KIB, 1 if number < 100 else 64))
+    taken = []
+    while groups.requests_wait:
+        taken.append(groups.take())
+    assert list(chain.from_iterable(map(numbers, taken))) == list(range(200))
+    assert max(one.bytes for one in taken) <= 5 * MIB // 2
+    assert (
+        max(sum(len(a.parts) for a in one.operations if isinstance(a, Append)) for one in taken)
+        <= 2048
+    )
+
+
+def test_empty_requests_are_bounded_too() -> None:
+    """An empty collection has no row and no byte; a million of them are answered in one turn."""
+    groups = Groups()
+    for number in range(5000):
+        groups.append(request(number, 0, 0))
+    assert [len(groups.take().operations) for _ in range(3)] == [2048, 2048, 904]
+
+
+def test_all_requests_can_be_taken_to_be_refused() -> None:
+    """Those that wait while the disk fails would be refused one commit after the other."""
+    groups = Groups()
+    for number, size in enumerate((1, 10 * KIB, MIB)):
+        groups.append(request(number, size))
+    groups.add(Expire())
+    taken = groups.take_all()
+    assert (numbers(taken), taken.bytes) == ([0, 1, 2], 1 + 10 * KIB + MIB)
+    assert [type(one) for one in groups.take().operations] == [Expire]
 
 
 async def test_what_nobody_waits_for_waits_for_a_commit_to_ride_along_with(
@@ -37,7 +149,7 @@ async def test_what_nobody_waits_for_waits_for_a_commit_to_ride_along_with(
     start = trio.current_time()
     await groups.wait()
     assert trio.current_time() - start == pytest.approx(0.05)
-    groups.append(append(1), 1, MOST)
+    groups.append(append(1))
     await groups.wait()
     assert trio.current_time() - start == pytest.approx(0.05)
 
@@ -54,16 +166,41 @@ class Turns(trio.abc.Instrument):
         self.count += task is self._task
 
 
+async def turns_of(function: Callable[[], object]) -> int:
+    """Return how often the async ``function`` lets the others run."""
+    turns = Turns(trio.lowlevel.current_task())
+    trio.lowlevel.add_instrument(turns)
+    await function()  # type: ignore[misc]
+    trio.lowlevel.remove_instrument(turns)
+    return turns.count
+
+
 @pytest.mark.parametrize("before", [1, 2])
 async def test_requests_that_are_about_to_come_have_a_turn_to_do_so(before: int) -> None:
     """Half of the clients that are answered together would come too late for the next commit."""
     groups = Groups()
     for number in range(before):
-        groups.append(append(number), 1, MOST)
+        groups.append(append(number))
     groups.take()
-    groups.append(append(9), 1, MOST)
-    turns = Turns(trio.lowlevel.current_task())
-    trio.lowlevel.add_instrument(turns)
-    await groups.wait()
-    trio.lowlevel.remove_instrument(turns)
-    assert turns.count == before
+    groups.append(append(9))
+    assert await turns_of(groups.wait) == before
+
+
+async def test_many_answers_let_the_others_run_and_are_all_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Answers to 4,000 clients would hold the event loop for 60 ms; one that is cut off hangs."""
+    monkeypatch.setattr(module, "_TURN", -1.0)
+    heard: list[uuid.UUID | RefusedError] = []
+
+    def done(outcome: Receipt | RefusedError) -> None:
+        heard.append(outcome if isinstance(outcome, RefusedError) else outcome.id)
+
+    operations = [Append(Receipt(id_of(n), 1), [], None, done) for n in range(50)]
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        assert await turns_of(lambda: answer(operations, Turn())) == 50
+    assert heard == [id_of(n) for n in range(50)]
+    refusal = RefusedError("DISK_ERROR", "", 5)
+    await answer(operations, Turn(), refusal)
+    assert heard[50:] == [refusal] * 50

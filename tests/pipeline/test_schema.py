@@ -90,6 +90,16 @@ def test_an_upgrade_keeps_what_is_in_the_journal(
         assert seen.execute("SELECT note FROM jobs").fetchall() == [("old1",), ("old2",), ("old3",)]
 
 
+def test_an_upgrade_counts_the_keys_that_are_there(tmp_path: Path) -> None:
+    """A journal full of keys would take as many again before the oldest go."""
+    path = tmp_path / "journal.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as old:
+        migrate(old, MIGRATIONS[:3])
+        old.execute("INSERT INTO answers VALUES (x'01', x'00', 1, 1), (x'02', x'00', 1, 1)")
+    with closing(Database(path)) as new:
+        assert new.totals.keys == 2
+
+
 def test_an_upgrade_that_fails_is_tried_again_by_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +124,8 @@ def test_nobody_else_can_read_the_files(tmp_path: Path) -> None:
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     finally:
         os.umask(before)
-    assert modes == dict.fromkeys(["journal.db", "journal.db-wal", "journal.db-shm"], 0o600)
+    names = ["journal.db", "journal.db-wal", "journal.db-shm", "journal.high"]
+    assert modes == dict.fromkeys(names, 0o600)
 
 
 def test_the_file_is_set_up_to_survive_a_power_cut_and_to_shrink(tmp_path: Path) -> None:

@@ -107,6 +107,36 @@ def test_every_job_comes_out_once_and_in_order(
     trio.run(main)
 
 
+@given(sizes=st.lists(st.integers(1, 8), min_size=1, max_size=20), slices=st.integers(1, 3))
+def test_a_commit_that_is_shown_in_several_turns_comes_out_once_and_in_order(
+    sizes: list[int], slices: int
+) -> None:
+    """A page that is read between two turns would show some jobs twice."""
+
+    async def main() -> None:
+        rig = Rig(max_jobs=6)
+        taken: list[int] = []
+
+        async def receive() -> None:
+            taken.extend(await rig.receive_all())
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(rig.window.refill, rig.journal)
+            nursery.start_soon(receive)
+            following = 1
+            for size in sizes:
+                jobs = [job(seq) for seq in range(following, following + size)]
+                following += size
+                rig.journal.jobs += jobs
+                for start in range(0, size, slices):
+                    rig.window.offer(jobs[start : start + slices])
+                    await trio.lowlevel.checkpoint()
+            rig.window.finish()
+        assert taken == list(range(1, following))
+
+    trio.run(main)
+
+
 async def test_a_job_larger_than_the_channel_goes_through_alone() -> None:
     """After MAX_QUEUE_BYTES was lowered the daemon would stand still at the first large job."""
     rig = Rig([job(1, b"x"), job(2, b"y" * 3 * _BYTES), job(3, b"z")])

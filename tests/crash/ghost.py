@@ -1,0 +1,33 @@
+"""A journal whose disk goes bad, and that is killed in the moment in which a request is refused.
+
+A process of its own, for ``test_ghosts.py``: it prints what the request was refused with.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import trio
+
+from daemon.errors import RefusedError
+from tests.pipeline.rig import make_desk
+from tests.support.failing_sync import fail_syncs
+
+
+async def main(path: Path, before: int, count: int) -> None:
+    """Take ``before`` jobs, let the disk go bad, be refused ``count`` jobs, die."""
+    desk = make_desk(path)
+    async with desk.journal.at_work():
+        await desk.take(1, count=before)
+        fail_syncs()
+        try:
+            await desk.take(before + 1, b"key", count=count)
+        except RefusedError as refusal:
+            print(refusal.code, refusal.detail, flush=True)  # noqa: T201 - for the test
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+trio.run(main, Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

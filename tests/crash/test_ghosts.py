@@ -1,0 +1,52 @@
+"""A request that was refused because the disk failed does not come back with a crash."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from daemon.pipeline.database import Database
+from daemon.pipeline.schema import FILE
+from tests.support.daemon import ROOT, environment
+from tests.support.failing_sync import possible
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.skipif(not possible, reason="needs seccomp with known numbers of system calls")
+@pytest.mark.parametrize(("before", "refused"), [(1, 3), (1, 4000), (3000, 5)])
+def test_a_commit_whose_sync_failed_is_not_there_after_a_kill(
+    tmp_path: Path, before: int, refused: int
+) -> None:
+    """A client that was told 503 posts again, and both are stored."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.crash.ghost",
+            str(tmp_path / FILE),
+            str(before),
+            str(refused),
+        ],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert "DISK_ERROR the journal cannot be written: disk I/O error" in done.stdout
+    # The disk refused to sync what was written over it, so nobody knows what a power cut leaves.
+    assert "this request is not accepted, but a crash before the disk works again" in done.stdout
+    with closing(Database(tmp_path / FILE)) as database:
+        assert database.high_water.damage is None
+        assert database.totals.jobs == before
+        assert database.totals.keys == 0
+        assert len(database.page(0, 10_000, 10**9)) == before

@@ -1,0 +1,91 @@
+"""The age of the oldest payload, whether a worker has seen it or not."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+import uuid
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from daemon.pipeline import chores, oldest
+from daemon.pipeline.database import Database
+from daemon.pipeline.job import Part
+from daemon.pipeline.operations import Append, Bury, Receipt, Revive, Settle
+from tests.pipeline.rig import batch, open_desk, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+NOW = 1_704_067_200
+
+
+def request(second: int, count: int = 1) -> Append:
+    """Return a request of ``count`` jobs that was accepted at that second."""
+    ids = [uuid.UUID(int=((NOW + second) * 1000 << 80) + index) for index in range(count)]
+    return Append(Receipt(ids[0], count), [Part(one, b"1\n", 1) for one in ids])
+
+
+def test_the_oldest_job_is_found_behind_what_is_stored_or_dead(tmp_path: Path) -> None:
+    """A backlog that is stuck would have the age of a dead letter, or none."""
+    with closing(Database(tmp_path / "j")) as database:
+        assert database.oldest() is None
+        requests = [request(0, 200), request(1), request(2), request(3)]
+        database.commit(list(requests))
+        assert database.oldest() == NOW
+        database.commit([Settle(batch(*requests[0].jobs, sealed=False))])
+        assert database.clearance.ranges  # the rows of what is stored go a few at a time
+        assert database.oldest() == NOW + 1
+        database.commit([Bury(batch(requests[1].jobs[0], sealed=False), "C", "r")])
+        assert database.oldest() == NOW + 2
+        database.commit([Settle(batch(requests[2].jobs[0], sealed=False))])
+        assert database.oldest() == NOW + 3
+        database._connection.execute("UPDATE dead SET retry = 1")
+        database.commit([Revive()])
+        assert database.oldest() == NOW + 1
+
+
+def test_a_look_goes_on_where_the_last_one_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred thousand dead letters would hold up the journal's thread once a second."""
+    monkeypatch.setattr(oldest, "_STEPS", 2)
+    with closing(Database(tmp_path / "j")) as database:
+        requests = [request(number) for number in range(5)]
+        database.commit(list(requests))
+        letters = [Bury(batch(one.jobs[0], sealed=False), "C", "r") for one in requests[:4]]
+        database.commit(list(letters))
+        assert [database.oldest() for _ in range(3)] == [None, None, NOW + 4]
+
+
+async def test_a_backlog_that_cannot_be_read_shows_its_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The alert that everybody has would say 0 while nothing moves."""
+    monkeypatch.setattr(chores, "_BETWEEN", 0.02)
+    with closing(Database(tmp_path / "j")) as database:
+        database.commit([request(0)])
+    age = time.time() - NOW
+    async with open_desk(tmp_path / "j") as desk:
+        desk.ledger.found = 1
+        desk.database.read_error = lambda: sqlite3.OperationalError("disk I/O error")
+        await until(lambda: desk.ledger.oldest_age() >= age)
+
+
+async def test_where_not_even_the_age_can_be_read_it_begins_with_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged first page would have a backlog look like none."""
+    monkeypatch.setattr(chores, "_BETWEEN", 0.02)
+    async with open_desk(tmp_path / "j") as desk:
+
+        def broken() -> float:
+            raise sqlite3.DatabaseError("database disk image is malformed")
+
+        monkeypatch.setattr(desk.database, "oldest", broken)
+        await desk.take(1)
+        desk.ledger._shown.clear()
+        await until(lambda: desk.ledger.oldest_age() > 0)
+        assert desk.ledger.oldest_age() < 60

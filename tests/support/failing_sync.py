@@ -1,0 +1,50 @@
+"""A disk whose syncs fail, for this process from now on: a seccomp filter of the kernel.
+
+What is written reaches the page cache, and fsync(2) and fdatasync(2) return EIO: as a disk that has
+gone bad does. A filter cannot be removed, so this is for processes that end with the test.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import platform
+import struct
+import sys
+from typing import Final
+
+_SYSCALLS: Final = {
+    # fsync, fdatasync, seccomp
+    "x86_64": (74, 75, 317),
+    "aarch64": (82, 83, 277),
+}
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_SET_MODE_FILTER: Final = 1
+_ALL_THREADS: Final = 1
+_LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_ALLOW, _ERROR = 0x7FFF0000, 0x00050000
+
+possible: Final = sys.platform == "linux" and platform.machine() in _SYSCALLS
+"""Whether this machine is one of those whose numbers of system calls are known here."""
+
+
+def fail_syncs() -> None:
+    """Let every fsync and fdatasync of all threads fail with EIO. Raises OSError."""
+    fsync, fdatasync, seccomp = _SYSCALLS[platform.machine()]
+    program = b"".join(
+        [
+            struct.pack("HBBI", _LOAD, 0, 0, 0),  # the number of the system call
+            struct.pack("HBBI", _JUMP_IF_EQUAL, 1, 0, fsync),
+            struct.pack("HBBI", _JUMP_IF_EQUAL, 0, 1, fdatasync),
+            struct.pack("HBBI", _RETURN, 0, 0, _ERROR | errno.EIO),
+            struct.pack("HBBI", _RETURN, 0, 0, _ALLOW),
+        ]
+    )
+    buffer = ctypes.create_string_buffer(program, len(program))
+    description = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
+    libc = ctypes.CDLL(None, use_errno=True)
+    failed = libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.syscall(
+        seccomp, _SET_MODE_FILTER, _ALL_THREADS, ctypes.c_char_p(description)
+    )
+    if failed:
+        raise OSError(ctypes.get_errno(), "seccomp")
