@@ -14,6 +14,7 @@ import click
 from daemon import config
 from daemon.errors import PayloaddError, SettingsError
 from daemon.pipeline.inspection import Inspection
+from daemon.pipeline.verify import sentence
 from daemon.plain_text import escape_controls, escape_controls_in_json
 from daemon.service import ExitStatus
 
@@ -58,9 +59,28 @@ def status(*, as_json: bool) -> None:
         click.echo(f"{name.replace('_', ' '):<18}{value}")
 
 
+@journal.command()
+@as_json
+def verify(*, as_json: bool) -> None:
+    """Read and check everything in the journal; exit 1 with a list if anything is damaged.
+
+    Works beside a running daemon. What is damaged is not repaired: the daemon does that when it
+    comes to it, and keeps what cannot be stored as dead letters with the code DAMAGED.
+    """
+    with _inspection() as inspection:
+        found = inspection.verify()
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in found]))
+    else:
+        for finding in found:
+            click.echo(escape_controls(sentence(finding)))
+        click.echo(f"{len(found)} pieces of damage" if found else "no damage")
+    sys.exit(1 if found else 0)
+
+
 @journal.group()
 def dead() -> None:
-    """Objects that the store refused for good."""
+    """Objects that the store refused for good, and what is damaged in the journal."""
 
 
 @dead.command("list")

@@ -14,6 +14,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Final
 
+from daemon.pipeline.checksum import of_answer
 from daemon.pipeline.operations import Receipt
 from daemon.pipeline.schema import KEY_BYTES
 
@@ -40,6 +41,11 @@ _EVICT: Final = """
     DELETE FROM answers WHERE key IN (SELECT key FROM answers ORDER BY expires LIMIT ?)
 """
 
+_INSERT: Final = """
+    INSERT OR REPLACE INTO answers (key, id, payloads, expires, fingerprint, crc)
+    VALUES (?, ?, ?, ?, ?, ?)
+"""
+
 
 def most_keys(max_bytes: int) -> int:
     """Return how many keys a journal of ``max_bytes`` keeps."""
@@ -52,15 +58,26 @@ def answer(
     """Return what ``key`` was answered with before; None, and note ``receipt``, if it is new."""
     now = int(time.time())
     row = connection.execute(_FIND, (key,)).fetchone()
-    if row is not None and row[2] > now:
-        return Receipt(uuid.UUID(bytes=row[0]), row[1])
+    # A row whose expiry is damaged is known too: its request must not be stored twice.
+    if row is not None and not (isinstance(row[2], int) and row[2] <= now):
+        return _earlier(row[0], row[1], receipt)
     if receipt.payloads:
-        connection.execute(
-            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
-            (key, receipt.id.bytes, receipt.payloads, now + KEEP),
-        )
+        values = (key, receipt.id.bytes, receipt.payloads, now + KEEP, None)
+        connection.execute(_INSERT, (*values, of_answer(values)))
         changes.keys += row is None
     return None
+
+
+def _earlier(id_: object, payloads: object, receipt: Receipt) -> Receipt:
+    """Return the earlier receipt; what a damaged row no longer says is taken from the new one.
+
+    That the key is known matters more than the id: its request must not be stored twice.
+    """
+    sound = isinstance(id_, bytes) and len(id_) == len(receipt.id.bytes)
+    return Receipt(
+        uuid.UUID(bytes=id_) if sound and isinstance(id_, bytes) else receipt.id,
+        payloads if isinstance(payloads, int) else receipt.payloads,
+    )
 
 
 def expire(connection: sqlite3.Connection, changes: Changes) -> bool:

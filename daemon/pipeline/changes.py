@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from daemon.pipeline import segments
+from daemon.pipeline.checksum import crc32, job_head, of_job
 from daemon.pipeline.job import Job
 from daemon.pipeline.schema import ROW_BYTES
 
@@ -54,7 +55,10 @@ class Changes:
             self.accepted += payloads
             self.bytes += len(lines)
             if len(lines) < segments.LARGE:
-                self.rows.append((job.seq, bytearray(id_.bytes), payloads, bytearray(lines)))
+                bare = id_.bytes
+                # As of_job does, without the call: it is made for every small job.
+                crc = crc32(lines, crc32(job_head(0, job.seq, payloads, bare)))
+                self.rows.append((job.seq, bytearray(bare), payloads, bytearray(lines), crc))
             else:
                 self.large.append(job)
                 self.large_bytes += len(lines)
@@ -97,11 +101,14 @@ class Changes:
         """Make rows of the large jobs, whose lines are in ``segment`` from ``start`` on."""
         for job in self.large:
             size = len(job.lines)
-            id_ = bytearray(job.id.bytes)
-            self.placed.append((job.seq, id_, job.payloads, segment, start, size))
+            id_ = job.id.bytes
+            crc = of_job(job.seq, id_, job.payloads, job.lines)
+            self.placed.append((job.seq, bytearray(id_), job.payloads, segment, start, size, crc))
             start += size
 
     def place_in_rows(self) -> None:
         """Make rows of the large jobs that hold their lines."""
         for job in self.large:
-            self.rows.append((job.seq, bytearray(job.id.bytes), job.payloads, job.lines))
+            id_ = job.id.bytes
+            crc = of_job(job.seq, id_, job.payloads, job.lines)
+            self.rows.append((job.seq, bytearray(id_), job.payloads, job.lines, crc))

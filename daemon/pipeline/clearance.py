@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from daemon.pipeline import rows
+from daemon.pipeline.checksum import of_values
 
 if TYPE_CHECKING:
     import sqlite3
@@ -28,7 +29,7 @@ _SHARE: Final = 16
 batches are stored faster than they go."""
 
 _RANGES: Final = "SELECT first, last FROM stored ORDER BY last"
-_INSERT: Final = "INSERT INTO stored (first, last) VALUES (?, ?)"
+_INSERT: Final = "INSERT INTO stored (first, last, crc) VALUES (?, ?, ?)"
 
 
 class Clearance:
@@ -49,7 +50,7 @@ class Clearance:
             if _length(one) <= _FEW:
                 gone.append(one)
             else:
-                self._connection.execute(_INSERT, one)
+                self._connection.execute(_INSERT, (*one, of_values(reversed(one))))
                 self.ranges += (one,)
         rows.delete(self._connection, gone)
         return gone

@@ -10,51 +10,71 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from contextlib import suppress
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from daemon.pipeline import answers, dead_letters, rows, segments
+from daemon.errors import StartError
+from daemon.pipeline import (
+    answers,
+    dead_letters,
+    inventory,
+    rows,
+    segment_files,
+    segments,
+    small_tables,
+    structure,
+)
+from daemon.pipeline.backlog import Backlog
 from daemon.pipeline.changes import Changes
+from daemon.pipeline.checksum import of_values
 from daemon.pipeline.clearance import Clearance
+from daemon.pipeline.damage import Finding, Findings, is_corrupt
 from daemon.pipeline.high_water import HighWater
-from daemon.pipeline.job import Batch
 from daemon.pipeline.layout import Layout
 from daemon.pipeline.oldest import Oldest
 from daemon.pipeline.operations import Append, Bury, Expire, Revive, Seal, Settle
 from daemon.pipeline.reserve import Reserve
-from daemon.pipeline.rows import IN_RANGE
 from daemon.pipeline.schema import MIGRATIONS, connect
 from daemon.pipeline.segments import Segments
+from daemon.pipeline.structure import make_sound, open_sound
 from daemon.pipeline.sweep import Sweep
-from daemon.pipeline.totals import Totals
 from daemon.pipeline.vacuum import Vacuum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from daemon.pipeline.job import Job
+    from daemon.pipeline.backlog import Page
+    from daemon.pipeline.damage import DamagedRow
+    from daemon.pipeline.inventory import Inventory
+    from daemon.pipeline.job import Batch, Job
     from daemon.pipeline.operations import Operation
-    from daemon.pipeline.rows import Range, Row
+    from daemon.pipeline.rows import Range
+    from daemon.pipeline.totals import Totals
+
+T = TypeVar("T")
 
 _FORGET_LAYOUTS: Final = """
     DELETE FROM layouts WHERE first <
     (SELECT max(first) FROM layouts WHERE first <=
     (SELECT coalesce((SELECT min(seq) FROM jobs), (SELECT next FROM totals))))
 """
-_UPDATE_TOTALS: Final = (
-    "UPDATE totals SET next = ?, jobs = ?, payloads = ?, bytes = ?, keys = ?, accepted = ?"
-)
-_BEYOND: Final = 2**62
-"""A ``seq`` that no job reaches."""
+_INSERT_LAYOUT: Final = """
+    INSERT OR REPLACE INTO layouts (first, template, host, compression, alone, crc)
+    VALUES (?, ?, ?, ?, ?, ?)
+"""
+_BETWEEN_MENDING: Final = 60.0
+"""Seconds in which a file is made sound once at most: it is read as a whole."""
 
 
 class Database:
     """One open journal file, with its segments. Methods raise sqlite3.Error."""
 
     def __init__(self, path: Path, max_length: int = 0) -> None:
+        """Open the journal at ``path``, and put right what is damaged; raises StartError too."""
+        self._path = path
         self._folder = path.parent
         self.reserve = Reserve(self._folder, max_length)
         # The last run has left it: on a disk that is full SQLite needs room to open a file.
@@ -64,35 +84,96 @@ class Database:
         self.in_doubt = False
         """Whether SQLite's log may hold a commit that failed."""
         self.high_water = HighWater(path)
-        self._connection = connect(path)
+        self.findings = Findings()
+        """What is damaged, to be told."""
+        self.damaged_payloads = 0
+        """Payloads that were counted as waiting and cannot be stored, since the start."""
+        self._mended = float("-inf")
+        self._counted = False
+        self._connection, found, gaps = open_sound(path)
         try:
-            self._read()
+            self.findings.add(*found)
+            try:
+                self._read(gaps)
+            except sqlite3.Error as error:
+                if not self._mend(error, starting=True):
+                    raise
             self.high_water.begin(self.totals)
+            self.sealed_firsts = [first for first, _ in self._inventory.sealed]
+            """The first ``seq`` of each batch that was sealed before a crash: replayed whole."""
         except BaseException:
             self._connection.close()
             raise
 
-    def _read(self) -> None:
-        totals = self._connection.execute(
-            "SELECT next, jobs, payloads, bytes, keys, accepted FROM totals"
+    def _read(self, gaps: Sequence[Range]) -> None:
+        """Read what the file says of itself, and what goes with it."""
+        small = self._path.stat().st_size <= structure.MOST_CHECKED
+        self._inventory = inventory.take(
+            self._connection,
+            segment_files.names(self._folder / segment_files.FOLDER),
+            gaps,
+            counting=small or bool(gaps),
         )
-        self.totals = Totals(*totals.fetchone())
+        self._counted |= small
+        self._take_over(self._inventory)
+        self.totals = self._inventory.totals
         self.count_dead()
-        self.totals = self.high_water.reconcile(self._connection, self.totals)
-        self._segments = Segments(self._folder)
+        if not hasattr(self, "_segments"):
+            if not self._inventory.known:
+                self.totals = self.high_water.assume(self._connection, self.totals)
+            self.totals = self.high_water.reconcile(self._connection, self.totals)
+            self._segments = Segments(self._folder)
         self._segments.check(self.totals.next)
+        if not hasattr(self, "_apart"):
+            self._apart = self._inventory.apart
+        self._attach()
+
+    def _attach(self) -> None:
+        """Have all parts use the connection that is open now."""
         self.vacuum = Vacuum(self._connection)
-        self.sweep = Sweep(self._connection, self._folder, self._segments)
-        sealed = self._connection.execute(
-            "SELECT first, last FROM batches ORDER BY first"
-        ).fetchall()
-        self.sealed_firsts = [first for first, _ in sealed]
-        """The first ``seq`` of each batch that was sealed before a crash: it is replayed whole."""
-        dead = [(one.first, one.last) for one in dead_letters.ranges(self._connection)]
+        self._backlog = Backlog(self._connection, self._folder, self._apart)
         self.clearance = Clearance(self._connection)
         self._oldest = Oldest(self._connection)
-        # Their members do not come up again when the rest of the journal is read.
-        self._apart = sorted([*sealed, *dead, *self.clearance.ranges])
+        self.sweep = Sweep(self._connection, self._folder, self._segments, self.findings)
+
+    def _take_over(self, taken: Inventory) -> None:
+        self.damaged_payloads += taken.lost_payloads
+        self.findings.add(*taken.findings)
+
+    def _mend(self, error: sqlite3.Error, *, starting: bool = False) -> bool:
+        """Make a damaged file sound; returns whether a second attempt is worth it.
+
+        At a start it raises StartError where it cannot be done.
+        """
+        now = time.monotonic()
+        if not is_corrupt(error) or now - self._mended < _BETWEEN_MENDING:
+            return False
+        self._mended = now
+        self._connection.close()
+        try:
+            found, gaps = make_sound(self._path)
+            self._connection = connect(self._path)
+        except (OSError, sqlite3.Error, StartError) as failure:
+            if starting:
+                raise
+            self.findings.add(Finding("file", f"{error}; it cannot be made sound: {failure}"))
+            # What can still be read and written is.
+            self._connection = connect(self._path)
+            with suppress(sqlite3.Error):
+                self._attach()
+            return False
+        self.findings.add(Finding("file", str(error)), *found)
+        self._read(gaps)
+        return True
+
+    def _safely(self, function: Callable[[], T]) -> T:
+        """Run a function, and again if the file was damaged and could be made sound."""
+        try:
+            return function()
+        except sqlite3.Error as error:
+            if not self._mend(error):
+                raise
+            return function()
 
     def close(self) -> None:
         """Close the file; SQLite folds its log into it. The reserve stays, for the next start."""
@@ -113,6 +194,14 @@ class Database:
 
     def commit(self, operations: Iterable[Operation]) -> None:
         """Carry out all operations and make them durable together; on an error none."""
+        try:
+            self._commit(operations)
+        except sqlite3.Error as error:
+            if not self._mend(error):
+                raise
+            self._commit(operations)
+
+    def _commit(self, operations: Iterable[Operation]) -> None:
         if self._segments.in_doubt:
             self.probe()
         before = (self.totals, self.clearance.ranges)
@@ -148,10 +237,7 @@ class Database:
                 case Settle():
                     changes.settle(operation.batch)
                 case Seal(batch):
-                    self._connection.execute(
-                        "INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?)",
-                        (batch.jobs[0].seq, batch.jobs[-1].seq, batch.key, batch.compression),
-                    )
+                    dead_letters.seal(self._connection, dead_letters.batch_row(batch))
                 case Bury(batch, code, reason):
                     changes.bury(batch)
                     dead_letters.bury(self._connection, batch, code, reason)
@@ -183,8 +269,7 @@ class Database:
         answers.evict(self._connection, changes, self.totals.keys, self.most_keys)
         after = self.totals.after(changes)
         if after != self.totals:
-            now = (after.next, after.jobs, after.payloads, after.bytes, after.keys, after.accepted)
-            self._connection.execute(_UPDATE_TOTALS, now)
+            after.write(self._connection)
         return after
 
     def _revive(self, revive: Revive, changes: Changes) -> None:
@@ -199,38 +284,68 @@ class Database:
         """Return the next jobs after ``seq`` in order, without those sealed or dead at the start.
 
         At most ``most_jobs`` and ``most_bytes`` of payloads, but at least one job if there is one.
-        Raises sqlite3.Error where the very first cannot be read.
+        What is damaged becomes a dead letter. Raises sqlite3.Error where the very first cannot be
+        read for another reason.
         """
-        page: list[Row] = []
-        size = 0
-        for row in islice(self._unsealed(after), most_jobs):
-            size += rows.size(row)
-            if page and size > most_bytes:
-                break
-            page.append(row)
-        while True:
-            try:
-                return rows.jobs(page, self._folder)
-            except sqlite3.Error:
-                # What lies in front of a place that cannot be read need not wait for it.
-                if len(page) <= 1:
-                    raise
-                del page[len(page) // 2 :]
+        page = self._page(after, most_jobs, most_bytes)
+        while page.damaged and not page.jobs:
+            page = self._page(page.last, most_jobs, most_bytes)
+        if not page.jobs and not self._counted:
+            self._counted = True
+            self._recount()
+        return page.jobs
 
-    def _unsealed(self, after: int) -> Iterator[Row]:
-        """Yield the rows between and behind the ranges that were sealed or dead at the start."""
-        for first, last in [*self._apart, (_BEYOND, _BEYOND)]:
-            if after < first - 1:
-                yield from self._connection.execute(IN_RANGE, (after + 1, first - 1))
-            after = max(after, last)
+    def _page(self, after: int, most_jobs: int, most_bytes: int) -> Page:
+        page = self._safely(lambda: self._backlog.page(after, most_jobs, most_bytes))
+        if page.damaged:
+            self._bury(page.damaged)
+        return page
 
-    def sealed(self, first: int) -> Batch:
-        """Return a batch that is sealed, as it was."""
-        _, last, key, compression = self._connection.execute(
-            "SELECT * FROM batches WHERE first = ?", (first,)
-        ).fetchone()
-        members = self._connection.execute(IN_RANGE, (first, last)).fetchall()
-        return Batch(tuple(rows.jobs(members, self._folder)), key, compression, sealed=True)
+    def sealed(self, first: int) -> Batch | None:
+        """Return a batch that is sealed, as it was; None if nothing of it can be read.
+
+        Members that are damaged become dead letters. The others are sent under the same key:
+        where the object is in the store already it is replaced, and nothing is there twice.
+        """
+        batch, damaged = self._safely(lambda: self._backlog.sealed(first))
+        if damaged:
+            self._bury(damaged)
+        if batch is None:
+            rows.delete_each(self._connection, "batches", "first", [first])
+        elif batch.jobs[0].seq != first:
+            with self._transaction():
+                rows.delete_each(self._connection, "batches", "first", [first])
+                dead_letters.seal(self._connection, dead_letters.batch_row(batch))
+        return batch
+
+    def _bury(self, damaged: Sequence[DamagedRow]) -> None:
+        """Make dead letters of damaged rows."""
+
+        def bury() -> Inventory:
+            with self._transaction():
+                return inventory.bury(self._connection, damaged, self.totals)
+
+        self._adopt(self._safely(bury))
+
+    def _recount(self) -> None:
+        """Compare the totals with what is there, once, when all of it has been read."""
+
+        def compare() -> Inventory:
+            with self._transaction():
+                return inventory.compare(self._connection, self.totals, ())
+
+        self._adopt(self._safely(compare))
+
+    def _adopt(self, taken: Inventory) -> None:
+        self._take_over(taken)
+        self.totals = taken.totals
+        self.count_dead()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield
 
     def oldest(self) -> float | None:
         """Return when the oldest job that is not stored was accepted, in Unix time."""
@@ -244,15 +359,18 @@ class Database:
 
     def layouts(self, now: Layout) -> list[tuple[int, Layout]]:
         """Note that ``now`` holds from the next job on; return all, each with its first ``seq``."""
-        rows = self._connection.execute("SELECT * FROM layouts ORDER BY first").fetchall()
-        known = [(row[0], Layout(row[1], row[2], row[3], alone=bool(row[4]))) for row in rows]
+        checked = self._safely(lambda: small_tables.check(self._connection, small_tables.LAYOUTS))
+        self.findings.add(*small_tables.mend(self._connection, small_tables.LAYOUTS, checked))
+        known = [
+            (first, Layout(template, host, compression, alone=bool(alone)))
+            for first, template, host, compression, alone in checked.rows
+        ]
+        # The first that is known holds for all before: the others are gone.
         if known and known[-1][1] == now:
             return known
         entry = (self.totals.next, now)
-        self._connection.execute(
-            "INSERT OR REPLACE INTO layouts VALUES (?, ?, ?, ?, ?)",
-            (self.totals.next, now.template, now.host, now.compression, now.alone),
-        )
+        values = (*entry[:1], now.template, now.host, now.compression, int(now.alone))
+        self._connection.execute(_INSERT_LAYOUT, (*values, of_values(values)))
         # Those that no job is left of are of no use any more.
         self._connection.execute(_FORGET_LAYOUTS)
         return [*(one for one in known if one[0] != self.totals.next), entry]

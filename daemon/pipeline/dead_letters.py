@@ -10,20 +10,33 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from daemon.errors import PayloaddError
-from daemon.pipeline import rows
+from daemon.pipeline import damage, rows
+from daemon.pipeline.checksum import of_values
 from daemon.pipeline.rows import IN_RANGE
 from daemon.pipeline.schema import ROW_BYTES
+from daemon.storage.encoding import ENCODERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from daemon.pipeline.job import Batch
+    from daemon.pipeline.rows import Row
 
+_SEAL: Final = """
+    INSERT OR REPLACE INTO batches (first, last, key, compression, encoder, crc)
+    VALUES (?, ?, ?, ?, ?, ?)
+"""
+_NO_RETRY: Final = (
+    "a dead letter with the code DAMAGED cannot be tried again: what is left of it is not what"
+    " was accepted. `dead show` prints what can be read, `dead drop` removes it; post again what"
+    " is right. Nothing was changed"
+)
 AT_ONCE: Final = 100
 """Dead letters that are revived in one commit."""
 
@@ -35,11 +48,13 @@ class Range(NamedTuple):
     last: int
     payloads: int
     bytes: int
+    counted: int | None = None
+    """How many jobs they are, where they are no neighbours by ``seq``: damaged ones are missing."""
 
     @property
     def jobs(self) -> int:
-        """How many they are: neighbours by ``seq``."""
-        return self.last - self.first + 1
+        """How many they are."""
+        return self.last - self.first + 1 if self.counted is None else self.counted
 
     @property
     def room(self) -> int:
@@ -67,31 +82,42 @@ def bury(connection: sqlite3.Connection, batch: Batch, code: str, reason: str) -
     """Take a batch out of circulation."""
     first, last = batch.jobs[0].seq, batch.jobs[-1].seq
     connection.execute("DELETE FROM batches WHERE first = ?", (first,))
-    connection.execute(
-        "INSERT INTO dead (first, last, key, compression, id, at, code, reason, payloads, bytes)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            *(first, last, batch.key, batch.compression, str(batch.id), int(time.time())),
-            *(code, reason, batch.payloads, batch.bytes),
-        ),
+    jobs = len(batch.jobs)
+    values = (
+        *(first, last, batch.key, batch.compression, str(batch.id), int(time.time())),
+        *(code, reason, batch.payloads, batch.bytes),
+        None if jobs == last - first + 1 else jobs,
     )
+    connection.execute(damage.INSERT_DEAD, (*values, of_values(values)))
 
 
 def revive(connection: sqlite3.Connection) -> list[Range]:
     """Make sealed batches of those that are marked, AT_ONCE at most, and return them."""
     wanted = connection.execute(
-        "SELECT first, last, key, compression, payloads, bytes FROM dead WHERE retry"
-        " ORDER BY first LIMIT ?",
+        "SELECT first, last, key, compression, payloads, bytes, jobs FROM dead"
+        " WHERE retry AND first > 0 ORDER BY first LIMIT ?",
         (AT_ONCE,),
     ).fetchall()
-    connection.executemany("INSERT INTO batches VALUES (?, ?, ?, ?)", [row[:4] for row in wanted])
+    for first, last, key, compression, *_ in wanted:
+        seal(connection, (first, last, key, compression, None))
     connection.executemany("DELETE FROM dead WHERE first = ?", [row[:1] for row in wanted])
-    return [Range(first, last, payloads, size) for first, last, _, _, payloads, size in wanted]
+    return [Range(row[0], row[1], *row[4:]) for row in wanted]
+
+
+def seal(connection: sqlite3.Connection, batch: tuple[int, int, str, str, str | None]) -> None:
+    """Note a sealed batch: first, last, key, compression, encoder."""
+    connection.execute(_SEAL, (*batch, of_values(batch)))
+
+
+def batch_row(batch: Batch) -> tuple[int, int, str, str, str | None]:
+    """Return what is noted of a batch when it is sealed."""
+    encoder = ENCODERS[batch.compression]
+    return (batch.jobs[0].seq, batch.jobs[-1].seq, batch.key, batch.compression, encoder)
 
 
 def ranges(connection: sqlite3.Connection) -> list[Range]:
     """Return what lies out of circulation."""
-    found = connection.execute("SELECT first, last, payloads, bytes FROM dead ORDER BY first")
+    found = connection.execute("SELECT first, last, payloads, bytes, jobs FROM dead ORDER BY first")
     return [Range(*row) for row in found]
 
 
@@ -107,6 +133,8 @@ def lines(connection: sqlite3.Connection, state_dir: Path, id_: str) -> bytes:
     """Return the payloads of one as NDJSON; raises PayloaddError."""
     (found,) = _find(connection, [id_])
     members = connection.execute(IN_RANGE, found).fetchall()
+    if found[0] <= 0:
+        return _what_is_left(members, state_dir)
     while True:
         try:
             return b"".join(rows.lines(members, state_dir))
@@ -117,14 +145,32 @@ def lines(connection: sqlite3.Connection, state_dir: Path, id_: str) -> bytes:
                 raise
 
 
+def _what_is_left(members: Sequence[Row], state_dir: Path) -> bytes:
+    """Return the lines of damaged rows, as far as they can be read."""
+    left = []
+    for row in reversed(members):
+        # A damaged row may hold anything.
+        with suppress(sqlite3.Error, TypeError, ValueError):
+            left += [_bytes_of(lines) for lines in rows.lines([row], state_dir)]
+    return b"".join(left)
+
+
+def _bytes_of(lines: object) -> bytes:
+    if isinstance(lines, str):
+        return lines.encode(errors="surrogateescape")
+    return lines if isinstance(lines, bytes) else b""
+
+
 def mark(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
     """Mark dead letters (all, if ``ids`` is empty) to be tried again; returns how many.
 
     Raises PayloaddError for an id that is none.
     """
     if not ids:
-        return connection.execute("UPDATE dead SET retry = 1").rowcount
+        return connection.execute("UPDATE dead SET retry = 1 WHERE first > 0").rowcount
     found = _find(connection, ids)
+    if any(first <= 0 for first, _ in found):
+        raise PayloaddError(_NO_RETRY)
     connection.executemany("UPDATE dead SET retry = 1 WHERE first = ? AND last = ?", found)
     return len(found)
 

@@ -143,11 +143,12 @@ class SqliteJournal:
 
     async def sealed(self) -> Batch | None:
         """Return the next batch to replay; see Journal."""
-        if not self._sealed:
-            return None
-        batch = await self._thread.read(self._database.sealed, self._sealed.popleft())
-        self._ledger.enter(batch.jobs)
-        return batch
+        while self._sealed:
+            batch = await self._thread.read(self._database.sealed, self._sealed.popleft())
+            if batch is not None:
+                self._ledger.enter(batch.jobs)
+                return batch
+        return None
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:

@@ -143,11 +143,21 @@ class HighWater:
             self._flags |= 0 if found.boot == self._boot else _AT_LEAST
             files = self._put_aside(totals.next)
             totals = replace(totals, next=found.next, accepted=max(found.accepted, totals.accepted))
-            connection.execute(
-                "UPDATE totals SET next = ?, accepted = ?", (totals.next, totals.accepted)
-            )
+            totals.write(connection)
         if self._missing or again or (behind and not found.clean):
             self.damage = Damage(self._missing, bool(self._flags), again, files)
+        return totals
+
+    def assume(self, connection: sqlite3.Connection, totals: Totals) -> Totals:
+        """Return totals that were counted anew, with what only the last record still knows.
+
+        Raises sqlite3.Error.
+        """
+        found = self._found
+        if found is None:
+            return totals
+        totals = replace(totals, next=max(totals.next, found.next), accepted=found.accepted)
+        totals.write(connection)
         return totals
 
     def _put_aside(self, following: int) -> tuple[str, ...]:

@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from daemon.errors import PayloaddError
 from daemon.pipeline import dead_letters
+from daemon.pipeline.damage import CODE
 from daemon.pipeline.lock import owner
+from daemon.pipeline.salvage import DAMAGED_FILE
 from daemon.pipeline.schema import FILE, MIGRATIONS, look_into
 from daemon.pipeline.segment_files import space
+from daemon.pipeline.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from daemon.pipeline.damage import Finding
     from daemon.pipeline.dead_letters import DeadLetter
 
 
@@ -48,6 +52,8 @@ class Status:
     dead_letters: int
     dead_payloads: int
     dead_bytes: int
+    damaged: int
+    """Dead letters with the code DAMAGED."""
     idempotency_keys: int
     file_bytes: int
 
@@ -100,6 +106,7 @@ class Inspection:
             dead_letters=one("SELECT count(*) FROM dead"),
             dead_payloads=one("SELECT coalesce(sum(payloads), 0) FROM dead"),
             dead_bytes=one("SELECT coalesce(sum(bytes), 0) FROM dead"),
+            damaged=one(f"SELECT count(*) FROM dead WHERE code = '{CODE}'"),  # noqa: S608 - ours
             idempotency_keys=one("SELECT count(*) FROM answers"),
             file_bytes=(self._folder / FILE).stat().st_size + space(self._folder),
         )
@@ -107,6 +114,10 @@ class Inspection:
     def dead(self) -> list[DeadLetter]:
         """Return the dead letters, the oldest first."""
         return dead_letters.letters(self._connection)
+
+    def verify(self) -> list[Finding]:
+        """Read and check everything; returns what is damaged."""
+        return verify(self._connection, self._folder)
 
     def lines(self, id_: str) -> bytes:
         """Return the payloads of a dead letter as NDJSON; raises PayloaddError."""
@@ -120,7 +131,11 @@ class Inspection:
     def drop(self, ids: Sequence[str]) -> int:
         """Remove dead letters; returns how many."""
         with self._transaction():
-            return dead_letters.drop(self._connection, ids)
+            dropped = dead_letters.drop(self._connection, ids)
+        if not self._one(f"SELECT count(*) FROM dead WHERE code = '{CODE}'"):  # noqa: S608 - ours
+            # Kept for as long as something of it may be wanted.
+            (self._folder / DAMAGED_FILE).unlink(missing_ok=True)
+        return dropped
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

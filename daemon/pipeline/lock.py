@@ -5,6 +5,7 @@ The kernel forgets the lock with the process that holds it, however that dies.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FILE: Final = "journal.lock"
+_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _TRIES: Final = 10
 _PAUSE: Final = 0.05
 """Seconds between two tries: whoever asks for the owner holds the lock for a moment."""
@@ -30,9 +32,9 @@ def lock(folder: Path) -> int:
     """
     try:
         make_folder(folder, 0o700)
-        file = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = os.open(folder / _FILE, _FLAGS, 0o600)
     except OSError as error:
-        raise StartError(f"cannot use STATE_DIR {folder}: {error}") from None
+        raise _cannot_use(folder, error) from None
     for _ in range(_TRIES):
         if _take(file, fcntl.LOCK_EX):
             # No more than a help for whoever is refused: on a full disk it is left out.
@@ -55,11 +57,11 @@ def owner(folder: Path) -> int | None:
     Raises StartError where that cannot be read.
     """
     try:
-        file = os.open(folder / _FILE, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(folder / _FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StartError(f"cannot use STATE_DIR {folder}: {error}") from None
+        raise _cannot_use(folder, error) from None
     try:
         return None if _take(file, fcntl.LOCK_SH) else _read(file)
     finally:
@@ -76,6 +78,12 @@ def try_lock(folder: Path) -> int | None:
         # Not for longer: a daemon that starts meanwhile waits for half a second only.
         os.close(lock(folder))
     return process
+
+
+def _cannot_use(folder: Path, error: OSError) -> StartError:
+    if error.errno == errno.ELOOP:
+        return StartError(f"{folder / _FILE} is a symbolic link; the journal follows none")
+    return StartError(f"cannot use STATE_DIR {folder}: {error}")
 
 
 def _take(file: int, kind: int) -> bool:

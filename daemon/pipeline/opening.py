@@ -12,6 +12,7 @@ import trio
 
 from daemon.errors import StartError
 from daemon.logs import get_logger
+from daemon.pipeline.damage_report import DamageReport
 from daemon.pipeline.database import Database
 from daemon.pipeline.group_commit import SqliteJournal
 from daemon.pipeline.layout import Layout, Layouts
@@ -64,17 +65,19 @@ async def open_journal(
         database, layouts = await trio.to_thread.run_sync(
             _open_database, path, layout, settings.max_length
         )
-        ledger.found = database.totals.payloads
+        report = DamageReport(database, ledger, metrics)
+        ledger.found = database.totals.payloads + database.damaged_payloads
         metrics.journal_jobs.set_function(lambda: database.totals.jobs)
         metrics.journal_bytes.set_function(lambda: database.totals.all_bytes)
         window = Window(channel, ledger, newest=database.totals.next - 1)
         most_bytes = settings.journal_max_bytes
         journal = SqliteJournal(database, window, ledger, health, metrics, most_bytes)
         try:
-            async with journal.at_work():
+            async with report.running(), journal.at_work():
                 yield Opened(journal, window, layouts)
         finally:
             await journal.aclose()
+            report.tell()
             ledger.journaled = database.totals.payloads
     finally:
         os.close(lock_file)

@@ -7,14 +7,21 @@ import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from daemon.errors import StartError
-from daemon.pipeline import high_water
+from daemon.pipeline import high_water, structure
 from daemon.pipeline.database import Database
 from daemon.pipeline.lock import try_lock
 from daemon.pipeline.schema import FILE, MIGRATIONS, look_into
 from daemon.pipeline.segments import Segments
+from daemon.pipeline.structure import check_schema, find_problem
+from daemon.pipeline.verify import check_jobs, check_small_tables, sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from daemon.pipeline.damage import Finding
 
 _READ_AT_START: Final = (
     "SELECT first, last, key, compression FROM batches",
@@ -25,8 +32,6 @@ _READ_AT_START: Final = (
 _NEEDED: Final = """
     SELECT segment, max(start + size) FROM jobs WHERE segment IS NOT NULL GROUP BY segment
 """
-_MOST_CHECKED: Final = 64 * 2**20
-"""Bytes of a journal that is checked page by page: 0.1 s if it is in memory, 1 s if it is not."""
 
 
 def try_journal(folder: Path) -> str:
@@ -76,24 +81,35 @@ def _try_file(path: Path) -> str:
             raise StartError(f"{FILE} has version {version}: it was written by a newer payloadd")
         if version < len(MIGRATIONS):
             return f"version {version}, which a start brings up to date"
+        check_schema(connection)
         for query in _READ_AT_START:
             connection.execute(query).fetchall()
+        _refuse(check_small_tables(connection))
         totals = connection.execute("SELECT next, jobs, payloads, bytes FROM totals").fetchone()
         if totals is None:
             raise StartError(f"{FILE} has lost its totals")
         # A start goes on behind the numbers of rows that are gone.
         following = totals[0] if totals[0] == 1 else max(totals[0], high_water.following(path))
         _check_segments(connection, path.parent, following)
+        if path.stat().st_size > structure.MOST_CHECKED:
+            return f"{totals[2]} payloads wait (`payloadd journal verify` checks each of them)"
+        _refuse(check_jobs(connection, path.parent))
         return f"{totals[2]} payloads wait"
 
 
 def _check_pages(connection: sqlite3.Connection) -> None:
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     (size,) = connection.execute("PRAGMA page_size").fetchone()
-    if pages * size <= _MOST_CHECKED:
-        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise StartError(f"{FILE} is damaged: {found}")
+    if pages * size <= structure.MOST_CHECKED:
+        problem = find_problem(connection)
+        if problem is not None:
+            raise StartError(f"{FILE} is damaged: {problem}")
+
+
+def _refuse(damaged: Sequence[Finding]) -> None:
+    if damaged:
+        more = f"; {len(damaged) - 1} more, see `payloadd journal verify`"
+        raise StartError(f"damaged: {sentence(damaged[0])}{more if len(damaged) > 1 else ''}")
 
 
 def _check_segments(connection: sqlite3.Connection, folder: Path, following: int) -> None:

@@ -13,6 +13,8 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from daemon.errors import StartError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -22,6 +24,7 @@ LARGEST_COMMIT: Final = 4 * 2**20
 _LOG: Final = 4 * 2**20
 """Bytes that SQLite's log grows to before it is folded in: 1,000 pages, and one commit more."""
 _SHARE_OF_DISK: Final = 8
+_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Reserve:
@@ -29,6 +32,8 @@ class Reserve:
 
     def __init__(self, folder: Path, max_length: int = 0) -> None:
         self._path = folder / FILE
+        if self._path.is_symlink():
+            raise StartError(f"{self._path} is a symbolic link; the journal follows none")
         disk = os.statvfs(folder)
         # Once for the log, once for what the file grows by when the log is folded in.
         needed = 2 * (_LOG + max(LARGEST_COMMIT, max_length))
@@ -44,7 +49,7 @@ class Reserve:
 
     def _allocate(self, size: int) -> bool:
         try:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            file = os.open(self._path, _FLAGS, 0o600)
             try:
                 # Space and not only a size: what is allocated nobody else can take.
                 os.posix_fallocate(file, 0, max(1, size))

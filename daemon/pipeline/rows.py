@@ -9,13 +9,11 @@ a deleted one instead of 1.3. Functions raise sqlite3.Error.
 
 from __future__ import annotations
 
-import uuid
 from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon.pipeline import segment_files
-from daemon.pipeline.job import Job
 from daemon.pipeline.segment_files import Place
 
 if TYPE_CHECKING:
@@ -23,18 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-Row = tuple[int, bytes, int, bytes, int | None, int | None, int | None]
-"""seq, id, payloads, lines; and segment, start, size of lines that are in a segment, else None."""
-NewRow = tuple[int, bytearray, int, bytearray | bytes]
-"""seq, id, payloads, lines. Python looks for an adapter of each parameter that is no number, str
-or bytearray, so None and bytes were two thirds of what a small row costs."""
-PlacedRow = tuple[int, bytearray, int, int, int, int]
-"""seq, id, payloads; and segment, start, size of lines that are in a segment."""
+Row = tuple[int, Any, Any, Any, Any, Any, Any, Any, Any]
+"""seq, id, payloads, lines; segment, start, size of lines that are in a segment, else None;
+stream; checksum, None in a row of version 3. As it was read: ``reading`` says whether it is."""
+NewRow = tuple[int, bytearray, int, bytearray | bytes, int]
+"""seq, id, payloads, lines, checksum. Python looks for an adapter of each parameter that is no
+number, str or bytearray, so None and bytes were two thirds of what a small row costs."""
+PlacedRow = tuple[int, bytearray, int, int, int, int, int]
+"""seq, id, payloads; segment, start, size of lines that are in a segment; checksum."""
 Range = tuple[int, int]
 """The first and the last ``seq`` of neighbours."""
 
 IN_RANGE: Final = (
-    "SELECT seq, id, payloads, lines, segment, start, size FROM jobs"
+    "SELECT seq, id, payloads, lines, segment, start, size, stream, crc FROM jobs"
     " WHERE seq BETWEEN ? AND ? ORDER BY seq"
 )
 _AT_ONCE: Final = (128, 64, 32, 16, 8, 4, 2, 1)
@@ -51,8 +50,8 @@ def _insertions(values: str) -> dict[int, str]:
     }
 
 
-_INSERTS: Final = _insertions("(?, ?, ?, ?, NULL, NULL, NULL)")
-_PLACED_INSERTS: Final = _insertions("(?, ?, ?, x'', ?, ?, ?)")
+_INSERTS: Final = _insertions("(?, ?, ?, ?, NULL, NULL, NULL, 0, ?)")
+_PLACED_INSERTS: Final = _insertions("(?, ?, ?, x'', ?, ?, ?, 0, ?)")
 
 
 def insert(connection: sqlite3.Connection, rows: Sequence[NewRow]) -> None:
@@ -104,17 +103,9 @@ def size(row: Row) -> int:
 
 def lines(rows: Sequence[Row], state_dir: Path) -> list[bytes]:
     """Return the lines of each row, wherever they are."""
-    places = [Place(*row[4:]) for row in rows if row[4] is not None]  # type: ignore[arg-type]
+    places = [Place(*row[4:7]) for row in rows if row[4] is not None]
     stored = iter(segment_files.read(state_dir, places))
     return [row[3] if row[4] is None else next(stored) for row in rows]
-
-
-def jobs(rows: Sequence[Row], state_dir: Path) -> list[Job]:
-    """Return the job of each row."""
-    return [
-        Job(row[0], uuid.UUID(bytes=row[1]), text, row[2])
-        for row, text in zip(rows, lines(rows, state_dir), strict=True)
-    ]
 
 
 @cache

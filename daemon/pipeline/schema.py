@@ -14,6 +14,13 @@
 * ``dead``: dead letters, by the range of ``seq`` too; see ``dead_letters.py``.
 * ``totals``: one row, so that opening a journal of millions does not count them. ``accepted`` is
   how many payloads there ever were; see ``high_water.py``.
+
+Every row has a checksum in ``crc`` (see ``checksum.py``); NULL means unknown, from version 3.
+Version 4 also has columns that nothing fills yet: ``jobs.stream`` (0: the default stream) and
+``answers.fingerprint`` (of the body that came with the key). ``batches.encoder`` names what
+makes the bytes of the object, so that a later version can tell whether it makes the same.
+``dead.jobs`` counts the members where that is not ``last - first + 1``. Rows of ``jobs`` and
+``dead`` with a ``seq`` of 0 or less are what is damaged; see ``damage.py``.
 """
 
 from __future__ import annotations
@@ -72,7 +79,19 @@ MIGRATIONS: Final = (
     """
     CREATE TABLE stored (last INTEGER PRIMARY KEY, first INTEGER NOT NULL);
     """,
+    # Adding columns rewrites no row: a journal of any size is upgraded in milliseconds.
     """
+    ALTER TABLE jobs ADD COLUMN stream INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN crc INTEGER;
+    ALTER TABLE batches ADD COLUMN encoder TEXT;
+    ALTER TABLE batches ADD COLUMN crc INTEGER;
+    ALTER TABLE layouts ADD COLUMN crc INTEGER;
+    ALTER TABLE answers ADD COLUMN fingerprint BLOB;
+    ALTER TABLE answers ADD COLUMN crc INTEGER;
+    ALTER TABLE dead ADD COLUMN jobs INTEGER;
+    ALTER TABLE dead ADD COLUMN crc INTEGER;
+    ALTER TABLE stored ADD COLUMN crc INTEGER;
+    ALTER TABLE totals ADD COLUMN crc INTEGER;
     ALTER TABLE totals ADD COLUMN keys INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE totals ADD COLUMN accepted INTEGER NOT NULL DEFAULT 0;
     UPDATE totals SET keys = (SELECT count(*) FROM answers);
@@ -102,6 +121,7 @@ def connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )
+    connection.text_factory = _text
     try:
         # Before the first table, or it needs a full VACUUM to take effect.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -124,9 +144,48 @@ def look_into(path: Path) -> sqlite3.Connection:
     Raises sqlite3.Error (there is none, or it cannot be read).
     """
     # `rw` and not `rwc`: looking must not create what is not there.
-    return sqlite3.connect(
+    connection = sqlite3.connect(
         f"file:{quote(str(path))}?mode=rw", uri=True, timeout=_BUSY_SECONDS, isolation_level=None
     )
+    connection.text_factory = _text
+    return connection
+
+
+def _text(found: bytes) -> str:
+    """Decode a text; what is no UTF-8 is damage, which the checksum of its row tells."""
+    return found.decode(errors="surrogateescape")
+
+
+def create_copy(path: Path) -> sqlite3.Connection:
+    """Open a new journal at ``path``, to be filled by one transaction and synced by the caller.
+
+    Raises OSError, sqlite3.Error.
+    """
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.text_factory = _text
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    # A crash leaves a file that the next start removes.
+    connection.execute("PRAGMA journal_mode = OFF")
+    connection.execute("PRAGMA synchronous = OFF")
+    migrate(connection, MIGRATIONS)
+    return connection
+
+
+def columns_of(connection: sqlite3.Connection) -> dict[str, list[tuple[object, ...]]]:
+    """Return the names and kinds of all columns of all tables. Raises sqlite3.Error."""
+    tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+    return {
+        name: connection.execute("SELECT * FROM pragma_table_info(?)", (name,)).fetchall()
+        for (name,) in tables
+    }
+
+
+def wanted_columns() -> dict[str, list[tuple[object, ...]]]:
+    """Return what ``columns_of`` returns for a new journal."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        migrate(connection, MIGRATIONS)
+        return columns_of(connection)
 
 
 def waiting_payloads(path: Path) -> int | None:

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from daemon.errors import StartError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
@@ -22,6 +24,8 @@ _SUFFIX: Final = ".ndjson"
 _MOST_READ: Final = 256 * 2**10
 """Bytes of neighbours that are read at once: they are held twice, to be cut up."""
 _MOST_BUFFERS: Final = os.sysconf("SC_IOV_MAX")
+_DAMAGE: Final = {"ENOENT", "ENODATA", "ELOOP", "EISDIR", "ENOTDIR"}
+"""Errors of reading that no second attempt mends: the file is missing, short, or no file."""
 
 
 class Place(NamedTuple):
@@ -43,13 +47,26 @@ def read(state_dir: Path, places: Sequence[Place]) -> list[bytes]:
     for name, neighbours in groupby(places, lambda place: place.segment):
         path = path_of(state_dir / FOLDER, name)
         with errors_of_the_journal(path):
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
+                size = os.fstat(file).st_size
                 for span in _spans(neighbours):
-                    found += _read_span(file, span)
+                    found += _read_span(file, span, size)
             finally:
                 os.close(file)
     return found
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Return whether a read failed because a segment is missing or short."""
+    return getattr(error, "sqlite_errorname", "") in _DAMAGE
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise StartError where the folder of segments, or a segment, is a symbolic link."""
+    for path in (folder, *(path_of(folder, name) for name in names(folder))):
+        if path.is_symlink():
+            raise StartError(f"{path} is a symbolic link; the journal follows none")
 
 
 def space(state_dir: Path) -> int:
@@ -121,9 +138,13 @@ def _spans(places: Iterable[Place]) -> Iterator[list[Place]]:
     yield span
 
 
-def _read_span(file: int, span: Sequence[Place]) -> list[bytes]:
+def _read_span(file: int, span: Sequence[Place], there: int) -> list[bytes]:
     first = span[0].start
     size = span[-1].end - first
+    # Before the read: a damaged place may ask for more bytes than there is memory.
+    if span[-1].end > there:
+        missing = f"{max(0, there - first)} bytes of {size} at {first}"
+        raise OSError(errno.ENODATA, missing)
     found = os.pread(file, size, first)
     if len(found) != size:
         raise OSError(errno.EIO, f"{len(found)} bytes of {size} at {first}")

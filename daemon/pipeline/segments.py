@@ -35,6 +35,8 @@ WORTH_A_SYNC: Final = 256 * 2**10
 
 Of CPU 128 KiB are enough; but a lone request would wait for two syncs where one does.
 """
+_LAST: Final = 2**62
+_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 SEGMENT_BYTES: Final = 16 * 2**20
 """A segment with as much in it is followed by a new one: the step in which space comes back."""
 
@@ -45,6 +47,7 @@ class Segments:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / FOLDER
         with errors_of_the_journal(self._folder):
+            segment_files.refuse_links(self._folder)
             self.names = segment_files.names(self._folder)
             """The segments that there are, by the first ``seq`` that each may hold."""
         self._file: int | None = None
@@ -119,6 +122,12 @@ class Segments:
             max(0, bisect_right(self.names, first) - 1) : bisect_right(self.names, last)
         ]
 
+    def numbers(self, name: int) -> tuple[int, int]:
+        """Return the range of ``seq`` in which all jobs of a segment are."""
+        following = bisect_right(self.names, name)
+        last = self.names[following] - 1 if following < len(self.names) else _LAST
+        return name, last
+
     def close(self) -> None:
         """Close the segment that is written."""
         if self._file is not None:
@@ -129,7 +138,7 @@ class Segments:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         path = path_of(self._folder, following)
         # One of this name is the rest of a commit that never was: no job has its number.
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._file = os.open(path, _FLAGS, 0o600)
         self._end = self._tail = 0
         if following not in self.names[-1:]:
             self.names.append(following)

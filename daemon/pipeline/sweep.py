@@ -7,16 +7,18 @@ would keep a segment for themselves: they are moved into their rows.
 
 from __future__ import annotations
 
+import sqlite3
 from typing import TYPE_CHECKING, Final
 
 from daemon.pipeline import segment_files
+from daemon.pipeline.damage import Finding
 from daemon.pipeline.segment_files import Place
 
 if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from daemon.pipeline.damage import Findings
     from daemon.pipeline.rows import Range
     from daemon.pipeline.segments import Segments
 
@@ -29,6 +31,10 @@ _WORTH_A_FILE: Final = 2**20
 
 _UNKNOWN: Final = -1
 _ANY: Final = "SELECT 1 FROM jobs WHERE segment = ? LIMIT 1"
+# Not by the index, which may be damaged: a segment that is gone is gone.
+_SURELY_ANY: Final = """
+    SELECT 1 FROM jobs NOT INDEXED WHERE seq BETWEEN ? AND ? AND segment = ? LIMIT 1
+"""
 # Rows that wait to be deleted (see clearance.py) count as alive. Between two looks they are gone.
 _LIVE: Final = "SELECT coalesce(sum(size), 0) FROM jobs WHERE segment = ?"
 _ROWS: Final = "SELECT seq, segment, start, size FROM jobs WHERE segment = ?"
@@ -40,8 +46,15 @@ _MOVE: Final = """
 class Sweep:
     """Knows which segments have lost jobs. Methods raise sqlite3.Error."""
 
-    def __init__(self, connection: sqlite3.Connection, state_dir: Path, files: Segments) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        state_dir: Path,
+        files: Segments,
+        findings: Findings,
+    ) -> None:
         self._connection = connection
+        self._findings = findings
         self._folder = state_dir
         self._segments = files
         self._live: dict[int, int] = {}
@@ -85,7 +98,18 @@ class Sweep:
         """Unlink all segments without a job, to leave none behind."""
         for name in [] if self._segments.in_doubt else list(self._segments.names):
             if self._connection.execute(_ANY, (name,)).fetchone() is None:
-                self._segments.unlink(name)
+                self._unlink(name)
+
+    def _unlink(self, name: int) -> None:
+        """Unlink a segment that no row refers to, by the index and by the rows themselves."""
+        first, last = self._segments.numbers(name)
+        for range_ in ((first, last), (-last, -first)):
+            if self._connection.execute(_SURELY_ANY, (*range_, name)).fetchone() is not None:
+                self._connection.execute("REINDEX jobs_segment")
+                reason = f"the index missed rows of the segment {name} and was made again"
+                self._findings.add(Finding("jobs", reason))
+                return
+        self._segments.unlink(name)
 
     def _do(self, name: int) -> bool:
         before = self._live.pop(name, _UNKNOWN)
@@ -101,7 +125,7 @@ class Sweep:
         (live,) = self._connection.execute(_LIVE, (name,)).fetchone()
         current = name == self._segments.current
         if not live and not (current and self._segments.size(name) < _WORTH_A_FILE):
-            self._segments.unlink(name)
+            self._unlink(name)
             return True
         if current:
             self._live[name] = live
@@ -110,24 +134,46 @@ class Sweep:
             return False
         # What still empties by itself is left alone.
         self._live[name] = live
-        if live == before:
-            self._live[name] -= self._move_some(name)
+        if live != before:
+            return False
+        moved = self._move_some(name)
+        if moved:
+            self._live[name] -= moved
             self._todo.append(name)
-        return bool(live == before)
+        else:
+            # Only what is damaged is left: it stays where it is, and nothing looks for it again.
+            self._live.pop(name)
+        return bool(moved)
 
     def _move_some(self, name: int) -> int:
-        """Move jobs of a segment into their rows, at least one; returns their bytes."""
-        seqs: list[int] = []
-        places: list[Place] = []
+        """Move jobs of a segment into their rows, at least one that is not damaged.
+
+        Returns their bytes.
+        """
+        places: list[tuple[int, Place]] = []
         moved = 0
         for seq, *place in self._connection.execute(_ROWS, (name,)):
+            if not all(isinstance(number, int) and number >= 0 for number in place):
+                continue
             moved += Place(*place).size
-            if seqs and moved > _MOVED_AT_ONCE:
+            if places and moved > _MOVED_AT_ONCE:
                 break
-            seqs.append(seq)
-            places.append(Place(*place))
-        found = segment_files.read(self._folder, places)
+            places.append((seq, Place(*place)))
+        found = self._read(places)
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany(_MOVE, zip(found, seqs, strict=True))
-        return sum(map(len, found))
+            self._connection.executemany(_MOVE, found)
+        return sum(len(lines) for lines, _ in found)
+
+    def _read(self, places: Sequence[tuple[int, Place]]) -> list[tuple[bytes, int]]:
+        """Return the lines of each place, with its ``seq``; not of those that are damaged."""
+        try:
+            found = segment_files.read(self._folder, [place for _, place in places])
+            return [(lines, seq) for lines, (seq, _) in zip(found, places, strict=True)]
+        except sqlite3.Error as error:
+            if not segment_files.is_damage(error):
+                raise
+            if len(places) == 1:
+                return []
+        half = len(places) // 2
+        return self._read(places[:half]) + self._read(places[half:])

@@ -27,6 +27,15 @@ _GZIP_FORMAT: Final = 31  # zlib.h, deflateInit2: the largest window, and a gzip
 _ZSTD_LEVEL: Final = 3
 
 
+_FORMAT: Final = "ndjson-1"
+ENCODERS: Final[dict[Compression, str]] = {
+    "none": _FORMAT,
+    "gzip": f"{_FORMAT} zlib-{zlib.ZLIB_RUNTIME_VERSION}",
+    "zstd": f"{_FORMAT} zstd-{'.'.join(map(str, zstandard.ZSTD_VERSION))}",
+}
+"""What makes the bytes of an object: the same lines give the same bytes only by the same one."""
+
+
 @dataclass(slots=True)
 class Encoded:
     """The bytes of an object, and its ``Content-Encoding`` (None: not compressed).

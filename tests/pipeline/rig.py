@@ -85,6 +85,13 @@ def disk_full() -> sqlite3.OperationalError:
     return sqlite3.OperationalError("database or disk is full")
 
 
+def sealed(database: Database, first: int) -> Batch:
+    """Return a sealed batch, of which something has to be there."""
+    found = database.sealed(first)
+    assert found is not None
+    return found
+
+
 def a_round(database: Database) -> None:
     """Do what the chores do every second for the segments."""
     database.sweep.begin()

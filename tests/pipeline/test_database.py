@@ -31,7 +31,7 @@ from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Se
 from daemon.pipeline.schema import ROW_BYTES
 from daemon.pipeline.segment_files import FOLDER
 from tests.pipeline.model import Model
-from tests.pipeline.rig import MoodyConnection, contents, id_of
+from tests.pipeline.rig import MoodyConnection, contents, id_of, sealed
 
 if TYPE_CHECKING:
     import uuid
@@ -94,13 +94,13 @@ class JournalFile(RuleBasedStateMachine):
         # A crash of the machine is for others to test, and thousands of commits take their time.
         self.database._connection.execute("PRAGMA synchronous = OFF")
         self.staged: list[Operation] = []
-        self.hands = [self.database.sealed(first) for first in self.database.sealed_firsts]
+        self.hands = [sealed(self.database, first) for first in self.database.sealed_firsts]
         assert self.database.totals.dead_bytes == self.model.dead_bytes
-        sealed = [self.model.sealed[first] for first in sorted(self.model.sealed)]
+        wanted = [self.model.sealed[first] for first in sorted(self.model.sealed)]
         assert [(one.key, contents(one.jobs)) for one in self.hands] == [
-            (one.key, contents(one.jobs)) for one in sealed
+            (one.key, contents(one.jobs)) for one in wanted
         ]
-        in_seals = {job.seq for one in sealed for job in one.jobs}
+        in_seals = {job.seq for one in wanted for job in one.jobs}
         paged = self.pages(3, 20)
         expected = [job for seq, job in sorted(self.model.jobs.items()) if seq not in in_seals]
         assert contents(paged) == contents(expected)
@@ -217,7 +217,7 @@ class JournalFile(RuleBasedStateMachine):
                 assert contents(operation.jobs) == contents(jobs)
                 self.free += operation.jobs
             if isinstance(operation, Revive):
-                revived = [self.database.sealed(first) for first in operation.firsts]
+                revived = [sealed(self.database, first) for first in operation.firsts]
                 assert contents([job for one in revived for job in one.jobs]) == contents(jobs)
                 assert operation.payloads == sum(one.payloads for one in revived)
                 self.hands += revived

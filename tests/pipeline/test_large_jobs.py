@@ -9,10 +9,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import pytest
-import trio
 
 from daemon.errors import RefusedError, StartError
-from daemon.pipeline import chores, dead_letters, group_commit, journal_thread, segment_files, sweep
+from daemon.pipeline import chores, dead_letters, group_commit, segment_files, sweep
 from daemon.pipeline.database import Database
 from daemon.pipeline.dead_letters import mark
 from daemon.pipeline.inspection import Inspection
@@ -30,6 +29,7 @@ from tests.pipeline.rig import (
     id_of,
     job,
     open_desk,
+    sealed,
     until,
 )
 
@@ -164,7 +164,7 @@ def test_a_few_that_stay_do_not_keep_a_segment(
         assert mark(other, []) == 1
     revive = Revive()
     database.commit([revive])
-    assert contents(database.sealed(*revive.firsts).jobs) == contents([job(1), job(2)])
+    assert contents(sealed(database, *revive.firsts).jobs) == contents([job(1), job(2)])
 
 
 @pytest.mark.usefixtures("all_large")
@@ -333,47 +333,36 @@ async def test_a_segment_that_cannot_be_written_refuses_requests(
 
 
 @pytest.mark.usefixtures("all_large")
-async def test_a_segment_that_is_missing_holds_up_who_reads_it_and_no_request(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Payloads would be skipped in silence, where bringing a file back would bring them back."""
-    monkeypatch.setattr(journal_thread, "_AFTER_TROUBLE", 0.02)
-    async with open_desk(path) as desk, trio.open_nursery() as nursery:
+async def test_a_missing_segment_holds_up_nothing(path: Path) -> None:
+    """One file that is gone would keep half a million good payloads from being uploaded."""
+    async with open_desk(path) as desk:
         await desk.take(1)
         (segment,) = (path.parent / FOLDER).iterdir()
-        segment.rename(path.parent / "aside")
-        pages: list[list[bytes]] = []
-
-        async def page() -> None:
-            pages.append([one.lines for one in await desk.journal.page(0, 9, 99)])
-
-        nursery.start_soon(page)
-        await until(lambda: "journal_read" in desk.health.troubles)
-        assert "No such file" in desk.health.troubles["journal_read"].reason
-        await desk.take(2)
-        (path.parent / "aside").rename(segment)
-        await until(lambda: pages)
-        assert pages == [[b"1\n", b"2\n"]]
-        await until(lambda: not desk.health.troubles)
+        segment.unlink()
+        desk.database.commit([append(2)])
+        assert await desk.journal.page(0, 9, 99) == []
+        assert not desk.health.troubles
+        await desk.take(3)
+    found = desk.database.findings.take()
+    assert [(one.first, one.last, one.payloads) for one in found] == [(1, 2, 2)]
+    assert "segment 1, which is missing" in found[0].reason
 
 
 @pytest.mark.usefixtures("all_large")
 @pytest.mark.parametrize("missing", range(1, 6))
-def test_what_lies_in_front_of_a_missing_segment_is_read(
+def test_all_but_a_missing_segment_is_read(
     path: Path, database: Database, monkeypatch: pytest.MonkeyPatch, missing: int
 ) -> None:
-    """One file that is gone would keep half a million good payloads from being uploaded."""
+    """Payloads would be lost because their neighbours are."""
     monkeypatch.setattr("daemon.pipeline.segments.SEGMENT_BYTES", 1)
     for number in range(1, 6):
         database.commit([append(number)])
     segment_files.path_of(path.parent / FOLDER, missing).unlink()
-    shown = 0
-    while shown < missing - 1:
-        page = database.page(shown, 9, 99)
-        assert contents(page) == contents(map(job, range(shown + 1, shown + 1 + len(page))))
-        shown = page[-1].seq
-    with pytest.raises(sqlite3.OperationalError, match="No such file"):
-        database.page(shown, 9, 99)
+    left = [number for number in range(1, 6) if number != missing]
+    assert contents(database.page(0, 9, 99)) == contents(map(job, left))
+    (finding,) = database.findings.take()
+    assert (finding.first, finding.last, finding.payloads) == (missing, missing, 1)
+    assert (database.totals.jobs, database.totals.payloads) == (4, 4)
 
 
 @pytest.mark.usefixtures("all_large")

@@ -15,7 +15,7 @@ from daemon.pipeline.database import Database
 from daemon.pipeline.dead_letters import AT_ONCE, drop
 from daemon.pipeline.operations import Bury, Expire, Revive, Seal, Settle
 from daemon.pipeline.schema import ROW_BYTES
-from tests.pipeline.rig import append, batch, disk_full, id_of, job
+from tests.pipeline.rig import append, batch, disk_full, id_of, job, sealed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,10 @@ def test_only_what_was_marked_comes_back(tmp_path: Path, database: Database) -> 
     database.commit([first, second])
     assert (first.firsts, first.payloads, first.more) == ([2, 4], 2, False)
     assert second.firsts == []
-    assert [(one.key, b"".join(one.pieces)) for one in map(database.sealed, first.firsts)] == [
+    assert [
+        (one.key, b"".join(one.pieces))
+        for one in (sealed(database, number) for number in first.firsts)
+    ] == [
         (batch(job(2)).key, b"2\n"),
         (batch(job(4)).key, b"4\n"),
     ]
@@ -75,7 +78,7 @@ def test_a_dead_letter_that_dies_again_can_come_back_again(
         mark(tmp_path / "j", 1)
         revive = Revive()
         database.commit([revive])
-        again = database.sealed(*revive.firsts)
+        again = sealed(database, *revive.firsts)
         assert b"".join(again.pieces) == b"1\n"
         database.commit([Seal(again)])
         database.commit([Bury(again, "C", "r")])
@@ -195,7 +198,7 @@ def test_what_was_sealed_before_the_start_is_paged_around(tmp_path: Path) -> Non
     with closing(Database(path)) as new:
         assert [one.seq for one in new.page(0, 9, 99)] == [1, 5, 8]
         assert [one.seq for one in new.page(1, 1, 99)] == [5]
-        sealed = [new.sealed(first) for first in new.sealed_firsts]
-        assert [[one.seq for one in each.jobs] for each in sealed] == [[2, 3], [4], [6, 7]]
-        new.commit([Settle(each) for each in sealed])
+        found = [sealed(new, first) for first in new.sealed_firsts]
+        assert [[one.seq for one in each.jobs] for each in found] == [[2, 3], [4], [6, 7]]
+        new.commit([Settle(each) for each in found])
         assert [one.seq for one in new.page(0, 9, 99)] == [1, 5, 8]

@@ -29,12 +29,12 @@ def in_memory() -> sqlite3.Connection:
 
 def row(seq: int) -> NewRow:
     """Return a row that tells which it is."""
-    return seq, bytearray(b"i%d" % seq), 1, bytearray(b"%d\n" % seq)
+    return seq, bytearray(b"i%d" % seq), 1, bytearray(b"%d\n" % seq), seq * 3
 
 
 def placed(seq: int) -> PlacedRow:
     """Return a row that tells which it is, and whose lines are elsewhere."""
-    return seq, bytearray(b"i%d" % seq), 1, 7, seq * 10, 10
+    return seq, bytearray(b"i%d" % seq), 1, 7, seq * 10, 10, seq * 3
 
 
 def seqs(connection: sqlite3.Connection) -> list[int]:
@@ -51,8 +51,8 @@ def test_any_number_of_rows_is_inserted_as_it_is(count: int) -> None:
         rows.insert(connection, wanted)
         rows.insert_placed(connection, elsewhere)
         assert connection.execute(rows.IN_RANGE, (0, 3000)).fetchall() == [
-            *[(*one, None, None, None) for one in wanted],
-            *[(*one[:3], b"", *one[3:]) for one in elsewhere],
+            *[(*one[:4], None, None, None, 0, one[4]) for one in wanted],
+            *[(*one[:3], b"", *one[3:6], 0, one[6]) for one in elsewhere],
         ]
 
 

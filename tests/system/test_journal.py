@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -14,7 +16,7 @@ import trio
 from daemon.pipeline.database import Database
 from daemon.pipeline.lock import lock
 from tests.support.clients import post
-from tests.support.daemon import Daemon, environment, run_command, running_daemon
+from tests.support.daemon import Daemon, environment, run_command, running_daemon, started
 from tests.support.rights import bound_by_permissions
 from tests.support.store import MoodyStore, Refusal, moody_store
 
@@ -182,3 +184,74 @@ async def test_wrong_settings_are_named_as_everywhere(tmp_path: Path, verb: list
     lines = done.stderr.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("payloadd: ") for line in lines)
+
+
+def _damage(state: Path) -> None:
+    """Alter the payload ``"b"`` as a flipped bit would."""
+    path = state / "journal.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = path.read_bytes()
+    assert content.count(b'"bbbbbb"') == 1
+    path.write_bytes(content.replace(b'"bbbbbb"', b'"bbbcbb"'))
+
+
+async def test_damage_is_found_kept_and_dropped(tmp_path: Path) -> None:
+    """A payload would be stored altered, or be missing, and nobody would hear of it."""
+    state = tmp_path / "payloadd-data"
+    async with moody_store("hang") as store:
+        env = {**store.environ, "DRAIN_TIMEOUT": "0s"}
+        async with running_daemon(tmp_path, env) as daemon:
+            for payload in (b'"a"', b'"bbbbbb"', b'"c"'):
+                await post(daemon.url, [payload])
+            assert await _journal(tmp_path, "verify") == "no damage\n"
+            daemon.signal(signal.SIGTERM)
+            await daemon.drained()
+        _damage(state)
+        told = await run_command("journal", "verify", folder=tmp_path)
+        assert (told.returncode, told.stderr) == (1, "")
+        assert "does not match its checksum" in told.stdout
+        assert "1 pieces of damage" in told.stdout
+        checked = await run_command("check", folder=tmp_path)
+        assert checked.returncode == 78
+        assert "does not match its checksum" in checked.stdout
+        await store.end()
+        async with running_daemon(tmp_path, store.environ) as daemon:
+            await daemon.wait_until_stored(2)
+            found = await daemon.wait_for_event("payloads_damaged")
+            assert (found["level"], found["table"], found["payloads"]) == ("error", "jobs", 1)
+            assert (await daemon.metrics())["payloadd_payloads_dead_total"] == 1
+            assert (await daemon.ready()).status_code == 200
+            (letter,) = await _dead(tmp_path)
+            assert (letter["code"], letter["id"]) == ("DAMAGED", found["id"])
+            assert (await _status(tmp_path))["damaged"] == 1
+            assert await _journal(tmp_path, "dead", "show", letter["id"]) == '"bbbcbb"\n'
+            refused = await _journal(tmp_path, "dead", "retry", letter["id"], status=1)
+            assert "cannot be tried again" in refused
+            known = await run_command("journal", "verify", "--json", folder=tmp_path)
+            assert known.returncode == 1
+            (one,) = json.loads(known.stdout)
+            assert (one["table"], one["id"]) == ("dead", letter["id"])
+            await _journal(tmp_path, "dead", "drop", letter["id"])
+            assert await _journal(tmp_path, "verify", "--json") == "[]\n"
+            daemon.signal(signal.SIGTERM)
+            line = await daemon.drained()
+        assert (line["stored"], line["journaled"], line["lost"]) == (2, 0, 0)
+        assert len(daemon.events("payloads_damaged")) == 1
+    assert store.payloads() == [b'"a"', b'"c"']
+
+
+async def test_a_start_on_a_journal_beyond_help_names_verify(tmp_path: Path) -> None:
+    """An operator would read a traceback, or find an empty journal in its place."""
+    state = tmp_path / "payloadd-data"
+    async with running_daemon(tmp_path) as daemon:
+        daemon.signal(signal.SIGTERM)
+        await daemon.drained()
+    with (state / "journal.db").open("r+b") as file:
+        file.write(bytes(4096))
+    verified = await run_command("journal", "verify", folder=tmp_path)
+    assert verified.returncode == 1
+    assert "Traceback" not in verified.stderr
+    async with started(tmp_path) as daemon:
+        assert await daemon.wait() == 1
+    assert "payloadd journal verify" in daemon.event("cannot_start")["reason"]

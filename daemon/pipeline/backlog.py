@@ -1,0 +1,101 @@
+"""Reads what waits in the journal, in order: sealed batches, and pages of all other jobs."""
+
+from __future__ import annotations
+
+import sqlite3
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from daemon.pipeline import reading
+from daemon.pipeline.damage import corrupt
+from daemon.pipeline.job import Batch
+from daemon.pipeline.rows import IN_RANGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from daemon.pipeline.damage import DamagedRow
+    from daemon.pipeline.job import Job
+    from daemon.pipeline.rows import Range, Row
+
+_BEYOND: Final = 2**62
+"""A ``seq`` that no job reaches."""
+
+
+class Page:
+    """Jobs that were read, and the rows among them that are damaged."""
+
+    __slots__ = ("damaged", "jobs", "last")
+
+    def __init__(self, jobs: list[Job], damaged: list[DamagedRow], last: int) -> None:
+        self.jobs = jobs
+        self.damaged = damaged
+        self.last = last
+        """The ``seq`` of the last row that was read."""
+
+
+class Backlog:
+    """Reads the rows of one connection. Methods raise sqlite3.Error."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, state_dir: Path, apart: Sequence[Range]
+    ) -> None:
+        """Leave the ranges ``apart`` out of all pages: sealed, dead, or stored at the start."""
+        self._connection = connection
+        self._folder = state_dir
+        self._apart = apart
+
+    def page(self, after: int, most_jobs: int, most_bytes: int) -> Page:
+        """Return the next jobs after ``seq``; see ``Database.page``."""
+        found: list[Row] = []
+        size = 0
+        for row in islice(self._unsealed(after), most_jobs):
+            size += reading.size(row)
+            if found and size > most_bytes:
+                break
+            found.append(row)
+        while True:
+            try:
+                jobs, damaged = reading.read(found, self._folder)
+            except sqlite3.Error:
+                # What lies in front of a place that cannot be read need not wait for it.
+                if len(found) <= 1:
+                    raise
+                del found[len(found) // 2 :]
+            else:
+                return Page(jobs, damaged, found[-1][0] if found else after)
+
+    def _unsealed(self, after: int) -> Iterator[Row]:
+        """Yield the rows between and behind the ranges that are apart."""
+        for first, last in [*self._apart, (_BEYOND, _BEYOND)]:
+            if after < first - 1:
+                yield from in_order(self._connection, after + 1, first - 1)
+            after = max(after, last)
+
+    def sealed(self, first: int) -> tuple[Batch | None, list[DamagedRow]]:
+        """Return a sealed batch with those members that are sound, and the others.
+
+        None if there is none any more.
+        """
+        row = self._connection.execute(
+            "SELECT last, key, compression FROM batches WHERE first = ?", (first,)
+        ).fetchone()
+        if row is None:
+            return None, []
+        last, key, compression = row
+        members = list(in_order(self._connection, first, last))
+        jobs, damaged = reading.read(members, self._folder)
+        if not jobs:
+            return None, damaged
+        return Batch(tuple(jobs), key, compression, sealed=True), damaged
+
+
+def in_order(connection: sqlite3.Connection, first: int, last: int) -> Iterator[Row]:
+    """Yield the rows of a range; an order that cannot be is an error of the file."""
+    before = first - 1
+    for row in connection.execute(IN_RANGE, (first, last)):
+        if not before < row[0] <= last:
+            raise corrupt(f"the rows of jobs are out of order behind number {before}")
+        before = row[0]
+        yield row

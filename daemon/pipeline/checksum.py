@@ -1,0 +1,54 @@
+"""Checksums of what the journal keeps (CRC-32 as in RFC 1952, section 8).
+
+A checksum is computed when a row is written and checked when the row is read back from the
+disk, never for what stays in memory. None stands for a row of format version 3 or older, which
+has no checksum. CRC-32 finds every error of up to 32 neighbouring bits, and misses one in four
+billion of the others. A small job costs 0.3 us.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final
+from zlib import crc32
+
+try:
+    # 1.2 us for 64 KiB where zlib takes 15: a tenth of all that a job of that size costs.
+    from isal.isal_zlib import crc32 as _crc32_of_many
+except ImportError:  # no wheel for this platform: the same numbers, more slowly
+    _crc32_of_many = crc32
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["crc32", "job_head", "of_answer", "of_job", "of_totals", "of_values"]
+
+_MANY: Final = 5 * 2**10
+"""Bytes from which zlib's function lets go of Python's lock, which isal's does at any size: beside
+a busy main thread that costs 6 us each time."""
+job_head = Struct("<qqq16s").pack
+"""Stream, seq, payloads and id as the bytes in front of a job's lines."""
+_six = Struct("<qqqqqq").pack
+_two = Struct("<qq").pack
+
+
+def of_job(seq: int, id_: bytes, payloads: int, lines: bytes, stream: int = 0) -> int:
+    """Return the checksum of a job, whose lines may be in its row or in a segment."""
+    head = crc32(job_head(stream, seq, payloads, id_))
+    return crc32(lines, head) if len(lines) < _MANY else _crc32_of_many(lines, head)
+
+
+def of_totals(row: Sequence[int]) -> int:
+    """Return the checksum of the totals, which every commit writes: 0.3 us, a third of others."""
+    return crc32(_six(*row))
+
+
+def of_answer(row: Sequence[Any]) -> int:
+    """Return the checksum of an Idempotency-Key: key, id, payloads, expiry, fingerprint."""
+    key, id_, payloads, expires, fingerprint = row
+    return crc32(fingerprint or b"", crc32(_two(payloads, expires) + key + id_))
+
+
+def of_values(values: Iterable[object]) -> int:
+    """Return the checksum of a row of any other table: numbers, text, bytes, None."""
+    return crc32(ascii(tuple(values)).encode())

@@ -1,0 +1,189 @@
+"""Takes stock of a journal: reads all tables but ``jobs``, and puts right what is damaged.
+
+The counts in ``totals`` are what tells that a row is missing: everything else shows what is
+there. Functions raise sqlite3.Error, and write in one transaction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from daemon.pipeline import damage, reading, small_tables
+from daemon.pipeline.damage import DamagedRow, Finding
+from daemon.pipeline.small_tables import BATCHES, DEAD, STORED, TOTALS, ranges
+from daemon.pipeline.totals import Totals, count
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+    from daemon.pipeline.rows import Range
+
+_FAR: Final = 2**62
+_COLUMNS: Final = "seq, id, payloads, lines, segment, start, size, stream, crc"
+_BEYOND: Final = f"SELECT {_COLUMNS} FROM jobs WHERE seq >= ? ORDER BY seq"  # noqa: S608 - names of ours
+_LOST: Final = f"""
+    SELECT {_COLUMNS} FROM jobs WHERE seq <= 0
+    AND NOT EXISTS (SELECT 1 FROM dead WHERE seq BETWEEN first AND last) ORDER BY seq
+"""  # noqa: S608 - as above
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What is in a journal, by its ranges and its totals, and what is damaged."""
+
+    totals: Totals
+    findings: Sequence[Finding]
+    lost_payloads: int = 0
+    """Payloads by which the totals say less than before."""
+    sealed: Sequence[Range] = ()
+    apart: Sequence[Range] = ()
+    known: bool = True
+    """Whether the totals are what was written, and not counted anew."""
+    """Sealed, dead or stored, in order."""
+
+
+def take(
+    connection: sqlite3.Connection,
+    segments: Sequence[int],
+    gaps: Sequence[Range],
+    *,
+    counting: bool,
+) -> Inventory:
+    """Take stock at a start. ``gaps`` is where rows may be missing; ``counting``: see whether."""
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        findings: list[Finding] = []
+        found: dict[str, list[Any]] = {}
+        for table in (BATCHES, DEAD, STORED):
+            checked = small_tables.check(connection, table)
+            findings += small_tables.mend(connection, table, checked)
+            found[table.name] = checked.rows
+        stored = [(first, last) for last, first in ranges(found["stored"])]
+        sealed, dead = ranges(found["batches"]), ranges(found["dead"])
+        totals, problem, known = _totals(connection, segments, [*sealed, *dead, *stored])
+        findings += problem
+        apart = sorted([*sealed, *dead, *stored])
+        before = totals
+        strays = _bury_strays(connection, totals)
+        if any((one.first or 0) > 0 for one in strays):
+            # They were counted, and they are no more.
+            totals = _without(totals, strays)
+            totals.write(connection)
+        findings += strays
+        if counting or not known:
+            compared = compare(connection, totals, gaps, known=known)
+            totals = compared.totals
+            findings += compared.findings
+        lost = max(0, before.payloads - totals.payloads) if known else 0
+        return Inventory(totals, findings, lost, sealed, apart, known)
+
+
+def bury(
+    connection: sqlite3.Connection, damaged: Sequence[DamagedRow], before: Totals
+) -> Inventory:
+    """Make dead letters of damaged rows, and count what is left. In the caller's transaction."""
+    findings = damage.bury_rows(connection, damaged)
+    jobs, payloads, size = count(connection, _apart(connection))
+    totals = replace(before, jobs=jobs, payloads=payloads, bytes=size)
+    totals.write(connection)
+    return Inventory(totals, findings, before.payloads - payloads)
+
+
+def compare(
+    connection: sqlite3.Connection, before: Totals, gaps: Sequence[Range], *, known: bool = True
+) -> Inventory:
+    """Compare the totals with what is there; jobs that are missing become a dead letter.
+
+    ``known``: whether the totals are what was written. In the caller's transaction.
+    """
+    counted = count(connection, _apart(connection))
+    totals = replace(before, jobs=counted.jobs, payloads=counted.payloads, bytes=counted.bytes)
+    if known and totals == before:
+        return Inventory(before, ())
+    missing = before.jobs - counted.jobs
+    findings: list[Finding] = []
+    if known and missing > 0:
+        payloads = max(0, before.payloads - counted.payloads)
+        findings = _bury_missing(connection, gaps, missing, payloads)
+    elif not known:
+        for gap in gaps:
+            finding = Finding("jobs", "in pages that cannot be read", *gap)
+            findings.append(damage.bury_range(connection, finding))
+    totals.write(connection)
+    return Inventory(totals, findings, before.payloads - totals.payloads)
+
+
+def _bury_missing(
+    connection: sqlite3.Connection, gaps: Sequence[Range], jobs: int, payloads: int
+) -> list[Finding]:
+    """Make dead letters of jobs of which nothing is left: all in the first, without a count."""
+    if not gaps:
+        finding = Finding("jobs", "not in the file any more", jobs=jobs, payloads=payloads)
+        return [damage.bury_range(connection, finding)]
+    found = []
+    for gap in gaps:
+        finding = Finding("jobs", "in pages that cannot be read", *gap, jobs, payloads)
+        found.append(damage.bury_range(connection, finding))
+        jobs = payloads = 0
+    return found
+
+
+def _totals(
+    connection: sqlite3.Connection, segments: Sequence[int], known: Sequence[Range]
+) -> tuple[Totals, list[Finding], bool]:
+    """Return the totals, what is wrong with them, and whether they are what was written.
+
+    If they are not, ``next`` is what it has to be at least, and the rest is to be counted.
+    """
+    checked = small_tables.check(connection, TOTALS)
+    if len(checked.rows) == 1 and not checked.lost:
+        totals = Totals(*checked.rows[0])
+        if not checked.repaired:
+            return totals, [], True
+        totals.write(connection)
+        return totals, [Finding("totals", "had a flipped bit and was repaired")], True
+    (newest,) = connection.execute("SELECT max(seq) FROM jobs WHERE seq < ?", (_FAR,)).fetchone()
+    following = 1 + max([newest or 0, *(last for _, last in known), *segments, 0])
+    connection.execute("DELETE FROM totals")
+    (keys,) = connection.execute("SELECT count(*) FROM answers").fetchone()
+    connection.execute(
+        "INSERT INTO totals (next, jobs, payloads, bytes, keys) VALUES (?, 0, 0, 0, ?)",
+        (following, keys),
+    )
+    reason = "does not match its checksum; it was counted anew"
+    return Totals(following, 0, 0, 0, keys), [Finding("totals", reason)], False
+
+
+def _without(totals: Totals, strays: Sequence[Finding]) -> Totals:
+    """Return the totals without the jobs from the future."""
+    beyond = [one for one in strays if (one.first or 0) > 0]
+    return replace(
+        totals,
+        jobs=max(0, totals.jobs - sum(one.jobs for one in beyond)),
+        payloads=max(0, totals.payloads - damage.total(beyond)),
+    )
+
+
+def _bury_strays(connection: sqlite3.Connection, totals: Totals) -> list[Finding]:
+    """Make dead letters of rows whose number is one that no job has yet, or never has."""
+    findings: list[Finding] = []
+    beyond = connection.execute(_BEYOND, (totals.next,)).fetchall()
+    reason = "has a number that was not given yet"
+    findings += damage.bury_rows(connection, [_stray(row, reason) for row in beyond])
+    lost = connection.execute(_LOST).fetchall()
+    reason = "belongs to a dead letter that is gone"
+    return findings + damage.bury_rows(connection, [_stray(row, reason) for row in lost])
+
+
+def _stray(row: Any, reason: str) -> DamagedRow:  # noqa: ANN401 - it may hold anything
+    return DamagedRow(row[0], row[1], row[2], reading.size(row), reason)
+
+
+def _apart(connection: sqlite3.Connection) -> list[Range]:
+    """Return the ranges of jobs that do not wait."""
+    found = connection.execute(
+        "SELECT first, last FROM dead UNION ALL SELECT first, last FROM stored"
+    )
+    return found.fetchall()

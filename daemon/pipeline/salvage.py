@@ -1,0 +1,217 @@
+"""Makes a sound file of a damaged one.
+
+A page of SQLite's file that is damaged cannot be written around: the next row may belong into
+it, a free page may be in use, an index may miss a row. So all that can be read is copied into a
+new file, row by row as it is, and the new file takes the place of the old one, which is kept as
+``journal.db.damaged`` until the last dead letter of its damage is dropped.
+
+* The new file is synced before it is renamed, and the log of the old one folded in before that:
+  a crash leaves the old file or the new one, never a file with the log of another.
+* What is missing is known from the counts of the old file; it becomes dead letters.
+* Where nothing of ``jobs``, ``batches`` or ``stored`` can be read, there is no telling what is
+  in the store and what is not: nothing is changed, and StartError says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from daemon.errors import StartError
+from daemon.folders import sync_folder
+from daemon.pipeline import small_tables
+from daemon.pipeline.damage import Finding, corrupt
+from daemon.pipeline.rows import merge
+from daemon.pipeline.scan import Scan, is_trouble
+from daemon.pipeline.schema import FILE, create_copy, look_into
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from daemon.pipeline.rows import Range
+
+DAMAGED_FILE: Final = f"{FILE}.damaged"
+_NEW_FILE: Final = f"{FILE}.rebuilt"
+_FAR: Final = 2**62
+_JOB_COLUMNS: Final = "seq, id, payloads, lines, segment, start, size, stream, crc"
+_HEAD_COLUMNS: Final = "seq, id, payloads, segment, start, size, stream"
+_NEEDED: Final = {"jobs", "batches", "stored"}
+_NEVER: Final = -1
+"""A checksum that nothing has."""
+
+
+def salvage(path: Path) -> tuple[list[Finding], list[Range]]:
+    """Copy all that can be read of the journal at ``path`` into a new file, and use that.
+
+    Returns what to tell, and the ranges of ``jobs`` in which rows may be missing. No connection
+    may be open. Raises StartError, OSError, sqlite3.Error; the old file is there then.
+    """
+    new = path.with_name(_NEW_FILE)
+    new.unlink(missing_ok=True)
+    try:
+        with closing(look_into(path)) as old, closing(create_copy(new)) as copy:
+            copy.execute("BEGIN")
+            found, gaps = _copy_all(old, copy)
+            copy.execute("COMMIT")
+        _sync(new)
+        _replace(path, new)
+    except BaseException:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
+    return found, gaps
+
+
+def refusal(reason: object) -> StartError:
+    """Return what a start is refused with where a journal cannot be read."""
+    return StartError(
+        f"{FILE} is damaged where nothing else says what was there: {reason}."
+        " `payloadd journal verify` lists what is damaged. Nothing was removed: keep a copy of"
+        " STATE_DIR, restore it from a snapshot or move it away to start with an empty journal"
+    )
+
+
+def _copy_all(
+    old: sqlite3.Connection, copy: sqlite3.Connection
+) -> tuple[list[Finding], list[Range]]:
+    found = []
+    for table in (
+        *(small_tables.BATCHES, small_tables.STORED, small_tables.LAYOUTS),
+        *(small_tables.DEAD, small_tables.TOTALS),
+    ):
+        found += _copy_table(old, copy, table)
+    found += _copy_answers(old, copy)
+    scan = Scan(old, "jobs", _JOB_COLUMNS)
+    # In three parts: where a gap ends matters for where in it to look.
+    following = _following(copy)
+    for first, last in ((-_FAR, 0), (1, following - 1), (following, _FAR)):
+        _fill(copy, "jobs", _JOB_COLUMNS, map(_tolerable, scan.rows(first, last)))
+    _fill(copy, "jobs", _JOB_COLUMNS, _partial_rows(old, scan.partial))
+    _refuse_nothing(scan, "jobs")
+    gaps = merge([(first, last) for first, last in scan.gaps if first > 0 and last < _FAR])
+    if scan.failed:
+        found.append(Finding("jobs", "some of its pages cannot be read", *_ends(gaps)))
+    return found, gaps
+
+
+def _following(copy: sqlite3.Connection) -> int:
+    """Return the ``seq`` of the next job, as far as it is known."""
+    following = 1
+    for query in (
+        "SELECT next FROM totals",
+        "SELECT max(last) + 1 FROM batches",
+        "SELECT max(last) + 1 FROM dead",
+    ):
+        for (number,) in copy.execute(query):
+            if isinstance(number, int) and following < number < _FAR:
+                following = number
+    return following
+
+
+def _copy_table(
+    old: sqlite3.Connection, copy: sqlite3.Connection, table: small_tables.Table
+) -> list[Finding]:
+    """Copy the rows of a small table as they are."""
+    key = "rowid" if table is small_tables.TOTALS else table.columns[0]
+    names = ", ".join((*table.columns, *table.kept, "crc"))
+    columns = names if key != "rowid" else f"rowid, {names}"
+    scan = Scan(old, table.name, columns)
+    copy.execute(f"DELETE FROM {table.name}")  # noqa: S608 - names of ours
+    ignored = _fill(copy, table.name, columns, scan.rows(-_FAR, _FAR))
+    if table.name in _NEEDED:
+        _refuse_nothing(scan, table.name)
+    if ignored:
+        return [Finding(table.name, f"{ignored} rows are no rows of it and were removed")]
+    if not scan.failed:
+        return []
+    return [Finding(table.name, "some of its pages cannot be read", *_ends(scan.gaps))]
+
+
+def _copy_answers(old: sqlite3.Connection, copy: sqlite3.Connection) -> list[Finding]:
+    """Copy the Idempotency-Keys, from both ends: their table has no integer key."""
+    names = ", ".join((*small_tables.ANSWERS.columns, "crc"))
+    failed = False
+    for order in ("ASC", "DESC"):
+        query = f"SELECT {names} FROM answers ORDER BY key {order}"  # noqa: S608 - names of ours
+        try:
+            _fill(copy, "answers", names, old.execute(query))
+        except sqlite3.DatabaseError as error:
+            if is_trouble(error):
+                raise
+            failed = True
+        if not failed:
+            return []
+    return [Finding("answers", "some of its pages cannot be read: Idempotency-Keys are forgotten")]
+
+
+def _fill(
+    copy: sqlite3.Connection, table: str, columns: str, rows: Iterator[tuple[Any, ...]]
+) -> int:
+    """Insert rows; returns how many the table does not take: they are no rows of it."""
+    ignored = 0
+    marks = ", ".join("?" * (columns.count(",") + 1))
+    statement = f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})"  # noqa: S608 - names of ours
+    for row in rows:
+        ignored += 1 - copy.execute(statement, row).rowcount
+    return ignored
+
+
+def _tolerable(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a row of ``jobs`` without the NULLs that a column does not take."""
+    if None not in row[1:4] and row[7] is not None:
+        return row
+    seq, id_, payloads, lines, *place, stream, _ = row
+    blank = (b"" if id_ is None else id_, payloads or 0, b"" if lines is None else lines)
+    return (seq, *blank, *place, stream or 0, _NEVER)
+
+
+def _partial_rows(old: sqlite3.Connection, seqs: list[int]) -> Iterator[tuple[Any, ...]]:
+    """Yield rows whose lines cannot be read, with a checksum that says so."""
+    query = f"SELECT {_HEAD_COLUMNS} FROM jobs WHERE seq = ?"  # noqa: S608 - names of ours
+    for seq in seqs:
+        row: tuple[Any, ...] = (seq, b"", 0, None, None, None, 0)
+        with suppress(sqlite3.DatabaseError):
+            row = old.execute(query, (seq,)).fetchone() or row
+        seq_, id_, payloads, *place, stream = row
+        yield _tolerable((seq_, id_, payloads, b"", *place, stream, _NEVER))
+
+
+def _refuse_nothing(scan: Scan, table: str) -> None:
+    """Raise StartError where nothing of a table can be read."""
+    if scan.failed and not scan.found:
+        raise refusal(f"nothing of the table {table} can be read")
+
+
+def _ends(gaps: list[Range]) -> tuple[int | None, int | None]:
+    """Return where the first gap begins and the last one ends, if that is known."""
+    if not gaps:
+        return None, None
+    first, last = min(gap[0] for gap in gaps), max(gap[1] for gap in gaps)
+    return first, last
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _replace(path: Path, new: Path) -> None:
+    """Put the new file into the place of the old one, whose log is folded in before."""
+    with closing(look_into(path)) as old:
+        busy, _, _ = old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    log = path.with_name(f"{path.name}-wal")
+    if busy or (log.exists() and log.stat().st_size):
+        raise corrupt("the log of the damaged file cannot be folded in")
+    for end in ("-wal", "-shm"):
+        path.with_name(f"{path.name}{end}").unlink(missing_ok=True)
+    damaged = path.with_name(DAMAGED_FILE)
+    damaged.unlink(missing_ok=True)
+    os.link(path, damaged)
+    new.replace(path)
+    sync_folder(path.parent)
