@@ -7,7 +7,9 @@ in the backlog, the last one would wait for thousands of passes of the event loo
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import struct
 from typing import TYPE_CHECKING, Final, Self
 
 import trio
@@ -22,6 +24,8 @@ log = get_logger(__name__)
 
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _EXHAUSTED_PAUSE: Final = 0.1
+_SHORT_WAIT: Final = struct.pack("ll", 0, 1000)
+"""A millisecond as struct timeval (socket(7), SO_RCVTIMEO)."""
 # Errors of the connection that waited, not of the listener (accept(2), "Error handling").
 _OF_THE_CLIENT: Final = {
     errno.ECONNABORTED,
@@ -46,6 +50,7 @@ class Acceptor:
         # accept that does not wait.
         self._socket = socket.socket(fileno=listener.socket.fileno())
         self._socket.settimeout(0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _SHORT_WAIT)
         self._exhausted = False
         self._limit = LogLimit()
 
@@ -59,6 +64,15 @@ class Acceptor:
         traceback: TracebackType | None,
     ) -> None:
         self._socket.detach()
+
+    def begin(self) -> None:
+        """Prepare for some calls of ``next``.
+
+        Processes that share the socket share its O_NONBLOCK flag, and systemd clears it whenever it
+        starts one of them (systemd.exec(5), "NonBlocking="): a call of accept(2) would wait for a
+        client while nothing else runs. Where the flag is cleared behind this, SO_RCVTIMEO ends it.
+        """
+        os.set_blocking(self._socket.fileno(), False)
 
     def next(self) -> tuple[trio.SocketStream, str | None] | None:
         """Return a connection and its client's IP address, None if there is none to be had.

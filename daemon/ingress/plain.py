@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _HEAD: Final = b"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\ndate: %s\r\n"
 _AT_ONCE: Final = 64
 """Connections that are asked for at once."""
+_BULK_AT_ONCE: Final = 8
 _TURN: Final = 0.002
 """Seconds after which other tasks have a turn; what a request takes more is bounded by itself."""
 
@@ -52,6 +53,10 @@ class PlainLane:
         self._connections: dict[int, PlainConnection] = {}
         # Level-triggered, so that what was not read is there in the next round.
         self._ready = select.epoll()
+        # Bodies that take more than one read wait here: they take their time in any case, and a
+        # thousand of them must not go before a request that is one read. It is ready in the other.
+        self._bulk = select.epoll()
+        self._ready.register(self._bulk.fileno(), select.EPOLLIN)
         self._pending: list[Callable[[], None]] = []
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Is readable while something is pending: the epoll tells of it."""
@@ -66,7 +71,7 @@ class PlainLane:
                 # An epoll is readable itself while one of its members is.
                 await trio.lowlevel.wait_readable(self._ready.fileno())
                 end = perf_counter() + _TURN
-                for read in self._pending_now() + self._readable():
+                for read in self._readable():
                     read()
                     if perf_counter() > end:
                         await trio.lowlevel.checkpoint()
@@ -74,11 +79,18 @@ class PlainLane:
         finally:
             trio.lowlevel.notify_closing(self._ready.fileno())
             self._ready.close()
+            self._bulk.close()
             os.close(self._bell)
 
     def _readable(self) -> list[Callable[[], None]]:
-        ready = self._ready.poll(0, _AT_ONCE)
-        return [self._connections[fd].readable for fd, _ in ready if fd != self._bell]
+        """Return what there is to read: first of requests that begin, then some of large bodies."""
+        connections = self._connections
+        ready = [fd for fd, _ in self._ready.poll(0, _AT_ONCE)]
+        reads = [connections[fd].readable for fd in ready if fd in connections]
+        if len(reads) < len(ready):
+            reads += self._pending_now()
+            reads += [connections[fd].readable for fd, _ in self._bulk.poll(0, _BULK_AT_ONCE)]
+        return reads
 
     def _pending_now(self) -> list[Callable[[], None]]:
         if not self._pending:
@@ -99,14 +111,14 @@ class PlainLane:
         """
         PlainConnection(self, stream, leave).read_pending()
 
-    def listen(self, fd: int, connection: PlainConnection) -> None:
-        """Have ``connection`` called when there is something to read."""
-        self._ready.register(fd, select.EPOLLIN)
+    def listen(self, fd: int, connection: PlainConnection, *, bulk: bool = False) -> None:
+        """Have ``connection`` called when there is something to read; ``bulk``: of a large body."""
+        (self._bulk if bulk else self._ready).register(fd, select.EPOLLIN)
         self._connections[fd] = connection
 
-    def ignore(self, fd: int) -> None:
+    def ignore(self, fd: int, *, bulk: bool) -> None:
         """Call it no more."""
-        self._ready.unregister(fd)
+        (self._bulk if bulk else self._ready).unregister(fd)
         del self._connections[fd]
 
     def head(self) -> bytes:

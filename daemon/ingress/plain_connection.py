@@ -68,6 +68,8 @@ class PlainConnection:
         """When the body was let in, on trio's clock."""
         self._waits = False  # for the pipeline to take the request
         self._listens = True
+        self._bulk = False
+        """Whether it reads a body that takes more than one read."""
         self._gone = False
         lane.listen(self._fd, self)
         stream.on_end = self._go
@@ -169,7 +171,6 @@ class PlainConnection:
         if self._request is not None:
             self._charge = self._request.end - self._request.start
         self._let_in()
-        self._listen()
         if self._request is not None and len(self._body) == self._charge:
             self._guard(self._body_is_complete, self._request)
         else:
@@ -185,6 +186,7 @@ class PlainConnection:
         self.since = trio.current_time()
         self._watched = True
         self._lane.door.memory.watch(self)
+        self._listen(bulk=True)
 
     @property
     def received(self) -> int:
@@ -302,15 +304,18 @@ class PlainConnection:
 
     # --- away ----------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
+    def _listen(self, *, bulk: bool = False) -> None:
+        if self._bulk is not bulk:
+            self._ignore()
+            self._bulk = bulk
         if not (self._listens or self._gone):
-            self._lane.listen(self._fd, self)
+            self._lane.listen(self._fd, self, bulk=bulk)
             self._listens = True
 
     def _ignore(self) -> None:
         if self._listens:
             self._listens = False
-            self._lane.ignore(self._fd)
+            self._lane.ignore(self._fd, bulk=self._bulk)
 
     def _hand_over(self, data: bytes) -> None:
         """Let Hypercorn go on, with what was read in front of the stream."""

@@ -149,6 +149,7 @@ class _House:
             while True:
                 await trio.lowlevel.wait_readable(listener.socket)
                 end = perf_counter() + _ACCEPT_SECONDS
+                acceptor.begin()
                 for _ in range(_ACCEPTED_AT_ONCE):
                     found = acceptor.next()
                     if found is None:

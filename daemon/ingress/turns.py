@@ -15,9 +15,9 @@ from typing import Final
 
 import trio
 
-_SECONDS: Final = 0.002
+_SECONDS: Final = 0.001
 """How long the bursts of one pass may take together, by the time that earlier ones took."""
-_MOST: Final = 8
+_MOST: Final = 3
 """Bursts of one pass, however short they were so far."""
 
 

@@ -154,6 +154,7 @@ class Rig:
     health: Health = field(default_factory=Health)
     metrics: Metrics = field(default_factory=Metrics)
     door: Door | None = None
+    lane: PlainLane | None = None
     stop: trio.Event = field(default_factory=trio.Event)
     ended: trio.Event = field(default_factory=trio.Event)
     listeners: list[trio.SocketListener] = field(default_factory=list)
@@ -197,7 +198,9 @@ async def running(
     refusals = RefusalLog()
     memory = RequestMemory(rig.settings.max_request_bytes, rig.settings.max_length)
     door = rig.door = Door(rig.intake, rig.health, rig.settings, memory)
-    lane = PlainLane(door, rig.health, rig.metrics, refusals) if HAS_LANE and app is None else None
+    lane = rig.lane = (
+        PlainLane(door, rig.health, rig.metrics, refusals) if HAS_LANE and app is None else None
+    )
     app = app or make_app(door, rig.health, refusals)
     rig.listeners = await open_listeners(rig.settings.bind)
     certificates = open_certificates(rig.settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import pytest
 import trio
 
 from daemon.errors import StartError
+from daemon.ingress.accept import Acceptor
 from daemon.ingress.app import make_app
 from daemon.ingress.listen import close_listener
 from daemon.ingress.refusals import RefusalLog
@@ -63,6 +65,28 @@ async def test_a_host_that_is_not_ours() -> None:
     """A typing error in BIND would be a traceback."""
     with pytest.raises(StartError, match=r"cannot listen on 203\.0\.113\.1:80: "):
         await open_listeners([TcpAddress("203.0.113.1", 80)])
+
+
+async def test_a_listening_socket_that_others_make_blocking() -> None:
+    """A start by systemd clears O_NONBLOCK of a shared socket with each start; the event loop would stop."""
+    async with running() as rig:
+        (listener,) = rig.listeners
+        for _ in range(3):
+            os.set_blocking(listener.socket.fileno(), True)
+            async with rig.wire() as wire:
+                await wire.send(post())
+                with trio.fail_after(10):
+                    assert (await wire.answer()).status == 202
+
+
+async def test_accepting_from_a_blocking_socket_takes_a_moment_only() -> None:
+    """Another process may clear O_NONBLOCK, and take the connection, between two system calls."""
+    (listener,) = await open_listeners([TcpAddress("127.0.0.1", 0)])
+    with Acceptor(listener) as acceptor:
+        acceptor.begin()
+        os.set_blocking(listener.socket.fileno(), True)
+        assert acceptor.next() is None
+    close([listener])
 
 
 async def test_a_unix_socket(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import socket
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import trio
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hypercorn.trio.tcp_server import TCPServer
+
+    from daemon.ingress.plain_connection import PlainConnection
 
 TAKEN = [b"1", b'"two"']
 
@@ -175,6 +178,41 @@ async def test_a_connection_that_cannot_be_watched(
         assert (await wire.answer()).status == 202
         assert len(handed_over) == 1
     assert [line["event"] for line in log_lines] == ["connection_not_watched"]
+
+
+async def test_requests_that_begin_go_before_large_bodies() -> None:
+    """A small request would wait until a piece of each of a thousand large bodies was read."""
+
+    class Listening:
+        """A connection that notes when it is read."""
+
+        def __init__(self, name: str) -> None:
+            self.ours, self.theirs = socket.socketpair()
+            self.name = name
+
+        def readable(self) -> None:
+            """Note it, and leave what came where it is."""
+            order.append(self.name)
+
+    order: list[str] = []
+    async with running() as rig:
+        assert rig.lane is not None
+        listening = [Listening("body") for _ in range(20)] + [Listening("small")]
+        for one in listening:
+            rig.lane.listen(
+                one.ours.fileno(), cast("PlainConnection", one), bulk=one.name == "body"
+            )
+        for one in listening:
+            one.theirs.send(b"x")
+        with trio.fail_after(10):
+            while order.count("small") < 3:  # noqa: ASYNC110 - the lane's task runs meanwhile
+                await trio.lowlevel.checkpoint()
+        for one in listening:
+            rig.lane.ignore(one.ours.fileno(), bulk=one.name == "body")
+            one.ours.close()
+            one.theirs.close()
+    assert order[0] == "small"
+    assert order.index("small", 1) == 9
 
 
 async def test_readable_and_yet_nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
