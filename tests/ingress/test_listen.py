@@ -68,7 +68,7 @@ async def test_a_host_that_is_not_ours() -> None:
 
 
 async def test_a_listening_socket_that_others_make_blocking() -> None:
-    """A start by systemd clears O_NONBLOCK of a shared socket with each start; the event loop would stop."""
+    """Each start by systemd clears O_NONBLOCK of a shared socket; the event loop would stop."""
     async with running() as rig:
         (listener,) = rig.listeners
         for _ in range(3):
