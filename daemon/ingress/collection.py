@@ -58,6 +58,8 @@ _VALUE: Final = Decoder(Raw)
 _MOST_NAMES_IN_LOOP: Final = 1000
 """Members of the outermost object that are looked at in the event loop: 0.3 ms."""
 _MOST_NAMES: Final = 100_000
+_TWO_MEMBERS: Final = len('{"data":[],"data":[]}') - 1
+"""Bytes around the payloads from which a document may have a member twice."""
 _WINDOW: Final = 2**18
 """Bytes of lines that are split at once."""
 _MANY_COMMAS: Final = 500_000
@@ -96,15 +98,25 @@ def payloads_of_json(data: Body, start: int, *, in_loop: bool, most: int) -> lis
         # msgspec stops at the first wrong shape; what follows may be no JSON at all.
         _parse(_VALUE, body)
         raise Problem("NOT_A_COLLECTION", str(error)) from None
-    _check_names(data, start, in_loop=in_loop)
     match collection.payloads, collection.data:
         case (list(payloads), UnsetType()) | (UnsetType(), list(payloads)):
             if len(payloads) > most:
                 raise too_many(most)
+            # Without payloads, and a comma for each, what is left is most often `{"payloads":[]}`
+            # and a few blanks: in so few bytes no member is there twice. To search a body of 64 KiB
+            # for the names takes 80 µs.
+            around = len(data) - start - sum(map(len, payloads)) - len(payloads)
+            if collection.version:
+                around -= len('"version":"",') + len(collection.version)
+            if collection.token:
+                around -= len('"token":"",') + len(collection.token)
+            if around >= _TWO_MEMBERS:
+                _check_names(data, start, in_loop=in_loop)
             if data.find(b"\n", start) >= 0 or data.find(b"\r", start) >= 0:
                 return [_one_line(payload) for payload in payloads]
             return [*payloads]
         case (list(), list()):
+            _check_names(data, start, in_loop=in_loop)
             raise Problem("NOT_A_COLLECTION", "`payloads` and `data` are both there; send one")
         case _:
             raise Problem("NOT_A_COLLECTION", "there is no member `payloads`")
@@ -202,7 +214,7 @@ def _check_names(data: Body, start: int, *, in_loop: bool) -> None:
     """
     # Without an escape for a letter a name can only be written as it is: no need to look closer.
     if (
-        data.find(b"\\u00", start) < 0
+        (data.find(b"\\", start) < 0 or data.find(b"\\u00", start) < 0)
         and data.count(b'"payloads"', start) <= 1
         and data.count(b'"data"', start) <= 1
     ):
