@@ -41,7 +41,7 @@ _MEDIUM_PORTION: Final = 2560 * 2**10
 _LARGE_PORTION: Final = 1024 * 2**10
 
 _TINY: Final = 4 * 2**10
-_MEDIUM: Final = 64 * 2**10
+_MEDIUM: Final = 128 * 2**10
 _TINY_ROWS: Final = 4
 _MEDIUM_ROWS: Final = 64
 
