@@ -81,6 +81,41 @@ async def test_requests_get_memory_in_the_order_in_which_they_came() -> None:
     assert memory.used == MIB
 
 
+async def test_memory_that_is_given_back_within_a_grant_is_granted_once() -> None:
+    """Requests that are refused as soon as they have their memory would use it up for good."""
+    memory = RequestMemory(MIB, MIB)
+    assert memory.take(MIB)
+    granted: list[int] = []
+
+    def wait(number: int) -> None:
+        def answer() -> None:
+            granted.append(number)
+            memory.release(SMALL)
+
+        memory.wait(SMALL, answer, lambda: None)
+
+    for number in range(2000):  # more than the interpreter's stack has room for
+        wait(number)
+    memory.release(MIB)
+    assert granted == [*range(2000)]
+    assert memory.used == 0
+
+
+async def test_a_large_request_in_line_holds_up_no_small_one_behind_it() -> None:
+    """A small request would be refused after seconds though the reserve is there for it."""
+    memory = RequestMemory(8 * MIB, MIB)
+    assert memory.take(7 * MIB)
+    while memory.take(SMALL):
+        pass
+    granted: list[str] = []
+    memory.wait(MIB, lambda: granted.append("large"), lambda: None)
+    memory.wait(SMALL, lambda: granted.append("small"), lambda: None)
+    memory.release(SMALL)
+    assert granted == ["small"]
+    memory.release(2 * MIB)
+    assert granted == ["small", "large"]
+
+
 async def test_a_request_that_waits_too_long_is_refused(autojump_clock: MockClock) -> None:
     """A client would wait for its answer until it gives up."""
     memory = RequestMemory(MIB, MIB)
