@@ -87,9 +87,9 @@ class PlainLane:
         pending, self._pending = self._pending, []
         return pending
 
-    def come_back(self, connection: PlainConnection) -> None:
-        """Have ``connection`` read once more, in a turn of its own, what was received already."""
-        self._pending.append(connection.read_pending)
+    def come_back(self, step: Callable[[], None]) -> None:
+        """Call ``step``, which goes on with a connection, in a turn of its own."""
+        self._pending.append(step)
         os.eventfd_write(self._bell, 1)
 
     def enter(self, stream: ClientStream, leave: Callable[[ClientStream], object]) -> None:

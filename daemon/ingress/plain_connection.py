@@ -114,7 +114,7 @@ class PlainConnection:
             self._read_body(self._request)
         # In a turn of its own: a client that sends quickly is not the only one.
         if self._stream.pending and not (self._waits or self._waiter or self._gone):
-            self._lane.come_back(self)
+            self._lane.come_back(self.read_pending)
 
     def _read_head(self) -> None:
         more = self._stream.receive_now(_HEAD_BYTES)
@@ -164,16 +164,24 @@ class PlainConnection:
             self._waiter = memory.wait(size, self._granted, self._not_granted)
 
     def _granted(self) -> None:
-        """Go on with a request that waited for its memory and has it now."""
+        """Note that a request which waited for its memory has it now."""
         self._waiter = None
         if self._request is not None:
             self._charge = self._request.end - self._request.start
         self._let_in()
-        self._listen()
-        if self._request is not None and len(self._body) == self._charge:
-            self._guard(self._body_is_complete, self._request)
-        else:
+        # In a turn of its own: what one large body gives back is enough for hundreds of small ones.
+        self._lane.come_back(self._go_on)
+
+    def _go_on(self) -> None:
+        """Go on with a request that has its memory, unless it has ended or gone on meanwhile."""
+        if self._request is not None and not (self._waits or self._gone):
+            self._guard(self._resume, self._request)
             self.read_pending()
+
+    def _resume(self, request: PlainRequest) -> None:
+        self._listen()
+        if len(self._body) == self._charge:
+            self._body_is_complete(request)
 
     def _not_granted(self) -> None:
         """Refuse a request that waited for memory in vain."""

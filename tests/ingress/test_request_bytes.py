@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -139,3 +139,49 @@ async def test_a_body_that_breaks_off_leaves_nothing(cut: int) -> None:
             assert await wire.rest() == b""
         await until_used(rig, 0)
         assert rig.intake.taken == []
+
+
+async def test_bodies_that_came_whole_and_are_refused_give_their_memory_back_once() -> None:
+    """A few clients with wrong bodies would use the memory up for good, until a restart."""
+    wrong = b'{"payloads":[' + b"x" * 50_000
+    async with limited() as rig, AsyncExitStack() as stack:
+        assert rig.door is not None
+        assert rig.door.memory.take(10**6)
+        wires = [await stack.enter_async_context(rig.wire()) for _ in range(12)]
+        for wire in wires:
+            await wire.send(post(wrong))
+        await wait_all_tasks_blocked(0.05)
+        rig.door.memory.release(10**6)
+        for wire in wires:
+            assert (await wire.answer()).status == 400
+        assert used(rig) == 0
+
+
+async def test_a_body_that_came_whole_while_it_waited_is_taken_in_a_turn_of_its_own() -> None:
+    """Hundreds of bodies would be decoded in one go, while all other clients wait."""
+    body = b'{"payloads":["' + b"x" * 50_000 + b'"]}'
+    async with limited() as rig, AsyncExitStack() as stack:
+        assert rig.door is not None
+        assert rig.door.memory.take(10**6)
+        wires = [await stack.enter_async_context(rig.wire()) for _ in range(12)]
+        for wire in wires:
+            await wire.send(post(body))
+        await wait_all_tasks_blocked(0.05)
+        rig.door.memory.release(10**6)
+        assert rig.intake.taken == []
+        for wire in wires:
+            assert (await wire.answer()).status == 202
+        assert used(rig) == 0
+
+
+async def test_a_client_that_leaves_between_its_memory_and_its_turn() -> None:
+    """Its memory would be lost, or its request be gone on with behind its end."""
+    body = b'{"payloads":["' + b"x" * 50_000 + b'"]}'
+    async with limited() as rig:
+        assert rig.door is not None
+        assert rig.door.memory.take(10**6)
+        async with rig.wire() as wire:
+            await wire.send(post(body))
+            await wait_all_tasks_blocked(0.05)
+        rig.door.memory.release(10**6)
+        await until_used(rig, 0)

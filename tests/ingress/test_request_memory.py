@@ -8,7 +8,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from daemon.ingress.hypercorn_parts import ReceivedBody
+from daemon.ingress.request_clock import RequestClock
 from daemon.ingress.request_memory import PATIENCE, SMALL, RequestMemory
+from daemon.ingress.standing import Standing
 
 MIB = 2**20
 
@@ -196,3 +199,22 @@ async def test_small_bodies_cost_no_waiting(size: int) -> None:
     assert memory.take(256 * MIB * 7 // 8)
     memory.wait(16 * MIB, lambda: None, lambda: None)
     assert memory.take(size)
+
+
+async def test_the_wait_for_memory_does_not_make_a_client_slow(autojump_clock: MockClock) -> None:
+    """A body that was just let in would be ended for the next one: it has sent nothing yet."""
+    memory = RequestMemory(MIB, MIB)
+    assert memory.take(MIB)
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    body = ReceivedBody(memory, receive, MIB, Standing(RequestClock(30, 60)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(body.receive)
+        await trio.sleep(3)
+        memory.release(MIB)
+    assert trio.current_time() - body.since < 1
+    body.release()
+    assert memory.used == 0
+    assert autojump_clock.autojump_threshold == 0
