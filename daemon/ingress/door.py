@@ -85,17 +85,29 @@ class Door:
     async def take(self, headers: PostHeaders, data: bytes, client: str) -> bytes:
         """Take one request of ``client``, whole or not at all, and return the body of the 202.
 
-        Raises Problem. ``check`` comes before.
+        Raises Problem. ``check`` comes before. The memory of ``data`` is the caller's affair until
+        this returns; where the caller is cancelled, it is taken until the request is done.
         """
         answered = trio.Event()
         outcomes: list[Outcome] = []
+        abandoned = False
 
         def done(outcome: Outcome) -> None:
             outcomes.append(outcome)
             answered.set()
+            if abandoned:
+                self.memory.release(len(data))
 
         self.submit(headers, data, 0, done, lambda: client)
-        await answered.wait()
+        try:
+            await answered.wait()
+        except trio.Cancelled:
+            # The client is gone, and the request still waits to be decoded or committed. A client
+            # that resets its requests would fill the memory with bodies that are counted nowhere.
+            if not outcomes:
+                abandoned = True
+                self.memory.overdraw(len(data))
+            raise
         (outcome,) = outcomes
         if isinstance(outcome, Receipt):
             return document(outcome)

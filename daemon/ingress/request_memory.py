@@ -91,7 +91,7 @@ class RequestMemory:
         return True
 
     def overdraw(self, size: int) -> None:
-        """Take memory that a body needs once more when it is decompressed, bound or not."""
+        """Take memory, bound or not: for what is held of a body beyond what it has taken."""
         self.used += size
 
     def release(self, size: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -185,3 +187,24 @@ async def test_a_client_that_leaves_between_its_memory_and_its_turn() -> None:
             await wait_all_tasks_blocked(0.05)
         rig.door.memory.release(10**6)
         await until_used(rig, 0)
+
+
+@pytest.mark.parametrize("payloads", [2, 5000], ids=["decoded in the loop", "decoded elsewhere"])
+async def test_a_request_whose_client_is_gone_keeps_its_memory_until_it_is_done(
+    payloads: int,
+) -> None:
+    """Clients that reset requests would fill the memory with bodies that are counted nowhere."""
+    body = b"1\n" * payloads
+    async with limited() as rig, rig.wire() as wire:
+        rig.intake.open = trio.Event()
+        head = b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
+        await wire.send(head + b"X-A: 1\r\nX-A: 2\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        with trio.fail_after(10):
+            await rig.intake.asked.wait()
+        wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await wire.stream.aclose()  # with a reset
+        await wait_all_tasks_blocked(0.1)
+        assert used(rig) == len(body)
+        rig.intake.open.set()
+        await until_used(rig, 0)
+        assert len(rig.intake.taken) == 1
