@@ -17,6 +17,7 @@ from daemon.pipeline import high_water, segment_files
 from daemon.pipeline.database import Database
 from daemon.pipeline.operations import Append, Bury, Receipt, Seal, Settle
 from daemon.pipeline.schema import FILE
+from daemon.pipeline.totals import Totals
 from tests.pipeline.rig import append, batch, id_of, make_desk, open_desk, part
 
 if TYPE_CHECKING:
@@ -265,6 +266,34 @@ def test_no_bit_of_the_record_makes_up_a_loss(folder: Path) -> None:
     with closing(Database(left / FILE)) as database:
         assert database.high_water.unreadable
         assert database.high_water.damage is None
+
+
+@pytest.mark.parametrize("step", ["HighWater.begin", "Totals.write"])
+def test_a_start_that_is_killed_does_not_forget_the_loss(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A start that fails behind the comparison would leave a journal that looks whole."""
+    left = crash(folder, [[one] for one in requests(40)], fold_behind=10)
+    (left / WAL).unlink()
+
+    class KilledError(Exception):
+        """The end of a process."""
+
+    def end(*_: object) -> None:
+        raise KilledError
+
+    owner = {"HighWater.begin": high_water.HighWater, "Totals.write": Totals}[step]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step.partition(".")[2], end)
+        with pytest.raises(KilledError):
+            Database(left / FILE)
+    for _ in range(2):
+        database = Database(left / FILE)
+        found = database.high_water.damage
+        assert found is not None
+        assert (found.payloads, found.at_least) == (90, False)
+        assert (database.totals.jobs, database.totals.next) == (10, 41)
+        database.close()  # without an operator who has seen it
 
 
 def test_a_disk_that_refuses_the_record_stops_no_commit(
