@@ -96,12 +96,6 @@ class RequestClock:
             self._idles = True
         return False
 
-    def starts_over(self, due: float | None) -> None:
-        """Begin again with the head of a request that had begun and is due then, or None."""
-        if due is not None:
-            self._requests -= 1
-            self._head_begins(due - self.request_timeout)
-
     def becomes_http2(self) -> None:
         """Take note of HTTP/2's connection preface: what the head was timed for is over."""
         self.http2 = True
