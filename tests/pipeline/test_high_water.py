@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import structlog.testing
+import trio
 
 from daemon.errors import StartError
 from daemon.pipeline import high_water, segment_files
@@ -331,3 +332,15 @@ async def test_the_loss_is_said_in_the_log_the_health_and_a_metric(folder: Path)
         async with open_desk(left / FILE) as desk:
             assert not desk.health.troubles
     assert lines == []
+
+
+async def test_the_record_is_synced_within_seconds(folder: Path) -> None:
+    """After a power cut the lower bound would be that of the daemon's start, days ago."""
+    desk = make_desk(folder / FILE)
+    async with desk.journal.at_work():
+        await desk.take(1)
+        mark = desk.journal._database.high_water
+        with trio.fail_after(20):
+            while mark._dirty:  # noqa: ASYNC110 - nothing tells of it
+                await trio.sleep(0.05)
+    await desk.journal.aclose()
