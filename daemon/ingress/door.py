@@ -85,8 +85,8 @@ class Door:
     async def take(self, headers: PostHeaders, data: bytes, client: str) -> bytes:
         """Take one request of ``client``, whole or not at all, and return the body of the 202.
 
-        Raises Problem. ``check`` comes before. The memory of ``data`` is the caller's affair until
-        this returns; where the caller is cancelled, it is taken until the request is done.
+        Raises Problem. ``check`` comes before. The caller accounts for the memory of ``data`` until
+        this returns. If the caller is cancelled, that memory stays taken until the request is done.
         """
         answered = trio.Event()
         outcomes: list[Outcome] = []
@@ -123,7 +123,7 @@ class Door:
     ) -> None:
         """Do the same without waiting: ``done`` hears what comes of it.
 
-        The body begins at ``start`` of ``data``. Its memory is the caller's affair until then.
+        The body begins at ``start`` of ``data``. The caller accounts for its memory until ``done``.
         ``client`` returns the client's address, and is only called for large bodies.
 
         Raises Problem for what is known at once; ``done`` is not called then.

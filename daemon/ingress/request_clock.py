@@ -126,7 +126,7 @@ class RequestClock:
         if self._since is not None:
             self._since += seconds
 
-    # --- who has to give way, where connections are short ----------------------------------------
+    # --- which connection is closed, where slots are short ---------------------------------------
 
     @property
     def requests(self) -> int:

@@ -65,7 +65,7 @@ class Waiter:
 
 
 class RequestMemory:
-    """Counts the bytes of all request bodies in memory, and who waits for some."""
+    """Counts the bytes of all request bodies in memory, and the requests that wait for some."""
 
     def __init__(self, bound: int, max_length: int) -> None:
         self.used = 0

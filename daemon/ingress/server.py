@@ -159,7 +159,7 @@ class _House:
     async def keep_time(self) -> None:
         """End connections whose client takes too long, a little after their time.
 
-        Where the event loop was held up, or the process stopped, the clients are not at fault:
+        Where the event loop was held up, or the process stopped, the delay is not the clients':
         all of them get the time back, and what lies in the sockets is read first.
         """
         shortest = min(self._settings.request_timeout, self._settings.keepalive_timeout)

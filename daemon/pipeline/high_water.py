@@ -67,7 +67,7 @@ class Mark:
     held: int
     """Payloads that were in the journal: waiting or dead letters."""
     missing: int
-    """Payloads that an earlier start has missed and that nobody has acknowledged."""
+    """Payloads that an earlier start has missed, not acknowledged by an operator so far."""
     flags: int
 
     @property

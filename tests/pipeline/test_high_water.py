@@ -144,7 +144,7 @@ def test_what_was_stored_before_it_was_lost_is_not_missing(folder: Path) -> None
 
 
 def test_a_lost_removal_alone_is_named(folder: Path) -> None:
-    """Payloads that are stored again would be nobody's fault."""
+    """Payloads would be stored again without a word."""
     request = requests(1)[0]
     with closing(Database(folder / FILE)) as database:
         database.commit([request])
@@ -239,7 +239,7 @@ def test_segments_without_any_journal_still_refuse_the_start(folder: Path) -> No
 
 
 def test_a_journal_that_was_emptied_and_deleted_in_order_is_no_damage(folder: Path) -> None:
-    """Who starts afresh would be told of payloads that were stored long ago."""
+    """An operator who starts anew would be told of payloads that were stored long ago."""
     request = requests(1)[0]
     with closing(Database(folder / FILE)) as database:
         database.commit([request])
