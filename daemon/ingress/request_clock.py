@@ -140,6 +140,11 @@ class RequestClock:
             return None
         return self.deadline - self._keepalive_timeout
 
+    @property
+    def has_just_answered(self) -> bool:
+        """Whether the connection is idle, and the server has not looked at it since its answer."""
+        return self._idles
+
     def bytes_a_second(self, now: float, received: int) -> float | None:
         """Return the rate of a request of which ``received`` bytes came, None if it is too new.
 
