@@ -56,6 +56,8 @@ class PlainLane:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Is readable while something is pending: the epoll tells of it."""
         self._ready.register(self._bell, select.EPOLLIN)
+        self._closed = False
+        """Whether ``run`` has ended: what a commit still answers is of no more use here."""
         self._second = 0
         self._head = b""
 
@@ -72,6 +74,7 @@ class PlainLane:
                         await trio.lowlevel.checkpoint()
                         end = perf_counter() + _TURN
         finally:
+            self._closed = True
             trio.lowlevel.notify_closing(self._ready.fileno())
             self._ready.close()
             os.close(self._bell)
@@ -89,8 +92,10 @@ class PlainLane:
 
     def come_back(self, step: Callable[[], None]) -> None:
         """Call ``step``, which goes on with a connection, in a turn of its own."""
-        self._pending.append(step)
-        os.eventfd_write(self._bell, 1)
+        # The descriptor may be that of another file by now.
+        if not self._closed:
+            self._pending.append(step)
+            os.eventfd_write(self._bell, 1)
 
     def enter(self, stream: ClientStream, leave: Callable[[ClientStream], object]) -> None:
         """Serve a new connection until it has to go on elsewhere, or ends: then call ``leave``.
@@ -106,8 +111,9 @@ class PlainLane:
 
     def ignore(self, fd: int) -> None:
         """Call it no more."""
-        self._ready.unregister(fd)
-        del self._connections[fd]
+        if not self._closed:
+            self._ready.unregister(fd)
+            del self._connections[fd]
 
     def head(self) -> bytes:
         """Return the head of a 202 up to its length; the date costs as much as the rest of it."""

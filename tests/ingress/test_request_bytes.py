@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from contextlib import AsyncExitStack, suppress
@@ -13,10 +14,13 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from daemon.ingress import request_memory
+from daemon.ingress.plain import PlainLane
+from daemon.ingress.refusals import RefusalLog
 from tests.ingress.rig import Rig, post, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 SIZE = 600_000
 BODY = b'{"payloads":["' + b"x" * (SIZE - 17) + b'"]}'
@@ -208,3 +212,22 @@ async def test_a_request_whose_client_is_gone_keeps_its_memory_until_it_is_done(
         rig.intake.open.set()
         await until_used(rig, 0)
         assert len(rig.intake.taken) == 1
+
+
+async def test_memory_that_is_granted_behind_the_end_of_the_fast_path_writes_nowhere(
+    tmp_path: Path,
+) -> None:
+    """Eight bytes would be written into whatever file has the closed descriptor's number."""
+    async with limited() as rig:
+        assert rig.door is not None
+        lane = PlainLane(rig.door, rig.health, rig.metrics, RefusalLog())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lane.run)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        files = [(tmp_path / str(number)).open("wb") for number in range(8)]
+        lane.come_back(lambda: None)
+        sizes = [os.fstat(file.fileno()).st_size for file in files]
+        for file in files:
+            file.close()
+        assert sizes == [0] * 8
