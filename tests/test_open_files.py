@@ -54,7 +54,7 @@ def test_next_to_nothing_is_a_wrong_setting() -> None:
 
 
 def test_few_connections_that_fit_are_no_fault() -> None:
-    """Who wants ten connections would be told to raise the limit for sixteen."""
+    """An operator who wants ten connections would be told to raise the limit for sixteen."""
     settings = config.load({"MAX_CONNECTIONS": "10"})
     assert open_files.within(settings, 10 + OTHERS) is settings
 

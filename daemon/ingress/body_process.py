@@ -98,7 +98,7 @@ def _receive_framed(sock: socket.socket) -> bytes:
 
 def main(file: int) -> None:
     """Decode what comes through the socket ``file`` until it is closed."""
-    # A terminal's Ctrl-C and systemd's SIGTERM are the daemon's affair.
+    # A terminal's Ctrl-C and systemd's SIGTERM are handled by the daemon.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError):  # a sandbox may not allow it

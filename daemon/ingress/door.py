@@ -85,17 +85,29 @@ class Door:
     async def take(self, headers: PostHeaders, data: bytes, client: str) -> bytes:
         """Take one request of ``client``, whole or not at all, and return the body of the 202.
 
-        Raises Problem. ``check`` comes before.
+        Raises Problem. ``check`` comes before. The caller accounts for the memory of ``data`` until
+        this returns. If the caller is cancelled, that memory stays taken until the request is done.
         """
         answered = trio.Event()
         outcomes: list[Outcome] = []
+        abandoned = False
 
         def done(outcome: Outcome) -> None:
             outcomes.append(outcome)
             answered.set()
+            if abandoned:
+                self.memory.release(len(data))
 
         self.submit(headers, data, 0, done, lambda: client)
-        await answered.wait()
+        try:
+            await answered.wait()
+        except trio.Cancelled:
+            # The client is gone, and the request still waits to be decoded or committed. A client
+            # that resets its requests would fill the memory with bodies that are counted nowhere.
+            if not outcomes:
+                abandoned = True
+                self.memory.overdraw(len(data))
+            raise
         (outcome,) = outcomes
         if isinstance(outcome, Receipt):
             return document(outcome)
@@ -111,7 +123,7 @@ class Door:
     ) -> None:
         """Do the same without waiting: ``done`` hears what comes of it.
 
-        The body begins at ``start`` of ``data``. Its memory is the caller's affair until then.
+        The body begins at ``start`` of ``data``. The caller accounts for its memory until ``done``.
         ``client`` returns the client's address, and is only called for large bodies.
 
         Raises Problem for what is known at once; ``done`` is not called then.

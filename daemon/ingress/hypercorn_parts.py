@@ -173,6 +173,8 @@ class ReceivedBody:
         self._charge = size
         if not self._watched:
             self._watched = True
+            # The wait for memory is not the client's slowness.
+            self.since = trio.current_time()
             self._memory.watch(self)
 
 

@@ -61,6 +61,8 @@ class PlainLane:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Is readable while something is pending: the epoll tells of it."""
         self._ready.register(self._bell, select.EPOLLIN)
+        self._closed = False
+        """Whether ``run`` has ended: what a commit still answers is of no more use here."""
         self._second = 0
         self._head = b""
 
@@ -77,6 +79,7 @@ class PlainLane:
                         await trio.lowlevel.checkpoint()
                         end = perf_counter() + _TURN
         finally:
+            self._closed = True
             trio.lowlevel.notify_closing(self._ready.fileno())
             self._ready.close()
             self._bulk.close()
@@ -99,10 +102,12 @@ class PlainLane:
         pending, self._pending = self._pending, []
         return pending
 
-    def come_back(self, connection: PlainConnection) -> None:
-        """Have ``connection`` read once more, in a turn of its own, what was received already."""
-        self._pending.append(connection.read_pending)
-        os.eventfd_write(self._bell, 1)
+    def come_back(self, step: Callable[[], None]) -> None:
+        """Call ``step``, which goes on with a connection, in a turn of its own."""
+        # The descriptor may be that of another file by now.
+        if not self._closed:
+            self._pending.append(step)
+            os.eventfd_write(self._bell, 1)
 
     def enter(self, stream: ClientStream, leave: Callable[[ClientStream], object]) -> None:
         """Serve a new connection until it has to go on elsewhere, or ends: then call ``leave``.
@@ -118,8 +123,9 @@ class PlainLane:
 
     def ignore(self, fd: int, *, bulk: bool) -> None:
         """Call it no more."""
-        (self._bulk if bulk else self._ready).unregister(fd)
-        del self._connections[fd]
+        if not self._closed:
+            (self._bulk if bulk else self._ready).unregister(fd)
+            del self._connections[fd]
 
     def head(self) -> bytes:
         """Return the head of a 202 up to its length; the date costs as much as the rest of it."""

@@ -33,7 +33,7 @@ Ts = TypeVarTuple("Ts")
 _HEAD_BYTES: Final = 120 * 2**10
 """What a read takes: a POST of 64 KiB with its head, and no more than malloc(3) has at hand."""
 _BODY_BYTES: Final = 262_144
-_NOT_AT_FAULT: Final = 2**40
+_FASTEST: Final = 2**40
 _KEPT_HEAD: Final = 1024
 """What is kept of each request under way, for the log line of one that is refused."""
 
@@ -116,7 +116,7 @@ class PlainConnection:
             self._read_body(self._request)
         # In a turn of its own: a client that sends quickly is not the only one.
         if self._stream.pending and not (self._waits or self._waiter or self._gone):
-            self._lane.come_back(self)
+            self._lane.come_back(self.read_pending)
 
     def _read_head(self) -> None:
         more = self._stream.receive_now(_HEAD_BYTES)
@@ -159,6 +159,7 @@ class PlainConnection:
         self._stream.body_is_due(self._stream.clock.due, self._too_slow, self._received)
         if granted:
             self._let_in()
+            self._listen(bulk=True)
         else:
             # What is there already is no more than one read; the rest stays in the socket.
             self._ignore()
@@ -166,15 +167,24 @@ class PlainConnection:
             self._waiter = memory.wait(size, self._granted, self._not_granted)
 
     def _granted(self) -> None:
-        """Go on with a request that waited for its memory and has it now."""
+        """Note that a request which waited for its memory has it now."""
         self._waiter = None
         if self._request is not None:
             self._charge = self._request.end - self._request.start
         self._let_in()
-        if self._request is not None and len(self._body) == self._charge:
-            self._guard(self._body_is_complete, self._request)
-        else:
+        # In a turn of its own: what one large body gives back is enough for hundreds of small ones.
+        self._lane.come_back(self._go_on)
+
+    def _go_on(self) -> None:
+        """Go on with a request that has its memory, unless it has ended or gone on meanwhile."""
+        if self._request is not None and not (self._waits or self._gone):
+            self._guard(self._resume, self._request)
             self.read_pending()
+
+    def _resume(self, request: PlainRequest) -> None:
+        self._listen(bulk=True)
+        if len(self._body) == self._charge:
+            self._body_is_complete(request)
 
     def _not_granted(self) -> None:
         """Refuse a request that waited for memory in vain."""
@@ -186,7 +196,6 @@ class PlainConnection:
         self.since = trio.current_time()
         self._watched = True
         self._lane.door.memory.watch(self)
-        self._listen(bulk=True)
 
     @property
     def received(self) -> int:
@@ -244,9 +253,9 @@ class PlainConnection:
     def _received(self) -> int:
         """Return how many bytes of a request have come whose body is not complete.
 
-        One that waits for memory is not at fault.
+        A request that waits for memory counts as faster than any other.
         """
-        return len(self._head) + len(self._body) if self._waiter is None else _NOT_AT_FAULT
+        return len(self._head) + len(self._body) if self._waiter is None else _FASTEST
 
     def _client(self) -> str | None:
         return address_of_client(self._stream.socket)

@@ -96,12 +96,6 @@ class RequestClock:
             self._idles = True
         return False
 
-    def starts_over(self, due: float | None) -> None:
-        """Begin again with the head of a request that had begun and is due then, or None."""
-        if due is not None:
-            self._requests -= 1
-            self._head_begins(due - self.request_timeout)
-
     def becomes_http2(self) -> None:
         """Take note of HTTP/2's connection preface: what the head was timed for is over."""
         self.http2 = True
@@ -132,7 +126,7 @@ class RequestClock:
         if self._since is not None:
             self._since += seconds
 
-    # --- who has to give way, where connections are short ----------------------------------------
+    # --- which connection is closed, where slots are short ---------------------------------------
 
     @property
     def requests(self) -> int:
@@ -145,6 +139,11 @@ class RequestClock:
         if self._requests > 0 or self.head_since is not None or self._idles:
             return None
         return self.deadline - self._keepalive_timeout
+
+    @property
+    def has_just_answered(self) -> bool:
+        """Whether the connection is idle, and the server has not looked at it since its answer."""
+        return self._idles
 
     def bytes_a_second(self, now: float, received: int) -> float | None:
         """Return the rate of a request of which ``received`` bytes came, None if it is too new.

@@ -65,7 +65,7 @@ class Waiter:
 
 
 class RequestMemory:
-    """Counts the bytes of all request bodies in memory, and who waits for some."""
+    """Counts the bytes of all request bodies in memory, and the requests that wait for some."""
 
     def __init__(self, bound: int, max_length: int) -> None:
         self.used = 0
@@ -73,6 +73,10 @@ class RequestMemory:
         # The largest body has to fit, or it would wait for ever.
         self._bound_of_large = max(bound - bound // _RESERVE_SHARE, max_length)
         self._waiting: dict[Waiter, None] = {}
+        """All that wait, in the order in which they came."""
+        self._small: dict[Waiter, None] = {}
+        """Those of them that may use the reserve."""
+        self._granting = False
         self._receiving: dict[Receiver, None] = {}
         self._news = trio.Event()
         self._paid_back: trio.Event | None = None
@@ -87,7 +91,7 @@ class RequestMemory:
         return True
 
     def overdraw(self, size: int) -> None:
-        """Take memory that a body needs once more when it is decompressed, bound or not."""
+        """Take memory, bound or not: for what is held of a body beyond what it has taken."""
         self.used += size
 
     def release(self, size: int) -> None:
@@ -114,12 +118,15 @@ class RequestMemory:
         """Wait in line: calls ``granted``, or ``refused`` after PATIENCE. Neither may raise."""
         waiter = Waiter(size, trio.current_time(), granted, refused)
         self._waiting[waiter] = None
+        if size <= SMALL:
+            self._small[waiter] = None
         self._news.set()
         return waiter
 
     def forget(self, waiter: Waiter) -> None:
         """Call neither: the request is gone."""
         self._waiting.pop(waiter, None)
+        self._small.pop(waiter, None)
 
     async def acquire(self, size: int) -> bool:
         """Take memory, waiting in line if need be; returns False after PATIENCE."""
@@ -167,14 +174,34 @@ class RequestMemory:
                 self._end_slowest_for(first, now)
 
     def _grant(self) -> None:
-        """Give those that wait what there is, in the order in which they came."""
-        for waiter in list(self._waiting):
-            bound = self._bound if waiter.size <= SMALL else self._bound_of_large
-            if self.used + waiter.size > bound:
-                return
-            self.forget(waiter)
-            self.used += waiter.size
-            waiter.granted()
+        """Give those that wait what there is, in the order in which they came.
+
+        ``granted`` may give memory back before it returns: the loop that runs sees that too. To
+        go through the line within it would grant a request twice.
+        """
+        if self._granting:
+            return
+        self._granting = True
+        try:
+            while (waiter := self._next_waiter()) is not None:
+                self.forget(waiter)
+                self.used += waiter.size
+                waiter.granted()
+        finally:
+            self._granting = False
+
+    def _next_waiter(self) -> Waiter | None:
+        """Return the first waiter if it fits, else the first small one for which the reserve does.
+
+        A large request at the head of the line holds up no small one behind it.
+        """
+        for line in (self._waiting, self._small):
+            waiter = next(iter(line), None)
+            if waiter is not None:
+                bound = self._bound if waiter.size <= SMALL else self._bound_of_large
+                if self.used + waiter.size <= bound:
+                    return waiter
+        return None
 
     def _end_slowest_for(self, waiter: Waiter, now: float) -> None:
         """End the slowest senders until ``waiter`` has its memory."""
@@ -183,4 +210,5 @@ class RequestMemory:
         for receiver in known:
             if waiter not in self._waiting:
                 return
-            receiver.end_slow()
+            if receiver in self._receiving:
+                receiver.end_slow()

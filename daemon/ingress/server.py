@@ -87,9 +87,8 @@ async def serve(
 ) -> None:
     """Serve ``app`` until ``stop`` is set and every request under way has been answered.
 
-    After
-    ``stop`` the listeners are closed, idle connections are closed at once, and the others after
-    their answer; what is left REQUEST_TIMEOUT and 5 s later is cut off.
+    After ``stop`` the listeners are closed, idle connections are closed at once, and the others
+    after their answer; what is left REQUEST_TIMEOUT and 5 s later is cut off.
     """
     house = _House(app, settings, front)
     try:
@@ -124,7 +123,6 @@ class _House:
     """What all connections of one address share."""
 
     def __init__(self, app: QuartTrio, settings: Settings, front: Front) -> None:
-        self.turns = Turns()
         self._draining = False
         self._over = False
         self._empty = trio.Event()
@@ -162,7 +160,7 @@ class _House:
     async def keep_time(self) -> None:
         """End connections whose client takes too long, a little after their time.
 
-        Where the event loop was held up, or the process stopped, the clients are not at fault:
+        Where the event loop was held up, or the process stopped, the delay is not the clients':
         all of them get the time back, and what lies in the sockets is read first.
         """
         shortest = min(self._settings.request_timeout, self._settings.keepalive_timeout)

@@ -4,7 +4,8 @@ When all slots are taken, a new connection takes the place of one that can be sp
 being closed anyway, else the one that has been idle longest, else the one whose client sends or
 reads most slowly (see ``Standing.spare``). A connection that waits for our answer keeps its
 slot. So clients that hold connections and send nothing, or a byte a second, cannot keep others
-out.
+out. Nor can clients that send a small request a few times a second: where no connection could be
+spared for a moment, one that has been idle for less than a quarter of a second goes too.
 
 To look for such connections means to look at all of them. One look finds enough for many new
 connections, each of which is looked at again before it is closed.
@@ -40,6 +41,8 @@ _FRESH: Final = 1.0
 """Seconds for which a choice is good."""
 _PAUSE: Final = 0.1
 """Seconds between two looks of which the first found nothing."""
+_LONG: Final = 0.3
+"""Seconds in which no connection can be spared, behind which a short idle time is enough."""
 _SAME: Final = 0.3
 """Seconds by which ``Spare.value`` of a connection that stayed idle may differ."""
 
@@ -55,8 +58,9 @@ class Slots:
         self._victims: list[tuple[Spare, ClientStream]] = []
         """The next one last."""
         self._chosen_at = 0.0
-        self._in_vain = False
-        """Whether the last look found no connection that can be spared."""
+        self._asked_at = 0.0
+        self._in_vain_since: float | None = None
+        """Since when no connection can be spared, None if the last new one found its place."""
         self._freed = trio.Event()
         self._refusals = LogLimit()
         self._evictions = LogLimit()
@@ -127,20 +131,31 @@ class Slots:
 
     def _evict(self, now: float) -> bool:
         """Close the connection that can best be spared; returns False if there is none."""
+        if now - self._asked_at > _FRESH:
+            self._in_vain_since = None
+        self._asked_at = now
         if now - self._chosen_at > _FRESH:
             self._victims.clear()
-        if self._evict_chosen(now):
+        since = self._in_vain_since
+        brief = since is not None and now - since >= _LONG
+        if self._evict_chosen(now, brief=brief):
             return True
-        if self._in_vain and now - self._chosen_at < _PAUSE:
+        if since is not None and not brief and now - self._chosen_at < _PAUSE:
             return False
-        self._choose(now)
-        self._in_vain = not self._evict_chosen(now)
-        return not self._in_vain
+        self._choose(now, brief=brief)
+        if self._evict_chosen(now, brief=brief):
+            return True
+        self._in_vain_since = now if since is None else since
+        return False
 
-    def _evict_chosen(self, now: float) -> bool:
+    def _evict_chosen(self, now: float, *, brief: bool) -> bool:
         while self._victims:
             was, stream = self._victims.pop()
-            if stream in self._streams and _is_still(was, stream.standing.spare(now), stream):
+            if stream not in self._streams:
+                continue
+            if _is_still(was, stream.standing.spare(now, brief=brief), stream):
+                if stream.standing.spare(now) is not None:
+                    self._in_vain_since = None
                 stream.evict()
                 self.remove(stream)
                 self.on_evict(stream)
@@ -150,11 +165,11 @@ class Slots:
                 return True
         return False
 
-    def _choose(self, now: float) -> None:
+    def _choose(self, now: float, *, brief: bool) -> None:
         found = [
             (spare, stream)
             for stream in self._streams
-            if (spare := stream.standing.spare(now)) is not None
+            if (spare := stream.standing.spare(now, brief=brief)) is not None
         ]
         most = max(_VICTIMS, len(self._streams) // _SHARE)
         self._victims = nsmallest(most, found, key=itemgetter(0))

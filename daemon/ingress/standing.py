@@ -93,10 +93,11 @@ class Standing:
         requests = self._clock.requests
         return max(self._sending) if 0 < requests == len(self._sending) else self.blocked_since
 
-    def spare(self, now: float) -> Spare | None:
+    def spare(self, now: float, *, brief: bool = False) -> Spare | None:
         """Return how well the connection can be spared, None if it cannot.
 
-        It cannot while it waits for our answer, or is so new that its request may be on its way.
+        It cannot while it waits for our answer, or is so new that its request may be on its way;
+        with ``brief`` every idle connection can.
         """
         clock = self._clock
         if self.finishing_since is not None:
@@ -107,8 +108,10 @@ class Standing:
         if self._blocked_since is not None:
             return Spare(2, 0.0) if self.is_blocked(now) else None
         idle_since = None if self.handshaking else clock.idle_since
+        if brief and clock.has_just_answered:
+            idle_since = now
         if idle_since is not None:
-            return Spare(1, idle_since) if now - idle_since >= NEW else None
+            return Spare(1, idle_since) if brief or now - idle_since >= NEW else None
         if not self.awaits_client:
             return None
         rate = clock.bytes_a_second(

@@ -194,17 +194,13 @@ class ClientStream:
         self._on_deadline = self._end
         self.standing.received = None
 
-    def hand_over(self, data: bytes, due: float | None = None) -> None:
-        """Put bytes that were read back in front of the stream, for Hypercorn.
-
-        ``due``: they are of a request that has begun, and this is when all of it is due.
-        """
+    def hand_over(self, data: bytes) -> None:
+        """Put bytes that were read back in front of the stream, for Hypercorn."""
         self._received = data
         self.handed_over = True
         self._on_deadline = self._end
         self.standing.received = None
         self.standing.in_hand = may_be_whole(data)
-        self.clock.starts_over(due)
 
     # --- what the server calls -----------------------------------------------------------------
 

@@ -103,6 +103,7 @@ class Database:
             """The first ``seq`` of each batch that was sealed before a crash: replayed whole."""
         except BaseException:
             self._connection.close()
+            self.high_water.close()
             raise
 
     def _read(self, gaps: Sequence[Range]) -> None:

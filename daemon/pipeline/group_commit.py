@@ -8,8 +8,9 @@ Settling is not urgent (a row that outlives a crash is replayed under the same k
 along with the next commit.
 
 A commit whose sync fails may be in SQLite's log all the same, and a crash would bring it back after
-its requests were refused. So the journal's thread writes over it at once, before anybody is told
-(see ``_write``). Where the disk refuses that too, the answer says that the outcome is unknown.
+its requests were refused. So the journal's thread writes over it at once, before any request is
+answered (see ``_write``). Where the disk refuses that too, the answer says that the outcome is
+unknown.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ class Turn:
         return time.perf_counter() > self._end
 
     async def pause(self) -> None:
-        """Let the others run; not cancelled, because those who wait must have their answers."""
+        """Let the others run; not cancelled, because each request must get its answer."""
         await trio.lowlevel.cancel_shielded_checkpoint()
         self._end = time.perf_counter() + _TURN
 

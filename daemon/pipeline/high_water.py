@@ -67,7 +67,7 @@ class Mark:
     held: int
     """Payloads that were in the journal: waiting or dead letters."""
     missing: int
-    """Payloads that an earlier start has missed and that nobody has acknowledged."""
+    """Payloads that an earlier start has missed, not acknowledged by an operator so far."""
     flags: int
 
     @property
@@ -118,7 +118,7 @@ class HighWater:
     def reconcile(self, connection: sqlite3.Connection, totals: Totals) -> Totals:
         """Compare ``totals`` with the last record; returns those to go on with.
 
-        Raises sqlite3.Error, and StartError where journal.db is new and the rest is not.
+        Raises sqlite3.Error, OSError, and StartError where journal.db is new and the rest is not.
         """
         found = self._found
         if found is None:
@@ -143,6 +143,11 @@ class HighWater:
             self._flags |= 0 if found.boot == self._boot else _AT_LEAST
             files = self._put_aside(totals.next)
             totals = replace(totals, next=found.next, accepted=max(found.accepted, totals.accepted))
+            # First the count, then the totals from which it could not be told any more. Nothing
+            # held: a start that comes between the two finds the same loss, and adds none to it.
+            self._open()
+            self.write(replace(totals, payloads=0, dead_payloads=0))
+            self.sync()
             totals.write(connection)
         if self._missing or again or (behind and not found.clean):
             self.damage = Damage(self._missing, bool(self._flags), again, files)
@@ -172,6 +177,13 @@ class HighWater:
 
     def begin(self, totals: Totals) -> None:
         """Note that a run begins: a record that says so, on the disk. Raises OSError."""
+        self._open()
+        self.write(totals)
+        self.sync()
+
+    def _open(self) -> None:
+        if self._file is not None:
+            return
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
         if self._found is None:
             # Once and for all: from here on no record needs room on the disk.
@@ -179,8 +191,6 @@ class HighWater:
                 os.pwrite(self._file, bytes(2 * _SECTOR), 0)
                 os.fsync(self._file)
                 sync_folder(self._path.parent)
-        self.write(totals)
-        self.sync()
 
     def write(self, totals: Totals) -> None:
         """Write the record of a commit."""

@@ -106,7 +106,7 @@ class JournalThread:
         """Give what is being written, and what is yet to be, so long together; once for all."""
         if not self._finishing:
             self._finishing = True
-            # Of the system, because it belongs to nobody who waits: it ends with trio's run.
+            # A system task, because no task waits for it: it ends with trio's run.
             trio.lowlevel.spawn_system_task(self._give_up, seconds)
 
     async def _give_up(self, seconds: float) -> None:

@@ -55,7 +55,7 @@ class Checked(NamedTuple):
     repaired: list[tuple[Values, Values]]
     """Rows with one flipped bit: as they are, and as they were."""
     lost: list[Values]
-    """Rows of which nobody can tell what they were."""
+    """Rows whose earlier values are not known."""
 
 
 def _is_range(first: object, last: object) -> bool:

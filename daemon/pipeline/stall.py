@@ -12,8 +12,8 @@ a second. The time between two looks counts against the disk only if all of this
   which shows on its CPU clock; with a loop that was busy for half of the time that is taken for
   starving.
 
-Wall time between asking for a write and its end, which was used before, blames the disk for all of
-these.
+Wall time between asking for a write and its end, which was used before, counts against the disk in
+all of these cases.
 """
 
 from __future__ import annotations

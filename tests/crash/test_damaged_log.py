@@ -11,7 +11,7 @@ from tests.support.daemon import running_daemon
 if TYPE_CHECKING:
     from pathlib import Path
 
-# A store that nobody listens for: all that is accepted waits.
+# A store that no server listens for: all that is accepted waits.
 _NO_STORE: Final = {
     "STORE_URL": "s3://bucket",
     "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
@@ -33,7 +33,7 @@ async def _kill_behind(folder: Path, posts: int) -> None:
 async def test_a_missing_log_is_a_trouble_until_the_daemon_was_stopped_in_order(
     tmp_path: Path,
 ) -> None:
-    """Payloads that were answered with a 202 would be gone, and nobody would ever know."""
+    """Payloads that were answered with a 202 would be gone without a word."""
     state = tmp_path / "payloadd-data"
     await _kill_behind(tmp_path, 1)
     async with running_daemon(tmp_path, _NO_STORE) as daemon:

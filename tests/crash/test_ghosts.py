@@ -43,7 +43,7 @@ def test_a_commit_whose_sync_failed_is_not_there_after_a_kill(
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert "DISK_ERROR the journal cannot be written: disk I/O error" in done.stdout
-    # The disk refused to sync what was written over it, so nobody knows what a power cut leaves.
+    # The disk refused to sync what was written over it, so it is unknown what a power cut leaves.
     assert "this request is not accepted, but a crash before the disk works again" in done.stdout
     with closing(Database(tmp_path / FILE)) as database:
         assert database.high_water.damage is None

@@ -343,3 +343,26 @@ def test_the_limit_is_exact(coding: str | None) -> None:
     problem = problem_of(pack(TEXT + b" "), coding=coding, limit=limit)
     assert (problem.status, problem.code) == (413, "TOO_LARGE")
     assert str(limit) in problem.detail
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "coding"),
+    [
+        (b'{"payloads":["%s"]}' % (b"x" * 600_000), "application/json", None),
+        (b'{"payloads":[%s1]}' % (b"1," * 50_000), "application/json", None),
+        (b"1\n" * 5000, "application/x-ndjson", None),
+        (b"\n" * 5000, "application/x-ndjson", None),
+        (gzip.compress(b" " * 100_000), "application/x-ndjson", "gzip"),
+        (zstandard.compress(b"1\n" * 5000), "application/x-ndjson", "zstd"),
+        (gzip.compress(b"") * 600, "application/x-ndjson", "gzip"),
+    ],
+    ids=["bytes", "commas", "lines", "blank lines", "unpacked bytes", "unpacked lines", "members"],
+)
+def test_what_takes_long_is_not_decoded_in_the_event_loop(
+    body: bytes, content_type: str, coding: str | None
+) -> None:
+    """One request would hold all other clients up."""
+    limits = bodies.Limits(MIB, MOST)
+    with pytest.raises(TooMuchWorkError):
+        bodies.decode(body, content_type, coding, limits, in_loop=True)
+    bodies.decode(body, content_type, coding, limits)

@@ -1,4 +1,4 @@
-"""TLS_CLIENT_CA while the daemon runs: an authority that is removed lets nobody in any more."""
+"""TLS_CLIENT_CA while the daemon runs: an authority that is removed lets no client in any more."""
 
 from __future__ import annotations
 

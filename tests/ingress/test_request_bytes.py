@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import os
+import socket
+import struct
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,10 +14,13 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from daemon.ingress import request_memory
+from daemon.ingress.plain import PlainLane
+from daemon.ingress.refusals import RefusalLog
 from tests.ingress.rig import Rig, post, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 SIZE = 600_000
 BODY = b'{"payloads":["' + b"x" * (SIZE - 17) + b'"]}'
@@ -139,3 +145,89 @@ async def test_a_body_that_breaks_off_leaves_nothing(cut: int) -> None:
             assert await wire.rest() == b""
         await until_used(rig, 0)
         assert rig.intake.taken == []
+
+
+async def test_bodies_that_came_whole_and_are_refused_give_their_memory_back_once() -> None:
+    """A few clients with wrong bodies would use the memory up for good, until a restart."""
+    wrong = b'{"payloads":[' + b"x" * 50_000
+    async with limited() as rig, AsyncExitStack() as stack:
+        assert rig.door is not None
+        assert rig.door.memory.take(10**6)
+        wires = [await stack.enter_async_context(rig.wire()) for _ in range(12)]
+        for wire in wires:
+            await wire.send(post(wrong))
+        await wait_all_tasks_blocked(0.05)
+        rig.door.memory.release(10**6)
+        for wire in wires:
+            assert (await wire.answer()).status == 400
+        assert used(rig) == 0
+
+
+async def test_a_body_that_came_whole_while_it_waited_is_taken_in_a_turn_of_its_own() -> None:
+    """Hundreds of bodies would be decoded in one go, while all other clients wait."""
+    body = b'{"payloads":["' + b"x" * 50_000 + b'"]}'
+    async with limited() as rig, AsyncExitStack() as stack:
+        assert rig.door is not None
+        assert rig.door.memory.take(10**6)
+        wires = [await stack.enter_async_context(rig.wire()) for _ in range(12)]
+        for wire in wires:
+            await wire.send(post(body))
+        await wait_all_tasks_blocked(0.05)
+        rig.door.memory.release(10**6)
+        assert rig.intake.taken == []
+        for wire in wires:
+            assert (await wire.answer()).status == 202
+        assert used(rig) == 0
+
+
+async def test_a_client_that_leaves_between_its_memory_and_its_turn() -> None:
+    """Its memory would be lost, or its request be gone on with behind its end."""
+    body = b'{"payloads":["' + b"x" * 50_000 + b'"]}'
+    async with limited() as rig:
+        assert rig.door is not None
+        assert rig.door.memory.take(10**6)
+        async with rig.wire() as wire:
+            await wire.send(post(body))
+            await wait_all_tasks_blocked(0.05)
+        rig.door.memory.release(10**6)
+        await until_used(rig, 0)
+
+
+@pytest.mark.parametrize("payloads", [2, 5000], ids=["decoded in the loop", "decoded elsewhere"])
+async def test_a_request_whose_client_is_gone_keeps_its_memory_until_it_is_done(
+    payloads: int,
+) -> None:
+    """Clients that reset requests would fill the memory with bodies that are counted nowhere."""
+    body = b"1\n" * payloads
+    async with limited() as rig, rig.wire() as wire:
+        rig.intake.open = trio.Event()
+        head = b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
+        await wire.send(head + b"X-A: 1\r\nX-A: 2\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        with trio.fail_after(10):
+            await rig.intake.asked.wait()
+        wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await wire.stream.aclose()  # with a reset
+        await wait_all_tasks_blocked(0.1)
+        assert used(rig) == len(body)
+        rig.intake.open.set()
+        await until_used(rig, 0)
+        assert len(rig.intake.taken) == 1
+
+
+async def test_memory_that_is_granted_behind_the_end_of_the_fast_path_writes_nowhere(
+    tmp_path: Path,
+) -> None:
+    """Eight bytes would be written into whatever file has the closed descriptor's number."""
+    async with limited() as rig:
+        assert rig.door is not None
+        lane = PlainLane(rig.door, rig.health, rig.metrics, RefusalLog())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lane.run)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        files = [(tmp_path / str(number)).open("wb") for number in range(8)]
+        lane.come_back(lambda: None)
+        sizes = [os.fstat(file.fileno()).st_size for file in files]
+        for file in files:
+            file.close()
+        assert sizes == [0] * 8

@@ -8,7 +8,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from daemon.ingress.hypercorn_parts import ReceivedBody
+from daemon.ingress.request_clock import RequestClock
 from daemon.ingress.request_memory import PATIENCE, SMALL, RequestMemory
+from daemon.ingress.standing import Standing
 
 MIB = 2**20
 
@@ -79,6 +82,41 @@ async def test_requests_get_memory_in_the_order_in_which_they_came() -> None:
         memory.release(7 * MIB)
     assert order == ["large", "less large"]
     assert memory.used == MIB
+
+
+async def test_memory_that_is_given_back_within_a_grant_is_granted_once() -> None:
+    """Requests that are refused as soon as they have their memory would use it up for good."""
+    memory = RequestMemory(MIB, MIB)
+    assert memory.take(MIB)
+    granted: list[int] = []
+
+    def wait(number: int) -> None:
+        def answer() -> None:
+            granted.append(number)
+            memory.release(SMALL)
+
+        memory.wait(SMALL, answer, lambda: None)
+
+    for number in range(2000):  # more than the interpreter's stack has room for
+        wait(number)
+    memory.release(MIB)
+    assert granted == [*range(2000)]
+    assert memory.used == 0
+
+
+async def test_a_large_request_in_line_holds_up_no_small_one_behind_it() -> None:
+    """A small request would be refused after seconds though the reserve is there for it."""
+    memory = RequestMemory(8 * MIB, MIB)
+    assert memory.take(7 * MIB)
+    while memory.take(SMALL):
+        pass
+    granted: list[str] = []
+    memory.wait(MIB, lambda: granted.append("large"), lambda: None)
+    memory.wait(SMALL, lambda: granted.append("small"), lambda: None)
+    memory.release(SMALL)
+    assert granted == ["small"]
+    memory.release(2 * MIB)
+    assert granted == ["small", "large"]
 
 
 async def test_a_request_that_waits_too_long_is_refused(autojump_clock: MockClock) -> None:
@@ -161,3 +199,22 @@ async def test_small_bodies_cost_no_waiting(size: int) -> None:
     assert memory.take(256 * MIB * 7 // 8)
     memory.wait(16 * MIB, lambda: None, lambda: None)
     assert memory.take(size)
+
+
+async def test_the_wait_for_memory_does_not_make_a_client_slow(autojump_clock: MockClock) -> None:
+    """A body that was just let in would be ended for the next one: it has sent nothing yet."""
+    memory = RequestMemory(MIB, MIB)
+    assert memory.take(MIB)
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    body = ReceivedBody(memory, receive, MIB, Standing(RequestClock(30, 60)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(body.receive)
+        await trio.sleep(3)
+        memory.release(MIB)
+    assert trio.current_time() - body.since < 1
+    body.release()
+    assert memory.used == 0
+    assert autojump_clock.autojump_threshold == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import h2.config
@@ -66,6 +66,27 @@ async def seconds_of_a_post(rig: Rig) -> float:
         await wire.send(post())
         assert (await wire.answer()).status == 202
     return trio.current_time() - started
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_clients_that_are_never_idle_for_long_keep_no_other_out() -> None:
+    """Small requests, a few a second on each connection, would silence the daemon for others."""
+    async with running(max_connections=SLOTS) as rig, AsyncExitStack() as stack:
+
+        async def repeat(wire: Wire) -> None:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError, EOFError):
+                while True:
+                    await wire.send(post())
+                    await wire.answer()
+                    await trio.sleep(0.05)  # a client's pace, not a wait for something
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(SLOTS):
+                nursery.start_soon(repeat, await connected(rig, stack, b""))
+            with trio.fail_after(20):
+                for _ in range(5):
+                    assert await seconds_of_a_post(rig) < 5  # it is 0.4 s, and less behind that
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.usefixtures("each_way")

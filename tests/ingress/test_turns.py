@@ -7,7 +7,10 @@ from time import perf_counter
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from daemon.ingress.plain import PlainLane
+from daemon.ingress.refusals import RefusalLog
 from daemon.ingress.turns import Turns
+from tests.ingress.rig import running
 
 
 async def test_tasks_go_on_in_the_order_in_which_they_came() -> None:
@@ -60,6 +63,32 @@ async def test_the_loop_is_not_held_by_a_thousand_bursts() -> None:
     # Eight bursts at first, two or three once it is known what they take.
     assert passes > 200
     assert longest < 0.25
+
+
+async def test_a_turn_of_the_fast_path_ends_by_time() -> None:
+    """64 requests of 20 ms each, taken in one turn, would hold all other tasks for a second."""
+    left = 40
+
+    def work() -> None:
+        nonlocal left
+        end = perf_counter() + 0.004
+        while perf_counter() < end:
+            pass
+        left -= 1
+
+    async with running() as rig:
+        assert rig.door is not None
+        lane = PlainLane(rig.door, rig.health, rig.metrics, RefusalLog())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lane.run)
+            for _ in range(left):
+                lane.come_back(work)
+            passes = 0
+            while left:
+                passes += 1
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    assert passes > 20
 
 
 async def test_a_task_that_is_cancelled_takes_no_turn() -> None:

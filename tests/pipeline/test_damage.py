@@ -279,7 +279,7 @@ def test_a_row_from_the_future_is_no_obstacle(path: Path) -> None:
 
 
 def test_a_layout_that_is_damaged_is_replaced_by_that_of_now(path: Path) -> None:
-    """The daemon would not start, or send objects under keys that nobody has asked for."""
+    """The daemon would not start, or send objects under keys that no setting asks for."""
     change(path, "UPDATE layouts SET template = 'no field', host = 'x'")
     with closing(Database(path)) as database:
         ((_, layout),) = database.layouts(_OTHER)
@@ -318,7 +318,7 @@ def test_a_damaged_page_costs_what_is_on_it(tmp_path: Path) -> None:
 def test_a_page_that_is_damaged_under_a_running_daemon_is_no_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every request would be refused until somebody starts the daemon again."""
+    """Every request would be refused until an operator starts the daemon again."""
     monkeypatch.setattr(structure, "MOST_CHECKED", 0)
     path = tmp_path / FILE
     with closing(Database(path)) as database:

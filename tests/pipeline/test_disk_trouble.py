@@ -337,7 +337,7 @@ async def test_all_that_wait_are_refused_when_the_disk_fails(tmp_path: Path) -> 
 
 
 async def test_what_was_committed_is_not_held(tmp_path: Path) -> None:
-    """Bodies of requests would stay in memory for as long as nobody posts again."""
+    """Bodies of requests would stay in memory until the next request."""
     async with open_desk(tmp_path / "j") as desk:
         held: list[weakref.ref[object]] = []
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import structlog.testing
+import trio
 
 from daemon.errors import StartError
 from daemon.pipeline import high_water, segment_files
 from daemon.pipeline.database import Database
 from daemon.pipeline.operations import Append, Bury, Receipt, Seal, Settle
 from daemon.pipeline.schema import FILE
+from daemon.pipeline.totals import Totals
 from tests.pipeline.rig import append, batch, id_of, make_desk, open_desk, part
 
 if TYPE_CHECKING:
@@ -142,7 +144,7 @@ def test_what_was_stored_before_it_was_lost_is_not_missing(folder: Path) -> None
 
 
 def test_a_lost_removal_alone_is_named(folder: Path) -> None:
-    """Payloads that are stored again would be nobody's fault."""
+    """Payloads would be stored again without a word."""
     request = requests(1)[0]
     with closing(Database(folder / FILE)) as database:
         database.commit([request])
@@ -237,7 +239,7 @@ def test_segments_without_any_journal_still_refuse_the_start(folder: Path) -> No
 
 
 def test_a_journal_that_was_emptied_and_deleted_in_order_is_no_damage(folder: Path) -> None:
-    """Who starts afresh would be told of payloads that were stored long ago."""
+    """An operator who starts anew would be told of payloads that were stored long ago."""
     request = requests(1)[0]
     with closing(Database(folder / FILE)) as database:
         database.commit([request])
@@ -265,6 +267,34 @@ def test_no_bit_of_the_record_makes_up_a_loss(folder: Path) -> None:
     with closing(Database(left / FILE)) as database:
         assert database.high_water.unreadable
         assert database.high_water.damage is None
+
+
+@pytest.mark.parametrize("step", ["HighWater.begin", "Totals.write"])
+def test_a_start_that_is_killed_does_not_forget_the_loss(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A start that fails behind the comparison would leave a journal that looks whole."""
+    left = crash(folder, [[one] for one in requests(40)], fold_behind=10)
+    (left / WAL).unlink()
+
+    class KilledError(Exception):
+        """The end of a process."""
+
+    def end(*_: object) -> None:
+        raise KilledError
+
+    owner = {"HighWater.begin": high_water.HighWater, "Totals.write": Totals}[step]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step.partition(".")[2], end)
+        with pytest.raises(KilledError):
+            Database(left / FILE)
+    for _ in range(2):
+        database = Database(left / FILE)
+        found = database.high_water.damage
+        assert found is not None
+        assert (found.payloads, found.at_least) == (90, False)
+        assert (database.totals.jobs, database.totals.next) == (10, 41)
+        database.close()  # without an operator who has seen it
 
 
 def test_a_disk_that_refuses_the_record_stops_no_commit(
@@ -302,3 +332,15 @@ async def test_the_loss_is_said_in_the_log_the_health_and_a_metric(folder: Path)
         async with open_desk(left / FILE) as desk:
             assert not desk.health.troubles
     assert lines == []
+
+
+async def test_the_record_is_synced_within_seconds(folder: Path) -> None:
+    """After a power cut the lower bound would be that of the daemon's start, days ago."""
+    desk = make_desk(folder / FILE)
+    async with desk.journal.at_work():
+        await desk.take(1)
+        mark = desk.journal._database.high_water
+        with trio.fail_after(20):
+            while mark._dirty:  # noqa: ASYNC110 - nothing tells of it
+                await trio.sleep(0.05)
+    await desk.journal.aclose()

@@ -69,6 +69,19 @@ async def test_an_empty_collection_is_taken_and_stores_nothing() -> None:
     assert door.channel.jobs == 0
 
 
+async def test_neither_an_empty_collection_nor_a_refused_request_leaves_a_key() -> None:
+    """A client that reuses the key of nothing would have its payloads dropped."""
+    door = Door(max_jobs=1)
+    await door.intake.accept([], "key")
+    await door.intake.accept([b"1"])
+    with pytest.raises(RefusedError):
+        await door.intake.accept([b"2"], "key")
+    door.channel.receive_nowait()
+    door.channel.release(2)
+    assert (await door.intake.accept([b"3"], "key")).payloads == 1
+    assert door.channel.receive_nowait().lines == b"3\n"
+
+
 async def test_refusal_says_what_would_happen() -> None:
     """`/readyz` takes an instance out of rotation by it."""
     door = Door(max_jobs=1)

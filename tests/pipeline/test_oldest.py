@@ -63,7 +63,7 @@ def test_a_look_goes_on_where_the_last_one_ended(
 async def test_a_backlog_that_cannot_be_read_shows_its_age(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The alert that everybody has would say 0 while nothing moves."""
+    """The usual alert would see an age of 0 while nothing moves."""
     monkeypatch.setattr(chores, "_BETWEEN", 0.02)
     with closing(Database(tmp_path / "j")) as database:
         database.commit([request(0)])

@@ -91,7 +91,7 @@ async def test_dead_letters_of_a_running_daemon(tmp_path: Path) -> None:
 
 
 async def test_a_payload_cannot_command_the_terminal_that_shows_it(tmp_path: Path) -> None:
-    """Whoever posts a payload could rewrite the screen of the operator who looks at it."""
+    """A client that posts a payload could rewrite the screen of the operator who looks at it."""
     payload = '"a\x9b2Jb\u202ec ü"'
     async with moody_store() as store, running_daemon(tmp_path, store.environ) as daemon:
         await _bury(daemon, store, tmp_path, [payload.encode()])
@@ -197,7 +197,7 @@ def _damage(state: Path) -> None:
 
 
 async def test_damage_is_found_kept_and_dropped(tmp_path: Path) -> None:
-    """A payload would be stored altered, or be missing, and nobody would hear of it."""
+    """A payload would be stored altered, or be missing without a word."""
     state = tmp_path / "payloadd-data"
     async with moody_store("hang") as store:
         env = {**store.environ, "DRAIN_TIMEOUT": "0s"}

@@ -56,7 +56,7 @@ class Outcome:
     tally: dict[str, int]
     """What the hostile clients got."""
     disk_errors: int
-    """Answers to anybody."""
+    """Answers to all clients."""
     errors: dict[str, int]
     """Events of the daemon's log at level error."""
     ended: bool
