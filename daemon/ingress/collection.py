@@ -57,6 +57,8 @@ _VALUE: Final = Decoder(Raw)
 
 _MOST_NAMES_IN_LOOP: Final = 1000
 """Members of the outermost object that are looked at in the event loop: 0.3 ms."""
+_PARSED_TWICE_IN_LOOP: Final = 128 * 2**10
+"""Bytes of a document that the event loop has time to parse a second time: 1 ms."""
 _MOST_NAMES: Final = 100_000
 _WINDOW: Final = 2**18
 """Bytes of lines that are split at once."""
@@ -90,13 +92,20 @@ def payloads_of_json(data: Body, start: int, *, in_loop: bool, most: int) -> lis
     body = memoryview(data)[start:] if start else data
     if not in_loop and data.count(b",", start) > _MANY_COMMAS:
         _check_number(body, most)
+    once = in_loop and len(data) - start > _PARSED_TWICE_IN_LOOP
+    looks_at_names = _may_repeat_names(data, start)
+    if once and looks_at_names:
+        raise TooMuchWorkError
     try:
         collection = _parse(_COLLECTION, body)
     except ValidationError as error:
+        if once:
+            raise TooMuchWorkError from None
         # msgspec stops at the first wrong shape; what follows may be no JSON at all.
         _parse(_VALUE, body)
         raise Problem("NOT_A_COLLECTION", str(error)) from None
-    _check_names(data, start, in_loop=in_loop)
+    if looks_at_names:
+        _check_names(data, start, in_loop=in_loop)
     match collection.payloads, collection.data:
         case (list(payloads), UnsetType()) | (UnsetType(), list(payloads)):
             if len(payloads) > most:
@@ -195,18 +204,22 @@ def _behind_element(array: bytes, position: int, most_steps: int) -> tuple[int, 
     return position, steps
 
 
+def _may_repeat_names(data: Body, start: int) -> bool:
+    """Return whether ``payloads`` or ``data`` may be there twice as a name: counts bytes only."""
+    # A name without an escape for a letter (U+0061 to U+007A) is written as it is.
+    return (
+        data.find(b"\\u006", start) >= 0
+        or data.find(b"\\u007", start) >= 0
+        or data.count(b'"payloads"', start) > 1
+        or data.count(b'"data"', start) > 1
+    )
+
+
 def _check_names(data: Body, start: int, *, in_loop: bool) -> None:
     """Raise Problem MALFORMED where ``payloads`` or ``data`` is there twice, escaped or not.
 
     msgspec takes the last one and drops the others without a word.
     """
-    # Without an escape for a letter a name can only be written as it is: no need to look closer.
-    if (
-        data.find(b"\\u00", start) < 0
-        and data.count(b'"payloads"', start) <= 1
-        and data.count(b'"data"', start) <= 1
-    ):
-        return
     names: list[str] = []
 
     def note(_type: type, name: Any) -> _Name:  # noqa: ANN401 - msgspec's signature

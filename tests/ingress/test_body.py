@@ -6,6 +6,7 @@ import gzip
 import json
 import tracemalloc
 import zlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -343,3 +344,16 @@ def test_the_limit_is_exact(coding: str | None) -> None:
     problem = problem_of(pack(TEXT + b" "), coding=coding, limit=limit)
     assert (problem.status, problem.code) == (413, "TOO_LARGE")
     assert str(limit) in problem.detail
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b'{"\\u0061":1,"payloads":[', b'{"a":{"payloads":1},"payloads":[', b'{"version":1,"a":['],
+)
+def test_a_larger_document_is_parsed_once_in_the_event_loop(start: bytes) -> None:
+    """64 clients would make all others wait for 0.3 s: each parse takes milliseconds."""
+    limits = bodies.Limits(MIB, MOST)
+    for size, too_much in ((1000, False), (200_000, True)):
+        document = start + b'"%s"]}' % (b"x" * size)
+        with pytest.raises(TooMuchWorkError) if too_much else suppress(Problem):
+            bodies.decode(document, "application/json", None, limits, in_loop=True)

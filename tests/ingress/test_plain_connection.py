@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,6 +55,22 @@ async def test_a_body_in_pieces(size: int, handed_over: list[TCPServer]) -> None
         assert (await wire.answer()).status == 202
         assert rig.intake.taken == [[text]]
         assert not handed_over
+
+
+async def test_small_requests_go_before_larger_ones() -> None:
+    """64 clients with bodies that take 5 ms each would make all others wait for 0.3 s."""
+    text = b'"%s"' % (b"x" * 40_000)
+    large, small = post(b'{"payloads":[%s]}' % text), post()
+    async with running() as rig, AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(rig.wire()) for _ in range(6)]
+        await wait_all_tasks_blocked()
+        # In one turn of the event loop, the small request last.
+        for wire in wires[:-1]:
+            os.write(wire.stream.socket.fileno(), large)
+        os.write(wires[-1].stream.socket.fileno(), small)
+        for wire in wires:
+            assert (await wire.answer()).status == 202
+        assert rig.intake.taken == [TAKEN, *[[text]] * 5]
 
 
 async def test_more_is_said_before_the_answer() -> None:
