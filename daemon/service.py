@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -55,6 +56,11 @@ E = TypeVar("E", bound=BaseException)
 
 _COLLECT_AFTER: Final = (5_000, 20, 50)
 """Containers more than were freed; collections of the youngest; of the middle-aged."""
+
+
+_SWITCH_SECONDS: Final = 0.0005
+"""How long the event loop keeps Python's lock while the journal's thread waits for it. A commit
+needs the lock some 30 times: with Python's own 5 ms, a busy loop makes it take 0.15 s or more."""
 
 
 class ExitStatus(IntEnum):
@@ -237,6 +243,7 @@ async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: l
         async with trio.open_nursery() as nursery:
             await nursery.start(serve, app, listeners, settings, stop, front)
             _quieten_the_collector()
+            sys.setswitchinterval(_SWITCH_SECONDS)
             if house.health.phase == "starting":
                 house.health.phase = "serving"
                 house.notifier.ready()
