@@ -11,7 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from daemon.errors import RefusedError
-from daemon.ingress import server
+from daemon.ingress import plain_connection, server
 from daemon.ingress.plain import PlainLane
 from daemon.ingress.quick import QuickStream
 from tests.ingress.rig import COLLECTION, post, running
@@ -57,8 +57,10 @@ async def test_a_body_in_pieces(size: int, handed_over: list[TCPServer]) -> None
         assert not handed_over
 
 
-async def test_small_requests_go_before_larger_ones() -> None:
+async def test_small_requests_go_before_larger_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 clients with bodies that take 5 ms each would make all others wait for 0.3 s."""
+    # As much as comes in one piece.
+    monkeypatch.setattr(plain_connection, "_DECODED_AT_ONCE", 1000)
     text = b'"%s"' % (b"x" * 40_000)
     large, small = post(b'{"payloads":[%s]}' % text), post()
     async with running() as rig, AsyncExitStack() as stack:
