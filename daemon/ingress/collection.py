@@ -57,6 +57,8 @@ _VALUE: Final = Decoder(Raw)
 
 _MOST_NAMES_IN_LOOP: Final = 1000
 """Members of the outermost object that are looked at in the event loop: 0.3 ms."""
+_PARSED_TWICE_IN_LOOP: Final = 128 * 2**10
+"""Bytes of a document that the event loop has time to parse a second time: 1 ms."""
 _MOST_NAMES: Final = 100_000
 _TWO_MEMBERS: Final = len('{"data":[],"data":[]}') - 1
 """Bytes around the payloads from which a document may have a member twice."""
@@ -92,9 +94,12 @@ def payloads_of_json(data: Body, start: int, *, in_loop: bool, most: int) -> lis
     body = memoryview(data)[start:] if start else data
     if not in_loop and data.count(b",", start) > _MANY_COMMAS:
         _check_number(body, most)
+    once = in_loop and len(data) - start > _PARSED_TWICE_IN_LOOP
     try:
         collection = _parse(_COLLECTION, body)
     except ValidationError as error:
+        if once:
+            raise TooMuchWorkError from None
         # msgspec stops at the first wrong shape; what follows may be no JSON at all.
         _parse(_VALUE, body)
         raise Problem("NOT_A_COLLECTION", str(error)) from None
@@ -102,15 +107,9 @@ def payloads_of_json(data: Body, start: int, *, in_loop: bool, most: int) -> lis
         case (list(payloads), UnsetType()) | (UnsetType(), list(payloads)):
             if len(payloads) > most:
                 raise too_many(most)
-            # Without payloads, and a comma for each, what is left is most often `{"payloads":[]}`
-            # and a few blanks: in so few bytes no member is there twice. To search a body of 64 KiB
-            # for the names takes 80 µs.
-            around = len(data) - start - sum(map(len, payloads)) - len(payloads)
-            if collection.version:
-                around -= len('"version":"",') + len(collection.version)
-            if collection.token:
-                around -= len('"token":"",') + len(collection.token)
-            if around >= _TWO_MEMBERS:
+            if _may_repeat_names(collection, payloads, data, start):
+                if once:
+                    raise TooMuchWorkError
                 _check_names(data, start, in_loop=in_loop)
             if data.find(b"\n", start) >= 0 or data.find(b"\r", start) >= 0:
                 return [_one_line(payload) for payload in payloads]
@@ -207,18 +206,32 @@ def _behind_element(array: bytes, position: int, most_steps: int) -> tuple[int, 
     return position, steps
 
 
+def _may_repeat_names(
+    collection: _Collection, payloads: Sequence[Raw], data: Body, start: int
+) -> bool:
+    """Return whether ``payloads`` or ``data`` may be there twice as a name: counts bytes only."""
+    # Without payloads, and a comma for each, what is left is most often `{"payloads":[]}` and a few
+    # blanks: in so few bytes no member is there twice. To search 64 KiB for the names takes 80 µs.
+    around = len(data) - start - sum(map(len, payloads)) - len(payloads)
+    if collection.version:
+        around -= len('"version":"",') + len(collection.version)
+    if collection.token:
+        around -= len('"token":"",') + len(collection.token)
+    if around < _TWO_MEMBERS:
+        return False
+    # A name without an escape for a letter (U+0061 to U+007A) is written as it is. To look for a
+    # backslash alone is a hundred times as fast as for more.
+    escaped = data.find(b"\\", start) >= 0 and (
+        data.find(b"\\u006", start) >= 0 or data.find(b"\\u007", start) >= 0
+    )
+    return escaped or data.count(b'"payloads"', start) > 1 or data.count(b'"data"', start) > 1
+
+
 def _check_names(data: Body, start: int, *, in_loop: bool) -> None:
     """Raise Problem MALFORMED where ``payloads`` or ``data`` is there twice, escaped or not.
 
     msgspec takes the last one and drops the others without a word.
     """
-    # Without an escape for a letter a name can only be written as it is: no need to look closer.
-    if (
-        (data.find(b"\\", start) < 0 or data.find(b"\\u00", start) < 0)
-        and data.count(b'"payloads"', start) <= 1
-        and data.count(b'"data"', start) <= 1
-    ):
-        return
     names: list[str] = []
 
     def note(_type: type, name: Any) -> _Name:  # noqa: ANN401 - msgspec's signature

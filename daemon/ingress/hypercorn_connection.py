@@ -4,6 +4,7 @@
   answer. Hypercorn takes the end of the input for the end of the connection.
 - ``Upgrade: h2c`` is ignored, as RFC 9113, section 3.1, has it: a proxy that looks at requests
   would see the first one only. HTTP/2 on a connection's first bytes (prior knowledge) stays.
+- PRIORITY is ignored.
 - What an HTTP/2 client sends is processed in small pieces; see ``http2_input``.
 """
 
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import h2.connection
 import h2.errors
+import h2.events
 import h2.exceptions
 import h2.stream
 import h11
@@ -126,6 +128,7 @@ class HypercornConnection(TCPServer):
     async def _read_http2(self, protocol: H2Protocol, data: bytes) -> None:
         # Hypercorn tells the client, and does not bound what is decoded.
         protocol.connection.decoder.max_header_list_size = LARGEST_HEADER_LIST
+        protocol._priority_updated = _ignore_priority  # type: ignore[assignment,method-assign]  # noqa: SLF001
         standing = self._client.standing
         standing.in_hand = False
         cutter = FrameCutter()
@@ -169,6 +172,14 @@ class HypercornConnection(TCPServer):
             )
         whole = protocol.connection.their_state in _RECEIVED_WHOLE
         return self._client.clock.requests > 0 and not whole
+
+
+async def _ignore_priority(_event: h2.events.PriorityUpdated) -> None:
+    """Do nothing: RFC 9113, section 5.3.2, deprecates the priorities of HTTP/2's first version.
+
+    Hypercorn keeps a tree of up to 1,000 streams that the client makes up, and one frame of 14
+    bytes has all of them move.
+    """
 
 
 def _awaits_body(connection: h2.connection.H2Connection, stream_id: int) -> bool:

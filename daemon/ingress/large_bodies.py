@@ -31,7 +31,7 @@ from daemon.ingress.body_process import (
     receive_answer,
     send_head,
 )
-from daemon.ingress.problem import Problem
+from daemon.ingress.problem import Problem, refused
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ log = get_logger(__name__)
 
 _SECONDS: Final = 30.0
 """How long one body may take. The worst of 16 MiB takes 3 s on one slow core."""
+_MOST_OF_A_CLIENT: Final = 64
+"""Bodies of one client that wait. Compressed, a few bytes wait as long as megabytes, and each one
+keeps a connection that cannot be closed for another."""
+_LONGEST_WAIT: Final = 10.0
+"""Seconds that a body may be expected to wait."""
 _IDLE_SECONDS: Final = 60.0
 _END_SECONDS: Final = 1.0
 _RETRY_AFTER: Final = 2
@@ -93,11 +98,18 @@ class LargeBodies:
         # By client, the one whose turn is next first. Each body holds its memory already
         # (MAX_REQUEST_BYTES), and is one of a connection's requests.
         self._waiting: dict[str | None, deque[LargeBody]] = {}
+        self._seconds = 0.0
+        """What one body takes: a moving average."""
         self._news = trio.Event()
         self._process: _Process | None = None
 
     def add(self, body: LargeBody) -> None:
-        """Decode a body when its turn comes."""
+        """Decode a body when its turn comes; raises Problem BUSY where that would take too long."""
+        own = self._waiting.get(body.client, ())
+        # Clients take turns: none has more bodies decoded in front of this one than its own client.
+        ahead = sum(min(len(bodies), len(own)) for bodies in self._waiting.values())
+        if len(own) >= _MOST_OF_A_CLIENT or ahead * self._seconds > _LONGEST_WAIT:
+            raise refused(busy("too many large requests; nothing of this one was taken"))
         self._waiting.setdefault(body.client, deque()).append(body)
         self._news.set()
 
@@ -126,7 +138,9 @@ class LargeBodies:
                     if trio.current_time() - body.since > self._patience:
                         body.refuse(busy("too many large requests; nothing of this one was taken"))
                     else:
+                        began = trio.current_time()
                         await self._work_on(body)
+                        self._seconds += (trio.current_time() - began - self._seconds) / 8
         finally:
             with trio.CancelScope(shield=True):
                 await self._end_process()

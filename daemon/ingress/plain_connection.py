@@ -6,6 +6,7 @@ to a body, to the door; the answer comes by a call from the commit that made it 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVarTuple
 
 import trio
@@ -34,6 +35,9 @@ _HEAD_BYTES: Final = 120 * 2**10
 """What a read takes: a POST of 64 KiB with its head, and no more than malloc(3) has at hand."""
 _BODY_BYTES: Final = 262_144
 _FASTEST: Final = 2**40
+_DECODED_AT_ONCE: Final = 80 * 2**10
+"""Bytes of a body that takes 0.7 ms at most; larger ones are deferred. To hold several bodies of
+64 KiB at a time costs each of them half as much again: their memory comes from the system."""
 _KEPT_HEAD: Final = 1024
 """What is kept of each request under way, for the log line of one that is refused."""
 
@@ -244,6 +248,13 @@ class PlainConnection:
 
     def _submit(self, request: PlainRequest, data: bytes | bytearray, start: int) -> None:
         self._waits = True
+        if len(data) - start <= _DECODED_AT_ONCE:
+            self._submit_now(request, data, start)
+        else:
+            submit = partial(self._submit_now, request, data, start)
+            self._lane.defer(partial(self._guard, submit))
+
+    def _submit_now(self, request: PlainRequest, data: bytes | bytearray, start: int) -> None:
         try:
             self._lane.door.submit(request.headers, data, start, self.done, self._client)
         except Problem as problem:

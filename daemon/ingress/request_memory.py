@@ -4,8 +4,9 @@ A body takes its memory before its first byte is read, as much as its Content-Le
 parts of bodies were let in, all of them could wait for the rest for ever. It gives the memory back
 with the answer. Where there is none left, the request waits, unread in the kernel's buffers, and
 after some seconds it is refused (503 BUSY). Bodies of up to 64 KiB may use a part of the bound
-that larger ones may not, so a few clients that announce megabytes and send nothing do not shut
-small requests out; and while requests wait, the slowest senders are ended for them.
+that larger ones may not, and bodies of up to 4 KiB another one: clients that announce much and
+send nothing do not shut small requests out. No request waits behind one of a larger class, which
+has less memory to wait for; and while requests wait, the slowest senders are ended for them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
 SMALL: Final = 64 * 2**10
 """Bytes of a body up to which it may use the reserve."""
+_TINY: Final = 4 * 2**10
+"""Bytes of a body up to which it may use all of the bound."""
 _RESERVE_SHARE: Final = 8
-"""One of so many parts of the bound is for small bodies."""
+"""One of so many parts of the bound is for small bodies, and half of that for tiny ones."""
 PATIENCE: Final = 5.0
 """Seconds that a request waits for memory before it is refused."""
 _PRESSURE: Final = 0.5
@@ -71,21 +74,25 @@ class RequestMemory:
         self.used = 0
         self._bound = bound
         # The largest body has to fit, or it would wait for ever.
-        self._bound_of_large = max(bound - bound // _RESERVE_SHARE, max_length)
+        reserve = bound // _RESERVE_SHARE
+        self._bounds = (
+            bound,
+            max(bound - reserve // 2, min(SMALL, max_length)),
+            max(bound - reserve, max_length),
+        )
+        """How much may be in use with a body of each class: tiny, small, large."""
         self._waiting: dict[Waiter, None] = {}
-        """All that wait, in the order in which they came."""
-        self._small: dict[Waiter, None] = {}
-        """Those of them that may use the reserve."""
-        self._granting = False
         self._receiving: dict[Receiver, None] = {}
         self._news = trio.Event()
         self._paid_back: trio.Event | None = None
+        self._granting = False
+        self._stale = False
+        """Whether memory was given back since those that wait were last looked at."""
 
     def take(self, size: int) -> bool:
         """Take memory; returns False, and takes none, where there is none left."""
-        bound = self._bound if size <= SMALL else self._bound_of_large
-        # Behind those that wait, unless the reserve is there for it.
-        if self.used + size > bound or (self._waiting and size > SMALL):
+        # Large ones behind those that wait: the reserve is not for them.
+        if self.used + size > self._bounds[_class_of(size)] or (self._waiting and size > SMALL):
             return False
         self.used += size
         return True
@@ -118,15 +125,12 @@ class RequestMemory:
         """Wait in line: calls ``granted``, or ``refused`` after PATIENCE. Neither may raise."""
         waiter = Waiter(size, trio.current_time(), granted, refused)
         self._waiting[waiter] = None
-        if size <= SMALL:
-            self._small[waiter] = None
         self._news.set()
         return waiter
 
     def forget(self, waiter: Waiter) -> None:
         """Call neither: the request is gone."""
         self._waiting.pop(waiter, None)
-        self._small.pop(waiter, None)
 
     async def acquire(self, size: int) -> bool:
         """Take memory, waiting in line if need be; returns False after PATIENCE."""
@@ -167,41 +171,48 @@ class RequestMemory:
                 if now - waiter.since >= PATIENCE:
                     self.forget(waiter)
                     waiter.refused()
-            first = next(iter(self._waiting), None)
-            if first is None:
+            if not self._waiting:
                 self._news = trio.Event()
-            elif now - first.since >= _PRESSURE:
-                self._end_slowest_for(first, now)
+            for waiter in self._first_of_each_class():
+                if waiter in self._waiting and now - waiter.since >= _PRESSURE:
+                    self._end_slowest_for(waiter, now)
+
+    def _first_of_each_class(self) -> list[Waiter]:
+        """Return the requests that have waited longest for tiny, small and large bodies."""
+        first: dict[int, Waiter] = {}
+        for waiter in self._waiting:
+            first.setdefault(_class_of(waiter.size), waiter)
+        return [*first.values()]
 
     def _grant(self) -> None:
-        """Give those that wait what there is, in the order in which they came.
+        """Give those that wait what there is: in order, but past those of a larger class.
 
-        ``granted`` may give memory back before it returns: the loop that runs sees that too. To
-        go through the line within it would grant a request twice.
+        A request that is granted its memory may give it back within the call, which leads here
+        again: that is left to the call which is under way, or a request would be granted twice.
         """
+        self._stale = True
         if self._granting:
             return
         self._granting = True
         try:
-            while (waiter := self._next_waiter()) is not None:
-                self.forget(waiter)
-                self.used += waiter.size
-                waiter.granted()
+            while self._stale:
+                self._stale = False
+                self._grant_once()
         finally:
             self._granting = False
 
-    def _next_waiter(self) -> Waiter | None:
-        """Return the first waiter if it fits, else the first small one for which the reserve does.
-
-        A large request at the head of the line holds up no small one behind it.
-        """
-        for line in (self._waiting, self._small):
-            waiter = next(iter(line), None)
-            if waiter is not None:
-                bound = self._bound if waiter.size <= SMALL else self._bound_of_large
-                if self.used + waiter.size <= bound:
-                    return waiter
-        return None
+    def _grant_once(self) -> None:
+        closed = len(self._bounds)
+        for waiter in list(self._waiting):
+            size_class = _class_of(waiter.size)
+            if size_class >= closed or waiter not in self._waiting:
+                continue
+            if self.used + waiter.size > self._bounds[size_class]:
+                closed = size_class
+                continue
+            self.forget(waiter)
+            self.used += waiter.size
+            waiter.granted()
 
     def _end_slowest_for(self, waiter: Waiter, now: float) -> None:
         """End the slowest senders until ``waiter`` has its memory."""
@@ -212,3 +223,8 @@ class RequestMemory:
                 return
             if receiver in self._receiving:
                 receiver.end_slow()
+
+
+def _class_of(size: int) -> int:
+    """Return the class of a body: 0 for a tiny one, 1 for a small one, 2 for a large one."""
+    return (size > _TINY) + (size > SMALL)

@@ -11,10 +11,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from daemon.errors import StartError
-from daemon.pipeline import reading, small_tables
+from daemon.pipeline import high_water, reading, small_tables
 from daemon.pipeline.damage import CODE, DamagedRow, Finding, describe, is_corrupt
 from daemon.pipeline.rows import IN_RANGE
 from daemon.pipeline.scan import Scan, is_trouble
+from daemon.pipeline.schema import FILE
 from daemon.pipeline.structure import check_schema, find_problems
 from daemon.pipeline.totals import Totals, count
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from daemon.pipeline.high_water import Mark
     from daemon.pipeline.rows import Row
 
 _AT_ONCE: Final = 2000
@@ -51,6 +53,8 @@ _APART: Final = "SELECT first, last FROM dead UNION ALL SELECT first, last FROM 
 def verify(connection: sqlite3.Connection, state_dir: Path) -> list[Finding]:
     """Return all that is damaged. Raises sqlite3.Error where the disk gives errors."""
     found: list[Finding] = []
+    # Before the tables: a daemon that runs writes it behind each commit.
+    mark = _read_mark(state_dir)
     try:
         check_schema(connection)
     except StartError as error:
@@ -63,7 +67,34 @@ def verify(connection: sqlite3.Connection, state_dir: Path) -> list[Finding]:
             found += check(connection)
         except sqlite3.Error as error:
             found.append(Finding("file", _reason(error)))
+    if mark is not None:
+        found += _lost_commits(connection, mark)
     return [*found, *check_jobs(connection, state_dir), *_known(connection)]
+
+
+def _read_mark(state_dir: Path) -> Mark | None:
+    """Return how far the journal had come, None where that is not known."""
+    with suppress(OSError):
+        return high_water.read(state_dir / FILE)
+    return None
+
+
+def _lost_commits(connection: sqlite3.Connection, mark: Mark) -> list[Finding]:
+    """Return what is missing because commits are gone from the file, now or at an earlier start."""
+    found = []
+    if mark.missing:
+        reason = "were missing at an earlier start (PAYLOADS_MISSING)"
+        found.append(Finding("file", f"payloads {reason}", payloads=mark.missing))
+    with suppress(sqlite3.Error):
+        for following, accepted in connection.execute("SELECT next, accepted FROM totals"):
+            if isinstance(following, int) and isinstance(accepted, int) and mark.next > following:
+                missing = max(0, min(mark.accepted - accepted, mark.held))
+                reason = "commits are gone: journal.db-wal is missing, cut off or damaged"
+                first, last = following, mark.next - 1
+                found.append(
+                    Finding("file", reason, first, last, last - first + 1, payloads=missing)
+                )
+    return found
 
 
 def check_small_tables(connection: sqlite3.Connection) -> list[Finding]:

@@ -6,6 +6,7 @@ import gzip
 import json
 import tracemalloc
 import zlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -366,3 +367,16 @@ def test_what_takes_long_is_not_decoded_in_the_event_loop(
     with pytest.raises(TooMuchWorkError):
         bodies.decode(body, content_type, coding, limits, in_loop=True)
     bodies.decode(body, content_type, coding, limits)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b'{"\\u0061":1,"payloads":[', b'{"a":{"payloads":1},"payloads":[', b'{"version":1,"a":['],
+)
+def test_a_larger_document_is_parsed_once_in_the_event_loop(start: bytes) -> None:
+    """64 clients would make all others wait for 0.3 s: each parse takes milliseconds."""
+    limits = bodies.Limits(MIB, MOST)
+    for size, too_much in ((1000, False), (200_000, True)):
+        document = start + b'"%s"]}' % (b"x" * size)
+        with pytest.raises(TooMuchWorkError) if too_much else suppress(Problem):
+            bodies.decode(document, "application/json", None, limits, in_loop=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from contextlib import suppress
+from itertools import cycle
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import h2.errors
 import h2.events
 import pytest
 import trio
+from priority.priority import PriorityTree
 
 from tests.ingress.rig import COLLECTION, post, running
 
@@ -153,6 +155,15 @@ def window_updates() -> Iterator[bytes]:
         yield frame(8, 0, 0, struct.pack(">I", 1))
 
 
+def priorities() -> Iterator[bytes]:
+    """Yield priorities that make all of a thousand streams depend on another one each time."""
+    streams = range(1, 1800, 2)
+    for stream in streams:
+        yield frame(2, 0, stream, struct.pack(">IB", 0, 1))
+    for stream in cycle(streams):
+        yield frame(2, 0, stream, struct.pack(">IB", 2**31, 1))
+
+
 def rapid_resets() -> Iterator[bytes]:
     """Yield requests that are taken back at once."""
     client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
@@ -176,7 +187,9 @@ def empty_data() -> Iterator[bytes]:
         yield frame(0, 0, 1)
 
 
-@pytest.mark.parametrize("flood", [pings, settings, window_updates, rapid_resets, empty_data])
+@pytest.mark.parametrize(
+    "flood", [pings, settings, window_updates, priorities, rapid_resets, empty_data]
+)
 async def test_a_flood_of_frames_holds_nothing_up(flood: object) -> None:
     """A few connections with small frames would make all other clients wait for seconds."""
     assert callable(flood)
@@ -199,6 +212,20 @@ async def test_a_flood_of_frames_holds_nothing_up(flood: object) -> None:
     assert sorted(waits)[len(waits) // 2] < 0.1
     assert max(waits) < 1
     assert longest[0] < 0.25
+
+
+async def test_priorities_of_http2_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame of 14 bytes would have Hypercorn move a thousand streams that do not exist."""
+    moved: list[object] = []
+    for name in ("reprioritize", "insert_stream"):
+        monkeypatch.setattr(PriorityTree, name, lambda *arguments: moved.append(arguments))
+    made = priorities()
+    async with running() as rig, rig.wire() as wire:
+        await wire.send(PREFACE, frame(4, 0, 0), *(next(made) for _ in range(1000)))
+        await wire.send(frame(6, 0, 0, b"12345678"))
+        while frame(6, 1, 0, b"12345678") not in wire._buffer:
+            await wire._more()
+    assert moved == []
 
 
 async def watch_the_loop(longest: list[float]) -> None:

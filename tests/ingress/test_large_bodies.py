@@ -216,6 +216,35 @@ async def test_a_body_that_waited_too_long_is_refused(nursery: trio.Nursery) -> 
     assert refused.code == "BUSY"
 
 
+async def test_a_client_with_many_large_bodies_is_refused_at_once(nursery: trio.Nursery) -> None:
+    """Requests of 200 bytes that take long to decode would keep all connections for 30 s."""
+    taken = 0
+    finished = trio.Event()
+
+    async def take(_: Lines) -> None:
+        nonlocal taken
+        taken += 1
+        if taken == 65:
+            finished.set()
+
+    def refuse(problem: Problem | RefusedError) -> None:
+        pytest.fail(str(problem))
+
+    def add(client: str) -> None:
+        bodies.add(LargeBody(b'{"payloads":[1]}', 0, JSON, None, take, refuse, client))
+
+    bodies = LargeBodies(LIMITS, 60, settled)
+    for _ in range(64):
+        add("192.0.2.1")
+    with pytest.raises(Problem, match="too many large requests"):
+        add("192.0.2.1")
+    add("192.0.2.2")
+    nursery.start_soon(bodies.run)
+    with trio.fail_after(60):
+        await finished.wait()
+    add("192.0.2.1")
+
+
 async def test_small_requests_go_by_while_large_ones_are_decoded() -> None:
     """Every client would wait for the largest document of another."""
     wide = b'{"payloads":[[' + b"1," * (4 * MIB) + b"1]]}"

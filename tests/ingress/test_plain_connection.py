@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -11,7 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from daemon.errors import RefusedError
-from daemon.ingress import server
+from daemon.ingress import plain_connection, server
 from daemon.ingress.plain import PlainLane
 from daemon.ingress.quick import QuickStream
 from tests.ingress.rig import COLLECTION, post, running
@@ -57,6 +58,24 @@ async def test_a_body_in_pieces(size: int, handed_over: list[TCPServer]) -> None
         assert (await wire.answer()).status == 202
         assert rig.intake.taken == [[text]]
         assert not handed_over
+
+
+async def test_small_requests_go_before_larger_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 clients with bodies that take 5 ms each would make all others wait for 0.3 s."""
+    # As much as comes in one piece.
+    monkeypatch.setattr(plain_connection, "_DECODED_AT_ONCE", 1000)
+    text = b'"%s"' % (b"x" * 40_000)
+    large, small = post(b'{"payloads":[%s]}' % text), post()
+    async with running() as rig, AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(rig.wire()) for _ in range(6)]
+        await wait_all_tasks_blocked()
+        # In one turn of the event loop, the small request last.
+        for wire in wires[:-1]:
+            os.write(wire.stream.socket.fileno(), large)
+        os.write(wires[-1].stream.socket.fileno(), small)
+        for wire in wires:
+            assert (await wire.answer()).status == 202
+        assert rig.intake.taken == [TAKEN, *[[text]] * 5]
 
 
 async def test_more_is_said_before_the_answer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import trio
@@ -48,7 +49,11 @@ def test_the_bound_holds_and_a_part_of_it_is_for_small_bodies() -> None:
     small = 0
     while memory.take(SMALL):
         small += 1
-    assert small == 2 * MIB // SMALL
+    assert small == MIB // SMALL
+    tiny = 0
+    while memory.take(4096):
+        tiny += 1
+    assert tiny == MIB // 4096
     assert memory.used == 16 * MIB
     memory.release(16 * MIB)
     assert memory.used == 0
@@ -117,6 +122,60 @@ async def test_a_large_request_in_line_holds_up_no_small_one_behind_it() -> None
     assert granted == ["small"]
     memory.release(2 * MIB)
     assert granted == ["small", "large"]
+
+
+async def test_no_request_waits_behind_a_larger_one() -> None:
+    """Clients that announce 64 KiB and send nothing would make all others wait for 5 s."""
+    memory = RequestMemory(16 * MIB, 14 * MIB)
+    assert memory.take(14 * MIB)
+    assert memory.take(SMALL)
+    for _ in range(MIB // SMALL - 1):
+        assert memory.take(SMALL)
+    order: list[str] = []
+    for name, size in (("large", MIB), ("small", SMALL), ("small too", SMALL)):
+        memory.wait(size, partial(order.append, name), pytest.fail)
+    assert memory.take(1000)
+    memory.release(1000)
+    memory.release(SMALL)
+    assert order == ["small"]
+    memory.release(14 * MIB)
+    assert order == ["small", "large", "small too"]
+
+
+async def test_requests_that_end_when_they_get_their_memory_get_it_once() -> None:
+    """A malformed request that waited would take memory for ever: 503 for all later ones."""
+    memory = RequestMemory(MIB, MIB)
+    assert memory.take(MIB)
+    granted = [0] * 500
+
+    def refuse_at_once(number: int) -> None:
+        granted[number] += 1
+        memory.release(SMALL)
+
+    for number in range(len(granted)):
+        memory.wait(SMALL, partial(refuse_at_once, number), pytest.fail)
+    memory.release(MIB)
+    assert granted == [1] * len(granted)
+    assert memory.used == 0
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_slow_senders_are_ended_for_each_class() -> None:
+    """A large request at the head of the line would keep all others waiting behind it."""
+    memory = RequestMemory(16 * MIB, 14 * MIB)
+    senders = [Sender(memory, size, 1) for size in (*[SMALL] * 15, *[4096] * 256)]
+    assert memory.take(14 * MIB)
+    assert memory.take(SMALL)
+    for sender in senders:
+        sender.begin()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(memory.run)
+        await trio.sleep(1)
+        memory.wait(2 * MIB, lambda: None, lambda: None)
+        began = trio.current_time()
+        assert await memory.acquire(1000)
+        assert trio.current_time() - began <= 1
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_request_that_waits_too_long_is_refused(autojump_clock: MockClock) -> None:

@@ -17,8 +17,9 @@ from daemon.errors import StartError
 from daemon.pipeline import high_water, segment_files
 from daemon.pipeline.database import Database
 from daemon.pipeline.operations import Append, Bury, Receipt, Seal, Settle
-from daemon.pipeline.schema import FILE
+from daemon.pipeline.schema import FILE, look_into
 from daemon.pipeline.totals import Totals
+from daemon.pipeline.verify import verify
 from tests.pipeline.rig import append, batch, id_of, make_desk, open_desk, part
 
 if TYPE_CHECKING:
@@ -100,6 +101,27 @@ def test_the_count_of_missing_payloads_is_exact_after_a_kill(
         request = requests(1, 100)[0]
         database.commit([request])
         assert [job.seq for job in request.jobs] == [41]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut, flip, zero])
+def test_verify_finds_what_the_next_start_would(
+    folder: Path, damage: Callable[[Path], None]
+) -> None:
+    """A journal without its last commits is called undamaged, and its copy kept as a good one."""
+    left = crash(folder, [[one] for one in requests(40)], fold_behind=10)
+    copy = shutil.copytree(left, folder.with_name("copy"))
+    with closing(look_into(left / FILE)) as connection:
+        assert verify(connection, left) == []
+    damage(copy / WAL)
+    with closing(look_into(copy / FILE)) as connection:
+        found = verify(connection, copy)
+    with closing(Database(copy / FILE)) as database:
+        assert database.high_water.damage is not None
+        missing = database.high_water.damage.payloads
+    assert [one.payloads for one in found if one.table == "file"] == [missing]
+    with closing(look_into(copy / FILE)) as connection:
+        (known,) = verify(connection, copy)
+    assert known.payloads == missing
 
 
 def test_a_journal_that_was_killed_is_not_damaged(folder: Path) -> None:
