@@ -2,8 +2,9 @@
 
 glibc keeps what is freed for the next request, and after a rush of large bodies that is hundreds
 of MiB. The heap is trimmed (malloc_trim(3)) when much more of it is free than at the last look,
-which costs 1 ms for each 10 MiB, in a thread. To set the thresholds of mallopt(3) instead cost every
-small request a tenth of its CPU time. A library without these functions, such as musl, is left alone.
+which costs 1 ms for each 10 MiB, in a thread. To set the thresholds of mallopt(3) instead cost
+every small request a tenth of its CPU time. A library without these functions, such as musl, is
+left alone.
 """
 
 from __future__ import annotations
