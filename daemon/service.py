@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import signal
-import sys
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -60,11 +59,6 @@ _COLLECT_AFTER: Final = (5_000, 4, 250)
 Beside HTTP/2 a collection of the middle-aged took 75 ms with 20 instead of 4; those of all objects
 are as rare as before.
 """
-
-
-_SWITCH_INTERVAL: Final = 0.001
-"""Seconds for which a thread may keep Python's lock while another wants it. It is 5 ms by default:
-beside a busy event loop each step of a commit, and there are ten, would wait for so long."""
 
 
 class ExitStatus(IntEnum):
@@ -247,7 +241,6 @@ async def _serve_public(house: House, intake: Intake, stop: trio.Event, admin: l
         async with trio.open_nursery() as nursery:
             await nursery.start(serve, app, listeners, settings, stop, front)
             _quieten_the_collector()
-            sys.setswitchinterval(_SWITCH_INTERVAL)
             if house.health.phase == "starting":
                 house.health.phase = "serving"
                 house.notifier.ready()

@@ -17,6 +17,7 @@ from daemon.ingress.body import IN_LOOP_ROOM, Limits, check_headers, decode
 from daemon.ingress.decompression import TooMuchWorkError
 from daemon.ingress.large_bodies import LargeBodies, LargeBody, Lines
 from daemon.ingress.problem import Problem, refused
+from daemon.ingress.switching import Switching
 from daemon.logs import get_logger
 from daemon.pipeline.intake import Receipt
 
@@ -66,11 +67,15 @@ class Door:
         self.max_length = settings.max_length
         self.timeout = settings.request_timeout
         self.memory = memory
-        self.large = LargeBodies(self._limits, self.timeout, memory.wait_paid_back)
+        self.switching = Switching()
+        self.large = LargeBodies(
+            self._limits, self.timeout, memory.wait_paid_back, self.switching.busy
+        )
 
     async def run(self) -> None:
         """Do what requests wait for, for ever."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.switching.run)
             nursery.start_soon(self.memory.run)
             nursery.start_soon(self.large.run)
 

@@ -86,12 +86,18 @@ class LargeBodies:
     """The bodies that wait, and the process that decodes them."""
 
     def __init__(
-        self, limits: Limits, patience: float, settled: Callable[[], Awaitable[None]]
+        self,
+        limits: Limits,
+        patience: float,
+        settled: Callable[[], Awaitable[None]],
+        busy: Callable[[], object] = lambda: None,
     ) -> None:
         """Decode within ``limits``; ``settled`` returns when there is memory for the next.
 
         A body that has waited for ``patience`` seconds is refused: its client has given up.
+        ``busy`` is called when a body's turn has come.
         """
+        self._busy = busy
         self._limits = limits
         self._patience = patience
         self._settled = settled
@@ -133,6 +139,7 @@ class LargeBodies:
                     await self._news.wait()
                 self._news = trio.Event()
                 while self._waiting:
+                    self._busy()
                     await self._settled()
                     body = self._next()
                     if trio.current_time() - body.since > self._patience:

@@ -82,6 +82,7 @@ class PlainLane:
                 for read in self._readable():
                     read()
                     if perf_counter() > end:
+                        self.door.switching.busy()
                         await trio.lowlevel.checkpoint()
                         end = perf_counter() + _TURN
                 self._work_on_deferred(end)

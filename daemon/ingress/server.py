@@ -127,7 +127,8 @@ class _House:
         self._over = False
         self._empty = trio.Event()
         self._occupied = trio.Event()
-        self.turns = Turns()
+        lane = front.lane
+        self.turns = Turns() if lane is None else Turns(lane.door.switching.busy)
         self._app = asgi(app, settings.request_timeout, self.turns, front.memory)
         self._config = make_config()
         self._settings = settings

@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from time import perf_counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SECONDS: Final = 0.001
 """How long the bursts of one pass may take together, by the time that earlier ones took."""
@@ -24,7 +27,9 @@ _MOST: Final = 3
 class Turns:
     """A first-in, first-out gate in front of work that takes a part of a millisecond."""
 
-    def __init__(self) -> None:
+    def __init__(self, busy: Callable[[], object] = lambda: None) -> None:
+        """Call ``busy`` where more tasks wait than one pass lets go on."""
+        self._busy = busy
         self._waiting: deque[trio.lowlevel.Task] = deque()
         self._news = trio.Event()
         self._burst = _SECONDS / _MOST
@@ -51,7 +56,9 @@ class Turns:
             count = min(len(self._waiting), _MOST, max(1, int(_SECONDS / self._burst)))
             for _ in range(count):
                 trio.lowlevel.reschedule(self._waiting.popleft())
-            if not self._waiting:
+            if self._waiting:
+                self._busy()
+            else:
                 self._news = trio.Event()
             # Those tasks run in the next pass, and this one goes on in the pass behind it or in
             # the same: what lies between is what their bursts took, with what else there was.
