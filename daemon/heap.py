@@ -1,10 +1,10 @@
 """Memory that was freed goes back to the system.
 
 glibc keeps what is freed for the next request, and after a rush of large bodies that is hundreds
-of MiB. The heap is trimmed (malloc_trim(3)) when much more of it is free than at the last look,
-which costs 1 ms for each 10 MiB, in a thread. To set the thresholds of mallopt(3) instead cost
-every small request a tenth of its CPU time. A library without these functions, such as musl, is
-left alone.
+of MiB (mallopt(3), malloc_trim(3)). Blocks of a MiB and more come from the system one by one: they
+go back at once, and a body that grows is moved without a copy. For the rest the heap is trimmed
+when much more of it is free than at the last look, which costs 1 ms for each 10 MiB, in a thread. A
+library without these functions, such as musl, is left alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,13 @@ from typing import Final
 
 import trio
 
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_OWN_MAPPING_BYTES: Final = 2**20
+"""To be set at all keeps glibc from raising it to 32 MiB behind the first large block."""
+_KEPT_BYTES: Final = 32 * 2**20
+"""What glibc keeps at the end of the heap. It would be 128 KiB then: each body of 64 KiB would have
+its memory fetched from the system and given back."""
 _WORTH_A_TRIM: Final = 24 * 2**20
 """Free bytes in the heap."""
 _BETWEEN_LOOKS: Final = 2.0
@@ -35,6 +42,8 @@ async def keep_small() -> None:
     """Give free memory back every now and then, for ever."""
     libc = ctypes.CDLL(None)
     try:
+        libc.mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         look, trim = libc.mallinfo2, libc.malloc_trim
     except AttributeError:
         await trio.sleep_forever()
