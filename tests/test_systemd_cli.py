@@ -130,6 +130,7 @@ def test_an_instance_is_the_service_many_times() -> None:
         "Description=payloadd %i: takes JSON payloads by HTTP POST and stores them in S3",
         "PartOf=payloadd.target",
         "Sockets=payloadd.socket",
+        "NonBlocking=yes",
         "Environment=ADMIN_BIND=127.0.0.%i:8081",
         "EnvironmentFile=-/etc/payloadd/payloadd@%i.env",
         "StateDirectory=payloadd",

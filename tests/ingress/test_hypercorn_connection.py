@@ -48,7 +48,7 @@ REQUEST = [
 @pytest.mark.parametrize("sent", [IN_CHUNKS, post(), GET], ids=["chunked", "length", "get"])
 async def test_an_answer_after_the_end_of_the_input(sent: bytes) -> None:
     """The payloads would be stored, the client get no answer, and send them again."""
-    async with running() as rig:
+    async with running(max_connections=100) as rig:
 
         async def visit(*, late: bool) -> None:
             async with rig.wire() as wire:
