@@ -78,7 +78,7 @@ async def test_a_short_run_of_everything(
         assert one["honest"]
         assert one["tally"]["connections"] > 0
         # The kernel notes the peak at moments of its own, a little below what it says later.
-    assert 2**20 < one["rss_after"] <= one["peak_rss"] + 2**20
+        assert 2**20 < one["rss_after"] <= one["peak_rss"] + 2**20
         assert 0 < one["p50"] <= one["p99"] <= one["longest"]
     plot = tmp_path / "peers" / "plot.png"
     assert plot.exists() or "pip install -e '.[bench]'" in told
