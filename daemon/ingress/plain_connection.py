@@ -248,7 +248,8 @@ class PlainConnection:
 
     def _submit(self, request: PlainRequest, data: bytes | bytearray, start: int) -> None:
         self._waits = True
-        if len(data) - start <= _DECODED_AT_ONCE:
+        # What a few compressed bytes stand for is not known: up to 1 ms of work, then the process.
+        if len(data) - start <= _DECODED_AT_ONCE and request.headers.content_encoding is None:
             self._submit_now(request, data, start)
         else:
             submit = partial(self._submit_now, request, data, start)
