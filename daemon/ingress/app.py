@@ -68,7 +68,7 @@ class _Handler:
         if (request.content_length or 0) > self._door.max_length:
             raise too_large(self._door.max_length)
         body = await self._read_body()
-        answer = await self._door.take(headers, body, request.remote_addr or "unix")
+        answer = await self._door.take(headers, body, _client())
         return Response(answer, 202, content_type="application/json")
 
     async def _read_body(self) -> bytes:

@@ -87,7 +87,7 @@ class Door:
             raise refused(refusal)
         check_headers(headers.content_type, headers.content_encoding)
 
-    async def take(self, headers: PostHeaders, data: bytes, client: str) -> bytes:
+    async def take(self, headers: PostHeaders, data: bytes, client: str | None) -> bytes:
         """Take one request of ``client``, whole or not at all, and return the body of the 202.
 
         Raises Problem. ``check`` comes before. The caller accounts for the memory of ``data`` until

@@ -155,8 +155,9 @@ class LargeBodies:
     async def _work_on(self, body: LargeBody) -> None:
         try:
             outcome = await self._decode(body)
-        except (OSError, EOFError, ValueError, trio.TooSlowError) as error:
-            # The process ended, or does not end: whatever it was about is not tried again.
+        except (OSError, EOFError, ValueError, RuntimeError, trio.TooSlowError) as error:
+            # The process ended, or does not end, or the system has no thread to give: the body is
+            # not tried again.
             log.error("body_process_failed", reason=repr(error), bytes=len(body.data))  # noqa: TRY400
             await self._end_process()
             body.refuse(_not_decoded())

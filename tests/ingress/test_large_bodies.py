@@ -181,6 +181,27 @@ async def test_the_process_ends_when_it_is_not_needed(
     assert isinstance(await outcome_of(bodies, b'{"payloads":[1]}'), Lines)
 
 
+async def test_a_body_without_a_thread_is_refused(
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+    log_lines: list[MutableMapping[str, Any]],
+) -> None:
+    """At the system's limit of threads one large request would end the daemon."""
+    bodies = LargeBodies(LIMITS, 60, settled)
+    nursery.start_soon(bodies.run)
+
+    async def no_thread(_: LargeBody) -> Lines:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bodies, "_decode", no_thread)
+        refused = await outcome_of(bodies, b'{"payloads":[1]}')
+    assert isinstance(refused, RefusedError)
+    assert refused.code == "BUSY"
+    assert isinstance(await outcome_of(bodies, b'{"payloads":[2]}'), Lines)
+    assert [line["event"] for line in log_lines] == ["body_process_failed"]
+
+
 async def test_clients_take_turns(nursery: trio.Nursery) -> None:
     """A client with a thousand large requests would keep those of all others waiting."""
     order: list[str] = []
