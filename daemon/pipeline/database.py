@@ -65,7 +65,7 @@ _INSERT_LAYOUT: Final = """
     INSERT OR REPLACE INTO layouts (first, template, host, compression, alone, crc)
     VALUES (?, ?, ?, ?, ?, ?)
 """
-_BETWEEN_MENDING: Final = 60.0
+_BETWEEN_REPAIRS: Final = 60.0
 """Seconds in which a file is made sound once at most: it is read as a whole."""
 
 
@@ -88,7 +88,7 @@ class Database:
         """What is damaged, to be told."""
         self.damaged_payloads = 0
         """Payloads that were counted as waiting and cannot be stored, since the start."""
-        self._mended = float("-inf")
+        self._repaired = float("-inf")
         self._counted = False
         self._connection, found, gaps = open_sound(path)
         try:
@@ -96,7 +96,7 @@ class Database:
             try:
                 self._read(gaps)
             except sqlite3.Error as error:
-                if not self._mend(error, starting=True):
+                if not self._repair(error, starting=True):
                     raise
             self.high_water.begin(self.totals)
             self.sealed_firsts = [first for first, _ in self._inventory.sealed]
@@ -141,15 +141,15 @@ class Database:
         self.damaged_payloads += taken.lost_payloads
         self.findings.add(*taken.findings)
 
-    def _mend(self, error: sqlite3.Error, *, starting: bool = False) -> bool:
+    def _repair(self, error: sqlite3.Error, *, starting: bool = False) -> bool:
         """Make a damaged file sound; returns whether a second attempt is worth it.
 
         At a start it raises StartError where it cannot be done.
         """
         now = time.monotonic()
-        if not is_corrupt(error) or now - self._mended < _BETWEEN_MENDING:
+        if not is_corrupt(error) or now - self._repaired < _BETWEEN_REPAIRS:
             return False
-        self._mended = now
+        self._repaired = now
         self._connection.close()
         try:
             found, gaps = make_sound(self._path)
@@ -172,7 +172,7 @@ class Database:
         try:
             return function()
         except sqlite3.Error as error:
-            if not self._mend(error):
+            if not self._repair(error):
                 raise
             return function()
 
@@ -198,7 +198,7 @@ class Database:
         try:
             self._commit(operations)
         except sqlite3.Error as error:
-            if not self._mend(error):
+            if not self._repair(error):
                 raise
             self._commit(operations)
 
@@ -361,7 +361,7 @@ class Database:
     def layouts(self, now: Layout) -> list[tuple[int, Layout]]:
         """Note that ``now`` holds from the next job on; return all, each with its first ``seq``."""
         checked = self._safely(lambda: small_tables.check(self._connection, small_tables.LAYOUTS))
-        self.findings.add(*small_tables.mend(self._connection, small_tables.LAYOUTS, checked))
+        self.findings.add(*small_tables.repair(self._connection, small_tables.LAYOUTS, checked))
         known = [
             (first, Layout(template, host, compression, alone=bool(alone)))
             for first, template, host, compression, alone in checked.rows

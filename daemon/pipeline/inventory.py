@@ -58,7 +58,7 @@ def take(
         found: dict[str, list[Any]] = {}
         for table in (BATCHES, DEAD, STORED):
             checked = small_tables.check(connection, table)
-            findings += small_tables.mend(connection, table, checked)
+            findings += small_tables.repair(connection, table, checked)
             found[table.name] = checked.rows
         stored = [(first, last) for last, first in ranges(found["stored"])]
         sealed, dead = ranges(found["batches"]), ranges(found["dead"])

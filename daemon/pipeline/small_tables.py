@@ -160,7 +160,7 @@ def holds(table: Table, row: Values, crc: object) -> bool:
     return table.is_shaped(row) and (crc is None or crc == table.checksum(row))
 
 
-def mend(connection: sqlite3.Connection, table: Table, checked: Checked) -> list[Finding]:
+def repair(connection: sqlite3.Connection, table: Table, checked: Checked) -> list[Finding]:
     """Write repaired rows as they were, and remove what is lost; returns what to tell."""
     key = table.columns[0]
     findings = []

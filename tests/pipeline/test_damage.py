@@ -364,7 +364,7 @@ def test_a_file_that_cannot_be_made_sound_goes_on_as_far_as_it_can(
                 database.page(0, 9999, 10**7)
             # Not again and again.
             assert told(database) == []
-        monkeypatch.setattr("daemon.pipeline.database._BETWEEN_MENDING", 0)
+        monkeypatch.setattr("daemon.pipeline.database._BETWEEN_REPAIRS", 0)
         assert len(database.page(0, 9999, 10**7)) > 1800
         assert database.damaged_payloads > 0
 
