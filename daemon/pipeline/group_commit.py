@@ -101,7 +101,7 @@ class SqliteJournal:
 
     def refusal(self, size: int = 1024) -> RefusedError | None:
         """Return why a request of ``size`` bytes would be refused now, or None."""
-        if (refusal := self._disk.refusal()) is not None:
+        if self._disk.in_trouble and (refusal := self._disk.refusal()) is not None:
             return refusal
         totals = self._database.totals
         if totals.all_bytes + self._bytes + size > self._max_bytes:
