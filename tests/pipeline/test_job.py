@@ -61,6 +61,7 @@ def test_ids_follow_a_clock_that_was_an_hour_ahead() -> None:
 
 @given(st.integers(0, 2**128 - 1))
 def test_a_uuid_made_without_checks_is_the_same_uuid(number: int) -> None:
+    """A receipt compares, hashes, prints and pickles as any other UUID."""
     fast, usual = uuid_of(number), uuid.UUID(int=number)
     assert (fast, hash(fast), str(fast), fast.is_safe, pickle.loads(pickle.dumps(fast))) == (  # noqa: S301
         usual,
