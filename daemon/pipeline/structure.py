@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from daemon.pipeline.rows import Range
+    from daemon.pipeline.salvage import Complete
 
 MOST_CHECKED: Final = 64 * 2**20
 """Bytes of a journal that is checked page by page: 0.1 s if it is in memory, 1 s if it is not."""
@@ -52,10 +53,12 @@ def open_sound(path: Path) -> tuple[sqlite3.Connection, list[Finding], list[Rang
     return _connect(path), [*found, Finding("file", problem), *more], gaps
 
 
-def make_sound(path: Path) -> tuple[list[Finding], list[Range]]:
+def make_sound(
+    path: Path, complete: Complete | None = None, *, tolerant: bool = False
+) -> tuple[list[Finding], list[Range]]:
     """Replace a damaged file, of which no connection is open; see ``salvage``."""
     try:
-        return salvage(path)
+        return salvage(path, complete, tolerant=tolerant)
     except sqlite3.Error as error:
         if is_corrupt(error):
             raise refusal(error) from None
