@@ -32,10 +32,11 @@ from daemon.pipeline.clearance import Clearance
 from daemon.pipeline.damage import Finding, Findings, is_corrupt
 from daemon.pipeline.high_water import HighWater
 from daemon.pipeline.oldest import Oldest
-from daemon.pipeline.patience import Patience
+from daemon.pipeline.patience import Patience, patiently, read_error
 from daemon.pipeline.repair import FileRepair, Known
 from daemon.pipeline.reserve import Reserve
 from daemon.pipeline.restoration import restore_rows
+from daemon.pipeline.scan import is_unreadable
 from daemon.pipeline.schema import MIGRATIONS, connect
 from daemon.pipeline.segments import Segments
 from daemon.pipeline.structure import make_sound, open_sound
@@ -89,7 +90,7 @@ class Database:
         try:
             self.findings.add(*found)
             try:
-                self._read(gaps)
+                patiently(lambda: self._read_at_start(gaps))
             except sqlite3.Error as error:
                 self._repair_at_start(error)
             self.high_water.begin(self.totals)
@@ -99,6 +100,12 @@ class Database:
             self._connection.close()
             self.high_water.close()
             raise
+
+    def _read_at_start(self, gaps: Sequence[Range]) -> None:
+        try:
+            self._read(gaps)
+        except sqlite3.Error as error:
+            raise read_error(self._path, error) from None
 
     def _read(self, gaps: Sequence[Range]) -> None:
         """Read what the file says of itself, and what goes with it."""
@@ -141,10 +148,11 @@ class Database:
 
         Raises ``error``, or StartError, where that is not possible.
         """
-        if not is_corrupt(error):
+        unreadable = is_unreadable(error)
+        if not (unreadable or is_corrupt(error)):
             raise error
         self._connection.close()
-        found, gaps = make_sound(self._path)
+        found, gaps = make_sound(self._path, tolerant=unreadable)
         self._connection = connect(self._path)
         self.findings.add(Finding("file", str(error)), *found)
         self._read(gaps)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from daemon.errors import StartError
 from daemon.pipeline import inventory, restoration, segment_files
 from daemon.pipeline.damage import is_corrupt
+from daemon.pipeline.patience import read_error
 from daemon.pipeline.scan import is_unreadable
 from daemon.pipeline.schema import FILE
 from daemon.pipeline.structure import make_sound
@@ -56,9 +57,12 @@ class FileRepair:
 
     def is_due(self, error: sqlite3.Error) -> bool:
         """Return whether the file is to be repaired because of ``error``."""
-        lasts = is_unreadable(error) and self._patience.ran_out(FILE)
-        self._tolerant |= lasts
-        return (lasts or is_corrupt(error)) and time.monotonic() - self._last >= _BETWEEN
+        if time.monotonic() - self._last < _BETWEEN:
+            return False
+        if is_unreadable(read_error(self._path, error)):
+            self._tolerant = self._patience.ran_out(FILE)
+            return self._tolerant
+        return is_corrupt(error)
 
     def run(self, known: Known) -> tuple[list[Finding], Inventory]:
         """Repair the file, of which no connection may be open; returns what to tell.

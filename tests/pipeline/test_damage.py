@@ -8,19 +8,14 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from daemon.errors import PayloaddError
-from daemon.pipeline import segment_files, structure
+from daemon.pipeline import structure
 from daemon.pipeline.damage import CODE
 from daemon.pipeline.database import Database
 from daemon.pipeline.inspection import Inspection
 from daemon.pipeline.operations import Bury, Revive, Settle
-from daemon.pipeline.schema import FILE
-from daemon.pipeline.segment_files import FOLDER
 from tests.pipeline.damaging import change, told, verified
 from tests.pipeline.rig import (
-    a_round,
     append,
-    batch,
-    contents,
     id_of,
     sealed,
 )
@@ -160,24 +155,3 @@ def test_a_row_from_the_future_is_no_obstacle(path: Path) -> None:
         database.commit([append(10, count=3)])
         assert [one.seq for one in database.page(0, 99, 9999)] == [1, 5, 6, 7, 10, 11, 12]
         assert database.totals.jobs == 10
-
-
-@pytest.mark.usefixtures("all_large")
-def test_a_segment_that_is_short_holds_up_no_sweep(tmp_path: Path) -> None:
-    """The space of what is stored would never come back."""
-    path = tmp_path / FILE
-    with closing(Database(path)) as database:
-        database.commit([append(1, count=20)])
-        segment = segment_files.path_of(tmp_path / FOLDER, 1)
-        content = segment.read_bytes()
-    segment.write_bytes(content[:-3])
-    with closing(Database(path)) as database:
-        jobs = database.page(0, 99, 9999)
-        assert [one.seq for one in jobs] == [*range(1, 20)]
-        database.commit([Settle(batch(one, sealed=False)) for one in jobs[:-1]])
-        database.sweep.look_at_all()
-        for _ in range(4):
-            a_round(database)
-        assert not database.sweep.waits
-        assert contents(database.page(18, 9, 99)) == [(19, id_of(19), b"19\n", 1)]
-    assert [one.table for one in verified(path)] == ["dead"]

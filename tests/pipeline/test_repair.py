@@ -12,7 +12,6 @@ from daemon.pipeline import damaged_files, repair
 from daemon.pipeline.damage import CODE
 from daemon.pipeline.database import Database
 from daemon.pipeline.inspection import Inspection
-from daemon.pipeline.job import Batch, Job
 from daemon.pipeline.operations import Settle
 from tests.pipeline.damaging import lose_pages, told, verified
 from tests.pipeline.rig import append, batch, contents, id_of, job, make_desk, open_desk, until
@@ -20,6 +19,7 @@ from tests.pipeline.rig import append, batch, contents, id_of, job, make_desk, o
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from daemon.pipeline.job import Batch, Job
     from tests.pipeline.rig import Desk
 
 _COUNT: Final = 600
@@ -79,10 +79,9 @@ async def test_each_payload_is_stored_or_told_whatever_its_state(path: Path) -> 
             store(desk, batch(*in_store))
             for one in [*before_seal, *queued]:
                 store(desk, batch(one, sealed=False))
-            while page := await desk.journal.page(200, 1000, 10**6):
-                for one in page:
-                    store(desk, batch(one, sealed=False))
-                await settled(desk)
+            for one in await desk.journal.page(200, 1000, 10**6):
+                store(desk, batch(one, sealed=False))
+            await settled(desk)
             await until(lambda: not desk.database.clearance.ranges)
             totals = desk.database.totals
             assert (totals.jobs, totals.payloads, totals.bytes) == (0, 0, 0)
