@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,15 +11,14 @@ import structlog
 from daemon.config import load
 from daemon.health import Health
 from daemon.metrics import Metrics
-from daemon.pipeline import damage
+from daemon.pipeline import damage, structure
 from daemon.pipeline.channel import JobChannel
+from daemon.pipeline.damage_report import DamageReport
+from daemon.pipeline.database import Database
 from daemon.pipeline.ledger import Ledger
 from daemon.pipeline.opening import open_journal
 from tests.pipeline.damaging import change
-from tests.pipeline.rig import (
-    open_desk,
-    until,
-)
+from tests.pipeline.rig import open_desk, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,3 +72,22 @@ async def _read_twice(journal: Journal, ledger: Ledger) -> None:
     await until(lambda: ledger.dead)
     assert ledger.open == 8
     await journal.page(6, 99, 9999)
+
+
+async def test_the_counter_of_dead_payloads_never_goes_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A counter that goes back makes every rate of it wrong."""
+    monkeypatch.setattr(structure, "MOST_CHECKED", 0)
+    change(path, "UPDATE jobs SET payloads = 5 WHERE seq IN (5, 9)")
+    seen: list[int] = []
+    with closing(Database(path)) as database:
+        metrics = Metrics()
+        report = DamageReport(database, Ledger(metrics), metrics)
+        for after in (0, 5):
+            database.page(after, 2, 9999)
+            report.tell()
+            seen.append(metrics.dead.value)
+        database.page(7, 9, 9999)
+        report.tell()
+    assert (seen, metrics.dead.value) == ([0, 0], 2)

@@ -313,6 +313,15 @@ def test_a_disk_that_refuses_the_record_stops_no_commit(
         monkeypatch.undo()
 
 
+def test_wrong_totals_do_not_end_the_daemon(folder: Path) -> None:
+    """A count that damage has made negative would raise behind a commit that is durable."""
+    with closing(Database(folder / FILE)) as database:
+        database.high_water.write(Totals(5, -2, -2, 0))
+        mark = high_water.read(folder / FILE)
+        assert mark is not None
+        assert (mark.next, mark.held) == (5, 0)
+
+
 async def test_the_loss_is_said_in_the_log_the_health_and_a_metric(folder: Path) -> None:
     """An operator learns of it where an operator looks, and nowhere else."""
     left = crash(folder, [[one] for one in requests(5)])
