@@ -3,7 +3,7 @@
 SQLite calls a page that the disk does not give back damaged (EIO becomes SQLITE_CORRUPT), so where
 it says so the file is read once more, byte by byte.
 
-A sector that cannot be read is tried again for some seconds before its jobs are given up: an error
+A sector that cannot be read is tried again for ten seconds before its jobs are given up: an error
 of a cable or a network passes. What is behind it must not wait for longer than that. Only a disk
 that still takes writes has anything given up: a dead letter is a commit.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TRIES: Final = 5
-_SECONDS: Final = 3.0
+_SECONDS: Final = 10.0
 _FORGET: Final = 60.0
 """Seconds without an error after which the next one is the first."""
 _MOST: Final = 64
