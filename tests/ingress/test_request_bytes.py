@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import struct
+import sys
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,7 +16,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from daemon.ingress import request_memory
+from daemon.ingress.door import PostHeaders
 from daemon.ingress.plain import PlainLane
+from daemon.ingress.problem import Problem
 from daemon.ingress.refusals import RefusalLog
 from tests.ingress.rig import Rig, post, running
 
@@ -231,3 +235,28 @@ async def test_memory_that_is_granted_behind_the_end_of_the_fast_path_writes_now
         for file in files:
             file.close()
         assert sizes == [0] * 8
+
+
+@pytest.mark.parametrize(
+    "wrong", [b"x", b"\xff", b""], ids=["no JSON", "no UTF-8", "no collection"]
+)
+@pytest.mark.parametrize("length", [100_000, SIZE], ids=["loop", "process"])
+async def test_a_refused_body_is_freed_at_once(wrong: bytes, length: int) -> None:
+    """Kept until a garbage collection, refused bodies take hundreds of MiB in no time."""
+    body = b'{"another":["' + b"x" * length + b'"]}' + wrong
+    async with limited() as rig:
+        assert rig.door is not None
+        headers = PostHeaders("application/json", None, None)
+        before = sys.getrefcount(body)
+        gc.disable()
+        try:
+            if length < SIZE:
+                with suppress(Problem):
+                    rig.door.submit(headers, body, 0, lambda _: None, lambda: None)
+                assert sys.getrefcount(body) == before
+            with suppress(Problem):
+                await rig.door.take(headers, body, None)
+            await wait_all_tasks_blocked(0.01)
+            assert sys.getrefcount(body) == before
+        finally:
+            gc.enable()
