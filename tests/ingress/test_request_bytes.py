@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import os
 import socket
 import struct
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import zstandard
 from trio.testing import wait_all_tasks_blocked
 
 from daemon.ingress import request_memory
@@ -149,6 +151,41 @@ async def test_a_body_that_breaks_off_leaves_nothing(cut: int) -> None:
             assert await wire.rest() == b""
         await until_used(rig, 0)
         assert rig.intake.taken == []
+
+
+@WAYS
+async def test_a_connection_that_is_reset_within_a_body_leaves_nothing(
+    request_of: Callable[[bytes], bytes],
+) -> None:
+    """Clients that crash in the middle of a body would use the memory up."""
+    async with limited() as rig:
+        for _ in range(3):
+            async with rig.wire() as wire:
+                await wire.send(request_of(BODY)[:300_000])
+                with trio.fail_after(10):
+                    while not used(rig):  # noqa: ASYNC110 - nothing tells of it
+                        await trio.sleep(0.01)
+                linger = struct.pack("ii", 1, 0)
+                wire.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            await until_used(rig, 0)
+        assert rig.intake.taken == []
+
+
+@pytest.mark.parametrize(
+    ("coding", "pack"), [("gzip", gzip.compress), ("zstd", zstandard.compress)]
+)
+async def test_what_a_body_is_decompressed_to_counts(
+    coding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    """A few kilobytes that stand for megabytes, many times, would fill the memory."""
+    headers = ("Content-Type: application/json", f"Content-Encoding: {coding}")
+    async with limited() as rig, rig.wire() as wire:
+        rig.intake.open = trio.Event()
+        await wire.send(post(pack(BODY), *headers))
+        await until_used(rig, len(BODY) - len(b'{"payloads":[]}') + len(b"\n"))
+        rig.intake.open.set()
+        assert (await wire.answer()).status == 202
+        await until_used(rig, 0)
 
 
 async def test_bodies_that_came_whole_and_are_refused_give_their_memory_back_once() -> None:
