@@ -22,7 +22,7 @@ from daemon.ingress.door import PostHeaders
 from daemon.ingress.plain import PlainLane
 from daemon.ingress.problem import Problem
 from daemon.ingress.refusals import RefusalLog
-from tests.ingress.rig import Rig, post, running
+from tests.ingress.rig import Rig, Wire, post, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +59,12 @@ async def until_used(rig: Rig, size: int) -> None:
     with trio.fail_after(10):
         while used(rig) != size:  # noqa: ASYNC110 - nothing tells of it
             await trio.sleep(0.01)
+
+
+async def reset(wire: Wire) -> None:
+    """Close the connection with a reset, as the system does it for a process that crashes."""
+    wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await wire.stream.aclose()
 
 
 WAYS = pytest.mark.parametrize("request_of", [post, twice, chunked])
@@ -165,8 +171,7 @@ async def test_a_connection_that_is_reset_within_a_body_leaves_nothing(
                 with trio.fail_after(10):
                     while not used(rig):  # noqa: ASYNC110 - nothing tells of it
                         await trio.sleep(0.01)
-                linger = struct.pack("ii", 1, 0)
-                wire.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                await reset(wire)
             await until_used(rig, 0)
         assert rig.intake.taken == []
 
@@ -246,8 +251,7 @@ async def test_a_request_whose_client_is_gone_keeps_its_memory_until_it_is_done(
         await wire.send(head + b"X-A: 1\r\nX-A: 2\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         with trio.fail_after(10):
             await rig.intake.asked.wait()
-        wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        await wire.stream.aclose()  # with a reset
+        await reset(wire)
         await wait_all_tasks_blocked(0.1)
         assert used(rig) == len(body)
         rig.intake.open.set()

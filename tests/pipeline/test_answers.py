@@ -143,3 +143,24 @@ async def test_keys_count_into_what_the_journal_may_take(tmp_path: Path) -> None
             await desk.take(41, count=80 * KEY_BYTES // 66)
         assert caught.value.code == "JOURNAL_FULL"
         await desk.take(41, count=70 * KEY_BYTES // 66)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "payloads = payloads + 1",
+        "expires = expires + 256",
+        "id = zeroblob(16)",
+        "key = zeroblob(16)",
+        "fingerprint = zeroblob(16)",
+    ],
+)
+def test_a_flipped_bit_in_a_key_is_found(tmp_path: Path, change: str) -> None:
+    """A repeated request would get the id of another one, or be stored twice, in silence."""
+    path = tmp_path / FILE
+    with closing(Database(path)) as database:
+        database.commit([append(1, b"k" * 16)])
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(f"UPDATE answers SET {change}")
+    with Inspection.open(tmp_path) as inspection:
+        assert [finding.table for finding in inspection.verify()] == ["answers"]
