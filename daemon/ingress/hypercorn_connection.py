@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _LOOK_AGAIN: Final = 0.5
-_MOST_BREAKS: Final = 256
+_MOST_BREAKS: Final = 128
 """Line breaks of HTTP/1.1 that are handed over at a time: two a chunk."""
-_LEAST_PIECE: Final = 2048
+_LEAST_PIECE: Final = 512
 _PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
 _RECEIVED_WHOLE: Final = (h11.DONE, h11.MUST_CLOSE)
 """States of an HTTP/1.1 client whose request has come to its end."""
@@ -123,7 +123,7 @@ class HypercornConnection(TCPServer):
         while data:
             await self._turns.next()
             standing.in_hand = False
-            size = _piece_size(data)
+            size = len(data) if self._counts_bytes() else _piece_size(data)
             await self._hand_over(data[:size])
             data = data[size:] or await self._receive()
             # The first bytes have cost little yet, and may be given up before their turn.
@@ -171,6 +171,11 @@ class HypercornConnection(TCPServer):
         for stream_id in list(protocol.streams):
             if _awaits_body(protocol.connection, stream_id):
                 await protocol._close_stream(stream_id)  # noqa: SLF001 - as on a reset
+
+    def _counts_bytes(self) -> bool:
+        """Return whether a body is being received that has a Content-Length, and so no chunks."""
+        protocol = self.protocol.protocol
+        return isinstance(protocol, _Http1) and protocol.counts_bytes
 
     def _awaits_body(self) -> bool:
         """Whether more of a request is awaited, and no answer of ours."""
@@ -254,6 +259,12 @@ class _Http1(H11Protocol):
             wrapper.send,
         )
         self._body: _JoinedBody | None = None
+        self._has_length = False
+
+    @property
+    def counts_bytes(self) -> bool:
+        """Whether a body with a Content-Length is being received."""
+        return self._has_length and self.connection.their_state is h11.SEND_BODY
 
     async def handle(self, event: Event) -> None:
         """Take what came."""
@@ -262,6 +273,8 @@ class _Http1(H11Protocol):
             await self._body.flush()
 
     async def _create_stream(self, request: h11.Request) -> None:
+        names = {name for name, _ in request.headers}
+        self._has_length = b"content-length" in names and b"transfer-encoding" not in names
         await super()._create_stream(request)
         if isinstance(self.stream, HTTPStream):
             self._body = _JoinedBody(self.stream)
