@@ -17,7 +17,7 @@ from tests.support.tools import need_tools
 
 LONGEST_WAIT: Final = 2.0
 """Seconds. Without bounds these kinds made small POSTs wait from 9 s to over 60 s."""
-LONGEST_WAIT_FOR_A_SLOT: Final = 4.0
+LONGEST_WAIT_FOR_A_SLOT: Final = 10.0
 """Seconds, where there are more connections than slots: it was 23 s."""
 SECONDS: Final = 1.5
 
@@ -39,7 +39,9 @@ async def test_hostile_clients_hold_up_no_honest_one(
     outcome = await part.measure(kind, "default", SECONDS)
     assert not outcome.ended
     assert outcome.tally, "there were no hostile clients"
-    assert set(outcome.honest) == {"202"}, outcome
+    assert outcome.honest.get("202"), outcome
+    # Without a slot to spare, an honest connection may be the one that is closed for a new one.
+    assert set(outcome.honest) <= {"202", *(["closed"] if outcome.more_than_slots else [])}, outcome
     bound = LONGEST_WAIT_FOR_A_SLOT if outcome.more_than_slots else LONGEST_WAIT
     assert outcome.longest < bound, outcome
     assert outcome.watchdog_gap < WATCHDOG, outcome
