@@ -15,6 +15,7 @@ from daemon import config
 from daemon.errors import SettingsError
 from daemon.storage.keys import key_problems
 from daemon.values import FileUrl, S3Url, TcpAddress, UnixAddress, address
+from tests.support.not_built import NAMES, VALUES
 
 
 def problems(**environ: str) -> list[str]:
@@ -218,26 +219,16 @@ def test_the_readme_lists_every_setting() -> None:
     assert dict(rows) == settings
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("AUTH_TOKENS", "CLIENT_ADDRESS", "CORS_ORIGINS", "DRAIN_DELAY", "ENVELOPE"),
-        *("JOURNAL_URL", "OBJECT_FORMAT", "PARQUET_SCHEMA", "PARQUET_SORT_BY", "PUT_PRICE"),
-        *("RATE_LIMIT", "S3_ACL", "S3_CHECKSUM", "S3_EXPECTED_BUCKET_OWNER", "S3_IF_NONE_MATCH"),
-        *("S3_METADATA", "S3_REQUEST_PAYER", "S3_SSE", "S3_SSE_KMS_KEY_ID", "S3_STORAGE_CLASS"),
-        *("S3_TAGS", "STREAMS", "TRUSTED_PROXIES", "WATERMARK"),
-    ],
-)
-def test_a_documented_setting_that_is_not_built_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_documented_setting_that_is_not_built_is_refused(name: str, tmp_path: Path) -> None:
     """A user would believe in something that is not there."""
     (problem,) = problems(**{name: "x"})
     assert problem.startswith(f"{name}: is set")
+    (tmp_path / name.lower()).write_text("x")
+    assert problems(CREDENTIALS_DIRECTORY=str(tmp_path)) == [problem]
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("DURABILITY", "store"), ("LOG_FORMAT", "journald"), ("KEY_TEMPLATE", "{stream}/{id}.ndjson")],
-)
+@pytest.mark.parametrize(("name", "text"), VALUES)
 def test_a_documented_value_that_is_not_built_is_refused(name: str, text: str) -> None:
     """The same for a value of a setting that there is."""
     with pytest.raises(SettingsError) as caught:

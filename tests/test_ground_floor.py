@@ -7,7 +7,6 @@ import json
 import logging
 
 import pytest
-import structlog
 
 from daemon import config, logs
 from daemon.errors import JITTER, RefusedError
@@ -62,17 +61,7 @@ def test_clients_that_are_refused_together_come_back_apart() -> None:
         assert [error.retry_after for _ in range(200)] == waits
 
 
-@pytest.fixture
-def _logging_restored() -> object:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
-
-
-@pytest.mark.usefixtures("_logging_restored")
+@pytest.mark.usefixtures("logging_restored")
 def test_every_line_is_json_with_time_level_and_event() -> None:
     """Log shippers parse it; a library's line must not break the format."""
     stream = io.StringIO()
@@ -91,7 +80,7 @@ def test_every_line_is_json_with_time_level_and_event() -> None:
     assert failure["exception"][0]["exc_type"] == "ValueError"
 
 
-@pytest.mark.usefixtures("_logging_restored")
+@pytest.mark.usefixtures("logging_restored")
 def test_the_journal_is_told_how_severe_a_line_is() -> None:
     """`journalctl -p err` would show nothing, or half of a traceback."""
     stream = io.StringIO()
@@ -108,7 +97,7 @@ def test_the_journal_is_told_how_severe_a_line_is() -> None:
     assert {line[:3] for line in failure} == {"<2>"}
 
 
-@pytest.mark.usefixtures("_logging_restored")
+@pytest.mark.usefixtures("logging_restored")
 def test_a_person_gets_readable_lines() -> None:
     """JSON on a terminal makes the first try of the README unreadable."""
     stream = io.StringIO()

@@ -5,31 +5,17 @@ from __future__ import annotations
 import io
 import json
 import logging
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pytest
-import structlog
 
 from daemon import config, logs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 EVIL = "x\x1b[2J\x85\u2028\u202e\x9b2K\n<2>2026-01-01 [critical] forged"
 DANGEROUS = "\x1b\x85\u2028\u202e\x9b\x07"
 Format = Literal["text", "json"]
 
-pytestmark = pytest.mark.usefixtures("_logging_restored")
-
-
-@pytest.fixture
-def _logging_restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("logging_restored")
 
 
 def output(log_format: Format, *, journald: bool = False) -> io.StringIO:

@@ -159,3 +159,9 @@ def test_the_limits_are_enough_for_the_defaults() -> None:
     bodies = settings.max_request_bytes + 150 * 2**20
     objects = 2 * settings.max_workers * settings.batch_max_bytes
     assert number("MemoryMax") * 2**30 > bodies + objects + settings.max_queue_bytes
+
+
+def test_objects_of_the_units_are_for_the_group_and_no_others() -> None:
+    """Any user of the machine could read what clients have sent."""
+    for unit in ("payloadd.service", "payloadd@.service"):
+        assert "\nUMask=0027\n" in (UNITS / unit).read_text()

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import zstandard
 
 from daemon.ingress.problem import Problem, too_large
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Input is fed in pieces, because what lies behind the end of a member or frame is copied each
 # time: fed whole, a body of many tiny members would cost the square of its length.
@@ -57,54 +61,78 @@ class Room:
             raise TooMuchWorkError
 
 
+class _Member(Protocol):
+    """What decompresses one gzip member or zstd frame."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+
+Member = TypeVar("Member", bound=_Member)
+
+
 def gunzip(body: bytes | bytearray, room: Room) -> bytes:
     """Return the members of a gzip body (RFC 1952), decompressed.
 
     Raises Problem MALFORMED or TOO_LARGE, and TooMuchWorkError.
     """
-    out = bytearray()
     most = room.max_length if room.bytes is None else min(room.max_length, room.bytes)
-    member = zlib.decompressobj(wbits=31)
-    position = steps = members = 0
-    while position < len(body):
-        if member.eof:
-            member = zlib.decompressobj(wbits=31)
-            members += 1
-        piece = body[position : position + _GZIP_PIECE]
-        try:
-            out += member.decompress(piece, most + 1 - len(out))
-        except zlib.error as error:
-            raise Problem("MALFORMED", f"the body is not gzip: {error}") from None
-        steps += 1
-        room.check(len(out), steps, members)
-        position += len(piece) - len(member.unused_data)
-    if not member.eof:
-        raise Problem("MALFORMED", "the gzip body is truncated")
-    return bytes(out)
+    return _decompress(
+        partial(zlib.decompressobj, wbits=31),
+        lambda member, piece, done: member.decompress(piece, most + 1 - done),
+        body,
+        room,
+        _GZIP_PIECE,
+        "gzip",
+    )
 
 
 def unzstd(body: bytes | bytearray, room: Room) -> bytes:
     """Return the frames of a zstd body (RFC 8878), decompressed; raises as ``gunzip``."""
     _check_announced(body, room)
-    size = _ZSTD_PIECE if room.bytes is None else _ZSTD_SMALL_PIECE
+    return _decompress(
+        zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj,
+        lambda frame, piece, _done: frame.decompress(piece),
+        body,
+        room,
+        _ZSTD_PIECE if room.bytes is None else _ZSTD_SMALL_PIECE,
+        "zstd",
+    )
+
+
+def _decompress(
+    begin: Callable[[], Member],
+    feed: Callable[[Member, bytes | bytearray, int], bytes],
+    body: bytes | bytearray,
+    room: Room,
+    size: int,
+    name: str,
+) -> bytes:
+    """Return a body, decompressed in pieces of ``size`` bytes.
+
+    ``begin`` makes what ``feed`` decompresses a member with; the number is that of the bytes that
+    are decompressed already.
+    """
     out = bytearray()
-    context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-    frame = context.decompressobj()
+    member = begin()
     position = steps = members = 0
     while position < len(body):
-        if frame.eof:
-            frame = context.decompressobj()
+        if member.eof:
+            member = begin()
             members += 1
         piece = body[position : position + size]
         try:
-            out += frame.decompress(piece)
-        except zstandard.ZstdError as error:
-            raise Problem("MALFORMED", f"the body is not zstd: {error}") from None
+            out += feed(member, piece, len(out))
+        except (zlib.error, zstandard.ZstdError) as error:
+            raise Problem("MALFORMED", f"the body is not {name}: {error}") from None
         steps += 1
         room.check(len(out), steps, members)
-        position += len(piece) - len(frame.unused_data)
-    if not frame.eof:
-        raise Problem("MALFORMED", "the zstd body is truncated")
+        position += len(piece) - len(member.unused_data)
+    if not member.eof:
+        raise Problem("MALFORMED", f"the {name} body is truncated")
     return bytes(out)
 
 

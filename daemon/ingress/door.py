@@ -113,10 +113,14 @@ class Door:
                 abandoned = True
                 self.memory.overdraw(len(data))
             raise
-        (outcome,) = outcomes
+        outcome = outcomes.pop()
         if isinstance(outcome, Receipt):
             return document(outcome)
-        raise as_problem(outcome)
+        try:
+            raise as_problem(outcome)
+        finally:
+            # Its traceback has this frame, and with it the body: as above.
+            del outcome
 
     def submit(
         self,
@@ -140,6 +144,8 @@ class Door:
                 self._submit_compressed(headers, data, start, done)
         except TooMuchWorkError:
             self._submit_large(headers, data, start, done, client())
+        except Problem:
+            raise  # not from itself: such a cycle keeps the body until a garbage collection
         except Exception as error:
             raise as_problem(error) from error
 

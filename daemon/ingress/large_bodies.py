@@ -148,6 +148,7 @@ class LargeBodies:
                         began = trio.current_time()
                         await self._work_on(body)
                         self._seconds += (trio.current_time() - began - self._seconds) / 8
+                    del body  # of which this frame would keep the bytes until the next one comes
         finally:
             with trio.CancelScope(shield=True):
                 await self._end_process()

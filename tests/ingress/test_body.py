@@ -205,6 +205,30 @@ def test_deep_nesting_is_malformed(deep: bytes) -> None:
     assert problem_of(deep, "application/x-ndjson").code == "MALFORMED"
 
 
+@pytest.mark.parametrize("name", [b"payloads", b"data"])
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda name: name,
+        lambda name: b"".join(b"\\u%04x" % letter for letter in name),
+        lambda name: b"\\u%04X" % name[0] + name[1:],
+        lambda name: name[:-1] + b"\\u%04X" % name[-1],
+    ],
+    ids=["plain", "escaped", "first letter", "last letter"],
+)
+@pytest.mark.parametrize("between", [b"", b'"version":"1",', b'"x":[{}],'])
+def test_a_member_that_is_there_twice_is_malformed(
+    name: bytes, again: Callable[[bytes], bytes], between: bytes
+) -> None:
+    """Only the last one is taken: the payloads of the other would be lost behind a 202."""
+    for first, second in ((name, again(name)), (again(name), name)):
+        body = b'{"%s":[1],%s"%s":[2]}' % (first, between, second)
+        assert problem_of(body).code == "MALFORMED"
+        # Where a document is too large for the event loop, the other process finds it.
+        large = b'{"%s":["%s"],%s"%s":[2]}' % (first, b"x" * (MIB // 2), between, second)
+        assert problem_of(large).code == "MALFORMED"
+
+
 @pytest.mark.parametrize(
     "text",
     [

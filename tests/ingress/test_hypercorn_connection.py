@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from contextlib import suppress
 from itertools import cycle
@@ -14,12 +15,16 @@ import h2.errors
 import h2.events
 import pytest
 import trio
+from hypercorn.protocol.events import Body
+from hypercorn.protocol.http_stream import HTTPStream
 from priority.priority import PriorityTree
 
 from tests.ingress.rig import COLLECTION, post, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from hypercorn.protocol.events import Event
 
     from tests.ingress.rig import Rig, Wire
     from tests.ingress.tls_files import Files
@@ -39,6 +44,38 @@ REQUEST = [
     (":authority", "here"),
     ("content-type", "application/json"),
 ]
+
+
+# --- chunked bodies -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 60_000])
+async def test_chunks_that_came_together_are_passed_on_together(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body in chunks of one byte would hold up all commits for seconds."""
+    seen: list[int] = []
+    handle = HTTPStream.handle
+
+    async def count(stream: HTTPStream, event: Event) -> None:
+        if isinstance(event, Body):
+            seen.append(len(event.data))
+        await handle(stream, event)
+
+    monkeypatch.setattr(HTTPStream, "handle", count)
+    body = json.dumps({"payloads": [*range(20_000)]}).encode()
+    pieces = [body[at : at + size] for at in range(0, len(body), size)]
+    chunks = [b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces]
+    async with running() as rig, rig.wire() as wire:
+        for _ in range(2):
+            await wire.send(CHUNKED, *chunks, b"0\r\n\r\n")
+            assert (await wire.answer()).status == 202
+    assert rig.intake.taken == [[b"%d" % number for number in range(20_000)]] * 2
+    assert sum(seen) == 2 * len(body)
+    # Where a read ends within a chunk, its parts are passed on as they came.
+    assert len(seen) < 2 * len(pieces) / 50 + 40
+    # One call of h11 stays short.
+    assert max(seen) < 2000 or size > 3
 
 
 # --- clients that close their sending side -----------------------------------------------------

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+import gzip
 import os
 import socket
 import struct
+import sys
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import zstandard
 from trio.testing import wait_all_tasks_blocked
 
 from daemon.ingress import request_memory
+from daemon.ingress.door import PostHeaders
 from daemon.ingress.plain import PlainLane
+from daemon.ingress.problem import Problem
 from daemon.ingress.refusals import RefusalLog
-from tests.ingress.rig import Rig, post, running
+from tests.ingress.rig import Rig, Wire, post, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +59,12 @@ async def until_used(rig: Rig, size: int) -> None:
     with trio.fail_after(10):
         while used(rig) != size:  # noqa: ASYNC110 - nothing tells of it
             await trio.sleep(0.01)
+
+
+async def reset(wire: Wire) -> None:
+    """Close the connection with a reset, as the system does it for a process that crashes."""
+    wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await wire.stream.aclose()
 
 
 WAYS = pytest.mark.parametrize("request_of", [post, twice, chunked])
@@ -147,6 +159,40 @@ async def test_a_body_that_breaks_off_leaves_nothing(cut: int) -> None:
         assert rig.intake.taken == []
 
 
+@WAYS
+async def test_a_connection_that_is_reset_within_a_body_leaves_nothing(
+    request_of: Callable[[bytes], bytes],
+) -> None:
+    """Clients that crash in the middle of a body would use the memory up."""
+    async with limited() as rig:
+        for _ in range(3):
+            async with rig.wire() as wire:
+                await wire.send(request_of(BODY)[:300_000])
+                with trio.fail_after(10):
+                    while not used(rig):  # noqa: ASYNC110 - nothing tells of it
+                        await trio.sleep(0.01)
+                await reset(wire)
+            await until_used(rig, 0)
+        assert rig.intake.taken == []
+
+
+@pytest.mark.parametrize(
+    ("coding", "pack"), [("gzip", gzip.compress), ("zstd", zstandard.compress)]
+)
+async def test_what_a_body_is_decompressed_to_counts(
+    coding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    """A few kilobytes that stand for megabytes, many times, would fill the memory."""
+    headers = ("Content-Type: application/json", f"Content-Encoding: {coding}")
+    async with limited() as rig, rig.wire() as wire:
+        rig.intake.open = trio.Event()
+        await wire.send(post(pack(BODY), *headers))
+        await until_used(rig, len(BODY) - len(b'{"payloads":[]}') + len(b"\n"))
+        rig.intake.open.set()
+        assert (await wire.answer()).status == 202
+        await until_used(rig, 0)
+
+
 async def test_bodies_that_came_whole_and_are_refused_give_their_memory_back_once() -> None:
     """A few clients with wrong bodies would use the memory up for good, until a restart."""
     wrong = b'{"payloads":[' + b"x" * 50_000
@@ -205,8 +251,7 @@ async def test_a_request_whose_client_is_gone_keeps_its_memory_until_it_is_done(
         await wire.send(head + b"X-A: 1\r\nX-A: 2\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         with trio.fail_after(10):
             await rig.intake.asked.wait()
-        wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        await wire.stream.aclose()  # with a reset
+        await reset(wire)
         await wait_all_tasks_blocked(0.1)
         assert used(rig) == len(body)
         rig.intake.open.set()
@@ -231,3 +276,28 @@ async def test_memory_that_is_granted_behind_the_end_of_the_fast_path_writes_now
         for file in files:
             file.close()
         assert sizes == [0] * 8
+
+
+@pytest.mark.parametrize(
+    "wrong", [b"x", b"\xff", b""], ids=["no JSON", "no UTF-8", "no collection"]
+)
+@pytest.mark.parametrize("length", [100_000, SIZE], ids=["loop", "process"])
+async def test_a_refused_body_is_freed_at_once(wrong: bytes, length: int) -> None:
+    """Kept until a garbage collection, refused bodies take hundreds of MiB in no time."""
+    body = b'{"another":["' + b"x" * length + b'"]}' + wrong
+    async with limited() as rig:
+        assert rig.door is not None
+        headers = PostHeaders("application/json", None, None)
+        before = sys.getrefcount(body)
+        gc.disable()
+        try:
+            if length < SIZE:
+                with suppress(Problem):
+                    rig.door.submit(headers, body, 0, lambda _: None, lambda: None)
+                assert sys.getrefcount(body) == before
+            with suppress(Problem):
+                await rig.door.take(headers, body, None)
+            await wait_all_tasks_blocked(0.01)
+            assert sys.getrefcount(body) == before
+        finally:
+            gc.enable()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import TYPE_CHECKING
 
 import trio
 
+from daemon import service
 from daemon.ingress import switching
 from daemon.ingress.switching import Switching
 from daemon.ingress.turns import Turns
@@ -19,7 +21,7 @@ async def test_the_interval_is_short_while_the_loop_is_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Commits would take 0.15 s beside a busy loop; or every request cost 5 % more for ever."""
-    monkeypatch.setattr(switching, "_AFTERWARDS", 0.05)
+    monkeypatch.setattr(switching, "_AFTERWARDS", 1000.0)
     monkeypatch.setattr(switching, "_LOOK_EVERY", 0.01)
     usual = sys.getswitchinterval()
     one = Switching()
@@ -33,10 +35,20 @@ async def test_the_interval_is_short_while_the_loop_is_busy(
             nursery.start_soon(turns.next)
         await turns.next()
         assert sys.getswitchinterval() == 0.001
+        monkeypatch.setattr(switching, "_AFTERWARDS", 0.0)
         with trio.fail_after(20):
             while sys.getswitchinterval() != usual:  # noqa: ASYNC110 - nothing tells of it
                 await trio.sleep(0.01)
         one.busy()
         assert sys.getswitchinterval() == 0.001
         nursery.cancel_scope.cancel()
+    assert sys.getswitchinterval() == usual
+
+
+def test_the_start_leaves_the_interval_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request would cost 5 % more CPU time until the event loop was busy for once."""
+    for name in ("collect", "freeze", "set_threshold"):
+        monkeypatch.setattr(gc, name, lambda *_: None)
+    usual = sys.getswitchinterval()
+    service._quieten_the_collector()
     assert sys.getswitchinterval() == usual

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import uuid
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -12,8 +13,9 @@ import pytest
 from daemon.errors import RefusedError
 from daemon.pipeline import answers
 from daemon.pipeline.database import Database
+from daemon.pipeline.inspection import Inspection
 from daemon.pipeline.operations import Append, Expire, Receipt
-from daemon.pipeline.schema import KEY_BYTES
+from daemon.pipeline.schema import FILE, KEY_BYTES
 from tests.pipeline.rig import append, batch, disk_full, id_of, open_desk, until
 
 if TYPE_CHECKING:
@@ -143,3 +145,24 @@ async def test_keys_count_into_what_the_journal_may_take(tmp_path: Path) -> None
             await desk.take(41, count=80 * KEY_BYTES // 66)
         assert caught.value.code == "JOURNAL_FULL"
         await desk.take(41, count=70 * KEY_BYTES // 66)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE answers SET payloads = payloads + 1",
+        "UPDATE answers SET expires = expires + 256",
+        "UPDATE answers SET id = zeroblob(16)",
+        "UPDATE answers SET key = zeroblob(16)",
+        "UPDATE answers SET fingerprint = zeroblob(16)",
+    ],
+)
+def test_a_flipped_bit_in_a_key_is_found(tmp_path: Path, change: str) -> None:
+    """A repeated request would get the id of another one, or be stored twice, in silence."""
+    path = tmp_path / FILE
+    with closing(Database(path)) as database:
+        database.commit([append(1, b"k" * 16)])
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(change)
+    with Inspection.open(tmp_path) as inspection:
+        assert [finding.table for finding in inspection.verify()] == ["answers"]

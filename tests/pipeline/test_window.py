@@ -61,15 +61,14 @@ class Rig:
         self.journal.jobs += jobs
         self.window.offer(jobs)
 
-    async def receive_all(self) -> list[int]:
-        """Take jobs until the channel is closed; returns their ``seq``."""
-        taken: list[int] = []
+    async def receive_into(self, taken: list[int]) -> None:
+        """Take jobs until the channel is closed, and add their ``seq`` to ``taken``."""
         while True:
             self.most = max(self.most, self.channel.bytes)
             try:
                 await self.channel.wait()
             except trio.EndOfChannel:
-                return taken
+                return
             one = self.channel.receive_nowait()
             taken.append(one.seq)
             self.most = max(self.most, self.channel.bytes + self.channel.bytes_in_hand)
@@ -90,12 +89,9 @@ def test_every_job_comes_out_once_and_in_order(
         rig = Rig(jobs[: len(old)], max_jobs)
         taken: list[int] = []
 
-        async def receive() -> None:
-            taken.extend(await rig.receive_all())
-
         async with trio.open_nursery() as nursery:
             await nursery.start(rig.window.refill, rig.journal)
-            nursery.start_soon(receive)
+            nursery.start_soon(rig.receive_into, taken)
             for index in range(len(old), len(jobs), every):
                 rig.commit(*jobs[index : min(index + every, len(jobs))])
                 if index % 3 == 0:
@@ -117,12 +113,9 @@ def test_a_commit_that_is_shown_in_several_turns_comes_out_once_and_in_order(
         rig = Rig(max_jobs=6)
         taken: list[int] = []
 
-        async def receive() -> None:
-            taken.extend(await rig.receive_all())
-
         async with trio.open_nursery() as nursery:
             await nursery.start(rig.window.refill, rig.journal)
-            nursery.start_soon(receive)
+            nursery.start_soon(rig.receive_into, taken)
             following = 1
             for size in sizes:
                 jobs = [job(seq) for seq in range(following, following + size)]
@@ -143,7 +136,9 @@ async def test_a_job_larger_than_the_channel_goes_through_alone() -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(rig.window.refill, rig.journal)
         rig.window.finish()
-        assert await rig.receive_all() == [1, 2, 3]
+        taken: list[int] = []
+        await rig.receive_into(taken)
+        assert taken == [1, 2, 3]
 
 
 async def test_what_comes_after_the_end_stays_in_the_journal() -> None:

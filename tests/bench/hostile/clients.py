@@ -88,6 +88,22 @@ class Trickler(Client):
             self._waiting = self._piece
 
 
+class HelloSender(Client):
+    """Begin a TLS handshake, and leave once the server has done its part of it."""
+
+    def __init__(self, hello: bytes) -> None:
+        self._waiting = hello
+
+    def next_bytes(self) -> bytes:
+        """Return the ClientHello at first."""
+        data, self._waiting = self._waiting, b""
+        return data
+
+    def received(self, data: bytes) -> None:
+        """Leave."""
+        self.leaves = bool(data)
+
+
 class Leaver(Client):
     """Leave as soon as there is a connection."""
 

@@ -1,4 +1,4 @@
-"""The process of the honest clients: ``python -m tests.bench.hostile.honest PORT``.
+"""The process of the honest clients: ``python -m tests.bench.hostile.honest PORT [tls]``.
 
 Each client posts one small payload every 20 to 50 ms and measures how long its answer takes.
 Two open a connection for each POST, which is part of the time. All end when standard input
@@ -12,6 +12,7 @@ import json
 import random
 import resource
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -32,8 +33,9 @@ Sample = tuple[float, float, str]
 class _Client:
     """One honest client, in a thread of its own: little is shared, so little is waited for."""
 
-    def __init__(self, port: int, *, keeps: bool) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None, *, keeps: bool) -> None:
         self._port = port
+        self._tls = tls
         self._keeps = keeps
         self._socket: socket.socket | None = None
         self.samples: list[Sample] = []
@@ -58,6 +60,8 @@ class _Client:
         if self._socket is None:
             self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=_TIMEOUT)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                self._socket = self._tls.wrap_socket(self._socket)
         self._socket.sendall(_REQUEST)
         tally: dict[str, int] = {}
         reader = AnswerReader(tally)
@@ -73,10 +77,18 @@ class _Client:
             self._socket = None
 
 
-def main(port: int) -> None:
+def _any_certificate() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def main(port: int, *, tls: bool) -> None:
     """Post until standard input ends."""
     stop = threading.Event()
-    clients = [_Client(port, keeps=number < _KEPT) for number in range(_KEPT + _NEW)]
+    context = _any_certificate() if tls else None
+    clients = [_Client(port, context, keeps=number < _KEPT) for number in range(_KEPT + _NEW)]
     threads = [threading.Thread(target=client.run, args=(stop,)) for client in clients]
     for thread in threads:
         thread.start()
@@ -90,4 +102,4 @@ def main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), tls="tls" in sys.argv[2:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from ssl import CERT_NONE, MemoryBIO, SSLWantReadError, create_default_context
 from typing import TYPE_CHECKING, Final
 
 import zstandard
@@ -14,6 +15,7 @@ from tests.bench.hostile.clients import (
     Client,
     Flooder,
     HalfSender,
+    HelloSender,
     Http2Poster,
     Leaver,
     Repeater,
@@ -30,6 +32,10 @@ _GZIP: Final = "Content-Encoding: gzip"
 _ZSTD: Final = "Content-Encoding: zstd"
 _GETS: Final = b"GET /healthz HTTP/1.1\r\nHost: bench\r\n\r\n" * 400
 _STREAMS_OF_A_CONNECTION: Final = 20_000
+_BUSY: Final = 1500
+"""Connections: more than MAX_CONNECTIONS."""
+_EVERY: Final = 0.5
+"""Seconds after which each busy connection sends something again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,10 @@ class Kind:
     connections: int = _CLIENTS
     accepted: bool = False
     """Whether its payloads are accepted: then large batches are measured as well."""
+    tls: bool = False
+    """Whether all clients, the honest ones as well, connect with TLS."""
+    more_than_slots: bool = False
+    """Whether there are more connections than MAX_CONNECTIONS: honest clients wait for a slot."""
 
 
 def _posts(about: str, make: Callable[[], bytes], *, count: int = 64, ok: bool = True) -> Kind:
@@ -69,11 +79,17 @@ def _pipelined(connections: int) -> Kind:
     return Kind(f"{connections} connections x 400 GETs of /healthz", prepare, connections)
 
 
-def _trickles(about: str, first: bytes, piece: bytes, every: float, connections: int) -> Kind:
+def _trickling(
+    first: bytes, piece: bytes, every: float
+) -> Callable[[Counter[str]], Callable[[], Client]]:
     def prepare(tally: Counter[str]) -> Callable[[], Client]:
         return partial(Trickler, tally, first, piece, every)
 
-    return Kind(about, prepare, connections)
+    return prepare
+
+
+def _trickles(about: str, first: bytes, piece: bytes, every: float, connections: int) -> Kind:
+    return Kind(about, _trickling(first, piece, every), connections)
 
 
 def _halves(about: str, length: int, connections: int) -> Kind:
@@ -97,6 +113,23 @@ def _zstd_lines(count: int) -> bytes:
 
 def _zstd_members(count: int) -> bytes:
     return post(zstandard.compress(bodies.members(count)), JSON, _ZSTD)
+
+
+def _client_hello() -> bytes:
+    """Return the first record of a TLS handshake. It may be sent on any number of connections."""
+    context = create_default_context()
+    context.check_hostname = False
+    context.verify_mode = CERT_NONE
+    outgoing = MemoryBIO()
+    try:
+        context.wrap_bio(MemoryBIO(), outgoing).do_handshake()
+    except SSLWantReadError:
+        return outgoing.read()
+    raise AssertionError("a handshake without a server")
+
+
+def _hellos(_tally: Counter[str]) -> Callable[[], Client]:
+    return partial(HelloSender, _client_hello())
 
 
 def _streams(*, reset: bool) -> list[bytes]:
@@ -208,7 +241,33 @@ KINDS: Final[dict[str, Kind]] = {
         1.0,
         _CLIENTS,
     ),
-    "idle": Kind("3,000 connections that say nothing", lambda _: Client, connections=3000),
+    "tls-hellos": Kind(
+        "TLS handshakes that end with the server's part, RSA with 2,048 bits", _hellos, tls=True
+    ),
+    "tls-slow-hellos": Kind(
+        "1,000 ClientHellos, one byte a second",
+        _trickling(_client_hello()[:100], b"\0", 1.0),
+        connections=1000,
+        tls=True,
+    ),
+    "idle": Kind(
+        "3,000 connections that say nothing",
+        lambda _: Client,
+        connections=3000,
+        more_than_slots=True,
+    ),
+    "busy-posts": Kind(
+        "1,500 connections, a small POST each every 0.5 s",
+        _trickling(b"", post(bodies.members(1), JSON), _EVERY),
+        connections=_BUSY,
+        more_than_slots=True,
+    ),
+    "busy-bodies": Kind(
+        "1,500 bodies of 64 KiB, one KiB every 0.5 s",
+        _trickling(bodies.post_without_body(1 << 16), b" " * 1024, _EVERY),
+        connections=_BUSY,
+        more_than_slots=True,
+    ),
     "churn": Kind("connections that are reset once open", lambda _: Leaver),
     "half-bodies": _halves(
         "1,020 bodies of 1 MiB without the last byte, then broken off", 1 << 20, 1020

@@ -12,6 +12,8 @@ from tests.bench.report import MIB
 P99: Final = 0.050
 """Seconds."""
 LONGEST: Final = 0.250
+WITHOUT_SLOT: Final = 1.0
+"""Seconds that take the place of both where honest clients wait for a slot."""
 WATCHDOG: Final = 10.0
 """Seconds between two signs of life that systemd is told to expect."""
 PEAK_RSS: Final = (256 + 64 + 150) * MIB
@@ -61,12 +63,14 @@ class Outcome:
     """Events of the daemon's log at level error."""
     ended: bool
     """Whether the daemon ended by itself."""
+    more_than_slots: bool = False
+    """Whether there were more connections than slots."""
 
     def missed(self) -> list[str]:
         """Return the names of the goals that were not reached."""
         goals = {
-            "p99": self.p99 <= P99,
-            "max": self.longest <= LONGEST,
+            "p99": self.p99 <= (WITHOUT_SLOT if self.more_than_slots else P99),
+            "max": self.longest <= (WITHOUT_SLOT if self.more_than_slots else LONGEST),
             "watchdog": self.watchdog_gap <= WATCHDOG,
             "peak": self.peak_rss <= PEAK_RSS,
             "RSS after": self.rss_after < RSS_AFTER,

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
+import trustme
 
 from tests.bench.hostile.kinds import KINDS
 from tests.bench.hostile.outcome import (
     WATCHDOG,
+    WITHOUT_SLOT,
     Outcome,
     Times,
     count_disk_errors,
@@ -53,7 +55,7 @@ async def hostile(names: Sequence[str], seconds: float, say: Callable[[str], obj
     for name in names or KINDS:
         for batches in _BATCHES:
             if batches == "default" or KINDS[name].accepted:
-                outcomes.append(await _measure(name, batches, seconds))
+                outcomes.append(await measure(name, batches, seconds))
                 say(" | ".join(outcomes[-1].row().values()))
     kinds = ", ".join(f"{name}: {KINDS[name].about}" for name in names or KINDS)
     return Section(
@@ -64,19 +66,31 @@ async def hostile(names: Sequence[str], seconds: float, say: Callable[[str], obj
         f" most 50 ms, no wait above 250 ms, all honest POSTs accepted, a sign of life every"
         f" {WATCHDOG:g} s (the daemon gives one every {WATCHDOG / 4:g} s), resident memory at"
         f" most MAX_REQUEST_BYTES + MAX_QUEUE_BYTES + 150 MiB (470 MiB), and below 150 MiB"
-        f" {_AFTER:g} s after. The kinds: {kinds}.",
+        f" {_AFTER:g} s after. With more connections than slots: no wait above"
+        f" {WITHOUT_SLOT:g} s. The kinds: {kinds}.",
         [outcome.row() for outcome in outcomes],
         [asdict(outcome) for outcome in outcomes],
     )
 
 
-async def _measure(name: str, batches: str, seconds: float) -> Outcome:
+async def measure(name: str, batches: str, seconds: float) -> Outcome:
+    """Run a new daemon beside one kind of hostile clients."""
     with tempfile.TemporaryDirectory(prefix="payloadd-bench-") as text:
         folder = Path(text)
         async with sink(folder, 1) as store, _signs_of_life(folder) as signs:
             env = {**SETTINGS, **store.environ, **signs.environ, **_BATCHES[batches]}
+            if KINDS[name].tls:
+                env |= _certificate(folder)
             async with running_daemon(folder, env) as daemon:
                 return await _attack(daemon, signs.beats, name, batches, seconds)
+
+
+def _certificate(folder: Path) -> dict[str, str]:
+    """Write a certificate; returns the settings that name it."""
+    made = trustme.CA().issue_cert("127.0.0.1", key_type=trustme.KeyType.RSA)
+    made.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    made.private_key_pem.write_to_path(folder / "key.pem")
+    return {"TLS_CERT": str(folder / "cert.pem"), "TLS_KEY": str(folder / "key.pem")}
 
 
 async def _attack(
@@ -85,7 +99,7 @@ async def _attack(
     port = daemon.url.rpartition(":")[2]
     async with (
         _child("load", name, port, str(seconds)) as load,
-        _child("honest", port) as honest,
+        _child("honest", port, *(["tls"] if KINDS[name].tls else [])) as honest,
     ):
         await load.line(_PREPARE_WITHIN)
         await trio.sleep(_QUIET)
@@ -124,6 +138,7 @@ async def _attack(
         disk_errors=count_disk_errors(done["tally"], Counter(status for _, _, status in samples)),
         errors=dict(Counter(_errors(daemon))),
         ended=ended,
+        more_than_slots=KINDS[name].more_than_slots,
     )
 
 

@@ -1,0 +1,51 @@
+"""Honest clients beside hostile ones: a real daemon, and the worst requests for a moment.
+
+``python -m tests.bench --part hostile`` measures all kinds against the goals; the bounds here are
+so wide that a busy machine does not reach them, and a daemon that lets clients wait for each other
+goes far beyond.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+
+from tests.bench.hostile import part
+from tests.bench.hostile.outcome import PEAK_RSS, RSS_AFTER, WATCHDOG
+from tests.support.tools import need_tools
+
+LONGEST_WAIT: Final = 2.0
+"""Seconds. Without bounds these kinds made small POSTs wait from 9 s to over 60 s."""
+LONGEST_WAIT_FOR_A_SLOT: Final = 10.0
+"""Seconds, where there are more connections than slots: it was 23 s."""
+SECONDS: Final = 1.5
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("zstd-lines-400", "most-lines", "h2-settings", "pipelined-256", "tiny-chunks"),
+        *("half-bodies-16", "tls-hellos", "busy-posts"),
+    ],
+)
+async def test_hostile_clients_hold_up_no_honest_one(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few kilobytes would stop the daemon for all clients, until systemd kills it."""
+    need_tools("nginx")
+    monkeypatch.setattr(part, "_QUIET", 0.5)
+    monkeypatch.setattr(part, "_AFTER", 10.0 if kind == "half-bodies-16" else 0.5)
+    outcome = await part.measure(kind, "default", SECONDS)
+    assert not outcome.ended
+    assert outcome.tally, "there were no hostile clients"
+    assert outcome.honest.get("202"), outcome
+    # Without a slot to spare, an honest connection may be the one that is closed for a new one.
+    assert set(outcome.honest) <= {"202", *(["closed"] if outcome.more_than_slots else [])}, outcome
+    bound = LONGEST_WAIT_FOR_A_SLOT if outcome.more_than_slots else LONGEST_WAIT
+    assert outcome.longest < bound, outcome
+    assert outcome.watchdog_gap < WATCHDOG, outcome
+    assert not outcome.disk_errors, outcome
+    assert outcome.peak_rss < PEAK_RSS, outcome
+    if kind == "half-bodies-16":
+        assert outcome.rss_after < RSS_AFTER, outcome
