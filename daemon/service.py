@@ -258,7 +258,6 @@ def _quieten_the_collector() -> None:
     at all modules and all queued jobs again and again: 10 % of the CPU, and pauses of 45 to
     85 ms that were the 99th percentile of an answer at half the peak rate (then 2 ms).
     """
-    __import__("sys").setswitchinterval(0.001)
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECT_AFTER)

@@ -88,6 +88,7 @@ class PlainConnection:
 
     def done(self, outcome: Outcome) -> None:
         """Answer the request that waited; see ``Done``."""
+        self._lane.waiting -= 1
         self._give_memory_back()
         if self._stream.socket.fileno() < 0:
             return  # the drain's patience was over before the disk answered
@@ -256,9 +257,11 @@ class PlainConnection:
             self._lane.defer(partial(self._guard, submit))
 
     def _submit_now(self, request: PlainRequest, data: bytes | bytearray, start: int) -> None:
+        self._lane.waiting += 1
         try:
             self._lane.door.submit(request.headers, data, start, self.done, self._client)
         except Problem as problem:
+            self._lane.waiting -= 1
             self._waits = False
             self._refuse(problem)
 
