@@ -119,7 +119,7 @@ async def test_a_turn_of_the_fast_path_ends_by_time() -> None:
                 passes += 1
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
-    assert passes > 20
+    assert passes >= 10  # the clock is looked at behind each fourth
 
 
 async def test_a_task_that_is_cancelled_takes_no_turn() -> None:
