@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hypercorn.typing import AppWrapper
     from quart_trio import QuartTrio
 
+    from daemon.ingress.open_requests import OpenRequests
     from daemon.ingress.request_memory import RequestMemory
     from daemon.ingress.standing import Standing
     from daemon.ingress.stream import ClientStream
@@ -28,13 +29,18 @@ if TYPE_CHECKING:
 
 
 def asgi(
-    app: QuartTrio, send_timeout: float, turns: Turns, memory: RequestMemory | None = None
+    app: QuartTrio,
+    send_timeout: float,
+    turns: Turns,
+    open_requests: OpenRequests,
+    memory: RequestMemory | None = None,
 ) -> AppWrapper:
     """Return ``app`` as Hypercorn calls it; ``scope["state"]["until_due"]`` bounds its body.
 
     A client that does not take a part of its answer within ``send_timeout`` seconds loses its
     connection: the stream sees to that, but not where Hypercorn waits for HTTP/2's window. A
-    request begins, and is answered, in its turn. Its body takes from ``memory``.
+    request begins, and is answered, in its turn, and counts as open until then. Its body takes from
+    ``memory``.
     """
 
     async def call(scope: Any, receive: Any, send: Any, _spawn: Any, _soon: Any) -> None:  # noqa: ANN401 - ASGI's own types are a union of dicts that nobody tells apart
@@ -43,6 +49,7 @@ def asgi(
             stream.turn_away(Problem("NOT_FOUND", "there are no websockets here"))
             return
         stream.request_begins()
+        open_requests.count += 1
         scope["state"]["until_due"] = partial(stream.until, stream.clock.due)
         body = None
         if memory is not None:
@@ -70,6 +77,7 @@ def asgi(
         finally:
             if body is not None:
                 body.release()
+            open_requests.count -= 1
             stream.request_ends()
 
     return cast("AppWrapper", call)

@@ -89,6 +89,7 @@ class PlainConnection:
 
     def done(self, outcome: Outcome) -> None:
         """Answer the request that waited; see ``Done``."""
+        self._lane.waiting -= 1
         charge, self._charge = self._charge, 0
         self._lane.door.memory.release(charge)
         if self._stream.socket.fileno() < 0:
@@ -259,9 +260,11 @@ class PlainConnection:
             self._lane.defer(partial(self._guard, submit))
 
     def _submit_now(self, request: PlainRequest, data: bytes | bytearray, start: int) -> None:
+        self._lane.waiting += 1
         try:
             self._lane.door.submit(request.headers, data, start, self.done, self._client)
         except Problem as problem:
+            self._lane.waiting -= 1
             self._waits = False
             self._refuse(problem)
 

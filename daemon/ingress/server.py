@@ -22,6 +22,7 @@ from daemon.ingress.blame import report
 from daemon.ingress.hypercorn_connection import HypercornConnection
 from daemon.ingress.hypercorn_parts import asgi, make_config
 from daemon.ingress.listen import bound_addresses, close_listener, open_listeners
+from daemon.ingress.open_requests import OpenRequests
 from daemon.ingress.quick import QuickStream
 from daemon.ingress.slots import Slots
 from daemon.ingress.stream import ClientStream, count_nothing
@@ -128,8 +129,13 @@ class _House:
         self._empty = trio.Event()
         self._occupied = trio.Event()
         lane = front.lane
-        self.turns = Turns() if lane is None else Turns(lane.door.switching.busy)
-        self._app = asgi(app, settings.request_timeout, self.turns, front.memory)
+        self.turns = (
+            Turns() if lane is None else Turns(lane.door.switching.busy, lane.awaits_commit)
+        )
+        self._open_requests = OpenRequests()
+        self._app = asgi(
+            app, settings.request_timeout, self.turns, self._open_requests, front.memory
+        )
         self._config = make_config()
         self._settings = settings
         self._lane = front.lane
@@ -310,4 +316,6 @@ class _House:
     def _hypercorn(self, stream: ClientStream) -> HypercornConnection:
         state = ConnectionState(cast("Any", {"stream": stream}))
         context = self._slots.context(stream)
-        return HypercornConnection(self._app, self._config, context, state, stream, self.turns)
+        return HypercornConnection(
+            self._app, self._config, context, state, stream, self.turns, self._open_requests
+        )

@@ -27,7 +27,8 @@ class Spare(NamedTuple):
     """For 0 and 1 since when, in seconds on trio's clock; for 2 bytes a second."""
 
 
-def _no() -> bool:
+def no() -> bool:
+    """Return False."""
     return False
 
 
@@ -47,7 +48,7 @@ class Standing:
         self.received: Callable[[], int] | None = None
         """Returns how many bytes have come of what is being received; None where the clock counts
         them, or nothing is being received."""
-        self.awaits_body: Callable[[], bool] = _no
+        self.awaits_body: Callable[[], bool] = no
         """Whether Hypercorn waits for more of a request's body."""
         self.blocked_since: float | None = None
         """When the client began not to take what is sent."""

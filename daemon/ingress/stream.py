@@ -74,7 +74,8 @@ class ClientStream:
         """Whether Hypercorn has to go on with it."""
         self.on_end: Callable[[], object] = nothing
         """Called when the connection ends, for who has it without a task in ``scope``."""
-        self._on_deadline: Callable[[], object] = self._end
+        self._on_deadline: Callable[[], object] | None = None
+        """Called when time is up, instead of ``_end``: a reference to that would be a cycle."""
         self.client: str | None = None
         """The client's address, where connections are counted by it."""
         self.trust = 0
@@ -193,14 +194,14 @@ class ClientStream:
     def body_is_there(self) -> None:
         """Stop the time."""
         self.clock.deadline = inf
-        self._on_deadline = self._end
+        self._on_deadline = None
         self.standing.received = None
 
     def hand_over(self, data: bytes) -> None:
         """Put bytes that were read back in front of the stream, for Hypercorn."""
         self._received = data
         self.handed_over = True
-        self._on_deadline = self._end
+        self._on_deadline = None
         self.standing.received = None
         self.standing.in_hand = may_be_whole(data)
 
@@ -251,7 +252,7 @@ class ClientStream:
                 if now >= due:
                     scope.cancel()
         if self.clock.is_over(now):
-            self._on_deadline()
+            (self._on_deadline or self._end)()
 
     def postpone(self, seconds: float) -> None:
         """Move every deadline: for ``seconds`` the event loop did not look at the client."""

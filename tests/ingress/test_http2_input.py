@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.ingress.http2_input import FloodError, FrameCutter
+from daemon.ingress.http2_input import FloodError, FrameBudget, FrameCutter
 
 
 def frame(kind: int, length: int) -> bytes:
@@ -81,3 +81,75 @@ def test_header_blocks_are_counted_one_by_one() -> None:
     """A connection in use for long would be taken for a flood."""
     found = pieces([(frame(1, 16_000) + frame(9, 16_000)) * 20])
     assert len(b"".join(found)) == 20 * 2 * 16_009
+
+
+# --- the budget of frames without a request or data ----------------------------------------------
+
+END_STREAM = 1
+
+
+def spent(*sent: tuple[int, int, int]) -> int:
+    """Return what frames with these types, lengths and flags take from the budget."""
+    cutter = FrameCutter()
+    for kind, length, flags in sent:
+        made = bytearray(frame(kind, length))
+        made[4] = flags
+        cutter.add(bytes(made))
+        while cutter.next():
+            pass
+    charge = cutter.take_charge()
+    assert cutter.take_charge() == 0
+    return charge
+
+
+@pytest.mark.parametrize("kind", [2, 4, 6, 8, 16, 99])
+def test_frames_that_bring_nothing_are_charged(kind: int) -> None:
+    """A client could have the daemon answer PING frames for ever."""
+    assert spent((kind, 8, 0)) == 1
+
+
+def test_data_and_the_end_of_a_body_are_free() -> None:
+    """A large body, or many small ones, would be taken for a flood."""
+    assert spent((0, 100, 0), (0, 1, 0), (0, 0, END_STREAM)) == 0
+    assert spent((0, 0, 0)) == 1
+
+
+def test_a_budget_is_exceeded() -> None:
+    """The limit would be none."""
+    budget = FrameBudget(5)
+    for _ in range(200):
+        budget.spend(1, 5)
+    with pytest.raises(FloodError):
+        budget.spend(1, 5)
+
+
+def test_a_budget_grows_with_time() -> None:
+    """A client that asks for a sign of life each second would lose its connection some time."""
+    budget = FrameBudget(0)
+    for second in range(10_000):
+        budget.spend(90, second)
+
+
+def test_requests_that_are_reset_exceed_the_budget() -> None:
+    """A client could begin requests at the speed of its network (CVE-2023-44487)."""
+    budget = FrameBudget(0)
+    for _ in range(40):
+        budget.spend(spent((1, 20, 4), (3, 4, 0)), 0)
+    with pytest.raises(FloodError):
+        budget.spend(spent((1, 20, 4), (3, 4, 0)), 0)
+
+
+@pytest.mark.parametrize("seconds", [1, 1000])
+def test_a_client_may_cancel_all_its_requests_now_and_then(seconds: int) -> None:
+    """A client whose requests time out would lose its connection."""
+    budget = FrameBudget(0)
+    for second in range(seconds):
+        budget.spend(spent(*[(1, 20, 4)] * 16), second)
+        budget.spend(spent(*[(3, 4, 0)] * 16), second)
+
+
+def test_a_client_may_send_some_frames_for_each_request() -> None:
+    """A busy client that updates its windows for each answer would lose its connection."""
+    budget = FrameBudget(0)
+    for _ in range(1000):
+        budget.spend(spent((1, 20, 4), *[(8, 4, 0)] * 10, (6, 8, 0), (4, 0, 1)), 0)

@@ -258,7 +258,7 @@ async def test_priorities_of_http2_are_ignored(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(PriorityTree, name, lambda *arguments: moved.append(arguments))
     made = priorities()
     async with running() as rig, rig.wire() as wire:
-        await wire.send(PREFACE, frame(4, 0, 0), *(next(made) for _ in range(1000)))
+        await wire.send(PREFACE, frame(4, 0, 0), *(next(made) for _ in range(100)))
         await wire.send(frame(6, 0, 0, b"12345678"))
         while frame(6, 1, 0, b"12345678") not in wire._buffer:
             await wire._more()
@@ -339,3 +339,29 @@ async def test_headers_beyond_the_limit_end_the_connection() -> None:
         with trio.fail_after(10):
             events = client.receive_data(await wire.rest())
         assert any(isinstance(event, h2.events.ConnectionTerminated) for event in events)
+
+
+@pytest.mark.parametrize("flood", [pings, settings, window_updates, rapid_resets, empty_data])
+async def test_a_flood_of_frames_ends_its_connection(flood: object) -> None:
+    """A client that sends what only costs would have a part of the event loop for ever."""
+    assert callable(flood)
+    frames = flood()
+    sent = b"".join(next(frames) for _ in range(400))
+    async with running() as rig, rig.wire() as wire:
+        await wire.send(PREFACE, frame(4, 0, 0), sent)
+        with trio.fail_after(30):
+            answer = await wire.rest()
+        assert goaways(answer) == [h2.errors.ErrorCodes.ENHANCE_YOUR_CALM]
+
+
+def frames_in(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield type, stream and body of each frame."""
+    while data:
+        end = 9 + int.from_bytes(data[:3], "big")
+        yield data[3], int.from_bytes(data[5:9], "big"), data[9:end]
+        data = data[end:]
+
+
+def goaways(data: bytes) -> list[int]:
+    """Return the error codes of the GOAWAY frames."""
+    return [int.from_bytes(body[4:8], "big") for kind, _, body in frames_in(data) if kind == 7]

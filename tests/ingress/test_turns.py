@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import socket
+from collections import Counter
+from contextlib import ExitStack
 from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from daemon.ingress import server
+from daemon.ingress.accept import Acceptor
 from daemon.ingress.plain import PlainLane
 from daemon.ingress.refusals import RefusalLog
 from daemon.ingress.turns import Turns
-from tests.ingress.rig import running
+from tests.ingress.rig import post, running
+
+if TYPE_CHECKING:
+    import pytest
+    from quart_trio import QuartTrio
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Passes(trio.abc.Instrument):
+    """Counts the passes of the event loop."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        trio.lowlevel.add_instrument(self)
+
+    def before_io_wait(self, _timeout: float) -> None:
+        """Count one."""
+        self.now += 1
+
+
+def connect(port: int, stack: ExitStack) -> socket.socket:
+    """Return a connection that the kernel has taken, without a pass of the event loop."""
+    connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+    connection.settimeout(0)
+    return connection
 
 
 async def test_tasks_go_on_in_the_order_in_which_they_came() -> None:
@@ -88,7 +119,7 @@ async def test_a_turn_of_the_fast_path_ends_by_time() -> None:
                 passes += 1
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
-    assert passes > 20
+    assert passes >= 10  # the clock is looked at behind each fourth
 
 
 async def test_a_task_that_is_cancelled_takes_no_turn() -> None:
@@ -108,3 +139,112 @@ async def test_a_task_that_is_cancelled_takes_no_turn() -> None:
         with trio.fail_after(10):
             await done.wait()
         nursery.cancel_scope.cancel()
+
+
+async def test_few_requests_of_hypercorn_begin_in_one_pass() -> None:
+    """Requests of many connections that arrive together would hold the event loop together."""
+    begun: Counter[int] = Counter()
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        begun[passes.now] += 1
+        await receive()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with running(cast("QuartTrio", app), max_connections=100) as rig:
+        passes = Passes()
+        port = rig.listeners[0].socket.getsockname()[1]
+        with ExitStack() as stack:
+            connections = [connect(port, stack) for _ in range(60)]
+            for connection in connections:
+                connection.send(GET)
+            with trio.fail_after(30):
+                while begun.total() < len(connections):
+                    await trio.lowlevel.checkpoint()
+        trio.lowlevel.remove_instrument(passes)
+    # Trio runs the first burst of a pass in the same pass as the last one of the pass before.
+    assert max(begun.values()) <= 6
+
+
+async def test_connections_are_accepted_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one of thousands would wait for thousands of passes of the event loop."""
+    accepted: Counter[int] = Counter()
+    accept = Acceptor.next
+
+    def count(self: Acceptor) -> tuple[trio.SocketStream, str | None] | None:
+        found = accept(self)
+        accepted[passes.now] += found is not None
+        return found
+
+    monkeypatch.setattr(Acceptor, "next", count)
+    monkeypatch.setattr(server, "_ACCEPT_SECONDS", 60)  # however slow the machine is
+    async with running(max_connections=200) as rig:
+        passes = Passes()
+        port = rig.listeners[0].socket.getsockname()[1]
+        with ExitStack() as stack:
+            for _ in range(100):
+                connect(port, stack)
+            with trio.fail_after(30):
+                while accepted.total() < 100:
+                    await trio.lowlevel.checkpoint()
+        trio.lowlevel.remove_instrument(passes)
+    assert sorted(filter(None, accepted.values())) == [36, 64]
+
+
+# --- beside the fast path ------------------------------------------------------------------------
+
+
+async def time_of_bursts(turns: Turns, bursts: int) -> float:
+    """Return the time on trio's clock from the first burst to the last."""
+    times: list[float] = []
+
+    async def work() -> None:
+        await turns.next()
+        times.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(bursts):
+            nursery.start_soon(work)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(turns.run)
+        with trio.fail_after(1000):
+            while len(times) < bursts:  # noqa: ASYNC110 - the clock has to move
+                await trio.sleep(0.0001)
+        nursery.cancel_scope.cancel()
+    return times[-1] - times[0]
+
+
+async def test_bursts_pause_while_a_commit_is_awaited(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - sleeping takes no time
+) -> None:
+    """The thread that commits would wait for Python's lock in each of its 30 steps."""
+    turns = Turns(commit_is_awaited=lambda: True)
+    # 3 ms behind each pass, which has three bursts at most.
+    assert await time_of_bursts(turns, 30) >= 9 * 0.003 - 1e-6
+
+
+async def test_bursts_go_on_when_the_commit_is_done(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - sleeping takes no time
+) -> None:
+    """Requests by way of Hypercorn would be slow beside a client that posts now and then."""
+    answers = iter([True] + [False] * 1000)
+    turns = Turns(commit_is_awaited=lambda: next(answers))
+    assert await time_of_bursts(turns, 30) < 0.0015 + 30 * 0.0001
+
+
+async def test_the_lane_knows_whether_a_commit_is_awaited() -> None:
+    """Hypercorn would pause for ever, or never."""
+    async with running() as rig, rig.wire() as wire:
+        assert rig.lane is not None
+        assert not rig.lane.awaits_commit()
+        rig.intake.open = trio.Event()
+        await wire.send(post())
+        await rig.intake.asked.wait()
+        await wait_all_tasks_blocked()
+        assert rig.lane.awaits_commit()
+        rig.intake.open.set()
+        assert (await wire.answer()).status == 202
+        assert not rig.lane.awaits_commit()
+        await wire.send(post(b"no JSON"))
+        assert (await wire.answer()).status == 400
+        assert not rig.lane.awaits_commit()
