@@ -22,7 +22,6 @@ from daemon.pipeline import (
     inventory,
     rows,
     segment_files,
-    segments,
     small_tables,
     structure,
 )
@@ -34,10 +33,11 @@ from daemon.pipeline.damage import Finding, Findings, is_corrupt
 from daemon.pipeline.high_water import HighWater
 from daemon.pipeline.layout import Layout
 from daemon.pipeline.oldest import Oldest
-from daemon.pipeline.operations import Append, Bury, Expire, Revive, Seal, Settle
+from daemon.pipeline.operations import Abandon, Append, Bury, Expire, Revive, Seal, Settle, Stage
 from daemon.pipeline.reserve import Reserve
 from daemon.pipeline.schema import MIGRATIONS, connect
 from daemon.pipeline.segments import Segments
+from daemon.pipeline.staging import Staging
 from daemon.pipeline.structure import make_sound, open_sound
 from daemon.pipeline.sweep import Sweep
 from daemon.pipeline.vacuum import Vacuum
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from daemon.pipeline.operations import Operation
     from daemon.pipeline.rows import Range
     from daemon.pipeline.totals import Totals
+
+    _State = tuple[Totals, tuple[Range, ...], Range | None]
 
 T = TypeVar("T")
 
@@ -134,6 +136,8 @@ class Database:
         self.vacuum = Vacuum(self._connection)
         self._backlog = Backlog(self._connection, self._folder, self._apart)
         self.clearance = Clearance(self._connection)
+        # A request that was being staged is refused: its rows may not all be there any more.
+        self.staging = Staging(self._connection, self.clearance)
         self._oldest = Oldest(self._connection)
         self.sweep = Sweep(self._connection, self._folder, self._segments, self.findings)
 
@@ -205,7 +209,7 @@ class Database:
     def _commit(self, operations: Iterable[Operation]) -> None:
         if self._segments.in_doubt:
             self.probe()
-        before = (self.totals, self.clearance.ranges)
+        before = self._state()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             # Before the sync: who is asked meanwhile whether there is room has to know.
@@ -224,8 +228,12 @@ class Database:
         self._segments.keep()
         self.high_water.write(self.totals)
 
-    def _roll_back(self, before: tuple[Totals, tuple[Range, ...]]) -> None:
-        self.totals, self.clearance.ranges = before
+    def _state(self) -> _State:
+        """Return what is known in memory of what is committed."""
+        return self.totals, self.clearance.ranges, self.staging.range
+
+    def _roll_back(self, before: _State) -> None:
+        self.totals, self.clearance.ranges, self.staging.range = before
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
@@ -234,7 +242,11 @@ class Database:
         for operation in operations:
             match operation:
                 case Append():
-                    self._append(operation, changes)
+                    self.staging.take_in(operation, changes)
+                case Stage():
+                    self.staging.stage(operation, changes)
+                case Abandon():
+                    self.staging.abandon()
                 case Settle():
                     changes.settle(operation.batch)
                 case Seal(batch):
@@ -248,20 +260,10 @@ class Database:
                     operation.more = answers.expire(self._connection, changes)
         return changes
 
-    def _append(self, append: Append, changes: Changes) -> None:
-        append.jobs = []
-        append.earlier = None
-        if append.key is not None:
-            append.earlier = answers.answer(self._connection, append.key, append.receipt, changes)
-        if append.earlier is None:
-            append.jobs = changes.take_in(append.parts)
-
     def _write(self, changes: Changes) -> Totals:
         """Write what was gathered, large jobs into a segment; returns the totals behind it."""
-        if changes.large_bytes < segments.WORTH_A_SYNC:
-            changes.place_in_rows()
-        else:
-            changes.place(*self._segments.write(changes.large_lines(), self.totals.next))
+        if changes.large or changes.staged:
+            self.staging.place(changes, self._segments, self.totals.next)
         rows.insert(self._connection, changes.rows)
         rows.insert_placed(self._connection, changes.placed)
         self.sweep.look_at(self.clearance.delete(changes.settled))
@@ -297,7 +299,8 @@ class Database:
         return page.jobs
 
     def _page(self, after: int, most_jobs: int, most_bytes: int) -> Page:
-        page = self._safely(lambda: self._backlog.page(after, most_jobs, most_bytes))
+        end = self.staging.first
+        page = self._safely(lambda: self._backlog.page(after, most_jobs, most_bytes, end))
         if page.damaged:
             self._bury(page.damaged)
         return page
@@ -378,7 +381,7 @@ class Database:
 
     def probe(self) -> None:
         """Write something durable, to see whether the disk takes it."""
-        self._roll_back((self.totals, self.clearance.ranges))
+        self._roll_back(self._state())
         # Not an UPDATE that changes nothing: SQLite leaves a page that stays the same unwritten.
         self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         # A commit that failed may have left its rows in SQLite's log, for a crash to bring back.
