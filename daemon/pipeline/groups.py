@@ -226,9 +226,9 @@ def _next_stage(append: Append) -> tuple[Stage | None, int]:
     size = 0
     end = append.staged
     for part in islice(append.parts, append.staged, append.staged + _MOST_LARGE_ROWS):
-        size += len(part.lines)
-        if size > _LARGE_PORTION and end > append.staged:
+        if size + len(part.lines) > _LARGE_PORTION and end > append.staged:
             break
+        size += len(part.lines)
         end += 1
     if end == len(append.parts):
         return None, 0
