@@ -382,12 +382,13 @@ async def test_a_disk_error_refuses_a_large_request_whole(path: Path) -> None:
 async def test_a_large_request_that_is_under_way_is_finished_before_the_end(path: Path) -> None:
     """A drain would refuse what it has half written."""
     path.parent.mkdir()
-    async with trio.open_nursery() as nursery:
-        async with open_desk(path) as desk:
-            desk.database.hold()
-            nursery.start_soon(desk.take, 1, None, 95)
-            await desk.database.held()
-        assert desk.answered == [id_of(1)]
+    outcomes: list[Receipt | RefusedError] = []
+    wanted = append(1, count=95)
+    async with open_desk(path) as desk:
+        desk.database.hold()
+        desk.journal.append(wanted.receipt, wanted.parts, None, outcomes.append)
+        await desk.database.held()
+    assert outcomes == [wanted.receipt]
     with closing(Database(path)) as again:
         assert len(seqs(again)) == 95
 
