@@ -213,7 +213,16 @@ class Door:
 
 def document(receipt: Receipt) -> bytes:
     """Return the body of a 202."""
-    return b'{"id":"%s","accepted":%d}' % (str(receipt.id).encode("ascii"), receipt.payloads)
+    # As str(receipt.id), at half its cost.
+    digits = b"%032x" % receipt.id.int
+    return b'{"id":"%b-%b-%b-%b-%b","accepted":%d}' % (
+        digits[:8],
+        digits[8:12],
+        digits[12:16],
+        digits[16:20],
+        digits[20:],
+        receipt.payloads,
+    )
 
 
 def as_problem(error: Exception) -> Problem:

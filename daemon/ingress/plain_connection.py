@@ -59,6 +59,7 @@ class PlainConnection:
         self._stream = stream
         self._leave = leave
         self._fd = stream.socket.fileno()
+        self._buffers = stream.buffers
         self._head = b""
         """What came of a head that is not complete, or the first of the request under way."""
         self._body = bytearray()
@@ -88,12 +89,14 @@ class PlainConnection:
 
     def done(self, outcome: Outcome) -> None:
         """Answer the request that waited; see ``Done``."""
-        self._give_memory_back()
+        charge, self._charge = self._charge, 0
+        self._lane.door.memory.release(charge)
         if self._stream.socket.fileno() < 0:
             return  # the drain's patience was over before the disk answered
         self._waits = False
         self._guard(self._conclude, outcome)
-        self.read_pending()
+        if self._buffers:
+            self.read_pending()
 
     def read_pending(self) -> None:
         """Take what nobody announces: TLS may hold more, or the end, behind what was read."""
@@ -119,7 +122,7 @@ class PlainConnection:
         else:
             self._read_body(self._request)
         # In a turn of its own: a client that sends quickly is not the only one.
-        if self._stream.pending and not (self._waits or self._waiter or self._gone):
+        if self._buffers and self._stream.pending:
             self._lane.come_back(self.read_pending)
 
     def _read_head(self) -> None:
@@ -320,7 +323,7 @@ class PlainConnection:
             return
         if not sent:
             self._hand_over(b"")
-        else:
+        elif self._bulk or not self._listens:
             self._listen()
 
     # --- away ----------------------------------------------------------------------------------

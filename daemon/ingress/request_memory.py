@@ -91,11 +91,15 @@ class RequestMemory:
 
     def take(self, size: int) -> bool:
         """Take memory; returns False, and takes none, where there is none left."""
-        # Large ones behind those that wait: the reserve is not for them.
-        if self.used + size > self._bounds[_class_of(size)] or (self._waiting and size > SMALL):
-            return False
-        self.used += size
-        return True
+        used = self.used + size
+        if size <= _TINY:
+            fits = used <= self._bound
+        else:
+            # Large ones behind those that wait: the reserve is not for them.
+            fits = used <= self._bounds[_class_of(size)] and not (self._waiting and size > SMALL)
+        if fits:
+            self.used = used
+        return fits
 
     def overdraw(self, size: int) -> None:
         """Take memory, bound or not: for what is held of a body beyond what it has taken."""

@@ -62,6 +62,8 @@ class ClientStream:
         self.socket = transport.socket
         self.scope = trio.CancelScope()
         self._transport = transport
+        self.buffers = transport.buffers
+        """Whether ``pending`` may be true."""
         self._turns = turns
         self.clock = RequestClock(request_timeout, keepalive_timeout)
         self._received = b""

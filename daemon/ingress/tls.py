@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import ssl
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import trio
 
@@ -96,6 +96,8 @@ def open_certificates(settings: Settings) -> Certificates | None:
 
 class TlsStream(QuickStream):
     """One socket's bytes, encrypted by ``context``. ``handshake`` comes first."""
+
+    buffers: ClassVar = True
 
     def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext) -> None:
         super().__init__(stream)
@@ -217,4 +219,4 @@ class TlsStream(QuickStream):
 
     def _send_records(self) -> bool:
         """Send what OpenSSL has written, behind what there was no room for."""
-        return self._write(self._rest + self._outgoing.read())
+        return super().send_now(self._rest + self._outgoing.read())

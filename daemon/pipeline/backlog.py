@@ -6,7 +6,7 @@ import sqlite3
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from daemon.pipeline import reading
+from daemon.pipeline import reading, segment_files
 from daemon.pipeline.damage import corrupt
 from daemon.pipeline.job import Batch
 from daemon.pipeline.rows import IN_RANGE
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from daemon.pipeline.damage import DamagedRow
     from daemon.pipeline.job import Job
+    from daemon.pipeline.patience import Patience
     from daemon.pipeline.rows import Range, Row
 
 BEYOND: Final = 2**62
@@ -39,12 +40,17 @@ class Backlog:
     """Reads the rows of one connection. Methods raise sqlite3.Error."""
 
     def __init__(
-        self, connection: sqlite3.Connection, state_dir: Path, apart: Sequence[Range]
+        self,
+        connection: sqlite3.Connection,
+        state_dir: Path,
+        apart: Sequence[Range],
+        patience: Patience,
     ) -> None:
         """Leave the ranges ``apart`` out of all pages: sealed, dead, or stored at the start."""
         self._connection = connection
         self._folder = state_dir
         self._apart = apart
+        self._patience = patience
 
     def page(self, after: int, most_jobs: int, most_bytes: int, end: int = BEYOND) -> Page:
         """Return the next jobs after ``after`` and before ``end``; see ``Database.page``."""
@@ -58,7 +64,10 @@ class Backlog:
         while True:
             try:
                 jobs, damaged = reading.read(found, self._folder)
-            except sqlite3.Error:
+            except sqlite3.Error as error:
+                if self._lasts(error):
+                    jobs, damaged = reading.read(found, self._folder, tolerant=True)
+                    return Page(jobs, damaged, found[-1][0])
                 # What lies in front of a place that cannot be read need not wait for it.
                 if len(found) <= 1:
                     raise
@@ -73,6 +82,10 @@ class Backlog:
                 yield from in_order(self._connection, after + 1, min(first, end) - 1)
             after = max(after, last)
 
+    def _lasts(self, error: sqlite3.Error) -> bool:
+        """Return whether the disk has not given a part of a segment back for some seconds."""
+        return segment_files.is_unreadable(error) and self._patience.ran_out(str(error))
+
     def sealed(self, first: int) -> tuple[Batch | None, list[DamagedRow]]:
         """Return a sealed batch with those members that are sound, and the others.
 
@@ -85,7 +98,12 @@ class Backlog:
             return None, []
         last, key, compression = row
         members = list(in_order(self._connection, first, last))
-        jobs, damaged = reading.read(members, self._folder)
+        try:
+            jobs, damaged = reading.read(members, self._folder)
+        except sqlite3.Error as error:
+            if not self._lasts(error):
+                raise
+            jobs, damaged = reading.read(members, self._folder, tolerant=True)
         if not jobs:
             return None, damaged
         return Batch(tuple(jobs), key, compression, sealed=True), damaged

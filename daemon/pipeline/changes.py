@@ -33,6 +33,8 @@ class Changes:
         self.settled: list[Range] = []
         self.unsealed: list[int] = []
         """The first ``seq`` of each sealed batch that is settled."""
+        self.revived: list[int] = []
+        """The first ``seq`` of each dead letter that comes back."""
         self.jobs = 0
         self.payloads = 0
         self.bytes = 0
@@ -98,6 +100,7 @@ class Changes:
 
     def revive(self, letter: DeadRange) -> None:
         """Bring a dead letter back."""
+        self.revived.append(letter.first)
         self.jobs += letter.jobs
         self.payloads += letter.payloads
         self.bytes += letter.bytes

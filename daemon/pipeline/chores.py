@@ -82,7 +82,12 @@ class Chores:
         Where that cannot be read, what is known stays: the age goes on rising.
         """
         try:
-            self._ledger.kept_since = await self._thread.write(self._database.oldest)
+            # A commit that waits for the thread comes between two looks.
+            for _ in range(_STEPS):
+                since = await self._thread.write(self._database.oldest)
+                if not self._database.oldest_unfinished:
+                    self._ledger.kept_since = since
+                    break
         except sqlite3.Error:
             if self._ledger.kept_since is None and self._database.totals.jobs:
                 self._ledger.kept_since = time.time()

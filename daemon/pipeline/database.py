@@ -10,31 +10,32 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from daemon.errors import StartError
 from daemon.pipeline import (
     answers,
     dead_letters,
     inventory,
+    layout_rows,
     rows,
     segment_files,
     small_tables,
     structure,
 )
 from daemon.pipeline.backlog import Backlog
-from daemon.pipeline.changes import Changes
-from daemon.pipeline.checksum import of_values
+from daemon.pipeline.carrying_out import carry_out
 from daemon.pipeline.clearance import Clearance
 from daemon.pipeline.damage import Finding, Findings, is_corrupt
 from daemon.pipeline.high_water import HighWater
-from daemon.pipeline.layout import Layout
 from daemon.pipeline.oldest import Oldest
-from daemon.pipeline.operations import Abandon, Append, Bury, Expire, Revive, Seal, Settle, Stage
+from daemon.pipeline.patience import Patience, patiently, read_error
+from daemon.pipeline.repair import FileRepair, Known
 from daemon.pipeline.reserve import Reserve
+from daemon.pipeline.restoration import restore_rows
+from daemon.pipeline.scan import is_unreadable
 from daemon.pipeline.schema import MIGRATIONS, connect
 from daemon.pipeline.segments import Segments
 from daemon.pipeline.staging import Staging
@@ -47,9 +48,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from daemon.pipeline.backlog import Page
+    from daemon.pipeline.changes import Changes
     from daemon.pipeline.damage import DamagedRow
     from daemon.pipeline.inventory import Inventory
     from daemon.pipeline.job import Batch, Job
+    from daemon.pipeline.layout import Layout
     from daemon.pipeline.operations import Operation
     from daemon.pipeline.rows import Range
     from daemon.pipeline.totals import Totals
@@ -57,18 +60,6 @@ if TYPE_CHECKING:
     _State = tuple[Totals, tuple[Range, ...], Range | None]
 
 T = TypeVar("T")
-
-_FORGET_LAYOUTS: Final = """
-    DELETE FROM layouts WHERE first <
-    (SELECT max(first) FROM layouts WHERE first <=
-    (SELECT coalesce((SELECT min(seq) FROM jobs), (SELECT next FROM totals))))
-"""
-_INSERT_LAYOUT: Final = """
-    INSERT OR REPLACE INTO layouts (first, template, host, compression, alone, crc)
-    VALUES (?, ?, ?, ?, ?, ?)
-"""
-_BETWEEN_REPAIRS: Final = 60.0
-"""Seconds in which a file is made sound once at most: it is read as a whole."""
 
 
 class Database:
@@ -90,16 +81,20 @@ class Database:
         """What is damaged, to be told."""
         self.damaged_payloads = 0
         """Payloads that were counted as waiting and cannot be stored, since the start."""
-        self._repaired = float("-inf")
+        self.jobs_in_memory: Callable[[], Sequence[Job]] = tuple
+        """Returns the jobs in memory that are not settled: their rows are kept in any repair."""
+        self.handed: dict[str, Sequence[Job]] = {}
+        """Jobs that ``page`` and ``sealed`` have returned, until the event loop has them."""
+        self._patience = Patience()
+        self._file_repair = FileRepair(path, self._patience)
         self._counted = False
         self._connection, found, gaps = open_sound(path)
         try:
             self.findings.add(*found)
             try:
-                self._read(gaps)
+                patiently(lambda: self._read_at_start(gaps))
             except sqlite3.Error as error:
-                if not self._repair(error, starting=True):
-                    raise
+                self._repair_at_start(error)
             self.high_water.begin(self.totals)
             self.sealed_firsts = [first for first, _ in self._inventory.sealed]
             """The first ``seq`` of each batch that was sealed before a crash: replayed whole."""
@@ -107,6 +102,12 @@ class Database:
             self._connection.close()
             self.high_water.close()
             raise
+
+    def _read_at_start(self, gaps: Sequence[Range]) -> None:
+        try:
+            self._read(gaps)
+        except sqlite3.Error as error:
+            raise read_error(self._path, error) from None
 
     def _read(self, gaps: Sequence[Range]) -> None:
         """Read what the file says of itself, and what goes with it."""
@@ -120,7 +121,7 @@ class Database:
         self._counted |= small
         self._take_over(self._inventory)
         self.totals = self._inventory.totals
-        self.count_dead()
+        self._count_dead()
         if not hasattr(self, "_segments"):
             if not self._inventory.known:
                 self.totals = self.high_water.assume(self._connection, self.totals)
@@ -130,13 +131,13 @@ class Database:
         if not hasattr(self, "_apart"):
             self._apart = self._inventory.apart
         self._attach()
+        self.sweep.unlink_dead()
 
     def _attach(self) -> None:
         """Have all parts use the connection that is open now."""
         self.vacuum = Vacuum(self._connection)
-        self._backlog = Backlog(self._connection, self._folder, self._apart)
+        self._backlog = Backlog(self._connection, self._folder, self._apart, self._patience)
         self.clearance = Clearance(self._connection)
-        # A request that was being staged is refused: its rows may not all be there any more.
         self.staging = Staging(self._connection, self.clearance)
         self._oldest = Oldest(self._connection)
         self.sweep = Sweep(self._connection, self._folder, self._segments, self.findings)
@@ -145,30 +146,44 @@ class Database:
         self.damaged_payloads += taken.lost_payloads
         self.findings.add(*taken.findings)
 
-    def _repair(self, error: sqlite3.Error, *, starting: bool = False) -> bool:
-        """Make a damaged file sound; returns whether a second attempt is worth it.
+    def _repair_at_start(self, error: sqlite3.Error) -> None:
+        """Make a damaged file sound that nothing uses yet, and read it.
 
-        At a start it raises StartError where it cannot be done.
+        Raises ``error``, or StartError, where that is not possible.
         """
-        now = time.monotonic()
-        if not is_corrupt(error) or now - self._repaired < _BETWEEN_REPAIRS:
+        unreadable = is_unreadable(error)
+        if not (unreadable or is_corrupt(error)):
+            raise error
+        self._connection.close()
+        found, gaps = make_sound(self._path, tolerant=unreadable)
+        self._connection = connect(self._path)
+        self.findings.add(Finding("file", str(error)), *found)
+        self._read(gaps)
+
+    def _repair(self, error: sqlite3.Error) -> bool:
+        """Make a damaged file sound that is in use; returns whether to try again."""
+        # SQLite would take a commit that is in doubt for one that was made.
+        if not self._file_repair.is_due(error) or self.in_doubt:
             return False
-        self._repaired = now
+        # A request that is being staged is refused: its rows may not all be there any more.
+        self.staging.abandon()
+        known = Known(self.totals, self.clearance.ranges, self.jobs_in_memory())
         self._connection.close()
         try:
-            found, gaps = make_sound(self._path)
-            self._connection = connect(self._path)
+            found, taken = self._file_repair.run(known)
         except (OSError, sqlite3.Error, StartError) as failure:
-            if starting:
-                raise
             self.findings.add(Finding("file", f"{error}; it cannot be made sound: {failure}"))
             # What can still be read and written is.
             self._connection = connect(self._path)
             with suppress(sqlite3.Error):
                 self._attach()
             return False
+        self._connection = connect(self._path)
+        self._attach()
+        self.sweep.look_at_all()
         self.findings.add(Finding("file", str(error)), *found)
-        self._read(gaps)
+        self._counted = True
+        self._adopt(taken)
         return True
 
     def _safely(self, function: Callable[[], T]) -> T:
@@ -213,7 +228,9 @@ class Database:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             # Before the sync: who is asked meanwhile whether there is room has to know.
-            self.totals = self._write(self._carry_out(operations))
+            self.totals = self._write(
+                carry_out(self._connection, operations, self.totals.next, self.staging)
+            )
         except BaseException:
             self._segments.cut()
             self._roll_back(before)
@@ -237,29 +254,6 @@ class Database:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
-    def _carry_out(self, operations: Iterable[Operation]) -> Changes:
-        changes = Changes(self.totals.next)
-        for operation in operations:
-            match operation:
-                case Append():
-                    self.staging.take_in(operation, changes)
-                case Stage():
-                    self.staging.stage(operation, changes)
-                case Abandon():
-                    self.staging.abandon()
-                case Settle():
-                    changes.settle(operation.batch)
-                case Seal(batch):
-                    dead_letters.seal(self._connection, dead_letters.batch_row(batch))
-                case Bury(batch, code, reason):
-                    changes.bury(batch)
-                    dead_letters.bury(self._connection, batch, code, reason)
-                case Revive():
-                    self._revive(operation, changes)
-                case Expire():
-                    operation.more = answers.expire(self._connection, changes)
-        return changes
-
     def _write(self, changes: Changes) -> Totals:
         """Write what was gathered, large jobs into a segment; returns the totals behind it."""
         if changes.large or changes.staged:
@@ -270,18 +264,11 @@ class Database:
         # Behind all seals of this commit: one of what is settled may be among them.
         rows.delete_each(self._connection, "batches", "first", changes.unsealed)
         answers.evict(self._connection, changes, self.totals.keys, self.most_keys)
+        self._oldest.look_from(changes.revived)
         after = self.totals.after(changes)
         if after != self.totals:
             after.write(self._connection)
         return after
-
-    def _revive(self, revive: Revive, changes: Changes) -> None:
-        revived = dead_letters.revive(self._connection)
-        for one in revived:
-            changes.revive(one)
-        revive.firsts = [one.first for one in revived]
-        revive.payloads = sum(one.payloads for one in revived)
-        revive.more = len(revived) == dead_letters.AT_ONCE
 
     def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
         """Return the next jobs after ``seq`` in order, without those sealed or dead at the start.
@@ -296,14 +283,15 @@ class Database:
         if not page.jobs and not self._counted:
             self._counted = True
             self._recount()
+        self.handed["page"] = page.jobs
         return page.jobs
 
     def _page(self, after: int, most_jobs: int, most_bytes: int) -> Page:
         end = self.staging.first
-        page = self._safely(lambda: self._backlog.page(after, most_jobs, most_bytes, end))
-        if page.damaged:
-            self._bury(page.damaged)
-        return page
+        while True:
+            page = self._safely(lambda: self._backlog.page(after, most_jobs, most_bytes, end))
+            if not page.damaged or self._bury(page.damaged):
+                return page
 
     def sealed(self, first: int) -> Batch | None:
         """Return a batch that is sealed, as it was; None if nothing of it can be read.
@@ -311,9 +299,11 @@ class Database:
         Members that are damaged become dead letters. The others are sent under the same key:
         where the object is in the store already it is replaced, and nothing is there twice.
         """
-        batch, damaged = self._safely(lambda: self._backlog.sealed(first))
-        if damaged:
-            self._bury(damaged)
+        while True:
+            batch, damaged = self._safely(lambda: self._backlog.sealed(first))
+            if not damaged or self._bury(damaged):
+                break
+        self.handed["sealed"] = () if batch is None else batch.jobs
         if batch is None:
             rows.delete_each(self._connection, "batches", "first", [first])
         elif batch.jobs[0].seq != first:
@@ -322,28 +312,41 @@ class Database:
                 dead_letters.seal(self._connection, dead_letters.batch_row(batch))
         return batch
 
-    def _bury(self, damaged: Sequence[DamagedRow]) -> None:
-        """Make dead letters of damaged rows."""
+    def _bury(self, damaged: Sequence[DamagedRow]) -> bool:
+        """Make dead letters of damaged rows.
 
-        def bury() -> Inventory:
+        Returns False where rows were written back or the file was repaired instead: they are to
+        be read again then.
+        """
+        jobs = self.jobs_in_memory()
+        taken = None
+        try:
             with self._transaction():
-                return inventory.bury(self._connection, damaged, self.totals)
-
-        self._adopt(self._safely(bury))
+                if not restore_rows(self._connection, jobs):
+                    taken = inventory.bury(self._connection, damaged, self.totals)
+        except sqlite3.Error as error:
+            if not self._repair(error):
+                raise
+            return False
+        if taken is not None:
+            self._adopt(taken)
+        return taken is not None
 
     def _recount(self) -> None:
         """Compare the totals with what is there, once, when all of it has been read."""
 
         def compare() -> Inventory:
+            jobs = self.jobs_in_memory()
             with self._transaction():
+                restore_rows(self._connection, jobs)
                 return inventory.compare(self._connection, self.totals, ())
 
         self._adopt(self._safely(compare))
 
     def _adopt(self, taken: Inventory) -> None:
         self._take_over(taken)
-        self.totals = taken.totals
-        self.count_dead()
+        self.totals = replace(taken.totals, evicted=self.totals.evicted)
+        self._count_dead()
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -353,10 +356,18 @@ class Database:
 
     def oldest(self) -> float | None:
         """Return when the oldest job that is not stored was accepted, in Unix time."""
-        return self._oldest.look(self.clearance.ranges, self.totals.dead_payloads)
+        return self._oldest.look(self.clearance.ranges)
+
+    @property
+    def oldest_unfinished(self) -> bool:
+        """Whether ``oldest`` has passed over many dead letters and has to be called again."""
+        return self._oldest.unfinished
 
     def count_dead(self) -> None:
         """Count what dead letters take: another process may have dropped some."""
+        self._safely(self._count_dead)
+
+    def _count_dead(self) -> None:
         found = dead_letters.ranges(self._connection)
         dead, payloads = sum(one.room for one in found), sum(one.payloads for one in found)
         self.totals = replace(self.totals, dead_bytes=dead, dead_payloads=payloads)
@@ -365,19 +376,7 @@ class Database:
         """Note that ``now`` holds from the next job on; return all, each with its first ``seq``."""
         checked = self._safely(lambda: small_tables.check(self._connection, small_tables.LAYOUTS))
         self.findings.add(*small_tables.repair(self._connection, small_tables.LAYOUTS, checked))
-        known = [
-            (first, Layout(template, host, compression, alone=bool(alone)))
-            for first, template, host, compression, alone in checked.rows
-        ]
-        # The first that is known holds for all before: the others are gone.
-        if known and known[-1][1] == now:
-            return known
-        entry = (self.totals.next, now)
-        values = (*entry[:1], now.template, now.host, now.compression, int(now.alone))
-        self._connection.execute(_INSERT_LAYOUT, (*values, of_values(values)))
-        # Those that no job is left of are of no use any more.
-        self._connection.execute(_FORGET_LAYOUTS)
-        return [*(one for one in known if one[0] != self.totals.next), entry]
+        return layout_rows.note(self._connection, checked.rows, self.totals.next, now)
 
     def probe(self) -> None:
         """Write something durable, to see whether the disk takes it."""

@@ -38,11 +38,8 @@ class Disk:
         self._health = health
         self._writable = trio.Event()
         self._writable.set()
-
-    @property
-    def in_trouble(self) -> bool:
+        self.in_trouble = health.trouble(_PART) is not None
         """Whether POSTs are refused."""
-        return self._health.trouble(_PART) is not None
 
     @property
     def writable(self) -> bool:
@@ -60,6 +57,7 @@ class Disk:
 
     def failed(self, error: sqlite3.Error) -> None:
         """Take note of a write that failed."""
+        self.in_trouble = True
         self._say(_PART, "journal_unavailable", error)
         if self._writable.is_set():  # who waits already, waits for the end of all troubles
             self._writable = trio.Event()
@@ -67,7 +65,9 @@ class Disk:
     def wrote(self, *, room: bool) -> None:
         """Take note of a commit that went well; ``room``: and of a reserve that is there."""
         self._writable.set()
-        if room and self._health.clear(_PART) is not None:
+        if room and self.in_trouble:
+            self.in_trouble = False
+            self._health.clear(_PART)
             log.info("journal_available")
 
     def read_failed(self, what: str, error: sqlite3.Error) -> None:

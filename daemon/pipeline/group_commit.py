@@ -28,6 +28,7 @@ from daemon.pipeline.answers import most_keys
 from daemon.pipeline.chores import Chores
 from daemon.pipeline.disk import Disk, disk_error, outcome_unknown
 from daemon.pipeline.groups import Groups, Turn, answer
+from daemon.pipeline.in_memory import InMemory
 from daemon.pipeline.journal_thread import JournalThread
 from daemon.pipeline.operations import (
     Abandon,
@@ -92,6 +93,7 @@ class SqliteJournal:
         # Requests are bounded by max_bytes, and what is not a request by MAX_WORKERS.
         self._groups = Groups()
         self._chores = Chores(database, self._thread, self._disk, ledger, self._groups.add)
+        self._in_memory = InMemory(database, ledger, self._groups)
         self._bytes = 0
         self._staged: Append | None = None
         """The request of which parts are written and others not yet."""
@@ -119,7 +121,7 @@ class SqliteJournal:
 
     def refusal(self, size: int = 1024) -> RefusedError | None:
         """Return why a request of ``size`` bytes would be refused now, or None."""
-        if (refusal := self._disk.refusal()) is not None:
+        if self._disk.in_trouble and (refusal := self._disk.refusal()) is not None:
             return refusal
         totals = self._database.totals
         if totals.all_bytes + self._bytes + size > self._max_bytes:
@@ -156,9 +158,17 @@ class SqliteJournal:
         Not while nothing can be written: what is stored meanwhile waits in memory to be settled.
         """
         await self._disk.wait_writable()
+        try:
+            return await self._read_pages(after, most_jobs, most_bytes)
+        finally:
+            # From here on they are where the caller has them: the window enters them at once.
+            self._database.handed.pop("page", None)
+            self._database.handed.pop("pages", None)
+
+    async def _read_pages(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
+        """Read in pieces, with commits between them: 5,000 rows take 0.1 s."""
         found: list[Job] = []
         size = 0
-        # In pieces, with commits between them: 5,000 rows take 0.1 s.
         while True:
             some = await self._thread.read(
                 self._database.page,
@@ -170,6 +180,7 @@ class SqliteJournal:
             if found and size > most_bytes:
                 break  # one job that is larger than what was left: it comes with the next page
             found += some
+            self._database.handed["pages"] = found
             if not some or len(found) == most_jobs or size >= most_bytes:
                 break
             after = some[-1].seq
@@ -185,6 +196,7 @@ class SqliteJournal:
         """Return the next batch to replay; see Journal."""
         while self._sealed:
             batch = await self._thread.read(self._database.sealed, self._sealed.popleft())
+            self._database.handed.pop("sealed", None)
             if batch is not None:
                 self._ledger.enter(batch.jobs)
                 return batch
@@ -196,6 +208,7 @@ class SqliteJournal:
         if not await self._thread.read(self._database.reserve.take):
             self._disk.failed(sqlite3.OperationalError("the disk has no room for a reserve"))
         self._go_on_clearing()
+        self._in_memory.start()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._commit_for_ever)
@@ -234,10 +247,12 @@ class SqliteJournal:
         group = self._groups.take()
         start = trio.current_time()
         self._unknown = True
+        self._in_memory.begin_commit(group.operations)
         try:
             room = await self._thread.write(self._write, group.operations)
         except sqlite3.Error as error:
             await self._refuse(group, error)
+            self._in_memory.end_commit()
             return False
         finally:
             self._bytes -= group.bytes
@@ -245,6 +260,7 @@ class SqliteJournal:
         self._metrics.commit_seconds.observe(trio.current_time() - start)
         turn = Turn()
         await self._publish(group.operations, turn)
+        self._in_memory.end_commit()
         self._disk.wrote(room=room)
         await answer(group.operations, turn)
         group.done.set()
@@ -276,6 +292,7 @@ class SqliteJournal:
                 self._database.probe()
             begun = True
             self._database.commit(operations)
+            self._in_memory.committed()
         except sqlite3.Error:
             self._database.reserve.give_up()
             if begun and self._database.in_doubt:

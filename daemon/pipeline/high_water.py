@@ -197,7 +197,8 @@ class HighWater:
         if self._file is None:
             return
         self._number += 1
-        held = totals.payloads + totals.dead_payloads
+        # Totals that damage has made wrong must not end the daemon.
+        held = max(0, totals.payloads + totals.dead_payloads)
         body = _BODY.pack(
             _MAGIC,
             self._number,

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from daemon.errors import PayloaddError
-from daemon.pipeline import dead_letters
+from daemon.pipeline import damaged_files, dead_letters
 from daemon.pipeline.damage import CODE
 from daemon.pipeline.lock import owner
-from daemon.pipeline.salvage import DAMAGED_FILE
 from daemon.pipeline.schema import FILE, MIGRATIONS, look_into
 from daemon.pipeline.segment_files import space
 from daemon.pipeline.verify import verify
@@ -134,7 +133,7 @@ class Inspection:
             dropped = dead_letters.drop(self._connection, ids)
         if not self._one(f"SELECT count(*) FROM dead WHERE code = '{CODE}'"):  # noqa: S608 - ours
             # Kept for as long as something of it may be wanted.
-            (self._folder / DAMAGED_FILE).unlink(missing_ok=True)
+            damaged_files.remove(self._folder)
         return dropped
 
     @contextmanager

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 from typing import TYPE_CHECKING
 
 import trio
 
 from daemon.errors import RefusedError, TooLargeError
-from daemon.pipeline.job import Buffer, IdSource, Part, split, split_lines
+from daemon.pipeline.job import Buffer, IdSource, Part, split, split_lines, uuid_of
 from daemon.pipeline.operations import Done, Receipt
 
 if TYPE_CHECKING:
@@ -66,14 +65,18 @@ class Intake:
         never be taken. Nothing was taken then.
         """
         groups = split(payloads, self._most_payloads, self._most_bytes)
-        self._check_number(len(groups))
-        # The answer is named by its first job; an empty collection gets an id too.
-        ids = self._ids.take(max(1, len(groups)))
-        parts = [
-            Part(id_, b"\n".join([*group, b""]), len(group))
-            for id_, group in zip(ids, groups, strict=False)
-        ]
-        receipt = Receipt(ids[0], len(payloads))
+        if len(groups) == 1:
+            id_ = uuid_of(self._ids.reserve(1))
+            parts = [Part(id_, b"\n".join([*payloads, b""]), len(payloads))]
+        else:
+            self._check_number(len(groups))
+            # The answer is named by its first job; an empty collection gets an id too.
+            id_, *more = self._ids.take(max(1, len(groups)))
+            parts = [
+                Part(each, b"\n".join([*group, b""]), len(group))
+                for each, group in zip([id_, *more], groups, strict=False)
+            ]
+        receipt = Receipt(id_, len(payloads))
         self._journal.append(receipt, parts, None if key is None else _hash(key), done)
 
     async def submit_lines(
@@ -90,7 +93,7 @@ class Intake:
         self._check_number(len(groups))
         first = self._ids.reserve(max(1, len(groups)))
         parts = await trio.to_thread.run_sync(_parts, first, groups)
-        receipt = Receipt(uuid.UUID(int=first), len(sizes))
+        receipt = Receipt(uuid_of(first), len(sizes))
         self._journal.append(receipt, parts, None if key is None else _hash(key), done)
 
     def _check_number(self, jobs: int) -> None:
@@ -108,8 +111,7 @@ class Intake:
 
 def _parts(first: int, groups: Sequence[tuple[bytes, int]]) -> list[Part]:
     return [
-        Part(uuid.UUID(int=id_), lines, count)
-        for id_, (lines, count) in enumerate(groups, start=first)
+        Part(uuid_of(id_), lines, count) for id_, (lines, count) in enumerate(groups, start=first)
     ]
 
 

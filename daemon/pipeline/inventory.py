@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from daemon.pipeline import damage, reading, small_tables
+from daemon.pipeline import damage, dead_letters, reading, small_tables
 from daemon.pipeline.damage import DamagedRow, Finding
 from daemon.pipeline.small_tables import BATCHES, DEAD, STORED, TOTALS, ranges
 from daemon.pipeline.totals import Totals, count
@@ -72,12 +72,30 @@ def take(
             totals = _without(totals, strays)
             totals.write(connection)
         findings += strays
+        findings += _bury_dead_members(connection, gaps)
         if counting or not known:
             compared = compare(connection, totals, gaps, known=known)
             totals = compared.totals
             findings += compared.findings
         lost = max(0, before.payloads - totals.payloads) if known else 0
         return Inventory(totals, findings, lost, sealed, apart, known)
+
+
+def _bury_dead_members(connection: sqlite3.Connection, gaps: Sequence[Range]) -> list[Finding]:
+    """Make dead letters of jobs that are gone from another dead letter, which keeps the rest."""
+    found = []
+    for one in dead_letters.ranges(connection):
+        if one.first <= 0 or not any(a <= one.last and one.first <= b for a, b in gaps):
+            continue
+        left = count(connection, (), (one.first, one.last))
+        missing, payloads = one.jobs - left.jobs, max(0, one.payloads - left.payloads)
+        if missing <= 0:
+            continue
+        dead_letters.shrink(connection, one, left)
+        reason = "of a dead letter, in pages that cannot be read"
+        finding = Finding("dead", reason, one.first, one.last, missing, payloads)
+        found.append(damage.bury_range(connection, finding))
+    return found
 
 
 def bury(

@@ -26,6 +26,10 @@ _MOST_AHEAD: Final = 10_000
 """Milliseconds by which ids may be ahead of the clock."""
 
 
+_new_uuid: Final = uuid.UUID.__new__
+_set: Final = object.__setattr__
+_SAFETY: Final = uuid.SafeUUID.unknown
+
 _PIECE: Final = 65_536
 """Bytes: a write of this many costs little more than the copying of them."""
 
@@ -105,6 +109,18 @@ class Batch:
         ]
 
 
+def uuid_of(number: int) -> uuid.UUID:
+    """Return the UUID with this number, which must have 128 bits at most.
+
+    The same as ``uuid.UUID(int=number)`` at a fifth of its cost: the checks of its arguments took
+    more time than all else that is done with an id.
+    """
+    made = _new_uuid(uuid.UUID)
+    _set(made, "int", number)
+    _set(made, "is_safe", _SAFETY)
+    return made
+
+
 def accepted_at(job_id: uuid.UUID) -> float:
     """Return the Unix time in seconds, to the millisecond, at which a job was accepted."""
     return (job_id.int >> 80) / 1000
@@ -170,7 +186,7 @@ class IdSource:
     def take(self, count: int) -> list[uuid.UUID]:
         """Return ``count`` new ids, each one more than the one before."""
         first = self.reserve(count)
-        return [uuid.UUID(int=first + index) for index in range(count)]
+        return [uuid_of(first + index) for index in range(count)]
 
     def reserve(self, count: int) -> int:
         """Return the first of ``count`` new ids as a number; the others follow it."""

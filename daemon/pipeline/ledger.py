@@ -16,7 +16,6 @@ from daemon.pipeline.job import accepted_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from uuid import UUID
 
     from daemon.metrics import Metrics
     from daemon.pipeline.job import Batch, Job
@@ -73,7 +72,7 @@ class Ledger:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         # Bounded by the channel and by what the workers have in hand.
-        self._shown: dict[int, UUID] = {}
+        self._shown: dict[int, Job] = {}
         self.kept_since: float | None = None
         """When the oldest job in the journal was accepted, in Unix time, as of a second ago."""
         self.rate = DrainRate()
@@ -104,7 +103,7 @@ class Ledger:
         The oldest is the one that was shown to the workers first, or one that was not shown: a
         batch from before a crash, or a backlog that cannot be read.
         """
-        since = [accepted_at(one) for one in islice(self._shown.values(), 1)]
+        since = [accepted_at(job.id) for job in islice(self._shown.values(), 1)]
         if self.kept_since is not None and self.open:
             since.append(self.kept_since)
         return max(0.0, time.time() - min(since)) if since else 0.0
@@ -120,7 +119,11 @@ class Ledger:
 
     def enter(self, jobs: Sequence[Job]) -> None:
         """Note that jobs are on their way to a worker."""
-        self._shown.update([(job.seq, job.id) for job in jobs])
+        self._shown.update([(job.seq, job) for job in jobs])
+
+    def jobs(self) -> list[Job]:
+        """Return the jobs that are on their way to a worker or with one."""
+        return list(self._shown.values())
 
     def settle(self, batch: Batch) -> None:
         """Count payloads that the store confirmed."""

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 from daemon.pipeline import rows
+from daemon.pipeline.damage import corrupt
 
 if TYPE_CHECKING:
     import sqlite3
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _STEPS: Final = 1000
 """Ranges that one look skips: 5 ms."""
+
+_ID_BYTES: Final = 16
 
 _NEXT: Final = "SELECT seq, id FROM jobs WHERE seq > ? ORDER BY seq LIMIT 1"
 _DEAD: Final = "SELECT last FROM dead WHERE first <= ? ORDER BY first DESC LIMIT 1"
@@ -31,31 +34,41 @@ class Oldest:
         self._connection = connection
         self._after = 0
         """Jobs up to this ``seq`` are stored or dead."""
-        self._dead = 0
+        self.unfinished = False
+        """Whether the last look has ended before it came to a job: the next one goes on there."""
 
-    def look(self, stored: Sequence[Range], dead: int) -> float | None:
-        """Return when the oldest job was accepted, in Unix time; None without one.
+    def look_from(self, firsts: Sequence[int]) -> None:
+        """Look again at the jobs from these on: dead letters that are tried again."""
+        if firsts:
+            self._after = min(self._after, min(firsts) - 1)
 
-        ``stored`` are the ranges whose rows are still to be deleted, ``dead`` is how much lies in
-        dead letters: where that is less than before, some may have come back.
+    def look(self, stored: Sequence[Range]) -> float | None:
+        """Return when the oldest job was accepted, in Unix time; None if there is none or not yet.
+
+        ``stored`` are the ranges whose rows are still to be deleted.
         """
-        if dead < self._dead:
-            self._after = 0
-        self._dead = dead
         ranges = rows.merge(stored)
         lasts = [last for _, last in ranges]
+        at = self._after
+        self.unfinished = False
         for _ in range(_STEPS):
-            found = self._connection.execute(_NEXT, (self._after,)).fetchone()
+            found = self._connection.execute(_NEXT, (at,)).fetchone()
             if found is None:
                 return None
             seq, id_ = found
+            if seq <= at:
+                raise corrupt(f"the rows of jobs are out of order behind number {at}")
             index = bisect_left(lasts, seq)
             if index < len(ranges) and ranges[index][0] <= seq:
-                self._after = lasts[index]
+                at = self._after = lasts[index]
             elif (last := self._dead_until(seq)) >= seq:
-                self._after = last
-            else:
+                at = self._after = last
+            elif isinstance(id_, bytes) and len(id_) == _ID_BYTES:
                 return int.from_bytes(id_[:6]) / 1000
+            else:
+                # Damaged, which a worker has not seen yet: the one behind it is nearly as old.
+                at = seq
+        self.unfinished = True
         return None
 
     def _dead_until(self, seq: int) -> int:

@@ -31,8 +31,13 @@ _ALTERED: Final = "does not match its checksum"
 _NO_JOB: Final = "is not a job"
 
 
-def read(found: Sequence[Row], state_dir: Path) -> tuple[list[Job], list[DamagedRow]]:
-    """Return the jobs of those rows that are what was written, and the others, both in order."""
+def read(
+    found: Sequence[Row], state_dir: Path, *, tolerant: bool = False
+) -> tuple[list[Job], list[DamagedRow]]:
+    """Return the jobs of those rows that are what was written, and the others, both in order.
+
+    ``tolerant``: a job whose bytes the disk does not give back is damaged.
+    """
     jobs: list[Job] = []
     damaged: list[DamagedRow] = []
     shaped: list[Row] = []
@@ -41,7 +46,7 @@ def read(found: Sequence[Row], state_dir: Path) -> tuple[list[Job], list[Damaged
             shaped.append(row)
         else:
             damaged.append(_damaged(row, _NO_JOB))
-    for row, lines in zip(shaped, _lines(shaped, state_dir), strict=True):
+    for row, lines in zip(shaped, _lines(shaped, state_dir, tolerant=tolerant), strict=True):
         if isinstance(lines, str):
             damaged.append(_damaged(row, lines))
         elif is_sound(row, lines):
@@ -104,24 +109,29 @@ def size(row: Row) -> int:
     return len(row[3]) if isinstance(row[3], bytes | str) else 0
 
 
-def _lines(found: Sequence[Row], state_dir: Path) -> list[bytes | str]:
+def _lines(found: Sequence[Row], state_dir: Path, *, tolerant: bool) -> list[bytes | str]:
     """Return the lines of each row, or why there are none."""
     try:
         return list(rows.lines(found, state_dir))
     except sqlite3.Error as error:
-        if not segment_files.is_damage(error):
-            raise
-    return [_lines_of_one(row, state_dir) for row in found]
+        _raise_unless_damage(error, tolerant=tolerant)
+    return [_lines_of_one(row, state_dir, tolerant=tolerant) for row in found]
 
 
-def _lines_of_one(row: Row, state_dir: Path) -> bytes | str:
+def _lines_of_one(row: Row, state_dir: Path, *, tolerant: bool) -> bytes | str:
     try:
         return rows.lines([row], state_dir)[0]
     except sqlite3.Error as error:
-        if not segment_files.is_damage(error):
-            raise
+        _raise_unless_damage(error, tolerant=tolerant)
+        if segment_files.is_unreadable(error):
+            return f"is in the segment {row[4]}, where it cannot be read ({error.sqlite_errorname})"
         missing = getattr(error, "sqlite_errorname", "") == "ENOENT"
         return f"is in the segment {row[4]}, which is {'missing' if missing else 'too short'}"
+
+
+def _raise_unless_damage(error: sqlite3.Error, *, tolerant: bool) -> None:
+    if not (segment_files.is_damage(error) or (tolerant and segment_files.is_unreadable(error))):
+        raise error
 
 
 def _damaged(row: Row, reason: str) -> DamagedRow:

@@ -2,14 +2,16 @@
 
 A page of SQLite's file that is damaged cannot be written around: the next row may belong into
 it, a free page may be in use, an index may miss a row. So all that can be read is copied into a
-new file, row by row as it is, and the new file takes the place of the old one, which is kept as
-``journal.db.damaged`` until the last dead letter of its damage is dropped.
+new file, row by row as it is, and the new file takes the place of the old one, which is kept under
+another name until the last dead letter of its damage is dropped (see ``damaged_files.py``).
 
 * The new file is synced before it is renamed, and the log of the old one folded in before that:
   a crash leaves the old file or the new one, never a file with the log of another.
 * What is missing is known from the counts of the old file; it becomes dead letters.
+* What a running daemon knows is written into the new file before it is renamed.
 * Where nothing of ``jobs``, ``batches`` or ``stored`` can be read, there is no telling what is
-  in the store and what is not: nothing is changed, and StartError says what to do.
+  in the store and what is not: nothing is changed, and StartError says what to do. A running
+  daemon knows what is in ``stored`` and how many ``jobs`` there are.
 """
 
 from __future__ import annotations
@@ -17,47 +19,57 @@ from __future__ import annotations
 import os
 import sqlite3
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from daemon.errors import StartError
 from daemon.folders import sync_folder
-from daemon.pipeline import small_tables
+from daemon.pipeline import damaged_files, small_tables
 from daemon.pipeline.damage import Finding, corrupt
 from daemon.pipeline.rows import merge
 from daemon.pipeline.scan import Scan, is_trouble
 from daemon.pipeline.schema import FILE, create_copy, look_into
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from daemon.pipeline.rows import Range
 
-DAMAGED_FILE: Final = f"{FILE}.damaged"
 _NEW_FILE: Final = f"{FILE}.rebuilt"
 _FAR: Final = 2**62
 _JOB_COLUMNS: Final = "seq, id, payloads, lines, segment, start, size, stream, crc"
 _HEAD_COLUMNS: Final = "seq, id, payloads, segment, start, size, stream"
-_NEEDED: Final = {"jobs", "batches", "stored"}
+_NEEDED: Final = frozenset({"jobs", "batches", "stored"})
+_UNKNOWN_TO_MEMORY: Final = frozenset({"batches"})
 _NEVER: Final = -1
 """A checksum that nothing has."""
 
 
-def salvage(path: Path) -> tuple[list[Finding], list[Range]]:
+Complete: TypeAlias = "Callable[[sqlite3.Connection, list[Range]], object]"
+"""Writes into the copy what is known from elsewhere; gets the ranges where rows may be missing."""
+
+
+def salvage(
+    path: Path, complete: Complete | None = None, *, tolerant: bool = False
+) -> tuple[list[Finding], list[Range]]:
     """Copy all that can be read of the journal at ``path`` into a new file, and use that.
 
-    Returns what to tell, and the ranges of ``jobs`` in which rows may be missing. No connection
-    may be open. Raises StartError, OSError, sqlite3.Error; the old file is there then.
+    Returns what to tell, and the ranges of ``jobs`` in which rows may be missing. ``tolerant``:
+    pages that the disk does not give back are damaged. No connection may be open. Raises
+    StartError, OSError, sqlite3.Error; the old file is there then.
     """
     new = path.with_name(_NEW_FILE)
     new.unlink(missing_ok=True)
     try:
         with closing(look_into(path)) as old, closing(create_copy(new)) as copy:
             copy.execute("BEGIN")
-            found, gaps = _copy_all(old, copy)
+            needed = _NEEDED if complete is None else _UNKNOWN_TO_MEMORY
+            found, gaps = _copy_all(old, copy, needed, tolerant=tolerant)
             copy.execute("COMMIT")
+            if complete is not None:
+                complete(copy, gaps)
         _sync(new)
-        _replace(path, new)
+        found += _replace(path, new)
     except BaseException:
         with suppress(OSError):
             new.unlink(missing_ok=True)
@@ -75,22 +87,31 @@ def refusal(reason: object) -> StartError:
 
 
 def _copy_all(
-    old: sqlite3.Connection, copy: sqlite3.Connection
+    old: sqlite3.Connection, copy: sqlite3.Connection, needed: frozenset[str], *, tolerant: bool
 ) -> tuple[list[Finding], list[Range]]:
-    found = []
+    found: list[Finding] = []
     for table in (
         *(small_tables.BATCHES, small_tables.STORED, small_tables.LAYOUTS),
         *(small_tables.DEAD, small_tables.TOTALS),
     ):
-        found += _copy_table(old, copy, table)
-    found += _copy_answers(old, copy)
-    scan = Scan(old, "jobs", _JOB_COLUMNS)
+        scan, ignored = _copy_table(old, copy, table, tolerant=tolerant)
+        if table.name in needed:
+            _refuse_nothing(scan, table.name)
+        if ignored:
+            reason = f"{ignored} rows are no rows of it and were removed"
+            found.append(Finding(table.name, reason))
+        elif scan.failed:
+            reason = "some of its pages cannot be read"
+            found.append(Finding(table.name, reason, *_ends(scan.gaps)))
+    found += _copy_answers(old, copy, tolerant=tolerant)
+    scan = Scan(old, "jobs", _JOB_COLUMNS, tolerant=tolerant)
     # In three parts: where a gap ends matters for where in it to look.
     following = _following(copy)
     for first, last in ((-_FAR, 0), (1, following - 1), (following, _FAR)):
         _fill(copy, "jobs", _JOB_COLUMNS, map(_tolerable, scan.rows(first, last)))
     _fill(copy, "jobs", _JOB_COLUMNS, _partial_rows(old, scan.partial))
-    _refuse_nothing(scan, "jobs")
+    if "jobs" in needed:
+        _refuse_nothing(scan, "jobs")
     gaps = merge([(first, last) for first, last in scan.gaps if first > 0 and last < _FAR])
     if scan.failed:
         found.append(Finding("jobs", "some of its pages cannot be read", *_ends(gaps)))
@@ -112,25 +133,21 @@ def _following(copy: sqlite3.Connection) -> int:
 
 
 def _copy_table(
-    old: sqlite3.Connection, copy: sqlite3.Connection, table: small_tables.Table
-) -> list[Finding]:
-    """Copy the rows of a small table as they are."""
+    old: sqlite3.Connection, copy: sqlite3.Connection, table: small_tables.Table, *, tolerant: bool
+) -> tuple[Scan, int]:
+    """Copy the rows of a small table as they are; returns how many are no rows of it."""
     key = "rowid" if table is small_tables.TOTALS else table.columns[0]
     names = ", ".join((*table.columns, *table.kept, "crc"))
     columns = names if key != "rowid" else f"rowid, {names}"
-    scan = Scan(old, table.name, columns)
+    scan = Scan(old, table.name, columns, tolerant=tolerant)
     copy.execute(f"DELETE FROM {table.name}")  # noqa: S608 - names of ours
     ignored = _fill(copy, table.name, columns, scan.rows(-_FAR, _FAR))
-    if table.name in _NEEDED:
-        _refuse_nothing(scan, table.name)
-    if ignored:
-        return [Finding(table.name, f"{ignored} rows are no rows of it and were removed")]
-    if not scan.failed:
-        return []
-    return [Finding(table.name, "some of its pages cannot be read", *_ends(scan.gaps))]
+    return scan, ignored
 
 
-def _copy_answers(old: sqlite3.Connection, copy: sqlite3.Connection) -> list[Finding]:
+def _copy_answers(
+    old: sqlite3.Connection, copy: sqlite3.Connection, *, tolerant: bool
+) -> list[Finding]:
     """Copy the Idempotency-Keys, from both ends: their table has no integer key."""
     names = ", ".join((*small_tables.ANSWERS.columns, "crc"))
     failed = False
@@ -139,7 +156,7 @@ def _copy_answers(old: sqlite3.Connection, copy: sqlite3.Connection) -> list[Fin
         try:
             _fill(copy, "answers", names, old.execute(query))
         except sqlite3.DatabaseError as error:
-            if is_trouble(error):
+            if is_trouble(error, tolerant=tolerant):
                 raise
             failed = True
         if not failed:
@@ -201,8 +218,11 @@ def _sync(path: Path) -> None:
         os.close(file)
 
 
-def _replace(path: Path, new: Path) -> None:
-    """Put the new file into the place of the old one, whose log is folded in before."""
+def _replace(path: Path, new: Path) -> list[Finding]:
+    """Put the new file into the place of the old one, whose log is folded in before.
+
+    Returns what to tell.
+    """
     with closing(look_into(path)) as old:
         busy, _, _ = old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     log = path.with_name(f"{path.name}-wal")
@@ -210,8 +230,7 @@ def _replace(path: Path, new: Path) -> None:
         raise corrupt("the log of the damaged file cannot be folded in")
     for end in ("-wal", "-shm"):
         path.with_name(f"{path.name}{end}").unlink(missing_ok=True)
-    damaged = path.with_name(DAMAGED_FILE)
-    damaged.unlink(missing_ok=True)
-    os.link(path, damaged)
+    found = damaged_files.keep(path)
     new.replace(path)
     sync_folder(path.parent)
+    return found

@@ -22,22 +22,43 @@ Walk: TypeAlias = "Generator[Values, None, R]"
 
 _TROUBLE: Final = {5, 6, 7, 9, 10, 13, 14}
 """SQLITE_BUSY, _LOCKED, _NOMEM, _INTERRUPT, _IOERR, _FULL, _CANTOPEN."""
+_UNREADABLE: Final = {266, 522, 8458}
+"""SQLITE_IOERR_READ, _SHORT_READ, _CORRUPTFS: the disk does not give a page back."""
 _DEPTH: Final = 10
 """A gap is halved so often at most: 1,024 places at which to begin again."""
 _MOST_ROWS_ALONE: Final = 100_000
 """Rows that are passed over one by one because a part of them is elsewhere and gone."""
 
 
-def is_trouble(error: sqlite3.Error) -> bool:
-    """Return whether a statement failed for another reason than a damaged file."""
+def is_trouble(error: sqlite3.Error, *, tolerant: bool = False) -> bool:
+    """Return whether a statement failed for another reason than a damaged file.
+
+    ``tolerant``: a page that the disk does not give back is damaged.
+    """
+    if tolerant and is_unreadable(error):
+        return False
     return ((getattr(error, "sqlite_errorcode", None) or 0) & 0xFF) in _TROUBLE
+
+
+def is_unreadable(error: sqlite3.Error) -> bool:
+    """Return whether the disk does not give a page of the file back."""
+    return getattr(error, "sqlite_errorcode", None) in _UNREADABLE
 
 
 class Scan:
     """One walk through a table with an integer key, the first of the columns."""
 
-    def __init__(self, connection: sqlite3.Connection, table: str, columns: str) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        table: str,
+        columns: str,
+        *,
+        tolerant: bool = False,
+    ) -> None:
+        """Begin; ``tolerant``: pages that the disk does not give back are passed over too."""
         self._connection = connection
+        self._tolerant = tolerant
         self._table = table
         self._columns = columns
         self._key = columns.split(",", 1)[0]
@@ -86,7 +107,7 @@ class Scan:
         try:
             row = self._connection.execute(query, (key,)).fetchone()
         except sqlite3.DatabaseError as error:
-            if is_trouble(error):
+            if is_trouble(error, tolerant=self._tolerant):
                 raise
             self.partial.append(key)
             self._rows_alone -= 1
@@ -120,7 +141,7 @@ class Scan:
                 yield row
                 low = row[0] + 1
         except sqlite3.DatabaseError as error:
-            if is_trouble(error):
+            if is_trouble(error, tolerant=self._tolerant):
                 raise
             self.failed = True
         return low
@@ -137,7 +158,7 @@ class Scan:
                 yield row
                 high = row[0] - 1
         except sqlite3.DatabaseError as error:
-            if is_trouble(error):
+            if is_trouble(error, tolerant=self._tolerant):
                 raise
             self.failed = True
             return high
@@ -154,7 +175,7 @@ class Scan:
         try:
             found = self._connection.execute(query, (low, high)).fetchone()
         except sqlite3.DatabaseError as error:
-            if is_trouble(error):
+            if is_trouble(error, tolerant=self._tolerant):
                 raise
             return None
         return int(found[0]) if found is not None and low <= found[0] <= high else None

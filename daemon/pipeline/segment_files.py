@@ -28,6 +28,10 @@ _DAMAGE: Final = {"ENOENT", "ENODATA", "ELOOP", "EISDIR", "ENOTDIR"}
 """Errors of reading that no second attempt mends: the file is missing, short, or no file."""
 
 
+_UNREADABLE: Final = {"EIO", "EBADMSG", "EUCLEAN", "EILSEQ"}
+"""Errors of reading that a second attempt may mend, or not: the disk does not give bytes back."""
+
+
 class Place(NamedTuple):
     """Where the bytes of a job are: ``size`` bytes from ``start`` on."""
 
@@ -60,6 +64,11 @@ def read(state_dir: Path, places: Sequence[Place]) -> list[bytes]:
 def is_damage(error: sqlite3.Error) -> bool:
     """Return whether a read failed because a segment is missing or short."""
     return getattr(error, "sqlite_errorname", "") in _DAMAGE
+
+
+def is_unreadable(error: sqlite3.Error) -> bool:
+    """Return whether a read failed because the disk does not give the bytes back."""
+    return getattr(error, "sqlite_errorname", "") in _UNREADABLE
 
 
 def refuse_links(folder: Path) -> None:

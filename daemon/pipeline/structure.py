@@ -13,14 +13,16 @@ from struct import unpack_from
 from typing import TYPE_CHECKING, Final
 
 from daemon.pipeline import schema
-from daemon.pipeline.damage import Finding, is_corrupt
+from daemon.pipeline.damage import Finding, corrupt, is_corrupt
+from daemon.pipeline.patience import patiently, read_error
 from daemon.pipeline.salvage import refusal, salvage
-from daemon.pipeline.scan import is_trouble
+from daemon.pipeline.scan import is_trouble, is_unreadable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from daemon.pipeline.rows import Range
+from daemon.pipeline.salvage import Complete
 
 MOST_CHECKED: Final = 64 * 2**20
 """Bytes of a journal that is checked page by page: 0.1 s if it is in memory, 1 s if it is not."""
@@ -36,12 +38,24 @@ def open_sound(path: Path) -> tuple[sqlite3.Connection, list[Finding], list[Rang
 
     Raises OSError, sqlite3.Error, or StartError where it cannot be made sound.
     """
+    try:
+        return patiently(lambda: _open_sound(path))
+    except sqlite3.Error as error:
+        if not is_unreadable(error):
+            raise
+        problem = str(error)
+    found, gaps = make_sound(path, tolerant=True)
+    return _connect(path), [Finding("file", problem), *found], gaps
+
+
+def _open_sound(path: Path) -> tuple[sqlite3.Connection, list[Finding], list[Range]]:
     found = fill_up(path)
     connection = _connect(path)
     try:
         problem = None
         if found or path.stat().st_size <= MOST_CHECKED:
             problem = find_problem(connection)
+            _raise_if_unreadable(path, problem)
     except BaseException:
         connection.close()
         raise
@@ -52,10 +66,18 @@ def open_sound(path: Path) -> tuple[sqlite3.Connection, list[Finding], list[Rang
     return _connect(path), [*found, Finding("file", problem), *more], gaps
 
 
-def make_sound(path: Path) -> tuple[list[Finding], list[Range]]:
+def _raise_if_unreadable(path: Path, problem: str | None) -> None:
+    """Raise a read error where the disk does not give a page back, which may pass."""
+    if problem is not None and is_unreadable(error := read_error(path, corrupt(problem))):
+        raise error
+
+
+def make_sound(
+    path: Path, complete: Complete | None = None, *, tolerant: bool = False
+) -> tuple[list[Finding], list[Range]]:
     """Replace a damaged file, of which no connection is open; see ``salvage``."""
     try:
-        return salvage(path)
+        return salvage(path, complete, tolerant=tolerant)
     except sqlite3.Error as error:
         if is_corrupt(error):
             raise refusal(error) from None
@@ -106,12 +128,17 @@ def find_problem(connection: sqlite3.Connection) -> str | None:
     return next(iter(find_problems(connection, 1)), None)
 
 
-def find_problems(connection: sqlite3.Connection, most: int) -> list[str]:
-    """Return what SQLite finds wrong with the pages of a file and with its indexes."""
+def find_problems(
+    connection: sqlite3.Connection, most: int, *, tolerant: bool = False
+) -> list[str]:
+    """Return what SQLite finds wrong with the pages of a file and with its indexes.
+
+    ``tolerant``: a page that the disk does not give back is one of them.
+    """
     try:
         found = connection.execute(f"PRAGMA integrity_check({most})").fetchall()
     except sqlite3.DatabaseError as error:
-        if is_trouble(error):
+        if is_trouble(error, tolerant=tolerant):
             raise
         return [str(error)]
     lines = [line for (text,) in found for line in str(text).splitlines() if line != "ok"]

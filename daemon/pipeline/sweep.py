@@ -63,7 +63,6 @@ class Sweep:
         Not those that nothing has left since: a large backlog costs nothing.
         """
         self._todo: list[int] = []
-        self.unlink_dead()
 
     def look_at_all(self) -> None:
         """Look at every segment next time."""
@@ -171,7 +170,8 @@ class Sweep:
             found = segment_files.read(self._folder, [place for _, place in places])
             return [(lines, seq) for lines, (seq, _) in zip(found, places, strict=True)]
         except sqlite3.Error as error:
-            if not segment_files.is_damage(error):
+            # To try what the disk does not give back each second would hold up every commit.
+            if not (segment_files.is_damage(error) or segment_files.is_unreadable(error)):
                 raise
             if len(places) == 1:
                 return []

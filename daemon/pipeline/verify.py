@@ -14,7 +14,7 @@ from daemon.errors import StartError
 from daemon.pipeline import high_water, reading, small_tables
 from daemon.pipeline.damage import CODE, DamagedRow, Finding, describe, is_corrupt
 from daemon.pipeline.rows import IN_RANGE
-from daemon.pipeline.scan import Scan, is_trouble
+from daemon.pipeline.scan import Scan, is_trouble, is_unreadable
 from daemon.pipeline.schema import FILE
 from daemon.pipeline.structure import check_schema, find_problems
 from daemon.pipeline.totals import Totals, count
@@ -51,7 +51,7 @@ _APART: Final = "SELECT first, last FROM dead UNION ALL SELECT first, last FROM 
 
 
 def verify(connection: sqlite3.Connection, state_dir: Path) -> list[Finding]:
-    """Return all that is damaged. Raises sqlite3.Error where the disk gives errors."""
+    """Return all that is damaged, or that the disk does not give back. Raises sqlite3.Error."""
     found: list[Finding] = []
     # Before the tables: a daemon that runs writes it behind each commit.
     mark = _read_mark(state_dir)
@@ -61,7 +61,10 @@ def verify(connection: sqlite3.Connection, state_dir: Path) -> list[Finding]:
         return [Finding("file", str(error))]
     except sqlite3.Error as error:
         return [Finding("file", _reason(error))]
-    found += [Finding("file", problem) for problem in find_problems(connection, _MOST_PROBLEMS)]
+    found += [
+        Finding("file", problem)
+        for problem in find_problems(connection, _MOST_PROBLEMS, tolerant=True)
+    ]
     for check in (check_small_tables, _members, _totals):
         try:
             found += check(connection)
@@ -172,7 +175,7 @@ def _damaged_pages(connection: sqlite3.Connection, state_dir: Path) -> Iterator[
         try:
             rows = connection.execute(_PAGE, (after + 1, _FAR)).fetchall()
         except sqlite3.Error as error:
-            if not is_corrupt(error):
+            if not (is_corrupt(error) or is_unreadable(error)):
                 raise
             yield _beyond(connection, state_dir, after + 1)
             return
@@ -187,11 +190,13 @@ def _damaged_pages(connection: sqlite3.Connection, state_dir: Path) -> Iterator[
 
 def _beyond(connection: sqlite3.Connection, state_dir: Path, first: int) -> list[DamagedRow]:
     """Check all that can be read from ``first`` on, behind which a page is damaged."""
-    scan = Scan(connection, "jobs", IN_RANGE.removeprefix("SELECT ").partition(" FROM")[0])
+    scan = Scan(
+        connection, "jobs", IN_RANGE.removeprefix("SELECT ").partition(" FROM")[0], tolerant=True
+    )
     last = _newest(connection)
     damaged: list[DamagedRow] = []
     for row in scan.rows(first, last):
-        damaged += reading.read([row], state_dir)[1]
+        damaged += reading.read([row], state_dir, tolerant=True)[1]
     damaged += [DamagedRow(seq, None, 0, 0, "cannot be read") for seq in scan.partial]
     for low, high in scan.gaps:
         reason = f"rows from number {low} to {high} cannot be read"
@@ -213,7 +218,7 @@ def _check(
     connection: sqlite3.Connection, state_dir: Path, rows: Sequence[Row], tries: int
 ) -> list[DamagedRow]:
     """Return the damaged rows among these that still are there as they were read."""
-    _, damaged = reading.read(rows, state_dir)
+    _, damaged = reading.read(rows, state_dir, tolerant=True)
     if not damaged or not tries:
         return damaged
     again = [connection.execute(IN_RANGE, (row.seq, row.seq)).fetchone() for row in damaged]
@@ -241,6 +246,6 @@ def sentence(finding: Finding) -> str:
 
 
 def _reason(error: sqlite3.Error) -> str:
-    if is_trouble(error):
+    if is_trouble(error, tolerant=True):
         raise error
     return str(error)

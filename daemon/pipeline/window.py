@@ -50,6 +50,7 @@ class Window:
         if caught_up:
             with suppress(trio.WouldBlock):
                 self._show(jobs)
+                self._ledger.enter(jobs)
                 return
         self._stir.set()
 
@@ -91,6 +92,8 @@ class Window:
         most_jobs, most_bytes = max(1, self._channel.max_jobs // 2), self._channel.max_bytes // 2
         jobs = await journal.page(self._shown, most_jobs, most_bytes)
         if jobs:
+            # Before the wait: a repair of the file meanwhile has to know that they are in memory.
+            self._ledger.enter(jobs)
             await self._channel.wait_for_room(len(jobs), sum([len(job.lines) for job in jobs]))
             self._show(jobs)
         else:
@@ -98,5 +101,4 @@ class Window:
 
     def _show(self, jobs: Sequence[Job]) -> None:
         self._channel.send_nowait(jobs)
-        self._ledger.enter(jobs)
         self._shown = jobs[-1].seq

@@ -2,9 +2,42 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from typing import TYPE_CHECKING
+
 import pytest
 
 from daemon.pipeline import segments
+from daemon.pipeline.database import Database
+from daemon.pipeline.layout import Layout
+from daemon.pipeline.operations import Seal
+from daemon.pipeline.schema import FILE
+from tests.pipeline.rig import append, batch, job
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return where the journal is to be."""
+    return tmp_path / FILE
+
+
+@pytest.fixture
+def database(path: Path) -> Iterator[Database]:
+    """Return a new journal."""
+    with closing(Database(path)) as one:
+        yield one
+
+
+@pytest.fixture
+def nine_jobs(path: Path) -> None:
+    """Make a journal with the jobs 1 to 9 at ``path``; 2 to 4 are sealed."""
+    with closing(Database(path)) as database:
+        database.layouts(Layout("{id}.ndjson", "", "none", alone=True))
+        database.commit([append(1, count=9), Seal(batch(job(2), job(3), job(4)))])
 
 
 @pytest.fixture

@@ -217,19 +217,26 @@ def _bring(database: Database, layouts: Layouts, result: Result) -> None:
         other,
     ):
         dead_letters.mark(other, [])
+    held: dict[int, Job] = {}
+    database.jobs_in_memory = lambda: list(held.values())
     revive = Revive()
     database.commit([revive])
     for first in [*database.sealed_firsts, *revive.firsts]:
         batch = database.sealed(first)
         if batch is not None:
+            held |= {one.seq: one for one in batch.jobs}
             _store(database, batch, result)
+            held.clear()
     after = 0
     while jobs := database.page(after, 50, 200_000):
         after = jobs[-1].seq
+        held |= {one.seq: one for one in jobs}
         for members in _neighbours(jobs):
             batch = layouts.batch(members)
             database.commit([Seal(batch)])
             _store(database, batch, result)
+            for one in members:
+                del held[one.seq]
     database.commit([])
     database.sweep.look_at_all()
     for _ in range(2):

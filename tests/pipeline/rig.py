@@ -140,7 +140,7 @@ class MoodyDatabase(Database):
         self._inside.set()
         assert self._gate.wait(PATIENCE)
         operations = list(operations)
-        super().commit(self._cut_short(operations))
+        super().commit(operations if self.write_error is None else self._cut_short(operations))
         if operations:
             self.commits.append(operations)
 

@@ -20,6 +20,7 @@ from daemon.pipeline.operations import Append, Bury, Receipt, Seal, Settle
 from daemon.pipeline.schema import FILE, look_into
 from daemon.pipeline.totals import Totals
 from daemon.pipeline.verify import verify
+from tests.pipeline.damaging import cut, flip, zero
 from tests.pipeline.rig import append, batch, id_of, make_desk, open_desk, part
 
 if TYPE_CHECKING:
@@ -59,28 +60,6 @@ def folder(tmp_path: Path) -> Path:
     one = tmp_path / "state"
     one.mkdir()
     return one
-
-
-def cut(path: Path) -> None:
-    """Cut the log in the middle."""
-    with path.open("r+b") as file:
-        file.truncate(path.stat().st_size // 2)
-
-
-def flip(path: Path) -> None:
-    """Flip a bit in the middle of the log."""
-    with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2)
-        (byte,) = file.read(1)
-        file.seek(-1, 1)
-        file.write(bytes([byte ^ 16]))
-
-
-def zero(path: Path) -> None:
-    """Write zeros over a page in the middle of the log."""
-    with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2 // 4096 * 4096)
-        file.write(bytes(4096))
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, flip, zero])
@@ -332,6 +311,15 @@ def test_a_disk_that_refuses_the_record_stops_no_commit(
         database.commit([append(1)])
         assert database.totals.jobs == 1
         monkeypatch.undo()
+
+
+def test_wrong_totals_do_not_end_the_daemon(folder: Path) -> None:
+    """A count that damage has made negative would raise behind a commit that is durable."""
+    with closing(Database(folder / FILE)) as database:
+        database.high_water.write(Totals(5, -2, -2, 0))
+        mark = high_water.read(folder / FILE)
+        assert mark is not None
+        assert (mark.next, mark.held) == (5, 0)
 
 
 async def test_the_loss_is_said_in_the_log_the_health_and_a_metric(folder: Path) -> None:

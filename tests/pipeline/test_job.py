@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 import uuid
 from unittest.mock import patch
@@ -9,7 +10,7 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.pipeline.job import Batch, IdSource, Job, accepted_at, split
+from daemon.pipeline.job import Batch, IdSource, Job, accepted_at, split, uuid_of
 
 
 def test_ids_are_uuid7_of_now() -> None:
@@ -56,6 +57,19 @@ def test_ids_follow_a_clock_that_was_an_hour_ahead() -> None:
     (back,) = take_at(source, now)
     assert ahead.int >> 80 == now + 3_600_000
     assert back.int >> 80 == now
+
+
+@given(st.integers(0, 2**128 - 1))
+def test_a_uuid_made_without_checks_is_the_same_uuid(number: int) -> None:
+    """A receipt compares, hashes, prints and pickles as any other UUID."""
+    fast, usual = uuid_of(number), uuid.UUID(int=number)
+    assert (fast, hash(fast), str(fast), fast.is_safe, pickle.loads(pickle.dumps(fast))) == (  # noqa: S301
+        usual,
+        hash(usual),
+        str(usual),
+        usual.is_safe,
+        usual,
+    )
 
 
 def test_one_request_takes_consecutive_ids() -> None:

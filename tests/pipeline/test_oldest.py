@@ -60,6 +60,41 @@ def test_a_look_goes_on_where_the_last_one_ended(
         assert [database.oldest() for _ in range(3)] == [None, None, NOW + 4]
 
 
+def test_an_old_dead_letter_that_is_tried_again_is_the_oldest(tmp_path: Path) -> None:
+    """Its age would be missing where another batch became a dead letter in the same second."""
+    with closing(Database(tmp_path / "j")) as database:
+        requests = [request(number) for number in range(3)]
+        database.commit(list(requests))
+        database.commit([Bury(batch(requests[0].jobs[0], sealed=False), "C", "r")])
+        assert database.oldest() == NOW + 1
+        database._connection.execute("UPDATE dead SET retry = 1")
+        database.commit([Revive(), Bury(batch(requests[1].jobs[0], sealed=False), "C", "r")])
+        assert database.oldest() == NOW
+
+
+def test_an_id_that_is_damaged_is_passed_over(tmp_path: Path) -> None:
+    """One altered byte in the file would end the daemon."""
+    with closing(Database(tmp_path / "j")) as database:
+        database.commit([request(0), request(1)])
+        database._connection.execute("UPDATE jobs SET id = 7 WHERE seq = 1")
+        assert database.oldest() == NOW + 1
+
+
+async def test_many_dead_letters_hide_no_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backlog behind a thousand dead letters would have the age 0 for as many seconds."""
+    monkeypatch.setattr(oldest, "_STEPS", 2)
+    monkeypatch.setattr(chores, "_BETWEEN", 60.0)
+    with closing(Database(tmp_path / "j")) as database:
+        requests = [request(number) for number in range(9)]
+        database.commit(list(requests))
+        database.commit([Bury(batch(one.jobs[0], sealed=False), "C", "r") for one in requests[:8]])
+    async with open_desk(tmp_path / "j") as desk:
+        await desk.journal._chores._note_oldest()
+        assert desk.ledger.kept_since == NOW + 8
+
+
 async def test_a_backlog_that_cannot_be_read_shows_its_age(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

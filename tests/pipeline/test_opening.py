@@ -15,15 +15,19 @@ from daemon.errors import PayloaddError, StartError
 from daemon.health import Health
 from daemon.metrics import Metrics
 from daemon.pipeline.channel import JobChannel
+from daemon.pipeline.database import Database
 from daemon.pipeline.inspection import Inspection
 from daemon.pipeline.intake import Intake
 from daemon.pipeline.ledger import Ledger
 from daemon.pipeline.lock import lock, owner
 from daemon.pipeline.opening import open_journal
+from daemon.pipeline.reserve import Reserve
+from daemon.pipeline.schema import FILE
+from daemon.pipeline.segment_files import FOLDER
 from tests.pipeline.rig import batch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from daemon.pipeline.opening import Opened
 
@@ -164,3 +168,29 @@ def test_a_journal_that_cannot_be_looked_into_is_named(
     (tmp_path / "folder" / "journal.db").mkdir(parents=True)
     with pytest.raises(PayloaddError, match=f"{reason} .*{name}"), Inspection.open(tmp_path / name):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "open_"),
+    [
+        ("journal.lock", lock),
+        ("journal.lock", owner),
+        ("journal.reserve", Reserve),
+        (FOLDER, lambda folder: Database(folder / FILE)),
+        (f"{FOLDER}/{1:020}.ndjson", lambda folder: Database(folder / FILE)),
+    ],
+)
+def test_symbolic_links_are_not_followed(
+    tmp_path: Path, name: str, open_: Callable[[Path], object]
+) -> None:
+    """Another user of a shared folder would have the daemon write to a file of its choice."""
+    target = tmp_path / "target"
+    (tmp_path / "state" / name).parent.mkdir(parents=True)
+    if name == FOLDER:
+        target.mkdir()
+    else:
+        target.write_bytes(b"precious")
+    (tmp_path / "state" / name).symlink_to(target)
+    with pytest.raises(StartError, match="symbolic link"):
+        open_(tmp_path / "state")
+    assert name == FOLDER or target.read_bytes() == b"precious"

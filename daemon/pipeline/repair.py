@@ -1,0 +1,95 @@
+"""Repairs the database file while a daemon uses it.
+
+The new file gets all that can be read of the old one, and all that memory knows: the totals, the
+ranges that are stored, the rows of jobs that are in memory. Then the jobs that are missing are
+counted and become dead letters. All of it is in the new file before that takes the place of the
+old one: a crash or an error on the way leaves the old file as it is.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from daemon.errors import StartError
+from daemon.pipeline import inventory, restoration, segment_files
+from daemon.pipeline.damage import is_corrupt
+from daemon.pipeline.patience import read_error
+from daemon.pipeline.scan import is_unreadable
+from daemon.pipeline.schema import FILE
+from daemon.pipeline.structure import make_sound
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from daemon.pipeline.damage import Finding
+    from daemon.pipeline.inventory import Inventory
+    from daemon.pipeline.job import Job
+    from daemon.pipeline.patience import Patience
+    from daemon.pipeline.rows import Range
+    from daemon.pipeline.totals import Totals
+
+_BETWEEN: Final = 60.0
+"""Seconds in which a file is repaired once at most: it is read as a whole."""
+
+
+class Known(NamedTuple):
+    """What memory knows of a journal, as of the last commit."""
+
+    totals: Totals
+    stored: Sequence[Range]
+    """Ranges whose jobs are stored and whose rows wait to be deleted."""
+    jobs: Sequence[Job]
+    """Jobs in memory that are not settled."""
+
+
+class FileRepair:
+    """Repairs one file, now and then."""
+
+    def __init__(self, path: Path, patience: Patience) -> None:
+        self._path = path
+        self._patience = patience
+        self._last = float("-inf")
+        self._tolerant = False
+        """Whether pages that the disk does not give back are taken for damaged."""
+
+    def is_due(self, error: sqlite3.Error) -> bool:
+        """Return whether the file is to be repaired because of ``error``."""
+        if time.monotonic() - self._last < _BETWEEN:
+            return False
+        if is_unreadable(read_error(self._path, error)):
+            self._tolerant = self._patience.ran_out(FILE)
+            return self._tolerant
+        return is_corrupt(error)
+
+    def run(self, known: Known) -> tuple[list[Finding], Inventory]:
+        """Repair the file, of which no connection may be open; returns what to tell.
+
+        Raises StartError, OSError, sqlite3.Error; the old file is there then.
+        """
+        self._last = time.monotonic()
+        tolerant, self._tolerant = self._tolerant, False
+        taken: list[Inventory] = []
+
+        def complete(copy: sqlite3.Connection, gaps: list[Range]) -> None:
+            taken.append(self._complete(copy, gaps, known))
+
+        try:
+            found, _ = make_sound(self._path, complete, tolerant=tolerant)
+        except (OSError, sqlite3.Error, StartError) as failure:
+            # A page of another part of the file, perhaps for a moment: see with the next repair.
+            self._tolerant = isinstance(failure, sqlite3.Error) and is_unreadable(failure)
+            raise
+        return found, taken[0]
+
+    def _complete(self, copy: sqlite3.Connection, gaps: Sequence[Range], known: Known) -> Inventory:
+        with copy:
+            copy.execute("BEGIN")
+            restoration.restore_totals(copy, known.totals)
+            restoration.restore_stored(copy, known.stored)
+            restoration.restore_rows(copy, known.jobs)
+        names = segment_files.names(self._path.parent / segment_files.FOLDER)
+        left = restoration.without(gaps, known.jobs)
+        return inventory.take(copy, names, left, counting=True)
