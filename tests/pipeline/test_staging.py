@@ -33,10 +33,11 @@ from tests.pipeline.rig import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from daemon.pipeline.damage import Finding
+    from daemon.pipeline.operations import Operation
 
 _ALL = (0, 10_000, 10**9)
 
@@ -339,7 +340,9 @@ async def test_many_large_and_small_requests_are_all_shown_in_order(path: Path) 
 
 
 @pytest.mark.usefixtures("_small_steps")
-async def test_a_disk_error_refuses_a_large_request_whole(path: Path) -> None:
+async def test_a_disk_error_refuses_a_large_request_whole(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Half of a refused request would be stored; or all that was committed beside it kept back."""
     path.parent.mkdir()
     async with open_desk(path) as desk, trio.open_nursery() as nursery:
@@ -357,18 +360,19 @@ async def test_a_disk_error_refuses_a_large_request_whole(path: Path) -> None:
         await desk.database.held()
         nursery.start_soon(desk.take, 200)
         await wait_all_tasks_blocked()
-        commits = desk.database.commits
+        commit = desk.database.commit
 
-        def fail() -> Exception:
-            return disk_full()
+        def fail_in_the_sixth_step(operations: Iterable[Operation]) -> None:
+            operations = list(operations)
+            if any(isinstance(one, Stage) and one.start == 50 for one in operations):
+                desk.database.write_error = disk_full
+            commit(operations)
 
+        monkeypatch.setattr(desk.database, "commit", fail_in_the_sixth_step)
         desk.database.let_go()
-        await until(lambda: id_of(200) in desk.answered or refused)
-        desk.database.write_error = fail
         await until(lambda: refused)
         desk.database.write_error = None
         assert refused[0].code == "DISK_ERROR"
-        assert commits
         await until(lambda: desk.journal.refusal() is None)
         await desk.take(300)
         await until(lambda: desk.channel.jobs == 2)
