@@ -49,6 +49,7 @@ keeps a connection that cannot be closed for another."""
 _LONGEST_WAIT: Final = 10.0
 """Seconds that a body may be expected to wait."""
 _IDLE_SECONDS: Final = 60.0
+_BUSY_EVERY: Final = 0.5
 _END_SECONDS: Final = 1.0
 _RETRY_AFTER: Final = 2
 _KEPT_ENVIRONMENT: Final = ("PATH", "PYTHON", "LANG", "LC_", "LD_LIBRARY_PATH", "COV", "TZ")
@@ -95,7 +96,7 @@ class LargeBodies:
         """Decode within ``limits``; ``settled`` returns when there is memory for the next.
 
         A body that has waited for ``patience`` seconds is refused: its client has given up.
-        ``busy`` is called when a body's turn has come.
+        ``busy`` is called when a body's turn has come, and every half second of that turn.
         """
         self._busy = busy
         self._limits = limits
@@ -146,12 +147,21 @@ class LargeBodies:
                         body.refuse(busy("too many large requests; nothing of this one was taken"))
                     else:
                         began = trio.current_time()
-                        await self._work_on(body)
+                        async with trio.open_nursery() as nursery:
+                            nursery.start_soon(self._stay_busy)
+                            await self._work_on(body)
+                            nursery.cancel_scope.cancel()
                         self._seconds += (trio.current_time() - began - self._seconds) / 8
                     del body  # of which this frame would keep the bytes until the next one comes
         finally:
             with trio.CancelScope(shield=True):
                 await self._end_process()
+
+    async def _stay_busy(self) -> None:
+        """Say again and again that there is work: the pipeline may take seconds for one body."""
+        while True:
+            await trio.sleep(_BUSY_EVERY)
+            self._busy()
 
     async def _work_on(self, body: LargeBody) -> None:
         try:

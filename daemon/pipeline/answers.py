@@ -20,6 +20,7 @@ from daemon.pipeline.schema import KEY_BYTES
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Sequence
 
     from daemon.pipeline.changes import Changes
 
@@ -58,14 +59,25 @@ def answer(
     """Return what ``key`` was answered with before; None, and note ``receipt``, if it is new."""
     now = int(time.time())
     row = connection.execute(_FIND, (key,)).fetchone()
-    # A row whose expiry is damaged is known too: its request must not be stored twice.
-    if row is not None and not (isinstance(row[2], int) and row[2] <= now):
+    if _is_valid(row, now):
         return _earlier(row[0], row[1], receipt)
     if receipt.payloads:
         values = (key, receipt.id.bytes, receipt.payloads, now + KEEP, None)
         connection.execute(_INSERT, (*values, of_answer(values)))
         changes.keys += row is None
     return None
+
+
+def find(connection: sqlite3.Connection, key: bytes, receipt: Receipt) -> Receipt | None:
+    """Return what ``key`` was answered with before; None if it is new, and note nothing."""
+    row = connection.execute(_FIND, (key,)).fetchone()
+    return _earlier(row[0], row[1], receipt) if _is_valid(row, int(time.time())) else None
+
+
+def _is_valid(row: Sequence[object] | None, now: int) -> bool:
+    """Return whether a key was found that is not past its time."""
+    # A row whose expiry is damaged is known too: its request must not be stored twice.
+    return row is not None and not (isinstance(row[2], int) and row[2] <= now)
 
 
 def _earlier(id_: object, payloads: object, receipt: Receipt) -> Receipt:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from daemon.pipeline.patience import Patience
     from daemon.pipeline.rows import Range, Row
 
-_BEYOND: Final = 2**62
+BEYOND: Final = 2**62
 """A ``seq`` that no job reaches."""
 
 
@@ -52,11 +52,11 @@ class Backlog:
         self._apart = apart
         self._patience = patience
 
-    def page(self, after: int, most_jobs: int, most_bytes: int) -> Page:
-        """Return the next jobs after ``seq``; see ``Database.page``."""
+    def page(self, after: int, most_jobs: int, most_bytes: int, end: int = BEYOND) -> Page:
+        """Return the next jobs after ``after`` and before ``end``; see ``Database.page``."""
         found: list[Row] = []
         size = 0
-        for row in islice(self._unsealed(after), most_jobs):
+        for row in islice(self._unsealed(after, end), most_jobs):
             size += reading.size(row)
             if found and size > most_bytes:
                 break
@@ -75,11 +75,11 @@ class Backlog:
             else:
                 return Page(jobs, damaged, found[-1][0] if found else after)
 
-    def _unsealed(self, after: int) -> Iterator[Row]:
-        """Yield the rows between and behind the ranges that are apart."""
-        for first, last in [*self._apart, (_BEYOND, _BEYOND)]:
-            if after < first - 1:
-                yield from in_order(self._connection, after + 1, first - 1)
+    def _unsealed(self, after: int, end: int) -> Iterator[Row]:
+        """Yield the rows before ``end`` that are between and behind the ranges that are apart."""
+        for first, last in [*self._apart, (BEYOND, BEYOND)]:
+            if after < min(first, end) - 1:
+                yield from in_order(self._connection, after + 1, min(first, end) - 1)
             after = max(after, last)
 
     def _lasts(self, error: sqlite3.Error) -> bool:

@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING
 
 from daemon.pipeline import answers, dead_letters
 from daemon.pipeline.changes import Changes
-from daemon.pipeline.operations import Append, Bury, Expire, Revive, Seal, Settle
+from daemon.pipeline.operations import Abandon, Append, Bury, Expire, Revive, Seal, Settle, Stage
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable
 
     from daemon.pipeline.operations import Operation
+    from daemon.pipeline.staging import Staging
 
 
 def carry_out(
-    connection: sqlite3.Connection, operations: Iterable[Operation], following: int
+    connection: sqlite3.Connection,
+    operations: Iterable[Operation],
+    following: int,
+    staging: Staging,
 ) -> Changes:
     """Carry out operations in order, the next job as number ``following``.
 
@@ -29,7 +33,11 @@ def carry_out(
     for operation in operations:
         match operation:
             case Append():
-                _append(connection, operation, changes)
+                staging.take_in(operation, changes)
+            case Stage():
+                staging.stage(operation, changes)
+            case Abandon():
+                staging.abandon()
             case Settle():
                 changes.settle(operation.batch)
             case Seal(batch):
@@ -42,15 +50,6 @@ def carry_out(
             case Expire():
                 operation.more = answers.expire(connection, changes)
     return changes
-
-
-def _append(connection: sqlite3.Connection, append: Append, changes: Changes) -> None:
-    append.jobs = []
-    append.earlier = None
-    if append.key is not None:
-        append.earlier = answers.answer(connection, append.key, append.receipt, changes)
-    if append.earlier is None:
-        append.jobs = changes.take_in(append.parts)
 
 
 def _revive(connection: sqlite3.Connection, revive: Revive, changes: Changes) -> None:

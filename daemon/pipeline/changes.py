@@ -28,6 +28,8 @@ class Changes:
         self.large: list[Job] = []
         """Those whose lines may go into a segment: they have no row before they have a place."""
         self.large_bytes = 0
+        self.staged: list[Job] = []
+        """Those of the request that is being staged; they have no row yet either."""
         self.settled: list[Range] = []
         self.unsealed: list[int] = []
         """The first ``seq`` of each sealed batch that is settled."""
@@ -68,6 +70,20 @@ class Changes:
         self.jobs += len(taken)
         return taken
 
+    def stage(self, parts: Sequence[Part], first: int) -> list[Job]:
+        """Return parts as jobs, numbered from ``first`` on, that are written but not counted."""
+        jobs = [Job(seq, *part) for seq, part in enumerate(parts, first)]
+        self.staged += jobs
+        return jobs
+
+    def take_in_staged(self, jobs: Sequence[Job]) -> None:
+        """Count the jobs of a request of which all has been staged."""
+        payloads = sum([job.payloads for job in jobs])
+        self.jobs += len(jobs)
+        self.payloads += payloads
+        self.accepted += payloads
+        self.bytes += sum([len(job.lines) for job in jobs])
+
     def settle(self, batch: Batch) -> None:
         """Take a stored batch away."""
         first = batch.jobs[0].seq
@@ -96,22 +112,18 @@ class Changes:
         self.payloads -= batch.payloads
         self.bytes -= batch.bytes
 
-    def large_lines(self) -> list[bytes]:
-        """Return what goes into a segment, in order."""
-        return [job.lines for job in self.large]
-
-    def place(self, segment: int, start: int) -> None:
-        """Make rows of the large jobs, whose lines are in ``segment`` from ``start`` on."""
-        for job in self.large:
+    def place(self, jobs: Sequence[Job], segment: int, start: int) -> None:
+        """Make rows of jobs whose lines are in ``segment`` from ``start`` on."""
+        for job in jobs:
             size = len(job.lines)
             id_ = job.id.bytes
             crc = of_job(job.seq, id_, job.payloads, job.lines)
             self.placed.append((job.seq, bytearray(id_), job.payloads, segment, start, size, crc))
             start += size
 
-    def place_in_rows(self) -> None:
-        """Make rows of the large jobs that hold their lines."""
-        for job in self.large:
+    def place_in_rows(self, jobs: Sequence[Job]) -> None:
+        """Make rows of jobs that hold their lines."""
+        for job in jobs:
             id_ = job.id.bytes
             crc = of_job(job.seq, id_, job.payloads, job.lines)
             self.rows.append((job.seq, bytearray(id_), job.payloads, job.lines, crc))

@@ -30,6 +30,7 @@ batches are stored faster than they go."""
 
 _RANGES: Final = "SELECT first, last FROM stored ORDER BY last"
 _INSERT: Final = "INSERT INTO stored (first, last, crc) VALUES (?, ?, ?)"
+_DELETE: Final = "DELETE FROM stored WHERE last = ?"
 
 
 class Clearance:
@@ -50,7 +51,7 @@ class Clearance:
             if _length(one) <= _FEW:
                 gone.append(one)
             else:
-                self._connection.execute(_INSERT, (*one, of_values(reversed(one))))
+                self.hide(one)
                 self.ranges += (one,)
         rows.delete(self._connection, gone)
         return gone
@@ -66,7 +67,7 @@ class Clearance:
         while waiting and due > 0:
             first, last = waiting.popleft()
             if last - first < due:
-                self._connection.execute("DELETE FROM stored WHERE last = ?", (last,))
+                self._connection.execute(_DELETE, (last,))
             else:
                 waiting.appendleft((first + due, last))
                 last = first + due - 1
@@ -75,14 +76,22 @@ class Clearance:
         self.ranges = tuple(waiting)
         return gone
 
+    def hide(self, range_: Range) -> None:
+        """Note that the rows of a range are not part of the journal; they are not deleted."""
+        self._connection.execute(_INSERT, (*range_, of_values(reversed(range_))))
+
+    def show(self, range_: Range) -> None:
+        """Make the rows of a hidden range part of the journal."""
+        self._connection.execute(_DELETE, (range_[1],))
+
     def finish(self) -> None:
-        """Delete them all, in one transaction."""
+        """Delete them all, in one transaction; not the rows that are only hidden."""
         if not self.ranges:
             return
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             rows.delete(self._connection, self.ranges)
-            self._connection.execute("DELETE FROM stored")
+            rows.delete_each(self._connection, "stored", "last", [last for _, last in self.ranges])
         self.ranges = ()
 
 

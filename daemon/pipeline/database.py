@@ -22,7 +22,6 @@ from daemon.pipeline import (
     layout_rows,
     rows,
     segment_files,
-    segments,
     small_tables,
     structure,
 )
@@ -39,6 +38,7 @@ from daemon.pipeline.restoration import restore_rows
 from daemon.pipeline.scan import is_unreadable
 from daemon.pipeline.schema import MIGRATIONS, connect
 from daemon.pipeline.segments import Segments
+from daemon.pipeline.staging import Staging
 from daemon.pipeline.structure import make_sound, open_sound
 from daemon.pipeline.sweep import Sweep
 from daemon.pipeline.vacuum import Vacuum
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from daemon.pipeline.operations import Operation
     from daemon.pipeline.rows import Range
     from daemon.pipeline.totals import Totals
+
+    _State = tuple[Totals, tuple[Range, ...], Range | None]
 
 T = TypeVar("T")
 
@@ -136,6 +138,7 @@ class Database:
         self.vacuum = Vacuum(self._connection)
         self._backlog = Backlog(self._connection, self._folder, self._apart, self._patience)
         self.clearance = Clearance(self._connection)
+        self.staging = Staging(self._connection, self.clearance)
         self._oldest = Oldest(self._connection)
         self.sweep = Sweep(self._connection, self._folder, self._segments, self.findings)
 
@@ -162,6 +165,8 @@ class Database:
         # SQLite would take a commit that is in doubt for one that was made.
         if not self._file_repair.is_due(error) or self.in_doubt:
             return False
+        # A request that is being staged is refused: its rows may not all be there any more.
+        self.staging.abandon()
         known = Known(self.totals, self.clearance.ranges, self.jobs_in_memory())
         self._connection.close()
         try:
@@ -219,11 +224,13 @@ class Database:
     def _commit(self, operations: Iterable[Operation]) -> None:
         if self._segments.in_doubt:
             self.probe()
-        before = (self.totals, self.clearance.ranges)
+        before = self._state()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             # Before the sync: who is asked meanwhile whether there is room has to know.
-            self.totals = self._write(carry_out(self._connection, operations, self.totals.next))
+            self.totals = self._write(
+                carry_out(self._connection, operations, self.totals.next, self.staging)
+            )
         except BaseException:
             self._segments.cut()
             self._roll_back(before)
@@ -238,17 +245,19 @@ class Database:
         self._segments.keep()
         self.high_water.write(self.totals)
 
-    def _roll_back(self, before: tuple[Totals, tuple[Range, ...]]) -> None:
-        self.totals, self.clearance.ranges = before
+    def _state(self) -> _State:
+        """Return what is known in memory of what is committed."""
+        return self.totals, self.clearance.ranges, self.staging.range
+
+    def _roll_back(self, before: _State) -> None:
+        self.totals, self.clearance.ranges, self.staging.range = before
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
     def _write(self, changes: Changes) -> Totals:
         """Write what was gathered, large jobs into a segment; returns the totals behind it."""
-        if changes.large_bytes < segments.WORTH_A_SYNC:
-            changes.place_in_rows()
-        else:
-            changes.place(*self._segments.write(changes.large_lines(), self.totals.next))
+        if changes.large or changes.staged:
+            self.staging.place(changes, self._segments, self.totals.next)
         rows.insert(self._connection, changes.rows)
         rows.insert_placed(self._connection, changes.placed)
         self.sweep.look_at(self.clearance.delete(changes.settled))
@@ -278,8 +287,9 @@ class Database:
         return page.jobs
 
     def _page(self, after: int, most_jobs: int, most_bytes: int) -> Page:
+        end = self.staging.first
         while True:
-            page = self._safely(lambda: self._backlog.page(after, most_jobs, most_bytes))
+            page = self._safely(lambda: self._backlog.page(after, most_jobs, most_bytes, end))
             if not page.damaged or self._bury(page.damaged):
                 return page
 
@@ -370,7 +380,7 @@ class Database:
 
     def probe(self) -> None:
         """Write something durable, to see whether the disk takes it."""
-        self._roll_back((self.totals, self.clearance.ranges))
+        self._roll_back(self._state())
         # Not an UPDATE that changes nothing: SQLite leaves a page that stays the same unwritten.
         self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         # A commit that failed may have left its rows in SQLite's log, for a crash to bring back.

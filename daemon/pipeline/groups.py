@@ -5,6 +5,9 @@ every lane. In one queue a small request would wait for all large ones in front 
 64 MiB of them. The order of acceptance is given by the commit; between two requests that wait at
 the same time it is not promised, within a request it is that of its payloads.
 
+A request with many parts is not one commit but several (see ``staging.py``), each with as much of
+it as the lane's portion.
+
 The lane of large requests is passed over in every second commit while smaller ones wait. So a
 small request waits for one portion of large ones and not for two, and no large one waits for
 longer than twice as long as it would alone.
@@ -14,11 +17,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from daemon.pipeline.operations import Append
+from daemon.pipeline.operations import Append, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +33,11 @@ if TYPE_CHECKING:
 _PATIENCE: Final = 0.05
 """Seconds that settled rows wait for a commit to ride along with."""
 _MOST_ROWS: Final = 2048
-"""Rows of one lane that are committed together, or those of one request: 4 ms."""
+"""Rows of one lane of small requests that are committed together: 4 ms."""
+_MOST_LARGE_ROWS: Final = 1024
+"""The same of large requests, and of what is written of one in one commit: 8 ms."""
+_MOST_WAITING_ROWS: Final = 10_000
+"""Rows of large requests that wait before no further one is made ready: each takes 250 bytes."""
 _TURN: Final = 0.002
 """Seconds for which answers may hold the event loop."""
 _LOOK_AT_CLOCK: Final = 7
@@ -49,15 +57,16 @@ _MEDIUM_ROWS: Final = 64
 class _Lane:
     """Requests of about one size, the oldest first."""
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, most_bytes: int, most_rows: int) -> None:
         self._most_bytes = most_bytes
+        self._most_rows = most_rows
         self.waiting: deque[Append] = deque()
         self.bytes = 0
         self.rows = 0
 
     def move(self, group: Group) -> None:
         """Move a portion of the requests into ``group``: at least one, if there is one."""
-        if self.bytes <= self._most_bytes and self.rows <= _MOST_ROWS:
+        if self.bytes <= self._most_bytes and self.rows <= self._most_rows:
             self.move_all(group)
             return
         size = rows = 0
@@ -65,7 +74,7 @@ class _Lane:
         for append in self.waiting:
             size += append.size
             rows += _rows(append)
-            if moved and (size > self._most_bytes or rows > _MOST_ROWS):
+            if moved and (size > self._most_bytes or rows > self._most_rows):
                 break
             moved.append(append)
             group.bytes += append.size
@@ -105,11 +114,13 @@ class Groups:
     def __init__(self) -> None:
         self.next = Group()
         """What is committed next besides requests."""
-        self._tiny = _Lane(_TINY_PORTION)
-        self._medium = _Lane(_MEDIUM_PORTION)
-        self._large = _Lane(_LARGE_PORTION)
+        self._tiny = _Lane(_TINY_PORTION, _MOST_ROWS)
+        self._medium = _Lane(_MEDIUM_PORTION, _MOST_ROWS)
+        self._large = _Lane(_LARGE_PORTION, _MOST_LARGE_ROWS)
         self._had_large = False
         """Whether the last commit had large requests: the next one passes them over."""
+        self._room: trio.Event | None = None
+        """Set once few rows of large requests wait."""
         self._stir = trio.Event()
         self._urgent = trio.Event()
         self._hurried = False
@@ -162,10 +173,9 @@ class Groups:
         group, self.next = self.next, Group()
         smaller = bool(self._tiny.waiting or self._medium.waiting)
         self._had_large = bool(self._large.waiting) and not (self._had_large and smaller)
-        if self._had_large:
-            self._large.move(group)
+        size = self._take_large(group) if self._had_large else 0
         # One that is larger than the portion of its lane has that of the medium ones too.
-        if self._medium.waiting and group.bytes <= _LARGE_PORTION:
+        if self._medium.waiting and size <= _LARGE_PORTION:
             self._medium.move(group)
         if self._tiny.waiting:
             self._tiny.move(group)
@@ -173,14 +183,56 @@ class Groups:
         self._stir, self._urgent, self._hurried = trio.Event(), trio.Event(), False
         if self.requests_wait:
             self.hurry()
+        self._tell_room()
         return group
+
+    def _take_large(self, group: Group) -> int:
+        """Move large requests into ``group``, or the next step of one; returns its bytes."""
+        stage, size = _next_stage(self._large.waiting[0])
+        if stage is None:
+            self._large.move(group)
+            return group.bytes
+        group.operations.append(stage)
+        return size
 
     def take_all(self) -> Group:
         """Take out all requests that wait, to refuse them; what else waits, stays."""
         group = Group()
         for lane in (self._tiny, self._medium, self._large):
             lane.move_all(group)
+        self._tell_room()
         return group
+
+    async def wait_for_room(self) -> None:
+        """Return once few rows of large requests wait."""
+        while self._large.rows > _MOST_WAITING_ROWS:
+            if self._room is None:
+                self._room = trio.Event()
+            await self._room.wait()
+
+    def _tell_room(self) -> None:
+        if self._room is not None and self._large.rows <= _MOST_WAITING_ROWS:
+            self._room.set()
+            self._room = None
+
+
+def _next_stage(append: Append) -> tuple[Stage | None, int]:
+    """Return what is written next of a request, and its bytes.
+
+    None where the rest goes into the commit of the request itself.
+    """
+    if append.earlier is not None:
+        return None, 0
+    size = 0
+    end = append.staged
+    for part in islice(append.parts, append.staged, append.staged + _MOST_LARGE_ROWS):
+        if size + len(part.lines) > _LARGE_PORTION and end > append.staged:
+            break
+        size += len(part.lines)
+        end += 1
+    if end == len(append.parts):
+        return None, 0
+    return Stage(append, append.staged, end), size
 
 
 class Turn:

@@ -86,6 +86,7 @@ class Intake:
 
         ``sizes`` are the bytes of each payload without its line feed. Raises as ``submit``.
         """
+        await self._journal.wait_for_room()
         groups = await trio.to_thread.run_sync(
             split_lines, text, sizes, self._most_payloads, self._most_bytes
         )

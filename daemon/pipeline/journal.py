@@ -30,6 +30,13 @@ class Journal(Protocol):
         """
         ...
 
+    async def wait_for_room(self) -> None:
+        """Return once few large requests wait for a commit.
+
+        The parts of a request may take many times the memory of its body.
+        """
+        ...
+
     def refusal(self) -> RefusedError | None:
         """Return why a small request would be refused now, or None."""
         ...

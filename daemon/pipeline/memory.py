@@ -61,6 +61,9 @@ class MemoryJournal:
         if not self._channel.has_room(len(parts), size):
             raise self._queue_full()
 
+    async def wait_for_room(self) -> None:
+        """Return: no request waits."""
+
     def refusal(self) -> RefusedError | None:
         """Return why a small request would be refused now, or None."""
         return None if self._channel.has_room(1, 1) else self._queue_full()

@@ -50,6 +50,27 @@ class Append:
     """Bytes that count into JOURNAL_MAX_BYTES."""
     jobs: list[Job] = field(default_factory=list)
     earlier: Receipt | None = None
+    staged: int = 0
+    """Parts, the first ones, that were written by earlier commits; see ``Stage``."""
+    first: int = 0
+    """The ``seq`` of the first part, if parts were staged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Write the parts ``start`` to ``end`` of a request with too many parts for one commit.
+
+    The rows are not part of the journal before the request itself is committed.
+    """
+
+    append: Append
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Give up the rows that were staged for a request, because the request was refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +120,4 @@ class Clear:
     """Delete some rows of what is stored: every commit does, this sees to it that there is one."""
 
 
-Operation = Append | Seal | Settle | Bury | Revive | Expire | Clear
+Operation = Append | Stage | Abandon | Seal | Settle | Bury | Revive | Expire | Clear

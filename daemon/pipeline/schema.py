@@ -7,7 +7,8 @@
 * ``batches``: the sealed ones, by the range of ``seq`` of their members. Members are
   neighbours, so sealing a thousand jobs costs one row.
 * ``stored``: ranges of ``seq`` whose jobs are in the store, and have rows only until those are
-  deleted; see ``clearance.py``.
+  deleted; see ``clearance.py``. Also the range of the request that is being written with several
+  commits, until the last of them; see ``staging.py``.
 * ``layouts``: from which ``seq`` on which settings shape objects and keys, so that a job is
   replayed under the key it had, whatever the settings say by then.
 * ``answers``: Idempotency-Keys (their hash) and what they were answered with.

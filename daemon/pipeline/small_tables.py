@@ -6,7 +6,9 @@ finds. What is still not known goes, loudly, and with these consequences:
 * ``batches``: the members are batched anew. The key of an object is made of its first member,
   so the batch that was sealed becomes the same object again unless a neighbour is damaged too.
 * ``dead``: the store refuses the object again, and it becomes a dead letter again.
-* ``stored``: the rows that were not deleted yet are stored a second time.
+* ``stored``: the rows that were not deleted yet are stored a second time. If the range was that of
+  a request that a crash cut off (see ``staging.py``), the part that was written is stored, although
+  the request was never accepted.
 * ``layouts``: the one before it holds for its jobs, or the settings of now do.
 * ``totals``: counted anew.
 

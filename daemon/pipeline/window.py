@@ -54,6 +54,12 @@ class Window:
                 return
         self._stir.set()
 
+    def leave(self, newest: int) -> None:
+        """Leave the committed jobs up to ``newest`` to ``refill``."""
+        if newest > self._newest:
+            self._newest = newest
+            self._stir.set()
+
     def nudge(self) -> None:
         """Let the filler ask for sealed batches again."""
         self._channel.nudge()

@@ -326,3 +326,34 @@ async def test_memory_is_given_back_whatever_becomes_of_a_request(
         assert rig.door is not None
         assert rig.door.memory.used == 0
     assert {line["event"] for line in log_lines} == {"request_failed", "request_refused"}
+
+
+async def test_the_loop_is_called_busy_for_as_long_as_a_body_is_worked_on(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    """The pipeline would have to wait for the interpreter's lock while it writes a large body."""
+    monkeypatch.setattr(large_bodies, "_BUSY_EVERY", 0.01)
+    calls = 0
+    enough = trio.Event()
+
+    def busy() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 100:
+            enough.set()
+
+    async def take(_lines: Lines) -> None:
+        await enough.wait()
+        taken.set()
+
+    def refuse(problem: Problem | RefusedError) -> None:
+        pytest.fail(str(problem))
+
+    taken = trio.Event()
+    bodies = LargeBodies(LIMITS, 60, settled, busy)
+    nursery.start_soon(bodies.run)
+    bodies.add(LargeBody(b"1\n", 0, LINES, None, take, refuse, "192.0.2.1"))
+    with trio.fail_after(60):
+        await taken.wait()
+        await outcome_of(bodies, b"2\n", LINES)
+    assert calls >= 101

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from daemon.pipeline.answers import KEEP
 from daemon.pipeline.job import Batch, Job, Part
-from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
+from daemon.pipeline.operations import (
+    Append,
+    Bury,
+    Expire,
+    Receipt,
+    Revive,
+    Seal,
+    Settle,
+    Stage,
+)
 from daemon.pipeline.schema import ROW_BYTES
 
 if TYPE_CHECKING:
@@ -39,24 +48,22 @@ class Model:
         """What the dead letters take."""
         return sum(one.bytes + len(one.jobs) * ROW_BYTES for one in self.dead.values())
 
-    def take_in(self, parts: list[Part]) -> list[Job]:
-        """Give the parts their numbers and keep them."""
-        jobs = [Job(self.next + index, *part) for index, part in enumerate(parts)]
-        self.next += len(jobs)
+    def take_in(self, parts: list[Part], first: int | None = None) -> list[Job]:
+        """Give the parts their numbers, unless they have them already, and keep them."""
+        if first is None:
+            first = self.next
+            self.next += len(parts)
+        jobs = [Job(first + index, *part) for index, part in enumerate(parts)]
         self.jobs |= {job.seq: job for job in jobs}
         return jobs
 
     def carry_out(self, operation: Operation, now: float) -> list[Job]:
         """Do what the file does; returns the jobs that are new."""
         match operation:
-            case Append(receipt, parts, key):
-                if key is not None:
-                    known = self.answers.get(key)
-                    if known is not None and known.expires > now:
-                        return []
-                    if parts:
-                        self.answers[key] = Answer(receipt, now + KEEP)
-                return self.take_in(list(parts))
+            case Append():
+                return self.accept(operation, now)
+            case Stage(append, start=0) if append.earlier is None:
+                self.next += len(append.parts)
             case Seal(batch):
                 self.sealed[batch.jobs[0].seq] = batch
             case Settle(batch):
@@ -76,6 +83,16 @@ class Model:
             case Expire():
                 self.answers = {key: one for key, one in self.answers.items() if one.expires > now}
         return []
+
+    def accept(self, append: Append, now: float) -> list[Job]:
+        """Keep what a request brings, unless its key is known."""
+        if append.key is not None:
+            known = self.answers.get(append.key)
+            if known is not None and known.expires > now:
+                return []
+            if append.parts:
+                self.answers[append.key] = Answer(append.receipt, now + KEEP)
+        return self.take_in(list(append.parts), append.first if append.staged else None)
 
     def forget(self, batch: Batch) -> None:
         """Drop a batch."""

@@ -7,7 +7,6 @@ import sqlite3
 import tempfile
 from collections import deque
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
@@ -27,7 +26,17 @@ from daemon.pipeline import dead_letters
 from daemon.pipeline.answers import KEEP
 from daemon.pipeline.database import Database
 from daemon.pipeline.job import Batch, Job, Part
-from daemon.pipeline.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle
+from daemon.pipeline.operations import (
+    Abandon,
+    Append,
+    Bury,
+    Expire,
+    Receipt,
+    Revive,
+    Seal,
+    Settle,
+    Stage,
+)
 from daemon.pipeline.schema import ROW_BYTES
 from daemon.pipeline.segment_files import FOLDER
 from tests.pipeline.model import Model
@@ -94,6 +103,8 @@ class JournalFile(RuleBasedStateMachine):
         # A crash of the machine is for others to test, and thousands of commits take their time.
         self.database._connection.execute("PRAGMA synchronous = OFF")
         self.staged: list[Operation] = []
+        self.large: Append | None = None
+        """A request that is written with several commits."""
         self.hands = [sealed(self.database, first) for first in self.database.sealed_firsts]
         assert self.database.totals.dead_bytes == self.model.dead_bytes
         wanted = [self.model.sealed[first] for first in sorted(self.model.sealed)]
@@ -141,6 +152,31 @@ class JournalFile(RuleBasedStateMachine):
             receipt = Receipt(parts[0].id if parts else self.new_id(), sum(payloads))
             self.staged.append(Append(receipt, parts, key))
         self.commit()
+
+    @precondition(lambda self: self.large is None)
+    @rule(payloads=st.lists(st.integers(1, 6), min_size=2, max_size=6), key=_KEYS)
+    def begin_large(self, payloads: list[int], key: bytes | None) -> None:
+        """Have a request that is written with several commits."""
+        parts = [Part(self.new_id(), b"123456789\n" * count, count) for count in payloads]
+        self.large = Append(Receipt(parts[0].id, sum(payloads)), parts, key)
+
+    @precondition(lambda self: self.large is not None)
+    @rule(count=st.integers(1, 3), requests=st.integers(0, 2))
+    def go_on_with_large(self, count: int, requests: int) -> None:
+        """Commit what is staged, with some parts of the large request, and small requests."""
+        self.stage(count)
+        self.ask([([1], None)] * requests)
+
+    def stage(self, count: int) -> None:
+        """Stage some parts of the large request."""
+        large = self.large
+        assert large is not None
+        end = large.staged + count
+        if large.earlier is None and end < len(large.parts):
+            self.staged.append(Stage(large, large.staged, end))
+        else:
+            self.staged.append(large)
+            self.large = None
 
     def new_id(self) -> uuid.UUID:
         """Return one that is more than those before."""
@@ -210,6 +246,8 @@ class JournalFile(RuleBasedStateMachine):
             key = operation.key if isinstance(operation, Append) else None
             known = None if key is None else self.model.answers.get(key)
             jobs = self.model.carry_out(operation, self.now)
+            if isinstance(operation, Stage) and operation.append.earlier is None:
+                operation.append.staged = operation.end
             if isinstance(operation, Append):
                 earlier = known if known is not None and known.expires > self.now else None
                 assert operation.earlier == (earlier and earlier.receipt)
@@ -222,25 +260,30 @@ class JournalFile(RuleBasedStateMachine):
                 assert operation.payloads == sum(one.payloads for one in revived)
                 self.hands += revived
 
-    @rule(fails=st.sampled_from(_STATEMENTS))
-    def commit_on_a_full_disk(self, fails: str) -> None:
+    @rule(fails=st.sampled_from(_STATEMENTS), count=st.integers(0, 3))
+    def commit_on_a_full_disk(self, fails: str, count: int) -> None:
         """Fail in a commit, wherever: nothing of it may stay."""
-        before = replace(self.database.totals), self.database.clearance.ranges
+        if self.large is not None and count:
+            self.stage(count)
+        before = self.database._state()
         moody = MoodyConnection(self.database._connection)
         moody.fails = fails
         with (
             patch.object(self.database, "_connection", moody),
             patch.object(self.database.clearance, "_connection", moody),
+            patch.object(self.database.staging, "_connection", moody),
         ):
             try:
                 self.database.commit(self.staged)
             except sqlite3.OperationalError:
-                assert (self.database.totals, self.database.clearance.ranges) == before
+                assert self.database._state() == before
                 self.database.probe()  # as the journal does before it writes again
+                self.large = None
+                self.staged.append(Abandon())
             else:
                 self.follow(self.staged)
                 self.staged = []
-        self.staged = [one for one in self.staged if not isinstance(one, Append)]
+        self.staged = [one for one in self.staged if not isinstance(one, Append | Stage)]
 
     @rule()
     def restart(self) -> None:
@@ -287,7 +330,9 @@ class JournalFile(RuleBasedStateMachine):
         assert totals.bytes == size + jobs * ROW_BYTES
         assert written == (totals.next, totals.jobs, totals.payloads, totals.bytes)
         assert (totals.next, jobs) == (self.model.next, len(self.model.jobs))
-        assert stored == sorted((last,) for _, last in self.database.clearance.ranges)
+        hidden = self.database.staging.range
+        ranges = [*self.database.clearance.ranges, *([] if hidden is None else [hidden])]
+        assert stored == sorted((last,) for _, last in ranges)
         assert keys == [(key,) for key in sorted(self.model.answers)]
         assert dead == {
             str(one.id): (one.payloads, b"".join(one.pieces)) for one in self.model.dead.values()

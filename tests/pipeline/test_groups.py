@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from daemon.errors import RefusedError
 from daemon.pipeline import groups as module
 from daemon.pipeline.groups import Groups, Turn, answer
 from daemon.pipeline.job import Part
-from daemon.pipeline.operations import Append, Expire, Receipt
+from daemon.pipeline.operations import Append, Expire, Receipt, Stage
 from daemon.pipeline.reserve import LARGEST_COMMIT
 from tests.pipeline.rig import append, id_of
 
@@ -93,15 +94,97 @@ def test_large_requests_alone_wait_for_nothing() -> None:
     assert [numbers(groups.take()) for _ in range(3)] == [[0], [1], [2]]
 
 
-@pytest.mark.parametrize("rows", [2048, 2049, 10_000])
-def test_a_request_of_many_jobs_is_large_and_goes_alone(rows: int) -> None:
-    """10,000 payloads of two bytes are 20 ms of a commit, which all others wait for."""
+def steps(groups: Groups) -> list[list[tuple[int, int] | int]]:
+    """Take all groups; return the number of each request, and the parts of each step."""
+    found: list[list[tuple[int, int] | int]] = []
+    while groups.requests_wait:
+        taken = groups.take()
+        found.append([])
+        for one in taken.operations:
+            if isinstance(one, Stage):
+                one.append.staged = one.end
+                found[-1].append((one.start, one.end))
+            elif isinstance(one, Append):
+                found[-1].append(one.receipt.id.int & 0xFFFF)
+    return found
+
+
+def test_a_request_of_many_jobs_is_written_in_steps() -> None:
+    """10,000 payloads of two bytes are 60 ms of a commit, which all others would wait for."""
     groups = Groups()
-    for number in range(3):
-        groups.append(request(number, rows * 66, rows))
+    groups.append(request(1, 3000 * 66, 3000))
+    groups.append(request(2, 1024 * 66, 1024))
     groups.append(request(9, 100))
-    assert numbers(groups.take()) == [0, 9]
+    assert steps(groups) == [[(0, 1024), 9], [(1024, 2048)], [1], [2]]
+
+
+def test_a_large_request_is_written_in_steps_of_a_portion() -> None:
+    """16 MiB of payloads are 0.3 s of a commit, which all others would wait for."""
+    groups = Groups()
+    sizes = [400 * KIB, 400 * KIB, 400 * KIB, 5 * MIB, 100]
+    some = [Part(id_of(1), bytes(size), 1) for size in sizes]
+    groups.append(Append(Receipt(id_of(1), len(some)), some, size=sum(sizes)))
+    groups.append(request(8, 64 * KIB))
+    groups.append(request(9, 100))
+    # A step that is larger than the portion has that of the medium ones too.
+    assert steps(groups) == [[(0, 2), 8, 9], [(2, 3)], [(3, 4)], [1]]
+
+
+def test_small_requests_are_committed_between_the_steps_of_a_large_one() -> None:
+    """A small request would wait for two steps, or for all of them."""
+    groups = Groups()
+    groups.append(request(1, 5000 * 66, 5000))
+    commits = []
+    for number in range(100, 110):
+        groups.append(request(number, 100))
+        taken = groups.take()
+        stages = [one for one in taken.operations if isinstance(one, Stage)]
+        for one in stages:
+            one.append.staged = one.end
+        commits.append((len(stages), numbers(taken)))
+    assert commits[:4] == [(1, [100]), (0, [101]), (1, [102]), (0, [103])]
+    assert commits[8] == (0, [1, 108])
+
+
+def test_a_request_whose_key_turned_out_to_be_known_is_written_no_further() -> None:
+    """A retry of 16 MiB would be written whole, to be thrown away."""
+    groups = Groups()
+    one = request(1, 5000 * 66, 5000)
+    groups.append(one)
+    groups.take()
+    one.earlier = one.receipt
     assert numbers(groups.take()) == [1]
+
+
+def test_a_step_counts_no_bytes_before_the_request_does() -> None:
+    """The room of the request would be given to another while it is being written."""
+    groups = Groups()
+    groups.append(request(1, 2000 * 66, 2000))
+    first = groups.take()
+    assert isinstance(first.operations[0], Stage)
+    first.operations[0].append.staged = 1024
+    assert [first.bytes, groups.take().bytes] == [0, 2000 * 66]
+
+
+async def test_no_further_large_request_is_made_ready_while_many_jobs_wait() -> None:
+    """64 bytes of zstd become 10,000 jobs: 1,000 such requests would fill the memory."""
+    groups = Groups()
+    groups.append(request(1, 10_000 * 66, 10_000))
+    await groups.wait_for_room()
+    groups.append(request(2, 66 * 100, 100))
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(groups.wait_for_room)
+        await wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 2
+        while groups.requests_wait:
+            steps(groups)
+    groups.append(request(1, 20_000 * 66, 20_000))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(groups.wait_for_room)
+        await wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        groups.take_all()
 
 
 def test_requests_of_one_size_stay_in_their_order_within_bytes_and_rows() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
 from daemon import config
 from daemon.errors import RefusedError, TooLargeError
@@ -12,6 +14,7 @@ from daemon.pipeline.channel import JobChannel
 from daemon.pipeline.intake import Intake
 from daemon.pipeline.ledger import Ledger
 from daemon.pipeline.memory import MemoryJournal
+from daemon.pipeline.operations import Receipt
 from daemon.pipeline.window import Window
 
 
@@ -121,3 +124,26 @@ async def test_only_so_many_keys_are_known_in_memory(monkeypatch: pytest.MonkeyP
     first = await door.intake.accept([b"1"], "a")
     await door.intake.accept([b"1"], "b")
     assert (await door.intake.accept([b"1"], "a")).id != first.id
+
+
+async def test_lines_become_jobs_when_the_journal_has_room_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The jobs of all large requests together would fill the memory."""
+    door = Door(max_jobs=9, max_bytes=1000, BATCH_MAX_PAYLOADS="2")
+    room = trio.Event()
+    monkeypatch.setattr(door.journal, "wait_for_room", room.wait)
+    outcomes: list[Receipt | RefusedError] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            door.intake.submit_lines, b"1\n22\n3\n", [1, 2, 1], None, outcomes.append
+        )
+        await wait_all_tasks_blocked()
+        assert not outcomes
+        room.set()
+    jobs = [door.channel.receive_nowait() for _ in range(2)]
+    assert [(job.lines, job.payloads) for job in jobs] == [(b"1\n22\n", 2), (b"3\n", 1)]
+    assert outcomes == [Receipt(jobs[0].id, 3)]
+    monkeypatch.undo()
+    await door.intake.submit_lines(b"4\n", [1], None, outcomes.append)
+    assert door.channel.receive_nowait().lines == b"4\n"

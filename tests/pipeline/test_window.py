@@ -199,6 +199,27 @@ async def test_two_may_wait_for_hands_and_room() -> None:
             channel.release(10)
 
 
+async def test_jobs_that_are_left_are_read_back_before_later_ones() -> None:
+    """Small requests beside a large one would be uploaded at the next start, or out of order."""
+    rig = Rig(max_jobs=9)
+    taken: list[int] = []
+
+    async def receive() -> None:
+        taken.extend(await rig.receive_all())
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(rig.window.refill, rig.journal)
+        nursery.start_soon(receive)
+        rig.commit(job(1, b"1"))
+        rig.journal.jobs += [job(2, b"2"), job(3, b"3")]
+        rig.window.leave(3)
+        rig.commit(job(4, b"4"))
+        rig.window.leave(3)
+        await trio.testing.wait_all_tasks_blocked()
+        rig.window.finish()
+    assert taken == [1, 2, 3, 4]
+
+
 async def test_a_nudge_wakes_and_takes_no_room() -> None:
     """A dead letter that is tried again would wait for the next request; or be a job too many."""
     channel = JobChannel(1, 10)
