@@ -204,12 +204,9 @@ async def test_jobs_that_are_left_are_read_back_before_later_ones() -> None:
     rig = Rig(max_jobs=9)
     taken: list[int] = []
 
-    async def receive() -> None:
-        taken.extend(await rig.receive_all())
-
     async with trio.open_nursery() as nursery:
         await nursery.start(rig.window.refill, rig.journal)
-        nursery.start_soon(receive)
+        nursery.start_soon(rig.receive_into, taken)
         rig.commit(job(1, b"1"))
         rig.journal.jobs += [job(2, b"2"), job(3, b"3")]
         rig.window.leave(3)
