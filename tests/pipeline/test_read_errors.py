@@ -64,11 +64,8 @@ async def test_a_record_that_stays_unreadable_becomes_a_dead_letter(
     fill(path, 9)
     bad.add(segment(path), 2 * 4, 1)  # two bytes a job: number 5
     async with open_desk(path) as desk:
-        first = await desk.journal.page(0, 99, 9999)
-        assert contents(first) == contents(map(job, range(1, 5)))
-        assert letters(path) == []
-        behind = await desk.journal.page(4, 99, 9999)
-        assert contents(behind) == contents(map(job, range(6, 10)))
+        found = await desk.journal.page(0, 99, 9999)
+        assert contents(found) == contents([job(n) for n in range(1, 10) if n != 5])
         assert bad.errors >= 5
         assert not desk.health.troubles
         assert desk.database.totals.payloads == 8
@@ -108,7 +105,7 @@ async def test_an_area_of_many_records_is_waited_for_once(path: Path, bad: BadSe
     fill(path, 9)
     bad.add(segment(path), 0, 2 * 7)
     async with open_desk(path) as desk:
-        assert contents(await desk.journal.page(0, 2, 9999)) == contents([job(8)])
+        assert contents(await desk.journal.page(0, 2, 9999)) == contents([job(8), job(9)])
     found = [(id_, payloads) for _, id_, payloads in sorted(letters(path))]
     assert found == [(str(id_of(first)), min(2, 8 - first)) for first in (1, 3, 5, 7)]
 
