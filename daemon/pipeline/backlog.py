@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from daemon.pipeline.damage import DamagedRow
     from daemon.pipeline.job import Job
     from daemon.pipeline.rows import Range, Row
+    from daemon.pipeline.totals import Totals
 
 _BEYOND: Final = 2**62
 """A ``seq`` that no job reaches."""
@@ -73,8 +74,8 @@ class Backlog:
                 yield from in_order(self._connection, after + 1, first - 1)
             after = max(after, last)
 
-    def sealed(self, first: int) -> tuple[Batch | None, list[DamagedRow]]:
-        """Return a sealed batch with those members that are sound, and the others.
+    def sealed(self, first: int) -> tuple[Batch | None, list[DamagedRow], int]:
+        """Return a sealed batch with those members that are sound, the others, and its last seq.
 
         None if there is none any more.
         """
@@ -82,13 +83,30 @@ class Backlog:
             "SELECT last, key, compression FROM batches WHERE first = ?", (first,)
         ).fetchone()
         if row is None:
-            return None, []
+            return None, [], first - 1
         last, key, compression = row
         members = list(in_order(self._connection, first, last))
         jobs, damaged = reading.read(members, self._folder)
         if not jobs:
-            return None, damaged
-        return Batch(tuple(jobs), key, compression, sealed=True), damaged
+            return None, damaged, last
+        return Batch(tuple(jobs), key, compression, sealed=True), damaged, last
+
+
+class Unread:
+    """Counts down the jobs that were there at the start, as they are read."""
+
+    def __init__(self, totals: Totals, sealed: Sequence[Range]) -> None:
+        self.jobs = totals.jobs
+        """Jobs that were not read so far."""
+        self._following = totals.next
+        # Those that wait as batches are read as batches, and all of them.
+        self.jobs -= sum(last - first + 1 for first, last in sealed)
+
+    def page(self, page: Page) -> None:
+        """Count the rows of a page."""
+        if self.jobs > 0:
+            rows = (*page.jobs, *page.damaged)
+            self.jobs -= sum(row.seq < self._following for row in rows)
 
 
 def in_order(connection: sqlite3.Connection, first: int, last: int) -> Iterator[Row]:

@@ -26,19 +26,20 @@ from daemon.pipeline import (
     small_tables,
     structure,
 )
-from daemon.pipeline.backlog import Backlog
+from daemon.pipeline.backlog import Backlog, Unread
 from daemon.pipeline.changes import Changes
 from daemon.pipeline.checksum import of_values
 from daemon.pipeline.clearance import Clearance
-from daemon.pipeline.damage import Finding, Findings, is_corrupt
+from daemon.pipeline.damage import Finding, Findings, corrupt, is_corrupt, total
 from daemon.pipeline.high_water import HighWater
+from daemon.pipeline.inventory import Inventory
 from daemon.pipeline.layout import Layout
 from daemon.pipeline.oldest import Oldest
 from daemon.pipeline.operations import Append, Bury, Expire, Revive, Seal, Settle
 from daemon.pipeline.reserve import Reserve
 from daemon.pipeline.schema import MIGRATIONS, connect
 from daemon.pipeline.segments import Segments
-from daemon.pipeline.structure import make_sound, open_sound
+from daemon.pipeline.structure import find_problem, make_sound, open_sound
 from daemon.pipeline.sweep import Sweep
 from daemon.pipeline.vacuum import Vacuum
 
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
     from daemon.pipeline.backlog import Page
     from daemon.pipeline.damage import DamagedRow
-    from daemon.pipeline.inventory import Inventory
     from daemon.pipeline.job import Batch, Job
     from daemon.pipeline.operations import Operation
     from daemon.pipeline.rows import Range
@@ -91,6 +91,8 @@ class Database:
         self._repaired = float("-inf")
         self._counted = False
         self._connection, found, gaps = open_sound(path)
+        self._sound = bool(found)
+        """Whether the file was made sound in this run."""
         try:
             self.findings.add(*found)
             try:
@@ -99,6 +101,7 @@ class Database:
                 if not self._repair(error, starting=True):
                     raise
             self.high_water.begin(self.totals)
+            self._unread = Unread(self.totals, self._inventory.sealed)
             self.sealed_firsts = [first for first, _ in self._inventory.sealed]
             """The first ``seq`` of each batch that was sealed before a crash: replayed whole."""
         except BaseException:
@@ -113,21 +116,32 @@ class Database:
             self._connection,
             segment_files.names(self._folder / segment_files.FOLDER),
             gaps,
-            counting=small or bool(gaps),
+            counting=small or self._sound,
         )
         self._counted |= small
         self._take_over(self._inventory)
         self.totals = self._inventory.totals
         self.count_dead()
         if not hasattr(self, "_segments"):
+            self.high_water.identify(self._connection, self._inventory.identity)
             if not self._inventory.known:
                 self.totals = self.high_water.assume(self._connection, self.totals)
+                self._bury_uncounted()
             self.totals = self.high_water.reconcile(self._connection, self.totals)
             self._segments = Segments(self._folder)
+        elif self._inventory.identity is None:
+            self.high_water.identify(self._connection, None)
         self._segments.check(self.totals.next)
         if not hasattr(self, "_apart"):
             self._apart = self._inventory.apart
         self._attach()
+
+    def _bury_uncounted(self) -> None:
+        missing = self.high_water.held - self.totals.payloads - self.totals.dead_payloads
+        if missing > 0:
+            self.findings.add(*inventory.bury_uncounted(self._connection, missing))
+            self.damaged_payloads += missing
+            self.count_dead()
 
     def _attach(self) -> None:
         """Have all parts use the connection that is open now."""
@@ -163,6 +177,7 @@ class Database:
             with suppress(sqlite3.Error):
                 self._attach()
             return False
+        self._sound = True
         self.findings.add(Finding("file", str(error)), *found)
         self._read(gaps)
         return True
@@ -294,10 +309,12 @@ class Database:
         if not page.jobs and not self._counted:
             self._counted = True
             self._recount()
+            self._look_for_unread()
         return page.jobs
 
     def _page(self, after: int, most_jobs: int, most_bytes: int) -> Page:
         page = self._safely(lambda: self._backlog.page(after, most_jobs, most_bytes))
+        self._unread.page(page)
         if page.damaged:
             self._bury(page.damaged)
         return page
@@ -308,7 +325,10 @@ class Database:
         Members that are damaged become dead letters. The others are sent under the same key:
         where the object is in the store already it is replaced, and nothing is there twice.
         """
-        batch, damaged = self._safely(lambda: self._backlog.sealed(first))
+        batch, damaged, last = self._safely(lambda: self._backlog.sealed(first))
+        found = len(damaged) + (0 if batch is None else len(batch.jobs))
+        if found < last - first + 1:
+            self._bury_absent(first, last)
         if damaged:
             self._bury(damaged)
         if batch is None:
@@ -324,16 +344,50 @@ class Database:
 
         def bury() -> Inventory:
             with self._transaction():
-                return inventory.bury(self._connection, damaged, self.totals)
+                return inventory.bury(self._connection, damaged, self.totals, self._is_sound)
 
         self._adopt(self._safely(bury))
+
+    def _bury_absent(self, first: int, last: int) -> None:
+        """Make a dead letter of members of a sealed batch that have no rows."""
+
+        def bury() -> Inventory:
+            with self._transaction():
+                findings = inventory.bury_absent(self._connection, first, last)
+                if findings and not self._is_sound():
+                    raise corrupt(f"members of the sealed batch {first} are missing")
+                totals = self.totals
+                if findings:
+                    totals = replace(
+                        totals,
+                        jobs=totals.jobs - sum(one.jobs for one in findings),
+                        payloads=totals.payloads - total(findings),
+                    )
+                    totals.write(self._connection)
+                return Inventory(totals, findings, total(findings))
+
+        self._adopt(self._safely(bury))
+
+    def _is_sound(self) -> bool:
+        """Return whether the pages of the file are in order; reads all of it once."""
+        self._sound = self._sound or find_problem(self._connection) is None
+        return self._sound
+
+    def _look_for_unread(self) -> None:
+        """Make the file sound where jobs were there at the start that no page has shown."""
+        if self._unread.jobs > 0 and not self._is_sound():
+            reason = f"{self._unread.jobs} jobs were passed over; the next start stores them"
+            self.findings.add(Finding("jobs", reason))
+            self._repair(corrupt("the pages of jobs are not in order"))
 
     def _recount(self) -> None:
         """Compare the totals with what is there, once, when all of it has been read."""
 
         def compare() -> Inventory:
             with self._transaction():
-                return inventory.compare(self._connection, self.totals, ())
+                return inventory.compare(
+                    self._connection, self.totals, (), is_sound=self._is_sound
+                )
 
         self._adopt(self._safely(compare))
 

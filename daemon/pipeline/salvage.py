@@ -19,13 +19,13 @@ import sqlite3
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from daemon.errors import StartError
 from daemon.folders import sync_folder
-from daemon.pipeline import small_tables
-from daemon.pipeline.damage import Finding, corrupt
+from daemon.pipeline import inventory, small_tables
+from daemon.pipeline.damage import Finding, corrupt, refusal
 from daemon.pipeline.rows import merge
 from daemon.pipeline.scan import Scan, is_trouble
 from daemon.pipeline.schema import FILE, create_copy, look_into
+from daemon.pipeline.totals import Totals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,22 +65,13 @@ def salvage(path: Path) -> tuple[list[Finding], list[Range]]:
     return found, gaps
 
 
-def refusal(reason: object) -> StartError:
-    """Return what a start is refused with where a journal cannot be read."""
-    return StartError(
-        f"{FILE} is damaged where nothing else says what was there: {reason}."
-        " `payloadd journal verify` lists what is damaged. Nothing was removed: keep a copy of"
-        " STATE_DIR, restore it from a snapshot or move it away to start with an empty journal"
-    )
-
-
 def _copy_all(
     old: sqlite3.Connection, copy: sqlite3.Connection
 ) -> tuple[list[Finding], list[Range]]:
     found = []
     for table in (
         *(small_tables.BATCHES, small_tables.STORED, small_tables.LAYOUTS),
-        *(small_tables.DEAD, small_tables.TOTALS),
+        *(small_tables.DEAD, small_tables.IDENTITY, small_tables.TOTALS),
     ):
         found += _copy_table(old, copy, table)
     found += _copy_answers(old, copy)
@@ -92,9 +83,21 @@ def _copy_all(
     _fill(copy, "jobs", _JOB_COLUMNS, _partial_rows(old, scan.partial))
     _refuse_nothing(scan, "jobs")
     gaps = merge([(first, last) for first, last in scan.gaps if first > 0 and last < _FAR])
+    _refuse_unknown_stored(copy, found)
     if scan.failed:
         found.append(Finding("jobs", "some of its pages cannot be read", *_ends(gaps)))
     return found, gaps
+
+
+def _refuse_unknown_stored(copy: sqlite3.Connection, found: list[Finding]) -> None:
+    """Raise StartError where it is not known which jobs are in the store already."""
+    stored = small_tables.check(copy, small_tables.STORED)
+    totals = small_tables.check(copy, small_tables.TOTALS)
+    lost = stored.lost or any(one.table == "stored" for one in found)
+    if lost and len(totals.rows) == 1 and not totals.lost:
+        dead = small_tables.check(copy, small_tables.DEAD).rows
+        apart = [*small_tables.ranges(dead), *((first, last) for last, first in stored.rows)]
+        inventory.refuse_unknown_stored(copy, Totals(*totals.rows[0]), apart)
 
 
 def _following(copy: sqlite3.Connection) -> int:
@@ -115,7 +118,7 @@ def _copy_table(
     old: sqlite3.Connection, copy: sqlite3.Connection, table: small_tables.Table
 ) -> list[Finding]:
     """Copy the rows of a small table as they are."""
-    key = "rowid" if table is small_tables.TOTALS else table.columns[0]
+    key = "rowid" if table in {small_tables.TOTALS, small_tables.IDENTITY} else table.columns[0]
     names = ", ".join((*table.columns, *table.kept, "crc"))
     columns = names if key != "rowid" else f"rowid, {names}"
     scan = Scan(old, table.name, columns)

@@ -13,8 +13,8 @@ from struct import unpack_from
 from typing import TYPE_CHECKING, Final
 
 from daemon.pipeline import schema
-from daemon.pipeline.damage import Finding, is_corrupt
-from daemon.pipeline.salvage import refusal, salvage
+from daemon.pipeline.damage import Finding, is_corrupt, refusal
+from daemon.pipeline.salvage import salvage
 from daemon.pipeline.scan import is_trouble
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from daemon.errors import StartError
-from daemon.pipeline import high_water, reading, small_tables
+from daemon.pipeline import high_water, identity, reading, small_tables
 from daemon.pipeline.damage import CODE, DamagedRow, Finding, describe, is_corrupt
 from daemon.pipeline.rows import IN_RANGE
 from daemon.pipeline.scan import Scan, is_trouble
@@ -82,7 +82,11 @@ def _read_mark(state_dir: Path) -> Mark | None:
 def _lost_commits(connection: sqlite3.Connection, mark: Mark) -> list[Finding]:
     """Return what is missing because commits are gone from the file, now or at an earlier start."""
     found = []
-    if mark.missing:
+    with suppress(sqlite3.Error):
+        if identity.is_foreign(connection, mark):
+            reason = f"{identity.FOREIGN}: payloads are missing, at least so many"
+            return [Finding("file", reason, payloads=max(0, mark.held) + mark.missing)]
+    if mark.missing or mark.foreign:
         reason = "were missing at an earlier start (PAYLOADS_MISSING)"
         found.append(Finding("file", f"payloads {reason}", payloads=mark.missing))
     with suppress(sqlite3.Error):
@@ -102,7 +106,8 @@ def check_small_tables(connection: sqlite3.Connection) -> list[Finding]:
     found = []
     for table in (
         *(small_tables.BATCHES, small_tables.DEAD, small_tables.STORED),
-        *(small_tables.LAYOUTS, small_tables.ANSWERS, small_tables.TOTALS),
+        *(small_tables.LAYOUTS, small_tables.ANSWERS),
+        *(small_tables.IDENTITY, small_tables.TOTALS),
     ):
         key = table.columns[0]
         for row in small_tables.damaged(connection, table):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 LAYOUT: Final = Layout("dt={date}/{id}.ndjson", "", "none", alone=False)
 _KINDS: Final = ("flip", "flip", "flip", "zero", "cut")
 _MEMBERS: Final = 12
+MARK: Final = "journal.high"
 
 
 @dataclass
@@ -133,13 +134,15 @@ def make_base(folder: Path, rng: random.Random) -> Base:
     database.commit([Settle(settled)])
     for end in ("", "-wal"):
         shutil.copy(folder / f"{FILE}{end}", folder / f"copy{end}")
+    mark = (folder / MARK).read_bytes()
     database.close()
+    (folder / MARK).write_bytes(mark)
     with closing(sqlite3.connect(folder / "copy")) as copy:
         copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         assert copy.execute("SELECT count(*) FROM stored").fetchone() == (1,)
     (folder / "copy").replace(folder / FILE)
     for path in folder.iterdir():
-        if path.name not in {FILE, FOLDER}:
+        if path.name not in {FILE, FOLDER, MARK}:
             path.unlink()
     return maker.base
 
