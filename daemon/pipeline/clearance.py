@@ -39,6 +39,10 @@ class Clearance:
         self._connection = connection
         self.ranges: tuple[Range, ...] = tuple(connection.execute(_RANGES))
         """What waits, the next first. A value, so that a commit that fails can have the old one."""
+        self.missed = 0
+        """Rows that the last call of ``delete`` should have found and did not."""
+        self._begun = {last for _, last in self.ranges}
+        """The ends of ranges of an earlier run."""
 
     def delete(self, settled: Sequence[Range]) -> list[Range]:
         """Delete the rows of what is settled now, if they are few, and some of those that wait.
@@ -52,7 +56,12 @@ class Clearance:
             else:
                 self._connection.execute(_INSERT, (*one, of_values(reversed(one))))
                 self.ranges += (one,)
-        rows.delete(self._connection, gone)
+        deleted = rows.delete(self._connection, gone)
+        self.missed = sum(map(_length, gone)) - deleted
+        if self._begun:
+            # An earlier run may have deleted some rows of these.
+            self.missed = 0
+            self._begun &= {last for _, last in self.ranges}
         return gone
 
     def _next(self) -> list[Range]:

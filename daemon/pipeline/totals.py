@@ -85,7 +85,8 @@ def count(connection: sqlite3.Connection, apart: Iterable[Range]) -> Count:
     """
     jobs, payloads, size = _count(connection, _EVERY)
     for range_ in apart:
-        if range_[0] > 0:
+        # A damaged row may hold anything.
+        if isinstance(range_[0], int) and isinstance(range_[1], int) and range_[0] > 0:
             less = _count(connection, range_)
             jobs, payloads, size = jobs - less[0], payloads - less[1], size - less[2]
     return Count(jobs, payloads, size + jobs * ROW_BYTES)
