@@ -29,6 +29,7 @@ _SHARE: Final = 16
 batches are stored faster than they go."""
 
 _RANGES: Final = "SELECT first, last FROM stored ORDER BY last"
+_FIRST_LEFT: Final = "SELECT min(seq) FROM jobs WHERE seq BETWEEN ? AND ?"
 _INSERT: Final = "INSERT INTO stored (first, last, crc) VALUES (?, ?, ?)"
 
 
@@ -37,12 +38,10 @@ class Clearance:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self.ranges: tuple[Range, ...] = tuple(connection.execute(_RANGES))
+        self.ranges: tuple[Range, ...] = tuple(map(self._left, connection.execute(_RANGES)))
         """What waits, the next first. A value, so that a commit that fails can have the old one."""
         self.missed = 0
         """Rows that the last call of ``delete`` should have found and did not."""
-        self._begun = {last for _, last in self.ranges}
-        """The ends of ranges of an earlier run."""
 
     def delete(self, settled: Sequence[Range]) -> list[Range]:
         """Delete the rows of what is settled now, if they are few, and some of those that wait.
@@ -58,11 +57,12 @@ class Clearance:
                 self.ranges += (one,)
         deleted = rows.delete(self._connection, gone)
         self.missed = sum(map(_length, gone)) - deleted
-        if self._begun:
-            # An earlier run may have deleted some rows of these.
-            self.missed = 0
-            self._begun &= {last for _, last in self.ranges}
         return gone
+
+    def _left(self, range_: Range) -> Range:
+        """Return a range without the rows at its beginning that an earlier run has deleted."""
+        (first,) = self._connection.execute(_FIRST_LEFT, range_).fetchone()
+        return (range_[1] + 1 if first is None else first, range_[1])
 
     def _next(self) -> list[Range]:
         """Take out what is deleted next: as many rows as are due, of one range or several.

@@ -26,7 +26,7 @@ from daemon.pipeline import (
     small_tables,
     structure,
 )
-from daemon.pipeline.backlog import Backlog, Unread
+from daemon.pipeline.backlog import Backlog, Gone, Unread
 from daemon.pipeline.changes import Changes
 from daemon.pipeline.checksum import of_values
 from daemon.pipeline.clearance import Clearance
@@ -92,7 +92,8 @@ class Database:
         self._counted = False
         self._connection, found, gaps = open_sound(path)
         self._sound = bool(found)
-        """Whether the file was made sound in this run."""
+        """Whether the file was checked, or made sound, in this run."""
+        self._gone = Gone()
         try:
             self.findings.add(*found)
             try:
@@ -126,8 +127,9 @@ class Database:
             self.high_water.identify(self._connection, self._inventory.identity)
             if not self._inventory.known:
                 self.totals = self.high_water.assume(self._connection, self.totals)
-                self._bury_uncounted()
             self.totals = self.high_water.reconcile(self._connection, self.totals)
+            if self._inventory.findings or self._sound:
+                self._bury_uncounted(self.high_water.held)
             self._segments = Segments(self._folder)
         elif self._inventory.identity is None:
             self.high_water.identify(self._connection, None)
@@ -136,8 +138,12 @@ class Database:
             self._apart = self._inventory.apart
         self._attach()
 
-    def _bury_uncounted(self) -> None:
-        missing = self.high_water.held - self.totals.payloads - self.totals.dead_payloads
+    def _bury_uncounted(self, held: int) -> None:
+        """Make a dead letter of what is missing of the payloads that the journal held before.
+
+        Dead letters whose rows in ``dead`` are lost wait again, and hide as many that are missing.
+        """
+        missing = held - self.totals.payloads - self.totals.dead_payloads
         if missing > 0:
             self.findings.add(*inventory.bury_uncounted(self._connection, missing))
             self.damaged_payloads += missing
@@ -178,8 +184,12 @@ class Database:
                 self._attach()
             return False
         self._sound = True
+        held = self.totals.payloads + self.totals.dead_payloads if hasattr(self, "_apart") else 0
+        with self._transaction():
+            rows.delete(self._connection, self._gone.take())
         self.findings.add(Finding("file", str(error)), *found)
         self._read(gaps)
+        self._bury_uncounted(held)
         return True
 
     def _safely(self, function: Callable[[], T]) -> T:
@@ -223,8 +233,9 @@ class Database:
         before = (self.totals, self.clearance.ranges)
         try:
             self._connection.execute("BEGIN IMMEDIATE")
+            changes = self._carry_out(operations)
             # Before the sync: who is asked meanwhile whether there is room has to know.
-            self.totals = self._write(self._carry_out(operations))
+            self.totals = self._write(changes)
         except BaseException:
             self._segments.cut()
             self._roll_back(before)
@@ -238,6 +249,8 @@ class Database:
         self.in_doubt = False
         self._segments.keep()
         self.high_water.write(self.totals)
+        if not self._sound:
+            self._gone.add(changes.settled)
 
     def _roll_back(self, before: tuple[Totals, tuple[Range, ...]]) -> None:
         self.totals, self.clearance.ranges = before

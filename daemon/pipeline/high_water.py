@@ -147,7 +147,9 @@ class HighWater:
     @property
     def held(self) -> int:
         """Payloads that the journal held at the last record, 0 where that is not known."""
-        return 0 if self._found is None or self._is_foreign else self._found.held
+        # Where commits are gone, what they cost is counted as missing already.
+        known = self._found is not None and not self._is_foreign and self.damage is None
+        return self._found.held if known and self._found is not None else 0
 
     @property
     def _is_foreign(self) -> bool:
