@@ -103,6 +103,7 @@ class Database:
                     raise
             self.high_water.begin(self.totals)
             self._unread = Unread(self.totals, self._inventory.sealed)
+            self._gone.add(self._connection.execute("SELECT first, last FROM stored").fetchall())
             self.sealed_firsts = [first for first, _ in self._inventory.sealed]
             """The first ``seq`` of each batch that was sealed before a crash: replayed whole."""
         except BaseException:

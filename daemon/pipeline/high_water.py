@@ -180,13 +180,18 @@ class HighWater:
         again = max(0, min(gone, held))
         files: tuple[str, ...] = ()
         self._missing, self._flags = found.missing, found.flags & _REMEMBERED
-        behind = found.next > totals.next
+        names = segment_files.names(self._segments)
+        following = max(found.next, totals.next)
+        # A segment is named by a number that was the next one: so many jobs came behind the record.
+        unrecorded = max([0, *(name - following for name in names)])
+        behind = found.next > totals.next or unrecorded > 0
         if behind:
-            self._missing += max(0, min(lost, found.held))
-            self._flags |= 0 if found.boot == self._boot else _AT_LEAST
-            names = segment_files.names(self._segments)
+            self._missing += max(0, min(lost, found.held)) + unrecorded
+            is_exact = found.boot == self._boot and not unrecorded
+            self._flags |= 0 if is_exact else _AT_LEAST
             files = self._put_aside(name for name in names if name >= totals.next)
-            totals = replace(totals, next=found.next, accepted=max(found.accepted, totals.accepted))
+            following += unrecorded
+            totals = replace(totals, next=following, accepted=max(found.accepted, totals.accepted))
             # First the count, then the totals from which it could not be told any more. Nothing
             # held: a start that comes between the two finds the same loss, and adds none to it.
             self._open()
