@@ -6,7 +6,7 @@ import sqlite3
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from daemon.pipeline import reading, rows
+from daemon.pipeline import reading
 from daemon.pipeline.damage import corrupt
 from daemon.pipeline.job import Batch
 from daemon.pipeline.rows import IN_RANGE
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from daemon.pipeline.damage import DamagedRow
     from daemon.pipeline.job import Job
     from daemon.pipeline.rows import Range, Row
-    from daemon.pipeline.totals import Totals
 
-_MERGED_BEYOND: Final = 1000
 _BEYOND: Final = 2**62
 """A ``seq`` that no job reaches."""
 
@@ -91,46 +89,6 @@ class Backlog:
         if not jobs:
             return None, damaged, last
         return Batch(tuple(jobs), key, compression, sealed=True), damaged, last
-
-
-class Unread:
-    """Counts down the jobs that were there at the start, as they are read."""
-
-    def __init__(self, totals: Totals, sealed: Sequence[Range]) -> None:
-        self.jobs = totals.jobs
-        """Jobs that were not read so far."""
-        self._following = totals.next
-        # Those that wait as batches are read as batches, and all of them.
-        self.jobs -= sum(last - first + 1 for first, last in sealed)
-
-    def page(self, page: Page) -> None:
-        """Count the rows of a page."""
-        if self.jobs > 0:
-            read = (*page.jobs, *page.damaged)
-            self.jobs -= sum(row.seq < self._following for row in read)
-
-
-class Gone:
-    """The ranges of ``seq`` that were stored in this run.
-
-    A damaged file may have copies of their rows, which appear when it is made sound.
-    """
-
-    def __init__(self) -> None:
-        self._ranges: list[Range] = []
-        self._most = _MERGED_BEYOND
-
-    def add(self, ranges: Sequence[Range]) -> None:
-        """Note stored jobs."""
-        self._ranges += ranges
-        if len(self._ranges) > self._most:
-            # Seldom: what is stored about in order becomes a few ranges.
-            self._most = 2 * len(self.take()) + _MERGED_BEYOND
-
-    def take(self) -> list[Range]:
-        """Return the ranges, neighbours as one."""
-        self._ranges = rows.merge(self._ranges)
-        return self._ranges
 
 
 def in_order(connection: sqlite3.Connection, first: int, last: int) -> Iterator[Row]:

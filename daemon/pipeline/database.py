@@ -20,26 +20,24 @@ from daemon.pipeline import (
     answers,
     dead_letters,
     inventory,
+    layout_rows,
     rows,
     segment_files,
     segments,
     small_tables,
     structure,
 )
-from daemon.pipeline.backlog import Backlog, Gone, Unread
-from daemon.pipeline.changes import Changes
-from daemon.pipeline.checksum import of_values
+from daemon.pipeline.backlog import Backlog
+from daemon.pipeline.carrying_out import carry_out
 from daemon.pipeline.clearance import Clearance
-from daemon.pipeline.damage import Finding, Findings, corrupt, is_corrupt, total
+from daemon.pipeline.damage import Finding, Findings, is_corrupt
+from daemon.pipeline.hidden import Hidden
 from daemon.pipeline.high_water import HighWater
-from daemon.pipeline.inventory import Inventory
-from daemon.pipeline.layout import Layout
 from daemon.pipeline.oldest import Oldest
-from daemon.pipeline.operations import Append, Bury, Expire, Revive, Seal, Settle
 from daemon.pipeline.reserve import Reserve
 from daemon.pipeline.schema import MIGRATIONS, connect
 from daemon.pipeline.segments import Segments
-from daemon.pipeline.structure import find_problem, make_sound, open_sound
+from daemon.pipeline.structure import make_sound, open_sound
 from daemon.pipeline.sweep import Sweep
 from daemon.pipeline.vacuum import Vacuum
 
@@ -48,23 +46,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from daemon.pipeline.backlog import Page
+    from daemon.pipeline.changes import Changes
     from daemon.pipeline.damage import DamagedRow
+    from daemon.pipeline.inventory import Inventory
     from daemon.pipeline.job import Batch, Job
+    from daemon.pipeline.layout import Layout
     from daemon.pipeline.operations import Operation
     from daemon.pipeline.rows import Range
     from daemon.pipeline.totals import Totals
 
 T = TypeVar("T")
 
-_FORGET_LAYOUTS: Final = """
-    DELETE FROM layouts WHERE first <
-    (SELECT max(first) FROM layouts WHERE first <=
-    (SELECT coalesce((SELECT min(seq) FROM jobs), (SELECT next FROM totals))))
-"""
-_INSERT_LAYOUT: Final = """
-    INSERT OR REPLACE INTO layouts (first, template, host, compression, alone, crc)
-    VALUES (?, ?, ?, ?, ?, ?)
-"""
 _BETWEEN_REPAIRS: Final = 60.0
 """Seconds in which a file is made sound once at most: it is read as a whole."""
 
@@ -91,9 +83,7 @@ class Database:
         self._repaired = float("-inf")
         self._counted = False
         self._connection, found, gaps = open_sound(path)
-        self._sound = bool(found)
-        """Whether the file was checked, or made sound, in this run."""
-        self._gone = Gone()
+        self._hidden = Hidden(sound=bool(found))
         try:
             self.findings.add(*found)
             try:
@@ -102,8 +92,7 @@ class Database:
                 if not self._repair(error, starting=True):
                     raise
             self.high_water.begin(self.totals)
-            self._unread = Unread(self.totals, self._inventory.sealed)
-            self._gone.add(self._connection.execute("SELECT first, last FROM stored").fetchall())
+            self._hidden.begin(self._connection, self.totals, self._inventory.sealed)
             self.sealed_firsts = [first for first, _ in self._inventory.sealed]
             """The first ``seq`` of each batch that was sealed before a crash: replayed whole."""
         except BaseException:
@@ -118,7 +107,7 @@ class Database:
             self._connection,
             segment_files.names(self._folder / segment_files.FOLDER),
             gaps,
-            counting=small or self._sound,
+            counting=small or self._hidden.sound,
         )
         self._counted |= small
         self._take_over(self._inventory)
@@ -129,7 +118,7 @@ class Database:
             if not self._inventory.known:
                 self.totals = self.high_water.assume(self._connection, self.totals)
             self.totals = self.high_water.reconcile(self._connection, self.totals)
-            if self._inventory.findings or self._sound:
+            if self._inventory.findings or self._hidden.sound:
                 self._bury_uncounted(self.high_water.held)
             self._segments = Segments(self._folder)
         elif self._inventory.identity is None:
@@ -140,14 +129,10 @@ class Database:
         self._attach()
 
     def _bury_uncounted(self, held: int) -> None:
-        """Make a dead letter of what is missing of the payloads that the journal held before.
-
-        Dead letters whose rows in ``dead`` are lost wait again, and hide as many that are missing.
-        """
+        """Make a dead letter of what is missing of the payloads that the journal held before."""
         missing = held - self.totals.payloads - self.totals.dead_payloads
         if missing > 0:
-            self.findings.add(*inventory.bury_uncounted(self._connection, missing))
-            self.damaged_payloads += missing
+            self._take_over(inventory.bury_uncounted(self._connection, self.totals, missing))
             self.count_dead()
 
     def _attach(self) -> None:
@@ -184,10 +169,9 @@ class Database:
             with suppress(sqlite3.Error):
                 self._attach()
             return False
-        self._sound = True
         held = self.totals.payloads + self.totals.dead_payloads if hasattr(self, "_apart") else 0
         with self._transaction():
-            rows.delete(self._connection, self._gone.take())
+            self._hidden.made_sound(self._connection)
         self.findings.add(Finding("file", str(error)), *found)
         self._read(gaps)
         self._bury_uncounted(held)
@@ -234,7 +218,7 @@ class Database:
         before = (self.totals, self.clearance.ranges)
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            changes = self._carry_out(operations)
+            changes = carry_out(self._connection, operations, self.totals.next)
             # Before the sync: who is asked meanwhile whether there is room has to know.
             self.totals = self._write(changes)
         except BaseException:
@@ -250,40 +234,12 @@ class Database:
         self.in_doubt = False
         self._segments.keep()
         self.high_water.write(self.totals)
-        if not self._sound:
-            self._gone.add(changes.settled)
+        self._hidden.delete(changes.settled)
 
     def _roll_back(self, before: tuple[Totals, tuple[Range, ...]]) -> None:
         self.totals, self.clearance.ranges = before
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
-
-    def _carry_out(self, operations: Iterable[Operation]) -> Changes:
-        changes = Changes(self.totals.next)
-        for operation in operations:
-            match operation:
-                case Append():
-                    self._append(operation, changes)
-                case Settle():
-                    changes.settle(operation.batch)
-                case Seal(batch):
-                    dead_letters.seal(self._connection, dead_letters.batch_row(batch))
-                case Bury(batch, code, reason):
-                    changes.bury(batch)
-                    dead_letters.bury(self._connection, batch, code, reason)
-                case Revive():
-                    self._revive(operation, changes)
-                case Expire():
-                    operation.more = answers.expire(self._connection, changes)
-        return changes
-
-    def _append(self, append: Append, changes: Changes) -> None:
-        append.jobs = []
-        append.earlier = None
-        if append.key is not None:
-            append.earlier = answers.answer(self._connection, append.key, append.receipt, changes)
-        if append.earlier is None:
-            append.jobs = changes.take_in(append.parts)
 
     def _write(self, changes: Changes) -> Totals:
         """Write what was gathered, large jobs into a segment; returns the totals behind it."""
@@ -294,9 +250,8 @@ class Database:
         rows.insert(self._connection, changes.rows)
         rows.insert_placed(self._connection, changes.placed)
         self.sweep.look_at(self.clearance.delete(changes.settled))
-        if self.clearance.missed > 0 and not self._is_sound():
-            # Where the file stays as it is these rows are found again, and stored twice.
-            raise corrupt(f"{self.clearance.missed} stored rows of jobs are not found")
+        # Where the file stays as it is these rows are found again, and stored twice.
+        self._hidden.check(self._connection, self.clearance.missed)
         # Behind all seals of this commit: one of what is settled may be among them.
         rows.delete_each(self._connection, "batches", "first", changes.unsealed)
         answers.evict(self._connection, changes, self.totals.keys, self.most_keys)
@@ -304,14 +259,6 @@ class Database:
         if after != self.totals:
             after.write(self._connection)
         return after
-
-    def _revive(self, revive: Revive, changes: Changes) -> None:
-        revived = dead_letters.revive(self._connection)
-        for one in revived:
-            changes.revive(one)
-        revive.firsts = [one.first for one in revived]
-        revive.payloads = sum(one.payloads for one in revived)
-        revive.more = len(revived) == dead_letters.AT_ONCE
 
     def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
         """Return the next jobs after ``seq`` in order, without those sealed or dead at the start.
@@ -331,7 +278,7 @@ class Database:
 
     def _page(self, after: int, most_jobs: int, most_bytes: int) -> Page:
         page = self._safely(lambda: self._backlog.page(after, most_jobs, most_bytes))
-        self._unread.page(page)
+        self._hidden.read(page)
         if page.damaged:
             self._bury(page.damaged)
         return page
@@ -346,6 +293,8 @@ class Database:
         found = len(damaged) + (0 if batch is None else len(batch.jobs))
         if found < last - first + 1:
             self._bury_absent(first, last)
+            # The file may have been made sound: then there are more.
+            batch, damaged, _ = self._safely(lambda: self._backlog.sealed(first))
         if damaged:
             self._bury(damaged)
         if batch is None:
@@ -370,41 +319,30 @@ class Database:
 
         def bury() -> Inventory:
             with self._transaction():
-                findings = inventory.bury_absent(self._connection, first, last)
-                if findings and not self._is_sound():
-                    raise corrupt(f"members of the sealed batch {first} are missing")
-                totals = self.totals
-                if findings:
-                    totals = replace(
-                        totals,
-                        jobs=totals.jobs - sum(one.jobs for one in findings),
-                        payloads=totals.payloads - total(findings),
-                    )
-                    totals.write(self._connection)
-                return Inventory(totals, findings, total(findings))
+                taken = inventory.bury_absent(self._connection, first, last, self.totals)
+                self._hidden.check(self._connection, len(taken.findings))
+                return taken
 
         self._adopt(self._safely(bury))
 
-    def _is_sound(self) -> bool:
-        """Return whether the pages of the file are in order; reads all of it once."""
-        self._sound = self._sound or find_problem(self._connection) is None
-        return self._sound
-
     def _look_for_unread(self) -> None:
-        """Make the file sound where jobs were there at the start that no page has shown."""
-        if self._unread.jobs > 0 and not self._is_sound():
-            reason = f"{self._unread.jobs} were passed over; the next start stores what is readable"
-            self.findings.add(Finding("jobs", reason))
-            self._repair(corrupt("the pages of jobs are not in order"))
+        """Make the file sound where jobs of earlier runs were passed over."""
+        try:
+            self._hidden.check(self._connection, self._hidden.unread)
+        except sqlite3.Error as error:
+            reason = "were passed over; those that can be read are stored by the next start"
+            self.findings.add(Finding("jobs", reason, jobs=self._hidden.unread))
+            self._repair(error)
+
+    def _is_sound(self) -> bool:
+        return self._hidden.is_sound(self._connection)
 
     def _recount(self) -> None:
         """Compare the totals with what is there, once, when all of it has been read."""
 
         def compare() -> Inventory:
             with self._transaction():
-                return inventory.compare(
-                    self._connection, self.totals, (), is_sound=self._is_sound
-                )
+                return inventory.compare(self._connection, self.totals, (), is_sound=self._is_sound)
 
         self._adopt(self._safely(compare))
 
@@ -433,19 +371,7 @@ class Database:
         """Note that ``now`` holds from the next job on; return all, each with its first ``seq``."""
         checked = self._safely(lambda: small_tables.check(self._connection, small_tables.LAYOUTS))
         self.findings.add(*small_tables.repair(self._connection, small_tables.LAYOUTS, checked))
-        known = [
-            (first, Layout(template, host, compression, alone=bool(alone)))
-            for first, template, host, compression, alone in checked.rows
-        ]
-        # The first that is known holds for all before: the others are gone.
-        if known and known[-1][1] == now:
-            return known
-        entry = (self.totals.next, now)
-        values = (*entry[:1], now.template, now.host, now.compression, int(now.alone))
-        self._connection.execute(_INSERT_LAYOUT, (*values, of_values(values)))
-        # Those that no job is left of are of no use any more.
-        self._connection.execute(_FORGET_LAYOUTS)
-        return [*(one for one in known if one[0] != self.totals.next), entry]
+        return layout_rows.note(self._connection, checked.rows, self.totals.next, now)
 
     def probe(self) -> None:
         """Write something durable, to see whether the disk takes it."""

@@ -1,4 +1,4 @@
-"""The identity of a journal: 16 random bytes in ``journal.db`` and in each record of ``journal.high``.
+"""The identity of a journal: 16 random bytes in ``journal.db`` and in ``journal.high``.
 
 Each of the two files checks out by itself where it is one of another journal. Segments have none:
 the checksum of a row covers its lines, so those of another journal do not match it. Functions raise

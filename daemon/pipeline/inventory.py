@@ -174,22 +174,27 @@ def refuse_unknown_stored(
 ) -> None:
     """Raise StartError where there are more jobs than wait, and rows of ``stored`` are lost.
 
-    Jobs that are in the store already would be stored again. ``apart`` is what is known not to wait.
+    Jobs that are in the store already would be stored again. ``apart``: what is known not to wait.
     """
     surplus = count(connection, apart).jobs - totals.jobs
     if surplus > 0:
         raise damage.refusal(f"{surplus} jobs are stored already, and it is not known which")
 
 
-def bury_uncounted(connection: sqlite3.Connection, payloads: int) -> list[Finding]:
-    """Make a dead letter of payloads that are missing by the count outside of the file."""
+def bury_uncounted(connection: sqlite3.Connection, totals: Totals, payloads: int) -> Inventory:
+    """Make a dead letter of payloads that are missing by a count outside of the file.
+
+    The totals cannot tell where they were lost, or where as many dead letters wait again because
+    their rows in ``dead`` are lost.
+    """
     reason = "not in the file any more, by the count in journal.high"
     with connection:
         connection.execute("BEGIN IMMEDIATE")
-        return [damage.bury_range(connection, Finding("jobs", reason, payloads=payloads))]
+        finding = damage.bury_range(connection, Finding("jobs", reason, payloads=payloads))
+    return Inventory(totals, [finding], payloads)
 
 
-def bury_absent(connection: sqlite3.Connection, first: int, last: int) -> list[Finding]:
+def bury_absent(connection: sqlite3.Connection, first: int, last: int, before: Totals) -> Inventory:
     """Make a dead letter of the members of a sealed batch that have no row any more.
 
     Not of those of which a dead letter tells already. In the caller's transaction.
@@ -197,11 +202,15 @@ def bury_absent(connection: sqlite3.Connection, first: int, last: int) -> list[F
     (there,) = connection.execute(_THERE, (first, last)).fetchone()
     missing = last - first + 1 - there
     if missing <= 0 or connection.execute(_TOLD, (first, last)).fetchone() is not None:
-        return []
+        return Inventory(before, ())
     reason = "members of a sealed batch that are not in the file any more"
     # Each has a payload at least.
     finding = Finding("jobs", reason, first, last, missing, missing)
-    return [damage.bury_range(connection, finding)]
+    findings = [damage.bury_range(connection, finding)]
+    jobs, payloads = max(0, before.jobs - missing), max(0, before.payloads - missing)
+    totals = replace(before, jobs=jobs, payloads=payloads)
+    totals.write(connection)
+    return Inventory(totals, findings, before.payloads - payloads)
 
 
 def _bury_missing_members(connection: sqlite3.Connection) -> list[Finding]:

@@ -53,7 +53,7 @@ class Scan:
         self.found = 0
 
     def rows(self, first: int, last: int) -> Iterator[Values]:
-        """Yield every row of a range; where there is damage not in order, and some of them twice."""
+        """Yield every row of a range; where there is damage out of order, and some rows twice."""
         for row in self._rows(first, last, _DEPTH):
             self.found += 1
             yield row

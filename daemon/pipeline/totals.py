@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from daemon.pipeline.checksum import of_totals
 from daemon.pipeline.schema import KEY_BYTES, ROW_BYTES
@@ -78,7 +78,7 @@ class Count(NamedTuple):
     """With ROW_BYTES."""
 
 
-def count(connection: sqlite3.Connection, apart: Iterable[Range]) -> Count:
+def count(connection: sqlite3.Connection, apart: Iterable[tuple[Any, Any]]) -> Count:
     """Count the jobs that wait: all but those in the ranges ``apart``, which do not overlap.
 
     Takes 40 ms for a million jobs that are in memory. Raises sqlite3.Error.

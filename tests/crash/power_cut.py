@@ -45,7 +45,7 @@ class Call:
 
 
 def record(folder: Path, arguments: Sequence[str]) -> list[Call]:
-    """Run Python with ``arguments`` under strace; returns what it does to the files in ``folder``."""
+    """Run Python with ``arguments`` under strace; returns what it does to files in ``folder``."""
     trace = folder.with_name(f"{folder.name}.strace")
     options = ("-f", "-y", "-xx", "-s", "10000000", "-e", f"trace={_CALLS}", "-o", str(trace))
     command = ("strace", *options, sys.executable, *arguments)
@@ -78,7 +78,7 @@ def _decode(text: str) -> bytes:
     return bytes.fromhex(text.replace("\\x", ""))
 
 
-def _call(name: str, arguments: str, returned: str) -> Call | None:
+def _call(name: str, arguments: str, returned: str) -> Call | None:  # noqa: PLR0911 - one a call
     texts = [_decode(text) for text in _TEXT.findall(arguments)]
     paths = [_decode(path).decode() for path in _PATH.findall(arguments)]
     match name:

@@ -1,4 +1,4 @@
-"""Whatever a power cut leaves of the files: nothing acknowledged is lost, and no loss is made up."""
+"""Whatever a power cut leaves of the files: nothing acknowledged is lost, no loss is made up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from daemon.pipeline.database import Database
 from daemon.pipeline.schema import FILE, look_into
 from daemon.pipeline.verify import verify
 from tests.crash.power_cut import Disk, can_record, record
-from tests.support.clients import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
