@@ -16,7 +16,7 @@ from daemon.pipeline.totals import Totals, count
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
 
     from daemon.pipeline.rows import Range
 
@@ -65,12 +65,12 @@ def take(
         connection.execute("BEGIN IMMEDIATE")
         findings: list[Finding] = []
         found: dict[str, list[Any]] = {}
-        lost_stored = False
+        lost: set[str] = set()
         for table in (BATCHES, DEAD, STORED, IDENTITY):
             checked = small_tables.check(connection, table)
             findings += small_tables.repair(connection, table, checked)
             found[table.name] = checked.rows
-            lost_stored |= table is STORED and bool(checked.lost)
+            lost |= {table.name} if checked.lost else set()
         stored = [(first, last) for last, first in ranges(found["stored"])]
         if counting:
             findings += _bury_missing_members(connection)
@@ -78,8 +78,7 @@ def take(
         totals, problem, known = _totals(connection, segments, [*sealed, *dead, *stored])
         findings += problem
         apart = sorted([*sealed, *dead, *stored])
-        if lost_stored and known:
-            refuse_unknown_stored(connection, totals, [*dead, *stored])
+        refuse_unknown(connection, totals if known else None, lost, [*dead, *stored])
         before = totals
         strays = _bury_strays(connection, totals)
         if any((one.first or 0) > 0 for one in strays):
@@ -91,10 +90,10 @@ def take(
             compared = compare(connection, totals, gaps, known=known)
             totals = compared.totals
             findings += compared.findings
-        lost = max(0, before.payloads - totals.payloads) if known else 0
+        less = max(0, before.payloads - totals.payloads) if known else 0
         rows = found["identity"]
         identity = rows[0][0] if len(rows) == 1 else None
-        return Inventory(totals, findings, lost, sealed, apart, known, identity)
+        return Inventory(totals, findings, less, sealed, apart, known, identity)
 
 
 def bury(
@@ -169,16 +168,24 @@ def _bury_missing(
     return found
 
 
-def refuse_unknown_stored(
-    connection: sqlite3.Connection, totals: Totals, apart: Sequence[Range]
+def refuse_unknown(
+    connection: sqlite3.Connection,
+    totals: Totals | None,
+    lost: Container[str],
+    apart: Sequence[Range],
 ) -> None:
-    """Raise StartError where there are more jobs than wait, and rows of ``stored`` are lost.
+    """Raise StartError where jobs that are in the store already could be stored again.
 
-    Jobs that are in the store already would be stored again. ``apart``: what is known not to wait.
+    ``totals``: where they are known. ``lost``: tables of which rows are lost. ``apart``: what is
+    known not to wait.
     """
-    surplus = count(connection, apart).jobs - totals.jobs
-    if surplus > 0:
-        raise damage.refusal(f"{surplus} jobs are stored already, and it is not known which")
+    if "batches" in lost and "dead" in lost:
+        # One of them is made up for, see ``small_tables``: batches are made as they were.
+        raise damage.refusal("it is not known which jobs are sealed and which are dead letters")
+    if "stored" in lost and totals is not None:
+        surplus = count(connection, apart).jobs - totals.jobs
+        if surplus > 0:
+            raise damage.refusal(f"{surplus} jobs are stored already, and it is not known which")
 
 
 def bury_uncounted(connection: sqlite3.Connection, totals: Totals, payloads: int) -> Inventory:

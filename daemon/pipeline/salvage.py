@@ -83,21 +83,23 @@ def _copy_all(
     _fill(copy, "jobs", _JOB_COLUMNS, _partial_rows(old, scan.partial))
     _refuse_nothing(scan, "jobs")
     gaps = merge([(first, last) for first, last in scan.gaps if first > 0 and last < _FAR])
-    _refuse_unknown_stored(copy, found)
+    _refuse_unknown(copy, found)
     if scan.failed:
         found.append(Finding("jobs", "some of its pages cannot be read", *_ends(gaps)))
     return found, gaps
 
 
-def _refuse_unknown_stored(copy: sqlite3.Connection, found: list[Finding]) -> None:
-    """Raise StartError where it is not known which jobs are in the store already."""
-    stored = small_tables.check(copy, small_tables.STORED)
-    totals = small_tables.check(copy, small_tables.TOTALS)
-    lost = stored.lost or any(one.table == "stored" for one in found)
-    if lost and len(totals.rows) == 1 and not totals.lost:
-        dead = small_tables.check(copy, small_tables.DEAD).rows
-        apart = [*small_tables.ranges(dead), *((first, last) for last, first in stored.rows)]
-        inventory.refuse_unknown_stored(copy, Totals(*totals.rows[0]), apart)
+def _refuse_unknown(copy: sqlite3.Connection, found: list[Finding]) -> None:
+    """Raise StartError where jobs that are in the store already could be stored again."""
+    tables = (small_tables.BATCHES, small_tables.DEAD, small_tables.STORED, small_tables.TOTALS)
+    checked = {table.name: small_tables.check(copy, table) for table in tables}
+    lost = {one.table for one in found} | {name for name, one in checked.items() if one.lost}
+    totals = None
+    if "totals" not in lost and len(checked["totals"].rows) == 1:
+        totals = Totals(*checked["totals"].rows[0])
+    stored = [(first, last) for last, first in checked["stored"].rows]
+    apart = [*small_tables.ranges(checked["dead"].rows), *stored]
+    inventory.refuse_unknown(copy, totals, lost, apart)
 
 
 def _following(copy: sqlite3.Connection) -> int:
