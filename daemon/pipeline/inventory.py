@@ -86,6 +86,11 @@ def take(
             totals = _without(totals, strays)
             totals.write(connection)
         findings += strays
+        for first, last in sealed if counting else ():
+            # Before the comparison, which knows no numbers.
+            absent = bury_absent(connection, first, last, totals)
+            totals = absent.totals
+            findings += absent.findings
         if counting or not known:
             compared = compare(connection, totals, gaps, known=known)
             totals = compared.totals
