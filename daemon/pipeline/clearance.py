@@ -55,8 +55,10 @@ class Clearance:
             else:
                 self._connection.execute(_INSERT, (*one, of_values(reversed(one))))
                 self.ranges += (one,)
-        deleted = rows.delete(self._connection, gone)
-        self.missed = sum(map(_length, gone)) - deleted
+        self.missed = 0
+        if gone:
+            self.missed = sum([last - first + 1 for first, last in gone])
+            self.missed -= rows.delete(self._connection, gone)
         return gone
 
     def _left(self, range_: Range) -> Range:

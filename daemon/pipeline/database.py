@@ -234,7 +234,8 @@ class Database:
         self.in_doubt = False
         self._segments.keep()
         self.high_water.write(self.totals)
-        self._hidden.delete(changes.settled)
+        if changes.settled:
+            self._hidden.delete(changes.settled)
 
     def _roll_back(self, before: tuple[Totals, tuple[Range, ...]]) -> None:
         self.totals, self.clearance.ranges = before
@@ -251,7 +252,8 @@ class Database:
         rows.insert_placed(self._connection, changes.placed)
         self.sweep.look_at(self.clearance.delete(changes.settled))
         # Where the file stays as it is these rows are found again, and stored twice.
-        self._hidden.check(self._connection, self.clearance.missed)
+        if self.clearance.missed:
+            self._hidden.check(self._connection, self.clearance.missed)
         # Behind all seals of this commit: one of what is settled may be among them.
         rows.delete_each(self._connection, "batches", "first", changes.unsealed)
         answers.evict(self._connection, changes, self.totals.keys, self.most_keys)

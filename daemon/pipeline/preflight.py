@@ -51,7 +51,7 @@ def try_journal(folder: Path) -> str:
         with TemporaryDirectory(dir=folder, prefix="payloadd-check-") as scratch:
             Database(Path(scratch) / FILE).close()
         found = _try_file(path) if path.exists() else _try_none(folder)
-    except (OSError, sqlite3.Error, StartError) as error:
+    except (OSError, sqlite3.Error, StartError, UnicodeDecodeError) as error:
         raise StartError(f"cannot keep a journal in STATE_DIR {folder}: {error}") from None
     finally:
         for one in made:

@@ -77,6 +77,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         if is_corrupt(error) and _is_ours(path):
             raise refusal(error) from None
         raise
+    except UnicodeDecodeError as error:
+        # SQLite's message has the damaged text in it.
+        raise refusal(f"the description of the tables, {error}") from None
     return connection
 
 
@@ -113,6 +116,8 @@ def find_problems(connection: sqlite3.Connection, most: int) -> list[str]:
     except sqlite3.DatabaseError as error:
         if is_trouble(error):
             raise
+        return [str(error)]
+    except UnicodeDecodeError as error:
         return [str(error)]
     lines = [line for (text,) in found for line in str(text).splitlines() if line != "ok"]
     told = [line for line in lines if not line.startswith("***")]

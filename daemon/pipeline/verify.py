@@ -61,6 +61,9 @@ def verify(connection: sqlite3.Connection, state_dir: Path) -> list[Finding]:
         return [Finding("file", str(error))]
     except sqlite3.Error as error:
         return [Finding("file", _reason(error))]
+    except UnicodeDecodeError as error:
+        # SQLite's message has the damaged description of a table in it.
+        return [Finding("file", str(error))]
     found += [Finding("file", problem) for problem in find_problems(connection, _MOST_PROBLEMS)]
     for check in (check_small_tables, _members, _totals):
         try:

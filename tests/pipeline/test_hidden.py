@@ -17,7 +17,9 @@ from daemon.pipeline.database import Database
 from daemon.pipeline.inspection import Inspection
 from daemon.pipeline.job import Batch
 from daemon.pipeline.operations import Bury, Revive, Seal, Settle
-from daemon.pipeline.schema import FILE
+from daemon.pipeline.preflight import try_journal
+from daemon.pipeline.schema import FILE, look_into
+from daemon.pipeline.verify import verify
 from tests.pipeline import fuzz
 from tests.pipeline.rig import append, batch
 
@@ -192,3 +194,19 @@ def test_totals_and_a_row_that_are_lost_together_are_counted_from_outside(
             ("totals", 0),
             ("jobs", 1),
         ]
+
+
+def test_a_table_whose_description_is_no_text_is_a_refused_start(path: Path) -> None:
+    """The start would end with a traceback that tells an operator nothing."""
+    with path.open("r+b") as file:
+        page = bytearray(file.read(4096))
+        place = page.index(b"CREATE TABLE jobs")
+        page[place : place + 12] = b"CREATE\xce ABLE"
+        file.seek(0)
+        file.write(page)
+    with pytest.raises(StartError, match="journal verify"):
+        Database(path)
+    with pytest.raises(StartError, match="cannot keep a journal"):
+        try_journal(path.parent)
+    with closing(look_into(path)) as connection:
+        assert [one.table for one in verify(connection, path.parent)] == ["file"]

@@ -225,3 +225,28 @@ def test_segments_of_a_journal_that_was_replaced_are_kept(tmp_path: Path) -> Non
         assert damage is not None
         assert damage.files == (f"{1:020}.ndjson.lost",)
     assert (left / segment_files.FOLDER / damage.files[0]).read_bytes() == b"11\n12\n13\n"
+
+
+@pytest.mark.usefixtures("all_large")
+def test_segments_behind_the_last_record_tell_of_lost_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut with a lost log would refuse each start, for a journal that is the right one."""
+    monkeypatch.setattr("daemon.pipeline.segments.SEGMENT_BYTES", 1)
+    left = tmp_path / "left"
+    (tmp_path / "one").mkdir()
+    with closing(Database(tmp_path / "one" / FILE)) as database:
+        database.commit([append(1)])
+        database._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        record = (tmp_path / "one" / MARK).read_bytes()
+        database.commit([append(2)])
+        database.commit([append(3)])
+        shutil.copytree(tmp_path / "one", left)
+    (left / MARK).write_bytes(record)
+    (left / f"{FILE}-wal").unlink()
+    with closing(Database(left / FILE)) as database:
+        damage = database.high_water.damage
+        assert damage is not None
+        assert (str(damage), damage.foreign) == ("at least 1", False)
+        assert damage.files == tuple(f"{number:020}.ndjson.lost" for number in (2, 3))
+        assert (database.totals.jobs, database.totals.next) == (1, 3)
