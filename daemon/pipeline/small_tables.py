@@ -6,7 +6,8 @@ finds. What is still not known goes, loudly, and with these consequences:
 * ``batches``: the members are batched anew. The key of an object is made of its first member,
   so the batch that was sealed becomes the same object again unless a neighbour is damaged too.
 * ``dead``: the store refuses the object again, and it becomes a dead letter again.
-* ``stored``: the rows that were not deleted yet are stored a second time.
+* ``stored``: a start is refused where rows are left that may be those; see ``inventory``.
+* ``batches`` and ``dead`` both: a start is refused too.
 * ``layouts``: the one before it holds for its jobs, or the settings of now do.
 * ``identity``: the one in ``journal.high`` is taken over.
 * ``totals``: counted anew.
