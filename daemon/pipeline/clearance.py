@@ -29,6 +29,7 @@ _SHARE: Final = 16
 batches are stored faster than they go."""
 
 _RANGES: Final = "SELECT first, last FROM stored ORDER BY last"
+_FIRST_LEFT: Final = "SELECT min(seq) FROM jobs WHERE seq BETWEEN ? AND ?"
 _INSERT: Final = "INSERT INTO stored (first, last, crc) VALUES (?, ?, ?)"
 
 
@@ -37,8 +38,10 @@ class Clearance:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self.ranges: tuple[Range, ...] = tuple(connection.execute(_RANGES))
+        self.ranges: tuple[Range, ...] = tuple(map(self._left, connection.execute(_RANGES)))
         """What waits, the next first. A value, so that a commit that fails can have the old one."""
+        self.missed = 0
+        """Rows that the last call of ``delete`` should have found and did not."""
 
     def delete(self, settled: Sequence[Range]) -> list[Range]:
         """Delete the rows of what is settled now, if they are few, and some of those that wait.
@@ -52,8 +55,16 @@ class Clearance:
             else:
                 self._connection.execute(_INSERT, (*one, of_values(reversed(one))))
                 self.ranges += (one,)
-        rows.delete(self._connection, gone)
+        self.missed = 0
+        if gone:
+            self.missed = sum([last - first + 1 for first, last in gone])
+            self.missed -= rows.delete(self._connection, gone)
         return gone
+
+    def _left(self, range_: Range) -> Range:
+        """Return a range without the rows at its beginning that an earlier run has deleted."""
+        (first,) = self._connection.execute(_FIRST_LEFT, range_).fetchone()
+        return (range_[1] + 1 if first is None else first, range_[1])
 
     def _next(self) -> list[Range]:
         """Take out what is deleted next: as many rows as are due, of one range or several.
