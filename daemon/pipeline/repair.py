@@ -1,8 +1,9 @@
 """Repairs the database file while a daemon uses it.
 
 The new file gets all that can be read of the old one, and all that memory knows: the totals, the
-ranges that are stored, the rows of jobs that are in memory. Then the jobs that are missing are
-counted and become dead letters. All of it is in the new file before that takes the place of the
+ranges that are stored, the rows of jobs that are in memory, the identity. Rows that were deleted
+before are deleted again: pages in the wrong place bring them back. Then the jobs that are missing
+are counted and become dead letters, and so does what is missing by the count of memory. All of it is in the new file before that takes the place of the
 old one: a crash or an error on the way leaves the old file as it is.
 """
 

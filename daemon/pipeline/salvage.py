@@ -9,9 +9,10 @@ another name until the last dead letter of its damage is dropped (see ``damaged_
   a crash leaves the old file or the new one, never a file with the log of another.
 * What is missing is known from the counts of the old file; it becomes dead letters.
 * What a running daemon knows is written into the new file before it is renamed.
-* Where nothing of ``jobs``, ``batches`` or ``stored`` can be read, there is no telling what is
-  in the store and what is not: nothing is changed, and StartError says what to do. A running
-  daemon knows what is in ``stored`` and how many ``jobs`` there are.
+* Where nothing of ``jobs``, ``batches`` or ``stored`` can be read, or where it is not known which
+  rows are stored already, see ``inventory.refuse_unknown``, there is no telling what is in the
+  store and what is not: nothing is changed, and StartError says what to do. A running daemon
+  knows what is in ``stored`` and how many ``jobs`` there are.
 """
 
 from __future__ import annotations
