@@ -86,8 +86,8 @@ class Backlog:
         """Return whether the disk has not given a part of a segment back for some seconds."""
         return segment_files.is_unreadable(error) and self._patience.ran_out(str(error))
 
-    def sealed(self, first: int) -> tuple[Batch | None, list[DamagedRow]]:
-        """Return a sealed batch with those members that are sound, and the others.
+    def sealed(self, first: int) -> tuple[Batch | None, list[DamagedRow], int]:
+        """Return a sealed batch with those members that are sound, the others, and its last seq.
 
         None if there is none any more.
         """
@@ -95,7 +95,7 @@ class Backlog:
             "SELECT last, key, compression FROM batches WHERE first = ?", (first,)
         ).fetchone()
         if row is None:
-            return None, []
+            return None, [], first - 1
         last, key, compression = row
         members = list(in_order(self._connection, first, last))
         try:
@@ -105,8 +105,8 @@ class Backlog:
                 raise
             jobs, damaged = reading.read(members, self._folder, tolerant=True)
         if not jobs:
-            return None, damaged
-        return Batch(tuple(jobs), key, compression, sealed=True), damaged
+            return None, damaged, last
+        return Batch(tuple(jobs), key, compression, sealed=True), damaged, last
 
 
 def in_order(connection: sqlite3.Connection, first: int, last: int) -> Iterator[Row]:

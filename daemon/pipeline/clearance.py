@@ -8,14 +8,15 @@ is noted in the table ``stored``, where it is as good as deleted.
 
 from __future__ import annotations
 
+import sqlite3
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from daemon.pipeline import rows
 from daemon.pipeline.checksum import of_values
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Sequence
 
     from daemon.pipeline.rows import Range
@@ -29,6 +30,8 @@ _SHARE: Final = 16
 batches are stored faster than they go."""
 
 _RANGES: Final = "SELECT first, last FROM stored ORDER BY last"
+_FIRST_LEFT: Final = "SELECT min(seq) FROM jobs WHERE seq BETWEEN ? AND ?"
+_LAST_LEFT: Final = "SELECT max(seq) FROM jobs WHERE seq BETWEEN ? AND ?"
 _INSERT: Final = "INSERT INTO stored (first, last, crc) VALUES (?, ?, ?)"
 _DELETE: Final = "DELETE FROM stored WHERE last = ?"
 
@@ -38,8 +41,12 @@ class Clearance:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self.ranges: tuple[Range, ...] = tuple(connection.execute(_RANGES))
+        self.ranges: tuple[Range, ...] = tuple(map(self._left, connection.execute(_RANGES)))
         """What waits, the next first. A value, so that a commit that fails can have the old one."""
+        self.absent = sum(map(self._absent_of, self.ranges))
+        """Rows of these ranges that were never written: a request was given up before its end."""
+        self.missed = 0
+        """Rows that the last call of ``delete`` should have found and did not."""
 
     def delete(self, settled: Sequence[Range]) -> list[Range]:
         """Delete the rows of what is settled now, if they are few, and some of those that wait.
@@ -53,8 +60,19 @@ class Clearance:
             else:
                 self.hide(one)
                 self.ranges += (one,)
-        rows.delete(self._connection, gone)
+        self.missed = 0
+        if gone:
+            self.missed = sum([last - first + 1 for first, last in gone])
+            self.missed -= rows.delete(self._connection, gone)
+            excused = min(self.missed, self.absent)
+            self.absent -= excused
+            self.missed -= excused
         return gone
+
+    def _left(self, range_: Range) -> Range:
+        """Return a range without the rows at its beginning that an earlier run has deleted."""
+        (first,) = self._connection.execute(_FIRST_LEFT, range_).fetchone()
+        return (range_[1] + 1 if first is None else first, range_[1])
 
     def _next(self) -> list[Range]:
         """Take out what is deleted next: as many rows as are due, of one range or several.
@@ -75,6 +93,19 @@ class Clearance:
             due -= last - first + 1
         self.ranges = tuple(waiting)
         return gone
+
+    def give_up(self, range_: Range) -> None:
+        """Delete the rows of a hidden range, of which not all may have been written."""
+        self.ranges += (range_,)
+        # Where the file is damaged it is about to be made sound, and read again.
+        with suppress(sqlite3.Error):
+            self.absent += self._absent_of(range_)
+
+    def _absent_of(self, range_: Range) -> int:
+        """Return how many numbers at the end of a range have no row: they were not written yet."""
+        first, last = range_
+        (newest,) = self._connection.execute(_LAST_LEFT, range_).fetchone()
+        return last - first + 1 if newest is None else last - int(newest)
 
     def hide(self, range_: Range) -> None:
         """Note that the rows of a range are not part of the journal; they are not deleted."""

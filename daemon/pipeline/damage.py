@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from daemon.errors import StartError
 from daemon.pipeline.checksum import of_values
+from daemon.pipeline.schema import FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -94,6 +96,16 @@ def corrupt(reason: str) -> sqlite3.DatabaseError:
     error.sqlite_errorcode = SQLITE_CORRUPT
     error.sqlite_errorname = "SQLITE_CORRUPT"
     return error
+
+
+def refusal(reason: object) -> StartError:
+    """Return what a start is refused with where a journal cannot be read."""
+    return StartError(
+        f"{FILE} is damaged where nothing else says what was there: {reason}."
+        " `payloadd journal verify` lists what is damaged. Nothing was removed: keep a copy of"
+        " STATE_DIR, restore it from a snapshot or move it away to start with an empty journal;"
+        " then have sent again what is not in the store"
+    )
 
 
 def bury_rows(connection: sqlite3.Connection, damaged: Sequence[DamagedRow]) -> list[Finding]:

@@ -9,43 +9,25 @@ jobs are in segments, which are synced before it.
 from __future__ import annotations
 
 import sqlite3
-import sys
-from contextlib import contextmanager, suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from daemon.errors import StartError
 from daemon.pipeline import (
     answers,
     dead_letters,
     inventory,
     layout_rows,
     rows,
-    segment_files,
     small_tables,
-    structure,
 )
-from daemon.pipeline.backlog import Backlog
 from daemon.pipeline.carrying_out import carry_out
-from daemon.pipeline.clearance import Clearance
-from daemon.pipeline.damage import Finding, Findings, is_corrupt
-from daemon.pipeline.high_water import HighWater
-from daemon.pipeline.oldest import Oldest
-from daemon.pipeline.patience import Patience, patiently, read_error
-from daemon.pipeline.repair import FileRepair, Known
-from daemon.pipeline.reserve import Reserve
+from daemon.pipeline.damage import Finding
 from daemon.pipeline.restoration import restore_rows
-from daemon.pipeline.scan import is_unreadable
-from daemon.pipeline.schema import MIGRATIONS, connect
-from daemon.pipeline.segments import Segments
-from daemon.pipeline.staging import Staging
-from daemon.pipeline.structure import make_sound, open_sound
-from daemon.pipeline.sweep import Sweep
-from daemon.pipeline.vacuum import Vacuum
+from daemon.pipeline.schema import MIGRATIONS
+from daemon.pipeline.sound_file import SoundFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Sequence
 
     from daemon.pipeline.backlog import Page
     from daemon.pipeline.changes import Changes
@@ -57,143 +39,11 @@ if TYPE_CHECKING:
     from daemon.pipeline.rows import Range
     from daemon.pipeline.totals import Totals
 
-    _State = tuple[Totals, tuple[Range, ...], Range | None]
-
-T = TypeVar("T")
+    _State = tuple[Totals, tuple[Range, ...], int, Range | None]
 
 
-class Database:
+class Database(SoundFile):
     """One open journal file, with its segments. Methods raise sqlite3.Error."""
-
-    def __init__(self, path: Path, max_length: int = 0) -> None:
-        """Open the journal at ``path``, and put right what is damaged; raises StartError too."""
-        self._path = path
-        self._folder = path.parent
-        self.reserve = Reserve(self._folder, max_length)
-        # The last run has left it: on a disk that is full SQLite needs room to open a file.
-        self.reserve.give_up()
-        self.most_keys = sys.maxsize
-        """Idempotency-Keys that are kept at most."""
-        self.in_doubt = False
-        """Whether SQLite's log may hold a commit that failed."""
-        self.high_water = HighWater(path)
-        self.findings = Findings()
-        """What is damaged, to be told."""
-        self.damaged_payloads = 0
-        """Payloads that were counted as waiting and cannot be stored, since the start."""
-        self.jobs_in_memory: Callable[[], Sequence[Job]] = tuple
-        """Returns the jobs in memory that are not settled: their rows are kept in any repair."""
-        self.handed: dict[str, Sequence[Job]] = {}
-        """Jobs that ``page`` and ``sealed`` have returned, until the event loop has them."""
-        self._patience = Patience()
-        self._file_repair = FileRepair(path, self._patience)
-        self._counted = False
-        self._connection, found, gaps = open_sound(path)
-        try:
-            self.findings.add(*found)
-            try:
-                patiently(lambda: self._read_at_start(gaps))
-            except sqlite3.Error as error:
-                self._repair_at_start(error)
-            self.high_water.begin(self.totals)
-            self.sealed_firsts = [first for first, _ in self._inventory.sealed]
-            """The first ``seq`` of each batch that was sealed before a crash: replayed whole."""
-        except BaseException:
-            self._connection.close()
-            self.high_water.close()
-            raise
-
-    def _read_at_start(self, gaps: Sequence[Range]) -> None:
-        try:
-            self._read(gaps)
-        except sqlite3.Error as error:
-            raise read_error(self._path, error) from None
-
-    def _read(self, gaps: Sequence[Range]) -> None:
-        """Read what the file says of itself, and what goes with it."""
-        small = self._path.stat().st_size <= structure.MOST_CHECKED
-        self._inventory = inventory.take(
-            self._connection,
-            segment_files.names(self._folder / segment_files.FOLDER),
-            gaps,
-            counting=small or bool(gaps),
-        )
-        self._counted |= small
-        self._take_over(self._inventory)
-        self.totals = self._inventory.totals
-        self._count_dead()
-        if not hasattr(self, "_segments"):
-            if not self._inventory.known:
-                self.totals = self.high_water.assume(self._connection, self.totals)
-            self.totals = self.high_water.reconcile(self._connection, self.totals)
-            self._segments = Segments(self._folder)
-        self._segments.check(self.totals.next)
-        if not hasattr(self, "_apart"):
-            self._apart = self._inventory.apart
-        self._attach()
-        self.sweep.unlink_dead()
-
-    def _attach(self) -> None:
-        """Have all parts use the connection that is open now."""
-        self.vacuum = Vacuum(self._connection)
-        self._backlog = Backlog(self._connection, self._folder, self._apart, self._patience)
-        self.clearance = Clearance(self._connection)
-        self.staging = Staging(self._connection, self.clearance)
-        self._oldest = Oldest(self._connection)
-        self.sweep = Sweep(self._connection, self._folder, self._segments, self.findings)
-
-    def _take_over(self, taken: Inventory) -> None:
-        self.damaged_payloads += taken.lost_payloads
-        self.findings.add(*taken.findings)
-
-    def _repair_at_start(self, error: sqlite3.Error) -> None:
-        """Make a damaged file sound that nothing uses yet, and read it.
-
-        Raises ``error``, or StartError, where that is not possible.
-        """
-        unreadable = is_unreadable(error)
-        if not (unreadable or is_corrupt(error)):
-            raise error
-        self._connection.close()
-        found, gaps = make_sound(self._path, tolerant=unreadable)
-        self._connection = connect(self._path)
-        self.findings.add(Finding("file", str(error)), *found)
-        self._read(gaps)
-
-    def _repair(self, error: sqlite3.Error) -> bool:
-        """Make a damaged file sound that is in use; returns whether to try again."""
-        # SQLite would take a commit that is in doubt for one that was made.
-        if not self._file_repair.is_due(error) or self.in_doubt:
-            return False
-        # A request that is being staged is refused: its rows may not all be there any more.
-        self.staging.abandon()
-        known = Known(self.totals, self.clearance.ranges, self.jobs_in_memory())
-        self._connection.close()
-        try:
-            found, taken = self._file_repair.run(known)
-        except (OSError, sqlite3.Error, StartError) as failure:
-            self.findings.add(Finding("file", f"{error}; it cannot be made sound: {failure}"))
-            # What can still be read and written is.
-            self._connection = connect(self._path)
-            with suppress(sqlite3.Error):
-                self._attach()
-            return False
-        self._connection = connect(self._path)
-        self._attach()
-        self.sweep.look_at_all()
-        self.findings.add(Finding("file", str(error)), *found)
-        self._counted = True
-        self._adopt(taken)
-        return True
-
-    def _safely(self, function: Callable[[], T]) -> T:
-        """Run a function, and again if the file was damaged and could be made sound."""
-        try:
-            return function()
-        except sqlite3.Error as error:
-            if not self._repair(error):
-                raise
-            return function()
 
     def close(self) -> None:
         """Close the file; SQLite folds its log into it. The reserve stays, for the next start."""
@@ -227,10 +77,9 @@ class Database:
         before = self._state()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
+            changes = carry_out(self._connection, operations, self.totals.next, self.staging)
             # Before the sync: who is asked meanwhile whether there is room has to know.
-            self.totals = self._write(
-                carry_out(self._connection, operations, self.totals.next, self.staging)
-            )
+            self.totals = self._write(changes)
         except BaseException:
             self._segments.cut()
             self._roll_back(before)
@@ -244,13 +93,15 @@ class Database:
         self.in_doubt = False
         self._segments.keep()
         self.high_water.write(self.totals)
+        if changes.settled:
+            self._hidden.delete(changes.settled)
 
     def _state(self) -> _State:
         """Return what is known in memory of what is committed."""
-        return self.totals, self.clearance.ranges, self.staging.range
+        return self.totals, self.clearance.ranges, self.clearance.absent, self.staging.range
 
     def _roll_back(self, before: _State) -> None:
-        self.totals, self.clearance.ranges, self.staging.range = before
+        self.totals, self.clearance.ranges, self.clearance.absent, self.staging.range = before
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
@@ -261,6 +112,9 @@ class Database:
         rows.insert(self._connection, changes.rows)
         rows.insert_placed(self._connection, changes.placed)
         self.sweep.look_at(self.clearance.delete(changes.settled))
+        # Where the file stays as it is these rows are found again, and stored twice.
+        if self.clearance.missed:
+            self._hidden.check(self._connection, self.clearance.missed)
         # Behind all seals of this commit: one of what is settled may be among them.
         rows.delete_each(self._connection, "batches", "first", changes.unsealed)
         answers.evict(self._connection, changes, self.totals.keys, self.most_keys)
@@ -283,6 +137,7 @@ class Database:
         if not page.jobs and not self._counted:
             self._counted = True
             self._recount()
+            self._look_for_unread()
         self.handed["page"] = page.jobs
         return page.jobs
 
@@ -291,6 +146,7 @@ class Database:
         while True:
             page = self._safely(lambda: self._backlog.page(after, most_jobs, most_bytes, end))
             if not page.damaged or self._bury(page.damaged):
+                self._hidden.read(page)
                 return page
 
     def sealed(self, first: int) -> Batch | None:
@@ -300,7 +156,11 @@ class Database:
         where the object is in the store already it is replaced, and nothing is there twice.
         """
         while True:
-            batch, damaged = self._safely(lambda: self._backlog.sealed(first))
+            batch, damaged, last = self._safely(lambda: self._backlog.sealed(first))
+            if len(damaged) + (0 if batch is None else len(batch.jobs)) < last - first + 1:
+                self._bury_absent(first, last)
+                # The file may have been made sound: then there are more.
+                batch, damaged, _ = self._safely(lambda: self._backlog.sealed(first))
             if not damaged or self._bury(damaged):
                 break
         self.handed["sealed"] = () if batch is None else batch.jobs
@@ -323,7 +183,7 @@ class Database:
         try:
             with self._transaction():
                 if not restore_rows(self._connection, jobs):
-                    taken = inventory.bury(self._connection, damaged, self.totals)
+                    taken = inventory.bury(self._connection, damaged, self.totals, self._is_sound)
         except sqlite3.Error as error:
             if not self._repair(error):
                 raise
@@ -332,6 +192,29 @@ class Database:
             self._adopt(taken)
         return taken is not None
 
+    def _bury_absent(self, first: int, last: int) -> None:
+        """Make a dead letter of members of a sealed batch that have no rows."""
+
+        def bury() -> Inventory:
+            with self._transaction():
+                taken = inventory.bury_absent(self._connection, first, last, self.totals)
+                self._hidden.check(self._connection, len(taken.findings))
+                return taken
+
+        self._adopt(self._safely(bury))
+
+    def _look_for_unread(self) -> None:
+        """Make the file sound where jobs of earlier runs were passed over."""
+        try:
+            self._hidden.check(self._connection, self._hidden.unread)
+        except sqlite3.Error as error:
+            reason = "were passed over; those that can be read are stored by the next start"
+            self.findings.add(Finding("jobs", reason, jobs=self._hidden.unread))
+            self._repair(error)
+
+    def _is_sound(self) -> bool:
+        return self._hidden.is_sound(self._connection)
+
     def _recount(self) -> None:
         """Compare the totals with what is there, once, when all of it has been read."""
 
@@ -339,20 +222,9 @@ class Database:
             jobs = self.jobs_in_memory()
             with self._transaction():
                 restore_rows(self._connection, jobs)
-                return inventory.compare(self._connection, self.totals, ())
+                return inventory.compare(self._connection, self.totals, (), is_sound=self._is_sound)
 
         self._adopt(self._safely(compare))
-
-    def _adopt(self, taken: Inventory) -> None:
-        self._take_over(taken)
-        self.totals = replace(taken.totals, evicted=self.totals.evicted)
-        self._count_dead()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield
 
     def oldest(self) -> float | None:
         """Return when the oldest job that is not stored was accepted, in Unix time."""
@@ -362,15 +234,6 @@ class Database:
     def oldest_unfinished(self) -> bool:
         """Whether ``oldest`` has passed over many dead letters and has to be called again."""
         return self._oldest.unfinished
-
-    def count_dead(self) -> None:
-        """Count what dead letters take: another process may have dropped some."""
-        self._safely(self._count_dead)
-
-    def _count_dead(self) -> None:
-        found = dead_letters.ranges(self._connection)
-        dead, payloads = sum(one.room for one in found), sum(one.payloads for one in found)
-        self.totals = replace(self.totals, dead_bytes=dead, dead_payloads=payloads)
 
     def layouts(self, now: Layout) -> list[tuple[int, Layout]]:
         """Note that ``now`` holds from the next job on; return all, each with its first ``seq``."""
@@ -387,8 +250,3 @@ class Database:
         # They are written over now; before that their bytes must not be.
         self._segments.cut()
         self.in_doubt = False
-
-    def foreign_changes(self) -> int:
-        """Return a number that is another one once another process has written."""
-        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-        return int(version)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from daemon.pipeline.job import Batch
     from daemon.pipeline.rows import Row
-    from daemon.pipeline.totals import Count
 
 _SEAL: Final = """
     INSERT OR REPLACE INTO batches (first, last, key, compression, encoder, crc)
@@ -90,23 +89,6 @@ def bury(connection: sqlite3.Connection, batch: Batch, code: str, reason: str) -
         None if jobs == last - first + 1 else jobs,
     )
     connection.execute(damage.INSERT_DEAD, (*values, of_values(values)))
-
-
-def shrink(connection: sqlite3.Connection, letter: Range, left: Count) -> None:
-    """Note that only some jobs of a dead letter are left; without any it goes."""
-    if not left.jobs:
-        connection.execute("DELETE FROM dead WHERE first = ?", (letter.first,))
-        return
-    key, compression, id_, at, code, reason = connection.execute(
-        "SELECT key, compression, id, at, code, reason FROM dead WHERE first = ?", (letter.first,)
-    ).fetchone()
-    size = left.bytes - left.jobs * ROW_BYTES
-    counts = (left.payloads, size, left.jobs)
-    crc = of_values((letter.first, letter.last, key, compression, id_, at, code, reason, *counts))
-    connection.execute(
-        "UPDATE dead SET payloads = ?, bytes = ?, jobs = ?, crc = ? WHERE first = ?",
-        (*counts, crc, letter.first),
-    )
 
 
 def revive(connection: sqlite3.Connection) -> list[Range]:

@@ -28,6 +28,7 @@ from daemon.pipeline.answers import most_keys
 from daemon.pipeline.chores import Chores
 from daemon.pipeline.disk import Disk, disk_error, outcome_unknown
 from daemon.pipeline.groups import Groups, Turn, answer
+from daemon.pipeline.identity import FOREIGN
 from daemon.pipeline.in_memory import InMemory
 from daemon.pipeline.journal_thread import JournalThread
 from daemon.pipeline.operations import (
@@ -375,20 +376,20 @@ def _tell_damage(database: Database, health: Health, metrics: Metrics) -> None:
         log.error("journal_mark_damaged", note="whether payloads are missing is not known")
     if damage is None:
         return
+    cause = FOREIGN if damage.foreign else "journal.db-wal was missing, cut off or damaged"
     log.error(
         "journal_damaged",
         missing=damage.payloads,
         at_least=damage.at_least,
         stored_again=damage.again,
         kept=list(damage.files),
-        reason="journal.db-wal was missing, cut off or damaged at this start or an earlier one",
+        reason=f"{cause}, at this start or an earlier one",
     )
     metrics.payloads_missing.set(damage.payloads)
-    if damage.payloads:
+    if damage.payloads or damage.foreign:
         health.report(
             "journal_data",
             "PAYLOADS_MISSING",
-            f"{damage} accepted payloads are not in the journal any more: journal.db-wal was"
-            " missing, cut off or damaged; have them sent again, then stop and start the daemon to"
-            " end this",
+            f"{damage} accepted payloads are not in the journal any more: {cause}; have them sent"
+            " again, then stop and start the daemon to end this",
         )

@@ -15,6 +15,9 @@ knows that payloads are missing, and how many.
   were not is the smaller of two numbers, because batches are stored in order: the payloads that
   were accepted and are not there, and the payloads that the journal held at the last record.
 * The number of the next job goes on behind the record: no number names two jobs.
+* A record has the identity of its journal. Where ``journal.db`` has another one, it or this file
+  was replaced: all that the journal of the record held may be missing, and commits of the journal
+  that is there may be too. Segments that no row refers to are kept under another name.
 * The count stays, over crashes and failed starts too, until a daemon that has served was stopped
   in order: that is how an operator says that it was seen.
 """
@@ -32,10 +35,12 @@ from typing import TYPE_CHECKING, Final
 
 from daemon.errors import StartError
 from daemon.folders import sync_folder
-from daemon.pipeline import segment_files
+from daemon.pipeline import identity, segment_files
+from daemon.pipeline.mark import AT_LEAST, CLEAN, FOREIGN, Mark
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Iterable
 
     from daemon.pipeline.totals import Totals
 
@@ -45,35 +50,15 @@ _LOST: Final = ".lost"
 """Added to the name of a segment whose rows are gone, so that its payloads can still be had."""
 
 _MAGIC: Final = b"payldhw1"
-_BODY: Final = struct.Struct("<8sQ16sQQQQI")
-"""Magic, number of the record, boot id, next seq, payloads accepted, held, missing, flags."""
+_BODY: Final = struct.Struct("<8sQ16s16sqqqqI")
+"""Magic, number of the record, boot id, identity of the journal, next seq, payloads accepted, held,
+missing, flags."""
 _CHECK: Final = struct.Struct("<I")
 _SECTOR: Final = 512
-_CLEAN: Final = 1
-_AT_LEAST: Final = 2
+_REMEMBERED: Final = AT_LEAST | FOREIGN
 _FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """One record."""
-
-    number: int
-    boot: bytes
-    next: int
-    accepted: int
-    """Payloads that were ever accepted."""
-    held: int
-    """Payloads that were in the journal: waiting or dead letters."""
-    missing: int
-    """Payloads that an earlier start has missed, not acknowledged by an operator so far."""
-    flags: int
-
-    @property
-    def clean(self) -> bool:
-        """Whether the daemon ended in order behind it."""
-        return bool(self.flags & _CLEAN)
+_REFERRED_TO: Final = "SELECT DISTINCT segment FROM jobs WHERE segment IS NOT NULL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +73,8 @@ class Damage:
     """Payloads that were stored and whose removal is gone: they are stored again."""
     files: tuple[str, ...]
     """Segments that no row refers to any more, under their new names."""
+    foreign: bool = False
+    """Whether the record was one of another journal."""
 
     def __str__(self) -> str:
         """Return the count in words."""
@@ -111,9 +98,37 @@ class HighWater:
         self._number = 0 if self._found is None else self._found.number
         self._boot = _boot_id()
         self._missing = self._flags = 0
+        self._journal = b""
         self._dirty = False
         self.damage: Damage | None = None
         """What is wrong; until ``reconcile`` was called, nothing."""
+
+    def identify(self, connection: sqlite3.Connection, known: bytes | None) -> None:
+        """Note the identity of the journal, and write one into a journal that has none.
+
+        Raises sqlite3.Error.
+        """
+        if known is None:
+            found = b"" if self._found is None else self._found.journal
+            known = self._journal or found or identity.create()
+            identity.write(connection, known)
+        self._journal = known
+
+    @property
+    def identity(self) -> bytes:
+        """The identity of the journal, empty until ``identify`` was called."""
+        return self._journal
+
+    @property
+    def held(self) -> int:
+        """Payloads that the journal held at the last record, 0 where that is not known."""
+        # Where commits are gone, what they cost is counted as missing already.
+        known = self._found is not None and not self._is_foreign and self.damage is None
+        return self._found.held if known and self._found is not None else 0
+
+    @property
+    def _is_foreign(self) -> bool:
+        return self._found is not None and self._found.journal != self._journal
 
     def reconcile(self, connection: sqlite3.Connection, totals: Totals) -> Totals:
         """Compare ``totals`` with the last record; returns those to go on with.
@@ -130,28 +145,48 @@ class HighWater:
                 f"{self._segments} belongs to another journal than the one that is here:"
                 " put its journal.db back, or move the segments away"
             )
+        if self._is_foreign and totals.next > 1:
+            self._note_foreign(connection, found)
+            return totals
         held = totals.payloads + totals.dead_payloads
         lost = found.accepted - totals.accepted
         # Of what was held then, and of what was lost since, this many left the journal since.
         gone = held + lost - found.held if lost >= 0 else 0
         again = max(0, min(gone, held))
         files: tuple[str, ...] = ()
-        self._missing, self._flags = found.missing, found.flags & _AT_LEAST
-        behind = found.next > totals.next
+        self._missing, self._flags = found.missing, found.flags & _REMEMBERED
+        names = segment_files.names(self._segments)
+        following = max(found.next, totals.next)
+        # A segment is named by a number that was the next one: so many jobs came behind the record.
+        unrecorded = max([0, *(name - following for name in names)])
+        behind = found.next > totals.next or unrecorded > 0
         if behind:
-            self._missing += max(0, min(lost, found.held))
-            self._flags |= 0 if found.boot == self._boot else _AT_LEAST
-            files = self._put_aside(totals.next)
-            totals = replace(totals, next=found.next, accepted=max(found.accepted, totals.accepted))
+            self._missing += max(0, min(lost, found.held)) + unrecorded
+            is_exact = found.boot == self._boot and not unrecorded
+            self._flags |= 0 if is_exact else AT_LEAST
+            files = self._put_aside(name for name in names if name >= totals.next)
+            following += unrecorded
+            totals = replace(totals, next=following, accepted=max(found.accepted, totals.accepted))
             # First the count, then the totals from which it could not be told any more. Nothing
             # held: a start that comes between the two finds the same loss, and adds none to it.
             self._open()
             self.write(replace(totals, payloads=0, dead_payloads=0))
             self.sync()
             totals.write(connection)
-        if self._missing or again or (behind and not found.clean):
-            self.damage = Damage(self._missing, bool(self._flags), again, files)
+        if self._flags & FOREIGN or self._missing or again or (behind and not found.clean):
+            flags = self._flags
+            at_least, foreign = bool(flags & AT_LEAST), bool(flags & FOREIGN)
+            self.damage = Damage(self._missing, at_least, again, files, foreign)
         return totals
+
+    def _note_foreign(self, connection: sqlite3.Connection, found: Mark) -> None:
+        """Count what the journal of another journal's record held as missing."""
+        self._missing = found.missing + max(0, found.held)
+        self._flags = _REMEMBERED
+        needed = {name for (name,) in connection.execute(_REFERRED_TO)}
+        names = segment_files.names(self._segments)
+        files = self._put_aside(name for name in names if name not in needed)
+        self.damage = Damage(self._missing, at_least=True, again=0, files=files, foreign=True)
 
     def assume(self, connection: sqlite3.Connection, totals: Totals) -> Totals:
         """Return totals that were counted anew, with what only the last record still knows.
@@ -159,20 +194,19 @@ class HighWater:
         Raises sqlite3.Error.
         """
         found = self._found
-        if found is None:
+        if found is None or self._is_foreign:
             return totals
         totals = replace(totals, next=max(totals.next, found.next), accepted=found.accepted)
         totals.write(connection)
         return totals
 
-    def _put_aside(self, following: int) -> tuple[str, ...]:
-        """Rename the segments of commits that are gone; returns their new names."""
+    def _put_aside(self, names: Iterable[int]) -> tuple[str, ...]:
+        """Rename segments of rows that are gone; returns their new names."""
         moved = []
-        for name in segment_files.names(self._segments):
-            if name >= following:
-                path = segment_files.path_of(self._segments, name)
-                with suppress(OSError):
-                    moved.append(path.rename(path.with_name(path.name + _LOST)).name)
+        for name in names:
+            path = segment_files.path_of(self._segments, name)
+            with suppress(OSError):
+                moved.append(path.rename(path.with_name(path.name + _LOST)).name)
         return tuple(moved)
 
     def begin(self, totals: Totals) -> None:
@@ -203,6 +237,7 @@ class HighWater:
             _MAGIC,
             self._number,
             self._boot,
+            self._journal,
             totals.next,
             totals.accepted,
             held,
@@ -228,7 +263,7 @@ class HighWater:
         """Note that the journal was closed in order."""
         if self.acknowledged:
             self._flags = self._missing = 0
-        self._flags |= _CLEAN
+        self._flags |= CLEAN
         self.write(totals)
         self.sync()
         self.close()
@@ -252,12 +287,6 @@ def read(journal: Path) -> Mark | None:
         os.close(file)
     marks = [_parse(records[slot * _SECTOR :]) for slot in (0, 1)]
     return max((one for one in marks if one is not None), key=lambda one: one.number, default=None)
-
-
-def following(journal: Path) -> int:
-    """Return the number of the next job according to the file, 0 without one. Raises OSError."""
-    mark = read(journal)
-    return 0 if mark is None else mark.next
 
 
 def _parse(record: bytes) -> Mark | None:

@@ -87,7 +87,7 @@ class Inspection:
                 yield cls(folder, connection)
             finally:
                 connection.close()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise PayloaddError(f"cannot read the journal {path}: {error}") from None
 
     def status(self) -> Status:

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from daemon.errors import StartError
-from daemon.pipeline import high_water, structure
+from daemon.pipeline import high_water, identity, structure
 from daemon.pipeline.database import Database
 from daemon.pipeline.lock import try_lock
 from daemon.pipeline.schema import FILE, MIGRATIONS, look_into
@@ -51,7 +51,7 @@ def try_journal(folder: Path) -> str:
         with TemporaryDirectory(dir=folder, prefix="payloadd-check-") as scratch:
             Database(Path(scratch) / FILE).close()
         found = _try_file(path) if path.exists() else _try_none(folder)
-    except (OSError, sqlite3.Error, StartError) as error:
+    except (OSError, sqlite3.Error, StartError, UnicodeDecodeError) as error:
         raise StartError(f"cannot keep a journal in STATE_DIR {folder}: {error}") from None
     finally:
         for one in made:
@@ -89,7 +89,10 @@ def _try_file(path: Path) -> str:
         if totals is None:
             raise StartError(f"{FILE} has lost its totals")
         # A start goes on behind the numbers of rows that are gone.
-        following = totals[0] if totals[0] == 1 else max(totals[0], high_water.following(path))
+        mark = high_water.read(path)
+        if mark is not None and identity.is_foreign(connection, mark):
+            raise StartError(identity.FOREIGN)
+        following = totals[0] if totals[0] == 1 or mark is None else max(totals[0], mark.next)
         _check_segments(connection, path.parent, following)
         if path.stat().st_size > structure.MOST_CHECKED:
             return f"{totals[2]} payloads wait (`payloadd journal verify` checks each of them)"

@@ -1,19 +1,29 @@
 """Repairs the database file while a daemon uses it.
 
 The new file gets all that can be read of the old one, and all that memory knows: the totals, the
-ranges that are stored, the rows of jobs that are in memory. Then the jobs that are missing are
-counted and become dead letters. All of it is in the new file before that takes the place of the
-old one: a crash or an error on the way leaves the old file as it is.
+ranges that are stored, the rows of jobs that are in memory, the identity. Rows that were deleted
+before are deleted again: pages in the wrong place bring them back. Then the jobs that are missing
+are counted and become dead letters, and so does what is missing by the count of memory. All of it
+is in the new file before that takes the place of the old one: a crash or an error on the way leaves
+the old file as it is.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from daemon.errors import StartError
-from daemon.pipeline import inventory, restoration, segment_files
+from daemon.pipeline import (
+    dead_letters,
+    identity,
+    inventory,
+    restoration,
+    rows,
+    segment_files,
+)
 from daemon.pipeline.damage import is_corrupt
 from daemon.pipeline.patience import read_error
 from daemon.pipeline.scan import is_unreadable
@@ -43,6 +53,12 @@ class Known(NamedTuple):
     """Ranges whose jobs are stored and whose rows wait to be deleted."""
     jobs: Sequence[Job]
     """Jobs in memory that are not settled."""
+    gone: Sequence[Range]
+    """Ranges whose rows were deleted: where pages were in the wrong place they come back."""
+    held: int
+    """Payloads in the journal, waiting or dead letters; 0 where that is not known."""
+    identity: bytes
+    """The identity of the journal."""
 
 
 class FileRepair:
@@ -87,9 +103,22 @@ class FileRepair:
     def _complete(self, copy: sqlite3.Connection, gaps: Sequence[Range], known: Known) -> Inventory:
         with copy:
             copy.execute("BEGIN")
+            rows.delete(copy, known.gone)
             restoration.restore_totals(copy, known.totals)
             restoration.restore_stored(copy, known.stored)
             restoration.restore_rows(copy, known.jobs)
         names = segment_files.names(self._path.parent / segment_files.FOLDER)
         left = restoration.without(gaps, known.jobs)
-        return inventory.take(copy, names, left, counting=True)
+        taken = inventory.take(copy, names, left, counting=True)
+        if taken.identity is None:
+            identity.write(copy, known.identity)
+        dead = sum(one.payloads for one in dead_letters.ranges(copy))
+        missing = known.held - taken.totals.payloads - dead
+        if missing <= 0:
+            return taken
+        uncounted = inventory.bury_uncounted(copy, taken.totals, missing)
+        return replace(
+            taken,
+            findings=[*taken.findings, *uncounted.findings],
+            lost_payloads=taken.lost_payloads + uncounted.lost_payloads,
+        )

@@ -71,7 +71,7 @@ def restore_stored(connection: sqlite3.Connection, ranges: Sequence[Range]) -> N
     connection.execute("DELETE FROM stored")
     connection.executemany(
         "INSERT INTO stored (first, last, crc) VALUES (?, ?, ?)",
-        [(first, last, of_values((last, first))) for first, last in ranges],
+        [(first, last, of_values((last, first))) for first, last in ranges if first <= last],
     )
 
 

@@ -66,23 +66,27 @@ def insert_placed(connection: sqlite3.Connection, rows: Sequence[PlacedRow]) -> 
         connection.execute(_PLACED_INSERTS[len(some)], list(chain.from_iterable(some)))
 
 
-def delete(connection: sqlite3.Connection, ranges: Sequence[Range]) -> None:
-    """Delete all rows in these ranges."""
+def delete(connection: sqlite3.Connection, ranges: Sequence[Range]) -> int:
+    """Delete all rows in these ranges; returns how many there were."""
     few: list[int] = []
+    deleted = 0
     for first, last in ranges:
         if last - first < _FEW:
             few += range(first, last + 1)
         else:
-            connection.execute("DELETE FROM jobs WHERE seq BETWEEN ? AND ?", (first, last))
-    delete_each(connection, "jobs", "seq", few)
+            statement = "DELETE FROM jobs WHERE seq BETWEEN ? AND ?"
+            deleted += connection.execute(statement, (first, last)).rowcount
+    return deleted + delete_each(connection, "jobs", "seq", few)
 
 
 def delete_each(
     connection: sqlite3.Connection, table: str, column: str, values: Sequence[int]
-) -> None:
-    """Delete the row of each value."""
+) -> int:
+    """Delete the row of each value; returns how many there were."""
+    deleted = 0
     for some in _portions(values):
-        connection.execute(_deletion(table, column, len(some)), some)
+        deleted += connection.execute(_deletion(table, column, len(some)), some).rowcount
+    return deleted
 
 
 def merge(ranges: Sequence[Range]) -> list[Range]:

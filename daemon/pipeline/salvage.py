@@ -9,9 +9,10 @@ another name until the last dead letter of its damage is dropped (see ``damaged_
   a crash leaves the old file or the new one, never a file with the log of another.
 * What is missing is known from the counts of the old file; it becomes dead letters.
 * What a running daemon knows is written into the new file before it is renamed.
-* Where nothing of ``jobs``, ``batches`` or ``stored`` can be read, there is no telling what is
-  in the store and what is not: nothing is changed, and StartError says what to do. A running
-  daemon knows what is in ``stored`` and how many ``jobs`` there are.
+* Where nothing of ``jobs``, ``batches`` or ``stored`` can be read, or where it is not known which
+  rows are stored already, see ``inventory.refuse_unknown``, there is no telling what is in the
+  store and what is not: nothing is changed, and StartError says what to do. A running daemon
+  knows what is in ``stored`` and how many ``jobs`` there are.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import sqlite3
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from daemon.errors import StartError
 from daemon.folders import sync_folder
-from daemon.pipeline import damaged_files, small_tables
-from daemon.pipeline.damage import Finding, corrupt
+from daemon.pipeline import damaged_files, inventory, small_tables
+from daemon.pipeline.damage import Finding, corrupt, refusal
 from daemon.pipeline.rows import merge
 from daemon.pipeline.scan import Scan, is_trouble
 from daemon.pipeline.schema import FILE, create_copy, look_into
+from daemon.pipeline.totals import Totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,22 +78,13 @@ def salvage(
     return found, gaps
 
 
-def refusal(reason: object) -> StartError:
-    """Return what a start is refused with where a journal cannot be read."""
-    return StartError(
-        f"{FILE} is damaged where nothing else says what was there: {reason}."
-        " `payloadd journal verify` lists what is damaged. Nothing was removed: keep a copy of"
-        " STATE_DIR, restore it from a snapshot or move it away to start with an empty journal"
-    )
-
-
 def _copy_all(
     old: sqlite3.Connection, copy: sqlite3.Connection, needed: frozenset[str], *, tolerant: bool
 ) -> tuple[list[Finding], list[Range]]:
     found: list[Finding] = []
     for table in (
         *(small_tables.BATCHES, small_tables.STORED, small_tables.LAYOUTS),
-        *(small_tables.DEAD, small_tables.TOTALS),
+        *(small_tables.DEAD, small_tables.IDENTITY, small_tables.TOTALS),
     ):
         scan, ignored = _copy_table(old, copy, table, tolerant=tolerant)
         if table.name in needed:
@@ -113,9 +105,25 @@ def _copy_all(
     if "jobs" in needed:
         _refuse_nothing(scan, "jobs")
     gaps = merge([(first, last) for first, last in scan.gaps if first > 0 and last < _FAR])
+    if "stored" in needed:
+        # A running daemon knows the totals and what is in ``stored``.
+        _refuse_unknown(copy, found)
     if scan.failed:
         found.append(Finding("jobs", "some of its pages cannot be read", *_ends(gaps)))
     return found, gaps
+
+
+def _refuse_unknown(copy: sqlite3.Connection, found: list[Finding]) -> None:
+    """Raise StartError where jobs that are in the store already could be stored again."""
+    tables = (small_tables.BATCHES, small_tables.DEAD, small_tables.STORED, small_tables.TOTALS)
+    checked = {table.name: small_tables.check(copy, table) for table in tables}
+    lost = {one.table for one in found} | {name for name, one in checked.items() if one.lost}
+    totals = None
+    if "totals" not in lost and len(checked["totals"].rows) == 1:
+        totals = Totals(*checked["totals"].rows[0])
+    stored = [(first, last) for last, first in checked["stored"].rows]
+    apart = [*small_tables.ranges(checked["dead"].rows), *stored]
+    inventory.refuse_unknown(copy, totals, lost, apart)
 
 
 def _following(copy: sqlite3.Connection) -> int:
@@ -136,7 +144,7 @@ def _copy_table(
     old: sqlite3.Connection, copy: sqlite3.Connection, table: small_tables.Table, *, tolerant: bool
 ) -> tuple[Scan, int]:
     """Copy the rows of a small table as they are; returns how many are no rows of it."""
-    key = "rowid" if table is small_tables.TOTALS else table.columns[0]
+    key = "rowid" if table in {small_tables.TOTALS, small_tables.IDENTITY} else table.columns[0]
     names = ", ".join((*table.columns, *table.kept, "crc"))
     columns = names if key != "rowid" else f"rowid, {names}"
     scan = Scan(old, table.name, columns, tolerant=tolerant)

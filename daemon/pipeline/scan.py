@@ -26,6 +26,8 @@ _UNREADABLE: Final = {266, 522, 8458}
 """SQLITE_IOERR_READ, _SHORT_READ, _CORRUPTFS: the disk does not give a page back."""
 _DEPTH: Final = 10
 """A gap is halved so often at most: 1,024 places at which to begin again."""
+_MOST_DISORDER: Final = 1000
+"""Rows that come before the row in front of them, in one walk: pages can refer to each other."""
 _MOST_ROWS_ALONE: Final = 100_000
 """Rows that are passed over one by one because a part of them is elsewhere and gone."""
 
@@ -72,7 +74,7 @@ class Scan:
         self.found = 0
 
     def rows(self, first: int, last: int) -> Iterator[Values]:
-        """Yield every row of a range once; not quite in order where there is damage."""
+        """Yield every row of a range; where there is damage out of order, and some rows twice."""
         for row in self._rows(first, last, _DEPTH):
             self.found += 1
             yield row
@@ -130,14 +132,20 @@ class Scan:
             self.gaps.append((low, high))
 
     def _upwards(self, first: int, last: int) -> Walk[int]:
-        """Yield rows from ``first`` on; returns the key behind the last, or behind the range."""
+        """Yield rows from ``first`` on; returns the key behind the last, or behind the range.
+
+        Where pages are not in order the walk goes on: what it comes to next was not seen so far.
+        """
         order = f"{self._key} ORDER BY {self._key}"
         low = first
+        disorder = 0
         try:
             for row in self._query(order, first, last):
                 if not low <= row[0] <= last:
                     self.failed = True
-                    break
+                    disorder += 1
+                    if disorder > _MOST_DISORDER or not first <= row[0] <= last:
+                        break
                 yield row
                 low = row[0] + 1
         except sqlite3.DatabaseError as error:

@@ -13,6 +13,7 @@
   replayed under the key it had, whatever the settings say by then.
 * ``answers``: Idempotency-Keys (their hash) and what they were answered with.
 * ``dead``: dead letters, by the range of ``seq`` too; see ``dead_letters.py``.
+* ``identity``: one row, 16 random bytes that name this journal; see ``identity.py``.
 * ``totals``: one row, so that opening a journal of millions does not count them. ``accepted`` is
   how many payloads there ever were; see ``high_water.py``.
 
@@ -96,6 +97,7 @@ MIGRATIONS: Final = (
     ALTER TABLE totals ADD COLUMN keys INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE totals ADD COLUMN accepted INTEGER NOT NULL DEFAULT 0;
     UPDATE totals SET keys = (SELECT count(*) FROM answers);
+    CREATE TABLE identity (id BLOB NOT NULL, crc INTEGER);
     """,
 )
 """Script number n leads from ``user_version`` n to n + 1; one that was released never changes."""

@@ -6,10 +6,10 @@ finds. What is still not known goes, loudly, and with these consequences:
 * ``batches``: the members are batched anew. The key of an object is made of its first member,
   so the batch that was sealed becomes the same object again unless a neighbour is damaged too.
 * ``dead``: the store refuses the object again, and it becomes a dead letter again.
-* ``stored``: the rows that were not deleted yet are stored a second time. If the range was that of
-  a request that a crash cut off (see ``staging.py``), the part that was written is stored, although
-  the request was never accepted.
+* ``stored``: a start is refused where rows are left that may be those; see ``inventory``.
+* ``batches`` and ``dead`` both: a start is refused too.
 * ``layouts``: the one before it holds for its jobs, or the settings of now do.
+* ``identity``: the one in ``journal.high`` is taken over.
 * ``totals``: counted anew.
 
 Functions raise sqlite3.Error.
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Values = tuple[Any, ...]
 
 _BITS: Final = 63
+_ID_BYTES: Final = 16
 _LONGEST_TEXT: Final = 4096
 """Bytes of a text in which a flipped bit is looked for: 32,768 tries, 0.1 s."""
 
@@ -123,6 +124,9 @@ LAYOUTS: Final = Table("layouts", ("first", "template", "host", "compression", "
 ANSWERS: Final = Table(
     "answers", ("key", "id", "payloads", "expires", "fingerprint"), _is_answer, checksum=of_answer
 )
+IDENTITY: Final = Table(
+    "identity", ("id",), lambda row: isinstance(row[0], bytes) and len(row[0]) == _ID_BYTES
+)
 TOTALS: Final = Table(
     "totals",
     ("next", "jobs", "payloads", "bytes", "keys", "accepted"),
@@ -179,6 +183,19 @@ def repair(connection: sqlite3.Connection, table: Table, checked: Checked) -> li
         reason = f"a row ({key} {row[0]!r}) does not match its checksum and was removed"
         findings.append(Finding(table.name, reason))
     return findings
+
+
+def change_counts(
+    connection: sqlite3.Connection, first: int, payloads: int, size: int, jobs: int
+) -> None:
+    """Change what a dead letter holds; it is removed where that is nothing."""
+    if not jobs:
+        _remove(connection, DEAD, first)
+        return
+    columns = ", ".join(DEAD.columns)
+    query = f"SELECT {columns} FROM dead WHERE first = ?"  # noqa: S608 - as above
+    row = connection.execute(query, (first,)).fetchone()
+    _rewrite(connection, DEAD, (*row[:-3], payloads, size, jobs))
 
 
 def _rewrite(connection: sqlite3.Connection, table: Table, row: Values) -> None:

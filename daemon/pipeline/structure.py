@@ -13,16 +13,16 @@ from struct import unpack_from
 from typing import TYPE_CHECKING, Final
 
 from daemon.pipeline import schema
-from daemon.pipeline.damage import Finding, corrupt, is_corrupt
+from daemon.pipeline.damage import Finding, corrupt, is_corrupt, refusal
 from daemon.pipeline.patience import patiently, read_error
-from daemon.pipeline.salvage import refusal, salvage
+from daemon.pipeline.salvage import salvage
 from daemon.pipeline.scan import is_trouble, is_unreadable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from daemon.pipeline.rows import Range
-from daemon.pipeline.salvage import Complete
+    from daemon.pipeline.salvage import Complete
 
 MOST_CHECKED: Final = 64 * 2**20
 """Bytes of a journal that is checked page by page: 0.1 s if it is in memory, 1 s if it is not."""
@@ -99,6 +99,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         if is_corrupt(error) and _is_ours(path):
             raise refusal(error) from None
         raise
+    except UnicodeDecodeError as error:
+        # SQLite's message has the damaged text in it.
+        raise refusal(f"the description of the tables, {error}") from None
     return connection
 
 
@@ -140,6 +143,8 @@ def find_problems(
     except sqlite3.DatabaseError as error:
         if is_trouble(error, tolerant=tolerant):
             raise
+        return [str(error)]
+    except UnicodeDecodeError as error:
         return [str(error)]
     lines = [line for (text,) in found for line in str(text).splitlines() if line != "ok"]
     told = [line for line in lines if not line.startswith("***")]

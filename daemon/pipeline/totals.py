@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from daemon.pipeline.checksum import of_totals
 from daemon.pipeline.schema import KEY_BYTES, ROW_BYTES
@@ -78,14 +78,17 @@ class Count(NamedTuple):
     """With ROW_BYTES."""
 
 
-def count(connection: sqlite3.Connection, apart: Iterable[Range], within: Range = _EVERY) -> Count:
+def count(
+    connection: sqlite3.Connection, apart: Iterable[tuple[Any, Any]], within: Range = _EVERY
+) -> Count:
     """Count the jobs that wait: all but those in the ranges ``apart``, which do not overlap.
 
     Takes 40 ms for a million jobs that are in memory. Raises sqlite3.Error.
     """
     jobs, payloads, size = _count(connection, within)
     for range_ in apart:
-        if range_[0] > 0:
+        # A damaged row may hold anything.
+        if isinstance(range_[0], int) and isinstance(range_[1], int) and range_[0] > 0:
             less = _count(connection, range_)
             jobs, payloads, size = jobs - less[0], payloads - less[1], size - less[2]
     return Count(jobs, payloads, size + jobs * ROW_BYTES)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from daemon.errors import StartError
-from daemon.pipeline import high_water, reading, small_tables
+from daemon.pipeline import high_water, identity, reading, small_tables
 from daemon.pipeline.damage import CODE, DamagedRow, Finding, describe, is_corrupt
 from daemon.pipeline.rows import IN_RANGE
 from daemon.pipeline.scan import Scan, is_trouble, is_unreadable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from daemon.pipeline.high_water import Mark
+    from daemon.pipeline.mark import Mark
     from daemon.pipeline.rows import Row
 
 _AT_ONCE: Final = 2000
@@ -61,6 +61,9 @@ def verify(connection: sqlite3.Connection, state_dir: Path) -> list[Finding]:
         return [Finding("file", str(error))]
     except sqlite3.Error as error:
         return [Finding("file", _reason(error))]
+    except UnicodeDecodeError as error:
+        # SQLite's message has the damaged description of a table in it.
+        return [Finding("file", str(error))]
     found += [
         Finding("file", problem)
         for problem in find_problems(connection, _MOST_PROBLEMS, tolerant=True)
@@ -85,7 +88,11 @@ def _read_mark(state_dir: Path) -> Mark | None:
 def _lost_commits(connection: sqlite3.Connection, mark: Mark) -> list[Finding]:
     """Return what is missing because commits are gone from the file, now or at an earlier start."""
     found = []
-    if mark.missing:
+    with suppress(sqlite3.Error):
+        if identity.is_foreign(connection, mark):
+            reason = f"{identity.FOREIGN}: payloads are missing, at least so many"
+            return [Finding("file", reason, payloads=max(0, mark.held) + mark.missing)]
+    if mark.missing or mark.foreign:
         reason = "were missing at an earlier start (PAYLOADS_MISSING)"
         found.append(Finding("file", f"payloads {reason}", payloads=mark.missing))
     with suppress(sqlite3.Error):
@@ -105,7 +112,8 @@ def check_small_tables(connection: sqlite3.Connection) -> list[Finding]:
     found = []
     for table in (
         *(small_tables.BATCHES, small_tables.DEAD, small_tables.STORED),
-        *(small_tables.LAYOUTS, small_tables.ANSWERS, small_tables.TOTALS),
+        *(small_tables.LAYOUTS, small_tables.ANSWERS),
+        *(small_tables.IDENTITY, small_tables.TOTALS),
     ):
         key = table.columns[0]
         for row in small_tables.damaged(connection, table):

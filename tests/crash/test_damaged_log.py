@@ -57,3 +57,22 @@ async def test_a_missing_log_is_a_trouble_until_the_daemon_was_stopped_in_order(
     async with running_daemon(tmp_path, _NO_STORE) as daemon:
         assert not daemon.events("journal_damaged")
         assert (await daemon.metrics())["payloadd_journal_jobs"] == 3 + 2
+
+
+async def test_the_database_of_another_journal_is_a_trouble(tmp_path: Path) -> None:
+    """A backup of the wrong machine would hide that payloads of this one are gone."""
+    for name, posts in (("one", 2), ("two", 4)):
+        (tmp_path / name).mkdir()
+        await _kill_behind(tmp_path / name, posts)
+    state, other = (tmp_path / name / "payloadd-data" for name in ("one", "two"))
+    for end in ("", "-wal", "-shm"):
+        (other / f"journal.db{end}").replace(state / f"journal.db{end}")
+    async with running_daemon(tmp_path / "one", _NO_STORE) as daemon:
+        assert daemon.event("journal_damaged")["missing"] == 6
+        assert daemon.event("journal_damaged")["at_least"]
+        ready = await daemon.ready()
+        (trouble,) = [one for one in ready.json()["troubles"] if one["part"] != "store"]
+        assert (trouble["part"], trouble["code"]) == ("journal_data", "PAYLOADS_MISSING")
+        metrics = await daemon.metrics()
+        assert metrics["payloadd_payloads_missing"] == 6
+        assert metrics["payloadd_journal_jobs"] == 4 * 3

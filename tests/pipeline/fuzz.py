@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from daemon.errors import StartError
 from daemon.pipeline import dead_letters
-from daemon.pipeline.damage import CODE
+from daemon.pipeline.damage import CODE, is_corrupt
 from daemon.pipeline.database import Database
 from daemon.pipeline.job import Batch, IdSource, Job, Part
 from daemon.pipeline.layout import Layout, Layouts
@@ -27,12 +27,18 @@ from daemon.pipeline.verify import verify
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 LAYOUT: Final = Layout("dt={date}/{id}.ndjson", "", "none", alone=False)
 _KINDS: Final = ("flip", "flip", "flip", "zero", "cut")
 _MEMBERS: Final = 12
+_PAGE: Final = 4096
+_REFUSALS: Final = ("journal verify", "file is not a database")
+_LISTED: Final = """
+    SELECT coalesce(sum(max(payloads, coalesce(jobs, 0))), 0) FROM dead WHERE code = 'DAMAGED'
+"""
+MARK: Final = "journal.high"
 
 
 @dataclass
@@ -56,14 +62,17 @@ class Result:
     findings: list[str] = field(default_factory=list)
     damaged: int = 0
     """Dead letters with the code DAMAGED."""
+    listed: int = 0
+    """How many payloads these say are damaged; a job of which nothing is known has one."""
     kept: set[bytes] = field(default_factory=set)
     """Payloads of dead letters that the store refused and that were not tried again."""
     verified: list[str] = field(default_factory=list)
 
-    def problem(self, base: Base) -> str | None:
+    def problem(self, base: Base) -> str | None:  # noqa: PLR0911 - one for each kind
         """Return what is wrong with it, None if nothing."""
         if self.refused is not None:
-            return None if "journal verify" in self.refused else f"refused with {self.refused}"
+            known = any(part in self.refused for part in _REFUSALS)
+            return None if known else f"refused with {self.refused}"
         there = Counter(line for lines in self.objects.values() for line in lines)
         altered = [line for line in there if line not in base.payloads]
         twice = [line for line, times in there.items() if times > 1]
@@ -74,6 +83,8 @@ class Result:
             return f"{len(twice)} twice, such as {twice[0][:60]!r}"
         if missing and not (self.damaged and self.findings):
             return f"{len(missing)} missing in silence, such as {min(missing)[:60]!r}"
+        if len(missing) > self.listed:
+            return f"{len(missing)} missing, and {self.listed} are listed as DAMAGED"
         if missing and not self.verified:
             return f"{len(missing)} missing, and verify finds nothing"
         return None
@@ -133,13 +144,15 @@ def make_base(folder: Path, rng: random.Random) -> Base:
     database.commit([Settle(settled)])
     for end in ("", "-wal"):
         shutil.copy(folder / f"{FILE}{end}", folder / f"copy{end}")
+    mark = (folder / MARK).read_bytes()
     database.close()
+    (folder / MARK).write_bytes(mark)
     with closing(sqlite3.connect(folder / "copy")) as copy:
         copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         assert copy.execute("SELECT count(*) FROM stored").fetchone() == (1,)
     (folder / "copy").replace(folder / FILE)
     for path in folder.iterdir():
-        if path.name not in {FILE, FOLDER}:
+        if path.name not in {FILE, FOLDER, MARK}:
             path.unlink()
     return maker.base
 
@@ -167,32 +180,74 @@ def damage(folder: Path, rng: random.Random) -> str:
     return f"{kind} {path.name} at {offset} of {size}"
 
 
-def run(base: Base, folder: Path, rng: random.Random, *, damaging: bool = True) -> Result:
+def damage_pages(folder: Path, rng: random.Random) -> str:
+    """Exchange two pages of SQLite's file, or damage one; returns which."""
+    path = folder / FILE
+    pages = path.stat().st_size // _PAGE
+    kind = rng.choice(("swap", "swap", "copy", "copy", "zero", "flip"))
+    one, other = rng.sample(range(pages), 2)
+    with path.open("r+b") as file:
+        contents = []
+        for number in (one, other):
+            file.seek(number * _PAGE)
+            contents.append(bytearray(file.read(_PAGE)))
+        if kind == "zero":
+            contents[0] = bytearray(_PAGE)
+        elif kind == "flip":
+            contents[0][rng.randrange(_PAGE)] ^= 1 << rng.randrange(8)
+        elif kind == "copy":
+            contents[0] = contents[1]
+        else:
+            contents.reverse()
+        for number, content in zip((one, other), contents, strict=True):
+            file.seek(number * _PAGE)
+            file.write(content)
+    return f"{kind} of pages {one + 1} and {other + 1} of {pages}"
+
+
+def run(
+    base: Base,
+    folder: Path,
+    rng: random.Random,
+    how: Callable[[Path, random.Random], str] | None = damage,
+) -> Result:
     """Copy the journal to ``folder``, damage it there, and bring what it gives into a store."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(base.folder, folder)
-    result = Result(damage(folder, rng) if damaging else "nothing", objects=dict(base.stored))
+    result = Result("nothing" if how is None else how(folder, rng), objects=dict(base.stored))
     try:
-        database = _open(folder)
-        layouts = Layouts(database.layouts(LAYOUT))
+        # What a damaged file has hidden from the first start is found by the second.
+        for _ in range(2):
+            _start(folder, result)
     except StartError as error:
         result.refused = str(error)
         look(folder)
         return result
-    try:
-        _bring(database, layouts, result)
-    finally:
-        database.close()
-    result.findings += [str(one) for one in database.findings.take()]
+    except sqlite3.DatabaseError as error:
+        # The first page is another one. ``open_journal`` makes a StartError of it.
+        if not is_corrupt(error):
+            raise
+        result.refused = str(error)
+        return result
     result.verified = look(folder)
     with closing(look_into(folder / FILE)) as connection:
         letters = dead_letters.letters(connection)
         result.damaged = sum(letter.code == CODE for letter in letters)
+        result.listed = connection.execute(_LISTED).fetchone()[0]
         for letter in letters:
             lines = dead_letters.lines(connection, folder, letter.id)
             if letter.code != CODE:
                 result.kept.update(lines.splitlines())
     return result
+
+
+def _start(folder: Path, result: Result) -> None:
+    database = _open(folder)
+    try:
+        _bring(database, Layouts(database.layouts(LAYOUT)), result)
+    finally:
+        database.close()
+        result.findings += [str(one) for one in database.findings.take()]
 
 
 def _open(folder: Path) -> Database:

@@ -11,6 +11,7 @@ from daemon.pipeline import structure
 from tests.pipeline import fuzz
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _TRIES: Final = {"short": 40, "long": 4000}
@@ -22,6 +23,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> fuzz.Base:
     return fuzz.make_base(tmp_path_factory.mktemp("fuzz") / "base", random.Random(1))  # noqa: S311 - no secret
 
 
+@pytest.mark.parametrize("how", [fuzz.damage, fuzz.damage_pages])
 @pytest.mark.parametrize("checked", [True, False], ids=["checked-at-start", "too-large-for-that"])
 def test_damage_is_loud(
     base: fuzz.Base,
@@ -30,6 +32,7 @@ def test_damage_is_loud(
     request: pytest.FixtureRequest,
     *,
     checked: bool,
+    how: Callable[[Path, random.Random], str],
 ) -> None:
     """A flipped bit would be uploaded as if it were data, or a payload would just be missing."""
     if not checked:
@@ -38,14 +41,14 @@ def test_damage_is_loud(
     seed = request.config.getoption("--fuzz-seed")
     first = random.randrange(2**32) if seed is None else seed  # noqa: S311 - as above
     for number in range(first, first + tries):
-        result = fuzz.run(base, tmp_path / "try", random.Random(number))  # noqa: S311 - as above
+        result = fuzz.run(base, tmp_path / "try", random.Random(number), how)  # noqa: S311 - as above
         problem = result.problem(base)
         assert problem is None, f"--fuzz-seed={number}: {result.what}: {problem}"
 
 
 def test_what_is_not_damaged_is_stored_as_it_is(base: fuzz.Base, tmp_path: Path) -> None:
     """The test above would find everything in order where nothing is stored at all."""
-    result = fuzz.run(base, tmp_path / "try", random.Random(0), damaging=False)  # noqa: S311 - as above
+    result = fuzz.run(base, tmp_path / "try", random.Random(0), None)  # noqa: S311 - as above
     assert result.refused is None
     assert result.findings == result.verified == []
     stored = sorted(line for lines in result.objects.values() for line in lines)

@@ -129,7 +129,7 @@ async def test_a_daemon_stores_what_version_3_left(tmp_path: Path) -> None:
     assert daemon.events("payloads_damaged") == []
 
 
-@pytest.mark.parametrize("stopped_behind", range(1, 13))
+@pytest.mark.parametrize("stopped_behind", range(1, 14))
 def test_an_upgrade_that_is_cut_short_leaves_the_old_version(
     stopped_behind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -13,6 +14,7 @@ _PACKAGES = {
     "nginx": "nginx-light",
     "wrk": "wrk",
     "debootstrap": "debootstrap",
+    "strace": "strace",
     "systemd-nspawn": "systemd-container",
 }
 
@@ -36,8 +38,12 @@ def find_tool(name: str) -> str:
 def need_tools(*names: str) -> None:
     """Skip the test where a program is missing; in CI that is a failure, nothing is skipped."""
     missing = missing_tools(*names)
-    if missing is None:
-        return
+    if missing is not None:
+        give_up(missing)
+
+
+def give_up(reason: str) -> NoReturn:
+    """Skip the test; in CI that is a failure, nothing is skipped."""
     if os.environ.get("CI"):
-        pytest.fail(missing)
-    pytest.skip(missing)
+        pytest.fail(reason)
+    pytest.skip(reason)

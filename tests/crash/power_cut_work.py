@@ -1,0 +1,95 @@
+"""Work on a journal that strace(1) records: ``python -m tests.crash.power_cut_work FOLDER SEED``.
+
+What was committed is written to /dev/null as JSON, where strace sees it between the writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from daemon.pipeline import segments
+from daemon.pipeline.database import Database
+from daemon.pipeline.job import Batch, Job, Part
+from daemon.pipeline.layout import Layout
+from daemon.pipeline.operations import Append, Receipt, Seal, Settle
+from daemon.pipeline.schema import FILE
+from tests.pipeline.rig import a_round, id_of
+from tests.support.clients import seeded
+
+if TYPE_CHECKING:
+    import random
+
+_STEPS: Final = 60
+_LARGE: Final = 5000
+_LAYOUT: Final = Layout("{id}", "", "none", alone=False)
+
+
+class _Work:
+    def __init__(self, folder: Path, chance: random.Random) -> None:
+        self._path = folder / FILE
+        self._chance = chance
+        self._number = 0
+        self._waiting: list[Job] = []
+        self._file = os.open("/dev/null", os.O_WRONLY)
+        self._database = self._open()
+
+    def _open(self) -> Database:
+        database = Database(self._path)
+        database.layouts(_LAYOUT)
+        database._connection.execute("PRAGMA wal_autocheckpoint = 15")
+        return database
+
+    def run(self) -> None:
+        """Do random things; the process ends without an end of the journal."""
+        for step in range(_STEPS):
+            match self._chance.randrange(8):
+                case 0 | 1 | 2 | 3:
+                    self._append()
+                case 4 | 5 if self._waiting:
+                    self._settle()
+                case 6:
+                    self._database.high_water.sync()
+                case _:
+                    a_round(self._database)
+            if step == _STEPS // 2:
+                self._database.close()
+                self._database = self._open()
+
+    def _append(self) -> None:
+        large = self._chance.random() < 0.4
+        parts = []
+        for _ in range(self._chance.randrange(1, 4)):
+            self._number += 1
+            padding = "x" * (_LARGE if large else self._chance.randrange(600))
+            lines = f'{{"n":{self._number},"p":"{padding}"}}\n'.encode()
+            parts.append(Part(id_of(self._number), lines, 1))
+        request = Append(Receipt(parts[0].id, len(parts)), parts)
+        numbers = [part.id.int & 0xFFFF for part in parts]
+        self._tell("taking", numbers)
+        self._database.commit([request])
+        self._tell("taken", numbers)
+        self._waiting += request.jobs
+
+    def _settle(self) -> None:
+        jobs = self._waiting[: self._chance.randrange(1, 5)]
+        del self._waiting[: len(jobs)]
+        batch = Batch(tuple(jobs), f"k{jobs[0].seq}", "none", sealed=True)
+        self._database.commit([Seal(batch)])
+        numbers = [job.id.int & 0xFFFF for job in jobs]
+        self._tell("settling", numbers)
+        self._database.commit([Settle(batch)])
+        self._tell("settled", numbers)
+
+    def _tell(self, what: str, numbers: list[int]) -> None:
+        os.write(self._file, json.dumps([what, numbers]).encode())
+
+
+if __name__ == "__main__":
+    segments.WORTH_A_SYNC = _LARGE  # type: ignore[misc]
+    segments.SEGMENT_BYTES = 4 * _LARGE  # type: ignore[misc]
+    _Work(Path(sys.argv[1]), seeded(int(sys.argv[2]))).run()
+    os._exit(0)
