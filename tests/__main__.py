@@ -1,7 +1,7 @@
 """The test command: ``python -m tests [OPTIONS OF PYTEST]``.
 
 Runs everything there is (format, lint, types and imports are tests too, in
-``test_house.py``) under branch coverage, the daemons that the tests start included, and
+``test_tools.py``) under branch coverage, the daemons that the tests start included, and
 closes with pytest's own summary line. The exit status is 0 only if all of it is well.
 
 Most of a test's time is spent waiting for processes, so three run at once.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon import heap
+from payloadd import heap
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,7 +19,7 @@ import resource
 
 import trio
 
-from daemon import heap
+from payloadd import heap
 
 MIB = 2**20
 heap._BETWEEN_LOOKS = 0.05

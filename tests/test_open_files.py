@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from daemon import config, open_files
-from daemon.errors import SettingsError
+from payloadd import open_files
+from payloadd.config import settings as config
+from payloadd.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from daemon import config
-from daemon.errors import SettingsError
-from daemon.redaction import hide_secrets, hide_userinfo, hide_userinfo_in_sentence
-from daemon.storage.proxies import proxies_from_environment
-from daemon.storage.s3_client import S3Client
+from payloadd.config import settings as config
+from payloadd.errors import SettingsError
+from payloadd.redaction import hide_secrets, hide_userinfo, hide_userinfo_in_sentence
+from payloadd.storage.http1.proxies import proxies_from_environment
+from payloadd.storage.s3.client import S3Client
 
 if TYPE_CHECKING:
     from pathlib import Path

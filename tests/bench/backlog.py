@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from daemon.pipeline.database import Database
-from daemon.pipeline.job import IdSource, Part
-from daemon.pipeline.layout import Layout
-from daemon.pipeline.operations import Append, Receipt
-from daemon.pipeline.schema import FILE
+from payloadd.journal.operations import Append, Receipt
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.schema import FILE
+from payloadd.model.job import IdSource, Part
+from payloadd.model.layout import Layout
 from tests.bench.load import Work
 from tests.bench.measure import settled
 from tests.bench.peers.payloadd import BATCHES, SETTINGS

@@ -46,7 +46,7 @@ _LIKE_SYSTEMD: Final = """
 import os, sys
 os.dup2(int(os.environ["LISTEN_FD"]), 3)
 os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
-os.execv(sys.executable, [sys.executable, "-m", "daemon", "serve"])
+os.execv(sys.executable, [sys.executable, "-m", "payloadd", "serve"])
 """
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.crash.crowd import Crowd
     from tests.crash.plan import Death
+    from tests.crash.posting_clients import PostingClients
     from tests.crash.proxy import Proxy
     from tests.support.daemon import Daemon
 
@@ -35,7 +35,7 @@ class Scene:
     daemon: Daemon
     state: Path
     proxy: Proxy
-    crowd: Crowd
+    clients: PostingClients
     rng: random.Random
 
     def kill(self) -> None:
@@ -62,7 +62,7 @@ async def die_young(death: Death, scene: Scene) -> Met:
 
 async def die(death: Death, scene: Scene) -> Met:
     """Kill a daemon that is at work, or send it SIGTERM."""
-    await scene.crowd.wait_for_acknowledgements(scene.rng.randrange(10, 60))
+    await scene.clients.wait_for_acknowledgements(scene.rng.randrange(10, 60))
     match death:
         case "sealed, not put":
             return await _at_a_put(scene, Moment.SEEN)
@@ -104,7 +104,7 @@ async def _at_a_change(scene: Scene, glance: Callable[[Path], object]) -> Met:
     before = glance(scene.state)
     with trio.move_on_after(_WITHIN) as waiting:
         # Its files can only be asked.
-        while (now := glance(scene.state)) == before or not scene.crowd.under_way:
+        while (now := glance(scene.state)) == before or not scene.clients.under_way:
             before = now
             await trio.sleep(_GLANCE)
     scene.kill()

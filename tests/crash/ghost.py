@@ -12,19 +12,19 @@ from pathlib import Path
 
 import trio
 
-from daemon.errors import RefusedError
-from tests.pipeline.rig import make_desk
+from payloadd.errors import RefusedError
 from tests.support.failing_sync import fail_syncs
+from tests.support.journal import make_rig
 
 
 async def main(path: Path, before: int, count: int) -> None:
     """Take ``before`` jobs, let the disk go bad, be refused ``count`` jobs, die."""
-    desk = make_desk(path)
-    async with desk.journal.at_work():
-        await desk.take(1, count=before)
+    rig = make_rig(path)
+    async with rig.journal.at_work():
+        await rig.take(1, count=before)
         fail_syncs()
         try:
-            await desk.take(before + 1, b"key", count=count)
+            await rig.take(before + 1, b"key", count=count)
         except RefusedError as refusal:
             print(refusal.code, refusal.detail, flush=True)  # noqa: T201 - for the test
         os.kill(os.getpid(), signal.SIGKILL)

@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from daemon.pipeline import segments
-from daemon.pipeline.database import Database
-from daemon.pipeline.job import Batch, Job, Part
-from daemon.pipeline.layout import Layout
-from daemon.pipeline.operations import Append, Receipt, Seal, Settle
-from daemon.pipeline.schema import FILE
-from tests.pipeline.rig import a_round, id_of
+from payloadd.journal.operations import Append, Receipt, Seal, Settle
+from payloadd.journal.sqlite import segments
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.schema import FILE
+from payloadd.model.job import Batch, Job, Part
+from payloadd.model.layout import Layout
 from tests.support.clients import seeded
+from tests.support.journal import a_round, id_of
 
 if TYPE_CHECKING:
     import random

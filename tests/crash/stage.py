@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 import zstandard
 
-from tests.crash.autopsy import Remains, examine
-from tests.crash.crowd import Crowd
 from tests.crash.death import YOUNG, Met, Scene, die, die_young
+from tests.crash.journal_copy import Remains, examine
+from tests.crash.posting_clients import PostingClients
 from tests.crash.promises import Promises
 from tests.crash.proxy import Proxy, s3_proxy
-from tests.crash.sky import Sky, open_sky
+from tests.crash.store_faults import StoreFaults, open_store_faults
 from tests.support.clients import seeded
 from tests.support.daemon import START_WITHIN, Daemon, started
 
@@ -53,8 +53,8 @@ class Stage:
         command: Sequence[str],
         bucket: str,
         proxy: Proxy,
-        sky: Sky,
-        crowd: Crowd,
+        faults: StoreFaults,
+        clients: PostingClients,
         promises: Promises,
     ) -> None:
         self._folder = folder
@@ -62,8 +62,8 @@ class Stage:
         self._state = folder / "state"
         self._bucket = bucket
         self._proxy = proxy
-        self._sky = sky
-        self._crowd = crowd
+        self._faults = faults
+        self._clients = clients
         self._promises = promises
         self.tally: Counter[str] = Counter()
         """How often which death was met, and missed; payloads found committed and unanswered;
@@ -72,25 +72,25 @@ class Stage:
     async def live(self, life: Life, habits: Mapping[str, str], seed: int) -> None:
         """Start a daemon with ``habits``, have it work and die, and look into its journal."""
         if life.death in YOUNG:
-            await self._sky.turn(life.weather)
-            await self._sky.wait_until_fair()
+            await self._faults.turn(life.weather)
+            await self._faults.wait_until_fair()
         async with started(self._folder, self._environ(habits), self._command) as daemon:
-            scene = Scene(daemon, self._state, self._proxy, self._crowd, seeded(seed))
+            scene = Scene(daemon, self._state, self._proxy, self._clients, seeded(seed))
             if life.death in YOUNG:
                 met = await die_young(life.death, scene)
             else:
                 met = await self._work_and_die(life, scene)
-            self._crowd.move(None)
+            self._clients.move(None)
             await self._bury(life, daemon, met)
 
     async def end(self, habits: Mapping[str, str]) -> None:
         """Let the last daemon finish its work: nothing may be left behind."""
-        await self._sky.end()
+        await self._faults.end()
         async with started(self._folder, self._environ(habits), self._command) as daemon:
             await daemon.wait_for_event("listening", START_WITHIN)
-            self._crowd.move(daemon.url)
-            self._crowd.disperse()
-            await self._crowd.wait_until_gone()
+            self._clients.move(daemon.url)
+            self._clients.disperse()
+            await self._clients.wait_until_gone()
             await _wait_until_stored(daemon)
             daemon.signal(signal.SIGTERM)
             line = await daemon.drained()
@@ -101,8 +101,8 @@ class Stage:
 
     async def _work_and_die(self, life: Life, scene: Scene) -> Met:
         await scene.daemon.wait_for_event("listening", START_WITHIN)
-        self._crowd.move(scene.daemon.url)
-        await self._sky.turn(life.weather)
+        self._clients.move(scene.daemon.url)
+        await self._faults.turn(life.weather)
         return await die(life.death, scene)
 
     async def _bury(self, life: Life, daemon: Daemon, met: Met) -> None:
@@ -157,13 +157,13 @@ async def torture(
     """
     rng = seeded(seed)
     promises = Promises()
-    crowd = Crowd(promises, rng)
+    clients = PostingClients(promises, rng)
     turns = cycle(habits)
     await trio.to_thread.run_sync(server.make_bucket, bucket)
-    async with s3_proxy(server) as proxy, open_sky(server, proxy) as sky:
-        stage = Stage(folder, command, bucket, proxy, sky, crowd, promises)
+    async with s3_proxy(server) as proxy, open_store_faults(server, proxy) as faults:
+        stage = Stage(folder, command, bucket, proxy, faults, clients, promises)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(crowd.run, _CLIENTS)
+            nursery.start_soon(clients.run, _CLIENTS)
             for number, life in enumerate(lives):
                 try:
                     await stage.live(life, next(turns), rng.getrandbits(32))
@@ -176,7 +176,7 @@ async def torture(
     assert not broken, "\n".join([f"{len(broken)} promises broken:", *broken[:20]])
     assert promises.acknowledged
     await trio.to_thread.run_sync(server.drop_bucket, bucket)
-    return stage.tally + crowd.answers + Counter({"(lies)": proxy.lied})
+    return stage.tally + clients.answers + Counter({"(lies)": proxy.lied})
 
 
 def read_bucket(objects: Mapping[str, bytes]) -> Counter[bytes]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 
-from tests.crash.autopsy import examine
+from tests.crash.journal_copy import examine
 from tests.crash.promises import Promises
 from tests.support.clients import post
 from tests.support.daemon import START_WITHIN, Daemon, running_daemon, started
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 Case = Callable[[Daemon, MoodyStore], Awaitable[list[bytes]]]
 
-_RUN: Final = "\nfrom daemon.cli import main\nmain()\n"
+_RUN: Final = "\nfrom payloadd.cli.main import main\nmain()\n"
 _SLOW_DISK: Final = """
 import time
-from daemon.pipeline.database import Database
+from payloadd.journal.sqlite.database import Database
 commit = Database.commit
 def slow_commit(self, operations):
     time.sleep(0.5)
@@ -37,7 +37,7 @@ Database.commit = slow_commit
 """
 _ANSWERS_BEFORE_THE_COMMIT: Final = """
 import trio
-from daemon.pipeline.group_commit import SqliteJournal
+from payloadd.journal.sqlite.journal import SqliteJournal
 append_soundly = SqliteJournal.append
 def append(self, receipt, parts, key, done):
     append_soundly(self, receipt, parts, key, lambda _answer: None)
@@ -46,17 +46,17 @@ SqliteJournal.append = append
 """
 _SETTLES_BEFORE_THE_PUT: Final = """
 from dataclasses import replace
-from daemon.pipeline.worker import Worker
+from payloadd.pipeline.worker import Worker
 upload = Worker._upload
-async def upload_too_late(self, hand, timer):
-    await self._journal.seal(hand.batch)
-    self._journal.settle(hand.batch)
-    hand.batch = replace(hand.batch, sealed=False)
-    return await upload(self, hand, timer)
+async def upload_too_late(self, current, timer):
+    await self._journal.seal(current.batch)
+    self._journal.settle(current.batch)
+    current.batch = replace(current.batch, sealed=False)
+    return await upload(self, current, timer)
 Worker._upload = upload_too_late
 """
 _DOES_NOT_SEAL: Final = """
-from daemon.pipeline.group_commit import SqliteJournal
+from payloadd.journal.sqlite.journal import SqliteJournal
 async def seal(self, batch):
     pass
 SqliteJournal.seal = seal

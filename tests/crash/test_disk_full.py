@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 
-from tests.crash.autopsy import examine
 from tests.crash.disk import Disk, Quota, small_disk
+from tests.crash.journal_copy import examine
 from tests.support.clients import Posts
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.loopback import http_client

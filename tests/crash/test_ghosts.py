@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from daemon.pipeline.database import Database
-from daemon.pipeline.schema import FILE
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.schema import FILE
 from tests.support.daemon import ROOT, environment
 from tests.support.failing_sync import possible
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from daemon.pipeline.schema import FILE
-from tests.crash.autopsy import examine
+from payloadd.journal.sqlite.schema import FILE
+from tests.crash.journal_copy import examine
 from tests.crash.stage import read_bucket
 from tests.support.daemon import END_WITHIN, running_daemon
 

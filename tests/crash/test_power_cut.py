@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from daemon.pipeline import high_water, identity
-from daemon.pipeline.database import Database
-from daemon.pipeline.schema import FILE, look_into
-from daemon.pipeline.verify import verify
+from payloadd.journal.sqlite import high_water, identity
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.schema import FILE, look_into
+from payloadd.journal.sqlite.verify import verify
 from tests.crash.power_cut import Disk, can_record, record
 from tests.support.tools import give_up, need_tools
 

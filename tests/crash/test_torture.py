@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from daemon.pipeline.segment_files import FOLDER, names
+from payloadd.journal.sqlite.segment_files import FOLDER, names
 from tests.crash.plan import SHORT, SHORTEST, Life, long_plan
 from tests.crash.stage import torture
 from tests.support.clients import seeded
@@ -30,13 +30,15 @@ _CHANGING: Final = (
 # The limits of the tests are too small for what is large otherwise. Here half of the jobs are,
 # and no second passes without a segment that is full, or empty, or kept by a few jobs.
 _IN_SEGMENTS: Final = """
-from daemon.pipeline import chores, segments, sweep
+from payloadd.journal.sqlite import maintenance as chores
+from payloadd.journal.sqlite import segments
+from payloadd.journal.sqlite import compaction as sweep
 segments.LARGE = 200
 segments.WORTH_A_SYNC = 300
 segments.SEGMENT_BYTES = 4096
 sweep._WORTH_A_FILE = 1
 chores._BETWEEN = 0.05
-from daemon.cli import main
+from payloadd.cli.main import main
 main()
 """
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from daemon.pipeline.segment_files import space
-from tests.crash.autopsy import examine
+from payloadd.journal.sqlite.segment_files import space
+from tests.crash.journal_copy import examine
 from tests.support.clients import Posts
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.store import MoodyStore, moody_store

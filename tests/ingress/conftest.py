@@ -42,7 +42,7 @@ def log_lines(quiet: None) -> Iterator[list[MutableMapping[str, Any]]]:  # noqa:
 @pytest.fixture(params=[True, False], ids=["lane", "hypercorn"])
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test twice: with the lane for plain requests, and with Hypercorn alone."""
-    monkeypatch.setattr(rig, "HAS_LANE", request.param)
+    monkeypatch.setattr(rig, "HAS_FAST_PATH", request.param)
 
 
 @pytest.fixture

@@ -11,30 +11,30 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import trio
 
-from daemon import config
-from daemon.health import Health
-from daemon.ingress.app import make_app
-from daemon.ingress.door import Door
-from daemon.ingress.plain import PlainLane
-from daemon.ingress.refusals import RefusalLog
-from daemon.ingress.request_memory import RequestMemory
-from daemon.ingress.server import Front, bound_addresses, open_listeners, serve
-from daemon.ingress.tls import open_certificates
-from daemon.metrics import Metrics
-from daemon.pipeline.intake import Buffer, Done, Intake, Receipt
+from payloadd.config import settings as config
+from payloadd.ingress.api import make_app
+from payloadd.ingress.fastpath.lane import FastPath
+from payloadd.ingress.refusal_log import RefusalLog
+from payloadd.ingress.request_memory import RequestMemory
+from payloadd.ingress.server.server import ServerOptions, bound_addresses, open_listeners, serve
+from payloadd.ingress.server.tls import open_certificates
+from payloadd.ingress.submission import Submitter
+from payloadd.observe.health import Health
+from payloadd.observe.metrics import Metrics
+from payloadd.pipeline.intake import Buffer, Done, Intake, Receipt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from quart_trio import QuartTrio
 
-    from daemon.config import Settings
-    from daemon.errors import RefusedError
+    from payloadd.config.settings import Settings
+    from payloadd.errors import RefusedError
 
 ID = uuid.UUID("0198b5a2-7c00-7000-8000-000000000001")
 COLLECTION = b'{"payloads":[1,"two"]}'
 
-HAS_LANE = True
+HAS_FAST_PATH = True
 """Whether ``running`` puts the lane for plain requests in front; see ``each_way``."""
 
 
@@ -153,8 +153,8 @@ class Rig:
     intake: FakeIntake = field(default_factory=FakeIntake)
     health: Health = field(default_factory=Health)
     metrics: Metrics = field(default_factory=Metrics)
-    door: Door | None = None
-    lane: PlainLane | None = None
+    submitter: Submitter | None = None
+    fast_path: FastPath | None = None
     stop: trio.Event = field(default_factory=trio.Event)
     ended: trio.Event = field(default_factory=trio.Event)
     listeners: list[trio.SocketListener] = field(default_factory=list)
@@ -197,23 +197,27 @@ async def running(
     rig.health.phase = "serving"
     refusals = RefusalLog()
     memory = RequestMemory(rig.settings.max_request_bytes, rig.settings.max_length)
-    door = rig.door = Door(rig.intake, rig.health, rig.settings, memory)
-    lane = rig.lane = (
-        PlainLane(door, rig.health, rig.metrics, refusals) if HAS_LANE and app is None else None
+    submitter = rig.submitter = Submitter(rig.intake, rig.health, rig.settings, memory)
+    fast_path = rig.fast_path = (
+        FastPath(submitter, rig.health, rig.metrics, refusals)
+        if HAS_FAST_PATH and app is None
+        else None
     )
-    app = app or make_app(door, rig.health, refusals)
+    app = app or make_app(submitter, rig.health, refusals)
     rig.listeners = await open_listeners(rig.settings.bind)
     certificates = open_certificates(rig.settings)
     count = rig.metrics.count_request
     per_client = rig.settings.max_connections_per_client
-    front = Front(max_connections, lane, certificates, memory, count, refusals, per_client)
+    front = ServerOptions(
+        max_connections, fast_path, certificates, memory, count, refusals, per_client
+    )
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
         await serve(app, rig.listeners, rig.settings, rig.stop, front, task_status=task_status)
         rig.ended.set()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(door.run)
+        nursery.start_soon(submitter.run)
         await nursery.start(run)
         yield rig
         await rig.drain()

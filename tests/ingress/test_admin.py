@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from daemon.errors import RefusedError
-from daemon.health import Health
-from daemon.ingress.admin import make_admin_app
-from daemon.metrics import Metrics
+from payloadd.errors import RefusedError
+from payloadd.ingress.admin import make_admin_app
+from payloadd.observe.health import Health
+from payloadd.observe.metrics import Metrics
 from tests.ingress.rig import FakeIntake, running
 
 if TYPE_CHECKING:

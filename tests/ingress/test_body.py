@@ -14,9 +14,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.ingress import body as bodies
-from daemon.ingress.decompression import TooMuchWorkError
-from daemon.ingress.problem import Problem
+from payloadd.ingress import body as bodies
+from payloadd.ingress.decompression import TooMuchWorkError
+from payloadd.ingress.problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import zstandard
 
-from daemon.ingress.body import Limits, decode
-from daemon.ingress.decompression import TooMuchWorkError
-from daemon.ingress.large_bodies import LargeBody, _Process
-from daemon.ingress.problem import Problem
-from tests.ingress.strict_json import (
-    InvalidJsonError,
-    WrongShapeError,
-    collection_in,
-    lines_in,
-)
+from payloadd.ingress.body import Limits, decode
+from payloadd.ingress.decompression import TooMuchWorkError
+from payloadd.ingress.large_bodies import LargeBody, _Process
+from payloadd.ingress.problem import Problem
+from tests.ingress.strict_json import InvalidJsonError, WrongShapeError, collection_in, lines_in
 from tests.support.fuzz import mutate
 
 if TYPE_CHECKING:

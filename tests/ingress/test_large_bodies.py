@@ -13,11 +13,11 @@ import pytest
 import trio
 import zstandard
 
-from daemon.errors import RefusedError
-from daemon.ingress import large_bodies
-from daemon.ingress.body import Limits, decode
-from daemon.ingress.large_bodies import LargeBodies, LargeBody, Lines
-from daemon.ingress.problem import Problem
+from payloadd.errors import RefusedError
+from payloadd.ingress import large_bodies
+from payloadd.ingress.body import Limits, decode
+from payloadd.ingress.large_bodies import LargeBodies, LargeBody, Lines
+from payloadd.ingress.problem import Problem
 from tests.ingress.rig import post, running
 
 if TYPE_CHECKING:
@@ -292,8 +292,8 @@ async def test_small_requests_go_by_while_large_ones_are_decoded() -> None:
         assert len(waits) > 3
         assert max(waits) < 2.0  # it is about 5 ms on a quiet machine
         # Decoded in the event loop it would be 0.1 s, which a busy machine has of itself.
-        assert rig.door is not None
-        assert rig.door.large._process is not None
+        assert rig.submitter is not None
+        assert rig.submitter.large._process is not None
 
 
 @pytest.mark.parametrize("coding", ["gzip", "zstd"])
@@ -323,8 +323,8 @@ async def test_memory_is_given_back_whatever_becomes_of_a_request(
         rig.intake.late, rig.intake.fault = None, KeyError("bug")
         assert await status_of(b"1\n") == 500
         assert await status_of(b"1\n" * 5000) == 500
-        assert rig.door is not None
-        assert rig.door.memory.used == 0
+        assert rig.submitter is not None
+        assert rig.submitter.memory.used == 0
     assert {line["event"] for line in log_lines} == {"request_failed", "request_refused"}
 
 

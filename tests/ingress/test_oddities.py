@@ -265,7 +265,7 @@ async def answers(seeds: range) -> list[tuple[bytes, list[object]]]:
 async def test_mangled_requests_are_answered_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that no test thought of would be one thing to the lane and another to Hypercorn."""
     by_lane = await answers(range(150))
-    monkeypatch.setattr(rigs, "HAS_LANE", False)
+    monkeypatch.setattr(rigs, "HAS_FAST_PATH", False)
     assert by_lane == await answers(range(150))
 
 

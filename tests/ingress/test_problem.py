@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from daemon.ingress.problem import Problem
+from payloadd.ingress.problem import Problem
 from tests.ingress.rig import COLLECTION, post, running
 
 

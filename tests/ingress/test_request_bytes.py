@@ -17,11 +17,11 @@ import trio
 import zstandard
 from trio.testing import wait_all_tasks_blocked
 
-from daemon.ingress import request_memory
-from daemon.ingress.door import PostHeaders
-from daemon.ingress.plain import PlainLane
-from daemon.ingress.problem import Problem
-from daemon.ingress.refusals import RefusalLog
+from payloadd.ingress import request_memory
+from payloadd.ingress.fastpath.lane import FastPath
+from payloadd.ingress.problem import Problem
+from payloadd.ingress.refusal_log import RefusalLog
+from payloadd.ingress.submission import PostHeaders
 from tests.ingress.rig import Rig, Wire, post, running
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def twice(body: bytes) -> bytes:
 
 def used(rig: Rig) -> int:
     """Return the bytes that are taken."""
-    assert rig.door is not None
-    return rig.door.memory.used
+    assert rig.submitter is not None
+    return rig.submitter.memory.used
 
 
 async def until_used(rig: Rig, size: int) -> None:
@@ -197,13 +197,13 @@ async def test_bodies_that_came_whole_and_are_refused_give_their_memory_back_onc
     """A few clients with wrong bodies would use the memory up for good, until a restart."""
     wrong = b'{"payloads":[' + b"x" * 50_000
     async with limited() as rig, AsyncExitStack() as stack:
-        assert rig.door is not None
-        assert rig.door.memory.take(10**6)
+        assert rig.submitter is not None
+        assert rig.submitter.memory.take(10**6)
         wires = [await stack.enter_async_context(rig.wire()) for _ in range(12)]
         for wire in wires:
             await wire.send(post(wrong))
         await wait_all_tasks_blocked(0.05)
-        rig.door.memory.release(10**6)
+        rig.submitter.memory.release(10**6)
         for wire in wires:
             assert (await wire.answer()).status == 400
         assert used(rig) == 0
@@ -213,13 +213,13 @@ async def test_a_body_that_came_whole_while_it_waited_is_taken_in_a_turn_of_its_
     """Hundreds of bodies would be decoded in one go, while all other clients wait."""
     body = b'{"payloads":["' + b"x" * 50_000 + b'"]}'
     async with limited() as rig, AsyncExitStack() as stack:
-        assert rig.door is not None
-        assert rig.door.memory.take(10**6)
+        assert rig.submitter is not None
+        assert rig.submitter.memory.take(10**6)
         wires = [await stack.enter_async_context(rig.wire()) for _ in range(12)]
         for wire in wires:
             await wire.send(post(body))
         await wait_all_tasks_blocked(0.05)
-        rig.door.memory.release(10**6)
+        rig.submitter.memory.release(10**6)
         assert rig.intake.taken == []
         for wire in wires:
             assert (await wire.answer()).status == 202
@@ -230,12 +230,12 @@ async def test_a_client_that_leaves_between_its_memory_and_its_turn() -> None:
     """Its memory would be lost, or its request be gone on with behind its end."""
     body = b'{"payloads":["' + b"x" * 50_000 + b'"]}'
     async with limited() as rig:
-        assert rig.door is not None
-        assert rig.door.memory.take(10**6)
+        assert rig.submitter is not None
+        assert rig.submitter.memory.take(10**6)
         async with rig.wire() as wire:
             await wire.send(post(body))
             await wait_all_tasks_blocked(0.05)
-        rig.door.memory.release(10**6)
+        rig.submitter.memory.release(10**6)
         await until_used(rig, 0)
 
 
@@ -264,14 +264,14 @@ async def test_memory_that_is_granted_behind_the_end_of_the_fast_path_writes_now
 ) -> None:
     """Eight bytes would be written into whatever file has the closed descriptor's number."""
     async with limited() as rig:
-        assert rig.door is not None
-        lane = PlainLane(rig.door, rig.health, rig.metrics, RefusalLog())
+        assert rig.submitter is not None
+        fast_path = FastPath(rig.submitter, rig.health, rig.metrics, RefusalLog())
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lane.run)
+            nursery.start_soon(fast_path.run)
             await wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
         files = [(tmp_path / str(number)).open("wb") for number in range(8)]
-        lane.come_back(lambda: None)
+        fast_path.come_back(lambda: None)
         sizes = [os.fstat(file.fileno()).st_size for file in files]
         for file in files:
             file.close()
@@ -286,17 +286,17 @@ async def test_a_refused_body_is_freed_at_once(wrong: bytes, length: int) -> Non
     """Kept until a garbage collection, refused bodies take hundreds of MiB in no time."""
     body = b'{"another":["' + b"x" * length + b'"]}' + wrong
     async with limited() as rig:
-        assert rig.door is not None
+        assert rig.submitter is not None
         headers = PostHeaders("application/json", None, None)
         before = sys.getrefcount(body)
         gc.disable()
         try:
             if length < SIZE:
                 with suppress(Problem):
-                    rig.door.submit(headers, body, 0, lambda _: None, lambda: None)
+                    rig.submitter.submit(headers, body, 0, lambda _: None, lambda: None)
                 assert sys.getrefcount(body) == before
             with suppress(Problem):
-                await rig.door.take(headers, body, None)
+                await rig.submitter.take(headers, body, None)
             await wait_all_tasks_blocked(0.01)
             assert sys.getrefcount(body) == before
         finally:

@@ -6,27 +6,27 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from daemon import config
-from daemon.errors import RefusedError, TooLargeError
-from daemon.health import Health
-from daemon.metrics import Metrics
-from daemon.pipeline.channel import JobChannel
-from daemon.pipeline.intake import Intake
-from daemon.pipeline.ledger import Ledger
-from daemon.pipeline.memory import MemoryJournal
-from daemon.pipeline.operations import Receipt
-from daemon.pipeline.window import Window
+from payloadd.config import settings as config
+from payloadd.errors import RefusedError, TooLargeError
+from payloadd.journal.memory import MemoryJournal
+from payloadd.journal.operations import Receipt
+from payloadd.observe.health import Health
+from payloadd.observe.metrics import Metrics
+from payloadd.pipeline.accounting import Accounting
+from payloadd.pipeline.intake import Intake
+from payloadd.pipeline.queue import JobChannel
+from payloadd.pipeline.refill import QueueFeeder
 
 
-class Door:
+class Rig:
     """An intake with everything behind it in reach."""
 
     def __init__(self, max_jobs: int = 3, max_bytes: int = 10, **environ: str) -> None:
         self.channel = JobChannel(max_jobs, max_bytes)
-        self.ledger = Ledger(Metrics())
+        self.accounting = Accounting(Metrics())
         self.health = Health()
-        self.window = Window(self.channel, self.ledger, newest=0)
-        self.journal = MemoryJournal(self.channel, self.window, self.ledger)
+        self.feeder = QueueFeeder(self.channel, self.accounting, newest=0)
+        self.journal = MemoryJournal(self.channel, self.feeder, self.accounting)
         self.intake = Intake(
             self.journal, self.health, config.load({"MAX_QUEUE": str(max_jobs), **environ})
         )
@@ -34,26 +34,26 @@ class Door:
 
 async def test_one_request_becomes_one_job_a_payload_in_order() -> None:
     """Payloads would be mixed up or stored under the wrong id."""
-    door = Door()
-    receipt = await door.intake.accept([b"1", b"22"])
-    jobs = [door.channel.receive_nowait() for _ in range(2)]
+    rig = Rig()
+    receipt = await rig.intake.accept([b"1", b"22"])
+    jobs = [rig.channel.receive_nowait() for _ in range(2)]
     assert [job.lines for job in jobs] == [b"1\n", b"22\n"]
     assert jobs[0].id == receipt.id
     assert receipt.payloads == 2
-    assert door.ledger.accepted == 2
-    assert (door.channel.jobs, door.channel.bytes) == (0, 0)
+    assert rig.accounting.accepted == 2
+    assert (rig.channel.jobs, rig.channel.bytes) == (0, 0)
 
 
 @pytest.mark.parametrize("request_", [[b"1", b"2"], [b"123456"]], ids=["jobs", "bytes"])
 async def test_a_request_that_does_not_fit_leaves_nothing_behind(request_: list[bytes]) -> None:
     """Half a request taken is stored twice when the client sends it again."""
-    door = Door()
-    await door.intake.accept([b"1", b"2"])
+    rig = Rig()
+    await rig.intake.accept([b"1", b"2"])
     with pytest.raises(RefusedError) as caught:
-        await door.intake.accept(request_)
+        await rig.intake.accept(request_)
     assert caught.value.code == "QUEUE_FULL"
     assert 1 <= caught.value.retry_after <= 90
-    assert (door.channel.jobs, door.channel.bytes, door.ledger.accepted) == (2, 4, 2)
+    assert (rig.channel.jobs, rig.channel.bytes, rig.accounting.accepted) == (2, 4, 2)
 
 
 @pytest.mark.parametrize(
@@ -62,88 +62,86 @@ async def test_a_request_that_does_not_fit_leaves_nothing_behind(request_: list[
 async def test_what_can_never_fit_is_not_worth_a_retry(request_: list[bytes], setting: str) -> None:
     """A client told to come back later would come back for ever."""
     with pytest.raises(TooLargeError, match=setting):
-        await Door().intake.accept(request_)
+        await Rig().intake.accept(request_)
 
 
 async def test_an_empty_collection_is_taken_and_stores_nothing() -> None:
     """Clients flush empty buffers."""
-    door = Door()
-    assert (await door.intake.accept([])).id.version == 7
-    assert door.channel.jobs == 0
+    rig = Rig()
+    assert (await rig.intake.accept([])).id.version == 7
+    assert rig.channel.jobs == 0
 
 
 async def test_neither_an_empty_collection_nor_a_refused_request_leaves_a_key() -> None:
     """A client that reuses the key of nothing would have its payloads dropped."""
-    door = Door(max_jobs=1)
-    await door.intake.accept([], "key")
-    await door.intake.accept([b"1"])
+    rig = Rig(max_jobs=1)
+    await rig.intake.accept([], "key")
+    await rig.intake.accept([b"1"])
     with pytest.raises(RefusedError):
-        await door.intake.accept([b"2"], "key")
-    door.channel.receive_nowait()
-    door.channel.release(2)
-    assert (await door.intake.accept([b"3"], "key")).payloads == 1
-    assert door.channel.receive_nowait().lines == b"3\n"
+        await rig.intake.accept([b"2"], "key")
+    rig.channel.receive_nowait()
+    rig.channel.release(2)
+    assert (await rig.intake.accept([b"3"], "key")).payloads == 1
+    assert rig.channel.receive_nowait().lines == b"3\n"
 
 
 async def test_refusal_says_what_would_happen() -> None:
     """`/readyz` takes an instance out of rotation by it."""
-    door = Door(max_jobs=1)
-    assert door.intake.refusal() is None
-    await door.intake.accept([b"1"])
-    refusal = door.intake.refusal()
+    rig = Rig(max_jobs=1)
+    assert rig.intake.refusal() is None
+    await rig.intake.accept([b"1"])
+    refusal = rig.intake.refusal()
     assert refusal is not None
     assert refusal.code == "QUEUE_FULL"
-    door.health.phase = "draining"
-    refusal = door.intake.refusal()
+    rig.health.phase = "draining"
+    refusal = rig.intake.refusal()
     assert refusal is not None
     assert refusal.code == "DRAINING"
 
 
 async def test_a_collection_is_cut_into_what_an_object_holds() -> None:
     """An object would have more payloads than BATCH_MAX_PAYLOADS says."""
-    door = Door(max_jobs=9, max_bytes=1000, BATCH_MAX_PAYLOADS="2")
-    receipt = await door.intake.accept([b"1", b"2", b"3"])
-    jobs = [door.channel.receive_nowait() for _ in range(2)]
+    rig = Rig(max_jobs=9, max_bytes=1000, BATCH_MAX_PAYLOADS="2")
+    receipt = await rig.intake.accept([b"1", b"2", b"3"])
+    jobs = [rig.channel.receive_nowait() for _ in range(2)]
     assert [(job.lines, job.payloads) for job in jobs] == [(b"1\n2\n", 2), (b"3\n", 1)]
     assert receipt.payloads == 3
 
 
 async def test_a_key_gets_its_first_answer_again() -> None:
     """A client that repeats blindly would have its payloads twice."""
-    door = Door()
-    first = await door.intake.accept([b"1"], "key")
-    assert await door.intake.accept([b"1"], "key") == first
-    assert (await door.intake.accept([b"1"], "other")).id != first.id
-    assert (door.channel.jobs, door.ledger.accepted) == (2, 2)
+    rig = Rig()
+    first = await rig.intake.accept([b"1"], "key")
+    assert await rig.intake.accept([b"1"], "key") == first
+    assert (await rig.intake.accept([b"1"], "other")).id != first.id
+    assert (rig.channel.jobs, rig.accounting.accepted) == (2, 2)
 
 
 async def test_only_so_many_keys_are_known_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory would grow with every key."""
-    monkeypatch.setattr("daemon.pipeline.memory._MOST_ANSWERS", 1)
-    door = Door()
-    first = await door.intake.accept([b"1"], "a")
-    await door.intake.accept([b"1"], "b")
-    assert (await door.intake.accept([b"1"], "a")).id != first.id
+    monkeypatch.setattr("payloadd.journal.memory._MOST_ANSWERS", 1)
+    rig = Rig()
+    first = await rig.intake.accept([b"1"], "a")
+    await rig.intake.accept([b"1"], "b")
+    assert (await rig.intake.accept([b"1"], "a")).id != first.id
 
 
 async def test_lines_become_jobs_when_the_journal_has_room_for_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The jobs of all large requests together would fill the memory."""
-    door = Door(max_jobs=9, max_bytes=1000, BATCH_MAX_PAYLOADS="2")
+    rig = Rig(max_jobs=9, max_bytes=1000, BATCH_MAX_PAYLOADS="2")
     room = trio.Event()
-    monkeypatch.setattr(door.journal, "wait_for_room", room.wait)
+    monkeypatch.setattr(rig.journal, "wait_for_room", room.wait)
     outcomes: list[Receipt | RefusedError] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(
-            door.intake.submit_lines, b"1\n22\n3\n", [1, 2, 1], None, outcomes.append
-        )
+        nursery.start_soon(rig.intake.submit_lines, b"1\n22\n3\n", [1, 2, 1], None, outcomes.append)
         await wait_all_tasks_blocked()
         assert not outcomes
         room.set()
-    jobs = [door.channel.receive_nowait() for _ in range(2)]
+    jobs = [rig.channel.receive_nowait() for _ in range(2)]
     assert [(job.lines, job.payloads) for job in jobs] == [(b"1\n22\n", 2), (b"3\n", 1)]
     assert outcomes == [Receipt(jobs[0].id, 3)]
     monkeypatch.undo()
-    await door.intake.submit_lines(b"4\n", [1], None, outcomes.append)
-    assert door.channel.receive_nowait().lines == b"4\n"
+    await rig.intake.submit_lines(b"4\n", [1], None, outcomes.append)
+    assert rig.channel.receive_nowait().lines == b"4\n"

@@ -15,28 +15,23 @@ import structlog.testing
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from daemon import config
-from daemon.errors import (
-    InvalidObjectError,
-    OperatorStoreError,
-    StoreError,
-    TransientStoreError,
-)
-from daemon.health import Health
-from daemon.metrics import Metrics
-from daemon.pipeline.channel import JobChannel
-from daemon.pipeline.dispatcher import dispatch
-from daemon.pipeline.filler import Filler
-from daemon.pipeline.intake import Intake
-from daemon.pipeline.job import Job
-from daemon.pipeline.layout import Layout, Layouts
-from daemon.pipeline.ledger import Ledger
-from daemon.pipeline.memory import MemoryJournal
-from daemon.pipeline.window import Window
-from daemon.pipeline.worker import Worker
+from payloadd.config import settings as config
+from payloadd.errors import InvalidObjectError, OperatorStoreError, StoreError, TransientStoreError
+from payloadd.journal.memory import MemoryJournal
+from payloadd.model.job import Job
+from payloadd.model.layout import Layout, Layouts
+from payloadd.observe.health import Health
+from payloadd.observe.metrics import Metrics
+from payloadd.pipeline.accounting import Accounting
+from payloadd.pipeline.batching import Batcher
+from payloadd.pipeline.dispatcher import dispatch
+from payloadd.pipeline.intake import Intake
+from payloadd.pipeline.queue import JobChannel
+from payloadd.pipeline.refill import QueueFeeder
+from payloadd.pipeline.worker import Worker
 
 if TYPE_CHECKING:
-    from daemon.storage.encoding import Encoded
+    from payloadd.model.formats.ndjson import Encoded
 
 Fault = Callable[[int], StoreError | None]
 
@@ -88,32 +83,32 @@ class Pipeline:
         self.store = store
         self.workers = workers
         self.metrics = Metrics()
-        self.ledger = Ledger(self.metrics)
+        self.accounting = Accounting(self.metrics)
         self.health = Health()
         self.channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
-        self.window = Window(self.channel, self.ledger, newest=0)
-        self.journal = MemoryJournal(self.channel, self.window, self.ledger)
+        self.feeder = QueueFeeder(self.channel, self.accounting, newest=0)
+        self.journal = MemoryJournal(self.channel, self.feeder, self.accounting)
         self.intake = Intake(self.journal, self.health, settings)
         self.worker = Worker(
             store,
             self.journal,
-            self.ledger,
+            self.accounting,
             self.health,
             self.metrics,
             settings.upload_timeout,
             self.channel.release,
         )
         layout = Layout("{id}", "", settings.compression, alone=settings.batch_max_payloads == 1)
-        self.filler = Filler(self.channel, self.journal, Layouts([(0, layout)]), settings)
+        self.batcher = Batcher(self.channel, self.journal, Layouts([(0, layout)]), settings)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Run dispatcher and workers; behind the body the door is closed and all is drained."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(dispatch, self.filler, self.worker, self.workers)
-            await nursery.start(self.window.refill, self.journal)
+            await nursery.start(dispatch, self.batcher, self.worker, self.workers)
+            await nursery.start(self.feeder.refill, self.journal)
             yield
-            self.window.finish()
+            self.feeder.finish()
 
     async def drain(self, *requests: list[bytes]) -> None:
         """Take requests, close the door, and wait until the last is dealt with."""
@@ -151,7 +146,7 @@ async def test_every_payload_becomes_one_object_and_the_drain_ends() -> None:
     pipeline = Pipeline(FaultyStore())
     await pipeline.drain(*[[b"%d" % n] for n in range(100)])
     assert sorted(pipeline.store.objects.values()) == sorted(b"%d\n" % n for n in range(100))
-    assert (pipeline.ledger.stored, pipeline.ledger.open) == (100, 0)
+    assert (pipeline.accounting.stored, pipeline.accounting.open) == (100, 0)
     assert pipeline.value("uploads_total", outcome="stored") == 100
     assert pipeline.value("objects_stored_total") == 100
     assert pipeline.value("workers_busy") == 0
@@ -177,7 +172,7 @@ async def test_who_is_idle_holds_on_to_nothing(autojump_clock: MockClock) -> Non
         for _ in range(8):
             await pipeline.intake.accept([b'"held"'])
         await trio.sleep(10)
-        assert pipeline.ledger.stored == 8
+        assert pipeline.accounting.stored == 8
         alive = [one for one in gc.get_objects() if isinstance(one, Job)]
         assert not [one for one in alive if one.lines == b'"held"\n']
 
@@ -192,7 +187,7 @@ async def test_what_can_be_mended_is_tried_until_it_is(
     with structlog.testing.capture_logs() as lines:
         await pipeline.drain([b"1"], [b"2"])
     assert sorted(pipeline.store.objects.values()) == [b"1\n", b"2\n"]
-    assert (pipeline.ledger.stored, pipeline.ledger.dead) == (2, 0)
+    assert (pipeline.accounting.stored, pipeline.accounting.dead) == (2, 0)
     events = [line["event"] for line in lines]
     assert events[0] == "store_unavailable"
     assert events[-1] == "store_available"
@@ -208,7 +203,7 @@ async def test_while_it_waits_the_health_names_the_reason(autojump_clock: MockCl
         await pipeline.drain([b"1"])
     assert pipeline.health.troubles["store"].code == "AccessDenied"
     assert "Access Denied" in pipeline.health.troubles["store"].reason
-    assert pipeline.ledger.open == 1
+    assert pipeline.accounting.open == 1
 
 
 async def test_a_blip_is_ridden_out_in_silence(autojump_clock: MockClock) -> None:
@@ -320,7 +315,11 @@ async def test_what_the_store_refuses_for_good_ends_its_batch_alone() -> None:
     with structlog.testing.capture_logs() as lines:
         await pipeline.drain([b"1"], [b"2"], [b"3"])
     assert sorted(pipeline.store.objects.values()) == [b"2\n", b"3\n"]
-    assert (pipeline.ledger.stored, pipeline.ledger.dead, pipeline.ledger.open) == (2, 1, 0)
+    assert (pipeline.accounting.stored, pipeline.accounting.dead, pipeline.accounting.open) == (
+        2,
+        1,
+        0,
+    )
     assert [(line["event"], line["code"]) for line in lines] == [
         ("payloads_dead", "KeyTooLongError")
     ]
@@ -343,7 +342,7 @@ async def test_a_deadline_leaves_the_rest_counted(autojump_clock: MockClock) -> 
     pipeline = Pipeline(FaultyStore(seconds=1.0), workers=1)
     with trio.move_on_after(3.5):
         await pipeline.drain([b"1"] * 10)
-    assert (pipeline.ledger.stored, pipeline.ledger.open) == (3, 7)
+    assert (pipeline.accounting.stored, pipeline.accounting.open) == (3, 7)
 
 
 @pytest.mark.parametrize(("compression", "suffix"), [("gzip", ".gz"), ("zstd", ".zst")])
@@ -374,7 +373,7 @@ async def test_batches_fill_by_count_and_linger(autojump_clock: MockClock) -> No
         await pipeline.intake.accept([b"4"])
         end = trio.current_time()
     assert trio.current_time() == end  # a drain does not linger
-    assert pipeline.ledger.stored == 5
+    assert pipeline.accounting.stored == 5
 
 
 async def test_batches_fill_by_bytes_and_hold_what_does_not_fit() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.pipeline.retry import RetryBudget, backoff, pause
+from payloadd.pipeline.retry import RetryBudget, backoff, pause
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from daemon.pipeline.shared_timeout import SharedTimeout, Timer
+from payloadd.pipeline.shared_timeout import SharedTimeout, Timer
 
 if TYPE_CHECKING:
     from trio.testing import MockClock

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import structlog.testing
 import trio
 
-from daemon.errors import InvalidObjectError
-from tests.pipeline.rig import until
+from payloadd.errors import InvalidObjectError
 from tests.pipeline.test_pipeline import FaultyStore, Pipeline, forbidden
+from tests.support.journal import until
 
 if TYPE_CHECKING:
     import pytest
     from trio.testing import MockClock
 
-    from daemon.errors import StoreError
-    from daemon.storage.encoding import Encoded
+    from payloadd.errors import StoreError
+    from payloadd.model.formats.ndjson import Encoded
 
 
 class ForbiddenPrefix(FaultyStore):
@@ -49,7 +49,7 @@ async def test_one_batch_without_rights_is_said_once_beside_many_that_are_stored
                 assert pipeline.health.troubles["store"].code == "AccessDenied"
             store.error = None
     assert [line["event"] for line in lines] == ["store_unavailable", "store_available"]
-    assert pipeline.ledger.stored == 50
+    assert pipeline.accounting.stored == 50
     assert not pipeline.health.troubles
 
 
@@ -57,7 +57,7 @@ async def test_a_batch_that_becomes_a_dead_letter_ends_its_trouble(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A trouble would stay that no operator can end."""
-    monkeypatch.setattr("daemon.pipeline.worker.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("payloadd.pipeline.worker.FIRST_PAUSE", 0.01)
     store = ForbiddenPrefix()
     store.error = forbidden()
     pipeline = Pipeline(store)
@@ -65,5 +65,5 @@ async def test_a_batch_that_becomes_a_dead_letter_ends_its_trouble(
         await pipeline.intake.accept([b"0"])
         await until(lambda: pipeline.health.troubles)
         store.error = InvalidObjectError("KeyTooLongError", "too long")
-    assert pipeline.ledger.dead == 1
+    assert pipeline.accounting.dead == 1
     assert not pipeline.health.troubles

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from daemon.config import Settings, load
+from payloadd.config.settings import Settings, load
 from tests.support.s3 import S3Server, moto_server
 
 if TYPE_CHECKING:

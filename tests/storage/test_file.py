@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.config import load
-from daemon.errors import (
+from payloadd.config.settings import load
+from payloadd.errors import (
     InvalidObjectError,
     OperatorStoreError,
     StartError,
     StoreError,
     TransientStoreError,
 )
-from daemon.storage.encoding import Encoded, encode
-from daemon.storage.file import FileStore, _store_error, open_file_store
-from daemon.storage.store import open_store
+from payloadd.model.formats.ndjson import Encoded, encode
+from payloadd.storage.api import open_store
+from payloadd.storage.file import FileStore, _store_error, open_file_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -291,7 +291,7 @@ async def test_the_memory_of_folders_is_bounded(
     store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process would grow with every folder it ever wrote to."""
-    monkeypatch.setattr("daemon.storage.file._FOLDERS", 3)
+    monkeypatch.setattr("payloadd.storage.file._FOLDERS", 3)
     for index in range(10):
         await store.put(f"{index}/x", plain(b"x"))
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import httpx
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+PYTHONPATH: Final = os.pathsep.join([str(ROOT / "daemon"), str(ROOT)])
+"""The package and the tests of this checkout, whatever checkout is installed."""
 START_WITHIN: Final = 30.0
 END_WITHIN: Final = 60.0
 
@@ -35,7 +37,7 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
     """
     return {
         "PATH": os.environ.get("PATH", os.defpath),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": PYTHONPATH,
         "HOME": str(folder),
         "AWS_EC2_METADATA_DISABLED": "true",
         "BIND": "127.0.0.1:0",
@@ -56,7 +58,7 @@ async def run_command(
     """Run ``payloadd ARGUMENTS``, behind ``prefix``, to its end; returns status and outputs."""
     with trio.fail_after(within):
         done = await trio.run_process(
-            [*prefix, sys.executable, "-m", "daemon", *arguments],
+            [*prefix, sys.executable, "-m", "payloadd", *arguments],
             check=False,
             stdin=b"",
             capture_stdout=True,
@@ -193,7 +195,7 @@ async def started(
 ) -> AsyncIterator[Daemon]:
     """Start the daemon and give it back at once, before it listens; it is killed at the end."""
     process = await trio.lowlevel.open_process(
-        [*(command or (sys.executable, "-m", "daemon")), "serve"],
+        [*(command or (sys.executable, "-m", "payloadd")), "serve"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

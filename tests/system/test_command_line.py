@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from daemon.pipeline.database import Database
-from daemon.pipeline.lock import lock
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.lock import lock
 from tests.support.daemon import run_command, running_daemon
 from tests.support.not_built import NAMES, VALUES
 from tests.support.rights import bound_by_permissions

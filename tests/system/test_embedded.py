@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from daemon import config
-from daemon.values import FileUrl
+from payloadd.config import settings as config
+from payloadd.config.parsers import FileUrl
 from tests.support.clients import make_payload, post, seeded
 from tests.support.daemon import running_daemon, started
 from tests.support.loopback import http_client
@@ -129,11 +129,11 @@ async def test_an_address_in_use_is_one_clear_line(tmp_path: Path) -> None:
 
 BUG = """
 import sys
-from daemon.storage.file import FileStore
+from payloadd.storage.file import FileStore
 async def put(self, key, body):
     raise ZeroDivisionError("a bug")
 FileStore.put = put
-from daemon.cli import main
+from payloadd.cli.main import main
 main()
 """
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trio
 
-from daemon.pipeline.database import Database
-from daemon.pipeline.lock import lock
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.lock import lock
 from tests.support.clients import post
 from tests.support.daemon import Daemon, environment, run_command, running_daemon, started
 from tests.support.rights import bound_by_permissions
@@ -101,7 +101,7 @@ async def test_a_payload_cannot_command_the_terminal_that_shows_it(tmp_path: Pat
         ours, terminal = os.openpty()
         try:
             await trio.run_process(
-                [sys.executable, "-m", "daemon", *command],
+                [sys.executable, "-m", "payloadd", *command],
                 stdin=b"",
                 stdout=terminal,
                 cwd=tmp_path,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 import trio
 
-from daemon.open_files import ADMIN_CONNECTIONS
+from payloadd.open_files import ADMIN_CONNECTIONS
 from tests.ingress.rig import Wire, post
 from tests.support.daemon import START_WITHIN, run_command, started
 
@@ -22,7 +22,7 @@ LARGE = post(b'{"payloads":["%s"]}' % (b"x" * 300_000))
 
 async def test_clients_leave_descriptors_for_the_journal_and_the_store(tmp_path: Path) -> None:
     """With all descriptors in the hands of clients nothing could be accepted, or be stored."""
-    limited = ("prlimit", "--nofile=180:180", sys.executable, "-m", "daemon")
+    limited = ("prlimit", "--nofile=180:180", sys.executable, "-m", "payloadd")
     # One worker: what is counted for uploads is no help where no upload needs it.
     async with started(tmp_path, {"MAX_WORKERS": "1"}, command=limited) as daemon:
         await daemon.wait_for_event("listening", START_WITHIN)

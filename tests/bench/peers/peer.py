@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from tests.support.daemon import ROOT
+from tests.support.daemon import PYTHONPATH
 from tests.support.loopback import http_client
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ async def launched(
             cwd=folder,
             env={
                 "PATH": os.environ.get("PATH", os.defpath),
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": PYTHONPATH,
                 "HOME": str(folder),
                 "LISTEN_FD": str(fd),
                 **env,

@@ -1,0 +1,128 @@
+"""``payloadd journal``: what waits, what is dead, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from payloadd.config import settings as config
+from payloadd.errors import PayloaddError, SettingsError
+from payloadd.escaping import escape_controls, escape_controls_in_json
+from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.verify import sentence
+from payloadd.service import ExitStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+@contextmanager
+def _inspection() -> Iterator[Inspection]:
+    """Open the journal that the settings name; what goes wrong is said, and exit 78 or 1."""
+    try:
+        with Inspection.open(config.load().state_dir) as inspection:
+            yield inspection
+    except SettingsError as error:
+        for problem in error.problems:
+            click.echo(f"payloadd: {escape_controls(problem)}", err=True)
+        sys.exit(ExitStatus.WRONG_SETTINGS)
+    except PayloaddError as error:
+        click.echo(f"payloadd: {escape_controls(str(error))}", err=True)
+        sys.exit(1)
+
+
+@click.group("journal")
+def journal() -> None:
+    """Look into the journal of a running or a stopped daemon (STATE_DIR says where)."""
+
+
+@journal.command()
+@as_json
+def status(*, as_json: bool) -> None:
+    """Print backlog, bytes, age of the oldest, sealed batches and dead letters."""
+    with _inspection() as inspection:
+        found = asdict(inspection.status())
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    process = found.pop("process")
+    click.echo(f"{'daemon':<18}{'not running' if process is None else f'process {process}'}")
+    for name, value in found.items():
+        click.echo(f"{name.replace('_', ' '):<18}{value}")
+
+
+@journal.command()
+@as_json
+def verify(*, as_json: bool) -> None:
+    """Read and check everything in the journal; exit 1 with a list if anything is damaged.
+
+    Works beside a running daemon. What is damaged is not repaired: the daemon does that when it
+    comes to it, and keeps what cannot be stored as dead letters with the code DAMAGED.
+    """
+    with _inspection() as inspection:
+        found = inspection.verify()
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in found]))
+    else:
+        for finding in found:
+            click.echo(escape_controls(sentence(finding)))
+        click.echo(f"{len(found)} pieces of damage" if found else "no damage")
+    sys.exit(1 if found else 0)
+
+
+@journal.group()
+def dead() -> None:
+    """Objects that the store refused for good, and what is damaged in the journal."""
+
+
+@dead.command("list")
+@as_json
+def list_dead(*, as_json: bool) -> None:
+    """List dead letters, the oldest first."""
+    with _inspection() as inspection:
+        letters = inspection.dead()
+    if as_json:
+        click.echo(json.dumps([asdict(letter) for letter in letters]))
+        return
+    for letter in letters:
+        at = datetime.fromtimestamp(letter.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        retry = "  (will be tried again)" if letter.retry else ""
+        reason = escape_controls(letter.reason)
+        click.echo(f"{letter.id}  {at}  {letter.payloads} payloads  {reason}{retry}")
+
+
+@dead.command()
+@click.argument("id_", metavar="ID")
+def show(id_: str) -> None:
+    """Print the payloads of a dead letter as NDJSON."""
+    with _inspection() as inspection:
+        lines = inspection.lines(id_)
+    # A terminal would obey control characters in payloads; a file gets them as they came.
+    sys.stdout.buffer.write(escape_controls_in_json(lines) if sys.stdout.isatty() else lines)
+
+
+@dead.command()
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+def retry(ids: tuple[str, ...]) -> None:
+    """Try dead letters again, all of them if no ID is given."""
+    with _inspection() as inspection:
+        count = inspection.retry(ids)
+        running = inspection.status().process is not None
+    when = "within a second" if running else "when the daemon is started"
+    click.echo(f"{count} dead letters will be tried again {when}")
+
+
+@dead.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+def drop(ids: tuple[str, ...]) -> None:
+    """Remove dead letters for good."""
+    with _inspection() as inspection:
+        click.echo(f"{inspection.drop(ids)} dead letters dropped")

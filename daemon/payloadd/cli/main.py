@@ -1,0 +1,84 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+from dataclasses import fields
+from typing import NoReturn
+
+import click
+import trio
+
+from payloadd import __version__, open_files, service
+from payloadd.cli.check import check
+from payloadd.cli.journal import journal
+from payloadd.cli.units import systemd
+from payloadd.config import settings as config
+from payloadd.errors import SettingsError
+from payloadd.escaping import escape_controls
+from payloadd.model.keys import key_problems
+from payloadd.observe import logs
+from payloadd.systemd.notify import Notifier, is_journal
+
+
+def _settings_table() -> str:
+    """Return every setting with its default, as a block that click leaves alone."""
+    rows = [
+        f"  {item.name.upper():<22} {item.metadata['default'] or '-':<32} {item.metadata['doc']}"
+        for item in fields(config.Settings)
+    ]
+    return "\b\nSettings, from the environment (name, default, meaning):\n" + "\n".join(rows)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="payloadd")
+def main() -> None:
+    """Take JSON payloads by HTTP POST and store them in S3."""
+
+
+main.add_command(journal)
+main.add_command(systemd)
+
+
+@main.command("serve", epilog=_settings_table())
+def serve_command() -> None:
+    """Run the daemon until SIGTERM or SIGINT, then drain.
+
+    With nothing configured it listens on 127.0.0.1:8080 (admin on 127.0.0.1:8081) and writes
+    objects below ./payloadd-data.
+    """
+    settings = _load()
+    logs.configure(settings, journald=is_journal(sys.stderr))
+    # Where it hangs, for the log, when systemd's watchdog ends it.
+    faulthandler.enable()
+    try:
+        settings = open_files.within(settings, open_files.raise_limit())
+        status = trio.run(service.run, settings)
+    except SettingsError as error:
+        _fail(error)
+    sys.exit(status)
+
+
+@main.command("check", epilog=_settings_table())
+def check_command() -> None:
+    """Try the settings: resolve credentials, write and delete one probe object."""
+    settings = _load()
+    logs.configure(settings)
+    good = trio.run(check, settings, lambda line: click.echo(escape_controls(line)))
+    sys.exit(0 if good else service.ExitStatus.WRONG_SETTINGS)
+
+
+def _load() -> config.Settings:
+    try:
+        return config.load(check=key_problems)
+    except SettingsError as error:
+        _fail(error)
+
+
+def _fail(error: SettingsError) -> NoReturn:
+    mark = logs.mark("error") if is_journal(sys.stderr) else ""
+    for problem in error.problems:
+        click.echo(f"{mark}payloadd: {escape_controls(problem)}", err=True)
+    Notifier().status("wrong settings: " + "; ".join(error.problems))
+    sys.exit(service.ExitStatus.WRONG_SETTINGS)

@@ -1,0 +1,279 @@
+"""Settings: the one place that reads the environment.
+
+A setting is one field of :class:`Settings`; its metadata holds the default as a
+user would write it, the parser, and a line for the documentation. ``load``
+tries every field and reports all that is wrong in one go, because fixing a
+unit file one restart at a time is a poor way to spend a night.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+from payloadd.config.credential_files import read_credentials
+from payloadd.config.parsers import (
+    Address,
+    Compression,
+    FileUrl,
+    S3Url,
+    address_or_off,
+    addresses,
+    duration,
+    endpoint_url,
+    one_of,
+    region,
+    size,
+    store_url,
+    whole,
+    words,
+)
+from payloadd.errors import SettingsError
+from payloadd.redaction import hide_userinfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+LARGEST_OBJECT: Final = 512 * 2**20
+"""Bytes: a dead letter is one row, and SQLite's rows end at 10^9 (https://sqlite.org/limits.html)."""
+
+
+def _setting(default: str | None, parse: Callable[[str], object], doc: str) -> dict[str, Any]:
+    """Return what a field has to know: the default as a user writes it, parser, and meaning."""
+    return {"default": default, "parse": parse, "doc": doc}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything a user can set, parsed: sizes in bytes, durations in seconds."""
+
+    max_workers: int = field(metadata=_setting("64", whole(1, 1024), "upload workers"))
+    max_queue: int = field(
+        metadata=_setting("10000", whole(1, 10_000_000), "jobs the memory channel holds")
+    )
+    max_queue_bytes: int = field(
+        metadata=_setting(
+            "64MiB", size(1, 2**40), "payload bytes held in memory, queued or being uploaded"
+        )
+    )
+    max_length: int = field(
+        metadata=_setting(
+            "16MiB", size(1, LARGEST_OBJECT), "largest request body, before and after decompression"
+        )
+    )
+    max_payloads: int = field(
+        metadata=_setting("100000", whole(1, 10_000_000), "payloads of one request")
+    )
+    max_request_bytes: int = field(
+        metadata=_setting(
+            "256MiB", size(1, 2**40), "bytes of request bodies in memory, all connections together"
+        )
+    )
+    max_connections: int = field(
+        metadata=_setting("1024", whole(1, 100_000), "client connections at once")
+    )
+    max_connections_per_client: int | None = field(
+        metadata=_setting(
+            None, whole(1, 100_000), "client connections at once of one client address"
+        )
+    )
+    bind: tuple[Address, ...] = field(
+        metadata=_setting(
+            "127.0.0.1:8080",
+            addresses,
+            "where POSTs are taken: comma list; systemd sockets replace it",
+        )
+    )
+    admin_bind: Address | None = field(
+        metadata=_setting(
+            "127.0.0.1:8081", address_or_off, "where status, metrics and health live; off"
+        )
+    )
+    store_url: FileUrl | S3Url = field(
+        metadata=_setting(
+            "file://./payloadd-data/objects", store_url, "s3://bucket[/prefix] or file:///path"
+        )
+    )
+    key_template: str = field(
+        metadata=_setting("{date}/{hour}/{id}.ndjson", words, "key of an object below the prefix")
+    )
+    batch_max_payloads: int = field(
+        metadata=_setting("1", whole(1, 1_000_000), "payloads per object")
+    )
+    batch_max_bytes: int = field(
+        metadata=_setting("8MiB", size(1, LARGEST_OBJECT), "uncompressed bytes per object")
+    )
+    batch_linger: float = field(
+        metadata=_setting("1s", duration(0, 3600), "longest that a payload waits for its batch")
+    )
+    compression: Compression = field(
+        metadata=_setting("none", one_of("none", "gzip", "zstd"), "compression of objects")
+    )
+    durability: Literal["memory", "disk"] = field(
+        metadata=_setting("disk", one_of("disk", "memory"), "disk: a 2xx after fsync")
+    )
+    state_dir: Path = field(
+        metadata=_setting("./payloadd-data", Path, "where journal.db lives; $STATE_DIRECTORY")
+    )
+    journal_max_bytes: int = field(
+        metadata=_setting("1GiB", size(1, 2**50), "past it, POST gets 503")
+    )
+    drain_timeout: float = field(
+        metadata=_setting("30s", duration(0, 86400), "how long SIGTERM waits for uploads")
+    )
+    request_timeout: float = field(
+        metadata=_setting("30s", duration(0.1, 3600), "to receive one whole request")
+    )
+    keepalive_timeout: float = field(
+        metadata=_setting("60s", duration(0.1, 86400), "idle connection")
+    )
+    upload_timeout: float = field(
+        metadata=_setting("60s", duration(0.1, 3600), "one attempt at one object")
+    )
+    tls_cert: Path | None = field(metadata=_setting(None, Path, "certificate chain for BIND, PEM"))
+    tls_key: Path | None = field(metadata=_setting(None, Path, "its key, PEM"))
+    tls_client_ca: Path | None = field(
+        metadata=_setting(None, Path, "authorities that clients need a certificate of, PEM")
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = field(
+        metadata=_setting(
+            "info", one_of("debug", "info", "warning", "error"), "least severe level that is logged"
+        )
+    )
+    log_format: Literal["auto", "text", "json"] = field(
+        metadata=_setting(
+            "auto", one_of("auto", "text", "json"), "auto: text on a terminal, JSON lines elsewhere"
+        )
+    )
+    s3_addressing: Literal["auto", "path", "virtual"] = field(
+        metadata=_setting(
+            "auto", one_of("auto", "path", "virtual"), "auto is path with a custom endpoint"
+        )
+    )
+    aws_region: str | None = field(metadata=_setting(None, region, "region of the bucket"))
+    aws_endpoint_url: str | None = field(
+        metadata=_setting(None, endpoint_url, "S3 endpoint other than AWS's")
+    )
+    aws_access_key_id: str | None = field(
+        repr=False, metadata=_setting(None, words, "static access key")
+    )
+    aws_secret_access_key: str | None = field(
+        repr=False, metadata=_setting(None, words, "static secret key")
+    )
+    aws_session_token: str | None = field(
+        repr=False, metadata=_setting(None, words, "session token of temporary keys")
+    )
+
+
+# Where a field is not read from the variable that has its own name.
+_NAMES: Final = {
+    "state_dir": ("STATE_DIR", "STATE_DIRECTORY"),
+    "aws_region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+    "aws_endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+}
+
+# Documented settings that this version does not have yet. To start without them would be to
+# ignore them silently: a token file that is not enforced, an object option that is not sent.
+_NOT_BUILT: Final = {
+    "AUTH_TOKENS": "bearer tokens",
+    "CLIENT_ADDRESS": "addresses of clients behind a proxy",
+    "CORS_ORIGINS": "browsers as clients",
+    "DRAIN_DELAY": "a delay between SIGTERM and the drain",
+    "ENVELOPE": "envelopes around payloads",
+    "JOURNAL_URL": "a journal that machines share",
+    "OBJECT_FORMAT": "object formats besides NDJSON",
+    "PARQUET_SCHEMA": "object formats besides NDJSON",
+    "PARQUET_SORT_BY": "object formats besides NDJSON",
+    "PUT_PRICE": "the cost metric",
+    "RATE_LIMIT": "rate limits",
+    "S3_ACL": "S3 object options",
+    "S3_CHECKSUM": "S3 object options",
+    "S3_EXPECTED_BUCKET_OWNER": "S3 object options",
+    "S3_IF_NONE_MATCH": "S3 object options",
+    "S3_METADATA": "S3 object options",
+    "S3_REQUEST_PAYER": "S3 object options",
+    "S3_SSE": "S3 object options",
+    "S3_SSE_KMS_KEY_ID": "S3 object options",
+    "S3_STORAGE_CLASS": "S3 object options",
+    "S3_TAGS": "S3 object options",
+    "STREAMS": "streams",
+    "TRUSTED_PROXIES": "addresses of clients behind a proxy",
+    "WATERMARK": "watermarks",
+}
+
+
+def load(
+    environ: Mapping[str, str] | None = None,
+    check: Callable[[Mapping[str, Any]], list[str]] | None = None,
+) -> Settings:
+    """Read the settings from ``environ`` (the process's own when None).
+
+    Files in ``$CREDENTIALS_DIRECTORY`` (systemd.exec(5), "CREDENTIALS") that have a
+    setting's name in lower case win over the variable. ``check`` is shown the values that
+    were read and returns what else is wrong with them. Raises SettingsError with every wrong
+    setting, its value and what is allowed.
+    """
+    environ = os.environ if environ is None else environ
+    credentials, problems = read_credentials(environ.get("CREDENTIALS_DIRECTORY"))
+    values: dict[str, object] = {}
+    for item in fields(Settings):
+        names = _NAMES.get(item.name, (item.name.upper(),))
+        name, text = _find(names, environ, credentials)
+        text = item.metadata["default"] if text is None else text
+        try:
+            values[item.name] = None if text is None else item.metadata["parse"](text)
+        except ValueError as error:
+            shown = repr(hide_userinfo(str(text))) if item.repr else "(not shown)"
+            problems.append(f"{name}: {shown} is not allowed; allowed is {error}")
+    problems += _not_built(environ, credentials)
+    problems += _contradictions(values)
+    problems += [] if check is None else check(values)
+    if problems:
+        raise SettingsError(problems)
+    return Settings(**cast("dict[str, Any]", values))
+
+
+def _find(
+    names: tuple[str, ...], environ: Mapping[str, str], credentials: Mapping[str, str]
+) -> tuple[str, str | None]:
+    """Return the name under which a setting was found, and its text (None: not set)."""
+    for name in names:
+        if name.lower() in credentials:
+            return name, credentials[name.lower()]
+    for name in names:
+        # `NAME=` in a unit's environment file is how administrators leave a line unset.
+        if environ.get(name):
+            return name, environ[name]
+    return names[0], None
+
+
+def _not_built(environ: Mapping[str, str], credentials: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name}: is set, but {what}: not built yet in this version; unset it"
+        for name, what in _NOT_BUILT.items()
+        if _find((name,), environ, credentials)[1] is not None
+    ]
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    """Name settings that are right alone and wrong together."""
+    length = values.get("max_length", 0)
+    problems = [
+        f"{name.upper()}: {values[name]} bytes is not allowed;"
+        f" allowed is MAX_LENGTH ({length} bytes) or more"
+        for name in ("max_queue_bytes", "max_request_bytes", "journal_max_bytes")
+        if length > values.get(name, length)
+    ]
+    tls = [values.get(name) for name in ("tls_cert", "tls_key", "tls_client_ca")]
+    if any(tls) and not all(tls[:2]):
+        problems.append("TLS_CERT, TLS_KEY: one of the two is missing; allowed is both or none")
+    keys = [values.get("aws_access_key_id"), values.get("aws_secret_access_key")]
+    if any(keys) and not all(keys):
+        problems.append(
+            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: one of the two is missing;"
+            " allowed is both or none"
+        )
+    return problems

@@ -1,0 +1,116 @@
+"""Errors as HTTP says them: problem+json (RFC 9457), rendered in one place.
+
+A code is the stable name of a kind of problem; status, title and type follow from it. The
+type is a URN of our own and not ``about:blank``, because by the RFC the type is what a
+generic client tells problems apart by, and 503 alone has several.
+"""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from payloadd.escaping import escape_controls_in_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from payloadd.errors import RefusedError
+
+CONTENT_TYPE: Final = "application/problem+json"
+
+# The contract's codes. STARTING is said on the admin address only; INTERNAL is a bug of ours.
+_KINDS: Final = {
+    "MALFORMED": (400, "The request cannot be parsed"),
+    "UNAUTHENTICATED": (401, "The request is not authenticated"),
+    "NOT_FOUND": (404, "There is nothing at this path"),
+    "METHOD_NOT_ALLOWED": (405, "The method is not allowed here"),
+    "TIMEOUT": (408, "The request did not arrive in time"),
+    "TOO_LARGE": (413, "The request is too large"),
+    "UNSUPPORTED_TYPE": (415, "The content type is not supported"),
+    "UNSUPPORTED_ENCODING": (415, "The content encoding is not supported"),
+    "NOT_A_COLLECTION": (422, "The document is not a collection of payloads"),
+    "INTERNAL": (500, "The daemon failed"),
+    "QUEUE_FULL": (503, "The queue is full"),
+    "JOURNAL_FULL": (503, "The journal is full"),
+    "DISK_ERROR": (503, "The disk failed"),
+    "BUSY": (503, "The daemon is busy"),
+    "DRAINING": (503, "The daemon is shutting down"),
+    "STARTING": (503, "The daemon is starting"),
+}
+
+
+class Problem(Exception):  # noqa: N818 - RFC 9457's own word for it
+    """An error answer. ``headers`` go with it; ``members`` are more members of the document."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+        members: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.status, self.title = _KINDS[code]
+        self.headers: dict[str, str] = dict(headers or {})
+        self.members: dict[str, object] = dict(members or {})
+
+    def document(self) -> bytes:
+        """Return the answer's body."""
+        document = msgspec.json.encode(
+            {
+                "type": "urn:payloadd:problem:" + self.code.lower().replace("_", "-"),
+                "title": self.title,
+                "status": self.status,
+                "detail": self.detail,
+                "code": self.code,
+                **self.members,
+            }
+        )
+        return escape_controls_in_json(document)
+
+    def raw(self, *, closes: bool = True) -> bytes:
+        """Return a whole HTTP/1.1 answer; ``closes``: it is the last one of its connection."""
+        body = self.document()
+        headers = {
+            **self.headers,
+            "Content-Type": CONTENT_TYPE,
+            "Content-Length": str(len(body)),
+            "Date": formatdate(usegmt=True),
+        }
+        if closes:
+            headers["Connection"] = "close"
+        head = f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        return head.encode("ascii") + b"\r\n" + body
+
+
+def refused(error: RefusedError, members: Mapping[str, object] | None = None) -> Problem:
+    """Return the 503 for what the pipeline refused, with its Retry-After in whole seconds."""
+    headers = {"Retry-After": str(error.retry_after)}
+    return Problem(error.code, error.detail, headers, members)
+
+
+def too_large(max_length: int, when: str = "") -> Problem:
+    """Return the 413 for a body of more than ``max_length`` bytes."""
+    return Problem("TOO_LARGE", f"the body is larger than {max_length} bytes{when} (MAX_LENGTH)")
+
+
+def too_many(max_payloads: int) -> Problem:
+    """Return the 413 for a request of more than ``max_payloads`` payloads."""
+    detail = f"the request has more than {max_payloads} payloads (MAX_PAYLOADS)"
+    return Problem("TOO_LARGE", detail)
+
+
+def explained(status: int) -> Problem:
+    """Return our answer for an empty one, which only Hypercorn gives: to what it cannot parse."""
+    if status == 500:  # noqa: PLR2004 - an app that ended without an answer
+        return Problem("INTERNAL", "the request was not answered")
+    if status == 431:  # noqa: PLR2004 - Request Header Fields Too Large
+        return Problem("MALFORMED", "the request's head is too large")
+    return Problem("MALFORMED", "the request is not HTTP")

@@ -1,0 +1,146 @@
+"""One log line for each refused request, at a bounded rate.
+
+A client whose requests are all refused keeps its own log, or none; without these lines the
+daemon's operator would see no trace of it. The rate is bounded for each code separately, so
+that a flood of one kind hides no other kind. The codes are a fixed set, and so is the memory.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from payloadd.observe.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio.socket import SocketType
+
+    from payloadd.ingress.problem import Problem
+
+log = get_logger(__name__)
+
+_BURST: Final = 10
+"""Lines of one code that may come at once."""
+_PER_SECOND: Final = 1.0
+_LONGEST_TEXT: Final = 256
+"""Characters of a text that a client chose."""
+_LONGEST_DETAIL: Final = 512
+_WRITING: Final = frozenset({None, "POST", "PUT"})
+"""Methods of requests that may have carried payloads; None: the request was not understood."""
+_REQUEST_LINE: Final = re.compile(rb"\A([!-~]+) (?:(/[!-~]*)|[!-~]+) HTTP/")
+_USER_AGENT: Final = re.compile(rb"(?i)\r\nuser-agent:([^\r\n]*)")
+
+
+class Allowance:
+    """The lines that one code may still write (a token bucket), and how many it did not."""
+
+    __slots__ = ("suppressed", "tokens", "updated")
+
+    def __init__(self, now: float) -> None:
+        self.tokens = float(_BURST)
+        self.updated = now
+        self.suppressed = 0
+
+    def take(self, now: float) -> bool:
+        """Return whether a line may be written at ``now``, and count it."""
+        self.tokens = min(_BURST, self.tokens + (now - self.updated) * _PER_SECOND)
+        self.updated = now
+        if self.tokens < 1:
+            self.suppressed += 1
+            return False
+        self.tokens -= 1
+        return True
+
+
+class RefusalLog:
+    """Writes the event ``request_refused``; ``clock`` returns seconds and never goes back."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._allowances: dict[str, Allowance] = {}
+
+    def note(
+        self,
+        problem: Problem,
+        client: str | None,
+        user_agent: str | None = None,
+        method: str | None = None,
+        path: str | None = None,
+    ) -> None:
+        """Log that a request was answered with ``problem``; what is not known is None.
+
+        ``suppressed`` counts the lines of this code that were left out since its last one.
+        """
+        now = self._clock()
+        allowance = self._allowances.get(problem.code)
+        if allowance is None:
+            allowance = self._allowances[problem.code] = Allowance(now)
+        if not allowance.take(now):
+            return
+        known: dict[str, Any] = {
+            "client": client,
+            "user_agent": _shown(user_agent),
+            "method": _shown(method),
+            "path": _shown(path),
+        }
+        write = log.warning if method in _WRITING else log.info
+        write(
+            "request_refused",
+            status=problem.status,
+            code=problem.code,
+            detail=problem.detail[:_LONGEST_DETAIL],
+            **{name: value for name, value in known.items() if value is not None},
+            suppressed=allowance.suppressed,
+        )
+        allowance.suppressed = 0
+
+    def finish(self) -> None:
+        """Log what was suppressed since the last line of each code."""
+        for code, allowance in self._allowances.items():
+            if allowance.suppressed:
+                log.warning("refusals_suppressed", code=code, suppressed=allowance.suppressed)
+                allowance.suppressed = 0
+
+
+class Described(NamedTuple):
+    """What the log tells of a request."""
+
+    user_agent: str | None
+    method: str | None
+    path: str | None
+
+
+def describe(head: bytes) -> Described:
+    """Return what the log tells of a request that begins with ``head``; a body may follow."""
+    head, _, _ = head.partition(b"\r\n\r\n")
+    line = _REQUEST_LINE.match(head)
+    method, target = (None, None) if line is None else line.groups()
+    agent = _USER_AGENT.search(head)
+    return Described(
+        None if agent is None else agent[1].decode("latin-1").strip(" \t"),
+        None if method is None else method.decode("ascii"),
+        None if target is None else target.partition(b"?")[0].decode("ascii"),
+    )
+
+
+def address_of_client(socket: SocketType) -> str | None:
+    """Return the address at the other end, ``unix``, or None if the client is gone."""
+    try:
+        peer = socket.getpeername()
+    except OSError:
+        return None
+    return str(peer[0]) if isinstance(peer, tuple) else "unix"
+
+
+def _shown(text: str | None) -> str | None:
+    """Return what is shown of a text that a client chose."""
+    if text is None:
+        return None
+    with suppress(UnicodeError):
+        # Headers are decoded as Latin-1, and most clients mean UTF-8.
+        text = text.encode("latin-1").decode("utf-8")
+    return text[:_LONGEST_TEXT]

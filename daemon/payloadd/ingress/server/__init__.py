@@ -1,0 +1,1 @@
+"""Accept connections, bound them, and serve them by Hypercorn."""

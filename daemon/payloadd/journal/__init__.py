@@ -1,0 +1,1 @@
+"""The journal: keeps accepted jobs until they are stored."""

@@ -1,0 +1,1 @@
+"""A journal in one SQLite file, with segments for large payloads."""

@@ -1,0 +1,197 @@
+"""Dead letters: what the store refused for good, kept where it was.
+
+The payloads stay in ``jobs``; a row in ``dead`` takes them out of circulation and says why. So
+to bury a large object is a small write, also on a disk that is nearly full, and one that is
+tried again becomes the sealed batch that it was, under its own key. Functions raise
+sqlite3.Error.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from payloadd.errors import PayloaddError
+from payloadd.journal.sqlite import damage, job_rows
+from payloadd.journal.sqlite.checksum import of_values
+from payloadd.journal.sqlite.job_rows import IN_RANGE
+from payloadd.journal.sqlite.schema import ROW_BYTES
+from payloadd.model.formats.ndjson import ENCODERS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from payloadd.journal.sqlite.job_rows import Row
+    from payloadd.model.job import Batch
+
+_SEAL: Final = """
+    INSERT OR REPLACE INTO batches (first, last, key, compression, encoder, crc)
+    VALUES (?, ?, ?, ?, ?, ?)
+"""
+_NO_RETRY: Final = (
+    "a dead letter with the code DAMAGED cannot be tried again: what is left of it is not what"
+    " was accepted. `dead show` prints what can be read, `dead drop` removes it; post again what"
+    " is right. Nothing was changed"
+)
+REVIVED_PER_COMMIT: Final = 100
+"""Dead letters that are revived in one commit."""
+
+
+class DeadRange(NamedTuple):
+    """The jobs of a dead letter, and what they hold."""
+
+    first: int
+    last: int
+    payloads: int
+    bytes: int
+    counted: int | None = None
+    """How many jobs they are, where they are no neighbours by ``seq``: damaged ones are missing."""
+
+    @property
+    def jobs(self) -> int:
+        """How many they are."""
+        return self.last - self.first + 1 if self.counted is None else self.counted
+
+    @property
+    def room(self) -> int:
+        """Bytes that they take in the journal, about."""
+        return self.bytes + self.jobs * ROW_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An object that the store refused for good."""
+
+    id: str
+    at: int
+    """Unix time in seconds."""
+    code: str
+    reason: str
+    key: str
+    payloads: int
+    bytes: int
+    retry: int
+    """1: marked to be tried again."""
+
+
+def bury(connection: sqlite3.Connection, batch: Batch, code: str, reason: str) -> None:
+    """Take a batch out of circulation."""
+    first, last = batch.jobs[0].seq, batch.jobs[-1].seq
+    connection.execute("DELETE FROM batches WHERE first = ?", (first,))
+    jobs = len(batch.jobs)
+    values = (
+        *(first, last, batch.key, batch.compression, str(batch.id), int(time.time())),
+        *(code, reason, batch.payloads, batch.bytes),
+        None if jobs == last - first + 1 else jobs,
+    )
+    connection.execute(damage.INSERT_DEAD, (*values, of_values(values)))
+
+
+def revive(connection: sqlite3.Connection) -> list[DeadRange]:
+    """Make sealed batches of those that are marked, AT_ONCE at most, and return them."""
+    wanted = connection.execute(
+        "SELECT first, last, key, compression, payloads, bytes, jobs FROM dead"
+        " WHERE retry AND first > 0 ORDER BY first LIMIT ?",
+        (REVIVED_PER_COMMIT,),
+    ).fetchall()
+    for first, last, key, compression, *_ in wanted:
+        seal(connection, (first, last, key, compression, None))
+    connection.executemany("DELETE FROM dead WHERE first = ?", [row[:1] for row in wanted])
+    return [DeadRange(row[0], row[1], *row[4:]) for row in wanted]
+
+
+def seal(connection: sqlite3.Connection, batch: tuple[int, int, str, str, str | None]) -> None:
+    """Note a sealed batch: first, last, key, compression, encoder."""
+    connection.execute(_SEAL, (*batch, of_values(batch)))
+
+
+def batch_row(batch: Batch) -> tuple[int, int, str, str, str | None]:
+    """Return what is noted of a batch when it is sealed."""
+    encoder = ENCODERS[batch.compression]
+    return (batch.jobs[0].seq, batch.jobs[-1].seq, batch.key, batch.compression, encoder)
+
+
+def ranges(connection: sqlite3.Connection) -> list[DeadRange]:
+    """Return what lies out of circulation."""
+    found = connection.execute("SELECT first, last, payloads, bytes, jobs FROM dead ORDER BY first")
+    return [DeadRange(*row) for row in found]
+
+
+def letters(connection: sqlite3.Connection) -> list[DeadLetter]:
+    """Return the dead letters, the oldest first."""
+    found = connection.execute(
+        "SELECT id, at, code, reason, key, payloads, bytes, retry FROM dead ORDER BY at, first"
+    )
+    return [DeadLetter(*row) for row in found]
+
+
+def lines(connection: sqlite3.Connection, state_dir: Path, id_: str) -> bytes:
+    """Return the payloads of one as NDJSON; raises PayloaddError."""
+    (found,) = _find(connection, [id_])
+    members = connection.execute(IN_RANGE, found).fetchall()
+    if found[0] <= 0:
+        return _what_is_left(members, state_dir)
+    while True:
+        try:
+            return b"".join(job_rows.lines(members, state_dir))
+        except sqlite3.OperationalError:
+            # A daemon that runs may have moved them since.
+            before, members = members, connection.execute(IN_RANGE, found).fetchall()
+            if members == before:
+                raise
+
+
+def _what_is_left(members: Sequence[Row], state_dir: Path) -> bytes:
+    """Return the lines of damaged rows, as far as they can be read."""
+    left = []
+    for row in reversed(members):
+        # A damaged row may hold anything.
+        with suppress(sqlite3.Error, TypeError, ValueError):
+            left += [_bytes_of(lines) for lines in job_rows.lines([row], state_dir)]
+    return b"".join(left)
+
+
+def _bytes_of(lines: object) -> bytes:
+    if isinstance(lines, str):
+        return lines.encode(errors="surrogateescape")
+    return lines if isinstance(lines, bytes) else b""
+
+
+def mark(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
+    """Mark dead letters (all, if ``ids`` is empty) to be tried again; returns how many.
+
+    Raises PayloaddError for an id that is none.
+    """
+    if not ids:
+        return connection.execute("UPDATE dead SET retry = 1 WHERE first > 0").rowcount
+    found = _find(connection, ids)
+    if any(first <= 0 for first, _ in found):
+        raise PayloaddError(_NO_RETRY)
+    connection.executemany("UPDATE dead SET retry = 1 WHERE first = ? AND last = ?", found)
+    return len(found)
+
+
+def drop(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
+    """Remove dead letters and their payloads; returns how many. Raises PayloaddError as above."""
+    found = _find(connection, ids)
+    connection.executemany("DELETE FROM jobs WHERE seq BETWEEN ? AND ?", found)
+    connection.executemany("DELETE FROM dead WHERE first = ? AND last = ?", found)
+    return len(found)
+
+
+def _find(connection: sqlite3.Connection, ids: Sequence[str]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    unknown: list[str] = []
+    for id_ in dict.fromkeys(ids):
+        row = connection.execute("SELECT first, last FROM dead WHERE id = ?", (id_,)).fetchone()
+        if row is None:
+            unknown.append(id_)
+        else:
+            found.append(row)
+    if unknown:
+        raise PayloaddError(f"no dead letter {', '.join(unknown)}; nothing was changed")
+    return found

@@ -1,0 +1,306 @@
+"""Takes stock of a journal: reads all tables but ``jobs``, and puts right what is damaged.
+
+The counts in ``totals`` are what tells that a row is missing: everything else shows what is
+there. Functions raise sqlite3.Error, and write in one transaction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from payloadd.journal.sqlite import damage, row_reader, small_tables
+from payloadd.journal.sqlite.damage import DamagedRow, Finding
+from payloadd.journal.sqlite.small_tables import BATCHES, DEAD, IDENTITY, STORED, TOTALS, ranges
+from payloadd.journal.sqlite.totals import Totals, count
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Container, Sequence
+
+    from payloadd.journal.sqlite.job_rows import Range
+
+_FAR: Final = 2**62
+_COLUMNS: Final = "seq, id, payloads, lines, segment, start, size, stream, crc"
+_THERE: Final = "SELECT count(*) FROM jobs WHERE seq BETWEEN ? AND ?"
+_TOLD: Final = "SELECT 1 FROM dead WHERE first <= 0 AND -first >= ? AND -last <= ?"
+_DEAD_MEMBERS: Final = """
+    SELECT first, last, coalesce(dead.jobs, last - first + 1), dead.payloads,
+        count(seq), total(jobs.payloads), total(coalesce(size, length(lines)))
+    FROM dead LEFT JOIN jobs ON seq BETWEEN first AND last WHERE first > 0 GROUP BY first
+"""
+_BEYOND: Final = f"SELECT {_COLUMNS} FROM jobs WHERE seq >= ? ORDER BY seq"  # noqa: S608 - names of ours
+_LOST: Final = f"""
+    SELECT {_COLUMNS} FROM jobs WHERE seq <= 0
+    AND NOT EXISTS (SELECT 1 FROM dead WHERE seq BETWEEN first AND last) ORDER BY seq
+"""  # noqa: S608 - as above
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What is in a journal, by its ranges and its totals, and what is damaged."""
+
+    totals: Totals
+    findings: Sequence[Finding]
+    lost_payloads: int = 0
+    """Payloads by which the totals say less than before."""
+    sealed: Sequence[Range] = ()
+    apart: Sequence[Range] = ()
+    """Sealed, dead or stored, in order."""
+    known: bool = True
+    """Whether the totals are what was written, and not counted anew."""
+    identity: bytes | None = None
+    """The identity of the journal, None where it is not known."""
+
+
+def take(
+    connection: sqlite3.Connection,
+    segments: Sequence[int],
+    gaps: Sequence[Range],
+    *,
+    counting: bool,
+) -> Inventory:
+    """Take stock at a start. ``gaps`` is where rows may be missing; ``counting``: see whether."""
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        findings: list[Finding] = []
+        found: dict[str, list[Any]] = {}
+        lost: set[str] = set()
+        for table in (BATCHES, DEAD, STORED, IDENTITY):
+            checked = small_tables.check(connection, table)
+            findings += small_tables.repair(connection, table, checked)
+            found[table.name] = checked.rows
+            lost |= {table.name} if checked.lost else set()
+        stored = [(first, last) for last, first in ranges(found["stored"])]
+        if counting:
+            findings += _bury_missing_members(connection, gaps)
+        sealed, dead = ranges(found["batches"]), dead_ranges(connection)
+        totals, problem, known = _totals(connection, segments, [*sealed, *dead, *stored])
+        findings += problem
+        apart = sorted([*sealed, *dead, *stored])
+        refuse_unknown(connection, totals if known else None, lost, [*dead, *stored])
+        before = totals
+        strays = _bury_strays(connection, totals)
+        if any((one.first or 0) > 0 for one in strays):
+            # They were counted, and they are no more.
+            totals = _without(totals, strays)
+            totals.write(connection)
+        findings += strays
+        for first, last in sealed if counting else ():
+            # Before the comparison, which knows no numbers.
+            absent = bury_absent(connection, first, last, totals)
+            totals = absent.totals
+            findings += absent.findings
+        if counting or not known:
+            compared = compare(connection, totals, gaps, known=known)
+            totals = compared.totals
+            findings += compared.findings
+        less = max(0, before.payloads - totals.payloads) if known else 0
+        rows = found["identity"]
+        identity = rows[0][0] if len(rows) == 1 else None
+        return Inventory(totals, findings, less, sealed, apart, known, identity)
+
+
+def bury(
+    connection: sqlite3.Connection,
+    damaged: Sequence[DamagedRow],
+    before: Totals,
+    is_sound: Callable[[], bool],
+) -> Inventory:
+    """Make dead letters of damaged rows, and count what is left. In the caller's transaction.
+
+    Raises the error of a damaged file where rows are missing too and the pages are not in order,
+    which ``is_sound`` tells: the file has to be made sound first.
+    """
+    findings = damage.bury_rows(connection, damaged)
+    jobs, payloads, size = count(connection, _apart(connection))
+    missing = before.jobs - jobs - len(damaged)
+    if missing > 0:
+        if not is_sound():
+            raise damage.corrupt(f"{missing} rows of jobs are missing")
+        # Each job has a payload at least; what a damaged row says of its own may be wrong.
+        less = max(missing, before.payloads - payloads - damage.total(findings))
+        findings += _bury_missing(connection, (), missing, less)
+    totals = replace(before, jobs=jobs, payloads=payloads, bytes=size)
+    totals.write(connection)
+    return Inventory(totals, findings, before.payloads - payloads)
+
+
+def compare(
+    connection: sqlite3.Connection,
+    before: Totals,
+    gaps: Sequence[Range],
+    *,
+    known: bool = True,
+    is_sound: Callable[[], bool] = lambda: True,
+) -> Inventory:
+    """Compare the totals with what is there; jobs that are missing become a dead letter.
+
+    ``known``: whether the totals are what was written. ``is_sound``: as for ``bury``. In the
+    caller's transaction.
+    """
+    counted = count(connection, _apart(connection))
+    totals = replace(before, jobs=counted.jobs, payloads=counted.payloads, bytes=counted.bytes)
+    if known and totals == before:
+        return Inventory(before, ())
+    missing = before.jobs - counted.jobs
+    findings: list[Finding] = []
+    if known and missing > 0:
+        if not is_sound():
+            raise damage.corrupt(f"{missing} rows of jobs are missing")
+        payloads = max(0, before.payloads - counted.payloads)
+        findings = _bury_missing(connection, gaps, missing, payloads)
+    elif not known:
+        for gap in gaps:
+            finding = Finding("jobs", "in pages that cannot be read", *gap)
+            findings.append(damage.bury_range(connection, finding))
+    totals.write(connection)
+    return Inventory(totals, findings, before.payloads - totals.payloads)
+
+
+def _bury_missing(
+    connection: sqlite3.Connection, gaps: Sequence[Range], jobs: int, payloads: int
+) -> list[Finding]:
+    """Make dead letters of jobs of which nothing is left: all in the first, without a count."""
+    if not gaps:
+        finding = Finding("jobs", "not in the file any more", jobs=jobs, payloads=payloads)
+        return [damage.bury_range(connection, finding)]
+    found = []
+    for gap in gaps:
+        finding = Finding("jobs", "in pages that cannot be read", *gap, jobs, payloads)
+        found.append(damage.bury_range(connection, finding))
+        jobs = payloads = 0
+    return found
+
+
+def refuse_unknown(
+    connection: sqlite3.Connection,
+    totals: Totals | None,
+    lost: Container[str],
+    apart: Sequence[Range],
+) -> None:
+    """Raise StartError where jobs that are in the store already could be stored again.
+
+    ``totals``: where they are known. ``lost``: tables of which rows are lost. ``apart``: what is
+    known not to wait.
+    """
+    if "batches" in lost and "dead" in lost:
+        # One of them is made up for, see ``small_tables``: batches are made as they were.
+        raise damage.refusal("it is not known which jobs are sealed and which are dead letters")
+    if "stored" in lost and totals is not None:
+        surplus = count(connection, apart).jobs - totals.jobs
+        if surplus > 0:
+            raise damage.refusal(f"{surplus} jobs are stored already, and it is not known which")
+
+
+def bury_uncounted(connection: sqlite3.Connection, totals: Totals, payloads: int) -> Inventory:
+    """Make a dead letter of payloads that are missing by a count outside of the file.
+
+    The totals cannot tell where they were lost, or where as many dead letters wait again because
+    their rows in ``dead`` are lost.
+    """
+    reason = "not in the file any more, by the count in journal.high"
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        finding = damage.bury_range(connection, Finding("jobs", reason, payloads=payloads))
+    return Inventory(totals, [finding], payloads)
+
+
+def bury_absent(connection: sqlite3.Connection, first: int, last: int, before: Totals) -> Inventory:
+    """Make a dead letter of the members of a sealed batch that have no row any more.
+
+    Not of those of which a dead letter tells already. In the caller's transaction.
+    """
+    (there,) = connection.execute(_THERE, (first, last)).fetchone()
+    missing = last - first + 1 - there
+    if missing <= 0 or connection.execute(_TOLD, (first, last)).fetchone() is not None:
+        return Inventory(before, ())
+    reason = "members of a sealed batch that are not in the file any more"
+    # Each has a payload at least.
+    finding = Finding("jobs", reason, first, last, missing, missing)
+    findings = [damage.bury_range(connection, finding)]
+    jobs, payloads = max(0, before.jobs - missing), max(0, before.payloads - missing)
+    totals = replace(before, jobs=jobs, payloads=payloads)
+    totals.write(connection)
+    return Inventory(totals, findings, before.payloads - payloads)
+
+
+def _bury_missing_members(connection: sqlite3.Connection, gaps: Sequence[Range]) -> list[Finding]:
+    """Make dead letters of what is missing of earlier ones, which keep what is there."""
+    findings = []
+    for first, last, told, payloads, *there in connection.execute(_DEAD_MEMBERS).fetchall():
+        jobs, payloads_there, size = there
+        if jobs >= told:
+            continue
+        unreadable = any(low <= last and first <= high for low, high in gaps)
+        place = "in pages that cannot be read" if unreadable else "not in the file any more"
+        reason = f"members of a dead letter, {place}"
+        less = max(told - jobs, payloads - int(payloads_there))
+        finding = Finding("dead", reason, first, last, told - jobs, less)
+        findings.append(damage.bury_range(connection, finding))
+        small_tables.change_counts(connection, first, int(payloads_there), int(size), jobs)
+    return findings
+
+
+def dead_ranges(connection: sqlite3.Connection) -> list[Range]:
+    """Return the ranges of all dead letters."""
+    return connection.execute("SELECT first, last FROM dead").fetchall()
+
+
+def _totals(
+    connection: sqlite3.Connection, segments: Sequence[int], known: Sequence[Range]
+) -> tuple[Totals, list[Finding], bool]:
+    """Return the totals, what is wrong with them, and whether they are what was written.
+
+    If they are not, ``next`` is what it has to be at least, and the rest is to be counted.
+    """
+    checked = small_tables.check(connection, TOTALS)
+    if len(checked.rows) == 1 and not checked.lost:
+        totals = Totals(*checked.rows[0])
+        if not checked.repaired:
+            return totals, [], True
+        totals.write(connection)
+        return totals, [Finding("totals", "had a flipped bit and was repaired")], True
+    (newest,) = connection.execute("SELECT max(seq) FROM jobs WHERE seq < ?", (_FAR,)).fetchone()
+    following = 1 + max([newest or 0, *(last for _, last in known), *segments, 0])
+    connection.execute("DELETE FROM totals")
+    (keys,) = connection.execute("SELECT count(*) FROM answers").fetchone()
+    connection.execute(
+        "INSERT INTO totals (next, jobs, payloads, bytes, keys) VALUES (?, 0, 0, 0, ?)",
+        (following, keys),
+    )
+    reason = "does not match its checksum; it was counted anew"
+    return Totals(following, 0, 0, 0, keys), [Finding("totals", reason)], False
+
+
+def _without(totals: Totals, strays: Sequence[Finding]) -> Totals:
+    """Return the totals without the jobs from the future."""
+    beyond = [one for one in strays if (one.first or 0) > 0]
+    return replace(
+        totals,
+        jobs=max(0, totals.jobs - sum(one.jobs for one in beyond)),
+        payloads=max(0, totals.payloads - damage.total(beyond)),
+    )
+
+
+def _bury_strays(connection: sqlite3.Connection, totals: Totals) -> list[Finding]:
+    """Make dead letters of rows whose number is one that no job has yet, or never has."""
+    findings: list[Finding] = []
+    beyond = connection.execute(_BEYOND, (totals.next,)).fetchall()
+    reason = "has a number that was not given yet"
+    findings += damage.bury_rows(connection, [_stray(row, reason) for row in beyond])
+    lost = connection.execute(_LOST).fetchall()
+    reason = "belongs to a dead letter that is gone"
+    return findings + damage.bury_rows(connection, [_stray(row, reason) for row in lost])
+
+
+def _stray(row: Any, reason: str) -> DamagedRow:  # noqa: ANN401 - it may hold anything
+    return DamagedRow(row[0], row[1], row[2], row_reader.size(row), reason)
+
+
+def _apart(connection: sqlite3.Connection) -> list[Range]:
+    """Return the ranges of jobs that do not wait."""
+    found = connection.execute(
+        "SELECT first, last FROM dead UNION ALL SELECT first, last FROM stored"
+    )
+    return found.fetchall()

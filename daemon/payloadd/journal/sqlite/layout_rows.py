@@ -1,0 +1,45 @@
+"""The rows of ``layouts``. Functions raise sqlite3.Error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from payloadd.journal.sqlite.checksum import of_values
+from payloadd.model.layout import Layout
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+    from payloadd.journal.sqlite.small_tables import Values
+
+_FORGET: Final = """
+    DELETE FROM layouts WHERE first <
+    (SELECT max(first) FROM layouts WHERE first <=
+    (SELECT coalesce((SELECT min(seq) FROM jobs), (SELECT next FROM totals))))
+"""
+_INSERT: Final = """
+    INSERT OR REPLACE INTO layouts (first, template, host, compression, alone, crc)
+    VALUES (?, ?, ?, ?, ?, ?)
+"""
+
+
+def note(
+    connection: sqlite3.Connection, rows: Sequence[Values], following: int, now: Layout
+) -> list[tuple[int, Layout]]:
+    """Note that ``now`` holds from the job ``following`` on; returns all, each with its first job.
+
+    ``rows`` are those of the table that check out.
+    """
+    known = [
+        (first, Layout(template, host, compression, alone=bool(alone)))
+        for first, template, host, compression, alone in rows
+    ]
+    # The first that is known holds for all before: the others are gone.
+    if known and known[-1][1] == now:
+        return known
+    values = (following, now.template, now.host, now.compression, int(now.alone))
+    connection.execute(_INSERT, (*values, of_values(values)))
+    # Those that no job is left of are of no use any more.
+    connection.execute(_FORGET)
+    return [*(one for one in known if one[0] != following), (following, now)]

@@ -1,0 +1,90 @@
+"""Writes what memory knows into a file that has lost it.
+
+A job that is in memory is going to be stored, whatever has become of its row. Its row is written
+as it was, so that the job is not taken for damaged, the totals count it until it is settled, and a
+crash before the upload loses nothing. Functions raise sqlite3.Error, and write in the transaction
+of the caller.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from payloadd.journal.sqlite import job_rows
+from payloadd.journal.sqlite.checksum import of_job, of_totals, of_values
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Sequence
+
+    from payloadd.journal.sqlite.job_rows import Range, Row
+    from payloadd.journal.sqlite.totals import Totals
+    from payloadd.model.job import Job
+
+
+def restore_rows(connection: sqlite3.Connection, jobs: Iterable[Job]) -> int:
+    """Write the row of each job that has none or an altered one; returns how many."""
+    wanted = {job.seq: job for job in jobs}
+    sound: set[int] = set()
+    for range_ in job_rows.merge([(seq, seq) for seq in wanted]):
+        for row in connection.execute(job_rows.IN_RANGE, range_):
+            job = wanted.get(row[0])
+            if job is not None and _is_row_of(job, row):
+                sound.add(job.seq)
+    lost = [job for seq, job in sorted(wanted.items()) if seq not in sound]
+    job_rows.delete_each(connection, "jobs", "seq", [job.seq for job in lost])
+    job_rows.insert(connection, [_row(job) for job in lost])
+    return len(lost)
+
+
+def _is_row_of(job: Job, row: Row) -> bool:
+    """Return whether a row is the one that was written for a job, as far as the row tells."""
+    _, id_, payloads, lines, segment, _, size, stream, crc = row
+    same = id_ == job.id.bytes and payloads == job.payloads and stream == 0
+    in_place = lines == job.lines if segment is None else size == len(job.lines)
+    return bool(same and in_place) and (crc is None or crc == _checksum(job))
+
+
+def _row(job: Job) -> job_rows.NewRow:
+    id_ = job.id.bytes
+    return (job.seq, bytearray(id_), job.payloads, bytearray(job.lines), _checksum(job))
+
+
+def _checksum(job: Job) -> int:
+    return of_job(job.seq, job.id.bytes, job.payloads, job.lines)
+
+
+def restore_totals(connection: sqlite3.Connection, totals: Totals) -> None:
+    """Write the totals as of the last commit; Idempotency-Keys are counted."""
+    (keys,) = connection.execute("SELECT count(*) FROM answers").fetchone()
+    row = (totals.next, totals.jobs, totals.payloads, totals.bytes, keys, totals.accepted)
+    connection.execute("DELETE FROM totals")
+    connection.execute(
+        "INSERT INTO totals (next, jobs, payloads, bytes, keys, accepted, crc)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (*row, of_totals(row)),
+    )
+
+
+def restore_stored(connection: sqlite3.Connection, ranges: Sequence[Range]) -> None:
+    """Write the ranges whose jobs are stored and whose rows wait to be deleted."""
+    connection.execute("DELETE FROM stored")
+    connection.executemany(
+        "INSERT INTO stored (first, last, crc) VALUES (?, ?, ?)",
+        [(first, last, of_values((last, first))) for first, last in ranges if first <= last],
+    )
+
+
+def without(gaps: Sequence[Range], jobs: Iterable[Job]) -> list[Range]:
+    """Return the gaps without the jobs at their ends: those have rows."""
+    present = {job.seq for job in jobs}
+    left = []
+    for first, last in gaps:
+        low, high = first, last
+        while low <= high and low in present:
+            low += 1
+        while low <= high and high in present:
+            high -= 1
+        if low <= high:
+            left.append((low, high))
+    return left

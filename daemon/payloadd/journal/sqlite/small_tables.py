@@ -1,0 +1,260 @@
+"""The tables beside ``jobs`` as a start reads them: whole, and each row against its checksum.
+
+A row that does not match is first taken for one with a single flipped bit, which its checksum
+finds. What is still not known goes, loudly, and with these consequences:
+
+* ``batches``: the members are batched anew. The key of an object is made of its first member,
+  so the batch that was sealed becomes the same object again unless a neighbour is damaged too.
+* ``dead``: the store refuses the object again, and it becomes a dead letter again.
+* ``stored``: a start is refused where rows are left that may be those; see ``inventory``.
+* ``batches`` and ``dead`` both: a start is refused too.
+* ``layouts``: the one before it holds for its jobs, or the settings of now do.
+* ``identity``: the one in ``journal.high`` is taken over.
+* ``totals``: counted anew.
+
+Functions raise sqlite3.Error.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from payloadd.journal.sqlite.checksum import of_answer, of_totals, of_values
+from payloadd.journal.sqlite.damage import Finding
+from payloadd.model.formats.ndjson import SUFFIXES
+from payloadd.model.keys import KeyTemplate
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterator, Sequence
+
+Values = tuple[Any, ...]
+
+_BITS: Final = 63
+_ID_BYTES: Final = 16
+_LONGEST_TEXT: Final = 4096
+"""Bytes of a text in which a flipped bit is looked for: 32,768 tries, 0.1 s."""
+
+
+class Table(NamedTuple):
+    """A table whose rows have a checksum over ``columns``, the first of which is its key."""
+
+    name: str
+    columns: tuple[str, ...]
+    is_shaped: Callable[[Values], bool]
+    kept: tuple[str, ...] = ()
+    """Columns that change without the checksum."""
+    checksum: Callable[[Values], int] = of_values
+    """What a row that has the right shape has in ``crc``."""
+
+
+class Checked(NamedTuple):
+    """The rows of a table."""
+
+    rows: list[Values]
+    """Those that hold, repaired ones too."""
+    repaired: list[tuple[Values, Values]]
+    """Rows with one flipped bit: as they are, and as they were."""
+    lost: list[Values]
+    """Rows whose earlier values are not known."""
+
+
+def _is_range(first: object, last: object) -> bool:
+    return isinstance(first, int) and isinstance(last, int) and first <= last
+
+
+def _is_batch(row: Values) -> bool:
+    first, last, key, compression, encoder = row
+    return (
+        _is_range(first, last)
+        and isinstance(key, str)
+        and compression in SUFFIXES
+        and isinstance(encoder, str | None)
+    )
+
+
+def _is_dead(row: Values) -> bool:
+    first, last, *texts, payloads, size, jobs = row
+    key, compression, id_, at, code, reason = texts
+    return (
+        _is_range(first, last)
+        and all(isinstance(text, str) for text in (key, compression, id_, code, reason))
+        and compression in SUFFIXES
+        and all(isinstance(number, int) for number in (at, payloads, size))
+        and isinstance(jobs, int | None)
+    )
+
+
+def _is_layout(row: Values) -> bool:
+    first, template, host, compression, alone = row
+    if not (isinstance(first, int) and isinstance(template, str) and isinstance(host, str)):
+        return False
+    try:
+        KeyTemplate.parse(template, host=host)
+    except ValueError:
+        return False
+    return compression in SUFFIXES and isinstance(alone, int)
+
+
+def _is_answer(row: Values) -> bool:
+    key, id_, payloads, expires, fingerprint = row
+    return (
+        isinstance(key, bytes)
+        and isinstance(id_, bytes)
+        and isinstance(payloads, int)
+        and isinstance(expires, int)
+        and isinstance(fingerprint, bytes | None)
+    )
+
+
+BATCHES: Final = Table("batches", ("first", "last", "key", "compression", "encoder"), _is_batch)
+DEAD: Final = Table(
+    "dead",
+    (
+        *("first", "last", "key", "compression", "id", "at"),
+        *("code", "reason", "payloads", "bytes", "jobs"),
+    ),
+    _is_dead,
+    kept=("retry",),
+)
+STORED: Final = Table("stored", ("last", "first"), lambda row: _is_range(row[1], row[0]))
+LAYOUTS: Final = Table("layouts", ("first", "template", "host", "compression", "alone"), _is_layout)
+ANSWERS: Final = Table(
+    "answers", ("key", "id", "payloads", "expires", "fingerprint"), _is_answer, checksum=of_answer
+)
+IDENTITY: Final = Table(
+    "identity", ("id",), lambda row: isinstance(row[0], bytes) and len(row[0]) == _ID_BYTES
+)
+TOTALS: Final = Table(
+    "totals",
+    ("next", "jobs", "payloads", "bytes", "keys", "accepted"),
+    lambda row: all(isinstance(number, int) and 0 <= number < 2**62 for number in row),
+    checksum=of_totals,
+)
+
+
+def check(connection: sqlite3.Connection, table: Table) -> Checked:
+    """Read a table and tell the rows that hold from the others."""
+    checked = Checked([], [], [])
+    columns = ", ".join((*table.columns, "crc"))
+    query = f"SELECT {columns} FROM {table.name}"  # noqa: S608 - names of ours
+    for *values, crc in connection.execute(query).fetchall():
+        row = tuple(values)
+        if holds(table, row, crc):
+            checked.rows.append(row)
+        elif (before := _before_a_flip(table, row, crc)) is not None:
+            checked.rows.append(before)
+            checked.repaired.append((row, before))
+        else:
+            checked.lost.append(row)
+    checked.rows.sort(key=lambda row: row[0])
+    return checked
+
+
+def damaged(connection: sqlite3.Connection, table: Table) -> list[Values]:
+    """Return the rows of a table that are not what was written."""
+    columns = ", ".join((*table.columns, "crc"))
+    query = f"SELECT {columns} FROM {table.name}"  # noqa: S608 - names of ours
+    rows = connection.execute(query)
+    return [tuple(values) for *values, crc in rows if not holds(table, tuple(values), crc)]
+
+
+def holds(table: Table, row: Values, crc: object) -> bool:
+    """Return whether a row is what was written, as far as that can be told."""
+    return table.is_shaped(row) and (crc is None or crc == table.checksum(row))
+
+
+def repair(connection: sqlite3.Connection, table: Table, checked: Checked) -> list[Finding]:
+    """Write repaired rows as they were, and remove what is lost; returns what to tell."""
+    key = table.columns[0]
+    findings = []
+    for row, before in checked.repaired:
+        if row[0] == before[0]:
+            _rewrite(connection, table, before)
+        else:
+            _remove(connection, table, row[0])
+            _insert(connection, table, before)
+        reason = f"a row (now {key} {before[0]!r}) had a flipped bit and was repaired"
+        findings.append(Finding(table.name, reason))
+    for row in checked.lost:
+        _remove(connection, table, row[0])
+        reason = f"a row ({key} {row[0]!r}) does not match its checksum and was removed"
+        findings.append(Finding(table.name, reason))
+    return findings
+
+
+def change_counts(
+    connection: sqlite3.Connection, first: int, payloads: int, size: int, jobs: int
+) -> None:
+    """Change what a dead letter holds; it is removed where that is nothing."""
+    if not jobs:
+        _remove(connection, DEAD, first)
+        return
+    columns = ", ".join(DEAD.columns)
+    query = f"SELECT {columns} FROM dead WHERE first = ?"  # noqa: S608 - as above
+    row = connection.execute(query, (first,)).fetchone()
+    _rewrite(connection, DEAD, (*row[:-3], payloads, size, jobs))
+
+
+def _rewrite(connection: sqlite3.Connection, table: Table, row: Values) -> None:
+    columns = ", ".join(f"{name} = ?" for name in (*table.columns[1:], "crc"))
+    statement = f"UPDATE {table.name} SET {columns} WHERE {table.columns[0]} IS ?"  # noqa: S608 - as above
+    connection.execute(statement, (*row[1:], table.checksum(row), row[0]))
+
+
+def _insert(connection: sqlite3.Connection, table: Table, row: Values) -> None:
+    columns = (*table.columns, "crc")
+    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+    statement = f"INSERT OR REPLACE INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608 - as above
+    connection.execute(statement, (*row, table.checksum(row)))
+
+
+def _remove(connection: sqlite3.Connection, table: Table, key: object) -> None:
+    connection.execute(
+        f"DELETE FROM {table.name} WHERE {table.columns[0]} IS ?",  # noqa: S608 - as above
+        (key,),
+    )
+
+
+def _before_a_flip(table: Table, row: Values, crc: object) -> Values | None:
+    """Return the row that has this checksum and differs in one bit; None if there is none."""
+    if not isinstance(crc, int):
+        return None
+    for index, value in enumerate(row):
+        for guess in _flipped(value):
+            before = (*row[:index], guess, *row[index + 1 :])
+            if table.is_shaped(before) and table.checksum(before) == crc:
+                return before
+    # Or it is the checksum that has it.
+    wrong = table.checksum(row) ^ crc if table.is_shaped(row) else 0
+    return row if wrong and wrong & (wrong - 1) == 0 else None
+
+
+def _flipped(value: object) -> Iterator[object]:
+    """Yield a value with each of its bits flipped."""
+    match value:
+        case int():
+            # The second of both: the sign bit of a number that is kept in fewer bytes.
+            bits = (1 << bit for bit in range(_BITS))
+            yield from chain.from_iterable((value ^ bit, value ^ -bit) for bit in bits)
+        case bytes():
+            yield from _flipped_bytes(value)
+        case str():
+            for flipped in _flipped_bytes(value.encode(errors="surrogateescape")):
+                with suppress(UnicodeDecodeError):
+                    yield flipped.decode()
+
+
+def _flipped_bytes(value: bytes) -> Iterator[bytes]:
+    if len(value) > _LONGEST_TEXT:
+        return
+    for index, byte in enumerate(value):
+        for bit in range(8):
+            yield value[:index] + bytes([byte ^ (1 << bit)]) + value[index + 1 :]
+
+
+def ranges(rows: Sequence[Values]) -> list[tuple[int, int]]:
+    """Return the first two columns of each row, which are a range."""
+    return [(row[0], row[1]) for row in rows]

@@ -1,0 +1,1 @@
+"""Values that pass through all packages: jobs, batches, keys."""

@@ -1,0 +1,1 @@
+"""The daemon under systemd: notifications, passed sockets, watchdog."""

@@ -1,0 +1,168 @@
+"""``payloadd systemd install`` and ``remove``, below a folder; and the units themselves."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from click.testing import CliRunner
+
+from payloadd.cli import units
+from payloadd.cli.main import main
+from payloadd.cli.units import _FILES
+from payloadd.config import settings as config
+from tests.support.daemon import ROOT
+
+if TYPE_CHECKING:
+    import pytest
+
+UNITS: Final = ROOT / "systemd"
+PLACE: Final = "usr/local/lib/systemd/system"
+
+
+def run(*arguments: str, root: Path, status: int = 0) -> str:
+    """Run ``payloadd systemd …`` for a system in ``root``."""
+    result = CliRunner().invoke(main, ["systemd", *arguments, "--root", str(root)])
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def files(root: Path) -> dict[str, str]:
+    """Return every file below ``root``."""
+    return {
+        str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()
+    }
+
+
+def test_an_installation_is_complete_and_can_be_repeated(tmp_path: Path) -> None:
+    """An upgrade would take the administrator's settings and instances away."""
+    run("install", root=tmp_path)
+    first = files(tmp_path)
+    assert set(first) == {str(place) for place in _FILES.values()} | {
+        f"{PLACE}/payloadd.target.d/instances.conf",
+        "etc/payloadd/payloadd.env",
+    }
+    command = str(Path(sys.executable).with_name("payloadd"))
+    assert f"ExecStart={command} serve" in first[f"{PLACE}/payloadd.service"]
+    assert (tmp_path / "etc/payloadd/payloadd.env").stat().st_mode & 0o777 == 0o600
+
+    (tmp_path / "etc/payloadd/payloadd.env").write_text("MAX_WORKERS=1\n")
+    run("install", "--instances", "3", root=tmp_path)
+    again = run("install", root=tmp_path)
+    assert "wrote" not in again
+    after = files(tmp_path)
+    assert after["etc/payloadd/payloadd.env"] == "MAX_WORKERS=1\n"
+    assert after[f"{PLACE}/payloadd.target.d/instances.conf"] == (
+        "[Unit]\nWants=payloadd@1.service payloadd@2.service payloadd@3.service\n"
+    )
+
+
+def test_a_removal_leaves_what_is_the_administrators(tmp_path: Path) -> None:
+    """Settings would be gone after a removal, or units would stay behind."""
+    run("install", root=tmp_path)
+    run("remove", root=tmp_path)
+    assert set(files(tmp_path)) == {"etc/payloadd/payloadd.env"}
+    assert not list((tmp_path / PLACE).iterdir())
+    assert run("remove", root=tmp_path) == ""
+
+
+def test_an_image_is_given_the_path_that_it_will_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that boots from the image would look for the command where it was built."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "usr/lib/payloadd/bin/python3"))
+    run("install", root=tmp_path)
+    unit = (tmp_path / PLACE / "payloadd@.service").read_text()
+    assert "ExecStart=/usr/lib/payloadd/bin/payloadd serve" in unit
+    assert "/opt/payloadd" not in unit
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    """Whoever forgets to be root would be shown a traceback."""
+    (tmp_path / "usr").write_text("no folder")
+    output = run("install", root=tmp_path, status=1)
+    assert output.startswith("payloadd: ")
+    assert output.count("\n") == 1
+
+
+def test_a_running_system_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Systemd would go on with the old units, and without the user."""
+    ran: list[tuple[str, ...]] = []
+
+    def note(command: tuple[str, ...], *, check: bool) -> None:
+        assert check
+        ran.append(command)
+
+    monkeypatch.setattr(units, "_is_running_system", lambda _: True)
+    monkeypatch.setattr(subprocess, "run", note)
+    run("install", root=tmp_path)
+    sysusers = str(tmp_path / "usr/local/lib/sysusers.d/payloadd.conf")
+    assert ran == [("systemd-sysusers", sysusers), ("systemctl", "daemon-reload")]
+    ran.clear()
+    run("remove", root=tmp_path)
+    names = ("payloadd.service", "payloadd.target", "payloadd.socket")
+    assert ran == [("systemctl", "disable", "--now", *names), ("systemctl", "daemon-reload")]
+
+
+def test_the_environment_file_has_every_setting() -> None:
+    """An administrator would not find a setting, or read a default that is none."""
+    expected = [
+        f"# {item.metadata['doc']}\n"
+        f"#{config._NAMES.get(item.name, (item.name.upper(),))[0]}={item.metadata['default'] or ''}"
+        for item in fields(config.Settings)
+    ]
+    text = (UNITS / "payloadd.env").read_text()
+    assert text.strip().split("\n\n")[1:] == expected
+    # And as they stand there they can be set.
+    shown = dict(re.findall(r"(?m)^#([A-Z0-9_]+)=(.+)$", text))
+    assert config.load(shown) == config.load({})
+
+
+def test_an_instance_is_the_service_many_times() -> None:
+    """A line of the sandbox would be mended in one unit and missing in the other."""
+    one = set((UNITS / "payloadd.service").read_text().splitlines())
+    many = set((UNITS / "payloadd@.service").read_text().splitlines())
+    assert {line for line in one ^ many if line and not line.startswith("#")} == {
+        "Description=payloadd: takes JSON payloads by HTTP POST and stores them in S3",
+        "Description=payloadd %i: takes JSON payloads by HTTP POST and stores them in S3",
+        "PartOf=payloadd.target",
+        "Sockets=payloadd.socket",
+        "NonBlocking=yes",
+        "Environment=ADMIN_BIND=127.0.0.%i:8081",
+        "EnvironmentFile=-/etc/payloadd/payloadd@%i.env",
+        "StateDirectory=payloadd",
+        "StateDirectory=payloadd/%i",
+        "WorkingDirectory=%S/payloadd",
+        "WorkingDirectory=%S/payloadd/%i",
+        "RuntimeDirectory=payloadd",
+        "WantedBy=multi-user.target",
+        "WantedBy=payloadd.target",
+    }
+
+
+def test_the_limits_are_enough_for_the_defaults() -> None:
+    """With all connections taken the daemon would run out of files, or of time to drain."""
+    unit = (UNITS / "payloadd.service").read_text()
+    settings = config.load({})
+
+    def number(name: str) -> int:
+        found = re.search(rf"(?m)^{name}=(\d+)", unit)
+        assert found is not None
+        return int(found[1])
+
+    assert number("LimitNOFILE") >= settings.max_connections + settings.max_workers + 200
+    drain = settings.request_timeout + 5 + settings.drain_timeout + 10
+    assert number("TimeoutStopSec") > drain
+    bodies = settings.max_request_bytes + 150 * 2**20
+    objects = 2 * settings.max_workers * settings.batch_max_bytes
+    assert number("MemoryMax") * 2**30 > bodies + objects + settings.max_queue_bytes
+
+
+def test_objects_of_the_units_are_for_the_group_and_no_others() -> None:
+    """Any user of the machine could read what clients have sent."""
+    for unit in ("payloadd.service", "payloadd@.service"):
+        assert "\nUMask=0027\n" in (UNITS / unit).read_text()

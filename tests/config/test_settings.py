@@ -1,0 +1,237 @@
+"""Settings: read whole, refused whole."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payloadd.config import settings as config
+from payloadd.config.parsers import FileUrl, S3Url, TcpAddress, UnixAddress, address
+from payloadd.errors import SettingsError
+from payloadd.model.keys import key_problems
+from tests.support.not_built import NAMES, VALUES
+
+
+def problems(**environ: str) -> list[str]:
+    """Return what ``load`` says of settings that must be wrong."""
+    with pytest.raises(SettingsError) as caught:
+        config.load(environ)
+    return caught.value.problems
+
+
+def test_nothing_configured_is_the_contracts_default() -> None:
+    """The first command of the README relies on it."""
+    settings = config.load({})
+    assert settings.bind == (TcpAddress("127.0.0.1", 8080),)
+    assert settings.admin_bind == TcpAddress("127.0.0.1", 8081)
+    assert settings.store_url == FileUrl(Path("payloadd-data/objects"))
+    assert settings.max_queue_bytes == 64 * 2**20
+    assert settings.drain_timeout == 30.0
+    assert settings.aws_region is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        ("MAX_QUEUE_BYTES", "512KiB", "max_queue_bytes", None),
+        ("MAX_LENGTH", "1kB", "max_length", 1000),
+        ("MAX_LENGTH", "1 MB", "max_length", 10**6),
+        ("MAX_LENGTH", "4096", "max_length", 4096),
+        ("DRAIN_TIMEOUT", "500ms", "drain_timeout", 0.5),
+        ("DRAIN_TIMEOUT", "1.5m", "drain_timeout", 90.0),
+        ("DRAIN_TIMEOUT", "2h", "drain_timeout", 7200.0),
+        ("MAX_WORKERS", "8", "max_workers", 8),
+        ("MAX_PAYLOADS", "1000", "max_payloads", 1000),
+        ("MAX_REQUEST_BYTES", "16MiB", "max_request_bytes", 16 * 2**20),
+        ("MAX_CONNECTIONS_PER_CLIENT", "10", "max_connections_per_client", 10),
+        ("BIND", "[::1]:0", "bind", (TcpAddress("::1", 0),)),
+        (
+            "BIND",
+            "localhost:80, unix:/run/p.sock",
+            "bind",
+            (TcpAddress("localhost", 80), UnixAddress("/run/p.sock")),
+        ),
+        ("ADMIN_BIND", "off", "admin_bind", None),
+        ("STORE_URL", "s3://bucket", "store_url", S3Url("bucket", "")),
+        ("STORE_URL", "s3://bucket/a/b/", "store_url", S3Url("bucket", "a/b")),
+        (
+            "STORE_URL",
+            "file:///var/lib/with%20space",
+            "store_url",
+            FileUrl(Path("/var/lib/with space")),
+        ),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9000/", "aws_endpoint_url", "http://127.0.0.1:9000"),
+        ("AWS_DEFAULT_REGION", "eu-west-1", "aws_region", "eu-west-1"),
+        ("LOG_LEVEL", "", "log_level", "info"),
+    ],
+)
+def test_values_are_read_as_documented(name: str, text: str, field: str, value: object) -> None:
+    """A setting that is misread is worse than one that is refused."""
+    if value is None and field == "max_queue_bytes":
+        assert "MAX_QUEUE_BYTES" in problems(MAX_QUEUE_BYTES=text)[0]  # below MAX_LENGTH
+        return
+    assert getattr(config.load({name: text}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "allowed"),
+    [
+        ("MAX_WORKERS", "0", "1 to 1024"),
+        ("MAX_WORKERS", "many", "whole number"),
+        ("MAX_LENGTH", "1TB", "KiB"),
+        ("MAX_LENGTH", "-1", "size"),
+        ("UPLOAD_TIMEOUT", "30", "ms, s, m or h"),
+        ("UPLOAD_TIMEOUT", "0s", "0.1s to 3600s"),
+        ("BIND", "8080", "host:port"),
+        ("BIND", "127.0.0.1:70000", "0 to 65535"),
+        ("BIND", "::1:80", "[v6]:port"),
+        ("BIND", "unix:relative", "unix:/path"),
+        ("ADMIN_BIND", "nowhere", "or off"),
+        ("STORE_URL", "s3://", "s3://bucket"),
+        ("STORE_URL", "s3://Bad_Bucket", "s3://bucket"),
+        ("STORE_URL", "/var/lib/objects", "file:///path"),
+        ("COMPRESSION", "lz4", "none, gzip, zstd"),
+        ("LOG_LEVEL", "INFO", "debug, info, warning, error"),
+        ("KEY_TEMPLATE", " ", "not empty"),
+        ("AWS_ENDPOINT_URL_S3", "minio:9000", "http://host"),
+        ("AWS_ENDPOINT_URL_S3", "http://[::1", "http://host"),
+        ("AWS_ENDPOINT_URL_S3", "http://h:abc", "http://host"),
+        ("AWS_ENDPOINT_URL_S3", f"http://{'a' * 64}.x", "http://host"),
+        ("AWS_ENDPOINT_URL_S3", "http://h?x=1", "without user"),
+        ("AWS_REGION", "a b", "a region's name"),
+        ("STORE_URL", "file:///x%00", "file:///path"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(name: str, text: str, allowed: str) -> None:
+    """Whoever made the mistake has to see which and what to write instead."""
+    (problem,) = problems(**{name: text})
+    assert problem.startswith(f"{name}: ")
+    assert repr(text) in problem
+    assert allowed in problem
+
+
+def test_all_wrong_settings_are_named_in_one_go() -> None:
+    """Mending one restart at a time costs a night."""
+    found = problems(
+        MAX_WORKERS="x", BIND="x", STORE_URL="x", COMPRESSION="x", DURABILITY="x", AUTH_TOKENS="/x"
+    )
+    names = [problem.split(":")[0] for problem in found]
+    assert names == ["MAX_WORKERS", "BIND", "STORE_URL", "COMPRESSION", "DURABILITY", "AUTH_TOKENS"]
+
+
+def test_settings_that_contradict_each_other_are_named() -> None:
+    """The largest request could never be queued; half a key pair signs nothing."""
+    found = problems(
+        MAX_LENGTH="2MiB", MAX_QUEUE_BYTES="1MiB", AWS_ACCESS_KEY_ID="AKIA", TLS_CLIENT_CA="ca.pem"
+    )
+    assert [problem.split(":")[0] for problem in found] == [
+        "MAX_QUEUE_BYTES",
+        "TLS_CERT, TLS_KEY",
+        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY",
+    ]
+
+
+def test_credentials_of_systemd_win_over_the_environment(tmp_path: Path) -> None:
+    """Secrets belong into credentials, not into an environment that `systemctl show` prints."""
+    (tmp_path / "aws_access_key_id").write_text("AKIAFILE\n")
+    (tmp_path / "aws_secret_access_key").write_text("from-file\n")
+    (tmp_path / "unrelated").write_text("x")
+    (tmp_path / "folder").mkdir()
+    settings = config.load(
+        {
+            "CREDENTIALS_DIRECTORY": str(tmp_path),
+            "AWS_ACCESS_KEY_ID": "AKIAENV",
+            "AWS_SECRET_ACCESS_KEY": "from-environment",
+        }
+    )
+    assert settings.aws_access_key_id == "AKIAFILE"
+    assert settings.aws_secret_access_key == "from-file"
+
+
+def test_credentials_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    """Starting without the secrets somebody provided would be a riddle."""
+    (problem,) = problems(CREDENTIALS_DIRECTORY=str(tmp_path / "absent"))
+    assert problem.startswith("CREDENTIALS_DIRECTORY: cannot read")
+
+
+def test_no_secret_is_shown(tmp_path: Path) -> None:
+    """A secret in a log is a secret lost."""
+    settings = config.load({"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "hunter2"})
+    assert "hunter2" not in repr(settings)
+    (tmp_path / "aws_session_token").write_text(" \n")
+    (problem,) = problems(CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert problem.startswith("AWS_SESSION_TOKEN: (not shown)")
+
+
+@given(st.text())
+def test_no_text_crashes_a_parser(text: str) -> None:
+    """A traceback instead of an error message, at every start."""
+    for name in ("MAX_WORKERS", "MAX_LENGTH", "BIND", "STORE_URL", "UPLOAD_TIMEOUT",
+                 "AWS_ENDPOINT_URL"):  # fmt: skip
+        with suppress(SettingsError):
+            config.load({name: text})
+
+
+def test_addresses_are_written_as_they_are_read() -> None:
+    """The log names where the daemon listens in the form that a setting takes."""
+    for text in ("127.0.0.1:80", "[::1]:80", "unix:/run/p.sock"):
+        assert str(address(text)) == text
+
+
+def test_no_password_in_a_url_is_shown() -> None:
+    """The refusal would be the leak."""
+    (problem,) = problems(AWS_ENDPOINT_URL="http://user:hunter2@minio:9000")
+    assert "hunter2" not in problem
+    assert "http://***@minio:9000" in problem
+
+
+def test_a_secret_that_is_no_text_is_refused() -> None:
+    """It would end the daemon at the first upload, after the 202."""
+    problem = problems(AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="\udcff")[0]
+    assert problem.startswith("AWS_SECRET_ACCESS_KEY: (not shown)")
+
+
+def test_what_others_check_is_named_with_the_rest() -> None:
+    """KEY_TEMPLATE would only be named after everything else is mended."""
+    with pytest.raises(SettingsError) as caught:
+        config.load({"MAX_WORKERS": "x", "KEY_TEMPLATE": "{nope}"}, check=key_problems)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        "MAX_WORKERS",
+        "KEY_TEMPLATE",
+    ]
+
+
+def test_the_readme_lists_every_setting() -> None:
+    """A user would not know of a setting, or be told another default."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    rows = re.findall(r"^\| `([A-Z0-9_]+)` \| (\S+) \| .*\|$", readme, re.MULTILINE)
+    settings = {
+        item.name.upper(): item.metadata["default"] or "none"
+        for item in fields(config.Settings)
+        if not item.name.startswith("aws_")
+    }
+    assert dict(rows) == settings
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_documented_setting_that_is_not_built_is_refused(name: str, tmp_path: Path) -> None:
+    """A user would believe in something that is not there."""
+    (problem,) = problems(**{name: "x"})
+    assert problem.startswith(f"{name}: is set")
+    (tmp_path / name.lower()).write_text("x")
+    assert problems(CREDENTIALS_DIRECTORY=str(tmp_path)) == [problem]
+
+
+@pytest.mark.parametrize(("name", "text"), VALUES)
+def test_a_documented_value_that_is_not_built_is_refused(name: str, text: str) -> None:
+    """The same for a value of a setting that there is."""
+    with pytest.raises(SettingsError) as caught:
+        config.load({name: text}, key_problems)
+    (problem,) = caught.value.problems
+    assert problem.startswith(name)

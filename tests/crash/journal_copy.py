@@ -1,0 +1,125 @@
+"""What a dead daemon has left in its journal.
+
+The files are copied before they are opened: to open them is to repair them, and that is for
+the next daemon to do.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+import uuid
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from payloadd.journal.sqlite.schema import MIGRATIONS, ROW_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FILES: Final = ("journal.db", "journal.db-wal")
+_WAITING: Final = """
+    CREATE TEMP VIEW waiting AS SELECT * FROM jobs
+    WHERE NOT EXISTS (SELECT 1 FROM stored WHERE seq BETWEEN first AND last)
+"""
+_ALONE: Final = """
+    SELECT id FROM waiting
+    WHERE (SELECT alone FROM layouts WHERE first <= seq ORDER BY first DESC LIMIT 1)
+"""
+
+
+@dataclass
+class Remains:
+    """The contents of a journal."""
+
+    payloads: Counter[bytes] = field(default_factory=Counter)
+    """Every payload that waits in it, and how often."""
+    alone: set[str] = field(default_factory=set)
+    """The ids of the jobs that go alone, unsealed."""
+    sealed: set[str] = field(default_factory=set)
+    """The keys of the sealed batches."""
+    dead: int = 0
+    segments: int = 0
+    """The segments that its jobs are in."""
+
+    @property
+    def empty(self) -> bool:
+        """Return whether nothing waits in it and nothing is dead."""
+        return not (self.payloads or self.sealed or self.dead)
+
+    def answers_for(self, key: str) -> bool:
+        """Return whether the object at ``key`` would be put again, under the same key."""
+        sealed = any(key.endswith(f"/{one}") for one in self.sealed)
+        return sealed or any(id_ in key for id_ in self.alone)
+
+
+def examine(state: Path) -> Remains:
+    """Return what is left in a STATE_DIR whose daemon is dead; AssertionError if it is damaged."""
+    with tempfile.TemporaryDirectory(prefix="autopsy-") as place:
+        for name in _FILES:
+            if (state / name).exists():
+                shutil.copy(state / name, place)
+        path = Path(place, _FILES[0])
+        if not path.exists():
+            return Remains()
+        with closing(sqlite3.connect(path)) as journal:
+            return _examine(journal, state / "segments")
+
+
+def _examine(journal: sqlite3.Connection, segments: Path) -> Remains:
+    assert journal.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    if journal.execute("PRAGMA user_version").fetchone() != (len(MIGRATIONS),):
+        return Remains()  # killed before it had made its tables
+    journal.execute(_WAITING)
+    _assert_consistent(journal)
+    lines = _lines(journal, segments)
+    return Remains(
+        Counter(line for text in lines for line in text.splitlines()),
+        {str(uuid.UUID(bytes=id_)) for (id_,) in journal.execute(_ALONE)},
+        {key for (key,) in journal.execute("SELECT key FROM batches")},
+        *journal.execute("SELECT count(*) FROM dead").fetchone(),
+        *journal.execute("SELECT count(DISTINCT segment) FROM waiting").fetchone(),
+    )
+
+
+def _lines(journal: sqlite3.Connection, segments: Path) -> Iterator[bytes]:
+    """Yield the lines of each job, from its row or from the segment that the row names."""
+    jobs = "SELECT seq, payloads, lines, segment, start, size FROM waiting"
+    for seq, payloads, lines, segment, start, size in journal.execute(jobs):
+        text = lines
+        if segment is not None:
+            content = (segments / f"{segment:020}.ndjson").read_bytes()
+            text = content[start : start + size]
+            assert len(text) == size, f"the segment of job {seq} is cut off"
+        assert text.endswith(b"\n"), f"job {seq} is cut off"
+        assert text.count(b"\n") == payloads, f"job {seq} is not what was taken in"
+        yield text
+
+
+def _assert_consistent(journal: sqlite3.Connection) -> None:
+    """Check what SQLite cannot know: the totals are right, and sealed batches are whole."""
+    (counted,) = journal.execute(
+        "SELECT count(*), coalesce(sum(payloads), 0),"
+        " coalesce(sum(coalesce(size, length(lines))), 0) + ? * count(*) FROM waiting",
+        (ROW_BYTES,),
+    )
+    (told,) = journal.execute("SELECT jobs, payloads, bytes FROM totals")
+    assert told == counted, f"totals say {told}, the tables {counted}"
+    (ahead,) = journal.execute("SELECT next > coalesce((SELECT max(seq) FROM jobs), 0) FROM totals")
+    assert ahead == (1,), "the next job would take a number that is in use"
+    before = 0
+    for first, last, members in _ranges(journal):
+        assert before < first <= last, "sealed batches overlap"
+        assert members == last - first + 1, f"the batch {first}-{last} has {members} members"
+        before = last
+
+
+def _ranges(journal: sqlite3.Connection) -> Iterator[tuple[int, int, int]]:
+    yield from journal.execute(
+        "SELECT first, last, (SELECT count(*) FROM jobs WHERE seq BETWEEN first AND last)"
+        " FROM batches ORDER BY first"
+    )

@@ -1,0 +1,191 @@
+"""Clients that go on whatever happens to the daemon, and remember what it said.
+
+Some post and forget: who gets no answer posts something new. Some have an Idempotency-Key
+and repeat blindly until there is a 202, sometimes once more after it, sometimes twice at the
+same time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import h11
+import trio
+
+from tests.crash.wire import GONE, Wire, connect
+from tests.support.clients import body_of, make_payload, seeded
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+    from tests.crash.promises import Promises
+
+Answer = tuple[int, bytes]
+
+_MOST_PAYLOADS: Final = 8
+_PACE: Final = 0.04
+"""Seconds that a client rests between two requests, at most: the machine is not the subject."""
+_PATIENCE: Final = 30.0
+_ACCEPTED: Final = 202
+_UNAVAILABLE: Final = 503
+_REFUSALS: Final = frozenset({"JOURNAL_FULL", "DRAINING"})
+
+
+class PostingClients:
+    """All clients together."""
+
+    def __init__(self, promises: Promises, rng: random.Random) -> None:
+        self._promises = promises
+        self._rng = rng
+        self._numbers = itertools.count()
+        self._port: int | None = None
+        self._moved = trio.Event()
+        self._over = False
+        self._gone = trio.Event()
+        self._answered = trio.Event()
+        self.under_way = 0
+        """Requests that were sent and have no answer yet."""
+        self.answers: Counter[str] = Counter()
+        """How often which answer came: ``202``, ``503 JOURNAL_FULL``; ``none`` without one."""
+
+    def move(self, url: str | None) -> None:
+        """Say where the daemon is from now on; None: nowhere."""
+        self._port = None if url is None else int(url.rpartition(":")[2])
+        self._moved.set()
+        self._moved = trio.Event()
+
+    def disperse(self) -> None:
+        """Let no client begin anything new: ``run`` returns when the last has its answer."""
+        self._over = True
+
+    async def wait_for_acknowledgements(self, more: int, within: float = 2.0) -> None:
+        """Return after so many 202s from now, or after ``within`` seconds."""
+        enough = self.answers["202"] + more
+        with trio.move_on_after(within):
+            while self.answers["202"] < enough:
+                await self._answered.wait()
+
+    async def run(self, clients: int) -> None:
+        """Post, by so many clients at once, until they are told to disperse."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(clients):
+                nursery.start_soon(self._client, seeded(self._rng.getrandbits(32)))
+        self._gone.set()
+
+    async def wait_until_gone(self, within: float = 120.0) -> None:
+        """Return once every client has its last answer."""
+        with trio.fail_after(within):
+            await self._gone.wait()
+
+    async def _client(self, rng: random.Random) -> None:
+        async with trio.open_nursery() as nursery:
+            while not self._over:
+                await self._port_of_daemon()
+                payloads = self._new_payloads(rng)
+                match rng.randrange(8):
+                    case 0:
+                        key = uuid.uuid4().hex
+                        nursery.start_soon(self._insist, payloads, key, seeded(rng.getrandbits(32)))
+                        await self._insist(payloads, key, rng)
+                    case 1 | 2 | 3:
+                        await self._insist(payloads, uuid.uuid4().hex, rng)
+                    case _:
+                        await self._post_and_forget(payloads)
+                await trio.sleep(rng.random() * _PACE)
+
+    def _new_payloads(self, rng: random.Random) -> list[bytes]:
+        count = rng.choice((1, rng.randint(2, _MOST_PAYLOADS)))
+        return [make_payload(next(self._numbers), rng) for _ in range(count)]
+
+    async def _post_and_forget(self, payloads: Sequence[bytes]) -> None:
+        answer = await self._post(payloads, [])
+        if answer is None:
+            self._promises.leave_uncertain(payloads)
+        elif self._accepted(answer, payloads) is not None:
+            self._promises.acknowledge(payloads)
+        else:
+            self._promises.refuse(payloads)
+
+    async def _insist(self, payloads: Sequence[bytes], key: str, rng: random.Random) -> None:
+        """Repeat until it is accepted, and sometimes once more."""
+        self._promises.leave_uncertain(payloads)
+        times = rng.choice((1, 1, 2))
+        while times:
+            await self._port_of_daemon()
+            answer = await self._post(payloads, [("Idempotency-Key", key)])
+            receipt = None if answer is None else self._accepted(answer, payloads)
+            if receipt is not None:
+                self._promises.acknowledge(payloads)
+                self._promises.keep_receipt(key, receipt)
+                times -= 1
+            else:
+                await trio.sleep(rng.uniform(0.05, 0.2))
+
+    def _accepted(self, answer: Answer, payloads: Sequence[bytes]) -> str | None:
+        """Return the id of a 202, None for a proper refusal; all else is a contradiction."""
+        status, body = answer
+        told = json.loads(body)
+        if status == _ACCEPTED and told["accepted"] == len(payloads):
+            return str(told["id"])
+        if status != _UNAVAILABLE or told["code"] not in _REFUSALS:
+            self._promises.contradictions.append(f"answered with {status} {body!r}")
+        return None
+
+    async def _port_of_daemon(self) -> int:
+        while self._port is None:
+            await self._moved.wait()
+        return self._port
+
+    async def _post(
+        self, payloads: Sequence[bytes], headers: list[tuple[str, str]]
+    ) -> Answer | None:
+        """Return status and body of the answer; None if none came."""
+        answer = None
+        self.under_way += 1
+        with trio.move_on_after(_PATIENCE):
+            with suppress(*GONE):
+                answer = await _ask(await self._port_of_daemon(), body_of(payloads), headers)
+        self.under_way -= 1
+        self.answers[_name(answer)] += 1
+        self._answered.set()
+        self._answered = trio.Event()
+        return answer
+
+
+def _name(answer: Answer | None) -> str:
+    if answer is None:
+        return "none"
+    status, body = answer
+    return "202" if status == _ACCEPTED else f"{status} {json.loads(body).get('code')}"
+
+
+async def _ask(port: int, body: bytes, headers: list[tuple[str, str]]) -> Answer | None:
+    wire = await connect(port)
+    try:
+        return await _exchange(wire, port, body, headers)
+    finally:
+        wire.close()
+
+
+async def _exchange(
+    wire: Wire, port: int, body: bytes, headers: list[tuple[str, str]]
+) -> Answer | None:
+    await wire.request(
+        "POST",
+        "/v1/payloads",
+        [
+            ("Host", f"127.0.0.1:{port}"),
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))),
+            *headers,
+        ],
+        body,
+    )
+    head = await wire.head()
+    return (head.status_code, await wire.body()) if isinstance(head, h11.Response) else None

@@ -1,0 +1,125 @@
+"""Random heads: what the lane for plain requests takes, h11 has to read in the same way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import h11
+
+from payloadd.ingress.fastpath.head import may_become_plain, parse
+from payloadd.ingress.submission import PostHeaders
+from tests.support.fuzz import mutate
+
+if TYPE_CHECKING:
+    import random
+
+    from tests.support.fuzz import Fuzz
+
+MAX_LENGTH: Final = 1000
+_ODD: Final = (
+    *(b"\r", b"\n", b"\r\n", b"\0", b"\t", b" ", b":", b",", b";", b'"', b"\x0b", b"\x0c"),
+    *(b"\x1f", b"\x7f", b"\x85", b"\xa0", b"\xff", b"\r\n ", b"\r\n\r\n", b"0", b"+", b"_", b"\\"),
+    *(b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"chunked", b"close"),
+    *(b"HTTP/1.1", b"HTTP/1.0", b"POST", b"Host: y\r\n", b"content-length:", b"(", b"@", b"{"),
+)
+# In each the first is right, and nearly always taken.
+_METHODS: Final = (b"POST", b"PUT", b"post", b"GET", b"PRI", b"POST ", b"")
+_TARGETS: Final = (
+    *(b"/v1/payloads", b"/v1/payloads?", b"/v1/payloads/", b"/v1/payload%73"),
+    *(b"*", b"http://x/v1/payloads", b"/"),
+)
+_VERSIONS: Final = (b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"http/1.1", b"HTTP/1.1 ", b"")
+_ENDS: Final = (b"\r\n", b"\n", b"\r", b"\r\r\n", b"\r\n\t", b"\r\n ")
+_COLONS: Final = (b": ", b":", b":\t", b":  ", b" : ", b" :", b";")
+_LENGTHS: Final = (
+    *(b"0", b"3", b"22", b"22 ", b"022", b"1000", b"1001", b"+3", b"-3", b"0x3", b"3, 3", b"3,3"),
+    *(b"", b"3\t", b"999999999999", b"9" * 13, b"9" * 30, b"\xb2", b"1_0", b"3 3", b"1e1", b"3.0"),
+)
+_FIELDS: Final[tuple[tuple[bytes, tuple[bytes, ...]], ...]] = (
+    (b"Host", (b"x", b"", b"x:80", b"[::1]", b"x y", b"\xff")),
+    (b"Content-Length", _LENGTHS),
+    (b"Content-Type", (b"application/json", b"", b'application/json; charset="utf-8"', b"\xe9")),
+    (b"Content-Encoding", (b"gzip", b"identity", b"", b"zstd, gzip")),
+    (b"Idempotency-Key", (b"k", b"", b"a b", b"k" * 255, b"\xff")),
+    (
+        b"Connection",
+        (b"keep-alive", b"Keep-Alive", b"close", b"upgrade", b"keep-alive, close", b""),
+    ),
+    (b"Transfer-Encoding", (b"chunked", b"identity", b"gzip, chunked", b"")),
+    (b"Expect", (b"100-continue", b"")),
+    (b"Upgrade", (b"h2c", b"websocket")),
+    (b"TE", (b"trailers",)),
+    (b"Trailer", (b"X",)),
+    (b"X-Other", (b"", b"a", b"a,b", b"a\x01b", b"\xff", b"y" * 400)),
+    (b"X_y!#$%&'*+-.^`|~1", (b"z",)),
+)
+_ALWAYS: Final = (0, 1)
+"""Fields without which no head is plain: Host and Content-Length."""
+
+
+def make_head(chance: random.Random) -> bytes:
+    """Return a request of which most parts are right."""
+    odd = chance.choice((0.0, 0.02, 0.2))
+
+    def pick(values: tuple[bytes, ...]) -> bytes:
+        return chance.choice(values) if chance.random() < odd else values[0]
+
+    fields = [*_ALWAYS] if chance.random() < 0.97 else []
+    fields += chance.choices(range(len(_FIELDS)), k=chance.choice((0, 0, 1, 2, 4)))
+    chance.shuffle(fields)
+    lines = [b" ".join((pick(_METHODS), pick(_TARGETS), pick(_VERSIONS)))]
+    for index in fields:
+        name, values = _FIELDS[index]
+        value = chance.choice(values if chance.random() < 0.2 else values[:3])
+        written = chance.choice((name, name.lower(), name.upper()))
+        lines.append(written + pick(_COLONS) + value)
+    head = b"".join(line + pick(_ENDS) for line in (*lines, b""))
+    return head + chance.choice((b"", b"abc", b'{"payloads":[]}', b"GET / HTTP/1.1\r\n\r\n"))
+
+
+def test_a_plain_head_is_what_h11_reads(fuzz: Fuzz) -> None:
+    """Two readers of one request would disagree where it ends: the rest becomes a request."""
+    plain = 0
+    for chance in fuzz.cases():
+        data = mutate(make_head(chance), chance, _ODD)
+        may_become_plain(data[: chance.randrange(len(data) + 1)])
+        request = parse(data, MAX_LENGTH)
+        if request is None:
+            continue
+        plain += 1
+        length = request.end - request.start
+        assert 0 <= length <= MAX_LENGTH
+        assert read_by_h11(data[: request.start], length) == request.headers, data
+    assert plain > 0 or fuzz.count < 1000, "the heads are too wrong to test anything"
+
+
+def read_by_h11(head: bytes, length: int) -> PostHeaders:
+    """Return the headers of a POST whose body has ``length`` bytes; AssertionError if it is none.
+
+    Raises h11.RemoteProtocolError for what h11 refuses.
+    """
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=2**20)
+    connection.receive_data(head)
+    request = connection.next_event()
+    assert isinstance(request, h11.Request), request
+    assert (request.method, request.target) == (b"POST", b"/v1/payloads")
+    assert request.http_version == b"1.1"
+    assert not connection.they_are_waiting_for_100_continue
+    if length:
+        connection.receive_data(b"x" * length)
+    received = 0
+    while isinstance(event := connection.next_event(), h11.Data):
+        received += len(event.data)
+    assert isinstance(event, h11.EndOfMessage), event
+    assert not event.headers
+    assert received == length
+    assert connection.trailing_data == (b"", False)
+    assert connection.our_state is h11.SEND_RESPONSE
+    headers = dict(request.headers)
+    assert len(headers) == len(list(request.headers))
+    names = (b"content-type", b"content-encoding", b"idempotency-key")
+    return PostHeaders(*(_text(headers.get(name)) for name in names))
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")

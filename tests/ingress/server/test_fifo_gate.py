@@ -1,0 +1,250 @@
+"""Turns: many tasks with work to do, and an event loop that stays free."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from contextlib import ExitStack
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from payloadd.ingress.fastpath.lane import FastPath
+from payloadd.ingress.refusal_log import RefusalLog
+from payloadd.ingress.server import server
+from payloadd.ingress.server.accept import Acceptor
+from payloadd.ingress.server.fifo_gate import FifoGate
+from tests.ingress.rig import post, running
+
+if TYPE_CHECKING:
+    import pytest
+    from quart_trio import QuartTrio
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Passes(trio.abc.Instrument):
+    """Counts the passes of the event loop."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        trio.lowlevel.add_instrument(self)
+
+    def before_io_wait(self, _timeout: float) -> None:
+        """Count one."""
+        self.now += 1
+
+
+def connect(port: int, stack: ExitStack) -> socket.socket:
+    """Return a connection that the kernel has taken, without a pass of the event loop."""
+    connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+    connection.settimeout(0)
+    return connection
+
+
+async def test_tasks_go_on_in_the_order_in_which_they_came() -> None:
+    """A connection would starve behind busier ones."""
+    fifo_gate = FifoGate()
+    order: list[int] = []
+
+    async def work(number: int) -> None:
+        await fifo_gate.next()
+        order.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(50):
+            nursery.start_soon(work, number)
+            await wait_all_tasks_blocked()
+        nursery.start_soon(fifo_gate.run)
+        await wait_all_tasks_blocked()
+        assert len(order) == 50
+        # Trio runs those of one pass, eight at most, in any order.
+        assert all(abs(place - number) < 8 for place, number in enumerate(order))
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_loop_is_not_held_by_a_thousand_bursts() -> None:
+    """A small request would wait until a thousand others have been worked on."""
+    fifo_gate = FifoGate()
+    left = 1000
+    longest = 0.0
+
+    async def work() -> None:
+        nonlocal left
+        await fifo_gate.next()
+        end = perf_counter() + 0.001
+        while perf_counter() < end:
+            pass
+        left -= 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fifo_gate.run)
+        for _ in range(left):
+            nursery.start_soon(work)
+        await trio.lowlevel.checkpoint()
+        passes = 0
+        while left:
+            before = perf_counter()
+            await trio.lowlevel.checkpoint()
+            passes += 1
+            longest = max(longest, perf_counter() - before)
+        nursery.cancel_scope.cancel()
+    # Eight bursts at first, two or three once it is known what they take.
+    assert passes > 200
+    assert longest < 0.25
+
+
+async def test_a_turn_of_the_fast_path_ends_by_time() -> None:
+    """64 requests of 20 ms each, taken in one turn, would hold all other tasks for a second."""
+    left = 40
+
+    def work() -> None:
+        nonlocal left
+        end = perf_counter() + 0.004
+        while perf_counter() < end:
+            pass
+        left -= 1
+
+    async with running() as rig:
+        assert rig.submitter is not None
+        fast_path = FastPath(rig.submitter, rig.health, rig.metrics, RefusalLog())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fast_path.run)
+            for _ in range(left):
+                fast_path.come_back(work)
+            passes = 0
+            while left:
+                passes += 1
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    assert passes >= 10  # the clock is looked at behind each fourth
+
+
+async def test_a_task_that_is_cancelled_takes_no_turn() -> None:
+    """The gate would wake a task that is not there, and end the daemon."""
+    fifo_gate = FifoGate()
+    with trio.move_on_after(0):
+        await fifo_gate.next()
+    done = trio.Event()
+
+    async def work() -> None:
+        await fifo_gate.next()
+        done.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fifo_gate.run)
+        nursery.start_soon(work)
+        with trio.fail_after(10):
+            await done.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def test_few_requests_of_hypercorn_begin_in_one_pass() -> None:
+    """Requests of many connections that arrive together would hold the event loop together."""
+    begun: Counter[int] = Counter()
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        begun[passes.now] += 1
+        await receive()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with running(cast("QuartTrio", app), max_connections=100) as rig:
+        passes = Passes()
+        port = rig.listeners[0].socket.getsockname()[1]
+        with ExitStack() as stack:
+            connections = [connect(port, stack) for _ in range(60)]
+            for connection in connections:
+                connection.send(GET)
+            with trio.fail_after(30):
+                while begun.total() < len(connections):
+                    await trio.lowlevel.checkpoint()
+        trio.lowlevel.remove_instrument(passes)
+    # Trio runs the first burst of a pass in the same pass as the last one of the pass before.
+    assert max(begun.values()) <= 6
+
+
+async def test_connections_are_accepted_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one of thousands would wait for thousands of passes of the event loop."""
+    accepted: Counter[int] = Counter()
+    accept = Acceptor.next
+
+    def count(self: Acceptor) -> tuple[trio.SocketStream, str | None] | None:
+        found = accept(self)
+        accepted[passes.now] += found is not None
+        return found
+
+    monkeypatch.setattr(Acceptor, "next", count)
+    monkeypatch.setattr(server, "_ACCEPT_SECONDS", 60)  # however slow the machine is
+    async with running(max_connections=200) as rig:
+        passes = Passes()
+        port = rig.listeners[0].socket.getsockname()[1]
+        with ExitStack() as stack:
+            for _ in range(100):
+                connect(port, stack)
+            with trio.fail_after(30):
+                while accepted.total() < 100:
+                    await trio.lowlevel.checkpoint()
+        trio.lowlevel.remove_instrument(passes)
+    assert sorted(filter(None, accepted.values())) == [36, 64]
+
+
+# --- beside the fast path ------------------------------------------------------------------------
+
+
+async def time_of_bursts(fifo_gate: FifoGate, bursts: int) -> float:
+    """Return the time on trio's clock from the first burst to the last."""
+    times: list[float] = []
+
+    async def work() -> None:
+        await fifo_gate.next()
+        times.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(bursts):
+            nursery.start_soon(work)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(fifo_gate.run)
+        with trio.fail_after(1000):
+            while len(times) < bursts:  # noqa: ASYNC110 - the clock has to move
+                await trio.sleep(0.0001)
+        nursery.cancel_scope.cancel()
+    return times[-1] - times[0]
+
+
+async def test_bursts_pause_while_a_commit_is_awaited(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - sleeping takes no time
+) -> None:
+    """The thread that commits would wait for Python's lock in each of its 30 steps."""
+    fifo_gate = FifoGate(commit_is_awaited=lambda: True)
+    # 3 ms behind each pass, which has three bursts at most.
+    assert await time_of_bursts(fifo_gate, 30) >= 9 * 0.003 - 1e-6
+
+
+async def test_bursts_go_on_when_the_commit_is_done(
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - sleeping takes no time
+) -> None:
+    """Requests by way of Hypercorn would be slow beside a client that posts now and then."""
+    answers = iter([True] + [False] * 1000)
+    fifo_gate = FifoGate(commit_is_awaited=lambda: next(answers))
+    assert await time_of_bursts(fifo_gate, 30) < 0.0015 + 30 * 0.0001
+
+
+async def test_the_lane_knows_whether_a_commit_is_awaited() -> None:
+    """Hypercorn would pause for ever, or never."""
+    async with running() as rig, rig.wire() as wire:
+        assert rig.fast_path is not None
+        assert not rig.fast_path.awaits_commit()
+        rig.intake.open = trio.Event()
+        await wire.send(post())
+        await rig.intake.asked.wait()
+        await wait_all_tasks_blocked()
+        assert rig.fast_path.awaits_commit()
+        rig.intake.open.set()
+        assert (await wire.answer()).status == 202
+        assert not rig.fast_path.awaits_commit()
+        await wire.send(post(b"no JSON"))
+        assert (await wire.answer()).status == 400
+        assert not rig.fast_path.awaits_commit()

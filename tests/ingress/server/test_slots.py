@@ -1,0 +1,281 @@
+"""More clients than slots: which connections are closed for new ones, and which are not."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+import h2.config
+import h2.connection
+import pytest
+import trio
+
+from payloadd.config.parsers import UnixAddress
+from payloadd.ingress.admin import make_admin_app
+from payloadd.ingress.server.server import ServerOptions, open_listeners, serve
+from tests.ingress.rig import COLLECTION, Wire, post, running
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+    from pathlib import Path
+
+    from tests.ingress.rig import Rig
+    from tests.ingress.tls_files import Files
+
+Log = list["MutableMapping[str, Any]"]
+
+SLOTS = 8
+HEAD = b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HTTP2_HEADERS = [
+    (":method", "POST"),
+    (":path", "/v1/payloads"),
+    (":scheme", "http"),
+    (":authority", "here"),
+    ("content-type", "application/json"),
+]
+OLD = 0.6
+"""Seconds after which a connection is old enough to be judged, and the clock has looked at it."""
+
+
+@pytest.fixture(autouse=True)
+def may_warn(log_lines: Log) -> None:
+    """Allow for the warnings that belong to short slots."""
+
+
+def http2(*, whole: bool) -> bytes:
+    """Return the beginning of an HTTP/2 connection, with a request that may lack its end."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    client.initiate_connection()
+    client.send_headers(1, HTTP2_HEADERS)
+    client.send_data(1, COLLECTION if whole else COLLECTION[:5], end_stream=whole)
+    return client.data_to_send()
+
+
+async def connected(rig: Rig, stack: AsyncExitStack, said: bytes) -> Wire:
+    """Connect and say something."""
+    wire = await stack.enter_async_context(rig.wire())
+    if said:
+        await wire.send(said)
+    return wire
+
+
+async def seconds_of_a_post(rig: Rig) -> float:
+    """Return how long a new client waits for its answer."""
+    started = trio.current_time()
+    async with rig.wire() as wire:
+        await wire.send(post())
+        assert (await wire.answer()).status == 202
+    return trio.current_time() - started
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_clients_that_are_never_idle_for_long_keep_no_other_out() -> None:
+    """Small requests, a few a second on each connection, would silence the daemon for others."""
+    async with running(max_connections=SLOTS) as rig, AsyncExitStack() as stack:
+
+        async def repeat(wire: Wire) -> None:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError, EOFError):
+                while True:
+                    await wire.send(post())
+                    await wire.answer()
+                    await trio.sleep(0.05)  # a client's pace, not a wait for something
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(SLOTS):
+                nursery.start_soon(repeat, await connected(rig, stack, b""))
+            with trio.fail_after(20):
+                for _ in range(5):
+                    assert await seconds_of_a_post(rig) < 5  # it is 0.4 s, and less behind that
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize(
+    ("said", "drip"),
+    [
+        (b"", b""),
+        (b"P", b"O"),
+        (HEAD + b"Content-Length: 1000\r\n\r\n{", b" "),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{", b"\r\n1\r\n "),
+        (http2(whole=False), b""),
+    ],
+    ids=["idle", "head", "body", "chunked", "http2"],
+)
+async def test_clients_that_hold_connections_keep_no_other_out(
+    said: bytes, drip: bytes, log_lines: Log
+) -> None:
+    """A few hundred connections that say nothing would silence the daemon for its time limits."""
+    async with running(max_connections=SLOTS) as rig, AsyncExitStack() as stack:
+
+        async def hold(wire: Wire) -> None:
+            try:
+                while drip:
+                    await trio.sleep(0.3)  # a client's pace, not a wait for something
+                    await wire.send(drip)
+                await wire.rest()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3 * SLOTS):
+                nursery.start_soon(hold, await connected(rig, stack, said))
+            with trio.fail_after(20):
+                waits = [await seconds_of_a_post(rig) for _ in range(5)]
+            nursery.cancel_scope.cancel()
+        # The first one has the two thirds that are new in front of it.
+        assert max(waits) < 2.5
+        assert sorted(waits)[2] < 1
+    assert {line["event"] for line in log_lines} - {"request_refused"} == {"connections_full"}
+
+
+async def test_the_longest_idle_connection_gives_way(log_lines: Log) -> None:
+    """A connection in steady use would be closed, and one that is forgotten kept."""
+    async with running(max_connections=3) as rig, AsyncExitStack() as stack:
+        wires = []
+        for _ in range(3):
+            wires.append(await connected(rig, stack, post()))
+            assert (await wires[-1].answer()).status == 202
+            await trio.sleep(OLD)
+        await wires[0].send(post())  # it is not the longest idle one any more
+        assert (await wires[0].answer()).status == 202
+        await seconds_of_a_post(rig)
+        with trio.fail_after(5):
+            assert await wires[1].rest() == b""
+        for wire in (wires[0], wires[2]):
+            await wire.send(post())
+            assert (await wire.answer()).status == 202
+    assert {line["event"] for line in log_lines} - {"request_refused"} == {"connections_full"}
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_the_slowest_sender_is_told(log_lines: Log) -> None:
+    """A client would see a broken connection, and not that it has to be quicker."""
+    async with running(max_connections=2) as rig, AsyncExitStack() as stack:
+        slow = await connected(rig, stack, HEAD + b"Content-Length: 5000\r\n\r\n{")
+        quick = await connected(rig, stack, HEAD + b"Content-Length: 5000\r\n\r\n" + b" " * 4978)
+        await trio.sleep(OLD)
+        await seconds_of_a_post(rig)
+        answer = await slow.answer()
+        assert (answer.status, answer.document["code"]) == (408, "TIMEOUT")
+        assert answer.headers["connection"] == "close"
+        await quick.send(COLLECTION)
+        assert (await quick.answer()).status == 202
+    assert {line["event"] for line in log_lines} - {"request_refused"} == {"connections_full"}
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("said", [post(), http2(whole=True)], ids=["http1", "http2"])
+async def test_who_waits_for_an_answer_keeps_its_slot(said: bytes) -> None:
+    """A request would be stored, its client hear nothing, and send it again."""
+    async with running(max_connections=2) as rig, AsyncExitStack() as stack:
+        gate = rig.intake.open = trio.Event()
+        wires = []
+        for _ in range(2):
+            rig.intake.asked = trio.Event()
+            wires.append(await connected(rig, stack, said))
+            await rig.intake.asked.wait()
+        await trio.sleep(OLD)
+        async with rig.wire() as late:
+            await late.send(post())
+            with trio.move_on_after(0.5):
+                await late.answer()
+                raise AssertionError
+            gate.set()
+            if said == post():
+                for wire in wires:
+                    assert (await wire.answer()).status == 202
+            with trio.fail_after(10):  # those that have their answer are idle
+                rig.intake.asked = trio.Event()
+                await rig.intake.asked.wait()
+        assert rig.intake.taken == [[b"1", b'"two"']] * 3
+
+
+async def test_a_client_that_reads_no_answer_gives_way() -> None:
+    """It would hold its slot for REQUEST_TIMEOUT, and a thousand of them all slots."""
+    async with running(max_connections=1) as rig, AsyncExitStack() as stack:
+        wire = await connected(rig, stack, b"")
+        with trio.move_on_after(3):
+            while True:
+                await wire.send(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+        with trio.fail_after(10):
+            assert await seconds_of_a_post(rig) < 3
+
+
+async def test_handshakes_that_do_not_go_on(files: Files) -> None:
+    """A byte of TLS a second would hold a slot as well as one of HTTP."""
+    async with files.running(max_connections=SLOTS) as rig, AsyncExitStack() as stack:
+        for number in range(2 * SLOTS):
+            await connected(rig, stack, b"\x16\x03" if number % 2 else b"")
+        with trio.fail_after(10):
+            async with files.wire(rig) as wire:
+                await wire.send(post())
+                assert (await wire.answer()).status == 202
+
+
+async def test_probes_are_answered_whoever_holds_the_admin_address() -> None:
+    """64 connections that say nothing would have a load balancer take the daemon out."""
+    async with running() as rig, AsyncExitStack() as stack:
+        app = make_admin_app(rig.intake, rig.health, rig.metrics)
+        listeners = await open_listeners(rig.settings.bind)
+        rig.listeners = [*listeners, *rig.listeners]
+        stop = trio.Event()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, app, listeners, rig.settings, stop, ServerOptions(SLOTS))
+            for _ in range(SLOTS):
+                await connected(rig, stack, b"")
+            await trio.sleep(OLD)
+            for _ in range(3):
+                wire = await connected(rig, stack, b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+                with trio.fail_after(1):
+                    assert (await wire.answer()).status == 200
+            stop.set()
+
+
+# --- connections of one client -----------------------------------------------------------------
+
+
+async def test_connections_of_one_client_are_bounded(log_lines: Log) -> None:
+    """One client with a thousand connections would leave none to the others."""
+    async with (
+        running(MAX_CONNECTIONS_PER_CLIENT="2") as rig,
+        rig.wire() as first,
+        rig.wire() as second,
+    ):
+        for wire in (first, second):
+            await wire.send(post())
+            assert (await wire.answer()).status == 202
+        for _ in range(3):
+            async with rig.wire() as third:
+                with trio.fail_after(5):
+                    assert await is_refused(third)
+        await second.stream.aclose()
+        with trio.fail_after(5):
+            while True:
+                async with rig.wire() as third:
+                    if not await is_refused(third):
+                        break
+    (line,) = [line for line in log_lines if line["event"] == "client_connections_refused"]
+    assert line["client"] == "127.0.0.1"
+
+
+async def is_refused(wire: Wire) -> bool:
+    """Post; return whether the connection was closed without an answer."""
+    try:
+        await wire.send(post())
+        assert (await wire.answer()).status == 202
+    except (EOFError, trio.BrokenResourceError):
+        return True
+    return False
+
+
+async def test_connections_by_a_unix_socket_are_of_no_one_client(tmp_path: Path) -> None:
+    """A proxy on the same machine would be refused as if it were one client."""
+    address = UnixAddress(str(tmp_path / "s"))
+    one = running(MAX_CONNECTIONS_PER_CLIENT="1", BIND=str(address))
+    async with one as rig, AsyncExitStack() as stack:
+        for _ in range(3):
+            opened = await trio.open_unix_socket(address.path)
+            wire = Wire(await stack.enter_async_context(opened))
+            await wire.send(post())
+            assert (await wire.answer()).status == 202
+        assert len(rig.intake.taken) == 3

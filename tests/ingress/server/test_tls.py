@@ -1,0 +1,262 @@
+"""TLS on the public address: the same requests, by the same ways."""
+
+from __future__ import annotations
+
+import random
+import ssl
+from contextlib import AsyncExitStack, suppress
+from time import thread_time
+from typing import TYPE_CHECKING, Any, cast
+
+import httpx
+import pytest
+import trio
+import trio.testing
+import trustme
+
+from payloadd.config import settings as config
+from payloadd.errors import SettingsError
+from payloadd.ingress.server.tls import open_certificates
+from tests.ingress.rig import COLLECTION, Rig, Wire, post
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, MutableMapping
+    from pathlib import Path
+
+    from hypercorn.trio.tcp_server import TCPServer
+
+    from tests.ingress.tls_files import Files
+
+TAKEN = [b"1", b'"two"']
+
+
+async def test_plain_requests_stay_in_the_lane(files: Files, handed_over: list[TCPServer]) -> None:
+    """TLS would cost twenty times what it has to."""
+    async with files.running() as rig, files.wire(rig) as wire:
+        for _ in range(3):
+            await wire.send(post())
+            assert (await wire.answer()).status == 202
+        assert rig.intake.taken == [TAKEN] * 3
+        assert not handed_over
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("size", [10, 16_384, 65_536, 500_000, 1_000_000])
+async def test_bodies_of_all_sizes(files: Files, size: int) -> None:
+    """What lies decrypted in memory is announced by no socket: a body would wait for ever."""
+    text = b'"%s"' % (b"x" * size)
+    async with files.running() as rig, files.wire(rig) as wire:
+        with trio.fail_after(10):
+            for _ in range(2):
+                await wire.send(post(b'{"payloads":[%s]}' % text))
+                assert (await wire.answer()).status == 202
+        assert rig.intake.taken == [[text]] * 2
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_pipelined_requests(files: Files) -> None:
+    """The second request would lie in memory for ever."""
+    large = post(b'{"payloads":["%s"]}' % (b"x" * 100_000))
+    async with files.running() as rig:
+        for many in (post() * 3, post() * 400, large + post(), large * 3):
+            async with files.wire(rig) as wire:
+                with trio.fail_after(10):
+                    await wire.send(many)
+                    for _ in range(many.count(b"POST /")):
+                        assert (await wire.answer()).status == 202
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_a_request_in_pieces(files: Files) -> None:
+    """Records end where they like."""
+    rng = random.Random(1)  # noqa: S311 - the same pieces every time
+    whole = post(b'{"payloads":["%s"]}' % (b"x" * 2000))
+    async with files.running() as rig, files.wire(rig) as wire:
+        while whole:
+            size = rng.randint(1, 300)
+            await wire.send(whole[:size])
+            whole = whole[size:]
+        assert (await wire.answer()).status == 202
+
+
+async def test_http2_goes_straight_to_hypercorn(files: Files, handed_over: list[TCPServer]) -> None:
+    """A client that was promised HTTP/2 would be read as HTTP/1.1."""
+    h2 = pytest.importorskip("h2.connection", reason="comes with hypercorn")
+    async with files.running() as rig, files.wire(rig, files.client_context("h2")) as wire:
+        connection = h2.H2Connection()
+        connection.initiate_connection()
+        await wire.send(connection.data_to_send())
+        with trio.fail_after(10):
+            events = connection.receive_data(bytes(await wire.stream.receive_some()))
+        assert any(type(event).__name__ == "RemoteSettingsChanged" for event in events)
+        assert len(handed_over) == 1
+        await rig.drain()
+
+
+async def test_an_ordinary_client(files: Files) -> None:
+    """httpx, requests and curl would not get along with it."""
+    async with files.running() as rig:
+        port = rig.listeners[0].socket.getsockname()[1]
+        url = f"https://127.0.0.1:{port}"
+        async with httpx.AsyncClient(verify=files.client_context(), base_url=url) as client:
+            assert (await client.get("/healthz")).status_code == 200
+            answer = await client.post("/v1/payloads", json={"payloads": [1, "two"]})
+            assert answer.status_code == 202
+
+
+async def test_a_client_certificate_is_demanded(files: Files) -> None:
+    """Anybody could post where only some may."""
+    clients = trustme.CA()
+    clients.cert_pem.write_to_path(files.folder / "clients.pem")
+    async with files.running(TLS_CLIENT_CA=str(files.folder / "clients.pem")) as rig:
+        known, stranger = files.client_context(), files.client_context()
+        clients.issue_cert("client").configure_cert(known)
+        trustme.CA().issue_cert("client").configure_cert(stranger)
+        async with files.wire(rig, known) as wire:
+            await wire.send(post())
+            assert (await wire.answer()).status == 202
+        for context in (files.client_context(), stranger):
+            with pytest.raises(trio.BrokenResourceError):
+                await _ask(files, rig, context)
+        assert rig.intake.taken == [TAKEN]
+
+
+async def _ask(files: Files, rig: Rig, context: ssl.SSLContext) -> None:
+    async with files.wire(rig, context) as wire:
+        await wire.send(post())
+        await wire.answer()
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"\x16\x03\x01", post(), b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05hello"]
+)
+async def test_what_is_no_handshake_ends(files: Files, said: bytes) -> None:
+    """A client without TLS, or a scanner, would keep its slot or fill the log."""
+    async with files.running(1, REQUEST_TIMEOUT="200ms") as rig:
+        async with rig.wire() as wire:
+            await wire.send(said)
+            with trio.fail_after(10):
+                await _closed(wire)
+        async with files.wire(rig) as wire:
+            await wire.send(post())
+            assert (await wire.answer()).status == 202
+
+
+async def _closed(wire: Wire) -> None:
+    with suppress(trio.BrokenResourceError):
+        await wire.rest()
+
+
+async def test_a_client_that_leaves_within_the_handshake(files: Files) -> None:
+    """It would keep its slot."""
+    async with files.running(1) as rig:
+        async with rig.wire() as wire:
+            await wire.send(b"\x16\x03\x01")
+        async with files.wire(rig) as wire:
+            await wire.send(post())
+            assert (await wire.answer()).status == 202
+
+
+async def test_handshakes_take_turns(files: Files) -> None:
+    """A thousand clients that come back at once would hold up all others for a second."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        context = files.client_context()
+        context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1").do_handshake()
+    hello = outgoing.read()
+    longest = [0.0]
+
+    async def watch() -> None:
+        while True:
+            started = thread_time()
+            await trio.lowlevel.checkpoint()
+            longest[0] = max(longest[0], thread_time() - started)
+
+    async with files.running(max_connections=200) as rig, AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(rig.wire()) for _ in range(200)]
+        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            for wire in wires:
+                wire.stream.socket._sock.send(hello)  # type: ignore[attr-defined] # no checkpoint
+            with trio.fail_after(30):
+                for wire in wires:
+                    assert await wire.stream.receive_some(100)
+            nursery.cancel_scope.cancel()
+    # All of them together take a tenth of a second or more.
+    assert longest[0] < 0.05
+
+
+async def test_a_handshake_does_not_hold_the_drain(files: Files) -> None:
+    """A client that says nothing would hold the daemon for REQUEST_TIMEOUT."""
+    async with files.running() as rig, rig.wire() as wire:
+        await wire.send(b"\x16\x03\x01")
+        await trio.testing.wait_all_tasks_blocked()
+        started = trio.current_time()
+        await rig.drain()
+        assert trio.current_time() - started < 5
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_the_end_is_said_in_tls(files: Files) -> None:
+    """A client could not tell a whole answer from one that was cut off on the way."""
+    async with files.running() as rig, files.wire(rig) as wire:
+        await wire.send(post(COLLECTION, "Content-Type: application/json", "Connection: close"))
+        assert (await wire.answer()).status == 202
+        # Without https_compatible, trio takes an end that TLS does not know of for an error.
+        cast("Any", wire.stream)._https_compatible = False
+        assert await wire.rest() == b""
+
+
+async def test_a_slow_client_gets_408_in_tls(files: Files) -> None:
+    """A body that never comes would hold its slot, and its client hear nothing."""
+    async with files.running(REQUEST_TIMEOUT="200ms") as rig, files.wire(rig) as wire:
+        await wire.send(post()[:-3])
+        answer = await wire.answer()
+        assert (answer.status, answer.document["code"]) == (408, "TIMEOUT")
+
+
+async def test_a_broken_record_ends_the_connection(files: Files) -> None:
+    """Bytes that somebody has changed on the way would be taken, or crash the lane."""
+    async with files.running() as rig, files.wire(rig) as wire:
+        await wire.send(post())
+        assert (await wire.answer()).status == 202
+        transport = cast("Any", wire.stream).transport_stream
+        await transport.send_all(b"\x17\x03\x03\x00\x13" + b"x" * 19)
+        with trio.fail_after(10):
+            await _closed(wire)
+        assert rig.intake.taken == [TAKEN]
+
+
+async def test_certificates_are_read_again(
+    files: Files, log_lines: list[MutableMapping[str, Any]]
+) -> None:
+    """A certificate that was renewed would need a restart; a bad one would end the service."""
+    certificates = open_certificates(config.load(files.environ))
+    assert certificates is not None
+    before = certificates.context
+    (files.folder / "cert.pem").write_text("no certificate")
+    certificates.read_again()
+    assert certificates.context is before
+    files.write()
+    certificates.read_again()
+    assert certificates.context is not before
+    assert [line["event"] for line in log_lines] == ["tls_not_reloaded", "tls_reloaded"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "cert.pem").unlink(),
+        lambda folder: (folder / "key.pem").write_text("no key"),
+        lambda folder: (
+            trustme.CA().issue_cert("x").private_key_pem.write_to_path(folder / "key.pem")
+        ),
+    ],
+    ids=["missing", "no-key", "another-key"],
+)
+def test_files_that_cannot_be_used(files: Files, spoil: Callable[[Path], object]) -> None:
+    """The daemon would start, and no client get in."""
+    spoil(files.folder)
+    with pytest.raises(SettingsError, match="TLS_CERT, TLS_KEY"):
+        open_certificates(config.load(files.environ))

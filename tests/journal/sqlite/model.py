@@ -1,0 +1,93 @@
+"""What has to be in the journal's file, in plain Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from payloadd.journal.operations import Append, Bury, Expire, Receipt, Revive, Seal, Settle, Stage
+from payloadd.journal.sqlite.idempotency import KEEP
+from payloadd.journal.sqlite.schema import ROW_BYTES
+from payloadd.model.job import Batch, Job, Part
+
+if TYPE_CHECKING:
+    from payloadd.journal.operations import Operation
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model knows of an Idempotency-Key."""
+
+    receipt: Receipt
+    expires: float
+
+
+@dataclass
+class Model:
+    """What has to be in the file, in plain Python."""
+
+    next: int
+    jobs: dict[int, Job]
+    sealed: dict[int, Batch]
+    answers: dict[bytes, Answer]
+    dead: dict[int, Batch]
+    wanted: set[int]
+    """The dead letters that an operator wants tried again."""
+
+    @property
+    def dead_bytes(self) -> int:
+        """What the dead letters take."""
+        return sum(one.bytes + len(one.jobs) * ROW_BYTES for one in self.dead.values())
+
+    def take_in(self, parts: list[Part], first: int | None = None) -> list[Job]:
+        """Give the parts their numbers, unless they have them already, and keep them."""
+        if first is None:
+            first = self.next
+            self.next += len(parts)
+        jobs = [Job(first + index, *part) for index, part in enumerate(parts)]
+        self.jobs |= {job.seq: job for job in jobs}
+        return jobs
+
+    def carry_out(self, operation: Operation, now: float) -> list[Job]:
+        """Do what the file does; returns the jobs that are new."""
+        match operation:
+            case Append():
+                return self.accept(operation, now)
+            case Stage(append, start=0) if append.earlier is None:
+                self.next += len(append.parts)
+            case Seal(batch):
+                self.sealed[batch.jobs[0].seq] = batch
+            case Settle(batch):
+                self.forget(batch)
+            case Bury(batch):
+                self.forget(batch)
+                self.dead[batch.jobs[0].seq] = batch
+            case Revive():
+                revived = [
+                    replace(self.dead.pop(first), sealed=True) for first in sorted(self.wanted)
+                ]
+                self.wanted.clear()
+                self.sealed |= {one.jobs[0].seq: one for one in revived}
+                jobs = [job for one in revived for job in one.jobs]
+                self.jobs |= {job.seq: job for job in jobs}
+                return jobs
+            case Expire():
+                self.answers = {key: one for key, one in self.answers.items() if one.expires > now}
+        return []
+
+    def accept(self, append: Append, now: float) -> list[Job]:
+        """Keep what a request brings, unless its key is known."""
+        if append.key is not None:
+            known = self.answers.get(append.key)
+            if known is not None and known.expires > now:
+                return []
+            if append.parts:
+                self.answers[append.key] = Answer(append.receipt, now + KEEP)
+        return self.take_in(list(append.parts), append.first if append.staged else None)
+
+    def forget(self, batch: Batch) -> None:
+        """Drop a batch."""
+        for job in batch.jobs:
+            del self.jobs[job.seq]
+        if batch.sealed:
+            del self.sealed[batch.jobs[0].seq]

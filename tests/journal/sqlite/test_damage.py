@@ -1,0 +1,153 @@
+"""A damaged row becomes a dead letter, and everything else goes on."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from payloadd.errors import PayloaddError
+from payloadd.journal.operations import Bury, Revive, Settle
+from payloadd.journal.sqlite import file_check
+from payloadd.journal.sqlite.damage import CODE
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.offline import Inspection
+from tests.journal.sqlite.damaging import change, told, verified
+from tests.support.journal import append, id_of, sealed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+pytestmark = pytest.mark.usefixtures("nine_jobs")
+
+_CHANGES: Final = {
+    "lines": "UPDATE jobs SET lines = x'370b' WHERE seq = 7",
+    "lines of another kind": "UPDATE jobs SET lines = 7 WHERE seq = 7",
+    "id": "UPDATE jobs SET id = x'00' || substr(id, 2) WHERE seq = 7",
+    "short id": "UPDATE jobs SET id = x'00' WHERE seq = 7",
+    "payloads": "UPDATE jobs SET payloads = 2 WHERE seq = 7",
+    "payloads of another kind": "UPDATE jobs SET payloads = 'x' WHERE seq = 7",
+    "a place that is none": "UPDATE jobs SET segment = 1 WHERE seq = 7",
+    "a segment that is missing": "UPDATE jobs SET segment = 1, start = 0, size = 2 WHERE seq = 7",
+    "stream": "UPDATE jobs SET stream = 1 WHERE seq = 7",
+    "checksum": "UPDATE jobs SET crc = crc + 1 WHERE seq = 7",
+}
+
+
+@pytest.mark.parametrize("what", _CHANGES)
+def test_an_altered_row_becomes_a_dead_letter(path: Path, what: str) -> None:
+    """A flipped bit would be uploaded as if it were data."""
+    change(path, _CHANGES[what])
+    assert {one.table for one in verified(path)} & {"jobs", "totals"}
+    with closing(Database(path)) as database:
+        assert [one.seq for one in database.page(0, 99, 9999)] == [1, 5, 6, 8, 9]
+        assert database.totals.jobs == 8
+        (finding,) = told(database)
+        assert (finding.table, finding.first, finding.last, finding.jobs) == ("jobs", 7, 7, 1)
+        # Once, and not with every look.
+        assert [one.seq for one in database.page(6, 99, 9999)] == [8, 9]
+        assert told(database) == []
+    with Inspection.open(path.parent) as inspection:
+        (letter,) = inspection.dead()
+        assert (letter.code, letter.id) == (CODE, finding.id)
+        assert "number 7" in letter.reason
+        assert inspection.status().damaged == 1
+        inspection.lines(letter.id)
+        assert inspection.retry([]) == 0
+        with pytest.raises(PayloaddError, match="cannot be tried again"):
+            inspection.retry([letter.id])
+        (known,) = inspection.verify()
+        assert (known.table, known.first, known.id) == ("dead", 7, letter.id)
+        assert inspection.drop([letter.id]) == 1
+        assert inspection.verify() == []
+
+
+def test_neighbours_are_one_dead_letter_that_shows_what_is_left(path: Path) -> None:
+    """An operator would have to look at a thousand dead letters of one page."""
+    change(path, "UPDATE jobs SET lines = lines || x'0a' WHERE seq IN (6, 7, 8)")
+    with closing(Database(path)) as database:
+        assert [one.seq for one in database.page(0, 99, 9999)] == [1, 5, 9]
+        (finding,) = told(database)
+    assert (finding.first, finding.last, finding.payloads) == (6, 8, 3)
+    with Inspection.open(path.parent) as inspection:
+        (letter,) = inspection.dead()
+        assert inspection.lines(letter.id) == b"6\n\n7\n\n8\n\n"
+        assert str(id_of(6)) == letter.id
+        assert str(id_of(8)) in letter.reason
+
+
+@pytest.mark.parametrize(
+    ("seqs", "left"), [("2", [3, 4]), ("3", [2, 4]), ("4", [2, 3]), ("2, 4", [3]), ("2, 3, 4", [])]
+)
+def test_what_is_left_of_a_sealed_batch_keeps_its_key(
+    path: Path, seqs: str, left: list[int]
+) -> None:
+    """Its object may be in the store already: under another key all of it would be there twice."""
+    change(path, "UPDATE jobs SET payloads = 5 WHERE seq IN (%s)" % seqs)  # noqa: S608, UP031 - ours
+    for _ in range(2):  # a crash between, and once more
+        with closing(Database(path)) as database:
+            found = [database.sealed(first) for first in database.sealed_firsts]
+            if left:
+                (one,) = found
+                assert one is not None
+                assert ([each.seq for each in one.jobs], one.key) == (left, "k2")
+            else:
+                assert found in ([None], [])
+    with closing(Database(path)) as database:
+        for first in database.sealed_firsts:
+            database.commit([Settle(sealed(database, first))])
+        assert [one.seq for one in database.page(0, 99, 9999)] == [1, 5, 6, 7, 8, 9]
+        assert (database.totals.jobs, database.totals.payloads) == (6, 6)
+    with closing(Database(path)) as again:
+        assert again.sealed_firsts == []
+    assert {one.table for one in verified(path)} == {"dead"}
+
+
+def test_a_batch_with_gaps_can_die_and_come_back(path: Path) -> None:
+    """The counts would be wrong for as long as the journal lives."""
+    change(path, "UPDATE jobs SET payloads = 5 WHERE seq = 3")
+    with closing(Database(path)) as database:
+        one = sealed(database, 2)
+        database.commit([Bury(one, "C", "r")])
+        change(path, "UPDATE dead SET retry = 1 WHERE code = 'C'")
+        revive = Revive()
+        database.commit([revive])
+        assert (revive.firsts, revive.payloads, database.totals.jobs) == ([2], 2, 8)
+    assert {one.table for one in verified(path)} == {"dead"}
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_row_that_is_gone_is_missed(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, small: bool
+) -> None:
+    """A payload that was acknowledged would just not be there."""
+    if not small:
+        monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
+    change(path, "DELETE FROM jobs WHERE seq = 7")
+    assert [one.table for one in verified(path)] == ["totals"]
+    with closing(Database(path)) as database:
+        assert bool(told(database)) == small
+        after = 0
+        while page := database.page(after, 4, 9999):
+            after = page[-1].seq
+        if not small:
+            (finding,) = told(database)
+            assert (finding.first, finding.jobs, finding.payloads) == (None, 1, 1)
+        assert database.totals.jobs == 8
+    with Inspection.open(path.parent) as inspection:
+        (letter,) = inspection.dead()
+        assert inspection.lines(letter.id) == b""
+        assert inspection.drop([letter.id]) == 1
+
+
+def test_a_row_from_the_future_is_no_obstacle(path: Path) -> None:
+    """Every commit would fail at the number that the row has taken."""
+    move = "UPDATE jobs SET seq = %d WHERE seq = %d"
+    change(path, move % (10, 9), move % (2**50, 8))
+    with closing(Database(path)) as database:
+        assert sorted(one.first or 0 for one in told(database)) == [10, 2**50]
+        database.commit([append(10, count=3)])
+        assert [one.seq for one in database.page(0, 99, 9999)] == [1, 5, 6, 7, 10, 11, 12]
+        assert database.totals.jobs == 10

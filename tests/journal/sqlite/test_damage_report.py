@@ -1,0 +1,96 @@
+"""Damage is told once, in the log and in the numbers."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+import structlog
+
+from payloadd.config.settings import load
+from payloadd.journal.open import open_journal
+from payloadd.journal.sqlite import damage, file_check
+from payloadd.journal.sqlite.damage_report import DamageReport
+from payloadd.journal.sqlite.database import Database
+from payloadd.observe.health import Health
+from payloadd.observe.metrics import Metrics
+from payloadd.pipeline.accounting import Accounting
+from payloadd.pipeline.queue import JobChannel
+from payloadd.pipeline.refill import QueueFeeder
+from tests.journal.sqlite.damaging import change
+from tests.support.journal import open_rig, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from payloadd.journal.api import Journal
+
+pytestmark = pytest.mark.usefixtures("nine_jobs")
+
+
+async def test_damage_is_logged_once_and_counted(path: Path) -> None:
+    """The log would fill with one line, or the `drained` line would call payloads lost."""
+    change(path, "UPDATE jobs SET payloads = 5 WHERE seq = 7")
+    async with open_rig(path) as rig:
+        jobs = await rig.journal.page(0, 99, 9999)
+        assert [one.seq for one in jobs] == [1, 5, 6, 8, 9]
+        assert not rig.health.troubles
+
+
+def test_findings_are_told_once() -> None:
+    """The log would say the same twice a second."""
+    found = damage.Findings()
+    calls: list[int] = []
+    found.tell = lambda: calls.append(1)
+    found.add()
+    assert calls == []
+    found.add(damage.Finding("jobs", "x"))
+    assert len(found.take()) == len(calls) == 1
+    assert found.take() == []
+
+
+async def test_the_log_and_the_ledger_hear_of_damage_once(path: Path) -> None:
+    """The `drained` line would call damaged payloads lost, or the log would say nothing."""
+    change(path, "UPDATE jobs SET payloads = 5 WHERE seq = 7")
+    metrics = Metrics()
+    accounting = Accounting(metrics)
+    settings = load({"STATE_DIR": str(path.parent)})
+    channel = JobChannel(100, 10**6)
+    opening = open_journal(
+        settings, channel, QueueFeeder(channel, accounting), accounting, Health(), metrics
+    )
+    with structlog.testing.capture_logs() as lines:
+        async with opening as opened:
+            await _read_twice(opened.journal, accounting)
+    assert (accounting.journaled, accounting.lost) == (8, 0)
+    (told,) = [line for line in lines if line["event"] == "payloads_damaged"]
+    assert (told["log_level"], told["first"], told["last"]) == ("error", 7, 7)
+
+
+async def _read_twice(journal: Journal, accounting: Accounting) -> None:
+    assert accounting.open == 13  # as the altered row says
+    jobs = await journal.page(0, 99, 9999)
+    assert [one.seq for one in jobs] == [1, 5, 6, 8, 9]
+    await until(lambda: accounting.dead)
+    assert accounting.open == 8
+    await journal.page(6, 99, 9999)
+
+
+async def test_the_counter_of_dead_payloads_never_goes_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A counter that goes back makes every rate of it wrong."""
+    monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
+    change(path, "UPDATE jobs SET payloads = 5 WHERE seq IN (5, 9)")
+    seen: list[int] = []
+    with closing(Database(path)) as database:
+        metrics = Metrics()
+        report = DamageReport(database, Accounting(metrics), metrics)
+        for after in (0, 5):
+            database.page(after, 2, 9999)
+            report.tell()
+            seen.append(metrics.dead.value)
+        database.page(7, 9, 9999)
+        report.tell()
+    assert (seen, metrics.dead.value) == ([0, 0], 2)

@@ -1,0 +1,345 @@
+"""The journal's file against a plain model: whatever happens in whatever order, and crashes."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+from collections import deque
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Final
+from unittest.mock import Mock, patch
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from payloadd.journal.operations import (
+    Abandon,
+    Append,
+    Bury,
+    Expire,
+    Receipt,
+    Revive,
+    Seal,
+    Settle,
+    Stage,
+)
+from payloadd.journal.sqlite import dead_letters
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.idempotency import KEEP
+from payloadd.journal.sqlite.schema import ROW_BYTES
+from payloadd.journal.sqlite.segment_files import FOLDER
+from payloadd.model.job import Batch, Job, Part
+from tests.journal.sqlite.model import Model
+from tests.support.journal import MoodyConnection, contents, id_of, sealed
+
+if TYPE_CHECKING:
+    import uuid
+
+    from payloadd.journal.operations import Operation
+
+_PAYLOADS: Final = st.lists(st.integers(1, 3), max_size=6)
+_STATEMENTS: Final = (
+    *("COMMIT", "UPDATE totals", "INSERT INTO jobs", "DELETE FROM jobs", "DELETE FROM batches"),
+    *("INSERT INTO stored", "DELETE FROM stored", "INSERT OR REPLACE INTO batches"),
+    "INSERT INTO dead",
+)
+_KEYS: Final = st.none() | st.sampled_from([b"a", b"b"])
+
+
+class JournalFile(RuleBasedStateMachine):
+    """Requests, workers, an operator, and a power supply that fails."""
+
+    @initialize()
+    def start(self) -> None:
+        """Begin with a new file."""
+        self.folder = Path(tempfile.mkdtemp(prefix="payloadd-test-"))
+        self.now = 1_700_000_000.0
+        self.clock = SimpleNamespace(time=lambda: self.now)
+        self.patches = ExitStack()
+        for one in (
+            patch("payloadd.journal.sqlite.idempotency.time", self.clock),
+            # Some jobs are large, some commits have enough of them, segments are soon full.
+            patch("payloadd.journal.sqlite.segments.LARGE", 10),
+            patch("payloadd.journal.sqlite.segments.WORTH_A_SYNC", 30),
+            patch("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 100),
+            patch("payloadd.journal.sqlite.compaction._WORTH_A_FILE", 1),
+            patch("payloadd.journal.sqlite.compaction._MOVED_AT_ONCE", 30),
+            # Some batches go at once, others with several commits.
+            patch("payloadd.journal.sqlite.deletion._FEW", 1),
+            patch("payloadd.journal.sqlite.deletion._ROWS_PER_COMMIT", 1),
+        ):
+            self.patches.enter_context(one)
+        self.number = 0
+        self.runs = 0
+        self.model = Model(1, {}, {}, {}, {}, set())
+        self.open()
+
+    def teardown(self) -> None:
+        """Leave nothing behind."""
+        if hasattr(self, "database"):
+            self.database.close()
+            self.patches.close()
+            shutil.rmtree(self.folder)
+
+    @property
+    def path(self) -> Path:
+        """The file of this run: a crash leaves the old one as it was."""
+        return self.folder / f"{self.runs}.db"
+
+    def open(self) -> None:
+        """Open the file and read it as the filler does: sealed batches, then page by page."""
+        self.database = Database(self.path)
+        assert self.segments() == self.wanted_segments()
+        # A crash of the machine is for others to test, and thousands of commits take their time.
+        self.database._connection.execute("PRAGMA synchronous = OFF")
+        self.staged: list[Operation] = []
+        self.large: Append | None = None
+        """A request that is written with several commits."""
+        self.hands = [sealed(self.database, first) for first in self.database.sealed_firsts]
+        assert self.database.totals.dead_bytes == self.model.dead_bytes
+        wanted = [self.model.sealed[first] for first in sorted(self.model.sealed)]
+        assert [(one.key, contents(one.jobs)) for one in self.hands] == [
+            (one.key, contents(one.jobs)) for one in wanted
+        ]
+        in_seals = {job.seq for one in wanted for job in one.jobs}
+        paged = self.pages(3, 20)
+        expected = [job for seq, job in sorted(self.model.jobs.items()) if seq not in in_seals]
+        assert contents(paged) == contents(expected)
+        self.free = deque(paged)
+
+    def segments(self) -> set[int]:
+        """Return the segments that there are."""
+        return {int(path.stem) for path in (self.folder / FOLDER).glob("*")}
+
+    def wanted_segments(self) -> set[int]:
+        """Return those that a row refers to."""
+        with closing(sqlite3.connect(self.path)) as other:
+            found = other.execute("SELECT DISTINCT segment FROM jobs WHERE segment IS NOT NULL")
+            return {name for (name,) in found}
+
+    @rule()
+    def compaction(self) -> None:
+        """Give back the space of segments."""
+        self.database.compaction.begin()
+        while self.database.compaction.step():
+            pass
+        assert self.segments() >= self.wanted_segments()
+
+    def pages(self, most_jobs: int, most_bytes: int) -> list[Job]:
+        """Return all that can be paged through."""
+        jobs: list[Job] = []
+        while page := self.database.page(jobs[-1].seq if jobs else 0, most_jobs, most_bytes):
+            assert len(page) <= most_jobs
+            assert len(page) == 1 or sum(len(job.lines) for job in page) <= most_bytes
+            jobs += page
+        return jobs
+
+    @rule(requests=st.lists(st.tuples(_PAYLOADS, _KEYS), min_size=1, max_size=4))
+    def ask(self, requests: list[tuple[list[int], bytes | None]]) -> None:
+        """Commit what is staged, with requests behind it: what happens most."""
+        for payloads, key in requests:
+            parts = [Part(self.new_id(), b"1234567\n" * count, count) for count in payloads]
+            receipt = Receipt(parts[0].id if parts else self.new_id(), sum(payloads))
+            self.staged.append(Append(receipt, parts, key))
+        self.commit()
+
+    @precondition(lambda self: self.large is None)
+    @rule(payloads=st.lists(st.integers(1, 6), min_size=2, max_size=6), key=_KEYS)
+    def begin_large(self, payloads: list[int], key: bytes | None) -> None:
+        """Have a request that is written with several commits."""
+        parts = [Part(self.new_id(), b"123456789\n" * count, count) for count in payloads]
+        self.large = Append(Receipt(parts[0].id, sum(payloads)), parts, key)
+
+    @precondition(lambda self: self.large is not None)
+    @rule(count=st.integers(1, 3), requests=st.integers(0, 2))
+    def go_on_with_large(self, count: int, requests: int) -> None:
+        """Commit what is staged, with some parts of the large request, and small requests."""
+        self.stage(count)
+        self.ask([([1], None)] * requests)
+
+    def stage(self, count: int) -> None:
+        """Stage some parts of the large request."""
+        large = self.large
+        assert large is not None
+        end = large.staged + count
+        if large.earlier is None and end < len(large.parts):
+            self.staged.append(Stage(large, large.staged, end))
+        else:
+            self.staged.append(large)
+            self.large = None
+
+    def new_id(self) -> uuid.UUID:
+        """Return one that is more than those before."""
+        self.number += 1
+        return id_of(self.number)
+
+    @precondition(lambda self: self.free)
+    @rule(sizes=st.lists(st.integers(0, 4), min_size=1, max_size=3))
+    def fill(self, sizes: list[int]) -> None:
+        """Give workers batches of neighbours; 0 is one job that goes alone."""
+        for most in sizes:
+            if not self.free:
+                return
+            jobs = [self.free.popleft()]
+            while len(jobs) < most and self.free and self.free[0].seq == jobs[-1].seq + 1:
+                jobs.append(self.free.popleft())
+            batch = Batch(tuple(jobs), f"key-of-{jobs[0].seq}", "none", sealed=most > 0)
+            self.hands.append(batch)
+            if batch.sealed:
+                self.staged.append(Seal(batch))
+
+    @precondition(lambda self: len(self.free) > 1)
+    @rule(most=st.integers(2, 4))
+    def store(self, most: int) -> None:
+        """Have a batch stored, as it goes when nothing fails: seldom drawn step by step."""
+        self.fill([most])
+        self.commit()
+        self.staged.append(Settle(self.hands.pop()))
+
+    @precondition(lambda self: self.hands)
+    @rule(data=st.data(), stored=st.booleans())
+    def end(self, data: st.DataObject, stored: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
+        """Say what became of some batches."""
+        for _ in range(data.draw(st.integers(1, len(self.hands)))):
+            batch = self.hands.pop(data.draw(st.integers(0, len(self.hands) - 1)))
+            self.staged.append(Settle(batch) if stored else Bury(batch, "KeyTooLong", "too long"))
+
+    @precondition(lambda self: self.model.dead.keys() > self.model.wanted)
+    @rule(data=st.data(), chores=st.booleans())
+    def want_again(self, data: st.DataObject, chores: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
+        """Mark dead letters as another process does."""
+        letters = sorted(self.model.dead.keys() - self.model.wanted)
+        wanted = data.draw(st.lists(st.sampled_from(letters), min_size=1, unique=True))
+        before = self.database.foreign_changes()
+        with closing(sqlite3.connect(self.path)) as other, other:
+            dead_letters.mark(other, [str(self.model.dead[first].id) for first in wanted])
+        assert self.database.foreign_changes() != before
+        self.model.wanted.update(wanted)
+        if chores:
+            self.do_chores(1.0)
+
+    @rule(seconds=st.sampled_from([1.0, KEEP / 2, float(KEEP)]))
+    def do_chores(self, seconds: float) -> None:
+        """Let time pass, then stage the return of what was marked and the end of old keys."""
+        self.now += seconds
+        self.staged += [Revive(), Expire(), Revive()]
+
+    def commit(self) -> None:
+        """Commit what is staged, in file and model."""
+        operations, self.staged = self.staged, []
+        self.database.commit(operations)
+        self.follow(operations)
+
+    def follow(self, operations: list[Operation]) -> None:
+        """Do in the model what the file has done."""
+        for operation in operations:
+            key = operation.key if isinstance(operation, Append) else None
+            known = None if key is None else self.model.answers.get(key)
+            jobs = self.model.carry_out(operation, self.now)
+            if isinstance(operation, Stage) and operation.append.earlier is None:
+                operation.append.staged = operation.end
+            if isinstance(operation, Append):
+                earlier = known if known is not None and known.expires > self.now else None
+                assert operation.earlier == (earlier and earlier.receipt)
+            if isinstance(operation, Append):
+                assert contents(operation.jobs) == contents(jobs)
+                self.free += operation.jobs
+            if isinstance(operation, Revive):
+                revived = [sealed(self.database, first) for first in operation.firsts]
+                assert contents([job for one in revived for job in one.jobs]) == contents(jobs)
+                assert operation.payloads == sum(one.payloads for one in revived)
+                self.hands += revived
+
+    @rule(fails=st.sampled_from(_STATEMENTS), count=st.integers(0, 3))
+    def commit_on_a_full_disk(self, fails: str, count: int) -> None:
+        """Fail in a commit, wherever: nothing of it may stay."""
+        if self.large is not None and count:
+            self.stage(count)
+        before = self.database._state()
+        moody = MoodyConnection(self.database._connection)
+        moody.fails = fails
+        with (
+            patch.object(self.database, "_connection", moody),
+            patch.object(self.database.deletion, "_connection", moody),
+            patch.object(self.database.staging, "_connection", moody),
+        ):
+            try:
+                self.database.commit(self.staged)
+            except sqlite3.OperationalError:
+                assert self.database._state() == before
+                self.database.probe()  # as the journal does before it writes again
+                self.large = None
+                self.staged.append(Abandon())
+            else:
+                self.follow(self.staged)
+                self.staged = []
+        self.staged = [one for one in self.staged if not isinstance(one, Append | Stage)]
+
+    @rule()
+    def restart(self) -> None:
+        """Stop in peace and start again."""
+        self.commit()
+        self.database.close()
+        self.open()
+
+    @rule(before=st.booleans())
+    def crash(self, before: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
+        """Go on with the bytes that are on the disk, without a goodbye."""
+        if not before:
+            self.commit()
+        old = self.path
+        self.runs += 1
+        for end in ("", "-wal"):
+            shutil.copy(f"{old}{end}", f"{self.path}{end}")
+        # What is dead tidies nothing up.
+        with patch.multiple(self.database, deletion=Mock(), compaction=Mock()):
+            self.database.close()
+        self.open()
+
+    @invariant()
+    def what_is_counted_is_what_is_there(self) -> None:
+        """Compare the totals, the tables and the model."""
+        if not hasattr(self, "database"):
+            return
+        totals = self.database.totals
+        with closing(sqlite3.connect(self.path)) as other:
+            counted = other.execute(
+                "SELECT count(*), total(payloads), total(coalesce(size, length(lines))) FROM jobs"
+                " WHERE NOT EXISTS (SELECT 1 FROM dead WHERE seq BETWEEN first AND last)"
+                " AND NOT EXISTS (SELECT 1 FROM stored WHERE seq BETWEEN first AND last)"
+            ).fetchone()
+            written = other.execute("SELECT next, jobs, payloads, bytes FROM totals").fetchone()
+            dead = {
+                letter.id: (letter.payloads, dead_letters.lines(other, self.folder, letter.id))
+                for letter in dead_letters.letters(other)
+            }
+            stored = other.execute("SELECT last FROM stored ORDER BY last").fetchall()
+            keys = other.execute("SELECT key FROM answers ORDER BY key").fetchall()
+        jobs, payloads, size = counted
+        assert (totals.jobs, totals.payloads) == (jobs, payloads)
+        assert totals.bytes == size + jobs * ROW_BYTES
+        assert written == (totals.next, totals.jobs, totals.payloads, totals.bytes)
+        assert (totals.next, jobs) == (self.model.next, len(self.model.jobs))
+        hidden = self.database.staging.range
+        ranges = [*self.database.deletion.ranges, *([] if hidden is None else [hidden])]
+        assert stored == sorted((last,) for _, last in ranges)
+        assert keys == [(key,) for key in sorted(self.model.answers)]
+        assert dead == {
+            str(one.id): (one.payloads, b"".join(one.pieces)) for one in self.model.dead.values()
+        }
+        assert totals.dead_bytes == self.model.dead_bytes
+
+
+TestJournalFile = JournalFile.TestCase
+TestJournalFile.__doc__ = "Jobs would be lost, doubled or sent under another key after a crash."
+TestJournalFile.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

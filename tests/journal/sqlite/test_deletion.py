@@ -1,0 +1,293 @@
+"""Rows of stored batches go a few at a time, and are as good as gone before."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import time
+from contextlib import closing
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from payloadd.journal.operations import Clear, Seal, Settle
+from payloadd.journal.sqlite import journal, maintenance
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.schema import FILE, MIGRATIONS, migrate
+from payloadd.journal.sqlite.segment_files import FOLDER
+from tests.support.journal import (
+    PATIENCE,
+    MoodyConnection,
+    a_round,
+    append,
+    batch,
+    contents,
+    disk_full,
+    id_of,
+    job,
+    open_rig,
+    until,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.journal import JournalRig
+
+_LARGE: Final = 1000
+
+
+def rows_of(path: Path) -> int:
+    """Return how many rows ``jobs`` has, as another process sees it; ``stored`` has none then."""
+    with closing(sqlite3.connect(path)) as other:
+        (jobs,) = other.execute("SELECT count(*) FROM jobs").fetchone()
+        (covered,) = other.execute(
+            "SELECT coalesce(sum(last - first + 1), 0) FROM stored"
+        ).fetchone()
+        assert jobs or not covered, "what is gone is remembered for ever"
+        return int(jobs)
+
+
+def store(database: Database, first: int, last: int) -> None:
+    """Take in the jobs ``first`` to ``last``, seal them as a batch and settle that."""
+    request = append(first, count=last - first + 1)
+    database.commit([request])
+    stored = batch(*request.jobs)
+    database.commit([Seal(stored)])
+    database.commit([Settle(stored)])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return where the journal is."""
+    return tmp_path / FILE
+
+
+def test_a_commit_deletes_some_of_a_large_batch(path: Path) -> None:
+    """All requests of a commit would wait for a thousand rows that nobody needs gone."""
+    with closing(Database(path)) as database:
+        store(database, 1, _LARGE)
+        left = [rows_of(path)]
+        while left[-1]:
+            database.commit([Clear()])
+            left.append(rows_of(path))
+        assert [before - after for before, after in pairwise(left)] == [*[64] * 15, 40]
+        assert database.deletion.ranges == ()
+
+
+def test_a_small_batch_goes_at_once(path: Path) -> None:
+    """To note it and come back would be more work than to delete it."""
+    with closing(Database(path)) as database:
+        store(database, 1, 64)
+        assert (rows_of(path), database.deletion.ranges) == (0, ())
+
+
+def test_the_more_waits_the_more_goes(path: Path) -> None:
+    """Batches that are stored faster than commits come would fill the disk with rows."""
+    with closing(Database(path)) as database:
+        most = 0
+        for number in range(60):
+            store(database, 1 + number * _LARGE, (number + 1) * _LARGE)
+            most = max(most, rows_of(path))
+        assert most < 10 * _LARGE
+
+
+def test_several_batches_a_commit_do_not_pile_up(path: Path) -> None:
+    """Workers store batches in any order, and many before the next commit."""
+    request = append(1, count=20 * _LARGE)
+    with closing(Database(path)) as database:
+        database.commit([request])
+        batches = [batch(*jobs) for jobs in zip(*[iter(request.jobs)] * 100, strict=True)]
+        database.commit([Seal(one) for one in batches])
+        for some in zip(*[iter(batches[::2] + batches[1::2])] * 5, strict=True):
+            before = waiting(database)
+            database.commit([Settle(one) for one in some])
+            assert waiting(database) <= before * 15 / 16 + 501
+        assert waiting(database) < 8000
+        left = waiting(database)
+        while database.deletion.ranges:
+            database.commit([Clear()])
+            assert waiting(database) <= max(0, left - 64)
+            left = waiting(database)
+        assert rows_of(path) == 0
+
+
+def waiting(database: Database) -> int:
+    """Return how many rows wait to be deleted."""
+    return sum(last - first + 1 for first, last in database.deletion.ranges)
+
+
+def test_room_is_made_at_once(path: Path) -> None:
+    """Behind a full disk requests would be refused until all had gone step by step."""
+    with closing(Database(path)) as database:
+        store(database, 1, _LARGE)
+        database.make_room()
+        assert (rows_of(path), database.deletion.ranges) == (0, ())
+
+
+def test_totals_are_told_without_them(path: Path) -> None:
+    """JOURNAL_MAX_BYTES would refuse requests for what is stored long since."""
+    with closing(Database(path)) as database:
+        store(database, 1, _LARGE)
+        assert rows_of(path) == _LARGE
+        assert (database.totals.jobs, database.totals.payloads, database.totals.bytes) == (0, 0, 0)
+
+
+def test_the_end_leaves_no_rows(path: Path) -> None:
+    """The next start would have to do it."""
+    with closing(Database(path)) as database:
+        store(database, 1, _LARGE)
+    assert rows_of(path) == 0
+    with closing(Database(path)) as database:
+        assert database.deletion.ranges == ()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 15, 16])
+def test_a_crash_brings_back_none_of_them(path: Path, tmp_path: Path, steps: int) -> None:
+    """What is in the store would be stored once more."""
+    crashed = tmp_path / "crashed"
+    crashed.mkdir()
+    with closing(Database(path)) as database:
+        database.commit([append(1)])
+        store(database, 2, _LARGE + 1)
+        database.commit([append(_LARGE + 2)])
+        for _ in range(steps):
+            database.commit([Clear()])
+        for end in ("", "-wal"):
+            shutil.copy(f"{path}{end}", crashed)
+    with closing(Database(crashed / FILE)) as again:
+        assert again.sealed_firsts == []
+        expected = contents([job(1), job(_LARGE + 2)])
+        assert contents(again.page(0, 2 * _LARGE, 10**6)) == expected
+        for _ in range(20):
+            again.commit([Clear()])
+        assert rows_of(crashed / FILE) == 2
+        assert contents(again.page(0, 2 * _LARGE, 10**6)) == expected
+
+
+@pytest.mark.parametrize(
+    "fails",
+    ["COMMIT", "INSERT INTO jobs", "UPDATE totals", "DELETE FROM jobs", "INSERT INTO stored"],
+)
+def test_a_commit_that_fails_takes_back_its_step(
+    path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """Rows that nobody remembers would stay until the next start."""
+    with closing(Database(path)) as database:
+        store(database, 1, _LARGE)
+        request = append(_LARGE + 1, count=_LARGE)
+        database.commit([request])
+        second = batch(*request.jobs)
+        database.commit([Seal(second)])
+        before = database.deletion.ranges
+        rows_before = rows_of(path)
+        with monkeypatch.context() as patch:
+            moody = MoodyConnection(database._connection)
+            moody.fails = fails
+            patch.setattr(database, "_connection", moody)
+            patch.setattr(database.deletion, "_connection", moody)
+            with pytest.raises(sqlite3.OperationalError):
+                database.commit([append(2 * _LARGE + 1), Settle(second)])
+        assert database.deletion.ranges == before
+        assert rows_of(path) == rows_before
+        for _ in range(15):
+            database.commit([])
+        assert rows_of(path) == _LARGE
+
+
+async def settle_a_batch(rig: JournalRig) -> None:
+    """Take in a large batch, seal it, and settle it."""
+    await rig.take(1, count=_LARGE)
+    stored = batch(*[rig.channel.receive_nowait() for _ in range(_LARGE)])
+    await rig.journal.seal(stored)
+    rig.journal.settle(stored)
+
+
+async def test_it_goes_on_when_nobody_asks_for_a_commit(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the last request the disk space of the last batches would stay taken."""
+    monkeypatch.setattr(maintenance, "_BETWEEN", PATIENCE)
+    async with open_rig(path) as rig:
+        await settle_a_batch(rig)
+        await until(lambda: rows_of(path) == 0)
+        assert rig.database.deletion.ranges == ()
+        # That was the last of it: an idle daemon does not write.
+        assert not rig.journal._commit_queue.next.operations
+
+
+async def test_it_goes_on_behind_trouble(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest would stay, had the disk refused one of the steps."""
+    monkeypatch.setattr(journal, "_AFTER_TROUBLE", 0.01)
+    async with open_rig(path) as rig:
+        await settle_a_batch(rig)
+        await until(lambda: rows_of(path) < _LARGE)
+        rig.database.write_error = disk_full
+        await until(lambda: rig.database.failures > 1)
+        assert rows_of(path) > 0
+        rig.database.write_error = None
+        await until(lambda: not rig.health.troubles)
+        # What is stored has made room before the first request is taken again.
+        assert rows_of(path) == 0
+
+
+async def test_the_next_start_goes_on(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a crash has left would stay until there are requests."""
+    monkeypatch.setattr(maintenance, "_BETWEEN", PATIENCE)
+    crashed = tmp_path / "crashed"
+    crashed.mkdir()
+    with closing(Database(path)) as database:
+        store(database, 1, _LARGE)
+        for end in ("", "-wal"):
+            shutil.copy(f"{path}{end}", crashed)
+    async with open_rig(crashed / FILE) as rig:
+        await until(lambda: rows_of(crashed / FILE) == 0)
+        assert rig.shown() == []
+
+
+def test_the_status_is_not_of_them(path: Path) -> None:
+    """An operator would look for payloads that wait since the day before."""
+    with closing(Database(path)) as database:
+        store(database, 1, _LARGE)
+        with Inspection.open(path.parent) as inspection:
+            assert inspection.status().oldest_seconds == 0
+        database.commit([append(_LARGE + 1)])
+        with Inspection.open(path.parent) as inspection:
+            status = inspection.status()
+        age = time.time() - (id_of(_LARGE + 1).int >> 80) / 1000
+        assert status.jobs == 1
+        assert status.oldest_seconds == pytest.approx(age, abs=5)
+
+
+@pytest.mark.usefixtures("all_large")
+def test_their_segments_go_behind_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment that is gone before the row that names it would be missed by the next start."""
+    monkeypatch.setattr("payloadd.journal.sqlite.compaction._WORTH_A_FILE", 1)
+    with closing(Database(path)) as database:
+        store(database, 1, 100)
+        (segment,) = (path.parent / FOLDER).iterdir()
+        for rows_left in (36, 0):
+            a_round(database)
+            assert segment.exists()
+            database.commit([Clear()])
+            assert rows_of(path) == rows_left
+        a_round(database)
+        assert not segment.exists()
+
+
+def test_a_journal_of_the_version_before_is_read_on(path: Path) -> None:
+    """What was acknowledged before an upgrade would be gone after it."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as old:
+        migrate(old, MIGRATIONS[:2])
+        old.execute(
+            "INSERT INTO jobs VALUES (1, ?, 1, ?, NULL, NULL, NULL)", (id_of(1).bytes, b"1\n")
+        )
+        old.execute("UPDATE totals SET next = 2, jobs = 1, payloads = 1, bytes = 66")
+    with closing(Database(path)) as new:
+        assert contents(new.page(0, 9, 99)) == contents([job(1)])
+        store(new, 2, _LARGE)
+        assert new.totals.jobs == 1

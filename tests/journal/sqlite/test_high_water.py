@@ -1,0 +1,356 @@
+"""What a start says about a journal whose write-ahead log is gone, cut off or damaged."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import structlog.testing
+import trio
+
+from payloadd.errors import StartError
+from payloadd.journal.operations import Append, Bury, Receipt, Seal, Settle
+from payloadd.journal.sqlite import high_water, segment_files
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.schema import FILE, look_into
+from payloadd.journal.sqlite.totals import Totals
+from payloadd.journal.sqlite.verify import verify
+from tests.journal.sqlite.damaging import cut, flip, zero
+from tests.support.journal import append, batch, id_of, make_rig, open_rig, part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from payloadd.journal.operations import Operation
+
+WAL = f"{FILE}-wal"
+
+
+def crash(folder: Path, steps: list[list[Operation]], fold_behind: int = 0) -> Path:
+    """Commit ``steps``, and return a copy of the folder as a killed process leaves it.
+
+    The log is folded into the file behind the first ``fold_behind`` of them.
+    """
+    left = folder.with_name("left")
+    with closing(Database(folder / FILE)) as database:
+        for number, operations in enumerate(steps, 1):
+            database.commit(operations)
+            if number == fold_behind:
+                database._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        shutil.copytree(folder, left)
+    return left
+
+
+def requests(count: int, first: int = 1, payloads: int = 3) -> list[Append]:
+    """Return requests of one job each."""
+    return [
+        Append(Receipt(id_of(number), payloads), [part(number, payloads)])
+        for number in range(first, first + count)
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return an empty STATE_DIR."""
+    one = tmp_path / "state"
+    one.mkdir()
+    return one
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut, flip, zero])
+def test_the_count_of_missing_payloads_is_exact_after_a_kill(
+    folder: Path, damage: Callable[[Path], None]
+) -> None:
+    """SQLite takes what checks out: payloads that were acknowledged are gone without a word."""
+    left = crash(folder, [[one] for one in requests(40)], fold_behind=10)
+    damage(left / WAL)
+    with closing(Database(left / FILE)) as database:
+        found = database.high_water.damage
+        assert found is not None
+        assert not found.at_least
+        assert 10 <= database.totals.jobs < 40
+        assert found.payloads == 3 * (40 - database.totals.jobs)
+        assert (found.again, found.files) == (0, ())
+        # No number names two jobs.
+        request = requests(1, 100)[0]
+        database.commit([request])
+        assert [job.seq for job in request.jobs] == [41]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut, flip, zero])
+def test_verify_finds_what_the_next_start_would(
+    folder: Path, damage: Callable[[Path], None]
+) -> None:
+    """A journal without its last commits is called undamaged, and its copy kept as a good one."""
+    left = crash(folder, [[one] for one in requests(40)], fold_behind=10)
+    copy = shutil.copytree(left, folder.with_name("copy"))
+    with closing(look_into(left / FILE)) as connection:
+        assert verify(connection, left) == []
+    damage(copy / WAL)
+    with closing(look_into(copy / FILE)) as connection:
+        found = verify(connection, copy)
+    with closing(Database(copy / FILE)) as database:
+        assert database.high_water.damage is not None
+        missing = database.high_water.damage.payloads
+    assert [one.payloads for one in found if one.table == "file"] == [missing]
+    with closing(look_into(copy / FILE)) as connection:
+        (known,) = verify(connection, copy)
+    assert known.payloads == missing
+
+
+def test_a_journal_that_was_killed_is_not_damaged(folder: Path) -> None:
+    """An operator who is told of damage at each crash would not read it when there is some."""
+    steps: list[list[Operation]] = [[one] for one in requests(10)]
+    left = crash(folder, steps, fold_behind=5)
+    with closing(Database(left / FILE)) as database:
+        assert database.high_water.damage is None
+        assert database.totals.jobs == 10
+
+
+def test_a_record_that_is_behind_says_nothing(folder: Path) -> None:
+    """A process that is killed between a commit and its record would seem to have lost one."""
+    with closing(Database(folder / FILE)) as database:
+        database.commit(list(requests(3)))
+        before = (folder / "journal.high").read_bytes()
+        database.commit(list(requests(3, 10)))
+        left = folder.with_name("left")
+        shutil.copytree(folder, left)
+    (left / "journal.high").write_bytes(before)
+    with closing(Database(left / FILE)) as database:
+        assert database.high_water.damage is None
+        assert database.totals.next == 7
+
+
+def test_what_was_stored_before_it_was_lost_is_not_missing(folder: Path) -> None:
+    """A damaged log would be said to have cost payloads that are in the bucket."""
+    early, late = requests(4), requests(6, 10)
+    with closing(Database(folder / FILE)) as database:
+        database.commit(list(early))
+        database._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        database.commit(list(late))
+        database.commit([Settle(batch(*(one.jobs[0] for one in early), sealed=False))])
+        database.commit([Settle(batch(late[0].jobs[0], sealed=False))])
+        left = folder.with_name("left")
+        shutil.copytree(folder, left)
+    (left / WAL).unlink()
+    with closing(Database(left / FILE)) as database:
+        found = database.high_water.damage
+        assert found is not None
+        assert (found.payloads, found.again) == (15, 12)
+
+
+def test_a_lost_removal_alone_is_named(folder: Path) -> None:
+    """Payloads would be stored again without a word."""
+    request = requests(1)[0]
+    with closing(Database(folder / FILE)) as database:
+        database.commit([request])
+        database._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        database.commit([Seal(batch(request.jobs[0]))])
+        database.commit([Settle(batch(request.jobs[0]))])
+        left = folder.with_name("left")
+        shutil.copytree(folder, left)
+    (left / WAL).unlink()
+    with closing(Database(left / FILE)) as database:
+        found = database.high_water.damage
+        assert found is not None
+        assert (found.payloads, found.again) == (0, 3)
+
+
+def test_lost_dead_letters_are_missing(folder: Path) -> None:
+    """What an operator could have had sent again would be gone without a word."""
+    early, late = requests(2), requests(2, 10)
+    with closing(Database(folder / FILE)) as database:
+        database.commit(list(early))
+        database._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        database.commit(list(late))
+        jobs = [one.jobs[0] for one in (*early, *late)]
+        database.commit([Bury(batch(one, sealed=False), "C", "r") for one in jobs])
+        left = folder.with_name("left")
+        shutil.copytree(folder, left)
+    (left / WAL).unlink()
+    with closing(Database(left / FILE)) as database:
+        found = database.high_water.damage
+        assert found is not None
+        assert (found.payloads, found.again) == (6, 0)
+
+
+def test_after_a_power_cut_the_count_is_a_lower_bound(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator would look for exactly as many payloads as the record of a second ago knows."""
+    left = crash(folder, [[one] for one in requests(5)])
+    (left / WAL).unlink()
+    with sqlite3.connect(left / FILE) as tables:
+        assert tables.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
+    monkeypatch.setattr(high_water, "_BOOT_ID", folder / "no-such-file")
+    with closing(Database(left / FILE)) as database:
+        found = database.high_water.damage
+        assert found is not None
+        assert str(found) == "at least 15"
+
+
+def test_the_trouble_stays_over_crashes_and_ends_with_a_clean_end(folder: Path) -> None:
+    """A daemon that crashes again would take its operator's only notice with it."""
+    left = crash(folder, [[one] for one in requests(5)])
+    (left / WAL).unlink()
+    second = Database(left / FILE)
+    assert second.high_water.damage is not None
+    again = left.with_name("again")
+    shutil.copytree(left, again)
+    second.close()
+    for ended in (left, again):  # a start that came to nothing, and a crash
+        with closing(Database(ended / FILE)) as third:
+            assert third.high_water.damage is not None
+            assert third.high_water.damage.payloads == 15
+            third.high_water.acknowledged = True
+        with closing(Database(ended / FILE)) as fourth:
+            assert fourth.high_water.damage is None
+
+
+@pytest.mark.usefixtures("all_large")
+def test_segments_of_lost_rows_are_put_aside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start would be refused, or unlink the payloads that could still be had."""
+    monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
+    left = crash(folder, [[one] for one in requests(3)], fold_behind=1)
+    (left / WAL).unlink()
+    with closing(Database(left / FILE)) as database:
+        assert database.high_water.damage is not None
+        names = [f"{number:020}.ndjson.lost" for number in (2, 3)]
+        assert sorted(database.high_water.damage.files) == names
+        assert [job.lines for job in database.page(0, 9, 999)] == [b"1\n1\n1\n"]
+    assert segment_files.names(left / segment_files.FOLDER) == [1]
+    assert (left / segment_files.FOLDER / names[0]).read_bytes() == b"2\n2\n2\n"
+
+
+@pytest.mark.usefixtures("all_large")
+def test_segments_without_any_journal_still_refuse_the_start(folder: Path) -> None:
+    """An operator who could put journal.db back would find its payloads put aside."""
+    left = crash(folder, [[one] for one in requests(3)])
+    for path in left.glob(f"{FILE}*"):
+        path.unlink()
+    for _ in range(2):
+        with pytest.raises(StartError, match="another journal"):
+            Database(left / FILE)
+    assert segment_files.names(left / segment_files.FOLDER) == [1]
+
+
+def test_a_journal_that_was_emptied_and_deleted_in_order_is_no_damage(folder: Path) -> None:
+    """An operator who starts anew would be told of payloads that were stored long ago."""
+    request = requests(1)[0]
+    with closing(Database(folder / FILE)) as database:
+        database.commit([request])
+        database.commit([Settle(batch(request.jobs[0], sealed=False))])
+    (folder / FILE).unlink()
+    with closing(Database(folder / FILE)) as database:
+        assert database.high_water.damage is None
+        assert database.totals.next == 2
+
+
+def test_no_bit_of_the_record_makes_up_a_loss(folder: Path) -> None:
+    """The file that tells of damage can be damaged itself."""
+    left = crash(folder, [[one] for one in requests(5)])
+    path = left / "journal.high"
+    whole = path.read_bytes()
+    chances = random.Random(1)  # noqa: S311 - the same choices each time
+    for _ in range(60):
+        broken = bytearray(whole)
+        broken[chances.choice([0, 512]) + chances.randrange(76)] ^= 1 << chances.randrange(8)
+        path.write_bytes(broken)
+        mark = high_water.read(left / FILE)
+        assert mark is not None
+        assert mark.next in (5, 6)
+    path.write_bytes(bytes(1024))
+    with closing(Database(left / FILE)) as database:
+        assert database.high_water.unreadable
+        assert database.high_water.damage is None
+
+
+@pytest.mark.parametrize("step", ["HighWater.begin", "Totals.write"])
+def test_a_start_that_is_killed_does_not_forget_the_loss(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A start that fails behind the comparison would leave a journal that looks whole."""
+    left = crash(folder, [[one] for one in requests(40)], fold_behind=10)
+    (left / WAL).unlink()
+
+    class KilledError(Exception):
+        """The end of a process."""
+
+    def end(*_: object) -> None:
+        raise KilledError
+
+    owner = {"HighWater.begin": high_water.HighWater, "Totals.write": Totals}[step]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step.partition(".")[2], end)
+        with pytest.raises(KilledError):
+            Database(left / FILE)
+    for _ in range(2):
+        database = Database(left / FILE)
+        found = database.high_water.damage
+        assert found is not None
+        assert (found.payloads, found.at_least) == (90, False)
+        assert (database.totals.jobs, database.totals.next) == (10, 41)
+        database.close()  # without an operator who has seen it
+
+
+def test_a_disk_that_refuses_the_record_stops_no_commit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that only counts would have requests refused."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    with closing(Database(folder / FILE)) as database:
+        monkeypatch.setattr("payloadd.journal.sqlite.high_water.os.pwrite", refuse)
+        database.commit([append(1)])
+        assert database.totals.jobs == 1
+        monkeypatch.undo()
+
+
+def test_wrong_totals_do_not_end_the_daemon(folder: Path) -> None:
+    """A count that damage has made negative would raise behind a commit that is durable."""
+    with closing(Database(folder / FILE)) as database:
+        database.high_water.write(Totals(5, -2, -2, 0))
+        mark = high_water.read(folder / FILE)
+        assert mark is not None
+        assert (mark.next, mark.held) == (5, 0)
+
+
+async def test_the_loss_is_said_in_the_log_the_health_and_a_metric(folder: Path) -> None:
+    """An operator learns of it where an operator looks, and nowhere else."""
+    left = crash(folder, [[one] for one in requests(5)])
+    (left / WAL).unlink()
+    with structlog.testing.capture_logs() as lines:
+        rig = make_rig(left / FILE)
+    (line,) = lines
+    assert (line["event"], line["log_level"], line["missing"]) == ("journal_damaged", "error", 15)
+    assert rig.health.troubles["journal_data"].code == "PAYLOADS_MISSING"
+    assert rig.health.troubles["journal_data"].reason.startswith("15 accepted payloads")
+    assert b"payloadd_payloads_missing 15.0" in rig.metrics.render()
+    async with rig.journal.at_work():
+        assert rig.journal.refusal() is None
+        await rig.take(77)
+        rig.health.phase = "draining"
+    await rig.journal.aclose()
+    with structlog.testing.capture_logs() as lines:
+        async with open_rig(left / FILE) as rig:
+            assert not rig.health.troubles
+    assert lines == []
+
+
+async def test_the_record_is_synced_within_seconds(folder: Path) -> None:
+    """After a power cut the lower bound would be that of the daemon's start, days ago."""
+    rig = make_rig(folder / FILE)
+    async with rig.journal.at_work():
+        await rig.take(1)
+        mark = rig.journal._database.high_water
+        with trio.fail_after(20):
+            while mark._dirty:  # noqa: ASYNC110 - nothing tells of it
+                await trio.sleep(0.05)
+    await rig.journal.aclose()

@@ -1,0 +1,168 @@
+"""Idempotency-Keys take a bounded part of the journal."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import uuid
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from payloadd.errors import RefusedError
+from payloadd.journal.operations import Append, Expire, Receipt
+from payloadd.journal.sqlite import idempotency
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.schema import FILE, KEY_BYTES
+from tests.support.journal import append, batch, disk_full, id_of, open_rig, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return what lets a second pass for the keys."""
+    now = [1_700_000_000.0]
+    monkeypatch.setattr("payloadd.journal.sqlite.idempotency.time.time", lambda: now[0])
+
+    def tick() -> None:
+        now[0] += 1
+
+    return tick
+
+
+def known(database: Database) -> set[bytes]:
+    """Return the keys that are in the file; how many are counted has to be the same."""
+    keys = {row[0] for row in database._connection.execute("SELECT key FROM answers")}
+    assert database.totals.keys == len(keys)
+    return keys
+
+
+def test_past_the_bound_the_oldest_keys_are_forgotten(
+    tmp_path: Path, clock: Callable[[], None]
+) -> None:
+    """One client that makes up a key for each request would fill the disk."""
+    with closing(Database(tmp_path / "j")) as database:
+        database.most_keys = 10
+        for number in range(1, 16):
+            database.commit([append(number, b"%02d" % number)])
+            clock()
+        assert known(database) == {b"%02d" % number for number in range(6, 16)}
+        assert database.totals.evicted == 5
+
+
+def test_a_bound_that_was_lowered_is_reached_in_small_steps(
+    tmp_path: Path, clock: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million keys that are too many would hold up all requests for a minute."""
+    monkeypatch.setattr(idempotency, "_AHEAD", 3)
+    with closing(Database(tmp_path / "j")) as database:
+        database.commit([append(number, b"%d" % number) for number in range(1, 21)])
+        clock()
+        database.most_keys = 10
+        for left in (17, 14, 11, 10, 10):
+            database.commit([append(100 + left, b"new%d" % left)])
+            assert len(known(database)) == left
+
+
+def test_a_key_that_is_used_again_counts_once(tmp_path: Path, clock: Callable[[], None]) -> None:
+    """The count would drift from what is in the file, until nothing is taken any more."""
+    with closing(Database(tmp_path / "j")) as database:
+        database.commit([append(1, b"a"), append(2, b"a"), append(3, b"b")])
+        assert known(database) == {b"a", b"b"}
+        for _ in range(idempotency.KEEP):
+            clock()
+        database.commit([append(4, b"a"), Expire()])
+        assert known(database) == {b"a"}
+
+
+def test_an_empty_collection_leaves_no_key(tmp_path: Path) -> None:
+    """A client without a single payload would fill the share, and push out all other keys."""
+    with closing(Database(tmp_path / "j")) as database:
+        first = append(1, b"used")
+        database.commit([first])
+        empty = [Append(Receipt(id_of(n), 0), [], b"%d" % n) for n in range(2, 50)]
+        again = Append(Receipt(id_of(99), 0), [], b"used")
+        database.commit([*empty, again])
+        assert known(database) == {b"used"}
+        assert again.earlier == first.receipt
+
+
+def test_the_count_is_exact_after_a_kill_and_a_failed_commit(tmp_path: Path) -> None:
+    """A count that is wrong for ever would refuse requests, or let the disk fill."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    with closing(Database(folder / "j")) as database:
+        database.commit([append(number, b"%d" % number) for number in range(1, 8)])
+
+        def failing() -> object:
+            yield append(9, b"nine")
+            raise disk_full()
+
+        with pytest.raises(Exception, match="full"):
+            database.commit(failing())  # type: ignore[arg-type]
+        assert len(known(database)) == 7
+        shutil.copytree(folder, tmp_path / "left")
+    with closing(Database(tmp_path / "left" / "j")) as database:
+        assert len(known(database)) == 7
+
+
+def test_the_bytes_of_a_key_are_about_what_the_file_has(
+    tmp_path: Path, clock: Callable[[], None]
+) -> None:
+    """JOURNAL_MAX_BYTES would be passed by as much as this is wrong."""
+    with closing(Database(tmp_path / "j")) as database:
+        database.most_keys = 20_000
+        for number in range(60):
+            keys = [b"%016d" % (number * 1000 + n) for n in range(1000)]
+            keys = [uuid.uuid5(id_of(1), str(key)).bytes for key in keys]
+            some = [append(number * 1000 + n + 1, key) for n, key in enumerate(keys)]
+            database.commit(some)
+            clock()
+        pages = "SELECT sum(pgsize) FROM dbstat WHERE name LIKE 'answers%'"
+        (size,) = database._connection.execute(pages).fetchone()
+        assert 0.7 * KEY_BYTES <= size / len(known(database)) <= 1.1 * KEY_BYTES
+
+
+async def test_keys_count_into_what_the_journal_may_take(tmp_path: Path) -> None:
+    """The disk would hold JOURNAL_MAX_BYTES of payloads, and as much again of keys."""
+    async with open_rig(tmp_path / "j", max_bytes=100 * KEY_BYTES) as rig:
+        for number in range(1, 41):
+            await rig.take(number, b"%d" % number)
+        assert rig.database.most_keys == 25
+        metrics = rig.metrics.render()
+        assert b"payloadd_idempotency_keys 25.0" in metrics
+        assert b"payloadd_idempotency_keys_evicted_total 15.0" in metrics
+        jobs = [rig.channel.receive_nowait() for _ in range(40)]
+        rig.journal.settle(batch(*jobs, sealed=False))
+        await until(lambda: rig.database.totals.jobs == 0)
+        assert rig.database.totals.all_bytes == 25 * KEY_BYTES
+        with pytest.raises(RefusedError) as caught:
+            await rig.take(41, count=80 * KEY_BYTES // 66)
+        assert caught.value.code == "JOURNAL_FULL"
+        await rig.take(41, count=70 * KEY_BYTES // 66)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE answers SET payloads = payloads + 1",
+        "UPDATE answers SET expires = expires + 256",
+        "UPDATE answers SET id = zeroblob(16)",
+        "UPDATE answers SET key = zeroblob(16)",
+        "UPDATE answers SET fingerprint = zeroblob(16)",
+    ],
+)
+def test_a_flipped_bit_in_a_key_is_found(tmp_path: Path, change: str) -> None:
+    """A repeated request would get the id of another one, or be stored twice, in silence."""
+    path = tmp_path / FILE
+    with closing(Database(path)) as database:
+        database.commit([append(1, b"k" * 16)])
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(change)
+    with Inspection.open(tmp_path) as inspection:
+        assert [finding.table for finding in inspection.verify()] == ["answers"]

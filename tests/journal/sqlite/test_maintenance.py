@@ -1,0 +1,116 @@
+"""What is done every second, where the disk fails: it ends nothing, and is tried again."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import trio
+
+from payloadd.journal.operations import Settle
+from payloadd.journal.sqlite import journal, maintenance, segment_files
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.schema import FILE
+from payloadd.journal.sqlite.segment_files import FOLDER
+from tests.support.journal import (
+    PATIENCE,
+    a_round,
+    append,
+    batch,
+    disk_full,
+    make_rig,
+    open_rig,
+    until,
+)
+
+_unlink = Path.unlink
+
+
+async def test_chores_behind_a_commit_that_hangs_do_not_spoil_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that is stopped while its disk hangs would end with a traceback and no drain."""
+    monkeypatch.setattr(maintenance, "_BETWEEN", 0.02)
+    monkeypatch.setattr(journal, "_LAST_COMMIT", 0.1)
+    rig = make_rig(tmp_path / FILE)
+    thread = rig.journal._thread
+    looking, go_on = threading.Event(), threading.Event()
+
+    def look() -> int:
+        looking.set()
+        assert go_on.wait(PATIENCE)
+        return -1  # nobody else has written: the sweep is next
+
+    monkeypatch.setattr(rig.database, "foreign_changes", look)
+    with trio.fail_after(PATIENCE):
+        async with rig.journal.at_work(), trio.open_nursery() as nursery:
+            await until(looking.is_set)
+            rig.database.compaction._live[1] = 0
+            rig.database.hold()
+            nursery.start_soon(rig.take, 1)
+            await until(lambda: thread._writing)
+            go_on.set()
+            await rig.database.held()
+            await until(lambda: len(thread._writing) == 2)
+            nursery.cancel_scope.cancel()
+        await rig.journal.aclose()
+        rig.database.let_go()
+        await until(lambda: bool(rig.database.commits))
+    rig.database.close()
+
+
+@pytest.mark.usefixtures("all_large")
+def test_a_segment_that_cannot_be_removed_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bad moment of the disk would cost 16 MiB until the next start, or keep all others."""
+    monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
+    folder = tmp_path / FOLDER
+    broken: set[Path] = set()
+
+    def unlink(path: Path, *, missing_ok: bool = False) -> None:
+        if path in broken:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        _unlink(path, missing_ok=missing_ok)
+
+    with closing(Database(tmp_path / FILE)) as database:
+        requests = [append(number) for number in range(1, 5)]
+        for one in requests:
+            database.commit([one])
+        database.commit([Settle(batch(one.jobs[0], sealed=False)) for one in requests[:3]])
+        with monkeypatch.context() as disk:
+            disk.setattr(Path, "unlink", unlink)
+            for name in (1, 3):
+                broken.add(segment_files.path_of(folder, name))
+            for _ in range(3):
+                with pytest.raises(sqlite3.OperationalError, match="Input/output error"):
+                    a_round(database)
+        assert segment_files.names(folder) == [1, 3, 4]
+        a_round(database)
+        assert segment_files.names(folder) == [4]
+
+
+@pytest.mark.usefixtures("all_large")
+async def test_a_full_disk_that_is_well_again_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was stored meanwhile would fill it again at once: one outage would be two."""
+    monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
+    monkeypatch.setattr(maintenance, "_BETWEEN", PATIENCE)
+    monkeypatch.setattr(journal, "_AFTER_TROUBLE", 0.02)
+    async with open_rig(tmp_path / "j") as rig:
+        for number in range(1, 5):
+            await rig.take(number)
+        jobs = [rig.channel.receive_nowait() for _ in range(4)]
+        rig.database.write_error = disk_full
+        for stored in jobs[:3]:
+            rig.journal.settle(batch(stored, sealed=False))
+        await until(lambda: rig.database.failures > 1)
+        assert segment_files.names(tmp_path / FOLDER) == [1, 2, 3, 4]
+        rig.database.write_error = None
+        await until(lambda: not rig.health.troubles)
+        assert segment_files.names(tmp_path / FOLDER) == [4]

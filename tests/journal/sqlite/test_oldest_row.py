@@ -1,0 +1,126 @@
+"""The age of the oldest payload, whether a worker has seen it or not."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+import uuid
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from payloadd.journal.operations import Append, Bury, Receipt, Revive, Settle
+from payloadd.journal.sqlite import maintenance, oldest_row
+from payloadd.journal.sqlite.database import Database
+from payloadd.model.job import Part
+from tests.support.journal import batch, open_rig, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+NOW = 1_704_067_200
+
+
+def request(second: int, count: int = 1) -> Append:
+    """Return a request of ``count`` jobs that was accepted at that second."""
+    ids = [uuid.UUID(int=((NOW + second) * 1000 << 80) + index) for index in range(count)]
+    return Append(Receipt(ids[0], count), [Part(one, b"1\n", 1) for one in ids])
+
+
+def test_the_oldest_job_is_found_behind_what_is_stored_or_dead(tmp_path: Path) -> None:
+    """A backlog that is stuck would have the age of a dead letter, or none."""
+    with closing(Database(tmp_path / "j")) as database:
+        assert database.oldest() is None
+        requests = [request(0, 200), request(1), request(2), request(3)]
+        database.commit(list(requests))
+        assert database.oldest() == NOW
+        database.commit([Settle(batch(*requests[0].jobs, sealed=False))])
+        assert database.deletion.ranges  # the rows of what is stored go a few at a time
+        assert database.oldest() == NOW + 1
+        database.commit([Bury(batch(requests[1].jobs[0], sealed=False), "C", "r")])
+        assert database.oldest() == NOW + 2
+        database.commit([Settle(batch(requests[2].jobs[0], sealed=False))])
+        assert database.oldest() == NOW + 3
+        database._connection.execute("UPDATE dead SET retry = 1")
+        database.commit([Revive()])
+        assert database.oldest() == NOW + 1
+
+
+def test_a_look_goes_on_where_the_last_one_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred thousand dead letters would hold up the journal's thread once a second."""
+    monkeypatch.setattr(oldest_row, "_STEPS", 2)
+    with closing(Database(tmp_path / "j")) as database:
+        requests = [request(number) for number in range(5)]
+        database.commit(list(requests))
+        letters = [Bury(batch(one.jobs[0], sealed=False), "C", "r") for one in requests[:4]]
+        database.commit(list(letters))
+        assert [database.oldest() for _ in range(3)] == [None, None, NOW + 4]
+
+
+def test_an_old_dead_letter_that_is_tried_again_is_the_oldest(tmp_path: Path) -> None:
+    """Its age would be missing where another batch became a dead letter in the same second."""
+    with closing(Database(tmp_path / "j")) as database:
+        requests = [request(number) for number in range(3)]
+        database.commit(list(requests))
+        database.commit([Bury(batch(requests[0].jobs[0], sealed=False), "C", "r")])
+        assert database.oldest() == NOW + 1
+        database._connection.execute("UPDATE dead SET retry = 1")
+        database.commit([Revive(), Bury(batch(requests[1].jobs[0], sealed=False), "C", "r")])
+        assert database.oldest() == NOW
+
+
+def test_an_id_that_is_damaged_is_passed_over(tmp_path: Path) -> None:
+    """One altered byte in the file would end the daemon."""
+    with closing(Database(tmp_path / "j")) as database:
+        database.commit([request(0), request(1)])
+        database._connection.execute("UPDATE jobs SET id = 7 WHERE seq = 1")
+        assert database.oldest() == NOW + 1
+
+
+async def test_many_dead_letters_hide_no_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backlog behind a thousand dead letters would have the age 0 for as many seconds."""
+    monkeypatch.setattr(oldest_row, "_STEPS", 2)
+    monkeypatch.setattr(maintenance, "_BETWEEN", 60.0)
+    with closing(Database(tmp_path / "j")) as database:
+        requests = [request(number) for number in range(9)]
+        database.commit(list(requests))
+        database.commit([Bury(batch(one.jobs[0], sealed=False), "C", "r") for one in requests[:8]])
+    async with open_rig(tmp_path / "j") as rig:
+        await rig.journal._maintenance._note_oldest()
+        assert rig.accounting.kept_since == NOW + 8
+
+
+async def test_a_backlog_that_cannot_be_read_shows_its_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The usual alert would see an age of 0 while nothing moves."""
+    monkeypatch.setattr(maintenance, "_BETWEEN", 0.02)
+    with closing(Database(tmp_path / "j")) as database:
+        database.commit([request(0)])
+    age = time.time() - NOW
+    async with open_rig(tmp_path / "j") as rig:
+        rig.accounting.found = 1
+        rig.database.read_error = lambda: sqlite3.OperationalError("disk I/O error")
+        await until(lambda: rig.accounting.oldest_age() >= age)
+
+
+async def test_where_not_even_the_age_can_be_read_it_begins_with_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged first page would have a backlog look like none."""
+    monkeypatch.setattr(maintenance, "_BETWEEN", 0.02)
+    async with open_rig(tmp_path / "j") as rig:
+
+        def broken() -> float:
+            raise sqlite3.DatabaseError("database disk image is malformed")
+
+        monkeypatch.setattr(rig.database, "oldest", broken)
+        await rig.take(1)
+        rig.accounting._shown.clear()
+        await until(lambda: rig.accounting.oldest_age() > 0)
+        assert rig.accounting.oldest_age() < 60

@@ -1,0 +1,204 @@
+"""What a commit does, one kind of operation at a time, where chance would not get to."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from payloadd.journal.operations import Bury, Expire, Revive, Seal, Settle
+from payloadd.journal.sqlite import dead_letters
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.dead_letters import REVIVED_PER_COMMIT, drop
+from payloadd.journal.sqlite.schema import ROW_BYTES
+from tests.support.journal import append, batch, disk_full, id_of, job, sealed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from payloadd.journal.operations import Operation
+
+pytestmark = pytest.mark.usefixtures("anywhere")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    """Return a new journal file."""
+    with closing(Database(tmp_path / "j")) as one:
+        yield one
+
+
+def mark(path: Path, *numbers: int) -> None:
+    """Want dead letters tried again, as another process does."""
+    with closing(sqlite3.connect(path)) as other, other:
+        dead_letters.mark(other, [str(id_of(number)) for number in numbers])
+
+
+def with_dead_letters(database: Database, count: int) -> None:
+    """Have as many requests, each refused by the store."""
+    requests = [append(number) for number in range(1, count + 1)]
+    database.commit(requests)
+    database.commit([Bury(batch(one.jobs[0], sealed=False), "C", "r") for one in requests])
+
+
+def failing(*operations: Operation) -> Iterator[Operation]:
+    """Yield the operations, then fill the disk."""
+    yield from operations
+    raise disk_full()
+
+
+def test_only_what_was_marked_comes_back(tmp_path: Path, database: Database) -> None:
+    """`dead retry ID` would send what the operator had reasons to leave, or bring it back twice."""
+    with_dead_letters(database, 4)
+    mark(tmp_path / "j", 4, 2)
+    first, second = Revive(), Revive()
+    database.commit([first, second])
+    assert (first.firsts, first.payloads, first.more) == ([2, 4], 2, False)
+    assert second.firsts == []
+    assert [
+        (one.key, b"".join(one.pieces))
+        for one in (sealed(database, number) for number in first.firsts)
+    ] == [
+        (batch(job(2)).key, b"2\n"),
+        (batch(job(4)).key, b"4\n"),
+    ]
+
+
+def test_a_dead_letter_that_dies_again_can_come_back_again(
+    tmp_path: Path, database: Database
+) -> None:
+    """An operator who mends the wrong thing first would have lost the letter."""
+    with_dead_letters(database, 1)
+    for _ in range(3):
+        mark(tmp_path / "j", 1)
+        revive = Revive()
+        database.commit([revive])
+        again = sealed(database, *revive.firsts)
+        assert b"".join(again.pieces) == b"1\n"
+        database.commit([Seal(again)])
+        database.commit([Bury(again, "C", "r")])
+    assert database.totals.jobs == 0
+
+
+def test_a_revival_whose_commit_failed_is_done_once(tmp_path: Path, database: Database) -> None:
+    """A full disk would bring a dead letter back twice: two objects."""
+    with_dead_letters(database, 2)
+    mark(tmp_path / "j", 1)
+    revive = Revive()
+    before = replace(database.totals)
+    with pytest.raises(sqlite3.OperationalError):
+        database.commit(failing(revive))
+    assert database.totals == before
+    database.commit([revive])
+    assert revive.firsts == [1]
+    database.commit([revive])
+    assert revive.firsts == []
+
+
+def test_many_come_back_in_several_commits(tmp_path: Path, database: Database) -> None:
+    """Ten thousand dead letters that are tried again would hold up every request meanwhile."""
+    with_dead_letters(database, REVIVED_PER_COMMIT + 1)
+    mark(tmp_path / "j", *range(1, REVIVED_PER_COMMIT + 2))
+    first, second = Revive(), Revive()
+    database.commit([first])
+    database.commit([second])
+    assert (len(first.firsts), first.more) == (REVIVED_PER_COMMIT, True)
+    assert (len(second.firsts), second.more) == (1, False)
+
+
+def test_dead_letters_stay_out_of_the_way_of_a_restart(tmp_path: Path) -> None:
+    """What S3 has refused for good would be sent again with every start."""
+    path = tmp_path / "j"
+    with closing(Database(path)) as old:
+        with_dead_letters(old, 3)
+        dead_bytes = old.totals.dead_bytes
+        assert (old.totals.jobs, old.totals.bytes) == (0, 0)
+        assert dead_bytes == 3 * (2 + ROW_BYTES)
+    with closing(Database(path)) as new:
+        assert new.page(0, 9, 99) == []
+        assert new.sealed_firsts == []
+        assert new.totals.dead_bytes == dead_bytes
+        with closing(sqlite3.connect(path)) as other, other:
+            assert drop(other, [str(id_of(2))]) == 1
+        new.count_dead()
+        assert new.totals.dead_bytes == 2 * (2 + ROW_BYTES)
+
+
+def test_a_transaction_that_was_left_open_is_not_the_end(database: Database) -> None:
+    """After a roll-back that failed too, every commit would fail until a restart."""
+    database._connection.execute("BEGIN IMMEDIATE")
+    with pytest.raises(sqlite3.OperationalError):
+        database.commit([append(1)])
+    database.commit([append(1)])
+    assert database.totals.jobs == 1
+    assert len(database.page(0, 9, 99)) == 1
+
+
+def test_a_key_is_forgotten_in_the_second_it_expires(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key would live a second more or less than the one that looks it up says."""
+    now = int(time.time())
+    monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", 0)
+    database.commit([append(number, b"key%d" % number) for number in range(1, 4)])
+    monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", 1000)
+    monkeypatch.setattr("payloadd.journal.sqlite.idempotency.time.time", lambda: float(now + 1))
+    again = append(4, b"key1")
+    database.commit([again, Expire()])
+    assert again.earlier is None
+    assert database._connection.execute("SELECT count(*) FROM answers").fetchone() == (1,)
+
+
+def test_keys_are_forgotten_faster_than_clients_bring_them(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table of keys would grow without end, or one commit hold up everybody for seconds."""
+    monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", -1)
+    database.commit([append(n, b"%d" % n) for n in range(1, 201)])
+    for expected in (72, 0):
+        database.commit([Expire()])
+        left = database._connection.execute("SELECT count(*) FROM answers").fetchone
+        assert left() == (expected,)
+        assert database.totals.keys == expected
+
+
+def test_numbers_go_on_where_they_ended(tmp_path: Path) -> None:
+    """Jobs of two runs would have one number, and the second could not be written."""
+    path = tmp_path / "j"
+    for seq in (1, 2, 3):
+        with closing(Database(path)) as one:
+            one.commit([append(seq)])
+            one.commit([Settle(batch(job(seq), sealed=False))])
+            assert one.totals == type(one.totals)(seq + 1, 0, 0, 0, accepted=seq)
+
+
+def test_a_job_larger_than_a_page_comes_alone(database: Database) -> None:
+    """After MAX_QUEUE_BYTES was lowered the backlog would stop at the first large job."""
+    database.commit([append(1, count=12)])
+    assert [one.seq for one in database.page(9, 9, 1)] == [10]
+    assert [one.seq for one in database.page(8, 9, 5)] == [9, 10]
+    assert [one.seq for one in database.page(10, 1, 99)] == [11]
+    assert database.page(12, 9, 99) == []
+
+
+def test_what_was_sealed_before_the_start_is_paged_around(tmp_path: Path) -> None:
+    """A crash with several batches under way would store some payloads twice or never."""
+    path = tmp_path / "j"
+    with closing(Database(path)) as old:
+        request = append(1, count=8)
+        old.commit([request])
+        jobs = request.jobs
+        old.commit([Seal(batch(*jobs[a:b])) for a, b in ((1, 3), (3, 4), (5, 7))])
+        assert [one.seq for one in old.page(0, 9, 99)] == list(range(1, 9))
+    with closing(Database(path)) as new:
+        assert [one.seq for one in new.page(0, 9, 99)] == [1, 5, 8]
+        assert [one.seq for one in new.page(1, 1, 99)] == [5]
+        found = [sealed(new, first) for first in new.sealed_firsts]
+        assert [[one.seq for one in each.jobs] for each in found] == [[2, 3], [4], [6, 7]]
+        new.commit([Settle(each) for each in found])
+        assert [one.seq for one in new.page(0, 9, 99)] == [1, 5, 8]

@@ -1,0 +1,229 @@
+"""Sectors that cannot be read: what is on them is told, and what is behind them goes on."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from payloadd.journal.operations import Seal, Settle
+from payloadd.journal.sqlite import file_check, read_errors, segment_files, thread
+from payloadd.journal.sqlite.damage import CODE
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.segment_files import FOLDER
+from tests.journal.sqlite.damaging import PAGE, leaves, told, verified
+from tests.support.bad_sectors import bad_sectors
+from tests.support.journal import a_round, append, batch, contents, id_of, job, open_rig, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.bad_sectors import BadSectors
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_errors, "_SECONDS", 0.2)
+    monkeypatch.setattr(read_errors, "_BETWEEN_TRIES", 0.02)
+    monkeypatch.setattr(thread, "_AFTER_TROUBLE", 0.02)
+
+
+@pytest.fixture
+def bad() -> Iterator[BadSectors]:
+    """Return the sectors that cannot be read in this test."""
+    with bad_sectors() as one:
+        yield one
+
+
+def segment(path: Path) -> Path:
+    """Return the only segment."""
+    return segment_files.path_of(path.parent / FOLDER, 1)
+
+
+def fill(path: Path, count: int) -> None:
+    """Make a journal of so many jobs, with all of it in its files."""
+    with closing(Database(path)) as database:
+        database.commit([append(1, count=count)])
+
+
+def letters(path: Path) -> list[tuple[str, str, int]]:
+    """Return code, id and payloads of each dead letter."""
+    with Inspection.open(path.parent) as inspection:
+        return [(one.code, one.id, one.payloads) for one in inspection.dead()]
+
+
+@pytest.mark.usefixtures("all_large")
+async def test_a_record_that_stays_unreadable_becomes_a_dead_letter(
+    path: Path, bad: BadSectors
+) -> None:
+    """One bad sector kept all payloads behind it from being stored, for ever."""
+    fill(path, 9)
+    bad.add(segment(path), 2 * 4, 1)  # two bytes a job: number 5
+    async with open_rig(path) as rig:
+        found = await rig.journal.page(0, 99, 9999)
+        assert contents(found) == contents([job(n) for n in range(1, 10) if n != 5])
+        assert bad.errors >= 5
+        assert not rig.health.troubles
+        assert rig.database.totals.payloads == 8
+    assert letters(path) == [(CODE, str(id_of(5)), 1)]
+    (finding,) = told(rig.database)
+    assert (finding.first, finding.last) == (5, 5)
+    assert "EIO" in finding.reason
+
+
+@pytest.mark.usefixtures("all_large")
+async def test_a_record_that_is_unreadable_for_a_moment_is_stored(
+    path: Path, bad: BadSectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cable that is loose for a second would cost payloads that are on the disk."""
+    monkeypatch.setattr(read_errors, "_SECONDS", 60.0)
+    fill(path, 9)
+    bad.add(segment(path), 0, 4)
+    pages: list[int] = []
+    async with open_rig(path) as rig, trio.open_nursery() as nursery:
+
+        async def page() -> None:
+            pages.append(len(await rig.journal.page(0, 99, 9999)))
+
+        nursery.start_soon(page)
+        await until(lambda: bad.errors > 10)
+        assert "journal_read" in rig.health.troubles
+        bad.clear()
+        await until(lambda: pages)
+        assert pages == [9]
+        assert not rig.health.troubles
+    assert letters(path) == []
+
+
+@pytest.mark.usefixtures("all_large")
+async def test_an_area_of_many_records_is_waited_for_once(path: Path, bad: BadSectors) -> None:
+    """A bad area of a MiB would hold up the backlog for seconds with each of its payloads."""
+    fill(path, 9)
+    bad.add(segment(path), 0, 2 * 7)
+    async with open_rig(path) as rig:
+        assert contents(await rig.journal.page(0, 2, 9999)) == contents([job(8), job(9)])
+    found = [(id_, payloads) for _, id_, payloads in sorted(letters(path))]
+    assert found == [(str(id_of(first)), min(2, 8 - first)) for first in (1, 3, 5, 7)]
+
+
+@pytest.mark.usefixtures("all_large")
+async def test_the_rest_of_a_sealed_batch_keeps_its_key(path: Path, bad: BadSectors) -> None:
+    """A replay would wait for ever for one member, and all that is behind it too."""
+    with closing(Database(path)) as database:
+        database.commit([append(1, count=9), Seal(batch(job(2), job(3), job(4)))])
+    bad.add(segment(path), 2 * 2, 1)
+    async with open_rig(path) as rig:
+        found = await rig.journal.sealed()
+        assert found is not None
+        assert (found.key, contents(found.jobs)) == ("k2", contents([job(2), job(4)]))
+    assert letters(path) == [(CODE, str(id_of(3)), 1)]
+
+
+@pytest.mark.usefixtures("all_large")
+def test_a_sweep_leaves_what_it_cannot_read(path: Path, bad: BadSectors) -> None:
+    """A read that takes seconds to fail would hold up a commit each second."""
+    with closing(Database(path)) as database:
+        request = append(1, count=20)
+        database.commit([request])
+        database.commit([Settle(batch(one, sealed=False)) for one in request.jobs[1:]])
+    bad.add(segment(path), 0, 1)
+    with closing(Database(path)) as database:
+        database.compaction.look_at_all()
+        for _ in range(4):
+            a_round(database)
+        assert bad.errors
+        assert not database.compaction.waits
+
+
+@pytest.mark.usefixtures("all_large")
+def test_a_segment_that_is_short_holds_up_no_sweep(path: Path) -> None:
+    """The space of what is stored would never come back."""
+    fill(path, 20)
+    content = segment(path).read_bytes()
+    segment(path).write_bytes(content[:-3])
+    with closing(Database(path)) as database:
+        jobs = database.page(0, 99, 99)
+        assert [one.seq for one in jobs] == [*range(1, 20)]
+        database.commit([Settle(batch(one, sealed=False)) for one in jobs[:-1]])
+        database.compaction.look_at_all()
+        for _ in range(4):
+            a_round(database)
+        assert not database.compaction.waits
+        assert contents(database.page(18, 9, 99)) == [(19, id_of(19), b"19\n", 1)]
+    assert [one.table for one in verified(path)] == ["dead"]
+
+
+async def test_a_page_that_stays_unreadable_costs_what_is_on_it(
+    path: Path, bad: BadSectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bad sector of journal.db kept the backlog from being stored."""
+    monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
+    fill(path, 2000)
+    (page,) = leaves(path, [id_of(1000)])
+    bad.add(path, (page - 1) * PAGE, PAGE)
+    async with open_rig(path) as rig:
+        jobs = await rig.journal.page(0, 9999, 10**7)
+        assert bad.errors >= 5
+        assert 1700 < len(jobs) < 2000
+        await rig.take(2001)
+        await until(lambda: not rig.health.troubles)
+        assert rig.database.totals.payloads == len(jobs) + 1
+    assert sum(payloads for _, _, payloads in letters(path)) == 2000 - len(jobs)
+    assert {one.table for one in verified(path)} == {"dead"}
+
+
+async def test_a_page_that_is_unreadable_for_a_moment_is_read(
+    path: Path, bad: BadSectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite calls it damaged: its rows were given up at the first error."""
+    monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
+    monkeypatch.setattr(read_errors, "_SECONDS", 60.0)
+    fill(path, 2000)
+    (page,) = leaves(path, [id_of(1000)])
+    bad.add(path, (page - 1) * PAGE, PAGE)
+    async with open_rig(path) as rig, trio.open_nursery() as nursery:
+        counts: list[int] = []
+
+        async def read() -> None:
+            counts.append(len(await rig.journal.page(0, 9999, 10**7)))
+
+        nursery.start_soon(read)
+        await until(lambda: bad.errors > 10)
+        bad.clear()
+        await until(lambda: counts)
+        assert counts == [2000]
+    assert letters(path) == []
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_start_gives_up_an_unreadable_page(
+    path: Path, bad: BadSectors, monkeypatch: pytest.MonkeyPatch, *, small: bool
+) -> None:
+    """The daemon would not start, or give rows up at the first error."""
+    if not small:
+        monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
+    fill(path, 2000)
+    (page,) = leaves(path, [id_of(1000)])
+    bad.add(path, (page - 1) * PAGE, PAGE)
+    assert any(one.table == "jobs" for one in verified(path))
+    bad.errors = 0
+    with closing(Database(path)) as database:
+        if small:
+            assert bad.errors >= 5
+            jobs = database.page(0, 9999, 10**7)
+            assert 1700 < len(jobs) < 2000
+            assert database.damaged_payloads == 2000 - len(jobs)
+
+
+@pytest.mark.usefixtures("all_large")
+def test_verify_lists_what_cannot_be_read(path: Path, bad: BadSectors) -> None:
+    """An operator would read that the journal cannot be read, and nothing else."""
+    fill(path, 9)
+    bad.add(segment(path), 8, 1)
+    found = verified(path)
+    assert [(one.table, one.first) for one in found] == [("jobs", 5)]
+    assert "EIO" in found[0].reason

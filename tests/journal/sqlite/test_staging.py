@@ -1,0 +1,409 @@
+"""Requests that are written with several commits: whole or not at all, and in order."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from payloadd.errors import RefusedError
+from payloadd.journal.operations import Abandon, Append, Clear, Receipt, Seal, Settle, Stage
+from payloadd.journal.sqlite import commit_queue, journal, maintenance, segment_files
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.schema import FILE
+from payloadd.journal.sqlite.segment_files import FOLDER
+from payloadd.journal.sqlite.segments import LARGE, WORTH_A_SYNC
+from payloadd.model.job import Part
+from tests.support.journal import append, batch, contents, disk_full, id_of, job, open_rig, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from payloadd.journal.operations import Operation
+    from payloadd.journal.sqlite.damage import Finding
+
+_ALL = (0, 10_000, 10**9)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return where the journal is to be."""
+    return tmp_path / "state" / FILE
+
+
+@pytest.fixture
+def database(path: Path) -> Iterator[Database]:
+    """Return a new journal."""
+    path.parent.mkdir()
+    with closing(Database(path)) as one:
+        yield one
+
+
+@pytest.fixture
+def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have requests of more than 10 jobs written in steps of as many."""
+    monkeypatch.setattr(commit_queue, "_MOST_LARGE_ROWS", 10)
+    monkeypatch.setattr(journal, "_AFTER_TROUBLE", 0.02)
+    monkeypatch.setattr(maintenance, "_BETWEEN", 0.02)
+
+
+def commit_step(database: Database, request: Append, end: int) -> None:
+    """Commit the parts of a request up to ``end``, as the journal does."""
+    database.commit([Stage(request, request.staged, end)])
+    request.staged = end
+
+
+def seqs(database: Database) -> list[int]:
+    """Return the numbers of all jobs that can be read."""
+    return [one.seq for one in database.page(*_ALL)]
+
+
+def rows_of(path: Path) -> int:
+    """Return how many rows of jobs the file has."""
+    with closing(sqlite3.connect(path)) as other:
+        return int(other.execute("SELECT count(*) FROM jobs").fetchone()[0])
+
+
+def verified(path: Path) -> Sequence[Finding]:
+    """Return what another process finds wrong with the journal."""
+    with Inspection.open(path.parent) as looking:
+        return looking.verify()
+
+
+def killed(path: Path, name: str) -> Path:
+    """Return the journal as a kill at this moment would leave it."""
+    return shutil.copytree(path.parent, path.parent.parent / name) / FILE
+
+
+def test_a_request_is_in_the_journal_with_its_last_commit_only(
+    path: Path, database: Database
+) -> None:
+    """Half of a request would be stored and counted, with nobody to whom it was promised."""
+    request = append(1, count=6)
+    for end in (2, 5):
+        commit_step(database, request, end)
+        assert rows_of(path) == end
+        assert (database.totals.jobs, database.totals.accepted, seqs(database)) == (0, 0, [])
+        with Inspection.open(path.parent) as looking:
+            assert looking.status().payloads == 0
+        assert verified(path) == []
+    database.commit([request])
+    assert seqs(database) == [*range(1, 7)]
+    assert contents(request.jobs) == contents(job(seq) for seq in range(1, 7))
+    assert (database.totals.jobs, database.totals.accepted) == (6, 6)
+    assert verified(path) == []
+
+
+def test_nothing_behind_a_staged_request_is_read_before_it(database: Database) -> None:
+    """The request's jobs would never be read: reading goes on behind the last job that was."""
+    database.commit([append(1)])
+    request = append(2, count=4)
+    commit_step(database, request, 2)
+    database.commit([append(6)])
+    assert seqs(database) == [1]
+    database.commit([request, append(7)])
+    assert seqs(database) == [*range(1, 8)]
+
+
+@pytest.mark.parametrize("size", [3, WORTH_A_SYNC // 2])
+def test_a_kill_between_two_commits_leaves_nothing_of_the_request(
+    path: Path, database: Database, size: int
+) -> None:
+    """A client that was never answered would find half of its request in the store."""
+    parts = [Part(id_of(number), b"%d" % number * size, 1) for number in range(1, 7)]
+    request = Append(Receipt(id_of(1), 6), parts)
+    images = [killed(path, "0")]
+    for end in (2, 4):
+        commit_step(database, request, end)
+        database.commit([append(10 + end)])
+        images.append(killed(path, str(end)))
+    database.commit([request])
+    images.append(killed(path, "6"))
+    found = []
+    for image in images:
+        with closing(Database(image)) as again:
+            found.append(seqs(again))
+            assert again.totals.jobs == len(found[-1])
+            assert again.high_water.damage is None
+            while again.deletion.ranges:
+                again.commit([Clear()])
+            assert rows_of(image) == len(found[-1])
+            again.commit([append(20)])
+            assert seqs(again)[-1] == again.totals.next - 1
+        assert verified(image) == []
+    assert found == [[], [7], [7, 8], [*range(1, 9)]]
+
+
+def test_a_request_that_was_given_up_leaves_no_row(path: Path, database: Database) -> None:
+    """Each refused request would keep its room on the disk until the next start."""
+    request = append(1, count=200)
+    commit_step(database, request, 100)
+    database.commit([Abandon(), Abandon()])
+    assert database.staging.range is None
+    database.commit([append(500)])
+    while database.deletion.ranges:
+        database.commit([Clear()])
+    assert rows_of(path) == 1
+    assert seqs(database) == [201]
+    with pytest.raises(sqlite3.OperationalError, match="are gone"):
+        database.commit([request])
+    with pytest.raises(sqlite3.OperationalError, match="are gone"):
+        database.commit([Stage(request, 100, 150)])
+
+
+def test_a_journal_that_is_closed_with_a_staged_request_forgets_it(path: Path) -> None:
+    """The rows would be jobs at the next start: of a request that was refused."""
+    path.parent.mkdir()
+    with closing(Database(path)) as database:
+        stored = append(1, count=100)
+        database.commit([stored])
+        sealed = batch(*stored.jobs)
+        database.commit([Seal(sealed)])
+        commit_step(database, append(101, count=3), 2)
+        database.commit([Settle(sealed)])
+        assert database.deletion.ranges
+    with closing(Database(path)) as again:
+        assert (seqs(again), again.totals.jobs) == ([], 0)
+
+
+def test_a_key_that_is_known_keeps_a_large_request_from_being_written(
+    path: Path, database: Database
+) -> None:
+    """A retry would store everything twice, or be written in vain."""
+    first = append(1, b"k", count=2)
+    database.commit([first])
+    retry = append(3, b"k", count=5)
+    commit_step(database, retry, 2)
+    assert retry.earlier == first.receipt
+    assert rows_of(path) == 2
+    retry.staged = 0
+    database.commit([retry])
+    assert (retry.earlier, retry.jobs, seqs(database)) == (first.receipt, [], [1, 2])
+
+
+def test_a_key_that_was_answered_meanwhile_ends_a_large_request(
+    path: Path, database: Database
+) -> None:
+    """Two requests with one key at the same time would both be stored."""
+    large = append(1, b"k", count=5)
+    commit_step(database, large, 3)
+    small = append(9, b"k")
+    database.commit([small])
+    database.commit([large])
+    assert (large.earlier, large.jobs, seqs(database)) == (small.receipt, [], [6])
+    database.commit([Clear()])
+    assert rows_of(path) == 1
+
+
+def test_a_failed_step_is_rolled_back(database: Database) -> None:
+    """The numbers of a step that was not written would be taken for those of a staged request."""
+    request = append(1, count=5)
+    with (
+        patch.object(database.staging, "place", side_effect=disk_full()),
+        pytest.raises(sqlite3.OperationalError),
+    ):
+        database.commit([Stage(request, 0, 2)])
+    assert database.staging.range is None
+    database.commit([append(9)])
+    assert seqs(database) == [1]
+
+
+def test_a_repaired_file_ends_a_staged_request(path: Path, database: Database) -> None:
+    """Rows of the request may be among those that were damaged: it cannot be promised."""
+    request = append(1, count=5)
+    commit_step(database, request, 2)
+    with patch.object(
+        database.staging, "stage", side_effect=sqlite3.DatabaseError("malformed")
+    ) as failing:
+        failing.side_effect.sqlite_errorname = "SQLITE_CORRUPT"
+        failing.side_effect.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        with pytest.raises(sqlite3.OperationalError, match="are gone"):
+            database.commit([Stage(request, 2, 4)])
+    database.commit([append(9)])
+    assert seqs(database) == [6]
+    while database.deletion.ranges:
+        database.commit([Clear()])
+    assert rows_of(path) == 1
+
+
+def places(path: Path) -> list[tuple[int, int | None]]:
+    """Return the number of each row and the segment its lines are in."""
+    with closing(sqlite3.connect(path)) as other:
+        return other.execute("SELECT seq, segment FROM jobs ORDER BY seq").fetchall()
+
+
+def large(first: int, count: int, size: int) -> Append:
+    """Return a request with parts of ``size`` bytes."""
+    numbers = range(first, first + count)
+    some = [Part(id_of(number), (b"%d\n" % number).rjust(size), 1) for number in numbers]
+    return Append(Receipt(id_of(first), count), some)
+
+
+def test_small_payloads_of_a_large_step_go_into_a_segment(path: Path, database: Database) -> None:
+    """SQLite writes 16 MiB in rows twice, a page at a time: 0.1 s of CPU and of the commit."""
+    size = LARGE // 4
+    many = WORTH_A_SYNC // size
+    request = large(1, many + 2, size)
+    commit_step(database, request, many)
+    assert places(path) == [(seq, 1) for seq in range(1, many + 1)]
+    database.commit([request])
+    assert places(path)[many:] == [(many + 1, None), (many + 2, None)]
+    assert contents(database.page(*_ALL)) == contents(request.jobs)
+
+
+def test_segments_stay_in_the_order_of_their_jobs(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment would be taken for one that holds later jobs only, and be deleted with its jobs."""
+    monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
+    request = large(1, 3, WORTH_A_SYNC)
+    commit_step(database, request, 1)
+    beside = large(4, 2, WORTH_A_SYNC)
+    database.commit([Stage(request, 1, 2), beside])
+    request.staged = 2
+    between = large(6, 1, WORTH_A_SYNC)
+    database.commit([between])
+    behind = large(7, 1, WORTH_A_SYNC)
+    database.commit([request, behind])
+    after = large(8, 1, WORTH_A_SYNC)
+    database.commit([after])
+    assert places(path) == [
+        *[(1, 1), (2, 2), (3, 3), (4, None), (5, None), (6, None), (7, None), (8, 8)]
+    ]
+    for name in segment_files.names(path.parent / FOLDER):
+        first, last = database._segments.numbers(name)
+        assert all(first <= seq <= last for seq, segment in places(path) if segment == name)
+    everything = [*request.jobs, *beside.jobs, *between.jobs, *behind.jobs, *after.jobs]
+    assert contents(database.page(*_ALL)) == contents(everything)
+    database.commit([Settle(batch(one, sealed=False)) for one in request.jobs])
+    database.compaction.begin()
+    while database.compaction.step():
+        pass
+    assert contents(database.page(*_ALL)) == contents(everything[3:])
+
+
+# --- the journal as a whole ---------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_small_steps")
+async def test_small_requests_are_answered_while_a_large_one_is_written(path: Path) -> None:
+    """Each client would wait for the largest request of all clients."""
+    path.parent.mkdir()
+    async with open_rig(path) as rig, trio.open_nursery() as nursery:
+        nursery.start_soon(rig.feeder.refill, rig.journal)
+        rig.database.hold()
+        nursery.start_soon(rig.take, 1, None, 95)
+        await rig.database.held()
+        nursery.start_soon(rig.take, 200)
+        await wait_all_tasks_blocked()
+        rig.database.let_go()
+        await until(lambda: len(rig.answered) == 2)
+        assert rig.answered == [id_of(200), id_of(1)]
+        await until(lambda: rig.channel.jobs == 96)
+        assert rig.shown() == [*range(1, 97)]
+        assert (rig.accounting.accepted, rig.database.totals.payloads) == (96, 96)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("_small_steps")
+async def test_many_large_and_small_requests_are_all_shown_in_order(path: Path) -> None:
+    """Jobs would be uploaded twice, out of order, or at the next start only."""
+    path.parent.mkdir()
+    async with open_rig(path) as rig, trio.open_nursery() as nursery:
+        nursery.start_soon(rig.feeder.refill, rig.journal)
+        async with trio.open_nursery() as posting:
+            for number in range(5):
+                posting.start_soon(rig.take, 1000 * number, None, 45)
+                for small in range(20):
+                    posting.start_soon(rig.take, 1000 * number + 500 + small)
+                    await trio.lowlevel.checkpoint()
+        await until(lambda: rig.channel.jobs == 325)
+        assert rig.shown() == [*range(1, 326)]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("_small_steps")
+async def test_a_disk_error_refuses_a_large_request_whole(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a refused request would be stored; or all that was committed beside it kept back."""
+    path.parent.mkdir()
+    async with open_rig(path) as rig, trio.open_nursery() as nursery:
+        nursery.start_soon(rig.feeder.refill, rig.journal)
+        refused: list[RefusedError] = []
+
+        async def post() -> None:
+            try:
+                await rig.take(1, None, 95)
+            except RefusedError as error:
+                refused.append(error)
+
+        rig.database.hold()
+        nursery.start_soon(post)
+        await rig.database.held()
+        nursery.start_soon(rig.take, 200)
+        await wait_all_tasks_blocked()
+        commit = rig.database.commit
+
+        def fail_in_the_sixth_step(operations: Iterable[Operation]) -> None:
+            operations = list(operations)
+            if any(isinstance(one, Stage) and one.start == 50 for one in operations):
+                rig.database.write_error = disk_full
+            commit(operations)
+
+        monkeypatch.setattr(rig.database, "commit", fail_in_the_sixth_step)
+        rig.database.let_go()
+        await until(lambda: refused)
+        rig.database.write_error = None
+        assert refused[0].code == "DISK_ERROR"
+        await until(lambda: rig.journal.refusal() is None)
+        await rig.take(300)
+        await until(lambda: rig.channel.jobs == 2)
+        assert rig.shown() == [96, 97]
+        await until(lambda: rows_of(path) == 2)
+        assert (rig.accounting.accepted, rig.database.totals.jobs) == (2, 2)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("_small_steps")
+async def test_a_large_request_that_is_under_way_is_finished_before_the_end(path: Path) -> None:
+    """A drain would refuse what it has half written."""
+    path.parent.mkdir()
+    outcomes: list[Receipt | RefusedError] = []
+    wanted = append(1, count=95)
+    async with open_rig(path) as rig:
+        rig.database.hold()
+        rig.journal.append(wanted.receipt, wanted.parts, None, outcomes.append)
+        await rig.database.held()
+    assert outcomes == [wanted.receipt]
+    with closing(Database(path)) as again:
+        assert len(seqs(again)) == 95
+
+
+@pytest.mark.parametrize("most", [(10, 10**6), (4, 10**6), (10, 13), (10, 5), (10, 1)])
+async def test_a_page_is_read_in_pieces(
+    path: Path, monkeypatch: pytest.MonkeyPatch, most: tuple[int, int]
+) -> None:
+    """Each commit would wait until 5,000 rows are read: 0.1 s."""
+    monkeypatch.setattr(journal, "_JOBS_AT_ONCE", 3)
+    monkeypatch.setattr(journal, "_BYTES_AT_ONCE", 7)
+    path.parent.mkdir()
+    async with open_rig(path) as rig:
+        await rig.take(1, count=7)
+        await rig.take(100_000_000)
+        found = await rig.journal.page(0, *most)
+        assert [one.seq for one in found] == [*range(1, len(found) + 1)]
+        size = sum(len(one.lines) for one in found)
+        assert len(found) <= most[0]
+        assert size <= most[1] or len(found) == 1
+        more = await rig.journal.page(len(found), 1, 1)
+        complete = len(found) == most[0] or not more or size + len(more[0].lines) > most[1]
+        assert complete, "a page that is short makes the workers wait"

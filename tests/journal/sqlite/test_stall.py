@@ -1,0 +1,129 @@
+"""A disk that hangs is told from a daemon that is late."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import structlog.testing
+import trio
+
+from payloadd.journal.sqlite import thread as journal_thread
+from payloadd.journal.sqlite.stall import Marks, Stall
+from tests.support.clients import Posts
+from tests.support.daemon import running_daemon
+from tests.support.journal import open_rig, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Clocks:
+    """The CPU clocks of the two threads, in the test's hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.thread = self.loop = 0.0
+        self.marks = Marks()
+        self.stall = Stall(self.marks)
+        monkeypatch.setattr(self.marks, "cpu_seconds", lambda: self.thread)
+        monkeypatch.setattr("payloadd.journal.sqlite.stall.time.thread_time", lambda: self.loop)
+
+    def look(self, late: float = 0.0, thread: float = 0.0, loop: float = 0.0) -> float:
+        """Look a second later; the threads have used so much CPU time meanwhile."""
+        self.thread += thread
+        self.loop += loop
+        return self.stall.look(1.0, late)
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    """Return clocks that stand."""
+    return Clocks(monkeypatch)
+
+
+def test_the_seconds_of_one_call_are_counted(clocks: Clocks) -> None:
+    """Clients would wait for an answer for as long as the disk hangs."""
+    assert clocks.look() == 0.0
+    clocks.marks.begun = 1
+    assert [clocks.look() for _ in range(4)] == [0.0, 1.0, 2.0, 3.0]
+    clocks.marks.ended = 1
+    assert clocks.look() == 0.0
+
+
+def test_each_call_is_counted_by_itself(clocks: Clocks) -> None:
+    """Six commits of a slow disk would be called one that hangs."""
+    for number in range(1, 9):
+        clocks.marks.begun = number
+        clocks.marks.ended = number - 1
+        assert clocks.look() == 0.0
+
+
+def test_late_looks_do_not_count(clocks: Clocks) -> None:
+    """A process that was stopped for 20 s would blame the disk for it."""
+    clocks.marks.begun = 1
+    clocks.look()
+    assert clocks.look(late=20.0) == 0.0
+    assert clocks.look(late=0.4) == 1.0
+
+
+def test_a_thread_that_is_starved_does_not_count(clocks: Clocks) -> None:
+    """A loop that decodes documents for seconds would blame the disk for that."""
+    clocks.marks.begun = 1
+    clocks.look()
+    assert clocks.look(thread=0.002, loop=0.9) == 0.0
+    # The loop is busy and the thread uses no time at all: it waits for the disk.
+    assert clocks.look(thread=0.0, loop=0.9) == 1.0
+    # A slow disk: the thread gets on now and then, and nothing keeps it from running.
+    assert clocks.look(thread=0.002, loop=0.1) == 2.0
+
+
+async def test_a_loop_that_blocks_beside_a_healthy_disk_is_no_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One slow request would have 256 others refused with `DISK_ERROR`."""
+    monkeypatch.setattr(journal_thread, "_STALLED", 0.2)
+    monkeypatch.setattr(journal_thread, "_BETWEEN_LOOKS", 0.04)
+    with structlog.testing.capture_logs() as lines:
+        async with open_rig(tmp_path / "j") as rig, trio.open_nursery() as nursery:
+            for number in range(1, 30):
+                nursery.start_soon(rig.take, number)
+            for _ in range(3):
+                await trio.sleep(0.05)
+                time.sleep(0.5)  # noqa: ASYNC251 - the loop blocks: this is what is tested
+            await trio.sleep(0.1)
+    assert lines == []
+
+
+async def test_a_commit_that_hangs_beside_a_busy_loop_is_a_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests would wait for the disk for as long as anything else keeps the daemon busy."""
+    monkeypatch.setattr(journal_thread, "_STALLED", 0.2)
+    monkeypatch.setattr(journal_thread, "_BETWEEN_LOOKS", 0.05)
+    async with open_rig(tmp_path / "j") as rig, trio.open_nursery() as nursery:
+        rig.database.hold()
+        nursery.start_soon(rig.take, 1)
+        await rig.database.held()
+        while "journal" not in rig.health.troubles:
+            end = time.perf_counter() + 0.005
+            while time.perf_counter() < end:
+                pass
+            await trio.lowlevel.checkpoint()
+        rig.database.let_go()
+        await until(lambda: not rig.health.troubles)
+
+
+async def test_a_daemon_that_was_stopped_does_not_blame_the_disk(tmp_path: Path) -> None:
+    """A machine that is suspended, or a debugger, would have clients told of a broken disk."""
+    async with running_daemon(tmp_path) as daemon:
+        posts = Posts(daemon.url)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(posts.run, [[b"%d" % number] for number in range(3000)])
+            await posts.wait_until_acknowledged(10)
+            daemon.signal(signal.SIGSTOP)
+            await trio.sleep(7)
+            daemon.signal(signal.SIGCONT)
+        assert set(posts.answers) == {"202"}
+        assert not daemon.events("journal_unavailable")

@@ -1,0 +1,176 @@
+"""Journals of format version 3, made by payloadd 0.1.0, under this version."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import tarfile
+import time
+from collections import Counter
+from contextlib import closing
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import pytest
+
+from payloadd.journal.operations import Append, Receipt, Revive, Seal, Settle
+from payloadd.journal.sqlite import idempotency, schema
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.schema import FILE, MIGRATIONS
+from payloadd.model.job import accepted_at
+from payloadd.model.layout import Layout, Layouts
+from tests.fixtures.version_3.make import HERE, payload
+from tests.support.daemon import running_daemon
+from tests.support.journal import id_of
+from tests.support.store import moody_store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+MANIFEST: Final[dict[str, Any]] = json.loads((HERE / "manifest.json").read_text())
+_LAYOUT: Final = Layout("dt={date}/hour={hour}/{id}.ndjson", "", "none", alone=False)
+
+
+def unpack(name: str, folder: Path) -> Path:
+    """Unpack a journal into ``folder``; returns its file."""
+    with tarfile.open(HERE / f"{name}.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / FILE
+
+
+def uuid_of(value: str | bytes) -> UUID:
+    """Return the id that a text or 16 bytes stand for."""
+    return UUID(value) if isinstance(value, str) else UUID(bytes=value)
+
+
+def lines(numbers: Sequence[int]) -> Counter[bytes]:
+    """Return the payloads of these numbers."""
+    return Counter(map(payload, numbers))
+
+
+@pytest.mark.parametrize("name", MANIFEST)
+def test_a_journal_of_version_3_gives_what_is_in_it(name: str, tmp_path: Path) -> None:
+    """What was acknowledged by the old version would be lost, or stored twice, by an update."""
+    manifest = MANIFEST[name]
+    found: Counter[bytes] = Counter()
+    with closing(Database(unpack(name, tmp_path))) as database:
+        layouts = Layouts(database.layouts(_LAYOUT))
+        for first in database.sealed_firsts:
+            batch = database.sealed(first)
+            assert batch is not None
+            found.update(line for job in batch.jobs for line in job.lines.splitlines())
+            database.commit([Settle(batch)])
+        after = 0
+        while jobs := database.page(after, 100, 10**6):
+            after = jobs[-1].seq
+            found.update(line for job in jobs for line in job.lines.splitlines())
+            batch = layouts.batch(jobs)
+            database.commit([Seal(batch), Settle(batch)])
+        assert database.findings.take() == []
+        assert (database.totals.jobs, database.totals.payloads) == (0, 0)
+    assert found == lines(manifest["waiting"])
+
+
+@pytest.mark.parametrize("name", MANIFEST)
+def test_keys_of_version_3_are_known(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that tries again over an update would have its payloads stored twice."""
+    keys = MANIFEST[name]["keys"]
+    assert keys
+    path = unpack(name, tmp_path)
+    with closing(sqlite3.connect(path)) as old:
+        hashes = {str(uuid_of(id_)): key for key, id_ in old.execute("SELECT key, id FROM answers")}
+    with closing(Database(path)) as database:
+        for answer in keys.values():
+            now = accepted_at(uuid_of(answer["id"])) + 3600
+            monkeypatch.setattr(idempotency, "time", SimpleNamespace(time=lambda now=now: now))
+            request = Append(Receipt(id_of(1), 1), (), hashes[answer["id"]])
+            database.commit([request])
+            assert request.earlier == Receipt(uuid_of(answer["id"]), answer["accepted"])
+
+
+@pytest.mark.parametrize("name", MANIFEST)
+def test_dead_letters_of_version_3_are_listed_and_retried(name: str, tmp_path: Path) -> None:
+    """What the store refused before an update could not be looked at or tried again after it."""
+    path = unpack(name, tmp_path)
+    Database(path).close()
+    wanted = MANIFEST[name]["dead"]
+    with Inspection.open(tmp_path) as inspection:
+        letters = inspection.dead()
+        shown = [inspection.lines(letter.id) for letter in letters]
+        assert [Counter(text.splitlines()) for text in shown] == list(map(lines, wanted))
+        assert inspection.status().damaged == 0
+        # Counts and checks hold for rows without checksums too.
+        assert inspection.verify() == []
+        assert inspection.retry([]) == len(wanted)
+    with closing(Database(path)) as database:
+        revive = Revive()
+        database.commit([revive])
+        found = [database.sealed(first) for first in revive.firsts]
+    assert [one.payloads for one in found if one is not None] == list(map(len, wanted))
+
+
+async def test_a_daemon_stores_what_version_3_left(tmp_path: Path) -> None:
+    """The parts would fit, and the daemon would not."""
+    state = tmp_path / "payloadd-data"
+    unpack("killed", state)
+    manifest = MANIFEST["killed"]
+    async with moody_store() as store, running_daemon(tmp_path, store.environ) as daemon:
+        await daemon.wait_until_stored(len(manifest["waiting"]))
+        assert (await daemon.ready()).status_code == 200
+        daemon.process.terminate()
+        line = await daemon.drained()
+    assert (line["stored"], line["lost"]) == (len(manifest["waiting"]), 0)
+    assert Counter(store.payloads()) == lines(manifest["waiting"])
+    assert daemon.events("payloads_damaged") == []
+
+
+@pytest.mark.parametrize("stopped_behind", range(1, 14))
+def test_an_upgrade_that_is_cut_short_leaves_the_old_version(
+    stopped_behind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that is killed while it upgrades would leave a journal that no version reads."""
+    path = unpack("stopped", tmp_path)
+    script = MIGRATIONS[3].strip().split(";")
+    broken = "; ".join([*script[:stopped_behind], "SELECT nonsense"])
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", (*MIGRATIONS[:3], broken))
+        with pytest.raises(sqlite3.OperationalError):
+            schema.connect(path)
+    with closing(sqlite3.connect(path)) as old:
+        assert old.execute("PRAGMA user_version").fetchone() == (3,)
+        columns = [row[1] for row in old.execute("PRAGMA table_info(jobs)")]
+        assert "crc" not in columns
+    with closing(Database(path)) as database:
+        assert database.totals.payloads == len(MANIFEST["stopped"]["waiting"])
+
+
+def test_an_upgrade_does_not_rewrite_the_rows(tmp_path: Path) -> None:
+    """A start behind an outage of days would take minutes, and twice the disk."""
+    path = tmp_path / FILE
+    with closing(sqlite3.connect(path, isolation_level=None)) as old:
+        old.execute("PRAGMA journal_mode = WAL")
+        schema.migrate(old, MIGRATIONS[:3])
+        row = (id_of(1).bytes, b"1\n" * 500)
+        old.execute("BEGIN")
+        old.executemany(
+            "INSERT INTO jobs (seq, id, payloads, lines) VALUES (?, ?, 500, ?)",
+            ((seq, *row) for seq in range(1, 20_001)),
+        )
+        old.execute("UPDATE totals SET next = 20001, jobs = 20000, payloads = 10000000")
+        old.execute("UPDATE totals SET bytes = 20000 * (1000 + 64)")
+        old.execute("COMMIT")
+        old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    before = time.process_time()
+    schema.connect(path).close()
+    assert time.process_time() - before < 1
+    with closing(schema.connect(path)) as new:
+        (pages,) = new.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[1:2]
+        assert pages < 100
+    with closing(Database(path)) as database:
+        assert len(database.page(0, 100, 10**6)) == 100
+        assert database.findings.take() == []

@@ -1,0 +1,104 @@
+"""Names of objects."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payloadd.model.job import IdSource
+from payloadd.model.keys import KeyTemplate
+
+# 2026-03-04 05:06:07.089 UTC
+AT = 1_772_600_767_089
+ID = uuid.UUID(int=(AT << 80) | (7 << 76) | (2 << 62) | 42)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("{date}/{hour}/{id}.ndjson", f"2026-03-04/05/{ID}.ndjson"),
+        ("{minute}-{id}", f"06-{ID}"),
+        ("{host}/{id}", f"a-b_c.d-/{ID}"),
+        ("100%/{{x}}/%s/{id}", f"100%/{{x}}/%s/{ID}"),
+        ("größe/日本/{id}", f"größe/日本/{ID}"),
+    ],
+)
+def test_a_template_is_filled_from_the_id_alone(text: str, key: str) -> None:
+    """A replay after a crash would store an object a second time under another key."""
+    template = KeyTemplate.parse(text, host="a-b_c.d!")
+
+    assert template.render(ID) == key
+    assert template.render(ID) == key
+
+
+def test_keys_of_different_minutes() -> None:
+    """Objects of one hour would be filed under another."""
+    template = KeyTemplate.parse("{date}/{hour}/{minute}/{id}")
+    later = uuid.UUID(int=ID.int + (3_600_000 << 80))
+
+    hours = [template.render(one).split("/")[1] for one in (ID, later, ID)]
+
+    assert hours == ["05", "06", "05"]
+
+
+def test_shards_spread_consecutive_ids() -> None:
+    """Load would not be spread over S3's partitions, and S3 would answer SlowDown."""
+    template = KeyTemplate.parse("{shard}/{id}")
+    shards = {template.render(one)[:2] for one in IdSource().take(4096)}
+
+    assert len(shards) == 256
+
+
+@given(st.integers(0, 2**41), st.integers(0, 2**62 - 1))
+def test_keys_are_unique_and_stay_within_s3s_limit(moment: int, random: int) -> None:
+    """Two payloads would share a key, and one of them would be gone."""
+    template = KeyTemplate.parse("{date}/{hour}/{minute}/{shard}/{host}/{id}", host="h" * 300)
+    one = uuid.UUID(int=(moment << 80) | (7 << 76) | (2 << 62) | random)
+    key = template.render(one)
+
+    assert key.endswith(str(one))
+    assert len(key) <= 1024
+
+
+def test_the_machines_own_name_is_the_default_host() -> None:
+    """Objects of several machines could not be told apart."""
+    assert KeyTemplate.parse("{host}/{id}").render(ID).split("/")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("{date}", "{id}"),
+        ("{id}/{year}", "{date}, {hour}"),
+        ("{id:>40}", "{date}"),
+        ("{id!r}", "{date}"),
+        ("{id}{", "braces"),
+        ("{id}}", "braces"),
+        ("{}{id}", "{date}"),
+        ("/{id}", "doubled"),
+        ("{id}/", "doubled"),
+        ("a//{id}", "doubled"),
+        ("../{id}", "doubled"),
+        ("./{id}", "doubled"),
+        ("{host}/{id}", "doubled"),
+        ("a\nb{id}", "control"),
+        ("a\x00b{id}", "control"),
+        ("\udcff{id}", "UTF-8"),
+        ("a" * 230 + "{id}", "240 bytes"),
+        ("ab/" * 330 + "{id}", "1024 bytes"),
+    ],
+)
+def test_templates_that_are_refused(text: str, allowed: str) -> None:
+    """A wrong template would be found out by lost objects instead of at start."""
+    with pytest.raises(ValueError, match=allowed):
+        KeyTemplate.parse(text, host="..")
+
+
+def test_the_prefix_counts() -> None:
+    """S3 would refuse every object as KeyTooLongError."""
+    KeyTemplate.parse("{id}", prefix="p" * 900)
+    with pytest.raises(ValueError, match="1024"):
+        KeyTemplate.parse("{id}", prefix="p" * 1000)

@@ -1,0 +1,125 @@
+"""Keys outlive settings: what was sent under one key before a crash goes to the same one after."""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from payloadd.journal.operations import Settle
+from payloadd.journal.sqlite.database import Database
+from payloadd.model.layout import Layout, Layouts
+from tests.support.journal import append, batch, id_of, job
+
+if TYPE_CHECKING:
+    from payloadd.model.job import Job
+
+PLAIN = Layout("{date}/{id}", "", "none", alone=True)
+BATCHED = Layout("{date}/{id}", "", "none", alone=False)
+HOSTED = Layout("{host}/{id}", "web-1", "gzip", alone=True)
+MOVED = Layout("{host}/{id}", "web-2", "gzip", alone=True)
+ALL = (PLAIN, BATCHED, HOSTED, MOVED)
+
+
+def test_a_layout_makes_the_whole_key() -> None:
+    """A reader finds objects by date, host and suffix."""
+    layouts = Layouts([(1, PLAIN), (3, HOSTED), (5, BATCHED), (6, MOVED)])
+    batches = [layouts.batch([job(seq)]) for seq in range(1, 8)]
+    assert [one.key for one in batches] == [
+        f"2024-01-01/{id_of(1)}",
+        f"2024-01-01/{id_of(2)}",
+        f"web-1/{id_of(3)}.gz",
+        f"web-1/{id_of(4)}.gz",
+        f"2024-01-01/{id_of(5)}",
+        f"web-2/{id_of(6)}.gz",
+        f"web-2/{id_of(7)}.gz",
+    ]
+    assert [one.sealed for one in batches] == [False] * 4 + [True] + [False] * 2
+    assert [one.compression for one in batches[2:5]] == ["gzip", "gzip", "none"]
+
+
+def test_a_batch_is_named_by_its_first_job() -> None:
+    """The key would change with the members, and a replay store them again."""
+    one = Layouts([(1, BATCHED)]).batch([job(4), job(5)])
+    assert one.key == f"2024-01-01/{id_of(4)}"
+    assert [member.seq for member in one.jobs] == [4, 5]
+
+
+def all_jobs(database: Database) -> list[Job]:
+    """Return what is in the file."""
+    return database.page(0, 1000, 10**6)
+
+
+runs = st.lists(
+    st.tuples(st.sampled_from(ALL), st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=6
+)
+
+
+@settings(max_examples=30)
+@given(runs)
+def test_a_job_keeps_its_key_whatever_the_settings_become(
+    runs_: list[tuple[Layout, int, int]],
+) -> None:
+    """A crash, a new KEY_TEMPLATE or another host name, and payloads are in the bucket twice."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "j"
+        keys: dict[int, str] = {}
+        number = 0
+        for layout, new, stored in runs_:
+            with closing(Database(path)) as database:
+                layouts = Layouts(database.layouts(layout))
+                assert {one.seq: layouts.batch([one]).key for one in all_jobs(database)} == keys
+                if new:
+                    request = append(number + 1, count=new)
+                    number += new
+                    database.commit([request])
+                    assert all(layouts.at(one.seq) == layout for one in request.jobs)
+                    keys |= {one.seq: layouts.batch([one]).key for one in request.jobs}
+                # Out of order, as workers end: the layout of the oldest that is left stays.
+                for one in all_jobs(database)[::-2][:stored]:
+                    database.commit([Settle(batch(one, sealed=False))])
+                    del keys[one.seq]
+
+
+def remembered(path: Path) -> list[int]:
+    """Return from which job on each layout in the file holds."""
+    with closing(sqlite3.connect(path)) as other:
+        return [row[0] for row in other.execute("SELECT first FROM layouts ORDER BY first")]
+
+
+def test_layouts_that_nothing_needs_are_forgotten(tmp_path: Path) -> None:
+    """A template with a host name that changes with every start would pile them up."""
+    path = tmp_path / "j"
+    for number in range(1, 13):
+        with closing(Database(path)) as database:
+            database.layouts(ALL[number % len(ALL)])
+            database.commit([append(number)])
+            waiting = all_jobs(database)
+            assert remembered(path) == [one.seq for one in waiting]
+            if len(waiting) == 4:
+                database.commit([Settle(batch(one, sealed=False)) for one in waiting[:3]])
+
+
+def test_settings_that_stay_are_noted_once(tmp_path: Path) -> None:
+    """Every start would write, and a start on a full disk fail."""
+    path = tmp_path / "j"
+    for number in range(1, 4):
+        with closing(Database(path)) as database:
+            assert database.layouts(PLAIN) == [(1, PLAIN)]
+            database.commit([append(number)])
+    assert remembered(path) == [1]
+
+
+def test_settings_that_changed_twice_without_a_job_leave_one(tmp_path: Path) -> None:
+    """Two layouts for one job: which one its key is made by would be a matter of luck."""
+    path = tmp_path / "j"
+    for layout in (PLAIN, BATCHED, HOSTED):
+        with closing(Database(path)) as database:
+            assert database.layouts(layout) == [(1, layout)]
+    with closing(Database(path)) as database:
+        assert database.layouts(HOSTED) == [(1, HOSTED)]

@@ -1,0 +1,270 @@
+"""The transport over TLS, and where the environment has something to say."""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+import trio
+import trustme
+
+from payloadd.errors import OperatorStoreError, SettingsError
+from payloadd.model.formats.ndjson import encode
+from payloadd.storage.api import open_store
+from payloadd.storage.http1.transport import ProxyTransport, TrioTransport, open_transport
+from tests.support.faults import Answer, fault_server, in_turn
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from payloadd.config.settings import Settings
+
+LARGE = bytes(range(256)) * 4096 * 4
+OBJECT = encode([b"{}\n"], "none")
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+PROXIES = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide whatever proxies the machine has."""
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture
+def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> trustme.CA:
+    """Return an authority that the environment says is to be trusted."""
+    made = trustme.CA()
+    made.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    return made
+
+
+class TlsServer:
+    """Answers each request with ``answer``, a 200; knows what it was asked for."""
+
+    def __init__(self, certificate: trustme.LeafCert) -> None:
+        self.port = 0
+        self.connections = 0
+        self.names: list[str | None] = []
+        self.protocols: list[str | None] = []
+        self.bodies: list[bytes] = []
+        self.answer = OK
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._context.set_alpn_protocols(["h2", "http/1.1"])
+        self._context.sni_callback = lambda _socket, name, _context: self.names.append(name)
+        certificate.configure_cert(self._context)
+
+    async def handle(self, raw: trio.SocketStream) -> None:
+        """Serve one connection."""
+        self.connections += 1
+        stream = trio.SSLStream(raw, self._context, server_side=True, https_compatible=True)
+        try:
+            await stream.do_handshake()
+            self.protocols.append(stream.selected_alpn_protocol())
+            data = b""
+            while chunk := await stream.receive_some(65536):
+                data += chunk
+                head, _, body = data.partition(b"\r\n\r\n")
+                if f"content-length: {len(body)}\r\n".encode() in head.lower() + b"\r\n":
+                    self.bodies.append(body)
+                    data = b""
+                    await stream.send_all(self.answer)
+        except trio.BrokenResourceError:
+            return  # a client that does not trust us
+
+
+@asynccontextmanager
+async def tls_server(certificate: trustme.LeafCert) -> AsyncIterator[TlsServer]:
+    """Run a server on 127.0.0.1 with this certificate."""
+    server = TlsServer(certificate)
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_tcp, server.handle, 0, host="127.0.0.1")
+        listeners: list[trio.SocketListener] = await nursery.start(serve)
+        server.port = listeners[0].socket.getsockname()[1]
+        yield server
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_server_is_known_by_its_name(authority: trustme.CA) -> None:
+    """No object could be stored in S3 itself; large ones would be cut."""
+    async with (
+        tls_server(authority.issue_cert("localhost")) as server,
+        open_transport(1, 30.0, secure=True) as made,
+    ):
+        url = f"https://localhost:{server.port}"
+        for body in (b"small", LARGE, b""):
+            with trio.fail_after(30):
+                response = await made.handle_async_request(httpx.Request("PUT", url, content=body))
+            assert response.is_success
+
+    assert server.bodies == [b"small", LARGE, b""]
+    assert (server.connections, server.names, server.protocols) == (1, ["localhost"], ["http/1.1"])
+
+
+async def test_an_answer_that_nobody_asked_for(authority: trustme.CA) -> None:
+    """The next object would count as stored that the server has not even seen."""
+    # A record of TLS holds 16 KiB, so the second answer begins the second record. Both are sent
+    # at once: TLS has them when the first is read, and the socket is empty.
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 16000\r\nX-Fill: "
+    first = head.ljust(2**14 - 16_000 - 4, b"x") + b"\r\n\r\n" + bytes(16_000)
+    async with (
+        tls_server(authority.issue_cert("localhost")) as server,
+        open_transport(1, 30.0, secure=True) as made,
+    ):
+        server.answer = first + OK
+        url = f"https://localhost:{server.port}"
+        for body in (b"1", b"2"):
+            with trio.fail_after(30):
+                response = await made.handle_async_request(httpx.Request("PUT", url, content=body))
+            assert (response.is_success, len(await response.aread())) == (True, 16_000)
+
+    assert (server.connections, server.bodies) == (2, [b"1", b"2"])
+
+
+@pytest.mark.parametrize("name", ["elsewhere.example", "127.0.0.2"])
+async def test_a_certificate_for_another_name(
+    make_settings: Callable[..., Settings], authority: trustme.CA, name: str
+) -> None:
+    """Payloads would be given to whoever stands in the way."""
+    async with tls_server(authority.issue_cert(name)) as server:
+        settings = make_settings(AWS_ENDPOINT_URL=f"https://127.0.0.1:{server.port}")
+        async with open_store(settings) as store:
+            with pytest.raises(OperatorStoreError, match=r"127\.0\.0\.1") as caught:
+                await store.put("k", OBJECT)
+
+    assert caught.value.code == "CertificateError"
+    assert server.bodies == []
+
+
+async def test_an_authority_that_nobody_trusts(make_settings: Callable[..., Settings]) -> None:
+    """Payloads would be given to whoever signs a certificate for himself."""
+    async with tls_server(trustme.CA().issue_cert("127.0.0.1")) as server:
+        settings = make_settings(AWS_ENDPOINT_URL=f"https://127.0.0.1:{server.port}")
+        async with open_store(settings) as store:
+            with pytest.raises(OperatorStoreError, match="CertificateError"):
+                await store.put("k", OBJECT)
+
+    assert server.bodies == []
+
+
+async def test_a_transport_that_is_not_for_https(authority: trustme.CA) -> None:
+    """A redirect to https would be followed to a server that nobody has verified."""
+    async with (
+        tls_server(authority.issue_cert("127.0.0.1")) as server,
+        open_transport(1, 30.0, secure=False) as made,
+    ):
+        with pytest.raises(httpx.ConnectError):
+            await made.handle_async_request(
+                httpx.Request("PUT", f"https://127.0.0.1:{server.port}", content=b"x")
+            )
+
+    assert server.bodies == []
+
+
+async def test_a_file_of_certificates_that_is_not_there(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon would start, accept payloads, and never store one."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
+    with pytest.raises(SettingsError, match="TLS"):
+        async with open_store(make_settings()):
+            raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        ({}, TrioTransport),
+        ({"NO_PROXY": "example.com"}, TrioTransport),
+        ({"HTTPS_PROXY": ""}, TrioTransport),
+        ({"HTTPS_PROXY": "http://127.0.0.1:9"}, ProxyTransport),
+        ({"https_proxy": "http://127.0.0.1:9"}, ProxyTransport),
+        ({"HTTP_PROXY": "127.0.0.1:9"}, ProxyTransport),
+        ({"ALL_PROXY": "http://127.0.0.1:9"}, ProxyTransport),
+    ],
+)
+async def test_which_transport(
+    monkeypatch: pytest.MonkeyPatch, names: dict[str, str], kind: type[httpx.AsyncBaseTransport]
+) -> None:
+    """A daemon behind a proxy would reach nothing."""
+    for name, text in names.items():
+        monkeypatch.setenv(name, text)
+    async with open_transport(1, 1.0, secure=False) as made:
+        assert type(made) is kind
+
+
+@pytest.mark.parametrize("exempt", [False, True])
+async def test_through_a_proxy(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, *, exempt: bool
+) -> None:
+    """A daemon behind a proxy would reach nothing, or pass by where it must not."""
+    ok = in_turn(Answer(200))
+    async with fault_server(ok) as proxy, fault_server(ok) as s3:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        if exempt:
+            monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        async with open_store(make_settings(AWS_ENDPOINT_URL=s3.url)) as store:
+            for _ in range(2):
+                await store.put("a//ü b", OBJECT)
+            with pytest.raises(OperatorStoreError, match="ProxyError"):
+                await store.put("a/../b", OBJECT)
+
+    path = "/bucket/a//%C3%BC%20b"
+    assert [request.target for request in s3.requests] == [path] * 2 * exempt
+    assert [request.target for request in proxy.requests] == [s3.url + path] * 2 * (not exempt)
+    assert {request.body for request in s3.requests + proxy.requests} == {b"".join(OBJECT.pieces)}
+
+
+async def test_through_a_tunnel(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, authority: trustme.CA
+) -> None:
+    """A daemon behind a proxy would not reach S3 itself."""
+    asked: list[bytes] = []
+
+    async def tunnel(client: trio.SocketStream) -> None:
+        asked.append((await client.receive_some(65536)).split(b"\r\n")[0])
+        async with await trio.open_tcp_stream("127.0.0.1", server.port) as onward:
+            await client.send_all(b"HTTP/1.1 200 Connected\r\n\r\n")
+            async with trio.open_nursery() as both:
+                both.start_soon(_relay, client, onward, both.cancel_scope)
+                both.start_soon(_relay, onward, client, both.cancel_scope)
+
+    async with (
+        tls_server(authority.issue_cert("127.0.0.1")) as server,
+        trio.open_nursery() as nursery,
+    ):
+        listeners = await nursery.start(partial(trio.serve_tcp, tunnel, 0, host="127.0.0.1"))
+        port = listeners[0].socket.getsockname()[1]
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
+        settings = make_settings(AWS_ENDPOINT_URL=f"https://127.0.0.1:{server.port}")
+        async with open_store(settings) as store:
+            await store.put("k", OBJECT)
+        nursery.cancel_scope.cancel()
+
+    assert asked == [b"CONNECT 127.0.0.1:%d HTTP/1.1" % server.port]
+    assert server.bodies == [b"".join(OBJECT.pieces)]
+
+
+async def _relay(source: trio.abc.Stream, sink: trio.abc.Stream, both: trio.CancelScope) -> None:
+    with suppress(trio.BrokenResourceError):
+        while data := await source.receive_some(65536):
+            await sink.send_all(data)
+    both.cancel()
+
+
+async def test_a_proxy_that_does_not_exist(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistyped proxy would end the daemon with a traceback."""
+    monkeypatch.setenv("HTTPS_PROXY", "nonsense://x")
+    with pytest.raises(SettingsError, match="proxy variables"):
+        async with open_store(make_settings()):
+            raise AssertionError

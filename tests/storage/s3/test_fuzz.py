@@ -1,0 +1,302 @@
+"""Random answers to uploads: each ends in an object that is stored, or in a StoreError."""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import h11
+import httpx
+import trio
+
+from payloadd.config.parsers import S3Url
+from payloadd.errors import StoreError, TransientStoreError
+from payloadd.model.formats.ndjson import encode
+from payloadd.storage.http1.response import MOST_READ, ResponseParser
+from payloadd.storage.s3.credentials import Access, StaticCredentials
+from payloadd.storage.s3.errors import BY_CODE
+from payloadd.storage.s3.sigv4 import Keys
+from payloadd.storage.s3.store import S3Store
+from tests.support.fuzz import mutate, pieces_of
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import AsyncIterator, Callable
+
+    from payloadd.config.settings import Settings
+    from tests.support.fuzz import Fuzz
+
+OBJECT: Final = encode([b'{"a":1}\n'], "none")
+ANSWER_WITHIN: Final = 20.0
+_PATIENCE: Final = 0.02
+"""Seconds after which an upload is cancelled where the server holds the connection."""
+_LONGEST_ERROR: Final = 1000
+_LONGEST_WAIT: Final = 300.0
+
+_STATUSES: Final = (
+    *(200, 200, 200, 201, 204, 206, 299, 100, 101, 103, 199, 300, 301, 304, 307, 400, 400, 403),
+    *(404, 408, 409, 411, 412, 413, 429, 500, 501, 503, 507, 599),
+)
+_ODD_STATUSES: Final = (600, 999, 99, 0, 20, 2000)
+_CODES: Final = (*BY_CODE, "NoSuchBucket", "AccessDenied", "KMS.Disabled", "", "x" * 65, "é")
+_CORRECTED: Final = ("RequestTimeTooSkewed", "AuthorizationHeaderMalformed", "ExpiredToken")
+"""What the store corrects by itself, and then asks again."""
+_DATES: Final = (
+    *("Thu, 26 Nov 2026 20:00:00 GMT", "Thu, 01 Jan 0001 00:00:00 GMT", "", "0", ",", " , "),
+    *("Fri, 31 Dec 9999 23:59:59 GMT", "Fri, 31 Dec 9999 23:59:59 -2359", "1 Jan 99999 0:0:0 +0"),
+    *("Sun, 00 Jan 2026 00:00:00 GMT", "Mon, 1 Jan 2026 25:61:61 +9999", "Thu Jan  1 1970"),
+    *("1 Jan 2026 00:00:00 -0000", "Sun, 06 Nov 1994 08:49:37 GMT GMT", "2026-11-26T20:00:00Z"),
+)
+_TIMES: Final = (
+    *("2026-11-26T20:00:00Z", "2026-11-26T20:00:00.123Z", "0001-01-01T00:00:00Z"),
+    *("9999-12-31T23:59:59Z", "20261126T200000000000Z", "2026-13-40T99:99:99Z", "-" * 25),
+    *("2026-11-26T20:00:00", "1970-01-01T00:00:00.000Z", "2026-W48-4T20:00:00Z"),
+)
+_WAITS: Final = ("0", "1", "120", "-1", "1.5", "9" * 12, "9" * 13, "", "soon", "٣", "0x10")
+_REGIONS: Final = ("eu-west-1", "us-east-1", "", "-", "a", "evil.example/", "A", "é", "x" * 40)
+_TEXTS: Final = (
+    *("no", "", "a\r\nb", "\x1b[31m", "&#x110000;", "&amp;lt;", "&#0;", "\u202e", "x" * 2000),
+    *("&" * 500, "<", "é", "&#55296;"),
+)
+_ODD: Final = (
+    *(b"\r\n", b"\n", b"\r", b"\0", b" ", b":", b"\r\n\r\n", b"0\r\n\r\n", b"\xff", b"\t"),
+    *(b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b"chunked"),
+    *(b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n"),
+    *(b"<Error>", b"<Code>", b"</Code>", b"<Error", b"]]>", b"ffffffff\r\n", b"-1\r\n"),
+)
+
+
+def make_answer(chance: random.Random) -> bytes:
+    """Return an answer of which most can be read, or the beginning of one."""
+    interim = b"".join(
+        b"HTTP/1.1 %d Wait\r\nA: b\r\n\r\n" % chance.choice((100, 102, 103, 199))
+        for _ in range(chance.choice((0, 0, 0, 1, 2)))
+    )
+    status = chance.choice(_STATUSES if chance.random() < 0.97 else _ODD_STATUSES)
+    version = chance.choice((b"1.1", b"1.0") if chance.random() < 0.97 else (b"2.0", b"1.2"))
+    body = make_body(chance)
+    lines = [b"HTTP/%b %d %b" % (version, status, chance.choice((b"", b"OK", b"\xff", b"a b")))]
+    lines += make_fields(chance)
+    match chance.randrange(6):
+        case 0 | 1 | 2:
+            length = len(body) + chance.choice((0,) * 20 + (1, -1))
+            lines.append(b"Content-Length: %d" % length)
+        case 3 | 4:
+            lines.append(b"Transfer-Encoding: chunked")
+            body = b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in pieces_of(body, chance))
+            body += chance.choice((b"0\r\n\r\n",) * 9 + (b"0\r\nA: b\r\n\r\n", b""))
+        case _:
+            pass  # until the end of the connection
+    answer = interim + b"\r\n".join([*lines, b"", b""]) + body
+    if chance.random() < 0.3:
+        answer = mutate(answer, chance, _ODD)
+    if chance.random() < 0.1:
+        answer = answer[: chance.randrange(len(answer) + 1)]
+    return answer
+
+
+def make_fields(chance: random.Random) -> list[bytes]:
+    """Return header lines that mean something to the store."""
+    fields = (
+        f"Date: {chance.choice(_DATES)}",
+        f"Retry-After: {chance.choice(_WAITS)}",
+        f"x-amz-retry-after: {chance.choice(_WAITS)}",
+        f"x-amz-bucket-region: {chance.choice(_REGIONS)}",
+        f"x-amz-request-id: {chance.choice(_TEXTS[:2])}" + "y" * chance.choice((0, 200)),
+        f"Connection: {chance.choice(('close', 'keep-alive', 'upgrade'))}",
+        "Content-Encoding: gzip",
+        "X: " + "y" * chance.choice((0, 100, 20_000)),
+    )
+    return [line.encode() for line in chance.sample(fields, chance.choice((0, 0, 1, 2, 4)))]
+
+
+def make_body(chance: random.Random) -> bytes:
+    """Return a body: an error of S3's with parts that are out of bounds, or anything."""
+    match chance.randrange(6):
+        case 0:
+            return b""
+        case 1:
+            return chance.randbytes(chance.choice((1, 100, 5000)))
+        case 2 if chance.random() < 0.02:
+            return b"x" * (2 * MOST_READ)
+        case _:
+            parts = (
+                f"<Code>{chance.choice(_CODES)}</Code>",
+                f"<Code>{chance.choice(_CORRECTED)}</Code>",
+                f"<Message>{chance.choice(_TEXTS)}</Message>",
+                f"<Region>{chance.choice(_REGIONS)}</Region>",
+                f"<ServerTime>{chance.choice(_TIMES)}</ServerTime>",
+            )
+            inner = "".join(chance.sample(parts, chance.randrange(len(parts) + 1)))
+            return f'<?xml version="1.0"?>\n<Error>{inner}</Error>'.encode()
+
+
+# --- what is allowed to come of it -------------------------------------------------------------
+
+_STATUS_LINE: Final = re.compile(rb"[\r\n]*HTTP/\d\.\d (\d{3})(?:[ \t][^\r\n]*)?\r?\n")
+_HEAD_END: Final = re.compile(rb"\n\r?\n")
+
+
+def final_status(answer: bytes) -> int | None:
+    """Return the status of the first head that is no interim one; None: it is not complete."""
+    start = 0
+    while True:
+        line = _STATUS_LINE.match(answer, start)
+        end = _HEAD_END.search(answer, line.end() - 1) if line else None
+        if line is None or end is None:
+            return None
+        status = int(line[1])
+        if status >= 200:
+            return status
+        start = end.end()
+
+
+def read(pieces: list[bytes]) -> tuple[int, bytes] | None:
+    """Return status and body of an answer that comes in pieces; None: it is no answer."""
+    parser = ResponseParser("PUT")
+    try:
+        for piece in [*pieces, b""]:
+            parser.feed(piece)
+            if parser.complete:
+                break
+    except httpx.RemoteProtocolError:
+        return None
+    assert parser.complete
+    assert all(b"\n" not in name + value for name, value in parser.headers)
+    return parser.status, parser.body
+
+
+def read_by_h11(answer: bytes) -> tuple[int, bytes] | None:
+    """Return the same as h11 sees it."""
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=2**20)
+    connection.send(h11.Request(method="PUT", target="/", headers=[("Host", "x")]))
+    connection.send(h11.EndOfMessage())
+    if answer:
+        connection.receive_data(answer)
+    connection.receive_data(b"")
+    status, body = 0, b""
+    try:
+        while True:
+            match connection.next_event():
+                case h11.Response(status_code=status):
+                    pass
+                case h11.Data(data=data):
+                    body += bytes(data)
+                case h11.EndOfMessage():
+                    return status, body
+                case h11.ConnectionClosed() | h11.NEED_DATA:
+                    return None
+    except h11.RemoteProtocolError:
+        return None
+
+
+def test_an_answer_is_read_the_same_however_it_comes(fuzz: Fuzz) -> None:
+    """Where the network cuts an answer would decide whether an object counts as stored."""
+    for chance in fuzz.cases():
+        answer = make_answer(chance)
+        whole = read([answer] if answer else [])
+        cut = list(pieces_of(answer, chance))
+        in_pieces = read(cut)
+        for seen in (whole, in_pieces):
+            assert seen is None or seen[0] == final_status(answer), answer
+        if len(answer) >= MOST_READ:
+            # No more than that is read: what is wrong behind it is seen if it comes along.
+            assert in_pieces is None or len(in_pieces[1]) <= MOST_READ + max(map(len, cut))
+            continue
+        assert whole == in_pieces, answer
+        if whole is None:
+            continue
+        by_h11 = read_by_h11(answer)
+        assert by_h11 in (None, whole), answer
+
+
+async def test_an_upload_ends_in_a_stored_object_or_a_store_error(
+    fuzz: Fuzz, make_settings: Callable[..., Settings]
+) -> None:
+    """A worker would end, or an object count as stored that is not."""
+    settings = make_settings()
+    async with answering() as server:
+        access = Access(StaticCredentials(Keys("k", "s")), "us-east-1", server.url)
+        for chance in fuzz.cases():
+            store = S3Store(settings, S3Url("bucket", ""), access, clock=time.time)
+            for _ in range(chance.choice((1, 2, 3))):
+                server.answers(chance)
+                await put(store, server)
+            await store.aclose()
+
+
+async def put(store: S3Store, server: Answering) -> None:
+    """Put an object and check what comes of it."""
+    patience = _PATIENCE if server.holds else ANSWER_WITHIN
+    error: StoreError | None = None
+    with trio.move_on_after(patience) as scope:
+        try:
+            await store.put("k", OBJECT)
+        except StoreError as caught:
+            error = caught
+    assert server.holds or not scope.cancelled_caught, server.sent
+    if scope.cancelled_caught:
+        return
+    if error is None:
+        final = final_status(server.sent[-1])
+        assert final is not None, server.sent
+        assert 200 <= final < 300, server.sent
+        return
+    assert 0 < len(error.code) <= 64, server.sent
+    assert len(str(error)) <= _LONGEST_ERROR, server.sent
+    if isinstance(error, TransientStoreError) and error.retry_after is not None:
+        assert 0 <= error.retry_after <= _LONGEST_WAIT, server.sent
+
+
+class Answering:
+    """A server that answers each request with something else."""
+
+    def __init__(self, url: str, chance: random.Random | None = None) -> None:
+        self.url = url
+        self._chance = chance
+        self.holds = False
+        """Whether it leaves the connection open behind an answer."""
+        self.sent: list[bytes] = []
+
+    def answers(self, chance: random.Random) -> None:
+        """Take these random choices for the next requests."""
+        self._chance = chance
+        self.holds = chance.random() < 0.1
+        self.sent.clear()
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """Answer the requests of a connection."""
+        with suppress(trio.BrokenResourceError):
+            while await self._read_request(stream):
+                assert self._chance is not None
+                answer = make_answer(self._chance)
+                self.sent.append(answer)
+                for piece in pieces_of(answer, self._chance):
+                    await stream.send_all(piece)
+                if not self.holds:
+                    return
+
+    async def _read_request(self, stream: trio.SocketStream) -> bool:
+        """Read a request; returns False if there is none."""
+        data = b""
+        while OBJECT.pieces[0] not in data:
+            more = await stream.receive_some()
+            if not more:
+                return False
+            data += more
+        return True
+
+
+@asynccontextmanager
+async def answering() -> AsyncIterator[Answering]:
+    """Run the server on a kernel port."""
+    server = Answering("")
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_tcp, server.serve, 0, host="127.0.0.1")
+        listeners: list[trio.SocketListener] = await nursery.start(serve)
+        server.url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        yield server
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,411 @@
+"""The S3 store against servers that misbehave, one fault at a time."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ssl
+import time
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+import trio
+import trio.testing
+
+from payloadd.config.parsers import S3Url
+from payloadd.errors import (
+    InvalidObjectError,
+    OperatorStoreError,
+    SettingsError,
+    StoreError,
+    TransientStoreError,
+)
+from payloadd.model.formats.ndjson import Encoded, encode
+from payloadd.storage.api import open_store
+from payloadd.storage.s3.client import _beginning, _store_error
+from payloadd.storage.s3.credentials import Access, StaticCredentials
+from payloadd.storage.s3.sigv4 import Keys
+from payloadd.storage.s3.store import S3Store
+from tests.storage.s3.test_errors import xml
+from tests.support.faults import (
+    Answer,
+    Behaviour,
+    FaultServer,
+    Hang,
+    Raw,
+    Reset,
+    Slow,
+    fault_server,
+    in_turn,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractContextManager
+
+    from payloadd.config.settings import Settings
+    from payloadd.storage.s3.credentials import Credentials
+
+OBJECT = encode([b'{"a":1}\n'], "none")
+OK = Answer(200)
+
+
+class Rotating:
+    """Credentials that give another key after each refusal, ``spare`` times."""
+
+    def __init__(self, spare: int) -> None:
+        self.spare = spare
+        self.number = 0
+
+    def held(self) -> Keys | None:
+        """Return nothing: every request asks."""
+        return None
+
+    async def get(self) -> Keys:
+        """Return the present keys."""
+        return Keys(f"key{self.number}", "secret", "token")
+
+    async def renew(self, refused: Keys) -> bool:
+        """Go on to the next keys if there are any."""
+        if self.number < self.spare and refused == await self.get():
+            self.number += 1
+        return refused != await self.get()
+
+
+async def put_and_raise(
+    settings: Callable[..., Settings], *behaviours: Behaviour, **names: str
+) -> StoreError:
+    """Put one object to a server that behaves so; returns what was raised."""
+    async with (
+        fault_server(in_turn(*behaviours)) as server,
+        open_store(settings(AWS_ENDPOINT_URL=server.url, **names)) as store,
+    ):
+        with pytest.raises(StoreError) as caught:
+            await store.put("k", OBJECT)
+    return caught.value
+
+
+def store_at(
+    server: FaultServer, settings: Settings, credentials: Credentials, clock: Callable[[], float]
+) -> S3Store:
+    """Return a store with parts of the test's own."""
+    access = Access(credentials, "us-east-1", server.url)
+    return S3Store(settings, S3Url("bucket", "p"), access, clock=clock)
+
+
+STATIC = StaticCredentials(Keys("key", "secret"))
+
+
+async def test_what_is_sent(make_settings: Callable[..., Settings]) -> None:
+    """Objects would arrive damaged, untyped, or under another name."""
+    body = Encoded([b"\x1f\x8b", b"...."], "gzip")
+    async with fault_server(in_turn(OK)) as server:
+        settings = make_settings(
+            AWS_ENDPOINT_URL=f"{server.url}/base",
+            STORE_URL="s3://bucket/pre fix",
+            AWS_SESSION_TOKEN="token",
+        )
+        async with open_store(settings) as store:
+            await store.put("ü/../a//b.gz", body)
+            await store.delete("k")
+
+    put, delete = server.requests
+    assert (put.method, put.target) == ("PUT", "/base/bucket/pre%20fix/%C3%BC/../a//b.gz")
+    assert put.body == b"".join(body.pieces)
+    assert put.headers["content-length"] == str(body.size)
+    assert put.headers["content-type"] == "application/x-ndjson"
+    assert put.headers["content-encoding"] == "gzip"
+    digest = base64.b64decode(put.headers["x-amz-checksum-sha256"])
+    assert digest == hashlib.sha256(put.body).digest()
+    assert put.headers["x-amz-content-sha256"] == digest.hex()
+    for name in ("x-amz-checksum-sha256", "x-amz-security-token", "host", "content-type"):
+        assert name in put.headers["authorization"]
+    assert (delete.method, delete.target) == ("DELETE", "/base/bucket/pre%20fix/k")
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind", "code"),
+    [
+        (Answer(503, xml("SlowDown"), {"retry-after": "3"}), TransientStoreError, "SlowDown"),
+        (Answer(500), TransientStoreError, "HTTP500"),
+        (Answer(403, xml("AccessDenied")), OperatorStoreError, "AccessDenied"),
+        (Answer(403, xml("SignatureDoesNotMatch")), OperatorStoreError, "SignatureDoesNotMatch"),
+        (Answer(404, xml("NoSuchBucket")), OperatorStoreError, "NoSuchBucket"),
+        (Answer(400, xml("KeyTooLongError")), InvalidObjectError, "KeyTooLongError"),
+        (Answer(400, b"<html>no</html>"), OperatorStoreError, "HTTP400"),
+        (Answer(301, xml("PermanentRedirect")), OperatorStoreError, "PermanentRedirect"),
+        (Answer(307, b"", {"location": "http://127.0.0.1:1/"}), OperatorStoreError, "HTTP307"),
+        (Reset(), TransientStoreError, None),
+        (Reset(after=8), TransientStoreError, "ReadError"),
+        (Raw(b"SSH-2.0-OpenSSH_9.2\r\n"), TransientStoreError, "RemoteProtocolError"),
+        (Raw(b""), TransientStoreError, "RemoteProtocolError"),
+        (Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nxx"), TransientStoreError, None),
+        (Answer(403, b"<Error>" + b"x" * 3_000_000), OperatorStoreError, "HTTP403"),
+        (Answer(403, xml("AccessDenied") + b"x" * 300_000), OperatorStoreError, "AccessDenied"),
+    ],
+)
+async def test_what_a_fault_becomes(
+    make_settings: Callable[..., Settings],
+    behaviour: Behaviour,
+    kind: type[StoreError],
+    code: str | None,
+) -> None:
+    """A bad day of the store would lose payloads or stop the pipeline."""
+    error = await put_and_raise(make_settings, behaviour)
+
+    assert type(error) is kind
+    assert code is None or error.code == code
+
+
+async def test_nobody_listens(make_settings: Callable[..., Settings]) -> None:
+    """A store that is down would stop the pipeline."""
+    async with fault_server(in_turn(OK)) as server:
+        pass
+    async with open_store(make_settings(AWS_ENDPOINT_URL=server.url)) as store:
+        with pytest.raises(TransientStoreError, match=r"ConnectError: .+"):
+            await store.put("k", OBJECT)
+
+
+@pytest.mark.parametrize("behaviour", [Hang(), Hang(after=8), Slow(step=1, pause=0.02)])
+async def test_an_attempt_can_be_ended(
+    make_settings: Callable[..., Settings], behaviour: Behaviour
+) -> None:
+    """A server that hangs or dawdles would keep a worker for ever."""
+    async with (
+        fault_server(in_turn(behaviour, OK)) as server,
+        open_store(make_settings(AWS_ENDPOINT_URL=server.url)) as store,
+    ):
+        with trio.move_on_after(0.3) as attempt:
+            await store.put("k", encode([b"x" * 10_000_000], "none"))
+        assert attempt.cancelled_caught
+        with trio.fail_after(5):
+            await store.put("k", OBJECT)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Answer(301, xml("PermanentRedirect"), {"x-amz-bucket-region": "eu-west-3"}),
+        Answer(307, b"", {"x-amz-bucket-region": "eu-west-3", "location": "http://127.0.0.1:1/"}),
+        Answer(400, xml("AuthorizationHeaderMalformed", "<Region>eu-west-3</Region>")),
+    ],
+)
+async def test_the_region_is_learned(
+    make_settings: Callable[..., Settings], refusal: Answer
+) -> None:
+    """A bucket in another region than AWS_REGION says could not be used."""
+    async with (
+        fault_server(in_turn(refusal, OK)) as server,
+        open_store(make_settings(AWS_ENDPOINT_URL=server.url)) as store,
+    ):
+        await store.put("k", OBJECT)
+        await store.put("k", OBJECT)
+
+    regions = [one.headers["authorization"].split("/")[2] for one in server.requests]
+    assert regions == ["us-east-1", "eu-west-3", "eu-west-3"]
+
+
+async def test_a_correction_is_made_once(make_settings: Callable[..., Settings]) -> None:
+    """Two servers that point at each other would keep a worker busy for ever."""
+
+    def fickle(_request: object) -> Answer:
+        there = f"region-{len(server.requests)}"
+        return Answer(301, xml("PermanentRedirect"), {"x-amz-bucket-region": there})
+
+    async with (
+        fault_server(fickle) as server,
+        open_store(make_settings(AWS_ENDPOINT_URL=server.url)) as store,
+    ):
+        with pytest.raises(OperatorStoreError, match="PermanentRedirect"):
+            await store.put("k", OBJECT)
+
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("ahead", [-7200.0, 86400.0])
+async def test_the_clock_is_learned(make_settings: Callable[..., Settings], ahead: float) -> None:
+    """A machine whose clock is wrong could not store anything."""
+    wrong = time.time() + ahead
+    skewed = Answer(
+        403, xml("RequestTimeTooSkewed", "<ServerTime>2026-03-04T05:06:07Z</ServerTime>")
+    )
+    async with fault_server(in_turn(skewed, OK)) as server:
+        store = store_at(server, make_settings(), STATIC, lambda: wrong)
+        await store.put("k", OBJECT)
+        await store.put("k", OBJECT)
+        await store.aclose()
+
+    stamps = [one.headers["x-amz-date"] for one in server.requests]
+    assert stamps[1:] == ["20260304T050607Z"] * 2
+    assert stamps[0] != stamps[1]
+
+
+@pytest.mark.parametrize("date", [{}, {"date": "Thu, 01 Jan 1970 00:01:00 GMT"}])
+async def test_a_clock_that_is_right_stays(
+    make_settings: Callable[..., Settings], date: dict[str, str]
+) -> None:
+    """A confused server would make the daemon send the same request for ever."""
+    async with fault_server(in_turn(Answer(403, xml("RequestTimeTooSkewed"), date))) as server:
+        store = store_at(server, make_settings(), STATIC, lambda: 60.0)
+        with pytest.raises(OperatorStoreError, match="RequestTimeTooSkewed"):
+            await store.put("k", OBJECT)
+        await store.aclose()
+
+    assert len(server.requests) == 1
+
+
+async def test_expired_keys_are_replaced(make_settings: Callable[..., Settings]) -> None:
+    """Uploads would stop for good once the first session token has run out."""
+    expired = Answer(400, xml("ExpiredToken"))
+    async with fault_server(in_turn(expired, OK)) as server:
+        store = store_at(server, make_settings(), Rotating(1), time.time)
+        await store.put("k", OBJECT)
+        server.script = in_turn(expired)
+        with pytest.raises(OperatorStoreError, match="ExpiredToken"):
+            await store.put("k", OBJECT)
+        await store.aclose()
+
+    used = [one.headers["authorization"].split("/")[0][-4:] for one in server.requests]
+    assert used == ["key0", "key1", "key1"]
+
+
+async def test_all_three_corrections_at_once(make_settings: Callable[..., Settings]) -> None:
+    """A fresh machine with everything slightly wrong would need luck to start."""
+    script = in_turn(
+        Answer(400, xml("AuthorizationHeaderMalformed", "<Region>eu-west-3</Region>")),
+        Answer(403, xml("RequestTimeTooSkewed"), {"date": "Thu, 01 Jan 1970 01:00:00 GMT"}),
+        Answer(400, xml("ExpiredToken")),
+        OK,
+    )
+    async with fault_server(script) as server:
+        store = store_at(server, make_settings(), Rotating(1), lambda: 0.0)
+        await store.put("k", OBJECT)
+        await store.aclose()
+
+    assert server.requests[-1].headers["x-amz-date"] == "19700101T010000Z"
+
+
+async def test_credentials_that_do_not_come(
+    make_settings: Callable[..., Settings], autojump_clock: object
+) -> None:
+    """A metadata service that hangs would keep every worker for ever, and nobody would know why."""
+    del autojump_clock
+
+    class Never(Rotating):
+        async def get(self) -> Keys:
+            await trio.sleep_forever()
+
+    server = FaultServer(9, in_turn(OK))
+    store = store_at(server, make_settings(), Never(0), time.time)
+    with pytest.raises(OperatorStoreError, match="NoCredentials"):
+        await store.put("k", OBJECT)
+    await store.aclose()
+
+
+async def test_no_credentials(
+    make_settings: Callable[..., Settings], no_aws: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing key would lose payloads instead of being reported."""
+    del no_aws
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    settings = make_settings(AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="")
+    async with open_store(settings) as store:
+        with pytest.raises(OperatorStoreError, match="NoCredentials"):
+            await store.put("k", OBJECT)
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (Answer(204), nullcontext()),
+        (Answer(404, xml("NoSuchKey")), nullcontext()),
+        (Answer(403), pytest.raises(OperatorStoreError)),
+    ],
+)
+async def test_delete(
+    make_settings: Callable[..., Settings], answer: Answer, outcome: AbstractContextManager[object]
+) -> None:
+    """`payloadd check` would leave its probe, or fail because it is not there."""
+    async with (
+        fault_server(in_turn(answer)) as server,
+        open_store(make_settings(AWS_ENDPOINT_URL=server.url)) as store,
+    ):
+        with outcome:
+            await store.delete("k")
+
+
+async def test_who_it_is(make_settings: Callable[..., Settings]) -> None:
+    """`payloadd check` would not say which keys it found, or give them away."""
+    async with open_store(make_settings(AWS_ACCESS_KEY_ID="AKIAIOSFODNN7EXAMPLE")) as store:
+        assert await store.identify() == "access key ****MPLE, region us-east-1"
+
+
+async def test_a_key_that_is_not_text(make_settings: Callable[..., Settings]) -> None:
+    """One odd key would stop the pipeline."""
+    async with open_store(make_settings()) as store:
+        with pytest.raises(InvalidObjectError, match="InvalidKey"):
+            await store.put("\udcff", OBJECT)
+
+
+async def test_a_prefix_that_is_not_text(make_settings: Callable[..., Settings]) -> None:
+    """Every object would become a dead letter."""
+    with pytest.raises(SettingsError, match="STORE_URL"):
+        async with open_store(make_settings(STORE_URL="s3://bucket/\udcff")):
+            raise AssertionError
+
+
+async def test_an_answer_that_breaks_off() -> None:
+    """Half a refusal would be taken for a whole one."""
+
+    class Broken(httpx.AsyncByteStream):
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            return self
+
+        async def __anext__(self) -> bytes:
+            raise httpx.ReadError("reset")
+
+    with pytest.raises(httpx.ReadError):
+        await _beginning(httpx.Response(403, stream=Broken()))
+
+
+async def test_a_cancelled_put_leaves_nothing(make_settings: Callable[..., Settings]) -> None:
+    """A drain that gives up would hang, or leave the store unusable."""
+    all_arrived = trio.Event()
+
+    def hang(_request: object) -> Hang:
+        if len(server.requests) % 4 == 0:
+            all_arrived.set()
+        return Hang()
+
+    async with fault_server(hang) as server:
+        settings = make_settings(AWS_ENDPOINT_URL=server.url, MAX_WORKERS="1")
+        async with open_store(settings) as store:
+            for _ in range(5):
+                all_arrived = trio.Event()
+                with trio.fail_after(5):
+                    async with trio.open_nursery() as nursery:
+                        for index in range(4):
+                            nursery.start_soon(store.put, f"k{index}", OBJECT)
+                        await all_arrived.wait()
+                        nursery.cancel_scope.cancel()
+            server.script = in_turn(OK)
+            with trio.fail_after(5):
+                await store.put("k", OBJECT)
+
+
+def test_an_untrusted_certificate_is_the_operators() -> None:
+    """A wrong certificate would be reported as a network that is down."""
+    error = httpx.ConnectError("")
+    error.__cause__ = trio.BrokenResourceError()
+    error.__cause__.__cause__ = ssl.SSLCertVerificationError("self-signed certificate")
+
+    assert isinstance(_store_error(error), OperatorStoreError)
+    assert "self-signed" in str(_store_error(error))
+
+
+def test_a_proxy_that_refuses_is_the_operators() -> None:
+    """A proxy that wants a password would be reported as a network that is down."""
+    assert isinstance(_store_error(httpx.ProxyError("407")), OperatorStoreError)

@@ -1,0 +1,258 @@
+"""What the tests of the journal share: jobs by number, and a journal whose disk can be told off."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import uuid
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from payloadd.errors import RefusedError
+from payloadd.journal.operations import Append, Receipt
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.journal import SqliteJournal
+from payloadd.model.job import Batch, Job, Part
+from payloadd.observe.health import Health
+from payloadd.observe.metrics import Metrics
+from payloadd.pipeline.accounting import Accounting
+from payloadd.pipeline.queue import JobChannel
+from payloadd.pipeline.refill import QueueFeeder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+    from pathlib import Path
+
+    from payloadd.journal.operations import Operation
+
+PATIENCE: Final = 20.0
+"""Seconds after which a test that waits has failed."""
+
+
+def id_of(number: int) -> uuid.UUID:
+    """Return a UUIDv7 of its own for each number, all of the first minute of 2024."""
+    return uuid.UUID(int=(1_704_067_200_000 << 80) | (0x7 << 76) | (0b10 << 62) | number)
+
+
+def part(number: int, payloads: int = 1) -> Part:
+    """Return a part whose lines tell which it is."""
+    return Part(id_of(number), b"%d\n" % number * payloads, payloads)
+
+
+def parts(*numbers: int) -> list[Part]:
+    """Return a part for each number."""
+    return [part(number) for number in numbers]
+
+
+def job(seq: int, lines: bytes | None = None, payloads: int = 1) -> Job:
+    """Return the job that a part of this number becomes as number ``seq``."""
+    return Job(seq, id_of(seq), b"%d\n" % seq if lines is None else lines, payloads)
+
+
+def batch(*jobs: Job, sealed: bool = True) -> Batch:
+    """Return the object of these jobs."""
+    return Batch(jobs, f"k{jobs[0].seq}", "none", sealed)
+
+
+def append(number: int, key: bytes | None = None, count: int = 1) -> Append:
+    """Return a request of ``count`` jobs, ``number`` and the next."""
+    numbers = range(number, number + count)
+    return Append(Receipt(id_of(number), count), parts(*numbers), key)
+
+
+def content(job_: Job) -> tuple[int, uuid.UUID, bytes, int]:
+    """Return what two jobs that are the same have in common: jobs compare by identity."""
+    return job_.seq, job_.id, job_.lines, job_.payloads
+
+
+def contents(jobs: Iterable[Job]) -> list[tuple[int, uuid.UUID, bytes, int]]:
+    """Return the content of each."""
+    return [content(one) for one in jobs]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return once ``condition`` holds."""
+    with trio.fail_after(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - what is awaited tells nobody
+            await trio.sleep(0.005)
+
+
+def disk_full() -> sqlite3.OperationalError:
+    """Return what SQLite raises when the disk is full."""
+    return sqlite3.OperationalError("database or disk is full")
+
+
+def sealed(database: Database, first: int) -> Batch:
+    """Return a sealed batch, of which something has to be there."""
+    found = database.sealed(first)
+    assert found is not None
+    return found
+
+
+def a_round(database: Database) -> None:
+    """Do what the chores do every second for the segments."""
+    database.compaction.begin()
+    while database.compaction.step():
+        pass
+
+
+class MoodyConnection:
+    """A connection that notes its statements, and fails those that begin in one way."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.statements: list[str] = []
+        self.fails: str | None = None
+
+    def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:  # noqa: ANN401 - whatever it takes
+        """Run a statement, or fail."""
+        self.statements.append(statement)
+        if self.fails is not None and statement.startswith(self.fails):
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._connection.execute(statement, *arguments)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as above
+        return getattr(self._connection, name)
+
+
+class MoodyDatabase(Database):
+    """A journal file that counts commits, fails on command, and can be held in a commit."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.commits: list[list[Operation]] = []
+        """The operations of each commit that went well and had any."""
+        self.failures = 0
+        self.write_error: Callable[[], Exception] | None = None
+        self.read_error: Callable[[], Exception] | None = None
+        self.page_error: Callable[[], Exception] | None = None
+        self._gate = threading.Event()
+        self._gate.set()
+        self._inside = threading.Event()
+        self._reads = threading.Event()
+        self._reads.set()
+
+    def commit(self, operations: Iterable[Operation]) -> None:
+        """Commit, or fail halfway."""
+        self._inside.set()
+        assert self._gate.wait(PATIENCE)
+        operations = list(operations)
+        super().commit(operations if self.write_error is None else self._cut_short(operations))
+        if operations:
+            self.commits.append(operations)
+
+    def _cut_short(self, operations: list[Operation]) -> Iterable[Operation]:
+        yield from operations
+        if self.write_error is not None:
+            self.failures += 1
+            raise self.write_error()
+
+    def probe(self) -> None:
+        """Write, or fail."""
+        if self.write_error is not None:
+            self.failures += 1
+            raise self.write_error()
+        super().probe()
+
+    def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
+        """Read, or fail."""
+        self._maybe_fail()
+        if self.page_error is not None:
+            raise self.page_error()
+        return super().page(after, most_jobs, most_bytes)
+
+    def foreign_changes(self) -> int:
+        """Look, or fail."""
+        self._maybe_fail()
+        return super().foreign_changes()
+
+    def _maybe_fail(self) -> None:
+        self._inside.set()
+        assert self._reads.wait(PATIENCE)
+        if self.read_error is not None:
+            raise self.read_error()
+
+    def hold(self) -> None:
+        """Let no commit through until ``let_go``."""
+        self._inside.clear()
+        self._gate.clear()
+
+    def hold_reads(self) -> None:
+        """Let no read through until ``let_go``: it keeps the thread."""
+        self._inside.clear()
+        self._reads.clear()
+
+    async def held(self) -> None:
+        """Return once a commit, or a read, stands before the gate."""
+        assert await trio.to_thread.run_sync(self._inside.wait, PATIENCE)
+
+    def let_go(self) -> None:
+        """Let commits and reads through again."""
+        self._gate.set()
+        self._reads.set()
+
+
+@dataclass
+class JournalRig:
+    """A journal with everything around it in reach."""
+
+    database: MoodyDatabase
+    journal: SqliteJournal
+    feeder: QueueFeeder
+    channel: JobChannel
+    accounting: Accounting
+    health: Health
+    metrics: Metrics
+    answered: list[uuid.UUID] = field(default_factory=list)
+    """The requests that were taken, in the order in which they heard of it."""
+
+    async def take(self, number: int, key: bytes | None = None, count: int = 1) -> Receipt:
+        """Append ``count`` jobs, ``number`` and the next; returns the receipt."""
+        wanted = append(number, key, count)
+        outcomes: list[Receipt | RefusedError] = []
+        told = trio.Event()
+
+        def done(outcome: Receipt | RefusedError) -> None:
+            outcomes.append(outcome)
+            if isinstance(outcome, Receipt):
+                self.answered.append(outcome.id)
+            told.set()
+
+        self.journal.append(wanted.receipt, wanted.parts, key, done)
+        await told.wait()
+        if isinstance(outcomes[0], RefusedError):
+            raise outcomes[0]
+        return outcomes[0]
+
+    def shown(self) -> list[int]:
+        """Take all that is in the channel; returns the ``seq`` of each."""
+        return [self.channel.receive_nowait().seq for _ in range(self.channel.jobs)]
+
+
+def make_rig(path: Path, *, max_bytes: int = 10**9, max_jobs: int = 1000) -> JournalRig:
+    """Return a desk on the journal file ``path``."""
+    database = MoodyDatabase(path)
+    metrics, health = Metrics(), Health()
+    accounting = Accounting(metrics)
+    channel = JobChannel(max_jobs, 10**6)
+    feeder = QueueFeeder(channel, accounting, newest=database.totals.next - 1)
+    journal = SqliteJournal(database, feeder, accounting, health, metrics, max_bytes)
+    return JournalRig(database, journal, feeder, channel, accounting, health, metrics)
+
+
+@asynccontextmanager
+async def open_rig(path: Path, *, max_bytes: int = 10**9) -> AsyncIterator[JournalRig]:
+    """Run a journal for the time of the block; a test that hangs fails."""
+    rig = make_rig(path, max_bytes=max_bytes)
+    try:
+        with trio.fail_after(PATIENCE):
+            async with rig.journal.at_work():
+                yield rig
+                rig.database.let_go()
+    finally:
+        rig.database.let_go()
+        with trio.CancelScope(shield=True):
+            await rig.journal.aclose()
