@@ -1,1 +1,1 @@
-"""From an accepted request to a stored object; knows nothing of HTTP or S3."""
+"""From an accepted request to a stored object; knows no HTTP, no SQL and no S3."""
