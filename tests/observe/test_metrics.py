@@ -49,7 +49,7 @@ def test_gauges_are_rendered_from_a_snapshot() -> None:
     ("phase", "draining"), [("starting", 0), ("serving", 0), ("draining", 1), ("drained", 1)]
 )
 def test_the_gauge_of_a_drain_follows_the_phase(phase: Phase, draining: int) -> None:
-    """An alert could not tell a drain from a daemon that accepts requests."""
+    """An alert could not distinguish a drain from a daemon that accepts requests."""
     assert scrape(Metrics(lambda: Status(phase)))["payloadd_draining"] == draining
 
 

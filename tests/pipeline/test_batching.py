@@ -121,8 +121,8 @@ async def test_a_single_job_that_is_ready_is_a_batch_without_waiting() -> None:
     assert batcher.next_batch_nowait() is None  # sealed batches come first, and have to be read
     assert await batcher.next_batch() == before
     first = await batcher.next_batch()
-    taken = [first, batcher.next_batch_nowait(), batcher.next_batch_nowait()]
-    assert [(one.jobs[0].seq, one.sealed) for one in taken if one is not None] == [
+    batches = [first, batcher.next_batch_nowait(), batcher.next_batch_nowait()]
+    assert [(one.jobs[0].seq, one.sealed) for one in batches if one is not None] == [
         (2, True),  # accepted under a layout with batches
         (3, False),
         (4, False),

@@ -60,8 +60,8 @@ class Rig:
         self.journal.jobs += jobs
         self.feeder.offer(jobs)
 
-    async def receive_into(self, taken: list[int]) -> None:
-        """Receive jobs until the channel is closed, and add their ``seq`` to ``taken``."""
+    async def receive_into(self, received: list[int]) -> None:
+        """Receive jobs until the channel is closed, and add their ``seq`` to ``received``."""
         while True:
             self.most = max(self.most, self.channel.bytes)
             try:
@@ -69,7 +69,7 @@ class Rig:
             except trio.EndOfChannel:
                 return
             one = self.channel.receive_nowait()
-            taken.append(one.seq)
+            received.append(one.seq)
             self.most = max(self.most, self.channel.bytes + self.channel.bytes_held)
             self.channel.release(len(one.lines))
 
@@ -86,17 +86,17 @@ def test_every_job_comes_out_once_and_in_order(
     async def main() -> None:
         jobs = [job(seq, b"x" * size) for seq, size in enumerate([*old, *new], start=1)]
         rig = Rig(jobs[: len(old)], max_jobs)
-        taken: list[int] = []
+        received: list[int] = []
 
         async with trio.open_nursery() as nursery:
             await nursery.start(rig.feeder.refill, rig.journal)
-            nursery.start_soon(rig.receive_into, taken)
+            nursery.start_soon(rig.receive_into, received)
             for index in range(len(old), len(jobs), every):
                 rig.commit(*jobs[index : min(index + every, len(jobs))])
                 if index % 3 == 0:
                     await trio.testing.wait_all_tasks_blocked()
             rig.feeder.finish()
-        assert taken == [one.seq for one in jobs]
+        assert received == [one.seq for one in jobs]
         assert rig.most <= _BYTES
 
     trio.run(main)
@@ -110,11 +110,11 @@ def test_a_commit_that_is_offered_in_several_calls_comes_out_once_and_in_order(
 
     async def main() -> None:
         rig = Rig(max_jobs=6)
-        taken: list[int] = []
+        received: list[int] = []
 
         async with trio.open_nursery() as nursery:
             await nursery.start(rig.feeder.refill, rig.journal)
-            nursery.start_soon(rig.receive_into, taken)
+            nursery.start_soon(rig.receive_into, received)
             following = 1
             for size in sizes:
                 jobs = [job(seq) for seq in range(following, following + size)]
@@ -124,7 +124,7 @@ def test_a_commit_that_is_offered_in_several_calls_comes_out_once_and_in_order(
                     rig.feeder.offer(jobs[start : start + slices])
                     await trio.lowlevel.checkpoint()
             rig.feeder.finish()
-        assert taken == list(range(1, following))
+        assert received == list(range(1, following))
 
     trio.run(main)
 
@@ -135,9 +135,9 @@ async def test_a_job_larger_than_the_channel_goes_through_alone() -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(rig.feeder.refill, rig.journal)
         rig.feeder.finish()
-        taken: list[int] = []
-        await rig.receive_into(taken)
-        assert taken == [1, 2, 3]
+        received: list[int] = []
+        await rig.receive_into(received)
+        assert received == [1, 2, 3]
 
 
 async def test_jobs_that_are_offered_after_the_end_stay_in_the_journal() -> None:
@@ -153,11 +153,11 @@ async def test_jobs_that_are_offered_after_the_end_stay_in_the_journal() -> None
 async def test_jobs_that_are_left_are_read_back_before_later_ones() -> None:
     """Small requests beside a large one would be uploaded at the next start, or out of order."""
     rig = Rig(max_jobs=9)
-    taken: list[int] = []
+    received: list[int] = []
 
     async with trio.open_nursery() as nursery:
         await nursery.start(rig.feeder.refill, rig.journal)
-        nursery.start_soon(rig.receive_into, taken)
+        nursery.start_soon(rig.receive_into, received)
         rig.commit(job(1, b"1"))
         rig.journal.jobs += [job(2, b"2"), job(3, b"3")]
         rig.feeder.leave(3)
@@ -165,4 +165,4 @@ async def test_jobs_that_are_left_are_read_back_before_later_ones() -> None:
         rig.feeder.leave(3)
         await trio.testing.wait_all_tasks_blocked()
         rig.feeder.finish()
-    assert taken == [1, 2, 3, 4]
+    assert received == [1, 2, 3, 4]

@@ -74,7 +74,7 @@ def test_a_manager_that_does_not_read_does_not_block_the_daemon(
 
 
 def test_without_systemd_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The daemon also runs in a container or by hand."""
+    """The daemon would not start in a container or from a terminal."""
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     assert not Notifier().enabled
     Notifier().ready()

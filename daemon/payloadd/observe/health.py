@@ -1,4 +1,4 @@
-"""The phase and the troubles of the process, and where the figures of a snapshot are read.
+"""Hold the phase and the troubles of the process, and make the snapshot of all its figures.
 
 The parts that report (a worker that waits for the store, the service that drains) do not know the
 parts that show the state (the admin address, systemd). Both know Health.
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 class Health:
     """The state of one process.
 
-    The four functions return the figures of one part each. A part that does not exist yet, or not
-    with these settings, leaves the default, which returns zeros. They are called in the event loop
-    for every snapshot, also after the part was closed.
+    Each of the attributes ``payload_figures``, ``queue_figures``, ``journal_figures`` and
+    ``busy_workers`` is a function that returns the figures of one part. The part, or the service,
+    sets it; the default returns zeros. The functions are called in the event loop for every
+    snapshot, also after their part was closed.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""One immutable snapshot of the process, and the texts that are rendered from it.
+"""Describe the process in one immutable snapshot, and render the snapshot as text.
 
 ``/readyz``, systemd's status line, the ``drained`` line of the log and the gauges of ``/metrics``
 show the same figures, so they are rendered from the same :class:`Status`. All functions here are
@@ -32,7 +32,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class PayloadFigures:
-    """The number of payloads by what happened to them since the start."""
+    """The number of payloads by outcome, since the start of the process."""
 
     accepted: int = 0
     """Acknowledged with a 2xx."""
@@ -77,7 +77,7 @@ class JournalFigures:
     jobs: int = 0
     payloads: int = 0
     bytes: int = 0
-    """Bytes of jobs, dead letters and Idempotency-Keys: what JOURNAL_MAX_BYTES bounds."""
+    """Bytes of jobs, dead letters and Idempotency-Keys: the sum that JOURNAL_MAX_BYTES bounds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,9 +63,10 @@ class Batcher:
     def next_batch_nowait(self) -> Batch | None:
         """Return the next batch if it is a single job that is ready, else None.
 
-        For a worker that has just finished. To register as idle and to be served by the dispatcher
-        takes several task switches, which are half of the cost of a job here. Where an object holds
-        several jobs they share this cost, and only one task may form a batch: the result is None.
+        For a worker that has just finished: to register as idle and to get a batch from the
+        dispatcher takes several task switches, a large part of the cost of a job. Where an object
+        holds several jobs, they share this cost, and only one task may form batches: then the
+        result is always None.
         """
         if self._max_payloads > 1 or self._replaying:
             return None

@@ -206,7 +206,7 @@ class JobChannel:
         await self._space_freed.wait()
 
     def _wake_waiting(self) -> None:
-        """Wake the tasks that wait for space; costs two comparisons if none waits."""
+        """Wake the tasks that wait for space; cheap if none waits, as this runs for each job."""
         if self._space_freed is not None:
             self._space_freed.set()
             self._space_freed = None

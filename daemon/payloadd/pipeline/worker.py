@@ -1,4 +1,4 @@
-"""Upload batches: the only place that decides what happens to a batch.
+"""Upload batches, and decide when a batch has ended; no other module decides that.
 
 A batch ends in one of two ways, stored or dead. After any other error (the network is down, rights
 are missing, the bucket does not exist yet) the worker logs the reason and tries again, for as long
