@@ -26,7 +26,7 @@ class Desk:
         self.intake = FakeIntake()
         self.health = Health()
         self.health.phase = phase
-        self.metrics = Metrics()
+        self.metrics = Metrics(self.health.snapshot)
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx.AsyncClient]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from quart import Response
 
 from payloadd.errors import RefusedError
 from payloadd.ingress.api import add_route, bare_app, healthz, json_response
 from payloadd.ingress.problem import refused
+from payloadd.observe.status import trouble_documents
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
@@ -50,13 +50,13 @@ class _AdminHandlers:
         same, and taking the daemon out of the balancer would not help.
         """
         refusal = self._refusal()
+        troubles = trouble_documents(self._health.snapshot())
         if refusal is not None:
-            raise refused(refusal, {"troubles": self._troubles()})
-        return json_response(200, {"status": "ready", "troubles": self._troubles()})
+            raise refused(refusal, {"troubles": troubles})
+        return json_response(200, {"status": "ready", "troubles": troubles})
 
     async def metrics(self) -> Response:
         """Answer with the metrics in Prometheus's text format."""
-        self._metrics.draining.set(self._health.phase == "draining")
         return Response(self._metrics.render(), content_type=_METRICS_TYPE)
 
     def _refusal(self) -> RefusedError | None:
@@ -66,16 +66,3 @@ class _AdminHandlers:
         if refusal is None and self._health.phase == "draining":
             return RefusedError("DRAINING", "the daemon is shutting down", _SOON)
         return refusal
-
-    def _troubles(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "part": part,
-                "code": trouble.code,
-                "reason": trouble.reason,
-                "since": datetime.fromtimestamp(trouble.since, UTC).isoformat(
-                    timespec="milliseconds"
-                ),
-            }
-            for part, trouble in self._health.troubles.items()
-        ]
