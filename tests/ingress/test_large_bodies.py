@@ -129,7 +129,7 @@ async def test_a_body_that_kills_the_process_is_refused_and_the_next_one_is_not(
     bodies = LargeBodies(LIMITS, 60, settled)
     nursery.start_soon(bodies.run)
     assert isinstance(await outcome_of(bodies, b'{"payloads":[1]}'), Lines)
-    process = bodies._process
+    process = bodies.process
     assert process is not None
     os.kill(process.pid, signal.SIGSTOP)
 
@@ -153,7 +153,7 @@ async def test_a_body_that_takes_too_long_is_given_up(
     bodies = LargeBodies(LIMITS, 60, settled)
     nursery.start_soon(bodies.run)
     assert isinstance(await outcome_of(bodies, b'{"payloads":[1]}'), Lines)
-    process = bodies._process
+    process = bodies.process
     assert process is not None
     monkeypatch.setattr(large_bodies, "_SECONDS", 0.2)
     monkeypatch.setattr(large_bodies, "_END_SECONDS", 0.2)
@@ -176,7 +176,7 @@ async def test_the_process_ends_when_it_is_not_needed(
     nursery.start_soon(bodies.run)
     assert isinstance(await outcome_of(bodies, b'{"payloads":[1]}'), Lines)
     with trio.fail_after(20):
-        while bodies._process is not None:  # noqa: ASYNC110 - nothing tells of it
+        while bodies.process is not None:  # noqa: ASYNC110 - nothing tells of it
             await trio.sleep(0.01)
     assert isinstance(await outcome_of(bodies, b'{"payloads":[1]}'), Lines)
 
@@ -293,7 +293,7 @@ async def test_small_requests_go_by_while_large_ones_are_decoded() -> None:
         assert max(waits) < 2.0  # it is about 5 ms on a quiet machine
         # Decoded in the event loop it would be 0.1 s, which a busy machine has of itself.
         assert rig.submitter is not None
-        assert rig.submitter.large._process is not None
+        assert rig.submitter.large_bodies.process is not None
 
 
 @pytest.mark.parametrize("coding", ["gzip", "zstd"])

@@ -198,7 +198,7 @@ async def test_bodies_that_came_whole_and_are_refused_give_their_memory_back_onc
     wrong = b'{"payloads":[' + b"x" * 50_000
     async with limited() as rig, AsyncExitStack() as stack:
         assert rig.submitter is not None
-        assert rig.submitter.memory.take(10**6)
+        assert rig.submitter.memory.try_acquire(10**6)
         wires = [await stack.enter_async_context(rig.wire()) for _ in range(12)]
         for wire in wires:
             await wire.send(post(wrong))
@@ -214,7 +214,7 @@ async def test_a_body_that_came_whole_while_it_waited_is_taken_in_a_turn_of_its_
     body = b'{"payloads":["' + b"x" * 50_000 + b'"]}'
     async with limited() as rig, AsyncExitStack() as stack:
         assert rig.submitter is not None
-        assert rig.submitter.memory.take(10**6)
+        assert rig.submitter.memory.try_acquire(10**6)
         wires = [await stack.enter_async_context(rig.wire()) for _ in range(12)]
         for wire in wires:
             await wire.send(post(body))
@@ -231,7 +231,7 @@ async def test_a_client_that_leaves_between_its_memory_and_its_turn() -> None:
     body = b'{"payloads":["' + b"x" * 50_000 + b'"]}'
     async with limited() as rig:
         assert rig.submitter is not None
-        assert rig.submitter.memory.take(10**6)
+        assert rig.submitter.memory.try_acquire(10**6)
         async with rig.wire() as wire:
             await wire.send(post(body))
             await wait_all_tasks_blocked(0.05)
@@ -271,7 +271,7 @@ async def test_memory_that_is_granted_behind_the_end_of_the_fast_path_writes_now
             await wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
         files = [(tmp_path / str(number)).open("wb") for number in range(8)]
-        fast_path.come_back(lambda: None)
+        fast_path.call_soon(lambda: None)
         sizes = [os.fstat(file.fileno()).st_size for file in files]
         for file in files:
             file.close()
@@ -296,7 +296,7 @@ async def test_a_refused_body_is_freed_at_once(wrong: bytes, length: int) -> Non
                     rig.submitter.submit(headers, body, 0, lambda _: None, lambda: None)
                 assert sys.getrefcount(body) == before
             with suppress(Problem):
-                await rig.submitter.take(headers, body, None)
+                await rig.submitter.submit_and_wait(headers, body, None)
             await wait_all_tasks_blocked(0.01)
             assert sys.getrefcount(body) == before
         finally:

@@ -192,7 +192,7 @@ async def test_a_connection_that_cannot_be_watched(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(FastPath, "listen", full)
+    monkeypatch.setattr(FastPath, "register", full)
     async with running() as rig, rig.wire() as wire:
         await wire.send(post())
         assert (await wire.answer()).status == 202
@@ -219,7 +219,7 @@ async def test_requests_that_begin_go_before_large_bodies() -> None:
         assert rig.fast_path is not None
         listening = [Listening("body") for _ in range(20)] + [Listening("small")]
         for one in listening:
-            rig.fast_path.listen(
+            rig.fast_path.register(
                 one.ours.fileno(), cast("FastPathConnection", one), bulk=one.name == "body"
             )
         for one in listening:
@@ -228,7 +228,7 @@ async def test_requests_that_begin_go_before_large_bodies() -> None:
             while order.count("small") < 3:
                 await trio.lowlevel.checkpoint()
         for one in listening:
-            rig.fast_path.ignore(one.ours.fileno(), bulk=one.name == "body")
+            rig.fast_path.unregister(one.ours.fileno(), bulk=one.name == "body")
             one.ours.close()
             one.theirs.close()
     assert order[0] == "small"
@@ -264,7 +264,7 @@ async def test_a_bug_behind_the_door_ends_one_connection(
     async with running() as rig, rig.wire() as bystander:
         async with rig.wire() as wire:
             with monkeypatch.context() as patch:
-                patch.setattr("payloadd.ingress.fastpath.connection.document", bug)
+                patch.setattr("payloadd.ingress.fastpath.connection.receipt_document", bug)
                 await wire.send(post())
                 assert await wire.rest() == b""
         await bystander.send(post())

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payloadd.ingress.fastpath.head import LONGEST_HEAD, may_become_plain, parse
+from payloadd.ingress.fastpath.head import MAX_HEAD_BYTES, may_become_plain, parse
 from payloadd.ingress.submission import PostHeaders
 
 FIRST = b"POST /v1/payloads HTTP/1.1\r\n"
@@ -59,7 +59,7 @@ def test_headers_that_are_not_there() -> None:
                 b"Transfer-Encoding: chunked", b"transfer-encoding: identity", b"Expect: x",
                 b"Upgrade: h2c", b"TE: trailers", b"Trailer: X", b"HTTP2-Settings: x",
                 b"Connection: close", b"Connection: keep-alive, upgrade",
-                b"X: " + b"y" * LONGEST_HEAD,
+                b"X: " + b"y" * MAX_HEAD_BYTES,
             )
         ),
     ],
@@ -85,7 +85,7 @@ def test_every_beginning_of_a_plain_head_may_become_one() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"G", b"\r\n", b"PRI * HTTP/2.0\r\n", FIRST + b"Host: x\nA", FIRST + b"x" * LONGEST_HEAD],
+    [b"G", b"\r\n", b"PRI * HTTP/2.0\r\n", FIRST + b"Host: x\nA", FIRST + b"x" * MAX_HEAD_BYTES],
 )
 def test_what_cannot_become_plain(data: bytes) -> None:
     """The lane would wait for bytes that never come, and hold what comes without a bound."""
