@@ -137,8 +137,7 @@ class RequestMemory:
     def enqueue(
         self, size: int, granted: Callable[[], object], refused: Callable[[], object]
     ) -> Waiter:
-        """Queue a request: call ``granted``, or ``refused`` after ``max_wait``; neither may raise.
-        """
+        """Queue a request: call ``granted``, or ``refused`` after ``max_wait``; none may raise."""
         waiter = Waiter(size, trio.current_time(), granted, refused)
         self._waiting[waiter] = None
         self._enqueued.set()
