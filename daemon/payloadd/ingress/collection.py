@@ -65,7 +65,7 @@ _TWO_MEMBERS: Final = len('{"data":[],"data":[]}') - 1
 _LINES_WINDOW: Final = 2**18
 """Bytes of lines that are split at a time."""
 _MANY_COMMAS: Final = 500_000
-"""Commas from which payloads are counted before they are decoded: a decoded one takes 56 bytes."""
+"""Commas from which payloads are counted before decoding: a decoded one takes more memory."""
 
 _STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
 _ARRAY_TOKEN: Final = re.compile(_STRING + rb"|[,\[\]{}]", re.DOTALL)

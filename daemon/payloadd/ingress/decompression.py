@@ -86,7 +86,7 @@ def gunzip(body: bytes | bytearray, bounds: DecompressionBounds) -> bytes:
     most = bounds.max_length if bounds.bytes is None else min(bounds.max_length, bounds.bytes)
     return _decompress(
         partial(zlib.decompressobj, wbits=31),
-        lambda member, piece, done: member.decompress(piece, most + 1 - done),
+        lambda member, piece, size: member.decompress(piece, most + 1 - size),
         body,
         bounds,
         _GZIP_PIECE,
@@ -99,7 +99,7 @@ def unzstd(body: bytes | bytearray, bounds: DecompressionBounds) -> bytes:
     _check_announced(body, bounds)
     return _decompress(
         zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW).decompressobj,
-        lambda frame, piece, _done: frame.decompress(piece),
+        lambda frame, piece, _size: frame.decompress(piece),
         body,
         bounds,
         _ZSTD_PIECE if bounds.bytes is None else _ZSTD_SMALL_PIECE,

@@ -62,6 +62,7 @@ class Waiter:
     ) -> None:
         self.size = size
         self.since = since
+        """Time at which the wait began, on trio's clock."""
         self.granted = granted
         """Called when the request has acquired its memory."""
         self.refused = refused
@@ -113,7 +114,7 @@ class RequestMemory:
         return fits
 
     def acquire_beyond_bound(self, size: int) -> None:
-        """Acquire memory even beyond the bound, for a body that is decoded already."""
+        """Acquire memory even beyond the bound, for bytes that are in memory already."""
         self.used += size
 
     def release(self, size: int) -> None:

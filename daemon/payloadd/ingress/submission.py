@@ -72,7 +72,9 @@ class Submitter:
             _PAYLOADS_IN_LOOP, _JOBS_IN_LOOP * settings.batch_max_payloads
         )
         self.max_length = settings.max_length
+        """Bytes of the largest body (MAX_LENGTH)."""
         self.timeout = settings.request_timeout
+        """Seconds within which a whole request must arrive (REQUEST_TIMEOUT)."""
         self.memory = memory
         self.switch_interval = SwitchInterval()
         self.large_bodies = LargeBodies(
@@ -110,19 +112,19 @@ class Submitter:
         outcomes: list[SubmissionOutcome] = []
         abandoned = False
 
-        def done(outcome: SubmissionOutcome) -> None:
+        def record(outcome: SubmissionOutcome) -> None:
             outcomes.append(outcome)
             answered.set()
             if abandoned:
                 self.memory.release(len(data))
 
-        self.submit(headers, data, 0, done, lambda: client)
+        self.submit(headers, data, 0, record, lambda: client)
         try:
             await answered.wait()
         except trio.Cancelled:
-            # The client is gone, and the request still waits to be decoded or committed. Without
-            # this, a client that resets its requests could fill the memory with bodies that are not
-            # counted.
+            # The client is gone, but the request still waits to be decoded or committed. Unless its
+            # memory stays acquired, a client that resets its requests could fill the memory with
+            # bodies that are not counted.
             if not outcomes:
                 abandoned = True
                 self.memory.acquire_beyond_bound(len(data))
@@ -142,24 +144,24 @@ class Submitter:
         headers: PostHeaders,
         data: bytes | bytearray,
         start: int,
-        done: Callable[[SubmissionOutcome], None],
+        on_outcome: Callable[[SubmissionOutcome], None],
         client: Callable[[], str | None],
     ) -> None:
-        """Submit one request without waiting; ``done`` is called with its outcome.
+        """Submit one request without waiting; ``on_outcome`` is called with its outcome.
 
         The body begins at ``start`` of ``data``. The caller accounts for the memory of ``data``
-        until ``done`` is called. ``client`` returns the client's address, and is only called for
+        until ``on_outcome`` is called. ``client`` returns the client's address, and is only called for
         large bodies.
 
-        Raises Problem if the request is refused at once; then ``done`` is not called.
+        Raises Problem if the request is refused at once; then ``on_outcome`` is not called.
         """
         try:
             if headers.content_encoding is None:
-                self._submit_now(headers, data, start, done)
+                self._submit_now(headers, data, start, on_outcome)
             else:
-                self._submit_compressed(headers, data, start, done)
+                self._submit_compressed(headers, data, start, on_outcome)
         except TooMuchWorkError:
-            self._submit_large(headers, data, start, done, client())
+            self._submit_large(headers, data, start, on_outcome, client())
         except Problem:
             raise  # not from itself: such a cycle would keep the body until a garbage collection
         except Exception as error:
@@ -170,27 +172,27 @@ class Submitter:
         headers: PostHeaders,
         data: bytes | bytearray,
         start: int,
-        done: Callable[[SubmissionOutcome], None],
+        on_outcome: Callable[[SubmissionOutcome], None],
     ) -> None:
         content_type, content_encoding, key = headers
         payloads = decode(data, content_type, content_encoding, self._limits, start, in_loop=True)
         if len(payloads) > self._max_payloads_in_loop:
             raise TooMuchWorkError
-        self._intake.submit(payloads, _check_key(key), done)
+        self._intake.submit(payloads, _check_key(key), on_outcome)
 
     def _submit_compressed(
         self,
         headers: PostHeaders,
         data: bytes | bytearray,
         start: int,
-        done: Callable[[SubmissionOutcome], None],
+        on_outcome: Callable[[SubmissionOutcome], None],
     ) -> None:
         """Submit a compressed body; acquires memory for its decompressed bytes."""
         if not self.memory.try_acquire(IN_LOOP_DECOMPRESSED_BYTES):
             raise TooMuchWorkError
         try:
             self._submit_now(
-                headers, data, start, self._releasing(IN_LOOP_DECOMPRESSED_BYTES, done)
+                headers, data, start, self._releasing(IN_LOOP_DECOMPRESSED_BYTES, on_outcome)
             )
         except BaseException:
             self.memory.release(IN_LOOP_DECOMPRESSED_BYTES)
@@ -201,38 +203,38 @@ class Submitter:
         headers: PostHeaders,
         data: bytes | bytearray,
         start: int,
-        done: Callable[[SubmissionOutcome], None],
+        on_outcome: Callable[[SubmissionOutcome], None],
         client: str | None,
     ) -> None:
         content_type, content_encoding, key = headers
-        submit = partial(self._submit_lines, _check_key(key), len(data) - start, done)
-        body = LargeBody(data, start, content_type, content_encoding, submit, done, client)
+        submit = partial(self._submit_lines, _check_key(key), len(data) - start, on_outcome)
+        body = LargeBody(data, start, content_type, content_encoding, submit, on_outcome, client)
         self.large_bodies.add(body)
 
     async def _submit_lines(
         self,
         key: str | None,
         received: int,
-        done: Callable[[SubmissionOutcome], None],
+        on_outcome: Callable[[SubmissionOutcome], None],
         lines: Lines,
     ) -> None:
         """Submit the payloads of a large body of which ``received`` bytes were received."""
         more = max(0, len(lines.text) - received)
         self.memory.acquire_beyond_bound(more)
-        done = self._releasing(more, done)
+        on_outcome = self._releasing(more, on_outcome)
         try:
-            await self._intake.submit_lines(lines.text, lines.sizes, key, done)
+            await self._intake.submit_lines(lines.text, lines.sizes, key, on_outcome)
         except Exception as error:  # noqa: BLE001 - it is answered, and logged where it is a bug
-            done(as_problem(error))
+            on_outcome(as_problem(error))
 
     def _releasing(
-        self, size: int, done: Callable[[SubmissionOutcome], None]
+        self, size: int, on_outcome: Callable[[SubmissionOutcome], None]
     ) -> Callable[[SubmissionOutcome], None]:
-        """Return a callback that releases ``size`` bytes of memory and then calls ``done``."""
+        """Return a callback that releases ``size`` bytes of memory and then calls ``on_outcome``."""
 
         def release(outcome: SubmissionOutcome) -> None:
             self.memory.release(size)
-            done(outcome)
+            on_outcome(outcome)
 
         return release
 

@@ -110,7 +110,7 @@ class FastPathConnection:
             self._run_guarded(self._read)
 
     def _run_guarded(self, step: Callable[[*Ts], object], *arguments: *Ts) -> None:
-        """Call ``step``; a client that is gone, or a bug, ends this connection and no other."""
+        """Call ``step``; a lost client, or a bug, ends this connection and no other."""
         try:
             step(*arguments)
         except trio.BrokenResourceError:

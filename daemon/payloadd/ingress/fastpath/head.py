@@ -79,8 +79,8 @@ def _read(head: bytes, max_length: int) -> FastPathRequest | None:
     except (httptools.HttpParserError, httptools.HttpParserUpgrade):
         return None
     headers = {name.lower(): value for name, value in collected.items()}
-    # The first and the empty line are no headers. Fewer headers than lines: a header came twice or
-    # is folded (RFC 9112, section 5.2).
+    # The first and the empty line are no headers. If there are fewer headers than other lines, a
+    # header is there twice or is folded (RFC 9112, section 5.2).
     if len(headers) != lines - 2 or not _NOT_PLAIN.isdisjoint(headers):
         return None
     return _plain_request(headers, len(head), max_length)

@@ -175,7 +175,7 @@ class FastPath:
     def accepted_head(self) -> bytes:
         """Return the head of a 202 up to its Content-Length.
 
-        It is formatted once a second: the date costs as much as the rest of the head.
+        It is formatted once a second: the date was measurable.
         """
         second = int(time.time())
         if second != self._second:
