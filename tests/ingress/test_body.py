@@ -48,13 +48,11 @@ def decode(
     body: bytes, content_type: str | None, content_encoding: str | None, max_length: int
 ) -> list[bytes]:
     """Decode, and return the payloads as bytes; behind a head the result must be the same."""
-    limits = bodies.Limits(max_length, MOST)
+    arguments = (content_type, content_encoding, bodies.Limits(max_length, MOST))
 
     def found(data: bytes, start: int, *, in_loop: bool = False) -> list[bytes] | str | None:
         try:
-            payloads = bodies.decode(
-                data, content_type, content_encoding, limits, start, in_loop=in_loop
-            )
+            payloads = bodies.decode(data, *arguments, start, in_loop=in_loop)
         except Problem as problem:
             return repr((problem.status, problem.code, problem.detail))
         except TooMuchWorkError:
@@ -66,7 +64,7 @@ def decode(
     assert whole is not None
     assert found(head + body, len(head)) == whole
     assert found(body, 0, in_loop=True) in (whole, None)
-    return [*map(bytes, bodies.decode(body, content_type, content_encoding, limits))]
+    return [*map(bytes, bodies.decode(body, *arguments))]
 
 
 def from_json(body: bytes, limit: int = MIB) -> list[bytes]:
@@ -197,10 +195,8 @@ def test_half_a_surrogate_pair_is_malformed(text: bytes) -> None:
     [b"[" * 100_000, b'{"payloads":' + b"[" * 50_000 + b"]" * 50_000 + b"}", b'{"a":' * 9000],
 )
 def test_deep_nesting_is_malformed(deep: bytes) -> None:
-    """Otherwise a few kilobytes of brackets would cause a 500 or end the process.
-
-    The interpreter bounds the depth: about 1,000 levels in Python 3.11, 10,000 in 3.13.
-    """
+    """Otherwise a few kilobytes of brackets would cause a 500 or end the process."""
+    # The interpreter bounds the depth: about 1,000 levels in Python 3.11, 10,000 in 3.13.
     assert problem_of(deep).code == "MALFORMED"
     assert problem_of(deep, "application/x-ndjson").code == "MALFORMED"
 
@@ -361,9 +357,7 @@ def test_a_million_empty_members_take_little_time(coding: str) -> None:
 def test_the_limit_of_the_length_is_exact(coding: str | None) -> None:
     """Otherwise a body of exactly MAX_LENGTH would be refused, or one more byte be accepted."""
     limit = len(TEXT)
-    packers: dict[str | None, Callable[[bytes], bytes]]
-    packers = {"gzip": gzip.compress, "zstd": zstandard.compress, None: bytes}
-    pack = packers[coding]
+    pack = {"gzip": gzip.compress, "zstd": zstandard.compress}.get(coding or "", bytes)
     assert len(decode(pack(TEXT), "application/json", coding, limit)) == 500
     problem = problem_of(pack(TEXT + b" "), coding=coding, limit=limit)
     assert (problem.status, problem.code) == (413, "TOO_LARGE")

@@ -150,8 +150,8 @@ class Submitter:
         """Submit one request without waiting; ``on_outcome`` is called with its outcome.
 
         The body begins at ``start`` of ``data``. The caller accounts for the memory of ``data``
-        until ``on_outcome`` is called. ``client`` returns the client's address, and is only called for
-        large bodies.
+        until ``on_outcome`` is called. ``client`` returns the client's address, and is only called
+        for large bodies.
 
         Raises Problem if the request is refused at once; then ``on_outcome`` is not called.
         """
@@ -230,7 +230,7 @@ class Submitter:
     def _releasing(
         self, size: int, on_outcome: Callable[[SubmissionOutcome], None]
     ) -> Callable[[SubmissionOutcome], None]:
-        """Return a callback that releases ``size`` bytes of memory and then calls ``on_outcome``."""
+        """Return a callback that releases ``size`` bytes and then calls ``on_outcome``."""
 
         def release(outcome: SubmissionOutcome) -> None:
             self.memory.release(size)
