@@ -29,7 +29,9 @@ def test_the_files_that_a_document_names_exist(document: Path) -> None:
     folder = ROOT / document.parent
     missing = [link for link in _LINK.findall(text) if not (folder / link).exists()]
     known = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file()]
-    for name in _FILE.findall(text):
-        if not any(path == name or path.endswith(f"/{name}") for path in known):
-            missing.append(name)
+    missing += [
+        name
+        for name in _FILE.findall(text)
+        if not any(path == name or path.endswith(f"/{name}") for path in known)
+    ]
     assert missing == []
