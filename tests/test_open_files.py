@@ -15,7 +15,7 @@ from payloadd.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
 
-OTHERS = open_files.ADMIN_CONNECTIONS + open_files.RESERVE + 64
+OTHERS = open_files.ADMIN_CONNECTIONS + open_files.OTHER_DESCRIPTORS + 64
 
 
 @pytest.fixture
@@ -29,13 +29,13 @@ def log_lines() -> Iterator[list[MutableMapping[str, Any]]]:
 def test_enough_is_left_alone(limit: int, log_lines: list[MutableMapping[str, Any]]) -> None:
     """A machine where all is well would be warned about."""
     settings = config.load({"MAX_CONNECTIONS": "1000"})
-    assert open_files.within(settings, limit) is settings
+    assert open_files.limit_connections(settings, limit) is settings
     assert log_lines == []
 
 
 def test_too_little_means_fewer_connections(log_lines: list[MutableMapping[str, Any]]) -> None:
     """Clients would take the descriptors that the journal and the store need."""
-    settings = open_files.within(config.load({"MAX_CONNECTIONS": "1000"}), 999 + OTHERS)
+    settings = open_files.limit_connections(config.load({"MAX_CONNECTIONS": "1000"}), 999 + OTHERS)
     assert settings.max_connections == 999
     (line,) = log_lines
     assert line["event"] == "open_files_limited"
@@ -49,15 +49,15 @@ def test_too_little_means_fewer_connections(log_lines: list[MutableMapping[str, 
 def test_next_to_nothing_is_a_wrong_setting() -> None:
     """The daemon would start, and take hardly a connection."""
     settings = config.load({"MAX_WORKERS": "64"})
-    assert open_files.within(settings, 16 + OTHERS).max_connections == 16
+    assert open_files.limit_connections(settings, 16 + OTHERS).max_connections == 16
     with pytest.raises(SettingsError, match=rf"needs a limit of {16 + OTHERS} open files"):
-        open_files.within(settings, 15 + OTHERS)
+        open_files.limit_connections(settings, 15 + OTHERS)
 
 
 def test_few_connections_that_fit_are_no_fault() -> None:
     """An operator who wants ten connections would be told to raise the limit for sixteen."""
     settings = config.load({"MAX_CONNECTIONS": "10"})
-    assert open_files.within(settings, 10 + OTHERS) is settings
+    assert open_files.limit_connections(settings, 10 + OTHERS) is settings
 
 
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:

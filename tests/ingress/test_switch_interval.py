@@ -50,5 +50,5 @@ def test_the_start_leaves_the_interval_alone(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("collect", "freeze", "set_threshold"):
         monkeypatch.setattr(gc, name, lambda *_: None)
     usual = sys.getswitchinterval()
-    service._quieten_the_collector()
+    service._reduce_garbage_collections()
     assert sys.getswitchinterval() == usual

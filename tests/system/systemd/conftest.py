@@ -10,8 +10,9 @@ import pytest
 import trio
 
 from tests.support.tools import need_tools
+from tests.support.wheel import build_wheel
 from tests.system.systemd.machine import Machine, booted
-from tests.system.systemd.tree import WHEELS, build_wheel, tree
+from tests.system.systemd.tree import WHEELS, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -49,14 +49,6 @@ def tree() -> Path:
     return ready
 
 
-def build_wheel(folder: Path) -> None:
-    """Build payloadd's wheel into a folder."""
-    _run(
-        *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"),
-        *("--wheel-dir", str(folder), str(ROOT)),
-    )
-
-
 def _dependencies() -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return sorted(project["dependencies"])
