@@ -51,11 +51,11 @@ class Settings:
 
     max_workers: int = field(metadata=_setting("64", whole(1, 1024), "upload workers"))
     max_queue: int = field(
-        metadata=_setting("10000", whole(1, 10_000_000), "jobs the memory channel holds")
+        metadata=_setting("10000", whole(1, 10_000_000), "jobs queued in memory")
     )
     max_queue_bytes: int = field(
         metadata=_setting(
-            "64MiB", size(1, 2**40), "payload bytes held in memory, queued or being uploaded"
+            "64MiB", size(1, 2**40), "payload bytes in memory, queued or being uploaded"
         )
     )
     max_length: int = field(
