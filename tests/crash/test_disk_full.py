@@ -57,7 +57,7 @@ async def _be_refused(daemon: Daemon, posts: Posts, first: int) -> None:
     """Post into a full disk: what still fits is taken, the rest refused as the contract says."""
     await posts.run(_payloads(first, 20))
     assert posts.answers["503 DISK_ERROR"] >= 10
-    assert set(posts.answers) == {"202", "503 DISK_ERROR"}, posts.told()
+    assert set(posts.answers) == {"202", "503 DISK_ERROR"}, posts.summary()
     for answer in posts.refusals:
         assert answer.headers["Content-Type"] == "application/problem+json"
         assert int(answer.headers["Retry-After"]) >= 1
@@ -94,7 +94,7 @@ async def test_a_full_disk_refuses_and_recovers(tmp_path: Path, kind: str) -> No
             assert daemon.events("journal_available")
             before = posts.answers["202"]
             await posts.run(_payloads(40, 20))
-            assert posts.answers["202"] == before + 20, posts.told()
+            assert posts.answers["202"] == before + 20, posts.summary()
             await store.end()
             await _leave(daemon)
         assert (await trio.to_thread.run_sync(examine, disk.path)).empty
@@ -188,7 +188,7 @@ async def test_a_disk_that_the_journal_itself_has_filled(tmp_path: Path) -> None
             async with running_daemon(tmp_path, env) as daemon:
                 posts = Posts(daemon.url)
                 await posts.run(_payloads(0, 80, size=900_000), 2)
-                assert posts.answers["503 DISK_ERROR"], posts.told()
+                assert posts.answers["503 DISK_ERROR"], posts.summary()
                 await _until_ready(daemon, 503)
                 await store.end()
                 await daemon.wait_until_stored(len(posts.acknowledged))

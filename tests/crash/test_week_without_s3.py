@@ -57,7 +57,7 @@ async def _fill_the_journal(folder: Path, env: dict[str, str]) -> list[bytes]:
     async with running_daemon(folder, env) as daemon:
         posts = Posts(daemon.url)
         await posts.run(_payloads(_FIT + 30), 8)
-        assert set(posts.answers) == {"202", "503 JOURNAL_FULL"}, posts.told()
+        assert set(posts.answers) == {"202", "503 JOURNAL_FULL"}, posts.summary()
         assert posts.answers["202"] >= _FIT
         assert all(int(answer.headers["Retry-After"]) >= 1 for answer in posts.refusals)
         # What is left has no room for small ones either.
