@@ -1,9 +1,8 @@
-"""``python -m tests.bench``: what a payload costs, from the POST to the store.
+"""``python -m tests.bench``: the cost of a payload, from the POST to the store.
 
-Compares payloadd with other builds of the same thing in one run, round after round: one
-daemon, one wrk, one nginx that says 200 to every PUT and counts; all on the loopback, all
-bounded in time. What is not installed is named and left out. Writes table.md, plot.png and
-figures.json.
+Compares payloadd with other implementations in one run, round after round: one daemon, one wrk, and
+one nginx that answers every PUT with 200 and counts; all on the loopback, all bounded in time.
+Peers that are not installed are named and left out. Writes table.md, plot.png and figures.json.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _RESULTS: Final = Path(__file__).parent / "results"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns 0, or 2 where a tool is missing."""
+    """Run the benchmark; returns 0, or 2 if a tool is missing."""
     options = _parse(arguments)
     missing = missing_tools("nginx", "wrk")
     if missing:
@@ -140,7 +139,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _say(text: str) -> None:
-    """Tell whoever waits how far it is; the tables alone go to standard output."""
+    """Print progress to standard error; standard output gets only the tables."""
     sys.stderr.write(f"{text}\n")
 
 

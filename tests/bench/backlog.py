@@ -1,4 +1,4 @@
-"""A backlog: the daemon starts on a journal of a million jobs and drains it in batches."""
+"""Measure how the daemon starts on a journal of a million jobs and stores them in batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _JOBS_A_COMMIT: Final = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What the daemon took for a backlog."""
+    """Time, CPU and memory that the daemon needed for a backlog."""
 
     jobs: int
     ready: float
@@ -39,7 +39,7 @@ class Drained:
     seconds: float
     """From the start of the process until the last payload was stored."""
     cpu_seconds: float
-    """Of the whole process, its start included."""
+    """CPU time of the process, with its start."""
     peak_rss: int
     """Bytes."""
 
@@ -67,11 +67,11 @@ async def backlog(
 
 
 def fill(folder: Path, jobs: int, payload: bytes) -> None:
-    """Write a journal with so many jobs of one payload, as the daemon would have."""
+    """Write a journal with ``jobs`` jobs of one payload, as the daemon writes them."""
     folder.mkdir()
     database = Database(folder / FILE)
     try:
-        # The layout that the settings of ``_drain`` ask for; jobs need one to be replayed.
+        # The layout of the settings in ``_drain``; without a layout jobs are not replayed.
         database.layouts(Layout(_TEMPLATE, "", "none", alone=False))
         ids = IdSource()
         for first in range(0, jobs, _JOBS_A_COMMIT):

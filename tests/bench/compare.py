@@ -1,4 +1,4 @@
-"""The comparison: every peer under every work, round after round."""
+"""Compare the peers: each under each work, round after round."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ async def compare(
     say: Callable[[str], object],
     most_payloads: int = 10_000,
 ) -> list[Result]:
-    """Measure each peer under each work, ``rounds`` times; what is compared runs close together.
+    """Measure each peer under each work, ``rounds`` times; the peers of a work run one by one.
 
-    A peer that stores an object a payload gets ``most_payloads`` at most: some of them take
-    in faster by far than they store, and would be at it for minutes.
+    A peer that stores one object a payload gets at most ``most_payloads``: some peers accept far
+    faster than they store, and would run for minutes.
     """
     results = []
     for work in works:

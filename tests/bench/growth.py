@@ -1,4 +1,4 @@
-"""Growth: what a payload costs with more and more clients, and what memory they take."""
+"""Measure the cost of a payload, and memory, with more and more connections."""
 
 from __future__ import annotations
 

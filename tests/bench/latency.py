@@ -1,7 +1,7 @@
-"""Latency: the 99th percentile of the answer at half the peak rate, beside an fsync.
+"""Measure the 99th percentile of the answer at half the peak rate, and of an fsync.
 
-A durable answer cannot be faster than the disk, so the disk is measured in the same run, in
-the same file system, while the daemon idles.
+A durable answer cannot be faster than the disk, so the disk is measured in the same run, in the
+same file system, while the daemon is idle.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 _CONNECTIONS: Final = 32
 _SYNCS: Final = 300
 _PAGE: Final = 4096
-# wrk is told a pause, not a rate: the second try knows what the first one's pause gave.
+# wrk has a pause, not a rate: the second run uses the rate that the first one's pause gave.
 _TRIES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Syncs:
-    """What appending a page and syncing it takes, in seconds."""
+    """Times to append a page and sync it, in seconds."""
 
     p50: float
     p99: float
@@ -42,7 +42,7 @@ class Syncs:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One run at full load and one at half of it, and the disk before both."""
+    """One run at full load and one at half of it, and the disk's times before both."""
 
     syncs: Syncs
     peak: Load
@@ -92,7 +92,7 @@ async def _round(seconds: int, say: Callable[[str], object]) -> Round:
 
 
 def time_syncs(folder: Path) -> Syncs:
-    """Append pages to a file in ``folder`` and sync each, as a commit of the journal does."""
+    """Append pages to a file in ``folder``, each with a sync, as commits of the journal do."""
     times = []
     fd = os.open(folder / "syncs", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
@@ -107,9 +107,10 @@ def time_syncs(folder: Path) -> Syncs:
 
 
 def _next_pause(pause: float, seen: Load, rate: float) -> float:
-    """Return the pause that should give ``rate``, by what the last pause gave.
+    """Return the pause for ``rate``, from the rate that the last pause gave.
 
-    A connection's round is the pause and the answer; the answer is taken to stay as it is.
+    A connection's cycle is the pause and the answer; the time of the answer is assumed to be
+    constant.
     """
     answer = max(_CONNECTIONS / seen.rate - pause, 0.0)
     return max(_CONNECTIONS / rate - answer, 0.001)

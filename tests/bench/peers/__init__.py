@@ -1,7 +1,7 @@
-"""What is measured. A peer is a way to run one daemon; :data:`PEERS` names them all.
+"""The daemons that are compared. A peer starts one daemon; :data:`PEERS` lists all peers.
 
-All peers get the same: a listening socket, the same sink, 64 workers or connections, a queue
-of 10,000, and the settings that their own documentation asks for in production.
+All peers get a listening socket, the same sink, 64 workers or connections, a queue of 10,000, and
+the settings that their documentation recommends for production.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BATCHED: Final = payloadd("payloadd, batched")
 IN_MEMORY: Final = payloadd(
     "payloadd, batched, in memory",
     DURABILITY="memory",
-    # What has no journal must hold in the channel what the generator brings in a few seconds.
+    # Without a journal the queue has to hold the payloads of some seconds.
     MAX_QUEUE="1000000",
     MAX_QUEUE_BYTES="4GiB",
 )

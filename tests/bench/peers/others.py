@@ -1,4 +1,4 @@
-"""The peers that are not payloadd: programs of this folder."""
+"""The peers other than payloadd: programs in this folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _GO_PACKAGES: Final = "golang-go golang-github-aws-aws-sdk-go-dev"
 def _peer(
     name: str, command: Callable[[Path], Awaitable[list[str]]], missing: Callable[[], str | None]
 ) -> Peer:
-    """Return a peer that is started by what ``command`` returns for a folder of its own."""
+    """Return a peer that runs the program of ``command``, in its own folder."""
 
     @asynccontextmanager
     async def start(folder: Path, store: Sink) -> AsyncIterator[Running]:
@@ -42,7 +42,8 @@ def _peer(
         with listening_socket() as listener:
             env = {**_ENVIRON, **store.environ}
             async with launched(program, listener, folder, env) as running:
-                # With ours open, clients of a process that has ended would wait for ever.
+                # If this process kept the socket open, clients of an ended peer would wait for
+                # ever.
                 listener.close()
                 yield running
 
@@ -66,7 +67,7 @@ def _missing_go() -> str | None:
 
 def _python(file: str) -> Callable[[Path], Awaitable[list[str]]]:
     async def command(_: Path) -> list[str]:
-        # By its path: as a module it would bring this package, and that memory, with it.
+        # By its path: as a module it would also load this package, which takes memory.
         return [sys.executable, str(_HERE / file)]
 
     return command
