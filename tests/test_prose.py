@@ -30,8 +30,10 @@ _METAPHORS: Final = (
 """Private words of former versions; the glossary of ``daemon/README.md`` has their successors."""
 _METAPHORS_IN_CONTEXT: Final = (
     # Not "at hand", "by hand", "hand over"; not "room for 10 bytes"; not "opening a file".
-    r"in hand|(?:an?|the|each|free|idle|empty) hands?|\w+'s? hands?"
-    r"|an? room|rooms|(?:an?|the|each|its) opening(?! (?:brace|bracket|of))"
+    r"in hand|(?:an?|the|each|free|idle|empty) hands?|\w+'s? hands?|an? room|rooms"
+    r"|(?:an?|the|each|its) opening(?! (?:brace|bracket|of))"
+    # Former versions named documents outside of this tree.
+    r"|the contract's|of the contract|the seed(?:'s)?"
 )
 _IDENTIFIERS: Final = rf"{_PRONOUNS}|{_METAPHORS}|hands?|rooms|opening|at_once"
 """Words that no identifier of ``daemon/`` consists of; ``handle`` and ``accepted_at_once`` may."""

@@ -45,7 +45,7 @@ class Drained:
 
 
 async def backlog(
-    jobs: int, rounds: int, say: Callable[[str], object], payload_bytes: int = 100
+    jobs: int, rounds: int, report: Callable[[str], object], payload_bytes: int = 100
 ) -> Section:
     """Fill a journal and measure how the daemon drains it, ``rounds`` times."""
     work = Work("backlog", 1, payload_bytes)
@@ -55,7 +55,7 @@ async def backlog(
             folder = Path(name)
             fill(folder / "state", jobs, work.payload(0).encode())
             found.append(await _drain(folder, jobs, payload_bytes))
-            say(f"backlog, round {number}: {found[-1]}")
+            report(f"backlog, round {number}: {found[-1]}")
     return Section(
         f"A backlog of {jobs:,} jobs",
         f"payloadd starts on a journal with {jobs:,} jobs of one payload of {payload_bytes} bytes"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from tests.bench.load import Drive, Work
 from tests.bench.measure import measure
 from tests.bench.peers import BATCHED, IN_MEMORY, PEERS
-from tests.bench.peers.others import SEED
+from tests.bench.peers.others import GO
 from tests.bench.report import Section, comparison_row, difference, per_work
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ async def compare(
     works: Sequence[Work],
     drive: Drive,
     rounds: int,
-    say: Callable[[str], object],
+    report: Callable[[str], object],
     most_payloads: int = 10_000,
 ) -> list[Result]:
     """Measure each peer under each work, ``rounds`` times; the peers of a work run one by one.
@@ -44,7 +44,9 @@ async def compare(
         for number in range(1, rounds + 1):
             for peer in peers:
                 result = await _one(peer, work, drive, most_payloads)
-                say(f"{work.name}, round {number}, {peer.name}: {result.cpu_us:.1f} µs a payload")
+                report(
+                    f"{work.name}, round {number}, {peer.name}: {result.cpu_us:.1f} µs a payload"
+                )
                 results.append(result)
     return results
 
@@ -64,7 +66,7 @@ def sections(results: Sequence[Result]) -> list[Section]:
 def _section(work: str, by_peer: Mapping[str, Sequence[Result]]) -> Section:
     peers = {peer.name: peer for peer in PEERS.values()}
     results = [one for rounds in by_peer.values() for one in rounds]
-    base = by_peer.get(SEED.name, [])
+    base = by_peer.get(GO.name, [])
     others = max(one.others_cores for one in results)
     about = (
         f"{results[0].drive.connections} connections; CPU of the whole process tree from the first"

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 _CONNECTIONS: Final = (1, 8, 64, 512)
 
 
-async def growth(seconds: int, say: Callable[[str], object]) -> Section:
+async def growth(seconds: int, report: Callable[[str], object]) -> Section:
     """Measure payloadd in batches with 1, 8, 64 and 512 connections."""
     results: list[Result] = []
     for count in _CONNECTIONS:
         drive = Drive(connections=count, seconds=seconds)
-        results += await compare([BATCHED], [WORKS["single"]], drive, 1, say)
+        results += await compare([BATCHED], [WORKS["single"]], drive, 1, report)
     return Section(
         "Growth",
         f"{BATCHED.name}, one payload of 200 bytes a POST, one run each.",

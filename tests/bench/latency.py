@@ -54,9 +54,9 @@ class Round:
         return self.half.p99 / 1e6 / self.syncs.p50
 
 
-async def latency(seconds: int, rounds: int, say: Callable[[str], object]) -> Section:
+async def latency(seconds: int, rounds: int, report: Callable[[str], object]) -> Section:
     """Find the peak rate with 32 connections and measure at half of it, ``rounds`` times."""
-    found = [await _round(seconds, say) for _ in range(rounds)]
+    found = [await _round(seconds, report) for _ in range(rounds)]
     in_syncs = median(one.in_syncs for one in found)
     p99 = median(one.half.p99 for one in found) / 1000
     return Section(
@@ -70,7 +70,7 @@ async def latency(seconds: int, rounds: int, say: Callable[[str], object]) -> Se
     )
 
 
-async def _round(seconds: int, say: Callable[[str], object]) -> Round:
+async def _round(seconds: int, report: Callable[[str], object]) -> Round:
     work = WORKS["single"]
     with tempfile.TemporaryDirectory(prefix="payloadd-bench-") as name:
         folder = Path(name)
@@ -79,14 +79,14 @@ async def _round(seconds: int, say: Callable[[str], object]) -> Round:
             syncs = time_syncs(folder)
             peak = await run_wrk(it.url, work, Drive(_CONNECTIONS, seconds), folder)
             await settled(store, peak.answers)
-            say(f"peak: {peak.rate:.0f} POSTs a second")
+            report(f"peak: {peak.rate:.0f} POSTs a second")
             half, pause = peak, 0.0
             for _ in range(_TRIES):
                 pause = _next_pause(pause, half, peak.rate / 2)
                 half = await run_wrk(
                     it.url, work, Drive(_CONNECTIONS, seconds, None, pause), folder
                 )
-                say(f"a pause of {pause * 1000:.1f} ms: {half.rate:.0f} POSTs a second")
+                report(f"a pause of {pause * 1000:.1f} ms: {half.rate:.0f} POSTs a second")
             await settled(store, half.answers)
     return Round(syncs, peak, half)
 

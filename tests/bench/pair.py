@@ -75,7 +75,7 @@ class Ran:
         return sum(self.cpu_seconds) / self.stored * 1e6
 
 
-async def pair(seconds: int, rounds: int, say: Callable[[str], object]) -> Section:
+async def pair(seconds: int, rounds: int, report: Callable[[str], object]) -> Section:
     """Measure one and two processes, ``rounds`` times. Raises NoSharesError."""
     ones: list[Ran] = []
     twos: list[Ran] = []
@@ -83,13 +83,13 @@ async def pair(seconds: int, rounds: int, say: Callable[[str], object]) -> Secti
         for count, runs in ((1, ones), (2, twos)):
             with tempfile.TemporaryDirectory(prefix="payloadd-bench-") as folder:
                 runs.append(await _run(count, seconds, Path(folder)))
-            say(f"{count} on one socket, round {number}: {runs[-1].rate:.0f} payloads a second")
+            report(f"{count} on one socket, round {number}: {runs[-1].rate:.0f} payloads a second")
     gain = median(two.rate / one.rate for one, two in zip(ones, twos, strict=True))
     cpu = [median(ran.cpu_us for ran in runs) for runs in (ones, twos)]
     return Section(
         "Two processes on one socket",
         f"Each process is held to {_CORES} of a core by a control group, so the generator and"
-        " the store do not take what is theirs; one payload of 200 bytes a POST, batches of"
+        " the store do not take CPU time from it; one payload of 200 bytes a POST, batches of"
         f" 1,000; {_CONNECTIONS} connections, accepted by whoever is free. Medians of {rounds}:"
         f" payloads a second of two against one {gain:.2f}, CPU a payload {cpu[0]:.1f} µs of one"
         f" and {cpu[1]:.1f} µs of two.",

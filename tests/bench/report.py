@@ -60,7 +60,7 @@ def comparison_row(peer: Peer, rounds: Sequence[Result], base: Sequence[Result])
         "an answer means": peer.promise,
         "CPU µs a payload": f"{median(costs):.1f}",
         "least - most": f"{min(costs):.1f} - {max(costs):.1f}",
-        "ratio to the seed": f"{ratio(rounds, base):.2f}" if base else "",
+        "ratio to Go": f"{ratio(rounds, base):.2f}" if base else "",
         "MiB a CPU second": f"{median(_mib_a_cpu_second(one) for one in rounds):.3g}",
         "payloads an object": f"{median(one.stored / one.objects for one in rounds):.0f}",
         "p50 ms": f"{median(one.load.p50 for one in rounds) / 1000:.1f}",

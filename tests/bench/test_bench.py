@@ -58,11 +58,11 @@ async def test_a_short_run_of_all_parts_succeeds(
             options += ["--rounds=1", "--duration=1", "--connections=4"]
             nursery.start_soon(trio.to_thread.run_sync, main, options)
 
-    told = capsys.readouterr().err
+    errors = capsys.readouterr().err
     for part in parts:
         figures = json.loads((tmp_path / part / "figures.json").read_text())
         table = (tmp_path / part / "table.md").read_text()
-        assert figures or "left out: two processes on one socket" in told, part
+        assert figures or "left out: two processes on one socket" in errors, part
         assert all(title in table for title in figures)
     (compared,) = json.loads((tmp_path / "peers" / "figures.json").read_text()).values()
     assert [one["peer"] for one in compared] == [PEERS["batched"].name, PEERS["straight"].name]
@@ -81,7 +81,7 @@ async def test_a_short_run_of_all_parts_succeeds(
         assert 2**20 < one["rss_after"] <= one["peak_rss"] + 2**20
         assert 0 < one["p50"] <= one["p99"] <= one["longest"]
     plot = tmp_path / "peers" / "plot.png"
-    assert plot.exists() or "pip install -e '.[bench]'" in told
+    assert plot.exists() or "pip install -e '.[bench]'" in errors
     assert plot.exists() == (find_spec("matplotlib") is not None)
 
 
@@ -100,7 +100,7 @@ async def test_a_peer_that_is_not_installed_is_left_out(
 ) -> None:
     """The comparison would fail without a compiler, or silently lack a peer."""
     monkeypatch.setenv("PATH", "/nonexistent")
-    run = partial(main, ["--peer=seed", f"--results={tmp_path}"])
+    run = partial(main, ["--peer=go", f"--results={tmp_path}"])
     assert await trio.to_thread.run_sync(run) == 0
     assert "apt-get install golang-go golang-github-aws-aws-sdk-go-dev" in capsys.readouterr().err
 

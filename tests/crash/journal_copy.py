@@ -107,8 +107,8 @@ def _assert_consistent(journal: sqlite3.Connection) -> None:
         " coalesce(sum(coalesce(size, length(lines))), 0) + ? * count(*) FROM waiting",
         (ROW_BYTES,),
     )
-    (told,) = journal.execute("SELECT jobs, payloads, bytes FROM totals")
-    assert told == counted, f"totals say {told}, the tables {counted}"
+    (stated,) = journal.execute("SELECT jobs, payloads, bytes FROM totals")
+    assert stated == counted, f"totals are {stated}, the tables have {counted}"
     (ahead,) = journal.execute("SELECT next > coalesce((SELECT max(seq) FROM jobs), 0) FROM totals")
     assert ahead == (1,), "the next job would get a number that is in use"
     before = 0

@@ -62,5 +62,5 @@ class Promises:
         ]
 
 
-def _lines(what: str, payloads: Iterable[bytes]) -> list[str]:
-    return [f"{what}: {payload.decode(errors='replace')}" for payload in sorted(payloads)]
+def _lines(problem: str, payloads: Iterable[bytes]) -> list[str]:
+    return [f"{problem}: {payload.decode(errors='replace')}" for payload in sorted(payloads)]

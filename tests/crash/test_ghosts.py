@@ -25,7 +25,7 @@ _UNKNOWN: Final = "this request is not accepted, but a crash before the disk wor
 
 @pytest.mark.skipif(not possible, reason="needs seccomp with known numbers of system calls")
 @pytest.mark.parametrize(
-    ("before", "refused", "told"),
+    ("before", "refused", "error"),
     [
         (1, 3, _UNKNOWN),
         (1, 1000, _UNKNOWN),
@@ -35,7 +35,7 @@ _UNKNOWN: Final = "this request is not accepted, but a crash before the disk wor
     ],
 )
 def test_a_commit_whose_sync_failed_is_not_there_after_a_kill(
-    tmp_path: Path, before: int, refused: int, told: str
+    tmp_path: Path, before: int, refused: int, error: str
 ) -> None:
     """A client that gets 503 posts again, and both requests are stored."""
     done = subprocess.run(
@@ -56,7 +56,7 @@ def test_a_commit_whose_sync_failed_is_not_there_after_a_kill(
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert "DISK_ERROR the journal cannot be written: disk I/O error" in done.stdout
-    assert told in done.stdout
+    assert error in done.stdout
     with closing(Database(tmp_path / FILE)) as database:
         assert database.high_water.damage is None
         assert database.totals.jobs == before

@@ -87,8 +87,8 @@ async def test_memory_durability_warns_about_a_journal_with_payloads(tmp_path: P
             daemon.signal(signal.SIGTERM)
             assert (await daemon.drained())["journaled"] == 2
     async with running_daemon(tmp_path, {"DURABILITY": "memory"}) as daemon:
-        told = daemon.event("journal_left_alone")
-        assert (told["level"], told["payloads"]) == ("warning", 2)
+        line = daemon.event("journal_left_alone")
+        assert (line["level"], line["payloads"]) == ("warning", 2)
     async with running_daemon(tmp_path) as daemon:
         await daemon.wait_until_stored(2)
 

@@ -67,8 +67,8 @@ async def test_dead_letters_of_a_running_daemon(tmp_path: Path) -> None:
     async with moody_store() as store, running_daemon(tmp_path, store.environ) as daemon:
         await _bury(daemon, store, tmp_path, [b'"a"', b'{"b": 2}', b"3"])
         assert (await daemon.metrics())["payloadd_payloads_dead_total"] == 3
-        told = await daemon.wait_for_event("payloads_dead")
-        assert (told["level"], told["code"]) == ("error", "InvalidArgument")
+        line = await daemon.wait_for_event("payloads_dead")
+        assert (line["level"], line["code"]) == ("error", "InvalidArgument")
 
         letters = await _dead(tmp_path)
         assert [letter["code"] for letter in letters] == ["InvalidArgument"] * 3
@@ -210,10 +210,10 @@ async def test_damage_is_found_kept_and_dropped(tmp_path: Path) -> None:
             daemon.signal(signal.SIGTERM)
             await daemon.drained()
         _damage(state)
-        told = await run_command("journal", "verify", folder=tmp_path)
-        assert (told.returncode, told.stderr) == (1, "")
-        assert "does not match its checksum" in told.stdout
-        assert "1 pieces of damage" in told.stdout
+        done = await run_command("journal", "verify", folder=tmp_path)
+        assert (done.returncode, done.stderr) == (1, "")
+        assert "does not match its checksum" in done.stdout
+        assert "1 pieces of damage" in done.stdout
         checked = await run_command("check", folder=tmp_path)
         assert checked.returncode == 78
         assert "does not match its checksum" in checked.stdout

@@ -31,13 +31,13 @@ async def _through_an_outage(daemon: Daemon, posts: Posts, outage: float, code: 
     """Post during an outage, and check that the log and /readyz report it."""
     await posts.run(make_collections(PAYLOADS, seeded(2)), 8)
     assert set(posts.answers) == {"202"}
-    told = await daemon.wait_for_event("store_unavailable")
-    assert told["level"] in {"warning", "error"}
-    assert code is None or told["code"] == code, told
+    line = await daemon.wait_for_event("store_unavailable")
+    assert line["level"] in {"warning", "error"}
+    assert code is None or line["code"] == code, line
     await trio.sleep(outage)
     ready = await daemon.ready()
     assert ready.status_code == 200
-    assert told["code"] in ready.text
+    assert line["code"] in ready.text
     assert not daemon.events("store_available")
 
 

@@ -55,11 +55,11 @@ async def test_no_secret_is_logged_when_the_keys_are_wrong(
         (tmp_path / ".aws" / "credentials").write_text("[default]\n" + "".join(lines))
     async with running_daemon(tmp_path, env) as daemon:
         await post(daemon.url, [b"1"])
-        told = await daemon.wait_for_event("store_unavailable")
+        line = await daemon.wait_for_event("store_unavailable")
         daemon.signal(signal.SIGTERM)
         assert (await daemon.drained())["journaled"] == 1
     text = daemon.output.decode()
-    assert told["code"]
+    assert line["code"]
     assert secret not in text
     assert token not in text
 
@@ -113,8 +113,8 @@ async def test_output_of_a_credential_process_is_not_logged(tmp_path: Path) -> N
     text = done.stdout + done.stderr
     async with running_daemon(tmp_path, env) as daemon:
         await post(daemon.url, [b"1"])
-        told = await daemon.wait_for_event("store_unavailable")
-        assert "credential_process vault-helper ended with exit status 3" in told["reason"]
+        line = await daemon.wait_for_event("store_unavailable")
+        assert "credential_process vault-helper ended with exit status 3" in line["reason"]
         text += (await daemon.ready()).text
         daemon.signal(signal.SIGTERM)
         await daemon.drained()

@@ -49,19 +49,19 @@ _BATCHES: Final = {
 }
 
 
-async def hostile(names: Sequence[str], seconds: float, say: Callable[[str], object]) -> Section:
+async def hostile(names: Sequence[str], seconds: float, report: Callable[[str], object]) -> Section:
     """Measure each kind of hostile clients in turn, each with a new daemon."""
     outcomes = []
     for name in names or KINDS:
         for batches in _BATCHES:
             if batches == "default" or KINDS[name].accepted:
                 outcomes.append(await measure(name, batches, seconds))
-                say(" | ".join(outcomes[-1].row().values()))
+                report(" | ".join(outcomes[-1].row().values()))
     kinds = ", ".join(f"{name}: {KINDS[name].about}" for name in names or KINDS)
     return Section(
         "Hostile clients",
         f"Six honest clients and two that connect for each POST send a payload every 20 to 50 ms"
-        f" while hostile ones attack for {seconds:g} s, 64 of them where nothing else is said,"
+        f" while hostile ones attack for {seconds:g} s, 64 of them unless stated otherwise,"
         f" with the worst request of their kind, again as fast as it is answered. Goals: p99 at"
         f" most 50 ms, no wait above 250 ms, all honest POSTs accepted, a sign of life every"
         f" {WATCHDOG:g} s (the daemon gives one every {WATCHDOG / 4:g} s), resident memory at"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tests.bench.peers.others import FASTAPI, SEED, STRAIGHT
+from tests.bench.peers.others import FASTAPI, GO, STRAIGHT
 from tests.bench.peers.payloadd import payloadd
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ PEERS: Final[dict[str, Peer]] = {
     "one": ONE,
     "batched": BATCHED,
     "memory": IN_MEMORY,
-    "seed": SEED,
+    "go": GO,
     "fastapi": FASTAPI,
     "straight": STRAIGHT,
 }

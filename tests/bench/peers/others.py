@@ -25,7 +25,7 @@ _ENVIRON: Final = {"MAX_WORKERS": "64", "MAX_QUEUE": "10000"}
 _IN_MEMORY: Final = "in memory"
 
 _HERE: Final = Path(__file__).parent
-_SEED: Final = _HERE / "seed" / "main.go"
+_GO_SOURCE: Final = _HERE / "go_workers" / "main.go"
 _GOPATH: Final = Path("/usr/share/gocode")
 _SDK: Final = _GOPATH / "src/github.com/aws/aws-sdk-go"
 _GO_PACKAGES: Final = "golang-go golang-github-aws-aws-sdk-go-dev"
@@ -50,11 +50,11 @@ def _peer(
     return Peer(name, _IN_MEMORY, batched=False, start=start, missing=missing)
 
 
-async def _build_seed(folder: Path) -> list[str]:
+async def _build_go(folder: Path) -> list[str]:
     """Build the Go program, from Debian's packages alone; Go's cache makes it fast."""
-    program = folder / "seed"
+    program = folder / "go_workers"
     env = {**os.environ, "GO111MODULE": "off", "GOPATH": str(_GOPATH), "GOFLAGS": ""}
-    command = ["go", "build", "-o", str(program), str(_SEED)]
+    command = ["go", "build", "-o", str(program), str(_GO_SOURCE)]
     await trio.run_process(command, stdin=b"", stdout=subprocess.DEVNULL, env=env)
     return [str(program)]
 
@@ -83,7 +83,7 @@ def _missing_packages(*names: str) -> Callable[[], str | None]:
     return missing
 
 
-SEED: Final = _peer("the seed in Go (net/http, aws-sdk-go)", _build_seed, _missing_go)
+GO: Final = _peer("Go (net/http, aws-sdk-go)", _build_go, _missing_go)
 FASTAPI: Final = _peer(
     "FastAPI, uvicorn, aiobotocore",
     _python("fastapi_app.py"),
