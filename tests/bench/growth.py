@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
     from tests.bench.measure import Result
 
-_CONNECTIONS: Final = (1, 8, 64, 512)
+CONNECTIONS: Final = (1, 8, 64, 512)
 
 
 async def growth(seconds: int, report: Callable[[str], object]) -> Section:
     """Measure payloadd in batches with 1, 8, 64 and 512 connections."""
     results: list[Result] = []
-    for count in _CONNECTIONS:
+    for count in CONNECTIONS:
         drive = Drive(connections=count, seconds=seconds)
         results += await compare([BATCHED], [WORKS["single"]], drive, 1, report)
     return Section(

@@ -29,7 +29,7 @@ _CONNECTIONS: Final = 32
 _SYNCS: Final = 300
 _PAGE: Final = 4096
 # wrk has a pause, not a rate: the second run uses the rate that the first one's pause gave.
-_TRIES: Final = 3
+TRIES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ async def _round(seconds: int, report: Callable[[str], object]) -> Round:
             await settled(store, peak.answers)
             report(f"peak: {peak.rate:.0f} POSTs a second")
             half, pause = peak, 0.0
-            for _ in range(_TRIES):
+            for _ in range(TRIES):
                 pause = _next_pause(pause, half, peak.rate / 2)
                 half = await run_wrk(
                     it.url, work, Drive(_CONNECTIONS, seconds, None, pause), folder

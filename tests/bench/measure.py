@@ -103,13 +103,13 @@ async def _warm_up(running: Running, work: Work, drive: Drive, folder: Path) -> 
     await run_wrk(running.url, work, few, folder)
 
 
-async def settled(store: Sink, at_least: int) -> tuple[int, float]:
-    """Wait until the store has ``at_least`` payloads and gets no more.
+async def settled(store: Sink, at_least: int, within: float = _SETTLE_WITHIN) -> tuple[int, float]:
+    """Wait until the store has ``at_least`` payloads and gets no more, at most ``within`` s.
 
     Returns their number, and trio's time of the last one. AssertionError if they do not arrive.
     """
     count, at = -1, 0.0
-    with trio.move_on_after(_SETTLE_WITHIN) as scope:
+    with trio.move_on_after(within) as scope:
         while count < at_least or trio.current_time() - at < QUIET:
             store.read()
             if store.payloads != count:

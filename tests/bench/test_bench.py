@@ -32,10 +32,10 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the parts that make figures exact and take long."""
     need_tools("nginx", "wrk")
     monkeypatch.setattr(measure, "QUIET", 1.2)  # still longer than BATCH_LINGER
-    monkeypatch.setattr(growth, "_CONNECTIONS", (2,))
-    monkeypatch.setattr(latency, "_TRIES", 1)
-    monkeypatch.setattr(hostile_part, "_QUIET", 0.2)
-    monkeypatch.setattr(hostile_part, "_AFTER", 0.2)
+    monkeypatch.setattr(growth, "CONNECTIONS", (2,))
+    monkeypatch.setattr(latency, "TRIES", 1)
+    monkeypatch.setattr(hostile_part, "QUIET", 0.2)
+    monkeypatch.setattr(hostile_part, "AFTER", 0.2)
 
 
 @pytest.mark.usefixtures("brisk")
@@ -89,7 +89,7 @@ def test_missing_programs_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A new user would have to guess which programs to install."""
-    monkeypatch.setattr(tools, "_PLACES", "/nonexistent")
+    monkeypatch.setattr(tools, "SEARCH_PATH", "/nonexistent")
     assert main([]) == 2
     assert "apt-get install nginx-light wrk" in capsys.readouterr().err
 
@@ -132,14 +132,13 @@ def test_the_store_notices_incomplete_payloads(line: bytes) -> None:
 
 async def test_lost_payloads_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon that loses payloads would look like the fastest."""
-    monkeypatch.setattr(measure, "_SETTLE_WITHIN", 0.5)
     monkeypatch.setattr(measure, "QUIET", 0.0)
     log = tmp_path / "puts.log"
     log.write_text("PUT 505\nPUT 101\nPUT 3")  # the last line is incomplete
     store = Sink("http://127.0.0.1", 1, log, payload_bytes=100)
-    assert (await settled(store, 6))[0] == 6
+    assert (await settled(store, 6, 0.5))[0] == 6
     with pytest.raises(AssertionError, match="the store got 6 payloads of 7"):
-        await settled(store, 7)
+        await settled(store, 7, 0.5)
 
 
 def test_ratio_and_difference_are_taken_within_a_round() -> None:

@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 
 # Debian installs daemons into /usr/sbin, which is not on the PATH of every user.
-_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 _PACKAGES = {
     "nginx": "nginx-light",
     "wrk": "wrk",
@@ -21,7 +21,7 @@ _PACKAGES = {
 
 def missing_tools(*names: str) -> str | None:
     """Return a text with the missing programs and the command that installs them, or None."""
-    missing = [name for name in names if shutil.which(name, path=_PATH) is None]
+    missing = [name for name in names if shutil.which(name, path=SEARCH_PATH) is None]
     if not missing:
         return None
     packages = " ".join(_PACKAGES[name] for name in missing)
@@ -30,7 +30,7 @@ def missing_tools(*names: str) -> str | None:
 
 def find_tool(name: str) -> str:
     """Return the path of an installed program."""
-    path = shutil.which(name, path=_PATH)
+    path = shutil.which(name, path=SEARCH_PATH)
     assert path is not None, missing_tools(name)
     return path
 

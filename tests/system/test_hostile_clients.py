@@ -29,14 +29,11 @@ SECONDS: Final = 1.5
         *("half-bodies-16", "tls-hellos", "busy-posts"),
     ],
 )
-async def test_hostile_clients_delay_no_honest_client(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_hostile_clients_delay_no_honest_client(kind: str) -> None:
     """Requests of a few kilobytes would stop the daemon for all clients."""
     need_tools("nginx")
-    monkeypatch.setattr(part, "_QUIET", 0.5)
-    monkeypatch.setattr(part, "_AFTER", 10.0 if kind == "half-bodies-16" else 0.5)
-    outcome = await part.measure(kind, "default", SECONDS)
+    after = 10.0 if kind == "half-bodies-16" else 0.5
+    outcome = await part.measure(kind, "default", SECONDS, 0.5, after)
     assert not outcome.ended
     assert outcome.tally, "there were no hostile clients"
     assert outcome.honest.get("202"), outcome

@@ -37,8 +37,8 @@ from tests.support.daemon import ROOT, Daemon, running_daemon
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-_QUIET: Final = 2.0
-_AFTER: Final = 10.0
+QUIET: Final = 2.0
+AFTER: Final = 10.0
 _LAST_ANSWER: Final = 75.0
 """Seconds to wait for the last answer; an honest client gives up after 60."""
 _PREPARE_WITHIN: Final = 60.0
@@ -66,15 +66,21 @@ async def hostile(names: Sequence[str], seconds: float, report: Callable[[str], 
         f" most 50 ms, no wait above 250 ms, all honest POSTs accepted, a sign of life every"
         f" {WATCHDOG:g} s (the daemon gives one every {WATCHDOG / 4:g} s), resident memory at"
         f" most MAX_REQUEST_BYTES + MAX_QUEUE_BYTES + 150 MiB (470 MiB), and below 150 MiB"
-        f" {_AFTER:g} s after. With more connections than slots: no wait above"
+        f" {AFTER:g} s after. With more connections than slots: no wait above"
         f" {WITHOUT_SLOT:g} s. The kinds: {kinds}.",
         [outcome.row() for outcome in outcomes],
         [asdict(outcome) for outcome in outcomes],
     )
 
 
-async def measure(name: str, batches: str, seconds: float) -> Outcome:
-    """Measure a new daemon under one kind of hostile clients."""
+async def measure(
+    name: str, batches: str, seconds: float, quiet: float | None = None, after: float | None = None
+) -> Outcome:
+    """Measure a new daemon under one kind of hostile clients for ``seconds`` seconds.
+
+    ``quiet`` and ``after`` are the seconds before and after the attack, QUIET and AFTER by default.
+    """
+    pauses = (QUIET if quiet is None else quiet, AFTER if after is None else after)
     with tempfile.TemporaryDirectory(prefix="payloadd-bench-") as text:
         folder = Path(text)
         async with sink(folder, 1) as store, _watchdog_times(folder) as times:
@@ -82,7 +88,7 @@ async def measure(name: str, batches: str, seconds: float) -> Outcome:
             if KINDS[name].tls:
                 env |= _certificate(folder)
             async with running_daemon(folder, env) as daemon:
-                return await _attack(daemon, times.beats, name, batches, seconds)
+                return await _attack(daemon, times.beats, name, batches, seconds, pauses)
 
 
 def _certificate(folder: Path) -> dict[str, str]:
@@ -94,7 +100,12 @@ def _certificate(folder: Path) -> dict[str, str]:
 
 
 async def _attack(
-    daemon: Daemon, beats: list[float], name: str, batches: str, seconds: float
+    daemon: Daemon,
+    beats: list[float],
+    name: str,
+    batches: str,
+    seconds: float,
+    pauses: tuple[float, float],
 ) -> Outcome:
     port = daemon.url.rpartition(":")[2]
     async with (
@@ -102,7 +113,7 @@ async def _attack(
         _child("honest", port, *(["tls"] if KINDS[name].tls else [])) as honest,
     ):
         await load.line(_PREPARE_WITHIN)
-        await trio.sleep(_QUIET)
+        await trio.sleep(pauses[0])
         cpu = proc.cpu_seconds(daemon.pid)
         begin = time.monotonic()
         await load.write("go\n")
@@ -110,7 +121,7 @@ async def _attack(
         await load.end()
         end = time.monotonic()
         cpu = proc.cpu_seconds(daemon.pid) - cpu
-        await trio.sleep(_AFTER)
+        await trio.sleep(pauses[1])
         ended = daemon.process.poll() is not None
         peak, after = (0, 0) if ended else _memory(daemon.pid)
         times = Times(begin, end, time.monotonic())
