@@ -48,5 +48,5 @@ def test_the_start_does_not_change_the_interval(monkeypatch: pytest.MonkeyPatch)
     for name in ("collect", "freeze", "set_threshold"):
         monkeypatch.setattr(gc, name, lambda *_: None)
     usual = sys.getswitchinterval()
-    service._quieten_the_collector()
+    service._reduce_garbage_collections()
     assert sys.getswitchinterval() == usual
