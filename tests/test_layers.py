@@ -66,7 +66,7 @@ def test_contracts_hold_in_a_copy(copy: Path) -> None:
         ),
         ("systemd/watchdog.py", "payloadd.journal.open", "know journal.api and storage.api"),
         ("journal/memory.py", "payloadd.journal.sqlite.schema", "Journals are apart"),
-        ("storage/http1/body.py", "payloadd.storage.s3.sigv4", "Stores are apart"),
+        ("storage/http1/request.py", "payloadd.storage.s3.sigv4", "Stores are apart"),
         ("ingress/server/tls.py", "payloadd.ingress.fastpath.head", "Apps and fast path"),
         ("ingress/head_like.py", "payloadd.pipeline.worker", "HTTP knows pipeline.intake alone"),
         ("journal/sqlite/schema.py", "payloadd.journal.sqlite.database", "No import circles"),

@@ -31,7 +31,7 @@ from payloadd.pipeline.refill import QueueFeeder
 from payloadd.pipeline.worker import Worker
 
 if TYPE_CHECKING:
-    from payloadd.model.formats.ndjson import Encoded
+    from payloadd.model.formats.api import EncodedObject
 
 Fault = Callable[[int], StoreError | None]
 
@@ -48,7 +48,7 @@ class FaultyStore:
     busy: int = 0
     busiest: int = 0
 
-    async def put(self, key: str, body: Encoded) -> None:
+    async def put(self, key: str, body: EncodedObject) -> None:
         """Take the object, slowly, or fail."""
         self.attempts[key] += 1
         self.times.append(trio.current_time())

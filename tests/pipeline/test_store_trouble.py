@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from payloadd.errors import StoreError
-    from payloadd.model.formats.ndjson import Encoded
+    from payloadd.model.formats.api import EncodedObject
 
 
 class ForbiddenPrefix(FaultyStore):
@@ -24,7 +24,7 @@ class ForbiddenPrefix(FaultyStore):
 
     error: StoreError | None = None
 
-    async def put(self, key: str, body: Encoded) -> None:
+    async def put(self, key: str, body: EncodedObject) -> None:
         """Take the object, or refuse the one payload."""
         if self.error is not None and b"".join(body.pieces) == b"0\n":
             await trio.lowlevel.checkpoint()

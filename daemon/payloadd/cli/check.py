@@ -15,7 +15,8 @@ from payloadd.config.parsers import S3Url
 from payloadd.errors import PayloaddError, SettingsError
 from payloadd.ingress.server.tls import open_certificates
 from payloadd.journal.sqlite.preflight import try_journal
-from payloadd.model.formats.ndjson import encode
+from payloadd.model.formats.api import EncodedObject
+from payloadd.model.formats.ndjson import CONTENT_TYPE
 from payloadd.model.keys import KeyTemplate
 from payloadd.storage.api import open_store
 
@@ -61,7 +62,7 @@ async def _probe(store: Store, settings: Settings, say: Callable[[str], None]) -
     key = f"payloadd-check-{uuid.uuid4()}.ndjson"
     try:
         with trio.fail_after(settings.upload_timeout):
-            await store.put(key, encode([b"{}\n"], "none"))
+            await store.put(key, EncodedObject([b"{}\n"], CONTENT_TYPE, None))
             say(f"ok      write        {key}")
             await store.delete(key)
             say(f"ok      delete       {key}")

@@ -94,7 +94,7 @@ class Batcher:
         channel = self._channel
         jobs = channel.take(1)
         first = jobs[0]
-        if self._layouts.at(first.seq).alone:
+        if self._layouts.layout_of(first.seq).alone:
             return jobs
         end = self._layouts.end(first.seq)
         filling = _BatchCapacity(first, end, self._most_payloads, self._most_bytes)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final, Self
 
 import trio
 
-from payloadd.model.formats.ndjson import encode
+from payloadd.model.formats import FORMATS
 from payloadd.model.job import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from payloadd.model.formats.ndjson import Encoded
+    from payloadd.model.formats.api import EncodedObject
 
 _COMPRESS_IN_THREAD: Final = 64 * 1024
 """Bytes above which compressing would hold up the event loop for longer than a thread costs."""
@@ -43,7 +43,7 @@ class CurrentBatch:
 
     batch: Batch
     """Only while it is ``full``, as all that follows."""
-    body: Encoded | None
+    body: EncodedObject | None
     """The object; None for as long as it has to be waited for."""
     round: int
     """The round of attempts, from 1."""
@@ -88,7 +88,7 @@ class CurrentBatch:
         self.cost = None
         self.body = None
         if not batch.sealed and not _takes_long(batch):
-            self.body = encode(batch.pieces, batch.compression)
+            self.body = FORMATS[batch.format_name].encode(batch.jobs)
 
     def take_next(self) -> None:
         """Hold the batch that is there already, or nothing."""
@@ -100,14 +100,13 @@ class CurrentBatch:
             del self.batch, self.body
             self.full = False
 
-    async def encoded(self) -> Encoded:
+    async def encoded(self) -> EncodedObject:
         """Return the object of the batch."""
         batch = self.batch
+        encode = FORMATS[batch.format_name].encode
         if not _takes_long(batch):
-            return encode(batch.pieces, batch.compression)
-        return await trio.to_thread.run_sync(
-            encode, batch.pieces, batch.compression, abandon_on_cancel=True
-        )
+            return encode(batch.jobs)
+        return await trio.to_thread.run_sync(encode, batch.jobs, abandon_on_cancel=True)
 
     def begin_round(self) -> None:
         """Note that attempts are counted from the beginning again."""
@@ -117,4 +116,4 @@ class CurrentBatch:
 
 
 def _takes_long(batch: Batch) -> bool:
-    return batch.compression != "none" and batch.bytes > _COMPRESS_IN_THREAD
+    return batch.bytes > _COMPRESS_IN_THREAD and FORMATS[batch.format_name].cpu_bound
