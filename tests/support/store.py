@@ -38,7 +38,7 @@ INTERNAL_ERROR: Final = Refusal(500, "InternalError")
 
 @dataclass
 class MoodyStore:
-    """One bucket in memory. ``mood`` may be changed at any time, and holds from the next request on."""
+    """One bucket in memory. ``mood`` may be changed at any time; the next request follows it."""
 
     mood: Mood = "take"
     objects: dict[str, bytes] = field(default_factory=dict)

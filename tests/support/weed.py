@@ -41,7 +41,7 @@ class SeaweedProcess:
         return self._process.pid
 
     def start(self) -> None:
-        """Start the process and return at once; ``wait_until_ready`` waits until it stores objects."""
+        """Start the process and return at once; ``wait_until_ready`` waits for the server."""
         assert self._process is None
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

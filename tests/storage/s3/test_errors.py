@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,9 +16,11 @@ from payloadd.errors import (
     TransientStoreError,
     UploadOutcome,
 )
+from payloadd.storage.s3 import errors
 from payloadd.storage.s3.errors import BY_CODE, error_of, outcome_of
 from payloadd.storage.s3.response import S3Response
 
+README = Path(errors.__file__).with_name("README.md").read_text(encoding="utf-8")
 TRANSIENT, THROTTLED = UploadOutcome.TRANSIENT, UploadOutcome.THROTTLED
 OPERATOR, INVALID = UploadOutcome.OPERATOR, UploadOutcome.INVALID
 
@@ -129,6 +134,24 @@ def test_a_response_has_its_outcome(status: int, code: str | None, outcome: Uplo
 def test_every_row_of_the_table_is_tested() -> None:
     """A row could be changed unnoticed."""
     assert BY_CODE.keys() == {code for _, code, _ in ROWS}
+
+
+def test_the_codes_of_the_readme_are_those_of_the_table() -> None:
+    """An operator would read another outcome than the code has."""
+    rows = re.findall(r"^\| `([A-Za-z0-9.]+)` \| `([A-Z]+)` \|", README, re.MULTILINE)
+    assert dict(rows) == {code: outcome.name for code, outcome in BY_CODE.items()}
+
+
+def test_the_statuses_of_the_readme_are_those_of_the_table() -> None:
+    """An operator would read another outcome than the status has."""
+    found = re.findall(r"^\| (\d{3}|[^|]*) \| (any|none) \| `([A-Z]+)` \|", README, re.MULTILINE)
+    rows = {(status, code): UploadOutcome[name] for status, code, name in found}
+    assert len(rows) == 8
+    for status in range(300, 600):
+        for code in (None, "SomethingNew"):
+            wanted = [(str(status), "any" if code else "none"), (str(status), "any")]
+            wanted += [("500 and above", "any")] * (status >= 500) + [("any other", "any")]
+            assert outcome_of(status, code) is next(rows[key] for key in wanted if key in rows)
 
 
 @pytest.mark.parametrize(
