@@ -38,7 +38,7 @@ TARGETS = ["folder", "moto_bucket", "seaweed_bucket"]
 
 
 class Target(Protocol):
-    """A place that a store can write to, and the means to look into it and to break it."""
+    """A place that a store can write to; a test can read it, remove it and break it."""
 
     settings: Settings
     """The settings that name the place."""
@@ -292,7 +292,7 @@ async def test_a_key_that_is_not_text_makes_a_dead_letter(target: Target) -> Non
 
 
 async def test_every_failure_names_a_code_and_no_secret(target: Target) -> None:
-    """The log and `/readyz` would not say why uploads fail, or would show a secret."""
+    """The log and `/readyz` would not show why uploads fail, or would show a secret."""
     async with open_store(target.settings) as store:
         await trio.to_thread.run_sync(target.remove)
         with pytest.raises(StoreError) as caught:

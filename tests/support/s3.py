@@ -206,7 +206,7 @@ def _is_final(error: Exception) -> bool:
 def _retry_until_ready(attempt: Callable[[], None]) -> None:
     """Call ``attempt`` until it does not raise; after 90 s its last error is raised.
 
-    It has to poll: a server that is starting does not tell when it is ready.
+    It has to poll: a server that is starting sends no signal when it is ready.
     """
     deadline = time.monotonic() + _START_SECONDS
     while True:

@@ -67,7 +67,7 @@ class Batch:
     sealed: bool
     """Whether the journal keeps (or has to keep) members and key before the first upload.
 
-    A batch of one job whose layout allows one job only needs no seal: its key depends on the job.
+    A batch whose layout allows one job only needs no seal: its key depends on that job alone.
     """
     bytes: int = field(init=False)
     """Bytes of all payloads, a line feed behind each included."""

@@ -2,8 +2,8 @@
 
 A file gets its final name only after all of its bytes are on the disk: it is written under a
 temporary name, synced and renamed, and its folder is synced (rename(2), fsync(2)). The temporary
-name depends on the final name alone, so the next attempt after a crash removes what is left of the
-attempt before.
+name depends on the final name alone, so the next attempt after a crash removes the file that the
+attempt before has left.
 
 The group may read objects and list folders, as far as the umask allows. A temporary file is always
 a new file: a link that another process has put in its place is removed, never followed or written

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import ssl
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 import trio
 import trio.testing
@@ -23,7 +21,6 @@ from payloadd.errors import (
     TransientStoreError,
 )
 from payloadd.storage.api import open_store
-from payloadd.storage.s3.client import _read_beginning, _store_error
 from payloadd.storage.s3.credentials import Access, StaticCredentials
 from payloadd.storage.s3.sigv4 import Keys
 from payloadd.storage.s3.store import S3Store
@@ -42,7 +39,7 @@ from tests.support.faults import (
 from tests.support.objects import bytes_of, gzipped, plain
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from payloadd.config.settings import Settings
@@ -373,20 +370,6 @@ async def test_a_prefix_that_is_not_text_stops_the_start(
             raise AssertionError
 
 
-async def test_an_incomplete_response_is_an_error() -> None:
-    """The beginning of an error document would be used as if it were complete."""
-
-    class Broken(httpx.AsyncByteStream):
-        def __aiter__(self) -> AsyncIterator[bytes]:
-            return self
-
-        async def __anext__(self) -> bytes:
-            raise httpx.ReadError("reset")
-
-    with pytest.raises(httpx.ReadError):
-        await _read_beginning(httpx.Response(403, stream=Broken()))
-
-
 async def test_cancelled_puts_free_their_connections(
     make_settings: Callable[..., Settings],
 ) -> None:
@@ -412,18 +395,3 @@ async def test_cancelled_puts_free_their_connections(
             server.script = in_turn(OK)
             with trio.fail_after(5):
                 await store.put("k", OBJECT)
-
-
-def test_an_untrusted_certificate_is_an_operator_error() -> None:
-    """A wrong certificate would be reported as a network failure."""
-    error = httpx.ConnectError("")
-    error.__cause__ = trio.BrokenResourceError()
-    error.__cause__.__cause__ = ssl.SSLCertVerificationError("self-signed certificate")
-
-    assert isinstance(_store_error(error), OperatorStoreError)
-    assert "self-signed" in str(_store_error(error))
-
-
-def test_a_refusal_of_a_proxy_is_an_operator_error() -> None:
-    """A proxy that requires a password would be reported as a network failure."""
-    assert isinstance(_store_error(httpx.ProxyError("407")), OperatorStoreError)

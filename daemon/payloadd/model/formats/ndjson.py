@@ -60,7 +60,7 @@ class Ndjson:
         return self.new_compressor is not None
 
     def encode(self, jobs: Sequence[Job]) -> EncodedObject:
-        """Return the object of ``jobs``, in pieces that may end within a line."""
+        """Return the object of ``jobs`` (at least one)."""
         pieces = _pieces(jobs)
         if self.new_compressor is not None:
             # A compressor may not be shared between threads, and is cheap to construct.
