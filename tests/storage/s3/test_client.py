@@ -9,11 +9,16 @@ import httpx
 import pytest
 import trio
 
-from payloadd.errors import OperatorStoreError
+from payloadd.errors import OperatorStoreError, TransientStoreError
+from payloadd.storage.api import open_store
 from payloadd.storage.s3.client import _read_beginning, _store_error
+from tests.support.faults import Answer, fault_server, in_turn
+from tests.support.objects import plain
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+
+    from payloadd.config.settings import Settings
 
 
 async def test_an_incomplete_response_is_an_error() -> None:
@@ -43,3 +48,14 @@ def test_an_untrusted_certificate_is_an_operator_error() -> None:
 def test_a_refusal_of_a_proxy_is_an_operator_error() -> None:
     """A proxy that requires a password would be reported as a network failure."""
     assert isinstance(_store_error(httpx.ProxyError("407")), OperatorStoreError)
+
+
+async def test_a_server_that_is_down_is_a_transient_error(
+    make_settings: Callable[..., Settings],
+) -> None:
+    """A store that is down would stop the pipeline."""
+    async with fault_server(in_turn(Answer(200))) as server:
+        pass
+    async with open_store(make_settings(AWS_ENDPOINT_URL=server.url)) as store:
+        with pytest.raises(TransientStoreError, match=r"ConnectError: .+"):
+            await store.put("k", plain(b"{}\n"))
