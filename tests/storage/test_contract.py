@@ -189,7 +189,7 @@ async def test_a_second_put_of_the_same_object_changes_nothing(target: Target) -
 
 
 async def test_an_object_with_the_same_key_is_replaced(target: Target) -> None:
-    """An object that is encoded anew would be mixed with its earlier bytes, or refused."""
+    """An object that is encoded again would be mixed with its earlier bytes, or refused."""
     async with open_store(target.settings) as store:
         for body in (LARGE, OBJECT, gzipped(b"\x1f\x8b", b"...")):
             await store.put("a", body)

@@ -51,7 +51,7 @@ async def test_objects_are_files_in_a_folder_that_is_created(tmp_path: Path) -> 
     assert files(root) == {"2026/01/a.ndjson": b"{}\n", "2026/01/b ü.ndjson.gz": b"\x1f\x8b"}
 
 
-async def test_bytes_and_folders_are_synced_before_the_final_name_is(
+async def test_bytes_are_synced_before_the_rename_and_the_folder_after_it(
     store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A confirmed object would be empty or missing after a power cut."""

@@ -105,9 +105,9 @@ async def test_a_refusal_before_the_end_of_the_body_is_returned() -> None:
 async def test_a_connection_that_breaks_within_the_body_is_a_write_error() -> None:
     """A connection that breaks while an object is sent would end the daemon."""
 
-    async def go(stream: trio.SocketStream) -> None:
+    async def close_early(stream: trio.SocketStream) -> None:
         await stream.receive_some(1000)
 
-    async with raw_server(go) as url, transport() as made:
+    async with raw_server(close_early) as url, transport() as made:
         with pytest.raises(httpx.WriteError, match=r"reset|[Bb]roken"):
             await made.handle_async_request(ask(url, content=LARGE * 4))

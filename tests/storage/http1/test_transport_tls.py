@@ -147,7 +147,7 @@ async def test_a_certificate_for_another_name_is_an_operator_error(
 async def test_an_untrusted_authority_is_an_operator_error(
     make_settings: Callable[..., Settings],
 ) -> None:
-    """Payloads would be sent to an attacker with a certificate of his own."""
+    """Payloads would be sent to an attacker with a self-signed certificate."""
     async with tls_server(trustme.CA().issue_cert("127.0.0.1")) as server:
         settings = make_settings(AWS_ENDPOINT_URL=f"https://127.0.0.1:{server.port}")
         async with open_store(settings) as store:

@@ -76,7 +76,7 @@ async def test_keys_of_the_settings_are_used(make_settings: Callable[..., Settin
 
 
 def test_keys_of_the_settings_need_no_botocore() -> None:
-    """Each start would take half a second and 20 MB for a chain that is not used."""
+    """Each start would take time and memory for a chain that is not used."""
     code = (
         "import sys, trio\nfrom payloadd.config.settings import load\n"
         "from payloadd.storage.api import *\n"

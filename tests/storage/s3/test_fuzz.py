@@ -293,7 +293,7 @@ class RandomServer:
 
 @asynccontextmanager
 async def random_server() -> AsyncIterator[RandomServer]:
-    """Run the server on a kernel port."""
+    """Run the server on a port that the kernel chooses."""
     server = RandomServer("")
     async with trio.open_nursery() as nursery:
         serve = partial(trio.serve_tcp, server.serve, 0, host="127.0.0.1")
