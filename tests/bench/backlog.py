@@ -76,7 +76,7 @@ def fill(folder: Path, jobs: int, payload: bytes) -> None:
         ids = IdSource()
         for first in range(0, jobs, _JOBS_A_COMMIT):
             count = min(_JOBS_A_COMMIT, jobs - first)
-            parts = [Part(id_, payload + b"\n", 1) for id_ in ids.take(count)]
+            parts = [Part(id_, payload + b"\n", 1) for id_ in ids.new_ids(count)]
             database.commit([Append(Receipt(parts[0].id, count), parts)])
     finally:
         database.close()

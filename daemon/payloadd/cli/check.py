@@ -15,7 +15,8 @@ from payloadd.config.parsers import S3Url
 from payloadd.errors import PayloaddError, SettingsError
 from payloadd.ingress.server.tls import open_certificates
 from payloadd.journal.sqlite.preflight import try_journal
-from payloadd.model.formats.ndjson import encode
+from payloadd.model.formats.api import EncodedObject
+from payloadd.model.formats.ndjson import CONTENT_TYPE
 from payloadd.model.keys import KeyTemplate
 from payloadd.storage.api import open_store
 
@@ -66,7 +67,7 @@ async def _write_and_delete(
     key = f"payloadd-check-{uuid.uuid4()}.ndjson"
     try:
         with trio.fail_after(settings.upload_timeout):
-            await store.put(key, encode([b"{}\n"], "none"))
+            await store.put(key, EncodedObject([b"{}\n"], CONTENT_TYPE, None))
             write_line(f"ok      write        {key}")
             await store.delete(key)
             write_line(f"ok      delete       {key}")

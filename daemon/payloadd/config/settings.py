@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from payloadd.config.credential_files import read_credentials
 from payloadd.config.parsers import (
     Address,
-    Compression,
     FileUrl,
     S3Url,
     address_or_off,
@@ -106,7 +105,7 @@ class Settings:
     batch_linger: float = field(
         metadata=_setting("1s", duration(0, 3600), "longest that a payload waits for its batch")
     )
-    compression: Compression = field(
+    compression: str = field(
         metadata=_setting("none", one_of("none", "gzip", "zstd"), "compression of objects")
     )
     durability: Literal["memory", "disk"] = field(

@@ -104,7 +104,7 @@ class _Maker:
     def take(self, count: int, size: int, key: bytes | None = None) -> list[Job]:
         """Commit one request of ``count`` jobs; returns them."""
         parts = []
-        for id_ in self._ids.take(count):
+        for id_ in self._ids.new_ids(count):
             self._number += 1
             text = "".join(self._rng.choices("abcdefgh", k=self._rng.randrange(size // 2, size)))
             line = f'{{"n":{self._number},"p":"{text}"}}'.encode()

@@ -257,7 +257,12 @@ async def test_dead_letters_come_back_when_an_operator_says_so(tmp_path: Path) -
             await rig.channel.wait_for_job()
         assert rig.accounting.found == 3
         back = [await rig.journal.sealed() for _ in range(4)]
-        assert [one and b"".join(one.pieces) for one in back] == [b"1\n", b"2\n", b"3\n", None]
+        assert [one and b"".join(job.lines for job in one.jobs) for one in back] == [
+            b"1\n",
+            b"2\n",
+            b"3\n",
+            None,
+        ]
 
 
 async def test_space_comes_back_by_itself_and_keys_expire(

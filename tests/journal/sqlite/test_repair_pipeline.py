@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from payloadd.journal.api import Journal
-    from payloadd.model.formats.ndjson import Encoded
+    from payloadd.model.formats.api import EncodedObject
 
 _COUNT = 1000
 
@@ -42,7 +42,7 @@ class GatedStore:
         self.waiting = 0
         self.lines: Counter[bytes] = Counter()
 
-    async def put(self, key: str, body: Encoded) -> None:
+    async def put(self, key: str, body: EncodedObject) -> None:
         """Take an object, once the gate is open."""
         del key
         self.waiting += 1

@@ -38,7 +38,7 @@ def note(
     # The first that is known holds for all before: the others are gone.
     if known and known[-1][1] == now:
         return known
-    values = (following, now.template, now.host, now.compression, int(now.alone))
+    values = (following, now.template, now.host, now.format_name, int(now.alone))
     connection.execute(_INSERT, (*values, of_values(values)))
     # Those that no job is left of are of no use any more.
     connection.execute(_FORGET)

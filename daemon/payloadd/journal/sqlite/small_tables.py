@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from payloadd.journal.sqlite.checksum import of_answer, of_totals, of_values
 from payloadd.journal.sqlite.damage import Finding
-from payloadd.model.formats.ndjson import SUFFIXES
+from payloadd.model.formats import FORMATS
 from payloadd.model.keys import KeyTemplate
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _is_batch(row: Values) -> bool:
     return (
         _is_range(first, last)
         and isinstance(key, str)
-        and compression in SUFFIXES
+        and compression in FORMATS
         and isinstance(encoder, str | None)
     )
 
@@ -81,7 +81,7 @@ def _is_dead(row: Values) -> bool:
     return (
         _is_range(first, last)
         and all(isinstance(text, str) for text in (key, compression, id_, code, reason))
-        and compression in SUFFIXES
+        and compression in FORMATS
         and all(isinstance(number, int) for number in (at, payloads, size))
         and isinstance(jobs, int | None)
     )
@@ -95,7 +95,7 @@ def _is_layout(row: Values) -> bool:
         KeyTemplate.parse(template, host=host)
     except ValueError:
         return False
-    return compression in SUFFIXES and isinstance(alone, int)
+    return compression in FORMATS and isinstance(alone, int)
 
 
 def _is_answer(row: Values) -> bool:
