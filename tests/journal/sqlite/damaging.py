@@ -58,7 +58,8 @@ def zero_pages(path: Path, pages: Sequence[int]) -> None:
 def leaves(path: Path, ids: Iterable[uuid.UUID]) -> list[int]:
     """Return the numbers of the pages of a database file that contain rows of these jobs.
 
-    SQLite's log must be folded in before. See https://www.sqlite.org/fileformat.html, section 1.6.
+    SQLite's log must be checkpointed before.
+    See https://www.sqlite.org/fileformat.html, section 1.6.
     """
     wanted = [one.bytes for one in ids]
     content = path.read_bytes()

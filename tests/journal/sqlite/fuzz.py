@@ -38,7 +38,7 @@ _REFUSALS: Final = ("journal verify", "file is not a database")
 _LISTED: Final = """
     SELECT coalesce(sum(max(payloads, coalesce(jobs, 0))), 0) FROM dead WHERE code = 'DAMAGED'
 """
-MARK: Final = "journal.high"
+HIGH_WATER: Final = "journal.high"
 
 
 @dataclass
@@ -125,7 +125,7 @@ class _Maker:
 
 
 def make_base(folder: Path, rng: random.Random) -> Base:
-    """Make the journal that all tries copy; SQLite's log is folded in."""
+    """Make the journal that all tries copy; SQLite's log is checkpointed."""
     folder.mkdir()
     maker = _Maker(folder, rng)
     database = maker.database
@@ -145,15 +145,15 @@ def make_base(folder: Path, rng: random.Random) -> Base:
     database.commit([Settle(settled)])
     for end in ("", "-wal"):
         shutil.copy(folder / f"{FILE}{end}", folder / f"copy{end}")
-    mark = (folder / MARK).read_bytes()
+    record = (folder / HIGH_WATER).read_bytes()
     database.close()
-    (folder / MARK).write_bytes(mark)
+    (folder / HIGH_WATER).write_bytes(record)
     with closing(sqlite3.connect(folder / "copy")) as copy:
         copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         assert copy.execute("SELECT count(*) FROM stored").fetchone() == (1,)
     (folder / "copy").replace(folder / FILE)
     for path in folder.iterdir():
-        if path.name not in {FILE, FOLDER, MARK}:
+        if path.name not in {FILE, FOLDER, HIGH_WATER}:
             path.unlink()
     return maker.base
 

@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 WAL = f"{FILE}-wal"
 
 
-def crash(folder: Path, steps: list[list[Operation]], fold_after: int = 0) -> Path:
+def crash(folder: Path, steps: list[list[Operation]], checkpoint_after: int = 0) -> Path:
     """Commit ``steps`` and return a copy of the folder, as after a killed process.
 
-    The log is folded into the file after the first ``fold_after`` steps.
+    The log is checkpointed after the first ``checkpoint_after`` steps.
     """
     left = folder.with_name("left")
     with closing(Database(folder / FILE)) as database:
         for number, operations in enumerate(steps, 1):
             database.commit(operations)
-            if number == fold_after:
+            if number == checkpoint_after:
                 database._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         shutil.copytree(folder, left)
     return left
@@ -67,7 +67,7 @@ def test_the_count_of_missing_payloads_is_exact_after_a_kill(
     folder: Path, damage: Callable[[Path], None]
 ) -> None:
     """SQLite drops commits without an error: accepted payloads would be lost silently."""
-    left = crash(folder, [[one] for one in requests(40)], fold_after=10)
+    left = crash(folder, [[one] for one in requests(40)], checkpoint_after=10)
     damage(left / WAL)
     with closing(Database(left / FILE)) as database:
         found = database.high_water.damage
@@ -87,7 +87,7 @@ def test_verify_reports_the_loss_that_the_next_start_finds(
     folder: Path, damage: Callable[[Path], None]
 ) -> None:
     """A journal without its last commits would be reported as undamaged."""
-    left = crash(folder, [[one] for one in requests(40)], fold_after=10)
+    left = crash(folder, [[one] for one in requests(40)], checkpoint_after=10)
     copy = shutil.copytree(left, folder.with_name("copy"))
     with closing(open_existing(left / FILE)) as connection:
         assert verify(connection, left) == []
@@ -106,7 +106,7 @@ def test_verify_reports_the_loss_that_the_next_start_finds(
 def test_a_killed_process_is_no_damage(folder: Path) -> None:
     """An operator would ignore reports of damage that come with each crash."""
     steps: list[list[Operation]] = [[one] for one in requests(10)]
-    left = crash(folder, steps, fold_after=5)
+    left = crash(folder, steps, checkpoint_after=5)
     with closing(Database(left / FILE)) as database:
         assert database.high_water.damage is None
         assert database.totals.jobs == 10
@@ -216,7 +216,7 @@ def test_the_loss_is_reported_until_a_clean_stop(folder: Path) -> None:
 def test_segments_of_lost_rows_are_renamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The start would be refused, or would delete payloads that are still readable."""
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
-    left = crash(folder, [[one] for one in requests(3)], fold_after=1)
+    left = crash(folder, [[one] for one in requests(3)], checkpoint_after=1)
     (left / WAL).unlink()
     with closing(Database(left / FILE)) as database:
         assert database.high_water.damage is not None
@@ -274,8 +274,8 @@ def test_a_flipped_bit_in_a_record_reports_no_loss(folder: Path) -> None:
 def test_a_killed_start_does_not_hide_the_loss(
     folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """A start that fails after the comparison would leave a journal that looks undamaged."""
-    left = crash(folder, [[one] for one in requests(40)], fold_after=10)
+    """A start that fails after the comparison would leave a journal without visible damage."""
+    left = crash(folder, [[one] for one in requests(40)], checkpoint_after=10)
     (left / WAL).unlink()
 
     class KilledError(Exception):

@@ -95,7 +95,7 @@ def test_a_check_releases_the_lock(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["no database, but longer than its header" * 9, ""])
 def test_a_file_that_is_no_journal_is_reported(tmp_path: Path, content: str) -> None:
-    """`check` would say ok, and `serve` would not start."""
+    """`check` would print ok, and `serve` would not start."""
     if content:
         (tmp_path / "journal.db").write_text(content)
     else:
@@ -107,7 +107,7 @@ def test_a_file_that_is_no_journal_is_reported(tmp_path: Path, content: str) -> 
 
 @pytest.mark.parametrize("table", [*_READ_AT_START, "jobs"])
 def test_a_damaged_table_is_reported(tmp_path: Path, table: str) -> None:
-    """`check` would say ok, and `serve` would not start or fail soon."""
+    """`check` would print ok, and `serve` would not start or fail soon."""
     path = make_journal(tmp_path)
     overwrite_table(path, table)
     before = contents(tmp_path)
@@ -120,7 +120,7 @@ def test_a_damaged_table_is_reported(tmp_path: Path, table: str) -> None:
     "script", [*(f"DROP TABLE {name}" for name in _READ_AT_START), "DELETE FROM totals"]
 )
 def test_a_missing_table_is_reported(tmp_path: Path, script: str) -> None:
-    """`check` would say ok, and `serve` would not start."""
+    """`check` would print ok, and `serve` would not start."""
     change(make_journal(tmp_path), script)
     with pytest.raises(StartError, match=r"totals|description of the table \w+ is wrong"):
         try_journal(tmp_path)
@@ -147,7 +147,7 @@ def test_an_empty_file_of_a_killed_start_is_no_damage(tmp_path: Path) -> None:
 
 
 def test_a_journal_of_a_newer_version_is_reported(tmp_path: Path) -> None:
-    """`check` before a downgrade would say ok, and `serve` would not start."""
+    """`check` before a downgrade would print ok, and `serve` would not start."""
     change(make_journal(tmp_path), f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     with pytest.raises(StartError, match="newer"):
         try_journal(tmp_path)
@@ -155,7 +155,7 @@ def test_a_journal_of_a_newer_version_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("all_large")
 def test_a_missing_or_truncated_segment_is_reported(tmp_path: Path) -> None:
-    """`check` would say ok, and `serve` could not read the payloads it has to store."""
+    """`check` would print ok, and `serve` could not read the payloads it has to store."""
     make_journal(tmp_path)
     (segment,) = (tmp_path / FOLDER).iterdir()
     assert "2 payloads wait" in try_journal(tmp_path)

@@ -94,7 +94,7 @@ def read_and_repair(
             totals.write(connection)
         findings += strays
         for first, last in sealed if counting else ():
-            # Before ``compare``, which finds the number of missing jobs but not which they are.
+            # Before ``compare``, which finds how many jobs are missing but not their numbers.
             absent = bury_absent(connection, first, last, totals)
             totals = absent.totals
             findings += absent.findings
@@ -143,8 +143,9 @@ def compare(
 ) -> Inventory:
     """Compare the totals with the rows of ``jobs``; make dead letters of missing jobs.
 
-    ``known``: whether the totals ``before`` were read from the file; otherwise they are only
-    replaced. ``is_sound``: as for ``bury``. Runs in the caller's transaction.
+    ``known``: whether the totals ``before`` were read from the file. If they were not, the number
+    of missing jobs is unknown, and each gap becomes a dead letter without counts. ``is_sound``: as
+    for ``bury``. Runs in the caller's transaction.
     """
     counted = count(connection, _apart(connection))
     totals = replace(before, jobs=counted.jobs, payloads=counted.payloads, bytes=counted.bytes)
@@ -202,16 +203,15 @@ def refuse_unknown(
     if "stored" in lost and totals is not None:
         surplus = count(connection, apart).jobs - totals.jobs
         if surplus > 0:
-            raise damage.start_refusal(
-                f"{surplus} jobs are stored already, and it is not known which"
-            )
+            reason = f"{surplus} jobs are stored already, and it is not known which"
+            raise damage.start_refusal(reason)
 
 
 def bury_uncounted(connection: sqlite3.Connection, totals: Totals, payloads: int) -> Inventory:
     """Make a dead letter of payloads that are missing by a count outside of the file.
 
-    The totals do not show these payloads where the totals are lost, or where the row of a dead
-    letter is lost and its jobs wait again. Commits in a transaction of its own.
+    The totals do not show the loss where the totals themselves are lost, or where as many jobs of
+    lost dead letters wait again. Commits in a transaction of its own.
     """
     reason = "not in the file any more, by the count in journal.high"
     with connection:
@@ -302,7 +302,7 @@ def _without(totals: Totals, strays: Sequence[Finding]) -> Totals:
 
 
 def _bury_strays(connection: sqlite3.Connection, totals: Totals) -> list[Finding]:
-    """Make dead letters of rows whose number was not assigned yet, or is not in a dead letter."""
+    """Make dead letters of rows with an unassigned number or a lost dead letter."""
     findings: list[Finding] = []
     beyond = connection.execute(_BEYOND, (totals.next,)).fetchall()
     reason = "has a number that was not assigned yet"
@@ -312,7 +312,7 @@ def _bury_strays(connection: sqlite3.Connection, totals: Totals) -> list[Finding
     return findings + damage.bury_rows(connection, [_stray(row, reason) for row in orphaned])
 
 
-def _stray(row: Any, reason: str) -> DamagedRow:  # noqa: ANN401 - it may hold anything
+def _stray(row: Any, reason: str) -> DamagedRow:  # noqa: ANN401 - damaged values have any type
     return DamagedRow(row[0], row[1], row[2], row_reader.size(row), reason)
 
 

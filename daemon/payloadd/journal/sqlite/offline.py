@@ -187,8 +187,8 @@ def _check_readable_version(connection: sqlite3.Connection, path: Path) -> None:
 def try_journal(folder: Path) -> str:
     """Check whether a start could use a journal in ``folder``; return its state as text.
 
-    Leaves no new file behind: one that another user made could not be written by the service's
-    user. Raises StartError where a start would fail.
+    Leaves no new file: the service's user could not write a file that another user has made. Raises
+    StartError where a start would fail.
     """
     path = folder / FILE
     process = try_lock(folder)
@@ -217,7 +217,7 @@ def _try_new(folder: Path) -> str:
 
 
 def _try_file(path: Path) -> str:
-    """Read from the journal at ``path`` what a start reads, and change nothing.
+    """Read those parts of the journal at ``path`` that a start reads, and change nothing.
 
     Returns its state as text. Raises OSError, sqlite3.Error, StartError.
     """

@@ -6,13 +6,13 @@ file, and the new file replaces the old one. The old file is kept as ``journal.d
 ``-2`` and so on. Each is as large as the journal was, so only the newest few are kept; all are
 removed with the last dead letter of damaged rows.
 
-* The new file is synced before it is renamed, and the log of the old file is folded in before
+* The new file is synced before it is renamed, and the log of the old file is checkpointed before
   that: a crash leaves the old file or the new one, never a file with the log of another file.
 * The counts of the old file show how many jobs are missing; these become dead letters.
 * State that a running daemon has in memory is written into the new file before it is renamed.
 * Where nothing of ``jobs``, ``batches`` or ``stored`` can be read, or where it is not known which
-  rows are stored already (see ``inventory.refuse_unknown``), the stored jobs cannot be told from
-  the others. Then nothing is changed, and StartError tells the operator what to do. A running
+  rows are stored already (see ``inventory.refuse_unknown``), stored and waiting jobs cannot be
+  distinguished. Then nothing is changed, and the text of StartError lists the ways out. A running
   daemon has the ranges of ``stored`` and the number of ``jobs`` in memory.
 """
 
@@ -233,12 +233,12 @@ def _sync(path: Path) -> None:
 
 
 def _replace(path: Path, new: Path) -> list[Finding]:
-    """Fold the log into the old file, keep that under another name, and rename the new file."""
+    """Checkpoint the log of the old file, keep that under another name, rename the new file."""
     with closing(open_existing(path)) as old:
         busy, _, _ = old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     log = path.with_name(f"{path.name}-wal")
     if busy or (log.exists() and log.stat().st_size):
-        raise corrupt("the log of the damaged file cannot be folded in")
+        raise corrupt("the log of the damaged file cannot be checkpointed")
     for end in ("-wal", "-shm"):
         path.with_name(f"{path.name}{end}").unlink(missing_ok=True)
     found = _keep_damaged(path)

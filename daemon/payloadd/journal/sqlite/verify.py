@@ -1,7 +1,7 @@
 """Check all tables and segments of a journal; a daemon may be using it.
 
-Rows are read in portions of some thousand, so that the daemon can fold its log in between. A row
-that does not match its checksum is read again: the daemon may have moved or deleted it meanwhile.
+Rows are read in portions of some thousand, so that the daemon can checkpoint its log in between. A
+row that does not match its checksum is read again: the daemon may have moved or deleted it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _APART: Final = "SELECT first, last FROM dead UNION ALL SELECT first, last FROM 
 
 
 def verify(connection: sqlite3.Connection, state_dir: Path) -> list[Finding]:
-    """Return a finding for all that is damaged or that the disk cannot read.
+    """Return a finding for each piece of damage and each part that the disk cannot read.
 
     ``state_dir``: the folder of the journal, with its segments and ``journal.high``. Raises
     sqlite3.Error for errors other than damage.
