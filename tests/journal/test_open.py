@@ -69,7 +69,7 @@ async def test_what_is_not_stored_is_there_at_the_next_start(tmp_path: Path) -> 
         assert opening.accounting.found == 2
         page = await opened.journal.page(0, 10, 1000)
         assert [job.lines for job in page] == [b"1\n", b"2\n"]
-        assert opening.metrics.registry.get_sample_value("payloadd_journal_jobs") == 2
+        assert opening.health.snapshot().journal.jobs == 2
 
 
 async def test_keys_follow_the_settings_of_their_time(tmp_path: Path) -> None:

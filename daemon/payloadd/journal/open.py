@@ -19,6 +19,7 @@ from payloadd.journal.sqlite.lock import lock
 from payloadd.journal.sqlite.schema import FILE, waiting_payloads
 from payloadd.model.layout import Layout, Layouts
 from payloadd.observe.logs import get_logger
+from payloadd.observe.status import JournalFigures
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from payloadd.config.settings import Settings
     from payloadd.journal.api import Journal, JournalAccounts, JournalListener, QueueRoom
+    from payloadd.journal.sqlite.totals import Totals
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
 
@@ -63,8 +65,7 @@ async def open_journal(
         )
         report = DamageReport(database, accounting, metrics)
         accounting.found = database.totals.payloads + database.damaged_payloads
-        metrics.journal_jobs.set_function(lambda: database.totals.jobs)
-        metrics.journal_bytes.set_function(lambda: database.totals.all_bytes)
+        health.journal_figures = lambda: _figures(database.totals)
         feeder.resume(database.totals.next - 1)
         most_bytes = settings.journal_max_bytes
         journal = SqliteJournal(database, feeder, accounting, health, metrics, most_bytes)
@@ -77,6 +78,11 @@ async def open_journal(
             accounting.journaled = database.totals.payloads
     finally:
         os.close(lock_file)
+
+
+def _figures(totals: Totals) -> JournalFigures:
+    """Return the content of the journal for a snapshot of the process."""
+    return JournalFigures(totals.jobs, totals.payloads, totals.all_bytes)
 
 
 def _open_database(path: Path, layout: Layout, max_length: int) -> tuple[Database, Layouts]:

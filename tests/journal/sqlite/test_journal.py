@@ -254,7 +254,7 @@ async def test_dead_letters_come_back_when_an_operator_says_so(tmp_path: Path) -
         with closing(sqlite3.connect(tmp_path / "j")) as other, other:
             assert mark(other, []) == 3
         with pytest.raises(NudgedError):
-            await rig.channel.wait()
+            await rig.channel.wait_for_job()
         assert rig.accounting.found == 3
         back = [await rig.journal.sealed() for _ in range(4)]
         assert [one and b"".join(one.pieces) for one in back] == [b"1\n", b"2\n", b"3\n", None]

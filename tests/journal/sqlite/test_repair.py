@@ -127,7 +127,7 @@ async def test_jobs_between_the_thread_and_the_event_loop_are_restored(path: Pat
     async with open_rig(path) as rig:
         await rig.take(1, count=300)
         rig.shown()
-        rig.accounting._shown.clear()
+        rig.accounting._in_memory.clear()
         jobs = rig.database.page(0, 300, 10**6)  # as in the thread
         lose_pages(rig.database, path, [one.id for one in jobs])
         await rig.take(301)
