@@ -14,7 +14,7 @@ import trio
 from payloadd.config.parsers import S3Url
 from payloadd.errors import PayloaddError, SettingsError
 from payloadd.ingress.server.tls import open_certificates
-from payloadd.journal.sqlite.preflight import try_journal
+from payloadd.journal.sqlite.offline import try_journal
 from payloadd.model.formats.api import EncodedObject
 from payloadd.model.formats.ndjson import CONTENT_TYPE
 from payloadd.model.keys import KeyTemplate

@@ -15,7 +15,7 @@ from payloadd.config import settings as config
 from payloadd.errors import PayloaddError, SettingsError
 from payloadd.escaping import escape_controls, escape_controls_in_json
 from payloadd.journal.sqlite.offline import Inspection
-from payloadd.journal.sqlite.verify import sentence
+from payloadd.journal.sqlite.verify import format_finding
 from payloadd.service import ExitStatus
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def verify(*, as_json: bool) -> None:
         click.echo(json.dumps([asdict(finding) for finding in found]))
     else:
         for finding in found:
-            click.echo(escape_controls(sentence(finding)))
+            click.echo(escape_controls(format_finding(finding)))
         click.echo(f"{len(found)} pieces of damage" if found else "no damage")
     sys.exit(1 if found else 0)
 

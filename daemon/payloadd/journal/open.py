@@ -74,7 +74,7 @@ async def open_journal(
                 yield OpenedJournal(journal, layouts)
         finally:
             await journal.aclose()
-            report.tell()
+            report.report_new()
             accounting.journaled = database.totals.payloads
     finally:
         os.close(lock_file)

@@ -24,7 +24,7 @@ from payloadd.journal.sqlite.hidden_rows import Hidden
 from payloadd.journal.sqlite.high_water import HighWater
 from payloadd.journal.sqlite.oldest_row import OldestRow
 from payloadd.journal.sqlite.read_errors import Patience, patiently, read_error
-from payloadd.journal.sqlite.repair import FileRepair, Known
+from payloadd.journal.sqlite.repair import FileRepair, MemoryState
 from payloadd.journal.sqlite.schema import connect
 from payloadd.journal.sqlite.segments import Segments
 from payloadd.journal.sqlite.staging import Staging
@@ -95,7 +95,7 @@ class SoundFile:
     def _read(self, gaps: Sequence[Range]) -> None:
         """Read what the file says of itself, and what goes with it."""
         small = self._path.stat().st_size <= file_check.MOST_CHECKED
-        self._inventory = inventory.take(
+        self._inventory = inventory.read_and_repair(
             self._connection,
             segment_files.names(self._folder / segment_files.FOLDER),
             gaps,
@@ -165,7 +165,7 @@ class SoundFile:
             return False
         # A request that is being staged is refused: its rows may not all be there any more.
         self.staging.abandon()
-        known = Known(
+        state = MemoryState(
             self.totals,
             self.deletion.ranges,
             self.jobs_in_memory(),
@@ -175,7 +175,7 @@ class SoundFile:
         )
         self._connection.close()
         try:
-            found, taken = self._file_repair.run(known)
+            found, taken = self._file_repair.run(state)
         except (OSError, sqlite3.Error, StartError) as failure:
             self.findings.add(Finding("file", f"{error}; it cannot be made sound: {failure}"))
             # What can still be read and written is.

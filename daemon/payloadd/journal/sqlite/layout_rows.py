@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
-    from payloadd.journal.sqlite.small_tables import Values
+    from payloadd.journal.sqlite.table_scan import RowValues
 
 _FORGET: Final = """
     DELETE FROM layouts WHERE first <
@@ -25,7 +25,7 @@ _INSERT: Final = """
 
 
 def note(
-    connection: sqlite3.Connection, rows: Sequence[Values], following: int, now: Layout
+    connection: sqlite3.Connection, rows: Sequence[RowValues], following: int, now: Layout
 ) -> list[tuple[int, Layout]]:
     """Note that ``now`` holds from the job ``following`` on; returns all, each with its first job.
 
