@@ -29,11 +29,11 @@ async def test_the_interval_is_short_while_the_loop_is_busy(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.run)
         nursery.start_soon(fifo_gate.run)
-        await fifo_gate.next()
+        await fifo_gate.wait_turn()
         assert sys.getswitchinterval() == usual
         for _ in range(20):
-            nursery.start_soon(fifo_gate.next)
-        await fifo_gate.next()
+            nursery.start_soon(fifo_gate.wait_turn)
+        await fifo_gate.wait_turn()
         assert sys.getswitchinterval() == 0.001
         monkeypatch.setattr(switch_interval, "_AFTERWARDS", 0.0)
         with trio.fail_after(20):

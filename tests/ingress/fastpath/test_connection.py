@@ -14,7 +14,6 @@ from trio.testing import wait_all_tasks_blocked
 from payloadd.errors import RefusedError
 from payloadd.ingress.fastpath import connection
 from payloadd.ingress.fastpath.lane import FastPath
-from payloadd.ingress.server import server
 from payloadd.ingress.server.socket_stream import NonBlockingStream
 from tests.ingress.rig import COLLECTION, post, running
 
@@ -166,11 +165,11 @@ async def test_a_client_that_never_reads_its_answer(monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_commit_that_comes_too_late(
-    monkeypatch: pytest.MonkeyPatch, log_lines: list[MutableMapping[str, Any]]
+    log_lines: list[MutableMapping[str, Any]],
 ) -> None:
     """A disk that answers after the drain's patience would crash the journal's last commit."""
-    monkeypatch.setattr(server, "_DRAIN_MARGIN", 0.05)
-    async with running(REQUEST_TIMEOUT="100ms") as rig, rig.wire() as wire:
+    options = {"drain_margin": 0.05}
+    async with running(options=options, REQUEST_TIMEOUT="100ms") as rig, rig.wire() as wire:
         gate = rig.intake.open = trio.Event()
         await wire.send(post())
         await rig.intake.asked.wait()

@@ -13,7 +13,6 @@ from trio.testing import wait_all_tasks_blocked
 
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
-from payloadd.ingress.server import server
 from payloadd.ingress.server.accept import Acceptor
 from payloadd.ingress.server.fifo_gate import FifoGate
 from tests.ingress.rig import post, running
@@ -50,7 +49,7 @@ async def test_tasks_go_on_in_the_order_in_which_they_came() -> None:
     order: list[int] = []
 
     async def work(number: int) -> None:
-        await fifo_gate.next()
+        await fifo_gate.wait_turn()
         order.append(number)
 
     async with trio.open_nursery() as nursery:
@@ -73,7 +72,7 @@ async def test_the_loop_is_not_held_by_a_thousand_bursts() -> None:
 
     async def work() -> None:
         nonlocal left
-        await fifo_gate.next()
+        await fifo_gate.wait_turn()
         end = perf_counter() + 0.001
         while perf_counter() < end:
             pass
@@ -126,11 +125,11 @@ async def test_a_task_that_is_cancelled_takes_no_turn() -> None:
     """The gate would wake a task that is not there, and end the daemon."""
     fifo_gate = FifoGate()
     with trio.move_on_after(0):
-        await fifo_gate.next()
+        await fifo_gate.wait_turn()
     done = trio.Event()
 
     async def work() -> None:
-        await fifo_gate.next()
+        await fifo_gate.wait_turn()
         done.set()
 
     async with trio.open_nursery() as nursery:
@@ -169,16 +168,16 @@ async def test_few_requests_of_hypercorn_begin_in_one_pass() -> None:
 async def test_connections_are_accepted_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last one of thousands would wait for thousands of passes of the event loop."""
     accepted: Counter[int] = Counter()
-    accept = Acceptor.next
+    accept = Acceptor.accept_now
 
     def count(self: Acceptor) -> tuple[trio.SocketStream, str | None] | None:
         found = accept(self)
         accepted[passes.now] += found is not None
         return found
 
-    monkeypatch.setattr(Acceptor, "next", count)
-    monkeypatch.setattr(server, "_ACCEPT_SECONDS", 60)  # however slow the machine is
-    async with running(max_connections=200) as rig:
+    monkeypatch.setattr(Acceptor, "accept_now", count)
+    options = {"accept_seconds": 60}  # no time limit, even on a slow machine
+    async with running(max_connections=200, options=options) as rig:
         passes = Passes()
         port = rig.listeners[0].socket.getsockname()[1]
         with ExitStack() as stack:
@@ -199,7 +198,7 @@ async def time_of_bursts(fifo_gate: FifoGate, bursts: int) -> float:
     times: list[float] = []
 
     async def work() -> None:
-        await fifo_gate.next()
+        await fifo_gate.wait_turn()
         times.append(trio.current_time())
 
     async with trio.open_nursery() as nursery:

@@ -20,7 +20,7 @@ def pieces(chunks: list[bytes]) -> list[bytes]:
     found = []
     for chunk in chunks:
         cutter.add(chunk)
-        while piece := cutter.next():
+        while piece := cutter.next_piece():
             found.append(piece)
     return found
 
@@ -95,10 +95,10 @@ def spent(*sent: tuple[int, int, int]) -> int:
         made = bytearray(frame(kind, length))
         made[4] = flags
         cutter.add(bytes(made))
-        while cutter.next():
+        while cutter.next_piece():
             pass
-    charge = cutter.take_charge()
-    assert cutter.take_charge() == 0
+    charge = cutter.pop_charge()
+    assert cutter.pop_charge() == 0
     return charge
 
 

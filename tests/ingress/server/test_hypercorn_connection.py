@@ -131,7 +131,7 @@ async def test_half_a_request_before_the_end_of_the_input() -> None:
 async def test_an_answer_after_the_end_of_tls(files: Files) -> None:
     """What goes without TLS would not go with it."""
     async with files.running() as rig, files.records(rig) as client:
-        await client.shake_hands()
+        await client.handshake()
         client.write(IN_CHUNKS)
         client.close_notify()
         await client.send()

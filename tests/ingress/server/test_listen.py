@@ -83,9 +83,9 @@ async def test_accepting_from_a_blocking_socket_takes_a_moment_only() -> None:
     """Another process may clear O_NONBLOCK, and take the connection, between two system calls."""
     (listener,) = await open_listeners([TcpAddress("127.0.0.1", 0)])
     with Acceptor(listener) as acceptor:
-        acceptor.begin()
+        acceptor.set_nonblocking()
         os.set_blocking(listener.socket.fileno(), True)
-        assert acceptor.next() is None
+        assert acceptor.accept_now() is None
     close([listener])
 
 

@@ -36,11 +36,11 @@ REQUEST = [
 
 
 async def test_a_connection_has_one_request_and_further_ones_where_there_are_places(
-    monkeypatch: pytest.MonkeyPatch, log_lines: list[MutableMapping[str, Any]]
+    log_lines: list[MutableMapping[str, Any]],
 ) -> None:
     """A thousand connections with 16 open requests each took 600 MiB."""
-    monkeypatch.setattr(server, "OpenRequests", lambda: OpenRequests(shared_places=2))
-    async with running() as rig, rig.wire() as first, rig.wire() as second:
+    options = {"open_requests": OpenRequests(shared_places=2)}
+    async with running(options=options) as rig, rig.wire() as first, rig.wire() as second:
         rig.intake.open = trio.Event()
         one, two = Http2(first), Http2(second)
         await one.post(1, 3, 5)
@@ -93,11 +93,10 @@ class Http2:
             self.refused.append(event.stream_id)
 
 
-async def test_open_requests_are_counted_down(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_open_requests_are_counted_down() -> None:
     """The places would be used up some time, and each connection have one request for ever."""
     open_requests = OpenRequests()
-    monkeypatch.setattr(server, "OpenRequests", lambda: open_requests)
-    async with running() as rig:
+    async with running(options={"open_requests": open_requests}) as rig:
         async with rig.wire() as wire:
             client = Http2(wire)
             await client.post(1, 3)

@@ -18,10 +18,9 @@ import trio
 import trio.testing
 from quart_trio import QuartTrio
 
-from payloadd.ingress.server import server
 from payloadd.ingress.server.client_stream import ClientStream
+from payloadd.ingress.server.connection_state import ConnectionState
 from payloadd.ingress.server.fifo_gate import FifoGate
-from payloadd.ingress.server.request_clock import RequestClock
 from payloadd.ingress.server.socket_stream import NonBlockingStream
 from tests.ingress.mangled import mangled
 from tests.ingress.rig import COLLECTION, ID, Wire, post, running
@@ -253,6 +252,33 @@ async def test_a_404_with_a_body_on_its_way_closes() -> None:
         await wire.send(b"POST /no HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nGET")
         answer = await wire.answer()
         assert (answer.status, answer.headers["connection"]) == (404, "close")
+
+
+@pytest.mark.parametrize("first", [b" " * 1000, b" " * 100_000], ids=["little", "much"])
+async def test_an_answer_without_reading_the_body_is_the_only_answer(first: bytes) -> None:
+    """The rest of the body would get a 408 that the client takes for its next answer."""
+    async with running() as rig, rig.wire() as wire:
+        body = b" " * 200_000
+        await wire.send(
+            b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n", first
+        )
+        assert (await wire.answer()).status == 200
+        with trio.fail_after(10):
+            await wire.send(body[len(first) :])
+            assert await wire.rest() == b""
+        assert rig.counted(200) == 1
+        assert rig.counted(408) == 0
+
+
+@pytest.mark.parametrize("size", [1, 100_000, 200_000])
+async def test_an_answer_arrives_although_the_body_was_not_read(size: int) -> None:
+    """A reset connection would take the answer away from the client."""
+    async with running() as rig, rig.wire() as wire:
+        head = b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+        await wire.send(head, b" " * size)
+        with trio.fail_after(10):
+            assert (await wire.answer()).status == 200
+        assert rig.counted(408) == 0
 
 
 # --- the cap -----------------------------------------------------------------------------------
@@ -629,7 +655,7 @@ async def test_a_bug_ends_one_connection(
             def crash(*_: object) -> None:
                 raise fault
 
-            patch.setattr(RequestClock, "heard", crash)
+            patch.setattr(ConnectionState, "note_received", crash)
             async with rig.wire() as wire:
                 await wire.send(b"GET")
                 with suppress(trio.BrokenResourceError):
@@ -655,11 +681,11 @@ async def test_an_app_that_fails(log_lines: list[MutableMapping[str, Any]]) -> N
 
 
 async def test_what_does_not_end_is_cut_off(
-    monkeypatch: pytest.MonkeyPatch, log_lines: list[MutableMapping[str, Any]]
+    log_lines: list[MutableMapping[str, Any]],
 ) -> None:
     """A handler that hangs would keep the daemon from ending."""
-    monkeypatch.setattr(server, "_DRAIN_MARGIN", 0.1)
-    async with running(REQUEST_TIMEOUT="100ms") as rig, rig.wire() as wire:
+    options = {"drain_margin": 0.1}
+    async with running(options=options, REQUEST_TIMEOUT="100ms") as rig, rig.wire() as wire:
         rig.intake.open = trio.Event()
         await wire.send(post())
         await rig.intake.asked.wait()

@@ -135,12 +135,12 @@ class FastPathConnection:
             self._go()
             return
         if more and may_become_plain(data):
-            self._stream.clock.heard(more)
+            self._stream.state.note_received(more)
             self._head = data
             return
         request = parse(data, self._fast_path.submitter.max_length)
         if request is None or len(data) > request.end:
-            self._stream.clock.heard(more)
+            self._stream.state.note_received(more)
             self._hand_over(data)
             return
         self._begin(request, data)
@@ -164,7 +164,7 @@ class FastPathConnection:
         # It grows with what comes: who only says a length spends none of our memory. No list:
         # a client that sends byte by byte would have a page of memory for each.
         self._body = bytearray(data[request.start :])
-        self._stream.body_is_due(self._stream.clock.due, self._too_slow, self._received)
+        self._stream.body_is_due(self._stream.state.due, self._too_slow, self._received)
         if granted:
             self._let_in()
             self._listen(bulk=True)
