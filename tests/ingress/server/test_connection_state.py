@@ -83,6 +83,11 @@ async def test_idle_connections_rank_before_slow_ones(mock_clock: MockClock) -> 
     idle, slow, waiting, new = (ConnectionState(30, 60) for _ in range(4))
     slow.note_received(b"POS")
     waiting.request_begins()
+    answered = ConnectionState(30, 60)
+    answered.request_begins()
+    answered.request_ends(last=False)
+    assert answered.eviction_rank(trio.current_time()) is None
+    assert answered.eviction_rank(trio.current_time(), brief=True) is not None
     assert new.eviction_rank(trio.current_time()) is None
     assert new.eviction_rank(trio.current_time(), brief=True) == EvictionRank(1, idle.deadline - 60)
     mock_clock.jump(2 * MIN_AGE)

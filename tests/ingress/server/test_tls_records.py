@@ -101,7 +101,7 @@ async def test_http2_is_known_from_alpn(files: Files) -> None:
             assert b"HTTP/1.1" not in await client.rest()
 
 
-async def test_answers_of_tls_are_sent_and_limited(files: Files) -> None:
+async def test_replies_of_tls_are_sent_and_limited(files: Files) -> None:
     """A client that requests new keys without end, and reads nothing, would fill the memory."""
     certificates = open_certificates(config.load(files.environ))
     assert certificates is not None
@@ -112,5 +112,5 @@ async def test_answers_of_tls_are_sent_and_limited(files: Files) -> None:
         assert stream.receive_now(1) is None
         assert await theirs.recv(100) == b"new keys"
         stream._outgoing.write(b"new keys" * 1_000_000)
-        with pytest.raises(trio.BrokenResourceError, match="does not read the answers"):
+        with pytest.raises(trio.BrokenResourceError, match="does not read the replies"):
             stream.receive_now(1)

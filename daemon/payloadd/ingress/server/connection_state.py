@@ -216,7 +216,7 @@ class ConnectionState:
 
     @contextmanager
     def sending(self) -> Iterator[None]:
-        """Note that the code in the ``with`` block waits for the client to read an answer."""
+        """Note that the ``with`` block sends a part of an answer, which the client has to read."""
         began = trio.current_time()
         self._sending.append(began)
         try:

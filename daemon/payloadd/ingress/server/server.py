@@ -53,7 +53,7 @@ _LATE: Final = 0.1
 _LONGEST_RECOVERY: Final = 5.0
 """Seconds after a stall, at most, in which the sockets are read and no deadline is checked."""
 _ACCEPTED_PER_PASS: Final = 64
-"""Connections that are accepted before other tasks run."""
+"""Connections that are accepted before other tasks run, at most."""
 
 
 class FastPathService(Protocol):
@@ -96,7 +96,7 @@ class ServerOptions:
     open_requests: OpenRequests = field(default_factory=OpenRequests)
     """The requests that Hypercorn has in progress."""
     accept_seconds: float = 0.002
-    """How long connections are accepted before other tasks run."""
+    """Seconds in which connections are accepted before other tasks run."""
     drain_margin: float = 5.0
     """Seconds, in addition to REQUEST_TIMEOUT, in which clients can read the last answers."""
 
@@ -228,8 +228,8 @@ class _Server:
         for stream, context in list(self._slots.items()):
             stream.drain()
             if stream.state.http2:
-                # Hypercorn then sends GOAWAY. HTTP/1.1 connections it would close at once, even
-                # while a request arrives.
+                # Hypercorn then sends GOAWAY. For HTTP/1.1 it would close the connection at once,
+                # even while a request arrives.
                 await context.terminated.set()
 
     async def wait_empty(self) -> None:

@@ -29,8 +29,8 @@ log = get_logger(__name__)
 _RAW_BYTES: Final = 120 * 2**10
 """Bytes of one read: a POST of 64 KiB with its head, as without TLS."""
 _MOST_UNREAD: Final = 64 * 2**10
-"""Unsent bytes of TLS's own answers to one client. In TLS 1.3 a client can request key updates
-without end and read no answer."""
+"""Unsent bytes of the replies of OpenSSL to one client, at most. In TLS 1.3 a client can request
+key updates without end and read no reply."""
 
 
 _PEM_BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
@@ -60,7 +60,7 @@ class Certificates:
         try:
             self.context, authorities = self._load()
         except (OSError, ssl.SSLError) as error:
-            log.error("tls_not_reloaded", reason=str(error))  # noqa: TRY400 - the file is at fault, not the code
+            log.error("tls_not_reloaded", reason=str(error))  # noqa: TRY400 - the file is wrong, not the code
             return
         removed = len(self._authorities - authorities)
         if removed:
@@ -220,11 +220,11 @@ class TlsStream(NonBlockingStream):
         self._send_records()
 
     def _answer_records(self) -> None:
-        """Send OpenSSL's replies to the records that it has read: it writes them to memory only."""
+        """Send the replies of OpenSSL to the records that it has read; it only writes to memory."""
         if self._outgoing.pending:
             self._send_records()
             if len(self._unsent) > _MOST_UNREAD:
-                raise trio.BrokenResourceError("the client does not read the answers of TLS")
+                raise trio.BrokenResourceError("the client does not read the replies of TLS")
 
     def _send_records(self) -> bool:
         """Send the records that OpenSSL has written, after the bytes that had no room before."""
