@@ -112,7 +112,7 @@ async def test_the_fast_path_yields_after_a_time_limit() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fast_path.run)
             for _ in range(left):
-                fast_path.come_back(work)
+                fast_path.call_soon(work)
             passes = 0
             while left:
                 passes += 1

@@ -157,7 +157,7 @@ class _Server:
         self.fifo_gate = (
             FifoGate()
             if fast_path is None
-            else FifoGate(fast_path.submitter.switching.busy, fast_path.awaits_commit)
+            else FifoGate(fast_path.submitter.switch_interval.shorten, fast_path.awaits_commit)
         )
         self._open_requests = options.open_requests
         self._app = wrap_app(
