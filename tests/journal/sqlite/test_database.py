@@ -34,10 +34,12 @@ from payloadd.journal.operations import (
     Stage,
 )
 from payloadd.journal.sqlite import dead_letters
+from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.deletion import RowDeletion
 from payloadd.journal.sqlite.idempotency import KEEP
 from payloadd.journal.sqlite.schema import ROW_BYTES
-from payloadd.journal.sqlite.segment_files import FOLDER
+from payloadd.journal.sqlite.segments import FOLDER
 from payloadd.model.job import Batch, Job, Part
 from tests.journal.sqlite.model import Model
 from tests.support.journal import MoodyConnection, contents, id_of, sealed
@@ -72,11 +74,11 @@ class JournalFile(RuleBasedStateMachine):
             patch("payloadd.journal.sqlite.segments.LARGE", 10),
             patch("payloadd.journal.sqlite.segments.WORTH_A_SYNC", 30),
             patch("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 100),
-            patch("payloadd.journal.sqlite.compaction._WORTH_A_FILE", 1),
-            patch("payloadd.journal.sqlite.compaction._MOVED_AT_ONCE", 30),
+            patch.object(Compaction, "least_file_bytes", 1),
+            patch.object(Compaction, "bytes_per_move", 30),
             # Some batches go at once, others with several commits.
-            patch("payloadd.journal.sqlite.deletion._FEW", 1),
-            patch("payloadd.journal.sqlite.deletion._ROWS_PER_COMMIT", 1),
+            patch.object(RowDeletion, "small_range", 1),
+            patch.object(RowDeletion, "rows_per_commit", 1),
         ):
             self.patches.enter_context(one)
         self.number = 0

@@ -13,10 +13,11 @@ import pytest
 
 from payloadd.journal.operations import Clear, Seal, Settle
 from payloadd.journal.sqlite import journal, maintenance
+from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS, migrate
-from payloadd.journal.sqlite.segment_files import FOLDER
+from payloadd.journal.sqlite.segments import FOLDER
 from tests.support.journal import (
     PATIENCE,
     MoodyConnection,
@@ -123,7 +124,7 @@ def test_room_is_made_at_once(path: Path) -> None:
     """Behind a full disk requests would be refused until all had gone step by step."""
     with closing(Database(path)) as database:
         store(database, 1, _LARGE)
-        database.make_room()
+        database.free_space()
         assert (rows_of(path), database.deletion.ranges) == (0, ())
 
 
@@ -266,7 +267,7 @@ def test_the_status_is_not_of_them(path: Path) -> None:
 @pytest.mark.usefixtures("all_large")
 def test_their_segments_go_behind_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A segment that is gone before the row that names it would be missed by the next start."""
-    monkeypatch.setattr("payloadd.journal.sqlite.compaction._WORTH_A_FILE", 1)
+    monkeypatch.setattr(Compaction, "least_file_bytes", 1)
     with closing(Database(path)) as database:
         store(database, 1, 100)
         (segment,) = (path.parent / FOLDER).iterdir()

@@ -56,16 +56,15 @@ def test_past_the_bound_the_oldest_keys_are_forgotten(
 
 
 def test_a_bound_that_was_lowered_is_reached_in_small_steps(
-    tmp_path: Path, clock: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: Callable[[], None]
 ) -> None:
     """A million keys that are too many would hold up all requests for a minute."""
-    monkeypatch.setattr(idempotency, "_AHEAD", 3)
     with closing(Database(tmp_path / "j")) as database:
-        database.commit([append(number, b"%d" % number) for number in range(1, 21)])
+        database.commit([append(number, b"%d" % number) for number in range(1, 211)])
         clock()
         database.most_keys = 10
-        for left in (17, 14, 11, 10, 10):
-            database.commit([append(100 + left, b"new%d" % left)])
+        for left in (146, 82, 18, 10, 10):
+            database.commit([append(1000 + left, b"new%d" % left)])
             assert len(known(database)) == left
 
 

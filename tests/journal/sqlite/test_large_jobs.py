@@ -12,13 +12,13 @@ import pytest
 
 from payloadd.errors import RefusedError, StartError
 from payloadd.journal.operations import Append, Bury, Receipt, Revive, Seal, Settle
-from payloadd.journal.sqlite import compaction, dead_letters, journal, maintenance, segment_files
+from payloadd.journal.sqlite import dead_letters, journal, maintenance, segments
+from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.dead_letters import mark
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.schema import MIGRATIONS, migrate
-from payloadd.journal.sqlite.segment_files import FOLDER
-from payloadd.journal.sqlite.segments import LARGE, WORTH_A_SYNC
+from payloadd.journal.sqlite.segments import FOLDER, LARGE, WORTH_A_SYNC
 from payloadd.model.job import Part
 from tests.support.journal import (
     MoodyConnection,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from payloadd.journal.sqlite.segment_files import SegmentSpan
+    from payloadd.journal.sqlite.segments import SegmentSpan
     from payloadd.model.job import Job
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ def stored(path: Path) -> list[tuple[int | None, ...]]:
 
 def segments_of(path: Path) -> list[int]:
     """Return the segments that there are."""
-    return segment_files.names(path.parent / FOLDER)
+    return segments.names(path.parent / FOLDER)
 
 
 def alone(jobs: Sequence[Job]) -> list[Settle]:
@@ -110,7 +110,7 @@ def test_a_dead_segment_makes_way_under_load(
     path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A daemon that is never stopped would keep 16 MiB of every hour of load."""
-    monkeypatch.setattr(compaction, "_WORTH_A_FILE", 2)
+    monkeypatch.setattr(Compaction, "least_file_bytes", 2)
     request = append(1)
     database.commit([request])
     database.commit(alone(request.jobs))
@@ -127,7 +127,7 @@ def test_a_few_that_stay_do_not_keep_a_segment(
 ) -> None:
     """One dead letter would keep 16 MiB of a disk for as long as nobody looks at it."""
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
-    monkeypatch.setattr(compaction, "_MOVED_AT_ONCE", 3)
+    monkeypatch.setattr(Compaction, "bytes_per_move", 3)
     request = append(1, count=16)
     database.commit([request])
     database.commit([append(17)])
@@ -172,8 +172,8 @@ def test_a_segment_that_cannot_be_moved_is_left_as_it_is(
     assert stored(path) == before
     assert segments_of(path) == [1, 10]
     # A sector that is bad would be tried each second, and hold up every commit for as long.
-    assert not database.compaction.waits
-    database.compaction.look_at_all()
+    assert not database.compaction.has_work
+    database.compaction.recheck_all()
     a_round(database)
     a_round(database)
     assert segments_of(path) == [10]
@@ -285,14 +285,14 @@ def test_a_dead_letter_that_a_daemon_moves_meanwhile_is_shown(
     database.commit([append(10)])
     database.commit([*alone(request.jobs[1:]), Bury(batch(job(1)), "C", "r")])
     a_round(database)
-    read = segment_files.read
+    read = segments.read
 
     def read_late(state_dir: Path, places: Sequence[SegmentSpan]) -> list[bytes]:
-        monkeypatch.setattr(segment_files, "read", read)
+        monkeypatch.setattr(segments, "read", read)
         a_round(database)
         return read(state_dir, places)
 
-    monkeypatch.setattr(segment_files, "read", read_late)
+    monkeypatch.setattr(segments, "read", read_late)
     with Inspection.open(path.parent) as inspection:
         assert inspection.lines(str(id_of(1))) == b"1\n"
         assert inspection.status().file_bytes == path.stat().st_size + len(b"10\n")
@@ -349,7 +349,7 @@ def test_all_but_a_missing_segment_is_read(
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
     for number in range(1, 6):
         database.commit([append(number)])
-    segment_files.path_of(path.parent / FOLDER, missing).unlink()
+    segments.path_of(path.parent / FOLDER, missing).unlink()
     left = [number for number in range(1, 6) if number != missing]
     assert contents(database.page(0, 9, 99)) == contents(map(job, left))
     (finding,) = database.findings.take()

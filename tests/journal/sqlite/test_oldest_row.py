@@ -9,8 +9,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from payloadd.journal.operations import Append, Bury, Receipt, Revive, Settle
-from payloadd.journal.sqlite import maintenance, oldest_row
+from payloadd.journal.sqlite import maintenance
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.oldest_row import OldestRow
 from payloadd.model.job import Part
 from tests.support.journal import batch, open_rig, until
 
@@ -51,7 +52,7 @@ def test_a_look_goes_on_where_the_last_one_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hundred thousand dead letters would hold up the journal's thread once a second."""
-    monkeypatch.setattr(oldest_row, "_STEPS", 2)
+    monkeypatch.setattr(OldestRow, "most_ranges", 2)
     with closing(Database(tmp_path / "j")) as database:
         requests = [request(number) for number in range(5)]
         database.commit(list(requests))
@@ -84,7 +85,7 @@ async def test_many_dead_letters_hide_no_age(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A backlog behind a thousand dead letters would have the age 0 for as many seconds."""
-    monkeypatch.setattr(oldest_row, "_STEPS", 2)
+    monkeypatch.setattr(OldestRow, "most_ranges", 2)
     monkeypatch.setattr(maintenance, "_BETWEEN", 60.0)
     with closing(Database(tmp_path / "j")) as database:
         requests = [request(number) for number in range(9)]

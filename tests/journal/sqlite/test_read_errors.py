@@ -9,11 +9,12 @@ import pytest
 import trio
 
 from payloadd.journal.operations import Seal, Settle
-from payloadd.journal.sqlite import file_check, read_errors, segment_files, thread
+from payloadd.journal.sqlite import file_check, segments, thread
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
-from payloadd.journal.sqlite.segment_files import FOLDER
+from payloadd.journal.sqlite.read_errors import ReadErrors
+from payloadd.journal.sqlite.segments import FOLDER
 from tests.journal.sqlite.damaging import PAGE, leaves, told, verified
 from tests.support.bad_sectors import bad_sectors
 from tests.support.journal import a_round, append, batch, contents, id_of, job, open_rig, until
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_errors, "_SECONDS", 0.2)
-    monkeypatch.setattr(read_errors, "_BETWEEN_TRIES", 0.02)
+    monkeypatch.setattr(ReadErrors, "seconds", 0.2)
+    monkeypatch.setattr(ReadErrors, "pause", 0.02)
     monkeypatch.setattr(thread, "_AFTER_TROUBLE", 0.02)
 
 
@@ -41,7 +42,7 @@ def bad() -> Iterator[BadSectors]:
 
 def segment(path: Path) -> Path:
     """Return the only segment."""
-    return segment_files.path_of(path.parent / FOLDER, 1)
+    return segments.path_of(path.parent / FOLDER, 1)
 
 
 def fill(path: Path, count: int) -> None:
@@ -80,7 +81,7 @@ async def test_a_record_that_is_unreadable_for_a_moment_is_stored(
     path: Path, bad: BadSectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cable that is loose for a second would cost payloads that are on the disk."""
-    monkeypatch.setattr(read_errors, "_SECONDS", 60.0)
+    monkeypatch.setattr(ReadErrors, "seconds", 60.0)
     fill(path, 9)
     bad.add(segment(path), 0, 4)
     pages: list[int] = []
@@ -132,11 +133,11 @@ def test_a_sweep_leaves_what_it_cannot_read(path: Path, bad: BadSectors) -> None
         database.commit([Settle(batch(one, sealed=False)) for one in request.jobs[1:]])
     bad.add(segment(path), 0, 1)
     with closing(Database(path)) as database:
-        database.compaction.look_at_all()
+        database.compaction.recheck_all()
         for _ in range(4):
             a_round(database)
         assert bad.errors
-        assert not database.compaction.waits
+        assert not database.compaction.has_work
 
 
 @pytest.mark.usefixtures("all_large")
@@ -149,10 +150,10 @@ def test_a_segment_that_is_short_holds_up_no_sweep(path: Path) -> None:
         jobs = database.page(0, 99, 99)
         assert [one.seq for one in jobs] == [*range(1, 20)]
         database.commit([Settle(batch(one, sealed=False)) for one in jobs[:-1]])
-        database.compaction.look_at_all()
+        database.compaction.recheck_all()
         for _ in range(4):
             a_round(database)
-        assert not database.compaction.waits
+        assert not database.compaction.has_work
         assert contents(database.page(18, 9, 99)) == [(19, id_of(19), b"19\n", 1)]
     assert [one.table for one in verified(path)] == ["dead"]
 
@@ -181,7 +182,7 @@ async def test_a_page_that_is_unreadable_for_a_moment_is_read(
 ) -> None:
     """SQLite calls it damaged: its rows were given up at the first error."""
     monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
-    monkeypatch.setattr(read_errors, "_SECONDS", 60.0)
+    monkeypatch.setattr(ReadErrors, "seconds", 60.0)
     fill(path, 2000)
     (page,) = leaves(path, [id_of(1000)])
     bad.add(path, (page - 1) * PAGE, PAGE)

@@ -18,9 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payloadd.errors import StartError
-from payloadd.journal.sqlite import segment_files, segments
-from payloadd.journal.sqlite.segment_files import FOLDER, SegmentSpan, read
-from payloadd.journal.sqlite.segments import Segments
+from payloadd.journal.sqlite import segments
+from payloadd.journal.sqlite.segments import FOLDER, Segments, SegmentSpan, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,8 +69,7 @@ def test_what_is_kept_is_read_back_whatever_the_system_does_in_pieces(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="payloadd-test-")))
         stack.enter_context(patch.object(os, "pwritev", at_most(short)))
-        stack.enter_context(patch.object(segment_files, "_MOST_BUFFERS", buffers))
-        stack.enter_context(patch.object(segment_files, "_MOST_READ", most_read))
+        stack.enter_context(patch("payloadd.files.IOV_MAX", buffers))
         stack.enter_context(patch.object(segments, "SEGMENT_BYTES", size))
         here = stack.enter_context(closing(Segments(folder)))
         following, wanted, found = 1, list[bytes](), list[SegmentSpan]()
@@ -83,7 +81,7 @@ def test_what_is_kept_is_read_back_whatever_the_system_does_in_pieces(
             found += keep(here, group, following)
             wanted += group
             following += len(group)
-        assert read(folder, found) == wanted
+        assert read(folder, found, most_read) == wanted
         assert all(one.segment <= two.segment for one, two in pairwise(found))
         left = files(folder) if wanted else {}
         assert sum(map(len, left.values())) == sum(map(len, wanted))
