@@ -278,7 +278,7 @@ def test_segments_stay_in_the_order_of_their_jobs(
         *[(1, 1), (2, 2), (3, 3), (4, None), (5, None), (6, None), (7, None), (8, 8)]
     ]
     for name in segments.names(path.parent / FOLDER):
-        first, last = database._segments.numbers(name)
+        first, last = database._segments.seq_range(name)
         assert all(first <= seq <= last for seq, segment in places(path) if segment == name)
     everything = [*request.jobs, *beside.jobs, *between.jobs, *behind.jobs, *after.jobs]
     assert contents(database.page(*_ALL)) == contents(everything)

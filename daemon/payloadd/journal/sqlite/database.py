@@ -68,8 +68,9 @@ class Database(DatabaseFile):
     def commit(self, operations: Iterable[Operation]) -> None:
         """Carry out all operations in one transaction and make them durable.
 
-        On an error (sqlite3.Error) none is carried out; ``in_doubt`` tells whether a crash may bring
-        them back all the same. A damaged file is repaired, and the operations are tried again.
+        Raises sqlite3.Error; no operation is carried out then, and ``in_doubt`` tells whether a
+        crash may carry them out all the same. Where the file is damaged, it is repaired and the
+        commit is tried again.
         """
         try:
             self._commit(operations)

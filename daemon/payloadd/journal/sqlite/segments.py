@@ -107,8 +107,8 @@ class Segments:
         """Append buffers to the current segment and sync them.
 
         Returns the name of the segment and the position of the first byte. Call ``keep`` or ``cut``
-        next. ``following`` is the next ``seq`` before these jobs: the name of a segment that is begun.
-        Raises sqlite3.OperationalError; a new segment is begun by the next call then.
+        next. ``following``, the next ``seq`` before these jobs, becomes the name of a new segment.
+        Raises sqlite3.OperationalError; the next call begins a new segment then.
         """
         with _as_sqlite_error(self._folder):
             if self._file is not None and self._committed >= SEGMENT_BYTES:
