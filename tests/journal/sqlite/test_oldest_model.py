@@ -1,4 +1,4 @@
-"""The age of the oldest payload against a plain model, whatever happens in whatever order."""
+"""The age of the oldest payload against a plain model, after operations in any order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SIZES = st.integers(1, 4)
 
 
 class OldestPayload(RuleBasedStateMachine):
-    """Requests, workers that end in any order, an operator who tries again and drops."""
+    """Requests, workers that end in any order, an operator that retries and drops dead letters."""
 
     @initialize()
     def start(self) -> None:
@@ -33,7 +33,7 @@ class OldestPayload(RuleBasedStateMachine):
         self.patches = ExitStack()
         self.patches.enter_context(patch.object(RowDeletion, "small_range", 1))
         self.patches.enter_context(patch.object(RowDeletion, "rows_per_commit", 1))
-        # A power cut is for others to test.
+        # Other tests cut the power; thousands of syncs take their time.
         self.patches.enter_context(patch("os.fsync"))
         self.patches.enter_context(patch("os.fdatasync"))
         self.begin()

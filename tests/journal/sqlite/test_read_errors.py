@@ -1,4 +1,4 @@
-"""Sectors that cannot be read: what is on them is told, and what is behind them goes on."""
+"""Unreadable sectors: their jobs become dead letters, and jobs after them are stored."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def letters(path: Path) -> list[tuple[str, str, int]]:
 
 
 @pytest.mark.usefixtures("all_large")
-async def test_a_record_that_stays_unreadable_becomes_a_dead_letter(
+async def test_a_job_that_stays_unreadable_becomes_a_dead_letter(
     path: Path, bad: BadSectors
 ) -> None:
-    """One bad sector kept all payloads behind it from being stored, for ever."""
+    """One bad sector would keep all payloads after it from being stored."""
     fill(path, 9)
     bad.add(segment(path), 2 * 4, 1)  # two bytes a job: number 5
     async with open_rig(path) as rig:
@@ -77,10 +77,10 @@ async def test_a_record_that_stays_unreadable_becomes_a_dead_letter(
 
 
 @pytest.mark.usefixtures("all_large")
-async def test_a_record_that_is_unreadable_for_a_moment_is_stored(
+async def test_a_job_that_is_unreadable_for_a_moment_is_stored(
     path: Path, bad: BadSectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cable that is loose for a second would cost payloads that are on the disk."""
+    """A loose cable would cost payloads that are on the disk."""
     monkeypatch.setattr(ReadErrors, "seconds", 60.0)
     fill(path, 9)
     bad.add(segment(path), 0, 4)
@@ -101,8 +101,8 @@ async def test_a_record_that_is_unreadable_for_a_moment_is_stored(
 
 
 @pytest.mark.usefixtures("all_large")
-async def test_an_area_of_many_records_is_waited_for_once(path: Path, bad: BadSectors) -> None:
-    """A bad area of a MiB would hold up the backlog for seconds with each of its payloads."""
+async def test_a_bad_area_of_many_jobs_delays_the_backlog_once(path: Path, bad: BadSectors) -> None:
+    """A bad area of a MiB would delay the backlog by seconds for each of its payloads."""
     fill(path, 9)
     bad.add(segment(path), 0, 2 * 7)
     async with open_rig(path) as rig:
@@ -112,8 +112,10 @@ async def test_an_area_of_many_records_is_waited_for_once(path: Path, bad: BadSe
 
 
 @pytest.mark.usefixtures("all_large")
-async def test_the_rest_of_a_sealed_batch_keeps_its_key(path: Path, bad: BadSectors) -> None:
-    """A replay would wait for ever for one member, and all that is behind it too."""
+async def test_readable_members_of_a_sealed_batch_keep_their_key(
+    path: Path, bad: BadSectors
+) -> None:
+    """A replay would wait for ever for one member, and all jobs after it too."""
     with closing(Database(path)) as database:
         database.commit([append(1, count=9), Seal(batch(job(2), job(3), job(4)))])
     bad.add(segment(path), 2 * 2, 1)
@@ -125,8 +127,8 @@ async def test_the_rest_of_a_sealed_batch_keeps_its_key(path: Path, bad: BadSect
 
 
 @pytest.mark.usefixtures("all_large")
-def test_a_sweep_leaves_what_it_cannot_read(path: Path, bad: BadSectors) -> None:
-    """A read that takes seconds to fail would hold up a commit each second."""
+def test_compaction_leaves_unreadable_jobs(path: Path, bad: BadSectors) -> None:
+    """A read that takes seconds to fail would delay a commit each second."""
     with closing(Database(path)) as database:
         request = append(1, count=20)
         database.commit([request])
@@ -141,8 +143,8 @@ def test_a_sweep_leaves_what_it_cannot_read(path: Path, bad: BadSectors) -> None
 
 
 @pytest.mark.usefixtures("all_large")
-def test_a_segment_that_is_short_holds_up_no_sweep(path: Path) -> None:
-    """The space of what is stored would never come back."""
+def test_a_short_segment_does_not_stop_compaction(path: Path) -> None:
+    """The disk space of stored jobs would never be freed."""
     fill(path, 20)
     content = segment(path).read_bytes()
     segment(path).write_bytes(content[:-3])
@@ -158,10 +160,10 @@ def test_a_segment_that_is_short_holds_up_no_sweep(path: Path) -> None:
     assert [one.table for one in verified(path)] == ["dead"]
 
 
-async def test_a_page_that_stays_unreadable_costs_what_is_on_it(
+async def test_a_page_that_stays_unreadable_costs_its_own_rows_only(
     path: Path, bad: BadSectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One bad sector of journal.db kept the backlog from being stored."""
+    """One bad sector of journal.db would keep the backlog from being stored."""
     monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
     fill(path, 2000)
     (page,) = leaves(path, [id_of(1000)])
@@ -180,7 +182,7 @@ async def test_a_page_that_stays_unreadable_costs_what_is_on_it(
 async def test_a_page_that_is_unreadable_for_a_moment_is_read(
     path: Path, bad: BadSectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQLite calls it damaged: its rows were given up at the first error."""
+    """SQLite reports it as damaged: its rows would be given up at the first error."""
     monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
     monkeypatch.setattr(ReadErrors, "seconds", 60.0)
     fill(path, 2000)
@@ -201,7 +203,7 @@ async def test_a_page_that_is_unreadable_for_a_moment_is_read(
 
 
 @pytest.mark.parametrize("small", [True, False])
-def test_a_start_gives_up_an_unreadable_page(
+def test_a_start_gives_up_the_rows_of_an_unreadable_page(
     path: Path, bad: BadSectors, monkeypatch: pytest.MonkeyPatch, *, small: bool
 ) -> None:
     """The daemon would not start, or give rows up at the first error."""
@@ -221,8 +223,8 @@ def test_a_start_gives_up_an_unreadable_page(
 
 
 @pytest.mark.usefixtures("all_large")
-def test_verify_lists_what_cannot_be_read(path: Path, bad: BadSectors) -> None:
-    """An operator would read that the journal cannot be read, and nothing else."""
+def test_verify_lists_unreadable_jobs(path: Path, bad: BadSectors) -> None:
+    """An operator would get one error, without the jobs that are affected."""
     fill(path, 9)
     bad.add(segment(path), 8, 1)
     found = verified(path)

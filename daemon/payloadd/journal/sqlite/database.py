@@ -135,11 +135,11 @@ class Database(DatabaseFile):
         return after
 
     def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
-        """Return the next jobs with a ``seq`` above ``after`` in order, but not all kinds of jobs.
+        """Return the next jobs after the number ``after``, in order of ``seq``.
 
-        Jobs are left out that were sealed, dead or stored at the start. Returns at most
-        ``most_jobs``, and ``most_bytes`` of payloads, but at least one job if there is one. Damaged
-        jobs become dead letters. Raises sqlite3.Error where the very first job cannot be read for
+        Leaves out jobs that were sealed, dead or stored at the start. Returns at most ``most_jobs``
+        jobs and ``most_bytes`` bytes of lines, but at least one job if there is one. Damaged jobs
+        become dead letters. Raises sqlite3.Error where the very first job cannot be read for
         another reason.
         """
         page = self._page(after, most_jobs, most_bytes)
@@ -190,27 +190,27 @@ class Database(DatabaseFile):
         rows have to be read again then.
         """
         jobs = self.jobs_in_memory()
-        taken = None
+        result = None
         try:
             with self._transaction():
                 if not restore_rows(self._connection, jobs):
-                    taken = inventory.bury(self._connection, damaged, self.totals, self._is_sound)
+                    result = inventory.bury(self._connection, damaged, self.totals, self._is_sound)
         except sqlite3.Error as error:
             if not self._repair(error):
                 raise
             return False
-        if taken is not None:
-            self._adopt(taken)
-        return taken is not None
+        if result is not None:
+            self._adopt(result)
+        return result is not None
 
     def _bury_absent(self, first: int, last: int) -> None:
         """Make a dead letter of the members of a sealed batch that have no rows."""
 
         def bury() -> Inventory:
             with self._transaction():
-                taken = inventory.bury_absent(self._connection, first, last, self.totals)
-                self._hidden.check(self._connection, len(taken.findings))
-                return taken
+                result = inventory.bury_absent(self._connection, first, last, self.totals)
+                self._hidden.check(self._connection, len(result.findings))
+                return result
 
         self._adopt(self._with_repair(bury))
 

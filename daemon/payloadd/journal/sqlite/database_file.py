@@ -147,9 +147,9 @@ class DatabaseFile:
         self._oldest = OldestRow(self._connection)
         self.compaction = Compaction(self._connection, self._folder, self._segments, self.findings)
 
-    def _note_damage(self, taken: Inventory) -> None:
-        self.damaged_payloads += taken.lost_payloads
-        self.findings.add(*taken.findings)
+    def _note_damage(self, result: Inventory) -> None:
+        self.damaged_payloads += result.lost_payloads
+        self.findings.add(*result.findings)
 
     def _repair_at_start(self, error: sqlite3.Error) -> None:
         """Repair a damaged file that nothing uses yet, and read it.
@@ -186,7 +186,7 @@ class DatabaseFile:
         )
         self._connection.close()
         try:
-            found, taken = self._file_repair.run(known)
+            found, result = self._file_repair.run(known)
         except (OSError, sqlite3.Error, StartError) as failure:
             self.findings.add(Finding("file", f"{error}; it cannot be repaired: {failure}"))
             # The daemon goes on with the parts of the file that can still be read and written.
@@ -200,7 +200,7 @@ class DatabaseFile:
         self.compaction.recheck_all()
         self.findings.add(Finding("file", str(error)), *found)
         self._counted = True
-        self._adopt(taken)
+        self._adopt(result)
         return True
 
     def _held(self) -> int:
@@ -222,10 +222,10 @@ class DatabaseFile:
                 raise
             return function()
 
-    def _adopt(self, taken: Inventory) -> None:
+    def _adopt(self, result: Inventory) -> None:
         """Continue with the totals of an inventory, and note its damage."""
-        self._note_damage(taken)
-        self.totals = replace(taken.totals, evicted=self.totals.evicted)
+        self._note_damage(result)
+        self.totals = replace(result.totals, evicted=self.totals.evicted)
         self._count_dead()
 
     @contextmanager

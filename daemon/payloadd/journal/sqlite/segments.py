@@ -7,8 +7,7 @@ bytes to a file, a *segment*, and to keep only the place in the row.
 * The bytes are written and synced before the commit of their rows. So a committed row always finds
   its bytes, and bytes behind the last committed one, left by a crash or an error, are never read.
 * Nothing is appended to a segment of an earlier run, nor after an error: a new segment is begun.
-* The name of a segment is the ``seq`` of the next job at its beginning: it holds that job or later
-  ones.
+* The name of a segment is the lowest ``seq`` that a job in it can have.
 * A segment that no row refers to is unlinked as a whole; see ``compaction.py``.
 
 Errors of these files are errors of the journal: OSError becomes sqlite3.OperationalError, with the
