@@ -269,9 +269,9 @@ async def test_space_comes_back_by_itself_and_keys_expire(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file would stay as large as its longest outage, and keys would fill it for ever."""
-    monkeypatch.setattr("payloadd.journal.sqlite.vacuum._WORTH_IT", 4)
+    monkeypatch.setattr("payloadd.journal.sqlite.deletion.Vacuum.least_pages", 4)
     monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", -1)
-    monkeypatch.setattr("payloadd.journal.sqlite.idempotency._KEYS_PER_COMMIT", 1)
+    monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEYS_PER_COMMIT", 1)
     async with open_rig(tmp_path / "j") as rig:
         await rig.take(1, b"key", count=900)
         await rig.take(901, b"another")

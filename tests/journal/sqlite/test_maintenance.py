@@ -12,10 +12,10 @@ import pytest
 import trio
 
 from payloadd.journal.operations import Settle
-from payloadd.journal.sqlite import journal, maintenance, segment_files
+from payloadd.journal.sqlite import journal, maintenance, segments
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.schema import FILE
-from payloadd.journal.sqlite.segment_files import FOLDER
+from payloadd.journal.sqlite.segments import FOLDER
 from tests.support.journal import (
     PATIENCE,
     a_round,
@@ -85,13 +85,13 @@ def test_a_segment_that_cannot_be_removed_is_tried_again(
         with monkeypatch.context() as disk:
             disk.setattr(Path, "unlink", unlink)
             for name in (1, 3):
-                broken.add(segment_files.path_of(folder, name))
+                broken.add(segments.path_of(folder, name))
             for _ in range(3):
                 with pytest.raises(sqlite3.OperationalError, match="Input/output error"):
                     a_round(database)
-        assert segment_files.names(folder) == [1, 3, 4]
+        assert segments.names(folder) == [1, 3, 4]
         a_round(database)
-        assert segment_files.names(folder) == [4]
+        assert segments.names(folder) == [4]
 
 
 @pytest.mark.usefixtures("all_large")
@@ -110,7 +110,7 @@ async def test_a_full_disk_that_is_well_again_has_room(
         for stored in jobs[:3]:
             rig.journal.settle(batch(stored, sealed=False))
         await until(lambda: rig.database.failures > 1)
-        assert segment_files.names(tmp_path / FOLDER) == [1, 2, 3, 4]
+        assert segments.names(tmp_path / FOLDER) == [1, 2, 3, 4]
         rig.database.write_error = None
         await until(lambda: not rig.health.troubles)
-        assert segment_files.names(tmp_path / FOLDER) == [4]
+        assert segments.names(tmp_path / FOLDER) == [4]

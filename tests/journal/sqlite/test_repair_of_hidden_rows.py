@@ -116,7 +116,7 @@ def test_a_failed_repair_keeps_the_deleted_ranges(
     """The next repair would find stale copies of deleted rows, which would be stored again."""
     jobs = database.page(0, _JOBS, 10**6)
     store(database, jobs[:10])
-    gone = database._hidden.gone
+    gone = database._hidden.deleted
     assert gone
 
     def no_room(*_: object, **__: object) -> None:
@@ -125,5 +125,5 @@ def test_a_failed_repair_keeps_the_deleted_ranges(
     with monkeypatch.context() as context:
         context.setattr("payloadd.journal.sqlite.repair.make_sound", no_room)
         assert not repair(database)
-    assert database._hidden.gone == gone
+    assert database._hidden.deleted == gone
     assert not database._hidden.sound

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Final
 
 from payloadd.errors import StartError
 from payloadd.files import sync_folder
-from payloadd.journal.sqlite import identity, segment_files
+from payloadd.journal.sqlite import identity, segments
 
 if TYPE_CHECKING:
     import sqlite3
@@ -127,7 +127,7 @@ class HighWater:
     def __init__(self, journal: Path) -> None:
         """Read the file that belongs to ``journal``, before that is opened. Raises OSError."""
         self._path = journal.with_suffix(_SUFFIX)
-        self._segments = journal.parent / segment_files.FOLDER
+        self._segments = journal.parent / segments.FOLDER
         self._existed = self._path.exists()
         self._found = read(journal)
         self.unreadable = False
@@ -182,7 +182,7 @@ class HighWater:
         if found is None:
             self.unreadable = self._existed and totals.next > 1
             return totals
-        if totals.next == 1 and found.held and segment_files.names(self._segments):
+        if totals.next == 1 and found.held and segments.names(self._segments):
             # A start would rename segments that an operator can still use with their journal.db.
             raise StartError(
                 f"{self._segments} belongs to another journal than journal.db: restore the"
@@ -198,7 +198,7 @@ class HighWater:
         again = max(0, min(gone, held))
         files: tuple[str, ...] = ()
         self._missing, self._flags = found.missing, found.flags & _KEPT_FLAGS
-        names = segment_files.names(self._segments)
+        names = segments.names(self._segments)
         following = max(found.next, totals.next)
         # A segment is named by the next number at its creation: so many jobs are not in the record.
         unrecorded = max([0, *(name - following for name in names)])
@@ -228,7 +228,7 @@ class HighWater:
         self._missing = found.missing + max(0, found.held)
         self._flags = _KEPT_FLAGS
         needed = {name for (name,) in connection.execute(_SEGMENTS_IN_USE)}
-        names = segment_files.names(self._segments)
+        names = segments.names(self._segments)
         files = self._put_aside(name for name in names if name not in needed)
         self.damage = LostCommits(self._missing, at_least=True, again=0, files=files, foreign=True)
 
@@ -248,7 +248,7 @@ class HighWater:
         """Rename segments whose rows are lost; return their new names."""
         moved = []
         for name in names:
-            path = segment_files.path_of(self._segments, name)
+            path = segments.path_of(self._segments, name)
             with suppress(OSError):
                 moved.append(path.rename(path.with_name(path.name + _LOST_SUFFIX)).name)
         return tuple(moved)

@@ -39,7 +39,7 @@ from payloadd.journal.sqlite.commit_queue import CommitQueue, TimeSlice, answer
 from payloadd.journal.sqlite.disk import Disk, disk_error, outcome_unknown
 from payloadd.journal.sqlite.idempotency import most_keys
 from payloadd.journal.sqlite.identity import FOREIGN
-from payloadd.journal.sqlite.jobs_in_memory import InMemory
+from payloadd.journal.sqlite.jobs_in_memory import JobsInMemory
 from payloadd.journal.sqlite.maintenance import Maintenance
 from payloadd.journal.sqlite.schema import KEY_BYTES, ROW_BYTES
 from payloadd.journal.sqlite.thread import JournalThread
@@ -95,7 +95,7 @@ class SqliteJournal:
         self._maintenance = Maintenance(
             database, self._thread, self._disk, accounting, self._commit_queue.add
         )
-        self._in_memory = InMemory(database, accounting, self._commit_queue)
+        self._in_memory = JobsInMemory(database, accounting, self._commit_queue)
         self._bytes = 0
         self._staged: Append | None = None
         """The request of which parts are written and others not yet."""
@@ -311,7 +311,7 @@ class SqliteJournal:
 
         All that is stored by now makes room first: what comes next would find the disk full again.
         """
-        self._database.make_room()
+        self._database.free_space()
         return self._database.reserve.take_back()
 
     async def _publish(self, operations: Sequence[Operation], time_slice: TimeSlice) -> None:

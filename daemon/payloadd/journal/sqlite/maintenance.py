@@ -63,13 +63,13 @@ class Maintenance:
             if changes != self._seen and not self._disk.in_trouble:
                 self._seen = changes
                 await self._thread.read(self._database.count_dead)
-                await self._thread.read(self._database.compaction.look_at_all)
+                await self._thread.read(self._database.compaction.recheck_all)
                 self._add(Revive())
             if second % _EXPIRE_EVERY == 0:
                 # Costs no fsync when none is due.
                 self._add(Expire())
             # Whoever settles meanwhile is seen in a second.
-            if self._database.compaction.waits:
+            if self._database.compaction.has_work:
                 # It only notes what to do, but behind a commit that hangs when the daemon ends.
                 with suppress(sqlite3.Error):
                     await self._thread.write(self._database.compaction.begin)

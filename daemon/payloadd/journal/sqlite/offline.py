@@ -25,8 +25,7 @@ from payloadd.journal.sqlite.file_check import check_schema, find_problem
 from payloadd.journal.sqlite.lock import owner, try_lock
 from payloadd.journal.sqlite.salvage import remove_damaged_files
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS, check_version, open_existing
-from payloadd.journal.sqlite.segment_files import space
-from payloadd.journal.sqlite.segments import Segments
+from payloadd.journal.sqlite.segments import Segments, space
 from payloadd.journal.sqlite.verify import check_jobs, check_small_tables, format_finding, verify
 from payloadd.model.job import accepted_at
 

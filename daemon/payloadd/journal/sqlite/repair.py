@@ -21,7 +21,7 @@ from payloadd.journal.sqlite import (
     inventory,
     job_rows,
     restoration,
-    segment_files,
+    segments,
 )
 from payloadd.journal.sqlite.damage import is_corrupt
 from payloadd.journal.sqlite.file_check import make_sound
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from payloadd.journal.sqlite.damage import Finding
     from payloadd.journal.sqlite.inventory import Inventory
     from payloadd.journal.sqlite.job_rows import Range
-    from payloadd.journal.sqlite.read_errors import Patience
+    from payloadd.journal.sqlite.read_errors import ReadErrors
     from payloadd.journal.sqlite.totals import Totals
     from payloadd.model.job import Job
 
@@ -63,9 +63,9 @@ class MemoryState(NamedTuple):
 class FileRepair:
     """Repairs of one database file, limited in frequency."""
 
-    def __init__(self, path: Path, patience: Patience) -> None:
+    def __init__(self, path: Path, read_errors: ReadErrors) -> None:
         self._path = path
-        self._patience = patience
+        self._read_errors = read_errors
         self.min_interval = _MIN_INTERVAL
         """Seconds between the starts of two repairs at least."""
         self._last = float("-inf")
@@ -77,7 +77,7 @@ class FileRepair:
         if time.monotonic() - self._last < self.min_interval:
             return False
         if is_unreadable(read_error(self._path, error)):
-            self._tolerant = self._patience.ran_out(FILE)
+            self._tolerant = self._read_errors.note(FILE)
             return self._tolerant
         return is_corrupt(error)
 
@@ -112,7 +112,7 @@ class FileRepair:
             restoration.restore_totals(copy, state.totals)
             restoration.restore_stored(copy, state.stored)
             restoration.restore_rows(copy, state.jobs)
-        names = segment_files.names(self._path.parent / segment_files.FOLDER)
+        names = segments.names(self._path.parent / segments.FOLDER)
         left = restoration.without(gaps, state.jobs)
         taken = inventory.read_and_repair(copy, names, left, counting=True)
         if taken.identity is None:

@@ -89,7 +89,7 @@ class Staging:
     def abandon(self) -> None:
         """Have the staged rows deleted."""
         if self.range is not None:
-            self._clearance.give_up(self.range)
+            self._clearance.discard(self.range)
             self.range = None
 
     def _begin(self, append: Append, changes: CommitChanges) -> None:
