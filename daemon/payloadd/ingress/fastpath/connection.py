@@ -360,7 +360,7 @@ class FastPathConnection:
 
     def _pass_to_hypercorn(self, data: bytes) -> None:
         """Leave the connection to Hypercorn, which reads ``data`` before the socket."""
-        self._stream.hand_over(data)
+        self._stream.pass_to_hypercorn(data)
         self._leave()
 
     def _leave(self) -> None:

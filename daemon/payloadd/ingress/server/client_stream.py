@@ -73,7 +73,7 @@ class ClientStream:
         before the socket is closed."""
         self._final_problem: Problem | None = None
         """The answer that ``finish`` sends."""
-        self.handed_over = False
+        self.passed_to_hypercorn = False
         """Whether Hypercorn has to serve the connection from now on."""
         self.on_end: Callable[[], object] = do_nothing
         """Called when the connection ends, for an owner that has no task in ``scope``."""
@@ -166,7 +166,7 @@ class ClientStream:
             if protocol != "h2":
                 return True
             state.http2 = True
-            self.hand_over(b"")
+            self.pass_to_hypercorn(b"")
         return False
 
     # --- called by the fast path ------------------------------------------------------------------
@@ -222,10 +222,10 @@ class ClientStream:
         self._on_deadline = None
         self.state.count_received = None
 
-    def hand_over(self, data: bytes) -> None:
+    def pass_to_hypercorn(self, data: bytes) -> None:
         """Let Hypercorn serve the connection; ``data`` are bytes that it has to read first."""
         self._received = data
-        self.handed_over = True
+        self.passed_to_hypercorn = True
         self._on_deadline = None
         self.state.count_received = None
         self.state.awaits_turn = looks_complete(data)
