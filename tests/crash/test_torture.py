@@ -30,14 +30,14 @@ _CHANGING: Final = (
 # The limits of the tests are too small for what is large otherwise. Here half of the jobs are,
 # and no second passes without a segment that is full, or empty, or kept by a few jobs.
 _IN_SEGMENTS: Final = """
-from payloadd.journal.sqlite import maintenance as chores
+from payloadd.journal.sqlite import journal
 from payloadd.journal.sqlite import segments
 from payloadd.journal.sqlite import compaction as sweep
 segments.LARGE = 200
 segments.WORTH_A_SYNC = 300
 segments.SEGMENT_BYTES = 4096
 sweep._WORTH_A_FILE = 1
-chores._BETWEEN = 0.05
+object.__setattr__(journal.DEFAULT_TUNING, "maintenance_interval", 0.05)
 from payloadd.cli.main import main
 main()
 """

@@ -50,6 +50,12 @@ class FakeIntake(Intake):
         self.asked = trio.Event()
         self.open = trio.Event()
         self.open.set()
+        self.keeps = True
+
+    @property
+    def durable(self) -> bool:
+        """Return whether the fake promises that payloads survive the process."""
+        return self.keeps
 
     def submit(self, payloads: Sequence[Buffer], key: str | None, done: Done) -> None:
         """Take, once ``open`` is set, or raise ``fault``; or refuse with ``late`` then."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from payloadd.journal.operations import Seal
+from payloadd.journal.api import Seal
 from payloadd.journal.sqlite import segments
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.schema import FILE

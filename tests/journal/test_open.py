@@ -23,6 +23,7 @@ from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.intake import Intake
+from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from tests.support.journal import batch
@@ -46,14 +47,9 @@ class Opening:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[tuple[OpenedJournal, Intake]]:
         """Open the journal."""
-        async with open_journal(
-            self.settings,
-            self.channel,
-            QueueFeeder(self.channel, self.accounting),
-            self.accounting,
-            self.health,
-            self.metrics,
-        ) as opened:
+        feeder = QueueFeeder(self.channel, self.accounting)
+        listener = PipelineListener(self.channel, feeder, self.accounting, self.metrics)
+        async with open_journal(self.settings, listener, self.health, self.metrics) as opened:
             yield opened, Intake(opened.journal, self.health, self.settings)
 
 

@@ -14,7 +14,7 @@ import trio
 from payloadd.config.parsers import S3Url
 from payloadd.errors import PayloaddError, SettingsError
 from payloadd.ingress.server.tls import open_certificates
-from payloadd.journal.sqlite.preflight import try_journal
+from payloadd.journal.open import check_journal
 from payloadd.model.formats.ndjson import encode
 from payloadd.model.keys import KeyTemplate
 from payloadd.storage.api import open_store
@@ -36,9 +36,8 @@ async def check(settings: Settings, say: Callable[[str], None]) -> bool:
         step = "TLS"
         if open_certificates(settings) is not None:
             say(f"ok      TLS          {settings.tls_cert}")
-        if settings.durability == "disk":
-            step = "journal"
-            found = await trio.to_thread.run_sync(try_journal, settings.state_dir)
+        step = "journal"
+        if (found := await check_journal(settings)) is not None:
             say(f"ok      journal      {found}")
         step = "store"
         async with open_store(settings) as store:

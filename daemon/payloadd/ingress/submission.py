@@ -61,7 +61,6 @@ class Submitter:
     ) -> None:
         self._intake = intake
         self._health = health
-        self._durable = settings.durability == "disk"
         self._limits = Limits(settings.max_length, settings.max_payloads)
         self._most_in_loop = min(_PAYLOADS_IN_LOOP, _JOBS_IN_LOOP * settings.batch_max_payloads)
         self.max_length = settings.max_length
@@ -82,7 +81,7 @@ class Submitter:
     def check(self, headers: PostHeaders) -> None:
         """Raise the Problem that is known before the body is read, if there is one."""
         # What is on disk outlives the drain: nobody has to be turned away for a restart.
-        draining = self._health.phase == "draining" and not self._durable
+        draining = self._health.phase == "draining" and not self._intake.durable
         if draining and (refusal := self._intake.refusal()):
             raise refused(refusal)
         check_headers(headers.content_type, headers.content_encoding)

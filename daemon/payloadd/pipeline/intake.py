@@ -35,6 +35,11 @@ class Intake:
         self._most_jobs = settings.max_queue
         self._ids = IdSource()
 
+    @property
+    def durable(self) -> bool:
+        """Whether accepted payloads survive the end of the process."""
+        return self._journal.durable
+
     async def accept(self, payloads: Sequence[Buffer], key: str | None = None) -> Receipt:
         """Take all payloads of one request and return what to answer it with.
 

@@ -10,9 +10,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError
-from payloadd.journal.operations import Append, Expire, Receipt, Stage
-from payloadd.journal.sqlite import commit_queue as module
-from payloadd.journal.sqlite.commit_queue import CommitQueue, TimeSlice, answer
+from payloadd.journal.api import Append, Expire, Receipt, Stage
+from payloadd.journal.sqlite.commit_queue import CommitGroup, CommitQueue, TimeSlice, answer
 from payloadd.journal.sqlite.disk_reserve import LARGEST_COMMIT
 from payloadd.model.job import Part
 from tests.support.journal import append, id_of
@@ -33,7 +32,7 @@ def request(number: int, size: int, rows: int = 1) -> Append:
     return Append(Receipt(id_of(number), rows), some, size=size)
 
 
-def numbers(taken: module.CommitGroup) -> list[int]:
+def numbers(taken: CommitGroup) -> list[int]:
     """Return the number of each request in a group."""
     return [one.receipt.id.int & 0xFFFF for one in taken.operations if isinstance(one, Append)]
 
@@ -43,7 +42,7 @@ def test_small_requests_of_the_same_time_share_a_commit() -> None:
     groups = CommitQueue()
     for number in range(1000):
         groups.append(request(number, 100))
-    taken = groups.take()
+    taken = groups.take_group()
     assert numbers(taken) == list(range(1000))
     assert taken.bytes == 100_000
     assert not groups.requests_wait
@@ -54,9 +53,9 @@ def test_a_small_request_does_not_wait_behind_large_ones() -> None:
     groups = CommitQueue()
     for number in range(64):
         groups.append(request(number, MIB))
-    groups.take()
+    groups.take_group()
     groups.append(request(100, 100))
-    assert numbers(groups.take()) == [100]
+    assert numbers(groups.take_group()) == [100]
 
 
 def test_large_requests_go_in_portions_and_never_starve() -> None:
@@ -67,7 +66,7 @@ def test_large_requests_go_in_portions_and_never_starve() -> None:
     taken = []
     for number in range(100, 105):
         groups.append(request(number, 100))
-        taken.append(numbers(groups.take()))
+        taken.append(numbers(groups.take_group()))
     assert taken == [[0, 1, 100], [101], [2, 3, 102], [103], [104]]
 
 
@@ -78,12 +77,12 @@ def test_a_commit_has_no_more_than_the_reserve_is_made_for() -> None:
         groups.append(request(number, 4 * KIB))
         groups.append(request(number, 64 * KIB))
         groups.append(request(number, 300 * KIB))
-    assert groups.take().bytes <= LARGEST_COMMIT
+    assert groups.take_group().bytes <= LARGEST_COMMIT
     groups = CommitQueue()
     groups.append(request(0, 16 * MIB))
     groups.append(request(1, 64 * KIB))
     groups.append(request(2, 100))
-    assert [numbers(groups.take()) for _ in range(2)] == [[0, 2], [1]]
+    assert [numbers(groups.take_group()) for _ in range(2)] == [[0, 2], [1]]
 
 
 def test_large_requests_alone_wait_for_nothing() -> None:
@@ -91,14 +90,14 @@ def test_large_requests_alone_wait_for_nothing() -> None:
     groups = CommitQueue()
     for number in range(3):
         groups.append(request(number, 5 * MIB))
-    assert [numbers(groups.take()) for _ in range(3)] == [[0], [1], [2]]
+    assert [numbers(groups.take_group()) for _ in range(3)] == [[0], [1], [2]]
 
 
 def steps(groups: CommitQueue) -> list[list[tuple[int, int] | int]]:
     """Take all groups; return the number of each request, and the parts of each step."""
     found: list[list[tuple[int, int] | int]] = []
     while groups.requests_wait:
-        taken = groups.take()
+        taken = groups.take_group()
         found.append([])
         for one in taken.operations:
             if isinstance(one, Stage):
@@ -137,7 +136,7 @@ def test_small_requests_are_committed_between_the_steps_of_a_large_one() -> None
     commits = []
     for number in range(100, 110):
         groups.append(request(number, 100))
-        taken = groups.take()
+        taken = groups.take_group()
         stages = [one for one in taken.operations if isinstance(one, Stage)]
         for one in stages:
             one.append.staged = one.end
@@ -151,19 +150,19 @@ def test_a_request_whose_key_turned_out_to_be_known_is_written_no_further() -> N
     groups = CommitQueue()
     one = request(1, 5000 * 66, 5000)
     groups.append(one)
-    groups.take()
+    groups.take_group()
     one.earlier = one.receipt
-    assert numbers(groups.take()) == [1]
+    assert numbers(groups.take_group()) == [1]
 
 
 def test_a_step_counts_no_bytes_before_the_request_does() -> None:
     """The room of the request would be given to another while it is being written."""
     groups = CommitQueue()
     groups.append(request(1, 2000 * 66, 2000))
-    first = groups.take()
+    first = groups.take_group()
     assert isinstance(first.operations[0], Stage)
     first.operations[0].append.staged = 1024
-    assert [first.bytes, groups.take().bytes] == [0, 2000 * 66]
+    assert [first.bytes, groups.take_group().bytes] == [0, 2000 * 66]
 
 
 async def test_no_further_large_request_is_made_ready_while_many_jobs_wait() -> None:
@@ -184,7 +183,7 @@ async def test_no_further_large_request_is_made_ready_while_many_jobs_wait() -> 
         nursery.start_soon(groups.wait_for_room)
         await wait_all_tasks_blocked()
         assert nursery.child_tasks
-        groups.take_all()
+        groups.take_requests()
 
 
 def test_requests_of_one_size_stay_in_their_order_within_bytes_and_rows() -> None:
@@ -194,7 +193,7 @@ def test_requests_of_one_size_stay_in_their_order_within_bytes_and_rows() -> Non
         groups.append(request(number, 60 * KIB, 1 if number < 100 else 64))
     taken = []
     while groups.requests_wait:
-        taken.append(groups.take())
+        taken.append(groups.take_group())
     assert list(chain.from_iterable(map(numbers, taken))) == list(range(200))
     assert max(one.bytes for one in taken) <= 5 * MIB // 2
     assert (
@@ -208,7 +207,7 @@ def test_empty_requests_are_bounded_too() -> None:
     groups = CommitQueue()
     for number in range(5000):
         groups.append(request(number, 0, 0))
-    assert [len(groups.take().operations) for _ in range(3)] == [2048, 2048, 904]
+    assert [len(groups.take_group().operations) for _ in range(3)] == [2048, 2048, 904]
 
 
 def test_all_requests_can_be_taken_to_be_refused() -> None:
@@ -217,9 +216,9 @@ def test_all_requests_can_be_taken_to_be_refused() -> None:
     for number, size in enumerate((1, 10 * KIB, MIB)):
         groups.append(request(number, size))
     groups.add(Expire())
-    taken = groups.take_all()
+    taken = groups.take_requests()
     assert (numbers(taken), taken.bytes) == ([0, 1, 2], 1 + 10 * KIB + MIB)
-    assert [type(one) for one in groups.take().operations] == [Expire]
+    assert [type(one) for one in groups.take_group().operations] == [Expire]
 
 
 async def test_what_nobody_waits_for_waits_for_a_commit_to_ride_along_with(
@@ -230,10 +229,10 @@ async def test_what_nobody_waits_for_waits_for_a_commit_to_ride_along_with(
     groups = CommitQueue()
     groups.add(Expire())
     start = trio.current_time()
-    await groups.wait()
+    await groups.wait_until_due()
     assert trio.current_time() - start == pytest.approx(0.05)
     groups.append(append(1))
-    await groups.wait()
+    await groups.wait_until_due()
     assert trio.current_time() - start == pytest.approx(0.05)
 
 
@@ -264,17 +263,13 @@ async def test_requests_that_are_about_to_come_have_a_turn_to_do_so(before: int)
     groups = CommitQueue()
     for number in range(before):
         groups.append(append(number))
-    groups.take()
+    groups.take_group()
     groups.append(append(9))
-    assert await turns_of(groups.wait) == before
+    assert await turns_of(groups.wait_until_due) == before
 
 
-async def test_many_answers_let_the_others_run_and_are_all_given(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_many_answers_let_the_others_run_and_are_all_given() -> None:
     """Answers to 4,000 clients would hold the event loop for 60 ms; one that is cut off hangs."""
-    monkeypatch.setattr(module, "_TURN", -1.0)
-    monkeypatch.setattr(module, "_LOOK_AT_CLOCK", 0)
     heard: list[uuid.UUID | RefusedError] = []
 
     def done(outcome: Receipt | RefusedError) -> None:
@@ -283,7 +278,7 @@ async def test_many_answers_let_the_others_run_and_are_all_given(
     operations = [Append(Receipt(id_of(n), 1), [], None, done) for n in range(50)]
     with trio.CancelScope() as scope:
         scope.cancel()
-        assert await turns_of(lambda: answer(operations, TimeSlice())) == 50
+        assert await turns_of(lambda: answer(operations, TimeSlice(-1.0), clock_mask=0)) == 50
     assert heard == [id_of(n) for n in range(50)]
     refusal = RefusedError("DISK_ERROR", "", 5)
     await answer(operations, TimeSlice(), refusal)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import structlog.testing
@@ -13,8 +14,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError
-from payloadd.journal.operations import Append, Seal, Settle
-from payloadd.journal.sqlite import journal, maintenance, thread
+from payloadd.journal.api import Append, Seal, Settle
+from payloadd.journal.sqlite.journal import Tuning
 from tests.support.journal import PATIENCE, append, batch, disk_full, make_rig, open_rig, until
 
 if TYPE_CHECKING:
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("anywhere")
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "_AFTER_TROUBLE", 0.02)
+_TUNING: Final = Tuning(retry_interval=0.02)
 
 
 def io_error() -> Exception:
@@ -50,10 +49,10 @@ async def well(rig: JournalRig) -> None:
 @pytest.mark.parametrize("end", ["cancelled", "raised", "left"])
 async def test_nothing_is_dropped_when_the_end_meets_a_read(tmp_path: Path, end: str) -> None:
     """A drain at the wrong moment would leave stored payloads in the journal, to be sent again."""
-    rig = make_rig(tmp_path / "j")
+    rig = make_rig(tmp_path / "j", tuning=_TUNING)
     with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
         try:
-            async with rig.journal.at_work(), trio.open_nursery() as nursery:
+            async with rig.journal.running(), trio.open_nursery() as nursery:
                 await rig.take(1, count=2)
                 jobs = [rig.channel.receive_nowait() for _ in range(2)]
                 rig.database.hold_reads()
@@ -80,7 +79,7 @@ async def test_nothing_is_dropped_when_the_end_meets_a_read(tmp_path: Path, end:
 
 async def test_what_is_kept_goes_before_what_is_new(tmp_path: Path) -> None:
     """A batch settled before it is sealed would come back after a crash without its jobs."""
-    async with open_rig(tmp_path / "j") as rig:
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         await rig.take(1, count=3)
         jobs = [rig.channel.receive_nowait() for _ in range(3)]
         rig.database.write_error = disk_full
@@ -99,7 +98,7 @@ async def test_what_is_kept_goes_before_what_is_new(tmp_path: Path) -> None:
 
 async def test_those_who_wait_are_refused_and_the_others_wait_on(tmp_path: Path) -> None:
     """A request in the same commit as a seal would hang, or the seal be taken for done."""
-    async with open_rig(tmp_path / "j") as rig:
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         await rig.take(1)
         job = rig.channel.receive_nowait()
         sealed = trio.Event()
@@ -136,7 +135,7 @@ async def test_those_who_wait_are_refused_and_the_others_wait_on(tmp_path: Path)
 
 async def test_a_trouble_is_said_once_and_so_is_its_end(tmp_path: Path) -> None:
     """Two log lines a second for a week bury everything else."""
-    async with open_rig(tmp_path / "j") as rig:
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         with structlog.testing.capture_logs() as lines:
             rig.database.write_error = disk_full
             with pytest.raises(RefusedError):
@@ -150,7 +149,7 @@ async def test_a_trouble_is_said_once_and_so_is_its_end(tmp_path: Path) -> None:
 
 async def test_an_idle_journal_finds_out_by_itself_that_the_disk_is_back(tmp_path: Path) -> None:
     """A daemon that a balancer took out would stay out: nothing comes in that would show it."""
-    async with open_rig(tmp_path / "j") as rig:
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         rig.database.write_error = io_error
         with pytest.raises(RefusedError):
             await rig.take(1)
@@ -162,7 +161,7 @@ async def test_an_idle_journal_finds_out_by_itself_that_the_disk_is_back(tmp_pat
 
 async def test_the_backlog_waits_while_nothing_can_be_written(tmp_path: Path) -> None:
     """What is stored meanwhile waits in memory to be settled: the whole backlog would."""
-    async with open_rig(tmp_path / "j") as rig:
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         await rig.take(1, count=3)
         rig.database.write_error = disk_full
         with pytest.raises(RefusedError):
@@ -184,7 +183,7 @@ async def test_the_backlog_waits_while_nothing_can_be_written(tmp_path: Path) ->
 
 async def test_a_page_that_cannot_be_read_comes_when_it_can(tmp_path: Path) -> None:
     """One bad moment of the disk would end the daemon, or leave the backlog where it is."""
-    async with open_rig(tmp_path / "j") as rig:
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         await rig.take(1, count=3)
         rig.database.read_error = io_error
         pages: list[int] = []
@@ -203,14 +202,14 @@ async def test_a_page_that_cannot_be_read_comes_when_it_can(tmp_path: Path) -> N
 
 async def test_a_bug_ends_the_journal_and_is_not_taken_for_a_bad_disk(tmp_path: Path) -> None:
     """A daemon that answers 503 for ever tells nobody that it has to be mended."""
-    rig = make_rig(tmp_path / "j")
+    rig = make_rig(tmp_path / "j", tuning=_TUNING)
 
     def bug() -> Exception:
         rig.database.write_error = None
         return ZeroDivisionError()
 
     async def run() -> None:
-        async with rig.journal.at_work():
+        async with rig.journal.running():
             rig.database.write_error = bug
             await rig.take(1)
 
@@ -223,21 +222,18 @@ async def test_a_bug_ends_the_journal_and_is_not_taken_for_a_bad_disk(tmp_path: 
 
 async def test_a_disk_that_fails_at_the_end_does_not_hold_up_the_end(tmp_path: Path) -> None:
     """The daemon would be killed after systemd's patience, without the drained line."""
-    async with open_rig(tmp_path / "j") as rig:
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         await rig.take(1)
         rig.database.write_error = disk_full
         rig.journal.settle(batch(rig.channel.receive_nowait(), sealed=False))
     assert rig.database.totals.jobs == 1
 
 
-async def test_a_disk_that_hangs_does_not_hold_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_disk_that_hangs_does_not_hold_the_end(tmp_path: Path) -> None:
     """Two SIGTERMs would not stop a daemon whose disk does not answer; only SIGKILL would."""
-    monkeypatch.setattr(journal, "_LAST_COMMIT", 0.1)
-    rig = make_rig(tmp_path / "j")
+    rig = make_rig(tmp_path / "j", tuning=replace(_TUNING, last_commit_timeout=0.1))
     with trio.fail_after(PATIENCE):
-        async with rig.journal.at_work(), trio.open_nursery() as nursery:
+        async with rig.journal.running(), trio.open_nursery() as nursery:
             rig.database.hold()
             nursery.start_soon(rig.take, 1)
             await rig.database.held()
@@ -249,13 +245,10 @@ async def test_a_disk_that_hangs_does_not_hold_the_end(
     rig.database.close()
 
 
-async def test_a_write_that_hangs_is_a_trouble(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_write_that_hangs_is_a_trouble(tmp_path: Path) -> None:
     """A load balancer would go on sending requests to a daemon that answers none."""
-    monkeypatch.setattr(thread, "_STALLED", 0.05)
-    monkeypatch.setattr(thread, "_BETWEEN_LOOKS", 0.02)
-    async with open_rig(tmp_path / "j") as rig, trio.open_nursery() as nursery:
+    tuning = replace(_TUNING, stall_timeout=0.05, stall_check_interval=0.02)
+    async with open_rig(tmp_path / "j", tuning=tuning) as rig, trio.open_nursery() as nursery:
         rig.database.hold()
         nursery.start_soon(rig.take, 1)
         await until(lambda: "journal" in rig.health.troubles)
@@ -269,7 +262,7 @@ async def test_a_write_that_hangs_is_a_trouble(
 
 async def test_a_page_that_cannot_be_read_stops_no_request(tmp_path: Path) -> None:
     """One bad sector would have POSTs refused and taken in turns, with two log lines each."""
-    async with open_rig(tmp_path / "j") as rig, trio.open_nursery() as nursery:
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig, trio.open_nursery() as nursery:
         rig.database.read_error = io_error
         with structlog.testing.capture_logs() as lines:
             nursery.start_soon(rig.journal.page, 0, 9, 99)
@@ -285,10 +278,9 @@ async def test_a_page_that_cannot_be_read_is_said_once_whatever_else_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log would say twice a second that the journal can be read, and that it cannot."""
-    monkeypatch.setattr(thread, "_AFTER_TROUBLE", 0.005)
-    monkeypatch.setattr(maintenance, "_BETWEEN", 0.005)
+    tuning = Tuning(retry_interval=0.005, maintenance_interval=0.005)
     looks: list[int] = []
-    async with open_rig(tmp_path / "j") as rig, trio.open_nursery() as nursery:
+    async with open_rig(tmp_path / "j", tuning=tuning) as rig, trio.open_nursery() as nursery:
         rig.database.page_error = io_error
         count_dead = rig.database.count_dead
 
@@ -301,7 +293,7 @@ async def test_a_page_that_cannot_be_read_is_said_once_whatever_else_is_read(
             nursery.start_soon(rig.journal.page, 0, 9, 99)
             await until(lambda: "journal_read" in rig.health.troubles)
             for _ in range(5):
-                rig.journal._maintenance.look_again()
+                rig.journal._maintenance.check_other_processes()
                 before = len(looks)
                 await until(lambda before=before: len(looks) > before)  # type: ignore[misc]
             rig.database.page_error = None
@@ -311,7 +303,7 @@ async def test_a_page_that_cannot_be_read_is_said_once_whatever_else_is_read(
 
 async def test_all_that_wait_are_refused_when_the_disk_fails(tmp_path: Path) -> None:
     """Those behind a commit that failed would be refused half a second later, one group a turn."""
-    async with open_rig(tmp_path / "j") as rig:
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         refused: list[str] = []
 
         async def take(number: int, count: int) -> None:
@@ -331,14 +323,14 @@ async def test_all_that_wait_are_refused_when_the_disk_fails(tmp_path: Path) -> 
             rig.database.let_go()
             await until(lambda: len(refused) == 11)
             assert rig.database.failures <= failures + 2
-        assert all("nothing of this request was taken" in detail for detail in refused)
+        assert all("nothing of this request was accepted" in detail for detail in refused)
         assert rig.journal._bytes == 0
         await well(rig)
 
 
 async def test_what_was_committed_is_not_held(tmp_path: Path) -> None:
     """Bodies of requests would stay in memory until the next request."""
-    async with open_rig(tmp_path / "j") as rig:
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         held: list[weakref.ref[object]] = []
 
         async def take() -> None:
@@ -363,19 +355,18 @@ async def test_a_disk_that_hangs_at_the_start_does_not_hold_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A daemon that is stopped before its disk has answered once could only be killed."""
-    monkeypatch.setattr(journal, "_LAST_COMMIT", 0.1)
-    rig = make_rig(tmp_path / "j")
+    rig = make_rig(tmp_path / "j", tuning=replace(_TUNING, last_commit_timeout=0.1))
     reached, go_on = threading.Event(), threading.Event()
 
-    def take() -> bool:
+    def create() -> bool:
         reached.set()
         assert go_on.wait(PATIENCE)
         return True
 
-    monkeypatch.setattr(rig.database.reserve, "take", take)
+    monkeypatch.setattr(rig.database.reserve, "create", create)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.journal.at_work().__aenter__)
+            nursery.start_soon(rig.journal.running().__aenter__)
             await until(reached.is_set)
             nursery.cancel_scope.cancel()
         start = trio.current_time()

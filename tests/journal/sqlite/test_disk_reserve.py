@@ -23,11 +23,11 @@ def test_a_small_disk_gives_an_eighth(tmp_path: Path) -> None:
     """The reserve itself would fill a small disk; or hold nothing but a size."""
     with small_disk(tmp_path / "disk", "2m") as disk:
         reserve = DiskReserve(disk.path)
-        assert reserve.take()
-        assert reserve.take()
+        assert reserve.create()
+        assert reserve.create()
         assert _size(disk.path) == 256 * KIB
-        reserve.give_up()
-        reserve.give_up()
+        reserve.release()
+        reserve.release()
         assert _size(disk.path) is None
 
 
@@ -37,12 +37,12 @@ def test_it_comes_back_with_room_to_spare(tmp_path: Path) -> None:
         reserve = DiskReserve(disk.path)
         ballast = disk.path / "ballast"
         ballast.write_bytes(bytes((2048 - 256 - 128) * KIB))
-        assert reserve.take()
-        reserve.give_up()
-        assert not reserve.take_back()
+        assert reserve.create()
+        reserve.release()
+        assert not reserve.recreate()
         assert _size(disk.path) is None
         ballast.unlink()
-        assert reserve.take_back()
+        assert reserve.recreate()
         assert _size(disk.path) == 256 * KIB
 
 
@@ -51,5 +51,5 @@ def test_no_room_is_no_error(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "2m") as disk:
         reserve = DiskReserve(disk.path)
         disk.fill(0)
-        assert not reserve.take()
+        assert not reserve.create()
         assert _size(disk.path) is None

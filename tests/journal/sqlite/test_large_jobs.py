@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import pytest
 
 from payloadd.errors import RefusedError, StartError
-from payloadd.journal.operations import Append, Bury, Receipt, Revive, Seal, Settle
-from payloadd.journal.sqlite import compaction, dead_letters, journal, maintenance, segment_files
+from payloadd.journal.api import Append, Bury, Receipt, Revive, Seal, Settle
+from payloadd.journal.sqlite import compaction, dead_letters, segment_files
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.dead_letters import mark
+from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.schema import MIGRATIONS, migrate
 from payloadd.journal.sqlite.segment_files import FOLDER
@@ -304,12 +305,11 @@ async def test_a_segment_that_cannot_be_written_refuses_requests(
     path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     """A 202 for payloads whose bytes are nowhere; or a daemon that does not find out it is over."""
-    monkeypatch.setattr(journal, "_AFTER_TROUBLE", 0.02)
 
     def fail(*_arguments: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    async with open_rig(path) as rig:
+    async with open_rig(path, tuning=Tuning(retry_interval=0.02)) as rig:
         await rig.take(1)
         with monkeypatch.context() as disk:
             disk.setattr(os, broken, fail)
@@ -360,9 +360,8 @@ def test_all_but_a_missing_segment_is_read(
 @pytest.mark.usefixtures("all_large")
 async def test_segments_go_by_themselves(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk would stay as full as in the longest outage; also of letters that were dropped."""
-    monkeypatch.setattr(maintenance, "_BETWEEN", 0.02)
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
-    async with open_rig(path) as rig:
+    async with open_rig(path, tuning=Tuning(maintenance_interval=0.02)) as rig:
         for number in range(1, 5):
             await rig.take(number)
         jobs = [rig.channel.receive_nowait() for _ in range(4)]

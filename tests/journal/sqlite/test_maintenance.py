@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from payloadd.journal.operations import Settle
-from payloadd.journal.sqlite import journal, maintenance, segment_files
+from payloadd.journal.api import Settle
+from payloadd.journal.sqlite import segment_files
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.segment_files import FOLDER
 from tests.support.journal import (
@@ -34,9 +35,8 @@ async def test_chores_behind_a_commit_that_hangs_do_not_spoil_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A daemon that is stopped while its disk hangs would end with a traceback and no drain."""
-    monkeypatch.setattr(maintenance, "_BETWEEN", 0.02)
-    monkeypatch.setattr(journal, "_LAST_COMMIT", 0.1)
-    rig = make_rig(tmp_path / FILE)
+    tuning = Tuning(maintenance_interval=0.02, last_commit_timeout=0.1)
+    rig = make_rig(tmp_path / FILE, tuning=tuning)
     thread = rig.journal._thread
     looking, go_on = threading.Event(), threading.Event()
 
@@ -47,7 +47,7 @@ async def test_chores_behind_a_commit_that_hangs_do_not_spoil_the_end(
 
     monkeypatch.setattr(rig.database, "foreign_changes", look)
     with trio.fail_after(PATIENCE):
-        async with rig.journal.at_work(), trio.open_nursery() as nursery:
+        async with rig.journal.running(), trio.open_nursery() as nursery:
             await until(looking.is_set)
             rig.database.compaction._live[1] = 0
             rig.database.hold()
@@ -100,9 +100,8 @@ async def test_a_full_disk_that_is_well_again_has_room(
 ) -> None:
     """What was stored meanwhile would fill it again at once: one outage would be two."""
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
-    monkeypatch.setattr(maintenance, "_BETWEEN", PATIENCE)
-    monkeypatch.setattr(journal, "_AFTER_TROUBLE", 0.02)
-    async with open_rig(tmp_path / "j") as rig:
+    tuning = Tuning(maintenance_interval=PATIENCE, retry_interval=0.02)
+    async with open_rig(tmp_path / "j", tuning=tuning) as rig:
         for number in range(1, 5):
             await rig.take(number)
         jobs = [rig.channel.receive_nowait() for _ in range(4)]

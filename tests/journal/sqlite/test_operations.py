@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from payloadd.journal.operations import Bury, Expire, Revive, Seal, Settle
+from payloadd.journal.api import Bury, Expire, Revive, Seal, Settle
 from payloadd.journal.sqlite import dead_letters
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.dead_letters import REVIVED_PER_COMMIT, drop
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from payloadd.journal.operations import Operation
+    from payloadd.journal.api import Operation
 
 pytestmark = pytest.mark.usefixtures("anywhere")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 
-from payloadd.journal.operations import Settle
+from payloadd.journal.api import Settle
 from payloadd.journal.sqlite import damaged_files, repair
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
@@ -58,7 +58,7 @@ async def test_each_payload_is_stored_or_told_whatever_its_state(path: Path) -> 
     """Totals went negative, and payloads were stored and listed as DAMAGED too."""
     rig = make_rig(path, max_jobs=200)
     with trio.fail_after(20):
-        async with rig.journal.at_work():
+        async with rig.journal.running():
             jobs = await fill(rig)
             before_seal, in_store, settling = jobs[:20], jobs[20:40], jobs[40:60]
             dying, queued = jobs[60:80], jobs[80:]
@@ -99,7 +99,7 @@ async def test_a_page_on_its_way_to_the_channel_is_in_memory(path: Path) -> None
     """Payloads that the refill has read were listed as DAMAGED, and stored."""
     rig = make_rig(path, max_jobs=200)
     with trio.fail_after(20):
-        async with rig.journal.at_work(), trio.open_nursery() as nursery:
+        async with rig.journal.running(), trio.open_nursery() as nursery:
             jobs = await fill(rig)
             # The refill reads a page and waits for room: all bytes are in the hands of workers.
             rig.channel.max_bytes = rig.channel.bytes_held

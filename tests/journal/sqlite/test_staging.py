@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 from unittest.mock import patch
 
 import pytest
@@ -13,21 +14,32 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError
-from payloadd.journal.operations import Abandon, Append, Clear, Receipt, Seal, Settle, Stage
-from payloadd.journal.sqlite import commit_queue, journal, maintenance, segment_files
+from payloadd.journal.api import Abandon, Append, Clear, Receipt, Seal, Settle, Stage
+from payloadd.journal.sqlite import segment_files
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.segment_files import FOLDER
 from payloadd.journal.sqlite.segments import LARGE, WORTH_A_SYNC
 from payloadd.model.job import Part
-from tests.support.journal import append, batch, contents, disk_full, id_of, job, open_rig, until
+from tests.support.journal import (
+    QUICK,
+    append,
+    batch,
+    contents,
+    disk_full,
+    id_of,
+    job,
+    open_rig,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from payloadd.journal.operations import Operation
+    from payloadd.journal.api import Operation
     from payloadd.journal.sqlite.damage import Finding
 
 _ALL = (0, 10_000, 10**9)
@@ -47,12 +59,8 @@ def database(path: Path) -> Iterator[Database]:
         yield one
 
 
-@pytest.fixture
-def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have requests of more than 10 jobs written in steps of as many."""
-    monkeypatch.setattr(commit_queue, "_MOST_LARGE_ROWS", 10)
-    monkeypatch.setattr(journal, "_AFTER_TROUBLE", 0.02)
-    monkeypatch.setattr(maintenance, "_BETWEEN", 0.02)
+_SMALL_STEPS: Final = replace(QUICK, most_large_rows=10)
+"""Requests of more than 10 jobs are written in steps of 10."""
 
 
 def commit_step(database: Database, request: Append, end: int) -> None:
@@ -293,11 +301,10 @@ def test_segments_stay_in_the_order_of_their_jobs(
 # --- the journal as a whole ---------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("_small_steps")
 async def test_small_requests_are_answered_while_a_large_one_is_written(path: Path) -> None:
     """Each client would wait for the largest request of all clients."""
     path.parent.mkdir()
-    async with open_rig(path) as rig, trio.open_nursery() as nursery:
+    async with open_rig(path, tuning=_SMALL_STEPS) as rig, trio.open_nursery() as nursery:
         nursery.start_soon(rig.feeder.refill, rig.journal)
         rig.database.hold()
         nursery.start_soon(rig.take, 1, None, 95)
@@ -313,11 +320,10 @@ async def test_small_requests_are_answered_while_a_large_one_is_written(path: Pa
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.usefixtures("_small_steps")
 async def test_many_large_and_small_requests_are_all_shown_in_order(path: Path) -> None:
     """Jobs would be uploaded twice, out of order, or at the next start only."""
     path.parent.mkdir()
-    async with open_rig(path) as rig, trio.open_nursery() as nursery:
+    async with open_rig(path, tuning=_SMALL_STEPS) as rig, trio.open_nursery() as nursery:
         nursery.start_soon(rig.feeder.refill, rig.journal)
         async with trio.open_nursery() as posting:
             for number in range(5):
@@ -330,13 +336,12 @@ async def test_many_large_and_small_requests_are_all_shown_in_order(path: Path) 
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.usefixtures("_small_steps")
 async def test_a_disk_error_refuses_a_large_request_whole(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of a refused request would be stored; or all that was committed beside it kept back."""
     path.parent.mkdir()
-    async with open_rig(path) as rig, trio.open_nursery() as nursery:
+    async with open_rig(path, tuning=_SMALL_STEPS) as rig, trio.open_nursery() as nursery:
         nursery.start_soon(rig.feeder.refill, rig.journal)
         refused: list[RefusedError] = []
 
@@ -373,13 +378,12 @@ async def test_a_disk_error_refuses_a_large_request_whole(
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.usefixtures("_small_steps")
 async def test_a_large_request_that_is_under_way_is_finished_before_the_end(path: Path) -> None:
     """A drain would refuse what it has half written."""
     path.parent.mkdir()
     outcomes: list[Receipt | RefusedError] = []
     wanted = append(1, count=95)
-    async with open_rig(path) as rig:
+    async with open_rig(path, tuning=_SMALL_STEPS) as rig:
         rig.database.hold()
         rig.journal.append(wanted.receipt, wanted.parts, None, outcomes.append)
         await rig.database.held()
@@ -389,14 +393,10 @@ async def test_a_large_request_that_is_under_way_is_finished_before_the_end(path
 
 
 @pytest.mark.parametrize("most", [(10, 10**6), (4, 10**6), (10, 13), (10, 5), (10, 1)])
-async def test_a_page_is_read_in_pieces(
-    path: Path, monkeypatch: pytest.MonkeyPatch, most: tuple[int, int]
-) -> None:
+async def test_a_page_is_read_in_pieces(path: Path, most: tuple[int, int]) -> None:
     """Each commit would wait until 5,000 rows are read: 0.1 s."""
-    monkeypatch.setattr(journal, "_JOBS_AT_ONCE", 3)
-    monkeypatch.setattr(journal, "_BYTES_AT_ONCE", 7)
     path.parent.mkdir()
-    async with open_rig(path) as rig:
+    async with open_rig(path, tuning=Tuning(page_jobs=3, page_bytes=7)) as rig:
         await rig.take(1, count=7)
         await rig.take(100_000_000)
         found = await rig.journal.page(0, *most)

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from payloadd.journal.sqlite.disk import Disk
+from payloadd.journal.sqlite.disk import DiskState
 from payloadd.journal.sqlite.thread import JournalThread
 from payloadd.observe.health import Health
 from tests.support.journal import PATIENCE, until
@@ -48,7 +48,7 @@ def door() -> Iterator[Door]:
 @pytest.fixture
 def thread() -> Iterator[JournalThread]:
     """Return a thread for the time of the test."""
-    one = JournalThread(Disk(Health()))
+    one = JournalThread(DiskState(Health()))
     yield one
     one.end()
 
@@ -198,7 +198,7 @@ def test_what_ends_behind_the_run_is_told_to_nobody(door: Door) -> None:
     """A disk that wakes up after the daemon's last line would add a traceback to it."""
 
     async def leave() -> threading.Thread:
-        thread = JournalThread(Disk(Health()))
+        thread = JournalThread(DiskState(Health()))
         here = await thread.read(threading.current_thread)
         with trio.move_on_after(0.02):
             await thread.read(door.pass_through)

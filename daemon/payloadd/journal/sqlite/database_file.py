@@ -51,7 +51,7 @@ class SoundFile:
         self._folder = path.parent
         self.reserve = DiskReserve(self._folder, max_length)
         # The last run has left it: on a disk that is full SQLite needs room to open a file.
-        self.reserve.give_up()
+        self.reserve.release()
         self.most_keys = sys.maxsize
         """Idempotency-Keys that are kept at most."""
         self.in_doubt = False

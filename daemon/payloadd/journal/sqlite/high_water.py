@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable
 
-    from payloadd.journal.sqlite.totals import Totals
+    from payloadd.journal.sqlite.transaction import Totals
 
 _SUFFIX: Final = ".high"
 """Of the file's name in STATE_DIR, ``journal.high``."""

@@ -28,7 +28,7 @@ from payloadd.journal.sqlite.damage import Finding, corrupt, refusal
 from payloadd.journal.sqlite.job_rows import merge
 from payloadd.journal.sqlite.schema import FILE, create_copy, look_into
 from payloadd.journal.sqlite.table_scan import Scan, is_trouble
-from payloadd.journal.sqlite.totals import Totals
+from payloadd.journal.sqlite.transaction import Totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
