@@ -102,8 +102,8 @@ class Journal(Protocol):
     def bury(self, batch: Batch, code: str, reason: str) -> None:
         """Make a dead letter of a batch that the store refused for good.
 
-        It is written with one of the next commits. ``code`` and ``reason`` are the store's. A journal that keeps no dead letters calls
-        ``JournalListener.discarded``.
+        It is written with one of the next commits. ``code`` and ``reason`` are the store's error. A
+        journal that keeps no dead letters calls ``JournalListener.discarded``.
         """
         ...
 
@@ -142,12 +142,13 @@ class JournalListener(Protocol):
     def committed(self, jobs: Sequence[Job]) -> None:
         """Queue jobs that are durable now; ``Journal.page`` is asked for those that do not fit.
 
-        The jobs of one commit may come in several calls.
+        The jobs of one commit may come in several calls. A page that is read between two of them
+        may contain jobs of the later call; the listener ignores them then.
         """
         ...
 
     def left_for_page(self, newest: int) -> None:
-        """Note that jobs up to ``newest`` are durable and not offered: ``Journal.page`` has them."""
+        """Note that durable jobs up to ``newest`` are not offered: ``Journal.page`` has them."""
         ...
 
     def replayed(self, jobs: Sequence[Job]) -> None:

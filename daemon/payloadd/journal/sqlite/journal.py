@@ -107,22 +107,13 @@ class SqliteJournal:
         self._max_bytes = max_bytes
         self._tuning = tuning
         self._thread = JournalThread(
-            self._disk,
-            tuning.retry_interval,
-            tuning.stall_timeout,
-            tuning.stall_check_interval,
+            self._disk, tuning.retry_interval, tuning.stall_timeout, tuning.stall_check_interval
         )
         self._sealed = deque(database.sealed_firsts)
         # Waiting requests are bounded by max_bytes, the other operations by MAX_WORKERS.
         self._commit_queue = CommitQueue(tuning.most_large_rows)
-        self._maintenance = Maintenance(
-            database,
-            self._thread,
-            self._disk,
-            listener,
-            self._commit_queue.add,
-            tuning.maintenance_interval,
-        )
+        add, interval = self._commit_queue.add, tuning.maintenance_interval
+        self._maintenance = Maintenance(database, self._thread, self._disk, listener, add, interval)
         self._in_memory = InMemory(database, listener, self._commit_queue)
         self._bytes = 0
         """Bytes of the requests that wait for a commit."""
