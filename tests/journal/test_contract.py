@@ -93,7 +93,7 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
 
 
 async def test_a_request_is_answered_once_and_after_its_jobs_were_offered(opener: Opener) -> None:
-    """A client would be told of payloads that the pipeline does not know."""
+    """Otherwise a client gets a 202 for payloads that the pipeline does not know."""
     async with opener.run() as run:
         assert await run.accept(1, count=3) == Receipt(id_of(1), 3)
         await run.journal.pulse()
@@ -104,7 +104,7 @@ async def test_a_request_is_answered_once_and_after_its_jobs_were_offered(opener
 
 
 async def test_an_empty_request_is_answered(opener: Opener) -> None:
-    """A client that sends an empty collection would wait for ever."""
+    """Otherwise a client that sends an empty collection waits for ever."""
     async with opener.run() as run:
         assert await run.accept(1, count=0, key=b"k") == Receipt(id_of(1), 0)
         assert await run.accept(2, count=1, key=b"k") == Receipt(id_of(2), 1)
@@ -114,7 +114,7 @@ async def test_an_empty_request_is_answered(opener: Opener) -> None:
 async def test_all_jobs_are_offered_once_in_order_and_those_of_a_request_together(
     opener: Opener,
 ) -> None:
-    """A batch is named by its first and last number: it would contain jobs of other requests."""
+    """Otherwise a batch, named by its first and last number, contains wrong jobs."""
     sizes = {1000 * number: 1 + number % 5 for number in range(1, 60)}
     sizes[10**6] = 3000  # more jobs than a journal writes at once
     async with opener.run() as run:
@@ -134,7 +134,7 @@ async def test_all_jobs_are_offered_once_in_order_and_those_of_a_request_togethe
 
 
 async def test_a_request_that_can_never_be_accepted_is_refused_at_once(opener: Opener) -> None:
-    """A client that is told to try again would do so for ever."""
+    """Otherwise the client repeats the request for ever."""
     async with opener.run(max_bytes=2**20, environ=_SMALL) as run:
         large = part(1)._replace(lines=b"1" * 2**20 + b"\n")
         with pytest.raises(TooLargeError):
@@ -144,7 +144,7 @@ async def test_a_request_that_can_never_be_accepted_is_refused_at_once(opener: O
 
 
 async def test_a_full_journal_refuses_whole_requests_until_jobs_are_stored(opener: Opener) -> None:
-    """Half of a refused request would be stored, and again with the repetition; or none ever."""
+    """Otherwise half of a refused request is stored, or the journal never accepts again."""
     async with opener.run(max_jobs=1001, environ=_SMALL) as run:
         accepted = 0
         requests = (
@@ -170,7 +170,7 @@ async def test_a_full_journal_refuses_whole_requests_until_jobs_are_stored(opene
 
 
 async def test_a_known_key_gets_the_first_receipt_and_accepts_nothing(opener: Opener) -> None:
-    """A client that repeats a request would have its payloads stored twice."""
+    """Otherwise a client that repeats a request stores its payloads twice."""
     async with opener.run() as run:
         receipts: list[Receipt] = []
 
@@ -191,7 +191,7 @@ async def test_a_known_key_gets_the_first_receipt_and_accepts_nothing(opener: Op
 
 
 async def test_jobs_that_are_not_stored_are_there_in_the_next_run(opener: Opener) -> None:
-    """A restart would lose accepted payloads, or give two jobs one number."""
+    """Otherwise a restart loses accepted payloads, or gives two jobs one number."""
     async with opener.run() as run:
         await run.accept(1, count=9)
         jobs = run.pipeline.received
@@ -214,7 +214,7 @@ async def test_jobs_that_are_not_stored_are_there_in_the_next_run(opener: Opener
 async def test_a_page_keeps_its_bounds_but_contains_a_job(
     opener: Opener, most_jobs: int, most_bytes: int, expected: int
 ) -> None:
-    """A page would take more memory than the queue allows, or the backlog would stop."""
+    """Otherwise a page takes more memory than the queue allows, or the backlog stops."""
     async with opener.run() as run:
         await run.accept(1, count=6)
         durable = run.journal.durable
@@ -225,7 +225,7 @@ async def test_a_page_keeps_its_bounds_but_contains_a_job(
 
 
 async def test_a_sealed_batch_comes_back_whole_until_it_is_settled(opener: Opener) -> None:
-    """A batch that is repeated with other members or another key would be a second object."""
+    """Otherwise a repeated upload with other members or another key is a second object."""
     async with opener.run() as run:
         await run.accept(1, count=9)
         jobs = run.pipeline.received
@@ -252,7 +252,7 @@ async def test_a_sealed_batch_comes_back_whole_until_it_is_settled(opener: Opene
 
 
 async def test_a_buried_batch_is_kept_or_reported_as_discarded(opener: Opener) -> None:
-    """The count of lost payloads would be wrong, or a batch be sent that the store never takes."""
+    """Otherwise `lost` is wrong, or a batch that the store refuses for good is sent again."""
     async with opener.run() as run:
         await run.accept(1, count=3)
         one, two, three = run.pipeline.received
@@ -269,7 +269,7 @@ async def test_a_buried_batch_is_kept_or_reported_as_discarded(opener: Opener) -
 
 
 async def test_jobs_that_find_the_queue_full_are_refused_or_read_later(opener: Opener) -> None:
-    """A burst would be lost, or fill the memory."""
+    """Otherwise a burst is lost, or fills the memory."""
     async with opener.run(max_jobs=5) as run:
         accepted = 0
         for number in range(1, 12):
@@ -282,8 +282,8 @@ async def test_jobs_that_find_the_queue_full_are_refused_or_read_later(opener: O
         assert [one.seq for one in run.pipeline.received] == [*range(1, accepted + 1)]
 
 
-async def test_operations_of_the_last_moment_are_written(opener: Opener) -> None:
-    """A drain that stored everything would store it again at the next start."""
+async def test_operations_are_written_when_the_journal_closes(opener: Opener) -> None:
+    """Otherwise a drain that has stored all payloads stores them again at the next start."""
     async with opener.run() as run:
         await run.accept(1, count=4)
         jobs = run.pipeline.received
@@ -294,7 +294,7 @@ async def test_operations_of_the_last_moment_are_written(opener: Opener) -> None
     assert run.pipeline.payloads["closed"] == (1 if durable else 0)
 
 
-async def test_an_idle_journal_has_a_pulse_and_accepts(opener: Opener) -> None:
+async def test_an_idle_journal_has_a_pulse_and_refuses_nothing(opener: Opener) -> None:
     """Systemd would end a daemon that works, or a load balancer would pass it over."""
     async with opener.run() as run:
         for _ in range(3):

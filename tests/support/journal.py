@@ -84,7 +84,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def disk_full() -> sqlite3.OperationalError:
-    """Return what SQLite raises when the disk is full."""
+    """Return the error that SQLite raises when the disk is full."""
     return sqlite3.OperationalError("database or disk is full")
 
 

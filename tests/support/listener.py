@@ -115,5 +115,5 @@ class RecordingListener:
         return self.queued
 
     def has_room(self, jobs: int, size: int) -> bool:
-        """Return whether the queue has room, in jobs only."""
+        """Return whether so many more jobs fit; bytes are bounded for one request only."""
         return self.queued + jobs <= self._max_jobs and size <= self.queue_bytes

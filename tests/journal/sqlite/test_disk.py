@@ -1,4 +1,4 @@
-"""A journal whose disk fails, and a daemon that stops while it does."""
+"""A journal whose disk fails, and a daemon that stops while the disk fails."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ _TUNING: Final = Tuning(retry_interval=0.02)
 
 
 def io_error() -> Exception:
-    """Return what SQLite raises when the disk is broken."""
+    """Return the error that SQLite raises when the disk is broken."""
     return sqlite3.OperationalError("disk I/O error")
 
 
 def written(rig: JournalRig) -> list[type]:
-    """Return the kinds of what was committed, in order, without the chores."""
+    """Return the types of the committed operations, in order, without maintenance."""
     wanted = (Append, Seal, Settle)
     return [type(one) for ops in rig.database.commits for one in ops if isinstance(one, wanted)]
 
 
-async def well(rig: JournalRig) -> None:
-    """Mend the disk and return once the journal knows."""
+async def repair_disk(rig: JournalRig) -> None:
+    """Let the disk work again, and return once the journal has noticed."""
     rig.database.write_error = rig.database.read_error = None
     await until(lambda: not rig.health.troubles)
 
 
 @pytest.mark.parametrize("end", ["cancelled", "raised", "left"])
-async def test_nothing_is_dropped_when_the_end_meets_a_read(tmp_path: Path, end: str) -> None:
-    """A drain at the wrong moment would leave stored payloads in the journal, to be sent again."""
+async def test_operations_behind_a_read_are_committed_at_the_end(tmp_path: Path, end: str) -> None:
+    """Otherwise a drain leaves stored payloads in the journal, and they are uploaded again."""
     rig = make_rig(tmp_path / "j", tuning=_TUNING)
     with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
         try:
@@ -59,12 +59,12 @@ async def test_nothing_is_dropped_when_the_end_meets_a_read(tmp_path: Path, end:
                 nursery.start_soon(rig.journal.page, 0, 10, 100)
                 await rig.database.held()
                 rig.journal.settle(batch(jobs[0], sealed=False))
-                nursery.start_soon(rig.take, 3)  # has the group taken to the thread's door
+                nursery.start_soon(rig.take, 3)  # its group waits for the thread
                 await wait_all_tasks_blocked()
                 rig.journal.bury(batch(jobs[1], sealed=False), "C", "r")
                 trio.lowlevel.current_trio_token().run_sync_soon(rig.database.let_go)
                 if end == "raised":
-                    raise ZeroDivisionError  # noqa: TRY301 - the body of whoever has the journal
+                    raise ZeroDivisionError  # noqa: TRY301 - an error in the body
                 (scope if end == "cancelled" else nursery.cancel_scope).cancel()
         except* ZeroDivisionError:
             assert end == "raised"
@@ -77,8 +77,8 @@ async def test_nothing_is_dropped_when_the_end_meets_a_read(tmp_path: Path, end:
     rig.database.close()
 
 
-async def test_what_is_kept_goes_before_what_is_new(tmp_path: Path) -> None:
-    """A batch settled before it is sealed would come back after a crash without its jobs."""
+async def test_operations_of_a_failed_commit_precede_new_ones(tmp_path: Path) -> None:
+    """Otherwise a batch is settled before it is sealed, and comes back without its jobs."""
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         await rig.take(1, count=3)
         jobs = [rig.channel.receive_nowait() for _ in range(3)]
@@ -91,13 +91,13 @@ async def test_what_is_kept_goes_before_what_is_new(tmp_path: Path) -> None:
             rig.journal.settle(batch(jobs[2], sealed=False))
             failures = rig.database.failures
             await until(lambda: rig.database.failures > failures + 1)
-            await well(rig)
+            await repair_disk(rig)
         assert written(rig) == [Append, Seal, Seal, Settle]
         assert rig.database.totals.jobs == 2
 
 
-async def test_those_who_wait_are_refused_and_the_others_wait_on(tmp_path: Path) -> None:
-    """A request in the same commit as a seal would hang, or the seal be taken for done."""
+async def test_a_failed_commit_refuses_requests_and_delays_seals(tmp_path: Path) -> None:
+    """Otherwise a request in the commit of a seal hangs, or an upload begins without its seal."""
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         await rig.take(1)
         job = rig.channel.receive_nowait()
@@ -127,40 +127,40 @@ async def test_those_who_wait_are_refused_and_the_others_wait_on(tmp_path: Path)
             await until(lambda: len(refused) == 6)
             await until(lambda: rig.database.failures > 5)
             assert not sealed.is_set()
-            await well(rig)
+            await repair_disk(rig)
         assert refused == [("DISK_ERROR", True)] * 6
         assert (rig.accounting.accepted, rig.database.totals.jobs) == (1, 1)
         assert written(rig) == [Append, Seal]
 
 
-async def test_a_trouble_is_said_once_and_so_is_its_end(tmp_path: Path) -> None:
-    """Two log lines a second for a week bury everything else."""
+async def test_a_trouble_is_logged_once_and_so_is_its_end(tmp_path: Path) -> None:
+    """Otherwise two log lines a second hide all others."""
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         with structlog.testing.capture_logs() as lines:
             rig.database.write_error = disk_full
             with pytest.raises(RefusedError):
                 await rig.take(1)
             await until(lambda: rig.database.failures > 5)
-            await well(rig)
+            await repair_disk(rig)
             await rig.take(2)
         assert [line["event"] for line in lines] == ["journal_unavailable", "journal_available"]
         assert lines[0]["reason"] == "database or disk is full"
 
 
-async def test_an_idle_journal_finds_out_by_itself_that_the_disk_is_back(tmp_path: Path) -> None:
-    """A daemon that a balancer took out would stay out: nothing comes in that would show it."""
+async def test_an_idle_journal_notices_that_the_disk_works_again(tmp_path: Path) -> None:
+    """A load balancer sends no requests, so without a probe the trouble would never end."""
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         rig.database.write_error = io_error
         with pytest.raises(RefusedError):
             await rig.take(1)
         await until(lambda: rig.database.failures > 3)
-        await well(rig)
+        await repair_disk(rig)
         assert rig.journal.refusal() is None
         assert (await rig.take(2)).payloads == 1
 
 
-async def test_the_backlog_waits_while_nothing_can_be_written(tmp_path: Path) -> None:
-    """What is stored meanwhile waits in memory to be settled: the whole backlog would."""
+async def test_no_page_is_read_while_the_disk_refuses_writes(tmp_path: Path) -> None:
+    """Otherwise the whole backlog waits in memory to be settled."""
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         await rig.take(1, count=3)
         rig.database.write_error = disk_full
@@ -177,12 +177,12 @@ async def test_the_backlog_waits_while_nothing_can_be_written(tmp_path: Path) ->
             rig.database.write_error = io_error
             await until(lambda: rig.health.troubles["journal"].reason == "disk I/O error")
             assert pages == []
-            await well(rig)
+            await repair_disk(rig)
         assert pages == [3]
 
 
-async def test_a_page_that_cannot_be_read_comes_when_it_can(tmp_path: Path) -> None:
-    """One bad moment of the disk would end the daemon, or leave the backlog where it is."""
+async def test_an_unreadable_page_is_returned_once_it_can_be_read(tmp_path: Path) -> None:
+    """Otherwise one failed read ends the daemon, or the backlog is never uploaded."""
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         await rig.take(1, count=3)
         rig.database.read_error = io_error
@@ -200,8 +200,8 @@ async def test_a_page_that_cannot_be_read_comes_when_it_can(tmp_path: Path) -> N
         await until(lambda: not rig.health.troubles)
 
 
-async def test_a_bug_ends_the_journal_and_is_not_taken_for_a_bad_disk(tmp_path: Path) -> None:
-    """A daemon that answers 503 for ever tells nobody that it has to be mended."""
+async def test_a_bug_ends_the_journal_and_is_no_disk_trouble(tmp_path: Path) -> None:
+    """Otherwise a daemon with a bug answers 503 for ever and is not restarted."""
     rig = make_rig(tmp_path / "j", tuning=_TUNING)
 
     def bug() -> Exception:
@@ -220,8 +220,8 @@ async def test_a_bug_ends_the_journal_and_is_not_taken_for_a_bad_disk(tmp_path: 
     rig.database.close()
 
 
-async def test_a_disk_that_fails_at_the_end_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    """The daemon would be killed after systemd's patience, without the drained line."""
+async def test_a_failing_disk_does_not_delay_the_end(tmp_path: Path) -> None:
+    """Otherwise systemd kills the daemon before the `drained` line."""
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         await rig.take(1)
         rig.database.write_error = disk_full
@@ -229,8 +229,8 @@ async def test_a_disk_that_fails_at_the_end_does_not_hold_up_the_end(tmp_path: P
     assert rig.database.totals.jobs == 1
 
 
-async def test_a_disk_that_hangs_does_not_hold_the_end(tmp_path: Path) -> None:
-    """Two SIGTERMs would not stop a daemon whose disk does not answer; only SIGKILL would."""
+async def test_a_hanging_disk_does_not_delay_the_end(tmp_path: Path) -> None:
+    """Otherwise only SIGKILL stops a daemon whose disk does not answer."""
     rig = make_rig(tmp_path / "j", tuning=replace(_TUNING, last_commit_timeout=0.1))
     with trio.fail_after(PATIENCE):
         async with rig.journal.running(), trio.open_nursery() as nursery:
@@ -245,8 +245,8 @@ async def test_a_disk_that_hangs_does_not_hold_the_end(tmp_path: Path) -> None:
     rig.database.close()
 
 
-async def test_a_write_that_hangs_is_a_trouble(tmp_path: Path) -> None:
-    """A load balancer would go on sending requests to a daemon that answers none."""
+async def test_a_hanging_write_is_a_trouble(tmp_path: Path) -> None:
+    """Otherwise a load balancer sends requests to a daemon that answers none."""
     tuning = replace(_TUNING, stall_timeout=0.05, stall_check_interval=0.02)
     async with open_rig(tmp_path / "j", tuning=tuning) as rig, trio.open_nursery() as nursery:
         rig.database.hold()
@@ -260,8 +260,8 @@ async def test_a_write_that_hangs_is_a_trouble(tmp_path: Path) -> None:
         assert rig.accounting.accepted == 1
 
 
-async def test_a_page_that_cannot_be_read_stops_no_request(tmp_path: Path) -> None:
-    """One bad sector would have POSTs refused and taken in turns, with two log lines each."""
+async def test_an_unreadable_page_does_not_refuse_requests(tmp_path: Path) -> None:
+    """Otherwise one bad sector makes POSTs fail and succeed by turns, with two log lines each."""
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig, trio.open_nursery() as nursery:
         rig.database.read_error = io_error
         with structlog.testing.capture_logs() as lines:
@@ -274,10 +274,10 @@ async def test_a_page_that_cannot_be_read_stops_no_request(tmp_path: Path) -> No
     assert [line["event"] for line in lines] == ["journal_unreadable", "journal_readable"]
 
 
-async def test_a_page_that_cannot_be_read_is_said_once_whatever_else_is_read(
+async def test_other_reads_do_not_end_the_trouble_of_a_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log would say twice a second that the journal can be read, and that it cannot."""
+    """Otherwise the log reports twice a second that the journal is readable and unreadable."""
     tuning = Tuning(retry_interval=0.005, maintenance_interval=0.005)
     looks: list[int] = []
     async with open_rig(tmp_path / "j", tuning=tuning) as rig, trio.open_nursery() as nursery:
@@ -301,8 +301,8 @@ async def test_a_page_that_cannot_be_read_is_said_once_whatever_else_is_read(
     assert [line["event"] for line in lines] == ["journal_unreadable", "journal_readable"]
 
 
-async def test_all_that_wait_are_refused_when_the_disk_fails(tmp_path: Path) -> None:
-    """Those behind a commit that failed would be refused half a second later, one group a turn."""
+async def test_all_waiting_requests_are_refused_when_the_disk_fails(tmp_path: Path) -> None:
+    """Otherwise requests behind a failed commit are refused later, one group at a time."""
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         refused: list[str] = []
 
@@ -325,24 +325,24 @@ async def test_all_that_wait_are_refused_when_the_disk_fails(tmp_path: Path) -> 
             assert rig.database.failures <= failures + 2
         assert all("nothing of this request was accepted" in detail for detail in refused)
         assert rig.journal._bytes == 0
-        await well(rig)
+        await repair_disk(rig)
 
 
-async def test_what_was_committed_is_not_held(tmp_path: Path) -> None:
-    """Bodies of requests would stay in memory until the next request."""
+async def test_committed_requests_do_not_stay_in_memory(tmp_path: Path) -> None:
+    """Otherwise the bodies of requests stay in memory until the next request."""
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         held: list[weakref.ref[object]] = []
 
         async def take() -> None:
             wanted = append(1, count=3)
-            told = trio.Event()
+            answered = trio.Event()
 
             def done(_: object) -> None:
-                told.set()
+                answered.set()
 
             held.append(weakref.ref(done))
             rig.journal.append(wanted.receipt, wanted.parts, None, done)
-            await told.wait()
+            await answered.wait()
 
         await take()
         for _ in range(3):
@@ -351,10 +351,10 @@ async def test_what_was_committed_is_not_held(tmp_path: Path) -> None:
         await until(lambda: held[0]() is None)
 
 
-async def test_a_disk_that_hangs_at_the_start_does_not_hold_the_end(
+async def test_a_disk_that_hangs_at_the_start_does_not_delay_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A daemon that is stopped before its disk has answered once could only be killed."""
+    """Otherwise only SIGKILL stops a daemon whose disk has never answered."""
     rig = make_rig(tmp_path / "j", tuning=replace(_TUNING, last_commit_timeout=0.1))
     reached, go_on = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""A disk that hangs is told from a daemon that is late."""
+"""Distinguish a disk that hangs from a daemon that is late."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def clocks() -> Clocks:
 
 
 def test_the_seconds_of_one_call_are_counted(clocks: Clocks) -> None:
-    """Clients would wait for an answer for as long as the disk hangs."""
+    """Otherwise clients wait for a response for as long as the disk hangs."""
     assert clocks.check() == 0.0
     clocks.marks.begun = 1
     assert [clocks.check() for _ in range(4)] == [0.0, 1.0, 2.0, 3.0]
@@ -62,35 +62,35 @@ def test_the_seconds_of_one_call_are_counted(clocks: Clocks) -> None:
     assert clocks.check() == 0.0
 
 
-def test_each_call_is_counted_by_itself(clocks: Clocks) -> None:
-    """Six commits of a slow disk would be called one that hangs."""
+def test_the_time_of_several_calls_is_not_added(clocks: Clocks) -> None:
+    """Otherwise six commits of a slow disk count as a hanging one."""
     for number in range(1, 9):
         clocks.marks.begun = number
         clocks.marks.ended = number - 1
         assert clocks.check() == 0.0
 
 
-def test_late_looks_do_not_count(clocks: Clocks) -> None:
-    """A process that was stopped for 20 s would blame the disk for it."""
+def test_late_checks_do_not_count(clocks: Clocks) -> None:
+    """Otherwise a process that was stopped for 20 s reports that the disk hangs."""
     clocks.marks.begun = 1
     clocks.check()
     assert clocks.check(late=20.0) == 0.0
     assert clocks.check(late=0.4) == 1.0
 
 
-def test_a_thread_that_is_starved_does_not_count(clocks: Clocks) -> None:
-    """A loop that decodes documents for seconds would blame the disk for that."""
+def test_a_starved_thread_does_not_count(clocks: Clocks) -> None:
+    """Otherwise an event loop that is busy for seconds reports that the disk hangs."""
     clocks.marks.begun = 1
     clocks.check()
     assert clocks.check(thread=0.002, loop=0.9) == 0.0
     # The loop is busy and the thread uses no time at all: it waits for the disk.
     assert clocks.check(thread=0.0, loop=0.9) == 1.0
-    # A slow disk: the thread gets on now and then, and nothing keeps it from running.
+    # A slow disk: the thread runs now and then, and the event loop leaves it the lock.
     assert clocks.check(thread=0.002, loop=0.1) == 2.0
 
 
-async def test_a_loop_that_blocks_beside_a_healthy_disk_is_no_trouble(tmp_path: Path) -> None:
-    """One slow request would have 256 others refused with `DISK_ERROR`."""
+async def test_a_blocked_event_loop_is_no_disk_trouble(tmp_path: Path) -> None:
+    """Otherwise one slow request makes 256 others fail with `DISK_ERROR`."""
     tuning = Tuning(stall_timeout=0.2, stall_check_interval=0.04)
     with structlog.testing.capture_logs() as lines:
         async with open_rig(tmp_path / "j", tuning=tuning) as rig, trio.open_nursery() as nursery:
@@ -103,8 +103,8 @@ async def test_a_loop_that_blocks_beside_a_healthy_disk_is_no_trouble(tmp_path: 
     assert lines == []
 
 
-async def test_a_commit_that_hangs_beside_a_busy_loop_is_a_trouble(tmp_path: Path) -> None:
-    """Requests would wait for the disk for as long as anything else keeps the daemon busy."""
+async def test_a_hanging_commit_beside_a_busy_event_loop_is_a_trouble(tmp_path: Path) -> None:
+    """Otherwise requests wait for a hanging disk for as long as the event loop is busy."""
     tuning = Tuning(stall_timeout=0.2, stall_check_interval=0.05)
     async with open_rig(tmp_path / "j", tuning=tuning) as rig, trio.open_nursery() as nursery:
         rig.database.hold()
@@ -119,8 +119,8 @@ async def test_a_commit_that_hangs_beside_a_busy_loop_is_a_trouble(tmp_path: Pat
         await until(lambda: not rig.health.troubles)
 
 
-async def test_a_daemon_that_was_stopped_does_not_blame_the_disk(tmp_path: Path) -> None:
-    """A machine that is suspended, or a debugger, would have clients told of a broken disk."""
+async def test_a_stopped_daemon_reports_no_disk_trouble(tmp_path: Path) -> None:
+    """Otherwise clients of a suspended machine get `DISK_ERROR` although its disk works."""
     async with running_daemon(tmp_path) as daemon:
         posts = Posts(daemon.url)
         async with trio.open_nursery() as nursery:
