@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -149,7 +148,7 @@ async def test_a_full_journal_refuses_whole_requests_until_jobs_are_stored(opene
         accepted = 0
         requests = (
             [part(one)._replace(lines=b"%1000d\n" % one) for one in range(first, first + 50)]
-            for first in count(1, 50)
+            for first in range(1, 50_000, 50)
         )
         with pytest.raises(RefusedError) as caught:  # noqa: PT012 - one of them is refused
             for parts in requests:
@@ -295,7 +294,7 @@ async def test_operations_are_written_when_the_journal_closes(opener: Opener) ->
 
 
 async def test_an_idle_journal_has_a_pulse_and_refuses_nothing(opener: Opener) -> None:
-    """Systemd would end a daemon that works, or a load balancer would pass it over."""
+    """Otherwise systemd ends an idle daemon, or a load balancer sends it no requests."""
     async with opener.run() as run:
         for _ in range(3):
             await run.journal.pulse()

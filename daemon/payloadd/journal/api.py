@@ -4,7 +4,7 @@ The pipeline and the journals know this module; they do not know each other. A n
 implements ``Journal``, calls a ``JournalListener``, is opened in ``open.py``, and passes
 ``tests/journal/test_contract.py``.
 
-What a journal owes the pipeline:
+The promises of a journal to the pipeline:
 
 * **Numbers.** A job gets its ``seq`` when its request is committed. Later commits give higher
   numbers, and no number is given twice, not even after a restart. The jobs of one request have
@@ -123,12 +123,12 @@ class Journal(Protocol):
         ...
 
     async def pulse(self) -> None:
-        """Return once a commit has ended, as a request waits for one: a sign of life."""
+        """Return once a commit has ended, successful or not: the journal does not hang then."""
         ...
 
 
 class JournalListener(Protocol):
-    """What a journal reports to the pipeline, and asks it. Called in the event loop only."""
+    """The pipeline as a journal sees it: reports and questions, in the event loop only."""
 
     # Reports about jobs.
 
@@ -206,7 +206,7 @@ class JournalListener(Protocol):
         ...
 
 
-# Operations: one value for each kind of change. Those of many tasks are committed together.
+# Operations: a class for each kind of change. Operations of many tasks are committed together.
 
 
 @dataclass(slots=True)
@@ -259,7 +259,7 @@ class Seal:
 class Settle:
     """Remove a batch that the store has confirmed."""
 
-    # Not frozen: there is one for each object, and a frozen dataclass takes longer to build.
+    # Not frozen: a frozen dataclass takes longer to build, and each object needs this operation.
     batch: Batch
 
 

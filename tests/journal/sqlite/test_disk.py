@@ -373,3 +373,4 @@ async def test_a_disk_that_hangs_at_the_start_does_not_delay_the_end(
         await rig.journal.aclose()
         assert trio.current_time() - start < PATIENCE / 2
     go_on.set()
+    rig.database.close()

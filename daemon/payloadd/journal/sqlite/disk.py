@@ -2,7 +2,7 @@
 
 The disk is in one of three states:
 
-* It takes writes and has room for the disk reserve.
+* It takes writes and has space for the disk reserve.
 * It takes writes, but the reserve could not be created again. POSTs are refused; accepted jobs are
   uploaded and settled.
 * It takes no writes. POSTs are refused, and no jobs are read from the journal either: batches that
@@ -10,8 +10,7 @@ The disk is in one of three states:
 
 A write trouble ends with a commit that succeeds, preceded by a probe: a journal in trouble accepts
 no requests whose commit could show that the disk works. A read trouble ends when the same kind of
-read succeeds. Another kind does not end it: that the backlog cannot be read says nothing about
-other reads.
+read succeeds: another kind may work while the backlog cannot be read.
 """
 
 from __future__ import annotations
@@ -67,10 +66,10 @@ class DiskState:
         if self._writable.is_set():  # tasks that wait already keep their event
             self._writable = trio.Event()
 
-    def write_succeeded(self, *, has_room: bool) -> None:
-        """Record a commit that succeeded; ``has_room``: the disk reserve exists."""
+    def write_succeeded(self, *, has_space: bool) -> None:
+        """Record a commit that succeeded; ``has_space``: the disk reserve exists."""
         self._writable.set()
-        if has_room and self.in_trouble:
+        if has_space and self.in_trouble:
             self.in_trouble = False
             self._health.clear(_PART)
             log.info("journal_available")

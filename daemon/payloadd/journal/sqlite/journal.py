@@ -118,7 +118,7 @@ class SqliteJournal:
         self._bytes = 0
         """Bytes of the requests that wait for a commit."""
         self._staged: Append | None = None
-        """The request some of whose parts are written."""
+        """The request that is being staged: some of its parts are written."""
         self._newest_behind = 0
         """The last job that was committed while a request is staged; it is offered later."""
         self._unknown = False
@@ -232,7 +232,9 @@ class SqliteJournal:
     async def running(self) -> AsyncIterator[None]:
         """Commit while the body runs, and commit the last operations after the body."""
         if not await self._thread.read(self._database.reserve.create):
-            self._disk.write_failed(sqlite3.OperationalError("the disk has no room for a reserve"))
+            self._disk.write_failed(
+                sqlite3.OperationalError("the disk has no space for the reserve")
+            )
         self._commit_deletions()
         self._in_memory.start()
         try:
@@ -269,13 +271,13 @@ class SqliteJournal:
                 await trio.sleep(self._tuning.retry_interval)
 
     async def commit(self) -> bool:
-        """Commit the next group; return whether the disk took it and has room for more."""
+        """Commit the next group; return whether the disk took it and has space for more."""
         group = self._commit_queue.take_group()
         start = trio.current_time()
         self._unknown = True
         self._in_memory.begin_commit(group.operations)
         try:
-            has_room = await self._thread.write(self._write, group.operations)
+            has_space = await self._thread.write(self._write, group.operations)
         except sqlite3.Error as error:
             await self._refuse(group, error)
             self._in_memory.end_commit()
@@ -287,10 +289,10 @@ class SqliteJournal:
         time_slice = TimeSlice()
         await self._publish(group.operations, time_slice)
         self._in_memory.end_commit()
-        self._disk.write_succeeded(has_room=has_room)
+        self._disk.write_succeeded(has_space=has_space)
         await answer(group.operations, time_slice)
         group.ended.set()
-        return has_room
+        return has_space
 
     async def _refuse(self, group: CommitGroup, error: sqlite3.Error) -> None:
         """Refuse all requests after a failed commit; keep the operations of the pipeline."""
@@ -311,7 +313,7 @@ class SqliteJournal:
         group.ended.set()
 
     def _write(self, operations: Sequence[Operation]) -> bool:
-        """Commit operations, in the journal's thread; return whether the disk has room for more."""
+        """Commit operations in the journal's thread; return whether the disk has space for more."""
         in_trouble = self._disk.in_trouble
         begun = False
         try:
@@ -332,7 +334,7 @@ class SqliteJournal:
         return not in_trouble or self._restore_reserve()
 
     def _restore_reserve(self) -> bool:
-        """Create the disk reserve again; return whether the disk has room for it.
+        """Create the disk reserve again; return whether the disk has space for it.
 
         The rows of stored batches are deleted first. Otherwise the next commit would find the disk
         full again.

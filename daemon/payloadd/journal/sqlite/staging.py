@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Staging:
-    """Accept requests, and write the parts of the one that is being staged."""
+    """Accept requests, and write the parts of the request that is being staged."""
 
     def __init__(self, connection: sqlite3.Connection, deletion: RowDeletion) -> None:
         self._connection = connection

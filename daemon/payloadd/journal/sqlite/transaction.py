@@ -1,7 +1,4 @@
-"""The changes that the operations of one commit make, and the totals of the journal behind them.
-
-The changes are collected and then written with few statements.
-"""
+"""Collect the changes of one commit, to write them with few statements; add them to the totals."""
 
 from __future__ import annotations
 
