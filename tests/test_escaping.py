@@ -1,4 +1,4 @@
-"""Characters from outside that would change how a line is shown."""
+"""Characters from outside that could change how a line is shown."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from payloadd.escaping import escape_controls, escape_controls_in_json, escape_controls_in_lines
 
 INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Cs"}
-# Format characters that have a glyph: signs in front of Arabic, Syriac and Kaithi numbers, and
-# the joiners of Egyptian hieroglyphs.
+# Format characters that have a glyph: signs before Arabic, Syriac and Kaithi numbers, and the
+# joiners of Egyptian hieroglyphs.
 VISIBLE = {
     *map(chr, (*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD)),
     *map(chr, range(0x13430, 0x13440)),
@@ -24,7 +24,7 @@ JOINERS = {"\u200c", "\u200d"}
 
 
 def test_every_invisible_character_is_escaped() -> None:
-    """One that was forgotten would do what all of them could do."""
+    """Otherwise the forgotten one could change how a line is shown."""
     for code in range(sys.maxunicode + 1):
         char = chr(code)
         invisible = unicodedata.category(char) in INVISIBLE and char not in VISIBLE | JOINERS
@@ -45,14 +45,14 @@ def test_every_invisible_character_is_escaped() -> None:
         "",
     ],
 )
-def test_legitimate_text_stays(text: str) -> None:
-    """Names and file names of most of the world would be unreadable."""
+def test_text_of_any_script_is_unchanged(text: str) -> None:
+    """Otherwise names and file names of most of the world would be unreadable."""
     assert escape_controls(text) == text
     assert escape_controls_in_json(text.encode()).decode() == text
 
 
-def test_how_a_character_is_escaped() -> None:
-    """An operator could not look it up."""
+def test_escapes_contain_the_code_point() -> None:
+    """Otherwise an operator could not look the character up."""
     text = "a\x1b[2J\x9b\u202eb\r\n\t\U000e0041\udcff"
     assert escape_controls(text) == (r"a\u001b[2J\u009b\u202eb\u000d\u000a\u0009\U000e0041\udcff")
     assert escape_controls_in_lines("a\r\n\tb\u2028") == "a\\u000d\n\tb\\u2028"
@@ -60,7 +60,7 @@ def test_how_a_character_is_escaped() -> None:
 
 @given(st.text())
 def test_the_result_is_one_line_without_controls(text: str) -> None:
-    """A header could forge a line of the log."""
+    """Otherwise a header could forge a line of the log."""
     escaped = escape_controls(text)
     assert len(escaped.splitlines()) <= 1
     assert not {unicodedata.category(char) for char in escaped} & {"Cc", "Zl", "Zp", "Cs"}
@@ -74,8 +74,8 @@ json_values = st.recursive(
 
 
 @given(json_values)
-def test_a_json_document_stays_the_same_value(value: object) -> None:
-    """A client would read another detail than the daemon wrote."""
+def test_an_escaped_json_document_has_the_same_value(value: object) -> None:
+    """Otherwise a client would read another detail than the daemon wrote."""
     document = msgspec.json.encode(value)
     escaped = escape_controls_in_json(document)
     assert json.loads(escaped) == value
@@ -83,6 +83,6 @@ def test_a_json_document_stays_the_same_value(value: object) -> None:
     assert not found & {"Cc", "Zl", "Zp"}
 
 
-def test_bytes_that_are_not_utf8_stay_readable() -> None:
-    """A damaged payload could not be looked at."""
+def test_bytes_that_are_not_utf8_are_escaped() -> None:
+    """Otherwise an operator could not inspect a damaged payload."""
     assert escape_controls_in_json(b'"\xff\x9b"') == rb'"\udcff\udc9b"'

@@ -1,4 +1,4 @@
-"""No part of a password in a URL is ever shown, whatever characters it is made of."""
+"""No part of a password in a URL is ever shown, independent of its characters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from payloadd.storage.s3.client import S3Client
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Pieces that occur in no message of ours, with what parsers of URLs stumble over in between.
+# Pieces that occur in no message of the daemon, separated by characters that confuse parsers of
+# URLs.
 pieces = st.text("QXZ789", min_size=5, max_size=8)
 glue = st.sampled_from(
     [
@@ -55,7 +56,7 @@ def shows(text: str, password: str) -> list[str]:
 @example("https://", "user:", "pa/ss", "host")
 @example("https://", "user:", "p@ss/wo@rd", "host")
 def test_no_piece_of_a_password_is_left(scheme: str, user: str, password: str, host: str) -> None:
-    """A password would be in the log of a daemon that refused it."""
+    """Otherwise the log of a daemon that refused a password would contain it."""
     url = f"{scheme}{user}{password}@{host}"
     assert password not in hide_userinfo(url)
     assert not shows(hide_userinfo(url), password)
@@ -65,8 +66,8 @@ def test_no_piece_of_a_password_is_left(scheme: str, user: str, password: str, h
         assert not shows(hide_userinfo_in_sentence(sentence), password)
 
 
-def test_what_has_no_user_is_shown_as_it_is() -> None:
-    """An operator would not see what is wrong."""
+def test_text_without_a_user_is_unchanged() -> None:
+    """Otherwise an operator could not see the wrong value."""
     for text in ("https://host/path", "s3://bucket", "10 MB", "", "/a/b"):
         assert hide_userinfo(text) == hide_userinfo_in_sentence(text) == text
 
@@ -76,10 +77,10 @@ def test_what_has_no_user_is_shown_as_it_is() -> None:
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schemes.filter(lambda text: text != "unix:/"), users.filter(bool), passwords, hosts)
-def test_no_setting_takes_or_shows_a_password(
+def test_no_setting_accepts_or_shows_a_password(
     tmp_path: Path, name: str, scheme: str, user: str, password: str, host: str
 ) -> None:
-    """A mistake in a unit's environment would put the password into the journal."""
+    """Otherwise a mistake in a unit's environment would put the password into the system's log."""
     url = f"{scheme}{user}{password}@{host}"
     file = tmp_path / name.lower()
     for environ in ({name: url}, {"CREDENTIALS_DIRECTORY": str(tmp_path)}):
@@ -90,10 +91,10 @@ def test_no_setting_takes_or_shows_a_password(
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"])
-@settings(max_examples=30)  # httpx makes a TLS context each time
+@settings(max_examples=30)  # httpx creates a TLS context each time
 @given(scheme=st.sampled_from(["http://", "https://", "", "socks5://", "ftp://"]), data=st.data())
 def test_no_proxy_variable_shows_a_password(name: str, scheme: str, data: st.DataObject) -> None:
-    """A proxy's password would be in the log of a daemon that could not read it."""
+    """Otherwise the log of a daemon that could not parse a proxy's URL would show its password."""
     password = data.draw(passwords)
     url = f"{scheme}{data.draw(users)}{password}@{data.draw(hosts)}"
     with pytest.MonkeyPatch.context() as patch:
@@ -110,18 +111,18 @@ def test_no_proxy_variable_shows_a_password(name: str, scheme: str, data: st.Dat
     assert not shows(str(problems), password)
 
 
-def test_a_password_that_is_encoded_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that wants a password could not be used at all."""
+def test_a_percent_encoded_password_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a proxy that requires a password could not be used at all."""
     url = f"http://user:{quote('pa/ss@word?#', safe='')}@127.0.0.1:3128"
     monkeypatch.setenv("HTTPS_PROXY", url)
     assert proxies_from_environment()["https"] == url
     S3Client(1, 1.0, secure=False)
 
 
-def test_a_proxy_with_a_bare_slash_in_its_password_is_named(
+def test_a_proxy_password_with_a_slash_is_an_error_that_names_the_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An operator would have to guess which variable it is, and what to do."""
+    """Otherwise an operator would have to guess the variable, and how to fix it."""
     monkeypatch.setenv("HTTPS_PROXY", "http://user:pa/ss@proxy:3128")
     with pytest.raises(SettingsError) as caught:
         S3Client(1, 1.0, secure=False)
@@ -131,8 +132,8 @@ def test_a_proxy_with_a_bare_slash_in_its_password_is_named(
 
 
 @given(st.text(min_size=1).filter(lambda text: "*" not in text), st.text(), st.text())
-def test_a_secret_is_taken_out_of_a_text(secret: str, before: str, after: str) -> None:
-    """An error of S3 that repeats a session token would put it into the log."""
+def test_a_secret_is_hidden_in_a_text(secret: str, before: str, after: str) -> None:
+    """Otherwise an error of S3 that repeats a session token would put it into the log."""
     for repeated in (secret, quote(secret, safe="")):
         hidden = hide_secrets(f"{before}{repeated}{after}", (secret,))
         assert secret not in hidden

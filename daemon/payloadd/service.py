@@ -30,6 +30,7 @@ from payloadd.journal.open import open_journal
 from payloadd.observe.health import Health
 from payloadd.observe.logs import get_logger
 from payloadd.observe.metrics import Metrics
+from payloadd.observe.status import drained_fields, status_line
 from payloadd.open_files import ADMIN_CONNECTIONS
 from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.batching import Batcher
@@ -90,11 +91,13 @@ async def run(settings: Settings) -> ExitStatus:
 
     Raises SettingsError for what only shows when the parts are built.
     """
-    metrics = Metrics()
+    health = Health()
+    metrics = Metrics(health.snapshot)
     accounting = Accounting(metrics)
+    health.payload_figures = accounting.figures
     certificates = open_certificates(settings)
     runtime = Runtime(
-        settings, Health(), metrics, accounting, Notifier(), PassedSockets(), certificates
+        settings, health, metrics, accounting, Notifier(), PassedSockets(), certificates
     )
     failed = False
     problems: list[str] = []
@@ -113,16 +116,13 @@ async def run(settings: Settings) -> ExitStatus:
         raise SettingsError(problems)
     if runtime.health.phase == "starting":
         return ExitStatus.INTERNAL_FAILURE
-    counts = {
-        "stored": accounting.stored,
-        "journaled": accounting.journaled,
-        "lost": accounting.lost,
-    }
-    log.info("drained", **counts)
-    runtime.notifier.status("drained: " + ", ".join(f"{counts[it]} {it}" for it in counts))
+    health.phase = "drained"
+    status = health.snapshot()
+    log.info("drained", **drained_fields(status))
+    runtime.notifier.status(status_line(status))
     if failed:
         return ExitStatus.INTERNAL_FAILURE
-    return ExitStatus.LOST if accounting.lost else ExitStatus.DRAINED
+    return ExitStatus.LOST if status.lost else ExitStatus.DRAINED
 
 
 async def _live(runtime: Runtime) -> None:
@@ -137,19 +137,13 @@ async def _live(runtime: Runtime) -> None:
         async with open_store(settings) as store:
             # The memory bound of the daemon, in jobs and in bytes.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
+            runtime.health.queue_figures = channel.figures
             feeder = QueueFeeder(channel, runtime.accounting)
             listener = PipelineListener(channel, feeder, runtime.accounting, runtime.metrics)
             journal = open_journal(settings, listener, runtime.health, runtime.metrics)
             async with journal as opened:
                 intake = Intake(opened.journal, runtime.health, settings)
-                seen = Monitored(
-                    settings,
-                    runtime.health,
-                    runtime.metrics,
-                    runtime.accounting,
-                    channel,
-                    opened.journal,
-                )
+                seen = Monitored(settings, runtime.health, opened.journal)
                 watch = monitoring(seen, runtime.notifier)
                 async with watch, _admin(runtime, intake) as admin, trio.open_nursery() as pipeline:
                     await _start_pipeline(runtime, pipeline, channel, feeder, opened, store)
@@ -183,7 +177,6 @@ async def _watch_signals(
             else:
                 log.info("draining", signal=name, open=runtime.accounting.open)
                 runtime.health.phase = "draining"
-                runtime.metrics.draining.set(1)
                 runtime.notifier.stopping()
                 stop.set()
 
@@ -224,8 +217,6 @@ async def _start_pipeline(
     store: Store,
 ) -> None:
     settings = runtime.settings
-    runtime.metrics.queue_jobs.set_function(lambda: channel.jobs)
-    runtime.metrics.queue_bytes.set_function(lambda: channel.bytes)
     worker = Worker(
         store,
         opened.journal,

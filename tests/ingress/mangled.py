@@ -1,4 +1,4 @@
-"""Requests as no client means to send them."""
+"""Damaged requests for tests."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def mangled(chance: random.Random) -> bytes:
     ]
     data = bytearray(chance.choice(seeds))
     for _ in range(chance.choice([0, 1, 2, 5])):
-        place = chance.randrange(len(data))
+        position = chance.randrange(len(data))
         match chance.randrange(4):
             case 0:
-                data[place] = chance.randrange(256)
+                data[position] = chance.randrange(256)
             case 1:
-                del data[place : place + chance.randrange(1, 20)]
+                del data[position : position + chance.randrange(1, 20)]
             case 2:
-                data[place:place] = chance.randbytes(5)
+                data[position:position] = chance.randbytes(5)
             case _:
-                del data[place + 1 :]
+                del data[position + 1 :]
         data = data or bytearray(b"x")
     return bytes(data)

@@ -1,4 +1,4 @@
-"""A strict reference for request bodies, on Python's own json module: slow, and plain to read."""
+"""A strict reference parser for request bodies, on Python's own json module: slow and simple."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class InvalidJsonError(Exception):
 
 
 class WrongShapeError(Exception):
-    """The text is JSON, and no collection."""
+    """The text is JSON, but no collection."""
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """The members of an object, also those that are there twice."""
+    """The members of an object, including duplicates."""
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -42,13 +42,13 @@ def collection_in(body: bytes) -> list[bytes]:
     if not isinstance(value, _Pairs):
         raise WrongShapeError(type(value).__name__)
     for name, member in value:
-        right: tuple[type, ...] = (list,)
+        allowed: tuple[type, ...] = (list,)
         if name in ("version", "token"):
-            right = (str, type(None))
+            allowed = (str, type(None))
         elif name not in _COLLECTIONS:
             continue
-        # An object is a list here.
-        if not isinstance(member, right) or isinstance(member, _Pairs):
+        # An object is a list here, too.
+        if not isinstance(member, allowed) or isinstance(member, _Pairs):
             raise WrongShapeError(name)
     named = [name for name, _ in value if name in _COLLECTIONS]
     if len(named) != 1:
@@ -98,30 +98,30 @@ def _check_strings(value: Any) -> None:  # noqa: ANN401 - JSON
 def _elements(text: str, wanted: str) -> list[str]:
     """Return the elements of the array that is the member ``wanted``, as they are written.
 
-    The text is known to be an object in JSON with such a member.
+    The text must be a JSON object with such a member.
     """
-    at = _behind_space(text, _behind_space(text, 0) + 1)
+    position = _skip_space(text, _skip_space(text, 0) + 1)
     while True:
-        name, at = _DECODER.raw_decode(text, at)
-        at = _behind_space(text, _behind_space(text, at) + 1)
+        name, position = _DECODER.raw_decode(text, position)
+        position = _skip_space(text, _skip_space(text, position) + 1)
         if name == wanted:
             break
-        _, at = _DECODER.raw_decode(text, at)
-        at = _behind_space(text, _behind_space(text, at) + 1)
+        _, position = _DECODER.raw_decode(text, position)
+        position = _skip_space(text, _skip_space(text, position) + 1)
     found = []
-    at = _behind_space(text, at + 1)
-    while text[at] != "]":
-        end = _DECODER.raw_decode(text, at)[1]
-        found.append(text[at:end])
-        at = _behind_space(text, end)
-        if text[at] == ",":
-            at = _behind_space(text, at + 1)
+    position = _skip_space(text, position + 1)
+    while text[position] != "]":
+        end = _DECODER.raw_decode(text, position)[1]
+        found.append(text[position:end])
+        position = _skip_space(text, end)
+        if text[position] == ",":
+            position = _skip_space(text, position + 1)
     return found
 
 
-def _behind_space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    return at if found is None else found.end()
+def _skip_space(text: str, position: int) -> int:
+    found = _SPACE.match(text, position)
+    return position if found is None else found.end()
 
 
 def _one_line(payload: str) -> bytes:

@@ -1,16 +1,18 @@
-"""What balancers, monitoring and people ask on the admin address."""
+"""The admin address: health, readiness and metrics for load balancers, monitoring and operators."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import pytest
 
+from payloadd.config import settings as config
 from payloadd.errors import RefusedError
 from payloadd.ingress.admin import make_admin_app
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
+from payloadd.pipeline.intake import Intake
 from tests.ingress.rig import FakeIntake, running
 
 if TYPE_CHECKING:
@@ -18,15 +20,18 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from payloadd.journal.api import Journal
 
-class Desk:
-    """What the admin app tells about."""
+
+class Admin:
+    """The admin app and the objects that it reports on."""
 
     def __init__(self, phase: Literal["starting", "serving", "draining"]) -> None:
-        self.intake = FakeIntake()
+        self.fake_intake = FakeIntake()
+        self.intake: Intake = self.fake_intake
         self.health = Health()
         self.health.phase = phase
-        self.metrics = Metrics()
+        self.metrics = Metrics(self.health.snapshot)
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -36,9 +41,9 @@ class Desk:
             yield client
 
 
-async def test_ready() -> None:
-    """A balancer would not send anything."""
-    async with Desk("serving").client() as client:
+async def test_readyz_answers_200_while_the_daemon_serves() -> None:
+    """Otherwise a load balancer would send no requests."""
+    async with Admin("serving").client() as client:
         answer = await client.get("/readyz")
         assert (answer.status_code, answer.json()) == (200, {"status": "ready", "troubles": []})
         assert (await client.get("/healthz")).json() == {"status": "ok"}
@@ -48,22 +53,20 @@ async def test_ready() -> None:
     ("phase", "refusal", "code", "wait"),
     [
         ("starting", None, "STARTING", "1"),
-        ("draining", None, "DRAINING", "1"),
-        ("draining", RefusedError("DRAINING", "going", 5), "DRAINING", "5"),
-        ("serving", RefusedError("QUEUE_FULL", "full", 9), "QUEUE_FULL", "9"),
+        ("serving", RefusedError("QUEUE_FULL", "the queue is full", 9), "QUEUE_FULL", "9"),
     ],
 )
-async def test_not_ready(
-    phase: Literal["starting", "serving", "draining"],
+async def test_readyz_answers_503_while_posts_are_refused(
+    phase: Literal["starting", "serving"],
     refusal: RefusedError | None,
     code: str,
     wait: str,
 ) -> None:
-    """A balancer would go on sending what is refused."""
-    desk = Desk(phase)
-    desk.intake.says = refusal
-    desk.health.report("store", "AccessDenied", "403")
-    async with desk.client() as client:
+    """Otherwise a load balancer would keep sending requests that are refused."""
+    admin = Admin(phase)
+    admin.fake_intake.says = refusal
+    admin.health.report("store", "AccessDenied", "403")
+    async with admin.client() as client:
         answer = await client.get("/readyz")
         assert answer.status_code == 503
         assert int(wait) <= int(answer.headers["retry-after"]) <= 1.5 * int(wait) + 1
@@ -72,14 +75,28 @@ async def test_not_ready(
         assert (await client.get("/healthz")).status_code == 200
 
 
+async def test_readyz_answers_503_while_the_daemon_drains() -> None:
+    """Otherwise a load balancer would send requests to a daemon that shuts down."""
+    admin = Admin("draining")
+    settings = config.load({"BIND": "127.0.0.1:0"})
+    # The journal is not asked while the daemon drains.
+    admin.intake = Intake(cast("Journal", None), admin.health, settings)
+    async with admin.client() as client:
+        answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()["code"]) == (503, "DRAINING")
+        assert 5 <= int(answer.headers["retry-after"]) <= 8
+
+
 @pytest.mark.parametrize("refusal", [None, RefusedError("QUEUE_FULL", "x\x9b\u202ey ü", 9)])
-async def test_control_characters_of_a_store_are_escaped(refusal: RefusedError | None) -> None:
-    """What a store says would rewrite the terminal of the person who asks."""
+async def test_control_characters_in_the_texts_of_a_store_are_escaped(
+    refusal: RefusedError | None,
+) -> None:
+    """Otherwise a store could rewrite the terminal of an operator."""
     reason = "no\x9b2J\u202e\u2028way, Zürich 日本"
-    desk = Desk("serving")
-    desk.health.report("store", "AccessDenied", reason)
-    desk.intake.says = refusal
-    async with desk.client() as client:
+    admin = Admin("serving")
+    admin.health.report("store", "AccessDenied", reason)
+    admin.fake_intake.says = refusal
+    async with admin.client() as client:
         answer = await client.get("/readyz")
         assert not set(answer.text) & set("\x9b\u202e\u2028")
         assert "Zürich 日本" in answer.text
@@ -87,11 +104,11 @@ async def test_control_characters_of_a_store_are_escaped(refusal: RefusedError |
         assert refusal is None or answer.json()["detail"] == refusal.detail
 
 
-async def test_troubles_are_named() -> None:
-    """An operator would have to search the log for why nothing is stored."""
-    desk = Desk("serving")
-    desk.health.report("store", "AccessDenied", "PutObject: 403")
-    async with desk.client() as client:
+async def test_readyz_lists_the_troubles() -> None:
+    """Otherwise an operator would have to search the log for the reason why nothing is stored."""
+    admin = Admin("serving")
+    admin.health.report("store", "AccessDenied", "PutObject: 403")
+    async with admin.client() as client:
         answer = await client.get("/readyz")
         assert answer.status_code == 200
         (trouble,) = answer.json()["troubles"]
@@ -99,23 +116,25 @@ async def test_troubles_are_named() -> None:
         assert trouble == {"part": "store", "code": "AccessDenied", "reason": "PutObject: 403"}
 
 
-async def test_metrics() -> None:
-    """Monitoring would not understand the answer, or not see the drain."""
-    desk = Desk("serving")
-    async with desk.client() as client:
+async def test_metrics_are_in_prometheus_text_format_and_show_the_drain() -> None:
+    """Otherwise monitoring could not parse the answer, or would not see the drain."""
+    admin = Admin("serving")
+    async with admin.client() as client:
         answer = await client.get("/metrics")
         assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
         assert "payloadd_draining 0.0" in answer.text
-        desk.health.phase = "draining"
+        admin.health.phase = "draining"
         assert "payloadd_draining 1.0" in (await client.get("/metrics")).text
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"), [("GET", "/x", 404), ("POST", "/metrics", 405)]
 )
-async def test_errors_are_problems_too(method: str, path: str, status: int) -> None:
-    """A mistyped URL would be answered with a page."""
-    async with Desk("serving").client() as client:
+async def test_errors_on_the_admin_address_are_problem_json(
+    method: str, path: str, status: int
+) -> None:
+    """Otherwise a mistyped URL would be answered with an HTML page."""
+    async with Admin("serving").client() as client:
         answer = await client.request(method, path)
         assert (answer.status_code, answer.json()["status"]) == (status, status)
         assert answer.headers["content-type"] == "application/problem+json"

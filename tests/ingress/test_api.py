@@ -1,4 +1,4 @@
-"""The public address, spoken to by a real client over real sockets."""
+"""The public address, tested by a real client over real sockets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UPGRADE = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websock
 
 
 def check_problem(answer: httpx.Response | Answer, status: int, code: str) -> None:
-    """Check that an answer is the contract's problem+json."""
+    """Check that an answer is the documented problem+json."""
     document = json.loads(answer.content if hasattr(answer, "content") else answer.body)
     seen = answer.status_code if hasattr(answer, "status_code") else answer.status
     assert (seen, document["status"], document["code"]) == (status, status, code)
@@ -54,10 +54,10 @@ def check_problem(answer: httpx.Response | Answer, status: int, code: str) -> No
         (JSON, b'{"payloads": []}', []),
     ],
 )
-async def test_a_collection_is_taken(
+async def test_a_collection_is_accepted(
     headers: dict[str, str], body: bytes, payloads: list[bytes]
 ) -> None:
-    """The daemon's main job."""
+    """The daemon's main task."""
     async with running() as rig, rig.client() as client:
         answer = await client.post("/v1/payloads", headers=headers, content=body)
         assert (answer.status_code, answer.headers["content-type"]) == (202, JSON["Content-Type"])
@@ -85,10 +85,10 @@ async def test_a_collection_is_taken(
         ),
     ],
 )
-async def test_what_is_wrong_with_a_body(
+async def test_a_wrong_body_is_refused_with_its_reason(
     headers: dict[str, str], body: bytes, status: int, code: str
 ) -> None:
-    """A client could not tell what to mend, or that it has to."""
+    """Otherwise a client could not know what to fix, or that the request was refused."""
     async with running(MAX_LENGTH="60000" if len(body) > 9999 else "1000") as rig:
         async with rig.client() as client:
             answer = await client.post("/v1/payloads", headers=headers, content=body)
@@ -98,8 +98,8 @@ async def test_what_is_wrong_with_a_body(
         assert rig.intake.taken == []
 
 
-async def test_headers_of_the_415s() -> None:
-    """A client that negotiates would not learn what is spoken here."""
+async def test_a_415_names_the_supported_types_and_encodings() -> None:
+    """Otherwise a client that negotiates would not learn which formats are supported."""
     async with running() as rig, rig.client() as client:
         answer = await client.post("/v1/payloads", content=b"a=b")
         assert "application/x-ndjson" in answer.headers["accept-post"]
@@ -125,8 +125,10 @@ async def test_headers_of_the_415s() -> None:
         ("POST", "/healthz", 405, "METHOD_NOT_ALLOWED"),
     ],
 )
-async def test_other_paths_and_methods(method: str, path: str, status: int, code: str) -> None:
-    """A wrong URL would be a redirect, an HTML page or a 500."""
+async def test_other_paths_and_methods_are_problems(
+    method: str, path: str, status: int, code: str
+) -> None:
+    """Otherwise the answer to a wrong URL would be a redirect, an HTML page or a 500."""
     async with running() as rig, rig.client() as client:
         answer = await client.request(method, path)
         check_problem(answer, status, code)
@@ -134,8 +136,8 @@ async def test_other_paths_and_methods(method: str, path: str, status: int, code
             assert answer.headers["allow"] == ("GET, HEAD" if path == "/healthz" else "POST")
 
 
-async def test_healthz() -> None:
-    """A balancer could not ask whether the process works."""
+async def test_healthz_answers_get_and_head() -> None:
+    """Otherwise a load balancer could not check whether the process works."""
     async with running() as rig, rig.client() as client:
         answer = await client.get("/healthz")
         assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
@@ -143,11 +145,11 @@ async def test_healthz() -> None:
         assert (answer.status_code, answer.content) == (200, b"")
 
 
-async def test_refused_by_the_pipeline() -> None:
-    """A client would not know that trying again helps, or when."""
+async def test_a_refusal_of_the_pipeline_is_a_503_with_retry_after() -> None:
+    """Otherwise a client would not know whether and when to retry."""
     async with running() as rig, rig.client() as client:
         for code, wait in (("QUEUE_FULL", 7), ("JOURNAL_FULL", 0)):
-            rig.intake.fault = RefusedError(code, "no room", wait)
+            rig.intake.fault = RefusedError(code, "full", wait)
             answer = await client.post("/v1/payloads", headers=JSON, content=COLLECTION)
             check_problem(answer, 503, code)
             least = max(1, wait)
@@ -160,10 +162,10 @@ async def test_refused_by_the_pipeline() -> None:
 
 
 @pytest.mark.parametrize("fault", [KeyError("bug"), ExceptionGroup("", [KeyError("bug")])])
-async def test_a_bug_is_a_500_and_logged(
+async def test_a_bug_is_answered_with_500_and_logged(
     fault: Exception, log_lines: list[MutableMapping[str, Any]]
 ) -> None:
-    """A bug would be silent, or take the connection or the daemon with it."""
+    """Otherwise a bug would be silent, or end the connection or the daemon."""
     async with running() as rig, rig.client() as client:
         rig.intake.fault = fault
         answer = await client.post("/v1/payloads", headers=JSON, content=COLLECTION)
@@ -175,10 +177,10 @@ async def test_a_bug_is_a_500_and_logged(
     assert [line["event"] for line in log_lines] == ["request_failed", "request_refused"]
 
 
-async def test_a_bug_outside_of_the_door(
+async def test_a_bug_in_another_handler_is_answered_with_500_and_logged(
     monkeypatch: pytest.MonkeyPatch, log_lines: list[MutableMapping[str, Any]]
 ) -> None:
-    """A bug on another path would be a page of HTML that nobody hears of."""
+    """Otherwise a bug on another path would be an HTML page without a log line."""
 
     async def crash() -> Response:
         raise KeyError("bug")
@@ -207,7 +209,7 @@ async def test_a_bug_outside_of_the_door(
     ],
 )
 async def test_odd_requests_are_answered_without_a_500(request_bytes: bytes) -> None:
-    """A scanner's visit would fill the log or be told something that is no problem+json."""
+    """Otherwise a scanner would fill the log, or get an answer that is not problem+json."""
     async with running() as rig, rig.wire() as wire:
         await wire.send(request_bytes)
         with trio.fail_after(5):
@@ -227,12 +229,12 @@ async def test_odd_requests_are_answered_without_a_500(request_bytes: bytes) -> 
         b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 20_000, b"G" * 20_000,
         b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        # Two lengths are how requests are smuggled past a proxy (RFC 9112, section 6.3).
+        # Two lengths are a way to smuggle requests past a proxy (RFC 9112, section 6.3).
         post(b"0\r\n\r\n", "Content-Type: application/json", "Transfer-Encoding: chunked"),
     ],
 )  # fmt: skip
-async def test_what_is_not_http_is_malformed(request_bytes: bytes) -> None:
-    """A client that cannot speak HTTP would get an empty answer."""
+async def test_input_that_is_not_http_is_malformed(request_bytes: bytes) -> None:
+    """Otherwise a client that does not speak HTTP would get an empty answer."""
     async with running() as rig, rig.wire() as wire:
         await wire.send(request_bytes)
         with trio.fail_after(5):
@@ -242,16 +244,16 @@ async def test_what_is_not_http_is_malformed(request_bytes: bytes) -> None:
         assert rig.intake.taken == []
 
 
-async def test_several_content_types_are_none() -> None:
-    """The first of two contradicting headers would be believed."""
+async def test_several_content_types_are_refused() -> None:
+    """Otherwise the first of two contradicting headers would be used."""
     async with running() as rig, rig.wire() as wire:
         kind = "Content-Type: application/json"
         await wire.send(post(COLLECTION, kind, "Content-Type: text/plain"))
         check_problem(await wire.answer(), 415, "UNSUPPORTED_TYPE")
 
 
-async def test_what_quart_itself_finds_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error of the framework would be answered with a page of HTML."""
+async def test_an_error_of_quart_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise an error of the framework would be answered with an HTML page."""
 
     async def odd() -> Response:
         raise BadRequest("odd")
@@ -262,12 +264,12 @@ async def test_what_quart_itself_finds_wrong(monkeypatch: pytest.MonkeyPatch) ->
         check_problem(answer, 400, "MALFORMED")
 
 
-async def test_draining_is_said_before_the_body_is_read() -> None:
-    """A client would upload all of its body to hear that it was for nothing."""
+async def test_a_draining_daemon_refuses_before_the_body_is_read() -> None:
+    """Otherwise a client would upload the whole body in vain."""
     async with running() as rig, rig.wire() as wire:
         rig.intake.keeps = False
         rig.health.phase = "draining"
-        rig.intake.says = RefusedError("DRAINING", "going", 5)
+        rig.intake.says = RefusedError("DRAINING", "the daemon drains", 5)
         await wire.send(post()[:-5])
         answer = await wire.answer()
         check_problem(answer, 503, "DRAINING")

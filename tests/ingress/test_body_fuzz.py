@@ -1,4 +1,4 @@
-"""Random bodies: accepted if, and only if, a strict reference accepts them, payload for payload."""
+"""Random bodies: accepted if, and only if, a strict reference accepts them, with equal payloads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import zstandard
 
 from payloadd.ingress.body import Limits, decode
 from payloadd.ingress.decompression import TooMuchWorkError
-from payloadd.ingress.large_bodies import LargeBody, _Process
+from payloadd.ingress.large_bodies import DecoderProcess, LargeBody
 from payloadd.ingress.problem import Problem
 from tests.ingress.strict_json import InvalidJsonError, WrongShapeError, collection_in, lines_in
 from tests.support.fuzz import mutate
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 TOO_DEEP: Final = 20_000
-"""Deeper than the interpreter reads, in any version."""
+"""More levels than any version of the interpreter reads."""
 MOST_PAYLOADS: Final = 20
 LIMITS: Final = Limits(2**20, MOST_PAYLOADS)
 
@@ -84,7 +84,7 @@ def make_collection(chance: random.Random) -> bytes:
 
 
 def _member(name: str, chance: random.Random) -> str:
-    """Return a value that is mostly of the shape that the member has to have."""
+    """Return a value that mostly has the shape of this member."""
     if chance.random() < 0.05:
         return make_value(chance)
     if name in ('"version"', '"token"'):
@@ -107,7 +107,7 @@ def make_lines(chance: random.Random) -> bytes:
 
 
 class Case(NamedTuple):
-    """A body as it is sent."""
+    """A body as a client sends it."""
 
     body: bytes
     kind: str
@@ -119,7 +119,7 @@ Outcome = list[bytes] | str
 
 
 def expected(body: bytes, kind: str) -> Outcome:
-    """Return what the reference says."""
+    """Return the outcome of the reference."""
     try:
         payloads = collection_in(body) if kind == JSON else lines_in(body)
     except InvalidJsonError:
@@ -130,7 +130,7 @@ def expected(body: bytes, kind: str) -> Outcome:
 
 
 def in_loop(case: Case) -> Outcome | None:
-    """Return what is done in the event loop; None: it is left to the other process."""
+    """Return the outcome of the event loop; None if it leaves the body to the other process."""
     try:
         return [bytes(payload) for payload in decode(*case, LIMITS, in_loop=True)]
     except TooMuchWorkError:
@@ -140,7 +140,7 @@ def in_loop(case: Case) -> Outcome | None:
 
 
 def behind_a_head(case: Case) -> Outcome:
-    """Return what is done where the body does not begin with its bytes."""
+    """Return the outcome of a body that begins behind a head."""
     head = b"POST / HTTP/1.1\r\nX: \xff\r\n\r\n"
     body, kind, coding = case
     try:
@@ -151,12 +151,12 @@ def behind_a_head(case: Case) -> Outcome:
 
 @contextmanager
 def in_a_process() -> Iterator[Callable[[Case], Outcome]]:
-    """Start the process for large bodies, and yield what has a body decoded in it."""
-    process = _Process()
+    """Start the process for large bodies, and yield a function that decodes a body in it."""
+    process = DecoderProcess()
 
     def outcome(case: Case) -> Outcome:
         body, kind, coding = case
-        # Not made by its constructor: that asks trio for the time.
+        # The constructor is not used: it asks trio for the time.
         large = object.__new__(LargeBody)
         large.data, large.start = b"head" + body, 4
         large.content_type, large.content_encoding = kind, coding
@@ -179,8 +179,8 @@ def in_a_process() -> Iterator[Callable[[Case], Outcome]]:
         process.end()
 
 
-def test_a_body_is_accepted_as_the_reference_accepts_it(fuzz: Fuzz) -> None:
-    """Broken JSON would be stored for good, or good JSON be refused or changed."""
+def test_random_bodies_are_accepted_like_the_reference(fuzz: Fuzz) -> None:
+    """Otherwise broken JSON would be stored for good, or good JSON be refused or changed."""
     accepted = 0
     with in_a_process() as process_outcome:
         for chance in fuzz.cases():
@@ -200,17 +200,17 @@ def test_a_body_is_accepted_as_the_reference_accepts_it(fuzz: Fuzz) -> None:
 
 
 def compare(outcome: Outcome | None, reference: Outcome, case: Case) -> None:
-    """Raise AssertionError where an outcome is not what the reference allows.
+    """Raise AssertionError if the reference does not allow an outcome.
 
-    Which of several faults is named is free, but for JSON of a wrong shape: ``payloads`` that is
-    there twice is malformed, and so is what is too deep to be read.
+    If a body has several faults, any of them may be named. Only JSON of a wrong shape has more
+    outcomes: a duplicate ``payloads`` is malformed, and so is a document that is nested too deeply.
     """
     if outcome is None:
         return
     if reference == "NOT_A_COLLECTION":
         assert outcome in ("NOT_A_COLLECTION", "MALFORMED", "TOO_LARGE"), case
     elif reference == "MALFORMED":
-        # Too many lines are counted before all of them have been read.
+        # Too many lines are found before all of them have been parsed.
         assert outcome in ("MALFORMED", "TOO_LARGE"), case
     else:
         assert outcome == reference, case

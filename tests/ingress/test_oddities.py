@@ -1,7 +1,7 @@
-"""What HTTP allows and clients hardly ever send, and what it does not allow: the same both ways.
+"""Unusual HTTP, valid and invalid, is answered alike on both paths.
 
-Each case is sent with the lane for plain requests and with Hypercorn alone, and has to be
-answered alike: status, code, whether the connection is kept, and what was taken.
+Each case is sent to the fast path and to Hypercorn alone. The status, the code, whether the
+connection is kept, and the accepted payloads must be equal.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def request(*lines: bytes, start: bytes = START, body: bytes = COLLECTION) -> by
 
 
 async def exchange(rig: Rig, wire: Wire, sent: bytes) -> tuple[int, str | None, bool]:
-    """Send; return status, code, and whether the connection is good for another request."""
+    """Send; return status, code, and whether the connection can be used for another request."""
     taken = len(rig.intake.taken)
     with trio.fail_after(10):
         with suppress(trio.BrokenResourceError):
@@ -90,8 +90,8 @@ async def exchange(rig: Rig, wire: Wire, sent: bytes) -> tuple[int, str | None, 
         request(HOST, TYPE, LENGTH, b"Content-Encoding: identity", b"Content-Encoding: identity"),
     ],
 )
-async def test_odd_and_taken(sent: bytes) -> None:
-    """A client that writes HTTP in another way than most would be turned away, or cut off."""
+async def test_odd_but_valid_requests_are_accepted(sent: bytes) -> None:
+    """Otherwise a client that writes HTTP differently from most would be refused, or cut off."""
     async with running() as rig, rig.wire() as wire:
         assert await exchange(rig, wire, sent) == (*ACCEPTED, True)
 
@@ -104,8 +104,8 @@ async def test_odd_and_taken(sent: bytes) -> None:
         request(HOST, TYPE, LENGTH, b"Connection: close"),
     ],
 )
-async def test_taken_and_closed(sent: bytes) -> None:
-    """A client that wants one answer would wait for the end of the connection for ever."""
+async def test_a_request_for_one_answer_is_accepted_and_the_connection_closed(sent: bytes) -> None:
+    """Otherwise a client that wants one answer would wait for ever for the connection to end."""
     async with running() as rig, rig.wire() as wire:
         assert await exchange(rig, wire, sent) == (*ACCEPTED, False)
 
@@ -137,8 +137,8 @@ async def test_taken_and_closed(sent: bytes) -> None:
         START + b"\r\nX: " + b"y" * 60_000,
     ],
 )
-async def test_wrong_and_refused(sent: bytes) -> None:
-    """A request that two readers understand in two ways would smuggle one past a proxy."""
+async def test_ambiguous_requests_are_refused_and_the_connection_closed(sent: bytes) -> None:
+    """Otherwise a request that two parsers read differently would be smuggled past a proxy."""
     async with running() as rig, rig.wire() as wire:
         assert await exchange(rig, wire, sent) == (*MALFORMED, False)
 
@@ -162,16 +162,18 @@ async def test_wrong_and_refused(sent: bytes) -> None:
         (request(HOST, TYPE, b"Content-Length: 16777217"), 413, "TOO_LARGE", False),
     ],
 )
-async def test_refused_with_a_reason(sent: bytes, status: int, code: str, *, kept: bool) -> None:
-    """The lane would give another reason than the one that is documented."""
+async def test_refused_requests_have_the_documented_code(
+    sent: bytes, status: int, code: str, *, kept: bool
+) -> None:
+    """Otherwise the fast path would give another reason than the documented one."""
     async with running() as rig, rig.wire() as wire:
         assert await exchange(rig, wire, sent) == (status, code, kept)
         assert rig.counted(status) == 1
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_an_idempotency_key() -> None:
-    """A client's second try would be stored a second time."""
+async def test_an_idempotency_key_is_stripped_and_used() -> None:
+    """Otherwise the second try of a client would be stored a second time."""
     async with running() as rig, rig.wire() as wire:
         sent = request(HOST, TYPE, LENGTH, b"Idempotency-Key:  k~! \t")
         assert await exchange(rig, wire, sent) == (*ACCEPTED, True)
@@ -179,8 +181,8 @@ async def test_an_idempotency_key() -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_request_cut_at_every_byte() -> None:
-    """A request that comes in two segments would be misread, depending on where it is cut."""
+async def test_a_request_may_be_cut_at_every_byte() -> None:
+    """Otherwise a request that arrives in two segments would be misread."""
     whole = post()
     async with running() as rig, rig.wire() as wire:
         for cut in range(1, len(whole)):
@@ -193,8 +195,8 @@ async def test_a_request_cut_at_every_byte() -> None:
 
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("cut", [0, 10, 70, 100, 130])
-async def test_two_requests_cut_anywhere(cut: int) -> None:
-    """The second of two requests in one segment would be lost, or answered first."""
+async def test_two_pipelined_requests_may_be_cut_anywhere(cut: int) -> None:
+    """Otherwise the second of two requests in one segment would be lost, or answered first."""
     async with running() as rig, rig.wire() as wire:
         one, two = post(), post(b'{"payloads":[3]}')
         await wire.send(one[:cut])
@@ -205,8 +207,8 @@ async def test_two_requests_cut_anywhere(cut: int) -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_body_that_is_longer_than_it_says() -> None:
-    """What is behind a body would become part of it, or be dropped without a word."""
+async def test_bytes_behind_a_body_are_the_next_request() -> None:
+    """Otherwise the bytes behind a body would become part of it, or be dropped silently."""
     async with running() as rig, rig.wire() as wire:
         await wire.send(post(), b"junk\r\n\r\n")
         assert (await wire.answer()).status == 202
@@ -216,8 +218,8 @@ async def test_a_body_that_is_longer_than_it_says() -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_body_that_is_shorter_than_it_says() -> None:
-    """Half of a collection would be taken for all of it."""
+async def test_a_body_shorter_than_its_content_length_is_malformed() -> None:
+    """Otherwise half of a collection would be accepted as the whole."""
     async with running() as rig, rig.wire() as wire:
         await wire.send(request(HOST, TYPE, b"Content-Length: 30"))
         await trio.testing.wait_all_tasks_blocked()
@@ -229,7 +231,7 @@ async def test_a_body_that_is_shorter_than_it_says() -> None:
 
 @pytest.mark.usefixtures("each_way")
 async def test_a_415_does_not_wait_for_the_body() -> None:
-    """A client would send all of its body to hear that its type is wrong."""
+    """Otherwise a client would send all of its body before it learns that its type is wrong."""
     async with running() as rig, rig.wire() as wire:
         await wire.send(request(HOST, b"Content-Length: 1000"))
         answer = await wire.answer()
@@ -237,13 +239,13 @@ async def test_a_415_does_not_wait_for_the_body() -> None:
 
 
 async def answers(seeds: range) -> list[tuple[bytes, list[object]]]:
-    """Return what was sent for each seed, its first answer, and what was taken.
+    """Return for each seed the sent bytes, the first answer, and the accepted payloads.
 
-    Not the later answers: of pipelined requests Hypercorn loses a 415 every other time.
+    Later answers are left out: of pipelined requests Hypercorn loses a 415 every other time.
     """
     found: list[tuple[bytes, list[object]]] = []
 
-    async def visit(sent: bytes, came: list[object]) -> None:
+    async def send_and_record(sent: bytes, received: list[object]) -> None:
         async with (
             running(REQUEST_TIMEOUT="5s", KEEPALIVE_TIMEOUT="5s") as rig,
             rig.wire() as wire,
@@ -251,29 +253,31 @@ async def answers(seeds: range) -> list[tuple[bytes, list[object]]]:
             await wire.send(sent)
             with suppress(EOFError, ValueError, trio.BrokenResourceError), trio.fail_after(60):
                 answer = await wire.answer()
-                came.append((answer.status, answer.headers.get("connection")))
+                received.append((answer.status, answer.headers.get("connection")))
                 await wire.rest()
-            came += rig.intake.taken
+            received += rig.intake.taken
 
     async with trio.open_nursery() as nursery:
         for seed in seeds:
             found.append((mangled(random.Random(seed)), []))  # noqa: S311 - not for secrets
-            nursery.start_soon(visit, *found[-1])
+            nursery.start_soon(send_and_record, *found[-1])
     return found
 
 
-async def test_mangled_requests_are_answered_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes that no test thought of would be one thing to the lane and another to Hypercorn."""
-    by_lane = await answers(range(150))
+async def test_mangled_requests_are_answered_alike_on_both_paths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise the fast path and Hypercorn would read unforeseen bytes differently."""
+    by_fast_path = await answers(range(150))
     monkeypatch.setattr(rigs, "HAS_FAST_PATH", False)
-    assert by_lane == await answers(range(150))
+    assert by_fast_path == await answers(range(150))
 
 
-# --- who answers -------------------------------------------------------------------------------
+# --- which path answers ------------------------------------------------------------------------
 
 
 async def test_plain_requests_never_reach_hypercorn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything would work, at twenty times the price."""
+    """Otherwise all requests would be accepted, at a multiple of the cost."""
     monkeypatch.setattr(TCPServer, "run", None)
     async with running() as rig, rig.wire() as wire:
         for _ in range(3):
@@ -284,8 +288,8 @@ async def test_plain_requests_never_reach_hypercorn(monkeypatch: pytest.MonkeyPa
         assert (rig.counted(202), rig.counted(422)) == (3, 1)
 
 
-async def test_hypercorn_keeps_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two readers of one connection would each have half of a request."""
+async def test_hypercorn_keeps_a_connection_that_it_got(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise two readers of one connection would each have half of a request."""
     runs = []
     run = TCPServer.run
 

@@ -1,4 +1,4 @@
-"""Answers that say what is wrong."""
+"""Error answers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from payloadd.ingress.problem import Problem
 from tests.ingress.rig import COLLECTION, post, running
 
 
-def test_what_a_detail_repeats_cannot_command_a_terminal() -> None:
-    """A person who tries a request by hand would see another answer than the daemon gave."""
+def test_controls_in_a_detail_are_escaped() -> None:
+    """Otherwise a client's input that a detail repeats could rewrite a terminal."""
     detail = "not 'a\x9b2Jb\u202ec\u2028\x7f' but ü"
     body = Problem("MALFORMED", detail).document()
     assert rb"a\u009b2Jb\u202ec\u2028\u007f' but " in body
@@ -21,8 +21,8 @@ def test_what_a_detail_repeats_cannot_command_a_terminal() -> None:
 
 @pytest.mark.parametrize("header", ["Content-Type", "Content-Encoding", "Idempotency-Key"])
 @pytest.mark.usefixtures("each_way")
-async def test_a_header_with_controls_is_refused_without_them(header: str) -> None:
-    """A client's header would reach a terminal by way of the answer."""
+async def test_a_refused_header_is_repeated_without_its_controls(header: str) -> None:
+    """Otherwise the header of a client could reach a terminal in the answer."""
     headers = ["Content-Type: application/json", f"{header}: a\x9b2J\u00adb"]
     async with running() as rig, rig.wire() as wire:
         request = post(COLLECTION, *headers[header == "Content-Type" :])

@@ -1,4 +1,4 @@
-"""The log line of a refused request, and the count of every answer, on both ways in."""
+"""The log line of a refused request, and the count of every answer, on both paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from payloadd.config.parsers import UnixAddress
 from payloadd.errors import RefusedError
-from payloadd.ingress import request_memory
 from payloadd.ingress.problem import Problem
 from payloadd.ingress.refusal_log import RefusalLog, describe
 from tests.ingress.rig import COLLECTION, Rig, post, running
@@ -41,7 +40,7 @@ def refused(lines: Lines) -> Lines:
     return [line for line in lines if line["event"] == "request_refused"]
 
 
-# --- every refused request leaves a line -------------------------------------------------------
+# --- each refused request is logged ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -60,7 +59,7 @@ def refused(lines: Lines) -> Lines:
 async def test_a_refused_request_is_one_log_line(
     log_lines: Lines, request_: bytes, status: int, code: str
 ) -> None:
-    """A shipper that loses everything would leave no trace in the daemon's log."""
+    """Otherwise a shipper that loses all its payloads would leave no trace in the daemon's log."""
     async with running(MAX_LENGTH="1000") as rig, rig.wire() as wire:
         await wire.send(request_)
         answer = await wire.answer()
@@ -85,7 +84,7 @@ async def test_a_refused_request_is_one_log_line(
 @pytest.mark.parametrize("fault", ["at once", "after the commit"])
 @pytest.mark.usefixtures("each_way")
 async def test_a_503_is_logged(log_lines: Lines, fault: str) -> None:
-    """An operator would not see which clients have to keep their payloads."""
+    """Otherwise an operator would not see which clients have to keep their payloads."""
     async with running() as rig, rig.wire() as wire:
         error = RefusedError("JOURNAL_FULL", "JOURNAL_MAX_BYTES is reached", 7)
         if fault == "at once":
@@ -101,17 +100,16 @@ async def test_a_503_is_logged(log_lines: Lines, fault: str) -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_request_without_memory_is_logged(
-    log_lines: Lines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An operator would not see that MAX_REQUEST_BYTES is too small."""
-    monkeypatch.setattr(request_memory, "PATIENCE", 0.1)
+async def test_a_request_without_memory_is_logged(log_lines: Lines) -> None:
+    """Otherwise an operator would not see that MAX_REQUEST_BYTES is too small."""
     large = HEAD + b"User-Agent: shipper/1\r\nContent-Length: 900000\r\n\r\n{"
     async with (
         running(MAX_LENGTH="1000000", MAX_REQUEST_BYTES="1000000") as rig,
         rig.wire() as holder,
         rig.wire() as wire,
     ):
+        assert rig.submitter is not None
+        rig.submitter.memory.max_wait = 0.1
         await holder.send(large)
         await trio.testing.wait_all_tasks_blocked()
         await wire.send(large)
@@ -123,8 +121,8 @@ async def test_a_request_without_memory_is_logged(
     assert (line["status"], line["code"], line["user_agent"]) == (503, "BUSY", "shipper/1")
 
 
-async def test_a_body_that_breaks_off_is_logged(log_lines: Lines) -> None:
-    """A network that cuts bodies off would look like a client that sends nothing."""
+async def test_an_incomplete_body_is_logged(log_lines: Lines) -> None:
+    """Otherwise a network that cuts bodies off would look like a client that sends nothing."""
     async with running() as rig, rig.wire() as wire:
         await wire.send(HEAD + b"User-Agent: shipper/1\r\nContent-Length: 22\r\n\r\n{")
         await wire.stream.send_eof()
@@ -136,16 +134,16 @@ async def test_a_body_that_breaks_off_is_logged(log_lines: Lines) -> None:
 
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(
-    ("said", "agent"),
+    ("sent", "agent"),
     [
         (HEAD + b"User-Agent: shipper/1\r\nContent-Length: 22\r\n\r\n{", "shipper/1"),
-        (HEAD, None),  # not even the head was complete
+        (HEAD, None),  # not even the head is complete
     ],
 )
-async def test_a_408_is_logged(log_lines: Lines, said: bytes, agent: str | None) -> None:
-    """A network that drops packets would look like a client that sends nothing."""
+async def test_a_408_is_logged(log_lines: Lines, sent: bytes, agent: str | None) -> None:
+    """Otherwise a network that drops packets would look like a client that sends nothing."""
     async with running(REQUEST_TIMEOUT="200ms") as rig, rig.wire() as wire:
-        await wire.send(said)
+        await wire.send(sent)
         assert (await wire.answer()).status == 408
         assert rig.counted(408) == 1
     (line,) = refused(log_lines)
@@ -154,7 +152,7 @@ async def test_a_408_is_logged(log_lines: Lines, said: bytes, agent: str | None)
 
 
 @pytest.mark.parametrize(
-    ("said", "status"),
+    ("sent", "status"),
     [
         (b"\x16\x03\x01 TLS on the wrong port\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n\r\n", 400),  # no Host
@@ -162,12 +160,12 @@ async def test_a_408_is_logged(log_lines: Lines, said: bytes, agent: str | None)
         (WEBSOCKET, 404),
     ],
 )
-async def test_what_never_reached_the_app_is_logged(
-    log_lines: Lines, said: bytes, status: int
+async def test_a_request_that_never_reached_the_app_is_logged(
+    log_lines: Lines, sent: bytes, status: int
 ) -> None:
-    """A client that speaks TLS to the plain port would leave no trace."""
+    """Otherwise a client that uses TLS on the port without TLS would leave no trace."""
     async with running() as rig, rig.wire() as wire:
-        await wire.send(said)
+        await wire.send(sent)
         assert (await wire.answer()).status == status
         assert rig.counted(status) == 1
     (line,) = refused(log_lines)
@@ -175,7 +173,7 @@ async def test_what_never_reached_the_app_is_logged(
 
 
 async def test_a_request_cut_off_by_the_drain_is_logged(log_lines: Lines) -> None:
-    """Payloads that a restart refused would be missing without a word."""
+    """Otherwise payloads that a restart refused would be missing without a trace."""
     async with running() as rig, rig.wire() as wire:
         await wire.send(HEAD)
         async with trio.open_nursery() as nursery:
@@ -186,8 +184,10 @@ async def test_a_request_cut_off_by_the_drain_is_logged(log_lines: Lines) -> Non
     assert (line["code"], line["client"]) == ("DRAINING", "127.0.0.1")
 
 
-async def test_the_client_on_a_unix_socket(log_lines: Lines, tmp_path: Path) -> None:
-    """A proxy's refused requests would have no client, or an odd one."""
+async def test_a_client_on_a_unix_socket_is_logged_as_unix(
+    log_lines: Lines, tmp_path: Path
+) -> None:
+    """Otherwise refused requests of a proxy would be logged with no client, or an odd one."""
     path = tmp_path / "socket"
     async with running(BIND=str(UnixAddress(str(path)))) as rig:
         transport = httpx.AsyncHTTPTransport(uds=str(path))
@@ -198,8 +198,8 @@ async def test_the_client_on_a_unix_socket(log_lines: Lines, tmp_path: Path) -> 
     assert [line["client"] for line in refused(log_lines)] == ["unix", "unix"]
 
 
-async def test_a_get_is_no_warning(log_lines: Lines) -> None:
-    """Scanners of the internet would fill the log of those who look at warnings only."""
+async def test_a_refused_get_is_no_warning(log_lines: Lines) -> None:
+    """Otherwise scanners of the internet would fill the log of operators who read warnings only."""
     async with running() as rig, rig.client() as client:
         await client.get("/wp-login.php")
     (line,) = refused(log_lines)
@@ -207,8 +207,8 @@ async def test_a_get_is_no_warning(log_lines: Lines) -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_an_accepted_request_is_no_log_line(log_lines: Lines) -> None:
-    """The log would grow with the traffic."""
+async def test_an_accepted_request_is_not_logged(log_lines: Lines) -> None:
+    """Otherwise the log would grow with the traffic."""
     async with running() as rig, rig.wire() as wire:
         for _ in range(3):
             await wire.send(post())
@@ -218,8 +218,8 @@ async def test_an_accepted_request_is_no_log_line(log_lines: Lines) -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_long_user_agent_is_cut_and_utf8_is_read(log_lines: Lines) -> None:
-    """A client could write 16 KiB into the log with each request."""
+async def test_a_long_user_agent_is_shortened_and_decoded_as_utf8(log_lines: Lines) -> None:
+    """Otherwise a client could write 16 KiB into the log with each request."""
     async with running() as rig, rig.wire() as wire:
         agent = "User-Agent: ü\x9b" + "x" * 2000
         await wire.send(post(b"[1]", JSON).replace(b"Host", agent.encode() + b"\r\nHost"))
@@ -229,7 +229,7 @@ async def test_a_long_user_agent_is_cut_and_utf8_is_read(log_lines: Lines) -> No
 
 
 async def test_a_password_in_the_target_is_not_logged(log_lines: Lines) -> None:
-    """A client that takes the daemon for a proxy would find its password in the log."""
+    """Otherwise the password of a client that uses the daemon as a proxy would be in the log."""
     async with running() as rig, rig.wire() as wire:
         await wire.send(post(COLLECTION, JSON, path="http://user:pa/ss@here/v1/payloads"))
         assert (await wire.answer()).status in {400, 404}
@@ -241,10 +241,10 @@ async def test_a_password_in_the_target_is_not_logged(log_lines: Lines) -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_flood_leaves_a_few_lines(
+async def test_a_flood_of_refusals_writes_few_lines(
     log_lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client could fill the disk of the log with requests that are refused."""
+    """Otherwise a client could fill the disk of the log with refused requests."""
     now = 0.0
     monkeypatch.setattr(RefusalLog.__init__, "__defaults__", (lambda: now,))
     async with running() as rig, rig.wire() as wire:
@@ -262,7 +262,7 @@ async def test_a_flood_leaves_a_few_lines(
 
 
 def test_a_flood_of_one_code_hides_no_other() -> None:
-    """A scanner's 404s would hide that the journal is full."""
+    """Otherwise the 404s of a scanner would hide that the journal is full."""
     log = RefusalLog(lambda: 0.0)
     with structlog.testing.capture_logs() as lines:
         for _ in range(1000):
@@ -279,8 +279,8 @@ def test_a_flood_of_one_code_hides_no_other() -> None:
 
 
 @given(st.lists(st.floats(0, 30), max_size=200))
-def test_no_refusal_is_missing_in_the_counts(pauses: list[float]) -> None:
-    """Lines and suppressed lines together would not be all refused requests."""
+def test_written_and_suppressed_lines_are_all_refusals(pauses: list[float]) -> None:
+    """Otherwise the log would not show how many requests were refused."""
     now = 0.0
     log = RefusalLog(lambda: now)
     with structlog.testing.capture_logs() as lines:
@@ -296,8 +296,8 @@ def test_no_refusal_is_missing_in_the_counts(pauses: list[float]) -> None:
 # --- heads -------------------------------------------------------------------------------------
 
 
-def test_what_a_head_tells() -> None:
-    """The log would name a wrong program, or one of the payload's."""
+def test_describe_returns_user_agent_method_and_path() -> None:
+    """Otherwise the log would name a wrong client program, or one from the payload."""
     head = b"PUT /a?token=x HTTP/1.1\r\nHost: x\r\nuSeR-aGeNt:\t curl/8 (x) \r\nX: y\r\n\r\n"
     assert describe(head) == ("curl/8 (x)", "PUT", "/a")
     assert describe(b"") == (None, None, None)
@@ -310,7 +310,7 @@ def test_what_a_head_tells() -> None:
 
 @given(st.binary(max_size=300))
 def test_any_head_can_be_described(head: bytes) -> None:
-    """A refused request would be a bug's 500 and end the connection."""
+    """Otherwise a refused request would cause a 500 and end the connection."""
     describe(head)
     describe(b"POST / HTTP/1.1\r\nUser-Agent:" + head + b"\r\n\r\n")
 
@@ -344,16 +344,16 @@ CONVERSATIONS = [
 ]
 
 
-@pytest.mark.parametrize("said", CONVERSATIONS)
+@pytest.mark.parametrize("sent", CONVERSATIONS)
 @pytest.mark.parametrize("half_closes", [False, True])
 @pytest.mark.usefixtures("each_way")
-async def test_every_answer_is_counted_once(said: bytes, half_closes: bool) -> None:  # noqa: FBT001
-    """The metric would show fewer refused requests than clients see, or more."""
+async def test_every_answer_is_counted_once(sent: bytes, half_closes: bool) -> None:  # noqa: FBT001
+    """Otherwise the metric would show fewer refused requests than clients see, or more."""
     async with running(
         MAX_LENGTH="1000", REQUEST_TIMEOUT="300ms", KEEPALIVE_TIMEOUT="400ms"
     ) as rig:
         async with rig.wire() as wire:
-            await wire.send(said)
+            await wire.send(sent)
             if half_closes:
                 await wire.stream.send_eof()
             with trio.fail_after(20):
@@ -361,7 +361,7 @@ async def test_every_answer_is_counted_once(said: bytes, half_closes: bool) -> N
         statuses = [
             int(line[9:12]) for line in seen.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")
         ]
-        # The body of one answer and the next one's first line are one line.
+        # The body of an answer and the first line of the next one are one line.
         statuses += [int(piece[:3]) for piece in seen.split(b"}HTTP/1.1 ")[1:]]
     received = Counter(status for status in statuses if status >= 200)
     assert counted(rig) == received

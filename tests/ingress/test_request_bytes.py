@@ -1,4 +1,4 @@
-"""MAX_REQUEST_BYTES as clients meet it, by the fast path and by way of Hypercorn."""
+"""MAX_REQUEST_BYTES as clients see it, on the fast path and through Hypercorn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import trio
 import zstandard
 from trio.testing import wait_all_tasks_blocked
 
-from payloadd.ingress import request_memory
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.problem import Problem
 from payloadd.ingress.refusal_log import RefusalLog
@@ -28,17 +27,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from payloadd.ingress.request_memory import RequestMemory
+
 SIZE = 600_000
 BODY = b'{"payloads":["' + b"x" * (SIZE - 17) + b'"]}'
 limited = partial(running, MAX_LENGTH="1MB", MAX_REQUEST_BYTES="1MB")
 
 
 def chunked(body: bytes) -> bytes:
-    """Return a whole request that does not say how long it is."""
+    """Return a whole request without a Content-Length."""
     head = b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     chunks = b"".join(
         b"%x\r\n%s\r\n" % (len(piece), piece)
-        for piece in (body[at : at + 50_000] for at in range(0, len(body), 50_000))
+        for piece in (body[start : start + 50_000] for start in range(0, len(body), 50_000))
     )
     return head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
 
@@ -49,20 +50,25 @@ def twice(body: bytes) -> bytes:
 
 
 def used(rig: Rig) -> int:
-    """Return the bytes that are taken."""
+    """Return the bytes in use."""
+    return memory_of(rig).used
+
+
+def memory_of(rig: Rig) -> RequestMemory:
+    """Return the memory of the server's requests."""
     assert rig.submitter is not None
-    return rig.submitter.memory.used
+    return rig.submitter.memory
 
 
 async def until_used(rig: Rig, size: int) -> None:
-    """Wait until exactly so many bytes are taken."""
+    """Wait until exactly ``size`` bytes are in use."""
     with trio.fail_after(10):
-        while used(rig) != size:  # noqa: ASYNC110 - nothing tells of it
+        while used(rig) != size:  # noqa: ASYNC110 - there is no event for it
             await trio.sleep(0.01)
 
 
 async def reset(wire: Wire) -> None:
-    """Close the connection with a reset, as the system does it for a process that crashes."""
+    """Close the connection with a reset, as the system does for a process that crashes."""
     wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     await wire.stream.aclose()
 
@@ -71,8 +77,8 @@ WAYS = pytest.mark.parametrize("request_of", [post, twice, chunked])
 
 
 @WAYS
-async def test_a_request_waits_for_memory_and_gets_it(request_of: Callable[[bytes], bytes]) -> None:
-    """Two large requests at once would be held in memory together, or one be refused."""
+async def test_a_request_waits_until_there_is_memory(request_of: Callable[[bytes], bytes]) -> None:
+    """Otherwise two large requests would be in memory together, or one be refused."""
     async with limited() as rig, rig.wire() as first, rig.wire() as second:
         request = request_of(BODY)
         await first.send(post(BODY)[:-5])
@@ -90,13 +96,13 @@ async def test_a_request_waits_for_memory_and_gets_it(request_of: Callable[[byte
 
 
 @WAYS
-async def test_a_request_that_waits_in_vain_is_told_so(
-    request_of: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+async def test_a_request_that_waits_too_long_is_refused_with_busy(
+    request_of: Callable[[bytes], bytes],
 ) -> None:
-    """A client would wait for ever, or be cut off without a word."""
-    monkeypatch.setattr(request_memory, "PATIENCE", 0.3)
-    monkeypatch.setattr(request_memory, "_GRACE", 60)
+    """Otherwise a client would wait for ever, or lose its connection without an answer."""
     async with limited() as rig, rig.wire() as first, rig.wire() as second:
+        memory_of(rig).max_wait = 0.3
+        memory_of(rig).grace = 60
         await first.send(post(BODY)[:-5])
         await until_used(rig, SIZE)
         async with trio.open_nursery() as nursery:
@@ -116,12 +122,12 @@ async def test_a_request_that_waits_in_vain_is_told_so(
 
 
 @pytest.mark.parametrize("slow", [post, twice])
-async def test_a_slow_sender_makes_way_for_another(
-    slow: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+async def test_a_slow_sender_is_refused_for_a_waiting_request(
+    slow: Callable[[bytes], bytes],
 ) -> None:
-    """One client that sends nothing would keep all others from sending large bodies."""
-    monkeypatch.setattr(request_memory, "_GRACE", 0.1)
+    """Otherwise one client that sends nothing would keep all others from sending large bodies."""
     async with limited() as rig, rig.wire() as first, rig.wire() as second:
+        memory_of(rig).grace = 0.1
         await first.send(slow(BODY)[:500])
         await until_used(rig, SIZE)
         await second.send(post(BODY))
@@ -131,8 +137,8 @@ async def test_a_slow_sender_makes_way_for_another(
         assert answer.headers["connection"] == "close"
 
 
-async def test_small_requests_pass_while_large_ones_wait() -> None:
-    """One client with large requests would shut all others out."""
+async def test_small_requests_are_accepted_while_large_ones_wait() -> None:
+    """Otherwise one client with large requests would keep out all others."""
     async with limited() as rig, rig.wire() as first, rig.wire() as small:
         await first.send(post(BODY)[:-5])
         await until_used(rig, SIZE)
@@ -142,8 +148,8 @@ async def test_small_requests_pass_while_large_ones_wait() -> None:
 
 
 @pytest.mark.parametrize("cut", [100, 300_000])
-async def test_a_body_that_breaks_off_leaves_nothing(cut: int) -> None:
-    """Clients that leave in the middle of a body would use the memory up."""
+async def test_an_incomplete_body_leaks_no_memory(cut: int) -> None:
+    """Otherwise clients that close within a body would use up the memory."""
     async with limited() as rig:
         for _ in range(5):
             async with rig.wire() as wire:
@@ -160,16 +166,16 @@ async def test_a_body_that_breaks_off_leaves_nothing(cut: int) -> None:
 
 
 @WAYS
-async def test_a_connection_that_is_reset_within_a_body_leaves_nothing(
+async def test_a_reset_within_a_body_leaks_no_memory(
     request_of: Callable[[bytes], bytes],
 ) -> None:
-    """Clients that crash in the middle of a body would use the memory up."""
+    """Otherwise clients that crash within a body would use up the memory."""
     async with limited() as rig:
         for _ in range(3):
             async with rig.wire() as wire:
                 await wire.send(request_of(BODY)[:300_000])
                 with trio.fail_after(10):
-                    while not used(rig):  # noqa: ASYNC110 - nothing tells of it
+                    while not used(rig):  # noqa: ASYNC110 - there is no event for it
                         await trio.sleep(0.01)
                 await reset(wire)
             await until_used(rig, 0)
@@ -179,10 +185,8 @@ async def test_a_connection_that_is_reset_within_a_body_leaves_nothing(
 @pytest.mark.parametrize(
     ("coding", "pack"), [("gzip", gzip.compress), ("zstd", zstandard.compress)]
 )
-async def test_what_a_body_is_decompressed_to_counts(
-    coding: str, pack: Callable[[bytes], bytes]
-) -> None:
-    """A few kilobytes that stand for megabytes, many times, would fill the memory."""
+async def test_decompressed_bytes_count(coding: str, pack: Callable[[bytes], bytes]) -> None:
+    """Otherwise many small bodies that decompress to megabytes would fill the memory."""
     headers = ("Content-Type: application/json", f"Content-Encoding: {coding}")
     async with limited() as rig, rig.wire() as wire:
         rig.intake.open = trio.Event()
@@ -193,57 +197,54 @@ async def test_what_a_body_is_decompressed_to_counts(
         await until_used(rig, 0)
 
 
-async def test_bodies_that_came_whole_and_are_refused_give_their_memory_back_once() -> None:
-    """A few clients with wrong bodies would use the memory up for good, until a restart."""
+async def test_complete_bodies_that_are_refused_release_their_memory_once() -> None:
+    """Otherwise a few clients with wrong bodies would use up the memory until a restart."""
     wrong = b'{"payloads":[' + b"x" * 50_000
     async with limited() as rig, AsyncExitStack() as stack:
-        assert rig.submitter is not None
-        assert rig.submitter.memory.take(10**6)
+        assert memory_of(rig).try_acquire(10**6)
         wires = [await stack.enter_async_context(rig.wire()) for _ in range(12)]
         for wire in wires:
             await wire.send(post(wrong))
         await wait_all_tasks_blocked(0.05)
-        rig.submitter.memory.release(10**6)
+        memory_of(rig).release(10**6)
         for wire in wires:
             assert (await wire.answer()).status == 400
         assert used(rig) == 0
 
 
-async def test_a_body_that_came_whole_while_it_waited_is_taken_in_a_turn_of_its_own() -> None:
-    """Hundreds of bodies would be decoded in one go, while all other clients wait."""
+async def test_bodies_that_waited_are_decoded_in_separate_passes() -> None:
+    """Otherwise hundreds of bodies would be decoded in one pass, while all other clients wait."""
     body = b'{"payloads":["' + b"x" * 50_000 + b'"]}'
     async with limited() as rig, AsyncExitStack() as stack:
-        assert rig.submitter is not None
-        assert rig.submitter.memory.take(10**6)
+        assert memory_of(rig).try_acquire(10**6)
         wires = [await stack.enter_async_context(rig.wire()) for _ in range(12)]
         for wire in wires:
             await wire.send(post(body))
         await wait_all_tasks_blocked(0.05)
-        rig.submitter.memory.release(10**6)
+        memory_of(rig).release(10**6)
         assert rig.intake.taken == []
         for wire in wires:
             assert (await wire.answer()).status == 202
         assert used(rig) == 0
 
 
-async def test_a_client_that_leaves_between_its_memory_and_its_turn() -> None:
-    """Its memory would be lost, or its request be gone on with behind its end."""
+async def test_a_client_that_leaves_after_its_grant_leaks_no_memory() -> None:
+    """Otherwise its memory would be lost, or its request be continued after its end."""
     body = b'{"payloads":["' + b"x" * 50_000 + b'"]}'
     async with limited() as rig:
-        assert rig.submitter is not None
-        assert rig.submitter.memory.take(10**6)
+        assert memory_of(rig).try_acquire(10**6)
         async with rig.wire() as wire:
             await wire.send(post(body))
             await wait_all_tasks_blocked(0.05)
-        rig.submitter.memory.release(10**6)
+        memory_of(rig).release(10**6)
         await until_used(rig, 0)
 
 
 @pytest.mark.parametrize("payloads", [2, 5000], ids=["decoded in the loop", "decoded elsewhere"])
-async def test_a_request_whose_client_is_gone_keeps_its_memory_until_it_is_done(
+async def test_a_request_without_its_client_keeps_its_memory_until_it_ends(
     payloads: int,
 ) -> None:
-    """Clients that reset requests would fill the memory with bodies that are counted nowhere."""
+    """Otherwise clients that reset requests would fill the memory with uncounted bodies."""
     body = b"1\n" * payloads
     async with limited() as rig, rig.wire() as wire:
         rig.intake.open = trio.Event()
@@ -259,10 +260,10 @@ async def test_a_request_whose_client_is_gone_keeps_its_memory_until_it_is_done(
         assert len(rig.intake.taken) == 1
 
 
-async def test_memory_that_is_granted_behind_the_end_of_the_fast_path_writes_nowhere(
+async def test_a_grant_after_the_end_of_the_fast_path_writes_to_no_file(
     tmp_path: Path,
 ) -> None:
-    """Eight bytes would be written into whatever file has the closed descriptor's number."""
+    """Otherwise eight bytes would be written to the file that reuses the closed descriptor."""
     async with limited() as rig:
         assert rig.submitter is not None
         fast_path = FastPath(rig.submitter, rig.health, rig.metrics, RefusalLog())
@@ -271,7 +272,7 @@ async def test_memory_that_is_granted_behind_the_end_of_the_fast_path_writes_now
             await wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
         files = [(tmp_path / str(number)).open("wb") for number in range(8)]
-        fast_path.come_back(lambda: None)
+        fast_path.call_soon(lambda: None)
         sizes = [os.fstat(file.fileno()).st_size for file in files]
         for file in files:
             file.close()
@@ -283,7 +284,7 @@ async def test_memory_that_is_granted_behind_the_end_of_the_fast_path_writes_now
 )
 @pytest.mark.parametrize("length", [100_000, SIZE], ids=["loop", "process"])
 async def test_a_refused_body_is_freed_at_once(wrong: bytes, length: int) -> None:
-    """Kept until a garbage collection, refused bodies take hundreds of MiB in no time."""
+    """Otherwise refused bodies would take hundreds of MiB before a garbage collection."""
     body = b'{"another":["' + b"x" * length + b'"]}' + wrong
     async with limited() as rig:
         assert rig.submitter is not None
@@ -296,7 +297,7 @@ async def test_a_refused_body_is_freed_at_once(wrong: bytes, length: int) -> Non
                     rig.submitter.submit(headers, body, 0, lambda _: None, lambda: None)
                 assert sys.getrefcount(body) == before
             with suppress(Problem):
-                await rig.submitter.take(headers, body, None)
+                await rig.submitter.submit_and_wait(headers, body, None)
             await wait_all_tasks_blocked(0.01)
             assert sys.getrefcount(body) == before
         finally:

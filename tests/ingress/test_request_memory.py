@@ -1,4 +1,4 @@
-"""The memory of request bodies: bounded for all together, and never taken for good."""
+"""The memory of request bodies: bounded for all requests together, and never leaked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from payloadd.ingress.request_memory import PATIENCE, SMALL, RequestMemory
+from payloadd.ingress.request_memory import MAX_WAIT, SMALL_BODY_BYTES, RequestMemory
 from payloadd.ingress.server.activity import ConnectionActivity
 from payloadd.ingress.server.hypercorn_app import ReceivedBody
 from payloadd.ingress.server.request_clock import RequestClock
@@ -19,7 +19,7 @@ MIB = 2**20
 
 @dataclass(eq=False)
 class Sender:
-    """A request whose body is on its way."""
+    """A request that receives its body."""
 
     memory: RequestMemory
     size: int
@@ -28,30 +28,30 @@ class Sender:
     ended: bool = False
 
     def begin(self) -> None:
-        """Let it in."""
-        assert self.memory.take(self.size)
+        """Acquire the memory."""
+        assert self.memory.try_acquire(self.size)
         self.memory.watch(self)
 
     def end_slow(self) -> None:
-        """Note that it was ended, and give the memory back."""
+        """Record the refusal, and release the memory."""
         self.ended = True
         self.memory.unwatch(self)
         self.memory.release(self.size)
 
 
-def test_the_bound_holds_and_a_part_of_it_is_for_small_bodies() -> None:
-    """A few clients that announce megabytes would shut out all others."""
+def test_the_bound_holds_and_a_part_is_reserved_for_small_bodies() -> None:
+    """Otherwise a few clients that announce megabytes would keep out all others."""
     memory = RequestMemory(16 * MIB, MIB)
     taken = 0
-    while memory.take(MIB):
+    while memory.try_acquire(MIB):
         taken += 1
     assert taken == 14
     small = 0
-    while memory.take(SMALL):
+    while memory.try_acquire(SMALL_BODY_BYTES):
         small += 1
-    assert small == MIB // SMALL
+    assert small == MIB // SMALL_BODY_BYTES
     tiny = 0
-    while memory.take(4096):
+    while memory.try_acquire(4096):
         tiny += 1
     assert tiny == MIB // 4096
     assert memory.used == 16 * MIB
@@ -59,15 +59,15 @@ def test_the_bound_holds_and_a_part_of_it_is_for_small_bodies() -> None:
     assert memory.used == 0
 
 
-def test_the_largest_body_fits_however_small_the_bound() -> None:
-    """A body of MAX_LENGTH would wait for ever."""
-    assert RequestMemory(MIB, MIB).take(MIB)
+def test_the_largest_body_fits_into_the_smallest_bound() -> None:
+    """Otherwise a body of MAX_LENGTH would wait for ever."""
+    assert RequestMemory(MIB, MIB).try_acquire(MIB)
 
 
-async def test_requests_get_memory_in_the_order_in_which_they_came() -> None:
-    """A request would starve behind ones that come later."""
+async def test_requests_get_memory_in_their_order() -> None:
+    """Otherwise a request would starve behind later ones."""
     memory = RequestMemory(8 * MIB, 7 * MIB)
-    assert memory.take(7 * MIB)
+    assert memory.try_acquire(7 * MIB)
     order: list[str] = []
 
     async def wait(name: str, size: int) -> None:
@@ -79,8 +79,8 @@ async def test_requests_get_memory_in_the_order_in_which_they_came() -> None:
         await wait_all_tasks_blocked()
         nursery.start_soon(wait, "less large", MIB)
         await wait_all_tasks_blocked()
-        assert memory.take(SMALL)  # goes by: the reserve is for it
-        memory.release(SMALL)
+        assert memory.try_acquire(SMALL_BODY_BYTES)  # it passes: the reserved part is for it
+        memory.release(SMALL_BODY_BYTES)
         memory.release(7 * MIB)
         await wait_all_tasks_blocked()
         assert order == ["large"]
@@ -89,89 +89,93 @@ async def test_requests_get_memory_in_the_order_in_which_they_came() -> None:
     assert memory.used == MIB
 
 
-async def test_memory_that_is_given_back_within_a_grant_is_granted_once() -> None:
-    """Requests that are refused as soon as they have their memory would use it up for good."""
+async def test_memory_released_within_a_grant_is_granted_once() -> None:
+    """Otherwise requests that are refused as soon as they have memory would leak it."""
     memory = RequestMemory(MIB, MIB)
-    assert memory.take(MIB)
+    assert memory.try_acquire(MIB)
     granted: list[int] = []
 
     def wait(number: int) -> None:
         def answer() -> None:
             granted.append(number)
-            memory.release(SMALL)
+            memory.release(SMALL_BODY_BYTES)
 
-        memory.wait(SMALL, answer, lambda: None)
+        memory.enqueue(SMALL_BODY_BYTES, answer, lambda: None)
 
-    for number in range(2000):  # more than the interpreter's stack has room for
+    for number in range(2000):  # more than the recursion limit of the interpreter
         wait(number)
     memory.release(MIB)
     assert granted == [*range(2000)]
     assert memory.used == 0
 
 
-async def test_a_large_request_in_line_holds_up_no_small_one_behind_it() -> None:
-    """A small request would be refused after seconds though the reserve is there for it."""
+async def test_a_small_request_passes_a_waiting_large_one() -> None:
+    """Otherwise a small request would be refused although the reserved part has memory for it."""
     memory = RequestMemory(8 * MIB, MIB)
-    assert memory.take(7 * MIB)
-    while memory.take(SMALL):
+    assert memory.try_acquire(7 * MIB)
+    while memory.try_acquire(SMALL_BODY_BYTES):
         pass
     granted: list[str] = []
-    memory.wait(MIB, lambda: granted.append("large"), lambda: None)
-    memory.wait(SMALL, lambda: granted.append("small"), lambda: None)
-    memory.release(SMALL)
+    memory.enqueue(MIB, lambda: granted.append("large"), lambda: None)
+    memory.enqueue(SMALL_BODY_BYTES, lambda: granted.append("small"), lambda: None)
+    memory.release(SMALL_BODY_BYTES)
     assert granted == ["small"]
     memory.release(2 * MIB)
     assert granted == ["small", "large"]
 
 
-async def test_no_request_waits_behind_a_larger_one() -> None:
-    """Clients that announce 64 KiB and send nothing would make all others wait for 5 s."""
+async def test_no_request_waits_behind_one_of_a_larger_class() -> None:
+    """Otherwise clients that announce 64 KiB and send nothing would delay all others by seconds."""
     memory = RequestMemory(16 * MIB, 14 * MIB)
-    assert memory.take(14 * MIB)
-    assert memory.take(SMALL)
-    for _ in range(MIB // SMALL - 1):
-        assert memory.take(SMALL)
+    assert memory.try_acquire(14 * MIB)
+    assert memory.try_acquire(SMALL_BODY_BYTES)
+    for _ in range(MIB // SMALL_BODY_BYTES - 1):
+        assert memory.try_acquire(SMALL_BODY_BYTES)
     order: list[str] = []
-    for name, size in (("large", MIB), ("small", SMALL), ("small too", SMALL)):
-        memory.wait(size, partial(order.append, name), pytest.fail)
-    assert memory.take(1000)
+    for name, size in (
+        ("large", MIB),
+        ("small", SMALL_BODY_BYTES),
+        ("small too", SMALL_BODY_BYTES),
+    ):
+        memory.enqueue(size, partial(order.append, name), pytest.fail)
+    assert memory.try_acquire(1000)
     memory.release(1000)
-    memory.release(SMALL)
+    memory.release(SMALL_BODY_BYTES)
     assert order == ["small"]
     memory.release(14 * MIB)
     assert order == ["small", "large", "small too"]
 
 
-async def test_requests_that_end_when_they_get_their_memory_get_it_once() -> None:
-    """A malformed request that waited would take memory for ever: 503 for all later ones."""
+async def test_requests_that_end_in_their_grant_get_memory_once() -> None:
+    """Otherwise a malformed request that waited would leak memory, until all later ones get 503."""
     memory = RequestMemory(MIB, MIB)
-    assert memory.take(MIB)
+    assert memory.try_acquire(MIB)
     granted = [0] * 500
 
     def refuse_at_once(number: int) -> None:
         granted[number] += 1
-        memory.release(SMALL)
+        memory.release(SMALL_BODY_BYTES)
 
     for number in range(len(granted)):
-        memory.wait(SMALL, partial(refuse_at_once, number), pytest.fail)
+        memory.enqueue(SMALL_BODY_BYTES, partial(refuse_at_once, number), pytest.fail)
     memory.release(MIB)
     assert granted == [1] * len(granted)
     assert memory.used == 0
 
 
 @pytest.mark.usefixtures("autojump_clock")
-async def test_slow_senders_are_ended_for_each_class() -> None:
-    """A large request at the head of the line would keep all others waiting behind it."""
+async def test_slow_senders_are_refused_for_each_class() -> None:
+    """Otherwise a large request at the head of the queue would delay all others."""
     memory = RequestMemory(16 * MIB, 14 * MIB)
-    senders = [Sender(memory, size, 1) for size in (*[SMALL] * 15, *[4096] * 256)]
-    assert memory.take(14 * MIB)
-    assert memory.take(SMALL)
+    senders = [Sender(memory, size, 1) for size in (*[SMALL_BODY_BYTES] * 15, *[4096] * 256)]
+    assert memory.try_acquire(14 * MIB)
+    assert memory.try_acquire(SMALL_BODY_BYTES)
     for sender in senders:
         sender.begin()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(memory.run)
         await trio.sleep(1)
-        memory.wait(2 * MIB, lambda: None, lambda: None)
+        memory.enqueue(2 * MIB, lambda: None, lambda: None)
         began = trio.current_time()
         assert await memory.acquire(1000)
         assert trio.current_time() - began <= 1
@@ -179,23 +183,23 @@ async def test_slow_senders_are_ended_for_each_class() -> None:
 
 
 async def test_a_request_that_waits_too_long_is_refused(autojump_clock: MockClock) -> None:
-    """A client would wait for its answer until it gives up."""
+    """Otherwise a client would wait for its answer until its own timeout."""
     memory = RequestMemory(MIB, MIB)
-    assert memory.take(MIB)
+    assert memory.try_acquire(MIB)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(memory.run)
         started = trio.current_time()
         assert not await memory.acquire(MIB)
-        assert PATIENCE <= trio.current_time() - started <= PATIENCE + 1
+        assert MAX_WAIT <= trio.current_time() - started <= MAX_WAIT + 1
         nursery.cancel_scope.cancel()
     assert memory.used == MIB
     assert autojump_clock.autojump_threshold == 0
 
 
-async def test_a_request_that_is_gone_leaves_no_memory_behind(autojump_clock: MockClock) -> None:
-    """Clients that leave while they wait would use the memory up."""
+async def test_a_cancelled_request_leaks_no_memory(autojump_clock: MockClock) -> None:
+    """Otherwise clients that leave while they wait would use up the memory."""
     memory = RequestMemory(MIB, MIB)
-    assert memory.take(MIB)
+    assert memory.try_acquire(MIB)
     with trio.move_on_after(1):
         await memory.acquire(MIB)
     memory.release(MIB)
@@ -203,27 +207,27 @@ async def test_a_request_that_is_gone_leaves_no_memory_behind(autojump_clock: Mo
     assert autojump_clock.autojump_threshold == 0
 
 
-async def test_memory_that_is_granted_while_the_request_is_cancelled() -> None:
-    """Memory of a request that no longer exists would be lost."""
+async def test_memory_granted_to_a_cancelled_request_is_released() -> None:
+    """Otherwise the memory of a request that no longer exists would be lost."""
     memory = RequestMemory(MIB, MIB)
-    assert memory.take(MIB)
+    assert memory.try_acquire(MIB)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(memory.acquire, MIB)
         await wait_all_tasks_blocked()
         memory.release(MIB)
         nursery.cancel_scope.cancel()
     assert memory.used in (0, MIB)
-    assert memory.take(MIB) or memory.used == MIB
+    assert memory.try_acquire(MIB) or memory.used == MIB
 
 
-async def test_the_slowest_senders_are_ended_for_those_that_wait(
+async def test_the_slowest_senders_are_refused_for_waiting_requests(
     autojump_clock: MockClock,
 ) -> None:
-    """Clients that send a byte a second would hold all the memory for REQUEST_TIMEOUT."""
+    """Otherwise clients that send a byte a second would hold the memory for REQUEST_TIMEOUT."""
     memory = RequestMemory(4 * MIB, 4 * MIB)
-    slow, quick = Sender(memory, 2 * MIB, 10), Sender(memory, 2 * MIB, MIB)
+    slow, fast = Sender(memory, 2 * MIB, 10), Sender(memory, 2 * MIB, MIB)
     slow.begin()
-    quick.begin()
+    fast.begin()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(memory.run)
         await trio.sleep(2)
@@ -231,39 +235,39 @@ async def test_the_slowest_senders_are_ended_for_those_that_wait(
         assert await memory.acquire(2 * MIB)
         assert trio.current_time() - started < 1
         nursery.cancel_scope.cancel()
-    assert (slow.ended, quick.ended) == (True, False)
+    assert (slow.ended, fast.ended) == (True, False)
     assert autojump_clock.autojump_threshold == 0
 
 
-async def test_what_is_overdrawn_is_paid_back_first(autojump_clock: MockClock) -> None:
-    """Bodies that are small until they are decompressed would pass the bound one after another."""
+async def test_memory_beyond_the_bound_is_released_first(autojump_clock: MockClock) -> None:
+    """Otherwise bodies that are small until they are decompressed would exceed the bound."""
     memory = RequestMemory(MIB, MIB)
-    assert memory.take(MIB)
-    await memory.wait_paid_back()
-    memory.overdraw(MIB)
-    with trio.move_on_after(1) as patience:
-        await memory.wait_paid_back()
-    assert patience.cancelled_caught
+    assert memory.try_acquire(MIB)
+    await memory.wait_within_bound()
+    memory.acquire_beyond_bound(MIB)
+    with trio.move_on_after(1) as deadline:
+        await memory.wait_within_bound()
+    assert deadline.cancelled_caught
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(memory.wait_paid_back)
+        nursery.start_soon(memory.wait_within_bound)
         await wait_all_tasks_blocked()
         memory.release(MIB)
     assert autojump_clock.autojump_threshold == 0
 
 
-@pytest.mark.parametrize("size", [0, 1, SMALL])
-async def test_small_bodies_cost_no_waiting(size: int) -> None:
-    """Every small request would wait behind large ones."""
+@pytest.mark.parametrize("size", [0, 1, SMALL_BODY_BYTES])
+async def test_small_bodies_do_not_wait(size: int) -> None:
+    """Otherwise each small request would wait behind large ones."""
     memory = RequestMemory(256 * MIB, 16 * MIB)
-    assert memory.take(256 * MIB * 7 // 8)
-    memory.wait(16 * MIB, lambda: None, lambda: None)
-    assert memory.take(size)
+    assert memory.try_acquire(256 * MIB * 7 // 8)
+    memory.enqueue(16 * MIB, lambda: None, lambda: None)
+    assert memory.try_acquire(size)
 
 
-async def test_the_wait_for_memory_does_not_make_a_client_slow(autojump_clock: MockClock) -> None:
-    """A body that was just let in would be ended for the next one: it has sent nothing yet."""
+async def test_the_wait_for_memory_does_not_count_as_slowness(autojump_clock: MockClock) -> None:
+    """Otherwise a body that just got its memory, and has sent nothing yet, would be refused."""
     memory = RequestMemory(MIB, MIB)
-    assert memory.take(MIB)
+    assert memory.try_acquire(MIB)
 
     async def receive() -> dict[str, object]:
         return {"type": "http.request", "body": b"x", "more_body": True}

@@ -8,12 +8,12 @@ import uuid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payloadd.ingress.submission import document
+from payloadd.ingress.submission import receipt_document
 from payloadd.pipeline.intake import Receipt
 
 
 @given(st.integers(0, 2**128 - 1), st.integers(0, 10**9))
-def test_the_answer_names_the_request_by_its_uuid(number: int, payloads: int) -> None:
-    """It is written without ``str(uuid)``."""
+def test_the_answer_contains_the_id_as_a_uuid(number: int, payloads: int) -> None:
+    """The id is formatted without ``str(uuid)``, and must be equal to it."""
     receipt = Receipt(uuid.UUID(int=number), payloads)
-    assert json.loads(document(receipt)) == {"id": str(receipt.id), "accepted": payloads}
+    assert json.loads(receipt_document(receipt)) == {"id": str(receipt.id), "accepted": payloads}

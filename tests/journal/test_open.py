@@ -65,7 +65,7 @@ async def test_payloads_that_are_not_stored_are_there_at_the_next_start(tmp_path
         assert opening.accounting.found == 2
         page = await opened.journal.page(0, 10, 1000)
         assert [job.lines for job in page] == [b"1\n", b"2\n"]
-        assert opening.metrics.registry.get_sample_value("payloadd_journal_jobs") == 2
+        assert opening.health.snapshot().journal.jobs == 2
 
 
 async def test_object_keys_follow_the_settings_under_which_jobs_were_accepted(

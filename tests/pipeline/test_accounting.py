@@ -1,14 +1,12 @@
-"""The numbers that the drained line and Retry-After come from."""
+"""The counts behind the snapshot of the process, and the rate behind Retry-After."""
 
 from __future__ import annotations
 
 import uuid
-from unittest.mock import patch
-
-from prometheus_client.parser import text_string_to_metric_families
 
 from payloadd.model.job import Batch, Job
 from payloadd.observe.metrics import Metrics
+from payloadd.observe.status import PayloadFigures
 from payloadd.pipeline.accounting import Accounting, DrainRate
 
 
@@ -23,7 +21,7 @@ def batch(*jobs: Job) -> Batch:
 
 
 def test_what_was_accepted_is_stored_dead_or_open() -> None:
-    """If this does not add up, `lost 0` means nothing."""
+    """A wrong sum would hide lost payloads behind `lost 0`."""
     metrics = Metrics()
     accounting = Accounting(metrics)
     accounting.found = 1
@@ -44,32 +42,50 @@ def test_what_was_accepted_is_stored_dead_or_open() -> None:
     accounting.journaled = 3
     accounting.unkept = 1
     assert accounting.lost == 3
-    values = {
-        sample.name: sample.value
-        for family in text_string_to_metric_families(metrics.render().decode())
-        for sample in family.samples
-    }
-    assert values["payloadd_payloads_accepted_total"] == 6
-    assert values["payloadd_payloads_stored_total"] == 2
-    assert values["payloadd_payloads_dead_total"] == 1
+    assert (metrics.accepted.value, metrics.stored.value, metrics.dead.value) == (6, 2, 1)
 
 
-def test_the_oldest_open_payload_has_an_age() -> None:
-    """An alert on a backlog that does not move needs it."""
-    accounting = Accounting(Metrics())
+def test_a_snapshot_has_all_counts() -> None:
+    """`/readyz`, the gauges and the `drained` line would show other figures."""
+    accounting = Accounting(Metrics(), wall_clock=lambda: 10.0)
+    accounting.rate = DrainRate(lambda: 100.0)
+    accounting.found = 1
+    accounting.accept(6)
+    jobs = [job(4_000, 3), job(5_000, 2), job(6_000)]
+    accounting.enter(jobs)
+    accounting.settle(batch(jobs[1]))
+    accounting.bury(batch(jobs[2]))
+    accounting.journaled, accounting.unkept = 3, 1
+    figures = accounting.figures()
+    assert figures == PayloadFigures(
+        accepted=6,
+        stored=2,
+        dead=1,
+        open=4,
+        journaled=3,
+        unkept=1,
+        oldest_seconds=6.0,
+        drained_per_second=3.0,
+    )
+    assert figures.lost_when_closed == accounting.lost == 2
+
+
+def test_the_age_is_that_of_the_oldest_open_payload() -> None:
+    """An alert on a backlog that does not move would not fire."""
+    now = 1010.0
+    accounting = Accounting(Metrics(), wall_clock=lambda: now)
     assert accounting.oldest_age() == 0.0
     jobs = [job(1_000_000), job(1_005_000)]
     accounting.enter(jobs)
-    with patch("payloadd.pipeline.accounting.time.time", return_value=1010.0):
-        assert accounting.oldest_age() == 10.0
-        accounting.settle(batch(jobs[0]))
-        assert accounting.oldest_age() == 5.0
-    with patch("payloadd.pipeline.accounting.time.time", return_value=0.0):
-        assert accounting.oldest_age() == 0.0
+    assert accounting.oldest_age() == 10.0
+    accounting.settle(batch(jobs[0]))
+    assert accounting.oldest_age() == 5.0
+    now = 0.0  # the clock was set back
+    assert accounting.oldest_age() == 0.0
 
 
 def test_retry_after_follows_from_the_measured_rate() -> None:
-    """A made-up Retry-After has clients come back far too early or late."""
+    """Clients would come back far too early or too late."""
     now = 100.0
     rate = DrainRate(lambda: now)
     assert rate.seconds_for(1) == 60
@@ -78,9 +94,9 @@ def test_retry_after_follows_from_the_measured_rate() -> None:
         rate.count(50)
         rate.count(50)
     now = 105.0
-    assert rate.rate() == 100.0
+    assert rate.per_second() == 100.0
     assert rate.seconds_for(1000) == 10
     assert rate.seconds_for(0) == 1
     assert rate.seconds_for(10**9) == 60
     now = 120.0
-    assert rate.rate() == 0.0
+    assert rate.per_second() == 0.0

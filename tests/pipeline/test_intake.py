@@ -1,4 +1,4 @@
-"""The door: whole or not at all, and never beyond the bound."""
+"""Requests are accepted whole or not at all, and never beyond the bounds."""
 
 from __future__ import annotations
 
@@ -19,8 +19,19 @@ from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 
 
+class JournalWithWait(MemoryJournal):
+    """A journal that waits for ``room``, if that is set."""
+
+    room: trio.Event | None = None
+
+    async def wait_for_room(self) -> None:
+        """Wait for the event."""
+        if self.room is not None:
+            await self.room.wait()
+
+
 class Rig:
-    """An intake with everything behind it in reach."""
+    """An intake with all parts behind it."""
 
     def __init__(
         self, max_jobs: int = 3, max_bytes: int = 10, most_keys: int = 9, **environ: str
@@ -31,7 +42,7 @@ class Rig:
         self.health = Health()
         self.feeder = QueueFeeder(self.channel, self.accounting, newest=0)
         listener = PipelineListener(self.channel, self.feeder, self.accounting, metrics)
-        self.journal = MemoryJournal(listener, most_keys)
+        self.journal = JournalWithWait(listener, most_keys)
         self.intake = Intake(
             self.journal, self.health, config.load({"MAX_QUEUE": str(max_jobs), **environ})
         )
@@ -51,7 +62,7 @@ async def test_one_request_becomes_one_job_a_payload_in_order() -> None:
 
 @pytest.mark.parametrize("request_", [[b"1", b"2"], [b"123456"]], ids=["jobs", "bytes"])
 async def test_a_request_that_does_not_fit_leaves_nothing_behind(request_: list[bytes]) -> None:
-    """Half a request taken is stored twice when the client sends it again."""
+    """The accepted half would be stored twice when the client sends the request again."""
     rig = Rig()
     await rig.intake.accept([b"1", b"2"])
     with pytest.raises(RefusedError) as caught:
@@ -64,21 +75,23 @@ async def test_a_request_that_does_not_fit_leaves_nothing_behind(request_: list[
 @pytest.mark.parametrize(
     ("request_", "setting"), [([b"1"] * 4, "MAX_QUEUE"), ([b"1234567890"], "MAX_QUEUE_BYTES")]
 )
-async def test_what_can_never_fit_is_not_worth_a_retry(request_: list[bytes], setting: str) -> None:
-    """A client told to come back later would come back for ever."""
+async def test_a_request_that_can_never_fit_is_too_large(
+    request_: list[bytes], setting: str
+) -> None:
+    """A client that is asked to retry later would retry for ever."""
     with pytest.raises(TooLargeError, match=setting):
         await Rig().intake.accept(request_)
 
 
-async def test_an_empty_collection_is_taken_and_stores_nothing() -> None:
-    """Clients flush empty buffers."""
+async def test_an_empty_collection_is_accepted_and_stores_nothing() -> None:
+    """Clients that flush an empty buffer would get an error."""
     rig = Rig()
     assert (await rig.intake.accept([])).id.version == 7
     assert rig.channel.jobs == 0
 
 
 async def test_neither_an_empty_collection_nor_a_refused_request_leaves_a_key() -> None:
-    """A client that reuses the key of nothing would have its payloads dropped."""
+    """A client that uses such a key again would have its payloads dropped."""
     rig = Rig(max_jobs=1)
     await rig.intake.accept([], "key")
     await rig.intake.accept([b"1"])
@@ -90,8 +103,8 @@ async def test_neither_an_empty_collection_nor_a_refused_request_leaves_a_key() 
     assert rig.channel.receive_nowait().lines == b"3\n"
 
 
-async def test_refusal_says_what_would_happen() -> None:
-    """`/readyz` takes an instance out of rotation by it."""
+async def test_refusal_returns_the_error_of_a_small_request() -> None:
+    """`/readyz` would keep an instance in the balancer that refuses requests."""
     rig = Rig(max_jobs=1)
     assert rig.intake.refusal() is None
     await rig.intake.accept([b"1"])
@@ -104,8 +117,8 @@ async def test_refusal_says_what_would_happen() -> None:
     assert refusal.code == "DRAINING"
 
 
-async def test_a_collection_is_cut_into_what_an_object_holds() -> None:
-    """An object would have more payloads than BATCH_MAX_PAYLOADS says."""
+async def test_a_collection_is_cut_into_parts_that_fit_into_an_object() -> None:
+    """An object would have more payloads than BATCH_MAX_PAYLOADS allows."""
     rig = Rig(max_jobs=9, max_bytes=1000, BATCH_MAX_PAYLOADS="2")
     receipt = await rig.intake.accept([b"1", b"2", b"3"])
     jobs = [rig.channel.receive_nowait() for _ in range(2)]
@@ -113,8 +126,8 @@ async def test_a_collection_is_cut_into_what_an_object_holds() -> None:
     assert receipt.payloads == 3
 
 
-async def test_a_key_gets_its_first_answer_again() -> None:
-    """A client that repeats blindly would have its payloads twice."""
+async def test_a_repeated_key_gets_the_first_receipt() -> None:
+    """The payloads of a client that repeats a request would be stored twice."""
     rig = Rig()
     first = await rig.intake.accept([b"1"], "key")
     assert await rig.intake.accept([b"1"], "key") == first
@@ -122,7 +135,7 @@ async def test_a_key_gets_its_first_answer_again() -> None:
     assert (rig.channel.jobs, rig.accounting.accepted) == (2, 2)
 
 
-async def test_only_so_many_keys_are_known_in_memory() -> None:
+async def test_the_number_of_keys_in_memory_is_bounded() -> None:
     """Memory would grow with every key."""
     rig = Rig(most_keys=1)
     first = await rig.intake.accept([b"1"], "a")
@@ -130,13 +143,10 @@ async def test_only_so_many_keys_are_known_in_memory() -> None:
     assert (await rig.intake.accept([b"1"], "a")).id != first.id
 
 
-async def test_lines_become_jobs_when_the_journal_has_room_for_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_lines_become_jobs_when_the_journal_has_room_for_them() -> None:
     """The jobs of all large requests together would fill the memory."""
     rig = Rig(max_jobs=9, max_bytes=1000, BATCH_MAX_PAYLOADS="2")
-    room = trio.Event()
-    monkeypatch.setattr(rig.journal, "wait_for_room", room.wait)
+    room = rig.journal.room = trio.Event()
     outcomes: list[Receipt | RefusedError] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(rig.intake.submit_lines, b"1\n22\n3\n", [1, 2, 1], None, outcomes.append)
@@ -146,6 +156,5 @@ async def test_lines_become_jobs_when_the_journal_has_room_for_them(
     jobs = [rig.channel.receive_nowait() for _ in range(2)]
     assert [(job.lines, job.payloads) for job in jobs] == [(b"1\n22\n", 2), (b"3\n", 1)]
     assert outcomes == [Receipt(jobs[0].id, 3)]
-    monkeypatch.undo()
     await rig.intake.submit_lines(b"4\n", [1], None, outcomes.append)
     assert rig.channel.receive_nowait().lines == b"4\n"

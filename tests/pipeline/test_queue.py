@@ -1,4 +1,4 @@
-"""The channel: what ends the wait of who fills a batch. Its bounds are in ``test_refill.py``."""
+"""The channel: its bounds, its waits, and what ends them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
-from payloadd.pipeline.queue import JobChannel
+from payloadd.pipeline.queue import JobChannel, NudgedError
 from tests.support.journal import job
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def send(count: int, payloads: int = 1, lines: bytes = b"12345\n") -> Callable[[JobChannel], None]:
-    """Return what puts so many jobs in, each as a group of its own."""
+    """Return a function that sends ``count`` jobs, each as a group of its own."""
 
     def send_to(channel: JobChannel) -> None:
         for seq in range(1, count + 1):
@@ -43,14 +44,14 @@ def send(count: int, payloads: int = 1, lines: bytes = b"12345\n") -> Callable[[
         pytest.param(2000, 10_000, JobChannel.nudge, 1.0, id="nudged"),
     ],
 )
-async def test_how_long_jobs_are_gathered(
+async def test_gathering_ends_when_enough_has_come(
     autojump_clock: MockClock,
     max_jobs: int,
     max_bytes: int,
     happens: Callable[[JobChannel], None],
     seconds: float,
 ) -> None:
-    """A full batch would wait, a small queue run full, or a drain take longer than it has to."""
+    """A full batch would wait, a small queue become full, or a drain take longer than needed."""
     assert autojump_clock.autojump_threshold == 0
     channel = JobChannel(max_jobs, max_bytes)
     start = trio.current_time()
@@ -62,11 +63,77 @@ async def test_how_long_jobs_are_gathered(
     assert waited == pytest.approx(seconds)
 
 
-async def test_nothing_more_comes_through_a_closed_channel(autojump_clock: MockClock) -> None:
-    """Every partial batch of a drain would wait for what cannot come."""
+async def test_gathering_on_a_closed_channel_returns_at_once(autojump_clock: MockClock) -> None:
+    """Every partial batch of a drain would wait for jobs that cannot come."""
     assert autojump_clock.autojump_threshold == 0
     channel = JobChannel(2000, 10_000)
     channel.close()
     start = trio.current_time()
     await channel.gather(10, 200, 5.0)
     assert trio.current_time() == start
+
+
+async def test_a_channel_accepts_all_jobs_or_none() -> None:
+    """Half of a request would be stored although the client was refused."""
+    channel = JobChannel(2, 10)
+    channel.send_nowait([job(1, b"12345")])
+    with pytest.raises(trio.WouldBlock):
+        channel.send_nowait([job(2, b"123"), job(3, b"123")])
+    assert (channel.jobs, channel.bytes) == (1, 5)
+    assert channel.receive_nowait().seq == 1
+
+
+async def test_received_jobs_count_until_they_are_released() -> None:
+    """While the store is down the workers would hold as much memory again as the channel."""
+    channel = JobChannel(9, 10)
+    channel.send_nowait([job(1, b"12345678")])
+    assert channel.receive_nowait().seq == 1
+    assert not channel.has_room(1, 3)
+    with pytest.raises(trio.WouldBlock):
+        channel.send_nowait([job(2, b"123456789012")])
+    channel.release(8)
+    channel.send_nowait([job(2, b"123456789012")])
+
+
+async def test_sealed_batches_wait_until_fewer_bytes_are_held() -> None:
+    """A start with many sealed batches would read them all into memory at once."""
+    channel = JobChannel(9, 10)
+    with trio.fail_after(5):
+        await channel.wait_until_held_is_small()
+    channel.hold(12)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(channel.wait_until_held_is_small)
+        await trio.testing.wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        channel.release(12)
+
+
+async def test_two_tasks_may_wait_for_space_at_the_same_time() -> None:
+    """After some restarts the daemon would answer 202 and store nothing more."""
+    channel = JobChannel(9, 10)
+    channel.hold(10)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(channel.wait_until_held_is_small)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(channel.wait_for_room, 1, 5)
+            await trio.testing.wait_all_tasks_blocked()
+            channel.release(10)
+
+
+async def test_a_nudge_interrupts_the_wait_and_takes_no_space() -> None:
+    """A dead letter that is tried again would wait for the next request, or refuse one."""
+    channel = JobChannel(1, 10)
+    channel.nudge()
+    channel.nudge()
+    channel.send_nowait([job(1, b"1")])
+    with pytest.raises(NudgedError):
+        await channel.wait_for_job()
+    await channel.wait_for_job()
+    assert channel.receive_nowait().seq == 1
+    with pytest.raises(trio.WouldBlock):
+        channel.receive_nowait()
+    channel.close()
+    channel.nudge()
+    with pytest.raises(trio.EndOfChannel):
+        await channel.wait_for_job()

@@ -1,12 +1,18 @@
-"""AWS's schedule and quota, and the patience around them."""
+"""AWS's schedule and quota, the rounds around them, and the timeout of uploads."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payloadd.pipeline.retry import RetryBudget, backoff, pause
+from payloadd.pipeline.retry import RetryBudget, SharedTimeout, Timer, backoff, pause
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
 
 
 @pytest.mark.parametrize(
@@ -14,26 +20,26 @@ from payloadd.pipeline.retry import RetryBudget, backoff, pause
     [(1, False, 0.05), (2, False, 0.1), (3, False, 0.2), (1, True, 1.0), (2, True, 2.0)],
 )
 def test_backoff_doubles_from_awss_bases(attempt: int, throttled: bool, most: float) -> None:  # noqa: FBT001 - a parameter of the test
-    """Retries faster than AWS's own clients get an account throttled."""
+    """S3 would throttle an account whose retries are faster than those of AWS's own clients."""
     assert backoff(attempt, 1.0, throttled=throttled) == pytest.approx(most)
     assert backoff(attempt, 0.5, throttled=throttled) == pytest.approx(most / 2)
     assert backoff(attempt, 0.0, throttled=throttled) == 0.0
 
 
 @given(st.integers(1, 10**9), st.floats(0, 1, exclude_max=True), st.booleans())
-def test_no_wait_is_longer_than_its_cap(times: int, fraction: float, throttled: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    """A batch that has waited for a week still comes back within seconds of the mending."""
+def test_no_wait_is_longer_than_its_bound(times: int, fraction: float, throttled: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """A batch that has waited for a week would stay unsent long after the store works again."""
     assert 0 <= backoff(times, fraction, throttled=throttled) <= 20
     assert 0.5 <= pause(times, fraction) <= 15
 
 
-def test_the_stores_own_wish_is_honoured() -> None:
-    """A store that names a wait gets it."""
+def test_a_wait_is_as_long_as_the_store_asks_for() -> None:
+    """A store under load would get requests that it asked to delay."""
     assert backoff(1, 0.0, throttled=True, at_least=7.0) == 7.0
 
 
-def test_the_budget_runs_dry_and_fills_up_again() -> None:
-    """Without it 64 workers triple the load on a store that is already failing."""
+def test_the_budget_becomes_empty_and_fills_again() -> None:
+    """64 workers would triple the load on a store that is already failing."""
     budget = RetryBudget()
     spent = 0
     while budget.spend(throttled=False) == 14:
@@ -45,3 +51,85 @@ def test_the_budget_runs_dry_and_fills_up_again() -> None:
     for _ in range(1000):
         budget.refund(None)
     assert budget.tokens == 500
+
+
+@pytest.fixture
+def limit(nursery: trio.Nursery) -> SharedTimeout:
+    """Return a timeout of 10 s that runs."""
+    timeout = SharedTimeout(10.0)
+    nursery.start_soon(timeout.run)
+    return timeout
+
+
+async def attempt(limit: SharedTimeout, seconds: float) -> float | None:
+    """Sleep for ``seconds``; return the time at which the timeout cancelled it, or None."""
+    timer = Timer()
+    with timer.scope:
+        limit.begin(timer, trio.current_time())
+        try:
+            await trio.sleep(seconds)
+        finally:
+            limit.end(timer)
+    assert timer.expired == timer.scope.cancelled_caught
+    return trio.current_time() if timer.expired else None
+
+
+async def test_each_operation_has_the_whole_timeout(
+    limit: SharedTimeout, autojump_clock: MockClock
+) -> None:
+    """An upload that hangs would block its worker for ever, or a healthy one be cancelled."""
+    assert autojump_clock.autojump_threshold == 0
+    start = trio.current_time()
+    ended: dict[float, float | None] = {}
+
+    async def begin(delay: float, seconds: float) -> None:
+        await trio.sleep(delay)
+        ended[delay] = await attempt(limit, seconds)
+
+    async with trio.open_nursery() as nursery:
+        for delay, seconds in [(0, 99), (3, 9.9), (4, 99), (4.5, 1), (25, 99), (26, 9)]:
+            nursery.start_soon(begin, delay, seconds)
+    assert {delay: end and end - start for delay, end in ended.items()} == pytest.approx(
+        {0: 10.0, 3: None, 4: 14.0, 4.5: None, 25: 35.0, 26: None}
+    )
+
+
+async def test_a_timer_that_has_not_expired_is_used_again(
+    limit: SharedTimeout, autojump_clock: MockClock
+) -> None:
+    """The first upload would shorten the time of the second, or an idle worker be cancelled."""
+    assert autojump_clock.autojump_threshold == 0
+    timer = Timer()
+    with timer.scope:
+        for _ in range(3):
+            limit.begin(timer, trio.current_time())
+            await trio.sleep(9)
+            limit.end(timer)
+        await trio.sleep(1000)
+    assert not timer.expired
+    assert not timer.scope.cancel_called
+
+
+async def test_an_operation_with_a_slow_clean_up_does_not_affect_others(
+    limit: SharedTimeout, autojump_clock: MockClock
+) -> None:
+    """The daemon would use all CPU during the clean-up, or other uploads would never expire."""
+    assert autojump_clock.autojump_threshold == 0
+
+    async def clean_up_slowly() -> None:
+        timer = Timer()
+        with timer.scope:
+            limit.begin(timer, trio.current_time())
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(50)
+                limit.end(timer)
+
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(clean_up_slowly)
+        await trio.sleep(5)
+        assert await attempt(limit, 99) == pytest.approx(start + 15)
+    assert trio.current_time() == pytest.approx(start + 60)

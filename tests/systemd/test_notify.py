@@ -1,4 +1,4 @@
-"""The words exchanged with systemd."""
+"""The messages to systemd, and the sockets and variables from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def manager(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """Listen as systemd does; the environment names the socket."""
+    """Listen as systemd does, on a socket that the environment names."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind("\0" + name[1:] if name.startswith("@") else name)
         sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
@@ -30,7 +30,7 @@ def manager(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socke
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_systemd_is_told(
+def test_states_are_sent_to_the_notify_socket(
     abstract: bool,  # noqa: FBT001 - a parameter of the test
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -39,7 +39,7 @@ def test_systemd_is_told(
     name = f"@payloadd-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with manager(name, monkeypatch) as sock:
         notifier = Notifier()
-        assert notifier.heard
+        assert notifier.enabled
         notifier.ready()
         notifier.stopping()
         notifier.extend(1.5)
@@ -49,11 +49,11 @@ def test_systemd_is_told(
         assert sock.recv(100) == b"EXTEND_TIMEOUT_USEC=1500000"
         assert sock.recv(100) == b"WATCHDOG=1"
     assert "NOTIFY_SOCKET" not in os.environ
-    notifier.status("nobody listens")  # must not raise
+    notifier.status("the socket is closed")  # must not raise
 
 
-def test_a_status_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a store says could end in an assignment, such as MAINPID=1; too much is not read."""
+def test_a_status_is_one_short_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store's text could set MAINPID=1 of the unit; systemd drops a message that is too long."""
     with manager(str(tmp_path / "notify"), monkeypatch) as sock:
         Notifier().status("store:\nMAINPID=1\ud800" + "é" * 5000)
         message = sock.recv(10_000)
@@ -62,10 +62,10 @@ def test_a_status_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(message) < 4096
 
 
-def test_a_manager_that_does_not_read_holds_nobody_up(
+def test_a_manager_that_does_not_read_does_not_block_the_daemon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The daemon would stand still as long as systemd does."""
+    """The daemon would hang for as long as systemd does."""
     with manager(str(tmp_path / "notify"), monkeypatch):
         notifier = Notifier()
         queue = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
@@ -74,9 +74,9 @@ def test_a_manager_that_does_not_read_holds_nobody_up(
 
 
 def test_without_systemd_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The daemon also runs in a container or by hand."""
+    """The daemon would not start in a container or from a terminal."""
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    assert not Notifier().heard
+    assert not Notifier().enabled
     Notifier().ready()
 
 
@@ -84,17 +84,17 @@ def test_without_systemd_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> Non
     ("pid", "microseconds", "seconds"),
     [
         ("ours", "30000000", 30.0),
-        ("", "500000", 0.5),  # sd_watchdog_enabled(3): without WATCHDOG_PID it is for everybody
+        ("", "500000", 0.5),  # sd_watchdog_enabled(3): without WATCHDOG_PID it is for any process
         ("1", "30000000", None),
         ("ours", "0", None),
         ("ours", "often", None),
         ("ours", "", None),
     ],
 )
-def test_the_watchdog_is_asked_for(
+def test_the_period_of_the_watchdog_is_read(
     pid: str, microseconds: str, seconds: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The manager would end a daemon that does not know that it has to give signs of life."""
+    """The manager would end a daemon that does not know that it has to send WATCHDOG=1."""
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()) if pid == "ours" else pid)
     monkeypatch.setenv("WATCHDOG_USEC", microseconds)
     assert Notifier().watchdog_seconds == seconds
@@ -108,18 +108,17 @@ def listening() -> Iterator[list[int]]:
         socket.create_server(("127.0.0.1", 0)) as one,
         socket.create_server(("127.0.0.1", 0)) as two,
     ):
-        # High numbers: nobody else's.
+        # High numbers, which nothing else uses.
         fds = [os.dup2(one.fileno(), 800), os.dup2(two.fileno(), 801)]
         yield fds
 
 
 def pass_on(monkeypatch: pytest.MonkeyPatch, count: str, names: str, pid: int) -> PassedSockets:
-    """Return what is made of these variables."""
-    monkeypatch.setattr("payloadd.systemd.notify._FIRST_FD", 800)
+    """Return the sockets that these variables pass, the first one at descriptor 800."""
     monkeypatch.setenv("LISTEN_PID", str(pid))
     monkeypatch.setenv("LISTEN_FDS", count)
     monkeypatch.setenv("LISTEN_FDNAMES", names)
-    passed = PassedSockets()
+    passed = PassedSockets(first_fd=800)
     assert not {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} & os.environ.keys()
     return passed
 
@@ -134,7 +133,7 @@ async def close(listeners: list[trio.SocketListener]) -> list[int]:
 
 
 @pytest.mark.parametrize("names", ["payloadd.socket:admin", "payloadd.socket", ""])
-async def test_sockets_of_systemd_are_taken_over(
+async def test_passed_sockets_are_used(
     listening: list[int], names: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A restart behind a socket unit would lose the connections that wait in its backlog."""
@@ -147,29 +146,33 @@ async def test_sockets_of_systemd_are_taken_over(
 
 @pytest.mark.usefixtures("listening")
 @pytest.mark.parametrize(("count", "pid"), [("2", 1), ("two", None), ("", None)])
-def test_sockets_meant_for_another_process_are_left_alone(
+def test_sockets_for_another_process_are_not_touched(
     count: str, pid: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A parent's variables must not make the daemon grab file descriptors that are not its own."""
+    """A parent's variables would make the daemon close descriptors that are not its own."""
     passed = pass_on(monkeypatch, count, "", pid or os.getpid())
     assert passed.listeners() == passed.listeners(admin=True) == []
     os.close(800)
     os.close(801)
 
 
-def test_what_is_no_listening_socket_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong socket unit would be a traceback, or a daemon that listens to nobody."""
+def test_a_descriptor_that_is_no_listening_socket_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A wrong socket unit would give a traceback, or a daemon that no client can reach."""
     passed = pass_on(monkeypatch, "1", "", os.getpid())
-    with pytest.raises(StartError, match="cannot listen on what LISTEN_FDS passes"):
+    with pytest.raises(StartError, match="cannot listen on the sockets that LISTEN_FDS passes"):
         passed.listeners()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
         os.dup2(datagrams.fileno(), 800)
-    with pytest.raises(StartError, match="cannot listen on what LISTEN_FDS passes"):
+    with pytest.raises(StartError, match="cannot listen on the sockets that LISTEN_FDS passes"):
         pass_on(monkeypatch, "1", "", os.getpid()).listeners()
 
 
-def test_the_journal_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Priorities would be missing in the journal, or stand in front of the lines of a file."""
+def test_a_stream_to_journald_is_recognized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Priorities would be missing in the journal, or be in front of the lines of a file."""
     with (tmp_path / "log").open("w") as file:
         status = os.fstat(file.fileno())
         monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")

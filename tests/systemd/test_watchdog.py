@@ -1,4 +1,4 @@
-"""Signs of life, the status line, and a drain that asks for time: what systemd hears, and when."""
+"""The messages that systemd gets while the daemon runs, and when it gets them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import trio
 from payloadd.config import settings as config
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
+from payloadd.observe.status import status_line
 from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.queue import JobChannel
-from payloadd.systemd.watchdog import Monitored, monitoring, status_line
+from payloadd.systemd.watchdog import Monitored, monitoring
 from tests.support.journal import batch, job
 
 if TYPE_CHECKING:
@@ -28,180 +29,185 @@ WORKERS: Final = 2
 
 
 @dataclass
-class Manager:
-    """Stands in for systemd, and for the Notifier that tells it."""
+class FakeNotifier:
+    """Keep the messages instead of sending them to systemd."""
 
-    heard: bool = True
+    enabled: bool = True
     watchdog_seconds: float | None = PERIOD
-    signs: int = 0
+    alive_count: int = 0
     statuses: list[str] = field(default_factory=list)
     extensions: list[float] = field(default_factory=list)
 
     def alive(self) -> None:
-        """Count."""
-        self.signs += 1
+        """Count the message."""
+        self.alive_count += 1
 
     def status(self, text: str) -> None:
-        """Keep."""
+        """Keep the text."""
         self.statuses.append(text)
 
     def extend(self, seconds: float) -> None:
-        """Keep."""
+        """Keep the number."""
         self.extensions.append(seconds)
 
 
 class FakeJournal:
-    """Has a pulse for as long as it is not told to hang."""
+    """A journal whose commits end at once, or never while ``hangs`` is true."""
 
     def __init__(self) -> None:
         self.hangs = False
 
     async def pulse(self) -> None:
-        """Return, or not."""
+        """Return, or hang."""
         if self.hangs:
             await trio.sleep_forever()
 
 
 @dataclass
 class Rig:
-    """A daemon as the watch sees it."""
+    """The parts of a daemon that the watchdog reads."""
 
     monitored: Monitored
+    health: Health
+    accounting: Accounting
+    channel: JobChannel
     journal: FakeJournal
-    manager: Manager = field(default_factory=Manager)
+    notifier: FakeNotifier = field(default_factory=FakeNotifier)
 
     def monitoring(self, clock: MockClock) -> Any:  # noqa: ANN401 - a context manager with fakes in it
-        """Watch, and tell the manager; hours pass at once."""
+        """Report the rig to the fake notifier; hours pass at once."""
         assert clock.autojump_threshold == 0
-        return monitoring(self.monitored, cast("Notifier", self.manager))
+        return monitoring(self.monitored, cast("Notifier", self.notifier))
 
 
 @pytest.fixture
 def rig() -> Rig:
-    """Return one that serves, with nothing to do."""
+    """Return a daemon that serves, with an empty queue."""
     settings = config.load({"MAX_WORKERS": str(WORKERS), "UPLOAD_TIMEOUT": "60s"})
-    metrics, journal, health = Metrics(), FakeJournal(), Health()
+    journal, health = FakeJournal(), Health()
     health.phase = "serving"
     channel = JobChannel(10, 1000)
-    accounting = Accounting(metrics)
-    return Rig(
-        Monitored(settings, health, metrics, accounting, channel, cast("Journal", journal)), journal
-    )
+    accounting = Accounting(Metrics())
+    health.payload_figures, health.queue_figures = accounting.figures, channel.figures
+    monitored = Monitored(settings, health, cast("Journal", journal))
+    return Rig(monitored, health, accounting, channel, journal)
 
 
-async def test_a_daemon_with_nothing_to_do_lives(rig: Rig, autojump_clock: MockClock) -> None:
-    """Every quiet night the watchdog would end it."""
+async def test_an_idle_daemon_feeds_the_watchdog(rig: Rig, autojump_clock: MockClock) -> None:
+    """The watchdog would end it in every quiet night."""
     async with rig.monitoring(autojump_clock):
         await trio.sleep(10 * PERIOD)
-    assert rig.manager.signs >= 20  # two in each period, so that one may be lost
-    assert rig.manager.statuses == [status_line(rig.monitored)]
+    assert rig.notifier.alive_count >= 20  # two in each period, so that one may be lost
+    assert rig.notifier.statuses == [status_line(rig.health.snapshot())]
 
 
-async def test_a_journal_that_hangs_is_no_sign_of_life(rig: Rig, autojump_clock: MockClock) -> None:
-    """No POST would ever be answered again, and systemd would think that all is well."""
+async def test_the_watchdog_is_not_fed_while_the_journal_hangs(
+    rig: Rig, autojump_clock: MockClock
+) -> None:
+    """No POST would ever be answered again, and systemd would not restart the daemon."""
     async with rig.monitoring(autojump_clock):
         await trio.sleep(PERIOD)
         rig.journal.hangs = True
-        before = rig.manager.signs
+        before = rig.notifier.alive_count
         with structlog.testing.capture_logs() as lines:
             await trio.sleep(10 * PERIOD)
-        assert rig.manager.signs <= before + 1
+        assert rig.notifier.alive_count <= before + 1
         rig.journal.hangs = False
-        await trio.sleep(2 * PERIOD)  # it looks in the same moments, before or after
-        assert rig.manager.signs > before + 1
+        await trio.sleep(2 * PERIOD)  # the check runs in the same moments, before or after
+        assert rig.notifier.alive_count > before + 1
     assert lines[0].items() >= {"event": "no_sign_of_life", "part": "journal"}.items()
 
 
-async def test_a_dispatcher_that_hangs_is_no_sign_of_life(
+async def test_the_watchdog_is_not_fed_while_the_dispatcher_hangs(
     rig: Rig, autojump_clock: MockClock
 ) -> None:
-    """Payloads would be taken in for ever, and none would be uploaded."""
+    """Payloads would be accepted for ever, and none would be uploaded."""
     async with rig.monitoring(autojump_clock):
         await trio.sleep(PERIOD)
-        rig.monitored.channel.send_nowait([job(1), job(2)])
-        before = rig.manager.signs
+        rig.channel.send_nowait([job(1), job(2)])
+        before = rig.notifier.alive_count
         with structlog.testing.capture_logs() as lines:
             for number in range(10):
                 await trio.sleep(PERIOD)
-                rig.monitored.accounting.accept(number)  # clients go on
-        silent = rig.manager.signs
-        assert silent <= before + 2
-        # It takes a job: it is alive, and only slow.
-        rig.monitored.channel.receive_nowait()
+                rig.accounting.accept(number)  # clients continue
+        during = rig.notifier.alive_count
+        assert during <= before + 2
+        # The dispatcher receives a job: it works, and is only slow.
+        rig.channel.receive_nowait()
         await trio.sleep(PERIOD / 2)
-        assert rig.manager.signs > silent
+        assert rig.notifier.alive_count > during
     assert lines[0].items() >= {"event": "no_sign_of_life", "part": "dispatcher"}.items()
 
 
-@pytest.mark.parametrize("reason", ["workers", "disk", "hands"])
-async def test_a_dispatcher_that_waits_for_somebody_lives(
+@pytest.mark.parametrize("reason", ["workers", "disk", "memory"])
+async def test_a_dispatcher_that_is_blocked_feeds_the_watchdog(
     rig: Rig, reason: str, autojump_clock: MockClock
 ) -> None:
-    """A store or a disk that is down for an hour would have the daemon ended all the time."""
-    rig.monitored.channel.send_nowait([job(1)])
+    """During an outage of the store or the disk systemd would restart the daemon repeatedly."""
+    rig.channel.send_nowait([job(1)])
     if reason == "workers":
-        rig.monitored.metrics.workers_busy.set(WORKERS)
-    elif reason == "hands":
-        rig.monitored.channel.paused = True
+        rig.health.busy_workers = lambda: WORKERS
+    elif reason == "memory":
+        rig.channel.paused = True
     else:
-        rig.monitored.health.report("journal", "SQLITE_IOERR", "disk I/O error")
+        rig.health.report("journal", "SQLITE_IOERR", "disk I/O error")
     async with rig.monitoring(autojump_clock):
         await trio.sleep(10 * PERIOD)
-    assert rig.manager.signs >= 20
+    assert rig.notifier.alive_count >= 20
 
 
-@pytest.mark.parametrize(("heard", "period"), [(False, PERIOD), (True, None)])
-async def test_what_nobody_asked_for_is_not_done(
+@pytest.mark.parametrize(("enabled", "period"), [(False, PERIOD), (True, None)])
+async def test_without_a_watchdog_nothing_is_checked(
     rig: Rig,
-    heard: bool,  # noqa: FBT001 - a parameter of the test
+    enabled: bool,  # noqa: FBT001 - a parameter of the test
     period: float | None,
     autojump_clock: MockClock,
 ) -> None:
-    """Without a manager a daemon that hangs for a moment would fill the log."""
-    rig.manager.heard, rig.manager.watchdog_seconds = heard, period
+    """A daemon that hangs for a moment would fill the log although no manager watches it."""
+    rig.notifier.enabled, rig.notifier.watchdog_seconds = enabled, period
     rig.journal.hangs = True
     with structlog.testing.capture_logs() as lines:
         async with rig.monitoring(autojump_clock):
             await trio.sleep(10 * PERIOD)
-    assert (rig.manager.signs, lines) == (0, [])
-    assert bool(rig.manager.statuses) is heard
+    assert (rig.notifier.alive_count, lines) == (0, [])
+    assert bool(rig.notifier.statuses) is enabled
 
 
-def test_the_status_line_says_what_is_waited_for(rig: Rig) -> None:
-    """An administrator would look at a service that runs and does nothing."""
-    monitored = rig.monitored
-    monitored.channel.send_nowait([job(1)])
-    monitored.metrics.journal_jobs.set(7)
-    assert status_line(monitored) == "serving: 0 payloads stored, 1 jobs queued, 7 jobs journaled"
-    monitored.health.report("store", "AccessDenied", "AccessDenied: no")
-    assert status_line(monitored).endswith("; waiting for the store: AccessDenied: no")
+async def test_the_status_line_is_sent_when_it_changes(rig: Rig, autojump_clock: MockClock) -> None:
+    """An administrator would see a service that runs and stores nothing, without a reason."""
+    async with rig.monitoring(autojump_clock):
+        await trio.sleep(5)
+        rig.health.report("store", "AccessDenied", "AccessDenied: no")
+        await trio.sleep(5)
+    figures = "serving: 0 payloads stored, 0 jobs queued, 0 jobs journaled"
+    trouble = "; waiting for the store: AccessDenied: no"
+    assert rig.notifier.statuses == [figures, figures + trouble]
 
 
 async def test_a_drain_asks_for_time_while_it_progresses(
     rig: Rig, autojump_clock: MockClock
 ) -> None:
-    """Systemd would kill a drain that is almost through; or wait for ever for one that is not."""
-    accounting = rig.monitored.accounting
+    """Systemd would kill a drain that is nearly complete, or wait for ever for one that hangs."""
     async with rig.monitoring(autojump_clock):
         await trio.sleep(5)
-        assert rig.manager.extensions == []
-        rig.monitored.health.phase = "draining"
+        assert rig.notifier.extensions == []
+        rig.health.phase = "draining"
         await trio.sleep(2)
-        begun = len(rig.manager.extensions)
+        begun = len(rig.notifier.extensions)
         await trio.sleep(100)
-        assert len(rig.manager.extensions) == begun == 1
+        assert len(rig.notifier.extensions) == begun == 1
         for number in range(1, 4):
-            accounting.settle(batch(job(number)))
+            rig.accounting.settle(batch(job(number)))
             await trio.sleep(2)
-    assert len(rig.manager.extensions) == begun + 3
+    assert len(rig.notifier.extensions) == begun + 3
     # Until the next upload may have ended: UPLOAD_TIMEOUT.
-    assert min(rig.manager.extensions) > 60
-    assert rig.manager.statuses[-1].startswith("draining: 3 payloads stored")
+    assert min(rig.notifier.extensions) > 60
+    assert rig.notifier.statuses[-1].startswith("draining: 3 payloads stored")
 
 
-async def test_the_start_keeps_its_own_status(rig: Rig, autojump_clock: MockClock) -> None:
-    """The line of the last run, or zeros, would say that the daemon serves before it does."""
-    rig.monitored.health.phase = "starting"
+async def test_no_status_line_is_sent_during_the_start(rig: Rig, autojump_clock: MockClock) -> None:
+    """The line would claim figures before the daemon serves."""
+    rig.health.phase = "starting"
     async with rig.monitoring(autojump_clock):
         await trio.sleep(5)
-    assert rig.manager.statuses == []
+    assert rig.notifier.statuses == []

@@ -77,7 +77,7 @@ def _load() -> config.Settings:
 
 
 def _fail(error: SettingsError) -> NoReturn:
-    mark = logs.mark("error") if is_journal(sys.stderr) else ""
+    mark = logs.priority_prefix("error") if is_journal(sys.stderr) else ""
     for problem in error.problems:
         click.echo(f"{mark}payloadd: {escape_controls(problem)}", err=True)
     Notifier().status("wrong settings: " + "; ".join(error.problems))

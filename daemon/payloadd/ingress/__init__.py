@@ -1,1 +1,1 @@
-"""HTTP in."""
+"""Receives payloads by HTTP: the apps, the server, and the fast path."""

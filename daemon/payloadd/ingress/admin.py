@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from quart import Response
 
 from payloadd.errors import RefusedError
 from payloadd.ingress.api import add_route, bare_app, healthz, json_response
-from payloadd.ingress.problem import refused
+from payloadd.ingress.problem import refusal_problem
+from payloadd.observe.status import trouble_documents
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from payloadd.observe.metrics import Metrics
     from payloadd.pipeline.intake import Intake
 
-# Not prometheus_client's constant, which names whatever format its own version likes best.
+# Not prometheus_client's constant, which changes with its version.
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-_SOON: Final = 1
-"""Retry-After in seconds, where the phase alone says no."""
+_RETRY_AFTER: Final = 1
+"""Seconds that a client is told to wait while the daemon starts."""
 
 
 def make_admin_app(intake: Intake, health: Health, metrics: Metrics) -> QuartTrio:
@@ -36,7 +36,7 @@ def make_admin_app(intake: Intake, health: Health, metrics: Metrics) -> QuartTri
 
 
 class _AdminHandlers:
-    """Tells how the daemon is."""
+    """Answers the requests of the admin address."""
 
     def __init__(self, intake: Intake, health: Health, metrics: Metrics) -> None:
         self._intake = intake
@@ -44,38 +44,23 @@ class _AdminHandlers:
         self._metrics = metrics
 
     async def readyz(self) -> Response:
-        """Answer 200 while POSTs would be taken, else 503; both name what an operator can mend.
+        """Answer 200 while POSTs are accepted, else 503; both list the troubles.
 
-        A store that waits for an operator does not make it 503: requests are accepted all the
-        same, and taking the daemon out of the balancer would not help.
+        A trouble of the store alone does not cause a 503: requests are still accepted, and a load
+        balancer that removes the daemon would not help.
         """
         refusal = self._refusal()
+        troubles = trouble_documents(self._health.snapshot())
         if refusal is not None:
-            raise refused(refusal, {"troubles": self._troubles()})
-        return json_response(200, {"status": "ready", "troubles": self._troubles()})
+            raise refusal_problem(refusal, {"troubles": troubles})
+        return json_response(200, {"status": "ready", "troubles": troubles})
 
     async def metrics(self) -> Response:
         """Answer with the metrics in Prometheus's text format."""
-        self._metrics.draining.set(self._health.phase == "draining")
         return Response(self._metrics.render(), content_type=_METRICS_TYPE)
 
     def _refusal(self) -> RefusedError | None:
+        """Return the reason for which a POST would be refused now, None if it would be accepted."""
         if self._health.phase == "starting":
-            return RefusedError("STARTING", "the daemon does not listen yet", _SOON)
-        refusal = self._intake.refusal()
-        if refusal is None and self._health.phase == "draining":
-            return RefusedError("DRAINING", "the daemon is shutting down", _SOON)
-        return refusal
-
-    def _troubles(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "part": part,
-                "code": trouble.code,
-                "reason": trouble.reason,
-                "since": datetime.fromtimestamp(trouble.since, UTC).isoformat(
-                    timespec="milliseconds"
-                ),
-            }
-            for part, trouble in self._health.troubles.items()
-        ]
+            return RefusedError("STARTING", "the daemon does not accept requests yet", _RETRY_AFTER)
+        return self._intake.refusal()

@@ -12,9 +12,9 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from payloadd.escaping import escape_controls_in_json
-from payloadd.ingress.large_bodies import busy
-from payloadd.ingress.problem import CONTENT_TYPE, Problem, refused, too_large
-from payloadd.ingress.submission import PostHeaders, bug, closes
+from payloadd.ingress.large_bodies import busy_error
+from payloadd.ingress.problem import CONTENT_TYPE, Problem, refusal_problem, too_large
+from payloadd.ingress.submission import PostHeaders, closes_connection, internal_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 
 def make_app(submitter: Submitter, health: Health, refusals: RefusalLog) -> QuartTrio:
-    """Return the app of the public address."""
+    """Return the app of the public address.
+
+    ``submitter`` receives the POSTs, ``health`` knows whether the daemon drains, and ``refusals``
+    logs the refused requests.
+    """
     app = bare_app(health)
     handler = _Handler(submitter)
     add_route(app, "POST", "/v1/payloads", handler.post_payloads)
@@ -45,37 +49,38 @@ def make_app(submitter: Submitter, health: Health, refusals: RefusalLog) -> Quar
 
 
 async def healthz() -> Response:
-    """Answer that the process works."""
+    """Answer 200: the process works."""
     return json_response(200, {"status": "ok"})
 
 
 class _Handler:
-    """``POST /v1/payloads`` by way of Quart."""
+    """Handles ``POST /v1/payloads`` in Quart."""
 
     def __init__(self, submitter: Submitter) -> None:
         self._submitter = submitter
 
     async def post_payloads(self) -> Response:
-        """Take the payloads of one request, whole or not at all; 202 with the request's id."""
+        """Accept the payloads of one request, whole or not at all, and answer 202 with its id."""
         headers = PostHeaders(
             _header("Content-Type"), _header("Content-Encoding"), _header("Idempotency-Key")
         )
         if {"Transfer-Encoding", "Content-Length"} <= set(request.headers.keys()):
-            # h11 believes the first; a proxy that believes the other is smuggled a request.
-            detail = "Transfer-Encoding and Content-Length are both there"
+            # h11 follows Transfer-Encoding. Behind a proxy that follows Content-Length, a client
+            # could smuggle a request (RFC 9112, section 6.1).
+            detail = "Transfer-Encoding and Content-Length are both present"
             raise Problem("MALFORMED", detail, {"Connection": "close"})
         self._submitter.check(headers)
         if (request.content_length or 0) > self._submitter.max_length:
             raise too_large(self._submitter.max_length)
         body = await self._read_body()
-        answer = await self._submitter.take(headers, body, _client())
+        answer = await self._submitter.submit_and_wait(headers, body, _client())
         return Response(answer, 202, content_type="application/json")
 
     async def _read_body(self) -> bytes:
-        """Return the body; raises Problem TOO_LARGE, TIMEOUT or BUSY.
+        """Return the body. Raises Problem TOO_LARGE, TIMEOUT or BUSY.
 
-        Quart's own limit and timeout are not used: a chunked body passes the first, and the
-        second starts anew with the body. The server says by when the whole request is due.
+        Quart's own limit and timeout are not used: a chunked body passes the limit, and the timeout
+        starts again with the body. The server sets one deadline for the whole request.
         """
         pieces: list[bytes] = []
         left = self._submitter.max_length
@@ -83,7 +88,7 @@ class _Handler:
         body: ReceivedBody | None = state.get("body")
         reading = trio.CancelScope() if body is None else body.reading
         within: Callable[[trio.CancelScope], AbstractContextManager[object, bool]]
-        within = state.get("until_due", self._in_time)
+        within = state.get("until_due", self._until_timeout)
         with within(reading):
             async for piece in request.body:
                 pieces.append(piece)
@@ -92,38 +97,40 @@ class _Handler:
                     raise too_large(self._submitter.max_length)
             return b"".join(pieces)
         if body is not None and body.refused:
-            problem = refused(busy("too many request bodies at once (MAX_REQUEST_BYTES)"))
+            problem = refusal_problem(
+                busy_error("too many request bodies at once (MAX_REQUEST_BYTES)")
+            )
             if request.http_version != "2":
                 problem.headers["Connection"] = "close"  # the rest of the body is not read
             raise problem
-        raise self._submitter.too_slow()
+        raise self._submitter.timeout_problem()
 
     @contextmanager
-    def _in_time(self, scope: trio.CancelScope) -> Iterator[None]:
-        """Run the body in ``scope`` where no server of ours keeps the time."""
+    def _until_timeout(self, scope: trio.CancelScope) -> Iterator[None]:
+        """Bound the reading in ``scope`` where the app runs without our server."""
         scope.deadline = trio.current_time() + self._submitter.timeout
         with scope:
             yield
 
 
-# --- what both addresses share -----------------------------------------------------------------
+# --- shared by the public and the admin app -----------------------------------------------------
 
 
 def bare_app(health: Health) -> QuartTrio:
-    """Return an app without routes: every path is an error, every error problem+json."""
+    """Return an app without routes that answers every error with problem+json."""
     app = QuartTrio("payloadd.ingress", static_folder=None)
     app.url_map.merge_slashes = False  # by default `//healthz` redirects
     app.config["MAX_CONTENT_LENGTH"] = None
     app.config["BODY_TIMEOUT"] = None
-    app.config["RESPONSE_TIMEOUT"] = None  # bounded below, send by send
+    app.config["RESPONSE_TIMEOUT"] = None  # the server bounds each send
     app.register_error_handler(Problem, _on_problem)
     app.register_error_handler(HTTPException, _on_http_exception)
-    app.register_error_handler(Exception, _on_bug)
+    app.register_error_handler(Exception, _on_unexpected_error)
 
     @app.after_request
-    async def close_where_due(response: Response) -> Response:
+    async def close_if_last(response: Response) -> Response:
         # HTTP/2 has no such header, and h2 refuses to send it (RFC 9113, section 8.2.2).
-        if request.http_version != "2" and closes(
+        if request.http_version != "2" and closes_connection(
             health, response.status_code, has_body=_request_has_body()
         ):
             response.headers["Connection"] = "close"
@@ -135,7 +142,7 @@ def bare_app(health: Health) -> QuartTrio:
 def add_route(
     app: QuartTrio, method: str, path: str, handler: Callable[[], Awaitable[Response]]
 ) -> None:
-    """Route one method of one path; OPTIONS is not answered by itself."""
+    """Add a handler for one method of one path; OPTIONS is not added automatically."""
     app.add_url_rule(
         path,
         endpoint=f"{method} {path}",
@@ -146,7 +153,7 @@ def add_route(
 
 
 def json_response(status: int, document: object) -> Response:
-    """Return an answer with a JSON document."""
+    """Return an answer with ``document`` as JSON, invisible characters escaped."""
     body = escape_controls_in_json(encode(document))
     return Response(body, status, content_type="application/json")
 
@@ -164,7 +171,7 @@ def _client() -> str | None:
 
 
 def _path() -> str | None:
-    """Return the path; None where the target is a whole URL, which may have a password in it."""
+    """Return the path; None if the target is a whole URL, which may contain a password."""
     path: str = request.scope["path"]
     return path if path.startswith("/") else None
 
@@ -180,16 +187,18 @@ async def _on_problem(error: Problem) -> Response:
 
 
 async def _on_http_exception(error: HTTPException) -> Response:
-    """Turn what Quart itself says into ours."""
+    """Convert an error of Quart itself into a Problem."""
     if isinstance(error, MethodNotAllowed):
         allowed = ", ".join(sorted(error.valid_methods or ()))
         return await _on_problem(
-            Problem("METHOD_NOT_ALLOWED", f"allowed here: {allowed}", {"Allow": allowed})
+            Problem("METHOD_NOT_ALLOWED", f"allowed methods: {allowed}", {"Allow": allowed})
         )
     if isinstance(error, NotFound):
-        return await _on_problem(Problem("NOT_FOUND", "see the documentation for what there is"))
+        return await _on_problem(
+            Problem("NOT_FOUND", "unknown path; the documentation lists all paths")
+        )
     return await _on_problem(Problem("MALFORMED", error.description or error.name))
 
 
-async def _on_bug(error: Exception) -> Response:
-    return await _on_problem(bug(error))
+async def _on_unexpected_error(error: Exception) -> Response:
+    return await _on_problem(internal_error(error))

@@ -1,9 +1,9 @@
-r"""Payloads out of JSON and NDJSON text: pure.
+r"""Cut payloads out of JSON and NDJSON text: pure.
 
-Payloads are cut out of the document as they are written there; nothing is parsed into
-objects and printed again, so numbers, escapes, duplicate members and white space stay as
-the client sent them. A string with half of a surrogate pair as an escape (``"\ud800"``) is
-no Unicode text (RFC 8259, section 8.2) and is refused as malformed, wherever it stands.
+A payload is cut out of the document as it is written there. No payload is parsed into objects and
+printed again, so numbers, escapes, duplicate members and white space stay as the client sent them.
+A string with half of a surrogate pair as an escape (``"\ud800"``) is not Unicode text (RFC 8259,
+section 8.2), and is refused as malformed anywhere in the document.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Collection(Struct):
 
 
 class _Outline(Struct):
-    """The same without its payloads taken apart."""
+    """A collection whose arrays of payloads are not split."""
 
     version: str | None = None
     token: str | None = None
@@ -41,7 +41,7 @@ class _Outline(Struct):
     data: Raw | UnsetType = UNSET
 
 
-class _Name(str):
+class _MemberName(str):
     """A member's name in the outermost object; each occurrence is an object of its own."""
 
     __slots__ = ()
@@ -55,29 +55,29 @@ _COLLECTION: Final = Decoder(_Collection)
 _OUTLINE: Final = Decoder(_Outline)
 _VALUE: Final = Decoder(Raw)
 
-_MOST_NAMES_IN_LOOP: Final = 1000
-"""Members of the outermost object that are looked at in the event loop: 0.3 ms."""
+_MAX_NAMES_IN_LOOP: Final = 1000
+"""Members of the outermost object that are checked in the event loop."""
 _PARSED_TWICE_IN_LOOP: Final = 128 * 2**10
-"""Bytes of a document that the event loop has time to parse a second time: 1 ms."""
-_MOST_NAMES: Final = 100_000
+"""Bytes of a document that the event loop may parse a second time."""
+_MAX_NAMES: Final = 100_000
 _TWO_MEMBERS: Final = len('{"data":[],"data":[]}') - 1
-"""Bytes around the payloads from which a document may have a member twice."""
-_WINDOW: Final = 2**18
-"""Bytes of lines that are split at once."""
+"""Bytes besides the payloads from which a document may contain a member twice."""
+_LINES_WINDOW: Final = 2**18
+"""Bytes of lines that are split at a time."""
 _MANY_COMMAS: Final = 500_000
-"""Commas from which payloads are counted before they are made: one takes 56 bytes of memory."""
+"""Commas from which payloads are counted before decoding: a decoded one takes more memory."""
 
 _STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
-_AT_TOP: Final = re.compile(_STRING + rb"|[,\[\]{}]", re.DOTALL)
-"""What matters between the elements of an array; nothing else is found in strings."""
+_ARRAY_TOKEN: Final = re.compile(_STRING + rb"|[,\[\]{}]", re.DOTALL)
+"""Matches the tokens that separate the elements of an array, and strings as a whole."""
 _SHALLOW_LEVELS: Final = 5
-_MOST_STEPS: Final = 1_000_000
-"""Brackets, at 0.3 µs each, that are looked at one by one: those of deeper levels."""
+_MAX_STEPS: Final = 1_000_000
+"""Brackets of deeper levels that are inspected one by one."""
 
 
 @cache
-def _shallow() -> re.Pattern[bytes]:
-    """Return what matches all in front of the next bracket that changes the depth for long."""
+def _shallow_pattern() -> re.Pattern[bytes]:
+    """Return the pattern that skips text and elements of up to ``_SHALLOW_LEVELS`` levels."""
     plain = rb'[^"\[\]{}]++|' + _STRING
     inner = plain
     for _ in range(_SHALLOW_LEVELS):
@@ -88,19 +88,20 @@ def _shallow() -> re.Pattern[bytes]:
 def payloads_of_json(data: BodyBytes, start: int, *, in_loop: bool, most: int) -> list[bytes | Raw]:
     """Return the payloads of one JSON document with a member ``payloads`` or ``data``.
 
-    ``in_loop`` bounds what this takes: raises TooMuchWorkError. Raises Problem MALFORMED or
-    NOT_A_COLLECTION, and TOO_LARGE for more than ``most`` payloads.
+    Raises Problem MALFORMED or NOT_A_COLLECTION, and TOO_LARGE for more than ``most`` payloads.
+    With ``in_loop``, raises TooMuchWorkError if the document needs more than the event loop's
+    budget.
     """
     body = memoryview(data)[start:] if start else data
     if not in_loop and data.count(b",", start) > _MANY_COMMAS:
-        _check_number(body, most)
+        _check_count(body, most)
     once = in_loop and len(data) - start > _PARSED_TWICE_IN_LOOP
     try:
         collection = _parse(_COLLECTION, body)
     except ValidationError as error:
         if once:
             raise TooMuchWorkError from None
-        # msgspec stops at the first wrong shape; what follows may be no JSON at all.
+        # msgspec stops at the first wrong shape; the text behind it may be no JSON at all.
         _parse(_VALUE, body)
         raise Problem("NOT_A_COLLECTION", str(error)) from None
     match collection.payloads, collection.data:
@@ -116,13 +117,13 @@ def payloads_of_json(data: BodyBytes, start: int, *, in_loop: bool, most: int) -
             return [*payloads]
         case (list(), list()):
             _check_names(data, start, in_loop=in_loop)
-            raise Problem("NOT_A_COLLECTION", "`payloads` and `data` are both there; send one")
+            raise Problem("NOT_A_COLLECTION", "`payloads` and `data` are both present; send one")
         case _:
-            raise Problem("NOT_A_COLLECTION", "there is no member `payloads`")
+            raise Problem("NOT_A_COLLECTION", "the member `payloads` is missing")
 
 
 def payloads_of_lines(data: BodyBytes, start: int, *, most: int) -> list[bytes | Raw]:
-    """Return the payloads of a body with one JSON value a line; blank lines are skipped.
+    """Return the payloads of a body with one JSON value a line; skips blank lines.
 
     Raises Problem MALFORMED, and TOO_LARGE for more than ``most`` payloads.
     """
@@ -130,12 +131,12 @@ def payloads_of_lines(data: BodyBytes, start: int, *, most: int) -> list[bytes |
     number = 1
     for window in _windows(data, start):
         lines: Sequence[BodyBytes] = window.split(b"\n")
-        # Behind the last line feed of a window there is nothing: that is no line.
+        # The empty piece behind the last line feed of a window is no line.
         last = len(lines) - (not lines[-1])
         if window.strip(b" \t\r\n"):
             payloads += [
-                _parse(_VALUE, line, f"line {at}: ")
-                for at, line in enumerate(lines, start=number)
+                _parse(_VALUE, line, f"line {line_number}: ")
+                for line_number, line in enumerate(lines, start=number)
                 if line.strip(b" \t\r")
             ]
             if len(payloads) > most:
@@ -147,53 +148,56 @@ def payloads_of_lines(data: BodyBytes, start: int, *, most: int) -> list[bytes |
 
 
 def _windows(data: BodyBytes, start: int) -> Iterator[BodyBytes]:
-    """Yield the body in pieces of whole lines: small ones at once, large lines alone."""
-    if len(data) - start <= _WINDOW:
+    """Yield the body in blocks of whole lines: many small lines, or one large line."""
+    if len(data) - start <= _LINES_WINDOW:
         yield data[start:] if start else data
         return
     while start < len(data):
-        end = data.rfind(b"\n", start, start + _WINDOW) + 1
+        end = data.rfind(b"\n", start, start + _LINES_WINDOW) + 1
         if not end:
-            end = data.find(b"\n", start + _WINDOW) + 1 or len(data)
+            end = data.find(b"\n", start + _LINES_WINDOW) + 1 or len(data)
         yield data[start:end]
         start = end
 
 
-def _check_number(body: BodyBytes | memoryview, most: int) -> None:
+def _check_count(body: BodyBytes | memoryview, most: int) -> None:
     """Raise Problem TOO_LARGE for a collection with more than ``most`` payloads.
 
-    Counts the elements of an array that msgspec has found to be JSON, at 0.1 to 0.4 µs each, and
-    holds none of them.
+    Counts the elements of an array that msgspec has found to be JSON, and keeps none of them in
+    memory.
     """
     try:
         outline = _parse(_OUTLINE, body)
     except ValidationError:
-        return  # of no right shape: to be named where that is done
+        return  # of a wrong shape: the caller names it
     for array in (outline.payloads, outline.data):
         if isinstance(array, Raw) and _has_more(bytes(array), most):
             raise too_many(most)
 
 
 def _has_more(array: bytes, most: int) -> bool:
-    """Return whether a JSON array, known to be one, has more than ``most`` elements."""
+    """Return whether a valid JSON array has more than ``most`` elements."""
     commas = steps = 0
     position = 1
-    while commas < most and (found := _AT_TOP.search(array, position)):
+    while commas < most and (found := _ARRAY_TOKEN.search(array, position)):
         position = found.end()
         match array[found.start()]:
             case 0x2C:  # a comma
                 commas += 1
             case 0x5B | 0x7B:  # an opening bracket or brace
-                position, more = _behind_element(array, position, _MOST_STEPS - steps)
+                position, more = _skip_element(array, position, _MAX_STEPS - steps)
                 steps += more
     return commas >= most
 
 
-def _behind_element(array: bytes, position: int, most_steps: int) -> tuple[int, int]:
-    """Return the position behind the element that was opened before ``position``, and the steps."""
+def _skip_element(array: bytes, position: int, most_steps: int) -> tuple[int, int]:
+    """Return the end of the element that was opened before ``position``, and the steps.
+
+    Raises Problem TOO_LARGE after ``most_steps`` steps.
+    """
     depth = 1
     steps = 0
-    shallow = _shallow()
+    shallow = _shallow_pattern()
     while depth:
         found = shallow.match(array, position)
         if found is not None:
@@ -209,18 +213,21 @@ def _behind_element(array: bytes, position: int, most_steps: int) -> tuple[int, 
 def _may_repeat_names(
     collection: _Collection, payloads: Sequence[Raw], data: BodyBytes, start: int
 ) -> bool:
-    """Return whether ``payloads`` or ``data`` may be there twice as a name: counts bytes only."""
-    # Without payloads, and a comma for each, what is left is most often `{"payloads":[]}` and a few
-    # blanks: in so few bytes no member is there twice. To search 64 KiB for the names takes 80 µs.
-    around = len(data) - start - sum(map(len, payloads)) - len(payloads)
+    """Return whether ``payloads`` or ``data`` may be a member twice: counts bytes only.
+
+    A false positive costs time, a false negative would lose payloads.
+    """
+    # Without payloads and their commas, most documents are `{"payloads":[]}` and a few blanks: too
+    # few bytes for a member twice. To search 64 KiB for the names would be slower.
+    rest = len(data) - start - sum(map(len, payloads)) - len(payloads)
     if collection.version:
-        around -= len('"version":"",') + len(collection.version)
+        rest -= len('"version":"",') + len(collection.version)
     if collection.token:
-        around -= len('"token":"",') + len(collection.token)
-    if around < _TWO_MEMBERS:
+        rest -= len('"token":"",') + len(collection.token)
+    if rest < _TWO_MEMBERS:
         return False
-    # A name without an escape for a letter (U+0061 to U+007A) is written as it is. To look for a
-    # backslash alone is a hundred times as fast as for more.
+    # A name without an escape for a letter (U+0061 to U+007A) is written as it is. To search for a
+    # backslash alone is much faster than for more.
     escaped = data.find(b"\\", start) >= 0 and (
         data.find(b"\\u006", start) >= 0 or data.find(b"\\u007", start) >= 0
     )
@@ -228,28 +235,28 @@ def _may_repeat_names(
 
 
 def _check_names(data: BodyBytes, start: int, *, in_loop: bool) -> None:
-    """Raise Problem MALFORMED where ``payloads`` or ``data`` is there twice, escaped or not.
+    """Raise Problem MALFORMED if ``payloads`` or ``data`` is a member twice, escaped or not.
 
-    msgspec takes the last one and drops the others without a word.
+    msgspec uses the last one and silently drops the others.
     """
     names: list[str] = []
 
-    def note(_type: type, name: Any) -> _Name:  # noqa: ANN401 - msgspec's signature
-        if in_loop and len(names) == _MOST_NAMES_IN_LOOP:
+    def record_name(_type: type, name: Any) -> _MemberName:  # noqa: ANN401 - msgspec's signature
+        if in_loop and len(names) == _MAX_NAMES_IN_LOOP:
             raise TooMuchWorkError
-        if len(names) == _MOST_NAMES:
-            raise Problem("MALFORMED", f"the document has more than {_MOST_NAMES} members")
+        if len(names) == _MAX_NAMES:
+            raise Problem("MALFORMED", f"the document has more than {_MAX_NAMES} members")
         names.append(name)
-        return _Name(name)
+        return _MemberName(name)
 
-    _parse(Decoder(dict[_Name, Raw], dec_hook=note), memoryview(data)[start:])
+    _parse(Decoder(dict[_MemberName, Raw], dec_hook=record_name), memoryview(data)[start:])
     for name in ("payloads", "data"):
         if names.count(name) > 1:
-            raise Problem("MALFORMED", f"the member `{name}` is there {names.count(name)} times")
+            raise Problem("MALFORMED", f"the member `{name}` occurs {names.count(name)} times")
 
 
 def _parse(decoder: Decoder[T], text: BodyBytes | memoryview, where: str = "") -> T:
-    """Decode; raises ValidationError for JSON of another shape, Problem for what is not JSON."""
+    """Decode; raises ValidationError for JSON of another shape, and Problem if it is not JSON."""
     try:
         return decoder.decode(text)
     except ValidationError:
@@ -261,5 +268,5 @@ def _parse(decoder: Decoder[T], text: BodyBytes | memoryview, where: str = "") -
 
 
 def _one_line(payload: bytes | Raw) -> bytes:
-    """Return a payload without line breaks; in JSON they can stand between tokens only."""
+    """Return a payload without line breaks; JSON allows them only between tokens."""
     return bytes(payload).translate(None, b"\r\n")

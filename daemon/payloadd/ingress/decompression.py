@@ -1,7 +1,7 @@
-"""Bodies out of their Content-Encoding, in steps and within bounds.
+"""Decompress request bodies, in steps and within bounds: pure.
 
-A step is small in what it reads and in what it writes, so that a few bytes that stand for
-megabytes are found out before they have cost anything.
+Each step reads and writes little, so a small body that decompresses to megabytes is found before it
+has cost much time or memory.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from payloadd.ingress.problem import Problem, too_large
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Input is fed in pieces, because what lies behind the end of a member or frame is copied each
+# The input is fed in pieces, because the bytes behind the end of a member or frame are copied each
 # time: fed whole, a body of many tiny members would cost the square of its length.
 _GZIP_PIECE: Final = 16384
-# zstandard cannot bound what one call gives. Four bytes of a bomb give 128 KiB at most (one
-# block, RFC 8878, section 3.1.1.2), so a piece oversteps the limit by no more than 4 MiB, which
-# takes a millisecond, and a small piece by 1 MiB.
+# zstandard cannot bound the output of one call. Four bytes give 128 KiB at most (one block, RFC
+# 8878, section 3.1.1.2), so a piece exceeds the limit by no more than 4 MiB, and a small piece by 1
+# MiB.
 _ZSTD_PIECE: Final = 128
 _ZSTD_SMALL_PIECE: Final = 32
-# What RFC 9659 allows for the content encoding; a decoder allocates the window that is claimed.
-_ZSTD_WINDOW: Final = 8 * 2**20
+# The largest window that RFC 9659 allows for the content encoding; a decoder allocates the window
+# that the frame claims.
+_MAX_ZSTD_WINDOW: Final = 8 * 2**20
 
-_MOST_MEMBERS: Final = 100_000
-"""A member of nothing takes 20 bytes of a body and 2 µs."""
+_MAX_MEMBERS: Final = 100_000
+"""Members of one body: an empty one takes few bytes, but each costs time."""
 
 
 class TooMuchWorkError(Exception):
-    """A body needs more time than the event loop has for it: decode it in another process."""
+    """A body needs more than the event loop's budget: decode it in another process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +45,19 @@ class DecompressionBounds:
     max_length: int
     """Decompressed bytes beyond which the body is refused (MAX_LENGTH)."""
     bytes: int | None = None
-    """Decompressed bytes beyond which it is too much work here; None: no such bound."""
+    """Decompressed bytes beyond which the body is too much work; None: no such bound."""
     steps: int | None = None
-    """The same in calls of the library, a microsecond or two each."""
+    """Calls of the library beyond which the body is too much work; None: no such bound."""
 
     def check(self, size: int, steps: int, members: int) -> None:
-        """Raise what ``size`` bytes of so many members in ``steps`` calls come to, if too much."""
+        """Check the progress: ``size`` bytes of so many members in ``steps`` calls.
+
+        Raises Problem TOO_LARGE, and TooMuchWorkError.
+        """
         if size > self.max_length:
             raise too_large(self.max_length, " after decompression")
-        if members > _MOST_MEMBERS:
-            detail = f"the body has more than {_MOST_MEMBERS} gzip members or zstd frames"
+        if members > _MAX_MEMBERS:
+            detail = f"the body has more than {_MAX_MEMBERS} gzip members or zstd frames"
             raise Problem("TOO_LARGE", detail)
         if self.bytes is not None and size > self.bytes:
             raise TooMuchWorkError
@@ -62,7 +66,7 @@ class DecompressionBounds:
 
 
 class _Member(Protocol):
-    """What decompresses one gzip member or zstd frame."""
+    """The decompressor of one gzip member or zstd frame."""
 
     @property
     def eof(self) -> bool: ...
@@ -75,14 +79,14 @@ Member = TypeVar("Member", bound=_Member)
 
 
 def gunzip(body: bytes | bytearray, bounds: DecompressionBounds) -> bytes:
-    """Return the members of a gzip body (RFC 1952), decompressed.
+    """Return the decompressed members of a gzip body (RFC 1952).
 
     Raises Problem MALFORMED or TOO_LARGE, and TooMuchWorkError.
     """
     most = bounds.max_length if bounds.bytes is None else min(bounds.max_length, bounds.bytes)
     return _decompress(
         partial(zlib.decompressobj, wbits=31),
-        lambda member, piece, done: member.decompress(piece, most + 1 - done),
+        lambda member, piece, size: member.decompress(piece, most + 1 - size),
         body,
         bounds,
         _GZIP_PIECE,
@@ -91,11 +95,11 @@ def gunzip(body: bytes | bytearray, bounds: DecompressionBounds) -> bytes:
 
 
 def unzstd(body: bytes | bytearray, bounds: DecompressionBounds) -> bytes:
-    """Return the frames of a zstd body (RFC 8878), decompressed; raises as ``gunzip``."""
+    """Return the decompressed frames of a zstd body (RFC 8878); raises as ``gunzip``."""
     _check_announced(body, bounds)
     return _decompress(
-        zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj,
-        lambda frame, piece, _done: frame.decompress(piece),
+        zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW).decompressobj,
+        lambda frame, piece, _size: frame.decompress(piece),
         body,
         bounds,
         _ZSTD_PIECE if bounds.bytes is None else _ZSTD_SMALL_PIECE,
@@ -113,8 +117,8 @@ def _decompress(
 ) -> bytes:
     """Return a body, decompressed in pieces of ``size`` bytes.
 
-    ``begin`` makes what ``feed`` decompresses a member with; the number is that of the bytes that
-    are decompressed already.
+    ``begin`` returns the decompressor of a new member. ``feed`` is called with that decompressor, a
+    piece, and the number of bytes that are decompressed already. ``name`` is for messages.
     """
     out = bytearray()
     member = begin()
@@ -137,11 +141,11 @@ def _decompress(
 
 
 def _check_announced(body: bytes | bytearray, bounds: DecompressionBounds) -> None:
-    """Raise TooMuchWorkError where the first frame says by itself that it is too much."""
+    """Raise TooMuchWorkError if the first frame announces too many bytes."""
     if bounds.bytes is not None:
         try:
             announced = zstandard.frame_content_size(body)
         except zstandard.ZstdError:
-            return  # which is found again
+            return  # the decompression reports it
         if announced > bounds.bytes:
             raise TooMuchWorkError

@@ -1,8 +1,8 @@
-"""Large bodies, decoded one after the other in a process of their own.
+"""Decode large bodies one after another in a separate process.
 
-A document of 16 MiB takes 30 to 500 ms, for which neither a task nor a thread may hold Python's
-lock. The process is started with the first such body and ended when none has come for a while.
-A body that kills it (or takes it longer than any body should) is refused; the next one gets a new
+Neither a task nor a thread may hold Python's lock for as long as a large document takes. The
+process starts with the first such body and ends when none has arrived for a while. A body that
+kills the process, or takes it longer than any body should, is refused; the next one gets a new
 process.
 """
 
@@ -24,14 +24,14 @@ import trio
 from payloadd.errors import RefusedError
 from payloadd.ingress.decoder_process import (
     SIZES,
-    Decoded,
-    Head,
-    Refusal,
+    DecodeRefusal,
+    DecodeRequest,
+    DecodeResult,
     receive,
     receive_answer,
     send_head,
 )
-from payloadd.ingress.problem import Problem, refused
+from payloadd.ingress.problem import Problem, refusal_problem
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
@@ -41,19 +41,19 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-_SECONDS: Final = 30.0
-"""How long one body may take. The worst of 16 MiB takes 3 s on one slow core."""
-_MOST_OF_A_CLIENT: Final = 64
-"""Bodies of one client that wait. Compressed, a few bytes wait as long as megabytes, and each one
-keeps a connection that cannot be closed for another."""
-_LONGEST_WAIT: Final = 10.0
-"""Seconds that a body may be expected to wait."""
-_IDLE_SECONDS: Final = 60.0
-_BUSY_EVERY: Final = 0.5
-_END_SECONDS: Final = 1.0
+_DECODE_TIMEOUT: Final = 30.0
+"""Seconds that the process may take for one body, several times as long as the worst one needs."""
+_MAX_PER_CLIENT: Final = 64
+"""Waiting bodies of one client. A few compressed bytes wait as long as megabytes, and each body
+keeps a connection that cannot be closed for another one."""
+_MAX_EXPECTED_WAIT: Final = 10.0
+"""Seconds that a body is expected to wait at most; with more it is refused at once."""
+_IDLE_TIMEOUT: Final = 60.0
+_BUSY_INTERVAL: Final = 0.5
+_END_TIMEOUT: Final = 1.0
 _RETRY_AFTER: Final = 2
 _KEPT_ENVIRONMENT: Final = ("PATH", "PYTHON", "LANG", "LC_", "LD_LIBRARY_PATH", "COV", "TZ")
-"""Beginnings of the variables that the process gets: none of those that hold secrets."""
+"""Prefixes of the environment variables that the process gets: no variable with secrets."""
 
 
 @dataclass(slots=True)
@@ -71,57 +71,68 @@ class LargeBody:
 
     data: bytes | bytearray
     start: int
-    """Where in ``data`` it begins."""
+    """The offset in ``data`` at which the body begins."""
     content_type: str | None
     content_encoding: str | None
-    take: Callable[[Lines], Awaitable[None]]
-    """Is awaited with what it holds."""
+    submit: Callable[[Lines], Awaitable[None]]
+    """Is awaited with the payloads."""
     refuse: Callable[[Problem | RefusedError], None]
-    """Is called instead where it holds nothing that could be taken."""
+    """Is called instead if the body is refused."""
     client: str | None
     """The address of its client: clients take turns."""
     since: float = field(default_factory=trio.current_time)
 
 
 class LargeBodies:
-    """The bodies that wait, and the process that decodes them."""
+    """The waiting bodies, and the process that decodes them.
+
+    ``limits`` bound each body. A body that has waited for ``max_wait`` seconds is refused: its
+    client has given up. ``wait_for_memory`` returns when there is memory for the next body.
+    ``on_busy`` is called before each body, and every half second while the body is decoded and
+    submitted.
+    """
 
     def __init__(
         self,
         limits: Limits,
-        patience: float,
-        settled: Callable[[], Awaitable[None]],
-        busy: Callable[[], object] = lambda: None,
+        max_wait: float,
+        wait_for_memory: Callable[[], Awaitable[None]],
+        on_busy: Callable[[], object] = lambda: None,
     ) -> None:
-        """Decode within ``limits``; ``settled`` returns when there is memory for the next.
-
-        A body that has waited for ``patience`` seconds is refused: its client has given up.
-        ``busy`` is called when a body's turn has come, and every half second of that turn.
-        """
-        self._busy = busy
+        self.decode_timeout = _DECODE_TIMEOUT
+        """Seconds that the process may take for one body."""
+        self.idle_timeout = _IDLE_TIMEOUT
+        """Seconds without a body after which the process ends."""
+        self.busy_interval = _BUSY_INTERVAL
+        """Seconds between two calls of ``on_busy``."""
+        self._on_busy = on_busy
         self._limits = limits
-        self._patience = patience
-        self._settled = settled
-        # By client, the one whose turn is next first. Each body holds its memory already
-        # (MAX_REQUEST_BYTES), and is one of a connection's requests.
+        self._max_wait = max_wait
+        self._wait_for_memory = wait_for_memory
+        # By client, the client of the next turn first. Each body has acquired its memory already
+        # (MAX_REQUEST_BYTES), and is a request of one connection.
         self._waiting: dict[str | None, deque[LargeBody]] = {}
-        self._seconds = 0.0
-        """What one body takes: a moving average."""
-        self._news = trio.Event()
-        self._process: _Process | None = None
+        self._average_seconds = 0.0
+        """Seconds that one body takes: a moving average."""
+        self._added = trio.Event()
+        self.process: DecoderProcess | None = None
+        """The running process, None if there is none."""
 
     def add(self, body: LargeBody) -> None:
-        """Decode a body when its turn comes; raises Problem BUSY where that would take too long."""
+        """Add a body to the queue; raises Problem BUSY if it would wait too long."""
         own = self._waiting.get(body.client, ())
-        # Clients take turns: none has more bodies decoded in front of this one than its own client.
+        # Clients take turns: no other client has more bodies decoded before this one than the
+        # body's own client has.
         ahead = sum(min(len(bodies), len(own)) for bodies in self._waiting.values())
-        if len(own) >= _MOST_OF_A_CLIENT or ahead * self._seconds > _LONGEST_WAIT:
-            raise refused(busy("too many large requests; nothing of this one was taken"))
+        if len(own) >= _MAX_PER_CLIENT or ahead * self._average_seconds > _MAX_EXPECTED_WAIT:
+            raise refusal_problem(
+                busy_error("too many large requests; nothing of this one was accepted")
+            )
         self._waiting.setdefault(body.client, deque()).append(body)
-        self._news.set()
+        self._added.set()
 
-    def _next(self) -> LargeBody:
-        """Take out the next body of the client whose turn it is; the client goes to the end."""
+    def _pop_next(self) -> LargeBody:
+        """Remove and return the next body; its client goes to the end of the queue."""
         client = next(iter(self._waiting))
         bodies = self._waiting.pop(client)
         body = bodies.popleft()
@@ -130,75 +141,79 @@ class LargeBodies:
         return body
 
     async def run(self) -> None:
-        """Decode for ever; when cancelled, end the process."""
+        """Decode bodies until cancelled, then end the process."""
         try:
             while True:
-                with trio.move_on_after(_IDLE_SECONDS):
-                    await self._news.wait()
+                with trio.move_on_after(self.idle_timeout):
+                    await self._added.wait()
                 if not self._waiting:
                     await self._end_process()
-                    await self._news.wait()
-                self._news = trio.Event()
+                    await self._added.wait()
+                self._added = trio.Event()
                 while self._waiting:
-                    self._busy()
-                    await self._settled()
-                    body = self._next()
-                    if trio.current_time() - body.since > self._patience:
-                        body.refuse(busy("too many large requests; nothing of this one was taken"))
+                    self._on_busy()
+                    await self._wait_for_memory()
+                    body = self._pop_next()
+                    if trio.current_time() - body.since > self._max_wait:
+                        body.refuse(
+                            busy_error("too many large requests; nothing of this one was accepted")
+                        )
                     else:
                         began = trio.current_time()
                         async with trio.open_nursery() as nursery:
-                            nursery.start_soon(self._stay_busy)
-                            await self._work_on(body)
+                            nursery.start_soon(self._report_busy)
+                            await self._decode_and_submit(body)
                             nursery.cancel_scope.cancel()
-                        self._seconds += (trio.current_time() - began - self._seconds) / 8
-                    del body  # of which this frame would keep the bytes until the next one comes
+                        self._average_seconds += (
+                            trio.current_time() - began - self._average_seconds
+                        ) / 8
+                    del body  # else this frame would keep its bytes until the next one
         finally:
             with trio.CancelScope(shield=True):
                 await self._end_process()
 
-    async def _stay_busy(self) -> None:
-        """Say again and again that there is work: the pipeline may take seconds for one body."""
+    async def _report_busy(self) -> None:
+        """Call ``on_busy`` repeatedly: the pipeline may take seconds for one body."""
         while True:
-            await trio.sleep(_BUSY_EVERY)
-            self._busy()
+            await trio.sleep(self.busy_interval)
+            self._on_busy()
 
-    async def _work_on(self, body: LargeBody) -> None:
+    async def _decode_and_submit(self, body: LargeBody) -> None:
         try:
             outcome = await self._decode(body)
         except (OSError, EOFError, ValueError, RuntimeError, trio.TooSlowError) as error:
-            # The process ended, or does not end, or the system has no thread to give: the body is
+            # The process ended, or does not answer, or the system can start no thread: the body is
             # not tried again.
             log.error("body_process_failed", reason=repr(error), bytes=len(body.data))  # noqa: TRY400
             await self._end_process()
-            body.refuse(_not_decoded())
+            body.refuse(_not_decoded_error())
             return
         if isinstance(outcome, Problem):
             body.refuse(outcome)
             return
         body.data = b""
-        await body.take(outcome)
+        await body.submit(outcome)
 
     async def _decode(self, body: LargeBody) -> Lines | Problem:
-        if self._process is not None and self._process.ended:
+        if self.process is not None and self.process.ended:
             await self._end_process()
-        if self._process is None:
-            self._process = await trio.to_thread.run_sync(_Process)
-        process = self._process
-        with trio.fail_after(_SECONDS):
-            # Abandoned at the deadline: the thread ends with the socket.
+        if self.process is None:
+            self.process = await trio.to_thread.run_sync(DecoderProcess)
+        process = self.process
+        with trio.fail_after(self.decode_timeout):
+            # The thread is abandoned at the deadline, and ends when the socket is closed.
             return await trio.to_thread.run_sync(
                 process.decode, body, self._limits, abandon_on_cancel=True
             )
 
     async def _end_process(self) -> None:
-        process, self._process = self._process, None
+        process, self.process = self.process, None
         if process is not None:
             await trio.to_thread.run_sync(process.end)
 
 
-class _Process:
-    """The process and the socket that leads into it. Methods block."""
+class DecoderProcess:
+    """The process and the socket to it. The methods block."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
@@ -215,30 +230,32 @@ class _Process:
                 },
                 start_new_session=True,
             )
+        self.end_timeout = _END_TIMEOUT
+        """Seconds after which ``end`` kills the process."""
         self._socket = ours
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """The id of the process."""
         return self._process.pid
 
     @property
     def ended(self) -> bool:
-        """Whether the process is gone."""
+        """Whether the process has ended."""
         return self._process.poll() is not None
 
     def decode(self, body: LargeBody, limits: Limits) -> Lines | Problem:
-        """Have a body decoded. Raises OSError, EOFError, ValueError."""
+        """Have a body decoded by the process. Raises OSError, EOFError, ValueError."""
         sock = self._socket
         data = memoryview(body.data)[body.start :]
         try:
-            head = Head(body.content_type, body.content_encoding, limits, len(data))
+            head = DecodeRequest(body.content_type, body.content_encoding, limits, len(data))
             send_head(sock, head)
             sock.sendall(data)
             match receive_answer(sock):
-                case Refusal(code, detail, headers):
+                case DecodeRefusal(code, detail, headers):
                     return Problem(code, detail, headers)
-                case Decoded(payloads, size):
+                case DecodeResult(payloads, size):
                     sizes = array(SIZES)
                     sizes.frombytes(receive(sock, payloads * sizes.itemsize))
                     return Lines(receive(sock, size), sizes)
@@ -246,22 +263,22 @@ class _Process:
             raise ValueError(str(error)) from error
 
     def end(self) -> None:
-        """End the process: it does by itself when its socket closes, unless it is busy."""
-        # A thread that is blocked on the socket wakes up.
+        """End the process. It ends by itself when its socket closes, unless it is decoding."""
+        # This wakes a thread that is blocked on the socket.
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         try:
-            self._process.wait(_END_SECONDS)
+            self._process.wait(self.end_timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
 
-def busy(detail: str) -> RefusedError:
-    """Return the 503 BUSY."""
+def busy_error(detail: str) -> RefusedError:
+    """Return the error for a 503 BUSY."""
     return RefusedError("BUSY", detail, _RETRY_AFTER)
 
 
-def _not_decoded() -> RefusedError:
-    return busy("the request could not be decoded in time; nothing of it was taken")
+def _not_decoded_error() -> RefusedError:
+    return busy_error("the request could not be decoded in time; nothing of it was accepted")

@@ -1,8 +1,8 @@
-"""Errors as HTTP says them: problem+json (RFC 9457), rendered in one place.
+"""Render errors as problem+json (RFC 9457).
 
-A code is the stable name of a kind of problem; status, title and type follow from it. The
-type is a URN of our own and not ``about:blank``, because by the RFC the type is what a
-generic client tells problems apart by, and 503 alone has several.
+A code is the stable name of a kind of problem; status, title and type follow from it. The type is a
+URN of this project and not ``about:blank``: by the RFC, generic clients distinguish problems by
+their type, and several problems have the status 503.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE: Final = "application/problem+json"
 
-# The contract's codes. STARTING is said on the admin address only; INTERNAL is a bug of ours.
+# STARTING is used on the admin address only; INTERNAL is a bug of the daemon.
 _KINDS: Final = {
     "MALFORMED": (400, "The request cannot be parsed"),
     "UNAUTHENTICATED": (401, "The request is not authenticated"),
@@ -43,8 +43,11 @@ _KINDS: Final = {
 }
 
 
-class Problem(Exception):  # noqa: N818 - RFC 9457's own word for it
-    """An error answer. ``headers`` go with it; ``members`` are more members of the document."""
+class Problem(Exception):  # noqa: N818 - the term of RFC 9457
+    """An error that is the answer to a request.
+
+    ``headers`` are sent with the answer; ``members`` are additional members of the document.
+    """
 
     def __init__(
         self,
@@ -61,7 +64,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word for it
         self.members: dict[str, object] = dict(members or {})
 
     def document(self) -> bytes:
-        """Return the answer's body."""
+        """Return the body of the answer, invisible characters escaped."""
         document = msgspec.json.encode(
             {
                 "type": "urn:payloadd:problem:" + self.code.lower().replace("_", "-"),
@@ -75,7 +78,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word for it
         return escape_controls_in_json(document)
 
     def raw(self, *, closes: bool = True) -> bytes:
-        """Return a whole HTTP/1.1 answer; ``closes``: it is the last one of its connection."""
+        """Return a whole HTTP/1.1 answer; ``closes``: the connection closes after it."""
         body = self.document()
         headers = {
             **self.headers,
@@ -90,8 +93,8 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word for it
         return head.encode("ascii") + b"\r\n" + body
 
 
-def refused(error: RefusedError, members: Mapping[str, object] | None = None) -> Problem:
-    """Return the 503 for what the pipeline refused, with its Retry-After in whole seconds."""
+def refusal_problem(error: RefusedError, members: Mapping[str, object] | None = None) -> Problem:
+    """Return the 503 for a request that the pipeline refused, with Retry-After in whole seconds."""
     headers = {"Retry-After": str(error.retry_after)}
     return Problem(error.code, error.detail, headers, members)
 
@@ -108,7 +111,10 @@ def too_many(max_payloads: int) -> Problem:
 
 
 def explained(status: int) -> Problem:
-    """Return our answer for an empty one, which only Hypercorn gives: to what it cannot parse."""
+    """Return an answer with a body instead of an empty one of Hypercorn.
+
+    Hypercorn answers without a body to input that it cannot parse.
+    """
     if status == 500:  # noqa: PLR2004 - an app that ended without an answer
         return Problem("INTERNAL", "the request was not answered")
     if status == 431:  # noqa: PLR2004 - Request Header Fields Too Large

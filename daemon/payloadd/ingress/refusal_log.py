@@ -1,8 +1,8 @@
-"""One log line for each refused request, at a bounded rate.
+"""Log one line for each refused request, at a bounded rate.
 
-A client whose requests are all refused keeps its own log, or none; without these lines the
-daemon's operator would see no trace of it. The rate is bounded for each code separately, so
-that a flood of one kind hides no other kind. The codes are a fixed set, and so is the memory.
+A client whose requests are all refused keeps a log of its own, or none. Without these lines the
+operator of the daemon would not see such clients. The rate is bounded for each code separately, so
+a flood of one code hides no other code. The set of codes is fixed, which bounds the memory.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _BURST: Final = 10
-"""Lines of one code that may come at once."""
+"""Lines of one code that may be written without a pause."""
 _PER_SECOND: Final = 1.0
-_LONGEST_TEXT: Final = 256
-"""Characters of a text that a client chose."""
-_LONGEST_DETAIL: Final = 512
+_MAX_TEXT: Final = 256
+"""Characters of a text that the client chose."""
+_MAX_DETAIL: Final = 512
 _WRITING: Final = frozenset({None, "POST", "PUT"})
-"""Methods of requests that may have carried payloads; None: the request was not understood."""
+"""Methods of requests that may have carried payloads; None: the request was not parsed."""
 _REQUEST_LINE: Final = re.compile(rb"\A([!-~]+) (?:(/[!-~]*)|[!-~]+) HTTP/")
 _USER_AGENT: Final = re.compile(rb"(?i)\r\nuser-agent:([^\r\n]*)")
 
 
 class Allowance:
-    """The lines that one code may still write (a token bucket), and how many it did not."""
+    """A token bucket for the lines of one code, and the number of suppressed lines."""
 
     __slots__ = ("suppressed", "tokens", "updated")
 
@@ -45,8 +45,8 @@ class Allowance:
         self.updated = now
         self.suppressed = 0
 
-    def take(self, now: float) -> bool:
-        """Return whether a line may be written at ``now``, and count it."""
+    def try_consume(self, now: float) -> bool:
+        """Return whether a line may be written at ``now`` seconds, and count it."""
         self.tokens = min(_BURST, self.tokens + (now - self.updated) * _PER_SECOND)
         self.updated = now
         if self.tokens < 1:
@@ -57,7 +57,7 @@ class Allowance:
 
 
 class RefusalLog:
-    """Writes the event ``request_refused``; ``clock`` returns seconds and never goes back."""
+    """Writes the event ``request_refused``; ``clock`` returns monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -71,56 +71,56 @@ class RefusalLog:
         method: str | None = None,
         path: str | None = None,
     ) -> None:
-        """Log that a request was answered with ``problem``; what is not known is None.
+        """Log that a request was answered with ``problem``; unknown values are None.
 
-        ``suppressed`` counts the lines of this code that were left out since its last one.
+        ``suppressed`` counts the lines of this code that were left out since its last line.
         """
         now = self._clock()
         allowance = self._allowances.get(problem.code)
         if allowance is None:
             allowance = self._allowances[problem.code] = Allowance(now)
-        if not allowance.take(now):
+        if not allowance.try_consume(now):
             return
         known: dict[str, Any] = {
             "client": client,
-            "user_agent": _shown(user_agent),
-            "method": _shown(method),
-            "path": _shown(path),
+            "user_agent": _shortened(user_agent),
+            "method": _shortened(method),
+            "path": _shortened(path),
         }
         write = log.warning if method in _WRITING else log.info
         write(
             "request_refused",
             status=problem.status,
             code=problem.code,
-            detail=problem.detail[:_LONGEST_DETAIL],
+            detail=problem.detail[:_MAX_DETAIL],
             **{name: value for name, value in known.items() if value is not None},
             suppressed=allowance.suppressed,
         )
         allowance.suppressed = 0
 
     def finish(self) -> None:
-        """Log what was suppressed since the last line of each code."""
+        """Log how many lines of each code were suppressed since its last line."""
         for code, allowance in self._allowances.items():
             if allowance.suppressed:
                 log.warning("refusals_suppressed", code=code, suppressed=allowance.suppressed)
                 allowance.suppressed = 0
 
 
-class Described(NamedTuple):
-    """What the log tells of a request."""
+class RequestDescription(NamedTuple):
+    """The parts of a request that are logged."""
 
     user_agent: str | None
     method: str | None
     path: str | None
 
 
-def describe(head: bytes) -> Described:
-    """Return what the log tells of a request that begins with ``head``; a body may follow."""
+def describe(head: bytes) -> RequestDescription:
+    """Return the logged parts of a request that begins with ``head``; a body may follow."""
     head, _, _ = head.partition(b"\r\n\r\n")
     line = _REQUEST_LINE.match(head)
     method, target = (None, None) if line is None else line.groups()
     agent = _USER_AGENT.search(head)
-    return Described(
+    return RequestDescription(
         None if agent is None else agent[1].decode("latin-1").strip(" \t"),
         None if method is None else method.decode("ascii"),
         None if target is None else target.partition(b"?")[0].decode("ascii"),
@@ -128,7 +128,7 @@ def describe(head: bytes) -> Described:
 
 
 def address_of_client(socket: SocketType) -> str | None:
-    """Return the address at the other end, ``unix``, or None if the client is gone."""
+    """Return the address of the peer, ``unix`` for a Unix socket, None if the client is gone."""
     try:
         peer = socket.getpeername()
     except OSError:
@@ -136,11 +136,11 @@ def address_of_client(socket: SocketType) -> str | None:
     return str(peer[0]) if isinstance(peer, tuple) else "unix"
 
 
-def _shown(text: str | None) -> str | None:
-    """Return what is shown of a text that a client chose."""
+def _shortened(text: str | None) -> str | None:
+    """Return a text that the client chose, shortened."""
     if text is None:
         return None
     with suppress(UnicodeError):
-        # Headers are decoded as Latin-1, and most clients mean UTF-8.
+        # Headers are decoded as Latin-1, but most clients send UTF-8.
         text = text.encode("latin-1").decode("utf-8")
-    return text[:_LONGEST_TEXT]
+    return text[:_MAX_TEXT]

@@ -1,12 +1,13 @@
-"""The memory of request bodies: one bound for all connections together (MAX_REQUEST_BYTES).
+"""Bound the memory of all request bodies together (MAX_REQUEST_BYTES).
 
-A body takes its memory before its first byte is read, as much as its Content-Length says: if
-parts of bodies were let in, all of them could wait for the rest for ever. It gives the memory back
-with the answer. Where there is none left, the request waits, unread in the kernel's buffers, and
-after some seconds it is refused (503 BUSY). Bodies of up to 64 KiB may use a part of the bound
-that larger ones may not, and bodies of up to 4 KiB another one: clients that announce much and
-send nothing do not shut small requests out. No request waits behind one of a larger class, which
-has less memory to wait for; and while requests wait, the slowest senders are ended for them.
+A body acquires its memory before its first byte is read, as much as its Content-Length announces:
+if bodies acquired their memory in parts, all of them could wait for the rest for ever. The memory
+is released with the answer. If there is none left, the request waits, unread in the kernel's
+buffers, and after some seconds it is refused (503 BUSY). One part of the bound is reserved for
+bodies of up to 64 KiB, and another part for bodies of up to 4 KiB: clients that announce much and
+send nothing cannot keep small requests out. No request waits behind one of a larger class, which
+has less memory to wait for. While requests wait, the slowest senders are refused to release memory
+for them.
 """
 
 from __future__ import annotations
@@ -18,36 +19,36 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SMALL: Final = 64 * 2**10
-"""Bytes of a body up to which it may use the reserve."""
-_TINY: Final = 4 * 2**10
-"""Bytes of a body up to which it may use all of the bound."""
-_RESERVE_SHARE: Final = 8
-"""One of so many parts of the bound is for small bodies, and half of that for tiny ones."""
-PATIENCE: Final = 5.0
+SMALL_BODY_BYTES: Final = 64 * 2**10
+"""Bytes of a small body, which may use the reserved part."""
+_TINY_BODY_BYTES: Final = 4 * 2**10
+"""Bytes of a tiny body, which may use the whole bound."""
+_RESERVE_DIVISOR: Final = 8
+"""The reserved part is the bound divided by this number; half of it is for tiny bodies only."""
+MAX_WAIT: Final = 5.0
 """Seconds that a request waits for memory before it is refused."""
-_PRESSURE: Final = 0.5
-"""Seconds that a request waits before slow senders are ended for it."""
+_WAIT_BEFORE_EVICTION: Final = 0.5
+"""Seconds that a request waits before slow senders are refused for it."""
 _GRACE: Final = 1.0
-"""Seconds that a sender has to show how fast it is."""
+"""Seconds after which the speed of a sender is known."""
 _TICK: Final = 0.25
 
 
 class Receiver(Protocol):
-    """A request whose body has its memory and is on its way."""
+    """A request that has acquired its memory and receives its body."""
 
     @property
     def since(self) -> float:
-        """When it began, on trio's clock."""
+        """Time at which it acquired its memory, on trio's clock."""
         ...
 
     @property
     def received(self) -> int:
-        """Bytes of the body that have come."""
+        """Bytes of the body received so far."""
         ...
 
     def end_slow(self) -> None:
-        """Refuse the request and give its memory back: others wait for it."""
+        """Refuse the request and release its memory: other requests wait for it."""
         ...
 
 
@@ -61,84 +62,95 @@ class Waiter:
     ) -> None:
         self.size = size
         self.since = since
+        """Time at which the wait began, on trio's clock."""
         self.granted = granted
-        """Called once the memory is the request's."""
+        """Called when the request has acquired its memory."""
         self.refused = refused
-        """Called instead, when it has waited long enough."""
+        """Called instead when the request has waited too long."""
 
 
 class RequestMemory:
-    """Counts the bytes of all request bodies in memory, and the requests that wait for some."""
+    """Counts the bytes of all request bodies in memory, and queues requests for them.
+
+    ``bound`` (MAX_REQUEST_BYTES) and ``max_length`` (MAX_LENGTH) are in bytes.
+    """
 
     def __init__(self, bound: int, max_length: int) -> None:
         self.used = 0
+        """Bytes in use."""
+        self.max_wait = MAX_WAIT
+        """Seconds that a request waits for memory before it is refused."""
+        self.grace = _GRACE
+        """Seconds after which the speed of a sender is known."""
         self._bound = bound
-        # The largest body has to fit, or it would wait for ever.
-        reserve = bound // _RESERVE_SHARE
+        # The largest body must fit, or it would wait for ever.
+        reserve = bound // _RESERVE_DIVISOR
         self._bounds = (
             bound,
-            max(bound - reserve // 2, min(SMALL, max_length)),
+            max(bound - reserve // 2, min(SMALL_BODY_BYTES, max_length)),
             max(bound - reserve, max_length),
         )
-        """How much may be in use with a body of each class: tiny, small, large."""
+        """Bytes that may be in use together with a body of each class: tiny, small, large."""
         self._waiting: dict[Waiter, None] = {}
         self._receiving: dict[Receiver, None] = {}
-        self._news = trio.Event()
-        self._paid_back: trio.Event | None = None
+        self._enqueued = trio.Event()
+        self._within_bound: trio.Event | None = None
         self._granting = False
         self._stale = False
-        """Whether memory was given back since those that wait were last looked at."""
+        """Whether memory was released since the queue was last checked."""
 
-    def take(self, size: int) -> bool:
-        """Take memory; returns False, and takes none, where there is none left."""
+    def try_acquire(self, size: int) -> bool:
+        """Acquire memory if there is enough; returns False, and acquires none, if there is not."""
         used = self.used + size
-        if size <= _TINY:
+        if size <= _TINY_BODY_BYTES:
             fits = used <= self._bound
         else:
-            # Large ones behind those that wait: the reserve is not for them.
-            fits = used <= self._bounds[_class_of(size)] and not (self._waiting and size > SMALL)
+            # A large body goes behind the waiting requests: the reserved part is not for it.
+            fits = used <= self._bounds[_class_of(size)] and not (
+                self._waiting and size > SMALL_BODY_BYTES
+            )
         if fits:
             self.used = used
         return fits
 
-    def overdraw(self, size: int) -> None:
-        """Take memory, bound or not: for what is held of a body beyond what it has taken."""
+    def acquire_beyond_bound(self, size: int) -> None:
+        """Acquire memory even beyond the bound, for bytes that are in memory already."""
         self.used += size
 
     def release(self, size: int) -> None:
-        """Give memory back."""
+        """Release memory."""
         self.used -= size
         if self._waiting:
             self._grant()
-        if self._paid_back is not None and self.used <= self._bound:
-            self._paid_back.set()
-            self._paid_back = None
+        if self._within_bound is not None and self.used <= self._bound:
+            self._within_bound.set()
+            self._within_bound = None
 
-    async def wait_paid_back(self) -> None:
-        """Return once no more is used than the bound allows: nothing is overdrawn."""
+    async def wait_within_bound(self) -> None:
+        """Wait until the used memory is within the bound."""
         while self.used > self._bound:
-            if self._paid_back is None:
-                self._paid_back = trio.Event()
-            await self._paid_back.wait()
+            if self._within_bound is None:
+                self._within_bound = trio.Event()
+            await self._within_bound.wait()
 
     # --- waiting -------------------------------------------------------------------------------
 
-    def wait(
+    def enqueue(
         self, size: int, granted: Callable[[], object], refused: Callable[[], object]
     ) -> Waiter:
-        """Wait in line: calls ``granted``, or ``refused`` after PATIENCE. Neither may raise."""
+        """Queue a request: call ``granted``, or ``refused`` after ``max_wait``; none may raise."""
         waiter = Waiter(size, trio.current_time(), granted, refused)
         self._waiting[waiter] = None
-        self._news.set()
+        self._enqueued.set()
         return waiter
 
-    def forget(self, waiter: Waiter) -> None:
-        """Call neither: the request is gone."""
+    def cancel_wait(self, waiter: Waiter) -> None:
+        """Remove a request from the queue: neither of its callbacks is called."""
         self._waiting.pop(waiter, None)
 
     async def acquire(self, size: int) -> bool:
-        """Take memory, waiting in line if need be; returns False after PATIENCE."""
-        if self.take(size):
+        """Acquire memory, and wait for it if necessary; returns False after ``max_wait``."""
+        if self.try_acquire(size):
             return True
         answers: list[bool] = []
         answered = trio.Event()
@@ -147,52 +159,52 @@ class RequestMemory:
             answers.append(granted)
             answered.set()
 
-        waiter = self.wait(size, lambda: answer(granted=True), lambda: answer(granted=False))
+        waiter = self.enqueue(size, lambda: answer(granted=True), lambda: answer(granted=False))
         try:
             await answered.wait()
         except trio.Cancelled:
-            self.forget(waiter)
+            self.cancel_wait(waiter)
             if answers == [True]:
                 self.release(size)
             raise
         return answers[0]
 
     def watch(self, receiver: Receiver) -> None:
-        """Take note of a body that is on its way: it may be ended for others."""
+        """Add a request that receives its body: it may be refused for others."""
         self._receiving[receiver] = None
 
     def unwatch(self, receiver: Receiver) -> None:
-        """Take note that the body is there, or will not come."""
+        """Remove a request: its body is complete, or will not arrive."""
         self._receiving.pop(receiver, None)
 
     async def run(self) -> None:
-        """Look after those that wait, for ever."""
+        """Refuse requests that wait too long, and slow senders, until cancelled."""
         while True:
-            await self._news.wait()
+            await self._enqueued.wait()
             await trio.sleep(_TICK)
             now = trio.current_time()
             for waiter in list(self._waiting):
-                if now - waiter.since >= PATIENCE:
-                    self.forget(waiter)
+                if now - waiter.since >= self.max_wait:
+                    self.cancel_wait(waiter)
                     waiter.refused()
             if not self._waiting:
-                self._news = trio.Event()
+                self._enqueued = trio.Event()
             for waiter in self._first_of_each_class():
-                if waiter in self._waiting and now - waiter.since >= _PRESSURE:
-                    self._end_slowest_for(waiter, now)
+                if waiter in self._waiting and now - waiter.since >= _WAIT_BEFORE_EVICTION:
+                    self._refuse_slowest_for(waiter, now)
 
     def _first_of_each_class(self) -> list[Waiter]:
-        """Return the requests that have waited longest for tiny, small and large bodies."""
+        """Return the requests that have waited longest, one of each class."""
         first: dict[int, Waiter] = {}
         for waiter in self._waiting:
             first.setdefault(_class_of(waiter.size), waiter)
         return [*first.values()]
 
     def _grant(self) -> None:
-        """Give those that wait what there is: in order, but past those of a larger class.
+        """Grant free memory to the waiting requests, in order; smaller bodies pass larger ones.
 
-        A request that is granted its memory may give it back within the call, which leads here
-        again: that is left to the call which is under way, or a request would be granted twice.
+        A request that is granted its memory may release it within the call, which leads here again.
+        The outer call handles that; otherwise a request could be granted its memory twice.
         """
         self._stale = True
         if self._granting:
@@ -214,14 +226,14 @@ class RequestMemory:
             if self.used + waiter.size > self._bounds[size_class]:
                 closed = size_class
                 continue
-            self.forget(waiter)
+            self.cancel_wait(waiter)
             self.used += waiter.size
             waiter.granted()
 
-    def _end_slowest_for(self, waiter: Waiter, now: float) -> None:
-        """End the slowest senders until ``waiter`` has its memory."""
-        known = [one for one in self._receiving if now - one.since >= _GRACE]
-        known.sort(key=lambda one: one.received / (now - one.since))
+    def _refuse_slowest_for(self, waiter: Waiter, now: float) -> None:
+        """Refuse the slowest senders until ``waiter`` has its memory."""
+        known = [each for each in self._receiving if now - each.since >= self.grace]
+        known.sort(key=lambda each: each.received / (now - each.since))
         for receiver in known:
             if waiter not in self._waiting:
                 return
@@ -231,4 +243,4 @@ class RequestMemory:
 
 def _class_of(size: int) -> int:
     """Return the class of a body: 0 for a tiny one, 1 for a small one, 2 for a large one."""
-    return (size > _TINY) + (size > SMALL)
+    return (size > _TINY_BODY_BYTES) + (size > SMALL_BODY_BYTES)

@@ -1,7 +1,7 @@
-"""What a POST of payloads comes to, whichever way it came in.
+"""Submit the payloads of a POST to the pipeline.
 
-The Quart handler and the plain lane both end here, so what one of them takes the other
-takes, and refuses for the same reason.
+The Quart handler and the fast path both end here, so they accept the same requests and refuse the
+others for the same reasons.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import trio
 
 from payloadd.errors import RefusedError, TooLargeError
-from payloadd.ingress.body import IN_LOOP_BOUNDS, Limits, check_headers, decode
+from payloadd.ingress.body import IN_LOOP_DECOMPRESSED_BYTES, Limits, check_headers, decode
 from payloadd.ingress.decompression import TooMuchWorkError
 from payloadd.ingress.large_bodies import LargeBodies, LargeBody, Lines
-from payloadd.ingress.problem import Problem, refused
-from payloadd.ingress.switch_interval import Switching
+from payloadd.ingress.problem import Problem, refusal_problem
+from payloadd.ingress.switch_interval import SwitchInterval
 from payloadd.observe.logs import get_logger
 from payloadd.pipeline.intake import Receipt
 
@@ -31,18 +31,19 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-# Errors that can be known before the body has been read. A connection on which the rest of a
-# body may still come is of no use for another request.
-_EARLY: Final = frozenset({404, 405, 408, 413, 415})
+# Errors that can be known before the body is read. The rest of the body may still arrive on the
+# connection, which can then carry no other request.
+_KNOWN_BEFORE_BODY: Final = frozenset({404, 405, 408, 413, 415})
 _PAYLOADS_IN_LOOP: Final = 2_000
-"""Payloads of one request from which it takes the loop more than a millisecond to join them."""
+"""Payloads of one request up to which the event loop joins them within its budget of about a
+millisecond."""
 _JOBS_IN_LOOP: Final = 256
-"""The same for jobs that they make."""
+"""Jobs made of one request, within the same budget."""
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 class PostHeaders(NamedTuple):
-    """The headers that a POST goes by, None where there is none; one that came twice is joined."""
+    """The headers of a POST that matter, None if missing; lines of one header are joined."""
 
     content_type: str | None
     content_encoding: str | None
@@ -50,11 +51,15 @@ class PostHeaders(NamedTuple):
 
 
 SubmissionOutcome = Receipt | RefusedError | Problem
-"""What became of a request."""
+"""The result of a submitted request."""
 
 
 class Submitter:
-    """Takes bodies to the pipeline."""
+    """Decodes request bodies and submits their payloads to the pipeline.
+
+    ``intake`` receives the payloads, ``health`` knows whether the daemon drains, and ``memory``
+    accounts for the bodies.
+    """
 
     def __init__(
         self, intake: Intake, health: Health, settings: Settings, memory: RequestMemory
@@ -62,63 +67,75 @@ class Submitter:
         self._intake = intake
         self._health = health
         self._limits = Limits(settings.max_length, settings.max_payloads)
-        self._most_in_loop = min(_PAYLOADS_IN_LOOP, _JOBS_IN_LOOP * settings.batch_max_payloads)
+        self._max_payloads_in_loop = min(
+            _PAYLOADS_IN_LOOP, _JOBS_IN_LOOP * settings.batch_max_payloads
+        )
         self.max_length = settings.max_length
+        """Bytes of the largest body (MAX_LENGTH)."""
         self.timeout = settings.request_timeout
+        """Seconds within which a whole request must arrive (REQUEST_TIMEOUT)."""
         self.memory = memory
-        self.switching = Switching()
-        self.large = LargeBodies(
-            self._limits, self.timeout, memory.wait_paid_back, self.switching.busy
+        self.switch_interval = SwitchInterval()
+        self.large_bodies = LargeBodies(
+            self._limits, self.timeout, memory.wait_within_bound, self.switch_interval.shorten
         )
 
     async def run(self) -> None:
-        """Do what requests wait for, for ever."""
+        """Run the tasks that requests depend on, until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.switching.run)
+            nursery.start_soon(self.switch_interval.run)
             nursery.start_soon(self.memory.run)
-            nursery.start_soon(self.large.run)
+            nursery.start_soon(self.large_bodies.run)
 
     def check(self, headers: PostHeaders) -> None:
-        """Raise the Problem that is known before the body is read, if there is one."""
-        # What is on disk outlives the drain: nobody has to be turned away for a restart.
+        """Refuse a request by its headers, before its body is read.
+
+        Raises Problem: DRAINING, UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING.
+        """
+        # Jobs on disk outlive the drain, so a restart is no reason to refuse a request.
         draining = self._health.phase == "draining" and not self._intake.durable
         if draining and (refusal := self._intake.refusal()):
-            raise refused(refusal)
+            raise refusal_problem(refusal)
         check_headers(headers.content_type, headers.content_encoding)
 
-    async def take(self, headers: PostHeaders, data: bytes, client: str | None) -> bytes:
-        """Take one request of ``client``, whole or not at all, and return the body of the 202.
+    async def submit_and_wait(self, headers: PostHeaders, data: bytes, client: str | None) -> bytes:
+        """Submit one request of ``client``, whole or not at all, and return the body of the 202.
 
-        Raises Problem. ``check`` comes before. The caller accounts for the memory of ``data`` until
-        this returns. If the caller is cancelled, that memory stays taken until the request is done.
+        The caller calls ``check`` before, and accounts for the memory of ``data`` until this method
+        returns. If the caller is cancelled, that memory stays acquired until the request is
+        finished.
+
+        Raises Problem.
         """
         answered = trio.Event()
         outcomes: list[SubmissionOutcome] = []
         abandoned = False
 
-        def done(outcome: SubmissionOutcome) -> None:
+        def record(outcome: SubmissionOutcome) -> None:
             outcomes.append(outcome)
             answered.set()
             if abandoned:
                 self.memory.release(len(data))
 
-        self.submit(headers, data, 0, done, lambda: client)
+        self.submit(headers, data, 0, record, lambda: client)
         try:
             await answered.wait()
         except trio.Cancelled:
-            # The client is gone, and the request still waits to be decoded or committed. A client
-            # that resets its requests would fill the memory with bodies that are counted nowhere.
+            # The client is gone, but the request still waits to be decoded or committed. Unless its
+            # memory stays acquired, a client that resets its requests could fill the memory with
+            # bodies that are not counted.
             if not outcomes:
                 abandoned = True
-                self.memory.overdraw(len(data))
+                self.memory.acquire_beyond_bound(len(data))
             raise
         outcome = outcomes.pop()
         if isinstance(outcome, Receipt):
-            return document(outcome)
+            return receipt_document(outcome)
         try:
             raise as_problem(outcome)
         finally:
-            # Its traceback has this frame, and with it the body: as above.
+            # The traceback of the exception holds this frame, and so would keep the body until a
+            # garbage collection.
             del outcome
 
     def submit(
@@ -126,25 +143,26 @@ class Submitter:
         headers: PostHeaders,
         data: bytes | bytearray,
         start: int,
-        done: Callable[[SubmissionOutcome], None],
+        on_outcome: Callable[[SubmissionOutcome], None],
         client: Callable[[], str | None],
     ) -> None:
-        """Do the same without waiting: ``done`` hears what comes of it.
+        """Submit one request without waiting; ``on_outcome`` is called with its outcome.
 
-        The body begins at ``start`` of ``data``. The caller accounts for its memory until ``done``.
-        ``client`` returns the client's address, and is only called for large bodies.
+        The body begins at ``start`` of ``data``. The caller accounts for the memory of ``data``
+        until ``on_outcome`` is called. ``client`` returns the client's address, and is only called
+        for large bodies.
 
-        Raises Problem for what is known at once; ``done`` is not called then.
+        Raises Problem if the request is refused at once; then ``on_outcome`` is not called.
         """
         try:
             if headers.content_encoding is None:
-                self._submit_now(headers, data, start, done)
+                self._submit_now(headers, data, start, on_outcome)
             else:
-                self._submit_compressed(headers, data, start, done)
+                self._submit_compressed(headers, data, start, on_outcome)
         except TooMuchWorkError:
-            self._submit_large(headers, data, start, done, client())
+            self._submit_large(headers, data, start, on_outcome, client())
         except Problem:
-            raise  # not from itself: such a cycle keeps the body until a garbage collection
+            raise  # not from itself: such a cycle would keep the body until a garbage collection
         except Exception as error:
             raise as_problem(error) from error
 
@@ -153,28 +171,30 @@ class Submitter:
         headers: PostHeaders,
         data: bytes | bytearray,
         start: int,
-        done: Callable[[SubmissionOutcome], None],
+        on_outcome: Callable[[SubmissionOutcome], None],
     ) -> None:
         content_type, content_encoding, key = headers
         payloads = decode(data, content_type, content_encoding, self._limits, start, in_loop=True)
-        if len(payloads) > self._most_in_loop:
+        if len(payloads) > self._max_payloads_in_loop:
             raise TooMuchWorkError
-        self._intake.submit(payloads, _checked(key), done)
+        self._intake.submit(payloads, _check_key(key), on_outcome)
 
     def _submit_compressed(
         self,
         headers: PostHeaders,
         data: bytes | bytearray,
         start: int,
-        done: Callable[[SubmissionOutcome], None],
+        on_outcome: Callable[[SubmissionOutcome], None],
     ) -> None:
-        """Do it with the memory for what it is decompressed to in the event loop."""
-        if not self.memory.take(IN_LOOP_BOUNDS):
+        """Submit a compressed body; acquires memory for its decompressed bytes."""
+        if not self.memory.try_acquire(IN_LOOP_DECOMPRESSED_BYTES):
             raise TooMuchWorkError
         try:
-            self._submit_now(headers, data, start, self._releasing(IN_LOOP_BOUNDS, done))
+            self._submit_now(
+                headers, data, start, self._releasing(IN_LOOP_DECOMPRESSED_BYTES, on_outcome)
+            )
         except BaseException:
-            self.memory.release(IN_LOOP_BOUNDS)
+            self.memory.release(IN_LOOP_DECOMPRESSED_BYTES)
             raise
 
     def _submit_large(
@@ -182,49 +202,49 @@ class Submitter:
         headers: PostHeaders,
         data: bytes | bytearray,
         start: int,
-        done: Callable[[SubmissionOutcome], None],
+        on_outcome: Callable[[SubmissionOutcome], None],
         client: str | None,
     ) -> None:
         content_type, content_encoding, key = headers
-        take = partial(self._take_lines, _checked(key), len(data) - start, done)
-        body = LargeBody(data, start, content_type, content_encoding, take, done, client)
-        self.large.add(body)
+        submit = partial(self._submit_lines, _check_key(key), len(data) - start, on_outcome)
+        body = LargeBody(data, start, content_type, content_encoding, submit, on_outcome, client)
+        self.large_bodies.add(body)
 
-    async def _take_lines(
+    async def _submit_lines(
         self,
         key: str | None,
         received: int,
-        done: Callable[[SubmissionOutcome], None],
+        on_outcome: Callable[[SubmissionOutcome], None],
         lines: Lines,
     ) -> None:
-        """Submit what a large body of ``received`` bytes holds."""
+        """Submit the payloads of a large body of which ``received`` bytes were received."""
         more = max(0, len(lines.text) - received)
-        self.memory.overdraw(more)
-        done = self._releasing(more, done)
+        self.memory.acquire_beyond_bound(more)
+        on_outcome = self._releasing(more, on_outcome)
         try:
-            await self._intake.submit_lines(lines.text, lines.sizes, key, done)
+            await self._intake.submit_lines(lines.text, lines.sizes, key, on_outcome)
         except Exception as error:  # noqa: BLE001 - it is answered, and logged where it is a bug
-            done(as_problem(error))
+            on_outcome(as_problem(error))
 
     def _releasing(
-        self, size: int, done: Callable[[SubmissionOutcome], None]
+        self, size: int, on_outcome: Callable[[SubmissionOutcome], None]
     ) -> Callable[[SubmissionOutcome], None]:
-        """Return ``done`` with memory given back before it."""
+        """Return a callback that releases ``size`` bytes and then calls ``on_outcome``."""
 
         def release(outcome: SubmissionOutcome) -> None:
             self.memory.release(size)
-            done(outcome)
+            on_outcome(outcome)
 
         return release
 
-    def too_slow(self) -> Problem:
-        """Return the 408 for a request that was not there in time."""
+    def timeout_problem(self) -> Problem:
+        """Return the 408 for a request that did not arrive in time."""
         return Problem("TIMEOUT", f"the request took longer than {self.timeout:g} seconds")
 
 
-def document(receipt: Receipt) -> bytes:
+def receipt_document(receipt: Receipt) -> bytes:
     """Return the body of a 202."""
-    # As str(receipt.id), at half its cost.
+    # Equal to str(receipt.id), which was measurably slower.
     digits = b"%032x" % receipt.id.int
     return b'{"id":"%b-%b-%b-%b-%b","accepted":%d}' % (
         digits[:8],
@@ -237,31 +257,31 @@ def document(receipt: Receipt) -> bytes:
 
 
 def as_problem(error: Exception) -> Problem:
-    """Return the answer for what kept a request from being taken."""
+    """Return the answer for an error that kept a request from being accepted."""
     match error:
         case Problem():
             return error
         case RefusedError():
-            return refused(error)
+            return refusal_problem(error)
         case TooLargeError():
             return Problem("TOO_LARGE", str(error))
         case _:
-            return bug(error)
+            return internal_error(error)
 
 
-def _checked(key: str | None) -> str | None:
-    """Return an Idempotency-Key as it is; raises Problem MALFORMED."""
+def _check_key(key: str | None) -> str | None:
+    """Return a valid Idempotency-Key unchanged; raises Problem MALFORMED."""
     if key is not None and not _KEY.fullmatch(key):
-        raise Problem("MALFORMED", "Idempotency-Key: allowed are 1 to 255 visible ASCII characters")
+        raise Problem("MALFORMED", "Idempotency-Key must be 1 to 255 visible ASCII characters")
     return key
 
 
-def closes(health: Health, status: int, *, has_body: bool) -> bool:
-    """Return whether an answer is the last one of its connection."""
-    return health.phase == "draining" or (has_body and status in _EARLY)
+def closes_connection(health: Health, status: int, *, has_body: bool) -> bool:
+    """Return whether the connection closes after an answer with ``status``."""
+    return health.phase == "draining" or (has_body and status in _KNOWN_BEFORE_BODY)
 
 
-def bug(error: Exception) -> Problem:
-    """Log an error that nobody foresaw, and return the 500."""
+def internal_error(error: Exception) -> Problem:
+    """Log an unexpected error, and return the 500."""
     log.error("request_failed", exc_info=error)
-    return Problem("INTERNAL", "this is a bug; the log has more")
+    return Problem("INTERNAL", "this is a bug; the log of the daemon has details")

@@ -20,6 +20,7 @@ from payloadd.journal.sqlite.preflight import try_journal
 from payloadd.journal.sqlite.schema import FILE, waiting_payloads
 from payloadd.model.layout import Layout, Layouts
 from payloadd.observe.logs import get_logger
+from payloadd.observe.status import JournalFigures
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from payloadd.config.settings import Settings
     from payloadd.journal.api import Journal, JournalListener
+    from payloadd.journal.sqlite.transaction import Totals
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
 
@@ -82,8 +84,7 @@ async def _open_sqlite(
         _open_database, settings.state_dir / FILE, Layout.of(settings), settings.max_length
     )
     report = DamageReport(database, listener)
-    metrics.journal_jobs.set_function(lambda: database.totals.jobs)
-    metrics.journal_bytes.set_function(lambda: database.totals.all_bytes)
+    health.journal_figures = lambda: _figures(database.totals)
     totals = database.totals
     listener.opened(totals.next - 1, totals.payloads + database.damaged_payloads)
     journal = SqliteJournal(database, listener, health, metrics, settings.journal_max_bytes)
@@ -94,6 +95,11 @@ async def _open_sqlite(
         await journal.aclose()
         report.tell()
         listener.closed(database.totals.payloads)
+
+
+def _figures(totals: Totals) -> JournalFigures:
+    """Return the contents of the journal for a snapshot of the process."""
+    return JournalFigures(totals.jobs, totals.payloads, totals.all_bytes)
 
 
 def _open_database(path: Path, layout: Layout, max_length: int) -> tuple[Database, Layouts]:

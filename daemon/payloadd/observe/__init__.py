@@ -1,1 +1,1 @@
-"""Health, metrics and logs."""
+"""Observe the process: health and its snapshot, metrics, logs."""

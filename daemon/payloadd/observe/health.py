@@ -1,83 +1,110 @@
-"""How the process is, in words: for ``/readyz``, the log and systemd's status line.
+"""Hold the phase and the troubles of the process, and make the snapshot of all its figures.
 
-Its own room on the ground floor, because those who know (a worker that waits for
-the store, the service that drains) and those who tell (the admin address, systemd)
-do not know each other.
+The parts that report (a worker that waits for the store, the service that drains) do not know the
+parts that show the state (the admin address, systemd). Both know Health.
 
 A part (``store``, ``journal``) can be in trouble for several causes at once: two batches that the
-store does not take, each for a reason of its own. Each cause ends by itself, when what it names
-works again; the trouble of the part ends with its last cause. If any success ended it, one batch
-without rights beside many that are stored would start and end a trouble several times a second.
+store does not accept, each for a reason of its own. Each cause ends when the operation that it
+names succeeds; the trouble of the part ends with its last cause. If any success ended the trouble,
+one batch without rights beside many batches that are stored would start and end a trouble several
+times a second.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
-Phase = Literal["starting", "serving", "draining"]
+from payloadd.observe.status import (
+    JournalFigures,
+    PayloadFigures,
+    Phase,
+    QueueFigures,
+    Status,
+    Trouble,
+)
 
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Something an operator can mend, and since when (Unix time in seconds)."""
-
-    code: str
-    reason: str
-    since: float
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Health:
-    """The phase of the process's life and the troubles it waits for, by who has them."""
+    """The state of one process.
+
+    Each of the attributes ``payload_figures``, ``queue_figures``, ``journal_figures`` and
+    ``busy_workers`` is a function that returns the figures of one part. The part, or the service,
+    sets it; the default returns zeros. The functions are called in the event loop for every
+    snapshot, also after their part was closed.
+    """
 
     def __init__(self) -> None:
         self.phase: Phase = "starting"
+        self.payload_figures: Callable[[], PayloadFigures] = PayloadFigures
+        self.queue_figures: Callable[[], QueueFigures] = QueueFigures
+        self.journal_figures: Callable[[], JournalFigures] = JournalFigures
+        self.busy_workers: Callable[[], int] = int
         self._causes: dict[str, dict[str, Trouble]] = {}
         """By part and cause. The cause that was reported last is the last; no part is empty."""
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
+        """Part and code of each trouble that was reported since the part last worked."""
+
+    def snapshot(self) -> Status:
+        """Return the state of the process now."""
+        return Status(
+            self.phase,
+            self.payload_figures(),
+            self.queue_figures(),
+            self.journal_figures(),
+            self.busy_workers(),
+            self.troubles,
+        )
 
     @property
     def troubles(self) -> dict[str, Trouble]:
-        """What is wrong now, by part (``store``); empty when all is well.
+        """The present troubles by part; empty when everything works.
 
-        Of several causes the one that was reported last is shown, since when the first began.
+        Of several causes of one part the one that was reported last is shown, with the time at
+        which the first began.
         """
-        return {part: _shown(causes) for part, causes in self._causes.items()}
+        return {part: _combined(causes) for part, causes in self._causes.items()}
 
     def trouble(self, part: str) -> Trouble | None:
-        """Return what is wrong with ``part``, None if nothing is."""
+        """Return the trouble of ``part``, or None."""
         causes = self._causes.get(part)
-        return None if causes is None else _shown(causes)
+        return None if causes is None else _combined(causes)
 
     def report(self, part: str, code: str, reason: str, cause: str = "") -> bool:
-        """Say that ``part`` waits because of ``cause``; returns whether to log that.
+        """Note that ``part`` is in trouble because of ``cause``; return whether to log it.
 
-        Each code is news once until the part works again: workers that fail in different ways
-        take turns.
+        Each code is logged once until the part works again: workers that fail in different ways
+        report in turns.
         """
         causes = self._causes.setdefault(part, {})
         known = causes.pop(cause, None)
         since = time.time() if known is None else known.since
         causes[cause] = Trouble(code, reason, since)
-        news = (part, code) not in self._told
-        self._told.add((part, code))
-        return news
+        new = (part, code) not in self._reported
+        self._reported.add((part, code))
+        return new
 
     def clear(self, part: str, cause: str = "") -> Trouble | None:
-        """Say that ``cause`` is over; returns the trouble of ``part`` if that is over with it."""
+        """Note that ``cause`` is over.
+
+        Returns the trouble of ``part`` if this was its last cause, else None.
+        """
         causes = self._causes.get(part)
         if causes is None or cause not in causes:
             return None
-        over = _shown(causes)
+        over = _combined(causes)
         del causes[cause]
         if causes:
             return None
         del self._causes[part]
-        self._told = {told for told in self._told if told[0] != part}
+        self._reported = {reported for reported in self._reported if reported[0] != part}
         return over
 
 
-def _shown(causes: dict[str, Trouble]) -> Trouble:
+def _combined(causes: dict[str, Trouble]) -> Trouble:
+    """Return the trouble of a part: its latest cause, since its first one began."""
     *_, last = causes.values()
-    return Trouble(last.code, last.reason, min(one.since for one in causes.values()))
+    return Trouble(last.code, last.reason, min(cause.since for cause in causes.values()))

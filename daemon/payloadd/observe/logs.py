@@ -1,11 +1,11 @@
-"""Logging: structlog for our own events, and the libraries' loggers through the same pipe.
+"""Set up logging: structlog for our own events, and the same output for the libraries' loggers.
 
 An event is a short name in snake case with fields, never a sentence with values in it:
 ``listening``, ``store_unavailable``, ``drained``. Lines go to standard error, readable on
-a terminal and as JSON elsewhere; to journald each with its priority in front (sd-daemon(3)).
+a terminal and as JSON elsewhere. A line for journald begins with its priority (sd-daemon(3)).
 
-Values may come from outside (headers, errors of servers): control and invisible characters in
-them are escaped, see ``plain_text``. In JSON all characters outside ASCII are.
+Values may come from outside (headers, errors of servers), so control and invisible characters in
+them are escaped, see ``payloadd.escaping``. In JSON all characters outside ASCII are escaped.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from payloadd.config.settings import Settings
 
-# Libraries that say much at debug level, botocore credentials among it: never below warning.
+# Libraries that log much at debug level, botocore even credentials: always at level warning.
 _QUIET = ("botocore", "urllib3", "httpx", "httpcore", "h2", "hpack", "quart.serving")
 
-# Their tracebacks hold what a credential_process wrote and what a server answered.
+# Their tracebacks hold the output of a credential_process and the answers of servers.
 _WITHOUT_TRACEBACK: Final = ("botocore", "urllib3")
 
 _PRIORITIES: Final = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
@@ -38,20 +38,23 @@ _PRIORITIES: Final = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug
 Logger = structlog.stdlib.BoundLogger
 
 
-def get_logger(room: str) -> Logger:
-    """Return the logger of one room of the house."""
-    return cast("Logger", structlog.get_logger(room))
+def get_logger(name: str) -> Logger:
+    """Return the logger of one module; ``name`` is its ``__name__``."""
+    return cast("Logger", structlog.get_logger(name))
 
 
-def mark(level: str) -> str:
-    """Return what a line for journald begins with, so that it knows how severe it is."""
+def priority_prefix(level: str) -> str:
+    """Return the prefix that gives journald the priority of a line (sd-daemon(3)).
+
+    ``level`` is a level of ``logging`` in lower case; an unknown one counts as info.
+    """
     return f"<{_PRIORITIES.get(level, 6)}>"
 
 
 def configure(settings: Settings, stream: TextIO | None = None, *, journald: bool = False) -> None:
     """Send every log line of the process to ``stream`` (standard error when None).
 
-    ``journald``: it is read by systemd's journal.
+    ``journald``: the stream leads to systemd-journald.
     """
     stream = sys.stderr if stream is None else stream
     text = settings.log_format == "text" or (settings.log_format == "auto" and stream.isatty())
@@ -91,15 +94,15 @@ def configure(settings: Settings, stream: TextIO | None = None, *, journald: boo
 
 
 class _JournaldHandler(logging.StreamHandler[TextIO]):
-    """Writes lines that journald takes for what they are: a traceback's are severe too."""
+    """Write the priority in front of every line, those of a traceback included."""
 
     def format(self, record: logging.LogRecord) -> str:
-        start = mark(record.levelname.lower())
-        return "\n".join(start + line for line in super().format(record).splitlines())
+        prefix = priority_prefix(record.levelname.lower())
+        return "\n".join(prefix + line for line in super().format(record).splitlines())
 
 
 def _without_secrets(record: logging.LogRecord) -> bool:
-    """Take out of a library's record what may hold secrets; no record is dropped."""
+    """Remove the parts of a library's record that may hold secrets; return True: drop no record."""
     if record.name.partition(".")[0] in _WITHOUT_TRACEBACK:
         text = hide_userinfo_in_sentence(record.getMessage())
         if isinstance(record.exc_info, tuple) and record.exc_info[0] is not None:
@@ -114,7 +117,7 @@ def _renderers(*, text: bool, colors: bool) -> list[Any]:
             _escape_values,
             structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_write_traceback),
         ]
-    # Without the locals of each frame: they hold payloads and headers, and some day tokens.
+    # Without the locals of each frame: they hold payloads and headers, and may hold tokens.
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [
         structlog.processors.ExceptionRenderer(tracebacks),
@@ -123,7 +126,7 @@ def _renderers(*, text: bool, colors: bool) -> list[Any]:
 
 
 def _escape_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Escape every text of a log line, the event's own included (a processor of structlog)."""
+    """Escape every text of a log line, the event name included (a processor of structlog)."""
     return {name: _escaped(value) for name, value in event.items()}
 
 

@@ -1,1 +1,1 @@
-"""From an accepted request to a stored object; knows nothing of HTTP or S3."""
+"""Bring accepted requests into the store; knows no HTTP, no SQL and no S3."""

@@ -1,7 +1,7 @@
-"""What was taken in and what became of it: the numbers behind every promise.
+"""Count payloads from acceptance to the store, and measure how fast they leave.
 
-``found + accepted == stored + dead + open``, always. The ``drained`` line, the metrics and
-``Retry-After`` are read off here.
+``found + accepted == stored + dead + open`` holds at any time. The snapshot of the process (with it
+the ``drained`` line and the gauges), the counters and ``Retry-After`` are made from these counts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from payloadd.model.job import accepted_at
+from payloadd.observe.status import PayloadFigures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,21 +21,22 @@ if TYPE_CHECKING:
     from payloadd.model.job import Batch, Job
     from payloadd.observe.metrics import Metrics
 
-_WINDOW: Final = 10.0
-"""Seconds over which the drain rate is measured: long enough to even out slow uploads."""
+_RATE_SECONDS: Final = 10.0
+"""The time over which the drain rate is measured: long enough to even out slow uploads."""
 _LONGEST_RETRY_AFTER: Final = 60
+"""Seconds."""
 
 
 class DrainRate:
-    """Payloads a second that left the pipeline, over the last ten seconds."""
+    """The payloads that left the pipeline, stored or dead, per second of the last ten seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._seconds: deque[list[int]] = deque()
-        """Pairs: a second of the clock, and how many left in it."""
+        """Pairs: a second of the clock, and the number of payloads that left in it."""
 
     def count(self, payloads: int) -> None:
-        """Count payloads that left just now."""
+        """Count payloads that leave now."""
         second = math.floor(self._clock())
         if self._seconds and self._seconds[-1][0] == second:
             self._seconds[-1][1] += payloads
@@ -42,8 +44,8 @@ class DrainRate:
             self._seconds.append([second, payloads])
             self._forget(second)
 
-    def rate(self) -> float:
-        """Return payloads a second; 0.0 when none left within the window."""
+    def per_second(self) -> float:
+        """Return the payloads per second; 0.0 if none left in the last ten seconds."""
         now = self._clock()
         self._forget(math.floor(now))
         if not self._seconds:
@@ -52,40 +54,41 @@ class DrainRate:
         return sum(count for _, count in self._seconds) / span
 
     def seconds_for(self, payloads: int) -> int:
-        """Return whole seconds in which ``payloads`` leave at this rate, 1 to 60.
+        """Return the whole seconds in which ``payloads`` leave at the present rate, 1 to 60.
 
-        With nothing leaving there is no telling: the longest.
+        The result is 60 while nothing leaves: then the time cannot be estimated.
         """
-        rate = self.rate()
+        rate = self.per_second()
         if rate == 0.0:
             return _LONGEST_RETRY_AFTER
         return min(_LONGEST_RETRY_AFTER, max(1, math.ceil(payloads / rate)))
 
     def _forget(self, second: int) -> None:
-        while self._seconds and self._seconds[0][0] <= second - _WINDOW:
+        while self._seconds and self._seconds[0][0] <= second - _RATE_SECONDS:
             self._seconds.popleft()
 
 
 class Accounting:
-    """Counts payloads from the door to the store."""
+    """The counts of payloads of one process, and the jobs that are in memory."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, wall_clock: Callable[[], float] = time.time) -> None:
+        """Begin with zeros; ``wall_clock`` returns Unix time in seconds."""
         self._metrics = metrics
-        # Bounded by the channel and by what the workers have in hand.
-        self._shown: dict[int, Job] = {}
+        self._wall_clock = wall_clock
+        # Bounded by the channel and by the batches of the workers.
+        self._in_memory: dict[int, Job] = {}
         self.kept_since: float | None = None
-        """When the oldest job in the journal was accepted, in Unix time, as of a second ago."""
+        """The time of acceptance of the oldest job in the journal (Unix time), a second old."""
         self.rate = DrainRate()
         self.accepted = 0
         self.stored = 0
         self.dead = 0
         self.found = 0
-        """Payloads that were in the journal at the start, or came back from the dead letters."""
+        """Payloads that were in the journal at the start, or dead letters that are tried again."""
         self.journaled = 0
-        """Payloads that the journal held when it was closed."""
+        """Payloads that were in the journal when it was closed."""
         self.unkept = 0
-        """Payloads that the store refused for good and that nobody keeps."""
-        metrics.oldest_payload_seconds.set_function(self.oldest_age)
+        """Payloads that the store refused for good and that no journal keeps."""
 
     @property
     def open(self) -> int:
@@ -94,50 +97,66 @@ class Accounting:
 
     @property
     def lost(self) -> int:
-        """Payloads that were acknowledged and are nowhere, once all is closed."""
-        return max(0, self.open - self.journaled) + self.unkept
+        """Payloads that were acknowledged and that no store and no journal has.
+
+        Valid once the journal is closed.
+        """
+        return self.figures().lost_when_closed
+
+    def figures(self) -> PayloadFigures:
+        """Return the counts for a snapshot of the process."""
+        return PayloadFigures(
+            self.accepted,
+            self.stored,
+            self.dead,
+            self.open,
+            self.journaled,
+            self.unkept,
+            self.oldest_age(),
+            self.rate.per_second(),
+        )
 
     def oldest_age(self) -> float:
-        """Return the age in seconds of the oldest open payload, 0.0 without one.
+        """Return the age of the oldest open payload in seconds; 0.0 if no payload is open.
 
-        The oldest is the one that was shown to the workers first, or one that was not shown: a
-        batch from before a crash, or a backlog that cannot be read.
+        The oldest is the job in memory that went to the workers first, or one that is in the
+        journal alone: in a batch from before a crash, or in a backlog that cannot be read.
         """
-        since = [accepted_at(job.id) for job in islice(self._shown.values(), 1)]
+        since = [accepted_at(job.id) for job in islice(self._in_memory.values(), 1)]
         if self.kept_since is not None and self.open:
             since.append(self.kept_since)
-        return max(0.0, time.time() - min(since)) if since else 0.0
+        return max(0.0, self._wall_clock() - min(since)) if since else 0.0
 
     def accept(self, payloads: int) -> None:
-        """Count payloads that were taken in for good."""
+        """Count payloads that are acknowledged: durable, as far as DURABILITY promises it."""
         self.accepted += payloads
         self._metrics.accepted.inc(payloads)
 
     def revive(self, payloads: int) -> None:
-        """Count dead letters that are tried again."""
+        """Count the payloads of dead letters that are tried again."""
         self.found += payloads
 
     def enter(self, jobs: Sequence[Job]) -> None:
-        """Note that jobs are on their way to a worker."""
-        self._shown.update([(job.seq, job) for job in jobs])
+        """Note that jobs are in memory, on their way to a worker."""
+        self._in_memory.update([(job.seq, job) for job in jobs])
 
     def jobs(self) -> list[Job]:
-        """Return the jobs that are on their way to a worker or with one."""
-        return list(self._shown.values())
+        """Return the jobs that are in memory: on their way to a worker or in its batch."""
+        return list(self._in_memory.values())
 
     def settle(self, batch: Batch) -> None:
-        """Count payloads that the store confirmed."""
-        self._leave(batch)
+        """Count the payloads of a batch that the store confirmed."""
+        self._remove(batch)
         self.stored += batch.payloads
         self._metrics.stored.inc(batch.payloads)
 
     def bury(self, batch: Batch) -> None:
-        """Count payloads that the store refused for good."""
-        self._leave(batch)
+        """Count the payloads of a batch that the store refused for good."""
+        self._remove(batch)
         self.dead += batch.payloads
         self._metrics.dead.inc(batch.payloads)
 
-    def _leave(self, batch: Batch) -> None:
+    def _remove(self, batch: Batch) -> None:
         for job in batch.jobs:
-            self._shown.pop(job.seq, None)
+            self._in_memory.pop(job.seq, None)
         self.rate.count(batch.payloads)

@@ -1,4 +1,4 @@
-"""Fills batches: first those sealed before a crash, then what comes through the channel."""
+"""Form batches: first those that were sealed before a crash, then from the jobs in the channel."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from payloadd.model.layout import Layouts
     from payloadd.pipeline.queue import JobChannel
 
-_LOOK_EVERY: Final = 0.005
-"""Seconds between two looks at what has come for the batch that is being filled."""
+_LONGEST_GATHERING: Final = 0.005
+"""Seconds for which jobs gather in the channel before they are moved into the batch."""
 
 
 class Batcher:
-    """Gives one batch after the other, for a worker that is idle."""
+    """Form one batch after the other, each for an idle worker."""
 
     def __init__(
         self, channel: JobChannel, journal: Journal, layouts: Layouts, settings: Settings
@@ -30,13 +30,16 @@ class Batcher:
         self._channel = channel
         self._journal = journal
         self._layouts = layouts
-        self._most_payloads = settings.batch_max_payloads
-        self._most_bytes = settings.batch_max_bytes
+        self._max_payloads = settings.batch_max_payloads
+        self._max_bytes = settings.batch_max_bytes
         self._linger = settings.batch_linger
         self._replaying = True
 
-    async def next(self) -> Batch | None:
-        """Return the next batch, or None once the channel is closed and empty."""
+    async def next_batch(self) -> Batch | None:
+        """Return the next batch, or None once the channel is closed and empty.
+
+        Only one task may call this at a time.
+        """
         while True:
             if self._replaying:
                 batch = await self._sealed()
@@ -44,7 +47,7 @@ class Batcher:
                     self._channel.hold(batch.bytes)
                     return batch
                 self._replaying = False
-            if await self._wait():
+            if await self._wait_for_job():
                 return self._layouts.batch(await self._members())
             if not self._replaying:
                 return None
@@ -57,14 +60,15 @@ class Batcher:
         finally:
             self._channel.paused = False
 
-    def next_nowait(self) -> Batch | None:
-        """Return the next batch if it is a single job that is there already, else None.
+    def next_batch_nowait(self) -> Batch | None:
+        """Return the next batch if it is a single job that is ready, else None.
 
-        For a worker that has just finished: to be idle first, and served by the dispatcher,
-        takes five task switches, half of what a job costs here. Where an object holds several
-        jobs that is shared by all of them, and only one task may fill a batch.
+        For a worker that has just finished: to register as idle and to get a batch from the
+        dispatcher takes several task switches, a large part of the cost of a job. Where an object
+        holds several jobs, they share this cost, and only one task may form batches: then the
+        result is always None.
         """
-        if self._most_payloads > 1 or self._replaying:
+        if self._max_payloads > 1 or self._replaying:
             return None
         try:
             return self._layouts.batch([self._channel.receive_nowait()])
@@ -74,63 +78,63 @@ class Batcher:
         except (trio.WouldBlock, trio.EndOfChannel):
             return None
 
-    async def _wait(self) -> bool:
-        """Return whether a job is ready; not so once all is closed and empty, or nudged."""
+    async def _wait_for_job(self) -> bool:
+        """Return whether a job is ready; False if the channel is closed and empty, or nudged."""
         try:
-            await self._channel.wait()
+            await self._channel.wait_for_job()
         except trio.EndOfChannel:
             return False
         except NudgedError:
-            # There are sealed batches again; what is being filled goes first.
+            # There are sealed batches again; the batch that is being formed is finished first.
             self._replaying = True
             return False
         return True
 
     async def _members(self) -> list[Job]:
-        """Return the job that is ready, and those behind it that go into the same object.
+        """Return the job that is ready, and the following jobs for the same object.
 
-        What does not fit stays where it is.
+        A job that does not fit stays in the channel.
         """
         channel = self._channel
-        jobs = channel.take(1)
+        jobs = channel.receive_ready(1)
         first = jobs[0]
         if self._layouts.at(first.seq).alone:
             return jobs
         end = self._layouts.end(first.seq)
-        filling = _BatchCapacity(first, end, self._most_payloads, self._most_bytes)
+        capacity = _BatchCapacity(first, end, self._max_payloads, self._max_bytes)
         with trio.move_on_after(self._linger):
-            while filling.wants_more:
+            while capacity.wants_more:
                 if not channel.jobs:
-                    seconds = min(_LOOK_EVERY, self._linger / 10)
-                    await channel.gather(filling.payloads, filling.bytes, seconds)
-                if not await self._wait():
+                    seconds = min(_LONGEST_GATHERING, self._linger / 10)
+                    await channel.gather(capacity.payloads, capacity.bytes, seconds)
+                if not await self._wait_for_job():
                     break
-                jobs += channel.take(filling.count_fitting(channel.ready))
+                jobs += channel.receive_ready(capacity.count_fitting(channel.ready))
         return jobs
 
 
 class _BatchCapacity:
-    """How much room a batch has, and which job may be its next member."""
+    """The free space of a batch, and which job may be its next member."""
 
-    def __init__(self, first: Job, end: int, most_payloads: int, most_bytes: int) -> None:
-        """Begin with ``first``, which goes in in any case; jobs from ``end`` on do not."""
-        self.payloads = most_payloads - first.payloads
-        """Payloads that there is room for."""
-        self.bytes = most_bytes - len(first.lines)
-        """The same in bytes."""
+    def __init__(self, first: Job, end: int, max_payloads: int, max_bytes: int) -> None:
+        """Begin with the member ``first``, however large; jobs from ``end`` on do not fit."""
+        self.payloads = max_payloads - first.payloads
+        """The number of payloads that still fit."""
+        self.bytes = max_bytes - len(first.lines)
+        """The number of bytes that still fit."""
         self._next = first.seq + 1
         self._end = end
         self._ended = False
 
     @property
     def wants_more(self) -> bool:
-        """Whether another job may go in."""
+        """Whether another job may fit."""
         return not self._ended and self.payloads > 0 and self.bytes > 0
 
     def count_fitting(self, ready: Iterable[Job]) -> int:
-        """Return how many of these jobs go in, one behind the other.
+        """Return how many of the jobs fit, one after the other, and count them as members.
 
-        A range of ``seq`` has to say who the members are, so a gap ends the batch.
+        The journal names the members by a range of ``seq``, so a gap ends the batch.
         """
         before = self._next
         for job in ready:

@@ -1,4 +1,4 @@
-"""The one door into the pipeline."""
+"""Accept requests into the pipeline; no other module does."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _AFTER_DRAIN = 5
 
 
 class Intake:
-    """Takes requests, whole or not at all."""
+    """Accept requests, each whole or not at all."""
 
     def __init__(self, journal: Journal, health: Health, settings: Settings) -> None:
         self._journal = journal
         self._health = health
-        self._most_payloads = settings.batch_max_payloads
-        self._most_bytes = settings.batch_max_bytes
-        self._most_jobs = settings.max_queue
+        self._max_payloads = settings.batch_max_payloads
+        self._max_bytes = settings.batch_max_bytes
+        self._max_jobs = settings.max_queue
         self._ids = IdSource()
 
     @property
@@ -41,10 +41,10 @@ class Intake:
         return self._journal.durable
 
     async def accept(self, payloads: Sequence[Buffer], key: str | None = None) -> Receipt:
-        """Take all payloads of one request and return what to answer it with.
+        """Accept all payloads of one request; return the receipt once they are durable.
 
-        The same as ``submit`` for a task that waits. Whoever is cancelled meanwhile has not
-        taken the request back.
+        Raises RefusedError and TooLargeError as ``submit`` does. A cancellation during the wait
+        does not withdraw the request.
         """
         answered = trio.Event()
         outcomes: list[Receipt | RefusedError] = []
@@ -61,21 +61,22 @@ class Intake:
         return outcome
 
     def submit(self, payloads: Sequence[Buffer], key: str | None, done: Done) -> None:
-        """Take all payloads of one request; ``done`` is called with what to answer it with.
+        """Accept all payloads of one request; ``done`` is called with the receipt.
 
-        ``key`` is the request's Idempotency-Key: within 24 h the same one gets the first
-        receipt again, and nothing is stored twice. ``done`` is called after the commit
-        (``DURABILITY=disk``), and hears a RefusedError if that failed. Raises at once
-        RefusedError: QUEUE_FULL, JOURNAL_FULL, DISK_ERROR; and TooLargeError for what could
-        never be taken. Nothing was taken then.
+        ``key`` is the request's Idempotency-Key: a second request with the same key within 24 h
+        gets the receipt of the first, and nothing is stored twice. ``done`` is called after the
+        commit (``DURABILITY=disk``), with a RefusedError if the commit failed.
+
+        Raises RefusedError (QUEUE_FULL, JOURNAL_FULL, DISK_ERROR), or TooLargeError if the request
+        could never be accepted. Then no payload was accepted, and ``done`` is not called.
         """
-        groups = split(payloads, self._most_payloads, self._most_bytes)
+        groups = split(payloads, self._max_payloads, self._max_bytes)
         if len(groups) == 1:
             id_ = uuid_of(self._ids.reserve(1))
             parts = [Part(id_, b"\n".join([*payloads, b""]), len(payloads))]
         else:
-            self._check_number(len(groups))
-            # The answer is named by its first job; an empty collection gets an id too.
+            self._check_job_count(len(groups))
+            # The id of the receipt is that of the first job; an empty collection gets an id too.
             id_, *more = self._ids.take(max(1, len(groups)))
             parts = [
                 Part(each, b"\n".join([*group, b""]), len(group))
@@ -87,28 +88,28 @@ class Intake:
     async def submit_lines(
         self, text: bytes, sizes: Sequence[int], key: str | None, done: Done
     ) -> None:
-        """Do the same with payloads that are NDJSON, however many, without holding the loop.
+        """Accept any number of payloads, as ``submit`` does, without blocking the event loop.
 
-        ``sizes`` are the bytes of each payload without its line feed. Raises as ``submit``.
+        ``text`` is NDJSON, ``sizes`` are the bytes of each payload without its line feed.
         """
         await self._journal.wait_for_room()
         groups = await trio.to_thread.run_sync(
-            split_lines, text, sizes, self._most_payloads, self._most_bytes
+            split_lines, text, sizes, self._max_payloads, self._max_bytes
         )
-        self._check_number(len(groups))
+        self._check_job_count(len(groups))
         first = self._ids.reserve(max(1, len(groups)))
         parts = await trio.to_thread.run_sync(_parts, first, groups)
         receipt = Receipt(uuid_of(first), len(sizes))
         self._journal.append(receipt, parts, None if key is None else _hash(key), done)
 
-    def _check_number(self, jobs: int) -> None:
-        if jobs > self._most_jobs:
+    def _check_job_count(self, jobs: int) -> None:
+        if jobs > self._max_jobs:
             raise TooLargeError(
-                f"the request makes {jobs} objects, more than MAX_QUEUE ({self._most_jobs})"
+                f"the request makes {jobs} objects, more than MAX_QUEUE ({self._max_jobs})"
             )
 
     def refusal(self) -> RefusedError | None:
-        """Return what a request of one small payload would be refused with now, or None."""
+        """Return the error that would refuse a request of one small payload now, or None."""
         if self._health.phase == "draining":
             return RefusedError("DRAINING", "the daemon is shutting down", _AFTER_DRAIN)
         return self._journal.refusal()
@@ -121,5 +122,5 @@ def _parts(first: int, groups: Sequence[tuple[bytes, int]]) -> list[Part]:
 
 
 def _hash(key: str) -> bytes:
-    """Return 16 bytes for a key of up to 255: the table of keys stays small."""
+    """Return 16 bytes for a key of up to 255 bytes, so that the table of keys stays small."""
     return hashlib.blake2b(key.encode(), digest_size=16).digest()

@@ -1,1 +1,1 @@
-"""The daemon under systemd: notifications, passed sockets, watchdog."""
+"""Run the daemon under systemd: notifications, passed sockets, watchdog."""

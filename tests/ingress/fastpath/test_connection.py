@@ -1,18 +1,18 @@
-"""The lane for plain requests: what its one task must not get wrong for any of its connections."""
+"""The fast path: one task serves all connections, and no connection may harm another."""
 
 from __future__ import annotations
 
 import os
 import socket
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError
-from payloadd.ingress.fastpath import connection
+from payloadd.ingress.fastpath.connection import FastPathConnection
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.server import server
 from payloadd.ingress.server.socket_stream import NonBlockingStream
@@ -24,14 +24,12 @@ if TYPE_CHECKING:
 
     from hypercorn.trio.tcp_server import TCPServer
 
-    from payloadd.ingress.fastpath.connection import FastPathConnection
-
 TAKEN = [b"1", b'"two"']
 
 
-async def test_connections_take_turns() -> None:
-    """A request that waits, or trickles in, would hold up everybody else's."""
-    async with running() as rig, rig.wire() as slow, rig.wire() as waiting, rig.wire() as quick:
+async def test_waiting_and_slow_requests_delay_no_others() -> None:
+    """Otherwise a request that waits, or arrives slowly, would delay all others."""
+    async with running() as rig, rig.wire() as slow, rig.wire() as waiting, rig.wire() as fast:
         await slow.send(post()[:-5])
         rig.intake.open = trio.Event()
         await waiting.send(post())
@@ -39,8 +37,8 @@ async def test_connections_take_turns() -> None:
         gate, rig.intake.open = rig.intake.open, trio.Event()
         rig.intake.open.set()
         for _ in range(3):
-            await quick.send(post())
-            assert (await quick.answer()).status == 202
+            await fast.send(post())
+            assert (await fast.answer()).status == 202
         await slow.send(post()[-5:])
         assert (await slow.answer()).status == 202
         gate.set()
@@ -49,8 +47,8 @@ async def test_connections_take_turns() -> None:
 
 
 @pytest.mark.parametrize("size", [1000, 65_536, 300_000, 1_000_000])
-async def test_a_body_in_pieces(size: int, handed_over: list[TCPServer]) -> None:
-    """A body larger than one read would be cut, or go the slow way."""
+async def test_a_body_may_arrive_in_pieces(size: int, handed_over: list[TCPServer]) -> None:
+    """Otherwise a body larger than one read would be cut, or go to Hypercorn."""
     text = b'"%s"' % (b"x" * size)
     whole = post(b'{"payloads":[%s]}' % text)
     async with running() as rig, rig.wire() as wire:
@@ -61,16 +59,18 @@ async def test_a_body_in_pieces(size: int, handed_over: list[TCPServer]) -> None
         assert not handed_over
 
 
-async def test_small_requests_go_before_larger_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 clients with bodies that take 5 ms each would make all others wait for 0.3 s."""
-    # As much as comes in one piece.
-    monkeypatch.setattr(connection, "_DECODED_AT_ONCE", 1000)
+async def test_small_requests_are_decoded_before_larger_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise clients with bodies of some milliseconds each would delay all others."""
+    # Less than the large bodies, which must arrive in one read.
+    monkeypatch.setattr(FastPathConnection, "decoded_immediately", 1000)
     text = b'"%s"' % (b"x" * 40_000)
     large, small = post(b'{"payloads":[%s]}' % text), post()
     async with running() as rig, AsyncExitStack() as stack:
         wires = [await stack.enter_async_context(rig.wire()) for _ in range(6)]
         await wait_all_tasks_blocked()
-        # In one turn of the event loop, the small request last.
+        # All in one pass of the event loop, the small request last.
         for wire in wires[:-1]:
             os.write(wire.stream.socket.fileno(), large)
         os.write(wires[-1].stream.socket.fileno(), small)
@@ -79,8 +79,8 @@ async def test_small_requests_go_before_larger_ones(monkeypatch: pytest.MonkeyPa
         assert rig.intake.taken == [TAKEN, *[[text]] * 5]
 
 
-async def test_more_is_said_before_the_answer() -> None:
-    """The next request would be lost, or the lane spin until the disk has answered."""
+async def test_the_next_request_may_arrive_before_the_answer() -> None:
+    """Otherwise the next request would be lost, or the fast path spin until the commit."""
     async with running() as rig, rig.wire() as wire:
         gate = rig.intake.open = trio.Event()
         await wire.send(post())
@@ -95,8 +95,8 @@ async def test_more_is_said_before_the_answer() -> None:
         assert rig.intake.taken == [TAKEN] * 3
 
 
-async def test_a_disk_that_says_no_in_the_end(handed_over: list[TCPServer]) -> None:
-    """A request that was not written would be answered with 202, or not at all."""
+async def test_a_failed_commit_is_answered_with_503(handed_over: list[TCPServer]) -> None:
+    """Otherwise a request that was not written would be answered with 202, or not at all."""
     async with running() as rig, rig.wire() as wire:
         rig.intake.late = RefusedError("DISK_ERROR", "the disk is full", 7)
         await wire.send(post())
@@ -110,8 +110,8 @@ async def test_a_disk_that_says_no_in_the_end(handed_over: list[TCPServer]) -> N
         assert not handed_over
 
 
-async def test_a_client_that_left_while_its_request_waited() -> None:
-    """The commit that all wait for would fail with one client's broken connection."""
+async def test_a_client_may_leave_while_its_request_waits() -> None:
+    """Otherwise the commit of many requests would fail with the connection of one client."""
     async with running(max_connections=1) as rig:
         gate = rig.intake.open = trio.Event()
         async with rig.wire() as wire:
@@ -120,15 +120,15 @@ async def test_a_client_that_left_while_its_request_waited() -> None:
             wire.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1" + b"\0" * 7)
         await wait_all_tasks_blocked()
         gate.set()
-        async with rig.client() as client:  # there is one slot: it was given back
+        async with rig.client() as client:  # the only slot was released
             assert (await client.get("/healthz")).status_code == 200
         assert rig.intake.taken == [TAKEN]
 
 
-async def test_an_answer_that_finds_no_room(
+async def test_an_answer_that_does_not_fit_is_sent_by_hypercorn(
     handed_over: list[TCPServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that reads slowly would get half an answer, or hold up all others."""
+    """Otherwise a client that reads slowly would get half an answer, or delay all others."""
     write, cuts = os.write, [9]
 
     def cut_short(descriptor: int, data: bytes) -> int:
@@ -150,8 +150,10 @@ async def test_an_answer_that_finds_no_room(
         assert await wire.rest() == b""
 
 
-async def test_a_client_that_never_reads_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would hold its slot for ever."""
+async def test_a_client_that_never_reads_its_answer_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise it would hold its slot for ever."""
     monkeypatch.setattr(NonBlockingStream, "send_now", lambda *_: False)
 
     async def never(_: NonBlockingStream) -> None:
@@ -165,10 +167,10 @@ async def test_a_client_that_never_reads_its_answer(monkeypatch: pytest.MonkeyPa
         assert rig.intake.taken == [TAKEN]
 
 
-async def test_a_commit_that_comes_too_late(
+async def test_a_commit_after_the_drain_deadline_is_harmless(
     monkeypatch: pytest.MonkeyPatch, log_lines: list[MutableMapping[str, Any]]
 ) -> None:
-    """A disk that answers after the drain's patience would crash the journal's last commit."""
+    """Otherwise a slow disk would crash the last commit of the journal."""
     monkeypatch.setattr(server, "_DRAIN_MARGIN", 0.05)
     async with running(REQUEST_TIMEOUT="100ms") as rig, rig.wire() as wire:
         gate = rig.intake.open = trio.Event()
@@ -182,17 +184,17 @@ async def test_a_commit_that_comes_too_late(
     assert [line["event"] for line in log_lines] == ["connections_cut_off"]
 
 
-async def test_a_connection_that_cannot_be_watched(
+async def test_a_connection_that_cannot_be_polled_is_served_by_hypercorn(
     handed_over: list[TCPServer],
     monkeypatch: pytest.MonkeyPatch,
     log_lines: list[MutableMapping[str, Any]],
 ) -> None:
-    """The system's limit of watched sockets would end the whole server."""
+    """Otherwise the system's limit of polled sockets would end the whole server."""
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(FastPath, "listen", full)
+    monkeypatch.setattr(FastPath, "register", full)
     async with running() as rig, rig.wire() as wire:
         await wire.send(post())
         assert (await wire.answer()).status == 202
@@ -200,47 +202,45 @@ async def test_a_connection_that_cannot_be_watched(
     assert [line["event"] for line in log_lines] == ["connection_not_watched"]
 
 
-async def test_requests_that_begin_go_before_large_bodies() -> None:
-    """A small request would wait until a piece of each of a thousand large bodies was read."""
+async def test_new_requests_are_read_before_large_bodies() -> None:
+    """Otherwise a small request would wait for a piece of each of a thousand large bodies."""
 
-    class Listening:
-        """A connection that notes when it is read."""
+    class RecordingConnection:
+        """A connection that records when it is read."""
 
         def __init__(self, name: str) -> None:
             self.ours, self.theirs = socket.socketpair()
             self.name = name
 
-        def readable(self) -> None:
-            """Note it, and leave what came where it is."""
+        def on_readable(self) -> None:
+            """Record the call, and leave the input in the socket."""
             order.append(self.name)
 
     order: list[str] = []
     async with running() as rig:
         assert rig.fast_path is not None
-        listening = [Listening("body") for _ in range(20)] + [Listening("small")]
-        for one in listening:
-            rig.fast_path.listen(
-                one.ours.fileno(), cast("FastPathConnection", one), bulk=one.name == "body"
-            )
-        for one in listening:
-            one.theirs.send(b"x")
+        recording = [RecordingConnection(name) for name in ["body"] * 20 + ["small"]]
+        for each in recording:
+            rig.fast_path.register(each.ours.fileno(), each, bulk=each.name == "body")
+        for each in recording:
+            each.theirs.send(b"x")
         with trio.fail_after(10):
             while order.count("small") < 3:
                 await trio.lowlevel.checkpoint()
-        for one in listening:
-            rig.fast_path.ignore(one.ours.fileno(), bulk=one.name == "body")
-            one.ours.close()
-            one.theirs.close()
+        for each in recording:
+            rig.fast_path.unregister(each.ours.fileno(), bulk=each.name == "body")
+            each.ours.close()
+            each.theirs.close()
     assert order[0] == "small"
     assert order.index("small", 1) == 9
 
 
-async def test_readable_and_yet_nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A packet with a wrong checksum would end a connection of the lane."""
-    read, fifo_gate = os.read, iter(range(1000))
+async def test_a_readable_socket_may_have_no_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a packet with a wrong checksum would end a connection on the fast path."""
+    read, calls = os.read, iter(range(1000))
 
     def every_other_time(descriptor: int, size: int) -> bytes:
-        if next(fifo_gate) % 2 == 0:
+        if next(calls) % 2 == 0:
             raise BlockingIOError
         return read(descriptor, size)
 
@@ -250,13 +250,13 @@ async def test_readable_and_yet_nothing_there(monkeypatch: pytest.MonkeyPatch) -
         await wait_all_tasks_blocked()
         await wire.send(COLLECTION)
         assert (await wire.answer()).status == 202
-        assert next(fifo_gate) > 3
+        assert next(calls) > 3
 
 
-async def test_a_bug_behind_the_door_ends_one_connection(
+async def test_a_bug_in_one_request_ends_one_connection(
     monkeypatch: pytest.MonkeyPatch, log_lines: list[MutableMapping[str, Any]]
 ) -> None:
-    """A bug that one request brings up would end the task that serves everybody."""
+    """Otherwise a bug that one request triggers would end the task that serves all connections."""
 
     def bug(*_: object) -> bytes:
         raise KeyError("bug")
@@ -264,7 +264,7 @@ async def test_a_bug_behind_the_door_ends_one_connection(
     async with running() as rig, rig.wire() as bystander:
         async with rig.wire() as wire:
             with monkeypatch.context() as patch:
-                patch.setattr("payloadd.ingress.fastpath.connection.document", bug)
+                patch.setattr("payloadd.ingress.fastpath.connection.receipt_document", bug)
                 await wire.send(post())
                 assert await wire.rest() == b""
         await bystander.send(post())

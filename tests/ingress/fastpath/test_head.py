@@ -1,4 +1,4 @@
-"""Which requests are plain: pure."""
+"""Heads of plain requests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payloadd.ingress.fastpath.head import LONGEST_HEAD, may_become_plain, parse
+from payloadd.ingress.fastpath.head import MAX_HEAD_BYTES, may_become_plain, parse
 from payloadd.ingress.submission import PostHeaders
 
 FIRST = b"POST /v1/payloads HTTP/1.1\r\n"
@@ -16,8 +16,8 @@ PLAIN = FIRST + HOST + LENGTH + b"\r\n"
 MAX = 1000
 
 
-def test_a_plain_request() -> None:
-    """The body would be cut in the wrong place, or its headers be lost."""
+def test_a_plain_request_is_parsed() -> None:
+    """Otherwise the body would be cut at the wrong offset, or its headers be lost."""
     head = (
         FIRST
         + b"HOST: x\r\nconnection: Keep-Alive\r\nCONTENT-TYPE:\tapplication/json \r\n"
@@ -29,8 +29,8 @@ def test_a_plain_request() -> None:
     assert request.headers == PostHeaders("application/json", "gzip", "k")
 
 
-def test_headers_that_are_not_there() -> None:
-    """An empty header is not the same as none: one is a 400, the other is not."""
+def test_a_missing_header_differs_from_an_empty_one() -> None:
+    """Otherwise an empty Idempotency-Key, which is a 400, would be accepted."""
     request = parse(PLAIN.replace(b"\r\n\r\n", b"\r\nIdempotency-Key:\r\n\r\n"), MAX)
     assert request is not None
     assert request.headers == PostHeaders(None, None, "")
@@ -59,50 +59,50 @@ def test_headers_that_are_not_there() -> None:
                 b"Transfer-Encoding: chunked", b"transfer-encoding: identity", b"Expect: x",
                 b"Upgrade: h2c", b"TE: trailers", b"Trailer: X", b"HTTP2-Settings: x",
                 b"Connection: close", b"Connection: keep-alive, upgrade",
-                b"X: " + b"y" * LONGEST_HEAD,
+                b"X: " + b"y" * MAX_HEAD_BYTES,
             )
         ),
     ],
 )  # fmt: skip
-def test_what_is_not_plain(head: bytes) -> None:
-    """The lane would answer what only Hypercorn knows how to."""
+def test_unusual_requests_are_not_plain(head: bytes) -> None:
+    """Otherwise the fast path would answer requests that only Hypercorn can handle."""
     assert parse(head, MAX) is None
 
 
 @pytest.mark.parametrize("length", [0, MAX])
-def test_the_bounds_of_a_body(length: int) -> None:
-    """The largest body that is allowed would take the slow way, or be refused."""
+def test_the_smallest_and_the_largest_body_are_plain(length: int) -> None:
+    """Otherwise the largest allowed body would go to Hypercorn, or be refused."""
     request = parse(PLAIN.replace(b": 3", b": %d" % length), MAX)
     assert request is not None
     assert request.end - request.start == length
 
 
-def test_every_beginning_of_a_plain_head_may_become_one() -> None:
-    """A connection whose first segment is short would be Hypercorn's for good."""
+def test_every_beginning_of_a_plain_head_may_become_plain() -> None:
+    """Otherwise a connection whose first segment is short would stay with Hypercorn."""
     assert [may_become_plain(PLAIN[:size]) for size in range(len(PLAIN))] == [True] * len(PLAIN)
     assert not may_become_plain(PLAIN)
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"G", b"\r\n", b"PRI * HTTP/2.0\r\n", FIRST + b"Host: x\nA", FIRST + b"x" * LONGEST_HEAD],
+    [b"G", b"\r\n", b"PRI * HTTP/2.0\r\n", FIRST + b"Host: x\nA", FIRST + b"x" * MAX_HEAD_BYTES],
 )
-def test_what_cannot_become_plain(data: bytes) -> None:
-    """The lane would wait for bytes that never come, and hold what comes without a bound."""
+def test_other_beginnings_cannot_become_plain(data: bytes) -> None:
+    """Otherwise the fast path would wait for ever, and keep input without a bound."""
     assert not may_become_plain(data)
 
 
 @given(st.binary(max_size=60), st.integers(0, len(PLAIN)), st.integers(0, 5))
-def test_any_bytes_in_any_place(junk: bytes, place: int, gone: int) -> None:
-    """A head that nobody thought of would end the connection with a bug's 500."""
-    data = PLAIN[:place] + junk + PLAIN[place + gone :]
+def test_any_bytes_can_be_parsed(inserted: bytes, position: int, removed: int) -> None:
+    """Otherwise an unforeseen head would end the connection with a 500."""
+    data = PLAIN[:position] + inserted + PLAIN[position + removed :]
     may_become_plain(data)
     request = parse(data, MAX)
     assert request is None or request.start <= request.end <= request.start + MAX
 
 
-def test_a_head_that_was_read_before() -> None:
-    """A client would get what another one's head says, or what a larger MAX_LENGTH allowed."""
+def test_a_cached_head_depends_on_its_bytes_and_max_length() -> None:
+    """Otherwise a client would get the head of another one, or the limit of another MAX_LENGTH."""
     for _ in range(2):
         for length in (1, 2, MAX):
             head = PLAIN.replace(b": 3", b": %d" % length)
@@ -112,8 +112,8 @@ def test_a_head_that_was_read_before() -> None:
             assert parse(head, length - 1) is None
 
 
-def test_a_long_head() -> None:
-    """A client with many cookies would be served by Hypercorn alone."""
+def test_a_long_head_is_plain() -> None:
+    """Otherwise a client with many cookies would be served by Hypercorn alone."""
     for size in (500, 900, 5000):
         head = PLAIN.replace(b"Host", b"Cookie: %s\r\nHost" % (b"c" * size))
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""Random heads: what the lane for plain requests takes, h11 has to read in the same way."""
+"""Random heads: h11 must read each plain head like the fast path."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ODD: Final = (
     *(b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"chunked", b"close"),
     *(b"HTTP/1.1", b"HTTP/1.0", b"POST", b"Host: y\r\n", b"content-length:", b"(", b"@", b"{"),
 )
-# In each the first is right, and nearly always taken.
+# The first value of each is valid, and chosen in most cases.
 _METHODS: Final = (b"POST", b"PUT", b"post", b"GET", b"PRI", b"POST ", b"")
 _TARGETS: Final = (
     *(b"/v1/payloads", b"/v1/payloads?", b"/v1/payloads/", b"/v1/payload%73"),
@@ -54,11 +54,11 @@ _FIELDS: Final[tuple[tuple[bytes, tuple[bytes, ...]], ...]] = (
     (b"X_y!#$%&'*+-.^`|~1", (b"z",)),
 )
 _ALWAYS: Final = (0, 1)
-"""Fields without which no head is plain: Host and Content-Length."""
+"""Fields without which a head is not plain: Host and Content-Length."""
 
 
 def make_head(chance: random.Random) -> bytes:
-    """Return a request of which most parts are right."""
+    """Return a request whose parts are mostly valid."""
     odd = chance.choice((0.0, 0.02, 0.2))
 
     def pick(values: tuple[bytes, ...]) -> bytes:
@@ -77,8 +77,8 @@ def make_head(chance: random.Random) -> bytes:
     return head + chance.choice((b"", b"abc", b'{"payloads":[]}', b"GET / HTTP/1.1\r\n\r\n"))
 
 
-def test_a_plain_head_is_what_h11_reads(fuzz: Fuzz) -> None:
-    """Two readers of one request would disagree where it ends: the rest becomes a request."""
+def test_h11_reads_each_plain_head_in_the_same_way(fuzz: Fuzz) -> None:
+    """Otherwise two parsers would disagree about the end of a request."""
     plain = 0
     for chance in fuzz.cases():
         data = mutate(make_head(chance), chance, _ODD)
@@ -94,9 +94,9 @@ def test_a_plain_head_is_what_h11_reads(fuzz: Fuzz) -> None:
 
 
 def read_by_h11(head: bytes, length: int) -> PostHeaders:
-    """Return the headers of a POST whose body has ``length`` bytes; AssertionError if it is none.
+    """Return the headers of a POST whose body has ``length`` bytes.
 
-    Raises h11.RemoteProtocolError for what h11 refuses.
+    Raises AssertionError if it is no such request, h11.RemoteProtocolError if h11 refuses it.
     """
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=2**20)
     connection.receive_data(head)

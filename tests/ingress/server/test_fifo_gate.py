@@ -113,7 +113,7 @@ async def test_a_turn_of_the_fast_path_ends_by_time() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fast_path.run)
             for _ in range(left):
-                fast_path.come_back(work)
+                fast_path.call_soon(work)
             passes = 0
             while left:
                 passes += 1

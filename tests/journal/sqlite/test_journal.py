@@ -246,7 +246,7 @@ async def test_marked_dead_letters_become_sealed_batches(tmp_path: Path) -> None
         with closing(sqlite3.connect(tmp_path / "j")) as other, other:
             assert mark(other, []) == 3
         with pytest.raises(NudgedError):
-            await rig.channel.wait()
+            await rig.channel.wait_for_job()
         assert rig.accounting.found == 3
         back = [await rig.journal.sealed() for _ in range(4)]
         assert [one and b"".join(one.pieces) for one in back] == [b"1\n", b"2\n", b"3\n", None]

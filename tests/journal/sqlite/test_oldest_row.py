@@ -117,6 +117,6 @@ async def test_where_not_even_the_age_can_be_read_it_begins_with_the_start(
 
         monkeypatch.setattr(rig.database, "oldest", broken)
         await rig.take(1)
-        rig.accounting._shown.clear()
+        rig.accounting._in_memory.clear()
         await until(lambda: rig.accounting.oldest_age() > 0)
         assert rig.accounting.oldest_age() < 60

@@ -126,7 +126,7 @@ async def test_a_page_that_the_loop_has_not_seen_yet_is_in_memory(path: Path) ->
     async with open_rig(path) as rig:
         await rig.take(1, count=300)
         rig.shown()
-        rig.accounting._shown.clear()
+        rig.accounting._in_memory.clear()
         jobs = rig.database.page(0, 300, 10**6)  # as in the thread
         lose_pages(rig.database, path, [one.id for one in jobs])
         await rig.take(301)

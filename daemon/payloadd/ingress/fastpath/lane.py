@@ -1,15 +1,15 @@
-"""The lane for plain requests, in front of Hypercorn.
+"""The fast path for plain requests, in front of Hypercorn.
 
-Hypercorn and Quart spend 1.6 ms on a request, most of it on what a plain POST does not need.
-A connection starts here: while its requests are plain (see ``head.py``) and come one at a
-time, they go through the same door and are answered in one write. At the first that is
-anything else, be it wrong, the bytes that were read go back in front of the stream and
-Hypercorn has the connection for good. So there is nothing here to get wrong about HTTP: when
-in doubt, it is handed over.
+Hypercorn and Quart need most of their time per request for features that a plain POST does not use.
+Each connection starts on the fast path. While its requests are plain (see ``head.py``) and come one
+at a time, they are submitted in the same way as those of the Quart app, and answered in one write.
+At the first request that is not plain, or is wrong, the bytes read so far are put back in front of
+the stream, and Hypercorn keeps the connection. So the fast path answers no unusual HTTP: in doubt,
+it passes the connection on.
 
-One task serves all connections of the lane. A task for each, woken once for its request and
-once for its commit, spent half of its CPU in the scheduler; here a wake-up is shared by all
-requests that are there, and the commit answers all who waited for it.
+One task serves all connections of the fast path. A task for each connection would be woken once for
+its request and once for its commit, and spend much of its CPU time in the scheduler. Here one
+wake-up serves all readable sockets, and one commit answers all requests in it.
 """
 
 from __future__ import annotations
@@ -36,21 +36,24 @@ if TYPE_CHECKING:
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
 
-_HEAD: Final = b"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\ndate: %s\r\n"
+_ACCEPTED_HEAD: Final = b"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\ndate: %s\r\n"
 _CONNECTIONS_PER_POLL: Final = 64
-"""Connections that are asked for at once."""
 _BULK_CONNECTIONS_PER_POLL: Final = 8
 _BULK_BESIDE_COMMITS: Final = 1
-"""Reads of large bodies in one pass of the event loop while requests wait for a commit. A commit
-takes some five passes, and a read 0.2 ms."""
-_LOOK_AT_CLOCK: Final = 3
-"""The clock is looked at behind each fourth read, of which none takes a millisecond."""
-_TURN: Final = 0.002
-"""Seconds after which other tasks have a turn; what a request takes more is bounded by itself."""
+"""Reads of large bodies in one pass of the event loop while requests wait for a commit: a commit
+needs several passes, and each such read would delay it."""
+_CLOCK_CHECK_MASK: Final = 3
+"""The clock is read after each fourth socket read: a call per read was measurable."""
+_TIME_SLICE: Final = 0.002
+"""Seconds after which other tasks may run; the work for a single request has its own bounds."""
 
 
 class FastPath:
-    """Serves the connections that have entered it."""
+    """Serves the connections of the fast path.
+
+    ``submitter`` receives the requests, ``metrics`` counts the answers, and ``refusals`` logs the
+    refused requests.
+    """
 
     def __init__(
         self, submitter: Submitter, health: Health, metrics: Metrics, refusals: RefusalLog
@@ -59,116 +62,123 @@ class FastPath:
         self.health = health
         self.count = metrics.count_request
         self.refusals = refusals
-        self.waiting = 0
+        self.unanswered = 0
         """Requests that were submitted and are not answered yet."""
         self._connections: dict[int, Readable] = {}
-        # Level-triggered, so that what was not read is there in the next round.
-        self._ready = select.epoll()
-        # Bodies that take more than one read wait here: they take their time in any case, and a
-        # thousand of them must not go before a request that is one read. It is ready in the other.
-        self._bulk = select.epoll()
-        self._ready.register(self._bulk.fileno(), select.EPOLLIN)
-        self._pending: list[Callable[[], None]] = []
+        # Level-triggered: input that was not read is reported again in the next pass.
+        self._epoll = select.epoll()
+        # Sockets of bodies that take more than one read. They take long in any case, and a thousand
+        # of them must not be read before a request of one read. This epoll is a member of the other
+        # one.
+        self._bulk_epoll = select.epoll()
+        self._epoll.register(self._bulk_epoll.fileno(), select.EPOLLIN)
+        self._callbacks: list[Callable[[], None]] = []
         self._deferred: deque[Callable[[], None]] = deque()
-        """Requests with a larger body, all of it received: decoded behind all small ones."""
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        """Is readable while something is pending: the epoll tells of it."""
-        self._ready.register(self._bell, select.EPOLLIN)
+        """Complete requests with larger bodies: they are decoded after all small ones."""
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        """Is readable while there are callbacks, so that the epoll reports them."""
+        self._epoll.register(self._wakeup, select.EPOLLIN)
         self._closed = False
-        """Whether ``run`` has ended: what a commit still answers is of no more use here."""
+        """Whether ``run`` has ended: a later commit must not use the closed descriptors."""
         self._second = 0
         self._head = b""
 
     async def run(self) -> None:
-        """Serve for ever."""
+        """Serve the connections until cancelled."""
         try:
             while True:
                 if self._deferred:
                     await trio.lowlevel.checkpoint()
                 else:
                     # An epoll is readable itself while one of its members is.
-                    await trio.lowlevel.wait_readable(self._ready.fileno())
-                end = perf_counter() + _TURN
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                end = perf_counter() + _TIME_SLICE
                 for index, read in enumerate(self._readable(), start=1):
                     read()
-                    if not index & _LOOK_AT_CLOCK and perf_counter() > end:
-                        self.submitter.switching.busy()
+                    if not index & _CLOCK_CHECK_MASK and perf_counter() > end:
+                        self.submitter.switch_interval.shorten()
                         await trio.lowlevel.checkpoint()
-                        end = perf_counter() + _TURN
-                self._work_on_deferred(end)
+                        end = perf_counter() + _TIME_SLICE
+                self._run_deferred(end)
         finally:
             self._closed = True
-            trio.lowlevel.notify_closing(self._ready.fileno())
-            self._ready.close()
-            self._bulk.close()
-            os.close(self._bell)
+            trio.lowlevel.notify_closing(self._epoll.fileno())
+            self._epoll.close()
+            self._bulk_epoll.close()
+            os.close(self._wakeup)
 
-    def _work_on_deferred(self, end: float) -> None:
-        """Take deferred requests until ``end``, one at least if there is one."""
+    def _run_deferred(self, end: float) -> None:
+        """Process deferred requests until ``end``, and at least one if there is one."""
         while self._deferred:
             self._deferred.popleft()()
             if perf_counter() > end:
                 return
 
     def _readable(self) -> list[Callable[[], None]]:
-        """Return what there is to read: first of requests that begin, then some of large bodies."""
+        """Return the reads to do: first of new requests, then callbacks, then some large bodies."""
         connections = self._connections
-        ready = [fd for fd, _ in self._ready.poll(0, _CONNECTIONS_PER_POLL)]
-        reads = [connections[fd].readable for fd in ready if fd in connections]
+        ready = [fd for fd, _ in self._epoll.poll(0, _CONNECTIONS_PER_POLL)]
+        reads = [connections[fd].on_readable for fd in ready if fd in connections]
         if len(reads) < len(ready):
-            reads += self._pending_now()
-            most = _BULK_BESIDE_COMMITS if self.waiting else _BULK_CONNECTIONS_PER_POLL
-            reads += [connections[fd].readable for fd, _ in self._bulk.poll(0, most)]
+            reads += self._pop_callbacks()
+            most = _BULK_BESIDE_COMMITS if self.unanswered else _BULK_CONNECTIONS_PER_POLL
+            reads += [connections[fd].on_readable for fd, _ in self._bulk_epoll.poll(0, most)]
         return reads
 
-    def _pending_now(self) -> list[Callable[[], None]]:
-        if not self._pending:
+    def _pop_callbacks(self) -> list[Callable[[], None]]:
+        if not self._callbacks:
             return []
-        os.eventfd_read(self._bell)
-        pending, self._pending = self._pending, []
-        return pending
+        os.eventfd_read(self._wakeup)
+        callbacks, self._callbacks = self._callbacks, []
+        return callbacks
 
-    def come_back(self, step: Callable[[], None]) -> None:
-        """Call ``step``, which goes on with a connection, in a turn of its own."""
-        # The descriptor may be that of another file by now.
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` in a later pass of the event loop."""
+        # After ``run`` the descriptor may belong to another file.
         if not self._closed:
-            self._pending.append(step)
-            os.eventfd_write(self._bell, 1)
+            self._callbacks.append(callback)
+            os.eventfd_write(self._wakeup, 1)
 
     def defer(self, work: Callable[[], None]) -> None:
-        """Call ``work``, which takes up to some milliseconds, behind all small requests.
+        """Call ``work``, which may take some milliseconds, after all small requests.
 
-        The connections are served in the order in which they become readable: behind 64 bodies of
-        5 ms each, a small request would wait for 0.3 s.
+        Sockets are served in the order in which they become readable: without this queue a small
+        request would wait behind up to 64 bodies of some milliseconds each.
         """
         self._deferred.append(work)
 
     def enter(self, stream: ClientStream, leave: Callable[[ClientStream], object]) -> None:
-        """Serve a new connection until it has to go on elsewhere, or ends: then call ``leave``.
+        """Serve a new connection; call ``leave`` when it needs Hypercorn, or ends.
 
-        Raises OSError where the system can watch no more of them.
+        Raises OSError if the system can poll no more sockets.
         """
         FastPathConnection(self, stream, leave).read_pending()
 
-    def listen(self, fd: int, connection: Readable, *, bulk: bool = False) -> None:
-        """Have ``connection`` called when there is something to read; ``bulk``: of a large body."""
-        (self._bulk if bulk else self._ready).register(fd, select.EPOLLIN)
+    def register(self, fd: int, connection: Readable, *, bulk: bool = False) -> None:
+        """Call ``connection`` when ``fd`` has input; ``bulk``: the input is part of a large body.
+
+        Raises OSError if the system can poll no more sockets.
+        """
+        (self._bulk_epoll if bulk else self._epoll).register(fd, select.EPOLLIN)
         self._connections[fd] = connection
 
-    def ignore(self, fd: int, *, bulk: bool) -> None:
-        """Call it no more."""
+    def unregister(self, fd: int, *, bulk: bool) -> None:
+        """Stop polling ``fd``."""
         if not self._closed:
-            (self._bulk if bulk else self._ready).unregister(fd)
+            (self._bulk_epoll if bulk else self._epoll).unregister(fd)
             del self._connections[fd]
 
     def awaits_commit(self) -> bool:
         """Return whether requests wait for the journal."""
-        return self.waiting > 0
+        return self.unanswered > 0
 
-    def head(self) -> bytes:
-        """Return the head of a 202 up to its length; the date costs as much as the rest of it."""
+    def accepted_head(self) -> bytes:
+        """Return the head of a 202 up to its Content-Length.
+
+        It is formatted once a second: the date was measurable.
+        """
         second = int(time.time())
         if second != self._second:
             self._second = second
-            self._head = _HEAD % formatdate(second, usegmt=True).encode("ascii")
+            self._head = _ACCEPTED_HEAD % formatdate(second, usegmt=True).encode("ascii")
         return self._head

@@ -1,4 +1,4 @@
-"""What a connection on the fast path needs of the task that serves it."""
+"""The task that serves the fast path, as one of its connections sees it."""
 
 from __future__ import annotations
 
@@ -15,41 +15,44 @@ if TYPE_CHECKING:
 class Readable(Protocol):
     """A connection that is called when its socket has input."""
 
-    def readable(self) -> None:
-        """Read what has come."""
+    def on_readable(self) -> None:
+        """Read the input."""
         ...
 
 
 class Owner(Protocol):
-    """Watches connections and calls them."""
+    """The task that polls the connections of the fast path and calls them."""
 
     submitter: Submitter
     health: Health
     refusals: RefusalLog
-    waiting: int
-    """Requests that wait for the journal."""
+    unanswered: int
+    """Requests that were submitted and are not answered yet."""
 
     @property
     def count(self) -> Callable[[int], object]:
-        """What is called with the status of each answer."""
+        """The function that counts an answer by its status."""
         ...
 
-    def come_back(self, step: Callable[[], None]) -> None:
-        """Call ``step``, which continues a connection, in a later turn."""
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` in a later pass of the event loop."""
         ...
 
     def defer(self, work: Callable[[], None]) -> None:
-        """Call ``work``, which takes up to some milliseconds, after all small requests."""
+        """Call ``work``, which may take some milliseconds, after all small requests."""
         ...
 
-    def listen(self, fd: int, connection: Readable, *, bulk: bool = False) -> None:
-        """Call ``connection`` when ``fd`` has input; ``bulk``: of a large body."""
+    def register(self, fd: int, connection: Readable, *, bulk: bool = False) -> None:
+        """Call ``connection`` when ``fd`` has input; ``bulk``: the input is part of a large body.
+
+        Raises OSError if the system can poll no more sockets.
+        """
         ...
 
-    def ignore(self, fd: int, *, bulk: bool) -> None:
-        """Call it no more."""
+    def unregister(self, fd: int, *, bulk: bool) -> None:
+        """Stop polling ``fd``."""
         ...
 
-    def head(self) -> bytes:
-        """Return the head of a 202 up to its length."""
+    def accepted_head(self) -> bytes:
+        """Return the head of a 202 up to its Content-Length."""
         ...

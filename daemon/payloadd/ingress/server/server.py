@@ -132,7 +132,7 @@ class _Server:
         self.fifo_gate = (
             FifoGate()
             if fast_path is None
-            else FifoGate(fast_path.submitter.switching.busy, fast_path.awaits_commit)
+            else FifoGate(fast_path.submitter.switch_interval.shorten, fast_path.awaits_commit)
         )
         self._open_requests = OpenRequests()
         self._app = asgi(

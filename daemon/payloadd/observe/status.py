@@ -1,0 +1,139 @@
+"""Describe the process in one immutable snapshot, and render the snapshot as text.
+
+``/readyz``, systemd's status line, the ``drained`` line of the log and the gauges of ``/metrics``
+show the same figures, so they are rendered from the same :class:`Status`. All functions here are
+pure. ``Health.snapshot`` makes a Status.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Phase = Literal["starting", "serving", "draining", "drained"]
+"""The phases of the process in their order; ``drained``: all is closed, the process ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A condition that an operator has to fix."""
+
+    code: str
+    """The stable name of the error, such as ``AccessDenied`` or ``ENOSPC``."""
+    reason: str
+    """The error as a sentence; may contain text that a server sent."""
+    since: float
+    """Unix time in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadFigures:
+    """The number of payloads by outcome, since the start of the process."""
+
+    accepted: int = 0
+    """Acknowledged with a 2xx."""
+    stored: int = 0
+    """Confirmed by the store."""
+    dead: int = 0
+    """Refused by the store for good, or damaged in the journal."""
+    open: int = 0
+    """Neither stored nor dead, those that the start found in the journal included."""
+    journaled: int = 0
+    """In the journal when it was closed; 0 before."""
+    unkept: int = 0
+    """Refused by the store for good, and kept by no journal."""
+    oldest_seconds: float = 0.0
+    """The age of the oldest open payload."""
+    drained_per_second: float = 0.0
+    """Stored or dead, over the last ten seconds."""
+
+    @property
+    def lost_when_closed(self) -> int:
+        """The payloads that no store and no journal has. Valid once the journal is closed."""
+        return max(0, self.open - self.journaled) + self.unkept
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFigures:
+    """The content of the memory channel."""
+
+    jobs: int = 0
+    bytes: int = 0
+    """Bytes of the payloads."""
+    received: int = 0
+    """Jobs that the dispatcher has received since the start."""
+    paused: bool = False
+    """Whether the dispatcher is blocked on memory or disk, so that it receives nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFigures:
+    """The content of the journal; zeros with ``DURABILITY=memory``."""
+
+    jobs: int = 0
+    payloads: int = 0
+    bytes: int = 0
+    """Bytes of jobs, dead letters and Idempotency-Keys: the sum that JOURNAL_MAX_BYTES bounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The state of the process at one moment."""
+
+    phase: Phase = "starting"
+    payloads: PayloadFigures = PayloadFigures()
+    queue: QueueFigures = QueueFigures()
+    journal: JournalFigures = JournalFigures()
+    busy_workers: int = 0
+    """Workers that have a batch."""
+    troubles: Mapping[str, Trouble] = field(default_factory=dict)
+    """The present troubles by part (``store``, ``journal``)."""
+
+    @property
+    def lost(self) -> int:
+        """The payloads that were acknowledged and that no store and no journal has.
+
+        Open payloads are not lost before the journal is closed.
+        """
+        return self.payloads.lost_when_closed if self.phase == "drained" else self.payloads.unkept
+
+
+def status_line(status: Status) -> str:
+    """Return the line that ``systemctl status`` shows: phase, figures, troubles."""
+    if status.phase == "drained":
+        counts = ", ".join(f"{count} {name}" for name, count in drained_fields(status).items())
+        return f"drained: {counts}"
+    line = (
+        f"{status.phase}: {status.payloads.stored} payloads stored,"
+        f" {status.queue.jobs} jobs queued,"
+        f" {status.journal.jobs} jobs journaled"
+    )
+    for part, trouble in status.troubles.items():
+        line += f"; waiting for the {part}: {trouble.reason}"
+    return line
+
+
+def drained_fields(status: Status) -> dict[str, int]:
+    """Return the fields of the log event ``drained``: payloads stored, journaled and lost."""
+    payloads = status.payloads
+    return {"stored": payloads.stored, "journaled": payloads.journaled, "lost": status.lost}
+
+
+def trouble_documents(status: Status) -> list[dict[str, Any]]:
+    """Return the member ``troubles`` of the answer of ``/readyz``.
+
+    Times are in ISO 8601, UTC, with milliseconds.
+    """
+    return [
+        {
+            "part": part,
+            "code": trouble.code,
+            "reason": trouble.reason,
+            "since": datetime.fromtimestamp(trouble.since, UTC).isoformat(timespec="milliseconds"),
+        }
+        for part, trouble in status.troubles.items()
+    ]

@@ -1,0 +1,70 @@
+"""The texts that are rendered from a snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from payloadd.observe.status import (
+    JournalFigures,
+    PayloadFigures,
+    QueueFigures,
+    Status,
+    Trouble,
+    drained_fields,
+    status_line,
+    trouble_documents,
+)
+
+SERVING = Status(
+    "serving",
+    PayloadFigures(accepted=9, stored=3, dead=1, open=5),
+    QueueFigures(jobs=4, bytes=40),
+    JournalFigures(jobs=7, payloads=8, bytes=90),
+    busy_workers=2,
+)
+
+
+def test_the_status_line_has_phase_and_figures() -> None:
+    """`systemctl status` would not show whether payloads are stored."""
+    assert status_line(SERVING) == "serving: 3 payloads stored, 4 jobs queued, 7 jobs journaled"
+
+
+def test_the_status_line_names_each_trouble() -> None:
+    """An administrator would see a service that runs and stores nothing, without a reason."""
+    troubles = {
+        "store": Trouble("AccessDenied", "AccessDenied: no", 0.0),
+        "journal": Trouble("ENOSPC", "disk full", 0.0),
+    }
+    assert status_line(replace(SERVING, troubles=troubles)).endswith(
+        "; waiting for the store: AccessDenied: no; waiting for the journal: disk full"
+    )
+
+
+def test_the_last_status_line_has_the_figures_of_the_drained_event() -> None:
+    """Log and `systemctl status` would disagree about lost payloads."""
+    status = Status("drained", PayloadFigures(accepted=9, stored=3, open=5, journaled=4))
+    assert drained_fields(status) == {"stored": 3, "journaled": 4, "lost": 1}
+    assert status_line(status) == "drained: 3 stored, 4 journaled, 1 lost"
+
+
+def test_open_payloads_are_lost_only_once_the_journal_is_closed() -> None:
+    """A status page would show lost payloads on a daemon that loses none."""
+    payloads = PayloadFigures(accepted=9, open=5, journaled=0, unkept=2)
+    assert Status("serving", payloads).lost == 2
+    assert Status("draining", payloads).lost == 2
+    assert Status("drained", payloads).lost == 7
+    assert Status("drained", replace(payloads, journaled=6)).lost == 2
+
+
+def test_troubles_are_json_with_times_in_utc() -> None:
+    """An operator would have to search the log for the reason and the start of a trouble."""
+    status = Status(troubles={"store": Trouble("AccessDenied", "403", 1_704_067_200.5)})
+    assert trouble_documents(status) == [
+        {
+            "part": "store",
+            "code": "AccessDenied",
+            "reason": "403",
+            "since": "2024-01-01T00:00:00.500+00:00",
+        }
+    ]
+    assert trouble_documents(Status()) == []
