@@ -1,18 +1,29 @@
-"""Folders whose names survive a power cut: a name is on the disk once its parent is synced."""
+"""Files and folders: names that survive a power cut, and many buffers in one system call.
+
+The name of a file or a folder is on the disk once the folder that holds it is synced (fsync(2)).
+"""
 
 from __future__ import annotations
 
+import errno
 import os
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
+
+    _Buffer = bytes | bytearray | memoryview
+
+IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
+"""Buffers that one system call takes at most (writev(2)); 1024 on Linux."""
 
 
 def make_folder(folder: Path, mode: int) -> None:
-    """Make ``folder`` with those above it, if need be, all synced (fsync(2)). Raises OSError.
+    """Create ``folder`` and its missing parents, and sync their names. Raises OSError.
 
-    ``mode``, less the umask, is that of every folder that is made.
+    ``mode`` holds for every folder that is created; the umask is applied to it.
     """
     folder = folder.absolute()
     made = [one for one in (folder, *folder.parents) if not one.exists()]
@@ -23,9 +34,36 @@ def make_folder(folder: Path, mode: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in ``folder`` to the disk. Raises OSError."""
+    """Sync the names in ``folder`` to the disk (fsync(2)). Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_at(file: int, buffers: Iterable[_Buffer], start: int) -> int:
+    """Write buffers one behind the other, the first at byte ``start`` (pwritev(2)).
+
+    Returns the bytes that were written: all. Raises OSError, with EIO where the system accepts
+    nothing.
+    """
+    position = start
+    left = iter(buffers)
+    while some := list(islice(left, IOV_MAX)):
+        while some:
+            count = os.pwritev(file, some, position)
+            if not count:
+                raise OSError(errno.EIO, "nothing was written")
+            position += count
+            some = skip(some, count)
+    return position - start
+
+
+def skip(buffers: Sequence[_Buffer], count: int) -> list[_Buffer]:
+    """Return ``buffers`` without their first ``count`` bytes; no byte is copied."""
+    for index, buffer in enumerate(buffers):
+        if count < len(buffer):
+            return [memoryview(buffer)[count:], *buffers[index + 1 :]]
+        count -= len(buffer)
+    return []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from payloadd.journal.sqlite.segment_files import FOLDER, names
+from payloadd.journal.sqlite.segments import FOLDER, names
 from tests.crash.plan import SHORT, SHORTEST, Life, long_plan
 from tests.crash.stage import torture
 from tests.support.clients import seeded
@@ -32,11 +32,11 @@ _CHANGING: Final = (
 _IN_SEGMENTS: Final = """
 from payloadd.journal.sqlite import journal
 from payloadd.journal.sqlite import segments
-from payloadd.journal.sqlite import compaction as sweep
+from payloadd.journal.sqlite.compaction import Compaction
 segments.LARGE = 200
 segments.WORTH_A_SYNC = 300
 segments.SEGMENT_BYTES = 4096
-sweep._WORTH_A_FILE = 1
+Compaction.least_file_bytes = 1
 object.__setattr__(journal.DEFAULT_TUNING, "maintenance_interval", 0.05)
 from payloadd.cli.main import main
 main()

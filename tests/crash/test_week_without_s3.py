@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.journal.sqlite.segment_files import space
+from payloadd.journal.sqlite.segments import space
 from tests.crash.journal_copy import examine
 from tests.support.clients import Posts
 from tests.support.daemon import Daemon, running_daemon

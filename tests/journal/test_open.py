@@ -18,7 +18,7 @@ from payloadd.journal.sqlite.disk_reserve import DiskReserve
 from payloadd.journal.sqlite.lock import lock, owner
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.schema import FILE
-from payloadd.journal.sqlite.segment_files import FOLDER
+from payloadd.journal.sqlite.segments import FOLDER
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.accounting import Accounting

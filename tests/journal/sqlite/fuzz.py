@@ -20,7 +20,7 @@ from payloadd.journal.sqlite import dead_letters
 from payloadd.journal.sqlite.damage import CODE, is_corrupt
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.schema import FILE, look_into
-from payloadd.journal.sqlite.segment_files import FOLDER
+from payloadd.journal.sqlite.segments import FOLDER
 from payloadd.journal.sqlite.verify import verify
 from payloadd.model.job import Batch, IdSource, Job, Part
 from payloadd.model.layout import Layout, Layouts
@@ -293,7 +293,7 @@ def _bring(database: Database, layouts: Layouts, result: Result) -> None:
             for one in members:
                 del held[one.seq]
     database.commit([])
-    database.compaction.look_at_all()
+    database.compaction.recheck_all()
     for _ in range(2):
         database.compaction.begin()
         while database.compaction.step():

@@ -1,4 +1,4 @@
-"""What has to be in the journal's file, in plain Python."""
+"""A plain model of the content of the journal's file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model knows of an Idempotency-Key."""
+    """The expected answer to an Idempotency-Key."""
 
     receipt: Receipt
     expires: float
@@ -24,7 +24,7 @@ class Answer:
 
 @dataclass
 class Model:
-    """What has to be in the file, in plain Python."""
+    """The expected content of the file."""
 
     next: int
     jobs: dict[int, Job]
@@ -32,11 +32,11 @@ class Model:
     answers: dict[bytes, Answer]
     dead: dict[int, Batch]
     wanted: set[int]
-    """The dead letters that an operator wants tried again."""
+    """The dead letters that are marked to be tried again."""
 
     @property
     def dead_bytes(self) -> int:
-        """What the dead letters take."""
+        """The bytes of all dead letters."""
         return sum(one.bytes + len(one.jobs) * ROW_BYTES for one in self.dead.values())
 
     def take_in(self, parts: list[Part], first: int | None = None) -> list[Job]:
@@ -49,7 +49,7 @@ class Model:
         return jobs
 
     def carry_out(self, operation: Operation, now: float) -> list[Job]:
-        """Do what the file does; returns the jobs that are new."""
+        """Apply an operation as the file does; returns the new jobs."""
         match operation:
             case Append():
                 return self.accept(operation, now)
@@ -76,7 +76,7 @@ class Model:
         return []
 
     def accept(self, append: Append, now: float) -> list[Job]:
-        """Keep what a request brings, unless its key is known."""
+        """Keep the jobs of a request, unless its key is known."""
         if append.key is not None:
             known = self.answers.get(append.key)
             if known is not None and known.expires > now:

@@ -1,4 +1,4 @@
-"""The journal's file against a plain model: whatever happens in whatever order, and crashes."""
+"""The journal's file against a plain model: operations in any order, and crashes."""
 
 from __future__ import annotations
 
@@ -34,10 +34,12 @@ from payloadd.journal.api import (
     Stage,
 )
 from payloadd.journal.sqlite import dead_letters
+from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.deletion import RowDeletion
 from payloadd.journal.sqlite.idempotency import KEEP
 from payloadd.journal.sqlite.schema import ROW_BYTES
-from payloadd.journal.sqlite.segment_files import FOLDER
+from payloadd.journal.sqlite.segments import FOLDER
 from payloadd.model.job import Batch, Job, Part
 from tests.journal.sqlite.model import Model
 from tests.support.journal import MoodyConnection, contents, id_of, sealed
@@ -57,7 +59,7 @@ _KEYS: Final = st.none() | st.sampled_from([b"a", b"b"])
 
 
 class JournalFile(RuleBasedStateMachine):
-    """Requests, workers, an operator, and a power supply that fails."""
+    """Requests, workers, an operator, full disks and crashes."""
 
     @initialize()
     def start(self) -> None:
@@ -72,11 +74,11 @@ class JournalFile(RuleBasedStateMachine):
             patch("payloadd.journal.sqlite.segments.LARGE", 10),
             patch("payloadd.journal.sqlite.segments.WORTH_A_SYNC", 30),
             patch("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 100),
-            patch("payloadd.journal.sqlite.compaction._WORTH_A_FILE", 1),
-            patch("payloadd.journal.sqlite.compaction._MOVED_AT_ONCE", 30),
-            # Some batches go at once, others with several commits.
-            patch("payloadd.journal.sqlite.deletion._FEW", 1),
-            patch("payloadd.journal.sqlite.deletion._ROWS_PER_COMMIT", 1),
+            patch.object(Compaction, "least_file_bytes", 1),
+            patch.object(Compaction, "bytes_per_move", 30),
+            # Rows of some batches are deleted by one commit, others by several.
+            patch.object(RowDeletion, "small_range", 1),
+            patch.object(RowDeletion, "rows_per_commit", 1),
         ):
             self.patches.enter_context(one)
         self.number = 0
@@ -85,7 +87,7 @@ class JournalFile(RuleBasedStateMachine):
         self.open()
 
     def teardown(self) -> None:
-        """Leave nothing behind."""
+        """Close the file and remove the folder."""
         if hasattr(self, "database"):
             self.database.close()
             self.patches.close()
@@ -97,18 +99,18 @@ class JournalFile(RuleBasedStateMachine):
         return self.folder / f"{self.runs}.db"
 
     def open(self) -> None:
-        """Open the file and read it as the filler does: sealed batches, then page by page."""
+        """Open the file and read it as the pipeline does: sealed batches, then page by page."""
         self.database = Database(self.path)
         assert self.segments() == self.wanted_segments()
-        # A crash of the machine is for others to test, and thousands of commits take their time.
+        # Other tests cut the power; thousands of synced commits take their time.
         self.database._connection.execute("PRAGMA synchronous = OFF")
         self.staged: list[Operation] = []
         self.large: Append | None = None
-        """A request that is written with several commits."""
-        self.hands = [sealed(self.database, first) for first in self.database.sealed_firsts]
+        """A request that is written in several commits."""
+        self.workers = [sealed(self.database, first) for first in self.database.sealed_firsts]
         assert self.database.totals.dead_bytes == self.model.dead_bytes
         wanted = [self.model.sealed[first] for first in sorted(self.model.sealed)]
-        assert [(one.key, contents(one.jobs)) for one in self.hands] == [
+        assert [(one.key, contents(one.jobs)) for one in self.workers] == [
             (one.key, contents(one.jobs)) for one in wanted
         ]
         in_seals = {job.seq for one in wanted for job in one.jobs}
@@ -118,25 +120,25 @@ class JournalFile(RuleBasedStateMachine):
         self.free = deque(paged)
 
     def segments(self) -> set[int]:
-        """Return the segments that there are."""
+        """Return the names of all segments."""
         return {int(path.stem) for path in (self.folder / FOLDER).glob("*")}
 
     def wanted_segments(self) -> set[int]:
-        """Return those that a row refers to."""
+        """Return the names of segments that a row refers to."""
         with closing(sqlite3.connect(self.path)) as other:
             found = other.execute("SELECT DISTINCT segment FROM jobs WHERE segment IS NOT NULL")
             return {name for (name,) in found}
 
     @rule()
     def compaction(self) -> None:
-        """Give back the space of segments."""
+        """Free the disk space of segments."""
         self.database.compaction.begin()
         while self.database.compaction.step():
             pass
         assert self.segments() >= self.wanted_segments()
 
     def pages(self, most_jobs: int, most_bytes: int) -> list[Job]:
-        """Return all that can be paged through."""
+        """Return the jobs of all pages."""
         jobs: list[Job] = []
         while page := self.database.page(jobs[-1].seq if jobs else 0, most_jobs, most_bytes):
             assert len(page) <= most_jobs
@@ -146,7 +148,7 @@ class JournalFile(RuleBasedStateMachine):
 
     @rule(requests=st.lists(st.tuples(_PAYLOADS, _KEYS), min_size=1, max_size=4))
     def ask(self, requests: list[tuple[list[int], bytes | None]]) -> None:
-        """Commit what is staged, with requests behind it: what happens most."""
+        """Commit the staged operations, with some requests: the most frequent step."""
         for payloads, key in requests:
             parts = [Part(self.new_id(), b"1234567\n" * count, count) for count in payloads]
             receipt = Receipt(parts[0].id if parts else self.new_id(), sum(payloads))
@@ -156,14 +158,14 @@ class JournalFile(RuleBasedStateMachine):
     @precondition(lambda self: self.large is None)
     @rule(payloads=st.lists(st.integers(1, 6), min_size=2, max_size=6), key=_KEYS)
     def begin_large(self, payloads: list[int], key: bytes | None) -> None:
-        """Have a request that is written with several commits."""
+        """Begin a request that is written in several commits."""
         parts = [Part(self.new_id(), b"123456789\n" * count, count) for count in payloads]
         self.large = Append(Receipt(parts[0].id, sum(payloads)), parts, key)
 
     @precondition(lambda self: self.large is not None)
     @rule(count=st.integers(1, 3), requests=st.integers(0, 2))
-    def go_on_with_large(self, count: int, requests: int) -> None:
-        """Commit what is staged, with some parts of the large request, and small requests."""
+    def continue_large(self, count: int, requests: int) -> None:
+        """Commit the staged operations, some parts of the large request, and small requests."""
         self.stage(count)
         self.ask([([1], None)] * requests)
 
@@ -179,7 +181,7 @@ class JournalFile(RuleBasedStateMachine):
             self.large = None
 
     def new_id(self) -> uuid.UUID:
-        """Return one that is more than those before."""
+        """Return an id that is higher than all before."""
         self.number += 1
         return id_of(self.number)
 
@@ -194,29 +196,29 @@ class JournalFile(RuleBasedStateMachine):
             while len(jobs) < most and self.free and self.free[0].seq == jobs[-1].seq + 1:
                 jobs.append(self.free.popleft())
             batch = Batch(tuple(jobs), f"key-of-{jobs[0].seq}", "none", sealed=most > 0)
-            self.hands.append(batch)
+            self.workers.append(batch)
             if batch.sealed:
                 self.staged.append(Seal(batch))
 
     @precondition(lambda self: len(self.free) > 1)
     @rule(most=st.integers(2, 4))
     def store(self, most: int) -> None:
-        """Have a batch stored, as it goes when nothing fails: seldom drawn step by step."""
+        """Store a batch without an error in between: seldom drawn step by step."""
         self.fill([most])
         self.commit()
-        self.staged.append(Settle(self.hands.pop()))
+        self.staged.append(Settle(self.workers.pop()))
 
-    @precondition(lambda self: self.hands)
+    @precondition(lambda self: self.workers)
     @rule(data=st.data(), stored=st.booleans())
     def end(self, data: st.DataObject, stored: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
-        """Say what became of some batches."""
-        for _ in range(data.draw(st.integers(1, len(self.hands)))):
-            batch = self.hands.pop(data.draw(st.integers(0, len(self.hands) - 1)))
+        """Settle or bury some batches."""
+        for _ in range(data.draw(st.integers(1, len(self.workers)))):
+            batch = self.workers.pop(data.draw(st.integers(0, len(self.workers) - 1)))
             self.staged.append(Settle(batch) if stored else Bury(batch, "KeyTooLong", "too long"))
 
     @precondition(lambda self: self.model.dead.keys() > self.model.wanted)
-    @rule(data=st.data(), chores=st.booleans())
-    def want_again(self, data: st.DataObject, chores: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
+    @rule(data=st.data(), maintenance=st.booleans())
+    def want_again(self, data: st.DataObject, maintenance: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
         """Mark dead letters as another process does."""
         letters = sorted(self.model.dead.keys() - self.model.wanted)
         wanted = data.draw(st.lists(st.sampled_from(letters), min_size=1, unique=True))
@@ -225,23 +227,23 @@ class JournalFile(RuleBasedStateMachine):
             dead_letters.mark(other, [str(self.model.dead[first].id) for first in wanted])
         assert self.database.foreign_changes() != before
         self.model.wanted.update(wanted)
-        if chores:
-            self.do_chores(1.0)
+        if maintenance:
+            self.do_maintenance(1.0)
 
     @rule(seconds=st.sampled_from([1.0, KEEP / 2, float(KEEP)]))
-    def do_chores(self, seconds: float) -> None:
-        """Let time pass, then stage the return of what was marked and the end of old keys."""
+    def do_maintenance(self, seconds: float) -> None:
+        """Let time pass, then stage the operations that maintenance adds."""
         self.now += seconds
         self.staged += [Revive(), Expire(), Revive()]
 
     def commit(self) -> None:
-        """Commit what is staged, in file and model."""
+        """Commit the staged operations in the file and in the model."""
         operations, self.staged = self.staged, []
         self.database.commit(operations)
         self.follow(operations)
 
     def follow(self, operations: list[Operation]) -> None:
-        """Do in the model what the file has done."""
+        """Apply operations to the model, and compare their results."""
         for operation in operations:
             key = operation.key if isinstance(operation, Append) else None
             known = None if key is None else self.model.answers.get(key)
@@ -258,11 +260,11 @@ class JournalFile(RuleBasedStateMachine):
                 revived = [sealed(self.database, first) for first in operation.firsts]
                 assert contents([job for one in revived for job in one.jobs]) == contents(jobs)
                 assert operation.payloads == sum(one.payloads for one in revived)
-                self.hands += revived
+                self.workers += revived
 
     @rule(fails=st.sampled_from(_STATEMENTS), count=st.integers(0, 3))
     def commit_on_a_full_disk(self, fails: str, count: int) -> None:
-        """Fail in a commit, wherever: nothing of it may stay."""
+        """Fail in a commit, at any statement: nothing of it may stay."""
         if self.large is not None and count:
             self.stage(count)
         before = self.database._state()
@@ -287,27 +289,27 @@ class JournalFile(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """Stop in peace and start again."""
+        """End cleanly and start again."""
         self.commit()
         self.database.close()
         self.open()
 
     @rule(before=st.booleans())
     def crash(self, before: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
-        """Go on with the bytes that are on the disk, without a goodbye."""
+        """Open a copy of the files as a killed process leaves them."""
         if not before:
             self.commit()
         old = self.path
         self.runs += 1
         for end in ("", "-wal"):
             shutil.copy(f"{old}{end}", f"{self.path}{end}")
-        # What is dead tidies nothing up.
+        # A killed process deletes nothing.
         with patch.multiple(self.database, deletion=Mock(), compaction=Mock()):
             self.database.close()
         self.open()
 
     @invariant()
-    def what_is_counted_is_what_is_there(self) -> None:
+    def totals_match_the_rows_and_the_model(self) -> None:
         """Compare the totals, the tables and the model."""
         if not hasattr(self, "database"):
             return

@@ -1,4 +1,4 @@
-"""Rows of stored batches go a few at a time, and are as good as gone before."""
+"""Rows of stored batches are deleted a few at a time, and do not count before that."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from payloadd.journal.api import Clear, Seal, Settle
+from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS, migrate
-from payloadd.journal.sqlite.segment_files import FOLDER
+from payloadd.journal.sqlite.segments import FOLDER
 from tests.support.journal import (
     PATIENCE,
     MoodyConnection,
@@ -40,18 +41,21 @@ _LARGE: Final = 1000
 
 
 def rows_of(path: Path) -> int:
-    """Return how many rows ``jobs`` has, as another process sees it; ``stored`` has none then."""
+    """Return how many rows ``jobs`` has, as another process sees it.
+
+    Without any, ``stored`` has to be empty.
+    """
     with closing(sqlite3.connect(path)) as other:
         (jobs,) = other.execute("SELECT count(*) FROM jobs").fetchone()
         (covered,) = other.execute(
             "SELECT coalesce(sum(last - first + 1), 0) FROM stored"
         ).fetchone()
-        assert jobs or not covered, "what is gone is remembered for ever"
+        assert jobs or not covered, "a range without rows is kept for ever"
         return int(jobs)
 
 
 def store(database: Database, first: int, last: int) -> None:
-    """Take in the jobs ``first`` to ``last``, seal them as a batch and settle that."""
+    """Append the jobs ``first`` to ``last``, seal them as a batch and settle it."""
     request = append(first, count=last - first + 1)
     database.commit([request])
     stored = batch(*request.jobs)
@@ -61,12 +65,12 @@ def store(database: Database, first: int, last: int) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return where the journal is."""
+    """Return the path of the journal."""
     return tmp_path / FILE
 
 
-def test_a_commit_deletes_some_of_a_large_batch(path: Path) -> None:
-    """All requests of a commit would wait for a thousand rows that nobody needs gone."""
+def test_a_commit_deletes_some_rows_of_a_large_batch(path: Path) -> None:
+    """All requests of a commit would wait for the deletion of a thousand rows."""
     with closing(Database(path)) as database:
         store(database, 1, _LARGE)
         left = [rows_of(path)]
@@ -77,15 +81,15 @@ def test_a_commit_deletes_some_of_a_large_batch(path: Path) -> None:
         assert database.deletion.ranges == ()
 
 
-def test_a_small_batch_goes_at_once(path: Path) -> None:
-    """To note it and come back would be more work than to delete it."""
+def test_a_small_batch_is_deleted_by_the_commit_that_settles_it(path: Path) -> None:
+    """To note it and to delete it later would be more work."""
     with closing(Database(path)) as database:
         store(database, 1, 64)
         assert (rows_of(path), database.deletion.ranges) == (0, ())
 
 
-def test_the_more_waits_the_more_goes(path: Path) -> None:
-    """Batches that are stored faster than commits come would fill the disk with rows."""
+def test_more_rows_are_deleted_per_commit_where_more_wait(path: Path) -> None:
+    """The disk would fill up with rows where batches are stored faster than rows are deleted."""
     with closing(Database(path)) as database:
         most = 0
         for number in range(60):
@@ -94,7 +98,7 @@ def test_the_more_waits_the_more_goes(path: Path) -> None:
         assert most < 10 * _LARGE
 
 
-def test_several_batches_a_commit_do_not_pile_up(path: Path) -> None:
+def test_rows_do_not_pile_up_with_several_batches_per_commit(path: Path) -> None:
     """Workers store batches in any order, and many before the next commit."""
     request = append(1, count=20 * _LARGE)
     with closing(Database(path)) as database:
@@ -115,28 +119,28 @@ def test_several_batches_a_commit_do_not_pile_up(path: Path) -> None:
 
 
 def waiting(database: Database) -> int:
-    """Return how many rows wait to be deleted."""
+    """Return how many rows wait for deletion."""
     return sum(last - first + 1 for first, last in database.deletion.ranges)
 
 
-def test_room_is_made_at_once(path: Path) -> None:
-    """Behind a full disk requests would be refused until all had gone step by step."""
+def test_free_space_deletes_all_waiting_rows(path: Path) -> None:
+    """After a full disk, requests would be refused until all rows were deleted step by step."""
     with closing(Database(path)) as database:
         store(database, 1, _LARGE)
-        database.make_room()
+        database.free_space()
         assert (rows_of(path), database.deletion.ranges) == (0, ())
 
 
-def test_totals_are_told_without_them(path: Path) -> None:
-    """JOURNAL_MAX_BYTES would refuse requests for what is stored long since."""
+def test_totals_do_not_count_waiting_rows(path: Path) -> None:
+    """Requests would be refused because of payloads that are stored already."""
     with closing(Database(path)) as database:
         store(database, 1, _LARGE)
         assert rows_of(path) == _LARGE
         assert (database.totals.jobs, database.totals.payloads, database.totals.bytes) == (0, 0, 0)
 
 
-def test_the_end_leaves_no_rows(path: Path) -> None:
-    """The next start would have to do it."""
+def test_a_clean_end_leaves_no_rows(path: Path) -> None:
+    """The next start would have to delete them."""
     with closing(Database(path)) as database:
         store(database, 1, _LARGE)
     assert rows_of(path) == 0
@@ -145,8 +149,8 @@ def test_the_end_leaves_no_rows(path: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 15, 16])
-def test_a_crash_brings_back_none_of_them(path: Path, tmp_path: Path, steps: int) -> None:
-    """What is in the store would be stored once more."""
+def test_a_crash_revives_no_stored_job(path: Path, tmp_path: Path, steps: int) -> None:
+    """Stored payloads would be stored once more."""
     crashed = tmp_path / "crashed"
     crashed.mkdir()
     with closing(Database(path)) as database:
@@ -171,10 +175,10 @@ def test_a_crash_brings_back_none_of_them(path: Path, tmp_path: Path, steps: int
     "fails",
     ["COMMIT", "INSERT INTO jobs", "UPDATE totals", "DELETE FROM jobs", "INSERT INTO stored"],
 )
-def test_a_commit_that_fails_takes_back_its_step(
+def test_a_failed_commit_rolls_its_deletion_back(
     path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    """Rows that nobody remembers would stay until the next start."""
+    """Rows that are in no range any more would stay until the next start."""
     with closing(Database(path)) as database:
         store(database, 1, _LARGE)
         request = append(_LARGE + 1, count=_LARGE)
@@ -198,15 +202,15 @@ def test_a_commit_that_fails_takes_back_its_step(
 
 
 async def settle_a_batch(rig: JournalRig) -> None:
-    """Take in a large batch, seal it, and settle it."""
+    """Append a large batch, seal it, and settle it."""
     await rig.take(1, count=_LARGE)
     stored = batch(*[rig.channel.receive_nowait() for _ in range(_LARGE)])
     await rig.journal.seal(stored)
     rig.journal.settle(stored)
 
 
-async def test_it_goes_on_when_nobody_asks_for_a_commit(path: Path) -> None:
-    """Behind the last request the disk space of the last batches would stay taken."""
+async def test_deletion_continues_without_requests(path: Path) -> None:
+    """After the last request the last batches would keep their disk space."""
     async with open_rig(path, tuning=Tuning(maintenance_interval=PATIENCE)) as rig:
         await settle_a_batch(rig)
         await until(lambda: rows_of(path) == 0)
@@ -215,8 +219,8 @@ async def test_it_goes_on_when_nobody_asks_for_a_commit(path: Path) -> None:
         assert not rig.journal._commit_queue.next_group.operations
 
 
-async def test_it_goes_on_behind_trouble(path: Path) -> None:
-    """The rest would stay, had the disk refused one of the steps."""
+async def test_deletion_continues_after_a_disk_error(path: Path) -> None:
+    """The other rows would stay where the disk refused one of the steps."""
     async with open_rig(path, tuning=Tuning(retry_interval=0.01)) as rig:
         await settle_a_batch(rig)
         await until(lambda: rows_of(path) < _LARGE)
@@ -225,12 +229,12 @@ async def test_it_goes_on_behind_trouble(path: Path) -> None:
         assert rows_of(path) > 0
         rig.database.write_error = None
         await until(lambda: not rig.health.troubles)
-        # What is stored has made room before the first request is taken again.
+        # Stored rows are deleted before the first request is accepted again.
         assert rows_of(path) == 0
 
 
-async def test_the_next_start_goes_on(path: Path, tmp_path: Path) -> None:
-    """What a crash has left would stay until there are requests."""
+async def test_deletion_continues_after_a_crash(path: Path, tmp_path: Path) -> None:
+    """Rows that a crash has left would stay until there are requests."""
     crashed = tmp_path / "crashed"
     crashed.mkdir()
     with closing(Database(path)) as database:
@@ -243,8 +247,8 @@ async def test_the_next_start_goes_on(path: Path, tmp_path: Path) -> None:
         assert rig.shown() == []
 
 
-def test_the_status_is_not_of_them(path: Path) -> None:
-    """An operator would look for payloads that wait since the day before."""
+def test_the_status_does_not_count_waiting_rows(path: Path) -> None:
+    """An operator would search for payloads that are not there."""
     with closing(Database(path)) as database:
         store(database, 1, _LARGE)
         with Inspection.open(path.parent) as inspection:
@@ -258,9 +262,11 @@ def test_the_status_is_not_of_them(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("all_large")
-def test_their_segments_go_behind_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A segment that is gone before the row that names it would be missed by the next start."""
-    monkeypatch.setattr("payloadd.journal.sqlite.compaction._WORTH_A_FILE", 1)
+def test_a_segment_is_unlinked_after_the_deletion_of_its_rows(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start would report a missing segment where a row still refers to it."""
+    monkeypatch.setattr(Compaction, "least_file_bytes", 1)
     with closing(Database(path)) as database:
         store(database, 1, 100)
         (segment,) = (path.parent / FOLDER).iterdir()
@@ -273,8 +279,8 @@ def test_their_segments_go_behind_them(path: Path, monkeypatch: pytest.MonkeyPat
         assert not segment.exists()
 
 
-def test_a_journal_of_the_version_before_is_read_on(path: Path) -> None:
-    """What was acknowledged before an upgrade would be gone after it."""
+def test_a_journal_of_version_2_is_read(path: Path) -> None:
+    """Payloads that were accepted before an upgrade would be lost by it."""
     with closing(sqlite3.connect(path, isolation_level=None)) as old:
         migrate(old, MIGRATIONS[:2])
         old.execute(

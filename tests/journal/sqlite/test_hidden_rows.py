@@ -1,4 +1,4 @@
-"""Pages in the wrong place hide rows without an error of SQLite, and show others twice."""
+"""Misplaced pages hide rows without an error of SQLite, and show others twice."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def test_rows_under_a_copy_of_another_page_are_listed(path: Path, source: int, t
     assert len(numbers) + listed(found) == _JOBS
 
 
-def test_a_healthy_file_is_not_read_as_a_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large journal would stand still for seconds behind each start."""
+def test_a_sound_file_is_not_read_as_a_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large journal would do nothing for seconds after each start."""
 
     def check(*_: object) -> None:
         raise AssertionError
@@ -124,7 +124,7 @@ def test_a_healthy_file_is_not_read_as_a_whole(path: Path, monkeypatch: pytest.M
         assert database.totals.jobs == 0
 
 
-def test_a_start_is_refused_where_it_is_not_known_what_is_stored(path: Path) -> None:
+def test_a_start_is_refused_where_stored_jobs_are_unknown(path: Path) -> None:
     """Payloads that are in the store would be stored a second time, under other keys."""
     with closing(Database(path)) as database:
         database.commit([Settle(batch(*database.page(0, 100, 10**6)))])
@@ -139,10 +139,10 @@ def test_a_start_is_refused_where_it_is_not_known_what_is_stored(path: Path) -> 
         assert {one.table for one in inspection.verify()} >= {"stored"}
 
 
-def test_members_of_a_dead_letter_that_are_gone_are_listed(
+def test_missing_members_of_a_dead_letter_are_listed(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A dead letter would be tried again without some of its payloads, and nothing say so."""
+    """A dead letter would be tried again without some of its payloads, without a message."""
     with closing(Database(path)) as database:
         jobs = database.page(0, 20, 10**6)
         database.commit([Bury(batch(*jobs[:10], sealed=False), "C", "r")])
@@ -156,12 +156,12 @@ def test_members_of_a_dead_letter_that_are_gone_are_listed(
         assert sorted((one.code, one.payloads) for one in inspection.dead()) == [
             *(("C", 7), (CODE, 3), (CODE, 10))
         ]
-        # What is missing has a dead letter of its own by now.
+        # The missing payloads have a dead letter of their own by now.
         assert all(one.reason.startswith("dead letter") for one in inspection.verify())
 
 
-def test_members_of_a_sealed_batch_that_are_gone_are_listed(path: Path) -> None:
-    """An object would be stored without some of its payloads, and nothing say so."""
+def test_missing_members_of_a_sealed_batch_are_listed(path: Path) -> None:
+    """An object would be stored without some of its payloads, without a message."""
     with closing(Database(path)) as database:
         jobs = database.page(0, 20, 10**6)
         database.commit([Seal(batch(*jobs[:10])), Seal(batch(*jobs[10:]))])
@@ -180,10 +180,10 @@ def test_members_of_a_sealed_batch_that_are_gone_are_listed(path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_totals_and_a_row_that_are_lost_together_are_counted_from_outside(
+def test_a_row_lost_together_with_the_totals_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """The totals are what tells that a row is missing: without them it would be missed by none."""
+    """Without the totals, only journal.high tells that a row is missing."""
     monkeypatch.undo()
     base = fuzz.make_base(tmp_path / "base", random.Random(seed))  # noqa: S311 - no secret
     with closing(sqlite3.connect(base.folder / FILE)) as connection, connection:
@@ -196,8 +196,8 @@ def test_totals_and_a_row_that_are_lost_together_are_counted_from_outside(
         ]
 
 
-def test_a_table_whose_description_is_no_text_is_a_refused_start(path: Path) -> None:
-    """The start would end with a traceback that tells an operator nothing."""
+def test_a_start_is_refused_where_the_schema_is_not_text(path: Path) -> None:
+    """The start would end with a traceback, which does not help an operator."""
     with path.open("r+b") as file:
         page = bytearray(file.read(4096))
         place = page.index(b"CREATE TABLE jobs")

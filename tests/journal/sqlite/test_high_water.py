@@ -15,7 +15,7 @@ import trio
 
 from payloadd.errors import StartError
 from payloadd.journal.api import Append, Bury, Receipt, Seal, Settle
-from payloadd.journal.sqlite import high_water, segment_files
+from payloadd.journal.sqlite import high_water, segments
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.schema import FILE, look_into
 from payloadd.journal.sqlite.transaction import Totals
@@ -223,8 +223,8 @@ def test_segments_of_lost_rows_are_put_aside(folder: Path, monkeypatch: pytest.M
         names = [f"{number:020}.ndjson.lost" for number in (2, 3)]
         assert sorted(database.high_water.damage.files) == names
         assert [job.lines for job in database.page(0, 9, 999)] == [b"1\n1\n1\n"]
-    assert segment_files.names(left / segment_files.FOLDER) == [1]
-    assert (left / segment_files.FOLDER / names[0]).read_bytes() == b"2\n2\n2\n"
+    assert segments.names(left / segments.FOLDER) == [1]
+    assert (left / segments.FOLDER / names[0]).read_bytes() == b"2\n2\n2\n"
 
 
 @pytest.mark.usefixtures("all_large")
@@ -236,7 +236,7 @@ def test_segments_without_any_journal_still_refuse_the_start(folder: Path) -> No
     for _ in range(2):
         with pytest.raises(StartError, match="another journal"):
             Database(left / FILE)
-    assert segment_files.names(left / segment_files.FOLDER) == [1]
+    assert segments.names(left / segments.FOLDER) == [1]
 
 
 def test_a_journal_that_was_emptied_and_deleted_in_order_is_no_damage(folder: Path) -> None:

@@ -12,7 +12,7 @@ import structlog.testing
 
 from payloadd.errors import StartError
 from payloadd.journal.api import Append, Receipt, Settle
-from payloadd.journal.sqlite import high_water, identity, segment_files
+from payloadd.journal.sqlite import high_water, identity, segments
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
@@ -202,8 +202,8 @@ def with_segments(folder: Path, text: bytes) -> Path:
 def test_segments_of_another_journal_do_not_check_out(tmp_path: Path) -> None:
     """Payloads of one journal would be stored as those of another."""
     left, other = with_segments(tmp_path / "one", b"1"), with_segments(tmp_path / "two", b"2")
-    shutil.rmtree(left / segment_files.FOLDER)
-    shutil.copytree(other / segment_files.FOLDER, left / segment_files.FOLDER)
+    shutil.rmtree(left / segments.FOLDER)
+    shutil.copytree(other / segments.FOLDER, left / segments.FOLDER)
     with closing(Database(left / FILE)) as database:
         assert database.page(0, 9, 9999) == []
         (finding,) = database.findings.take()
@@ -216,7 +216,7 @@ def test_segments_of_another_journal_do_not_check_out(tmp_path: Path) -> None:
 def test_segments_of_a_journal_that_was_replaced_are_kept(tmp_path: Path) -> None:
     """The start would unlink payloads that an operator can have back with their journal.db."""
     left, other = with_segments(tmp_path / "one", b"1"), make(tmp_path / "two", 3, first=100)
-    shutil.rmtree(other / segment_files.FOLDER)
+    shutil.rmtree(other / segments.FOLDER)
     with closing(sqlite3.connect(other / FILE)) as connection, connection:
         connection.execute("DELETE FROM jobs")
     replace_database(left, other)
@@ -224,7 +224,7 @@ def test_segments_of_a_journal_that_was_replaced_are_kept(tmp_path: Path) -> Non
         damage = database.high_water.damage
         assert damage is not None
         assert damage.files == (f"{1:020}.ndjson.lost",)
-    assert (left / segment_files.FOLDER / damage.files[0]).read_bytes() == b"11\n12\n13\n"
+    assert (left / segments.FOLDER / damage.files[0]).read_bytes() == b"11\n12\n13\n"
 
 
 @pytest.mark.usefixtures("all_large")

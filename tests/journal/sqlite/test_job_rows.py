@@ -1,4 +1,4 @@
-"""Many rows with few statements: the same rows as with many."""
+"""Many rows in few statements: the same rows as with one statement each."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def in_memory() -> sqlite3.Connection:
 
 
 def row(seq: int) -> NewRow:
-    """Return a row that tells which it is."""
+    """Return a row that differs from those of other numbers."""
     return seq, bytearray(b"i%d" % seq), 1, bytearray(b"%d\n" % seq), seq * 3
 
 
 def placed(seq: int) -> PlacedRow:
-    """Return a row that tells which it is, and whose lines are elsewhere."""
+    """Return such a row whose lines are in a segment."""
     return seq, bytearray(b"i%d" % seq), 1, 7, seq * 10, 10, seq * 3
 
 
 def seqs(connection: sqlite3.Connection) -> list[int]:
-    """Return what is there, in order."""
+    """Return the numbers of all rows in order."""
     return [seq for (seq,) in connection.execute("SELECT seq FROM jobs ORDER BY seq")]
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 64, 255, 1000])
-def test_any_number_of_rows_is_inserted_as_it_is(count: int) -> None:
-    """A request of an odd size would be taken in part, or be refused for ever."""
+def test_any_number_of_rows_is_inserted(count: int) -> None:
+    """A request of an odd size would be accepted in part, or be refused for ever."""
     wanted = [row(seq) for seq in range(1, count + 1)]
     elsewhere = [placed(seq) for seq in range(1001, 1001 + count)]
     with closing(in_memory()) as connection:
@@ -57,7 +57,7 @@ def test_any_number_of_rows_is_inserted_as_it_is(count: int) -> None:
 
 
 def test_a_commit_takes_few_statements() -> None:
-    """Each one may wait for the busy main thread for 5 ms, and all requests with it."""
+    """Each statement may wait 5 ms for the busy main thread, and all requests with it."""
     statements: list[str] = []
     with closing(in_memory()) as connection:
         connection.set_trace_callback(statements.append)
@@ -68,11 +68,11 @@ def test_a_commit_takes_few_statements() -> None:
 
 
 @given(st.sets(st.integers(1, 60)), st.randoms(use_true_random=False))
-def test_what_is_settled_goes_and_nothing_else(gone: set[int], rng: random.Random) -> None:
-    """A payload that waits for its neighbours would be lost with them, or be stored twice."""
+def test_exactly_the_settled_rows_are_deleted(gone: set[int], rng: random.Random) -> None:
+    """A waiting payload would be lost with its neighbours, or a stored one be stored twice."""
     ranges: list[Range] = []
     for seq in sorted(gone):
-        # Some batches have several members, neighbours of which no other batch has any.
+        # Some batches have several members, which are neighbours.
         if ranges and ranges[-1][1] == seq - 1 and rng.random() < 0.7:
             ranges[-1] = (ranges[-1][0], seq)
         else:

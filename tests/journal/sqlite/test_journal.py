@@ -256,9 +256,9 @@ async def test_the_file_shrinks_and_keys_expire(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the file stays as large as after the longest outage, and keys fill it."""
-    monkeypatch.setattr("payloadd.journal.sqlite.vacuum._WORTH_IT", 4)
+    monkeypatch.setattr("payloadd.journal.sqlite.deletion.Vacuum.least_pages", 4)
     monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", -1)
-    monkeypatch.setattr("payloadd.journal.sqlite.idempotency._KEYS_PER_COMMIT", 1)
+    monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEYS_PER_COMMIT", 1)
     async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
         await rig.take(1, b"key", count=900)
         await rig.take(901, b"another")

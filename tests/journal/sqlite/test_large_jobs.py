@@ -1,4 +1,4 @@
-"""Large jobs: in segments where that pays, never overwritten in doubt, and gone when stored."""
+"""Large jobs: in segments where that is cheaper, never overwritten in doubt, freed when stored."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 
 from payloadd.errors import RefusedError, StartError
 from payloadd.journal.api import Append, Bury, Receipt, Revive, Seal, Settle
-from payloadd.journal.sqlite import compaction, dead_letters, segment_files
+from payloadd.journal.sqlite import dead_letters, segments
+from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.dead_letters import mark
 from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.schema import MIGRATIONS, migrate
-from payloadd.journal.sqlite.segment_files import FOLDER
-from payloadd.journal.sqlite.segments import LARGE, WORTH_A_SYNC
+from payloadd.journal.sqlite.segments import FOLDER, LARGE, WORTH_A_SYNC
 from payloadd.model.job import Part
 from tests.support.journal import (
     MoodyConnection,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from payloadd.journal.sqlite.segment_files import SegmentSpan
+    from payloadd.journal.sqlite.segments import SegmentSpan
     from payloadd.model.job import Job
 
 T = TypeVar("T")
@@ -55,23 +55,23 @@ def of_sizes(*sizes: int) -> list[Append]:
 
 
 def stored(path: Path) -> list[tuple[int | None, ...]]:
-    """Return, of each row, how much is in it and where the rest is."""
+    """Return, of each row, the length of its lines and their place in a segment."""
     with closing(sqlite3.connect(path)) as other:
         return other.execute(_STORED).fetchall()
 
 
 def segments_of(path: Path) -> list[int]:
-    """Return the segments that there are."""
-    return segment_files.names(path.parent / FOLDER)
+    """Return the names of all segments."""
+    return segments.names(path.parent / FOLDER)
 
 
 def alone(jobs: Sequence[Job]) -> list[Settle]:
-    """Settle each by itself."""
+    """Return operations that settle each job by itself."""
     return [Settle(batch(one, sealed=False)) for one in jobs]
 
 
-def test_few_or_small_ones_stay_in_their_rows(path: Path, database: Database) -> None:
-    """A lone request would wait for two syncs, and each small one cost as much as a large one."""
+def test_few_or_small_jobs_stay_in_their_rows(path: Path, database: Database) -> None:
+    """A lone request would wait for two syncs, and a small job cost as much as a large one."""
     database.commit(of_sizes(LARGE, LARGE - 1))
     assert segments_of(path) == []
     database.commit(of_sizes(LARGE - 1, WORTH_A_SYNC, LARGE))
@@ -90,8 +90,8 @@ def test_few_or_small_ones_stay_in_their_rows(path: Path, database: Database) ->
 
 
 @pytest.mark.usefixtures("all_large")
-def test_what_is_stored_leaves_no_segment_behind(path: Path, database: Database) -> None:
-    """The disk would fill up with what is in the bucket already."""
+def test_stored_jobs_leave_no_segment(path: Path, database: Database) -> None:
+    """The disk would fill up with payloads that are in the bucket already."""
     requests = [append(number) for number in range(1, 4)]
     database.commit(requests)
     jobs = [one.jobs[0] for one in requests]
@@ -100,18 +100,18 @@ def test_what_is_stored_leaves_no_segment_behind(path: Path, database: Database)
     assert segments_of(path) == [1]
     database.commit(alone(jobs[2:]))
     a_round(database)
-    # Not worth a new file yet; and it is still written.
+    # The current segment is too small to be replaced by a new file.
     assert segments_of(path) == [1]
     database.close()
     assert segments_of(path) == []
 
 
 @pytest.mark.usefixtures("all_large")
-def test_a_dead_segment_makes_way_under_load(
+def test_the_current_segment_is_unlinked_once_dead(
     path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A daemon that is never stopped would keep 16 MiB of every hour of load."""
-    monkeypatch.setattr(compaction, "_WORTH_A_FILE", 2)
+    monkeypatch.setattr(Compaction, "least_file_bytes", 2)
     request = append(1)
     database.commit([request])
     database.commit(alone(request.jobs))
@@ -123,12 +123,12 @@ def test_a_dead_segment_makes_way_under_load(
 
 
 @pytest.mark.usefixtures("all_large")
-def test_a_few_that_stay_do_not_keep_a_segment(
+def test_a_few_waiting_jobs_do_not_keep_a_segment(
     path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One dead letter would keep 16 MiB of a disk for as long as nobody looks at it."""
+    """One dead letter would keep 16 MiB of the disk for as long as it exists."""
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
-    monkeypatch.setattr(compaction, "_MOVED_AT_ONCE", 3)
+    monkeypatch.setattr(Compaction, "bytes_per_move", 3)
     request = append(1, count=16)
     database.commit([request])
     database.commit([append(17)])
@@ -156,7 +156,7 @@ def test_a_few_that_stay_do_not_keep_a_segment(
 
 
 @pytest.mark.usefixtures("all_large")
-def test_a_segment_that_cannot_be_moved_is_left_as_it_is(
+def test_an_unreadable_segment_is_left_as_it_is(
     path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bad sector would cost the payloads that the other sectors hold."""
@@ -172,19 +172,19 @@ def test_a_segment_that_cannot_be_moved_is_left_as_it_is(
         a_round(database)
     assert stored(path) == before
     assert segments_of(path) == [1, 10]
-    # A sector that is bad would be tried each second, and hold up every commit for as long.
-    assert not database.compaction.waits
-    database.compaction.look_at_all()
+    # Otherwise a bad sector would be tried each second, and delay every commit.
+    assert not database.compaction.has_work
+    database.compaction.recheck_all()
     a_round(database)
     a_round(database)
     assert segments_of(path) == [10]
 
 
 @pytest.mark.usefixtures("all_large")
-def test_bytes_of_which_nobody_knows_are_not_written_over(
+def test_bytes_of_a_commit_in_doubt_are_not_overwritten(
     path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A crash that brings back a commit would bring it back with the payloads of another client."""
+    """A crash that brings back a commit would combine it with the payloads of another client."""
     database.commit([append(1)])
     moody = MoodyConnection(database._connection)
     monkeypatch.setattr(database, "_connection", moody)
@@ -211,10 +211,10 @@ def test_bytes_of_which_nobody_knows_are_not_written_over(
 
 
 @pytest.mark.usefixtures("all_large")
-def test_the_bytes_are_on_the_disk_before_the_row(
+def test_the_bytes_are_synced_before_the_row_is_written(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A power cut would leave rows whose payloads are nowhere: a 202 that was a lie."""
+    """A power cut would leave rows without payloads: a broken promise of a 202."""
     moody = MoodyConnection(database._connection)
     monkeypatch.setattr(database, "_connection", moody)
     for name in ("pwritev", "fdatasync"):
@@ -233,8 +233,8 @@ def _noted(name: str, notes: list[str], function: Callable[..., T]) -> Callable[
 
 
 @pytest.mark.usefixtures("all_large")
-def test_a_start_goes_on_behind_what_a_crash_has_left(path: Path) -> None:
-    """The torn end of a segment would be sent as somebody's payload."""
+def test_bytes_that_a_crash_has_left_are_not_read(path: Path) -> None:
+    """The torn end of a segment would be sent as a payload."""
     with closing(Database(path)) as old:
         old.commit([append(1), append(2)])
         (segment,) = (path.parent / FOLDER).iterdir()
@@ -249,8 +249,8 @@ def test_a_start_goes_on_behind_what_a_crash_has_left(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("all_large")
-def test_a_journal_of_the_first_version_is_read_on(path: Path) -> None:
-    """What was acknowledged before an upgrade would be gone after it."""
+def test_a_journal_of_version_1_is_read(path: Path) -> None:
+    """Payloads that were accepted before an upgrade would be lost by it."""
     with closing(sqlite3.connect(path, isolation_level=None)) as old:
         migrate(old, MIGRATIONS[:1])
         old.execute("INSERT INTO jobs VALUES (1, ?, 1, ?)", (id_of(1).bytes, b"1\n"))
@@ -263,8 +263,8 @@ def test_a_journal_of_the_first_version_is_read_on(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("all_large")
-def test_segments_without_their_journal_stop_a_start(path: Path) -> None:
-    """Who moves a damaged journal.db aside would lose the payloads that it refers to."""
+def test_a_start_is_refused_where_segments_have_no_database(path: Path) -> None:
+    """To move a damaged journal.db away would lose the payloads in its segments."""
     with closing(Database(path)) as old:
         old.commit([append(1)])
     with closing(Database(path)) as old:
@@ -276,24 +276,24 @@ def test_segments_without_their_journal_stop_a_start(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("all_large")
-def test_a_dead_letter_that_a_daemon_moves_meanwhile_is_shown(
+def test_a_dead_letter_is_shown_while_its_bytes_are_moved(
     path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`payloadd journal dead show` would fail now and then, on a letter that is there."""
+    """`payloadd journal dead show` would fail now and then on a letter that exists."""
     request = append(1, count=9)
     database.commit([request])
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
     database.commit([append(10)])
     database.commit([*alone(request.jobs[1:]), Bury(batch(job(1)), "C", "r")])
     a_round(database)
-    read = segment_files.read
+    read = segments.read
 
     def read_late(state_dir: Path, places: Sequence[SegmentSpan]) -> list[bytes]:
-        monkeypatch.setattr(segment_files, "read", read)
+        monkeypatch.setattr(segments, "read", read)
         a_round(database)
         return read(state_dir, places)
 
-    monkeypatch.setattr(segment_files, "read", read_late)
+    monkeypatch.setattr(segments, "read", read_late)
     with Inspection.open(path.parent) as inspection:
         assert inspection.lines(str(id_of(1))) == b"1\n"
         assert inspection.status().file_bytes == path.stat().st_size + len(b"10\n")
@@ -301,10 +301,10 @@ def test_a_dead_letter_that_a_daemon_moves_meanwhile_is_shown(
 
 @pytest.mark.usefixtures("all_large")
 @pytest.mark.parametrize("broken", ["pwritev", "fdatasync"])
-async def test_a_segment_that_cannot_be_written_refuses_requests(
+async def test_requests_are_refused_where_a_segment_cannot_be_written(
     path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    """A 202 for payloads whose bytes are nowhere; or a daemon that does not find out it is over."""
+    """A 202 for payloads without bytes; or a daemon that refuses requests for ever."""
 
     def fail(*_arguments: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
@@ -325,8 +325,8 @@ async def test_a_segment_that_cannot_be_written_refuses_requests(
 
 
 @pytest.mark.usefixtures("all_large")
-async def test_a_missing_segment_holds_up_nothing(path: Path) -> None:
-    """One file that is gone would keep half a million good payloads from being uploaded."""
+async def test_a_missing_segment_stops_no_other_job(path: Path) -> None:
+    """One missing file would keep half a million good payloads from being uploaded."""
     async with open_rig(path) as rig:
         await rig.take(1)
         (segment,) = (path.parent / FOLDER).iterdir()
@@ -342,14 +342,14 @@ async def test_a_missing_segment_holds_up_nothing(path: Path) -> None:
 
 @pytest.mark.usefixtures("all_large")
 @pytest.mark.parametrize("missing", range(1, 6))
-def test_all_but_a_missing_segment_is_read(
+def test_all_jobs_but_those_of_a_missing_segment_are_read(
     path: Path, database: Database, monkeypatch: pytest.MonkeyPatch, missing: int
 ) -> None:
     """Payloads would be lost because their neighbours are."""
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
     for number in range(1, 6):
         database.commit([append(number)])
-    segment_files.path_of(path.parent / FOLDER, missing).unlink()
+    segments.path_of(path.parent / FOLDER, missing).unlink()
     left = [number for number in range(1, 6) if number != missing]
     assert contents(database.page(0, 9, 99)) == contents(map(job, left))
     (finding,) = database.findings.take()
@@ -358,8 +358,10 @@ def test_all_but_a_missing_segment_is_read(
 
 
 @pytest.mark.usefixtures("all_large")
-async def test_segments_go_by_themselves(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk would stay as full as in the longest outage; also of letters that were dropped."""
+async def test_dead_segments_are_unlinked_within_seconds(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk would stay as full as in the longest outage, also with dropped dead letters."""
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
     async with open_rig(path, tuning=Tuning(maintenance_interval=0.02)) as rig:
         for number in range(1, 5):

@@ -12,11 +12,11 @@ import pytest
 import trio
 
 from payloadd.journal.api import Settle
-from payloadd.journal.sqlite import segment_files
+from payloadd.journal.sqlite import segments
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.schema import FILE
-from payloadd.journal.sqlite.segment_files import FOLDER
+from payloadd.journal.sqlite.segments import FOLDER
 from tests.support.journal import (
     PATIENCE,
     a_round,
@@ -83,13 +83,13 @@ def test_removing_a_segment_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
         with monkeypatch.context() as disk:
             disk.setattr(Path, "unlink", unlink)
             for name in (1, 3):
-                broken.add(segment_files.path_of(folder, name))
+                broken.add(segments.path_of(folder, name))
             for _ in range(3):
                 with pytest.raises(sqlite3.OperationalError, match="Input/output error"):
                     a_round(database)
-        assert segment_files.names(folder) == [1, 3, 4]
+        assert segments.names(folder) == [1, 3, 4]
         a_round(database)
-        assert segment_files.names(folder) == [4]
+        assert segments.names(folder) == [4]
 
 
 @pytest.mark.usefixtures("all_large")
@@ -107,7 +107,7 @@ async def test_stored_rows_are_deleted_before_a_full_disk_accepts_again(
         for stored in jobs[:3]:
             rig.journal.settle(batch(stored, sealed=False))
         await until(lambda: rig.database.failures > 1)
-        assert segment_files.names(tmp_path / FOLDER) == [1, 2, 3, 4]
+        assert segments.names(tmp_path / FOLDER) == [1, 2, 3, 4]
         rig.database.write_error = None
         await until(lambda: not rig.health.troubles)
-        assert segment_files.names(tmp_path / FOLDER) == [4]
+        assert segments.names(tmp_path / FOLDER) == [4]

@@ -1,4 +1,4 @@
-"""The age of the oldest payload against a plain model, whatever happens in whatever order."""
+"""The age of the oldest payload against a plain model, after operations in any order."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from payloadd.journal.api import Bury, Revive, Settle
 from payloadd.journal.sqlite import dead_letters
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.deletion import RowDeletion
 from payloadd.model.job import Batch, Job, accepted_at
 from tests.journal.sqlite.test_oldest_row import request
 
@@ -23,16 +24,16 @@ _SIZES = st.integers(1, 4)
 
 
 class OldestPayload(RuleBasedStateMachine):
-    """Requests, workers that end in any order, an operator who tries again and drops."""
+    """Requests, workers that end in any order, an operator that retries and drops dead letters."""
 
     @initialize()
     def start(self) -> None:
         """Begin with a new file."""
         self.folder = Path(tempfile.mkdtemp(prefix="payloadd-test-"))
         self.patches = ExitStack()
-        self.patches.enter_context(patch("payloadd.journal.sqlite.deletion._FEW", 1))
-        self.patches.enter_context(patch("payloadd.journal.sqlite.deletion._ROWS_PER_COMMIT", 1))
-        # A power cut is for others to test.
+        self.patches.enter_context(patch.object(RowDeletion, "small_range", 1))
+        self.patches.enter_context(patch.object(RowDeletion, "rows_per_commit", 1))
+        # Other tests cut the power; thousands of syncs take their time.
         self.patches.enter_context(patch("os.fsync"))
         self.patches.enter_context(patch("os.fdatasync"))
         self.begin()

@@ -9,9 +9,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from payloadd.journal.api import Append, Bury, Receipt, Revive, Settle
-from payloadd.journal.sqlite import oldest_row
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import Tuning
+from payloadd.journal.sqlite.oldest_row import OldestRow
 from payloadd.model.job import Part
 from tests.support.journal import batch, open_rig, until
 
@@ -29,7 +29,7 @@ def request(second: int, count: int = 1) -> Append:
     return Append(Receipt(ids[0], count), [Part(one, b"1\n", 1) for one in ids])
 
 
-def test_the_oldest_job_is_found_behind_what_is_stored_or_dead(tmp_path: Path) -> None:
+def test_stored_and_dead_jobs_are_skipped(tmp_path: Path) -> None:
     """A backlog that is stuck would have the age of a dead letter, or none."""
     with closing(Database(tmp_path / "j")) as database:
         assert database.oldest() is None
@@ -37,7 +37,7 @@ def test_the_oldest_job_is_found_behind_what_is_stored_or_dead(tmp_path: Path) -
         database.commit(list(requests))
         assert database.oldest() == NOW
         database.commit([Settle(batch(*requests[0].jobs, sealed=False))])
-        assert database.deletion.ranges  # the rows of what is stored go a few at a time
+        assert database.deletion.ranges  # the rows of stored jobs are deleted a few at a time
         assert database.oldest() == NOW + 1
         database.commit([Bury(batch(requests[1].jobs[0], sealed=False), "C", "r")])
         assert database.oldest() == NOW + 2
@@ -48,11 +48,11 @@ def test_the_oldest_job_is_found_behind_what_is_stored_or_dead(tmp_path: Path) -
         assert database.oldest() == NOW + 1
 
 
-def test_a_look_goes_on_where_the_last_one_ended(
+def test_a_call_continues_where_the_last_one_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hundred thousand dead letters would hold up the journal's thread once a second."""
-    monkeypatch.setattr(oldest_row, "_STEPS", 2)
+    monkeypatch.setattr(OldestRow, "most_ranges", 2)
     with closing(Database(tmp_path / "j")) as database:
         requests = [request(number) for number in range(5)]
         database.commit(list(requests))
@@ -61,7 +61,7 @@ def test_a_look_goes_on_where_the_last_one_ended(
         assert [database.oldest() for _ in range(3)] == [None, None, NOW + 4]
 
 
-def test_an_old_dead_letter_that_is_tried_again_is_the_oldest(tmp_path: Path) -> None:
+def test_a_revived_dead_letter_is_the_oldest(tmp_path: Path) -> None:
     """Its age would be missing where another batch became a dead letter in the same second."""
     with closing(Database(tmp_path / "j")) as database:
         requests = [request(number) for number in range(3)]
@@ -73,7 +73,7 @@ def test_an_old_dead_letter_that_is_tried_again_is_the_oldest(tmp_path: Path) ->
         assert database.oldest() == NOW
 
 
-def test_an_id_that_is_damaged_is_passed_over(tmp_path: Path) -> None:
+def test_a_damaged_id_is_skipped(tmp_path: Path) -> None:
     """One altered byte in the file would end the daemon."""
     with closing(Database(tmp_path / "j")) as database:
         database.commit([request(0), request(1)])
@@ -81,11 +81,11 @@ def test_an_id_that_is_damaged_is_passed_over(tmp_path: Path) -> None:
         assert database.oldest() == NOW + 1
 
 
-async def test_many_dead_letters_hide_no_age(
+async def test_the_age_is_right_after_many_dead_letters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A backlog behind a thousand dead letters would have the age 0 for as many seconds."""
-    monkeypatch.setattr(oldest_row, "_STEPS", 2)
+    monkeypatch.setattr(OldestRow, "most_ranges", 2)
     with closing(Database(tmp_path / "j")) as database:
         requests = [request(number) for number in range(9)]
         database.commit(list(requests))
@@ -95,8 +95,8 @@ async def test_many_dead_letters_hide_no_age(
         assert rig.accounting.kept_since == NOW + 8
 
 
-async def test_a_backlog_that_cannot_be_read_shows_its_age(tmp_path: Path) -> None:
-    """The usual alert would see an age of 0 while nothing moves."""
+async def test_an_unreadable_backlog_has_its_age(tmp_path: Path) -> None:
+    """The usual alert would see an age of 0 while nothing is stored."""
     with closing(Database(tmp_path / "j")) as database:
         database.commit([request(0)])
     age = time.time() - NOW
@@ -106,10 +106,10 @@ async def test_a_backlog_that_cannot_be_read_shows_its_age(tmp_path: Path) -> No
         await until(lambda: rig.accounting.oldest_age() >= age)
 
 
-async def test_where_not_even_the_age_can_be_read_it_begins_with_the_start(
+async def test_an_unreadable_age_counts_from_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A damaged first page would have a backlog look like none."""
+    """With a damaged first page, a backlog would have no age."""
     async with open_rig(tmp_path / "j", tuning=Tuning(maintenance_interval=0.02)) as rig:
 
         def broken() -> float:

@@ -16,7 +16,7 @@ from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.lock import lock
 from payloadd.journal.sqlite.preflight import try_journal
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS
-from payloadd.journal.sqlite.segment_files import FOLDER
+from payloadd.journal.sqlite.segments import FOLDER
 from tests.support.journal import append, batch, job
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.schema import FILE
-from payloadd.journal.sqlite.segment_files import FOLDER
+from payloadd.journal.sqlite.segments import FOLDER
 from tests.support.journal import append, contents, job
 
 if TYPE_CHECKING:

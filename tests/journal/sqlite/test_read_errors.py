@@ -1,4 +1,4 @@
-"""Sectors that cannot be read: what is on them is told, and what is behind them goes on."""
+"""Unreadable sectors: their jobs become dead letters, and jobs after them are stored."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import pytest
 import trio
 
 from payloadd.journal.api import Seal, Settle
-from payloadd.journal.sqlite import file_check, read_errors, segment_files
+from payloadd.journal.sqlite import file_check, segments
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.offline import Inspection
-from payloadd.journal.sqlite.segment_files import FOLDER
+from payloadd.journal.sqlite.read_errors import ReadErrors
+from payloadd.journal.sqlite.segments import FOLDER
 from tests.journal.sqlite.damaging import PAGE, leaves, told, verified
 from tests.support.bad_sectors import bad_sectors
 from tests.support.journal import a_round, append, batch, contents, id_of, job, open_rig, until
@@ -30,8 +31,8 @@ _QUICK = Tuning(retry_interval=0.02)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_errors, "_SECONDS", 0.2)
-    monkeypatch.setattr(read_errors, "_BETWEEN_TRIES", 0.02)
+    monkeypatch.setattr(ReadErrors, "seconds", 0.2)
+    monkeypatch.setattr(ReadErrors, "pause", 0.02)
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def bad() -> Iterator[BadSectors]:
 
 def segment(path: Path) -> Path:
     """Return the only segment."""
-    return segment_files.path_of(path.parent / FOLDER, 1)
+    return segments.path_of(path.parent / FOLDER, 1)
 
 
 def fill(path: Path, count: int) -> None:
@@ -59,10 +60,10 @@ def letters(path: Path) -> list[tuple[str, str, int]]:
 
 
 @pytest.mark.usefixtures("all_large")
-async def test_a_record_that_stays_unreadable_becomes_a_dead_letter(
+async def test_a_job_that_stays_unreadable_becomes_a_dead_letter(
     path: Path, bad: BadSectors
 ) -> None:
-    """One bad sector kept all payloads behind it from being stored, for ever."""
+    """One bad sector would keep all payloads after it from being stored."""
     fill(path, 9)
     bad.add(segment(path), 2 * 4, 1)  # two bytes a job: number 5
     async with open_rig(path, tuning=_QUICK) as rig:
@@ -78,11 +79,11 @@ async def test_a_record_that_stays_unreadable_becomes_a_dead_letter(
 
 
 @pytest.mark.usefixtures("all_large")
-async def test_a_record_that_is_unreadable_for_a_moment_is_stored(
+async def test_a_job_that_is_unreadable_for_a_moment_is_stored(
     path: Path, bad: BadSectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cable that is loose for a second would cost payloads that are on the disk."""
-    monkeypatch.setattr(read_errors, "_SECONDS", 60.0)
+    """A loose cable would cost payloads that are on the disk."""
+    monkeypatch.setattr(ReadErrors, "seconds", 60.0)
     fill(path, 9)
     bad.add(segment(path), 0, 4)
     pages: list[int] = []
@@ -102,8 +103,8 @@ async def test_a_record_that_is_unreadable_for_a_moment_is_stored(
 
 
 @pytest.mark.usefixtures("all_large")
-async def test_an_area_of_many_records_is_waited_for_once(path: Path, bad: BadSectors) -> None:
-    """A bad area of a MiB would hold up the backlog for seconds with each of its payloads."""
+async def test_a_bad_area_of_many_jobs_delays_the_backlog_once(path: Path, bad: BadSectors) -> None:
+    """A bad area of a MiB would delay the backlog by seconds for each of its payloads."""
     fill(path, 9)
     bad.add(segment(path), 0, 2 * 7)
     async with open_rig(path, tuning=_QUICK) as rig:
@@ -113,8 +114,10 @@ async def test_an_area_of_many_records_is_waited_for_once(path: Path, bad: BadSe
 
 
 @pytest.mark.usefixtures("all_large")
-async def test_the_rest_of_a_sealed_batch_keeps_its_key(path: Path, bad: BadSectors) -> None:
-    """A replay would wait for ever for one member, and all that is behind it too."""
+async def test_readable_members_of_a_sealed_batch_keep_their_key(
+    path: Path, bad: BadSectors
+) -> None:
+    """A replay would wait for ever for one member, and all jobs after it too."""
     with closing(Database(path)) as database:
         database.commit([append(1, count=9), Seal(batch(job(2), job(3), job(4)))])
     bad.add(segment(path), 2 * 2, 1)
@@ -126,24 +129,24 @@ async def test_the_rest_of_a_sealed_batch_keeps_its_key(path: Path, bad: BadSect
 
 
 @pytest.mark.usefixtures("all_large")
-def test_a_sweep_leaves_what_it_cannot_read(path: Path, bad: BadSectors) -> None:
-    """A read that takes seconds to fail would hold up a commit each second."""
+def test_compaction_leaves_unreadable_jobs(path: Path, bad: BadSectors) -> None:
+    """A read that takes seconds to fail would delay a commit each second."""
     with closing(Database(path)) as database:
         request = append(1, count=20)
         database.commit([request])
         database.commit([Settle(batch(one, sealed=False)) for one in request.jobs[1:]])
     bad.add(segment(path), 0, 1)
     with closing(Database(path)) as database:
-        database.compaction.look_at_all()
+        database.compaction.recheck_all()
         for _ in range(4):
             a_round(database)
         assert bad.errors
-        assert not database.compaction.waits
+        assert not database.compaction.has_work
 
 
 @pytest.mark.usefixtures("all_large")
-def test_a_segment_that_is_short_holds_up_no_sweep(path: Path) -> None:
-    """The space of what is stored would never come back."""
+def test_a_short_segment_does_not_stop_compaction(path: Path) -> None:
+    """The disk space of stored jobs would never be freed."""
     fill(path, 20)
     content = segment(path).read_bytes()
     segment(path).write_bytes(content[:-3])
@@ -151,18 +154,18 @@ def test_a_segment_that_is_short_holds_up_no_sweep(path: Path) -> None:
         jobs = database.page(0, 99, 99)
         assert [one.seq for one in jobs] == [*range(1, 20)]
         database.commit([Settle(batch(one, sealed=False)) for one in jobs[:-1]])
-        database.compaction.look_at_all()
+        database.compaction.recheck_all()
         for _ in range(4):
             a_round(database)
-        assert not database.compaction.waits
+        assert not database.compaction.has_work
         assert contents(database.page(18, 9, 99)) == [(19, id_of(19), b"19\n", 1)]
     assert [one.table for one in verified(path)] == ["dead"]
 
 
-async def test_a_page_that_stays_unreadable_costs_what_is_on_it(
+async def test_a_page_that_stays_unreadable_costs_its_own_rows_only(
     path: Path, bad: BadSectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One bad sector of journal.db kept the backlog from being stored."""
+    """One bad sector of journal.db would keep the backlog from being stored."""
     monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
     fill(path, 2000)
     (page,) = leaves(path, [id_of(1000)])
@@ -181,9 +184,9 @@ async def test_a_page_that_stays_unreadable_costs_what_is_on_it(
 async def test_a_page_that_is_unreadable_for_a_moment_is_read(
     path: Path, bad: BadSectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQLite calls it damaged: its rows were given up at the first error."""
+    """SQLite reports it as damaged: its rows would be given up at the first error."""
     monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
-    monkeypatch.setattr(read_errors, "_SECONDS", 60.0)
+    monkeypatch.setattr(ReadErrors, "seconds", 60.0)
     fill(path, 2000)
     (page,) = leaves(path, [id_of(1000)])
     bad.add(path, (page - 1) * PAGE, PAGE)
@@ -202,7 +205,7 @@ async def test_a_page_that_is_unreadable_for_a_moment_is_read(
 
 
 @pytest.mark.parametrize("small", [True, False])
-def test_a_start_gives_up_an_unreadable_page(
+def test_a_start_gives_up_the_rows_of_an_unreadable_page(
     path: Path, bad: BadSectors, monkeypatch: pytest.MonkeyPatch, *, small: bool
 ) -> None:
     """The daemon would not start, or give rows up at the first error."""
@@ -222,8 +225,8 @@ def test_a_start_gives_up_an_unreadable_page(
 
 
 @pytest.mark.usefixtures("all_large")
-def test_verify_lists_what_cannot_be_read(path: Path, bad: BadSectors) -> None:
-    """An operator would read that the journal cannot be read, and nothing else."""
+def test_verify_lists_unreadable_jobs(path: Path, bad: BadSectors) -> None:
+    """An operator would get one error, without the jobs that are affected."""
     fill(path, 9)
     bad.add(segment(path), 8, 1)
     found = verified(path)

@@ -118,7 +118,7 @@ def test_a_repair_that_fails_forgets_nothing(
     """The repair after it would find the copies of deleted rows, and have them stored."""
     jobs = database.page(0, _JOBS, 10**6)
     store(database, jobs[:10])
-    gone = database._hidden.gone
+    gone = database._hidden.deleted
     assert gone
 
     def no_room(*_: object, **__: object) -> None:
@@ -127,5 +127,5 @@ def test_a_repair_that_fails_forgets_nothing(
     with monkeypatch.context() as context:
         context.setattr("payloadd.journal.sqlite.repair.make_sound", no_room)
         assert not repair(database)
-    assert database._hidden.gone == gone
+    assert database._hidden.deleted == gone
     assert not database._hidden.sound

@@ -1,4 +1,4 @@
-"""Segments: what was kept is read back byte for byte, and what was not leaves nothing behind."""
+"""Segments: committed bytes are read back as they were, and other bytes leave nothing behind."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payloadd.errors import StartError
-from payloadd.journal.sqlite import segment_files, segments
-from payloadd.journal.sqlite.segment_files import FOLDER, SegmentSpan, read
-from payloadd.journal.sqlite.segments import Segments
+from payloadd.journal.sqlite import segments
+from payloadd.journal.sqlite.segments import FOLDER, Segments, SegmentSpan, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,12 +32,12 @@ _pwritev = os.pwritev
 
 
 def files(folder: Path) -> dict[int, bytes]:
-    """Return what is in each segment."""
+    """Return the content of each segment."""
     return {int(path.stem): path.read_bytes() for path in (folder / FOLDER).iterdir()}
 
 
 def places(segment: int, start: int, buffers: Sequence[bytes]) -> list[SegmentSpan]:
-    """Return where buffers are that lie behind each other."""
+    """Return the places of buffers that are written one behind the other."""
     found = []
     for buffer in buffers:
         found.append(SegmentSpan(segment, start, len(buffer)))
@@ -47,14 +46,14 @@ def places(segment: int, start: int, buffers: Sequence[bytes]) -> list[SegmentSp
 
 
 def keep(here: Segments, buffers: Sequence[bytes], following: int) -> list[SegmentSpan]:
-    """Write as a commit does that goes well."""
+    """Write buffers as a successful commit does; returns their places."""
     found = places(*here.write(buffers, following), buffers)
     here.keep()
     return found
 
 
 def at_most(count: int) -> Callable[[int, Sequence[bytes], int], int]:
-    """Return a pwritev(2) that stops short."""
+    """Return a pwritev(2) that writes ``count`` bytes at most."""
 
     def short(file: int, buffers: Sequence[bytes], start: int) -> int:
         return _pwritev(file, [b"".join(buffers)[:count]], start)
@@ -63,15 +62,14 @@ def at_most(count: int) -> Callable[[int, Sequence[bytes], int], int]:
 
 
 @given(_GROUPS, st.integers(1, 50), st.integers(1, 5), st.integers(1, 60), st.integers(1, 99))
-def test_what_is_kept_is_read_back_whatever_the_system_does_in_pieces(
+def test_kept_bytes_are_read_back_after_short_writes_and_failed_commits(
     groups: list[tuple[list[bytes], bool]], short: int, buffers: int, most_read: int, size: int
 ) -> None:
-    """A short write, or a commit that failed in between, would mix the payloads of clients."""
+    """A short write, or a failed commit in between, would mix up the payloads of clients."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="payloadd-test-")))
         stack.enter_context(patch.object(os, "pwritev", at_most(short)))
-        stack.enter_context(patch.object(segment_files, "_MOST_BUFFERS", buffers))
-        stack.enter_context(patch.object(segment_files, "_MOST_READ", most_read))
+        stack.enter_context(patch("payloadd.files.IOV_MAX", buffers))
         stack.enter_context(patch.object(segments, "SEGMENT_BYTES", size))
         here = stack.enter_context(closing(Segments(folder)))
         following, wanted, found = 1, list[bytes](), list[SegmentSpan]()
@@ -83,7 +81,7 @@ def test_what_is_kept_is_read_back_whatever_the_system_does_in_pieces(
             found += keep(here, group, following)
             wanted += group
             following += len(group)
-        assert read(folder, found) == wanted
+        assert read(folder, found, most_read) == wanted
         assert all(one.segment <= two.segment for one, two in pairwise(found))
         left = files(folder) if wanted else {}
         assert sum(map(len, left.values())) == sum(map(len, wanted))
@@ -93,7 +91,7 @@ def test_what_is_kept_is_read_back_whatever_the_system_does_in_pieces(
 def test_a_full_segment_is_followed_by_a_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Space would come back only when everything that was ever taken is stored."""
+    """Disk space would be freed only when every job that was ever accepted is stored."""
     monkeypatch.setattr(segments, "SEGMENT_BYTES", 4)
     with closing(Segments(tmp_path)) as here:
         for following in range(1, 6):
@@ -104,10 +102,10 @@ def test_a_full_segment_is_followed_by_a_new_one(
 
 
 @pytest.mark.parametrize("broken", ["pwritev", "fdatasync", "fsync", "open"])
-def test_a_disk_that_fails_costs_what_was_not_kept_and_no_more(
+def test_a_failed_write_leaves_the_kept_bytes_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    """A full disk would stay full of what was refused; or what a sync gave up be relied on."""
+    """A full disk would stay full of refused payloads; or bytes of a failed sync be relied on."""
 
     def fail(*_arguments: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -129,17 +127,15 @@ def test_a_disk_that_fails_costs_what_was_not_kept_and_no_more(
         assert read(tmp_path, [*first, *second]) == [b"first", b"second"]
 
 
-def test_a_write_that_gets_nowhere_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A file system that takes nothing and says nothing would keep the journal busy for ever."""
+def test_a_write_of_zero_bytes_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that accepts nothing without an error would keep the journal busy for ever."""
     monkeypatch.setattr(os, "pwritev", lambda *_: 0)
     with closing(Segments(tmp_path)) as here, pytest.raises(sqlite3.OperationalError):
         here.write([b"1"], 1)
 
 
 def test_a_new_run_begins_a_new_segment(tmp_path: Path) -> None:
-    """What a crash has left behind the last commit would be taken for somebody's payload."""
+    """Bytes that a crash left after the last commit would be sent as a payload."""
     with closing(Segments(tmp_path)) as here:
         kept = keep(here, [b"kept"], 1)
         here.write([b"never committed"], 2)
@@ -150,8 +146,8 @@ def test_a_new_run_begins_a_new_segment(tmp_path: Path) -> None:
     assert files(tmp_path)[1] == b"keptnever committed"
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    """Bytes of another client would be sent, or nobody know which file to bring back."""
+def test_the_error_names_the_missing_file_or_bytes(tmp_path: Path) -> None:
+    """Bytes of another client would be sent, or an operator not know which file to restore."""
     with closing(Segments(tmp_path)) as here:
         keep(here, [b"1\n"], 1)
     with pytest.raises(sqlite3.OperationalError, match=r"0007.ndjson: No such file") as caught:
@@ -161,8 +157,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         read(tmp_path, [SegmentSpan(1, 1, 2)])
 
 
-def test_segments_of_another_journal_are_left_alone(tmp_path: Path) -> None:
-    """Who moves a damaged journal.db aside would lose the payloads that it refers to."""
+def test_segments_of_another_journal_are_refused(tmp_path: Path) -> None:
+    """To move a damaged journal.db away would lose the payloads in its segments."""
     with closing(Segments(tmp_path)) as here:
         keep(here, [b"1\n"], 9)
         here.check(9)
@@ -172,10 +168,10 @@ def test_segments_of_another_journal_are_left_alone(tmp_path: Path) -> None:
     assert Segments(tmp_path).names == [9]
 
 
-def test_nobody_else_can_read_them_and_a_power_cut_leaves_them(
+def test_segments_are_private_and_their_names_are_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Payloads would be readable by all; or synced into a file that has lost its name."""
+    """Other users could read payloads; or a power cut would remove the name of a synced file."""
     synced: list[Path] = []
 
     def sync(descriptor: int) -> None:

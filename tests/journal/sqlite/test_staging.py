@@ -15,13 +15,12 @@ from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError
 from payloadd.journal.api import Abandon, Append, Clear, Receipt, Seal, Settle, Stage
-from payloadd.journal.sqlite import segment_files
+from payloadd.journal.sqlite import segments
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.schema import FILE
-from payloadd.journal.sqlite.segment_files import FOLDER
-from payloadd.journal.sqlite.segments import LARGE, WORTH_A_SYNC
+from payloadd.journal.sqlite.segments import FOLDER, LARGE, WORTH_A_SYNC
 from payloadd.model.job import Part
 from tests.support.journal import (
     QUICK,
@@ -282,8 +281,8 @@ def test_segments_are_in_the_order_of_their_jobs(
     assert places(path) == [
         *[(1, 1), (2, 2), (3, 3), (4, None), (5, None), (6, None), (7, None), (8, 8)]
     ]
-    for name in segment_files.names(path.parent / FOLDER):
-        first, last = database._segments.numbers(name)
+    for name in segments.names(path.parent / FOLDER):
+        first, last = database._segments.seq_range(name)
         assert all(first <= seq <= last for seq, segment in places(path) if segment == name)
     everything = [*request.jobs, *beside.jobs, *between.jobs, *behind.jobs, *after.jobs]
     assert contents(database.page(*_ALL)) == contents(everything)

@@ -1,4 +1,4 @@
-"""Reads what waits in the journal, in order: sealed batches, and pages of all other jobs."""
+"""Reading of the backlog in order: sealed batches, and pages of all other jobs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import sqlite3
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from payloadd.journal.sqlite import row_reader, segment_files
+from payloadd.journal.sqlite import job_rows, segments
 from payloadd.journal.sqlite.damage import corrupt
-from payloadd.journal.sqlite.job_rows import IN_RANGE
 from payloadd.model.job import Batch
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from payloadd.journal.sqlite.damage import DamagedRow
     from payloadd.journal.sqlite.job_rows import Range, Row
-    from payloadd.journal.sqlite.read_errors import Patience
+    from payloadd.journal.sqlite.read_errors import ReadErrors
     from payloadd.model.job import Job
 
 BEYOND: Final = 2**62
@@ -25,7 +24,7 @@ BEYOND: Final = 2**62
 
 
 class Page:
-    """Jobs that were read, and the rows among them that are damaged."""
+    """Jobs that were read, and the damaged rows among them."""
 
     __slots__ = ("damaged", "jobs", "last")
 
@@ -43,32 +42,32 @@ class Backlog:
         self,
         connection: sqlite3.Connection,
         state_dir: Path,
-        apart: Sequence[Range],
-        patience: Patience,
+        excluded: Sequence[Range],
+        read_errors: ReadErrors,
     ) -> None:
-        """Leave the ranges ``apart`` out of all pages: sealed, dead, or stored at the start."""
+        """Leave the ranges ``excluded`` out of all pages: sealed, dead, or stored at the start."""
         self._connection = connection
         self._folder = state_dir
-        self._apart = apart
-        self._patience = patience
+        self._excluded = excluded
+        self._read_errors = read_errors
 
     def page(self, after: int, most_jobs: int, most_bytes: int, end: int = BEYOND) -> Page:
         """Return the next jobs after ``after`` and before ``end``; see ``Database.page``."""
         found: list[Row] = []
         size = 0
         for row in islice(self._unsealed(after, end), most_jobs):
-            size += row_reader.size(row)
+            size += job_rows.size(row)
             if found and size > most_bytes:
                 break
             found.append(row)
         while True:
             try:
-                jobs, damaged = row_reader.read(found, self._folder)
+                jobs, damaged = job_rows.read_jobs(found, self._folder)
             except sqlite3.Error as error:
-                if self._lasts(error):
-                    jobs, damaged = row_reader.read(found, self._folder, tolerant=True)
+                if self._is_lasting(error):
+                    jobs, damaged = job_rows.read_jobs(found, self._folder, tolerant=True)
                     return Page(jobs, damaged, found[-1][0])
-                # What lies in front of a place that cannot be read need not wait for it.
+                # Jobs in front of a place that cannot be read need not wait for it.
                 if len(found) <= 1:
                     raise
                 del found[len(found) // 2 :]
@@ -76,20 +75,21 @@ class Backlog:
                 return Page(jobs, damaged, found[-1][0] if found else after)
 
     def _unsealed(self, after: int, end: int) -> Iterator[Row]:
-        """Yield the rows before ``end`` that are between and behind the ranges that are apart."""
-        for first, last in [*self._apart, (BEYOND, BEYOND)]:
+        """Yield the rows after ``after`` and before ``end`` that no excluded range has."""
+        for first, last in [*self._excluded, (BEYOND, BEYOND)]:
             if after < min(first, end) - 1:
                 yield from in_order(self._connection, after + 1, min(first, end) - 1)
             after = max(after, last)
 
-    def _lasts(self, error: sqlite3.Error) -> bool:
-        """Return whether the disk has not given a part of a segment back for some seconds."""
-        return segment_files.is_unreadable(error) and self._patience.ran_out(str(error))
+    def _is_lasting(self, error: sqlite3.Error) -> bool:
+        """Return whether the disk has failed for some seconds to read a part of a segment."""
+        return segments.is_unreadable(error) and self._read_errors.note(str(error))
 
     def sealed(self, first: int) -> tuple[Batch | None, list[DamagedRow], int]:
-        """Return a sealed batch with those members that are sound, the others, and its last seq.
+        """Return the sealed batch of ``first`` with its sound members, the damaged ones, its end.
 
-        None if there is none any more.
+        The batch is None where no member is sound, or where there is no such batch any more. The
+        end is the ``seq`` of the batch's last member, ``first - 1`` without a batch.
         """
         row = self._connection.execute(
             "SELECT last, key, compression FROM batches WHERE first = ?", (first,)
@@ -99,21 +99,24 @@ class Backlog:
         last, key, compression = row
         members = list(in_order(self._connection, first, last))
         try:
-            jobs, damaged = row_reader.read(members, self._folder)
+            jobs, damaged = job_rows.read_jobs(members, self._folder)
         except sqlite3.Error as error:
-            if not self._lasts(error):
+            if not self._is_lasting(error):
                 raise
-            jobs, damaged = row_reader.read(members, self._folder, tolerant=True)
+            jobs, damaged = job_rows.read_jobs(members, self._folder, tolerant=True)
         if not jobs:
             return None, damaged, last
         return Batch(tuple(jobs), key, compression, sealed=True), damaged, last
 
 
 def in_order(connection: sqlite3.Connection, first: int, last: int) -> Iterator[Row]:
-    """Yield the rows of a range; an order that cannot be is an error of the file."""
+    """Yield the rows of a range in order of ``seq``.
+
+    Raises the error of a damaged file where SQLite returns them in an impossible order.
+    """
     before = first - 1
-    for row in connection.execute(IN_RANGE, (first, last)):
+    for row in connection.execute(job_rows.IN_RANGE, (first, last)):
         if not before < row[0] <= last:
-            raise corrupt(f"the rows of jobs are out of order behind number {before}")
+            raise corrupt(f"the rows of jobs are out of order after number {before}")
         before = row[0]
         yield row

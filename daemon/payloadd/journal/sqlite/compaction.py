@@ -1,8 +1,8 @@
-"""Gives the space of segments back: what is stored goes in whole files.
+"""Compaction: disk space of segments is freed by unlinking whole files.
 
-Jobs are stored about in the order in which they came, so most segments empty by themselves,
-the oldest first. A few jobs that stay, dead letters or a batch that its store does not take,
-would keep a segment for themselves: they are moved into their rows.
+Jobs are stored in about the order in which they came, so most segments lose all their jobs by
+themselves, the oldest first. A few jobs that stay (dead letters, or a batch that its store refuses
+for the moment) would each keep a segment of many MiB: their bytes are moved into their rows.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Final
 
-from payloadd.journal.sqlite import segment_files
+from payloadd.journal.sqlite import segments
 from payloadd.journal.sqlite.damage import Finding
-from payloadd.journal.sqlite.segment_files import SegmentSpan
+from payloadd.journal.sqlite.segments import SegmentSpan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,19 +23,16 @@ if TYPE_CHECKING:
     from payloadd.journal.sqlite.segments import Segments
 
 _MOSTLY_DEAD: Final = 4
-"""A segment is given up when no more than one byte in so many is alive, and none leaves it."""
-_MOVED_AT_ONCE: Final = 2**20
-"""Bytes that are moved in one commit: about 5 ms, for which others wait."""
-_WORTH_A_FILE: Final = 2**20
-"""Bytes from which the segment that is written makes way for a new one when it is dead."""
-
+"""Jobs are moved out of a segment when at most one of so many of its bytes is alive, and none of
+its jobs was stored since the last check."""
 _UNKNOWN: Final = -1
+
 _ANY: Final = "SELECT 1 FROM jobs WHERE segment = ? LIMIT 1"
-# Not by the index, which may be damaged: a segment that is gone is gone.
+# Without the index, which may be damaged: a segment that was unlinked cannot be brought back.
 _SURELY_ANY: Final = """
     SELECT 1 FROM jobs NOT INDEXED WHERE seq BETWEEN ? AND ? AND segment = ? LIMIT 1
 """
-# Rows that wait to be deleted (see deletion.py) count as alive. Between two looks they are gone.
+# Rows that wait for deletion (see deletion.py) count as alive. They are deleted between two checks.
 _LIVE: Final = "SELECT coalesce(sum(size), 0) FROM jobs WHERE segment = ?"
 _ROWS: Final = "SELECT seq, segment, start, size FROM jobs WHERE segment = ?"
 _MOVE: Final = """
@@ -44,7 +41,16 @@ _MOVE: Final = """
 
 
 class Compaction:
-    """Knows which segments have lost jobs. Methods raise sqlite3.Error."""
+    """The segments that have lost jobs and are to be checked. Methods raise sqlite3.Error.
+
+    A segment that no job has left since its last check is not checked again: a large backlog costs
+    nothing.
+    """
+
+    bytes_per_move = 2**20
+    """Bytes that one commit moves into rows at most: other commits wait for it."""
+    least_file_bytes = 2**20
+    """Bytes from which the current segment is unlinked too once it is dead."""
 
     def __init__(
         self,
@@ -58,72 +64,80 @@ class Compaction:
         self._folder = state_dir
         self._segments = files
         self._live: dict[int, int] = {}
-        """The segments to look at, and how many bytes were alive in each at the last look.
-
-        Not those that nothing has left since: a large backlog costs nothing.
-        """
+        """The segments to check, and how many bytes were alive in each at its last check."""
         self._todo: list[int] = []
+        """The segments that are left of the current round, the next one last."""
 
-    def look_at_all(self) -> None:
-        """Look at every segment next time."""
+    def recheck_all(self) -> None:
+        """Have every segment checked in the next round."""
         self._live = dict.fromkeys(self._segments.names, _UNKNOWN)
 
-    def look_at(self, ranges: Iterable[Range]) -> None:
-        """Look next time at the segments that may have held these jobs."""
+    def recheck(self, ranges: Iterable[Range]) -> None:
+        """Have the segments that may have held these jobs checked in the next round."""
         if self._segments.names:
             for first, last in ranges:
                 for name in self._segments.within(first, last):
                     self._live.setdefault(name, _UNKNOWN)
 
     @property
-    def waits(self) -> bool:
-        """Whether there are segments to look at."""
+    def has_work(self) -> bool:
+        """Whether there are segments to check."""
         return bool(self._live)
 
     def begin(self) -> None:
-        """Begin a round of steps, a second or so behind the last."""
-        # Steps take from its end. What failed last is the last of `_live`: others come first.
+        """Begin a round of steps, about a second after the last round."""
+        # Steps take the last entry. A segment that failed is the last of ``_live``, so the others
+        # come before it.
         self._todo = list(reversed(self._live))
 
     def step(self) -> bool:
-        """Unlink one segment, or move some of the jobs that keep one; returns if there is more."""
-        # What nobody knows of may be alive: its rows may come back with a crash.
+        """Unlink one segment, or move some jobs out of one; returns whether there may be more."""
+        # The bytes of a commit whose outcome is unknown may be alive: a crash may bring its rows
+        # back.
         while self._todo and not self._segments.in_doubt:
-            if self._do(self._todo.pop()):
+            if self._check(self._todo.pop()):
                 return True
         return False
 
     def unlink_dead(self) -> None:
-        """Unlink all segments without a job, to leave none behind."""
+        """Unlink all segments without a job."""
         for name in [] if self._segments.in_doubt else list(self._segments.names):
             if self._connection.execute(_ANY, (name,)).fetchone() is None:
                 self._unlink(name)
 
     def _unlink(self, name: int) -> None:
-        """Unlink a segment that no row refers to, by the index and by the rows themselves."""
-        first, last = self._segments.numbers(name)
+        """Unlink a segment, if no row refers to it by the rows themselves too.
+
+        Where rows do that the index misses, the index is built anew instead.
+        """
+        first, last = self._segments.seq_range(name)
+        # Rows with a negated number are dead letters of damage.
         for range_ in ((first, last), (-last, -first)):
             if self._connection.execute(_SURELY_ANY, (*range_, name)).fetchone() is not None:
                 self._connection.execute("REINDEX jobs_segment")
-                reason = f"the index missed rows of the segment {name} and was made again"
+                reason = f"the index missed rows of the segment {name} and was built anew"
                 self._findings.add(Finding("jobs", reason))
                 return
         self._segments.unlink(name)
 
-    def _do(self, name: int) -> bool:
+    def _check(self, name: int) -> bool:
         before = self._live.pop(name, _UNKNOWN)
         try:
             return self._free(name, before)
         except BaseException:
-            # Nothing else would have it looked at again before the next start.
+            # Otherwise nothing would have it checked again before the next start.
             self._live.pop(name, None)
             self._live[name] = before
             raise
 
     def _free(self, name: int, before: int) -> bool:
+        """Unlink a segment or move some of its jobs, if that is due; returns whether it was.
+
+        ``before``: the bytes that were alive at the last check.
+        """
         (live,) = self._connection.execute(_LIVE, (name,)).fetchone()
         current = name == self._segments.current
-        if not live and not (current and self._segments.size(name) < _WORTH_A_FILE):
+        if not live and not (current and self._segments.size(name) < self.least_file_bytes):
             self._unlink(name)
             return True
         if current:
@@ -131,7 +145,7 @@ class Compaction:
             return False
         if live * _MOSTLY_DEAD > self._segments.size(name):
             return False
-        # What still empties by itself is left alone.
+        # A segment that still loses jobs by itself is left alone.
         self._live[name] = live
         if live != before:
             return False
@@ -140,40 +154,41 @@ class Compaction:
             self._live[name] -= moved
             self._todo.append(name)
         else:
-            # Only what is damaged is left: it stays where it is, and nothing looks for it again.
+            # Only damaged jobs are left: they stay where they are, and are not checked again.
             self._live.pop(name)
         return bool(moved)
 
     def _move_some(self, name: int) -> int:
-        """Move jobs of a segment into their rows, at least one that is not damaged.
+        """Move bytes of jobs from a segment into their rows, of one sound job at least.
 
-        Returns their bytes.
+        Returns how many bytes were moved.
         """
-        places: list[tuple[int, SegmentSpan]] = []
+        spans: list[tuple[int, SegmentSpan]] = []
         moved = 0
-        for seq, *place in self._connection.execute(_ROWS, (name,)):
-            if not all(isinstance(number, int) and number >= 0 for number in place):
+        for seq, *numbers in self._connection.execute(_ROWS, (name,)):
+            if not all(isinstance(number, int) and number >= 0 for number in numbers):
                 continue
-            moved += SegmentSpan(*place).size
-            if places and moved > _MOVED_AT_ONCE:
+            span = SegmentSpan(*numbers)
+            moved += span.size
+            if spans and moved > self.bytes_per_move:
                 break
-            places.append((seq, SegmentSpan(*place)))
-        found = self._read(places)
+            spans.append((seq, span))
+        found = self._read(spans)
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.executemany(_MOVE, found)
         return sum(len(lines) for lines, _ in found)
 
-    def _read(self, places: Sequence[tuple[int, SegmentSpan]]) -> list[tuple[bytes, int]]:
-        """Return the lines of each place, with its ``seq``; not of those that are damaged."""
+    def _read(self, spans: Sequence[tuple[int, SegmentSpan]]) -> list[tuple[bytes, int]]:
+        """Return the bytes of each span with its ``seq``, without spans that cannot be read."""
         try:
-            found = segment_files.read(self._folder, [place for _, place in places])
-            return [(lines, seq) for lines, (seq, _) in zip(found, places, strict=True)]
+            found = segments.read(self._folder, [span for _, span in spans])
+            return [(lines, seq) for lines, (seq, _) in zip(found, spans, strict=True)]
         except sqlite3.Error as error:
-            # To try what the disk does not give back each second would hold up every commit.
-            if not (segment_files.is_damage(error) or segment_files.is_unreadable(error)):
+            # A bad sector is skipped too: to try it again each second would delay every commit.
+            if not (segments.is_damage(error) or segments.is_unreadable(error)):
                 raise
-            if len(places) == 1:
+            if len(spans) == 1:
                 return []
-        half = len(places) // 2
-        return self._read(places[:half]) + self._read(places[half:])
+        half = len(spans) // 2
+        return self._read(spans[:half]) + self._read(spans[half:])

@@ -1,9 +1,9 @@
-"""The journal's SQLite file: every statement on jobs, and no async.
+"""The journal's SQLite file: commits of operations, and reading of the backlog; no async.
 
-Synchronous on purpose: one connection, used by one thread at a time, a whole group of
+Synchronous on purpose: one connection, used by one thread at a time, with a whole group of
 operations in one transaction. In WAL mode with ``synchronous=FULL`` a commit is one fsync
-(https://www.sqlite.org/wal.html), and after it a power cut loses nothing. The bytes of large
-jobs are in segments, which are synced before it.
+(https://www.sqlite.org/wal.html), after which a power cut loses nothing. The bytes of large jobs
+are in segments, which are synced before the commit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from payloadd.journal.sqlite import (
     small_tables,
 )
 from payloadd.journal.sqlite.damage import Finding
-from payloadd.journal.sqlite.database_file import SoundFile
+from payloadd.journal.sqlite.database_file import DatabaseFile
 from payloadd.journal.sqlite.operation_writer import carry_out
 from payloadd.journal.sqlite.restoration import restore_rows
 from payloadd.journal.sqlite.schema import MIGRATIONS
@@ -41,12 +41,15 @@ if TYPE_CHECKING:
     _State = tuple[Totals, tuple[Range, ...], int, Range | None]
 
 
-class Database(SoundFile):
+class Database(DatabaseFile):
     """One open journal file, with its segments. Methods raise sqlite3.Error."""
 
     def close(self) -> None:
-        """Close the file; SQLite folds its log into it. The reserve stays, for the next start."""
-        self.make_room()
+        """Close all files. SQLite checkpoints its log into the database file.
+
+        The reserve file stays: the next start may need its space. Raises sqlite3.Error.
+        """
+        self.free_space()
         self._segments.close()
         try:
             self._connection.close()
@@ -54,15 +57,20 @@ class Database(SoundFile):
         finally:
             self.high_water.close()
 
-    def make_room(self) -> None:
-        """Delete all that is left of what is stored, as far as the disk lets us."""
+    def free_space(self) -> None:
+        """Delete all rows and segments of stored jobs now; errors of the disk are ignored."""
         with suppress(sqlite3.Error):
             self.deletion.finish()
         with suppress(sqlite3.Error):
             self.compaction.unlink_dead()
 
     def commit(self, operations: Iterable[Operation]) -> None:
-        """Carry out all operations and make them durable together; on an error none."""
+        """Carry out all operations in one transaction and make them durable.
+
+        Raises sqlite3.Error; no operation is carried out then, and ``in_doubt`` tells whether a
+        crash may carry them out all the same. Where the file is damaged, it is repaired and the
+        commit is tried again.
+        """
         try:
             self._commit(operations)
         except sqlite3.Error as error:
@@ -77,7 +85,8 @@ class Database(SoundFile):
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             changes = carry_out(self._connection, operations, self.totals.next, self.staging)
-            # Before the sync: who is asked meanwhile whether there is room has to know.
+            # Set before the sync: the event loop asks for the totals meanwhile, to refuse requests
+            # that do not fit.
             self.totals = self._write(changes)
         except BaseException:
             self._segments.cut()
@@ -96,7 +105,7 @@ class Database(SoundFile):
             self._hidden.delete(changes.settled)
 
     def _state(self) -> _State:
-        """Return what is known in memory of what is committed."""
+        """Return the values in memory that a commit changes."""
         return self.totals, self.deletion.ranges, self.deletion.absent, self.staging.range
 
     def _roll_back(self, before: _State) -> None:
@@ -105,30 +114,32 @@ class Database(SoundFile):
             self._connection.execute("ROLLBACK")
 
     def _write(self, changes: CommitChanges) -> Totals:
-        """Write what was gathered, large jobs into a segment; returns the totals behind it."""
+        """Write the rows of a commit, large jobs into a segment; returns the new totals."""
         if changes.large or changes.staged:
             self.staging.place(changes, self._segments, self.totals.next)
         job_rows.insert(self._connection, changes.rows)
         job_rows.insert_placed(self._connection, changes.placed)
-        self.compaction.look_at(self.deletion.delete(changes.settled))
-        # Where the file stays as it is these rows are found again, and stored twice.
+        self.compaction.recheck(self.deletion.delete(changes.settled))
+        # A deletion that misses rows, because pages are misplaced, would leave them to be found
+        # again and stored twice.
         if self.deletion.missed:
             self._hidden.check(self._connection, self.deletion.missed)
-        # Behind all seals of this commit: one of what is settled may be among them.
+        # After all seals of this commit: it may settle a batch that it has sealed itself.
         job_rows.delete_each(self._connection, "batches", "first", changes.unsealed)
         idempotency.evict(self._connection, changes, self.totals.keys, self.most_keys)
-        self._oldest.look_from(changes.revived)
+        self._oldest.reconsider(changes.revived)
         after = self.totals.after(changes)
         if after != self.totals:
             after.write(self._connection)
         return after
 
     def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
-        """Return the next jobs after ``seq`` in order, without those sealed or dead at the start.
+        """Return the next jobs after the number ``after``, in order of ``seq``.
 
-        At most ``most_jobs`` and ``most_bytes`` of payloads, but at least one job if there is one.
-        What is damaged becomes a dead letter. Raises sqlite3.Error where the very first cannot be
-        read for another reason.
+        Leaves out jobs that were sealed, dead or stored at the start. Returns at most ``most_jobs``
+        jobs and ``most_bytes`` bytes of lines, but at least one job if there is one. Damaged jobs
+        become dead letters. Raises sqlite3.Error where the very first job cannot be read for
+        another reason.
         """
         page = self._page(after, most_jobs, most_bytes)
         while page.damaged and not page.jobs:
@@ -136,30 +147,30 @@ class Database(SoundFile):
         if not page.jobs and not self._counted:
             self._counted = True
             self._recount()
-            self._look_for_unread()
+            self._check_for_unread()
         self.handed["page"] = page.jobs
         return page.jobs
 
     def _page(self, after: int, most_jobs: int, most_bytes: int) -> Page:
         end = self.staging.first
         while True:
-            page = self._safely(lambda: self._backlog.page(after, most_jobs, most_bytes, end))
+            page = self._with_repair(lambda: self._backlog.page(after, most_jobs, most_bytes, end))
             if not page.damaged or self._bury(page.damaged):
                 self._hidden.read(page)
                 return page
 
     def sealed(self, first: int) -> Batch | None:
-        """Return a batch that is sealed, as it was; None if nothing of it can be read.
+        """Return the sealed batch that begins with ``first``; None if no member can be read.
 
-        Members that are damaged become dead letters. The others are sent under the same key:
-        where the object is in the store already it is replaced, and nothing is there twice.
+        Damaged members become dead letters. The other members are sent under the same key: where
+        the object is in the store already, it is replaced, so no payload is stored twice.
         """
         while True:
-            batch, damaged, last = self._safely(lambda: self._backlog.sealed(first))
+            batch, damaged, last = self._with_repair(lambda: self._backlog.sealed(first))
             if len(damaged) + (0 if batch is None else len(batch.jobs)) < last - first + 1:
                 self._bury_absent(first, last)
-                # The file may have been made sound: then there are more.
-                batch, damaged, _ = self._safely(lambda: self._backlog.sealed(first))
+                # The file may have been repaired by that: then more members can be read.
+                batch, damaged, _ = self._with_repair(lambda: self._backlog.sealed(first))
             if not damaged or self._bury(damaged):
                 break
         self.handed["sealed"] = () if batch is None else batch.jobs
@@ -174,40 +185,40 @@ class Database(SoundFile):
     def _bury(self, damaged: Sequence[DamagedRow]) -> bool:
         """Make dead letters of damaged rows.
 
-        Returns False where rows were written back or the file was repaired instead: they are to
-        be read again then.
+        Returns False where rows were restored from memory, or the file was repaired, instead: the
+        rows have to be read again then.
         """
         jobs = self.jobs_in_memory()
-        taken = None
+        result = None
         try:
             with self._transaction():
                 if not restore_rows(self._connection, jobs):
-                    taken = inventory.bury(self._connection, damaged, self.totals, self._is_sound)
+                    result = inventory.bury(self._connection, damaged, self.totals, self._is_sound)
         except sqlite3.Error as error:
             if not self._repair(error):
                 raise
             return False
-        if taken is not None:
-            self._adopt(taken)
-        return taken is not None
+        if result is not None:
+            self._adopt(result)
+        return result is not None
 
     def _bury_absent(self, first: int, last: int) -> None:
-        """Make a dead letter of members of a sealed batch that have no rows."""
+        """Make a dead letter of the members of a sealed batch that have no rows."""
 
         def bury() -> Inventory:
             with self._transaction():
-                taken = inventory.bury_absent(self._connection, first, last, self.totals)
-                self._hidden.check(self._connection, len(taken.findings))
-                return taken
+                result = inventory.bury_absent(self._connection, first, last, self.totals)
+                self._hidden.check(self._connection, len(result.findings))
+                return result
 
-        self._adopt(self._safely(bury))
+        self._adopt(self._with_repair(bury))
 
-    def _look_for_unread(self) -> None:
-        """Make the file sound where jobs of earlier runs were passed over."""
+    def _check_for_unread(self) -> None:
+        """Repair the file where no page has returned some jobs of earlier runs."""
         try:
             self._hidden.check(self._connection, self._hidden.unread)
         except sqlite3.Error as error:
-            reason = "were passed over; those that can be read are stored by the next start"
+            reason = "were skipped; those that can be read are stored after the next start"
             self.findings.add(Finding("jobs", reason, jobs=self._hidden.unread))
             self._repair(error)
 
@@ -215,7 +226,7 @@ class Database(SoundFile):
         return self._hidden.is_sound(self._connection)
 
     def _recount(self) -> None:
-        """Compare the totals with what is there, once, when all of it has been read."""
+        """Compare the totals with the rows, once, when the whole backlog has been read."""
 
         def compare() -> Inventory:
             jobs = self.jobs_in_memory()
@@ -223,29 +234,40 @@ class Database(SoundFile):
                 restore_rows(self._connection, jobs)
                 return inventory.compare(self._connection, self.totals, (), is_sound=self._is_sound)
 
-        self._adopt(self._safely(compare))
+        self._adopt(self._with_repair(compare))
 
     def oldest(self) -> float | None:
-        """Return when the oldest job that is not stored was accepted, in Unix time."""
-        return self._oldest.look(self.deletion.ranges)
+        """Return when the oldest job that is not stored was accepted, in Unix time.
+
+        None where there is none, or where ``oldest_unfinished`` is True.
+        """
+        return self._oldest.accepted_at(self.deletion.ranges)
 
     @property
     def oldest_unfinished(self) -> bool:
-        """Whether ``oldest`` has passed over many dead letters and has to be called again."""
+        """Whether ``oldest`` has skipped many ranges and has to be called again."""
         return self._oldest.unfinished
 
     def layouts(self, now: Layout) -> list[tuple[int, Layout]]:
-        """Note that ``now`` holds from the next job on; return all, each with its first ``seq``."""
-        checked = self._safely(lambda: small_tables.check(self._connection, small_tables.LAYOUTS))
+        """Note that the layout ``now`` holds for the next job and those after it.
+
+        Returns all layouts, each with its first ``seq``. Raises sqlite3.Error.
+        """
+        checked = self._with_repair(
+            lambda: small_tables.check(self._connection, small_tables.LAYOUTS)
+        )
         self.findings.add(*small_tables.repair(self._connection, small_tables.LAYOUTS, checked))
         return layout_rows.note(self._connection, checked.rows, self.totals.next, now)
 
     def probe(self) -> None:
-        """Write something durable, to see whether the disk takes it."""
+        """Make a write durable, to find out whether the disk accepts writes.
+
+        Ends the doubt about a commit that failed: a crash cannot bring it back afterwards.
+        """
         self._roll_back(self._state())
-        # Not an UPDATE that changes nothing: SQLite leaves a page that stays the same unwritten.
+        # An UPDATE that changes nothing would not do: SQLite does not write an unchanged page.
         self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         # A commit that failed may have left its rows in SQLite's log, for a crash to bring back.
-        # They are written over now; before that their bytes must not be.
+        # That part of the log is overwritten now; until then the bytes of the rows had to stay.
         self._segments.cut()
         self.in_doubt = False

@@ -1,7 +1,7 @@
-"""The journal's file, open: made sound and read at the start, and repaired while it is in use.
+"""The journal's file: checked, repaired and read at a start, and repaired while it is in use.
 
-What is damaged at the start is put right before anything else uses the file. Later a repair puts
-what memory knows into the new file; see ``repair.py``.
+Damage at a start is repaired before anything else uses the file. A later repair also writes into
+the new file the rows that are known from memory; see ``repair.py``.
 """
 
 from __future__ import annotations
@@ -13,23 +13,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from payloadd.errors import StartError
-from payloadd.journal.sqlite import dead_letters, file_check, inventory, segment_files
+from payloadd.journal.sqlite import dead_letters, file_check, inventory, segments
 from payloadd.journal.sqlite.backlog import Backlog
 from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.damage import Finding, Findings, is_corrupt
-from payloadd.journal.sqlite.deletion import RowDeletion
+from payloadd.journal.sqlite.deletion import RowDeletion, Vacuum
 from payloadd.journal.sqlite.disk_reserve import DiskReserve
 from payloadd.journal.sqlite.file_check import make_sound, open_sound
-from payloadd.journal.sqlite.hidden_rows import Hidden
+from payloadd.journal.sqlite.hidden_rows import HiddenRows
 from payloadd.journal.sqlite.high_water import HighWater
 from payloadd.journal.sqlite.oldest_row import OldestRow
-from payloadd.journal.sqlite.read_errors import Patience, patiently, read_error
+from payloadd.journal.sqlite.read_errors import ReadErrors, read_error, retry_reads
 from payloadd.journal.sqlite.repair import FileRepair, Known
 from payloadd.journal.sqlite.schema import connect
 from payloadd.journal.sqlite.segments import Segments
 from payloadd.journal.sqlite.staging import Staging
 from payloadd.journal.sqlite.table_scan import is_unreadable
-from payloadd.journal.sqlite.vacuum import Vacuum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,45 +41,53 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class SoundFile:
-    """One open journal file, with what reads and writes it. Methods raise sqlite3.Error."""
+class DatabaseFile:
+    """One open journal file, with the objects that use it. Methods raise sqlite3.Error."""
 
     def __init__(self, path: Path, max_length: int = 0) -> None:
-        """Open the journal at ``path``, and put right what is damaged; raises StartError too."""
+        """Open or create the journal at ``path``, and repair it if it is damaged.
+
+        ``max_length``: bytes of the largest request, for the size of the disk reserve. Raises
+        sqlite3.Error, OSError, and StartError where the journal cannot be used as it is.
+        """
         self._path = path
         self._folder = path.parent
         self.reserve = DiskReserve(self._folder, max_length)
-        # The last run has left it: on a disk that is full SQLite needs room to open a file.
+        # The last run has left the reserve file: on a full disk SQLite needs its space to open the
+        # database file.
         self.reserve.release()
         self.most_keys = sys.maxsize
         """Idempotency-Keys that are kept at most."""
         self.in_doubt = False
-        """Whether SQLite's log may hold a commit that failed."""
+        """Whether SQLite's log may hold a commit that failed, which a crash would bring back."""
         self.high_water = HighWater(path)
         self.findings = Findings()
-        """What is damaged, to be told."""
+        """Damage that is to be reported."""
         self.damaged_payloads = 0
-        """Payloads that were counted as waiting and cannot be stored, since the start."""
+        """Payloads that were found to be damaged or missing since the start began."""
         self.jobs_in_memory: Callable[[], Sequence[Job]] = tuple
-        """Returns the jobs in memory that are not settled: their rows are kept in any repair."""
+        """Returns the jobs in memory that are not settled: a repair writes their rows again."""
         self.handed: dict[str, Sequence[Job]] = {}
         """Jobs that ``page`` and ``sealed`` have returned, until the event loop has them."""
-        self._patience = Patience()
-        self._file_repair = FileRepair(path, self._patience)
+        self._read_errors = ReadErrors()
+        self._file_repair = FileRepair(path, self._read_errors)
         self._counted = False
+        """Whether the totals were compared with the rows in this run."""
         self._dead_as_of = 0
+        """The version of the data (PRAGMA data_version) when dead letters were counted."""
         self._connection, found, gaps = open_sound(path)
-        self._hidden = Hidden(sound=bool(found))
+        self._hidden = HiddenRows(sound=bool(found))
         try:
             self.findings.add(*found)
             try:
-                patiently(lambda: self._read_at_start(gaps))
+                retry_reads(lambda: self._read_at_start(gaps))
             except sqlite3.Error as error:
                 self._repair_at_start(error)
             self.high_water.begin(self.totals)
             self._hidden.begin(self._connection, self.totals, self._inventory.sealed)
             self.sealed_firsts = [first for first, _ in self._inventory.sealed]
-            """The first ``seq`` of each batch that was sealed before a crash: replayed whole."""
+            """The first ``seq`` of each batch that an earlier run sealed: it is sent again, whole,
+            under the same key."""
         except BaseException:
             self._connection.close()
             self.high_water.close()
@@ -93,16 +100,19 @@ class SoundFile:
             raise read_error(self._path, error) from None
 
     def _read(self, gaps: Sequence[Range]) -> None:
-        """Read what the file says of itself, and what goes with it."""
+        """Read all tables but ``jobs``, compare them with ``journal.high`` and the segments.
+
+        ``gaps``: ranges of jobs whose pages cannot be read.
+        """
         small = self._path.stat().st_size <= file_check.MOST_CHECKED
         self._inventory = inventory.take(
             self._connection,
-            segment_files.names(self._folder / segment_files.FOLDER),
+            segments.names(self._folder / segments.FOLDER),
             gaps,
             counting=small or self._hidden.sound,
         )
         self._counted |= small
-        self._take_over(self._inventory)
+        self._note_damage(self._inventory)
         self.totals = self._inventory.totals
         self._count_dead()
         if not hasattr(self, "_segments"):
@@ -122,29 +132,30 @@ class SoundFile:
         self.compaction.unlink_dead()
 
     def _bury_uncounted(self, held: int) -> None:
-        """Make a dead letter of what is missing of the payloads that the journal held before."""
+        """Make a dead letter of payloads that the journal held before and does not hold now."""
         missing = held - self.totals.payloads - self.totals.dead_payloads
         if missing > 0:
-            self._take_over(inventory.bury_uncounted(self._connection, self.totals, missing))
+            self._note_damage(inventory.bury_uncounted(self._connection, self.totals, missing))
             self._count_dead()
 
     def _attach(self) -> None:
-        """Have all parts use the connection that is open now."""
+        """Create the objects that use the connection which is open now."""
         self.vacuum = Vacuum(self._connection)
-        self._backlog = Backlog(self._connection, self._folder, self._apart, self._patience)
+        self._backlog = Backlog(self._connection, self._folder, self._apart, self._read_errors)
         self.deletion = RowDeletion(self._connection)
         self.staging = Staging(self._connection, self.deletion)
         self._oldest = OldestRow(self._connection)
         self.compaction = Compaction(self._connection, self._folder, self._segments, self.findings)
 
-    def _take_over(self, taken: Inventory) -> None:
-        self.damaged_payloads += taken.lost_payloads
-        self.findings.add(*taken.findings)
+    def _note_damage(self, result: Inventory) -> None:
+        self.damaged_payloads += result.lost_payloads
+        self.findings.add(*result.findings)
 
     def _repair_at_start(self, error: sqlite3.Error) -> None:
-        """Make a damaged file sound that nothing uses yet, and read it.
+        """Repair a damaged file that nothing uses yet, and read it.
 
-        Raises ``error``, or StartError, where that is not possible.
+        Raises ``error`` where it is not an error of damage, and StartError where the file cannot be
+        repaired.
         """
         unreadable = is_unreadable(error)
         if not (unreadable or is_corrupt(error)):
@@ -152,58 +163,58 @@ class SoundFile:
         self._connection.close()
         found, gaps = make_sound(self._path, tolerant=unreadable)
         self._connection = connect(self._path)
-        self._hidden.made_sound()
+        self._hidden.repaired()
         held = self.totals.payloads + self.totals.dead_payloads if hasattr(self, "_apart") else 0
         self.findings.add(Finding("file", str(error)), *found)
         self._read(gaps)
         self._bury_uncounted(held)
 
     def _repair(self, error: sqlite3.Error) -> bool:
-        """Make a damaged file sound that is in use; returns whether to try again."""
-        # SQLite would take a commit that is in doubt for one that was made.
+        """Repair a damaged file that is in use; returns whether to try the statement again."""
+        # Of a commit in doubt SQLite's log may have all pages: they would be copied as committed.
         if not self._file_repair.is_due(error) or self.in_doubt:
             return False
-        # A request that is being staged is refused: its rows may not all be there any more.
+        # A request that is being staged is refused: some of its rows may be lost.
         self.staging.abandon()
         known = Known(
             self.totals,
             self.deletion.ranges,
             self.jobs_in_memory(),
-            self._hidden.gone,
+            self._hidden.deleted,
             self._held(),
             self.high_water.identity,
         )
         self._connection.close()
         try:
-            found, taken = self._file_repair.run(known)
+            found, result = self._file_repair.run(known)
         except (OSError, sqlite3.Error, StartError) as failure:
-            self.findings.add(Finding("file", f"{error}; it cannot be made sound: {failure}"))
-            # What can still be read and written is.
+            self.findings.add(Finding("file", f"{error}; it cannot be repaired: {failure}"))
+            # The daemon goes on with the parts of the file that can still be read and written.
             self._connection = connect(self._path)
             with suppress(sqlite3.Error):
                 self._attach()
             return False
         self._connection = connect(self._path)
         self._attach()
-        self._hidden.made_sound()
-        self.compaction.look_at_all()
+        self._hidden.repaired()
+        self.compaction.recheck_all()
         self.findings.add(Finding("file", str(error)), *found)
         self._counted = True
-        self._adopt(taken)
+        self._adopt(result)
         return True
 
     def _held(self) -> int:
-        """Return the payloads that the journal holds, waiting or dead letters.
+        """Return the payloads in the journal, of waiting jobs and of dead letters.
 
-        0 where another process may have dropped dead letters since they were counted.
+        0, for unknown, where another process may have dropped dead letters since they were counted.
         """
         with suppress(sqlite3.Error):
             if self._data_version() != self._dead_as_of:
                 return 0
         return self.totals.payloads + self.totals.dead_payloads
 
-    def _safely(self, function: Callable[[], T]) -> T:
-        """Run a function, and again if the file was damaged and could be made sound."""
+    def _with_repair(self, function: Callable[[], T]) -> T:
+        """Call a function, and once more if it found damage and the file could be repaired."""
         try:
             return function()
         except sqlite3.Error as error:
@@ -211,9 +222,10 @@ class SoundFile:
                 raise
             return function()
 
-    def _adopt(self, taken: Inventory) -> None:
-        self._take_over(taken)
-        self.totals = replace(taken.totals, evicted=self.totals.evicted)
+    def _adopt(self, result: Inventory) -> None:
+        """Continue with the totals of an inventory, and note its damage."""
+        self._note_damage(result)
+        self.totals = replace(result.totals, evicted=self.totals.evicted)
         self._count_dead()
 
     @contextmanager
@@ -223,18 +235,18 @@ class SoundFile:
             yield
 
     def count_dead(self) -> None:
-        """Count what dead letters take: another process may have dropped some."""
-        self._safely(self._count_dead)
+        """Count the dead letters again: another process may have dropped some."""
+        self._with_repair(self._count_dead)
 
     def _count_dead(self) -> None:
-        # Before the reading: what is dropped meanwhile is counted the next time.
+        # Noted before the read: a dead letter that is dropped meanwhile is seen the next time.
         self._dead_as_of = self._data_version()
         found = dead_letters.ranges(self._connection)
-        dead, payloads = sum(one.room for one in found), sum(one.payloads for one in found)
+        dead, payloads = sum(one.journal_bytes for one in found), sum(one.payloads for one in found)
         self.totals = replace(self.totals, dead_bytes=dead, dead_payloads=payloads)
 
     def foreign_changes(self) -> int:
-        """Return a number that is another one once another process has written."""
+        """Return a number that changes when another process has written to the file."""
         return self._data_version()
 
     def _data_version(self) -> int:

@@ -1,9 +1,8 @@
-"""Dead letters: what the store refused for good, kept where it was.
+"""Dead letters: batches that the store refused for good.
 
-The payloads stay in ``jobs``; a row in ``dead`` takes them out of circulation and says why. So
-to bury a large object is a small write, also on a disk that is nearly full, and one that is
-tried again becomes the sealed batch that it was, under its own key. Functions raise
-sqlite3.Error.
+Their payloads stay in ``jobs``; a row in ``dead`` excludes them from uploads and has the reason. So
+to bury a large batch is a small write, also on a disk that is nearly full. A dead letter that is
+tried again becomes the sealed batch that it was, under its own key. Functions raise sqlite3.Error.
 """
 
 from __future__ import annotations
@@ -33,38 +32,38 @@ _SEAL: Final = """
     VALUES (?, ?, ?, ?, ?, ?)
 """
 _NO_RETRY: Final = (
-    "a dead letter with the code DAMAGED cannot be tried again: what is left of it is not what"
-    " was accepted. `dead show` prints what can be read, `dead drop` removes it; post again what"
-    " is right. Nothing was changed"
+    "a dead letter with the code DAMAGED cannot be tried again: its payloads are not the ones that"
+    " were accepted. `dead show` prints the rest that can be read, `dead drop` removes it; post the"
+    " right payloads again. Nothing was changed"
 )
 REVIVED_PER_COMMIT: Final = 100
 """Dead letters that are revived in one commit."""
 
 
 class DeadRange(NamedTuple):
-    """The jobs of a dead letter, and what they hold."""
+    """The range of a dead letter, and the sizes of its jobs."""
 
     first: int
     last: int
     payloads: int
     bytes: int
     counted: int | None = None
-    """How many jobs they are, where they are no neighbours by ``seq``: damaged ones are missing."""
+    """How many jobs it has where that is not ``last - first + 1``: damaged ones are missing."""
 
     @property
     def jobs(self) -> int:
-        """How many they are."""
+        """How many jobs it has."""
         return self.last - self.first + 1 if self.counted is None else self.counted
 
     @property
-    def room(self) -> int:
-        """Bytes that they take in the journal, about."""
+    def journal_bytes(self) -> int:
+        """Bytes that it takes in the journal, about."""
         return self.bytes + self.jobs * ROW_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """An object that the store refused for good."""
+    """One dead letter, as ``payloadd journal dead`` lists it."""
 
     id: str
     at: int
@@ -75,11 +74,11 @@ class DeadLetter:
     payloads: int
     bytes: int
     retry: int
-    """1: marked to be tried again."""
+    """1 if it is marked to be tried again, else 0."""
 
 
 def bury(connection: sqlite3.Connection, batch: Batch, code: str, reason: str) -> None:
-    """Take a batch out of circulation."""
+    """Make a dead letter of a batch: it is not sealed any more, and no page returns its jobs."""
     first, last = batch.jobs[0].seq, batch.jobs[-1].seq
     connection.execute("DELETE FROM batches WHERE first = ?", (first,))
     jobs = len(batch.jobs)
@@ -92,7 +91,7 @@ def bury(connection: sqlite3.Connection, batch: Batch, code: str, reason: str) -
 
 
 def revive(connection: sqlite3.Connection) -> list[DeadRange]:
-    """Make sealed batches of those that are marked, AT_ONCE at most, and return them."""
+    """Make sealed batches of marked dead letters, REVIVED_PER_COMMIT at most, and return them."""
     wanted = connection.execute(
         "SELECT first, last, key, compression, payloads, bytes, jobs FROM dead"
         " WHERE retry AND first > 0 ORDER BY first LIMIT ?",
@@ -110,19 +109,19 @@ def seal(connection: sqlite3.Connection, batch: tuple[int, int, str, str, str | 
 
 
 def batch_row(batch: Batch) -> tuple[int, int, str, str, str | None]:
-    """Return what is noted of a batch when it is sealed."""
+    """Return the row of ``batches`` for a batch, without its checksum."""
     encoder = ENCODERS[batch.compression]
     return (batch.jobs[0].seq, batch.jobs[-1].seq, batch.key, batch.compression, encoder)
 
 
 def ranges(connection: sqlite3.Connection) -> list[DeadRange]:
-    """Return what lies out of circulation."""
+    """Return the ranges of all dead letters in order."""
     found = connection.execute("SELECT first, last, payloads, bytes, jobs FROM dead ORDER BY first")
     return [DeadRange(*row) for row in found]
 
 
 def letters(connection: sqlite3.Connection) -> list[DeadLetter]:
-    """Return the dead letters, the oldest first."""
+    """Return all dead letters, the oldest first."""
     found = connection.execute(
         "SELECT id, at, code, reason, key, payloads, bytes, retry FROM dead ORDER BY at, first"
     )
@@ -130,22 +129,25 @@ def letters(connection: sqlite3.Connection) -> list[DeadLetter]:
 
 
 def lines(connection: sqlite3.Connection, state_dir: Path, id_: str) -> bytes:
-    """Return the payloads of one as NDJSON; raises PayloaddError."""
+    """Return the payloads of the dead letter ``id_`` as NDJSON.
+
+    Of a dead letter of damage, the bytes that can be read. Raises PayloaddError for an unknown id.
+    """
     (found,) = _find(connection, [id_])
     members = connection.execute(IN_RANGE, found).fetchall()
     if found[0] <= 0:
-        return _what_is_left(members, state_dir)
+        return _readable_lines(members, state_dir)
     while True:
         try:
             return b"".join(job_rows.lines(members, state_dir))
         except sqlite3.OperationalError:
-            # A daemon that runs may have moved them since.
+            # A running daemon may have moved the bytes from a segment into the rows meanwhile.
             before, members = members, connection.execute(IN_RANGE, found).fetchall()
             if members == before:
                 raise
 
 
-def _what_is_left(members: Sequence[Row], state_dir: Path) -> bytes:
+def _readable_lines(members: Sequence[Row], state_dir: Path) -> bytes:
     """Return the lines of damaged rows, as far as they can be read."""
     left = []
     for row in reversed(members):
@@ -162,9 +164,9 @@ def _bytes_of(lines: object) -> bytes:
 
 
 def mark(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
-    """Mark dead letters (all, if ``ids`` is empty) to be tried again; returns how many.
+    """Mark dead letters to be tried again, all if ``ids`` is empty; returns how many.
 
-    Raises PayloaddError for an id that is none.
+    Raises PayloaddError for an unknown id, or for a dead letter of damage.
     """
     if not ids:
         return connection.execute("UPDATE dead SET retry = 1 WHERE first > 0").rowcount
@@ -176,7 +178,10 @@ def mark(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
 
 
 def drop(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
-    """Remove dead letters and their payloads; returns how many. Raises PayloaddError as above."""
+    """Delete dead letters and their payloads; returns how many.
+
+    Raises PayloaddError for an unknown id.
+    """
     found = _find(connection, ids)
     connection.executemany("DELETE FROM jobs WHERE seq BETWEEN ? AND ?", found)
     connection.executemany("DELETE FROM dead WHERE first = ? AND last = ?", found)

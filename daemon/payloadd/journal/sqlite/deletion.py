@@ -1,9 +1,9 @@
-"""Deletes the rows of what is stored: not a whole batch at once, but some with each commit.
+"""Deletion of the rows of stored batches, some with each commit, and of the file's free pages.
 
-Whoever waits for a commit waits for all that is in it. Those that deleted the 1,000 rows of a
-batch took 0.84 ms and others 0.20, and one in a hundred did, at 17,000 requests a second: they
-made the 99th percentile of an answer, which is 1.3 ms without them and was 1.6. So a large range
-is noted in the table ``stored``, where it is as good as deleted.
+Every request of a commit waits for all that is in that commit. To delete all rows of a large batch
+in one commit was measurable in the slowest answers. So the range of a large batch is noted in the
+table ``stored``: from that commit on its jobs are no part of the journal. Its rows are deleted with
+this commit and the next ones, a few at a time.
 """
 
 from __future__ import annotations
@@ -21,13 +21,9 @@ if TYPE_CHECKING:
 
     from payloadd.journal.sqlite.job_rows import Range
 
-_ROWS_PER_COMMIT: Final = 64
-"""Rows that are deleted with a commit, which makes it 33 us longer: 0.18 ms instead of 0.15."""
-_FEW: Final = 64
-"""Rows of a range that are deleted at once."""
 _SHARE: Final = 16
-"""One of so many that wait, if that is more than _AT_ONCE: or they would become ever more where
-batches are stored faster than they go."""
+"""Each commit deletes at least one in so many of the waiting rows: with a fixed number they would
+pile up where batches are stored faster than their rows are deleted."""
 
 _RANGES: Final = "SELECT first, last FROM stored ORDER BY last"
 _FIRST_LEFT: Final = "SELECT min(seq) FROM jobs WHERE seq BETWEEN ? AND ?"
@@ -37,51 +33,59 @@ _DELETE: Final = "DELETE FROM stored WHERE last = ?"
 
 
 class RowDeletion:
-    """Knows which jobs are stored and still have rows. Methods raise sqlite3.Error."""
+    """The ranges of jobs that are stored and still have rows. Methods raise sqlite3.Error."""
+
+    rows_per_commit = 64
+    """Rows that a commit deletes at least, if so many wait."""
+    small_range = 64
+    """Rows up to which a range is deleted by the commit that settles it."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        """Read the ranges from the table ``stored``."""
         self._connection = connection
         self.ranges: tuple[Range, ...] = tuple(map(self._left, connection.execute(_RANGES)))
-        """What waits, the next first. A value, so that a commit that fails can have the old one."""
+        """Ranges that wait for deletion, the next one first. A tuple, so that a commit that fails
+        can restore the old value."""
         self.absent = sum(map(self._absent_of, self.ranges))
-        """Rows of these ranges that were never written: a request was given up before its end."""
+        """Numbers in these ranges that never had a row: a staged request was given up."""
         self.missed = 0
         """Rows that the last call of ``delete`` should have found and did not."""
 
     def delete(self, settled: Sequence[Range]) -> list[Range]:
-        """Delete the rows of what is settled now, if they are few, and some of those that wait.
+        """Delete small ranges of ``settled``, and some rows of the ranges that wait.
 
-        Returns the ranges whose rows are gone.
+        Large ranges of ``settled`` wait from now on. Returns the ranges whose rows are deleted.
         """
-        gone = self._next()
-        for one in job_rows.merge(settled):
-            if _length(one) <= _FEW:
-                gone.append(one)
+        deleted = self._take_due()
+        for range_ in job_rows.merge(settled):
+            if _length(range_) <= self.small_range:
+                deleted.append(range_)
             else:
-                self.hide(one)
-                self.ranges += (one,)
+                self.hide(range_)
+                self.ranges += (range_,)
         self.missed = 0
-        if gone:
-            self.missed = sum([last - first + 1 for first, last in gone])
-            self.missed -= job_rows.delete(self._connection, gone)
+        if deleted:
+            self.missed = sum([last - first + 1 for first, last in deleted])
+            self.missed -= job_rows.delete(self._connection, deleted)
             excused = min(self.missed, self.absent)
             self.absent -= excused
             self.missed -= excused
-        return gone
+        return deleted
 
     def _left(self, range_: Range) -> Range:
         """Return a range without the rows at its beginning that an earlier run has deleted."""
         (first,) = self._connection.execute(_FIRST_LEFT, range_).fetchone()
         return (range_[1] + 1 if first is None else first, range_[1])
 
-    def _next(self) -> list[Range]:
-        """Take out what is deleted next: as many rows as are due, of one range or several.
+    def _take_due(self) -> list[Range]:
+        """Remove from ``ranges`` as many rows as this commit deletes, and return their ranges.
 
-        ``stored`` keeps a range as it was until all of it is gone; to delete a row again is easy.
+        The row of ``stored`` stays unchanged until its whole range is deleted: a start may find a
+        range of which some rows are deleted already.
         """
-        gone: list[Range] = []
+        due_ranges: list[Range] = []
         waiting = deque(self.ranges)
-        due = max(_ROWS_PER_COMMIT, sum(map(_length, waiting)) // _SHARE)
+        due = max(self.rows_per_commit, sum(map(_length, waiting)) // _SHARE)
         while waiting and due > 0:
             first, last = waiting.popleft()
             if last - first < due:
@@ -89,34 +93,34 @@ class RowDeletion:
             else:
                 waiting.appendleft((first + due, last))
                 last = first + due - 1
-            gone.append((first, last))
+            due_ranges.append((first, last))
             due -= last - first + 1
         self.ranges = tuple(waiting)
-        return gone
+        return due_ranges
 
-    def give_up(self, range_: Range) -> None:
-        """Delete the rows of a hidden range, of which not all may have been written."""
+    def discard(self, range_: Range) -> None:
+        """Have the rows of a hidden range deleted, of which some may not have been written."""
         self.ranges += (range_,)
-        # Where the file is damaged it is about to be made sound, and read again.
+        # Where the file is damaged, it is about to be repaired and its ranges are read again.
         with suppress(sqlite3.Error):
             self.absent += self._absent_of(range_)
 
     def _absent_of(self, range_: Range) -> int:
-        """Return how many numbers at the end of a range have no row: they were not written yet."""
+        """Return how many numbers at the end of a range have no row: none was written so far."""
         first, last = range_
         (newest,) = self._connection.execute(_LAST_LEFT, range_).fetchone()
         return last - first + 1 if newest is None else last - int(newest)
 
     def hide(self, range_: Range) -> None:
-        """Note that the rows of a range are not part of the journal; they are not deleted."""
+        """Take a range out of the journal without deleting its rows: note it in ``stored``."""
         self._connection.execute(_INSERT, (*range_, of_values(reversed(range_))))
 
     def show(self, range_: Range) -> None:
-        """Make the rows of a hidden range part of the journal."""
+        """Make the rows of a hidden range part of the journal: remove it from ``stored``."""
         self._connection.execute(_DELETE, (range_[1],))
 
     def finish(self) -> None:
-        """Delete them all, in one transaction; not the rows that are only hidden."""
+        """Delete all rows that wait, in one transaction; a range that is only hidden stays."""
         if not self.ranges:
             return
         with self._connection:
@@ -126,6 +130,30 @@ class RowDeletion:
                 self._connection, "stored", "last", [last for _, last in self.ranges]
             )
         self.ranges = ()
+
+
+class Vacuum:
+    """Returns free pages of the file to the file system. Methods raise sqlite3.Error."""
+
+    least_pages = 1024
+    """Free pages from which it is worth it; fewer are left for the next rows."""
+    pages_per_step = 256
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def step(self) -> bool:
+        """Return some free pages to the file system; returns whether there are more."""
+        (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
+        if free < self.least_pages:
+            return False
+        # The statement frees one page per step. As it has no columns, ``execute`` makes only one
+        # step of it; ``executescript`` makes all of them.
+        self._connection.executescript(f"PRAGMA incremental_vacuum({self.pages_per_step})")
+        if free - self.pages_per_step < self.least_pages:
+            # The last step for now. The file becomes shorter with the checkpoint.
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        return True
 
 
 def _length(range_: Range) -> int:

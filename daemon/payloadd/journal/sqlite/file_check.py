@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import schema
 from payloadd.journal.sqlite.damage import Finding, corrupt, is_corrupt, refusal
-from payloadd.journal.sqlite.read_errors import patiently, read_error
+from payloadd.journal.sqlite.read_errors import read_error, retry_reads
 from payloadd.journal.sqlite.salvage import salvage
 from payloadd.journal.sqlite.table_scan import is_trouble, is_unreadable
 
@@ -39,7 +39,7 @@ def open_sound(path: Path) -> tuple[sqlite3.Connection, list[Finding], list[Rang
     Raises OSError, sqlite3.Error, or StartError where it cannot be made sound.
     """
     try:
-        return patiently(lambda: _open_sound(path))
+        return retry_reads(lambda: _open_sound(path))
     except sqlite3.Error as error:
         if not is_unreadable(error):
             raise

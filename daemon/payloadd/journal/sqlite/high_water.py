@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Final
 
 from payloadd.errors import StartError
 from payloadd.files import sync_folder
-from payloadd.journal.sqlite import identity, segment_files
+from payloadd.journal.sqlite import identity, segments
 from payloadd.journal.sqlite.high_water_record import AT_LEAST, CLEAN, FOREIGN, Mark
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class HighWater:
     def __init__(self, journal: Path) -> None:
         """Read the file that belongs to ``journal``, before that is opened. Raises OSError."""
         self._path = journal.with_suffix(_SUFFIX)
-        self._segments = journal.parent / segment_files.FOLDER
+        self._segments = journal.parent / segments.FOLDER
         self._existed = self._path.exists()
         self._found = read(journal)
         self.unreadable = False
@@ -139,7 +139,7 @@ class HighWater:
         if found is None:
             self.unreadable = self._existed and totals.next > 1
             return totals
-        if totals.next == 1 and found.held and segment_files.names(self._segments):
+        if totals.next == 1 and found.held and segments.names(self._segments):
             # To go on would put payloads aside that an operator can have back with journal.db.
             raise StartError(
                 f"{self._segments} belongs to another journal than the one that is here:"
@@ -155,7 +155,7 @@ class HighWater:
         again = max(0, min(gone, held))
         files: tuple[str, ...] = ()
         self._missing, self._flags = found.missing, found.flags & _REMEMBERED
-        names = segment_files.names(self._segments)
+        names = segments.names(self._segments)
         following = max(found.next, totals.next)
         # A segment is named by a number that was the next one: so many jobs came behind the record.
         unrecorded = max([0, *(name - following for name in names)])
@@ -184,7 +184,7 @@ class HighWater:
         self._missing = found.missing + max(0, found.held)
         self._flags = _REMEMBERED
         needed = {name for (name,) in connection.execute(_REFERRED_TO)}
-        names = segment_files.names(self._segments)
+        names = segments.names(self._segments)
         files = self._put_aside(name for name in names if name not in needed)
         self.damage = Damage(self._missing, at_least=True, again=0, files=files, foreign=True)
 
@@ -204,7 +204,7 @@ class HighWater:
         """Rename segments of rows that are gone; returns their new names."""
         moved = []
         for name in names:
-            path = segment_files.path_of(self._segments, name)
+            path = segments.path_of(self._segments, name)
             with suppress(OSError):
                 moved.append(path.rename(path.with_name(path.name + _LOST)).name)
         return tuple(moved)

@@ -1,11 +1,9 @@
-"""Idempotency-Keys and what they were answered with, for a day.
+"""Idempotency-Keys and the answers that they got, for a day. Functions raise sqlite3.Error.
 
-Keys are kept as 16 bytes of hash. Functions raise sqlite3.Error.
-
-Keys count into JOURNAL_MAX_BYTES and may take a quarter of it: without a bound one client that
-makes up a key for each request fills the disk. Past it the oldest keys are forgotten before their
-time, a few with each commit that brings new ones, and a metric counts them. An empty collection
-leaves no key: there is nothing that a repetition could store twice.
+Keys are kept as 16 bytes of hash. They count into JOURNAL_MAX_BYTES and may take a quarter of it:
+without a bound a client that makes up a key for each request would fill the disk. Above that the
+oldest keys are evicted early, a few with each commit that brings new ones, and a metric counts
+them. An empty collection leaves no key: a repetition could store nothing twice.
 """
 
 from __future__ import annotations
@@ -26,12 +24,12 @@ if TYPE_CHECKING:
 
 KEEP: Final = 24 * 3600
 """Seconds for which a key is known."""
+KEYS_PER_COMMIT: Final = 128
+"""Expired keys that one commit deletes at most: the requests of that commit wait for it."""
 _SHARE: Final = 4
-"""Keys take one of so many bytes of JOURNAL_MAX_BYTES at most."""
-_KEYS_PER_COMMIT: Final = 128
-"""Keys that are forgotten in one commit, which all others wait for: 1 ms."""
+"""Keys take at most one in so many bytes of JOURNAL_MAX_BYTES."""
 _AHEAD: Final = 64
-"""Keys that a commit may forget beyond those that it brings, where a bound was lowered."""
+"""Keys that a commit may evict beyond the number that it brings, where the bound was lowered."""
 
 _FIND: Final = "SELECT id, payloads, expires FROM answers WHERE key = ?"
 _EXPIRE: Final = """
@@ -56,7 +54,10 @@ def most_keys(max_bytes: int) -> int:
 def answer(
     connection: sqlite3.Connection, key: bytes, receipt: Receipt, changes: CommitChanges
 ) -> Receipt | None:
-    """Return what ``key`` was answered with before; None, and note ``receipt``, if it is new."""
+    """Return the receipt that ``key`` got before, or None after noting ``receipt`` for it.
+
+    Counts a new key in ``changes``.
+    """
     now = int(time.time())
     row = connection.execute(_FIND, (key,)).fetchone()
     if _is_valid(row, now):
@@ -69,21 +70,21 @@ def answer(
 
 
 def find(connection: sqlite3.Connection, key: bytes, receipt: Receipt) -> Receipt | None:
-    """Return what ``key`` was answered with before; None if it is new, and note nothing."""
+    """Return the receipt that ``key`` got before, None if the key is new; notes nothing."""
     row = connection.execute(_FIND, (key,)).fetchone()
     return _earlier(row[0], row[1], receipt) if _is_valid(row, int(time.time())) else None
 
 
 def _is_valid(row: Sequence[object] | None, now: int) -> bool:
-    """Return whether a key was found that is not past its time."""
-    # A row whose expiry is damaged is known too: its request must not be stored twice.
+    """Return whether a key was found that has not expired."""
+    # A key whose expiry is damaged is valid: its request must not be stored twice.
     return row is not None and not (isinstance(row[2], int) and row[2] <= now)
 
 
 def _earlier(id_: object, payloads: object, receipt: Receipt) -> Receipt:
-    """Return the earlier receipt; what a damaged row no longer says is taken from the new one.
+    """Return the earlier receipt; damaged parts of it are taken from the new one.
 
-    That the key is known matters more than the id: its request must not be stored twice.
+    A known key with another id is better than an unknown one: its request would be stored twice.
     """
     sound = isinstance(id_, bytes) and len(id_) == len(receipt.id.bytes)
     return Receipt(
@@ -93,14 +94,14 @@ def _earlier(id_: object, payloads: object, receipt: Receipt) -> Receipt:
 
 
 def expire(connection: sqlite3.Connection, changes: CommitChanges) -> bool:
-    """Forget keys past their time; returns whether there may be more of them."""
-    count = connection.execute(_EXPIRE, (int(time.time()), _KEYS_PER_COMMIT)).rowcount
+    """Delete expired keys, KEYS_PER_COMMIT at most; returns whether there may be more."""
+    count = connection.execute(_EXPIRE, (int(time.time()), KEYS_PER_COMMIT)).rowcount
     changes.keys -= count
-    return count == _KEYS_PER_COMMIT
+    return count == KEYS_PER_COMMIT
 
 
 def evict(connection: sqlite3.Connection, changes: CommitChanges, known: int, most: int) -> None:
-    """Forget the oldest keys where ``known`` and those of ``changes`` are more than ``most``."""
+    """Delete the oldest keys where ``known`` and those of ``changes`` are more than ``most``."""
     over = known + changes.keys - most
     if over > 0:
         count = connection.execute(_EVICT, (min(over, max(0, changes.keys) + _AHEAD),)).rowcount

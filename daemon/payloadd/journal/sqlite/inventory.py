@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from payloadd.journal.sqlite import damage, row_reader, small_tables
+from payloadd.journal.sqlite import damage, job_rows, small_tables
 from payloadd.journal.sqlite.damage import DamagedRow, Finding
 from payloadd.journal.sqlite.small_tables import BATCHES, DEAD, IDENTITY, STORED, TOTALS, ranges
 from payloadd.journal.sqlite.transaction import Totals, count
@@ -295,7 +295,7 @@ def _bury_strays(connection: sqlite3.Connection, totals: Totals) -> list[Finding
 
 
 def _stray(row: Any, reason: str) -> DamagedRow:  # noqa: ANN401 - it may hold anything
-    return DamagedRow(row[0], row[1], row[2], row_reader.size(row), reason)
+    return DamagedRow(row[0], row[1], row[2], job_rows.size(row), reason)
 
 
 def _apart(connection: sqlite3.Connection) -> list[Range]:

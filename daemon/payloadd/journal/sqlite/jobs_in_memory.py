@@ -1,9 +1,9 @@
-"""Collects the jobs that are in memory and not settled, so that a repair of the file keeps them.
+"""The jobs that are in memory and not settled: a repair of the file keeps their rows.
 
 Such a job can be in several places: on its way from the journal's thread to the event loop, in the
-channel, in a batch that a worker uploads, or in an operation that waits for its commit. The event
-loop knows the places, the journal's thread needs the jobs: ``collect`` is called in that thread
-and asks the event loop, which never waits for the thread.
+memory channel, in a batch that a worker uploads, or in an operation that waits for its commit. The
+event loop knows these places, and the journal's thread needs the jobs. So ``collect`` is called in
+that thread and waits for the event loop, which never waits for the thread in turn.
 """
 
 from __future__ import annotations
@@ -27,37 +27,39 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class InMemory:
-    """The jobs in memory of one journal."""
+class JobsInMemory:
+    """Collects the jobs in memory of one journal."""
 
-    def __init__(self, database: Database, listener: JournalListener, groups: CommitQueue) -> None:
+    def __init__(
+        self, database: Database, listener: JournalListener, commit_queue: CommitQueue
+    ) -> None:
         self._database = database
         self._listener = listener
-        self._commit_queue = groups
+        self._commit_queue = commit_queue
         self._operations: Sequence[Operation] = ()
         self._committed = False
         self._token: trio.lowlevel.TrioToken | None = None
 
     def start(self) -> None:
-        """Let the database collect the jobs from now on. Call it in the event loop."""
+        """Have the database call ``collect`` from now on. Call it in the event loop."""
         self._token = trio.lowlevel.current_trio_token()
         self._database.jobs_in_memory = self.collect
 
     def begin_commit(self, operations: Sequence[Operation]) -> None:
-        """Note which operations are being committed and published."""
+        """Note the operations that are about to be committed and published."""
         self._operations = operations
         self._committed = False
 
     def committed(self) -> None:
-        """Note, in the journal's thread, that these operations are durable."""
+        """Note that the operations of ``begin_commit`` are durable. Called in the thread."""
         self._committed = True
 
     def end_commit(self) -> None:
-        """Note that the jobs of the commit were published, or its operations carried over."""
+        """Note that the jobs of the commit were published, or its operations queued again."""
         self._operations = ()
 
     def collect(self) -> list[Job]:
-        """Return the jobs, some of them twice. Call it in the journal's thread."""
+        """Return the jobs, some of them twice; none before ``start``. Called in the thread."""
         return (_call_in_loop(self._token, self._collect) or []) if self._token else []
 
     def _collect(self) -> list[Job]:
@@ -71,13 +73,13 @@ class InMemory:
                     jobs += operation.jobs
         else:
             jobs += _unsettled(self._operations)
-        # A commit that failed has given numbers to jobs that are not accepted.
+        # A commit that failed has given numbers to jobs that were not accepted.
         following = self._database.totals.next
         return [job for job in jobs if job.seq < following]
 
 
 def _unsettled(operations: Iterable[Operation]) -> list[Job]:
-    """Return the jobs of batches that these operations are about to settle or to bury."""
+    """Return the jobs of the batches that these operations settle or bury."""
     jobs: list[Job] = []
     for operation in operations:
         if isinstance(operation, Settle | Bury):
@@ -86,7 +88,10 @@ def _unsettled(operations: Iterable[Operation]) -> list[Job]:
 
 
 def _call_in_loop(token: trio.lowlevel.TrioToken, function: Callable[[], T]) -> T | None:
-    """Run a function in the event loop, from any thread; None once the run has ended."""
+    """Call a function in the event loop, from any thread, and return its result.
+
+    Returns None once the trio run has ended.
+    """
     if trio.lowlevel.in_trio_run():
         return function()
     answer: SimpleQueue[outcome.Outcome[T]] = SimpleQueue()

@@ -41,7 +41,7 @@ from payloadd.journal.sqlite.commit_queue import MOST_LARGE_ROWS, CommitQueue, T
 from payloadd.journal.sqlite.damage_report import report_missing
 from payloadd.journal.sqlite.disk import DiskState, disk_error, outcome_unknown
 from payloadd.journal.sqlite.idempotency import most_keys
-from payloadd.journal.sqlite.jobs_in_memory import InMemory
+from payloadd.journal.sqlite.jobs_in_memory import JobsInMemory
 from payloadd.journal.sqlite.maintenance import Maintenance
 from payloadd.journal.sqlite.schema import KEY_BYTES, ROW_BYTES
 from payloadd.journal.sqlite.thread import JournalThread
@@ -114,7 +114,7 @@ class SqliteJournal:
         self._commit_queue = CommitQueue(tuning.most_large_rows)
         add, interval = self._commit_queue.add, tuning.maintenance_interval
         self._maintenance = Maintenance(database, self._thread, self._disk, listener, add, interval)
-        self._in_memory = InMemory(database, listener, self._commit_queue)
+        self._in_memory = JobsInMemory(database, listener, self._commit_queue)
         self._bytes = 0
         """Bytes of the requests that wait for a commit."""
         self._staged: Append | None = None
@@ -339,7 +339,7 @@ class SqliteJournal:
         The rows of stored batches are deleted first. Otherwise the next commit would find the disk
         full again.
         """
-        self._database.make_room()
+        self._database.free_space()
         return self._database.reserve.recreate()
 
     async def _publish(self, operations: Sequence[Operation], time_slice: TimeSlice) -> None:

@@ -1,4 +1,7 @@
-"""The rows of ``layouts``. Functions raise sqlite3.Error."""
+"""The rows of the table ``layouts``: from which job on which settings shape keys and objects.
+
+Functions raise sqlite3.Error.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +30,18 @@ _INSERT: Final = """
 def note(
     connection: sqlite3.Connection, rows: Sequence[Values], following: int, now: Layout
 ) -> list[tuple[int, Layout]]:
-    """Note that ``now`` holds from the job ``following`` on; returns all, each with its first job.
+    """Note that ``now`` holds from the job ``following`` on.
 
-    ``rows`` are those of the table that check out.
+    ``rows`` are the sound rows of the table. Returns all layouts, each with its first ``seq``.
+    Layouts without a job left are deleted.
     """
     known = [
         (first, Layout(template, host, compression, alone=bool(alone)))
         for first, template, host, compression, alone in rows
     ]
-    # The first that is known holds for all before: the others are gone.
     if known and known[-1][1] == now:
         return known
     values = (following, now.template, now.host, now.compression, int(now.alone))
     connection.execute(_INSERT, (*values, of_values(values)))
-    # Those that no job is left of are of no use any more.
     connection.execute(_FORGET)
     return [*(one for one in known if one[0] != following), (following, now)]

@@ -66,13 +66,13 @@ class Maintenance:
             if changes != self._seen and not self._disk.in_trouble:
                 self._seen = changes
                 await self._thread.read(self._database.count_dead)
-                await self._thread.read(self._database.compaction.look_at_all)
+                await self._thread.read(self._database.compaction.recheck_all)
                 self._add(Revive())
             if number % _ROUNDS_PER_EXPIRY == 0:
                 # If no key has expired, this costs no fsync.
                 self._add(Expire())
             # Segments of batches that are settled during this round wait for the next one.
-            if self._database.compaction.waits:
+            if self._database.compaction.has_work:
                 # A write, although it only plans: it may wait behind a commit that hangs at the end
                 # of the daemon, and must not outlast the deadline then.
                 with suppress(sqlite3.Error):

@@ -18,7 +18,7 @@ from payloadd.journal.sqlite import damaged_files, dead_letters
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.lock import owner
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS, look_into
-from payloadd.journal.sqlite.segment_files import space
+from payloadd.journal.sqlite.segments import space
 from payloadd.journal.sqlite.verify import verify
 
 if TYPE_CHECKING:

@@ -1,11 +1,11 @@
-"""Tells a read error that lasts from one that passes.
+"""Read errors of the disk: which of them last, and which are gone at the next attempt.
 
-SQLite calls a page that the disk does not give back damaged (EIO becomes SQLITE_CORRUPT), so where
-it says so the file is read once more, byte by byte.
+SQLite reports a page that the disk cannot read as damaged (EIO becomes SQLITE_CORRUPT). So where it
+reports damage, the file is read once more, byte by byte, to tell one from the other.
 
 A sector that cannot be read is tried again for ten seconds before its jobs are given up: an error
-of a cable or a network passes. What is behind it must not wait for longer than that. Only a disk
-that still takes writes has anything given up: a dead letter is a commit.
+of a cable or of a network is gone after some time. Jobs after it must not wait for longer. Jobs are
+given up only while the disk still accepts writes: a dead letter is a commit.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TRIES: Final = 5
-_SECONDS: Final = 10.0
+"""Attempts before errors count as lasting, however slow each of them is."""
 _FORGET: Final = 60.0
-"""Seconds without an error after which the next one is the first."""
+"""Seconds without an error after which the next one counts as the first."""
 _MOST: Final = 64
 """Places that are remembered."""
-_BETWEEN_TRIES: Final = 0.5
 _PIECE: Final = 2**20
 
 
@@ -44,33 +43,42 @@ class _Errors:
     tries: int = 0
 
 
-class Patience:
+class ReadErrors:
     """Counts the read errors of each place: a segment, or the database file.
 
-    Once a place has failed for long enough, every further error of it counts as one that lasts: a
-    damaged area of many records is not waited for once a record.
+    Once the errors of a place last, every further error of it counts as lasting: a damaged area of
+    many jobs delays the backlog once, and not once per job.
     """
+
+    seconds = 10.0
+    """Seconds from the first error of a place on after which its errors last."""
+    pause = 0.5
+    """Seconds between two attempts of ``retry_reads``."""
 
     def __init__(self) -> None:
         self._errors: dict[str, _Errors] = {}
 
-    def ran_out(self, place: str) -> bool:
-        """Note a read error of ``place``; returns whether its errors last."""
+    def note(self, place: str) -> bool:
+        """Count a read error of ``place``; returns whether its errors last."""
         now = time.monotonic()
         known = self._errors.pop(place, None)
         if known is None or now - known.last > _FORGET:
             known = _Errors(now, now)
         known.last = now
         known.tries += 1
-        # The place that failed last is the last.
+        # In order of the last error, so that the first entry is the one to forget.
         self._errors[place] = known
         if len(self._errors) > _MOST:
             del self._errors[next(iter(self._errors))]
-        return known.tries >= _TRIES and now - known.first >= _SECONDS
+        return known.tries >= _TRIES and now - known.first >= self.seconds
 
 
 def read_error(path: Path, error: sqlite3.Error) -> sqlite3.Error:
-    """Return a read error in place of ``error`` if the disk does not give all of a file back."""
+    """Return a read error (SQLITE_IOERR_READ) in place of ``error`` if the disk cannot read a file.
+
+    Returns ``error`` itself where it does not report damage, or where the whole file at ``path``
+    can be read.
+    """
     if is_unreadable(error) or not is_corrupt(error) or _can_be_read(path):
         return error
     found = sqlite3.OperationalError(f"{path.name}: {os.strerror(errno.EIO)}")
@@ -92,16 +100,17 @@ def _can_be_read(path: Path) -> bool:
     return True
 
 
-def patiently(function: Callable[[], T]) -> T:
-    """Run a function, again and again for some seconds while the database file cannot be read.
+def retry_reads(function: Callable[[], T]) -> T:
+    """Call a function again while the disk cannot read the database file, until errors last.
 
-    Raises sqlite3.Error. For a start, when nothing else waits.
+    Returns the result of ``function``. Raises sqlite3.Error. It blocks for seconds: for a start,
+    when no client waits.
     """
-    patience = Patience()
+    read_errors = ReadErrors()
     while True:
         try:
             return function()
         except sqlite3.Error as error:
-            if not is_unreadable(error) or patience.ran_out(FILE):
+            if not is_unreadable(error) or read_errors.note(FILE):
                 raise
-        time.sleep(_BETWEEN_TRIES)
+        time.sleep(read_errors.pause)

@@ -22,7 +22,7 @@ from payloadd.journal.sqlite import (
     inventory,
     job_rows,
     restoration,
-    segment_files,
+    segments,
 )
 from payloadd.journal.sqlite.damage import is_corrupt
 from payloadd.journal.sqlite.file_check import make_sound
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from payloadd.journal.sqlite.damage import Finding
     from payloadd.journal.sqlite.inventory import Inventory
     from payloadd.journal.sqlite.job_rows import Range
-    from payloadd.journal.sqlite.read_errors import Patience
+    from payloadd.journal.sqlite.read_errors import ReadErrors
     from payloadd.journal.sqlite.transaction import Totals
     from payloadd.model.job import Job
 
@@ -64,9 +64,9 @@ class Known(NamedTuple):
 class FileRepair:
     """Repairs one file, now and then."""
 
-    def __init__(self, path: Path, patience: Patience) -> None:
+    def __init__(self, path: Path, read_errors: ReadErrors) -> None:
         self._path = path
-        self._patience = patience
+        self._read_errors = read_errors
         self._last = float("-inf")
         self._tolerant = False
         """Whether pages that the disk does not give back are taken for damaged."""
@@ -76,7 +76,7 @@ class FileRepair:
         if time.monotonic() - self._last < _BETWEEN:
             return False
         if is_unreadable(read_error(self._path, error)):
-            self._tolerant = self._patience.ran_out(FILE)
+            self._tolerant = self._read_errors.note(FILE)
             return self._tolerant
         return is_corrupt(error)
 
@@ -107,7 +107,7 @@ class FileRepair:
             restoration.restore_totals(copy, known.totals)
             restoration.restore_stored(copy, known.stored)
             restoration.restore_rows(copy, known.jobs)
-        names = segment_files.names(self._path.parent / segment_files.FOLDER)
+        names = segments.names(self._path.parent / segments.FOLDER)
         left = restoration.without(gaps, known.jobs)
         taken = inventory.take(copy, names, left, counting=True)
         if taken.identity is None:

@@ -1,9 +1,9 @@
-"""Writes what memory knows into a file that has lost it.
+"""Rows that a damaged file has lost, written again from memory.
 
-A job that is in memory is going to be stored, whatever has become of its row. Its row is written
-as it was, so that the job is not taken for damaged, the totals count it until it is settled, and a
-crash before the upload loses nothing. Functions raise sqlite3.Error, and write in the transaction
-of the caller.
+A job that is in memory is going to be stored, even if its row is lost. Its row is written as it
+was: so the job does not count as damaged, the totals count it until it is settled, and a crash
+before the upload loses nothing. Functions raise sqlite3.Error, and write in the transaction of the
+caller.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def restore_rows(connection: sqlite3.Connection, jobs: Iterable[Job]) -> int:
-    """Write the row of each job that has none or an altered one; returns how many."""
+    """Write the row of each job whose row is missing or altered; returns how many."""
     wanted = {job.seq: job for job in jobs}
     sound: set[int] = set()
     for range_ in job_rows.merge([(seq, seq) for seq in wanted]):
@@ -38,11 +38,11 @@ def restore_rows(connection: sqlite3.Connection, jobs: Iterable[Job]) -> int:
 
 
 def _is_row_of(job: Job, row: Row) -> bool:
-    """Return whether a row is the one that was written for a job, as far as the row tells."""
+    """Return whether a row is as it was written for a job, without a read of its segment."""
     _, id_, payloads, lines, segment, _, size, stream, crc = row
     same = id_ == job.id.bytes and payloads == job.payloads and stream == 0
-    in_place = lines == job.lines if segment is None else size == len(job.lines)
-    return bool(same and in_place) and (crc is None or crc == _checksum(job))
+    same_lines = lines == job.lines if segment is None else size == len(job.lines)
+    return bool(same and same_lines) and (crc is None or crc == _checksum(job))
 
 
 def _row(job: Job) -> job_rows.NewRow:
@@ -55,7 +55,7 @@ def _checksum(job: Job) -> int:
 
 
 def restore_totals(connection: sqlite3.Connection, totals: Totals) -> None:
-    """Write the totals as of the last commit; Idempotency-Keys are counted."""
+    """Write the totals as of the last commit; the Idempotency-Keys in the file are counted."""
     (keys,) = connection.execute("SELECT count(*) FROM answers").fetchone()
     row = (totals.next, totals.jobs, totals.payloads, totals.bytes, keys, totals.accepted)
     connection.execute("DELETE FROM totals")
@@ -67,7 +67,7 @@ def restore_totals(connection: sqlite3.Connection, totals: Totals) -> None:
 
 
 def restore_stored(connection: sqlite3.Connection, ranges: Sequence[Range]) -> None:
-    """Write the ranges whose jobs are stored and whose rows wait to be deleted."""
+    """Write the ranges whose jobs are stored and whose rows wait for deletion."""
     connection.execute("DELETE FROM stored")
     connection.executemany(
         "INSERT INTO stored (first, last, crc) VALUES (?, ?, ?)",
@@ -76,7 +76,7 @@ def restore_stored(connection: sqlite3.Connection, ranges: Sequence[Range]) -> N
 
 
 def without(gaps: Sequence[Range], jobs: Iterable[Job]) -> list[Range]:
-    """Return the gaps without the jobs at their ends: those have rows."""
+    """Return the gaps without those jobs at their ends that are in ``jobs``: they have rows."""
     present = {job.seq for job in jobs}
     left = []
     for first, last in gaps:

@@ -1,158 +1,290 @@
-"""Large payloads in files of their own, beside the rows that say where they are.
+"""Segments: files with the bytes of large jobs; the row of such a job says where they are.
 
-SQLite cuts a row of 64 KiB into pages of 4 KiB, each with a checksum, and writes all of them
-twice: into its log, and from there into its file. With 16 such rows a commit that is 107 us of
-CPU a row, here 34; with 128 rows of 20 kB 64 and 14. So where a commit has many large jobs
-their bytes are appended to a file, a *segment*, and each row holds the place of its own.
+SQLite cuts a row of 64 KiB into pages of 4 KiB and writes each of them twice: into its write-ahead
+log, and from there into its file. Where a commit has many large jobs, it is cheaper to append their
+bytes to a file, a *segment*, and to keep only the place in the row.
 
-* The bytes are written and synced before the commit of their rows. So a row always finds its
-  bytes, and what a crash or an error leaves behind the last committed byte is never read.
-* Nothing is appended to a segment of an earlier run, or behind an error: a new one is begun.
-* A segment is named by the next ``seq`` at its beginning: it holds that job or later ones.
-* A segment that no row refers to any more is unlinked as a whole; see ``compaction.py``.
+* The bytes are written and synced before the commit of their rows. So a committed row always finds
+  its bytes, and bytes behind the last committed one, left by a crash or an error, are never read.
+* Nothing is appended to a segment of an earlier run, nor after an error: a new segment is begun.
+* The name of a segment is the lowest ``seq`` that a job in it can have.
+* A segment that no row refers to is unlinked as a whole; see ``compaction.py``.
+
+Errors of these files are errors of the journal: OSError becomes sqlite3.OperationalError, with the
+name of the errno in ``sqlite_errorname``.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import sqlite3
 from bisect import bisect_right
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from contextlib import contextmanager, suppress
+from itertools import groupby
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from payloadd.errors import StartError
-from payloadd.files import sync_folder
-from payloadd.journal.sqlite import segment_files
-from payloadd.journal.sqlite.segment_files import FOLDER, errors_of_the_journal, path_of
+from payloadd.files import sync_folder, write_at
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+FOLDER: Final = "segments"
+"""The folder of the segments in STATE_DIR."""
 LARGE: Final = 4 * 2**10
-"""Bytes of a job from which a segment is cheaper than a row, if many go together."""
+"""Bytes of a job from which a segment is cheaper than a row, if many are committed together."""
 WORTH_A_SYNC: Final = 256 * 2**10
-"""Bytes of large jobs in one commit from which a segment is cheaper: it is synced by itself.
+"""Bytes of large jobs in one commit from which a segment is cheaper: it needs a sync of its own.
 
-Of CPU 128 KiB are enough; but a lone request would wait for two syncs where one does.
+By CPU time alone half of it would do; but a lone request would wait for two syncs instead of one.
 """
-_LAST: Final = 2**62
-_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 SEGMENT_BYTES: Final = 16 * 2**20
-"""A segment with as much in it is followed by a new one: the step in which space comes back."""
+"""Size from which a segment is followed by a new one: disk space is freed in steps of this size."""
+
+_SUFFIX: Final = ".ndjson"
+_MOST_READ: Final = 256 * 2**10
+"""Bytes of neighbouring jobs that one read gets: they are in memory twice until they are cut up."""
+_LAST: Final = 2**62
+_CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+_DAMAGE: Final = {"ENOENT", "ENODATA", "ELOOP", "EISDIR", "ENOTDIR"}
+"""Read errors that a second attempt does not change: the file is missing, short or not a file."""
+_UNREADABLE: Final = {"EIO", "EBADMSG", "EUCLEAN", "EILSEQ"}
+"""Read errors of the disk, which may be gone at the next attempt."""
+
+
+class SegmentSpan(NamedTuple):
+    """The place of a job's bytes: ``size`` bytes of a segment, from byte ``start`` on."""
+
+    segment: int
+    start: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """The position after the last byte."""
+        return self.start + self.size
 
 
 class Segments:
-    """The segments in a STATE_DIR, and the end of the one that is written."""
+    """The segments in a STATE_DIR, and the write position in the current one."""
 
     def __init__(self, folder: Path) -> None:
+        """List the segments in STATE_DIR ``folder``.
+
+        Raises sqlite3.OperationalError, and StartError where a segment is a symbolic link.
+        """
         self._folder = folder / FOLDER
-        with errors_of_the_journal(self._folder):
-            segment_files.refuse_links(self._folder)
-            self.names = segment_files.names(self._folder)
-            """The segments that there are, by the first ``seq`` that each may hold."""
+        with _as_sqlite_error(self._folder):
+            _refuse_links(self._folder)
+            self.names = names(self._folder)
+            """The names of all segments in ascending order."""
         self._file: int | None = None
-        self._end = 0
-        """Behind the last byte that a committed row refers to."""
-        self._tail = 0
-        """Behind the last byte that is written."""
+        self._committed = 0
+        """The position after the last byte that a committed row refers to."""
+        self._written = 0
+        """The position after the last byte that was written."""
 
     def check(self, following: int) -> None:
-        """Raise StartError for a segment that a journal with this next ``seq`` cannot have."""
+        """Raise StartError for a segment that a journal whose next ``seq`` this is cannot have."""
         if self.names and self.names[-1] > following:
             path = path_of(self._folder, self.names[-1])
             raise StartError(f"{path} belongs to another journal than the one that is here")
 
     @property
     def current(self) -> int | None:
-        """The segment that is written, None between two."""
+        """The name of the segment that is being written, None if there is none at the moment."""
         return None if self._file is None else self.names[-1]
 
     @property
     def in_doubt(self) -> bool:
-        """Whether there are bytes that a commit refers to of which nobody knows."""
-        return self._tail > self._end
+        """Whether there are bytes of a commit whose outcome is unknown."""
+        return self._written > self._committed
 
     def write(self, buffers: Sequence[bytes], following: int) -> tuple[int, int]:
-        """Write buffers behind each other and sync them; returns the segment and where they start.
+        """Append buffers to the current segment and sync them.
 
-        They are to be kept or cut off next; ``following`` is the next ``seq`` before them.
+        Returns the name of the segment and the position of the first byte. Call ``keep`` or ``cut``
+        next. ``following``, the next ``seq`` before these jobs, becomes the name of a new segment.
+        Raises sqlite3.OperationalError; the next call begins a new segment then.
         """
-        with errors_of_the_journal(self._folder):
-            if self._file is not None and self._end >= SEGMENT_BYTES:
-                self._leave()
+        with _as_sqlite_error(self._folder):
+            if self._file is not None and self._committed >= SEGMENT_BYTES:
+                self._close_current()
             file = self._begin(following) if self._file is None else self._file
-            self._tail = self._end
+            self._written = self._committed
             try:
-                self._tail += segment_files.write(file, buffers, self._end)
+                self._written += write_at(file, buffers, self._committed)
                 os.fdatasync(file)
             except OSError:
-                # Not to be gone on with: what a sync has failed to write may be given up.
+                # A failed sync may have dropped dirty pages: this file is not appended to any more.
                 self.cut()
-                self._leave()
+                self._close_current()
                 raise
-        return self.names[-1], self._end
+        return self.names[-1], self._committed
 
     def keep(self) -> None:
-        """Keep what was written last: its rows are committed."""
-        self._end = self._tail
+        """Keep the bytes of the last ``write``: their rows are committed."""
+        self._committed = self._written
 
     def cut(self) -> None:
-        """Give up what was written last and free its room: its rows will never be."""
+        """Cut off the bytes of the last ``write``: their rows will never be committed."""
         if self._file is not None:
-            with suppress(OSError):  # then it is written over
-                os.ftruncate(self._file, self._end)
-        self._tail = self._end
+            with suppress(OSError):  # the next write overwrites them
+                os.ftruncate(self._file, self._committed)
+        self._written = self._committed
 
     def unlink(self, name: int) -> None:
-        """Remove a segment, which no row refers to."""
+        """Unlink a segment that no row refers to. Raises sqlite3.OperationalError."""
         if name == self.current:
-            self._leave()
-        with errors_of_the_journal(self._folder):
+            self._close_current()
+        with _as_sqlite_error(self._folder):
             path_of(self._folder, name).unlink(missing_ok=True)
         self.names.remove(name)
 
     def size(self, name: int) -> int:
-        """Return how many bytes a segment has."""
-        with errors_of_the_journal(self._folder):
+        """Return the size of a segment in bytes. Raises sqlite3.OperationalError."""
+        with _as_sqlite_error(self._folder):
             return path_of(self._folder, name).stat().st_size
 
     def within(self, first: int, last: int) -> list[int]:
-        """Return the segments in which the jobs ``first`` to ``last`` may be."""
+        """Return the names of the segments that may hold the jobs ``first`` to ``last``."""
         return self.names[
             max(0, bisect_right(self.names, first) - 1) : bisect_right(self.names, last)
         ]
 
-    def numbers(self, name: int) -> tuple[int, int]:
-        """Return the range of ``seq`` in which all jobs of a segment are."""
+    def seq_range(self, name: int) -> tuple[int, int]:
+        """Return the first and the last ``seq`` that a job of this segment can have."""
         following = bisect_right(self.names, name)
         last = self.names[following] - 1 if following < len(self.names) else _LAST
         return name, last
 
     def close(self) -> None:
-        """Close the segment that is written."""
+        """Close the segment that is being written."""
         if self._file is not None:
-            self._leave()
+            self._close_current()
 
     def _begin(self, following: int) -> int:
-        """Begin a segment, whose name survives a power cut."""
+        """Create a segment whose name survives a power cut; returns its file descriptor."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         path = path_of(self._folder, following)
-        # One of this name is the rest of a commit that never was: no job has its number.
-        self._file = os.open(path, _FLAGS, 0o600)
-        self._end = self._tail = 0
+        # A file of this name is left of a commit that failed: no job has this number yet.
+        self._file = os.open(path, _CREATE, 0o600)
+        self._committed = self._written = 0
         if following not in self.names[-1:]:
             self.names.append(following)
         try:
-            # The folder's own name too: who made it may have been killed before it was synced.
+            # Also the name of the folder: the process that created it may have been killed before
+            # it synced it.
             sync_folder(self._folder)
             sync_folder(self._folder.parent)
         except OSError:
-            self._leave()
+            self._close_current()
             raise
         return self._file
 
-    def _leave(self) -> None:
+    def _close_current(self) -> None:
         file, self._file = self._file, None
-        self._end = self._tail = 0
+        self._committed = self._written = 0
         if file is not None:
             os.close(file)
+
+
+def names(folder: Path) -> list[int]:
+    """Return the names of the segments in ``folder`` in ascending order. Raises OSError."""
+    try:
+        found = [path.stem for path in folder.iterdir() if path.suffix == _SUFFIX]
+    except FileNotFoundError:
+        return []
+    return sorted(int(stem) for stem in found if stem.isdecimal())
+
+
+def path_of(folder: Path, name: int) -> Path:
+    """Return the path of the segment ``name`` in ``folder``."""
+    return folder / f"{name:020}{_SUFFIX}"
+
+
+def space(state_dir: Path) -> int:
+    """Return the bytes of all segments in a STATE_DIR. Raises sqlite3.OperationalError."""
+    folder = state_dir / FOLDER
+    with _as_sqlite_error(folder):
+        sizes = 0
+        for name in names(folder):
+            with suppress(FileNotFoundError):  # a running daemon may have unlinked it meanwhile
+                sizes += path_of(folder, name).stat().st_size
+        return sizes
+
+
+def read(state_dir: Path, spans: Sequence[SegmentSpan], most_read: int = _MOST_READ) -> list[bytes]:
+    """Return the bytes of each span, in the order of ``spans``.
+
+    Spans that are neighbours are read together, up to ``most_read`` bytes at a time. Raises
+    sqlite3.OperationalError; see ``is_damage`` and ``is_unreadable``.
+    """
+    found: list[bytes] = []
+    for name, of_one in groupby(spans, lambda span: span.segment):
+        path = path_of(state_dir / FOLDER, name)
+        with _as_sqlite_error(path):
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                size = os.fstat(file).st_size
+                for neighbours in _neighbours(of_one, most_read):
+                    found += _read_neighbours(file, neighbours, size)
+            finally:
+                os.close(file)
+    return found
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Return whether a read failed because a segment is missing or too short."""
+    return getattr(error, "sqlite_errorname", "") in _DAMAGE
+
+
+def is_unreadable(error: sqlite3.Error) -> bool:
+    """Return whether a read failed because the disk cannot read a part of a segment."""
+    return getattr(error, "sqlite_errorname", "") in _UNREADABLE
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise StartError where the folder of segments, or a segment, is a symbolic link."""
+    for path in (folder, *(path_of(folder, name) for name in names(folder))):
+        if path.is_symlink():
+            raise StartError(f"{path} is a symbolic link; the journal follows none")
+
+
+def _neighbours(spans: Iterable[SegmentSpan], most: int) -> Iterator[list[SegmentSpan]]:
+    """Yield the spans of one segment in groups, each of which one read gets."""
+    group: list[SegmentSpan] = []
+    size = 0
+    for span in spans:
+        if group and (group[-1].end != span.start or size + span.size > most):
+            yield group
+            group, size = [], 0
+        group.append(span)
+        size += span.size
+    yield group
+
+
+def _read_neighbours(file: int, spans: Sequence[SegmentSpan], file_size: int) -> list[bytes]:
+    first = spans[0].start
+    size = spans[-1].end - first
+    # Checked before the read: a damaged place may ask for more bytes than there is memory.
+    if spans[-1].end > file_size:
+        missing = f"{max(0, file_size - first)} bytes of {size} at {first}"
+        raise OSError(errno.ENODATA, missing)
+    found = os.pread(file, size, first)
+    if len(found) != size:
+        raise OSError(errno.EIO, f"{len(found)} bytes of {size} at {first}")
+    return [found[span.start - first : span.end - first] for span in spans]
+
+
+@contextmanager
+def _as_sqlite_error(path: Path) -> Iterator[None]:
+    """Raise sqlite3.OperationalError, with the file's name and the reason, in place of OSError."""
+    try:
+        yield
+    except OSError as error:
+        converted = sqlite3.OperationalError(f"{error.filename or path}: {error.strerror}")
+        converted.sqlite_errorname = errno.errorcode.get(error.errno or 0, "OSError")
+        raise converted from error

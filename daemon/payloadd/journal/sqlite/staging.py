@@ -92,7 +92,7 @@ class Staging:
     def abandon(self) -> None:
         """Let the staged rows be deleted with the next commits."""
         if self.range is not None:
-            self._deletion.give_up(self.range)
+            self._deletion.discard(self.range)
             self.range = None
 
     def _begin(self, append: Append, changes: CommitChanges) -> None:

@@ -117,7 +117,7 @@ class CommitChanges:
         self.jobs += letter.jobs
         self.payloads += letter.payloads
         self.bytes += letter.bytes
-        self.dead_bytes -= letter.room
+        self.dead_bytes -= letter.journal_bytes
         self.dead_payloads -= letter.payloads
 
     def _subtract(self, batch: Batch) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from payloadd.errors import StartError
-from payloadd.journal.sqlite import high_water, identity, row_reader, small_tables
+from payloadd.journal.sqlite import high_water, identity, job_rows, small_tables
 from payloadd.journal.sqlite.damage import CODE, DamagedRow, Finding, describe, is_corrupt
 from payloadd.journal.sqlite.file_check import check_schema, find_problems
 from payloadd.journal.sqlite.job_rows import IN_RANGE
@@ -204,7 +204,7 @@ def _beyond(connection: sqlite3.Connection, state_dir: Path, first: int) -> list
     last = _newest(connection)
     damaged: list[DamagedRow] = []
     for row in scan.rows(first, last):
-        damaged += row_reader.read([row], state_dir, tolerant=True)[1]
+        damaged += job_rows.read_jobs([row], state_dir, tolerant=True)[1]
     damaged += [DamagedRow(seq, None, 0, 0, "cannot be read") for seq in scan.partial]
     for low, high in scan.gaps:
         reason = f"rows from number {low} to {high} cannot be read"
@@ -226,7 +226,7 @@ def _check(
     connection: sqlite3.Connection, state_dir: Path, rows: Sequence[Row], tries: int
 ) -> list[DamagedRow]:
     """Return the damaged rows among these that still are there as they were read."""
-    _, damaged = row_reader.read(rows, state_dir, tolerant=True)
+    _, damaged = job_rows.read_jobs(rows, state_dir, tolerant=True)
     if not damaged or not tries:
         return damaged
     again = [connection.execute(IN_RANGE, (row.seq, row.seq)).fetchone() for row in damaged]

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from payloadd.files import IOV_MAX, skip
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Buffer = bytes | bytearray | memoryview
 
-_MOST_PIECES: Final = 1024
-"""What one call takes on Linux (IOV_MAX)."""
 _READ_BYTES: Final = 65_536
 
 
@@ -43,7 +43,7 @@ class TcpStream(trio.abc.Stream):
         sent = self._send(pieces)
         left = sum(map(len, pieces)) - sent
         while left:
-            pieces = _behind(pieces, sent)
+            pieces = skip(pieces, sent)
             await trio.lowlevel.wait_writable(self._socket)
             sent = self._send(pieces)
             left -= sent
@@ -51,7 +51,7 @@ class TcpStream(trio.abc.Stream):
     def _send(self, pieces: Sequence[Buffer]) -> int:
         """Return how many bytes the kernel takes now."""
         try:
-            return self._socket.sendmsg(pieces[:_MOST_PIECES])
+            return self._socket.sendmsg(pieces[:IOV_MAX])
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -86,12 +86,3 @@ class TcpStream(trio.abc.Stream):
         """Close at once."""
         self.close()
         await trio.lowlevel.checkpoint()
-
-
-def _behind(pieces: Sequence[Buffer], sent: int) -> list[Buffer]:
-    """Return what is left of ``pieces`` without the first ``sent`` bytes."""
-    for index, piece in enumerate(pieces):
-        if sent < len(piece):
-            return [memoryview(piece)[sent:], *pieces[index + 1 :]]
-        sent -= len(piece)
-    return []
