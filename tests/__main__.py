@@ -1,13 +1,14 @@
-"""The test command: ``python -m tests [OPTIONS OF PYTEST]``.
+"""The test command: ``python -m tests [--all] [OPTIONS OF PYTEST]``.
 
-Runs everything there is (format, lint, types and imports are tests too, in
-``test_tools.py``) under branch coverage, the daemons that the tests start included, and
-closes with pytest's own summary line. The exit status is 0 only if all of it is well.
+Run the tests (format, lint, types and imports are tests too, in ``test_tools.py``) under branch
+coverage, the daemons that the tests start included. The last line is pytest's summary; the exit
+status is 0 only if every test passed and enough lines are covered. ``--all`` adds the tests that
+are marked ``large``; ``tests/README.md`` has the other options.
 
-Most of a test's time is spent waiting for processes, so three run at once.
+A test spends most of its time waiting for processes, so three tests run at the same time.
 
-Options go to pytest. With one that picks tests (a path, ``-k``, ``-m``, ``--lf``) coverage
-is not measured: what was left out would count as not covered.
+Options are passed on to pytest. With an option that selects tests (a path, ``-k``, ``-m``,
+``--lf``) coverage is not measured: code of the tests left out would count as not covered.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ from pathlib import Path
 from typing import Final
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
-# Options that change how the tests run and not which; a longer one may carry a value.
-_NOT_PICKING: Final = (
-    *("-v", "-q", "-s", "-r", "--repeat-drain=", "--outage=", "--torture=", "--fuzz="),
+_NOT_SELECTING: Final = (
+    *("--all", "--repeat-drain=", "--outage=", "--torture=", "--fuzz="),
+    *("-v", "-q", "-s", "-r", "--durations=", "--tb=", "--color=", "-p", "-W"),
 )
-_PICK_NOTHING: Final = ("--durations=", "--tb=", "--color=", "-p", "-W")
+"""Beginnings of options after which no test is missing."""
 
 
 def main(options: list[str]) -> int:
     """Run pytest with ``options``; returns its exit status."""
-    everything = all(option.startswith(_NOT_PICKING + _PICK_NOTHING) for option in options)
-    coverage = ["--cov", "--cov-report=term-missing:skip-covered"] if everything else []
-    at_once = ["--numprocesses=3", "--dist=worksteal"] if everything else []
-    command = [sys.executable, "-m", "pytest", *coverage, *at_once, *options]
+    complete = all(option.startswith(_NOT_SELECTING) for option in options)
+    coverage = ["--cov", "--cov-report=term-missing:skip-covered"] if complete else []
+    parallel = ["--numprocesses=3", "--dist=worksteal"] if complete else []
+    command = [sys.executable, "-m", "pytest", *coverage, *parallel, *options]
     return subprocess.run(command, cwd=_ROOT, env=_environment(), check=False).returncode
 
 
 def _environment() -> dict[str, str]:
-    """Return the caller's environment without what would change a test's outcome."""
-    ours = ("AWS_", "COVERAGE_", "PYTEST_ADDOPTS", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY")
-    return {name: text for name, text in os.environ.items() if not name.startswith(ours)}
+    """Return the caller's environment without variables that would change a test's outcome."""
+    removed = ("AWS_", "COVERAGE_", "PYTEST_ADDOPTS", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY")
+    return {name: text for name, text in os.environ.items() if not name.startswith(removed)}
 
 
 if __name__ == "__main__":

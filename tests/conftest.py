@@ -1,4 +1,4 @@
-"""What all tests share: how hard to try, and the S3 server that takes seconds to start."""
+"""Options and fixtures of all tests: test lengths, and an S3 server that takes seconds to start."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ from tests.support.s3 import S3Server, seaweedfs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# A machine that is busy with something else makes no example wrong.
+# No deadline: a slow example on a busy machine is not a failure.
 settings.register_profile("payloadd", deadline=None)
 settings.load_profile("payloadd")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options that make the long tests longer."""
+    """Add the options that run more tests, or run tests for longer."""
     group = parser.getgroup("payloadd")
+    group.addoption(
+        "--all",
+        action="store_true",
+        help="run the tests that are marked large too: they take minutes, or much memory",
+    )
     group.addoption(
         "--repeat-drain",
         type=int,
         default=2,
         metavar="N",
-        help="how often 10,000 payloads meet a SIGTERM (2)",
+        help="how often SIGTERM is sent to a daemon while it is sent 10,000 payloads (2)",
     )
     group.addoption(
         "--outage",
@@ -41,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--torture",
         choices=("short", "long"),
         default="short",
-        help="long: kill the daemon 50 times in each of the torture tests (short: a few times)",
+        help="long: kill the daemon about 50 times in each torture test (short: a few times)",
     )
     group.addoption(
         "--fuzz",
@@ -53,18 +58,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fuzz-seed",
         type=int,
         metavar="N",
-        help="begin with the case that an earlier failure printed",
+        help="begin with the case of this seed, which a failure prints",
     )
     group.addoption(
         "--torture-seed",
         type=int,
         metavar="N",
-        help="make the random choices of an earlier torture, which prints its seed",
+        help="repeat the random choices of the torture test that printed this seed",
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests that are marked ``large``, unless --all or ``-m large`` is given."""
+    if config.getoption("--all") or "large" in config.getoption("markexpr"):
+        return
+    large = [item for item in items if item.get_closest_marker("large")]
+    if large:
+        config.hook.pytest_deselected(items=large)
+        items[:] = [item for item in items if not item.get_closest_marker("large")]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for ``repetition`` as often as --repeat-drain says."""
+    """Repeat a test that has the argument ``repetition`` as often as --repeat-drain says."""
     if "repetition" in metafunc.fixturenames:
         times: int = metafunc.config.getoption("--repeat-drain")
         metafunc.parametrize("repetition", range(times))
@@ -79,22 +94,22 @@ def outage(request: pytest.FixtureRequest) -> float:
 
 @pytest.fixture
 def fuzz(request: pytest.FixtureRequest) -> Iterator[Fuzz]:
-    """Return the random cases of a fuzzer; the last one is printed where the test fails."""
+    """Return the random cases of a fuzzer; a failed test shows the seed of the last case."""
     made = Fuzz(request.config.getoption("--fuzz"), request.config.getoption("--fuzz-seed"))
     yield made
-    made.tell()
+    made.print_seed()
 
 
 @pytest.fixture(scope="session")
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """Run one SeaweedFS for the whole session; every test makes a bucket of its own."""
+    """Run one SeaweedFS server for the whole session; every test creates its own bucket."""
     with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
         yield server
 
 
 @pytest.fixture
 def logging_restored() -> Iterator[None]:
-    """Leave the log as it was, whatever a test configures."""
+    """Restore the logging configuration after the test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield

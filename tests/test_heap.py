@@ -1,4 +1,4 @@
-"""Freed memory: it goes back to the system, wherever in the heap it lies."""
+"""Freed memory is returned to the system, wherever in the heap it lies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from payloadd import heap
 
 ROOT = Path(__file__).parent.parent
 
-# In a process of its own: what it sets holds for the whole process.
+# Runs in its own process: mallopt(3) changes the whole process.
 PROGRAM = """
 import resource
 
@@ -22,7 +22,6 @@ import trio
 from payloadd import heap
 
 MIB = 2**20
-heap._BETWEEN_LOOKS = 0.05
 
 
 def resident() -> int:
@@ -32,12 +31,12 @@ def resident() -> int:
 
 async def main() -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(heap.keep_small)
+        nursery.start_soon(heap.keep_small, 0.05)
         await trio.sleep(0.1)
         blocks, kept = [], []
         for _ in range(2000):
             blocks.append(bytearray(b"x" * 60_000))
-            kept.append(bytearray(b"x" * 600))  # so nothing but the last block lies at the end
+            kept.append(bytearray(b"x" * 600))  # keeps the end of the heap in use
         full = resident()
         blocks.clear()
         with trio.fail_after(20):
@@ -50,8 +49,8 @@ trio.run(main)
 """
 
 
-def test_freed_memory_goes_back_to_the_system() -> None:
-    """Behind a rush of large bodies the daemon would hold hundreds of MiB for good."""
+def test_freed_memory_is_returned_to_the_system() -> None:
+    """After many large bodies the daemon would hold hundreds of MiB for good."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -63,43 +62,40 @@ MIB = 2**20
 
 @pytest.fixture
 def collections(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """Note full collections instead of making them."""
+    """Record full collections instead of running them."""
     made: list[None] = []
     monkeypatch.setattr(gc, "collect", lambda: made.append(None))
     return made
 
 
-def test_garbage_is_collected_once_the_process_has_grown_and_is_quiet(
+def test_garbage_is_collected_when_the_process_has_grown_and_its_load_is_low(
     collections: list[None],
 ) -> None:
-    """Behind a rush of HTTP/2 requests the daemon would hold their objects for hours."""
-    garbage = heap.Garbage(60 * MIB, 1.0)
-    assert not garbage.look(70 * MIB, 1.1)  # it has not grown much
-    assert not garbage.look(200 * MIB, 3.1)  # it has, and is busy
+    """After many HTTP/2 requests the daemon would hold their objects for hours."""
+    collector = heap.GarbageCollector(60 * MIB, 1.0)
+    assert not collector.collect_if_due(70 * MIB, 1.1)  # little growth
+    assert not collector.collect_if_due(200 * MIB, 3.1)  # growth, but a high load
     assert collections == []
-    assert garbage.look(200 * MIB, 3.2)
+    assert collector.collect_if_due(200 * MIB, 3.2)
     assert len(collections) == 1
-    garbage.collected(100 * MIB)
-    assert not garbage.look(110 * MIB, 3.3)
-    assert garbage.look(120 * MIB, 3.4)
+    collector.set_smallest(100 * MIB)
+    assert not collector.collect_if_due(110 * MIB, 3.3)
+    assert collector.collect_if_due(120 * MIB, 3.4)
 
 
 def test_garbage_is_measured_against_the_smallest_size(collections: list[None]) -> None:
-    """After one rush the next one would have to be larger to be noticed."""
-    garbage = heap.Garbage(200 * MIB, 0.0)
-    assert not garbage.look(100 * MIB, 0.1)
-    assert garbage.look(150 * MIB, 0.2)
+    """After one peak of memory only a higher peak would be noticed."""
+    collector = heap.GarbageCollector(200 * MIB, 0.0)
+    assert not collector.collect_if_due(100 * MIB, 0.1)
+    assert collector.collect_if_due(150 * MIB, 0.2)
     assert len(collections) == 1
 
 
-def test_the_process_has_a_size() -> None:
+def test_the_resident_size_is_read_from_proc() -> None:
     """Garbage would never be collected."""
     assert 5 * MIB < heap.resident_bytes() < 10_000 * MIB
 
 
-def test_without_proc_the_process_has_no_size(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_proc_the_size_is_0(tmp_path: Path) -> None:
     """A system without proc(5) could not run the daemon."""
-    monkeypatch.setattr(heap, "_STATM", tmp_path / "none")
-    assert heap.resident_bytes() == 0
+    assert heap.resident_bytes(tmp_path / "none") == 0

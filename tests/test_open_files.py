@@ -1,4 +1,4 @@
-"""The limit of open files: what it leaves for connections."""
+"""The limit of open files bounds the number of connections."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from payloadd.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
 
-OTHERS = open_files.ADMIN_CONNECTIONS + open_files.RESERVE + 64
+OTHERS = open_files.ADMIN_CONNECTIONS + open_files.OTHER_DESCRIPTORS + 64
 
 
 @pytest.fixture
 def log_lines() -> Iterator[list[MutableMapping[str, Any]]]:
-    """Collect what is logged."""
+    """Collect the lines of the log."""
     with structlog.testing.capture_logs() as lines:
         yield lines
 
 
 @pytest.mark.parametrize("limit", [1000 + OTHERS, 1_048_576, resource.RLIM_INFINITY])
-def test_enough_is_left_alone(limit: int, log_lines: list[MutableMapping[str, Any]]) -> None:
-    """A machine where all is well would be warned about."""
+def test_a_high_limit_changes_nothing(
+    limit: int, log_lines: list[MutableMapping[str, Any]]
+) -> None:
+    """The log would warn about a machine without a problem."""
     settings = config.load({"MAX_CONNECTIONS": "1000"})
-    assert open_files.within(settings, limit) is settings
+    assert open_files.limit_connections(settings, limit) is settings
     assert log_lines == []
 
 
-def test_too_little_means_fewer_connections(log_lines: list[MutableMapping[str, Any]]) -> None:
+def test_a_low_limit_means_fewer_connections(log_lines: list[MutableMapping[str, Any]]) -> None:
     """Clients would take the descriptors that the journal and the store need."""
-    settings = open_files.within(config.load({"MAX_CONNECTIONS": "1000"}), 999 + OTHERS)
+    settings = open_files.limit_connections(config.load({"MAX_CONNECTIONS": "1000"}), 999 + OTHERS)
     assert settings.max_connections == 999
     (line,) = log_lines
     assert line["event"] == "open_files_limited"
@@ -46,22 +48,22 @@ def test_too_little_means_fewer_connections(log_lines: list[MutableMapping[str, 
     )
 
 
-def test_next_to_nothing_is_a_wrong_setting() -> None:
-    """The daemon would start, and take hardly a connection."""
+def test_fewer_than_16_connections_are_a_wrong_setting() -> None:
+    """The daemon would start and accept hardly any connection."""
     settings = config.load({"MAX_WORKERS": "64"})
-    assert open_files.within(settings, 16 + OTHERS).max_connections == 16
+    assert open_files.limit_connections(settings, 16 + OTHERS).max_connections == 16
     with pytest.raises(SettingsError, match=rf"needs a limit of {16 + OTHERS} open files"):
-        open_files.within(settings, 15 + OTHERS)
+        open_files.limit_connections(settings, 15 + OTHERS)
 
 
-def test_few_connections_that_fit_are_no_fault() -> None:
-    """An operator who wants ten connections would be told to raise the limit for sixteen."""
+def test_few_connections_are_allowed_if_they_are_configured() -> None:
+    """An operator that configures ten connections would have to raise the limit for sixteen."""
     settings = config.load({"MAX_CONNECTIONS": "10"})
-    assert open_files.within(settings, 10 + OTHERS) is settings
+    assert open_files.limit_connections(settings, 10 + OTHERS) is settings
 
 
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
-    """The shells' default of 1024 would be taken for what the administrator wants."""
+    """The soft limit of shells, 1024, would bound the connections without need."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, before[1]), before[1]))

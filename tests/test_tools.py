@@ -1,4 +1,4 @@
-"""The rules of the house, held by tools: format, lint, types, who may know whom, room sizes."""
+"""Tools check the style: format, lint, types, imports between packages, length of modules."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ LONGEST_MODULE: Final = 400
 
 _SCRIPTS: Final = Path(sys.executable).parent
 _FOLDERS: Final = ["daemon", "tests"]
-# Those of ASYNC1xx that ruff lacks, but 114 (wants a list of every function that is started),
-# 124 (a handler of Quart's is async whether it awaits or not), 127 (wants another client than
-# this project uses) and 128 (does not see a task_status that is handed on).
+# The rules ASYNC1xx that ruff lacks, without 114 (needs a list of all functions that are started),
+# 124 (handlers of Quart are async even if they await nothing), 127 (requires another HTTP client)
+# and 128 (does not see that a task_status is passed on).
 _ASYNC_RULES: Final = [101, 102, 103, 104, 106, 111, 112, 113, 118, 120, 121, 122, 123]
 _ENABLED: Final = "--enable=" + ",".join(f"ASYNC{number}" for number in _ASYNC_RULES)
 
 
 def _python_files(*folders: str, having: str = "") -> list[str]:
-    """Return every Python file below the folders that has ``having`` in it."""
+    """Return the Python files below the folders whose text contains ``having``."""
     return sorted(
         str(path.relative_to(ROOT))
         for folder in folders
@@ -33,7 +33,7 @@ def _python_files(*folders: str, having: str = "") -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Return ours without what would have coverage measure the tools."""
+    """Return the environment without variables that make coverage measure the tools."""
     return {name: text for name, text in os.environ.items() if not name.startswith("COVERAGE_")}
 
 
@@ -42,7 +42,7 @@ def _environment() -> dict[str, str]:
     [
         pytest.param(["ruff", "format", "--check", *_FOLDERS], id="ruff-format"),
         pytest.param(["ruff", "check", *_FOLDERS], id="ruff-check"),
-        # 2 ms a line: only where there is something to find.
+        # Slow, so only for files in which it can find something.
         pytest.param(
             ["flake8-async", _ENABLED, *_python_files(*_FOLDERS, having="await ")],
             id="flake8-async",
@@ -51,8 +51,8 @@ def _environment() -> dict[str, str]:
         pytest.param(["lint-imports"], id="import-linter"),
     ],
 )
-def test_the_tools_have_nothing_to_say(command: list[str]) -> None:
-    """A reader would stumble over what a tool could have found before."""
+def test_a_tool_finds_nothing(command: list[str]) -> None:
+    """A reviewer would have to find what a tool finds."""
     done = subprocess.run(
         [str(_SCRIPTS / command[0]), *command[1:]],
         cwd=ROOT,
@@ -66,11 +66,11 @@ def test_the_tools_have_nothing_to_say(command: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_modules_are_short() -> None:
-    """Somebody new could not read a room in one go."""
+def test_modules_have_at_most_400_lines() -> None:
+    """A module with several ideas is hard to understand."""
     lengths = {
         name: len((ROOT / name).read_text(encoding="utf-8").splitlines())
         for name in _python_files("daemon")
     }
     large = {name: length for name, length in lengths.items() if length > LONGEST_MODULE}
-    assert not large, f"these rooms want a wall: {large}"
+    assert not large, f"split these modules: {large}"

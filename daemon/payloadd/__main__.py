@@ -1,4 +1,4 @@
-"""``python -m payloadd`` is ``payloadd``."""
+"""Run the command ``payloadd`` as ``python -m payloadd``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Every error that payloadd raises on purpose.
+"""The exceptions that payloadd raises itself.
 
-A short tree. Errors of libraries are turned into one of these at exactly one
-boundary each: the body decoder for JSON, a store for S3 and the file system.
+Exceptions of libraries are converted into these at one boundary each: the body decoder for JSON, a
+store for S3 and the file system.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import random
 from enum import Enum
 from typing import Final
 
-JITTER: Final = random.Random()  # noqa: S311 - it spreads clients, and nothing has to be kept secret
-"""What spreads the clients that are refused together; a test may seed it."""
+JITTER: Final = random.Random()  # noqa: S311 - spreads retries of clients, protects no secret
+"""Source of the random part of Retry-After; a test may seed it."""
 
 
 class PayloaddError(Exception):
-    """Base of all errors below."""
+    """Base class of the exceptions below."""
 
 
 class SettingsError(PayloaddError):
-    """The settings are wrong; ``problems`` names every wrong one, a line each."""
+    """Settings are wrong; ``problems`` has one line for each wrong setting."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -27,10 +27,10 @@ class SettingsError(PayloaddError):
 
 
 class RefusedError(PayloaddError):
-    """The pipeline cannot take a request now; nothing of it was taken.
+    """The pipeline cannot accept a request now; nothing of the request was accepted.
 
-    ``code`` is one of the contract's 503 codes, ``least_wait`` the whole
-    seconds after which another try is worth it.
+    ``code`` is one of the documented codes of a 503, ``least_wait`` the whole seconds after which
+    another attempt may succeed, at least 1.
     """
 
     def __init__(self, code: str, detail: str, least_wait: int) -> None:
@@ -41,16 +41,16 @@ class RefusedError(PayloaddError):
 
     @property
     def retry_after(self) -> int:
-        """Return what to tell one client: ``least_wait`` and at random up to half as much again.
+        """Return seconds for one client: ``least_wait`` plus a random part of up to half of it.
 
-        Each call returns another number. Requests of one failed commit share this error, and
-        without the jitter all their clients would come back in the same second.
+        Each call returns a new number. All requests of a failed commit share this exception, and
+        without the random part all their clients would retry in the same second.
         """
         return JITTER.randint(self.least_wait, self.least_wait + (self.least_wait + 1) // 2)
 
 
 class UploadOutcome(Enum):
-    """How one attempt at an object ended: the label of ``payloadd_uploads_total``."""
+    """The result of one upload attempt: the label of ``payloadd_uploads_total``."""
 
     STORED = "stored"
     TRANSIENT = "transient"
@@ -60,10 +60,10 @@ class UploadOutcome(Enum):
 
 
 class StoreError(PayloaddError):
-    """A store did not confirm an object. Its class says what to do about it.
+    """A store did not confirm an object; the subclass decides what the worker does next.
 
-    ``code`` is the store's own name for what happened (``AccessDenied``,
-    ``ENOSPC``, ``ConnectError``), the message what an operator has to know.
+    ``code`` is the store's own name of the error (``AccessDenied``, ``ENOSPC``, ``ConnectError``),
+    the message is for operators.
     """
 
     outcome: UploadOutcome
@@ -74,10 +74,10 @@ class StoreError(PayloaddError):
 
 
 class TransientStoreError(StoreError):
-    """Likely to pass by itself within seconds: try again soon.
+    """An error that probably ends within seconds: the worker retries soon.
 
-    ``throttled``: the store asks for less. ``retry_after``: the least wait in
-    seconds that the store asked for, if it did.
+    ``throttled``: the store asks for fewer requests. ``retry_after``: the least delay in seconds
+    that the store asked for, None without one.
     """
 
     def __init__(
@@ -90,20 +90,20 @@ class TransientStoreError(StoreError):
 
 
 class OperatorStoreError(StoreError):
-    """Somebody has to mend something (rights, bucket, credentials, disk): try for ever."""
+    """An operator has to fix rights, bucket, credentials or disk: the worker retries for ever."""
 
     outcome = UploadOutcome.OPERATOR
 
 
 class InvalidObjectError(StoreError):
-    """The store will never take this object: it becomes a dead letter."""
+    """The store will never accept this object: its batch becomes a dead letter."""
 
     outcome = UploadOutcome.INVALID
 
 
 class TooLargeError(PayloaddError):
-    """A request that could never be taken, however empty the queue; the message names the limit."""
+    """A request is too large even for an empty queue; the message names the limit."""
 
 
 class StartError(PayloaddError):
-    """Something outside the settings keeps the daemon from starting (an address in use)."""
+    """The daemon cannot start for a reason other than its settings, such as an address in use."""

@@ -1,14 +1,14 @@
-"""Memory that was freed goes back to the system.
+"""Return freed memory to the operating system.
 
-glibc keeps what is freed for the next request, and after a rush of large bodies that is hundreds
-of MiB (mallopt(3), malloc_trim(3)). Blocks of a MiB and more come from the system one by one: they
-go back at once, and a body that grows is moved without a copy. For the rest the heap is trimmed
-when much more of it is free than at the last look, which costs 1 ms for each 10 MiB, in a thread. A
-library without these functions, such as musl, is left alone.
+glibc keeps freed memory for later allocations, hundreds of MiB after many large bodies
+(mallopt(3), malloc_trim(3)). Blocks of 1 MiB and more get a mapping of their own: it is unmapped
+when the block is freed, and a body that grows is moved without a copy. The rest of the heap is
+trimmed in a thread when much more of it is free than after the last trim. A C library without
+these functions, such as musl, is not touched.
 
-Objects that refer to each other in a circle are freed by garbage collections, and a full one stops
-the event loop for 1 ms for each 4,000 containers. They are rare while the daemon is busy (see
-``service.py``), so when it has become larger, and then quiet, there is one.
+Objects in reference cycles are freed by garbage collections, and a full collection stops the event
+loop. Full collections are rare while the daemon is busy (see ``service.py``), so this module runs
+one when the process has grown and its CPU load is low.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ import trio
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _OWN_MAPPING_BYTES: Final = 2**20
-"""To be set at all keeps glibc from raising it to 32 MiB behind the first large block."""
+"""Setting the threshold stops glibc from raising it up to 32 MiB after the first large block."""
 _KEPT_BYTES: Final = 32 * 2**20
-"""What glibc keeps at the end of the heap. It would be 128 KiB then: each body of 64 KiB would have
-its memory fetched from the system and given back."""
+"""Bytes that glibc keeps at the end of the heap. Its default, 128 KiB, would request memory from
+the system and return it for each body of 64 KiB."""
 _WORTH_A_TRIM: Final = 24 * 2**20
-"""Free bytes in the heap."""
-_BETWEEN_LOOKS: Final = 2.0
+"""Bytes that have to be free beyond those free after the last trim."""
+_CHECK_INTERVAL: Final = 2.0
+"""Seconds."""
 _GROWTH: Final = 16 * 2**20
-"""Bytes by which the process has to be larger than at its smallest for a full collection."""
-_QUIET: Final = 0.5
-"""Share of one core below which the process is quiet."""
+"""Bytes by which the process has to exceed its smallest size for a full collection."""
+_LOW_LOAD: Final = 0.5
+"""Share of one core that the process uses at most during a check interval with low load."""
 _STATM: Final = Path("/proc/self/statm")
 
 
 class _MallInfo(ctypes.Structure):
-    """What mallinfo2(3) returns."""
+    """The structure that mallinfo2(3) returns."""
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
@@ -51,58 +52,58 @@ class _MallInfo(ctypes.Structure):
     )
 
 
-async def keep_small() -> None:
-    """Give free memory back every now and then, for ever."""
+async def keep_small(check_interval: float = _CHECK_INTERVAL) -> None:
+    """Return free memory to the system every ``check_interval`` seconds; runs until cancelled."""
     libc = ctypes.CDLL(None)
     try:
         libc.mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-        look, trim = libc.mallinfo2, libc.malloc_trim
+        heap_info, trim = libc.mallinfo2, libc.malloc_trim
     except AttributeError:
         await trio.sleep_forever()
-    look.restype = _MallInfo
-    floor = 0
-    garbage = Garbage(resident_bytes(), time.process_time())
+    heap_info.restype = _MallInfo
+    free_before = 0
+    collector = GarbageCollector(resident_bytes(), time.process_time())
     while True:
-        await trio.sleep(_BETWEEN_LOOKS)
-        collected = garbage.look(resident_bytes(), time.process_time())
-        # What a trim gave back is still free afterwards: only more than that is news.
-        floor = min(floor, free := look().fordblks)
-        if collected or free - floor > _WORTH_A_TRIM:
-            # In a thread, which does not hold Python's lock meanwhile.
+        await trio.sleep(check_interval)
+        collected = collector.collect_if_due(resident_bytes(), time.process_time())
+        # mallinfo2 still counts trimmed memory as free, so a trim is due only for more than that.
+        free_before = min(free_before, free := heap_info().fordblks)
+        if collected or free - free_before > _WORTH_A_TRIM:
+            # In a thread: ctypes releases the GIL during the call.
             await trio.to_thread.run_sync(trim, 0)
-            floor = look().fordblks
+            free_before = heap_info().fordblks
         if collected:
-            garbage.collected(resident_bytes())
+            collector.set_smallest(resident_bytes())
 
 
-class Garbage:
-    """Decides when there is a full garbage collection."""
+class GarbageCollector:
+    """Decides when a full garbage collection is due, from memory and CPU time of the process."""
 
     def __init__(self, resident: int, cpu_seconds: float) -> None:
         self._smallest = resident
         self._cpu_seconds = cpu_seconds
 
-    def look(self, resident: int, cpu_seconds: float) -> bool:
-        """Collect all garbage if it is time to; returns whether it was.
+    def collect_if_due(self, resident: int, cpu_seconds: float) -> bool:
+        """Collect garbage if the process has grown and its load is low; returns whether it did.
 
-        ``resident`` is what the process has resident, in bytes, ``cpu_seconds`` what it has used.
+        ``resident``: resident memory in bytes; ``cpu_seconds``: CPU time since the start.
         """
         used, self._cpu_seconds = cpu_seconds - self._cpu_seconds, cpu_seconds
         self._smallest = min(self._smallest, resident)
-        if resident - self._smallest < _GROWTH or used > _QUIET * _BETWEEN_LOOKS:
+        if resident - self._smallest < _GROWTH or used > _LOW_LOAD * _CHECK_INTERVAL:
             return False
         gc.collect()
         return True
 
-    def collected(self, resident: int) -> None:
-        """Take note of what is left: only growth beyond it is worth another collection."""
+    def set_smallest(self, resident: int) -> None:
+        """Set the size after a collection: only growth beyond it makes another one due."""
         self._smallest = resident
 
 
-def resident_bytes() -> int:
-    """Return what the process has resident; 0 where the system does not tell."""
+def resident_bytes(statm: Path = _STATM) -> int:
+    """Return the resident memory of the process in bytes; 0 without proc(5)."""
     try:
-        return int(_STATM.read_bytes().split()[1]) * getpagesize()
+        return int(statm.read_bytes().split()[1]) * getpagesize()
     except OSError:
         return 0

@@ -1,8 +1,8 @@
-"""The limit of open files (RLIMIT_NOFILE), compared with what the settings need.
+"""Compare the limit of open files (RLIMIT_NOFILE) with the needs of the settings.
 
-A daemon that runs out of descriptors accepts no connection, opens no segment and writes no
-object, and goes wrong in as many places. So the part that clients take is bounded at the start:
-what remains below the limit belongs to the journal, the store and the daemon itself.
+Without free descriptors the daemon can accept no connection, open no segment and write no object.
+So the number of client connections is bounded at the start; the descriptors that remain below the
+limit are for the journal, the store and the daemon itself.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 ADMIN_CONNECTIONS: Final = 64
-"""Connections to the admin address: a scraper, a load balancer's probes and a few people."""
+"""Connections to the admin address: a metrics scraper, health probes and a few people."""
 
-RESERVE: Final = 64
-"""Descriptors for everything but connections and uploads: listeners, two epolls and the wake-up
-pipe of the event loop, the journal's database with its log, lock, spare space and segments (12),
-files that are read back, the helper process and its pipes, look-ups of names, standard streams.
-Idle, a daemon has 15 of them."""
+OTHER_DESCRIPTORS: Final = 64
+"""Descriptors besides connections and uploads: listeners, two epolls and the wake-up pipe of the
+event loop, the journal's database with its log, lock, disk reserve and segments (12), segments that
+are read back, the decoder process and its pipes, DNS lookups, standard streams. An idle daemon has
+15 of them open."""
 
 _FEWEST_CONNECTIONS: Final = 16
 
 
 def raise_limit() -> int:
-    """Raise the soft limit to what the administrator allows, and return it."""
+    """Raise the soft limit to the hard limit if possible; returns the soft limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -41,15 +41,15 @@ def raise_limit() -> int:
     return soft
 
 
-def within(settings: Settings, limit: int) -> Settings:
+def limit_connections(settings: Settings, limit: int) -> Settings:
     """Return the settings with no more client connections than ``limit`` open files allow.
 
-    Raises SettingsError if hardly any are left.
+    Raises SettingsError if fewer than 16 connections remain.
     """
     if limit == resource.RLIM_INFINITY:
         return settings
-    # An upload has a connection to S3, or a file.
-    others = ADMIN_CONNECTIONS + settings.max_workers + RESERVE
+    # An upload needs one descriptor: a connection to S3, or a file.
+    others = ADMIN_CONNECTIONS + settings.max_workers + OTHER_DESCRIPTORS
     most = limit - others
     if settings.max_connections <= most:
         return settings

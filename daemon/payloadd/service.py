@@ -1,8 +1,8 @@
-"""The composition root: opens everything in order and drains it in the reverse order.
+"""The composition root: open every part in order, and drain the parts in the reverse order.
 
-The order of a drain is the order of the context managers in ``_live``, read from inside
-out: the requests under way are answered, the channel is closed, the workers finish or meet
-the deadline, the admin address (which answers to the end) closes, then the store.
+The order of a drain is the order of the context managers in ``_run_parts``, read from inside out:
+requests under way are answered, the queue is closed, the workers finish or reach the deadline, the
+admin address closes (it answers until then), then the journal and the store close.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ log = get_logger(__name__)
 E = TypeVar("E", bound=BaseException)
 
 _COLLECT_AFTER: Final = (5_000, 4, 250)
-"""Containers more than were freed; collections of the youngest; of the middle-aged.
+"""Arguments of ``gc.set_threshold``: new containers, young collections, middle collections.
 
-Beside HTTP/2 a collection of the middle-aged took 75 ms with 20 instead of 4; those of all objects
-are as rare as before.
+A collection of the middle generation has to stay short, so the second number is small; the third
+makes full collections as rare as they were before.
 """
 
 
 class ExitStatus(IntEnum):
-    """The contract's exit statuses; 2 is click's own."""
+    """Exit statuses of ``payloadd serve``; click ends with 2 after a wrong command line."""
 
     DRAINED = 0
     INTERNAL_FAILURE = 1
@@ -75,7 +75,7 @@ class ExitStatus(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What is there once in a process and shared by all its rooms."""
+    """The objects that a process has once and that its parts share."""
 
     settings: Settings
     health: Health
@@ -87,9 +87,9 @@ class Runtime:
 
 
 async def run(settings: Settings) -> ExitStatus:
-    """Run the daemon until it is told to stop, and return how that went.
+    """Run the daemon until a signal stops it; returns the exit status.
 
-    Raises SettingsError for what only shows when the parts are built.
+    Raises SettingsError if building the parts shows that settings are wrong.
     """
     health = Health()
     metrics = Metrics(health.snapshot)
@@ -102,7 +102,7 @@ async def run(settings: Settings) -> ExitStatus:
     failed = False
     problems: list[str] = []
     try:
-        await _live(runtime)
+        await _run_parts(runtime)
     except* SettingsError as group:
         problems = [problem for error in _leaves(group) for problem in error.problems]
     except* StartError as group:
@@ -125,17 +125,17 @@ async def run(settings: Settings) -> ExitStatus:
     return ExitStatus.LOST if status.lost else ExitStatus.DRAINED
 
 
-async def _live(runtime: Runtime) -> None:
-    """From the first socket to the last."""
+async def _run_parts(runtime: Runtime) -> None:
+    """Open the parts, serve requests until a signal, and drain."""
     settings = runtime.settings
     stop = trio.Event()
     async with trio.open_nursery() as root:
-        reloads, asked = trio.open_memory_channel[None](1)
-        root.start_soon(_reload, runtime, asked)
+        reload_sender, reload_requests = trio.open_memory_channel[None](1)
+        root.start_soon(_reload, runtime, reload_requests)
         root.start_soon(keep_small)
-        await root.start(_watch_signals, runtime, stop, root.cancel_scope, reloads)
+        await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
         async with open_store(settings) as store:
-            # The memory bound of the daemon, in jobs and in bytes.
+            # The bound on jobs and payload bytes in memory.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
             runtime.health.queue_figures = channel.figures
             feeder = QueueFeeder(channel, runtime.accounting)
@@ -143,9 +143,10 @@ async def _live(runtime: Runtime) -> None:
             journal = open_journal(settings, listener, runtime.health, runtime.metrics)
             async with journal as opened:
                 intake = Intake(opened.journal, runtime.health, settings)
-                seen = Monitored(settings, runtime.health, opened.journal)
-                watch = monitoring(seen, runtime.notifier)
-                async with watch, _admin(runtime, intake) as admin, trio.open_nursery() as pipeline:
+                monitored = Monitored(settings, runtime.health, opened.journal)
+                monitor = monitoring(monitored, runtime.notifier)
+                admin_app = _serve_admin(runtime, intake)
+                async with monitor, admin_app as admin, trio.open_nursery() as pipeline:
                     await _start_pipeline(runtime, pipeline, channel, feeder, opened, store)
                     await _serve_public(runtime, intake, stop, admin)
                     feeder.finish()
@@ -154,26 +155,26 @@ async def _live(runtime: Runtime) -> None:
         root.cancel_scope.cancel()
 
 
-async def _watch_signals(
+async def _handle_signals(
     runtime: Runtime,
     stop: trio.Event,
-    everything: trio.CancelScope,
-    reloads: trio.MemorySendChannel[None],
+    process: trio.CancelScope,
+    reload_sender: trio.MemorySendChannel[None],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Drain on the first SIGTERM or SIGINT, stop at once on the second; reload on SIGHUP."""
+    """Drain after the first SIGTERM or SIGINT, cancel all after the second; reload after SIGHUP."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         task_status.started()
         async for number in signals:
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
                 log.info("reload", signal=name)
-                with suppress(trio.WouldBlock):  # one that waits is enough
-                    reloads.send_nowait(None)
+                with suppress(trio.WouldBlock):  # another reload is waiting to begin
+                    reload_sender.send_nowait(None)
             elif stop.is_set():
                 log.warning("stopping_at_once", signal=name)
-                everything.cancel()
+                process.cancel()
             else:
                 log.info("draining", signal=name, open=runtime.accounting.open)
                 runtime.health.phase = "draining"
@@ -181,17 +182,17 @@ async def _watch_signals(
                 stop.set()
 
 
-async def _reload(runtime: Runtime, asked: trio.MemoryReceiveChannel[None]) -> None:
-    """Read again what SIGHUP is for; a file that hangs holds up nothing else."""
-    async for _ in asked:
+async def _reload(runtime: Runtime, requests: trio.MemoryReceiveChannel[None]) -> None:
+    """Read the TLS files again after each SIGHUP, in a thread: a file system may hang."""
+    async for _ in requests:
         if runtime.certificates is not None:
             read = runtime.certificates.read_again
             await trio.to_thread.run_sync(read, abandon_on_cancel=True)
 
 
 @asynccontextmanager
-async def _admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[str]]:
-    """Serve the admin address for as long as the body runs; yields where it listens."""
+async def _serve_admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[str]]:
+    """Serve the admin address while the body runs; yields the addresses it listens on."""
     address = runtime.settings.admin_bind
     passed = runtime.passed.listeners(admin=True)
     if address is None and not passed:
@@ -216,6 +217,7 @@ async def _start_pipeline(
     opened: OpenedJournal,
     store: Store,
 ) -> None:
+    """Start the dispatcher with its workers, and the task that refills the queue."""
     settings = runtime.settings
     worker = Worker(
         store,
@@ -234,7 +236,7 @@ async def _start_pipeline(
 async def _serve_public(
     runtime: Runtime, intake: Intake, stop: trio.Event, admin: list[str]
 ) -> None:
-    """Take POSTs until ``stop``; returns when every request under way has been answered."""
+    """Accept POSTs until ``stop`` is set; returns when all requests under way are answered."""
     settings = runtime.settings
     memory = RequestMemory(settings.max_request_bytes, settings.max_length)
     submitter = Submitter(intake, runtime.health, settings, memory)
@@ -255,23 +257,22 @@ async def _serve_public(
         helpers.start_soon(submitter.run)
         async with trio.open_nursery() as nursery:
             await nursery.start(serve, app, listeners, settings, stop, options)
-            _quieten_the_collector()
+            _reduce_garbage_collections()
             if runtime.health.phase == "starting":
                 runtime.health.phase = "serving"
                 runtime.notifier.ready()
             if not intake.durable:
-                log.warning("durability_memory", note="what is queued is lost if the process dies")
+                log.warning("durability_memory", note="queued payloads are lost on a crash")
             log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))
         helpers.cancel_scope.cancel()
     refusals.finish()
 
 
-def _quieten_the_collector() -> None:
-    """Leave what the start has made out of garbage collections, and have fewer of them.
+def _reduce_garbage_collections() -> None:
+    """Exclude the objects of the start from garbage collections, and make collections rarer.
 
-    Payloads make no cycles and go by their reference counts; what collections cost was to look
-    at all modules and all queued jobs again and again: 10 % of the CPU, and pauses of 45 to
-    85 ms that were the 99th percentile of an answer at half the peak rate (then 2 ms).
+    Payloads have no reference cycles, so reference counting frees them. A collection visits all
+    modules and all queued jobs, which costs CPU and long pauses of the event loop.
     """
     gc.collect()
     gc.freeze()
@@ -279,7 +280,7 @@ def _quieten_the_collector() -> None:
 
 
 def _leaves(group: BaseExceptionGroup[E]) -> Iterator[E]:
-    """Yield the exceptions of a group, however deep they lie."""
+    """Yield the exceptions of a group and of the groups nested in it."""
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _leaves(error)

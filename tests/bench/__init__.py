@@ -1,1 +1,1 @@
-"""What a payload costs: ``python -m tests.bench``."""
+"""The benchmark: CPU time, latency and memory for a payload (``python -m tests.bench``)."""

@@ -1,9 +1,8 @@
-"""``python -m tests.bench``: what a payload costs, from the POST to the store.
+"""``python -m tests.bench``: the cost of a payload, from the POST to the store.
 
-Compares payloadd with other builds of the same thing in one run, round after round: one
-daemon, one wrk, one nginx that says 200 to every PUT and counts; all on the loopback, all
-bounded in time. What is not installed is named and left out. Writes table.md, plot.png and
-figures.json.
+Compares payloadd with other implementations in one run, round after round: one daemon, one wrk, and
+one nginx that answers every PUT with 200 and counts; all on the loopback, all bounded in time.
+Peers that are not installed are named and left out. Writes table.md, plot.png and figures.json.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ _RESULTS: Final = Path(__file__).parent / "results"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns 0, or 2 where a tool is missing."""
+    """Run the benchmark; returns 0, or 2 if a tool is missing."""
     options = _parse(arguments)
     missing = missing_tools("nginx", "wrk")
     if missing:
-        _say(missing)
+        _print_progress(missing)
         return 2
     options.results.mkdir(parents=True, exist_ok=True)
     found: list[Section] = []
@@ -67,46 +66,46 @@ def _peers(options: argparse.Namespace) -> list[Section]:
     works = [WORKS[name] for name in options.work or WORKS]
     drive = Drive(options.connections, options.duration)
     run = partial(compare, most_payloads=options.most_payloads)
-    results = trio.run(run, peers, works, drive, options.rounds, _say)
+    results = trio.run(run, peers, works, drive, options.rounds, _print_progress)
     if not results:
         return []
     try:
         draw(results, options.results / "plot.png")
     except ImportError:
-        _say("no plot: matplotlib not found; pip install -e '.[bench]'")
+        _print_progress("no plot: matplotlib not found; pip install -e '.[bench]'")
     return sections(results)
 
 
 def _installed(peers: list[Peer]) -> list[Peer]:
     for peer in peers:
         if missing := peer.missing():
-            _say(f"left out: {peer.name}: {missing}")
+            _print_progress(f"left out: {peer.name}: {missing}")
     return [peer for peer in peers if peer.missing() is None]
 
 
 def _growth(options: argparse.Namespace) -> list[Section]:
-    return [trio.run(growth, options.duration, _say)]
+    return [trio.run(growth, options.duration, _print_progress)]
 
 
 def _latency(options: argparse.Namespace) -> list[Section]:
-    return [trio.run(latency, options.duration, options.rounds, _say)]
+    return [trio.run(latency, options.duration, options.rounds, _print_progress)]
 
 
 def _backlog(options: argparse.Namespace) -> list[Section]:
-    return [trio.run(backlog, options.jobs, options.rounds, _say)]
+    return [trio.run(backlog, options.jobs, options.rounds, _print_progress)]
 
 
 def _pair(options: argparse.Namespace) -> list[Section]:
     try:
-        return [trio.run(pair, options.duration, options.rounds, _say)]
+        return [trio.run(pair, options.duration, options.rounds, _print_progress)]
     except NoSharesError as error:
-        _say(f"left out: two processes on one socket: {error}")
+        _print_progress(f"left out: two processes on one socket: {error}")
         return []
 
 
 def _hostile(options: argparse.Namespace) -> list[Section]:
     run = partial(hostile_part.hostile, options.kind or [], options.duration)
-    return [trio.run(run, _say)]
+    return [trio.run(run, _print_progress)]
 
 
 _PARTS: Final[dict[str, Callable[[argparse.Namespace], list[Section]]]] = {
@@ -126,21 +125,46 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--part", action="append", choices=[*_PARTS], help="what to do: peers; repeatable")
-    add("--peer", action="append", choices=[*PEERS], help="whom to compare: all; repeatable")
-    add("--work", action="append", choices=[*WORKS], help="at what: all; repeatable")
-    add("--kind", action="append", choices=[*KINDS], help="of hostile clients: all; repeatable")
+    add(
+        "--part",
+        action="append",
+        choices=[*_PARTS],
+        help="part to measure, by default peers; repeatable",
+    )
+    add(
+        "--peer",
+        action="append",
+        choices=[*PEERS],
+        help="peer to compare, by default all; repeatable",
+    )
+    add(
+        "--work",
+        action="append",
+        choices=[*WORKS],
+        help="work of the peers, by default all; repeatable",
+    )
+    add(
+        "--kind",
+        action="append",
+        choices=[*KINDS],
+        help="kind of hostile clients, by default all; repeatable",
+    )
     add("--rounds", type=int, default=3, help="how often each part is measured")
     add("--duration", type=int, default=5, help="seconds of load, of each kind")
-    add("--connections", type=int, default=32, help="clients at once")
-    add("--most-payloads", type=int, default=10_000, help="for peers with an object a payload")
+    add("--connections", type=int, default=32, help="number of connections")
+    add(
+        "--most-payloads",
+        type=int,
+        default=10_000,
+        help="limit for peers that store one object a payload",
+    )
     add("--jobs", type=int, default=1_000_000, help="jobs of the backlog")
-    add("--results", type=Path, default=_RESULTS, metavar="FOLDER", help="where to write")
+    add("--results", type=Path, default=_RESULTS, metavar="FOLDER", help="folder for the results")
     return parser.parse_args(arguments)
 
 
-def _say(text: str) -> None:
-    """Tell whoever waits how far it is; the tables alone go to standard output."""
+def _print_progress(text: str) -> None:
+    """Print progress to standard error; standard output gets only the tables."""
     sys.stderr.write(f"{text}\n")
 
 

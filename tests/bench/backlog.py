@@ -1,4 +1,4 @@
-"""A backlog: the daemon starts on a journal of a million jobs and drains it in batches."""
+"""Measure how the daemon starts on a journal of a million jobs and stores them in batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _JOBS_A_COMMIT: Final = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What the daemon took for a backlog."""
+    """Time, CPU and memory that the daemon needed for a backlog."""
 
     jobs: int
     ready: float
@@ -39,13 +39,13 @@ class Drained:
     seconds: float
     """From the start of the process until the last payload was stored."""
     cpu_seconds: float
-    """Of the whole process, its start included."""
+    """CPU time of the process, with its start."""
     peak_rss: int
     """Bytes."""
 
 
 async def backlog(
-    jobs: int, rounds: int, say: Callable[[str], object], payload_bytes: int = 100
+    jobs: int, rounds: int, report: Callable[[str], object], payload_bytes: int = 100
 ) -> Section:
     """Fill a journal and measure how the daemon drains it, ``rounds`` times."""
     work = Work("backlog", 1, payload_bytes)
@@ -55,7 +55,7 @@ async def backlog(
             folder = Path(name)
             fill(folder / "state", jobs, work.payload(0).encode())
             found.append(await _drain(folder, jobs, payload_bytes))
-            say(f"backlog, round {number}: {found[-1]}")
+            report(f"backlog, round {number}: {found[-1]}")
     return Section(
         f"A backlog of {jobs:,} jobs",
         f"payloadd starts on a journal with {jobs:,} jobs of one payload of {payload_bytes} bytes"
@@ -67,16 +67,16 @@ async def backlog(
 
 
 def fill(folder: Path, jobs: int, payload: bytes) -> None:
-    """Write a journal with so many jobs of one payload, as the daemon would have."""
+    """Write a journal with ``jobs`` jobs of one payload, as the daemon writes them."""
     folder.mkdir()
     database = Database(folder / FILE)
     try:
-        # The layout that the settings of ``_drain`` ask for; jobs need one to be replayed.
+        # The layout of the settings in ``_drain``; without a layout jobs are not replayed.
         database.layouts(Layout(_TEMPLATE, "", "none", alone=False))
         ids = IdSource()
         for first in range(0, jobs, _JOBS_A_COMMIT):
             count = min(_JOBS_A_COMMIT, jobs - first)
-            parts = [Part(id_, payload + b"\n", 1) for id_ in ids.take(count)]
+            parts = [Part(id_, payload + b"\n", 1) for id_ in ids.new_ids(count)]
             database.commit([Append(Receipt(parts[0].id, count), parts)])
     finally:
         database.close()

@@ -1,4 +1,4 @@
-"""The comparison: every peer under every work, round after round."""
+"""Compare the peers: each under each work, round after round."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from tests.bench.load import Drive, Work
 from tests.bench.measure import measure
 from tests.bench.peers import BATCHED, IN_MEMORY, PEERS
-from tests.bench.peers.others import SEED
+from tests.bench.peers.others import GO
 from tests.bench.report import Section, comparison_row, difference, per_work
 
 if TYPE_CHECKING:
@@ -31,20 +31,22 @@ async def compare(
     works: Sequence[Work],
     drive: Drive,
     rounds: int,
-    say: Callable[[str], object],
+    report: Callable[[str], object],
     most_payloads: int = 10_000,
 ) -> list[Result]:
-    """Measure each peer under each work, ``rounds`` times; what is compared runs close together.
+    """Measure each peer under each work, ``rounds`` times; the peers of a work run one by one.
 
-    A peer that stores an object a payload gets ``most_payloads`` at most: some of them take
-    in faster by far than they store, and would be at it for minutes.
+    A peer that stores one object a payload gets at most ``most_payloads``: some peers accept far
+    faster than they store, and would run for minutes.
     """
     results = []
     for work in works:
         for number in range(1, rounds + 1):
             for peer in peers:
                 result = await _one(peer, work, drive, most_payloads)
-                say(f"{work.name}, round {number}, {peer.name}: {result.cpu_us:.1f} µs a payload")
+                report(
+                    f"{work.name}, round {number}, {peer.name}: {result.cpu_us:.1f} µs a payload"
+                )
                 results.append(result)
     return results
 
@@ -64,7 +66,7 @@ def sections(results: Sequence[Result]) -> list[Section]:
 def _section(work: str, by_peer: Mapping[str, Sequence[Result]]) -> Section:
     peers = {peer.name: peer for peer in PEERS.values()}
     results = [one for rounds in by_peer.values() for one in rounds]
-    base = by_peer.get(SEED.name, [])
+    base = by_peer.get(GO.name, [])
     others = max(one.others_cores for one in results)
     about = (
         f"{results[0].drive.connections} connections; CPU of the whole process tree from the first"

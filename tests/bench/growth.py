@@ -1,4 +1,4 @@
-"""Growth: what a payload costs with more and more clients, and what memory they take."""
+"""Measure the cost of a payload, and memory, with more and more connections."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
     from tests.bench.measure import Result
 
-_CONNECTIONS: Final = (1, 8, 64, 512)
+CONNECTIONS: Final = (1, 8, 64, 512)
 
 
-async def growth(seconds: int, say: Callable[[str], object]) -> Section:
+async def growth(seconds: int, report: Callable[[str], object]) -> Section:
     """Measure payloadd in batches with 1, 8, 64 and 512 connections."""
     results: list[Result] = []
-    for count in _CONNECTIONS:
+    for count in CONNECTIONS:
         drive = Drive(connections=count, seconds=seconds)
-        results += await compare([BATCHED], [WORKS["single"]], drive, 1, say)
+        results += await compare([BATCHED], [WORKS["single"]], drive, 1, report)
     return Section(
         "Growth",
         f"{BATCHED.name}, one payload of 200 bytes a POST, one run each.",

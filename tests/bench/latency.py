@@ -1,7 +1,7 @@
-"""Latency: the 99th percentile of the answer at half the peak rate, beside an fsync.
+"""Measure the 99th percentile of the answer at half the peak rate, and of an fsync.
 
-A durable answer cannot be faster than the disk, so the disk is measured in the same run, in
-the same file system, while the daemon idles.
+A durable answer cannot be faster than the disk, so the disk is measured in the same run, in the
+same file system, while the daemon is idle.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 _CONNECTIONS: Final = 32
 _SYNCS: Final = 300
 _PAGE: Final = 4096
-# wrk is told a pause, not a rate: the second try knows what the first one's pause gave.
-_TRIES: Final = 3
+# wrk has a pause, not a rate: the second run uses the rate that the first one's pause gave.
+TRIES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Syncs:
-    """What appending a page and syncing it takes, in seconds."""
+    """Times to append a page and sync it, in seconds."""
 
     p50: float
     p99: float
@@ -42,7 +42,7 @@ class Syncs:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One run at full load and one at half of it, and the disk before both."""
+    """One run at full load and one at half of it, and the disk's times before both."""
 
     syncs: Syncs
     peak: Load
@@ -54,9 +54,9 @@ class Round:
         return self.half.p99 / 1e6 / self.syncs.p50
 
 
-async def latency(seconds: int, rounds: int, say: Callable[[str], object]) -> Section:
+async def latency(seconds: int, rounds: int, report: Callable[[str], object]) -> Section:
     """Find the peak rate with 32 connections and measure at half of it, ``rounds`` times."""
-    found = [await _round(seconds, say) for _ in range(rounds)]
+    found = [await _round(seconds, report) for _ in range(rounds)]
     in_syncs = median(one.in_syncs for one in found)
     p99 = median(one.half.p99 for one in found) / 1000
     return Section(
@@ -70,7 +70,7 @@ async def latency(seconds: int, rounds: int, say: Callable[[str], object]) -> Se
     )
 
 
-async def _round(seconds: int, say: Callable[[str], object]) -> Round:
+async def _round(seconds: int, report: Callable[[str], object]) -> Round:
     work = WORKS["single"]
     with tempfile.TemporaryDirectory(prefix="payloadd-bench-") as name:
         folder = Path(name)
@@ -79,20 +79,20 @@ async def _round(seconds: int, say: Callable[[str], object]) -> Round:
             syncs = time_syncs(folder)
             peak = await run_wrk(it.url, work, Drive(_CONNECTIONS, seconds), folder)
             await settled(store, peak.answers)
-            say(f"peak: {peak.rate:.0f} POSTs a second")
+            report(f"peak: {peak.rate:.0f} POSTs a second")
             half, pause = peak, 0.0
-            for _ in range(_TRIES):
+            for _ in range(TRIES):
                 pause = _next_pause(pause, half, peak.rate / 2)
                 half = await run_wrk(
                     it.url, work, Drive(_CONNECTIONS, seconds, None, pause), folder
                 )
-                say(f"a pause of {pause * 1000:.1f} ms: {half.rate:.0f} POSTs a second")
+                report(f"a pause of {pause * 1000:.1f} ms: {half.rate:.0f} POSTs a second")
             await settled(store, half.answers)
     return Round(syncs, peak, half)
 
 
 def time_syncs(folder: Path) -> Syncs:
-    """Append pages to a file in ``folder`` and sync each, as a commit of the journal does."""
+    """Append pages to a file in ``folder``, each with a sync, as commits of the journal do."""
     times = []
     fd = os.open(folder / "syncs", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
@@ -107,9 +107,10 @@ def time_syncs(folder: Path) -> Syncs:
 
 
 def _next_pause(pause: float, seen: Load, rate: float) -> float:
-    """Return the pause that should give ``rate``, by what the last pause gave.
+    """Return the pause for ``rate``, from the rate that the last pause gave.
 
-    A connection's round is the pause and the answer; the answer is taken to stay as it is.
+    A connection's cycle is the pause and the answer; the time of the answer is assumed to be
+    constant.
     """
     answer = max(_CONNECTIONS / seen.rate - pause, 0.0)
     return max(_CONNECTIONS / rate - answer, 0.001)

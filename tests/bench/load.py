@@ -1,8 +1,8 @@
 """The load: wrk and the script it runs.
 
-wrk posts the same body over and over, as fast as the answers come (or after a pause); it is
-used because one of its threads costs a small part of what any of the daemons does with a
-request, and it runs outside of the process tree that is measured.
+wrk posts the same body again and again, as fast as the answers come or after a pause. One of its
+threads needs a small part of the CPU time that any of the daemons needs for a request, and it runs
+outside of the measured process tree.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import trio
 if TYPE_CHECKING:
     from pathlib import Path
 
-# wrk's own time on top of the load: connecting, and answers that come late.
+# Seconds beyond the duration of the load: connecting, and late answers.
 _GRACE: Final = 30.0
 
-# The last line of wrk's output is the figures as JSON, latencies in microseconds.
+# The last line of wrk's output has the figures as JSON, latencies in microseconds.
 _SCRIPT: Final = """\
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
@@ -36,9 +36,9 @@ done = function(summary, latency, requests)
 end
 """
 
-# Called before each request, returns milliseconds. Pauses are spread evenly, from none to twice
-# the mean, so that the connections do not march in step. Past the limit all stay silent until
-# wrk's time is over: to stop it would cut off the requests under way.
+# Called before each request, returns milliseconds. Pauses are uniform between 0 and twice the mean,
+# so that the connections are not synchronous. Past the limit all connections pause until wrk's time
+# is over: stopping wrk would cut off requests under way.
 _DELAY: Final = """
 local left = %(posts)d
 delay = function()
@@ -51,64 +51,64 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is posted."""
+    """The requests: payloads a POST, and bytes a payload."""
 
     name: str
     payloads_per_post: int
     payload_bytes: int
 
     def body(self) -> str:
-        """Return the body of one POST; every payload in it has exactly ``payload_bytes``."""
+        """Return the body of a POST with payloads of exactly ``payload_bytes`` bytes."""
         payloads = ",".join(self.payload(index) for index in range(self.payloads_per_post))
         return f'{{"version":"1","payloads":[{payloads}]}}'
 
     def payload(self, index: int) -> str:
-        """Return one payload of ``payload_bytes``, in the form in which it comes to the store."""
+        """Return one payload of ``payload_bytes``, as the store gets it."""
         frame = f'{{"id":"{index:08x}","text":""}}'
         return frame.replace('""', f'"{"x" * (self.payload_bytes - len(frame))}"')
 
 
 @dataclass(frozen=True, slots=True)
 class Drive:
-    """How it is posted."""
+    """The load: connections, duration and pauses."""
 
     connections: int = 32
     seconds: int = 5
     most_posts: int | None = None
-    """How many POSTs there are at most, None for as many as go."""
+    """The largest number of POSTs; None for no limit."""
     pause: float = 0.0
-    """Seconds, on average, between an answer and the connection's next request."""
+    """Mean seconds between an answer and the next request of the connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What wrk saw."""
+    """Results of wrk."""
 
     answers: int
     refused: int
-    """Answers that were not 2xx or 3xx."""
+    """Answers other than 2xx and 3xx."""
     broken: int
-    """Connections and answers that failed or took more than 30 s."""
+    """Connections and answers that failed or took over 30 s."""
     seconds: float
     p50: int
     """Median time of an answer, refusals included, in microseconds.
 
-    wrk corrects for coordinated omission: an answer that took longer than a connection's mean
-    round stands for the requests too that it kept from being made.
+    wrk corrects for coordinated omission: an answer longer than the mean cycle of a connection
+    also counts for the requests that it delayed.
     """
     p99: int
-    """The same for 99 of 100."""
+    """The 99th percentile, measured in the same way."""
     cpu_seconds: float
-    """What wrk itself took."""
+    """CPU time of wrk."""
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Answers per second."""
         return self.answers / self.seconds
 
 
 async def run_wrk(url: str, work: Work, drive: Drive, folder: Path) -> Load:
-    """Post to ``url`` as ``drive`` says and return what came back."""
+    """Post ``work`` to ``url`` with the load ``drive``; returns the results."""
     script = folder / "post.lua"
     script.write_text(_script(work, drive))
     command = [
@@ -123,7 +123,7 @@ async def run_wrk(url: str, work: Work, drive: Drive, folder: Path) -> Load:
 
 
 def _cpu_of_children() -> float:
-    """Return the CPU seconds of children that have been waited for."""
+    """Return the CPU seconds of ended child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -137,7 +137,7 @@ def _script(work: Work, drive: Drive) -> str:
 
 
 def _lua_string(text: str) -> str:
-    """Return a Lua literal; a level of equals signs that the text lacks keeps it raw."""
+    """Return a raw Lua literal, with a delimiter that the text does not contain."""
     level = "="
     while f"]{level}]" in text:
         level += "="

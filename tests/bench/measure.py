@@ -1,4 +1,4 @@
-"""One measurement: the CPU of a process tree from the first POST to the last stored payload."""
+"""Measure the CPU time of a process tree from the first POST to the last stored payload."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from tests.bench.peers.peer import Peer, Running
     from tests.bench.sink import Sink
 
-# The slowest of all, a payload an object, with the whole of what it was given still to do.
+# Seconds for the slowest peer, which stores one object a payload, to store all payloads.
 _SETTLE_WITHIN: Final = 300.0
-# Longer than BATCH_LINGER: the last batch is not full.
+# Longer than BATCH_LINGER, because the last batch is not full.
 QUIET: Final = 2.0
 _LOOK_EVERY: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one peer took for one load."""
+    """Results of one peer under one load."""
 
     peer: str
     work: Work
     drive: Drive
     load: Load
     stored: int
-    """Payloads that the store got."""
+    """Number of payloads in the store."""
     objects: int
-    """PUTs that the store answered."""
+    """Number of PUTs."""
     cpu_seconds: float
     """User and system time of its process tree, from the first POST to the last stored payload."""
     idle_rss: int
@@ -47,23 +47,23 @@ class Result:
     seconds: float
     """From the first POST to the last stored payload."""
     sink_cpu_seconds: float
-    """What the store took meanwhile, which is no part of the above."""
+    """CPU time of the store, which is not part of the above."""
 
     @property
     def cpu_us(self) -> float:
-        """CPU microseconds a stored payload; what refusals cost is part of it."""
+        """CPU microseconds per stored payload, including the cost of refusals."""
         return self.cpu_seconds * 1e6 / self.stored
 
     @property
     def others_cores(self) -> float:
-        """What the generator and the store took, in cores, while there was load."""
+        """Cores that the generator and the store used during the load."""
         return (self.load.cpu_seconds + self.sink_cpu_seconds) / self.load.seconds
 
 
 async def measure(peer: Peer, work: Work, drive: Drive, folder: Path) -> Result:
-    """Run one peer, warmed up, under one load in an empty folder, and return what it took.
+    """Run one peer, warmed up, under one load in an empty folder; returns the results.
 
-    AssertionError if the store did not get all that was answered for.
+    AssertionError if the store did not get every acknowledged payload.
     """
     async with sink(folder, len(work.payload(0))) as store, peer.start(folder, store) as running:
         idle_rss = _peak_rss(running)
@@ -90,32 +90,31 @@ async def measure(peer: Peer, work: Work, drive: Drive, folder: Path) -> Result:
         )
         accepted = await running.accepted()
         assert accepted in (None, stored), f"{accepted} accepted, {stored} stored"
-        # What wrk had sent and not seen answered when it ended may have been taken as well.
+        # Requests without an answer at the end of wrk may have been accepted too.
         unanswered = drive.connections * work.payloads_per_post
         assert result.stored <= answered + unanswered, f"{stored} stored, {answered} answered"
         return result
 
 
 async def _warm_up(running: Running, work: Work, drive: Drive, folder: Path) -> None:
-    """Have loaded what is loaded when it is first needed, and the store's connections made."""
+    """Post until all modules are loaded and the connections to the store are made."""
     await post_once(running.url, work.body())
     few = Drive(drive.connections, seconds=1, most_posts=4 * drive.connections)
     await run_wrk(running.url, work, few, folder)
 
 
-async def settled(store: Sink, at_least: int) -> tuple[int, float]:
-    """Wait until the store has ``at_least`` payloads and has got none for a while.
+async def settled(store: Sink, at_least: int, within: float = _SETTLE_WITHIN) -> tuple[int, float]:
+    """Wait until the store has ``at_least`` payloads and gets no more, at most ``within`` s.
 
-    Returns how many it has, and trio's time when it got the last one. AssertionError if they
-    do not come.
+    Returns their number, and trio's time of the last one. AssertionError if they do not arrive.
     """
     count, at = -1, 0.0
-    with trio.move_on_after(_SETTLE_WITHIN) as scope:
+    with trio.move_on_after(within) as scope:
         while count < at_least or trio.current_time() - at < QUIET:
             store.read()
             if store.payloads != count:
                 count, at = store.payloads, trio.current_time()
-            await trio.sleep(_LOOK_EVERY)  # nginx tells nobody what it has logged
+            await trio.sleep(_LOOK_EVERY)  # the log of nginx can only be polled
     assert not scope.cancelled_caught, f"the store got {count} payloads of {at_least}"
     return count, at
 

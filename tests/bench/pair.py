@@ -1,7 +1,7 @@
-"""Two processes on one socket against one: what systemd's ``Sockets=`` gives.
+"""Compare two processes on one socket, as with systemd's ``Sockets=``, with one process.
 
-Each process is held to a part of a core (see ``share.py``): two of them leave the generator
-and the store more than a whole one, and one process has no more than each of two.
+Each process is limited to a part of a core (see ``share.py``): so the generator and the store have
+more than a core left, and a single process has no more CPU than each of two.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ if TYPE_CHECKING:
     from tests.bench.peers.peer import Launched
 
 _CONNECTIONS: Final = 128
-"""As many for one as for two. Half of them must still be enough to share commits well, or it is
-that which is measured: of 64, each of two got 17 to 48, and a payload took 34 to 40 us where it
-took one alone 26 to 33 (four rounds).
+"""The same number for one and for two processes.
+
+Half of them have to be enough to share commits well; otherwise the number of connections would be
+measured.
 """
 _CORES: Final = 0.4
-# sd_listen_fds(3): the sockets start at descriptor 3, and $LISTEN_PID is who they are for, which
-# only the process itself can tell.
+# sd_listen_fds(3): sockets start at descriptor 3, and $LISTEN_PID is the id of the process that
+# they are for, which only the process itself knows.
 _LIKE_SYSTEMD: Final = """
 import os, sys
 os.dup2(int(os.environ["LISTEN_FD"]), 3)
@@ -52,29 +53,29 @@ os.execv(sys.executable, [sys.executable, "-m", "payloadd", "serve"])
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What so many processes did."""
+    """Results of one or two processes."""
 
     processes: int
     stored: int
     seconds: float
     """From the first POST to the last stored payload."""
     cpu_seconds: list[float]
-    """Of each process."""
+    """CPU time of each process."""
     others_cores: float
-    """What the generator and the store took while there was load, in cores."""
+    """Cores that the generator and the store used during the load."""
 
     @property
     def rate(self) -> float:
-        """Payloads a second."""
+        """Payloads per second."""
         return self.stored / self.seconds
 
     @property
     def cpu_us(self) -> float:
-        """CPU microseconds a payload, of all its processes."""
+        """CPU microseconds per payload, of all processes."""
         return sum(self.cpu_seconds) / self.stored * 1e6
 
 
-async def pair(seconds: int, rounds: int, say: Callable[[str], object]) -> Section:
+async def pair(seconds: int, rounds: int, report: Callable[[str], object]) -> Section:
     """Measure one and two processes, ``rounds`` times. Raises NoSharesError."""
     ones: list[Ran] = []
     twos: list[Ran] = []
@@ -82,13 +83,13 @@ async def pair(seconds: int, rounds: int, say: Callable[[str], object]) -> Secti
         for count, runs in ((1, ones), (2, twos)):
             with tempfile.TemporaryDirectory(prefix="payloadd-bench-") as folder:
                 runs.append(await _run(count, seconds, Path(folder)))
-            say(f"{count} on one socket, round {number}: {runs[-1].rate:.0f} payloads a second")
+            report(f"{count} on one socket, round {number}: {runs[-1].rate:.0f} payloads a second")
     gain = median(two.rate / one.rate for one, two in zip(ones, twos, strict=True))
     cpu = [median(ran.cpu_us for ran in runs) for runs in (ones, twos)]
     return Section(
         "Two processes on one socket",
         f"Each process is held to {_CORES} of a core by a control group, so the generator and"
-        " the store do not take what is theirs; one payload of 200 bytes a POST, batches of"
+        " the store do not take CPU time from it; one payload of 200 bytes a POST, batches of"
         f" 1,000; {_CONNECTIONS} connections, accepted by whoever is free. Medians of {rounds}:"
         f" payloads a second of two against one {gain:.2f}, CPU a payload {cpu[0]:.1f} µs of one"
         f" and {cpu[1]:.1f} µs of two.",
@@ -140,7 +141,7 @@ async def _until_it_listens(daemon: Launched) -> None:
     with trio.fail_after(START_WITHIN):
         while '"listening"' not in daemon.words():
             assert daemon.process.poll() is None, daemon.words()
-            await trio.sleep(0.05)  # its log is a file, which tells nobody that it grows
+            await trio.sleep(0.05)  # its log is a file, which can only be polled
 
 
 def _row(ran: Ran) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The comparison as a picture: a panel a work, a dot a peer, a line from its least to its most."""
+"""Plot the comparison: a panel per work, a dot per peer, a line from its minimum to its maximum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _THEIRS: Final = "#8a8a8a"
 
 def draw(results: Sequence[Result], path: Path) -> None:
     """Write a PNG; ImportError without matplotlib."""
-    # Only here: it takes a second to load and is not needed for the figures.
+    # Imported here: it loads slowly and is not needed for the figures.
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     works = per_work(results)
@@ -31,7 +31,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
             costs = [one.cpu_us for one in rounds]
             colour = _OURS if name.startswith("payloadd") else _THEIRS
             panel.hlines(row, min(costs), max(costs), colour, linewidth=2)
-            # Dots and not bars: on a log scale the length of a bar says nothing.
+            # Dots instead of bars, whose length has no meaning on a logarithmic scale.
             panel.plot(median(costs), row, "o", color=colour, markersize=8)
             place = (max(costs), row)
             panel.annotate(

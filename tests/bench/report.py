@@ -19,21 +19,21 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading, what it is about, and a table."""
+    """A heading, a description, and a table."""
 
     title: str
     about: str
     rows: Sequence[Mapping[str, str]]
     figures: Any = field(repr=False)
-    """Everything that is known, for machines."""
+    """All figures, for figures.json."""
 
     def markdown(self) -> str:
-        """Return it as Markdown."""
+        """Return the section as Markdown."""
         return f"## {self.title}\n\n{self.about}\n\n{table(self.rows)}"
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Return a Markdown table; its columns are those of the first row, numbers to the right."""
+    """Return a Markdown table with the columns of the first row; numbers are aligned right."""
     names = list(rows[0])
     sides = ["---:" if rows[0][name][:1].isdigit() else "---" for name in names]
     lines = [
@@ -45,7 +45,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def per_work(results: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
-    """Return the rounds of each peer by work, in the order in which they ran first."""
+    """Return the rounds of each peer by work, in the order of their first run."""
     found: dict[str, dict[str, list[Result]]] = {}
     for result in results:
         found.setdefault(result.work.name, {}).setdefault(result.peer, []).append(result)
@@ -53,14 +53,14 @@ def per_work(results: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
 
 
 def comparison_row(peer: Peer, rounds: Sequence[Result], base: Sequence[Result]) -> dict[str, str]:
-    """Return the medians of one peer's rounds; ``base`` are the rounds of what it is held to."""
+    """Return the medians of a peer's rounds; ``base`` are the rounds that it is compared with."""
     costs = [result.cpu_us for result in rounds]
     return {
         "daemon": peer.name,
         "an answer means": peer.promise,
         "CPU µs a payload": f"{median(costs):.1f}",
         "least - most": f"{min(costs):.1f} - {max(costs):.1f}",
-        "ratio to the seed": f"{ratio(rounds, base):.2f}" if base else "",
+        "ratio to Go": f"{ratio(rounds, base):.2f}" if base else "",
         "MiB a CPU second": f"{median(_mib_a_cpu_second(one) for one in rounds):.3g}",
         "payloads an object": f"{median(one.stored / one.objects for one in rounds):.0f}",
         "p50 ms": f"{median(one.load.p50 for one in rounds) / 1000:.1f}",
@@ -72,17 +72,17 @@ def comparison_row(peer: Peer, rounds: Sequence[Result], base: Sequence[Result])
 
 
 def ratio(rounds: Sequence[Result], base: Sequence[Result]) -> float:
-    """Return the median of the ratios, each of two that ran in the same round."""
+    """Return the median of the ratios of two figures of the same round."""
     return median(one.cpu_us / other.cpu_us for one, other in zip(rounds, base, strict=True))
 
 
 def difference(rounds: Sequence[Result], base: Sequence[Result]) -> float:
-    """Return the median of the differences in microseconds, each of two of the same round."""
+    """Return the median difference of two figures of the same round, in microseconds."""
     return median(one.cpu_us - other.cpu_us for one, other in zip(rounds, base, strict=True))
 
 
 def document(sections: Sequence[Section], loads: Sequence[float]) -> str:
-    """Return all sections as one document; ``loads`` tell what else the machine did."""
+    """Return all sections as one document; ``loads`` are load averages of the machine."""
     shown = ", ".join(f"{load:.1f}" for load in loads)
     head = (
         f"{os.cpu_count()} cores; Python {platform.python_version()}; Linux {platform.release()};"

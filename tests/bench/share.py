@@ -1,8 +1,8 @@
-"""A share of a core: processes held to a part of the CPU by the kernel's control groups.
+"""Limit processes to a share of a core with control groups.
 
-On a machine of few cores a generator takes from the daemons what it needs, and the more they
-do the more that is. Held to a share each, they have the same whatever else runs, as long as
-the shares leave the generator enough.
+On a machine with few cores the generator takes CPU time from the daemons, and takes more from
+faster ones. With a limit each daemon has the same CPU time, if the shares leave enough for the
+generator.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Long: a process that is stopped often finds its caches cold, which is counted as its CPU.
+# A long period: a process stopped often has cold caches, which would count as its CPU time.
 _PERIOD_US: Final = 100_000
 _ROOT: Final = Path("/sys/fs/cgroup")
 # cgroup v1 (Documentation/scheduler/sched-bwc.rst) has a tree for each controller.
@@ -23,14 +23,14 @@ _V1: Final = _ROOT / "cpu"
 
 
 class NoSharesError(Exception):
-    """Control groups cannot be made here; the message says why."""
+    """Control groups cannot be created; the message has the reason."""
 
 
 @contextmanager
 def cpu_shares(count: int, cores: float) -> Iterator[list[Path]]:
     """Make ``count`` groups of ``cores`` each; a process joins by its id in ``cgroup.procs``.
 
-    Their processes must have ended at the end of the block. Raises NoSharesError.
+    Their processes must have ended at the end of the body. Raises NoSharesError.
     """
     groups: list[Path] = []
     try:

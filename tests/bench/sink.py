@@ -1,8 +1,8 @@
-"""The store of the benchmark: nginx, which answers every PUT with 200 and keeps nothing.
+"""The store of the benchmark: nginx, which answers every PUT with 200 and stores nothing.
 
-It counts payloads all the same: its log has the length of each object, and an object is
-whole payloads of one length, a line each. That costs nginx a few bytes a PUT, where a store
-that reads its bodies would cost more than some of the daemons do.
+It counts payloads: its log has the length of each object, and an object consists of whole payloads
+of one length, one a line. That costs nginx a few bytes a PUT; a store that reads the bodies would
+need more CPU time than some of the daemons.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 _START_WITHIN: Final = 15.0
 
-# One process in the foreground; the body of a PUT is read and thrown away by nginx itself,
-# because `return` does not ask for it.
+# One process in the foreground; nginx discards the body of a PUT because `return` does not need it.
 _CONFIG: Final = """\
 daemon off;
 master_process off;
@@ -53,20 +52,20 @@ http {{
 
 @dataclass
 class Sink:
-    """A running nginx. ``read`` brings the counts up to date."""
+    """A running nginx; ``read`` updates the counts."""
 
     url: str
     pid: int
     log: Path
     payload_bytes: int
-    """What every payload has."""
+    """Bytes of every payload."""
     objects: int = 0
     payloads: int = 0
     _offset: int = 0
 
     @property
     def environ(self) -> dict[str, str]:
-        """The variables that point the daemon, and any AWS SDK, at it."""
+        """The variables that make the daemon and every AWS SDK use this store."""
         return {
             "AWS_ENDPOINT_URL_S3": self.url,
             "AWS_REGION": "us-east-1",
@@ -89,7 +88,7 @@ class Sink:
 
 
 def payloads_in(line: bytes, payload_bytes: int) -> int:
-    """Return the payloads of the object that a line of the log tells of.
+    """Return the number of payloads of the object in a line of the log.
 
     The last payload of an object may lack its line feed.
     """
@@ -103,7 +102,7 @@ def payloads_in(line: bytes, payload_bytes: int) -> int:
 
 @asynccontextmanager
 async def sink(folder: Path, payload_bytes: int) -> AsyncIterator[Sink]:
-    """Run nginx with everything it writes in ``folder``; it answers when the block is entered."""
+    """Run nginx with its files in ``folder``; it answers when the body begins."""
     port = free_port()
     config = folder / "nginx.conf"
     config.write_text(_CONFIG.format(folder=folder, port=port))
@@ -121,14 +120,14 @@ async def sink(folder: Path, payload_bytes: int) -> AsyncIterator[Sink]:
 
 
 async def _until_it_listens(process: trio.Process, port: int) -> None:
-    """Return once the port takes a connection."""
+    """Wait until the port accepts a connection."""
     with trio.fail_after(_START_WITHIN):
         while True:
-            assert process.poll() is None, "nginx ended, see its words above"
+            assert process.poll() is None, "nginx ended, see its output above"
             try:
                 stream = await trio.open_tcp_stream("127.0.0.1", port)
             except OSError:
-                await trio.sleep(0.05)  # it tells nobody that it is ready
+                await trio.sleep(0.05)  # its start can only be polled
             else:
                 await stream.aclose()
                 return

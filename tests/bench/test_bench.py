@@ -1,4 +1,4 @@
-"""The benchmark itself: it runs, its figures hang together, and it notices what is lost."""
+"""The benchmark runs, its figures are consistent, and it notices lost payloads."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ WORK = Work("some", 3, 100)
 
 @pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what makes figures exact and takes long."""
+    """Shorten the parts that make figures exact and take long."""
     need_tools("nginx", "wrk")
-    monkeypatch.setattr(measure, "QUIET", 1.2)  # longer than BATCH_LINGER still
-    monkeypatch.setattr(growth, "_CONNECTIONS", (2,))
-    monkeypatch.setattr(latency, "_TRIES", 1)
-    monkeypatch.setattr(hostile_part, "_QUIET", 0.2)
-    monkeypatch.setattr(hostile_part, "_AFTER", 0.2)
+    monkeypatch.setattr(measure, "QUIET", 1.2)  # still longer than BATCH_LINGER
+    monkeypatch.setattr(growth, "CONNECTIONS", (2,))
+    monkeypatch.setattr(latency, "TRIES", 1)
+    monkeypatch.setattr(hostile_part, "QUIET", 0.2)
+    monkeypatch.setattr(hostile_part, "AFTER", 0.2)
 
 
 @pytest.mark.usefixtures("brisk")
-async def test_a_short_run_of_everything(
+async def test_a_short_run_of_all_parts_succeeds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nobody could tell any more whether a change makes the daemon slower."""
+    """It would be unknown whether a change makes the daemon slower."""
     parts = {
         "peers": ["--work=single", "--peer=batched", "--peer=straight", "--most-payloads=100"],
         "growth": [],
@@ -51,18 +51,18 @@ async def test_a_short_run_of_everything(
         "pair": [],
         "hostile": ["--kind=members", "--kind=h2-headers", "--kind=slow-heads"],
     }
-    # Each brings a trio run of its own, so each gets a thread; they mostly wait.
+    # Each part runs trio itself, so each gets a thread; the threads mostly wait.
     async with trio.open_nursery() as nursery:
         for part, more in parts.items():
             options = [f"--part={part}", f"--results={tmp_path / part}", *more]
             options += ["--rounds=1", "--duration=1", "--connections=4"]
             nursery.start_soon(trio.to_thread.run_sync, main, options)
 
-    told = capsys.readouterr().err
+    errors = capsys.readouterr().err
     for part in parts:
         figures = json.loads((tmp_path / part / "figures.json").read_text())
         table = (tmp_path / part / "table.md").read_text()
-        assert figures or "left out: two processes on one socket" in told, part
+        assert figures or "left out: two processes on one socket" in errors, part
         assert all(title in table for title in figures)
     (compared,) = json.loads((tmp_path / "peers" / "figures.json").read_text()).values()
     assert [one["peer"] for one in compared] == [PEERS["batched"].name, PEERS["straight"].name]
@@ -77,19 +77,19 @@ async def test_a_short_run_of_everything(
     for one in attacked:
         assert one["honest"]
         assert one["tally"]["connections"] > 0
-        # The kernel notes the peak at moments of its own, a little below what it says later.
+        # The kernel updates the peak with a delay, so it may be a little below the current value.
         assert 2**20 < one["rss_after"] <= one["peak_rss"] + 2**20
         assert 0 < one["p50"] <= one["p99"] <= one["longest"]
     plot = tmp_path / "peers" / "plot.png"
-    assert plot.exists() or "pip install -e '.[bench]'" in told
+    assert plot.exists() or "pip install -e '.[bench]'" in errors
     assert plot.exists() == (find_spec("matplotlib") is not None)
 
 
-def test_what_is_missing_is_named(
+def test_missing_programs_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A newcomer would have to guess what to install before the benchmark runs."""
-    monkeypatch.setattr(tools, "_PLACES", "/nonexistent")
+    """A new user would have to guess which programs to install."""
+    monkeypatch.setattr(tools, "SEARCH_PATH", "/nonexistent")
     assert main([]) == 2
     assert "apt-get install nginx-light wrk" in capsys.readouterr().err
 
@@ -98,14 +98,14 @@ def test_what_is_missing_is_named(
 async def test_a_peer_that_is_not_installed_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The comparison would end for want of a compiler, or silently lack a peer."""
+    """The comparison would fail without a compiler, or silently lack a peer."""
     monkeypatch.setenv("PATH", "/nonexistent")
-    run = partial(main, ["--peer=seed", f"--results={tmp_path}"])
+    run = partial(main, ["--peer=go", f"--results={tmp_path}"])
     assert await trio.to_thread.run_sync(run) == 0
     assert "apt-get install golang-go golang-github-aws-aws-sdk-go-dev" in capsys.readouterr().err
 
 
-def test_every_payload_has_the_length_it_should_have() -> None:
+def test_every_payload_has_the_configured_length() -> None:
     """The store could not count payloads by the length of an object."""
     payloads = json.loads(WORK.body())["payloads"]
     assert len({one["id"] for one in payloads}) == 3
@@ -119,12 +119,12 @@ def test_every_payload_has_the_length_it_should_have() -> None:
     ("line", "payloads"), [(b"PUT 100", 1), (b"PUT 101", 1), (b"PUT 505", 5), (b"PUT 504", 5)]
 )
 def test_the_store_counts_payloads(line: bytes, payloads: int) -> None:
-    """A daemon would be held to more or fewer payloads than it stored."""
+    """A daemon would be credited with more or fewer payloads than it stored."""
     assert payloads_in(line, 100) == payloads
 
 
 @pytest.mark.parametrize("line", [b"PUT 99", b"PUT 150", b"PUT 503", b"GET 100", b"PUT 0"])
-def test_the_store_notices_what_is_no_payload(line: bytes) -> None:
+def test_the_store_notices_incomplete_payloads(line: bytes) -> None:
     """A daemon that stores half of a payload would look like the fastest."""
     with pytest.raises(AssertionError):
         payloads_in(line, 100)
@@ -132,18 +132,17 @@ def test_the_store_notices_what_is_no_payload(line: bytes) -> None:
 
 async def test_lost_payloads_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon that loses payloads would look like the fastest."""
-    monkeypatch.setattr(measure, "_SETTLE_WITHIN", 0.5)
     monkeypatch.setattr(measure, "QUIET", 0.0)
     log = tmp_path / "puts.log"
-    log.write_text("PUT 505\nPUT 101\nPUT 3")  # the last line is being written
+    log.write_text("PUT 505\nPUT 101\nPUT 3")  # the last line is incomplete
     store = Sink("http://127.0.0.1", 1, log, payload_bytes=100)
-    assert (await settled(store, 6))[0] == 6
+    assert (await settled(store, 6, 0.5))[0] == 6
     with pytest.raises(AssertionError, match="the store got 6 payloads of 7"):
-        await settled(store, 7)
+        await settled(store, 7, 0.5)
 
 
 def test_ratio_and_difference_are_taken_within_a_round() -> None:
-    """A machine that is slow for one round would make one of the daemons slow."""
+    """If the machine is slow in one round, one of the daemons would look slow."""
     slow_machine = [_result(20.0), _result(200.0), _result(22.0)]
     base = [_result(10.0), _result(100.0), _result(10.0)]
     assert ratio(slow_machine, base) == pytest.approx(2.0)

@@ -1,4 +1,4 @@
-"""The hostile clients: they send what they say they send, and the figures are right."""
+"""Hostile clients send the requests of their kind, and the figures are right."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def test_bodies_are_as_long_as_allowed(body: Callable[[], bytes], length: int) -
     assert length - 2000 < len(body()) <= length
 
 
-def test_bodies_are_what_they_are_said_to_be() -> None:
-    """The benchmark would measure how a wrong document is refused."""
+def test_bodies_are_valid_as_documented() -> None:
+    """The benchmark would measure the refusal of an invalid document."""
     assert json.loads(bodies.members(1000))["payloads"] == [1] * 1000
-    # Checked without building objects: json.loads takes 10 s for 8,000,000 arrays.
+    # Checked without building objects, because json.loads is slow for 8,000,000 arrays.
     deep = msgspec.json.decode(bodies.deep(), type=dict[str, list[msgspec.Raw]])
     assert len(deep["payloads"]) > 9000
     for line in bodies.telemetry(10_000).splitlines():
@@ -107,7 +107,7 @@ def test_a_kind_makes_a_client_for_each_connection(name: str) -> None:
 
 
 def test_a_chunked_body_is_the_same_body() -> None:
-    """The benchmark would measure how a malformed chunk is refused."""
+    """The benchmark would measure the refusal of a malformed chunk."""
     request = bodies.post_chunked(b"1\n" * 100, bodies.NDJSON, size=64)
     head, _, chunks = request.partition(b"\r\n\r\n")
     assert b"Transfer-Encoding: chunked" in head
@@ -116,8 +116,8 @@ def test_a_chunked_body_is_the_same_body() -> None:
     assert b"".join(piece for _, piece in pieces) == b"1\n" * 100
 
 
-def test_answers_are_counted_wherever_they_are_cut() -> None:
-    """Refusals would be counted as something else, or not at all."""
+def test_answers_split_at_any_byte_are_counted() -> None:
+    """Refusals would be counted under another name, or not at all."""
     stream = (
         b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\n{}"
         b'HTTP/1.1 503 Service Unavailable\r\nContent-Length: 18\r\n\r\n{"code":"BUSY","a"'
@@ -131,7 +131,7 @@ def test_answers_are_counted_wherever_they_are_cut() -> None:
         assert tally == {"202": 1, "503 BUSY": 1, "200": 1}
 
 
-def test_frames_are_read_wherever_they_are_cut() -> None:
+def test_frames_split_at_any_byte_are_read() -> None:
     """Windows would be lost, and an HTTP/2 client would stop sending."""
     stream = http2.settings(2) + http2.pings(2) + http2.requests([1, 3], reset=True)
     for size in range(1, 30):
@@ -146,7 +146,7 @@ def test_frames_are_read_wherever_they_are_cut() -> None:
 
 
 async def test_every_client_reaches_a_real_daemon(tmp_path: Path) -> None:
-    """A kind would do nothing, and its figures would be those of an idle machine."""
+    """A kind would send nothing, and its figures would be those of an idle machine."""
     tallies = {name: Counter[str]() for name in ("repeat", "h2", "slow", "half", "churn")}
     together = Round(3)
     half = bodies.post_without_body(10_000) + b" " * 9999
@@ -171,7 +171,7 @@ async def test_every_client_reaches_a_real_daemon(tmp_path: Path) -> None:
 
 
 def _reached(tallies: dict[str, Counter[str]], together: Round) -> bool:
-    """Return whether each kind of clients did what it is there for."""
+    """Return, for each kind of client, whether it did its work."""
     return (
         tallies["repeat"]["202"] > 0
         and tallies["h2"]["202"] > 0
@@ -183,7 +183,7 @@ def _reached(tallies: dict[str, Counter[str]], together: Round) -> bool:
 
 
 def test_posts_that_began_before_the_attack_and_waited_for_it_count() -> None:
-    """The longest wait of all, of a POST that was under way, would be in no figure."""
+    """The longest wait, of a POST that was under way, would be in no figure."""
     times = Times(begin=10.0, end=20.0, over=30.0)
     samples = [(8.0, 1.0, "202"), (9.0, 7.0, "202"), (15.0, 0.1, "202"), (21.0, 9.0, "202")]
     beside, waits, longest = latencies(samples, times)
@@ -192,8 +192,8 @@ def test_posts_that_began_before_the_attack_and_waited_for_it_count() -> None:
     assert longest == 9.0
 
 
-def test_percentiles_are_values_that_were_seen() -> None:
-    """A wait of a second would vanish between two others."""
+def test_percentiles_are_measured_values() -> None:
+    """A percentile between two values would hide a wait of a second."""
     values = [float(number) for number in range(1000)]
     assert percentile(values, 0.5) == 500.0
     assert percentile(values, 0.99) == 990.0
@@ -204,13 +204,15 @@ def test_percentiles_are_values_that_were_seen() -> None:
     ("beats", "gap"),
     [([], 20.0), ([9.0, 12.0, 29.0], 17.0), ([1.0, 12.0, 22.0], 11.0), ([9.0, 31.0], 21.0)],
 )
-def test_the_longest_time_without_a_sign_of_life(beats: list[float], gap: float) -> None:
+def test_the_longest_time_without_a_watchdog_message_is_found(
+    beats: list[float], gap: float
+) -> None:
     """A daemon that systemd would have killed would look alive."""
     assert longest_gap(beats, Times(begin=10.0, end=20.0, over=30.0)) == gap
 
 
-def test_goals_that_were_missed_are_named() -> None:
-    """A daemon that lets its clients wait would pass."""
+def test_missed_goals_are_named() -> None:
+    """A daemon that makes its clients wait would pass."""
     assert OUTCOME.missed() == []
     assert OUTCOME.row()["goals missed"] == "none"
     worse = replace(

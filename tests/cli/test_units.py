@@ -1,4 +1,4 @@
-"""``payloadd systemd install`` and ``remove``, below a folder; and the units themselves."""
+"""``payloadd systemd install`` and ``remove`` in a folder, and the unit files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from payloadd.cli import units
 from payloadd.cli.main import main
-from payloadd.cli.units import _FILES
+from payloadd.cli.units import FILES
 from payloadd.config import settings as config
 from tests.support.daemon import ROOT
 
@@ -39,10 +39,10 @@ def files(root: Path) -> dict[str, str]:
 
 
 def test_an_installation_is_complete_and_can_be_repeated(tmp_path: Path) -> None:
-    """An upgrade would take the administrator's settings and instances away."""
+    """An upgrade would remove the administrator's settings and instances."""
     run("install", root=tmp_path)
     first = files(tmp_path)
-    assert set(first) == {str(place) for place in _FILES.values()} | {
+    assert set(first) == {str(place) for place in FILES.values()} | {
         f"{PLACE}/payloadd.target.d/instances.conf",
         "etc/payloadd/payloadd.env",
     }
@@ -61,8 +61,8 @@ def test_an_installation_is_complete_and_can_be_repeated(tmp_path: Path) -> None
     )
 
 
-def test_a_removal_leaves_what_is_the_administrators(tmp_path: Path) -> None:
-    """Settings would be gone after a removal, or units would stay behind."""
+def test_a_removal_leaves_the_settings(tmp_path: Path) -> None:
+    """A removal would delete settings, or leave units."""
     run("install", root=tmp_path)
     run("remove", root=tmp_path)
     assert set(files(tmp_path)) == {"etc/payloadd/payloadd.env"}
@@ -70,7 +70,7 @@ def test_a_removal_leaves_what_is_the_administrators(tmp_path: Path) -> None:
     assert run("remove", root=tmp_path) == ""
 
 
-def test_an_image_is_given_the_path_that_it_will_have(
+def test_units_in_an_image_name_the_path_inside_the_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine that boots from the image would look for the command where it was built."""
@@ -81,24 +81,26 @@ def test_an_image_is_given_the_path_that_it_will_have(
     assert "/opt/payloadd" not in unit
 
 
-def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    """Whoever forgets to be root would be shown a traceback."""
+def test_a_write_error_is_one_line(tmp_path: Path) -> None:
+    """A user that is not root would see a traceback."""
     (tmp_path / "usr").write_text("no folder")
     output = run("install", root=tmp_path, status=1)
     assert output.startswith("payloadd: ")
     assert output.count("\n") == 1
 
 
-def test_a_running_system_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Systemd would go on with the old units, and without the user."""
+def test_a_running_systemd_reloads_its_units(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Systemd would use the old units, and the user would be missing."""
     ran: list[tuple[str, ...]] = []
 
-    def note(command: tuple[str, ...], *, check: bool) -> None:
+    def record(command: tuple[str, ...], *, check: bool) -> None:
         assert check
         ran.append(command)
 
     monkeypatch.setattr(units, "_is_running_system", lambda _: True)
-    monkeypatch.setattr(subprocess, "run", note)
+    monkeypatch.setattr(subprocess, "run", record)
     run("install", root=tmp_path)
     sysusers = str(tmp_path / "usr/local/lib/sysusers.d/payloadd.conf")
     assert ran == [("systemd-sysusers", sysusers), ("systemctl", "daemon-reload")]
@@ -109,21 +111,22 @@ def test_a_running_system_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_the_environment_file_has_every_setting() -> None:
-    """An administrator would not find a setting, or read a default that is none."""
+    """An administrator would not find a setting, or read a wrong default."""
+    names = config.ENVIRONMENT_NAMES
     expected = [
         f"# {item.metadata['doc']}\n"
-        f"#{config._NAMES.get(item.name, (item.name.upper(),))[0]}={item.metadata['default'] or ''}"
+        f"#{names.get(item.name, (item.name.upper(),))[0]}={item.metadata['default'] or ''}"
         for item in fields(config.Settings)
     ]
     text = (UNITS / "payloadd.env").read_text()
     assert text.strip().split("\n\n")[1:] == expected
-    # And as they stand there they can be set.
+    # The values shown can be set as they are.
     shown = dict(re.findall(r"(?m)^#([A-Z0-9_]+)=(.+)$", text))
     assert config.load(shown) == config.load({})
 
 
-def test_an_instance_is_the_service_many_times() -> None:
-    """A line of the sandbox would be mended in one unit and missing in the other."""
+def test_both_units_differ_only_where_instances_need_it() -> None:
+    """A line of the sandbox would be fixed in one unit and missing in the other."""
     one = set((UNITS / "payloadd.service").read_text().splitlines())
     many = set((UNITS / "payloadd@.service").read_text().splitlines())
     assert {line for line in one ^ many if line and not line.startswith("#")} == {
@@ -145,7 +148,7 @@ def test_an_instance_is_the_service_many_times() -> None:
 
 
 def test_the_limits_are_enough_for_the_defaults() -> None:
-    """With all connections taken the daemon would run out of files, or of time to drain."""
+    """With all connections in use the daemon would run out of descriptors, or of time to drain."""
     unit = (UNITS / "payloadd.service").read_text()
     settings = config.load({})
 
@@ -162,7 +165,7 @@ def test_the_limits_are_enough_for_the_defaults() -> None:
     assert number("MemoryMax") * 2**30 > bodies + objects + settings.max_queue_bytes
 
 
-def test_objects_of_the_units_are_for_the_group_and_no_others() -> None:
-    """Any user of the machine could read what clients have sent."""
+def test_units_create_objects_that_only_user_and_group_can_read() -> None:
+    """Every user of the machine could read the payloads."""
     for unit in ("payloadd.service", "payloadd@.service"):
         assert "\nUMask=0027\n" in (UNITS / unit).read_text()

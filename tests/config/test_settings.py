@@ -1,4 +1,4 @@
-"""Settings: read whole, refused whole."""
+"""Settings: how they are parsed, and which problems are reported."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.support.not_built import NAMES, VALUES
 
 
 def problems(**environ: str) -> list[str]:
-    """Return what ``load`` says of settings that must be wrong."""
+    """Return the problems of settings that are wrong."""
     with pytest.raises(SettingsError) as caught:
         config.load(environ)
     return caught.value.problems
 
 
-def test_nothing_configured_is_the_contracts_default() -> None:
-    """The first command of the README relies on it."""
+def test_defaults_are_the_documented_ones() -> None:
+    """The first command of the README would not work without settings."""
     settings = config.load({})
     assert settings.bind == (TcpAddress("127.0.0.1", 8080),)
     assert settings.admin_bind == TcpAddress("127.0.0.1", 8081)
@@ -71,8 +71,8 @@ def test_nothing_configured_is_the_contracts_default() -> None:
         ("LOG_LEVEL", "", "log_level", "info"),
     ],
 )
-def test_values_are_read_as_documented(name: str, text: str, field: str, value: object) -> None:
-    """A setting that is misread is worse than one that is refused."""
+def test_values_are_parsed_as_documented(name: str, text: str, field: str, value: object) -> None:
+    """A wrong value would be used without an error."""
     if value is None and field == "max_queue_bytes":
         assert "MAX_QUEUE_BYTES" in problems(MAX_QUEUE_BYTES=text)[0]  # below MAX_LENGTH
         return
@@ -109,15 +109,15 @@ def test_values_are_read_as_documented(name: str, text: str, field: str, value: 
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(name: str, text: str, allowed: str) -> None:
-    """Whoever made the mistake has to see which and what to write instead."""
+    """An operator would have to guess which setting is wrong, and what is allowed."""
     (problem,) = problems(**{name: text})
     assert problem.startswith(f"{name}: ")
     assert repr(text) in problem
     assert allowed in problem
 
 
-def test_all_wrong_settings_are_named_in_one_go() -> None:
-    """Mending one restart at a time costs a night."""
+def test_all_wrong_settings_are_reported_together() -> None:
+    """An operator would need a restart for each wrong setting."""
     found = problems(
         MAX_WORKERS="x", BIND="x", STORE_URL="x", COMPRESSION="x", DURABILITY="x", AUTH_TOKENS="/x"
     )
@@ -125,8 +125,8 @@ def test_all_wrong_settings_are_named_in_one_go() -> None:
     assert names == ["MAX_WORKERS", "BIND", "STORE_URL", "COMPRESSION", "DURABILITY", "AUTH_TOKENS"]
 
 
-def test_settings_that_contradict_each_other_are_named() -> None:
-    """The largest request could never be queued; half a key pair signs nothing."""
+def test_settings_that_contradict_each_other_are_reported() -> None:
+    """The largest request could never be queued, and uploads would fail without half of a key."""
     found = problems(
         MAX_LENGTH="2MiB", MAX_QUEUE_BYTES="1MiB", AWS_ACCESS_KEY_ID="AKIA", TLS_CLIENT_CA="ca.pem"
     )
@@ -137,8 +137,8 @@ def test_settings_that_contradict_each_other_are_named() -> None:
     ]
 
 
-def test_credentials_of_systemd_win_over_the_environment(tmp_path: Path) -> None:
-    """Secrets belong into credentials, not into an environment that `systemctl show` prints."""
+def test_credentials_of_systemd_take_precedence_over_the_environment(tmp_path: Path) -> None:
+    """Secrets would have to be in the environment, which `systemctl show` prints."""
     (tmp_path / "aws_access_key_id").write_text("AKIAFILE\n")
     (tmp_path / "aws_secret_access_key").write_text("from-file\n")
     (tmp_path / "unrelated").write_text("x")
@@ -154,14 +154,14 @@ def test_credentials_of_systemd_win_over_the_environment(tmp_path: Path) -> None
     assert settings.aws_secret_access_key == "from-file"
 
 
-def test_credentials_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    """Starting without the secrets somebody provided would be a riddle."""
+def test_credentials_that_cannot_be_read_are_reported(tmp_path: Path) -> None:
+    """The daemon would start without the secrets, and every upload would fail."""
     (problem,) = problems(CREDENTIALS_DIRECTORY=str(tmp_path / "absent"))
     assert problem.startswith("CREDENTIALS_DIRECTORY: cannot read")
 
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:
-    """A secret in a log is a secret lost."""
+    """A secret would be in the log."""
     settings = config.load({"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "hunter2"})
     assert "hunter2" not in repr(settings)
     (tmp_path / "aws_session_token").write_text(" \n")
@@ -171,7 +171,7 @@ def test_no_secret_is_shown(tmp_path: Path) -> None:
 
 @given(st.text())
 def test_no_text_crashes_a_parser(text: str) -> None:
-    """A traceback instead of an error message, at every start."""
+    """An operator would see a traceback instead of an error message."""
     for name in ("MAX_WORKERS", "MAX_LENGTH", "BIND", "STORE_URL", "UPLOAD_TIMEOUT",
                  "AWS_ENDPOINT_URL"):  # fmt: skip
         with suppress(SettingsError):
@@ -179,26 +179,26 @@ def test_no_text_crashes_a_parser(text: str) -> None:
 
 
 def test_addresses_are_written_as_they_are_read() -> None:
-    """The log names where the daemon listens in the form that a setting takes."""
+    """The log would show an address in a form that the setting refuses."""
     for text in ("127.0.0.1:80", "[::1]:80", "unix:/run/p.sock"):
         assert str(address(text)) == text
 
 
 def test_no_password_in_a_url_is_shown() -> None:
-    """The refusal would be the leak."""
+    """The error message would contain the password."""
     (problem,) = problems(AWS_ENDPOINT_URL="http://user:hunter2@minio:9000")
     assert "hunter2" not in problem
     assert "http://***@minio:9000" in problem
 
 
-def test_a_secret_that_is_no_text_is_refused() -> None:
-    """It would end the daemon at the first upload, after the 202."""
+def test_a_secret_that_is_not_utf_8_is_refused() -> None:
+    """The daemon would end at its first upload, after a 202."""
     problem = problems(AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="\udcff")[0]
     assert problem.startswith("AWS_SECRET_ACCESS_KEY: (not shown)")
 
 
-def test_what_others_check_is_named_with_the_rest() -> None:
-    """KEY_TEMPLATE would only be named after everything else is mended."""
+def test_problems_of_further_checks_are_reported_with_the_rest() -> None:
+    """A wrong KEY_TEMPLATE would be reported only after all other settings are fixed."""
     with pytest.raises(SettingsError) as caught:
         config.load({"MAX_WORKERS": "x", "KEY_TEMPLATE": "{nope}"}, check=key_problems)
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
@@ -208,7 +208,7 @@ def test_what_others_check_is_named_with_the_rest() -> None:
 
 
 def test_the_readme_lists_every_setting() -> None:
-    """A user would not know of a setting, or be told another default."""
+    """The README would lack a setting, or show a wrong default."""
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     rows = re.findall(r"^\| `([A-Z0-9_]+)` \| (\S+) \| .*\|$", readme, re.MULTILINE)
     settings = {
@@ -221,7 +221,7 @@ def test_the_readme_lists_every_setting() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_documented_setting_that_is_not_built_is_refused(name: str, tmp_path: Path) -> None:
-    """A user would believe in something that is not there."""
+    """A user would rely on a feature that is missing."""
     (problem,) = problems(**{name: "x"})
     assert problem.startswith(f"{name}: is set")
     (tmp_path / name.lower()).write_text("x")
@@ -230,7 +230,7 @@ def test_a_documented_setting_that_is_not_built_is_refused(name: str, tmp_path: 
 
 @pytest.mark.parametrize(("name", "text"), VALUES)
 def test_a_documented_value_that_is_not_built_is_refused(name: str, text: str) -> None:
-    """The same for a value of a setting that there is."""
+    """The same for one value of a setting that is built."""
     with pytest.raises(SettingsError) as caught:
         config.load({name: text}, key_problems)
     (problem,) = caught.value.problems

@@ -1,4 +1,4 @@
-"""What the crash tests share: how long to torture, and by which random choices."""
+"""Fixtures of the crash tests: the length of the torture, and the seed of random choices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def long_torture(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """Return the seed of this test's random choices, and print it: a failure shows it."""
+    """Return the seed of the test's random choices, and print it; a failed test shows it."""
     given: int | None = request.config.getoption("--torture-seed")
     chosen = secrets.randbelow(2**32) if given is None else given
     print(f"repeat with: {request.node.nodeid} --torture-seed={chosen}")  # noqa: T201

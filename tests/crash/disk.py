@@ -1,4 +1,4 @@
-"""Disks that fill up: a small tmpfs, where mounting is allowed; and a quota, which always works."""
+"""Full disks: a small tmpfs, if mounting is allowed, or a limit of file sizes."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class Disk(Protocol):
     path: Path
 
     def fill(self, pid: int) -> None:
-        """Leave no room for the process, which is the only one that matters."""
+        """Leave no free space for the process."""
         ...
 
     def free(self, pid: int) -> None:
-        """Give it room again."""
+        """Give the process free space again."""
         ...
 
 
 class SmallDisk:
-    """A tmpfs of its own; it is filled by somebody else's file."""
+    """A tmpfs, which a file of the test fills."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._ballast = path / "ballast"
 
-    def fill(self, pid: int) -> None:  # noqa: ARG002 - it is full for everybody
-        """Write a file until nothing more fits, to the last byte."""
+    def fill(self, pid: int) -> None:  # noqa: ARG002 - it is full for all processes
+        """Write a file until not one more byte fits."""
         with self._ballast.open("ab", buffering=0) as file:
             size = _BLOCK
             while size:
@@ -56,28 +56,28 @@ class SmallDisk:
 class Quota:
     """A folder on any disk: the kernel refuses the process every write to a file.
 
-    RLIMIT_FSIZE is 0 meanwhile, see setrlimit(2). Python ignores the signal that goes with it.
+    RLIMIT_FSIZE is 0 then, see setrlimit(2). Python ignores the signal SIGXFSZ.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def fill(self, pid: int) -> None:
-        """Let no file be written."""
+        """Make every write to a file fail."""
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 
     def free(self, pid: int) -> None:
-        """Let files be as large as they like."""
+        """Allow files of any size."""
         unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
 
 
 @contextmanager
 def small_disk(path: Path, size: str = "2m") -> Iterator[SmallDisk]:
-    """Mount one at ``path``; the test is skipped where that is not allowed."""
+    """Mount a small tmpfs at ``path``; skips the test if that is not allowed."""
     path.mkdir()
     if os.geteuid() != 0 or not _mount("-t", "tmpfs", "-o", f"size={size}", "none", str(path)):
-        pytest.skip("mounting a tmpfs takes root and CAP_SYS_ADMIN; see the tests with a quota")
+        pytest.skip("mounting a tmpfs needs root and CAP_SYS_ADMIN; see the tests with a quota")
     try:
         yield SmallDisk(path)
     finally:
@@ -85,7 +85,7 @@ def small_disk(path: Path, size: str = "2m") -> Iterator[SmallDisk]:
 
 
 def make_read_only(path: Path) -> None:
-    """Mount ``path``, which is a mount point, again, for reading only."""
+    """Remount the mount point ``path`` read-only."""
     assert _mount("-o", "remount,ro", str(path))
 
 

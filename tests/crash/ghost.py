@@ -1,6 +1,6 @@
-"""A journal whose disk goes bad, and that is killed in the moment in which a request is refused.
+"""A journal with a disk that starts to fail, killed at the moment when a request is refused.
 
-A process of its own, for ``test_ghosts.py``: it prints what the request was refused with.
+Runs as a process for ``test_ghosts.py``, and prints the error of the refused request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.support.journal import make_rig
 
 
 async def main(path: Path, before: int, count: int) -> None:
-    """Take ``before`` jobs, let the disk go bad, be refused ``count`` jobs, die."""
+    """Accept ``before`` jobs, make the disk fail, get ``count`` jobs refused, and die."""
     rig = make_rig(path)
     async with rig.journal.running():
         await rig.take(1, count=before)

@@ -1,7 +1,7 @@
-"""What a dead daemon has left in its journal.
+"""Read a copy of the journal of a daemon that has ended.
 
-The files are copied before they are opened: to open them is to repair them, and that is for
-the next daemon to do.
+The files are copied first: SQLite recovers files when it opens them, which is left to the next
+daemon.
 """
 
 from __future__ import annotations
@@ -33,51 +33,51 @@ _ALONE: Final = """
 
 
 @dataclass
-class Remains:
+class JournalContents:
     """The contents of a journal."""
 
     payloads: Counter[bytes] = field(default_factory=Counter)
-    """Every payload that waits in it, and how often."""
+    """The number of each payload that is not stored yet."""
     alone: set[str] = field(default_factory=set)
-    """The ids of the jobs that go alone, unsealed."""
+    """The ids of unsealed jobs with an object of their own."""
     sealed: set[str] = field(default_factory=set)
     """The keys of the sealed batches."""
     dead: int = 0
     segments: int = 0
-    """The segments that its jobs are in."""
+    """The number of segments with jobs that are not stored yet."""
 
     @property
     def empty(self) -> bool:
-        """Return whether nothing waits in it and nothing is dead."""
+        """Return whether there are no jobs, sealed batches or dead letters."""
         return not (self.payloads or self.sealed or self.dead)
 
-    def answers_for(self, key: str) -> bool:
-        """Return whether the object at ``key`` would be put again, under the same key."""
+    def will_upload_to(self, key: str) -> bool:
+        """Return whether the next start uploads the object at ``key`` to the same key."""
         sealed = any(key.endswith(f"/{one}") for one in self.sealed)
         return sealed or any(id_ in key for id_ in self.alone)
 
 
-def examine(state: Path) -> Remains:
-    """Return what is left in a STATE_DIR whose daemon is dead; AssertionError if it is damaged."""
-    with tempfile.TemporaryDirectory(prefix="autopsy-") as place:
+def read_journal(state: Path) -> JournalContents:
+    """Return the contents of the journal in ``state``; AssertionError if it is damaged."""
+    with tempfile.TemporaryDirectory(prefix="journal-copy-") as place:
         for name in _FILES:
             if (state / name).exists():
                 shutil.copy(state / name, place)
         path = Path(place, _FILES[0])
         if not path.exists():
-            return Remains()
+            return JournalContents()
         with closing(sqlite3.connect(path)) as journal:
-            return _examine(journal, state / "segments")
+            return _read(journal, state / "segments")
 
 
-def _examine(journal: sqlite3.Connection, segments: Path) -> Remains:
+def _read(journal: sqlite3.Connection, segments: Path) -> JournalContents:
     assert journal.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     if journal.execute("PRAGMA user_version").fetchone() != (len(MIGRATIONS),):
-        return Remains()  # killed before it had made its tables
+        return JournalContents()  # killed before it created its tables
     journal.execute(_WAITING)
     _assert_consistent(journal)
     lines = _lines(journal, segments)
-    return Remains(
+    return JournalContents(
         Counter(line for text in lines for line in text.splitlines()),
         {str(uuid.UUID(bytes=id_)) for (id_,) in journal.execute(_ALONE)},
         {key for (key,) in journal.execute("SELECT key FROM batches")},
@@ -96,21 +96,21 @@ def _lines(journal: sqlite3.Connection, segments: Path) -> Iterator[bytes]:
             text = content[start : start + size]
             assert len(text) == size, f"the segment of job {seq} is cut off"
         assert text.endswith(b"\n"), f"job {seq} is cut off"
-        assert text.count(b"\n") == payloads, f"job {seq} is not what was taken in"
+        assert text.count(b"\n") == payloads, f"job {seq} is not as it was accepted"
         yield text
 
 
 def _assert_consistent(journal: sqlite3.Connection) -> None:
-    """Check what SQLite cannot know: the totals are right, and sealed batches are whole."""
+    """Check what SQLite cannot check: totals are right, sealed batches complete."""
     (counted,) = journal.execute(
         "SELECT count(*), coalesce(sum(payloads), 0),"
         " coalesce(sum(coalesce(size, length(lines))), 0) + ? * count(*) FROM waiting",
         (ROW_BYTES,),
     )
-    (told,) = journal.execute("SELECT jobs, payloads, bytes FROM totals")
-    assert told == counted, f"totals say {told}, the tables {counted}"
+    (stated,) = journal.execute("SELECT jobs, payloads, bytes FROM totals")
+    assert stated == counted, f"totals are {stated}, the tables have {counted}"
     (ahead,) = journal.execute("SELECT next > coalesce((SELECT max(seq) FROM jobs), 0) FROM totals")
-    assert ahead == (1,), "the next job would take a number that is in use"
+    assert ahead == (1,), "the next job would get a number that is in use"
     before = 0
     for first, last, members in _ranges(journal):
         assert before < first <= last, "sealed batches overlap"

@@ -1,7 +1,7 @@
-"""What happens to the daemon and to S3, in which order.
+"""The plan of a torture: what S3 does and how the daemon ends, run by run.
 
-A plan is a list of lives. In each, something may happen to S3 first, and then the daemon
-ends in one of the ways of ``death.py``. The next one starts in the same STATE_DIR.
+A plan is a list of runs of the daemon. In each, S3 may start to fail, and then the daemon ends in
+one of the ways of ``endings.py``. The next run starts with the same STATE_DIR.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     import random
 
-Weather = Literal["fair", "lie", "freeze", "stop"]
-"""S3 works; answers 500 after it has stored; hangs; is not there."""
+StoreState = Literal["works", "stores and fails", "hangs", "stopped"]
+""""stores and fails" means that S3 answers 500 after it has stored the object."""
 
-Death = Literal[
+Ending = Literal[
     "while starting",
     "at a random moment",
     "commit begun",
@@ -29,33 +29,33 @@ Death = Literal[
 
 
 @dataclass(frozen=True)
-class Life:
-    """One life of the daemon: how S3 is during it, and how it ends."""
+class DaemonRun:
+    """One run of the daemon: the state of S3 during it, and its ending."""
 
-    weather: Weather
-    death: Death
+    store_state: StoreState
+    ending: Ending
 
 
-# The last ones leave time: a worker that S3 has turned away waits for up to 15 s.
+# The last runs have a working S3: a worker whose upload failed waits up to 15 s.
 SHORT: Final = (
-    Life("fair", "while starting"),
-    Life("fair", "commit begun"),
-    Life("lie", "sealed, not put"),
-    Life("fair", "put again, not settled"),
-    Life("freeze", "at a random moment"),
-    Life("stop", "SIGTERM"),
-    Life("fair", "committed, not answered"),
-    Life("fair", "while draining"),
-    Life("fair", "put, not settled"),
+    DaemonRun("works", "while starting"),
+    DaemonRun("works", "commit begun"),
+    DaemonRun("stores and fails", "sealed, not put"),
+    DaemonRun("works", "put again, not settled"),
+    DaemonRun("hangs", "at a random moment"),
+    DaemonRun("stopped", "SIGTERM"),
+    DaemonRun("works", "committed, not answered"),
+    DaemonRun("works", "while draining"),
+    DaemonRun("works", "put, not settled"),
 )
 SHORTEST: Final = (
-    Life("fair", "sealed, not put"),
-    Life("lie", "put again, not settled"),
-    Life("fair", "SIGTERM"),
-    Life("fair", "put, not settled"),
+    DaemonRun("works", "sealed, not put"),
+    DaemonRun("stores and fails", "put again, not settled"),
+    DaemonRun("works", "SIGTERM"),
+    DaemonRun("works", "put, not settled"),
 )
 
-_KILLS: Final[tuple[Death, ...]] = (
+_KILLS: Final[tuple[Ending, ...]] = (
     "while starting",
     "at a random moment",
     "at a random moment",
@@ -68,17 +68,26 @@ _KILLS: Final[tuple[Death, ...]] = (
     "put again, not settled",
     "while draining",
 )
-_WEATHERS: Final[tuple[Weather, ...]] = ("fair", "fair", "fair", "lie", "lie", "freeze")
-# Without an answer of S3 these moments do not come.
+_STORE_STATES: Final[tuple[StoreState, ...]] = (
+    "works",
+    "works",
+    "works",
+    "stores and fails",
+    "stores and fails",
+    "hangs",
+)
+# These moments come only if S3 answers.
 _NEED_S3: Final = frozenset({"put, not settled", "put again, not settled"})
 
 
-def long_plan(rng: random.Random) -> list[Life]:
+def long_plan(rng: random.Random) -> list[DaemonRun]:
     """Return 55 kills and 10 SIGTERMs in random order, with three restarts of S3 among them."""
-    deaths: list[Death] = [_KILLS[index % len(_KILLS)] for index in range(55)]
-    deaths += ["SIGTERM"] * 10
-    rng.shuffle(deaths)
-    lives = [Life(rng.choice(_WEATHERS[: 5 if one in _NEED_S3 else 6]), one) for one in deaths]
-    for number in rng.sample([n for n, one in enumerate(deaths) if one not in _NEED_S3], 3):
-        lives[number] = Life("stop", lives[number].death)
-    return [*lives, Life("fair", "put, not settled")]
+    endings: list[Ending] = [_KILLS[index % len(_KILLS)] for index in range(55)]
+    endings += ["SIGTERM"] * 10
+    rng.shuffle(endings)
+    runs = [
+        DaemonRun(rng.choice(_STORE_STATES[: 5 if one in _NEED_S3 else 6]), one) for one in endings
+    ]
+    for number in rng.sample([n for n, one in enumerate(endings) if one not in _NEED_S3], 3):
+        runs[number] = DaemonRun("stopped", runs[number].ending)
+    return [*runs, DaemonRun("works", "put, not settled")]

@@ -1,8 +1,7 @@
-"""Clients that go on whatever happens to the daemon, and remember what it said.
+"""Clients that keep posting while the daemon is killed and restarted, and record the answers.
 
-Some post and forget: who gets no answer posts something new. Some have an Idempotency-Key
-and repeat blindly until there is a 202, sometimes once more after it, sometimes twice at the
-same time.
+Some never repeat a request: without an answer they post new payloads. Some send an Idempotency-Key
+and repeat until they get a 202, sometimes once more after it, sometimes twice at the same time.
 """
 
 from __future__ import annotations
@@ -30,80 +29,82 @@ Answer = tuple[int, bytes]
 
 _MOST_PAYLOADS: Final = 8
 _PACE: Final = 0.04
-"""Seconds that a client rests between two requests, at most: the machine is not the subject."""
-_PATIENCE: Final = 30.0
+"""The longest pause of a client between two requests, in seconds."""
+_TIMEOUT: Final = 30.0
 _ACCEPTED: Final = 202
 _UNAVAILABLE: Final = 503
 _REFUSALS: Final = frozenset({"JOURNAL_FULL", "DRAINING"})
 
 
 class PostingClients:
-    """All clients together."""
+    """The clients of a torture."""
 
     def __init__(self, promises: Promises, rng: random.Random) -> None:
         self._promises = promises
         self._rng = rng
         self._numbers = itertools.count()
         self._port: int | None = None
-        self._moved = trio.Event()
-        self._over = False
-        self._gone = trio.Event()
+        self._url_changed = trio.Event()
+        self._stopping = False
+        self._stopped = trio.Event()
         self._answered = trio.Event()
         self.under_way = 0
-        """Requests that were sent and have no answer yet."""
+        """The number of requests without an answer yet."""
         self.answers: Counter[str] = Counter()
-        """How often which answer came: ``202``, ``503 JOURNAL_FULL``; ``none`` without one."""
+        """The number of each answer: ``202``, ``503 JOURNAL_FULL``; ``none`` without an answer."""
 
-    def move(self, url: str | None) -> None:
-        """Say where the daemon is from now on; None: nowhere."""
+    def set_url(self, url: str | None) -> None:
+        """Set the URL of the daemon; None while no daemon listens."""
         self._port = None if url is None else int(url.rpartition(":")[2])
-        self._moved.set()
-        self._moved = trio.Event()
+        self._url_changed.set()
+        self._url_changed = trio.Event()
 
-    def disperse(self) -> None:
-        """Let no client begin anything new: ``run`` returns when the last has its answer."""
-        self._over = True
+    def stop(self) -> None:
+        """Start no new request; ``run`` returns after the last answer."""
+        self._stopping = True
 
     async def wait_for_acknowledgements(self, more: int, within: float = 2.0) -> None:
-        """Return after so many 202s from now, or after ``within`` seconds."""
+        """Wait for ``more`` further 202s, at most ``within`` seconds."""
         enough = self.answers["202"] + more
         with trio.move_on_after(within):
             while self.answers["202"] < enough:
                 await self._answered.wait()
 
     async def run(self, clients: int) -> None:
-        """Post, by so many clients at once, until they are told to disperse."""
+        """Post with ``clients`` clients at the same time until ``stop`` is called."""
         async with trio.open_nursery() as nursery:
             for _ in range(clients):
                 nursery.start_soon(self._client, seeded(self._rng.getrandbits(32)))
-        self._gone.set()
+        self._stopped.set()
 
-    async def wait_until_gone(self, within: float = 120.0) -> None:
-        """Return once every client has its last answer."""
+    async def wait_until_stopped(self, within: float = 120.0) -> None:
+        """Wait until every client has its last answer."""
         with trio.fail_after(within):
-            await self._gone.wait()
+            await self._stopped.wait()
 
     async def _client(self, rng: random.Random) -> None:
         async with trio.open_nursery() as nursery:
-            while not self._over:
+            while not self._stopping:
                 await self._port_of_daemon()
                 payloads = self._new_payloads(rng)
                 match rng.randrange(8):
                     case 0:
                         key = uuid.uuid4().hex
-                        nursery.start_soon(self._insist, payloads, key, seeded(rng.getrandbits(32)))
-                        await self._insist(payloads, key, rng)
+                        nursery.start_soon(
+                            self._repeat_until_accepted, payloads, key, seeded(rng.getrandbits(32))
+                        )
+                        await self._repeat_until_accepted(payloads, key, rng)
                     case 1 | 2 | 3:
-                        await self._insist(payloads, uuid.uuid4().hex, rng)
+                        await self._repeat_until_accepted(payloads, uuid.uuid4().hex, rng)
                     case _:
-                        await self._post_and_forget(payloads)
+                        await self._post_once(payloads)
                 await trio.sleep(rng.random() * _PACE)
 
     def _new_payloads(self, rng: random.Random) -> list[bytes]:
         count = rng.choice((1, rng.randint(2, _MOST_PAYLOADS)))
         return [make_payload(next(self._numbers), rng) for _ in range(count)]
 
-    async def _post_and_forget(self, payloads: Sequence[bytes]) -> None:
+    async def _post_once(self, payloads: Sequence[bytes]) -> None:
         answer = await self._post(payloads, [])
         if answer is None:
             self._promises.leave_uncertain(payloads)
@@ -112,8 +113,10 @@ class PostingClients:
         else:
             self._promises.refuse(payloads)
 
-    async def _insist(self, payloads: Sequence[bytes], key: str, rng: random.Random) -> None:
-        """Repeat until it is accepted, and sometimes once more."""
+    async def _repeat_until_accepted(
+        self, payloads: Sequence[bytes], key: str, rng: random.Random
+    ) -> None:
+        """Repeat a request until it is accepted, and sometimes once more."""
         self._promises.leave_uncertain(payloads)
         times = rng.choice((1, 1, 2))
         while times:
@@ -128,27 +131,27 @@ class PostingClients:
                 await trio.sleep(rng.uniform(0.05, 0.2))
 
     def _accepted(self, answer: Answer, payloads: Sequence[bytes]) -> str | None:
-        """Return the id of a 202, None for a proper refusal; all else is a contradiction."""
+        """Return the id of a 202, None for an allowed refusal; record any other answer."""
         status, body = answer
-        told = json.loads(body)
-        if status == _ACCEPTED and told["accepted"] == len(payloads):
-            return str(told["id"])
-        if status != _UNAVAILABLE or told["code"] not in _REFUSALS:
+        answered = json.loads(body)
+        if status == _ACCEPTED and answered["accepted"] == len(payloads):
+            return str(answered["id"])
+        if status != _UNAVAILABLE or answered["code"] not in _REFUSALS:
             self._promises.contradictions.append(f"answered with {status} {body!r}")
         return None
 
     async def _port_of_daemon(self) -> int:
         while self._port is None:
-            await self._moved.wait()
+            await self._url_changed.wait()
         return self._port
 
     async def _post(
         self, payloads: Sequence[bytes], headers: list[tuple[str, str]]
     ) -> Answer | None:
-        """Return status and body of the answer; None if none came."""
+        """Return status and body of the answer; None without an answer."""
         answer = None
         self.under_way += 1
-        with trio.move_on_after(_PATIENCE):
+        with trio.move_on_after(_TIMEOUT):
             with suppress(*GONE):
                 answer = await _ask(await self._port_of_daemon(), body_of(payloads), headers)
         self.under_way -= 1

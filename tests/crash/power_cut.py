@@ -1,8 +1,8 @@
-"""What a power cut may leave of the files of a process, from the system calls that it made.
+"""Compute the possible contents of files after a power cut, from recorded system calls.
 
-strace(1) records every write and sync. Of what was not synced, each write may be on the disk as a
-whole, in some of its sectors or not at all, whatever was written behind it; names of files appear
-and disappear in order, and are certain once their folder was synced.
+strace(1) records every write and sync of a process. A write that was not synced may be on the disk
+completely, in some of its sectors or not at all, independent of later writes. Names of files are
+created and removed in order, and are durable once their folder was synced.
 """
 
 from __future__ import annotations
@@ -28,24 +28,26 @@ _LINE: Final = re.compile(r"^(?:\d+ +)?(\w+)\((.*)\) += (\d+)")
 _PATH: Final = re.compile(r"<((?:\\x[0-9a-f]{2})+)>")
 _TEXT: Final = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 _SECTOR: Final = 512
-_SPOKEN: Final = "/dev/null"
+REPORT_FILE: Final = "/dev/null"
+"""The recorded process writes its reports, as JSON, to this file."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One system call that changes or syncs a file; or what the process has told."""
+    """One system call that changes or syncs a file, or a report of the process."""
 
     kind: str
     path: str = ""
     data: bytes = b""
     number: int = 0
-    """The offset of a write, or the size of a truncation."""
+    """The offset of a write, or the size after a truncation."""
     target: str = ""
-    told: Any = None
+    report: Any = None
+    """The JSON value of a report."""
 
 
 def record(folder: Path, arguments: Sequence[str]) -> list[Call]:
-    """Run Python with ``arguments`` under strace; returns what it does to files in ``folder``."""
+    """Run Python with ``arguments`` under strace; return its calls on files in ``folder``."""
     trace = folder.with_name(f"{folder.name}.strace")
     options = ("-f", "-y", "-xx", "-s", "10000000", "-e", f"trace={_CALLS}", "-o", str(trace))
     command = ("strace", *options, sys.executable, *arguments)
@@ -57,11 +59,11 @@ def record(folder: Path, arguments: Sequence[str]) -> list[Call]:
             found = _LINE.match(line)
             if found is not None and (call := _call(*found.groups())) is not None:
                 calls.append(call)
-    return [call for call in calls if call.kind == "told" or _is_in(call.path, folder)]
+    return [call for call in calls if call.kind == "report" or _is_in(call.path, folder)]
 
 
 def can_record() -> bool:
-    """Return whether strace may trace a process."""
+    """Return whether strace is installed and allowed to trace a process."""
     try:
         done = subprocess.run(("strace", "-o", os.devnull, "true"), check=False, timeout=60)
     except OSError:
@@ -85,8 +87,8 @@ def _call(name: str, arguments: str, returned: str) -> Call | None:  # noqa: PLR
         case "openat" if "O_CREAT" in arguments or "O_TRUNC" in arguments:
             size = 0 if "O_TRUNC" in arguments else -1
             return Call("open", texts[0].decode(), number=size)
-        case "write" if paths[0] == _SPOKEN:
-            return Call("told", told=json.loads(texts[0]))
+        case "write" if paths[0] == REPORT_FILE:
+            return Call("report", report=json.loads(texts[0]))
         case "pwrite64":
             offset = int(arguments.rpartition(",")[2])
             return Call("write", paths[0], texts[0][: int(returned)], offset)
@@ -114,17 +116,17 @@ class _File:
 
 
 class Disk:
-    """The files of one folder: what is certain, and what may be."""
+    """The files of one folder: their durable contents and the writes that may be lost."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._live: dict[str, _File] = {}
         self._durable: dict[str, _File] = {}
         self._names: list[tuple[str, str, _File | None]] = []
-        """Changes of names that are not certain: the folder, the name, the file that has it now."""
+        """Changes of names that are not durable: the folder, the path, its file (None: removed)."""
 
     def apply(self, call: Call) -> None:
-        """Do what a call does."""
+        """Apply the effect of a system call."""
         match call.kind:
             case "open":
                 if call.path not in self._live:
@@ -155,13 +157,13 @@ class Disk:
                 _set(self._durable, path, file)
         self._names = [one for one in self._names if one[0] != folder]
 
-    def is_certain(self, name: str) -> bool:
-        """Return whether a file has nothing that is not synced."""
+    def is_durable(self, name: str) -> bool:
+        """Return whether all writes to a file were synced."""
         file = self._live.get(str(self._folder / name))
         return file is None or not file.pending
 
-    def leave(self, folder: Path, chance: random.Random) -> None:
-        """Write into ``folder`` what a power cut leaves now."""
+    def write_image(self, folder: Path, chance: random.Random) -> None:
+        """Write one possible state of the files after a power cut into ``folder``."""
         names = dict(self._durable)
         for _, path, file in self._names[: chance.randrange(len(self._names) + 1)]:
             _set(names, path, file)
@@ -179,7 +181,7 @@ def _set(names: dict[str, _File], path: str, file: _File | None) -> None:
 
 
 def _survivors(pending: Sequence[Call], chance: random.Random) -> list[Call]:
-    """Return what is on the disk of writes that were not synced."""
+    """Return a random selection of the writes that were not synced, some of them torn."""
     match chance.randrange(4):
         case 0:
             return []
@@ -196,7 +198,7 @@ def _survivors(pending: Sequence[Call], chance: random.Random) -> list[Call]:
 
 
 def _torn(call: Call, chance: random.Random) -> list[Call]:
-    """Return some sectors of a write."""
+    """Return a random selection of the sectors of a write."""
     pieces = []
     start, end = call.number, call.number + len(call.data)
     while start < end:

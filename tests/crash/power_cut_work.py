@@ -1,6 +1,7 @@
-"""Work on a journal that strace(1) records: ``python -m tests.crash.power_cut_work FOLDER SEED``.
+"""Use a journal at random, under strace(1): ``python -m tests.crash.power_cut_work FOLDER SEED``.
 
-What was committed is written to /dev/null as JSON, where strace sees it between the writes.
+Before and after each commit the process writes a report to /dev/null, as JSON, so that strace
+records it between the other system calls.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.model.job import Batch, Job, Part
 from payloadd.model.layout import Layout
+from tests.crash.power_cut import REPORT_FILE
 from tests.support.clients import seeded
 from tests.support.journal import a_round, id_of
 
@@ -34,7 +36,7 @@ class _Work:
         self._chance = chance
         self._number = 0
         self._waiting: list[Job] = []
-        self._file = os.open("/dev/null", os.O_WRONLY)
+        self._file = os.open(REPORT_FILE, os.O_WRONLY)
         self._database = self._open()
 
     def _open(self) -> Database:
@@ -44,7 +46,7 @@ class _Work:
         return database
 
     def run(self) -> None:
-        """Do random things; the process ends without an end of the journal."""
+        """Do random operations; the journal is not closed at the end."""
         for step in range(_STEPS):
             match self._chance.randrange(8):
                 case 0 | 1 | 2 | 3:
@@ -69,9 +71,9 @@ class _Work:
             parts.append(Part(id_of(self._number), lines, 1))
         request = Append(Receipt(parts[0].id, len(parts)), parts)
         numbers = [part.id.int & 0xFFFF for part in parts]
-        self._tell("taking", numbers)
+        self._report("accepting", numbers)
         self._database.commit([request])
-        self._tell("taken", numbers)
+        self._report("accepted", numbers)
         self._waiting += request.jobs
 
     def _settle(self) -> None:
@@ -80,12 +82,12 @@ class _Work:
         batch = Batch(tuple(jobs), f"k{jobs[0].seq}", "none", sealed=True)
         self._database.commit([Seal(batch)])
         numbers = [job.id.int & 0xFFFF for job in jobs]
-        self._tell("settling", numbers)
+        self._report("settling", numbers)
         self._database.commit([Settle(batch)])
-        self._tell("settled", numbers)
+        self._report("settled", numbers)
 
-    def _tell(self, what: str, numbers: list[int]) -> None:
-        os.write(self._file, json.dumps([what, numbers]).encode())
+    def _report(self, state: str, numbers: list[int]) -> None:
+        os.write(self._file, json.dumps([state, numbers]).encode())
 
 
 if __name__ == "__main__":

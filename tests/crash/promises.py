@@ -1,12 +1,12 @@
-"""What the daemon has promised to its clients, and whether a bucket keeps it.
+"""The daemon's promises to its clients, and whether a bucket keeps them.
 
-Every payload that is posted is one of four things:
+Every posted payload is in one of four states:
 
 * acknowledged (202): it has to be in the bucket, exactly once;
-* uncertain (no answer came, and the client did not ask again): there once, or not at all;
-* refused (any other answer): it must not be there, "whole or not at all";
-* asked for again under its Idempotency-Key until there is a 202: acknowledged, and however
-  often it was sent, there exactly once.
+* uncertain (no answer, and the client did not repeat the request): in the bucket at most once;
+* refused (any other answer): not in the bucket;
+* repeated with its Idempotency-Key until there is a 202: acknowledged, and in the bucket exactly
+  once however often it was sent.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ if TYPE_CHECKING:
 
 @dataclass
 class Promises:
-    """The answers of the daemon, from the clients' side."""
+    """The answers of the daemon, recorded by its clients."""
 
     acknowledged: set[bytes] = field(default_factory=set)
     uncertain: set[bytes] = field(default_factory=set)
     refused: set[bytes] = field(default_factory=set)
     receipts: dict[str, str] = field(default_factory=dict)
-    """Idempotency-Key to the id it was first answered with."""
+    """Idempotency-Key to the id of its first 202."""
     contradictions: list[str] = field(default_factory=list)
-    """Answers that are wrong whatever is in the bucket."""
+    """Answers that are wrong with any contents of the bucket."""
 
     def acknowledge(self, payloads: Iterable[bytes]) -> None:
-        """Note a 202."""
+        """Record a 202."""
         self.acknowledged.update(payloads)
         self.uncertain -= self.acknowledged
 
     def leave_uncertain(self, payloads: Iterable[bytes]) -> None:
-        """Note that no answer has come."""
+        """Record that there was no answer."""
         self.uncertain.update(set(payloads) - self.acknowledged)
 
     def refuse(self, payloads: Iterable[bytes]) -> None:
-        """Note an answer that says: nothing of it was taken."""
+        """Record a refusal."""
         self.refused.update(payloads)
 
     def keep_receipt(self, key: str, receipt: str) -> None:
-        """Note the id of a 202 with an Idempotency-Key: it has to be the first one's."""
+        """Record the id of a 202 with an Idempotency-Key; it has to equal the first id."""
         first = self.receipts.setdefault(key, receipt)
         if first != receipt:
             self.contradictions.append(f"key {key} was answered with {first} and with {receipt}")
 
     def violations(self, stored: Counter[bytes]) -> list[str]:
-        """Return every promise that a bucket with these payloads breaks, a line each."""
+        """Return a line for every promise that a bucket with these payloads breaks."""
         known = self.acknowledged | self.uncertain | self.refused
         return [
             *self.contradictions,
@@ -62,5 +62,5 @@ class Promises:
         ]
 
 
-def _lines(what: str, payloads: Iterable[bytes]) -> list[str]:
-    return [f"{what}: {payload.decode(errors='replace')}" for payload in sorted(payloads)]
+def _lines(problem: str, payloads: Iterable[bytes]) -> list[str]:
+    return [f"{problem}: {payload.decode(errors='replace')}" for payload in sorted(payloads)]

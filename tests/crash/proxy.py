@@ -1,8 +1,8 @@
-"""An S3 proxy of the tests: it sees every PUT come and go, and can be told to act on it.
+"""A proxy in front of S3 that observes every PUT and can act on it.
 
-It stands between the daemon and SeaweedFS. What it observes are the borders of the promise:
-a PUT's head has arrived (so the batch is sealed, and not stored yet); the server has stored
-the object (and the daemon does not know). It can also lie: 500, after the object is stored.
+It stands between the daemon and SeaweedFS, and observes two moments of a PUT: its head has arrived
+(the batch is sealed and not stored yet), and the server has stored the object (the daemon does not
+know). It can also answer 500 after the object is stored.
 """
 
 from __future__ import annotations
@@ -27,47 +27,47 @@ if TYPE_CHECKING:
 
 
 class Moment(Enum):
-    """What can be seen of a PUT from outside."""
+    """The moments of a PUT that the proxy observes."""
 
-    SEEN = "its head has arrived"
-    STORED = "the server has stored it, the answer is held back"
+    SEEN = "the proxy has received its head"
+    STORED = "the server has stored it, the daemon has no answer yet"
 
 
 @dataclass
 class Trap:
-    """Waits for the next PUT's ``moment``, and calls ``spring`` at once when it comes."""
+    """Calls ``spring`` when the next PUT reaches ``moment``."""
 
     moment: Moment
     spring: Callable[[], None]
     sprung: trio.Event
     key: str = ""
-    """Bucket and key of the PUT that came, once it is sprung."""
+    """Bucket and key of that PUT, afterwards."""
 
 
 class Proxy:
-    """Passes everything on to ``server``, from a port of its own."""
+    """Forwards every request to ``server``."""
 
     def __init__(self, server: S3Server) -> None:
         self._server = server
         self._upstream = urlsplit(server.endpoint).port or 0
         self._port = 0
         self._trap: Trap | None = None
-        self.lies = False
-        """Answer 500 to every PUT that was stored."""
-        self.lied = 0
+        self.fails_after_storing = False
+        """Whether to answer 500 to every PUT that the server has stored."""
+        self.failed_after_storing = 0
 
     @property
     def environ(self) -> dict[str, str]:
-        """The variables that point payloadd at the server, through here."""
+        """The variables that make payloadd use the server through this proxy."""
         return {**self._server.environ, "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{self._port}"}
 
     def arm(self, moment: Moment, spring: Callable[[], None]) -> Trap:
-        """Set a trap; the one before it is taken away."""
+        """Set a trap instead of the former one."""
         self._trap = Trap(moment, spring, trio.Event())
         return self._trap
 
     def disarm(self) -> None:
-        """Take the trap away."""
+        """Remove the trap."""
         self._trap = None
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -82,33 +82,33 @@ class Proxy:
     async def _connection(self, stream: trio.SocketStream) -> None:
         wire = serve(stream)
         try:
-            while await self._pass_one_on(wire) and wire.again():
+            while await self._forward_request(wire) and wire.again():
                 pass
         except GONE:
-            return  # the daemon was killed, or the server: what this is about
+            return  # the tests kill the daemon or the server
         finally:
             wire.close()
 
-    async def _pass_one_on(self, wire: Wire) -> bool:
-        """Pass one request on and its answer back; returns whether the connection may go on."""
+    async def _forward_request(self, wire: Wire) -> bool:
+        """Forward one request and its answer; returns whether the connection may be used again."""
         head = await wire.head()
         if not isinstance(head, h11.Request):
             return False
         key = unquote(head.target.decode()).lstrip("/")
         is_put = head.method == b"PUT"
         if is_put:
-            self._see(Moment.SEEN, key)
-        # If the daemon has just been killed, the network may have had all of it, or not.
+            self._spring_trap(Moment.SEEN, key)
+        # If the daemon was just killed, the proxy may get the whole body or a part.
         status, body = await self._ask(head, await wire.body())
         if is_put and status == _OK and wire.peer_is_there():
-            self._see(Moment.STORED, key)
-            if self.lies:
-                self.lied += 1
+            self._spring_trap(Moment.STORED, key)
+            if self.fails_after_storing:
+                self.failed_after_storing += 1
                 status, body = 500, _INTERNAL_ERROR
         await wire.answer(status, body)
         return True
 
-    def _see(self, moment: Moment, key: str) -> None:
+    def _spring_trap(self, moment: Moment, key: str) -> None:
         trap = self._trap
         if trap is not None and trap.moment is moment:
             self._trap = None
@@ -117,7 +117,7 @@ class Proxy:
             trap.sprung.set()
 
     async def _ask(self, head: h11.Request, body: bytes) -> tuple[int, bytes]:
-        """Return the server's answer; its connection is not used again."""
+        """Return the server's answer, from a connection of its own."""
         headers = [(name.decode(), text.decode()) for name, text in head.headers]
         upstream = await connect(self._upstream)
         try:
@@ -132,7 +132,7 @@ class Proxy:
 
 @asynccontextmanager
 async def s3_proxy(server: S3Server) -> AsyncIterator[Proxy]:
-    """Run one on a kernel port in front of ``server``."""
+    """Run a proxy in front of ``server``, on a port of the kernel's choice."""
     proxy = Proxy(server)
     async with trio.open_nursery() as nursery:
         await nursery.start(proxy.run)

@@ -1,4 +1,4 @@
-"""The weather of the torture: what S3 is like. It always ends fair, for the tests that follow."""
+"""Change the state of S3 in a torture; it works again afterwards, for the tests that follow."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.support.s3 import wait_until_ready
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.crash.plan import Weather
+    from tests.crash.plan import StoreState
     from tests.crash.proxy import Proxy
     from tests.support.s3 import S3Server
     from tests.support.weed import SeaweedProcess
 
 
 class StoreFaults:
-    """SeaweedFS with the proxy in front of it, in one mood at a time."""
+    """SeaweedFS and the proxy in front of it, in one state at a time."""
 
     def __init__(self, server: S3Server, proxy: Proxy, nursery: trio.Nursery) -> None:
         assert server.process is not None
@@ -27,49 +27,49 @@ class StoreFaults:
         self._process: SeaweedProcess = server.process
         self._proxy = proxy
         self._nursery = nursery
-        self._weather: Weather = "fair"
+        self._store_state: StoreState = "works"
         self._back = trio.Event()
         self._back.set()
 
-    async def turn(self, weather: Weather) -> None:
-        """Change the weather. A server that was stopped takes seconds until it is back."""
-        if weather == self._weather:
+    async def set_state(self, store_state: StoreState) -> None:
+        """Change the state; a server that was stopped works again some seconds later."""
+        if store_state == self._store_state:
             return
         await self._clear()
-        if weather != "fair":
-            await self.wait_until_fair()
-        self._weather = weather
-        match weather:
-            case "lie":
-                self._proxy.lies = True
-            case "freeze":
+        if store_state != "works":
+            await self.wait_until_working()
+        self._store_state = store_state
+        match store_state:
+            case "stores and fails":
+                self._proxy.fails_after_storing = True
+            case "hangs":
                 self._process.pause()
-            case "stop":
+            case "stopped":
                 await trio.to_thread.run_sync(self._process.stop)
 
-    async def wait_until_fair(self) -> None:
-        """Return once the server takes objects, if it was told to."""
+    async def wait_until_working(self) -> None:
+        """Wait until a server that was started again accepts objects."""
         await self._back.wait()
 
     async def end(self) -> None:
-        """Make it fair, and wait until it is."""
+        """Make the store work, and wait until it does."""
         await self._clear()
-        await self.wait_until_fair()
+        await self.wait_until_working()
 
     async def _clear(self) -> None:
-        weather, self._weather = self._weather, "fair"
-        match weather:
-            case "lie":
-                self._proxy.lies = False
-            case "freeze":
+        store_state, self._store_state = self._store_state, "works"
+        match store_state:
+            case "stores and fails":
+                self._proxy.fails_after_storing = False
+            case "hangs":
                 self._process.resume()
-            case "stop":
+            case "stopped":
                 self._back = trio.Event()
                 self._process.start()
-                self._nursery.start_soon(self._come_back)
+                self._nursery.start_soon(self._wait_until_back)
 
-    async def _come_back(self) -> None:
-        # Not for a cancelled test to leave without a server the ones that follow.
+    async def _wait_until_back(self) -> None:
+        # Shielded: the tests after a cancelled one need the server.
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(wait_until_ready, self._server)
         self._back.set()
@@ -77,7 +77,7 @@ class StoreFaults:
 
 @asynccontextmanager
 async def open_store_faults(server: S3Server, proxy: Proxy) -> AsyncIterator[StoreFaults]:
-    """Have the weather in hand for the time of the block."""
+    """Yield control of the store's state; the store works again after the body."""
     async with trio.open_nursery() as nursery:
         faults = StoreFaults(server, proxy, nursery)
         try:

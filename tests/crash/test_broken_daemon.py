@@ -1,7 +1,7 @@
-"""The checker of the torture catches daemons that are broken on purpose, and no other.
+"""The checks of the torture find daemons that are broken on purpose, and no others.
 
-Each case is one crash at one moment, once with the daemon as it is and once with one of its
-rules taken out.
+Each case is one crash at one moment, once with the daemon as it is and once with one of its rules
+removed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 
-from tests.crash.journal_copy import examine
+from tests.crash.journal_copy import read_journal
 from tests.crash.promises import Promises
 from tests.support.clients import post
 from tests.support.daemon import START_WITHIN, Daemon, running_daemon, started
@@ -72,7 +72,7 @@ async def _crash_while_putting(daemon: Daemon, store: MoodyStore) -> list[bytes]
     store.begin("hang")
     await post(daemon.url, [b"1"])
     await store.wait_until_asked(1)
-    # What was settled leaves the journal with the next commit.
+    # The next commit removes settled batches from the journal.
     await post(daemon.url, [b"2"])
     return [b"1", b"2"]
 
@@ -111,7 +111,7 @@ async def _crash_before_the_store_has_confirmed(daemon: Daemon, store: MoodyStor
 async def test_a_broken_daemon_is_caught(
     tmp_path: Path, case: Case, prelude: str, rule_out: str, caught: list[str]
 ) -> None:
-    """The torture would go on passing after somebody has broken the promise."""
+    """The torture would pass although a change has broken a promise."""
     assert await _crash_and_recover(tmp_path / "sound", case, prelude) == []
     assert await _crash_and_recover(tmp_path / "broken", case, prelude + rule_out) == caught
 
@@ -124,7 +124,7 @@ def _write(folder: Path, script: str) -> Path:
 
 
 async def _crash_and_recover(folder: Path, case: Case, script: str) -> list[str]:
-    """Have it crash in ``case``, and a sound daemon recover; returns the promises broken."""
+    """Run ``script`` until its crash, then the normal daemon; returns the broken promises."""
     daemon_script = _write(folder, script)
     promises = Promises()
     async with moody_store() as store:
@@ -136,7 +136,7 @@ async def _crash_and_recover(folder: Path, case: Case, script: str) -> list[str]
             daemon.process.kill()
             await daemon.wait()
         await store.end()
-        waiting = await trio.to_thread.run_sync(examine, folder / "payloadd-data")
+        waiting = await trio.to_thread.run_sync(read_journal, folder / "payloadd-data")
         async with running_daemon(folder, {**env, "BATCH_LINGER": "200ms"}) as daemon:
             await daemon.wait_until_stored(waiting.payloads.total())
         return promises.violations(Counter(store.payloads()))

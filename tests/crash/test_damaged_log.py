@@ -1,4 +1,4 @@
-"""A daemon whose write-ahead log is gone after a crash says what is missing, and goes on."""
+"""A daemon whose write-ahead log is missing after a crash reports the loss and continues."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.daemon import running_daemon
 if TYPE_CHECKING:
     from pathlib import Path
 
-# A store that no server listens for: all that is accepted waits.
+# No server listens at this address, so all accepted payloads wait in the journal.
 _NO_STORE: Final = {
     "STORE_URL": "s3://bucket",
     "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
@@ -22,7 +22,7 @@ _NO_STORE: Final = {
 }
 
 
-async def _kill_behind(folder: Path, posts: int) -> None:
+async def _kill_after(folder: Path, posts: int) -> None:
     async with running_daemon(folder, _NO_STORE) as daemon:
         for number in range(posts):
             await post(daemon.url, [b"%d" % number] * 3)
@@ -30,17 +30,17 @@ async def _kill_behind(folder: Path, posts: int) -> None:
         await daemon.wait()
 
 
-async def test_a_missing_log_is_a_trouble_until_the_daemon_was_stopped_in_order(
+async def test_a_missing_log_is_a_trouble_until_the_daemon_is_stopped_in_order(
     tmp_path: Path,
 ) -> None:
-    """Payloads that were answered with a 202 would be gone without a word."""
+    """Accepted payloads would be lost without a message."""
     state = tmp_path / "payloadd-data"
-    await _kill_behind(tmp_path, 1)
+    await _kill_after(tmp_path, 1)
     async with running_daemon(tmp_path, _NO_STORE) as daemon:
         assert not daemon.events("journal_damaged")
         daemon.signal(signal.SIGTERM)
         assert (await daemon.drained())["journaled"] == 3
-    await _kill_behind(tmp_path, 5)
+    await _kill_after(tmp_path, 5)
     (state / "journal.db-wal").unlink()
     for crash in (True, False):
         async with running_daemon(tmp_path, _NO_STORE) as daemon:
@@ -60,10 +60,10 @@ async def test_a_missing_log_is_a_trouble_until_the_daemon_was_stopped_in_order(
 
 
 async def test_the_database_of_another_journal_is_a_trouble(tmp_path: Path) -> None:
-    """A backup of the wrong machine would hide that payloads of this one are gone."""
+    """A restored backup of another machine would hide the loss of this machine's payloads."""
     for name, posts in (("one", 2), ("two", 4)):
         (tmp_path / name).mkdir()
-        await _kill_behind(tmp_path / name, posts)
+        await _kill_after(tmp_path / name, posts)
     state, other = (tmp_path / name / "payloadd-data" for name in ("one", "two"))
     for end in ("", "-wal", "-shm"):
         (other / f"journal.db{end}").replace(state / f"journal.db{end}")

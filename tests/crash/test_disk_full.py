@@ -1,4 +1,4 @@
-"""A disk that is full: POSTs are refused in so many words, and everything else goes on."""
+"""A full disk: POSTs are refused with a clear error, uploads continue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.crash.disk import Disk, Quota, small_disk
-from tests.crash.journal_copy import examine
+from tests.crash.journal_copy import read_journal
 from tests.support.clients import Posts
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.loopback import http_client
@@ -45,19 +45,19 @@ def _payloads(first: int, count: int, size: int = 100) -> list[list[bytes]]:
 
 
 async def _until_ready(daemon: Daemon, status: int) -> str:
-    """Wait until ``/readyz`` answers with ``status``, and return what it says."""
+    """Wait until ``/readyz`` answers with ``status``; returns the body."""
     with trio.fail_after(_SOON):
-        # It can only be asked.
+        # It can only be polled.
         while (answer := await daemon.ready()).status_code != status:  # noqa: ASYNC110
             await trio.sleep(0.05)
     return answer.text
 
 
 async def _be_refused(daemon: Daemon, posts: Posts, first: int) -> None:
-    """Post into a full disk: what still fits is taken, the rest refused as the contract says."""
+    """Post to a daemon with a full disk until POSTs are refused with 503 DISK_ERROR."""
     await posts.run(_payloads(first, 20))
     assert posts.answers["503 DISK_ERROR"] >= 10
-    assert set(posts.answers) == {"202", "503 DISK_ERROR"}, posts.told()
+    assert set(posts.answers) == {"202", "503 DISK_ERROR"}, posts.summary()
     for answer in posts.refusals:
         assert answer.headers["Content-Type"] == "application/problem+json"
         assert int(answer.headers["Retry-After"]) >= 1
@@ -67,9 +67,9 @@ async def _be_refused(daemon: Daemon, posts: Posts, first: int) -> None:
 
 
 async def _leave(daemon: Daemon) -> None:
-    """Wait until the journal is empty, and see a drain with nothing left."""
+    """Wait until the journal is empty, and check that a drain leaves nothing."""
     with trio.fail_after(_SOON):
-        # Its metrics can only be asked for.
+        # Metrics can only be polled.
         while (await daemon.metrics())["payloadd_journal_jobs"]:  # noqa: ASYNC110
             await trio.sleep(0.05)
     daemon.signal(signal.SIGTERM)
@@ -79,7 +79,7 @@ async def _leave(daemon: Daemon) -> None:
 
 @DISKS
 async def test_a_full_disk_refuses_and_recovers(tmp_path: Path, kind: str) -> None:
-    """A full disk would cost payloads, or the daemon would lie, end, or need a restart."""
+    """A full disk would lose payloads, end the daemon, or need a restart."""
     with _disk(kind, tmp_path) as disk:
         async with (
             moody_store("hang") as store,
@@ -94,18 +94,18 @@ async def test_a_full_disk_refuses_and_recovers(tmp_path: Path, kind: str) -> No
             assert daemon.events("journal_available")
             before = posts.answers["202"]
             await posts.run(_payloads(40, 20))
-            assert posts.answers["202"] == before + 20, posts.told()
+            assert posts.answers["202"] == before + 20, posts.summary()
             await store.end()
             await _leave(daemon)
-        assert (await trio.to_thread.run_sync(examine, disk.path)).empty
+        assert (await trio.to_thread.run_sync(read_journal, disk.path)).empty
     assert store.payloads() == sorted(posts.acknowledged)
 
 
 @DISKS
-async def test_what_is_stored_while_the_disk_is_full_is_settled_later(
+async def test_batches_stored_while_the_disk_is_full_are_settled_later(
     tmp_path: Path, kind: str
 ) -> None:
-    """A full disk would hold up the way to S3 too, or leave stored payloads in the journal."""
+    """A full disk would stop uploads too, or leave stored payloads in the journal."""
     with _disk(kind, tmp_path) as disk:
         async with (
             moody_store("hang") as store,
@@ -122,12 +122,12 @@ async def test_what_is_stored_while_the_disk_is_full_is_settled_later(
             disk.free(daemon.pid)
             await _until_ready(daemon, 200)
             await _leave(daemon)
-        assert (await trio.to_thread.run_sync(examine, disk.path)).empty
+        assert (await trio.to_thread.run_sync(read_journal, disk.path)).empty
     assert store.payloads() == sorted(posts.acknowledged)
 
 
-async def test_a_crash_on_a_full_disk_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    """Payloads that were stored and could not be settled would be stored again elsewhere."""
+async def test_a_crash_on_a_full_disk_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    """Stored payloads that could not be settled would be stored again under another key."""
     with small_disk(tmp_path / "disk") as disk:
         async with moody_store("hang") as store:
             env = _environ(store, disk)
@@ -142,14 +142,14 @@ async def test_a_crash_on_a_full_disk_loses_and_doubles_nothing(tmp_path: Path) 
                 daemon.process.kill()
                 await daemon.wait()
             disk.free(daemon.pid)
-            await trio.to_thread.run_sync(examine, disk.path)
+            await trio.to_thread.run_sync(read_journal, disk.path)
             async with running_daemon(tmp_path, env) as daemon:
                 await _leave(daemon)
             assert Counter(store.payloads()) == Counter(posts.acknowledged)
 
 
 async def test_a_disk_that_fails_in_two_ways_recovers(tmp_path: Path) -> None:
-    """What waits in the journal would stay there until somebody restarts the daemon."""
+    """Payloads would stay in the journal until an operator restarts the daemon."""
     with small_disk(tmp_path / "disk") as disk:
         quota = Quota(disk.path)
         async with moody_store("hang") as store:
@@ -159,7 +159,7 @@ async def test_a_disk_that_fails_in_two_ways_recovers(tmp_path: Path) -> None:
                 await posts.run(_payloads(0, 20))
                 disk.fill(daemon.pid)
                 await _be_refused(daemon, posts, 20)
-                # The window moves on, and wants to read what the disk is too sick to be asked for.
+                # The queue is refilled with rows that the failing disk cannot read.
                 await store.end()
                 await daemon.wait_until_stored(1)
                 quota.fill(daemon.pid)
@@ -173,22 +173,22 @@ async def test_a_disk_that_fails_in_two_ways_recovers(tmp_path: Path) -> None:
 
 async def _wait_for_codes(daemon: Daemon, count: int) -> None:
     with trio.fail_after(_SOON):
-        # The log is read by another task.
+        # Another task reads the log.
         while len({line["code"] for line in daemon.events("journal_unavailable")}) < count:  # noqa: ASYNC110
             await trio.sleep(0.05)
 
 
 async def test_a_disk_that_the_journal_itself_has_filled(tmp_path: Path) -> None:
-    """A disk smaller than JOURNAL_MAX_BYTES would refuse POSTs for ever after an outage of S3."""
+    """After an outage of S3 a disk smaller than JOURNAL_MAX_BYTES would stay full for ever."""
     with small_disk(tmp_path / "disk", "64m") as disk:
         async with moody_store("hang") as store:
-            # Large objects on a busy machine take longer than the other tests allow them.
+            # Large objects take longer on a busy machine.
             large = {"BATCH_MAX_PAYLOADS": "1", "MAX_WORKERS": "8", "UPLOAD_TIMEOUT": "5s"}
             env = {**_environ(store, disk), **large}
             async with running_daemon(tmp_path, env) as daemon:
                 posts = Posts(daemon.url)
                 await posts.run(_payloads(0, 80, size=900_000), 2)
-                assert posts.answers["503 DISK_ERROR"], posts.told()
+                assert posts.answers["503 DISK_ERROR"], posts.summary()
                 await _until_ready(daemon, 503)
                 await store.end()
                 await daemon.wait_until_stored(len(posts.acknowledged))

@@ -1,4 +1,4 @@
-"""A request that was refused because the disk failed does not come back with a crash."""
+"""A request refused after a disk error is not stored after a crash."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 
 _UNKNOWN: Final = "this request is not accepted, but a crash before the disk works again"
-"""The disk refused to sync what was written over it, so it is unknown what a power cut leaves."""
+"""The disk did not sync the bytes written over it, so a power cut may leave either."""
 
 
 @pytest.mark.skipif(not possible, reason="needs seccomp with known numbers of system calls")
 @pytest.mark.parametrize(
-    ("before", "refused", "told"),
+    ("before", "refused", "error"),
     [
         (1, 3, _UNKNOWN),
         (1, 1000, _UNKNOWN),
         (3000, 5, _UNKNOWN),
-        # Written in steps, of which the first failed: that one alone is no request.
+        # A request written in steps, of which the first failed: one step is no request.
         (1, 4000, "nothing of this request was accepted"),
     ],
 )
 def test_a_commit_whose_sync_failed_is_not_there_after_a_kill(
-    tmp_path: Path, before: int, refused: int, told: str
+    tmp_path: Path, before: int, refused: int, error: str
 ) -> None:
-    """A client that was told 503 posts again, and both are stored."""
+    """A client that gets 503 posts again, and both requests are stored."""
     done = subprocess.run(
         [
             sys.executable,
@@ -56,7 +56,7 @@ def test_a_commit_whose_sync_failed_is_not_there_after_a_kill(
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert "DISK_ERROR the journal cannot be written: disk I/O error" in done.stdout
-    assert told in done.stdout
+    assert error in done.stdout
     with closing(Database(tmp_path / FILE)) as database:
         assert database.high_water.damage is None
         assert database.totals.jobs == before

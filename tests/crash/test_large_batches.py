@@ -1,4 +1,4 @@
-"""Killed while rows of what is stored wait to be deleted: they must not be stored again."""
+"""Kills while rows of stored batches wait for deletion: they are not stored again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from payloadd.journal.sqlite.schema import FILE
-from tests.crash.journal_copy import examine
-from tests.crash.stage import read_bucket
+from tests.crash.journal_copy import read_journal
+from tests.crash.torture import read_bucket
 from tests.support.daemon import END_WITHIN, running_daemon
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _LIVES: Final = 4
 
 
 async def test_a_kill_while_stored_rows_wait_stores_nothing_twice(tmp_path: Path) -> None:
-    """A crash behind every large batch would double hundreds of payloads, or lose them."""
+    """A crash after a large batch would store hundreds of payloads again, or lose them."""
     state, bucket = tmp_path / "state", tmp_path / "bucket"
     env = {
         "STATE_DIR": str(state),
@@ -45,7 +45,7 @@ async def test_a_kill_while_stored_rows_wait_stores_nothing_twice(tmp_path: Path
                 await _until_rows_wait(state / FILE)
                 daemon.signal(signal.SIGKILL)
                 await daemon.wait()
-                examine(state)
+                read_journal(state)
             else:
                 await _until_stored(bucket, len(promised))
                 daemon.signal(signal.SIGTERM)
@@ -53,13 +53,13 @@ async def test_a_kill_while_stored_rows_wait_stores_nothing_twice(tmp_path: Path
                 assert (drained["journaled"], drained["lost"]) == (0, 0)
     stored = read_bucket({path.name: path.read_bytes() for path in _objects(bucket)})
     assert stored == dict.fromkeys(promised, 1)
-    assert examine(state).empty
+    assert read_journal(state).empty
     with closing(sqlite3.connect(state / FILE)) as journal:
         assert journal.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
 
 
 async def _post_each(daemon: Daemon, payloads: list[bytes]) -> None:
-    """Post payloads one by one over a connection of their own."""
+    """Post payloads one by one over one connection."""
     host, port = daemon.url.removeprefix("http://").split(":")
     async with await trio.open_tcp_stream(host, int(port)) as stream:
         for payload in payloads:
@@ -72,7 +72,7 @@ async def _post_each(daemon: Daemon, payloads: list[bytes]) -> None:
 
 
 async def _until_rows_wait(path: Path) -> None:
-    """Return as soon as rows of what is stored wait to be deleted."""
+    """Wait until rows of stored batches wait for deletion."""
     with closing(sqlite3.connect(path)) as other, trio.fail_after(END_WITHIN):
         while not other.execute("SELECT 1 FROM stored").fetchall():  # noqa: ASYNC110 - a file
             await trio.sleep(0.002)

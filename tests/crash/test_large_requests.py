@@ -1,4 +1,4 @@
-"""Killed while a large request is written in steps: it is stored whole or not at all."""
+"""Kills while a large request is written in steps: it is stored whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from payloadd.journal.sqlite.schema import FILE
-from tests.crash.journal_copy import examine
-from tests.crash.stage import read_bucket
+from tests.crash.journal_copy import read_journal
+from tests.crash.torture import read_bucket
 from tests.support.daemon import END_WITHIN, running_daemon
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ _LIVES: Final = 4
 
 
 class _Client:
-    """Posts, and remembers what was accepted."""
+    """A client that records the accepted payloads."""
 
     def __init__(self, daemon: Daemon, promised: list[bytes]) -> None:
         self._daemon = daemon
         self._promised = promised
 
     async def post(self, payloads: list[bytes]) -> None:
-        """Post a collection; the daemon may be killed meanwhile."""
+        """Post a collection; the daemon may be killed during the request."""
         body = b"\n".join(payloads)
         host, port = self._daemon.url.removeprefix("http://").split(":")
         try:
@@ -47,13 +47,13 @@ class _Client:
             self._promised += payloads
 
     async def post_for_ever(self, name: int) -> None:
-        """Post one payload after the other."""
+        """Post payloads one by one until the daemon is killed."""
         for number in range(1_000_000):
             await self.post([b'{"small":"%d-%d"}' % (name, number)])
 
 
 async def test_a_kill_in_a_large_request_stores_all_of_it_or_nothing(tmp_path: Path) -> None:
-    """A client that retries would have half of its request stored twice."""
+    """If a client retries, half of its request would be stored twice."""
     state, bucket = tmp_path / "state", tmp_path / "bucket"
     env = {"STATE_DIR": str(state), "STORE_URL": f"file://{bucket}", "BATCH_MAX_PAYLOADS": "1"}
     promised: list[bytes] = []
@@ -81,11 +81,11 @@ async def test_a_kill_in_a_large_request_stores_all_of_it_or_nothing(tmp_path: P
     for request in requests[:-1]:
         there = set(request) & set(stored)
         assert there in (set(), set(request)), len(there)
-    assert examine(state).empty
+    assert read_journal(state).empty
 
 
 async def _until_hidden(path: Path) -> None:
-    """Return as soon as some rows of a large request are written and hidden."""
+    """Wait until some rows of a large request are written, but not accepted."""
     with closing(sqlite3.connect(path)) as other, trio.fail_after(END_WITHIN):
         while not other.execute("SELECT 1 FROM stored WHERE last - first > 1000").fetchall():  # noqa: ASYNC110 - a file
             await trio.sleep(0.001)

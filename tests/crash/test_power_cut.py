@@ -1,4 +1,4 @@
-"""Whatever a power cut leaves of the files: nothing acknowledged is lost, no loss is made up."""
+"""After a power cut no accepted payload is lost, and no loss is reported that did not happen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from payloadd.journal.sqlite import high_water, identity
 from payloadd.journal.sqlite.database import Database
-from payloadd.journal.sqlite.schema import FILE, look_into
+from payloadd.journal.sqlite.schema import FILE, open_existing
 from payloadd.journal.sqlite.verify import verify
 from tests.crash.power_cut import Disk, can_record, record
 from tests.support.tools import give_up, need_tools
@@ -26,31 +26,31 @@ if TYPE_CHECKING:
 
 _NUMBER: Final = re.compile(rb'{"n":(\d+),')
 _WORKS: Final = 2
-"""Recorded processes."""
+"""Number of recorded processes."""
 
 
 @dataclass
-class Told:
-    """What the process had told when the power was cut."""
+class Reported:
+    """Numbers of payloads that the process had reported before the power cut, by state."""
 
-    taking: set[int] = field(default_factory=set)
-    taken: set[int] = field(default_factory=set)
+    accepting: set[int] = field(default_factory=set)
+    accepted: set[int] = field(default_factory=set)
     settling: set[int] = field(default_factory=set)
     settled: set[int] = field(default_factory=set)
 
-    def note(self, call: Call) -> None:
-        """Take note of what it tells."""
-        if call.kind == "told":
-            what, numbers = call.told
-            getattr(self, what).update(numbers)
+    def add(self, call: Call) -> None:
+        """Add the numbers of a report; ignore other calls."""
+        if call.kind == "report":
+            state, numbers = call.report
+            getattr(self, state).update(numbers)
 
 
 @pytest.fixture(scope="module")
 def works(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, list[Call]]]:
-    """Return what some processes did, each with its folder."""
+    """Return the folder and the recorded calls of each process."""
     need_tools("strace")
     if not can_record():
-        give_up("strace may not trace a process here")
+        give_up("strace is not allowed to trace a process")
     works = []
     for seed in range(_WORKS):
         folder = tmp_path_factory.mktemp("work") / "state"
@@ -65,21 +65,21 @@ def _command(folder: Path, seed: int) -> Sequence[str]:
 
 @pytest.fixture(autouse=True)
 def another_boot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let each start be one of a machine that was started again."""
-    monkeypatch.setattr(high_water, "_BOOT_ID", tmp_path / "no-such-file")
+    """Make each start a start after a reboot of the machine."""
+    monkeypatch.setattr(high_water, "BOOT_ID_FILE", tmp_path / "no-such-file")
 
 
-def replay(folder: Path, calls: Sequence[Call], end: int) -> tuple[Disk, Told]:
-    """Return the disk and what was told behind ``end`` calls."""
-    disk, told = Disk(folder), Told()
+def replay(folder: Path, calls: Sequence[Call], end: int) -> tuple[Disk, Reported]:
+    """Return the disk and the reports after the first ``end`` calls."""
+    disk, reported = Disk(folder), Reported()
     for call in calls[:end]:
         disk.apply(call)
-        told.note(call)
-    return disk, told
+        reported.add(call)
+    return disk, reported
 
 
 def numbers_in(database: Database) -> Iterator[int]:
-    """Yield the number of each payload that waits."""
+    """Yield the number of each waiting payload."""
     for first in database.sealed_firsts:
         batch = database.sealed(first)
         if batch is not None:
@@ -92,67 +92,73 @@ def numbers_in(database: Database) -> Iterator[int]:
             yield int(_NUMBER.match(job.lines)[1])  # type: ignore[index]
 
 
-def test_a_power_cut_loses_nothing_and_makes_up_no_loss(
+def test_a_power_cut_loses_no_payload_and_reports_no_loss(
     works: list[tuple[Path, list[Call]]], tmp_path: Path, fuzz: Fuzz
 ) -> None:
-    """A payload behind a 202 would be gone, or an operator be told of payloads that are not."""
+    """An accepted payload would be lost, or a loss reported that did not happen."""
     identities: dict[Path, set[bytes | None]] = {}
     for chance in fuzz.cases():
         folder, calls = chance.choice(works)
-        disk, told = replay(folder, calls, chance.randrange(len(calls) + 1))
+        disk, reported = replay(folder, calls, chance.randrange(len(calls) + 1))
         image = tmp_path / "image"
         shutil.rmtree(image, ignore_errors=True)
         image.mkdir()
-        disk.leave(image, chance)
+        disk.write_image(image, chance)
         with closing(Database(image / FILE)) as database:
             assert database.high_water.damage is None
             assert not database.high_water.unreadable
-            assert database.findings.take() == []
+            assert database.findings.pop_all() == []
             found = list(numbers_in(database))
-            assert database.findings.take() == []
-            if told.taken:
+            assert database.findings.pop_all() == []
+            if reported.accepted:
                 identities.setdefault(folder, set()).add(identity.read(database._connection))
         assert len(found) == len(set(found))
-        assert told.taken - told.settling <= set(found) <= told.taking - told.settled
-        with closing(look_into(image / FILE)) as connection:
+        assert (
+            reported.accepted - reported.settling
+            <= set(found)
+            <= reported.accepting - reported.settled
+        )
+        with closing(open_existing(image / FILE)) as connection:
             assert verify(connection, image) == []
     assert all(len(found) == 1 for found in identities.values())
 
 
-def test_a_log_that_is_lost_with_the_power_is_counted(
+def test_payloads_of_a_log_that_is_lost_in_a_power_cut_are_counted(
     works: list[tuple[Path, list[Call]]], tmp_path: Path, fuzz: Fuzz
 ) -> None:
-    """A disk that lies about its syncs would cost payloads without a word."""
+    """A disk that ignores syncs would lose payloads without a message."""
     counted = 0
     for chance in fuzz.cases():
         folder, calls = chance.choice(works)
-        disk, told = replay(folder, calls, chance.randrange(len(calls) + 1))
-        if not disk.is_certain(FILE):
+        disk, reported = replay(folder, calls, chance.randrange(len(calls) + 1))
+        if not disk.is_durable(FILE):
             continue
         image = tmp_path / "image"
         shutil.rmtree(image, ignore_errors=True)
         image.mkdir()
-        disk.leave(image, chance)
+        disk.write_image(image, chance)
         (image / f"{FILE}-wal").unlink(missing_ok=True)
-        mark = high_water.read(image / FILE)
+        last = high_water.read(image / FILE)
         with closing(Database(image / FILE)) as database:
             damage = database.high_water.damage
-            missing = told.taken - told.settling - set(numbers_in(database))
+            missing = reported.accepted - reported.settling - set(numbers_in(database))
             accepted = database.totals.accepted
-        if mark is None:
+        if last is None:
             assert not missing
             continue
         if damage is None:
-            # What was lost behind the last record that is on the disk cannot be known.
-            assert mark.accepted <= accepted or not missing
+            # Losses after the last record on the disk cannot be noticed.
+            assert last.accepted <= accepted or not missing
             continue
         counted += 1
         assert damage.at_least or not damage.payloads
         assert not damage.foreign
-        # Up to the record, and what was stored behind it counts too.
-        assert damage.payloads <= len(told.taking)
-        under_way = (told.taking - told.taken) | (told.settling - told.settled)
-        held = len(told.taken - told.settled)
-        if not under_way and (mark.accepted, mark.held) == (len(told.taken), held):
+        # The count includes payloads that were stored after the record was written.
+        assert damage.payloads <= len(reported.accepting)
+        under_way = (reported.accepting - reported.accepted) | (
+            reported.settling - reported.settled
+        )
+        held = len(reported.accepted - reported.settled)
+        if not under_way and (last.accepted, last.held) == (len(reported.accepted), held):
             assert damage.payloads == len(missing)
     assert counted

@@ -1,4 +1,4 @@
-"""The checker of the torture can fail: what it finds in which bucket."""
+"""The checks of the torture find broken promises."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from tests.crash.promises import Promises
-from tests.crash.stage import read_bucket
+from tests.crash.torture import read_bucket
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,8 @@ from tests.crash.stage import read_bucket
         pytest.param([], ["lost: 1", "lost: 2"], id="empty"),
     ],
 )
-def test_what_a_bucket_breaks(stored: list[bytes], found: list[str]) -> None:
-    """The torture would pass whatever the daemon does."""
+def test_broken_promises_are_listed(stored: list[bytes], found: list[str]) -> None:
+    """The torture would pass with any daemon."""
     promises = Promises()
     promises.acknowledge([b"1"])
     promises.leave_uncertain([b"2"])
@@ -34,8 +34,8 @@ def test_what_a_bucket_breaks(stored: list[bytes], found: list[str]) -> None:
     assert promises.violations(Counter(stored)) == found
 
 
-def test_one_key_has_one_receipt() -> None:
-    """A client that repeats would be told of two requests where there was one."""
+def test_a_second_id_for_one_key_is_a_contradiction() -> None:
+    """A client that repeats a request would get two ids for it."""
     promises = Promises()
     promises.keep_receipt("key", "first")
     promises.keep_receipt("key", "first")
@@ -44,8 +44,8 @@ def test_one_key_has_one_receipt() -> None:
     assert promises.violations(Counter()) == ["key key was answered with first and with second"]
 
 
-def test_a_bucket_is_read_line_by_line() -> None:
-    """A payload that is doubled within an object, or cut off, would not be seen."""
+def test_each_line_of_an_object_is_a_payload() -> None:
+    """A payload that is twice in an object, or cut off, would not be found."""
     assert read_bucket({"a": b"1\n2\n", "b": b"2\n"}) == {b"1": 1, b"2": 2}
     with pytest.raises(AssertionError, match="cut off"):
         read_bucket({"a": b"1\n2"})

@@ -1,4 +1,4 @@
-"""A journal that cannot be used: the daemon says why in one line, and ends with status 1."""
+"""A journal that cannot be used: the daemon logs the reason and ends with status 1."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 async def _refusal(folder: Path, state: Path) -> str:
-    """Return why a daemon does not start on ``state``; AssertionError if it does, or is unclear."""
+    """Return the reason why a daemon does not start; AssertionError if it starts."""
     async with started(folder, {"STATE_DIR": str(state)}) as daemon:
         assert await daemon.wait(END_WITHIN) == 1, daemon.output.decode()
         assert [line["event"] for line in daemon.log] == ["cannot_start"], daemon.output.decode()
@@ -28,8 +28,8 @@ async def _refusal(folder: Path, state: Path) -> str:
         return reason
 
 
-async def test_a_disk_that_is_mounted_read_only(tmp_path: Path) -> None:
-    """An operator would have to guess from a traceback why the daemon does not start."""
+async def test_a_read_only_disk_refuses_the_start(tmp_path: Path) -> None:
+    """An operator would have to find the reason in a traceback."""
     with small_disk(tmp_path / "disk") as disk:
         async with running_daemon(tmp_path, {"STATE_DIR": str(disk.path)}):
             pass
@@ -38,21 +38,21 @@ async def test_a_disk_that_is_mounted_read_only(tmp_path: Path) -> None:
             assert "Read-only file system" in await _refusal(tmp_path, state)
 
 
-async def test_a_state_dir_that_is_a_file(tmp_path: Path) -> None:
-    """A typing error in STATE_DIR would be a traceback."""
+async def test_a_file_as_state_dir_refuses_the_start(tmp_path: Path) -> None:
+    """A typing error in STATE_DIR would end in a traceback."""
     (tmp_path / "file").touch()
     assert "STATE_DIR" in await _refusal(tmp_path, tmp_path / "file")
 
 
-async def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:
-    """An operator would have to guess from a traceback that the disk is full."""
+async def test_a_full_disk_refuses_the_start(tmp_path: Path) -> None:
+    """An operator would have to find in a traceback that the disk is full."""
     with small_disk(tmp_path / "disk") as disk:
         disk.fill(0)
         assert "full" in (await _refusal(tmp_path, disk.path)).lower().replace("no space", "full")
 
 
-async def test_a_second_daemon_is_told_who_the_first_is(tmp_path: Path) -> None:
-    """Two daemons with one journal would store everything twice."""
+async def test_a_second_daemon_names_the_process_of_the_first(tmp_path: Path) -> None:
+    """Two daemons with one journal would store every payload twice."""
     async with running_daemon(tmp_path, {"STATE_DIR": str(tmp_path / "state")}) as first:
         await post(first.url, [b"1"])
         reason = await _refusal(tmp_path, tmp_path / "state")
@@ -60,8 +60,8 @@ async def test_a_second_daemon_is_told_who_the_first_is(tmp_path: Path) -> None:
         await post(first.url, [b"2"])
 
 
-async def test_a_daemon_that_was_killed_leaves_no_lock_behind(tmp_path: Path) -> None:
-    """After a crash somebody would have to delete a file by hand, at night."""
+async def test_a_killed_daemon_leaves_no_lock(tmp_path: Path) -> None:
+    """After a crash an operator would have to delete a file."""
     async with running_daemon(tmp_path) as daemon:
         daemon.process.kill()
         await daemon.wait()
@@ -69,8 +69,8 @@ async def test_a_daemon_that_was_killed_leaves_no_lock_behind(tmp_path: Path) ->
         assert daemon.url
 
 
-async def test_a_journal_of_a_newer_version(tmp_path: Path) -> None:
-    """A downgrade would misread what is in the journal."""
+async def test_a_journal_of_a_newer_version_refuses_the_start(tmp_path: Path) -> None:
+    """An older version would misread the journal."""
     state = tmp_path / "state"
     async with moody_store("hang") as store:
         env = {**store.environ, "STATE_DIR": str(state)}
@@ -85,8 +85,8 @@ async def test_a_journal_of_a_newer_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"\0" * 5000, b"not a database, but long enough " * 40])
-async def test_a_file_that_is_no_journal(tmp_path: Path, content: bytes) -> None:
-    """Somebody else's file would be overwritten, or the daemon would end in a traceback."""
+async def test_a_file_that_is_no_journal_refuses_the_start(tmp_path: Path, content: bytes) -> None:
+    """A file of another program would be overwritten, or the daemon would end in a traceback."""
     state = tmp_path / "state"
     state.mkdir()
     (state / "journal.db").write_bytes(content)

@@ -1,4 +1,4 @@
-"""Kill the daemon again and again: every 202 is kept, and kept once."""
+"""Kill the daemon again and again: every acknowledged payload is stored once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from payloadd.journal.sqlite.segments import FOLDER, names
-from tests.crash.plan import SHORT, SHORTEST, Life, long_plan
-from tests.crash.stage import torture
+from tests.crash.plan import SHORT, SHORTEST, DaemonRun, long_plan
+from tests.crash.torture import torture
 from tests.support.clients import seeded
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ _CHANGING: Final = (
     {"BATCH_MAX_PAYLOADS": "7", "KEY_TEMPLATE": "dt={date}/{shard}/{host}-{id}"},
     {"BATCH_MAX_PAYLOADS": "1", "COMPRESSION": "gzip", "KEY_TEMPLATE": "{id}.json"},
 )
-# The limits of the tests are too small for what is large otherwise. Here half of the jobs are,
-# and no second passes without a segment that is full, or empty, or kept by a few jobs.
+# No job of these tests is large by the normal bounds. With these bounds half of the jobs are, and
+# segments become full, empty, or worth a compaction every second.
 _IN_SEGMENTS: Final = """
 from payloadd.journal.sqlite import journal
 from payloadd.journal.sqlite import segments
@@ -44,42 +44,42 @@ main()
 
 
 @pytest.mark.parametrize(
-    ("name", "habits", "short"),
+    ("name", "settings", "short"),
     [
         pytest.param("alone", [_ALONE], SHORTEST, id="alone"),
         pytest.param("batched", [_BATCHED], SHORTEST, id="batched"),
         pytest.param("changing", _CHANGING, SHORT, id="changing-settings"),
     ],
 )
-async def test_what_was_acknowledged_is_stored_once_whatever_dies(
+async def test_acknowledged_payloads_are_stored_once_after_every_crash(
     seaweed: S3Server,
     tmp_path: Path,
     seed: int,
     long_torture: bool,  # noqa: FBT001 - a fixture
     name: str,
-    habits: Sequence[Mapping[str, str]],
-    short: Sequence[Life],
+    settings: Sequence[Mapping[str, str]],
+    short: Sequence[DaemonRun],
 ) -> None:
-    """A 202 would be worth nothing on the day of a crash, or the payload would count twice."""
-    lives = long_plan(seeded(seed)) if long_torture else short
-    tally = await torture(tmp_path, seaweed, f"torture-{name}", lives, habits, seed)
-    print(dict(sorted(tally.items())))  # noqa: T201 - for who tunes the plans
-    for death in {life.death for life in lives}:
-        assert tally[death], f"never died {death!r}"
+    """A crash would lose acknowledged payloads, or store them twice."""
+    runs = long_plan(seeded(seed)) if long_torture else short
+    tally = await torture(tmp_path, seaweed, f"torture-{name}", runs, settings, seed)
+    print(dict(sorted(tally.items())))  # noqa: T201 - to tune the plans
+    for ending in {run.ending for run in runs}:
+        assert tally[ending], f"never ended {ending!r}"
 
 
-async def test_it_is_the_same_with_payloads_in_segments(
+async def test_acknowledged_payloads_in_segments_are_stored_once(
     seaweed: S3Server,
     tmp_path: Path,
     seed: int,
     long_torture: bool,  # noqa: FBT001 - a fixture
 ) -> None:
-    """A 202 for large payloads would be worth nothing on the day of a crash."""
+    """A crash would lose large payloads, or store them twice."""
     script = tmp_path / "daemon_script.py"
     script.write_text(_IN_SEGMENTS)
     command = (sys.executable, str(script))
-    lives = long_plan(seeded(seed)) if long_torture else SHORT
-    habits = [{**one, "JOURNAL_MAX_BYTES": "96KiB"} for one in _CHANGING]
-    tally = await torture(tmp_path, seaweed, "torture-segments", lives, habits, seed, command)
-    assert tally["(segments found)"], "no life had a segment in it"
+    runs = long_plan(seeded(seed)) if long_torture else SHORT
+    settings = [{**one, "JOURNAL_MAX_BYTES": "96KiB"} for one in _CHANGING]
+    tally = await torture(tmp_path, seaweed, "torture-segments", runs, settings, seed, command)
+    assert tally["(segments found)"], "no run left a segment"
     assert not names(tmp_path / "state" / FOLDER)

@@ -1,4 +1,4 @@
-"""A week without S3, in small: the journal fills, the daemon is restarted, nothing is lost."""
+"""A long outage of S3: the journal fills, the daemon is restarted, nothing is lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from payloadd.journal.sqlite.segments import space
-from tests.crash.journal_copy import examine
+from tests.crash.journal_copy import read_journal
 from tests.support.clients import Posts
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.store import MoodyStore, moody_store
@@ -28,15 +28,15 @@ _SETTINGS: Final = {
 }
 _SIZE: Final = 2**16
 _FIT: Final = 24 * _MIB // (_SIZE + 100)
-"""Payloads that the journal has room for, at least."""
+"""The number of payloads that fit into the journal, at least."""
 
 
 def _payloads(count: int) -> list[list[bytes]]:
     return [[b'"%06d%s"' % (number, b"x" * (_SIZE - 8))] for number in range(count)]
 
 
-async def test_a_long_outage_is_survived(tmp_path: Path) -> None:
-    """A week without S3 would cost payloads, or the space on the disk would never come back."""
+async def test_a_long_outage_loses_nothing_and_its_disk_space_is_freed(tmp_path: Path) -> None:
+    """A week without S3 would lose payloads, or the journal would never shrink."""
     async with moody_store() as store:
         store.begin("down")
         env = {**store.environ, **_SETTINGS}
@@ -49,18 +49,18 @@ async def test_a_long_outage_is_survived(tmp_path: Path) -> None:
             line = await daemon.drained()
         assert (line["stored"], line["journaled"], line["lost"]) == (len(promised), 0, 0)
         _see_all_stored(store, promised)
-    assert (await trio.to_thread.run_sync(examine, tmp_path / "payloadd-data")).empty
+    assert (await trio.to_thread.run_sync(read_journal, tmp_path / "payloadd-data")).empty
 
 
 async def _fill_the_journal(folder: Path, env: dict[str, str]) -> list[bytes]:
-    """Post until the journal is full and then stop the daemon; returns what it has promised."""
+    """Post until the journal is full, then stop the daemon; returns the acknowledged payloads."""
     async with running_daemon(folder, env) as daemon:
         posts = Posts(daemon.url)
         await posts.run(_payloads(_FIT + 30), 8)
-        assert set(posts.answers) == {"202", "503 JOURNAL_FULL"}, posts.told()
+        assert set(posts.answers) == {"202", "503 JOURNAL_FULL"}, posts.summary()
         assert posts.answers["202"] >= _FIT
         assert all(int(answer.headers["Retry-After"]) >= 1 for answer in posts.refusals)
-        # What is left has no room for small ones either.
+        # The rest is too small for small payloads too.
         await posts.run([[b'"%d%s"' % (number, b"y" * 900)] for number in range(_SIZE // 900 + 1)])
         await _see_it_full(daemon)
         daemon.signal(signal.SIGTERM)
@@ -72,7 +72,7 @@ async def _fill_the_journal(folder: Path, env: dict[str, str]) -> list[bytes]:
 
 
 async def _see_it_full(daemon: Daemon) -> None:
-    """See what an operator sees meanwhile: not ready, healthy, bounded."""
+    """Check that the daemon is healthy and not ready, and that the journal is bounded."""
     assert "JOURNAL_FULL" in (await daemon.ready()).text
     metrics = await daemon.metrics()
     assert 23 * _MIB < metrics["payloadd_journal_bytes"] <= 25 * _MIB
@@ -80,15 +80,15 @@ async def _see_it_full(daemon: Daemon) -> None:
 
 
 async def _until_shrunk(state: Path) -> None:
-    """Wait until the journal has given its space back while the daemon runs."""
+    """Wait until the files of the journal have shrunk while the daemon runs."""
     with trio.fail_after(30):
-        # Its files can only be asked.
+        # The files can only be polled.
         while await trio.to_thread.run_sync(_taken, state) > 6 * _MIB:  # noqa: ASYNC110
             await trio.sleep(0.1)
 
 
 def _taken(state: Path) -> int:
-    """Return the bytes of the journal and of its segments."""
+    """Return the bytes of the journal's files and segments."""
     return (state / "journal.db").stat().st_size + space(state)
 
 

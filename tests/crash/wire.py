@@ -1,4 +1,4 @@
-"""HTTP/1.1 on one connection, either end of it: for clients and proxies that die and see dying."""
+"""HTTP/1.1 on one connection, for clients, servers and proxies whose peer may die."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ GONE: Final = (
     trio.ClosedResourceError,
     h11.RemoteProtocolError,
 )
-"""What is raised when the peer is not there any more, in whatever way."""
+"""The exceptions that are raised when the peer has closed or reset the connection."""
 
 Headers = list[tuple[str, str]]
 
 
 class Wire:
-    """One connection. Methods raise one of ``GONE`` when the peer goes."""
+    """One connection. Its methods raise one of ``GONE`` when the peer closes it."""
 
     def __init__(self, stream: trio.SocketStream, http: h11.Connection) -> None:
         self._stream = stream
         self._http = http
 
     async def head(self) -> h11.Request | h11.Response | None:
-        """Return the head of the next message, None if the peer has ended the connection."""
+        """Return the head of the next message; None if the peer has closed the connection."""
         event = await self._next()
         while isinstance(event, h11.InformationalResponse):
             event = await self._next()
         return event if isinstance(event, h11.Request | h11.Response) else None
 
     async def body(self) -> bytes:
-        """Return the whole body of the message whose head was read."""
+        """Return the whole body of the message after its head."""
         parts = []
         while isinstance(event := await self._next(), h11.Data):
             parts.append(bytes(event.data))
@@ -53,14 +53,14 @@ class Wire:
         await self._send([h11.Response(status_code=status, headers=length, reason=b"-")], body)
 
     def again(self) -> bool:
-        """Make ready for the next message; returns False where the connection has to end."""
+        """Prepare for the next message; returns False if the connection cannot be used again."""
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
             return False
         self._http.start_next_cycle()
         return True
 
     def peer_is_there(self) -> bool:
-        """Return whether the peer has not closed the connection, as far as is known here."""
+        """Return whether the peer has not closed the connection, as far as the kernel knows."""
         descriptor = self._stream.socket.fileno()
         with socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM) as twin:
             try:
@@ -71,7 +71,7 @@ class Wire:
                 return False
 
     def close(self) -> None:
-        """Close the connection without ceremony."""
+        """Close the connection without waiting for the peer."""
         self._stream.socket.close()
 
     async def _send(self, events: Sequence[h11.Event], body: bytes) -> None:
@@ -88,7 +88,7 @@ class Wire:
 
 
 async def connect(port: int) -> Wire:
-    """Return the client's end of a new connection to a port of 127.0.0.1; raises OSError."""
+    """Connect to a port of 127.0.0.1; raises OSError."""
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     return Wire(stream, h11.Connection(h11.CLIENT))
 

@@ -1,4 +1,4 @@
-"""What all tests of the ingress share: they listen to the log."""
+"""Fixtures that all tests of the ingress share."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Whatever a client does: nothing louder than debug is logged, but that it was refused.
+    """Expect that clients cause no log line above debug level, except ``request_refused``.
 
-    The tests' own client logs too.
+    Lines of httpx, the client of the tests, are ignored.
     """
     caplog.set_level(logging.INFO)
     with structlog.testing.capture_logs() as lines:
@@ -34,14 +34,14 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture
 def log_lines(quiet: None) -> Iterator[list[MutableMapping[str, Any]]]:  # noqa: ARG001 - outside
-    """Collect what is logged, where something has to be."""
+    """Collect the log lines of a test that expects some."""
     with structlog.testing.capture_logs() as lines:
         yield lines
 
 
-@pytest.fixture(params=[True, False], ids=["lane", "hypercorn"])
+@pytest.fixture(params=[True, False], ids=["fastpath", "hypercorn"])
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a test twice: with the lane for plain requests, and with Hypercorn alone."""
+    """Run a test twice: with the fast path in front of Hypercorn, and with Hypercorn alone."""
     monkeypatch.setattr(rig, "HAS_FAST_PATH", request.param)
 
 
@@ -55,7 +55,7 @@ def files(tmp_path: Path) -> Files:
 
 @pytest.fixture
 def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[TCPServer]:
-    """Collect what went to Hypercorn."""
+    """Collect the connections that Hypercorn serves."""
     seen: list[TCPServer] = []
     run = TCPServer.run
 

@@ -1,4 +1,4 @@
-"""The real server on a port of the kernel's choice, and a client that can misbehave."""
+"""The real server on a port that the kernel chooses, and a client that can send any bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.intake import Buffer, Done, Intake, Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from quart_trio import QuartTrio
 
@@ -35,20 +35,27 @@ ID = uuid.UUID("0198b5a2-7c00-7000-8000-000000000001")
 COLLECTION = b'{"payloads":[1,"two"]}'
 
 HAS_FAST_PATH = True
-"""Whether ``running`` puts the lane for plain requests in front; see ``each_way``."""
+"""Whether ``running`` uses the fast path; see ``each_way``."""
 
 
 class FakeIntake(Intake):
-    """Takes what it is told to take, when it is told to."""
+    """An intake that records the payloads, and answers when and how the test wants it."""
 
     def __init__(self) -> None:
         self.taken: list[list[bytes]] = []
+        """The payloads of each accepted request."""
         self.keys: list[str | None] = []
+        """The Idempotency-Key of each accepted request."""
         self.fault: Exception | None = None
+        """Raised instead of an answer."""
         self.late: RefusedError | None = None
+        """Passed to ``done`` instead of a receipt."""
         self.says: RefusedError | None = None
+        """Returned by ``refusal``."""
         self.asked = trio.Event()
+        """Set when a request arrives."""
         self.open = trio.Event()
+        """Requests are answered while this is set."""
         self.open.set()
         self.keeps = True
 
@@ -58,7 +65,7 @@ class FakeIntake(Intake):
         return self.keeps
 
     def submit(self, payloads: Sequence[Buffer], key: str | None, done: Done) -> None:
-        """Take, once ``open`` is set, or raise ``fault``; or refuse with ``late`` then."""
+        """Wait until ``open`` is set; then accept, raise ``fault`` or refuse with ``late``."""
         self.asked.set()
         taken = [bytes(payload) for payload in payloads]
         if self.open.is_set():
@@ -69,7 +76,7 @@ class FakeIntake(Intake):
     async def submit_lines(
         self, text: bytes, sizes: Sequence[int], key: str | None, done: Done
     ) -> None:
-        """Take payloads that are NDJSON in the same way."""
+        """Submit the payloads of an NDJSON text in the same way."""
         payloads = text.split(b"\n")[:-1]
         assert [*map(len, payloads)] == [*sizes]
         self.submit(payloads, key, done)
@@ -110,7 +117,7 @@ class Answer:
 
 
 class Wire:
-    """A raw connection."""
+    """A TCP or TLS connection of a client, without an HTTP library."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
@@ -121,7 +128,7 @@ class Wire:
         await self.stream.send_all(b"".join(parts))
 
     async def answer(self) -> Answer:
-        """Return the next answer, of which the body has a Content-Length."""
+        """Return the next answer; its body must have a Content-Length."""
         head = (await self._until(b"\r\n\r\n")).decode()
         status, *lines = head.removesuffix("\r\n\r\n").split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines)
@@ -132,7 +139,7 @@ class Wire:
         return Answer(int(status.split()[1]), headers, body)
 
     async def rest(self) -> bytes:
-        """Return all that comes until the server closes."""
+        """Return all bytes that arrive before the server closes the connection."""
         async for data in self.stream:
             self._buffer += data
         return self._buffer
@@ -153,7 +160,7 @@ class Wire:
 
 @dataclass
 class Rig:
-    """A running server and all that it talks to."""
+    """A running server and the objects that it uses."""
 
     settings: Settings
     intake: FakeIntake = field(default_factory=FakeIntake)
@@ -167,7 +174,7 @@ class Rig:
 
     @property
     def url(self) -> str:
-        """Where a client goes."""
+        """The URL of the server."""
         return f"http://{bound_addresses(self.listeners)[0]}"
 
     def client(self, **options: Any) -> httpx.AsyncClient:  # noqa: ANN401 - httpx's own
@@ -176,13 +183,13 @@ class Rig:
 
     @asynccontextmanager
     async def wire(self) -> AsyncIterator[Wire]:
-        """Connect without HTTP."""
+        """Connect to the server."""
         host, port = self.listeners[0].socket.getsockname()[:2]
         async with await trio.open_tcp_stream(host, port) as stream:
             yield Wire(stream)
 
     async def drain(self) -> None:
-        """Drain as the service does it."""
+        """Drain as ``service`` does."""
         self.health.phase = "draining"
         self.stop.set()
         with trio.fail_after(10):
@@ -196,9 +203,16 @@ class Rig:
 
 @asynccontextmanager
 async def running(
-    app: QuartTrio | None = None, *, max_connections: int = 50, **environ: str
+    app: QuartTrio | None = None,
+    *,
+    max_connections: int = 50,
+    options: Mapping[str, Any] | None = None,
+    **environ: str,
 ) -> AsyncIterator[Rig]:
-    """Run the public app (or another) with these settings; drains at the end."""
+    """Run the public app (or ``app``) with the settings ``environ``; drain it at the end.
+
+    ``options`` are further arguments of ``ServerOptions``.
+    """
     rig = Rig(config.load({"BIND": "127.0.0.1:0", **environ}))
     rig.health.phase = "serving"
     refusals = RefusalLog()
@@ -214,12 +228,15 @@ async def running(
     certificates = open_certificates(rig.settings)
     count = rig.metrics.count_request
     per_client = rig.settings.max_connections_per_client
-    front = ServerOptions(
-        max_connections, fast_path, certificates, memory, count, refusals, per_client
+    server_options = ServerOptions(
+        *(max_connections, fast_path, certificates, memory, count, refusals, per_client),
+        **(options or {}),
     )
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
-        await serve(app, rig.listeners, rig.settings, rig.stop, front, task_status=task_status)
+        await serve(
+            app, rig.listeners, rig.settings, rig.stop, server_options, task_status=task_status
+        )
         rig.ended.set()
 
     async with trio.open_nursery() as nursery:
@@ -227,13 +244,13 @@ async def running(
         await nursery.start(run)
         yield rig
         await rig.drain()
-        # A request that was never answered still has its memory.
+        # A request that was never answered still holds its memory.
         assert memory.used == 0 or not rig.intake.open.is_set()
         nursery.cancel_scope.cancel()
 
 
 def post(body: bytes = COLLECTION, *headers: str, path: str = "/v1/payloads") -> bytes:
-    """Return a whole request."""
+    """Return the bytes of a complete POST."""
     lines = [
         f"POST {path} HTTP/1.1",
         "Host: here",

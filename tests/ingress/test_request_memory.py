@@ -10,9 +10,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from payloadd.ingress.request_memory import MAX_WAIT, SMALL_BODY_BYTES, RequestMemory
-from payloadd.ingress.server.activity import ConnectionActivity
+from payloadd.ingress.server.connection_state import ConnectionState
 from payloadd.ingress.server.hypercorn_app import ReceivedBody
-from payloadd.ingress.server.request_clock import RequestClock
 
 MIB = 2**20
 
@@ -272,7 +271,7 @@ async def test_the_wait_for_memory_does_not_count_as_slowness(autojump_clock: Mo
     async def receive() -> dict[str, object]:
         return {"type": "http.request", "body": b"x", "more_body": True}
 
-    body = ReceivedBody(memory, receive, MIB, ConnectionActivity(RequestClock(30, 60)))
+    body = ReceivedBody(memory, receive, MIB, ConnectionState(30, 60))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(body.receive)
         await trio.sleep(3)

@@ -24,14 +24,14 @@ async def test_the_interval_is_short_while_the_event_loop_is_busy() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(switch_interval.run)
         nursery.start_soon(fifo_gate.run)
-        await fifo_gate.next()
+        await fifo_gate.wait_turn()
         assert sys.getswitchinterval() == usual
         for _ in range(20):
-            nursery.start_soon(fifo_gate.next)
+            nursery.start_soon(fifo_gate.wait_turn)
         # The tasks start in any order, so the gate may pass this one before it sees the others.
         with trio.fail_after(20):
             while sys.getswitchinterval() == usual:
-                await fifo_gate.next()
+                await fifo_gate.wait_turn()
         assert sys.getswitchinterval() == 0.001
         switch_interval.afterwards = 0.0
         with trio.fail_after(20):
@@ -48,5 +48,5 @@ def test_the_start_does_not_change_the_interval(monkeypatch: pytest.MonkeyPatch)
     for name in ("collect", "freeze", "set_threshold"):
         monkeypatch.setattr(gc, name, lambda *_: None)
     usual = sys.getswitchinterval()
-    service._quieten_the_collector()
+    service._reduce_garbage_collections()
     assert sys.getswitchinterval() == usual

@@ -1,4 +1,4 @@
-"""Certificates for the tests of TLS, and a client that decides which records go together."""
+"""Certificates for the tests of TLS, and a client that controls when records are sent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Files:
-    """Certificates on disk, the settings that name them, and what a client trusts."""
+    """Certificates on disk, the settings that name them, and contexts for clients."""
 
     folder: Path
     authority: trustme.CA
@@ -34,7 +34,7 @@ class Files:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The settings."""
+        """The settings TLS_CERT and TLS_KEY."""
         return {
             "TLS_CERT": str(self.folder / "cert.pem"),
             "TLS_KEY": str(self.folder / "key.pem"),
@@ -43,8 +43,9 @@ class Files:
     def running(
         self, max_connections: int = 50, **settings: str
     ) -> AbstractAsyncContextManager[Rig]:
-        """Run the public app with them."""
-        return running(None, max_connections=max_connections, **self.environ, **settings)
+        """Run the public app with the certificates."""
+        environ = {**self.environ, **settings}
+        return running(None, max_connections=max_connections, options=None, **environ)
 
     def client_context(self, *protocols: str) -> ssl.SSLContext:
         """Return a client's context that trusts the authority."""
@@ -56,7 +57,7 @@ class Files:
 
     @asynccontextmanager
     async def wire(self, rig: Rig, context: ssl.SSLContext | None = None) -> AsyncIterator[Wire]:
-        """Connect with TLS and without HTTP."""
+        """Connect with TLS."""
         port = rig.listeners[0].socket.getsockname()[1]
         context = context or self.client_context()
         async with await trio.open_ssl_over_tcp_stream(
@@ -66,22 +67,22 @@ class Files:
 
     @asynccontextmanager
     async def records(self, rig: Rig, *protocols: str) -> AsyncIterator[Records]:
-        """Connect, and leave all that belongs to TLS to the test."""
+        """Connect, and leave the handshake and the records of TLS to the test."""
         port = rig.listeners[0].socket.getsockname()[1]
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             yield Records(stream, self.client_context(*protocols))
 
 
 class Records:
-    """A client whose records go out when it is told to."""
+    """A client that sends its TLS records when ``send`` is called."""
 
     def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext) -> None:
         self._stream = stream
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
 
-    async def shake_hands(self) -> None:
-        """Agree on keys; the client's last word (Finished) is still to be sent."""
+    async def handshake(self) -> None:
+        """Do the handshake; the client's last message (Finished) is still to be sent."""
         while True:
             try:
                 self.tls.do_handshake()
@@ -92,27 +93,27 @@ class Records:
                 return
 
     def write(self, data: bytes) -> None:
-        """Encrypt."""
+        """Encrypt ``data``; ``send`` sends it."""
         self.tls.write(data)
 
     def close_notify(self) -> None:
-        """Say that this is the end."""
+        """Write the alert that ends TLS; ``send`` sends it."""
         with suppress(ssl.SSLWantReadError):
             self.tls.unwrap()
 
     async def send(self) -> None:
-        """Send all that was written, at once."""
+        """Send all written records at once."""
         await self._stream.send_all(self._outgoing.read())
 
     async def answer(self) -> bytes:
-        """Return what comes up to the end of the JSON in it."""
+        """Return the decrypted bytes up to the end of a JSON object."""
         found = b""
         while not found.endswith(b"}"):
             found += await self._some()
         return found
 
     async def rest(self) -> bytes:
-        """Return what comes up to close_notify; raises EOFError if there is none."""
+        """Return the decrypted bytes up to close_notify; raises EOFError without close_notify."""
         found = b""
         while piece := await self._some():
             found += piece

@@ -240,7 +240,7 @@ async def test_a_sealed_batch_comes_back_whole_until_it_is_settled(opener: Opene
         assert await run.journal.sealed() is None
         for wanted, one in zip(left, found, strict=True):
             assert one is not None
-            assert (one.key, one.compression, one.sealed) == (wanted.key, "none", True)
+            assert (one.key, one.format_name, one.sealed) == (wanted.key, "none", True)
             assert contents(one.jobs) == contents(wanted.jobs)
             run.journal.settle(one)
         members = [job_ for one in left for job_ in one.jobs]

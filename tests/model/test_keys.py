@@ -1,4 +1,4 @@
-"""Names of objects."""
+"""Keys of objects."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from payloadd.model.job import IdSource
 from payloadd.model.keys import KeyTemplate
 
 # 2026-03-04 05:06:07.089 UTC
-AT = 1_772_600_767_089
-ID = uuid.UUID(int=(AT << 80) | (7 << 76) | (2 << 62) | 42)
+MILLISECONDS = 1_772_600_767_089
+ID = uuid.UUID(int=(MILLISECONDS << 80) | (7 << 76) | (2 << 62) | 42)
 
 
 @pytest.mark.parametrize(
@@ -26,16 +26,16 @@ ID = uuid.UUID(int=(AT << 80) | (7 << 76) | (2 << 62) | 42)
         ("größe/日本/{id}", f"größe/日本/{ID}"),
     ],
 )
-def test_a_template_is_filled_from_the_id_alone(text: str, key: str) -> None:
-    """A replay after a crash would store an object a second time under another key."""
+def test_a_key_depends_on_the_id_alone(text: str, key: str) -> None:
+    """A replay after a crash would store an object again under another key."""
     template = KeyTemplate.parse(text, host="a-b_c.d!")
 
     assert template.render(ID) == key
     assert template.render(ID) == key
 
 
-def test_keys_of_different_minutes() -> None:
-    """Objects of one hour would be filed under another."""
+def test_keys_have_the_minute_of_their_own_id() -> None:
+    """An object would be stored under the hour of another object."""
     template = KeyTemplate.parse("{date}/{hour}/{minute}/{id}")
     later = uuid.UUID(int=ID.int + (3_600_000 << 80))
 
@@ -44,17 +44,17 @@ def test_keys_of_different_minutes() -> None:
     assert hours == ["05", "06", "05"]
 
 
-def test_shards_spread_consecutive_ids() -> None:
-    """Load would not be spread over S3's partitions, and S3 would answer SlowDown."""
+def test_consecutive_ids_are_spread_over_all_shards() -> None:
+    """S3 would respond with SlowDown because one of its partitions gets all requests."""
     template = KeyTemplate.parse("{shard}/{id}")
-    shards = {template.render(one)[:2] for one in IdSource().take(4096)}
+    shards = {template.render(one)[:2] for one in IdSource().new_ids(4096)}
 
     assert len(shards) == 256
 
 
 @given(st.integers(0, 2**41), st.integers(0, 2**62 - 1))
 def test_keys_are_unique_and_stay_within_s3s_limit(moment: int, random: int) -> None:
-    """Two payloads would share a key, and one of them would be gone."""
+    """Two objects would have one key, and one of them would be lost."""
     template = KeyTemplate.parse("{date}/{hour}/{minute}/{shard}/{host}/{id}", host="h" * 300)
     one = uuid.UUID(int=(moment << 80) | (7 << 76) | (2 << 62) | random)
     key = template.render(one)
@@ -63,8 +63,8 @@ def test_keys_are_unique_and_stay_within_s3s_limit(moment: int, random: int) -> 
     assert len(key) <= 1024
 
 
-def test_the_machines_own_name_is_the_default_host() -> None:
-    """Objects of several machines could not be told apart."""
+def test_the_name_of_the_machine_is_the_default_host() -> None:
+    """Objects of several machines could not be distinguished."""
     assert KeyTemplate.parse("{host}/{id}").render(ID).split("/")[0]
 
 
@@ -91,14 +91,14 @@ def test_the_machines_own_name_is_the_default_host() -> None:
         ("ab/" * 330 + "{id}", "1024 bytes"),
     ],
 )
-def test_templates_that_are_refused(text: str, allowed: str) -> None:
-    """A wrong template would be found out by lost objects instead of at start."""
+def test_an_invalid_template_is_refused_with_a_reason(text: str, allowed: str) -> None:
+    """A wrong template would be found by lost objects instead of at the start."""
     with pytest.raises(ValueError, match=allowed):
         KeyTemplate.parse(text, host="..")
 
 
-def test_the_prefix_counts() -> None:
-    """S3 would refuse every object as KeyTooLongError."""
+def test_the_prefix_counts_for_the_length_of_a_key() -> None:
+    """S3 would refuse every object with KeyTooLongError."""
     KeyTemplate.parse("{id}", prefix="p" * 900)
     with pytest.raises(ValueError, match="1024"):
         KeyTemplate.parse("{id}", prefix="p" * 1000)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from payloadd.errors import StoreError
-    from payloadd.model.formats.ndjson import Encoded
+    from payloadd.model.formats.api import EncodedObject
 
     Fault = Callable[[int], StoreError | None]
 
@@ -48,7 +48,7 @@ class FaultyStore:
     busiest: int = 0
     """The largest number of attempts at the same time."""
 
-    async def put(self, key: str, body: Encoded) -> None:
+    async def put(self, key: str, body: EncodedObject) -> None:
         """Keep the object, slowly, or fail."""
         self.attempts[key] += 1
         self.times.append(trio.current_time())

@@ -24,7 +24,7 @@ from tests.support.journal import until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from payloadd.model.formats.ndjson import Encoded
+    from payloadd.model.formats.api import EncodedObject
 
 
 @pytest.mark.parametrize("error", [forbidden, internal_error, slow_down])
@@ -178,7 +178,7 @@ class ForbiddenPrefix(FaultyStore):
 
     error: StoreError | None = None
 
-    async def put(self, key: str, body: Encoded) -> None:
+    async def put(self, key: str, body: EncodedObject) -> None:
         """Keep the object, or refuse it."""
         if self.error is not None and b"".join(body.pieces) == b"0\n":
             await trio.lowlevel.checkpoint()

@@ -1,7 +1,8 @@
-"""Rigs of the store tests."""
+"""Fixtures of the store tests."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,14 +17,20 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def moto() -> Iterator[S3Server]:
-    """Run one moto for the whole session; every test makes a bucket of its own."""
+    """Run one moto server for all tests; every test creates its own bucket."""
     with moto_server() as server:
         yield server
 
 
 @pytest.fixture
+def bucket_name(request: pytest.FixtureRequest) -> str:
+    """Return a name for the bucket of a test that no other test uses."""
+    return f"store-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]}"
+
+
+@pytest.fixture
 def no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Hide whatever AWS configuration the machine has; returns the folder of ours."""
+    """Hide the machine's AWS configuration, and return the folder of the test's own."""
     folder = tmp_path / "aws"
     folder.mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -37,7 +44,7 @@ def no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_settings() -> Callable[..., Settings]:
-    """Return a maker of settings for the bucket ``bucket`` with static keys."""
+    """Return a function that makes settings: the bucket ``bucket`` and static keys by default."""
 
     def make(**names: str) -> Settings:
         return load(

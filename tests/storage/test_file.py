@@ -1,4 +1,4 @@
-"""Objects as files."""
+"""The file store: what is on the disk, with which rights, and after which errors."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from payloadd.errors import (
     StoreError,
     TransientStoreError,
 )
-from payloadd.model.formats.ndjson import Encoded, encode
 from payloadd.storage.api import open_store
 from payloadd.storage.file import FileStore, _store_error, open_file_store
+from tests.support.objects import gzipped, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,32 +35,26 @@ async def store(tmp_path: Path) -> FileStore:
     return await open_file_store(tmp_path / "objects")
 
 
-def plain(data: bytes) -> Encoded:
-    """Return an object that is not compressed."""
-    return encode([data], "none")
-
-
 def files(root: Path) -> dict[str, bytes]:
     """Return all files below a folder."""
     found = (path for path in root.rglob("*") if path.is_file())
     return {str(path.relative_to(root)): path.read_bytes() for path in found}
 
 
-async def test_objects_become_files(tmp_path: Path) -> None:
-    """The embedded default would not store anything."""
+async def test_objects_are_files_in_a_folder_that_is_created(tmp_path: Path) -> None:
+    """The default store would store nothing."""
     root = tmp_path / "not" / "there yet"
     async with open_store(load({"STORE_URL": f"file://{root}"})) as store:
         await store.put("2026/01/a.ndjson", plain(b"{}\n"))
-        await store.put("2026/01/b ü.ndjson.gz", Encoded([b"\x1f\x8b"], "gzip"))
-        await store.put("2026/01/a.ndjson", plain(b"[]\n"))
+        await store.put("2026/01/b ü.ndjson.gz", gzipped(b"\x1f\x8b"))
 
-    assert files(root) == {"2026/01/a.ndjson": b"[]\n", "2026/01/b ü.ndjson.gz": b"\x1f\x8b"}
+    assert files(root) == {"2026/01/a.ndjson": b"{}\n", "2026/01/b ü.ndjson.gz": b"\x1f\x8b"}
 
 
-async def test_an_object_is_on_the_disk_before_its_name(
+async def test_bytes_are_synced_before_the_rename_and_the_folder_after_it(
     store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a power cut an object that was confirmed would be empty or gone."""
+    """A confirmed object would be empty or missing after a power cut."""
     events: list[str] = []
     real_sync, real_replace = os.fsync, Path.replace
 
@@ -79,8 +73,8 @@ async def test_an_object_is_on_the_disk_before_its_name(
     await store.put("a/b/d", plain(b"x"))
 
     assert events == [
-        "sync objects",  # a is there
-        "sync objects/a",  # b is there
+        "sync objects",  # the name a
+        "sync objects/a",  # the name b
         "sync objects/a/b/.c.tmp",
         "rename .c.tmp",
         "sync objects/a/b",
@@ -90,13 +84,13 @@ async def test_an_object_is_on_the_disk_before_its_name(
     ]
 
 
-async def test_who_it_is(store: FileStore) -> None:
-    """`payloadd check` would not say whose rights count."""
+async def test_the_identity_is_the_user_of_the_process(store: FileStore) -> None:
+    """`payloadd check` would not show the user whose rights count."""
     assert str(os.geteuid()) in await store.identify()
 
 
-async def test_what_a_crash_left_is_taken_up(store: FileStore, tmp_path: Path) -> None:
-    """Half-written temporary files would pile up after crashes."""
+async def test_a_file_left_by_a_crash_is_replaced(store: FileStore, tmp_path: Path) -> None:
+    """Half-written temporary files would accumulate after crashes."""
     (tmp_path / "objects" / ".a.tmp").write_bytes(b"half of something much longer")
 
     await store.put("a", plain(b"whole"))
@@ -115,7 +109,7 @@ def umask(mask: int) -> Iterator[None]:
 
 
 def modes(folder: Path) -> dict[str, int]:
-    """Return the permissions of all that is below a folder."""
+    """Return the permissions of all files and folders below a folder."""
     return {
         str(path.relative_to(folder)): stat.S_IMODE(path.lstat().st_mode)
         for path in folder.rglob("*")
@@ -126,10 +120,10 @@ def modes(folder: Path) -> dict[str, int]:
     ("mask", "folder_mode", "file_mode"),
     [(0o000, 0o750, 0o640), (0o027, 0o750, 0o640), (0o022, 0o750, 0o640), (0o077, 0o700, 0o600)],
 )
-async def test_the_group_may_read_objects_as_far_as_the_umask_lets_it(
+async def test_the_group_may_read_objects_as_far_as_the_umask_allows(
     tmp_path: Path, mask: int, folder_mode: int, file_mode: int
 ) -> None:
-    """Payloads would be readable by all, or by no program that works on them."""
+    """All users could read payloads, or no program of the group could."""
     with umask(mask):
         store = await open_file_store(tmp_path / "made" / "objects")
         await store.put("day/a", plain(b"x"))
@@ -141,10 +135,10 @@ async def test_the_group_may_read_objects_as_far_as_the_umask_lets_it(
     }
 
 
-async def test_what_a_crash_left_keeps_no_wider_permissions(
+async def test_permissions_of_a_file_left_by_a_crash_are_not_kept(
     store: FileStore, tmp_path: Path
 ) -> None:
-    """An object would be open to all because a file of an older version was."""
+    """All users could read an object because a file of an earlier version had such rights."""
     left = tmp_path / "objects" / ".a.tmp"
     left.write_bytes(b"half")
     left.chmod(0o666)
@@ -157,7 +151,7 @@ async def test_what_a_crash_left_keeps_no_wider_permissions(
 async def test_a_link_in_place_of_the_temporary_file_is_not_followed(
     store: FileStore, tmp_path: Path, kind: str
 ) -> None:
-    """A user who may write into the folder could have any file of the daemon's overwritten."""
+    """A user with write access to the folder could have any file of the daemon overwritten."""
     victim = tmp_path / "victim"
     temporary = tmp_path / "objects" / ".a.tmp"
     match kind:
@@ -170,26 +164,26 @@ async def test_a_link_in_place_of_the_temporary_file_is_not_followed(
             victim.write_bytes(b"precious")
             temporary.hardlink_to(victim)
         case _:
-            os.mkfifo(temporary)  # to open it for writing would wait for a reader
+            os.mkfifo(temporary)  # opening it for writing would wait for a reader
     await store.put("a", plain(b"x"))
     assert files(tmp_path / "objects") == {"a": b"x"}
     assert not (tmp_path / "objects" / "a").is_symlink()
     assert not victim.exists() or victim.read_bytes() == b"precious"
 
 
-async def test_a_folder_in_place_of_the_temporary_file_waits_for_the_operator(
+async def test_a_folder_in_place_of_the_temporary_file_is_an_operator_error(
     store: FileStore, tmp_path: Path
 ) -> None:
-    """An object would be dropped for something that an operator can move away."""
+    """An object would be dropped because of a folder that an operator can move away."""
     (tmp_path / "objects" / ".a.tmp").mkdir()
     with pytest.raises(OperatorStoreError, match=r"EISDIR|EPERM"):
         await store.put("a", plain(b"x"))
 
 
-async def test_another_process_that_is_faster_gets_no_payload(
+async def test_a_link_that_another_process_creates_again_is_not_followed(
     store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A link that comes back in the very moment would be followed after all."""
+    """A link created between the removal and the open would be followed."""
     victim = tmp_path / "victim"
     temporary = tmp_path / "objects" / ".a.tmp"
     temporary.symlink_to(victim)
@@ -206,27 +200,22 @@ async def test_another_process_that_is_faster_gets_no_payload(
     assert not victim.exists()
 
 
-async def test_delete(store: FileStore, tmp_path: Path) -> None:
-    """`payloadd check` would leave its probe behind."""
-    await store.put("x/probe", plain(b"x"))
-    await store.delete("x/probe")
-    await store.delete("x/probe")
-
-    assert files(tmp_path / "objects") == {}
-
-
 @pytest.mark.parametrize(
     "key", ["../a", "/a", "a/", "a//b", "a/./b", "a/../../b", "", "a\0b", "a\udcffb", "n" * 300]
 )
-async def test_keys_that_are_no_files(store: FileStore, tmp_path: Path, key: str) -> None:
-    """A key could write outside the folder, or be tried for ever."""
+async def test_a_key_that_is_no_file_name_is_invalid(
+    store: FileStore, tmp_path: Path, key: str
+) -> None:
+    """A key could name a file outside the folder, or be tried for ever."""
     with pytest.raises(InvalidObjectError):
         await store.put(key, plain(b"x"))
     assert files(tmp_path) == {}
 
 
 @given(st.text(max_size=20))
-async def test_no_key_leaves_the_root(tmp_path_factory: pytest.TempPathFactory, key: str) -> None:
+async def test_no_key_names_a_file_outside_the_folder(
+    tmp_path_factory: pytest.TempPathFactory, key: str
+) -> None:
     """A key could overwrite a file of the system."""
     base = tmp_path_factory.mktemp("keys")
     store = await open_file_store(base / "root")
@@ -238,10 +227,10 @@ async def test_no_key_leaves_the_root(tmp_path_factory: pytest.TempPathFactory, 
         assert files(base) == {f"root/{key}": b"x"}
 
 
-async def test_a_full_disk_waits_for_the_operator(
+async def test_a_full_disk_is_an_operator_error_and_its_bytes_are_freed(
     store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Payloads would be lost when the disk is full, and its last bytes wasted."""
+    """Payloads would be lost when the disk is full, and half-written files would fill it."""
 
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -256,8 +245,8 @@ async def test_a_full_disk_waits_for_the_operator(
     assert files(tmp_path / "objects") == {"a": b"x"}
 
 
-async def test_a_folder_that_was_taken_away_is_made_again(store: FileStore, tmp_path: Path) -> None:
-    """A clean-up job on old folders would stop the storing of new objects."""
+async def test_a_removed_folder_is_created_again(store: FileStore, tmp_path: Path) -> None:
+    """A job that removes empty folders would stop uploads."""
     await store.put("day/a", plain(b"x"))
     (tmp_path / "objects/day/a").unlink()
     (tmp_path / "objects/day").rmdir()
@@ -269,33 +258,30 @@ async def test_a_folder_that_was_taken_away_is_made_again(store: FileStore, tmp_
     assert files(tmp_path / "objects") == {"day/b": b"x"}
 
 
-async def test_a_root_that_was_taken_away_is_not_made_again(
-    store: FileStore, tmp_path: Path
-) -> None:
-    """Objects would go to the disk below an unmounted one."""
+async def test_a_removed_root_is_not_created_again(store: FileStore, tmp_path: Path) -> None:
+    """Objects would be written to another disk after the right one is unmounted."""
     (tmp_path / "objects").rmdir()
 
     with pytest.raises(OperatorStoreError, match="ENODEV"):
         await store.put("day/b", plain(b"x"))
 
 
-async def test_a_file_where_a_folder_has_to_be(store: FileStore) -> None:
-    """Objects would be dropped for something that an operator can move away."""
+async def test_a_file_in_place_of_a_folder_is_an_operator_error(store: FileStore) -> None:
+    """Objects would be dropped because of a file that an operator can move away."""
     await store.put("a", plain(b"x"))
 
     with pytest.raises(OperatorStoreError, match="EEXIST"):
         await store.put("a/b", plain(b"x"))
 
 
-async def test_the_memory_of_folders_is_bounded(
-    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The process would grow with every folder it ever wrote to."""
-    monkeypatch.setattr("payloadd.storage.file._FOLDERS", 3)
+async def test_the_number_of_remembered_folders_is_bounded(tmp_path: Path) -> None:
+    """The process would grow with every folder that it writes to."""
+    (tmp_path / "objects").mkdir()
+    store = FileStore(tmp_path / "objects", most_folders=3)
     for index in range(10):
         await store.put(f"{index}/x", plain(b"x"))
 
-    assert len(store._durable) <= 3
+    assert len(store._synced) <= 3
     assert len(files(tmp_path / "objects")) == 10
 
 
@@ -316,21 +302,24 @@ async def test_the_memory_of_folders_is_bounded(
         (errno.EILSEQ, InvalidObjectError),
     ],
 )
-def test_errors_of_the_file_system(number: int, kind: type[StoreError]) -> None:
-    """A payload would be given up that could be saved, or tried for ever in vain."""
+def test_errors_of_the_file_system_have_their_class(number: int, kind: type[StoreError]) -> None:
+    """A payload that can be saved would be dropped, or one that cannot would be tried for ever."""
     error = _store_error(OSError(number, os.strerror(number), "x"))
 
     assert type(error) is kind
     assert error.code == errno.errorcode[number]
 
 
-def test_an_error_without_a_number() -> None:
-    """An odd error of a file system would stop the pipeline."""
-    assert str(_store_error(OSError("odd"))) == "EIO: odd: object"
+def test_an_error_without_errno_is_an_operator_error() -> None:
+    """An unusual error of a file system would stop the pipeline."""
+    error = _store_error(OSError("odd"))
+
+    assert isinstance(error, OperatorStoreError)
+    assert str(error) == "EIO: odd: object"
 
 
-async def test_a_root_that_cannot_be(tmp_path: Path) -> None:
-    """The daemon would start, take payloads, and have no place for them."""
+async def test_a_root_that_cannot_be_created_stops_the_start(tmp_path: Path) -> None:
+    """The daemon would start and accept payloads that it cannot store."""
     (tmp_path / "file").write_text("")
 
     with pytest.raises(StartError, match="STORE_URL: cannot make or use"):

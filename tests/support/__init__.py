@@ -1,1 +1,1 @@
-"""What tests are built with: the daemon as a process, stores, faults."""
+"""Parts of tests: the daemon as a process, clients, stores, faults."""

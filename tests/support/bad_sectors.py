@@ -1,8 +1,8 @@
-"""Sectors that cannot be read: pread(2) of parts of a file gives EIO, for SQLite and for Python.
+"""Simulate sectors that cannot be read: pread(2) fails with EIO, for SQLite and for Python.
 
-SQLite makes its system calls through a table that it lets others change
-(https://www.sqlite.org/c3ref/vfs.html, ``xSetSystemCall``), so its own code sees the error. Only
-reads of the bad parts fail; writes and syncs go on.
+SQLite calls the system through a table of functions that ``xSetSystemCall`` changes
+(https://www.sqlite.org/c3ref/vfs.html), so SQLite's own code gets the error. Only reads of the bad
+parts fail; writes and syncs succeed.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ _Set: Final = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, c
 
 
 class BadSectors:
-    """The parts of files that cannot be read now, as ranges of bytes."""
+    """The parts of files that cannot be read, as ranges of bytes."""
 
     def __init__(self) -> None:
         self._bad: list[tuple[int, int, range]] = []
         self.errors = 0
-        """Reads that failed so far."""
+        """The number of reads that have failed."""
 
     def add(self, path: Path, start: int, size: int) -> None:
-        """Let no read of these bytes succeed."""
+        """Make every read of these bytes fail."""
         there = path.stat()
         self._bad.append((there.st_dev, there.st_ino, range(start, start + size)))
 
     def clear(self) -> None:
-        """Let all be read again."""
+        """Make all bytes readable again."""
         self._bad.clear()
 
     def hit(self, file: int, size: int, offset: int) -> bool:
-        """Return whether a read comes to a bad part."""
+        """Return whether a read includes bytes of a bad part, and count it if so."""
         if not self._bad:
             return False
         there = os.fstat(file)
@@ -65,7 +65,7 @@ class BadSectors:
 
 @contextmanager
 def bad_sectors() -> Iterator[BadSectors]:
-    """Let reads of this process fail where it is told, while the body runs."""
+    """Yield the bad parts, whose reads in this process fail while the body runs."""
     bad = BadSectors()
     plain = os.pread
 
@@ -98,7 +98,7 @@ def bad_sectors() -> Iterator[BadSectors]:
 
 
 def _vfs() -> tuple[int, Any]:
-    """Return SQLite's default VFS and its function that changes a system call."""
+    """Return SQLite's default VFS, and its function that replaces a system call."""
     library = ctypes.CDLL(_library())
     library.sqlite3_vfs_find.restype = ctypes.c_void_p
     vfs = library.sqlite3_vfs_find(None)

@@ -1,4 +1,4 @@
-"""Clients: payloads that differ in every byte that matters, and those who post them."""
+"""Clients, and unusual but valid payloads for them to post."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 def seeded(seed: int) -> random.Random:
-    """Return a source of the same random choices in every run."""
-    return random.Random(seed)  # noqa: S311 - nobody has to be kept from guessing them
+    """Return a random generator that makes the same choices in every run."""
+    return random.Random(seed)  # noqa: S311 - protects no secret
 
 
 def make_payload(number: int, rng: random.Random) -> bytes:
-    """Return a payload that no other number gives, as no serialiser would write it."""
+    """Return a payload that differs for each number, written as no serialiser would write it."""
     text = json.dumps("".join(rng.choices('aé🜁"\\\n ', k=rng.randrange(40))), ensure_ascii=False)
     blank = " " * rng.randrange(3)
     return f'{{"n":{blank}{number} ,"x":[1.0,1E3, -0],{blank}"text": {text}}}'.encode()
 
 
 def make_collections(payloads: int, rng: random.Random) -> list[list[bytes]]:
-    """Return so many payloads in collections of 1 to 100."""
+    """Return ``payloads`` payloads in collections of 1 to 100."""
     made = [make_payload(number, rng) for number in range(payloads)]
     collections = []
     while made:
@@ -41,15 +41,15 @@ def make_collections(payloads: int, rng: random.Random) -> list[list[bytes]]:
 
 
 def body_of(payloads: Iterable[bytes]) -> bytes:
-    """Return the JSON body that carries the payloads byte for byte."""
+    """Return a JSON body that contains the exact bytes of the payloads."""
     return b'{"version": "1", "payloads": [' + b", ".join(payloads) + b"]}"
 
 
 class _Body(httpx.AsyncByteStream):
-    """A body in one piece.
+    """A request body in one piece.
 
-    httpx's own is an async generator, and one that is left in the middle (the daemon hangs up
-    while it is sent) is a ResourceWarning of trio's, which is an error in the tests.
+    httpx uses an async generator. If the daemon closes the connection while a body is sent, trio
+    warns about an unfinished generator (ResourceWarning), which is an error in the tests.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -66,20 +66,20 @@ class _Body(httpx.AsyncByteStream):
 
 @dataclass
 class Posts:
-    """What became of every payload that was posted."""
+    """The answers to all payloads that were posted."""
 
     url: str
     acknowledged: list[bytes] = field(default_factory=list)
     """Payloads of every 202."""
     answers: Counter[str] = field(default_factory=Counter)
-    """How often which answer came: ``202``, ``503 QUEUE_FULL``; ``cut off`` without one, and
-    ``not connected`` where the daemon can have seen nothing."""
+    """The number of each answer: ``202``, ``503 QUEUE_FULL``; ``cut off`` without an answer, and
+    ``not connected`` if the daemon cannot have received anything."""
     refusals: list[httpx.Response] = field(default_factory=list)
-    """The answers that were not 202."""
-    _news: trio.Event = field(default_factory=trio.Event)
+    """All answers other than 202."""
+    _changed: trio.Event = field(default_factory=trio.Event)
 
     async def run(self, collections: Sequence[Sequence[bytes]], clients: int = 1) -> None:
-        """Post every collection once, by so many clients at once; returns when all are through."""
+        """Post every collection once, with ``clients`` clients at the same time."""
         todo = iter(collections)
         async with (
             http_client(connections=clients) as http,
@@ -88,21 +88,21 @@ class Posts:
             for _ in range(clients):
                 nursery.start_soon(self._client, http, todo)
 
-    def told(self) -> str:
-        """Return every answer with its number, and what each kind of refusal said, once."""
+    def summary(self) -> str:
+        """Return the number of each answer, and the different texts of refusals."""
         return f"{dict(self.answers)} {sorted({answer.text for answer in self.refusals})}"
 
     async def wait_until_acknowledged(self, payloads: int, within: float = 60.0) -> None:
-        """Wait until so many payloads have been answered with a 202."""
+        """Wait until ``payloads`` payloads have been answered with 202."""
         with trio.fail_after(within):
             while len(self.acknowledged) < payloads:
-                await self._news.wait()
+                await self._changed.wait()
 
     async def _client(self, http: httpx.AsyncClient, todo: Iterator[Sequence[bytes]]) -> None:
         for collection in todo:
             await self._post(http, collection)
-            self._news.set()
-            self._news = trio.Event()
+            self._changed.set()
+            self._changed = trio.Event()
 
     async def _post(self, http: httpx.AsyncClient, collection: Sequence[bytes]) -> None:
         body = body_of(collection)
@@ -132,7 +132,7 @@ class Posts:
 
 
 async def post(url: str, payloads: Sequence[bytes]) -> None:
-    """Post one collection, and see it accepted."""
+    """Post one collection; AssertionError if it is not accepted."""
     posts = Posts(url)
     await posts.run([payloads])
     assert posts.answers == {"202": 1}, [answer.text for answer in posts.refusals]

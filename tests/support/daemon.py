@@ -1,4 +1,4 @@
-"""The daemon as a process: started on kernel ports, listened to, signalled, ended by its id."""
+"""The daemon as a process: started on ports of the kernel's choice, read, signalled, ended."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PYTHONPATH: Final = os.pathsep.join([str(ROOT / "daemon"), str(ROOT)])
-"""The package and the tests of this checkout, whatever checkout is installed."""
+"""The package and the tests of this checkout, even if another checkout is installed."""
 START_WITHIN: Final = 30.0
 END_WITHIN: Final = 60.0
 
 
 def environment(folder: Path, **settings: str) -> dict[str, str]:
-    """Return a clean environment for the daemon: kernel ports, JSON log, home in ``folder``.
+    """Return an environment for the daemon: free ports, JSON log, home in ``folder``.
 
-    Nothing of the caller's environment reaches it but PATH and what coverage needs to
-    measure it; AWS's own files and the metadata service of a cloud machine are out of reach.
+    Of the caller's environment it contains only PATH and the variables of coverage. The daemon
+    finds neither AWS's configuration files nor the metadata service of a cloud machine.
     """
     return {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -55,7 +55,7 @@ async def run_command(
     within: float = 60.0,
     prefix: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``payloadd ARGUMENTS``, behind ``prefix``, to its end; returns status and outputs."""
+    """Run ``PREFIX payloadd ARGUMENTS`` to its end; returns status and outputs."""
     with trio.fail_after(within):
         done = await trio.run_process(
             [*prefix, sys.executable, "-m", "payloadd", *arguments],
@@ -73,60 +73,60 @@ async def run_command(
 
 @dataclass
 class Daemon:
-    """A daemon that runs. ``log`` and ``output`` grow while it does."""
+    """A running daemon; ``log`` and ``output`` grow while it runs."""
 
     process: trio.Process
     folder: Path
     log: list[dict[str, Any]] = field(default_factory=list)
-    noise: list[str] = field(default_factory=list)
-    """Lines it wrote that are no JSON."""
+    other_lines: list[str] = field(default_factory=list)
+    """Lines of its output that are not JSON."""
     output: bytearray = field(default_factory=bytearray)
-    """Everything it wrote, as it wrote it."""
+    """All bytes of its output."""
     ended: bool = False
-    """Whether it has closed its outputs, which it does when it ends."""
-    _news: trio.Event = field(default_factory=trio.Event)
+    """Whether it has closed its output, as it does when it ends."""
+    _changed: trio.Event = field(default_factory=trio.Event)
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The id of the process."""
         return self.process.pid
 
     @property
     def url(self) -> str:
-        """Where it takes POSTs: ``http://127.0.0.1:PORT``."""
+        """The URL of the public address: ``http://127.0.0.1:PORT``."""
         return "http://" + str(self.event("listening")["public"][0])
 
     @property
     def admin_url(self) -> str:
-        """Where its status, metrics and health live."""
+        """The URL of the admin address."""
         return "http://" + str(self.event("listening")["admin"])
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """Return every line of the log so far that has this event."""
+        """Return the lines of the log that have this event."""
         return [line for line in self.log if line.get("event") == name]
 
     def event(self, name: str) -> dict[str, Any]:
-        """Return the first line of the log that has this event; AssertionError without one."""
+        """Return the first line of the log with this event; AssertionError without one."""
         found = self.events(name)
         assert found, f"no event {name!r} in the log:\n{self.output.decode()}"
         return found[0]
 
     async def wait_for_event(self, name: str, within: float = END_WITHIN) -> dict[str, Any]:
-        """Wait until the log has this event, and return its first line."""
+        """Wait until the log has a line with this event; returns the first one."""
         with trio.move_on_after(within):
             while not self.events(name) and not self.ended:
-                await self._news.wait()
+                await self._changed.wait()
         return self.event(name)
 
     async def wait_until_stored(self, count: int, within: float = END_WITHIN) -> None:
-        """Wait until the daemon says that the store has confirmed ``count`` payloads."""
+        """Wait until the metrics count ``count`` stored payloads."""
         with trio.fail_after(within):
-            # Its metrics can only be asked for.
+            # Metrics can only be polled.
             while (await self.metrics())["payloadd_payloads_stored_total"] < count:  # noqa: ASYNC110
                 await trio.sleep(0.1)
 
     async def metrics(self) -> dict[str, float]:
-        """Return what ``/metrics`` says now; labels are part of the name, as in the text."""
+        """Return the values of ``/metrics`` by name; a name includes its labels."""
         async with http_client() as client:
             answer = await client.get(f"{self.admin_url}/metrics")
         values: dict[str, float] = {}
@@ -137,63 +137,63 @@ class Daemon:
         return values
 
     async def ready(self) -> httpx.Response:
-        """Return the answer of ``/readyz``."""
+        """Return the response of ``/readyz``."""
         async with http_client() as client:
             return await client.get(f"{self.admin_url}/readyz")
 
     def signal(self, number: int) -> None:
-        """Send it a signal."""
+        """Send a signal to the process."""
         self.process.send_signal(number)
 
     async def wait(self, within: float = END_WITHIN) -> int:
-        """Wait for its end and return the exit status; its whole log is there afterwards."""
+        """Wait until the daemon ends, and until its output is read; returns the exit status."""
         with trio.fail_after(within):
             status = await self.process.wait()
             while not self.ended:
-                await self._news.wait()
+                await self._changed.wait()
         return status
 
     async def drained(self, within: float = END_WITHIN) -> dict[str, Any]:
-        """Wait for its end and return the line that closes its log, event ``drained``."""
+        """Wait until the daemon ends; returns the last line of its log, event ``drained``."""
         await self.wait(within)
         assert self.log, self.output.decode()
         assert self.log[-1]["event"] == "drained", self.output.decode()
         return self.log[-1]
 
     def peak_rss(self) -> int:
-        """Return the most bytes of memory it has had resident."""
+        """Return the largest resident memory of the process so far, in bytes."""
         return proc.peak_rss(self.pid)
 
-    async def listen(self) -> None:
-        """Read what it writes until it closes its outputs."""
+    async def read_output(self) -> None:
+        """Read the output until the daemon closes it."""
         assert self.process.stdout is not None
         rest = b""
         async for chunk in self.process.stdout:
             self.output += chunk
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                self._take(line.decode())
-            self._tell()
+                self._add_line(line.decode())
+            self._notify()
         self.ended = True
-        self._tell()
+        self._notify()
 
-    def _take(self, line: str) -> None:
+    def _add_line(self, line: str) -> None:
         try:
             self.log.append(json.loads(line))
         except ValueError:
-            self.noise.append(line)
+            self.other_lines.append(line)
 
-    def _tell(self) -> None:
-        """Wake everybody who waits for the log."""
-        self._news.set()
-        self._news = trio.Event()
+    def _notify(self) -> None:
+        """Wake the tasks that wait for a line of the log."""
+        self._changed.set()
+        self._changed = trio.Event()
 
 
 @asynccontextmanager
 async def started(
     folder: Path, env: Mapping[str, str] | None = None, command: Sequence[str] = ()
 ) -> AsyncIterator[Daemon]:
-    """Start the daemon and give it back at once, before it listens; it is killed at the end."""
+    """Start the daemon and yield it before it listens; kill it after the body."""
     process = await trio.lowlevel.open_process(
         [*(command or (sys.executable, "-m", "payloadd")), "serve"],
         stdin=subprocess.DEVNULL,
@@ -205,7 +205,7 @@ async def started(
     daemon = Daemon(process, folder)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(daemon.listen)
+            nursery.start_soon(daemon.read_output)
             yield daemon
             nursery.cancel_scope.cancel()
     finally:
@@ -220,7 +220,7 @@ async def started(
 async def running_daemon(
     folder: Path, env: Mapping[str, str] | None = None
 ) -> AsyncIterator[Daemon]:
-    """Start the daemon in ``folder`` and give it back once it listens; killed at the end."""
+    """Start the daemon in ``folder`` and yield it when it listens; kill it after the body."""
     async with started(folder, env) as daemon:
         await daemon.wait_for_event("listening", START_WITHIN)
         yield daemon

@@ -1,7 +1,7 @@
-"""A disk whose syncs fail, for this process from now on: a seccomp filter of the kernel.
+"""A disk whose syncs fail, for the rest of this process: a seccomp filter of the kernel.
 
-What is written reaches the page cache, and fsync(2) and fdatasync(2) return EIO: as a disk that has
-gone bad does. A filter cannot be removed, so this is for processes that end with the test.
+Writes reach the page cache, and fsync(2) and fdatasync(2) return EIO, as on a broken disk. A filter
+cannot be removed, so use this only in processes that end with the test.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _ERROR = 0x7FFF0000, 0x00050000
 
 possible: Final = sys.platform == "linux" and platform.machine() in _SYSCALLS
-"""Whether this machine is one of those whose numbers of system calls are known here."""
+"""Whether the numbers of the system calls are known for this machine."""
 
 
 def fail_syncs() -> None:
-    """Let every fsync and fdatasync of all threads fail with EIO. Raises OSError."""
+    """Make every fsync and fdatasync of all threads fail with EIO. Raises OSError."""
     fsync, fdatasync, seccomp = _SYSCALLS[platform.machine()]
     program = b"".join(
         [

@@ -1,7 +1,7 @@
-"""An HTTP/1.1 server that misbehaves as told: for what a real S3 does only on a bad day.
+"""An HTTP/1.1 server with scripted faults, which a real S3 server shows only rarely.
 
-A script is a function from the head of a request to what is done with it. It runs in
-the test's own trio loop; every request is kept in ``requests``, in the order of arrival.
+A script is a function from the head of a request to the behaviour for it. The server runs in the
+test's event loop and keeps every request in ``requests``, in the order of arrival.
 
     async with fault_server(in_turn(Answer(503), Answer(200))) as server:
         ... server.url ... server.requests
@@ -27,7 +27,7 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 
 @dataclass
 class Request:
-    """One request; ``body`` is what was read of it."""
+    """A request; ``body`` is the part of its body that was read."""
 
     method: str
     target: str
@@ -37,7 +37,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """Read the request, answer, keep the connection (or close it)."""
+    """Read the request, answer, and keep or close the connection."""
 
     status: int
     body: bytes = b""
@@ -47,7 +47,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Raw:
-    """Read the request, send these bytes as they are, close."""
+    """Read the request, send these bytes unchanged, and close the connection."""
 
     data: bytes
 
@@ -61,14 +61,14 @@ class Reset:
 
 @dataclass(frozen=True)
 class Hang:
-    """Read at least ``after`` bytes of the body, then do nothing until the client goes."""
+    """Read at least ``after`` bytes of the body, then wait until the client closes."""
 
     after: int = 0
 
 
 @dataclass(frozen=True)
 class Slow:
-    """Read the body ``step`` bytes at a time with ``pause`` seconds between, then answer."""
+    """Read the body in steps of ``step`` bytes with ``pause`` seconds between, then answer."""
 
     step: int
     pause: float
@@ -79,7 +79,7 @@ Behaviour = Answer | Raw | Reset | Hang | Slow
 
 
 def in_turn(*behaviours: Behaviour) -> Callable[[Request], Behaviour]:
-    """Return a script that gives each in turn, and the last for ever."""
+    """Return a script that uses each behaviour once, in order, and then repeats the last one."""
     left = list(behaviours)
 
     def script(_request: Request) -> Behaviour:
@@ -90,7 +90,7 @@ def in_turn(*behaviours: Behaviour) -> Callable[[Request], Behaviour]:
 
 @dataclass
 class FaultServer:
-    """Where it listens, what it does (``script`` may be changed at any time), what it got."""
+    """A running server: its port, its script (which may be changed at any time), its requests."""
 
     port: int
     script: Callable[[Request], Behaviour]
@@ -99,13 +99,13 @@ class FaultServer:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL of the server."""
         return f"http://127.0.0.1:{self.port}"
 
 
 @asynccontextmanager
 async def fault_server(script: Callable[[Request], Behaviour]) -> AsyncIterator[FaultServer]:
-    """Run a server that follows ``script``; connections end with the block."""
+    """Run a server that follows ``script``; its connections are closed after the body."""
     async with trio.open_nursery() as nursery:
         server = FaultServer(0, script)
         listeners: list[trio.SocketListener] = await nursery.start(
@@ -126,11 +126,11 @@ async def _connection(server: FaultServer, stream: trio.SocketStream) -> None:
                 if not await _behave(server.script(request), request, reader):
                     return
     except (trio.BrokenResourceError, trio.ClosedResourceError):
-        return  # the client went: what many of these tests are about
+        return  # many tests make the client close early
 
 
 async def _behave(behaviour: Behaviour, request: Request, reader: _Reader) -> bool:
-    """Do it; returns whether the connection goes on."""
+    """Behave as scripted; returns whether the connection stays open."""
     match behaviour:
         case Answer() as answer:
             await reader.body(request)
@@ -159,14 +159,14 @@ async def _send(stream: trio.SocketStream, answer: Answer) -> bool:
 
 
 class _Reader:
-    """Reads heads and bodies; no more than a test needs (Content-Length only)."""
+    """Reads heads, and bodies with a Content-Length, of requests."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
         self._buffer = b""
 
     async def head(self) -> Request | None:
-        """Return the next request without its body; None when the client is done."""
+        """Return the next request without its body; None when the client has closed."""
         while b"\r\n\r\n" not in self._buffer:
             chunk = await self.stream.receive_some(_CHUNK)
             if not chunk:
@@ -181,7 +181,7 @@ class _Reader:
     async def body(
         self, request: Request, upto: int | None = None, step: int = _CHUNK, pause: float = 0
     ) -> None:
-        """Read the body into ``request.body``, or at least ``upto`` bytes of it."""
+        """Read the body, or at least ``upto`` bytes of it, into ``request.body``."""
         length = int(request.headers.get("content-length", "0"))
         wanted = length if upto is None else min(upto, length)
         while len(request.body) < wanted:

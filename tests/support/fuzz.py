@@ -1,4 +1,4 @@
-"""Random cases for some seconds, each made from a seed of its own."""
+"""Random cases for a few seconds; each case is made from its own seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SEEDS: Final = 2**32
 
 
 class Fuzz:
-    """The cases of one test: ``length`` is short or long, ``first`` the seed of the first case."""
+    """The cases of a test: ``length`` is short or long, ``first`` is the seed of the first case."""
 
     def __init__(self, length: str, first: int | None = None) -> None:
         self._seconds = SECONDS[length]
@@ -26,20 +26,20 @@ class Fuzz:
         self.count = 0
 
     def cases(self) -> Iterator[random.Random]:
-        """Yield the source of the random choices of each case, until the time is over."""
+        """Yield a random generator for each case, until the time is over; at least one."""
         end = time.monotonic() + self._seconds
         while self.count == 0 or time.monotonic() < end:
             self.count += 1
             yield seeded(self._first + self.count - 1)
 
-    def tell(self) -> None:
-        """Print the seed of the last case, which is the one that failed if one did."""
+    def print_seed(self) -> None:
+        """Print the seed of the last case, which is the failed one if a case failed."""
         last = self._first + self.count - 1
         sys.stdout.write(f"{self.count} cases; --fuzz-seed={last} begins with the last one\n")
 
 
 def mutate(data: bytes, chance: random.Random, pieces: tuple[bytes, ...]) -> bytes:
-    """Return ``data`` with a few bytes changed, lost, doubled or added; ``pieces`` are likely."""
+    """Return ``data`` with bytes changed, removed, repeated or added, often from ``pieces``."""
     changed = bytearray(data)
     for _ in range(chance.choice((0, 1, 1, 2, 5))):
         place = chance.randrange(len(changed) + 1)
@@ -59,7 +59,7 @@ def mutate(data: bytes, chance: random.Random, pieces: tuple[bytes, ...]) -> byt
 
 
 def pieces_of(data: bytes, chance: random.Random) -> Iterator[bytes]:
-    """Yield ``data`` cut at random places, at most at twenty."""
+    """Yield the parts of ``data``, cut at up to twenty random places."""
     places = sorted(chance.choices(range(len(data) + 1), k=chance.choice((0, 0, 1, 2, 5, 20))))
     for start, end in pairwise((0, *places, len(data))):
         if start < end:

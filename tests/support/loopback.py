@@ -1,4 +1,4 @@
-"""The network of the tests: 127.0.0.1, nothing around it."""
+"""HTTP clients and ports for tests on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import httpx
 
 
 def http_client(connections: int = 10, timeout: float = 60.0) -> httpx.AsyncClient:
-    """Return a client that knows no proxy, and reads no certificates: that takes it 20 ms."""
+    """Return a client without proxies; it loads no certificates, which is slow."""
     return httpx.AsyncClient(
         trust_env=False,
         timeout=timeout,
@@ -19,7 +19,7 @@ def http_client(connections: int = 10, timeout: float = 60.0) -> httpx.AsyncClie
 
 
 def free_port() -> int:
-    """Return a port that was free a moment ago."""
+    """Return a port that was free during the call."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]

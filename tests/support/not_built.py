@@ -1,4 +1,4 @@
-"""Settings that are documented and not built yet: to set one is exit 78, never silently ignored."""
+"""Settings that are documented and not built yet: setting one makes the daemon exit with 78."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ VALUES: Final = (
     ("LOG_FORMAT", "journald"),
     ("KEY_TEMPLATE", "{stream}/{id}.ndjson"),
 )
-"""Values of settings that are built."""
+"""Documented values that are not built yet, of settings that are built."""

@@ -1,4 +1,4 @@
-"""What Linux knows of a process tree: CPU time and memory, read from proc(5)."""
+"""CPU time, memory and threads of processes, read from proc(5)."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Final
 
 _PROC: Final = Path("/proc")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
-_PPID, _UTIME, _CSTIME = 1, 11, 14  # places in /proc/PID/stat after the name's bracket
+_PPID, _UTIME, _CSTIME = 1, 11, 14  # indices in /proc/PID/stat after the name
 
 
 def tree(root: int) -> list[int]:
-    """Return the ids of ``root`` and of every living process below it."""
+    """Return the ids of ``root`` and of its running descendants."""
     parents = {pid: int(stat[_PPID]) for pid, stat in _stats().items()}
     found = [root]
-    for pid in found:  # grows while it is walked
+    for pid in found:  # grows during the loop
         found += [child for child, parent in parents.items() if parent == pid]
     return found
 
 
 def cpu_seconds(root: int) -> float:
-    """Return the CPU time, user and system, that ``root`` and all below it have used.
+    """Return the CPU seconds, user and system, of ``root`` and its descendants.
 
-    Children that have ended count from the moment their parent has waited for them.
+    A child that has ended counts once its parent has waited for it.
     """
     stats = _stats()
     ticks = sum(
@@ -35,12 +35,12 @@ def cpu_seconds(root: int) -> float:
 
 
 def peak_rss(pid: int) -> int:
-    """Return the most bytes of memory that a process has had resident (VmHWM)."""
+    """Return the largest resident memory of a process so far, in bytes (VmHWM)."""
     return _status(pid, "VmHWM") * 1024
 
 
 def rss(pid: int) -> int:
-    """Return the bytes of memory that a process has resident now (VmRSS)."""
+    """Return the resident memory of a process, in bytes (VmRSS)."""
     return _status(pid, "VmRSS") * 1024
 
 
@@ -58,14 +58,14 @@ def _status(pid: int, name: str) -> int:
 
 
 def _stats() -> dict[int, list[str]]:
-    """Return the fields of every process's stat file that follow its name."""
+    """Return, by process id, the fields of each stat file that follow the name."""
     stats = {}
     for folder in _PROC.iterdir():
         if folder.name.isdigit():
             try:
                 text = (folder / "stat").read_text()
             except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended while we walked
-            # A name may hold blanks and brackets: what follows starts after the last bracket.
+                continue  # the process ended during the loop
+            # A name may contain blanks and brackets; the fields start after the last bracket.
             stats[int(folder.name)] = text.rpartition(")")[2].split()
     return stats

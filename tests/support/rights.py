@@ -1,4 +1,4 @@
-"""File permissions that count, also where the tests run as root."""
+"""Run commands that file permissions bind, even if the tests run as root."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Still root, so that the folders of the tests are its own; but what they forbid is forbidden.
+# Root without the capabilities that override permissions: it still owns the folders of the tests.
 _SETPRIV: Final = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 
 
 def bound_by_permissions(folder: Path) -> tuple[str, ...]:
-    """Return what to put before a command so that permissions hold for it.
+    """Return a prefix for a command that makes file permissions apply to it.
 
-    The test is skipped where that cannot be had (capabilities(7), CAP_SETPCAP).
+    Skips the test if capabilities cannot be dropped (capabilities(7), CAP_SETPCAP).
     """
     if os.geteuid() != 0:
         return ()
@@ -27,7 +27,7 @@ def bound_by_permissions(folder: Path) -> tuple[str, ...]:
     try:
         done = subprocess.run([*_SETPRIV, "cat", str(closed)], check=False, capture_output=True)
     except FileNotFoundError:
-        pytest.skip("as root this takes setpriv (Debian: apt-get install util-linux)")
+        pytest.skip("as root this test needs setpriv (Debian: apt-get install util-linux)")
     finally:
         closed.unlink()
     if b"Permission denied" not in done.stderr:

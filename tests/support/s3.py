@@ -1,7 +1,7 @@
-"""Real S3 servers for the tests: SeaweedFS as a process, moto as a thread.
+"""S3 servers for the tests: SeaweedFS as a process, moto as a thread.
 
-Both refuse wrong signatures. Nothing here is a fixture: a caller decides how long a
-server lives. All ports come from the kernel, all addresses are 127.0.0.1.
+Both refuse wrong signatures. Nothing here is a fixture: the caller decides how long a server runs.
+The kernel chooses all ports; all addresses are 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 REGION: Final = "us-east-1"
-# SeaweedFS needs about 5 s; a loaded machine several times that.
 _START_SECONDS: Final = 90.0
+"""SeaweedFS needs a few seconds, and several times as long on a loaded machine."""
 _READERS: Final = 8
-# One for all clients: it keeps the parsed service models, which take half a second each time.
 _SESSION: Final = boto3.session.Session()
+"""One session for all clients: it keeps the parsed service models, which take half a second."""
 
 
 @dataclass
 class S3Server:
-    """A running S3 server, with what a test needs of it."""
+    """A running S3 server, and the operations that tests need."""
 
     endpoint: str
     access_key: str
@@ -44,7 +44,7 @@ class S3Server:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The variables that point payloadd (and any AWS SDK) at this server."""
+        """The environment variables that name this server to payloadd, and to any AWS SDK."""
         return {
             "AWS_ENDPOINT_URL_S3": self.endpoint,
             "AWS_REGION": REGION,
@@ -53,7 +53,7 @@ class S3Server:
         }
 
     def client(self, service: str = "s3") -> Any:  # noqa: ANN401 - boto3 makes its classes at run time
-        """Return a boto3 client; close it."""
+        """Return a boto3 client, which the caller has to close."""
         return _SESSION.client(
             service,
             endpoint_url=self.endpoint,
@@ -70,13 +70,13 @@ class S3Server:
         )
 
     def make_bucket(self, name: str) -> str:
-        """Create a bucket and return its name; one that is there already is taken."""
+        """Create a bucket, unless it exists, and return its name."""
         with closing(self.client()) as client:
-            _until_it_works(lambda: _create_bucket(client, name))
+            _retry_until_ready(lambda: _create_bucket(client, name))
         return name
 
     def drop_bucket(self, name: str) -> None:
-        """Delete a bucket and all that is in it."""
+        """Delete a bucket and all objects in it."""
         with closing(self.client()) as client:
             keys = self.keys(name)
             for start in range(0, len(keys), 1000):
@@ -98,7 +98,7 @@ class S3Server:
             return dict(zip(keys, bodies, strict=True))
 
     def head(self, bucket: str, key: str) -> dict[str, Any]:
-        """Return what the server knows of an object (boto3's ``head_object``)."""
+        """Return the metadata of an object (boto3's ``head_object``)."""
         with closing(self.client()) as client:
             answer: dict[str, Any] = client.head_object(Bucket=bucket, Key=key)
             return answer
@@ -106,7 +106,7 @@ class S3Server:
 
 @contextmanager
 def seaweedfs(folder: Path) -> Iterator[S3Server]:
-    """Run SeaweedFS with its data in ``folder``; it takes objects when the block is entered."""
+    """Run SeaweedFS with its data in ``folder``; it stores objects when the block is entered."""
     access_key, secret_key = "seaweed-user", "seaweed/secret+key"
     process = SeaweedProcess(folder, access_key, secret_key)
     server = S3Server(process.endpoint, access_key, secret_key, process)
@@ -119,7 +119,7 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
 
 
 def wait_until_ready(server: S3Server) -> None:
-    """Return once the server takes objects, also after a :meth:`SeaweedProcess.start`."""
+    """Return once the server stores objects, also after a :meth:`SeaweedProcess.start`."""
 
     def probe() -> None:
         if server.process is not None and server.process.failed():
@@ -129,23 +129,23 @@ def wait_until_ready(server: S3Server) -> None:
         client.delete_object(Bucket="ready", Key="probe")
 
     with closing(server.client()) as client:
-        _until_it_works(probe)
+        _retry_until_ready(probe)
 
 
 @contextmanager
 def moto_server() -> Iterator[S3Server]:
     """Run moto's server in a thread, with an IAM user and every signature checked."""
-    # Imported here: it takes seconds, and most tests do without.
+    # Imported here: the import takes seconds, and most tests do not need it.
     from moto.server import ThreadedMotoServer  # noqa: PLC0415
 
-    # Werkzeug prints every request otherwise.
+    # Otherwise Werkzeug prints every request.
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
         endpoint = f"http://{host}:{port}"
-        access_key, secret_key = _moto_user(S3Server(endpoint, "nobody", "nothing"))
+        access_key, secret_key = _moto_user(S3Server(endpoint, "no-user", "no-secret"))
         with _moto_authentication():
             yield S3Server(endpoint, access_key, secret_key)
     finally:
@@ -154,7 +154,7 @@ def moto_server() -> Iterator[S3Server]:
 
 @contextmanager
 def _moto_authentication() -> Iterator[None]:
-    """Make moto check signatures and policies from now on (off for the first n requests)."""
+    """Make moto check signatures and policies within the block."""
     from moto import settings  # noqa: PLC0415 - as in moto_server
 
     before = settings.INITIAL_NO_AUTH_ACTION_COUNT
@@ -166,7 +166,7 @@ def _moto_authentication() -> Iterator[None]:
 
 
 def _moto_user(server: S3Server) -> tuple[str, str]:
-    """Create an IAM user who may do everything in S3; returns its keys."""
+    """Create an IAM user with all rights in S3, and return its keys."""
     policy = {
         "Version": "2012-10-17",
         "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}],
@@ -196,17 +196,17 @@ def _read(client: Any, bucket: str, key: str) -> bytes:  # noqa: ANN401 - a boto
 
 
 def _is_final(error: Exception) -> bool:
-    """Return whether waiting cannot help: the request is wrong, not the server young."""
+    """Return whether waiting cannot help: the request is wrong, and the server is ready."""
     if not isinstance(error, ClientError):
         return False
     status: int = error.response["ResponseMetadata"]["HTTPStatusCode"]
     return status < HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def _until_it_works(attempt: Callable[[], None]) -> None:
-    """Call until it does not raise; the last error is the caller's after a generous while.
+def _retry_until_ready(attempt: Callable[[], None]) -> None:
+    """Call ``attempt`` until it does not raise; after 90 s its last error is raised.
 
-    The pause is no synchronisation: a server that is starting can only be asked.
+    It has to poll: a server that is starting sends no signal when it is ready.
     """
     deadline = time.monotonic() + _START_SECONDS
     while True:

@@ -1,7 +1,7 @@
-"""An S3 in memory with moods: it takes objects, refuses them, hangs, hangs up, or is not there.
+"""An S3 server in memory that fails on command: it refuses, hangs, closes connections, or is down.
 
-It checks no signatures (the real servers of ``tests.support.s3`` do); what it can do that
-they cannot is to fail on command, at once, in one way at a time.
+It checks no signatures; the servers of ``tests.support.s3`` do. Only this one can fail at once, in
+one way at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Answer every PUT with this status and an error document that has this code."""
+    """Respond to every request with this status and an error document with this code."""
 
     status: int
     code: str
@@ -38,15 +38,15 @@ INTERNAL_ERROR: Final = Refusal(500, "InternalError")
 
 @dataclass
 class MoodyStore:
-    """One bucket in memory. Change ``mood`` at any time; it counts from the next request on."""
+    """One bucket in memory. ``mood`` may be changed at any time; the next request follows it."""
 
     mood: Mood = "take"
     objects: dict[str, bytes] = field(default_factory=dict)
-    """Path of the URL, unquoted, to body."""
+    """Bodies by the path of the URL, percent-decoded."""
     puts: Counter[str] = field(default_factory=Counter)
-    """How often a path was stored."""
+    """The number of stored PUTs by path."""
     requests: int = 0
-    """How many requests came in, whatever became of them."""
+    """The number of requests, failed ones included."""
     port: int = 0
     _nursery: trio.Nursery | None = None
     _listener: trio.CancelScope | None = None
@@ -54,7 +54,7 @@ class MoodyStore:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The variables that point payloadd at it."""
+        """The environment variables that name this server as payloadd's store."""
         return {
             "STORE_URL": "s3://bucket",
             "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{self.port}",
@@ -74,26 +74,26 @@ class MoodyStore:
                 await self._news.wait()
 
     def begin(self, mood: Mood) -> None:
-        """Take on a mood, ``down`` included."""
+        """Set the mood, and close the port if it is ``down``."""
         self.mood = mood
         if mood == "down":
             self.down()
 
     async def end(self) -> None:
-        """Take objects again."""
+        """Store objects again."""
         self.mood = "take"
         if self._listener is None:
             await self.up()
 
     async def up(self) -> None:
-        """Listen, on the same port as before if there was one."""
+        """Listen, on the same port as before if there was a port before."""
         assert self._nursery is not None
         listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
         self.port = listeners[0].socket.getsockname()[1]
         self._listener = await self._nursery.start(self._serve, listeners)
 
     def down(self) -> None:
-        """Close the port and every connection: who comes now is refused by the kernel."""
+        """Close the port and every connection: the kernel refuses new connections."""
         assert self._listener is not None
         self._listener.cancel()
         self._listener = None
@@ -109,11 +109,11 @@ class MoodyStore:
             await trio.serve_listeners(self._connection, listeners)
 
     async def _connection(self, stream: trio.SocketStream) -> None:
-        """Answer requests until the peer or the mood ends the connection."""
+        """Respond to requests until the client or the mood ends the connection."""
         try:
             await self._answer_all(stream, h11.Connection(h11.SERVER))
         except (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
-            pass  # the daemon may hang up whenever it likes
+            pass  # the daemon may close the connection at any time
         finally:
             await trio.aclose_forcefully(stream)
 
@@ -142,7 +142,7 @@ class MoodyStore:
     async def _decide(
         self, stream: trio.SocketStream, request: h11.Request, body: bytes
     ) -> tuple[int, bytes] | None:
-        """Return status and body of the answer; None: there is none, and the connection ends."""
+        """Return status and body of the response; None: no response, and the connection ends."""
         mood = self.mood
         if isinstance(mood, Refusal):
             return mood.status, _ERROR % mood.code.encode()
@@ -172,7 +172,7 @@ _ERROR: Final = (
 
 @asynccontextmanager
 async def moody_store(mood: Mood = "take") -> AsyncIterator[MoodyStore]:
-    """Run one on a kernel port."""
+    """Run a server on a port that the kernel chooses."""
     async with trio.open_nursery() as nursery:
         store = MoodyStore(mood, _nursery=nursery)
         await store.up()

@@ -8,8 +8,8 @@ from typing import NoReturn
 
 import pytest
 
-# Where Debian puts daemons; not on everybody's PATH.
-_PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+# Debian installs daemons into /usr/sbin, which is not on the PATH of every user.
+SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 _PACKAGES = {
     "nginx": "nginx-light",
     "wrk": "wrk",
@@ -20,8 +20,8 @@ _PACKAGES = {
 
 
 def missing_tools(*names: str) -> str | None:
-    """Return which of the programs are missing and the line that installs them, or None."""
-    missing = [name for name in names if shutil.which(name, path=_PLACES) is None]
+    """Return a text with the missing programs and the command that installs them, or None."""
+    missing = [name for name in names if shutil.which(name, path=SEARCH_PATH) is None]
     if not missing:
         return None
     packages = " ".join(_PACKAGES[name] for name in missing)
@@ -29,21 +29,21 @@ def missing_tools(*names: str) -> str | None:
 
 
 def find_tool(name: str) -> str:
-    """Return the path of a program that is there."""
-    path = shutil.which(name, path=_PLACES)
+    """Return the path of an installed program."""
+    path = shutil.which(name, path=SEARCH_PATH)
     assert path is not None, missing_tools(name)
     return path
 
 
 def need_tools(*names: str) -> None:
-    """Skip the test where a program is missing; in CI that is a failure, nothing is skipped."""
+    """Skip the test if a program is missing; with CI set, fail."""
     missing = missing_tools(*names)
     if missing is not None:
         give_up(missing)
 
 
 def give_up(reason: str) -> NoReturn:
-    """Skip the test; in CI that is a failure, nothing is skipped."""
+    """Skip the test; with CI set, fail."""
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""SeaweedFS as a process of the tests: ``weed server`` in a folder of its own."""
+"""SeaweedFS as a process of the tests: ``weed server`` with its data in a folder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-# It waits 15 s for clients that keep their connections; its files survive a SIGKILL.
 _STOP_SECONDS: Final = 1.0
+"""Seconds until SIGKILL. It waits 15 s for open connections; its files survive a SIGKILL."""
 
 
 class SeaweedProcess:
-    """``weed server`` in a folder: can be stopped, started again with its data, and paused."""
+    """``weed server``, which can be stopped, started again with its data, and paused."""
 
     def __init__(self, folder: Path, access_key: str, secret_key: str) -> None:
         self.folder = folder
@@ -41,7 +41,7 @@ class SeaweedProcess:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it; returns at once, ``wait_until_ready`` of the servers says when it works."""
+        """Start the process and return at once; ``wait_until_ready`` waits for the server."""
         assert self._process is None
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -49,7 +49,7 @@ class SeaweedProcess:
             )
 
     def stop(self) -> None:
-        """End it: SIGTERM, after a while SIGKILL. Its data stays."""
+        """Stop the process with SIGTERM, after 1 s with SIGKILL. Its data is kept."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -62,15 +62,15 @@ class SeaweedProcess:
             process.wait()
 
     def pause(self) -> None:
-        """Freeze it: connections open and nobody answers."""
+        """Stop the process with SIGSTOP: connections can be opened and get no response."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Continue the paused process."""
         os.kill(self.pid, signal.SIGCONT)
 
     def failed(self) -> bool:
-        """Return whether it ended by itself."""
+        """Return whether the process has ended without ``stop``."""
         return self._process is not None and self._process.poll() is not None
 
     def _command(self) -> list[str]:
@@ -88,7 +88,7 @@ class SeaweedProcess:
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
             *flags,
-            # A bucket is a collection with volumes of its own, several at its first write.
+            # Each bucket is a collection with its own volumes, several at its first write.
             "-volume.max=200",
             "-volume.minFreeSpace=1",
             "-master.volumeSizeLimitMB=100",
@@ -108,7 +108,7 @@ def _identities(access_key: str, secret_key: str) -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago, all different."""
+    """Return different ports that were free a moment ago."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

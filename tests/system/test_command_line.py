@@ -1,4 +1,4 @@
-"""The command line as a shell sees it: what is printed, and the exit status."""
+"""The command line: its output and its exit status."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("command", ["check", "serve"])
-async def test_five_wrong_settings_are_named_in_one_go(tmp_path: Path, command: str) -> None:
-    """An operator would mend one setting a restart."""
+async def test_five_wrong_settings_are_reported_together(tmp_path: Path, command: str) -> None:
+    """An operator would need a restart for each wrong setting."""
     done = await run_command(command, folder=tmp_path, env=WRONG)
     assert done.returncode == 78
     for name, text in WRONG.items():
@@ -40,7 +40,7 @@ async def test_five_wrong_settings_are_named_in_one_go(tmp_path: Path, command: 
 
 
 @pytest.mark.parametrize("command", ["check", "serve"])
-async def test_settings_that_are_not_built_are_named_in_one_go(
+async def test_settings_that_are_not_built_are_reported_together(
     tmp_path: Path, command: str
 ) -> None:
     """A user would believe in a protection that is not there."""
@@ -57,7 +57,7 @@ async def test_settings_that_are_not_built_are_named_in_one_go(
 @pytest.mark.parametrize(
     ("name", "text"), [("AUTH_TOKENS", "/x"), ("OBJECT_FORMAT", "parquet"), *VALUES]
 )
-async def test_one_setting_that_is_not_built_is_enough(
+async def test_one_setting_that_is_not_built_refuses_the_start(
     tmp_path: Path, name: str, text: str
 ) -> None:
     """A user would believe in a protection that is not there."""
@@ -67,14 +67,14 @@ async def test_one_setting_that_is_not_built_is_enough(
 
 
 async def test_a_bad_key_template_is_a_wrong_setting(tmp_path: Path) -> None:
-    """Objects would overwrite each other, or the daemon fail at its first payload."""
+    """Objects would overwrite each other, or the daemon would fail at its first payload."""
     done = await run_command("check", folder=tmp_path, env={"KEY_TEMPLATE": "{date}.ndjson"})
     assert done.returncode == 78
     assert "KEY_TEMPLATE" in done.stdout + done.stderr
 
 
-async def test_check_of_the_embedded_default(tmp_path: Path) -> None:
-    """A newcomer could not see that the machine is fine before the first payload."""
+async def test_check_succeeds_without_settings(tmp_path: Path) -> None:
+    """A new user could not verify the installation before the first payload."""
     done = await run_command("check", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 2, done.stdout
@@ -82,16 +82,16 @@ async def test_check_of_the_embedded_default(tmp_path: Path) -> None:
     assert not left, "a probe was left behind"
 
 
-async def test_check_beside_a_running_daemon(tmp_path: Path) -> None:
-    """An operator could not try new keys before a restart."""
+async def test_check_works_while_the_daemon_runs(tmp_path: Path) -> None:
+    """An operator could not try new settings before a restart."""
     async with running_daemon(tmp_path) as daemon:
         done = await run_command("check", folder=tmp_path)
     assert done.returncode == 0, done.stdout
     assert f"in use by process {daemon.pid}" in done.stdout
 
 
-async def test_check_names_a_state_dir_that_cannot_be_used(tmp_path: Path) -> None:
-    """`check` would say that all is well, and the daemon would not start."""
+async def test_check_reports_a_state_dir_that_cannot_be_used(tmp_path: Path) -> None:
+    """`check` would succeed, and the daemon would not start."""
     (tmp_path / "file").touch()
     done = await run_command("check", folder=tmp_path, env={"STATE_DIR": str(tmp_path / "file")})
     assert done.returncode == 78
@@ -102,7 +102,7 @@ async def test_check_names_a_state_dir_that_cannot_be_used(tmp_path: Path) -> No
 @pytest.mark.parametrize("mode", [0o000, 0o400])
 @pytest.mark.parametrize("name", ["", "journal.lock", "journal.db"])
 async def test_check_and_serve_agree_on_permissions(tmp_path: Path, name: str, mode: int) -> None:
-    """`check` would say ok, or end in a traceback, where the daemon is not allowed to start."""
+    """`check` would succeed, or end in a traceback, although the daemon may not use the folder."""
     prefix = bound_by_permissions(tmp_path)
     state = tmp_path / "state"
     os.close(lock(state))
@@ -126,8 +126,8 @@ async def test_check_and_serve_agree_on_permissions(tmp_path: Path, name: str, m
     }
 
 
-async def test_check_finds_a_log_that_cannot_be_written(tmp_path: Path) -> None:
-    """`check` would say ok, and the daemon would refuse every POST."""
+async def test_check_finds_a_write_ahead_log_that_cannot_be_written(tmp_path: Path) -> None:
+    """`check` would succeed, and the daemon would refuse every POST."""
     prefix = bound_by_permissions(tmp_path)
     os.close(lock(tmp_path / "state"))
     Database(tmp_path / "state" / "journal.db").close()
@@ -138,8 +138,8 @@ async def test_check_finds_a_log_that_cannot_be_written(tmp_path: Path) -> None:
     assert "failed  journal" in done.stdout
 
 
-async def test_check_against_a_real_server(seaweed: S3Server, tmp_path: Path) -> None:
-    """An operator could not tell good keys from bad ones before the first payload."""
+async def test_check_tells_right_keys_from_wrong_ones(seaweed: S3Server, tmp_path: Path) -> None:
+    """An operator would learn only from the first payload that keys are wrong."""
     bucket = await trio.to_thread.run_sync(seaweed.make_bucket, "check")
     env = {**seaweed.environ, "STORE_URL": f"s3://{bucket}"}
     good = await run_command("check", folder=tmp_path, env=env)
@@ -155,7 +155,7 @@ async def test_check_against_a_real_server(seaweed: S3Server, tmp_path: Path) ->
 
 
 async def test_version_and_help(tmp_path: Path) -> None:
-    """A newcomer could not ask the command what it is and what it does."""
+    """A new user could not find out the version and the commands."""
     version = await run_command("--version", folder=tmp_path)
     assert version.returncode == 0
     assert "0." in version.stdout
@@ -167,7 +167,7 @@ async def test_version_and_help(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["serve", "--frobnicate"]])
 async def test_wrong_usage_is_status_2(tmp_path: Path, arguments: list[str]) -> None:
-    """A script could not tell its own mistake from a failure of the daemon."""
+    """A script could not tell a wrong command line from a failure of the daemon."""
     done = await run_command(*arguments, folder=tmp_path)
     assert done.returncode == 2
     assert "Usage" in done.stderr
@@ -186,7 +186,7 @@ async def test_wrong_usage_is_status_2(tmp_path: Path, arguments: list[str]) -> 
 async def test_control_characters_are_not_sent_to_the_terminal(
     tmp_path: Path, command: str, settings: dict[str, str]
 ) -> None:
-    """A name with terminal escapes or bidirectional controls would rewrite what is shown."""
+    """A value with terminal escapes or bidirectional controls would change the output."""
     controls = "\x1b\x9b\x85\u202e\u2028"
     env = {name: text.format(f"x{controls}y") for name, text in settings.items()}
     done = await run_command(*command.split(), folder=tmp_path, env=env)

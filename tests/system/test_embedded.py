@@ -1,4 +1,4 @@
-"""The daemon as a newcomer meets it: no S3, nothing set up, files below the working folder."""
+"""The daemon without settings: no S3, files in the working folder."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
 
 def objects(folder: Path) -> list[bytes]:
-    """Return the contents of every file below the embedded default's folder, sorted."""
+    """Return the contents of all objects in the default folder, sorted."""
     root = folder / "payloadd-data" / "objects"
     return sorted(path.read_bytes() for path in root.rglob("*") if path.is_file())
 
 
-def test_nothing_has_to_be_configured() -> None:
-    """The README's first command would ask a newcomer for settings."""
+def test_the_daemon_runs_without_settings() -> None:
+    """The first command of the README would fail."""
     settings = config.load({})
     assert [str(address) for address in settings.bind] == ["127.0.0.1:8080"]
     assert str(settings.admin_bind) == "127.0.0.1:8081"
@@ -37,7 +37,7 @@ def test_nothing_has_to_be_configured() -> None:
 
 @SIGNALS
 async def test_payloads_become_files_and_a_signal_drains(tmp_path: Path, number: int) -> None:
-    """A user would lose payloads, or bytes of them, at an ordinary restart."""
+    """A restart would lose payloads, or change their bytes."""
     rng = seeded(1)
     payloads = [make_payload(index, rng) for index in range(50)]
     async with running_daemon(tmp_path) as daemon:
@@ -50,8 +50,8 @@ async def test_payloads_become_files_and_a_signal_drains(tmp_path: Path, number:
     assert objects(tmp_path) == sorted(payload + b"\n" for payload in payloads)
 
 
-async def test_a_daemon_that_was_asked_nothing_drains_at_once(tmp_path: Path) -> None:
-    """A restart of an idle daemon would look like a failure."""
+async def test_an_idle_daemon_drains_immediately(tmp_path: Path) -> None:
+    """A restart of an idle daemon would be slow or look like a failure."""
     async with running_daemon(tmp_path) as daemon:
         daemon.signal(signal.SIGTERM)
         line = await daemon.drained(within=20)
@@ -60,7 +60,7 @@ async def test_a_daemon_that_was_asked_nothing_drains_at_once(tmp_path: Path) ->
 
 
 async def test_the_admin_address_can_be_off(tmp_path: Path) -> None:
-    """Who wants one port open could not have it."""
+    """An operator could not run the daemon with a single open port."""
     async with running_daemon(tmp_path, {"ADMIN_BIND": "off"}) as daemon:
         assert daemon.event("listening")["admin"] is None
         async with http_client() as client:
@@ -69,8 +69,8 @@ async def test_the_admin_address_can_be_off(tmp_path: Path) -> None:
         assert await daemon.wait() == 0
 
 
-async def test_memory_durability_is_said_out_loud(tmp_path: Path) -> None:
-    """An operator would take a 202 for more than it is."""
+async def test_memory_durability_is_logged_as_a_warning(tmp_path: Path) -> None:
+    """An operator would not know that a crash loses payloads."""
     async with running_daemon(tmp_path, {"DURABILITY": "memory"}) as daemon:
         assert daemon.event("durability_memory")["level"] == "warning"
         assert not daemon.events("journal_left_alone")
@@ -78,8 +78,8 @@ async def test_memory_durability_is_said_out_loud(tmp_path: Path) -> None:
         assert not daemon.events("durability_memory")
 
 
-async def test_a_journal_that_memory_durability_leaves_alone_is_named(tmp_path: Path) -> None:
-    """Payloads that were acknowledged would lie in a journal that nobody reads any more."""
+async def test_memory_durability_warns_about_a_journal_with_payloads(tmp_path: Path) -> None:
+    """Acknowledged payloads would stay in a journal that no daemon reads."""
     async with moody_store("hang") as store:
         env = {**store.environ, "DRAIN_TIMEOUT": "0s"}
         async with running_daemon(tmp_path, env) as daemon:
@@ -87,8 +87,8 @@ async def test_a_journal_that_memory_durability_leaves_alone_is_named(tmp_path: 
             daemon.signal(signal.SIGTERM)
             assert (await daemon.drained())["journaled"] == 2
     async with running_daemon(tmp_path, {"DURABILITY": "memory"}) as daemon:
-        told = daemon.event("journal_left_alone")
-        assert (told["level"], told["payloads"]) == ("warning", 2)
+        line = daemon.event("journal_left_alone")
+        assert (line["level"], line["payloads"]) == ("warning", 2)
     async with running_daemon(tmp_path) as daemon:
         await daemon.wait_until_stored(2)
 
@@ -97,10 +97,10 @@ async def test_a_journal_that_memory_durability_leaves_alone_is_named(tmp_path: 
 @pytest.mark.parametrize(
     ("durability", "status", "journaled", "lost"), [("disk", 0, 3, 0), ("memory", 75, 0, 3)]
 )
-async def test_a_second_signal_stops_at_once(
+async def test_a_second_signal_stops_immediately(
     tmp_path: Path, number: int, durability: str, status: int, journaled: int, lost: int
 ) -> None:
-    """An operator could not get rid of a daemon whose store hangs, or would pay with payloads."""
+    """An operator could not end a daemon whose store hangs, or would lose payloads."""
     async with moody_store("hang") as store:
         hanging = {"DRAIN_TIMEOUT": "1h", "UPLOAD_TIMEOUT": "1h", "DURABILITY": durability}
         env = {**store.environ, **hanging}
@@ -115,8 +115,8 @@ async def test_a_second_signal_stops_at_once(
     assert (line["stored"], line["journaled"], line["lost"]) == (0, journaled, lost)
 
 
-async def test_an_address_in_use_is_one_clear_line(tmp_path: Path) -> None:
-    """An operator would have to read a traceback to learn that a port is taken."""
+async def test_an_address_in_use_is_one_log_line(tmp_path: Path) -> None:
+    """An operator would have to find the used port in a traceback."""
     async with running_daemon(tmp_path) as first:
         address = first.event("listening")["public"][0]
         env = {"BIND": address, "STATE_DIR": str(tmp_path / "second")}
@@ -139,7 +139,7 @@ main()
 
 
 async def test_a_bug_in_the_pipeline_ends_the_process(tmp_path: Path) -> None:
-    """A daemon would go on answering 202 with nobody behind it to store anything."""
+    """The daemon would answer 202 while no worker stores payloads."""
     script = tmp_path / "bug.py"
     script.write_text(BUG)
     async with started(tmp_path, command=[sys.executable, str(script)]) as daemon:

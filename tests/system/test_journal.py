@@ -1,4 +1,4 @@
-"""``payloadd journal`` as an operator uses it, on a running and on a stopped daemon."""
+"""``payloadd journal`` while the daemon runs, and after it has stopped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NO_ID: Final = "01900000-0000-7000-8000-000000000000"
 
 
 async def _journal(folder: Path, *arguments: str, status: int = 0) -> str:
-    """Run ``payloadd journal ARGUMENTS``; returns what it printed."""
+    """Run ``payloadd journal ARGUMENTS``; returns its output, or its errors if it fails."""
     done = await run_command("journal", *arguments, folder=folder)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
@@ -46,7 +46,7 @@ async def _dead(folder: Path) -> list[dict[str, Any]]:
 
 
 async def _bury(daemon: Daemon, store: MoodyStore, folder: Path, payloads: list[bytes]) -> None:
-    """Have the store refuse each payload for good."""
+    """Post payloads that the store refuses for good, one object each."""
     store.begin(REFUSED)
     await post(daemon.url, payloads)
     await _until(folder, dead_letters=len(payloads))
@@ -54,7 +54,7 @@ async def _bury(daemon: Daemon, store: MoodyStore, folder: Path, payloads: list[
 
 
 async def _until(folder: Path, **expected: int) -> dict[str, Any]:
-    """Ask until the journal says what is expected: it follows within a commit."""
+    """Poll the status of the journal until it has the expected values; returns it."""
     with trio.fail_after(60):
         while True:
             found = await _status(folder)
@@ -63,12 +63,12 @@ async def _until(folder: Path, **expected: int) -> dict[str, Any]:
 
 
 async def test_dead_letters_of_a_running_daemon(tmp_path: Path) -> None:
-    """What S3 refuses for good would be gone, or nobody could do anything about it."""
+    """Payloads that S3 refuses for good would be lost, or could not be retried."""
     async with moody_store() as store, running_daemon(tmp_path, store.environ) as daemon:
         await _bury(daemon, store, tmp_path, [b'"a"', b'{"b": 2}', b"3"])
         assert (await daemon.metrics())["payloadd_payloads_dead_total"] == 3
-        told = await daemon.wait_for_event("payloads_dead")
-        assert (told["level"], told["code"]) == ("error", "InvalidArgument")
+        line = await daemon.wait_for_event("payloads_dead")
+        assert (line["level"], line["code"]) == ("error", "InvalidArgument")
 
         letters = await _dead(tmp_path)
         assert [letter["code"] for letter in letters] == ["InvalidArgument"] * 3
@@ -90,8 +90,8 @@ async def test_dead_letters_of_a_running_daemon(tmp_path: Path) -> None:
     assert store.payloads() == [b'"a"', b'{"b": 2}']
 
 
-async def test_a_payload_cannot_command_the_terminal_that_shows_it(tmp_path: Path) -> None:
-    """A client that posts a payload could rewrite the screen of the operator who looks at it."""
+async def test_control_characters_of_payloads_are_escaped_on_a_terminal(tmp_path: Path) -> None:
+    """A payload could change what the operator's terminal shows."""
     payload = '"a\x9b2Jb\u202ec ü"'
     async with moody_store() as store, running_daemon(tmp_path, store.environ) as daemon:
         await _bury(daemon, store, tmp_path, [payload.encode()])
@@ -116,7 +116,7 @@ async def test_a_payload_cannot_command_the_terminal_that_shows_it(tmp_path: Pat
 
 
 async def test_dead_letters_of_a_stopped_daemon(tmp_path: Path) -> None:
-    """A retry that is asked for while the daemon is down would be forgotten."""
+    """A retry requested while the daemon is stopped would be lost."""
     async with moody_store() as store:
         async with running_daemon(tmp_path, store.environ) as daemon:
             await _bury(daemon, store, tmp_path, [b"1"])
@@ -130,8 +130,8 @@ async def test_dead_letters_of_a_stopped_daemon(tmp_path: Path) -> None:
     assert store.payloads() == [b"1"]
 
 
-async def test_the_status_tells_what_waits(tmp_path: Path) -> None:
-    """An operator could not see how far behind the store is, nor since when."""
+async def test_the_status_shows_the_backlog_and_its_age(tmp_path: Path) -> None:
+    """An operator could not see how large and how old the backlog is."""
     async with moody_store("hang") as store:
         env = {**store.environ, "DRAIN_TIMEOUT": "0s", "BATCH_MAX_PAYLOADS": "10"}
         async with running_daemon(tmp_path, env) as daemon:
@@ -148,8 +148,8 @@ async def test_the_status_tells_what_waits(tmp_path: Path) -> None:
         assert (await _status(tmp_path))["process"] is None
 
 
-async def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
-    """An operator would believe in a retry that was none, or read a traceback."""
+async def test_commands_for_unknown_dead_letters_fail(tmp_path: Path) -> None:
+    """An operator would rely on a retry that did not happen, or read a traceback."""
     missing = await _journal(tmp_path, "status", status=1)
     assert f"no journal in {tmp_path / 'payloadd-data'}; is STATE_DIR" in missing
     async with running_daemon(tmp_path):
@@ -160,8 +160,8 @@ async def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "journal.lock", "journal.db"])
-async def test_somebody_else_s_journal_is_no_traceback(tmp_path: Path, name: str) -> None:
-    """Whoever forgets `sudo` would read forty lines instead of one."""
+async def test_a_journal_without_permission_is_one_line(tmp_path: Path, name: str) -> None:
+    """A user that forgets `sudo` would read a traceback."""
     prefix = bound_by_permissions(tmp_path)
     state = tmp_path / "state"
     os.close(lock(state))
@@ -176,8 +176,10 @@ async def test_somebody_else_s_journal_is_no_traceback(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("verb", [["status"], ["dead", "list"]])
-async def test_wrong_settings_are_named_as_everywhere(tmp_path: Path, verb: list[str]) -> None:
-    """A script could not tell a wrong setting from a journal that is damaged."""
+async def test_wrong_settings_have_the_exit_status_of_serve(
+    tmp_path: Path, verb: list[str]
+) -> None:
+    """A script could not tell a wrong setting from a damaged journal."""
     env = {"MAX_WORKERS": "none", "DRAIN_TIMEOUT": "soon"}
     done = await run_command("journal", *verb, folder=tmp_path, env=env)
     assert done.returncode == 78
@@ -187,7 +189,7 @@ async def test_wrong_settings_are_named_as_everywhere(tmp_path: Path, verb: list
 
 
 def _damage(state: Path) -> None:
-    """Alter the payload ``"b"`` as a flipped bit would."""
+    """Change one byte of the payload ``"b"`` in the journal."""
     path = state / "journal.db"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -197,7 +199,7 @@ def _damage(state: Path) -> None:
 
 
 async def test_damage_is_found_kept_and_dropped(tmp_path: Path) -> None:
-    """A payload would be stored altered, or be missing without a word."""
+    """A payload would be stored with wrong bytes, or be missing without a log line."""
     state = tmp_path / "payloadd-data"
     async with moody_store("hang") as store:
         env = {**store.environ, "DRAIN_TIMEOUT": "0s"}
@@ -208,10 +210,10 @@ async def test_damage_is_found_kept_and_dropped(tmp_path: Path) -> None:
             daemon.signal(signal.SIGTERM)
             await daemon.drained()
         _damage(state)
-        told = await run_command("journal", "verify", folder=tmp_path)
-        assert (told.returncode, told.stderr) == (1, "")
-        assert "does not match its checksum" in told.stdout
-        assert "1 pieces of damage" in told.stdout
+        done = await run_command("journal", "verify", folder=tmp_path)
+        assert (done.returncode, done.stderr) == (1, "")
+        assert "does not match its checksum" in done.stdout
+        assert "1 pieces of damage" in done.stdout
         checked = await run_command("check", folder=tmp_path)
         assert checked.returncode == 78
         assert "does not match its checksum" in checked.stdout
@@ -241,8 +243,8 @@ async def test_damage_is_found_kept_and_dropped(tmp_path: Path) -> None:
     assert store.payloads() == [b'"a"', b'"c"']
 
 
-async def test_a_start_on_a_journal_beyond_help_names_verify(tmp_path: Path) -> None:
-    """An operator would read a traceback, or find an empty journal in its place."""
+async def test_the_refused_start_on_an_unreadable_journal_names_verify(tmp_path: Path) -> None:
+    """An operator would read a traceback, or the daemon would start with an empty journal."""
     state = tmp_path / "payloadd-data"
     async with running_daemon(tmp_path) as daemon:
         daemon.signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""A daemon with few descriptors, and more clients than it has."""
+"""A daemon with fewer descriptors than clients."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LARGE = post(b'{"payloads":["%s"]}' % (b"x" * 300_000))
-"""It goes into a segment, which is a file of its own."""
+"""A request so large that its payload goes into a segment, which is a file."""
 
 
 async def test_clients_leave_descriptors_for_the_journal_and_the_store(tmp_path: Path) -> None:
-    """With all descriptors in the hands of clients nothing could be accepted, or be stored."""
+    """Clients could use all descriptors, and the journal and the store would have none."""
     limited = ("prlimit", "--nofile=180:180", sys.executable, "-m", "payloadd")
-    # One worker: what is counted for uploads is no help where no upload needs it.
+    # One worker, so that the descriptors reserved for uploads do not hide a lack of others.
     async with started(tmp_path, {"MAX_WORKERS": "1"}, command=limited) as daemon:
         await daemon.wait_for_event("listening", START_WITHIN)
         used = daemon.event("open_files_limited")["max_connections_used"]
@@ -44,8 +44,8 @@ async def test_clients_leave_descriptors_for_the_journal_and_the_store(tmp_path:
         assert len(daemon.events("connections_full")) >= 1
 
 
-async def test_too_few_descriptors_are_named_at_the_start(tmp_path: Path) -> None:
-    """The daemon would start, and fail at its first busy minute."""
+async def test_too_few_descriptors_refuse_the_start(tmp_path: Path) -> None:
+    """The daemon would start, and fail under its first load."""
     done = await run_command("serve", folder=tmp_path, prefix=("prlimit", "--nofile=100:100"))
     assert done.returncode == 78
     assert "open files" in done.stderr

@@ -1,4 +1,4 @@
-"""Outages of the store: whatever it does, what was acknowledged gets there in the end."""
+"""Outages of the store: acknowledged payloads are stored after each of them."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ PAYLOADS: Final = 300
 
 
 async def _through_an_outage(daemon: Daemon, posts: Posts, outage: float, code: str | None) -> None:
-    """Post into an outage that is on, and see it named in the log and on /readyz."""
+    """Post during an outage, and check that the log and /readyz report it."""
     await posts.run(make_collections(PAYLOADS, seeded(2)), 8)
     assert set(posts.answers) == {"202"}
-    told = await daemon.wait_for_event("store_unavailable")
-    assert told["level"] in {"warning", "error"}
-    assert code is None or told["code"] == code, told
+    line = await daemon.wait_for_event("store_unavailable")
+    assert line["level"] in {"warning", "error"}
+    assert code is None or line["code"] == code, line
     await trio.sleep(outage)
     ready = await daemon.ready()
     assert ready.status_code == 200
-    assert told["code"] in ready.text
+    assert line["code"] in ready.text
     assert not daemon.events("store_available")
 
 
 async def _after_it(daemon: Daemon, posts: Posts) -> None:
-    """See everything stored, nothing dead, and a drain that adds up."""
+    """Check that all payloads are stored, none is a dead letter, and the drain counts them."""
     await daemon.wait_for_event("store_available", within=60)
     await daemon.wait_until_stored(PAYLOADS, within=120)
     assert (await daemon.metrics())["payloadd_payloads_dead_total"] == 0
@@ -67,12 +67,12 @@ async def _after_it(daemon: Daemon, posts: Posts) -> None:
     ],
 )
 async def test_an_outage_loses_nothing(tmp_path: Path, mood: Mood, code: str | None) -> None:
-    """Payloads that were acknowledged would be gone when the store comes back."""
+    """Acknowledged payloads would be lost in an outage of the store."""
     await _lose_nothing(tmp_path, mood, code, outage=0.5)
 
 
-async def test_rights_that_are_missing_for_a_while(tmp_path: Path, outage: float) -> None:
-    """A mistake in a bucket's policy would cost all payloads until somebody notices it."""
+async def test_missing_permissions_lose_nothing(tmp_path: Path, outage: float) -> None:
+    """A mistake in a bucket's policy would lose all payloads until it is fixed."""
     await _lose_nothing(tmp_path, ACCESS_DENIED, "AccessDenied", outage)
 
 
@@ -88,10 +88,10 @@ async def _lose_nothing(folder: Path, mood: Mood, code: str | None, outage: floa
         assert store.payloads() == sorted(posts.acknowledged)
 
 
-async def test_a_real_server_that_stops_and_comes_back(
+async def test_a_restart_of_a_real_server_loses_nothing(
     seaweed: S3Server, tmp_path: Path, outage: float
 ) -> None:
-    """A restart of the S3 server would cost payloads."""
+    """A restart of the S3 server would lose payloads."""
     bucket = await trio.to_thread.run_sync(seaweed.make_bucket, "outage")
     assert seaweed.process is not None
     env = {**seaweed.environ, "STORE_URL": f"s3://{bucket}", "UPLOAD_TIMEOUT": "1s"}
@@ -117,12 +117,12 @@ SMALL: Final = {
 
 
 def _big_collections(count: int, start: int) -> list[list[bytes]]:
-    """Return collections of one payload of 32 KiB each, all different."""
+    """Return collections of one payload of 32 KiB; all payloads differ."""
     return [[b'"%08d%s"' % (start + index, b"x" * 2**15)] for index in range(count)]
 
 
-async def test_a_full_queue_holds_its_memory(tmp_path: Path) -> None:
-    """A store that is down would make the daemon eat the machine, or lie to its clients."""
+async def test_a_full_queue_bounds_memory(tmp_path: Path) -> None:
+    """During an outage the daemon would use all memory, or lose payloads after a 202."""
     async with (
         moody_store("hang") as store,
         running_daemon(tmp_path, {**store.environ, **SMALL}) as daemon,
@@ -140,8 +140,8 @@ async def test_a_full_queue_holds_its_memory(tmp_path: Path) -> None:
         assert store.payloads() == sorted(posts.acknowledged)
 
 
-async def test_a_full_queue_says_so(tmp_path: Path) -> None:
-    """Clients and load balancers would not learn where to go, nor when to come back."""
+async def test_a_full_queue_is_503_queue_full_and_not_ready(tmp_path: Path) -> None:
+    """Clients and load balancers would not know that and when to retry."""
     small = {"MAX_WORKERS": "1", "MAX_QUEUE": "10", "UPLOAD_TIMEOUT": "500ms"}
     env = {"DURABILITY": "memory", **small}
     async with (
@@ -150,7 +150,7 @@ async def test_a_full_queue_says_so(tmp_path: Path) -> None:
     ):
         posts = Posts(daemon.url)
         await posts.run([[b"%d" % number] for number in range(30)])
-        # The worker's one and the queue's ten.
+        # One in the worker and ten in the queue.
         assert posts.answers == {"202": 11, "503 QUEUE_FULL": 19}
         for answer in posts.refusals:
             assert answer.headers["Content-Type"] == "application/problem+json"
@@ -167,15 +167,15 @@ async def test_a_full_queue_says_so(tmp_path: Path) -> None:
 
 
 async def _some_stored(daemon: Daemon, store: MoodyStore) -> None:
-    """Have 10 payloads stored and 15 stuck."""
+    """Post 25 payloads, of which the store confirms 10."""
     await post(daemon.url, [b'"stored %d"' % number for number in range(10)])
     await daemon.wait_until_stored(10)
     store.begin("hang")
     await post(daemon.url, [b'"stuck %d"' % number for number in range(15)])
 
 
-async def test_a_drain_that_runs_out_of_time_tells_what_it_lost(tmp_path: Path) -> None:
-    """An operator would not learn that a restart has cost payloads, nor how many."""
+async def test_a_drain_past_its_deadline_reports_lost_payloads(tmp_path: Path) -> None:
+    """An operator would not know that a restart lost payloads, and how many."""
     async with moody_store() as store:
         env = {**store.environ, "DRAIN_TIMEOUT": "1s", "DURABILITY": "memory"}
         async with running_daemon(tmp_path, env) as daemon:
@@ -187,8 +187,8 @@ async def test_a_drain_that_runs_out_of_time_tells_what_it_lost(tmp_path: Path) 
         assert len(store.objects) == 10
 
 
-async def test_a_drain_that_runs_out_of_time_goes_on_at_the_next_start(tmp_path: Path) -> None:
-    """A restart during an outage would cost payloads, or store them twice."""
+async def test_the_next_start_uploads_the_rest_of_a_drain(tmp_path: Path) -> None:
+    """A restart during an outage would lose payloads, or store them twice."""
     async with moody_store() as store:
         env = {**store.environ, "DRAIN_TIMEOUT": "1s"}
         async with running_daemon(tmp_path, env) as daemon:
@@ -207,8 +207,8 @@ async def test_a_drain_that_runs_out_of_time_goes_on_at_the_next_start(tmp_path:
         assert set(store.puts.values()) == {1}
 
 
-async def test_a_drain_waits_for_a_store_that_comes_back(tmp_path: Path) -> None:
-    """A short outage during a restart would cost payloads that DRAIN_TIMEOUT has time for."""
+async def test_a_drain_waits_for_the_end_of_a_short_outage(tmp_path: Path) -> None:
+    """A short outage during a restart would leave payloads although DRAIN_TIMEOUT is longer."""
     async with moody_store() as store:
         env = {**store.environ, "DRAIN_TIMEOUT": "5m", "UPLOAD_TIMEOUT": "500ms"}
         async with running_daemon(tmp_path, env) as daemon:

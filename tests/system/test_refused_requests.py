@@ -1,4 +1,4 @@
-"""Requests that the daemon refuses, in its log and its metrics."""
+"""Refused requests in the log and the metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLOOD: Final = 60
 
 
 async def test_every_refused_request_is_in_the_log(tmp_path: Path) -> None:
-    """A shipper that loses everything would leave no trace in the daemon's log."""
+    """The log would not show that a client sends only requests that are refused."""
     async with running_daemon(tmp_path) as daemon:
         url = f"{daemon.url}/v1/payloads"
         async with http_client() as client:

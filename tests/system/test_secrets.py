@@ -1,4 +1,4 @@
-"""Secrets stay where they are, however much is logged."""
+"""No secret is in the log, at any level."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tests.support.s3 import S3Server
 
 
-async def test_no_secret_is_logged_when_all_is_well(seaweed: S3Server, tmp_path: Path) -> None:
-    """A log that somebody shares would give the bucket away."""
+async def test_no_secret_is_logged_without_errors(seaweed: S3Server, tmp_path: Path) -> None:
+    """A user that shares a log would publish the keys of the bucket."""
     bucket = await trio.to_thread.run_sync(seaweed.make_bucket, "secrets")
     env = {**seaweed.environ, "STORE_URL": f"s3://{bucket}", "LOG_LEVEL": "debug"}
     async with running_daemon(tmp_path, env) as daemon:
@@ -37,7 +37,7 @@ async def test_no_secret_is_logged_when_all_is_well(seaweed: S3Server, tmp_path:
 async def test_no_secret_is_logged_when_the_keys_are_wrong(
     seaweed: S3Server, tmp_path: Path, source: str
 ) -> None:
-    """A mistake in the keys would put them, nearly right, into the log."""
+    """A typing error in a key would put the key into the log."""
     bucket = await trio.to_thread.run_sync(seaweed.make_bucket, "secrets")
     secret, token = "nearly-the-right-secret", "a-session-token-of-somebody"
     env = {
@@ -55,11 +55,11 @@ async def test_no_secret_is_logged_when_the_keys_are_wrong(
         (tmp_path / ".aws" / "credentials").write_text("[default]\n" + "".join(lines))
     async with running_daemon(tmp_path, env) as daemon:
         await post(daemon.url, [b"1"])
-        told = await daemon.wait_for_event("store_unavailable")
+        line = await daemon.wait_for_event("store_unavailable")
         daemon.signal(signal.SIGTERM)
         assert (await daemon.drained())["journaled"] == 1
     text = daemon.output.decode()
-    assert told["code"]
+    assert line["code"]
     assert secret not in text
     assert token not in text
 
@@ -83,7 +83,7 @@ URL = f"https://user:{PASSWORD}@127.0.0.1:1"
 async def test_a_password_in_a_url_is_shown_nowhere(
     tmp_path: Path, command: str, env: dict[str, str], status: int
 ) -> None:
-    """A slash in a password that was not percent-encoded would put it into the log."""
+    """A password with a slash that is not percent-encoded would be in the log."""
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": PIECES[0]}
     env = {**keys, "AWS_REGION": "eu-west-1", **env}
     done = await run_command(*command.split(), folder=tmp_path, env=env)
@@ -93,8 +93,8 @@ async def test_a_password_in_a_url_is_shown_nowhere(
     assert [piece for piece in PIECES if piece in text] == []
 
 
-async def test_what_a_credential_process_says_is_shown_nowhere(tmp_path: Path) -> None:
-    """Its arguments and its errors may hold the very secret that keys are fetched with."""
+async def test_output_of_a_credential_process_is_not_logged(tmp_path: Path) -> None:
+    """The arguments and errors of the process may contain a secret."""
     program = trio.Path(tmp_path / "vault-helper")
     script = f"import sys; print('{PIECES[0]}', file=sys.stderr); sys.exit(3)"
     await program.write_text(f"#!{sys.executable}\n{script}\n")
@@ -113,8 +113,8 @@ async def test_what_a_credential_process_says_is_shown_nowhere(tmp_path: Path) -
     text = done.stdout + done.stderr
     async with running_daemon(tmp_path, env) as daemon:
         await post(daemon.url, [b"1"])
-        told = await daemon.wait_for_event("store_unavailable")
-        assert "credential_process vault-helper ended with exit status 3" in told["reason"]
+        line = await daemon.wait_for_event("store_unavailable")
+        assert "credential_process vault-helper ended with exit status 3" in line["reason"]
         text += (await daemon.ready()).text
         daemon.signal(signal.SIGTERM)
         await daemon.drained()

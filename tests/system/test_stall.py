@@ -1,4 +1,4 @@
-"""A daemon that was stopped for a while, as by a debugger, a snapshot, or a busy machine."""
+"""A daemon that is stopped for some seconds, as by a debugger or a snapshot of the machine."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 STALL = 3.0
 
 
-async def test_requests_that_came_during_a_stall_are_answered(tmp_path: Path) -> None:
-    """Every pause longer than REQUEST_TIMEOUT would end in as many errors as there are clients."""
-    # What has been sent before the stall, and what is sent during it.
+async def test_requests_received_during_a_stall_are_answered(tmp_path: Path) -> None:
+    """After a pause longer than REQUEST_TIMEOUT every client would get an error."""
+    # For each client, the bytes sent before the stall and during it.
     cases = [
         (b"", post()),
         (post()[:20], post()[20:]),
@@ -41,7 +41,7 @@ async def test_requests_that_came_during_a_stall_are_answered(tmp_path: Path) ->
             wires.append(Wire(await trio.open_tcp_stream(url.host, url.port or 0)))
             if before:
                 await wires[-1].send(before)
-        # Answered behind all of the above, so the daemon has read it.
+        # Its answer shows that the daemon has read the requests above.
         late = Wire(await trio.open_tcp_stream(url.host, url.port or 0))
         await late.send(post())
         assert (await late.answer()).status == 202
@@ -58,14 +58,14 @@ async def test_requests_that_came_during_a_stall_are_answered(tmp_path: Path) ->
         assert not daemon.events("connection_failed")
 
 
-async def test_time_goes_on_behind_a_stall(tmp_path: Path) -> None:
-    """A client that stopped sending before a stall would keep its slot for ever behind it."""
+async def test_timeouts_work_after_a_stall(tmp_path: Path) -> None:
+    """A client that stopped sending before a stall would keep its slot for ever."""
     async with running_daemon(tmp_path, LIMITS) as daemon:
         url = httpx.URL(daemon.url)
         async with await trio.open_tcp_stream(url.host, url.port or 0) as stream:
             wire = Wire(stream)
             await wire.send(post()[:-5])
-            await trio.sleep(0.3)  # it is read before the stall
+            await trio.sleep(0.3)  # the daemon reads it before the stall
             daemon.signal(signal.SIGSTOP)
             await trio.sleep(STALL)
             daemon.signal(signal.SIGCONT)

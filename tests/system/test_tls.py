@@ -1,4 +1,4 @@
-"""TLS as an administrator has it: files, a process, a certificate that is renewed."""
+"""TLS of a running daemon: its files, and a renewed certificate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def write_certificate(folder: Path, authority: trustme.CA) -> dict[str, str]:
-    """Write a certificate and its key; returns the settings that name them."""
+    """Write a certificate and its key; returns the settings with their paths."""
     certificate = authority.issue_cert("127.0.0.1")
     certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
     certificate.private_key_pem.write_to_path(folder / "key.pem")
@@ -26,7 +26,7 @@ def write_certificate(folder: Path, authority: trustme.CA) -> dict[str, str]:
 
 
 async def post_with_tls(url: str, authority: trustme.CA) -> int:
-    """Post one payload to the address behind ``url``; returns the status."""
+    """Post one payload over TLS; returns the status of the response."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
     async with httpx.AsyncClient(verify=context, timeout=30) as client:
@@ -35,7 +35,7 @@ async def post_with_tls(url: str, authority: trustme.CA) -> int:
 
 
 async def test_a_certificate_is_renewed_without_a_restart(tmp_path: Path) -> None:
-    """Clients would be turned away every ninety days, or for as long as a restart takes."""
+    """A renewed certificate would need a restart, during which clients are refused."""
     old, new = trustme.CA(), trustme.CA()
     env = await trio.to_thread.run_sync(write_certificate, tmp_path, old)
     async with running_daemon(tmp_path, env) as daemon:
@@ -53,7 +53,7 @@ async def test_a_certificate_is_renewed_without_a_restart(tmp_path: Path) -> Non
 
 
 async def test_files_that_cannot_be_used_are_wrong_settings(tmp_path: Path) -> None:
-    """The daemon would start without TLS, or fail without a word why."""
+    """The daemon would start without TLS, or fail without a reason."""
     env = {"TLS_CERT": "missing.pem", "TLS_KEY": "missing.pem"}
     done = await run_command("serve", folder=tmp_path, env=env)
     assert done.returncode == 78
@@ -63,8 +63,8 @@ async def test_files_that_cannot_be_used_are_wrong_settings(tmp_path: Path) -> N
     assert "failed  TLS" in done.stdout
 
 
-async def test_a_file_that_hangs_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    """Network storage that is gone would leave a daemon that hears no SIGTERM."""
+async def test_a_hanging_file_does_not_delay_the_stop(tmp_path: Path) -> None:
+    """A daemon whose network storage hangs would ignore SIGTERM."""
     env = await trio.to_thread.run_sync(write_certificate, tmp_path, trustme.CA())
     async with running_daemon(tmp_path, env) as daemon:
         (tmp_path / "key.pem").unlink()

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command ``payloadd`` and its subcommands."""

@@ -1,7 +1,7 @@
-"""``payloadd check``: would it work, and if not, why not.
+"""``payloadd check``: try the settings without accepting a payload.
 
-Each step goes as far towards the real thing as it can without taking a payload: the same
-store, the same credentials, a real object written and deleted again.
+Each step uses the code of the daemon: the same journal, store and credentials, and a real object,
+which is written and deleted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from payloadd.config.parsers import S3Url
 from payloadd.errors import PayloaddError, SettingsError
 from payloadd.ingress.server.tls import open_certificates
 from payloadd.journal.open import check_journal
-from payloadd.model.formats.ndjson import encode
+from payloadd.model.formats.api import EncodedObject
+from payloadd.model.formats.ndjson import CONTENT_TYPE
 from payloadd.model.keys import KeyTemplate
 from payloadd.storage.api import open_store
 
@@ -26,52 +27,57 @@ if TYPE_CHECKING:
     from payloadd.storage.api import Store
 
 
-async def check(settings: Settings, say: Callable[[str], None]) -> bool:
-    """Try every step in turn and say how it went; returns whether all went well."""
-    say("ok      settings")
+async def check(settings: Settings, write_line: Callable[[str], None]) -> bool:
+    """Try every step until one fails; returns whether all succeeded.
+
+    ``write_line`` is called with a line for each step.
+    """
+    write_line("ok      settings")
     step = "keys"
     try:
         example = KeyTemplate.parse(settings.key_template).render(uuid.UUID(int=0))
-        say(f"ok      keys         such as {example}")
+        write_line(f"ok      keys         such as {example}")
         step = "TLS"
         if open_certificates(settings) is not None:
-            say(f"ok      TLS          {settings.tls_cert}")
+            write_line(f"ok      TLS          {settings.tls_cert}")
         step = "journal"
         if (found := await check_journal(settings)) is not None:
-            say(f"ok      journal      {found}")
+            write_line(f"ok      journal      {found}")
         step = "store"
         async with open_store(settings) as store:
-            say(f"ok      store        {_name(settings)}")
+            write_line(f"ok      store        {_store_name(settings)}")
             step = "credentials"
-            say(f"ok      credentials  {await store.identify()}")
+            write_line(f"ok      credentials  {await store.identify()}")
             step = "probe"
-            await _probe(store, settings, say)
+            await _write_and_delete(store, settings, write_line)
     except SettingsError as error:
-        say(f"failed  {step:<12} {'; '.join(error.problems)}")
+        write_line(f"failed  {step:<12} {'; '.join(error.problems)}")
         return False
     except PayloaddError as error:
-        say(f"failed  {step:<12} {error}")
+        write_line(f"failed  {step:<12} {error}")
         return False
     return True
 
 
-async def _probe(store: Store, settings: Settings, say: Callable[[str], None]) -> None:
-    """Write one object and delete it again."""
+async def _write_and_delete(
+    store: Store, settings: Settings, write_line: Callable[[str], None]
+) -> None:
+    """Write one object and delete it; raises PayloaddError after UPLOAD_TIMEOUT."""
     key = f"payloadd-check-{uuid.uuid4()}.ndjson"
     try:
         with trio.fail_after(settings.upload_timeout):
-            await store.put(key, encode([b"{}\n"], "none"))
-            say(f"ok      write        {key}")
+            await store.put(key, EncodedObject([b"{}\n"], CONTENT_TYPE, None))
+            write_line(f"ok      write        {key}")
             await store.delete(key)
-            say(f"ok      delete       {key}")
+            write_line(f"ok      delete       {key}")
     except trio.TooSlowError:
         raise PayloaddError(
             f"no answer within UPLOAD_TIMEOUT ({settings.upload_timeout:g} s)"
         ) from None
 
 
-def _name(settings: Settings) -> str:
-    """Return the store as a user knows it."""
+def _store_name(settings: Settings) -> str:
+    """Return the store as a URL, and the endpoint if it is not AWS's."""
     url = settings.store_url
     if not isinstance(url, S3Url):
         return f"file://{url.path.absolute()}"

@@ -1,4 +1,4 @@
-"""``payloadd journal``: what waits, what is dead, and what to do about it."""
+"""``payloadd journal``: show the backlog, check the journal, and handle dead letters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from payloadd.config import settings as config
 from payloadd.errors import PayloaddError, SettingsError
 from payloadd.escaping import escape_controls, escape_controls_in_json
 from payloadd.journal.sqlite.offline import Inspection
-from payloadd.journal.sqlite.verify import sentence
+from payloadd.journal.sqlite.verify import format_finding
 from payloadd.service import ExitStatus
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for m
 
 @contextmanager
 def _inspection() -> Iterator[Inspection]:
-    """Open the journal that the settings name; what goes wrong is said, and exit 78 or 1."""
+    """Open the journal of the settings; print errors, then exit with 78 (settings) or 1."""
     try:
         with Inspection.open(config.load().state_dir) as inspection:
             yield inspection
@@ -41,13 +41,13 @@ def _inspection() -> Iterator[Inspection]:
 
 @click.group("journal")
 def journal() -> None:
-    """Look into the journal of a running or a stopped daemon (STATE_DIR says where)."""
+    """Show and change the journal in STATE_DIR, of a running or a stopped daemon."""
 
 
 @journal.command()
 @as_json
 def status(*, as_json: bool) -> None:
-    """Print backlog, bytes, age of the oldest, sealed batches and dead letters."""
+    """Print the backlog, its bytes and oldest age, sealed batches and dead letters."""
     with _inspection() as inspection:
         found = asdict(inspection.status())
     if as_json:
@@ -62,10 +62,10 @@ def status(*, as_json: bool) -> None:
 @journal.command()
 @as_json
 def verify(*, as_json: bool) -> None:
-    """Read and check everything in the journal; exit 1 with a list if anything is damaged.
+    """Check every row and file of the journal; list damage and exit with 1 if there is any.
 
-    Works beside a running daemon. What is damaged is not repaired: the daemon does that when it
-    comes to it, and keeps what cannot be stored as dead letters with the code DAMAGED.
+    The daemon may run meanwhile. Nothing is repaired: the daemon repairs damage when it reads the
+    damaged row, and keeps payloads that cannot be stored as dead letters with the code DAMAGED.
     """
     with _inspection() as inspection:
         found = inspection.verify()
@@ -73,20 +73,20 @@ def verify(*, as_json: bool) -> None:
         click.echo(json.dumps([asdict(finding) for finding in found]))
     else:
         for finding in found:
-            click.echo(escape_controls(sentence(finding)))
+            click.echo(escape_controls(format_finding(finding)))
         click.echo(f"{len(found)} pieces of damage" if found else "no damage")
     sys.exit(1 if found else 0)
 
 
 @journal.group()
 def dead() -> None:
-    """Objects that the store refused for good, and what is damaged in the journal."""
+    """Show, retry and drop dead letters: batches that the store refused for good, and damage."""
 
 
 @dead.command("list")
 @as_json
 def list_dead(*, as_json: bool) -> None:
-    """List dead letters, the oldest first."""
+    """List dead letters, oldest first."""
     with _inspection() as inspection:
         letters = inspection.dead()
     if as_json:
@@ -105,14 +105,14 @@ def show(id_: str) -> None:
     """Print the payloads of a dead letter as NDJSON."""
     with _inspection() as inspection:
         lines = inspection.lines(id_)
-    # A terminal would obey control characters in payloads; a file gets them as they came.
+    # Escaped for a terminal, which would execute control sequences; a file gets the exact bytes.
     sys.stdout.buffer.write(escape_controls_in_json(lines) if sys.stdout.isatty() else lines)
 
 
 @dead.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 def retry(ids: tuple[str, ...]) -> None:
-    """Try dead letters again, all of them if no ID is given."""
+    """Queue dead letters for upload again, all of them without an ID."""
     with _inspection() as inspection:
         count = inspection.retry(ids)
         running = inspection.status().process is not None
@@ -123,6 +123,6 @@ def retry(ids: tuple[str, ...]) -> None:
 @dead.command()
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
 def drop(ids: tuple[str, ...]) -> None:
-    """Remove dead letters for good."""
+    """Remove dead letters; their payloads are lost."""
     with _inspection() as inspection:
         click.echo(f"{inspection.drop(ids)} dead letters dropped")

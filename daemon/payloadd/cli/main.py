@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command ``payloadd``: ``serve``, ``check``, ``journal`` and ``systemd``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from payloadd.systemd.notify import Notifier, is_journal
 
 
 def _settings_table() -> str:
-    """Return every setting with its default, as a block that click leaves alone."""
+    """Return a table of all settings, marked so that click does not wrap its lines."""
     rows = [
         f"  {item.name.upper():<22} {item.metadata['default'] or '-':<32} {item.metadata['doc']}"
         for item in fields(config.Settings)
@@ -45,15 +45,15 @@ main.add_command(systemd)
 def serve_command() -> None:
     """Run the daemon until SIGTERM or SIGINT, then drain.
 
-    With nothing configured it listens on 127.0.0.1:8080 (admin on 127.0.0.1:8081) and writes
-    objects below ./payloadd-data.
+    Without settings it listens on 127.0.0.1:8080 (admin on 127.0.0.1:8081) and writes objects to
+    ./payloadd-data.
     """
     settings = _load()
     logs.configure(settings, journald=is_journal(sys.stderr))
-    # Where it hangs, for the log, when systemd's watchdog ends it.
+    # SIGABRT, which systemd's watchdog sends, writes the stacks of all threads to the log.
     faulthandler.enable()
     try:
-        settings = open_files.within(settings, open_files.raise_limit())
+        settings = open_files.limit_connections(settings, open_files.raise_limit())
         status = trio.run(service.run, settings)
     except SettingsError as error:
         _fail(error)
@@ -62,7 +62,7 @@ def serve_command() -> None:
 
 @main.command("check", epilog=_settings_table())
 def check_command() -> None:
-    """Try the settings: resolve credentials, write and delete one probe object."""
+    """Try the settings: open the journal, get credentials, write and delete one object."""
     settings = _load()
     logs.configure(settings)
     good = trio.run(check, settings, lambda line: click.echo(escape_controls(line)))

@@ -1,8 +1,8 @@
-"""``payloadd systemd``: the units, where systemd looks for them.
+"""``payloadd systemd``: install and remove the systemd units.
 
-Units go where an administrator's own software has them (``/usr/local``): what is changed with
-``systemctl edit`` lies in ``/etc`` and is never touched. Settings, state and the user stay
-when the units go.
+Units are written below ``/usr/local``, the place for software that an administrator installs.
+Changes made with ``systemctl edit`` are in ``/etc`` and are not touched. A removal leaves settings,
+state and the user.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ _UNITS: Final = Path("usr/local/lib/systemd/system")
 _SYSUSERS: Final = Path("usr/local/lib/sysusers.d/payloadd.conf")
 _INSTANCES: Final = _UNITS / "payloadd.target.d/instances.conf"
 _SETTINGS: Final = Path("etc/payloadd/payloadd.env")
-# What is ours to write and to remove, by the name it has in the sources.
-_FILES: Final = {
+FILES: Final = {
     "payloadd.service": _UNITS / "payloadd.service",
     "payloadd@.service": _UNITS / "payloadd@.service",
     "payloadd.socket": _UNITS / "payloadd.socket",
@@ -31,44 +30,45 @@ _FILES: Final = {
     "payloadd.sysusers": _SYSUSERS,
     "credentials.conf": Path("etc/payloadd/credentials.conf.example"),
 }
+"""Files that an installation writes and a removal deletes: name in the sources to path."""
 _ENABLED: Final = ("payloadd.service", "payloadd.target", "payloadd.socket")
 _COMMAND: Final = "/opt/payloadd/bin/payloadd"
-"""The path of the command in the units as they come."""
-# The last of 127.0.0.0/8 that an instance's number can be: see ADMIN_BIND in payloadd@.service.
+"""The path of the command in the unit files of the sources."""
 _MOST_INSTANCES: Final = 254
+"""The number of an instance is the last part of its ADMIN_BIND: see payloadd@.service."""
 
 _root = click.option(
     "--root",
     type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
     default="/",
-    help="Root of a system that does not run, such as an image.",
+    help="Root folder of a system that is not running, such as an image.",
 )
 
 
 @click.group("systemd")
 def systemd() -> None:
-    """Put the systemd units in place, or take them away."""
+    """Install or remove the systemd units."""
 
 
 @systemd.command()
 @click.option(
     "--instances",
     type=click.IntRange(1, _MOST_INSTANCES),
-    help="Processes that payloadd.target starts, sharing one socket (a process is one core).",
+    help="Processes that payloadd.target starts on one socket (each uses one core).",
 )
 @_root
 def install(instances: int | None, root: Path) -> None:
-    """Put units, user and settings file in place; what is there already is brought up to date.
+    """Install units, user and settings file, or update them.
 
-    A settings file that is there is left alone.
+    An existing settings file is not changed.
     """
     with _errors():
-        for name, place in _FILES.items():
-            _write(root / place, _source(name).replace(_COMMAND, _command(root)))
+        for name, path in FILES.items():
+            _write(root / path, _source(name).replace(_COMMAND, _command(root)))
         if instances is not None or not (root / _INSTANCES).exists():
             _write(root / _INSTANCES, _wants(instances or 1))
         if not (root / _SETTINGS).exists():
-            # Passwords may come to stand in it; systemd reads it as root.
+            # Only for root: administrators may add passwords, and systemd reads it as root.
             _write(root / _SETTINGS, _source("payloadd.env"), mode=0o600)
         if _is_running_system(root):
             _run("systemd-sysusers", str(root / _SYSUSERS))
@@ -78,13 +78,13 @@ def install(instances: int | None, root: Path) -> None:
 @systemd.command()
 @_root
 def remove(root: Path) -> None:
-    """Stop and disable payloadd, and take its units away.
+    """Stop and disable payloadd, and remove its units.
 
     Settings (/etc/payloadd), state (/var/lib/payloadd) and the user stay.
     """
     with _errors():
-        ours = [root / place for place in (*_FILES.values(), _INSTANCES)]
-        found = [path for path in ours if path.exists()]
+        installed = [root / path for path in (*FILES.values(), _INSTANCES)]
+        found = [path for path in installed if path.exists()]
         if _is_running_system(root) and (root / _UNITS / _ENABLED[0]).exists():
             _run("systemctl", "disable", "--now", *_ENABLED)
         for path in found:
@@ -97,7 +97,7 @@ def remove(root: Path) -> None:
 
 
 def _source(name: str) -> str:
-    """Return a file as it comes: in the wheel, or beside the package in a checkout."""
+    """Return the text of a file in ``units`` of the wheel, or in ``systemd`` of a checkout."""
     package = Path(__file__).parents[1]
     folders = (package / "units", package.parents[1] / "systemd")
     folder = next(folder for folder in folders if folder.is_dir())
@@ -105,8 +105,8 @@ def _source(name: str) -> str:
 
 
 def _command(root: Path) -> str:
-    """Return the path of the command that runs now, as it is called in ``root``."""
-    # Not resolved: a virtual environment's python is a link to one outside of it.
+    """Return the path of this command as seen inside ``root``."""
+    # Not resolved: the python of a virtual environment is a link to a file outside of it.
     path = Path(sys.executable).with_name("payloadd")
     return str(Path("/") / path.relative_to(root) if path.is_relative_to(root) else path)
 
@@ -127,18 +127,18 @@ def _write(path: Path, text: str, mode: int = 0o644) -> None:
 
 
 def _is_running_system(root: Path) -> bool:
-    """Return whether systemd runs here, as sd_booted(3) finds out, and ``root`` is its system."""
+    """Return whether ``root`` is the running system and systemd manages it (sd_booted(3))."""
     return root == Path("/") and Path("/run/systemd/system").is_dir()
 
 
 def _run(*command: str) -> None:
     click.echo(f"ran      {' '.join(command)}")
-    subprocess.run(command, check=True)  # noqa: S603 - nothing of it comes from outside
+    subprocess.run(command, check=True)  # noqa: S603 - no part of the command is input
 
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """Say in one line what went wrong, and end with exit 1."""
+    """Print an error of the body as one line, and exit with 1."""
     try:
         yield
     except (OSError, subprocess.CalledProcessError) as error:

@@ -1,4 +1,4 @@
-"""Secrets that systemd hands over as files (systemd.exec(5), "CREDENTIALS")."""
+"""Read settings that systemd passes as files (systemd.exec(5), "CREDENTIALS")."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 
 
 def read_credentials(folder: str | None) -> tuple[dict[str, str], list[str]]:
-    """Return name to text (without the last line break) of a credentials directory; problems."""
+    """Read a credentials directory; returns texts by file name, and problems.
+
+    Line breaks at the end of a file are removed. Without a folder both are empty.
+    """
     if not folder:
         return {}, []
     try:

@@ -1,6 +1,6 @@
-"""What a setting can hold: the types, and the parsers from text.
+"""Types of settings, and the parsers that read them from text.
 
-Every parser raises ValueError, and its message says what is allowed.
+Every parser raises ValueError; the message names the allowed values.
 """
 
 from __future__ import annotations
@@ -8,13 +8,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-Compression = Literal["none", "gzip", "zstd"]
 
 _SIZE_UNITS: Final = {
     "": 1,
@@ -42,7 +40,7 @@ class TcpAddress:
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
-    """A socket in the file system."""
+    """The path of a Unix socket."""
 
     path: str
 
@@ -55,7 +53,7 @@ Address = TcpAddress | UnixAddress
 
 @dataclass(frozen=True, slots=True)
 class FileUrl:
-    """A folder that objects are written below."""
+    """A folder for objects."""
 
     path: Path
 
@@ -69,7 +67,7 @@ class S3Url:
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers within bounds."""
+    """Return a parser of whole numbers from ``least`` to ``most``."""
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= most:
@@ -110,7 +108,7 @@ def duration(least: float, most: float) -> Callable[[str], float]:
 
 
 def one_of(*allowed: str) -> Callable[[str], str]:
-    """Return a parser that takes one of a few words."""
+    """Return a parser that accepts only the words ``allowed``."""
 
     def parse(text: str) -> str:
         if text not in allowed:
@@ -131,12 +129,12 @@ def address(text: str) -> Address:
 
 
 def addresses(text: str) -> tuple[Address, ...]:
-    """Parse a comma list of addresses."""
+    """Parse addresses, separated by commas."""
     return tuple(address(part.strip()) for part in text.split(","))
 
 
 def address_or_off(text: str) -> Address | None:
-    """Parse an address, or ``off``."""
+    """Parse an address; returns None for ``off``."""
     if text == "off":
         return None
     try:
@@ -149,7 +147,7 @@ def store_url(text: str) -> FileUrl | S3Url:
     """Parse ``s3://bucket[/prefix]`` or ``file:///path``."""
     if re.fullmatch(r"file://(?:(?!%00)[^\0])+", text):
         path = unquote(text.removeprefix("file://"))
-        # With a user and a password it is meant for another machine.
+        # Refuse file://user:password@host/path: it names another machine.
         if path.startswith(("/", ".")) or not re.search("[:@]", path):
             return FileUrl(Path(path))
     match = re.fullmatch(r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])((?:/.*)?)", text)
@@ -174,14 +172,14 @@ def endpoint_url(text: str) -> str:
 
 
 def region(text: str) -> str:
-    """Parse the name of a region, AWS's or another S3's."""
+    """Parse the name of a region of AWS or of another S3 service."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", text):
         raise ValueError("a region's name: letters, digits, - and _")
     return text
 
 
 def words(text: str) -> str:
-    """Take any text that is not empty."""
+    """Parse any UTF-8 text that is not blank."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,9 +1,8 @@
-"""Settings: the one place that reads the environment.
+"""Read the settings; no other module reads the environment.
 
-A setting is one field of :class:`Settings`; its metadata holds the default as a
-user would write it, the parser, and a line for the documentation. ``load``
-tries every field and reports all that is wrong in one go, because fixing a
-unit file one restart at a time is a poor way to spend a night.
+A setting is a field of :class:`Settings`. Its metadata holds the default as a user would write it,
+the parser, and a line of documentation. ``load`` parses every field and reports all wrong settings
+together, so that an operator does not need a restart for each.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from payloadd.config.credential_files import read_credentials
 from payloadd.config.parsers import (
     Address,
-    Compression,
     FileUrl,
     S3Url,
     address_or_off,
@@ -38,25 +36,25 @@ if TYPE_CHECKING:
 
 
 LARGEST_OBJECT: Final = 512 * 2**20
-"""Bytes: a dead letter is one row, and SQLite's rows end at 10^9 (https://sqlite.org/limits.html)."""
+"""Bytes; a dead letter is one row, and SQLite's rows have at most 10^9 (sqlite.org/limits.html)."""
 
 
 def _setting(default: str | None, parse: Callable[[str], object], doc: str) -> dict[str, Any]:
-    """Return what a field has to know: the default as a user writes it, parser, and meaning."""
+    """Return the metadata of a field: default as a user writes it, parser, documentation."""
     return {"default": default, "parse": parse, "doc": doc}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything a user can set, parsed: sizes in bytes, durations in seconds."""
+    """All settings, parsed: sizes in bytes, durations in seconds."""
 
     max_workers: int = field(metadata=_setting("64", whole(1, 1024), "upload workers"))
     max_queue: int = field(
-        metadata=_setting("10000", whole(1, 10_000_000), "jobs the memory channel holds")
+        metadata=_setting("10000", whole(1, 10_000_000), "jobs queued in memory")
     )
     max_queue_bytes: int = field(
         metadata=_setting(
-            "64MiB", size(1, 2**40), "payload bytes held in memory, queued or being uploaded"
+            "64MiB", size(1, 2**40), "payload bytes in memory, queued or being uploaded"
         )
     )
     max_length: int = field(
@@ -76,20 +74,18 @@ class Settings:
         metadata=_setting("1024", whole(1, 100_000), "client connections at once")
     )
     max_connections_per_client: int | None = field(
-        metadata=_setting(
-            None, whole(1, 100_000), "client connections at once of one client address"
-        )
+        metadata=_setting(None, whole(1, 100_000), "client connections at once from one address")
     )
     bind: tuple[Address, ...] = field(
         metadata=_setting(
             "127.0.0.1:8080",
             addresses,
-            "where POSTs are taken: comma list; systemd sockets replace it",
+            "addresses for POSTs, with commas between them; systemd sockets replace it",
         )
     )
     admin_bind: Address | None = field(
         metadata=_setting(
-            "127.0.0.1:8081", address_or_off, "where status, metrics and health live; off"
+            "127.0.0.1:8081", address_or_off, "address of health, readiness and metrics; off"
         )
     )
     store_url: FileUrl | S3Url = field(
@@ -109,34 +105,38 @@ class Settings:
     batch_linger: float = field(
         metadata=_setting("1s", duration(0, 3600), "longest that a payload waits for its batch")
     )
-    compression: Compression = field(
+    compression: str = field(
         metadata=_setting("none", one_of("none", "gzip", "zstd"), "compression of objects")
     )
     durability: Literal["memory", "disk"] = field(
-        metadata=_setting("disk", one_of("disk", "memory"), "disk: a 2xx after fsync")
+        metadata=_setting(
+            "disk", one_of("disk", "memory"), "disk: 2xx after fsync; memory: lost on a crash"
+        )
     )
     state_dir: Path = field(
-        metadata=_setting("./payloadd-data", Path, "where journal.db lives; $STATE_DIRECTORY")
+        metadata=_setting(
+            "./payloadd-data", Path, "folder of the journal; $STATE_DIRECTORY under systemd"
+        )
     )
     journal_max_bytes: int = field(
-        metadata=_setting("1GiB", size(1, 2**50), "past it, POST gets 503")
+        metadata=_setting("1GiB", size(1, 2**50), "largest journal; beyond it a POST gets 503")
     )
     drain_timeout: float = field(
-        metadata=_setting("30s", duration(0, 86400), "how long SIGTERM waits for uploads")
+        metadata=_setting("30s", duration(0, 86400), "longest wait for uploads after SIGTERM")
     )
     request_timeout: float = field(
-        metadata=_setting("30s", duration(0.1, 3600), "to receive one whole request")
+        metadata=_setting("30s", duration(0.1, 3600), "longest time to receive a whole request")
     )
     keepalive_timeout: float = field(
-        metadata=_setting("60s", duration(0.1, 86400), "idle connection")
+        metadata=_setting("60s", duration(0.1, 86400), "longest time that a connection is idle")
     )
     upload_timeout: float = field(
-        metadata=_setting("60s", duration(0.1, 3600), "one attempt at one object")
+        metadata=_setting("60s", duration(0.1, 3600), "longest attempt to upload an object")
     )
     tls_cert: Path | None = field(metadata=_setting(None, Path, "certificate chain for BIND, PEM"))
-    tls_key: Path | None = field(metadata=_setting(None, Path, "its key, PEM"))
+    tls_key: Path | None = field(metadata=_setting(None, Path, "key of TLS_CERT, PEM"))
     tls_client_ca: Path | None = field(
-        metadata=_setting(None, Path, "authorities that clients need a certificate of, PEM")
+        metadata=_setting(None, Path, "clients need a certificate of these authorities, PEM")
     )
     log_level: Literal["debug", "info", "warning", "error"] = field(
         metadata=_setting(
@@ -150,7 +150,7 @@ class Settings:
     )
     s3_addressing: Literal["auto", "path", "virtual"] = field(
         metadata=_setting(
-            "auto", one_of("auto", "path", "virtual"), "auto is path with a custom endpoint"
+            "auto", one_of("auto", "path", "virtual"), "auto: path with AWS_ENDPOINT_URL_S3"
         )
     )
     aws_region: str | None = field(metadata=_setting(None, region, "region of the bucket"))
@@ -168,15 +168,15 @@ class Settings:
     )
 
 
-# Where a field is not read from the variable that has its own name.
-_NAMES: Final = {
+ENVIRONMENT_NAMES: Final = {
     "state_dir": ("STATE_DIR", "STATE_DIRECTORY"),
     "aws_region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
     "aws_endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
 }
+"""Names of variables, first one first, of the fields that have another name or several."""
 
-# Documented settings that this version does not have yet. To start without them would be to
-# ignore them silently: a token file that is not enforced, an object option that is not sent.
+# Documented settings that this version does not have yet. The daemon does not start with them: it
+# would ignore them silently, such as a token file that is not enforced.
 _NOT_BUILT: Final = {
     "AUTH_TOKENS": "bearer tokens",
     "CLIENT_ADDRESS": "addresses of clients behind a proxy",
@@ -209,18 +209,18 @@ def load(
     environ: Mapping[str, str] | None = None,
     check: Callable[[Mapping[str, Any]], list[str]] | None = None,
 ) -> Settings:
-    """Read the settings from ``environ`` (the process's own when None).
+    """Read the settings from ``environ``, by default the environment of the process.
 
-    Files in ``$CREDENTIALS_DIRECTORY`` (systemd.exec(5), "CREDENTIALS") that have a
-    setting's name in lower case win over the variable. ``check`` is shown the values that
-    were read and returns what else is wrong with them. Raises SettingsError with every wrong
-    setting, its value and what is allowed.
+    A file in ``$CREDENTIALS_DIRECTORY`` (systemd.exec(5), "CREDENTIALS") with the name of a
+    setting in lower case takes precedence over the variable. ``check`` gets the parsed values and
+    returns further problems. Raises SettingsError with every wrong setting, its value and the
+    allowed values.
     """
     environ = os.environ if environ is None else environ
     credentials, problems = read_credentials(environ.get("CREDENTIALS_DIRECTORY"))
     values: dict[str, object] = {}
     for item in fields(Settings):
-        names = _NAMES.get(item.name, (item.name.upper(),))
+        names = ENVIRONMENT_NAMES.get(item.name, (item.name.upper(),))
         name, text = _find(names, environ, credentials)
         text = item.metadata["default"] if text is None else text
         try:
@@ -239,12 +239,12 @@ def load(
 def _find(
     names: tuple[str, ...], environ: Mapping[str, str], credentials: Mapping[str, str]
 ) -> tuple[str, str | None]:
-    """Return the name under which a setting was found, and its text (None: not set)."""
+    """Return the first name that is set, and its text; the first name and None without one."""
     for name in names:
         if name.lower() in credentials:
             return name, credentials[name.lower()]
     for name in names:
-        # `NAME=` in a unit's environment file is how administrators leave a line unset.
+        # An empty value counts as not set: environment files of units often have lines `NAME=`.
         if environ.get(name):
             return name, environ[name]
     return names[0], None
@@ -252,14 +252,14 @@ def _find(
 
 def _not_built(environ: Mapping[str, str], credentials: Mapping[str, str]) -> list[str]:
     return [
-        f"{name}: is set, but {what}: not built yet in this version; unset it"
-        for name, what in _NOT_BUILT.items()
+        f"{name}: is set, but {feature}: not built yet in this version; unset it"
+        for name, feature in _NOT_BUILT.items()
         if _find((name,), environ, credentials)[1] is not None
     ]
 
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
-    """Name settings that are right alone and wrong together."""
+    """Return problems of settings that are allowed alone and not together."""
     length = values.get("max_length", 0)
     problems = [
         f"{name.upper()}: {values[name]} bytes is not allowed;"

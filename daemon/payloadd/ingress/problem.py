@@ -110,7 +110,7 @@ def too_many(max_payloads: int) -> Problem:
     return Problem("TOO_LARGE", detail)
 
 
-def explained(status: int) -> Problem:
+def problem_for_status(status: int) -> Problem:
     """Return an answer with a body instead of an empty one of Hypercorn.
 
     Hypercorn answers without a body to input that it cannot parse.

@@ -16,7 +16,7 @@ from payloadd.journal.sqlite.damage_report import DamageReport
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import SqliteJournal
 from payloadd.journal.sqlite.lock import lock
-from payloadd.journal.sqlite.preflight import try_journal
+from payloadd.journal.sqlite.offline import try_journal
 from payloadd.journal.sqlite.schema import FILE, waiting_payloads
 from payloadd.model.layout import Layout, Layouts
 from payloadd.observe.logs import get_logger
@@ -93,7 +93,7 @@ async def _open_sqlite(
             yield OpenedJournal(journal, layouts)
     finally:
         await journal.aclose()
-        report.tell()
+        report.report_new()
         listener.closed(database.totals.payloads)
 
 

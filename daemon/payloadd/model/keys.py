@@ -1,8 +1,8 @@
-"""Names of objects: the template of ``KEY_TEMPLATE`` and what becomes of it.
+"""Keys of objects: the template of ``KEY_TEMPLATE`` and the keys it makes.
 
-A key follows from the id of a job alone (its time of acceptance is in it), so whoever
-puts the same job again, after a crash or elsewhere, puts it under the same key. The
-prefix of ``STORE_URL`` is added by the store, the compression's suffix by who compresses.
+A key depends on the id of a job alone, which contains the time of acceptance: the same job gets the
+same key again after a crash. The store puts the prefix of ``STORE_URL`` before the key;
+:mod:`payloadd.model.layout` puts the suffix of the object's format behind it.
 """
 
 from __future__ import annotations
@@ -15,37 +15,38 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any, Final
 
 from payloadd.config.parsers import S3Url
-from payloadd.model.formats.ndjson import SUFFIXES
+from payloadd.model.formats import FORMATS
+from payloadd.model.job import accepted_at
 
 if TYPE_CHECKING:
     import uuid
     from collections.abc import Callable, Mapping
 
-# Field to the most bytes it can take.
 _FIELDS: Final = {"date": 10, "hour": 2, "minute": 2, "shard": 2, "id": 36, "host": 64}
+"""The fields of a template, and the most bytes that the value of each has."""
 _ALLOWED: Final = ", ".join(f"{{{name}}}" for name in _FIELDS)
 _LONGEST_KEY: Final = 1024  # bytes of UTF-8: S3, "Object key naming guidelines"
 _LONGEST_SEGMENT: Final = 240  # NAME_MAX is 255; FileStore's temporary name takes five more
-_LONGEST_SUFFIX: Final = max(map(len, SUFFIXES.values()))
+_LONGEST_SUFFIX: Final = max(len(one.suffix) for one in FORMATS.values())
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class KeyTemplate:
-    """A key with fields, checked; get one from :meth:`parse`."""
+    """A checked template of keys; :meth:`parse` makes one."""
 
     def __init__(self, parts: list[tuple[str, str | None]], host: str) -> None:
         self._parts = parts
         self._host = host
         self._sharded = any(name == "shard" for _, name in parts)
-        self._minute = -1
+        self._minute = -1.0
         self._format = ""
 
     @classmethod
     def parse(cls, text: str, *, prefix: str = "", host: str | None = None) -> KeyTemplate:
-        """Return the template that ``text`` writes; ``{{`` and ``}}`` stand for braces.
+        """Return the template in ``text``, in which ``{{`` and ``}}`` stand for braces.
 
-        ``prefix`` is the one the store will add: it only counts for the length. ``host`` is
-        this machine's name if not given. Raises ValueError that says what is allowed.
+        ``prefix`` is the store's, and only counts for the length of the keys. ``host`` is this
+        machine's name by default. Raises ValueError, whose message names the allowed values.
         """
         parts = _split(text)
         name = re.sub(r"[^A-Za-z0-9._-]", "-", host or socket.gethostname())
@@ -54,17 +55,18 @@ class KeyTemplate:
         return template
 
     def render(self, job_id: uuid.UUID) -> str:
-        """Return the key for a UUIDv7; date, hour and minute are its own, in UTC."""
-        minute = (job_id.int >> 80) // 60_000
+        """Return the key of a job; date, hour and minute are those of its id, in UTC."""
+        minute = accepted_at(job_id) // 60
         if minute != self._minute:
-            # Nearly all keys of a minute are rendered within it: the time is written once.
+            # Most keys have the minute of the key before: its text is made once.
             self._format, self._minute = self._for_minute(minute), minute
         fields = {"id": str(job_id)}
         if self._sharded:
             fields["shard"] = f"{zlib.crc32(job_id.bytes) & 0xFF:02x}"
         return self._format % fields
 
-    def _for_minute(self, minute: int) -> str:
+    def _for_minute(self, minute: float) -> str:
+        """Return a format string for the keys of a minute, which is counted from 1970 on."""
         moment = datetime.fromtimestamp(minute * 60, UTC)
         return self._fill(
             {
@@ -79,7 +81,7 @@ class KeyTemplate:
         )
 
     def _longest(self) -> str:
-        """Return a key as long as any; ``.`` and ``/`` only where the template has them."""
+        """Return a key of the largest length; only the template's own text has ``.`` and ``/``."""
         values = {name: "x" * size for name, size in _FIELDS.items()} | {"host": self._host}
         return self._fill(values.__getitem__, str)
 
@@ -90,7 +92,7 @@ class KeyTemplate:
 
 
 def key_problems(values: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the key template, for ``config.load`` to name with the rest."""
+    """Return the problems of the setting ``KEY_TEMPLATE``, for ``config.settings.load``."""
     text, url = values.get("key_template"), values.get("store_url")
     try:
         if text is not None:
@@ -101,7 +103,7 @@ def key_problems(values: Mapping[str, Any]) -> list[str]:
 
 
 def is_text(text: str) -> bool:
-    """Return whether ``text`` can be written in UTF-8 (no lone surrogates)."""
+    """Return whether ``text`` can be encoded in UTF-8: it has no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -110,7 +112,10 @@ def is_text(text: str) -> bool:
 
 
 def _split(text: str) -> list[tuple[str, str | None]]:
-    """Return pairs of literal text and the field after it (None: no field)."""
+    """Return pairs of literal text and the name of the field behind it (None: no field).
+
+    Raises ValueError, as :meth:`KeyTemplate.parse` does.
+    """
     try:
         parsed = list(Formatter().parse(text))
     except ValueError as error:
@@ -124,9 +129,10 @@ def _split(text: str) -> list[tuple[str, str | None]]:
 
 
 def _check(longest: str, prefix: str) -> None:
+    """Raise ValueError if S3 or a file system would refuse the longest key of a template."""
     segments = longest.split("/")
     if not {"", ".", ".."}.isdisjoint(segments):
-        raise ValueError("a key without /, . or .. as a part of its own, at its ends or doubled")
+        raise ValueError("a key with no / at its ends or doubled, and no . or .. between slashes")
     if not is_text(prefix + longest) or _CONTROL.search(longest):
         raise ValueError("UTF-8 without control characters")
     sizes = [len(segment.encode()) for segment in segments]

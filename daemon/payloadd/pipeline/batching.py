@@ -98,7 +98,7 @@ class Batcher:
         channel = self._channel
         jobs = channel.receive_ready(1)
         first = jobs[0]
-        if self._layouts.at(first.seq).alone:
+        if self._layouts.layout_of(first.seq).alone:
             return jobs
         end = self._layouts.end(first.seq)
         capacity = _BatchCapacity(first, end, self._max_payloads, self._max_bytes)

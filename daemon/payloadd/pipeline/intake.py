@@ -77,7 +77,7 @@ class Intake:
         else:
             self._check_job_count(len(groups))
             # The id of the receipt is that of the first job; an empty collection gets an id too.
-            id_, *more = self._ids.take(max(1, len(groups)))
+            id_, *more = self._ids.new_ids(max(1, len(groups)))
             parts = [
                 Part(each, b"\n".join([*group, b""]), len(group))
                 for each, group in zip([id_, *more], groups, strict=False)

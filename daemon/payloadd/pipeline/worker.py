@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 import trio
 
 from payloadd.errors import InvalidObjectError, StoreError, TransientStoreError, UploadOutcome
-from payloadd.model.formats.ndjson import encode
+from payloadd.model.formats import FORMATS
 from payloadd.model.job import Batch
 from payloadd.observe.logs import get_logger
 from payloadd.pipeline.retry import (
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from payloadd.journal.api import Journal
-    from payloadd.model.formats.ndjson import Encoded
+    from payloadd.model.formats.api import EncodedObject
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
     from payloadd.pipeline.accounting import Accounting
@@ -256,7 +256,7 @@ class _CurrentBatch:
 
     batch: Batch
     """Exists only while ``present`` is true, as all that follow."""
-    body: Encoded | None
+    body: EncodedObject | None
     """The object; None until it is encoded."""
     round: int
     """The round of attempts, from 1."""
@@ -304,14 +304,13 @@ class _CurrentBatch:
             del self.batch, self.body
             self.present = False
 
-    async def encoded(self) -> Encoded:
+    async def encoded(self) -> EncodedObject:
         """Return the object of the batch; compress a large one in a thread."""
         batch = self.batch
+        encode = FORMATS[batch.format_name].encode
         if not _is_slow(batch):
-            return encode(batch.pieces, batch.compression)
-        return await trio.to_thread.run_sync(
-            encode, batch.pieces, batch.compression, abandon_on_cancel=True
-        )
+            return encode(batch.jobs)
+        return await trio.to_thread.run_sync(encode, batch.jobs, abandon_on_cancel=True)
 
     def begin_round(self) -> None:
         """Begin the next round: attempts count from 1 again."""
@@ -326,9 +325,9 @@ class _CurrentBatch:
         self.cost = None
         self.body = None
         if not batch.sealed and not _is_slow(batch):
-            self.body = encode(batch.pieces, batch.compression)
+            self.body = FORMATS[batch.format_name].encode(batch.jobs)
 
 
 def _is_slow(batch: Batch) -> bool:
     """Return whether encoding the batch would block the event loop for too long."""
-    return batch.compression != "none" and batch.bytes > _COMPRESS_IN_THREAD
+    return batch.bytes > _COMPRESS_IN_THREAD and FORMATS[batch.format_name].cpu_bound

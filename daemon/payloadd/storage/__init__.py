@@ -1,1 +1,1 @@
-"""Objects out; knows nothing of jobs."""
+"""Stores: where objects go (S3, a folder). This package knows nothing of jobs."""

@@ -1,6 +1,8 @@
-"""What a store is, and how one is opened.
+"""The interface of stores, and ``open_store``, which opens the store of the settings.
 
-Nothing here knows of jobs: a store takes a key and the bytes of one object.
+A store knows nothing of jobs: it is given a key and the bytes of one object. To add a store: write
+a module that implements :class:`Store`, open it in ``open_store``, accept its URL in
+``config/parsers.py``, and add a fixture to ``tests/storage/test_contract.py``.
 """
 
 from __future__ import annotations
@@ -16,48 +18,55 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from payloadd.config.settings import Settings
-    from payloadd.model.formats.ndjson import Encoded
+    from payloadd.model.formats.api import EncodedObject
 
 _CLOSE_SECONDS: Final = 2.0
 
 
 class Store(Protocol):
-    """Where objects go.
+    """A place for objects. Every store keeps these rules, which ``test_contract.py`` checks.
 
-    The contract, the same for every store:
-
-    * ``put`` returns only after the object is durable under its key. It makes
-      one attempt; whoever calls decides about the next one, and how long this one may
-      take: a store that hangs is cancelled.
-    * ``put`` is idempotent: the same key and bytes may be put again after any
-      error or crash, and one object is there afterwards.
-    * Everything that goes wrong is a :class:`~payloadd.errors.StoreError`: one of
-      ``TransientStoreError``, ``OperatorStoreError``, ``InvalidObjectError``.
-    * Any number of calls may run at once, and each may be cancelled.
+    * ``put`` returns only after the object is durable under its key. It makes one attempt. The
+      caller decides about the next attempt, and cancels a ``put`` that takes too long.
+    * ``put`` is idempotent: after any error, cancellation or crash the same key and bytes may be
+      put again, and one object is there afterwards.
+    * A reader of the store never sees a part of an object.
+    * Every failure is a :class:`~payloadd.errors.StoreError`: ``TransientStoreError``,
+      ``OperatorStoreError`` or ``InvalidObjectError``.
+    * Any number of calls may be in progress at the same time, and each may be cancelled.
     """
 
-    async def put(self, key: str, body: Encoded) -> None:
-        """Store one object; raises StoreError."""
+    async def put(self, key: str, body: EncodedObject) -> None:
+        """Store one object; an object with the same key is replaced. Raises StoreError."""
         ...
 
     async def delete(self, key: str) -> None:
-        """Take one object away, for ``payloadd check``; raises StoreError."""
+        """Delete one object, for ``payloadd check``; a missing object is no error.
+
+        Raises StoreError.
+        """
         ...
 
     async def identify(self) -> str:
-        """Return whom the store takes us for, without secrets; raises StoreError if nobody."""
+        """Return the identity that the store sees, without secrets, in one line.
+
+        Raises StoreError if there are no credentials.
+        """
         ...
 
     async def aclose(self) -> None:
-        """Give connections back. No ``put`` may be under way."""
+        """Close connections; no call may be in progress."""
         ...
 
 
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
-    """Open the store that ``STORE_URL`` names for the time of the block; raises StartError."""
-    # Imported here: the pipeline takes the protocol from this room, and must not get httpx
-    # and botocore with it.
+    """Open the store of ``STORE_URL`` for the time of the block.
+
+    Raises StartError or SettingsError.
+    """
+    # Imported here: the pipeline imports this module for the protocol, and must not import httpx
+    # with it.
     store: Store
     if isinstance(settings.store_url, FileUrl):
         from payloadd.storage.file import open_file_store  # noqa: PLC0415

@@ -1,13 +1,13 @@
-"""Objects as files: the embedded default, and any mounted file system.
+"""A store in a folder: the default, and for any mounted file system.
 
-A file appears under its name only when all of it is on the disk: it is written under a
-temporary name, synced, renamed, and the folder synced (rename(2), fsync(2)). The
-temporary name follows from the final one, so that trying again after a crash takes the
-same name and leaves nothing behind.
+A file gets its final name only after all of its bytes are on the disk: it is written under a
+temporary name, synced and renamed, and its folder is synced (rename(2), fsync(2)). The temporary
+name depends on the final name alone, so the next attempt after a crash removes the file that the
+attempt before has left.
 
-The group may read objects and list folders, as far as the umask lets it. A temporary file is
-always a new one: a link that another process has put in its place is removed, never followed
-or written through.
+The group may read objects and list folders, as far as the umask allows. A temporary file is always
+a new file: a link that another process has put in its place is removed, never followed or written
+through.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from payloadd.model.formats.ndjson import Encoded
+    from payloadd.model.formats.api import EncodedObject
 
-# More threads only wait for the same disk.
 _THREADS: Final = 16
+"""Files that are written at the same time; more threads would wait for the same disk."""
 _FILE_MODE: Final = 0o640
 _FOLDER_MODE: Final = 0o750
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-# Folders known to be on the disk; a year of hourly ones fits.
-_FOLDERS: Final = 10_000
+_MOST_FOLDERS: Final = 10_000
+"""Folders that are remembered as synced; one folder an hour for a year fits."""
 
-_NEVER: Final = {errno.ENAMETOOLONG, errno.EILSEQ}
-_SOON: Final = {
+_INVALID: Final = {errno.ENAMETOOLONG, errno.EILSEQ}
+_TRANSIENT: Final = {
     errno.EINTR,
     errno.EAGAIN,
     errno.EBUSY,
@@ -53,46 +53,49 @@ _SOON: Final = {
     errno.ENOMEM,
     errno.ESTALE,
     errno.ETIMEDOUT,
-    errno.ENOENT,  # somebody took a folder away: the next attempt makes it again
+    errno.ENOENT,  # another process removed a folder: the next attempt creates it again
 }
 
 
 class FileStore:
-    """A store in a folder; see :class:`~payloadd.storage.api.Store` for the contract.
+    """A store in the folder ``root``; see :class:`~payloadd.storage.api.Store`.
 
-    A cancelled ``put`` ends its file first: to abandon the thread would let two of them
-    write one temporary file.
+    A cancelled ``put`` finishes its file first: if the thread were abandoned, the next ``put`` of
+    the key could write the same temporary file at the same time.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, most_folders: int = _MOST_FOLDERS) -> None:
+        """``most_folders`` bounds the folders that are remembered as synced."""
         self._root = root
+        self._most_folders = most_folders
         self._limiter = trio.CapacityLimiter(_THREADS)
-        # Read and written in several threads; a folder that is in it too late is synced twice.
-        self._durable = {root}
+        # Shared by all threads without a lock: a folder that is added late is synced twice.
+        self._synced = {root}
 
-    async def put(self, key: str, body: Encoded) -> None:
-        """Write one file; raises StoreError."""
+    async def put(self, key: str, body: EncodedObject) -> None:
+        """Write one file. Raises StoreError."""
         path = self._path(key)
         await self._in_thread(lambda: self._write(path, body.pieces))
 
     async def delete(self, key: str) -> None:
-        """Take one file away; that it is not there is no error."""
+        """Delete one file; a missing file is no error. Raises StoreError."""
         path = self._path(key)
         await self._in_thread(lambda: path.unlink(missing_ok=True))
 
     async def identify(self) -> str:
-        """Return the process's user: the file system goes by it."""
+        """Return the user of the process, whose rights the file system checks."""
         await trio.lowlevel.checkpoint()
         return f"none needed, files are written as user {os.geteuid()}"
 
     async def aclose(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file is open between two calls."""
         await trio.lowlevel.checkpoint()
 
     def _path(self, key: str) -> Path:
+        """Return the path of a key. Raises InvalidObjectError for a key that is no file name."""
         parts = key.split("/")
         if not {"", ".", ".."}.isdisjoint(parts) or "\0" in key or not is_text(key):
-            raise InvalidObjectError("KeyOutsideRoot", f"no name for a file: {key!r}")
+            raise InvalidObjectError("KeyOutsideRoot", f"not allowed as a file name: {key!r}")
         return self._root.joinpath(*parts)
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
@@ -112,34 +115,34 @@ class FileStore:
             temporary.replace(path)
             sync_folder(path.parent)
         except OSError as error:
-            self._durable = {self._root}
+            self._synced = {self._root}
             with suppress(OSError):
-                temporary.unlink()  # on a full disk its bytes are wanted back
+                temporary.unlink()  # frees its bytes on a full disk
             if error.errno == errno.ENOENT and not self._root.is_dir():
-                # Not made again: under a disk that is not mounted it would fill the wrong one.
+                # Not created again: if a disk is no longer mounted, another disk would be filled.
                 raise OSError(
                     errno.ENODEV, "the folder of STORE_URL is gone", self._root
                 ) from error
             raise
 
     def _make(self, folder: Path) -> None:
-        """Make a folder and those above it, and bring their names to the disk.
+        """Create a folder and its missing parents, and sync their names to the disk.
 
-        A folder that another thread just made may not be on the disk yet, so whoever does
-        not know better syncs.
+        A folder that exists may have been created by another thread that has not synced it yet.
+        Therefore every folder is synced once, unless it is remembered as synced.
         """
-        if folder in self._durable:
+        if folder in self._synced:
             return
         self._make(folder.parent)
         folder.mkdir(_FOLDER_MODE, exist_ok=True)
         sync_folder(folder.parent)
-        if len(self._durable) >= _FOLDERS:
-            self._durable = {self._root}
-        self._durable.add(folder)
+        if len(self._synced) >= self._most_folders:
+            self._synced = {self._root}
+        self._synced.add(folder)
 
 
 def _create(temporary: Path) -> int:
-    """Return a descriptor of a new file; what a crash left under its name is removed first."""
+    """Return the descriptor of a new file; a file left by a crash is removed first."""
     try:
         return os.open(temporary, _NEW_FILE, _FILE_MODE)
     except FileExistsError:
@@ -148,7 +151,7 @@ def _create(temporary: Path) -> int:
 
 
 async def open_file_store(root: Path) -> FileStore:
-    """Return a store in ``root``, which is made if it is not there; raises StartError."""
+    """Return a store in ``root``, which is created if it is missing. Raises StartError."""
     try:
         return FileStore(await trio.to_thread.run_sync(_make_root, root))
     except OSError as error:
@@ -156,7 +159,7 @@ async def open_file_store(root: Path) -> FileStore:
 
 
 def _make_root(root: Path) -> Path:
-    """Make the folder with those above it, all synced; returns its absolute path."""
+    """Create the folder and its missing parents, all synced, and return its absolute path."""
     root = root.absolute()
     make_folder(root, _FOLDER_MODE)
     sync_folder(root)
@@ -166,8 +169,8 @@ def _make_root(root: Path) -> Path:
 def _store_error(error: OSError) -> StoreError:
     code = errno.errorcode.get(error.errno or 0, "EIO")
     message = f"{error.strerror or error}: {error.filename or 'object'}"
-    if error.errno in _NEVER:
+    if error.errno in _INVALID:
         return InvalidObjectError(code, message)
-    if error.errno in _SOON:
+    if error.errno in _TRANSIENT:
         return TransientStoreError(code, message)
     return OperatorStoreError(code, message)

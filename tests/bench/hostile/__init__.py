@@ -1,4 +1,4 @@
-"""Hostile clients beside honest ones: how long small POSTs wait, and what the daemon holds.
+"""Hostile clients and honest ones: answer times of small POSTs, and the daemon's memory.
 
 One process sends the worst allowed requests of one kind, another measures small POSTs.
 """

@@ -1,4 +1,4 @@
-"""What hostile clients are told: HTTP/1.1 answers, cut out of the stream and counted."""
+"""Count the HTTP/1.1 answers that hostile clients get."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _CODE: Final = re.compile(rb'"code":"([A-Z_]+)"')
 
 
 def name_of(status: int, body: bytes) -> str:
-    """Return what an answer is counted as: ``202``, ``503 BUSY``."""
+    """Return the name under which an answer is counted: ``202``, ``503 BUSY``."""
     code = _CODE.search(body) if status >= 400 else None
     return str(status) if code is None else f"{status} {code[1].decode()}"
 
 
 class AnswerReader:
-    """Cut what comes into HTTP/1.1 answers with a Content-Length, and count them."""
+    """Split a stream into HTTP/1.1 answers with a Content-Length, and count them."""
 
     def __init__(self, tally: MutableMapping[str, int]) -> None:
         self._tally = tally
         self._data = b""
 
     def feed(self, data: bytes) -> int:
-        """Take what came; return how many answers that completed."""
+        """Read received bytes; returns the number of answers that they complete."""
         data = self._data + data
         start = count = 0
         while (end := data.find(_END, start)) >= 0:

@@ -1,4 +1,4 @@
-"""Request bodies that cost a daemon far more than they cost the client that sends them."""
+"""Request bodies that cost the daemon far more than the client that sends them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ NDJSON: Final = "application/x-ndjson"
 
 _OPEN: Final = b'{"payloads":['
 _CLOSE: Final = b"]}"
-# msgspec 0.19 on CPython 3.11 reads 996 arrays inside the list of payloads; fewer are taken where
-# the stack is deeper.
+# msgspec 0.19 on CPython 3.11 accepts 996 nested arrays in the list of payloads, fewer if the
+# stack is deeper.
 _DEEP: Final = 900
 
 
 def collection(payloads: bytes) -> bytes:
-    """Return the JSON body with these payloads, commas between them included."""
+    """Return a JSON body; ``payloads`` is the text between the brackets, with commas."""
     return _OPEN + payloads + _CLOSE
 
 
 def deep() -> bytes:
-    """Return a body of MAX_LENGTH: payloads that are nested almost as deep as is accepted."""
+    """Return a body of MAX_LENGTH with payloads nested almost as deep as accepted."""
     one = b"[" * _DEEP + b"]" * _DEEP
     count = (MAX_LENGTH - len(collection(b""))) // (len(one) + 1)
     return collection(b",".join([one] * count))
 
 
 def too_deep() -> bytes:
-    """Return a body of MAX_LENGTH that opens arrays and closes none."""
+    """Return a body of MAX_LENGTH that begins arrays and ends none."""
     return _OPEN + b"[" * (MAX_LENGTH - len(_OPEN))
 
 
@@ -60,7 +60,7 @@ def lines(count: int) -> bytes:
 
 
 def spaces(length: int) -> bytes:
-    """Return a JSON body of ``length`` bytes: white space in front of one payload."""
+    """Return a JSON body of ``length`` bytes: white space before one payload."""
     return collection(b"1").rjust(length)
 
 
@@ -112,14 +112,14 @@ def post(body: bytes, content_type: str, *headers: str) -> bytes:
 
 
 def post_chunked(body: bytes, content_type: str, size: int = 65_536) -> bytes:
-    """Return a POST whose body comes in chunks of ``size`` bytes."""
+    """Return a POST with a body in chunks of ``size`` bytes."""
     pieces = (body[start : start + size] for start in range(0, len(body), size))
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
     return _head(content_type, "Transfer-Encoding: chunked") + chunks + b"0\r\n\r\n"
 
 
 def post_without_body(length: int) -> bytes:
-    """Return the head of a POST that says that ``length`` bytes follow."""
+    """Return the head of a POST with a Content-Length of ``length``, without the body."""
     return _head(JSON, f"Content-Length: {length}")
 
 

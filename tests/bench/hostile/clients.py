@@ -1,4 +1,4 @@
-"""What a hostile client does on one connection, without sockets: ``engine.py`` has those."""
+"""Hostile clients on one connection each, without sockets, which are in ``engine.py``."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Sequence
 
-_PATIENCE: Final = 3.0
-"""Seconds that a round waits for all of its connections."""
+_ROUND_TIMEOUT: Final = 3.0
+"""Seconds that a round waits for all its connections."""
 _PAUSE: Final = 0.5
 _FIRST_WINDOW: Final = 65_535
 
 
 class Client:
-    """One connection. This one opens and says nothing."""
+    """One connection; this base class sends nothing."""
 
     leaves = False
-    """Whether the client closes the connection now."""
+    """Whether the engine has to close the connection."""
 
     def next_bytes(self) -> bytes:
-        """Return what to send next, b"" for nothing yet; asked when all before has been sent."""
+        """Return the next bytes to send, b"" for none yet; called when all others are sent."""
         return b""
 
     def received(self, data: bytes) -> None:
-        """Take what came."""
+        """Process received bytes."""
 
     def tick(self) -> None:
-        """Look at the time; called twenty times a second."""
+        """Act on the time; called twenty times a second."""
 
 
 class Repeater(Client):
-    """Send a block of requests, and the next one when all of it has been answered."""
+    """Send a block of requests, and the next block when all are answered."""
 
     def __init__(self, tally: Counter[str], blocks: Sequence[bytes], answers: int = 1) -> None:
         self._blocks = blocks
@@ -49,7 +49,7 @@ class Repeater(Client):
         self._number = 0
 
     def next_bytes(self) -> bytes:
-        """Return a block once the one before has been answered."""
+        """Return a block once the one before is answered."""
         if self._missing > 0:
             return b""
         self._missing = self._answers
@@ -62,7 +62,7 @@ class Repeater(Client):
 
 
 class Trickler(Client):
-    """Send a beginning, and then a small piece now and then."""
+    """Send a beginning, and then small pieces with pauses between."""
 
     def __init__(self, tally: Counter[str], first: bytes, piece: bytes, every: float) -> None:
         self._reader = AnswerReader(tally)
@@ -72,7 +72,7 @@ class Trickler(Client):
         self._due = time.monotonic() + every
 
     def next_bytes(self) -> bytes:
-        """Return what is due."""
+        """Return the beginning, or a piece that is due."""
         data, self._waiting = self._waiting, b""
         return data
 
@@ -81,7 +81,7 @@ class Trickler(Client):
         self._reader.feed(data)
 
     def tick(self) -> None:
-        """Have a piece sent when its time has come."""
+        """Make a piece due when its pause is over."""
         now = time.monotonic()
         if now >= self._due:
             self._due = now + self._every
@@ -89,13 +89,13 @@ class Trickler(Client):
 
 
 class HelloSender(Client):
-    """Begin a TLS handshake, and leave once the server has done its part of it."""
+    """Begin a TLS handshake, and leave after the server's part of it."""
 
     def __init__(self, hello: bytes) -> None:
         self._waiting = hello
 
     def next_bytes(self) -> bytes:
-        """Return the ClientHello at first."""
+        """Return the ClientHello, once."""
         data, self._waiting = self._waiting, b""
         return data
 
@@ -105,7 +105,7 @@ class HelloSender(Client):
 
 
 class Leaver(Client):
-    """Leave as soon as there is a connection."""
+    """Leave as soon as the connection is made."""
 
     def next_bytes(self) -> bytes:
         """Return nothing, and leave."""
@@ -114,7 +114,7 @@ class Leaver(Client):
 
 
 class Round:
-    """Connections that leave together, once all have sent what they have to send."""
+    """Connections that leave together once all have sent their bytes."""
 
     def __init__(self, connections: int) -> None:
         self._connections = connections
@@ -123,9 +123,9 @@ class Round:
         self.number = 0
 
     def sent(self) -> None:
-        """Count one that has sent all."""
+        """Count a connection that has sent all its bytes."""
         self._sent += 1
-        patience = _PAUSE if self._sent == self._connections else _PATIENCE
+        patience = _PAUSE if self._sent == self._connections else _ROUND_TIMEOUT
         if self._sent in (1, self._connections):
             self._ends = time.monotonic() + patience
 
@@ -139,7 +139,7 @@ class Round:
 
 
 class HalfSender(Client):
-    """Send most of a request, and leave with all others of the round."""
+    """Send most of a request, and leave together with the round."""
 
     def __init__(self, together: Round, data: bytes) -> None:
         self._round = together
@@ -148,7 +148,7 @@ class HalfSender(Client):
         self._told = False
 
     def next_bytes(self) -> bytes:
-        """Return all of it at first."""
+        """Return the bytes, once."""
         data, self._data = self._data, b""
         if not data and not self._told:
             self._told = True
@@ -161,7 +161,7 @@ class HalfSender(Client):
 
 
 class Flooder(Client):
-    """Speak HTTP/2: send blocks of frames, one behind the other, whatever is answered."""
+    """Send blocks of HTTP/2 frames without waiting for answers."""
 
     def __init__(self, tally: Counter[str], blocks: Sequence[bytes], *, endless: bool) -> None:
         self._blocks = blocks
@@ -187,7 +187,7 @@ class Flooder(Client):
 
 
 class Http2Poster(Client):
-    """Speak HTTP/2: send ``streams`` POSTs side by side, and one more for each answer."""
+    """Send ``streams`` HTTP/2 POSTs at the same time, and a new one for each answer."""
 
     def __init__(self, tally: Counter[str], body: bytes, streams: int) -> None:
         self._tally = tally
@@ -202,7 +202,7 @@ class Http2Poster(Client):
         )
         self._window = self._first_window = _FIRST_WINDOW
         self._sent: dict[int, int] = {}
-        """How much of its body each open stream has sent."""
+        """The bytes of its body that each open stream has sent."""
         self._windows: dict[int, int] = {}
         self._status: dict[int, int] = {}
         self._next_stream = 1
@@ -211,13 +211,13 @@ class Http2Poster(Client):
             self._open()
 
     def next_bytes(self) -> bytes:
-        """Return frames that wait, and then as much of the bodies as the windows allow."""
+        """Return waiting frames, and then as much of the bodies as the windows allow."""
         data = b"".join(self._waiting)
         self._waiting.clear()
         return data or self._piece()
 
     def received(self, data: bytes) -> None:
-        """Keep the windows, and count answers."""
+        """Update the windows, and count answers."""
         for kind, flags, stream, payload in self._reader.feed(data):
             self._frame(kind, flags, stream, payload)
 
@@ -228,7 +228,7 @@ class Http2Poster(Client):
         self._waiting.append(http2.frame(http2.HEADERS, http2.END_HEADERS, stream, self._block))
 
     def _piece(self) -> bytes:
-        """Return the next DATA frame, of the stream that has sent least."""
+        """Return the next DATA frame of the stream that has sent the least."""
         open_streams = [one for one in self._sent if self._windows[one] > 0]
         if self._window <= 0 or not open_streams:
             return b""
@@ -279,7 +279,7 @@ class Http2Poster(Client):
             headers = dict(self._hpack.decode(payload, raw=True))
             return int(headers[b":status"])
         except (HPACKError, KeyError):
-            self.leaves = True  # padding or continuation: none of what the daemon sends
+            self.leaves = True  # padding or continuation, which the daemon does not send
             return 0
 
     def _end(self, stream: int) -> None:

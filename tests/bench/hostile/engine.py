@@ -1,4 +1,4 @@
-"""The sockets of hostile clients: one thread, one epoll, one connection for each client."""
+"""The sockets of hostile clients: one thread, one epoll, one connection a client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _READ_BYTES: Final = 65_536
 _WRITE_BYTES: Final = 262_144
 _TICK: Final = 0.05
-# SO_LINGER with no time: the kernel sends RST, and keeps no port in TIME_WAIT.
+# SO_LINGER with 0 s: the kernel sends RST, and keeps no port in TIME_WAIT.
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -28,12 +28,12 @@ class _Connection:
     client: Client
     rest: memoryview
     opened: bool = False
-    """Whether the connection is there: the socket has been writable."""
+    """Whether the connection is made, which is when the socket becomes writable."""
     watches_writes: bool = True
 
 
 class Engine:
-    """Keep ``connections`` connections to a port; each that ends is replaced by a new one."""
+    """Keep ``connections`` connections to a port; a new one replaces each that ends."""
 
     def __init__(
         self, port: int, connections: int, make: Callable[[], Client], tally: Counter[str]
@@ -46,7 +46,7 @@ class Engine:
         self._wanted = connections
 
     def run(self, seconds: float) -> None:
-        """Attack for so long, then close all connections."""
+        """Attack for ``seconds`` seconds, then close all connections."""
         try:
             self._run(time.monotonic() + seconds)
         finally:
@@ -57,7 +57,7 @@ class Engine:
     def _run(self, end: float) -> None:
         tick = time.monotonic()
         while (now := time.monotonic()) < end:
-            # A few at a time: to open thousands at once would delay what is open already.
+            # A few at a time: opening thousands would delay the open connections.
             for _ in range(min(64, self._wanted - len(self._connections))):
                 self._open()
             if now >= tick:
@@ -113,7 +113,7 @@ class Engine:
                 connection.rest = memoryview(connection.client.next_bytes())
 
     def _watch(self, connection: _Connection) -> None:
-        """Wait for room in the socket only where there is something to send."""
+        """Wait for a writable socket only if there are bytes to send."""
         if not connection.rest:
             connection.rest = memoryview(connection.client.next_bytes())
         if connection.watches_writes != bool(connection.rest):

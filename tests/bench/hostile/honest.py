@@ -1,9 +1,9 @@
 """The process of the honest clients: ``python -m tests.bench.hostile.honest PORT [tls]``.
 
-Each client posts one small payload every 20 to 50 ms and measures how long its answer takes.
-Two open a connection for each POST, which is part of the time. All end when standard input
-does; then every POST is printed as JSON: when it was sent, on the clock of
-``time.monotonic``, its seconds, and its answer.
+Each client posts one small payload every 20 to 50 ms and measures the time until its answer. Two of
+them open a connection for each POST, which is part of the time. All end at the end of standard
+input; then every POST is printed as JSON: when it was sent, on the clock of ``time.monotonic``, its
+seconds, and its answer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Sample = tuple[float, float, str]
 
 
 class _Client:
-    """One honest client, in a thread of its own: little is shared, so little is waited for."""
+    """One honest client in its own thread; threads share little, so they do not wait for locks."""
 
     def __init__(self, port: int, tls: ssl.SSLContext | None, *, keeps: bool) -> None:
         self._port = port

@@ -1,4 +1,4 @@
-"""HTTP/2 as a hostile client speaks it (RFC 9113): frames made once, sent without a library."""
+"""HTTP/2 frames of hostile clients (RFC 9113), made once and sent without a library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACK: Final = 1
 END_STREAM: Final = 1
 END_HEADERS: Final = 4
 INITIAL_WINDOW_SIZE: Final = 4
-"""The setting's identifier."""
+"""The identifier of this setting."""
 LARGEST_FRAME: Final = 16_384
 
 NAMES: Final = {
@@ -42,17 +42,17 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0)
-"""What a client with prior knowledge says first; its settings are the defaults."""
+"""The preface of a client with prior knowledge, with default settings."""
 
 
 class FrameReader:
-    """Cut what comes into frames."""
+    """Split a stream into frames."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-        """Yield type, flags, stream and payload of every frame that is complete."""
+        """Yield type, flags, stream and payload of every complete frame."""
         data = self._rest + data
         start = 0
         while len(data) - start >= _HEADER_BYTES:
@@ -66,25 +66,25 @@ class FrameReader:
 
 
 def header_block(method: str, path: str, *more: tuple[str, str]) -> bytes:
-    """Return a header block that is right at any place of any connection."""
+    """Return a header block that is valid at any point of any connection."""
     first = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "bench")]
-    # A new encoder refers to nothing that an earlier block has put into the dynamic table.
+    # A new encoder does not refer to entries of earlier blocks in the dynamic table.
     block: bytes = Encoder().encode([*first, *more])
     return block
 
 
 def pings(count: int) -> bytes:
-    """Return so many PING frames that ask for an answer."""
+    """Return ``count`` PING frames, each of which has to be answered."""
     return frame(PING, 0, 0, b"12345678") * count
 
 
 def settings(count: int) -> bytes:
-    """Return so many empty SETTINGS frames, each of which has to be acknowledged."""
+    """Return ``count`` empty SETTINGS frames, each of which has to be acknowledged."""
     return frame(SETTINGS, 0, 0) * count
 
 
 def requests(streams: Iterable[int], *, reset: bool) -> bytes:
-    """Return a GET on each stream; ``reset``: cancelled right behind it (CVE-2023-44487)."""
+    """Return a GET on each stream, cancelled immediately with ``reset`` (CVE-2023-44487)."""
     block = header_block("GET", "/healthz")
     frames = []
     for stream in streams:
@@ -95,7 +95,7 @@ def requests(streams: Iterable[int], *, reset: bool) -> bytes:
 
 
 def endless_headers(count: int) -> bytes:
-    """Return a head that ends nowhere: so many small CONTINUATION frames (CVE-2024-27316)."""
+    """Return a head without end: ``count`` small CONTINUATION frames (CVE-2024-27316)."""
     first = frame(HEADERS, 0, 1, header_block("GET", "/healthz"))
     # A literal without indexing, of a name and a value of one byte.
     return first + frame(CONTINUATION, 0, 1, b"\x00\x01a\x01b") * count

@@ -33,9 +33,9 @@ _ZSTD: Final = "Content-Encoding: zstd"
 _GETS: Final = b"GET /healthz HTTP/1.1\r\nHost: bench\r\n\r\n" * 400
 _STREAMS_OF_A_CONNECTION: Final = 20_000
 _BUSY: Final = 1500
-"""Connections: more than MAX_CONNECTIONS."""
+"""Number of connections, more than MAX_CONNECTIONS."""
 _EVERY: Final = 0.5
-"""Seconds after which each busy connection sends something again."""
+"""Seconds after which each busy connection sends bytes again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +44,18 @@ class Kind:
 
     about: str
     prepare: Callable[[Counter[str]], Callable[[], Client]]
-    """Make what is sent, once, and return what makes the client of each connection."""
+    """Make the bytes once, and return a function that makes a client for each connection."""
     connections: int = _CLIENTS
     accepted: bool = False
-    """Whether its payloads are accepted: then large batches are measured as well."""
+    """Whether its payloads are accepted; large batches are measured as well then."""
     tls: bool = False
-    """Whether all clients, the honest ones as well, connect with TLS."""
+    """Whether all clients, honest ones too, use TLS."""
     more_than_slots: bool = False
-    """Whether there are more connections than MAX_CONNECTIONS: honest clients wait for a slot."""
+    """Whether connections exceed MAX_CONNECTIONS, so that honest clients wait for a slot."""
 
 
 def _posts(about: str, make: Callable[[], bytes], *, count: int = 64, ok: bool = True) -> Kind:
-    """Return a kind that sends one request again and again."""
+    """Return a kind that repeats one request."""
 
     def prepare(tally: Counter[str]) -> Callable[[], Client]:
         return partial(Repeater, tally, [make()])
@@ -64,7 +64,7 @@ def _posts(about: str, make: Callable[[], bytes], *, count: int = 64, ok: bool =
 
 
 def _floods(about: str, make: Callable[[], list[bytes]], *, endless: bool) -> Kind:
-    """Return a kind that sends HTTP/2 frames and waits for nothing."""
+    """Return a kind that sends HTTP/2 frames without waiting."""
 
     def prepare(tally: Counter[str]) -> Callable[[], Client]:
         return partial(Flooder, tally, make(), endless=endless)
@@ -116,7 +116,7 @@ def _zstd_members(count: int) -> bytes:
 
 
 def _client_hello() -> bytes:
-    """Return the first record of a TLS handshake. It may be sent on any number of connections."""
+    """Return the first record of a TLS handshake, usable on any number of connections."""
     context = create_default_context()
     context.check_hostname = False
     context.verify_mode = CERT_NONE

@@ -1,7 +1,7 @@
 """The process of the hostile clients: ``python -m tests.bench.hostile.load KIND PORT SECONDS``.
 
-Prints a line when all that it sends is made, begins when a line is read from standard input,
-and prints what came of it as JSON.
+Prints a line when the bytes to send are made, begins after a line on standard input, and prints its
+results as JSON.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from tests.bench.hostile.engine import Engine
 from tests.bench.hostile.kinds import KINDS
 
 _NICE = 5
-"""Where cores are short, the daemon and the honest clients come first."""
+"""Niceness: the daemon and the honest clients get the CPU first."""
 
 
 def main(name: str, port: int, seconds: float) -> None:
-    """Attack once."""
+    """Run one attack."""
     os.nice(_NICE)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

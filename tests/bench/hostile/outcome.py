@@ -1,4 +1,4 @@
-"""What came of one kind of hostile clients, and how it compares with the goals."""
+"""The results for one kind of hostile clients, compared with the goals."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ P99: Final = 0.050
 """Seconds."""
 LONGEST: Final = 0.250
 WITHOUT_SLOT: Final = 1.0
-"""Seconds that take the place of both where honest clients wait for a slot."""
+"""Seconds, the goal instead of both if honest clients wait for a slot."""
 WATCHDOG: Final = 10.0
-"""Seconds between two signs of life that systemd is told to expect."""
+"""Seconds of the watchdog's period."""
 PEAK_RSS: Final = (256 + 64 + 150) * MIB
-"""MAX_REQUEST_BYTES and MAX_QUEUE_BYTES, and what the process itself takes."""
+"""MAX_REQUEST_BYTES, MAX_QUEUE_BYTES and the memory of the process itself, in bytes."""
 RSS_AFTER: Final = 150 * MIB
 ACCEPTED: Final = "202"
 
 Sample = tuple[float, float, str]
-"""When a POST was sent, how long its answer took, in seconds, and what it was."""
+"""When a POST was sent, the seconds until its answer, and the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """From when to when there were hostile clients, and when the measurement ended."""
+    """Begin and end of the attack, and end of the measurement."""
 
     begin: float
     end: float
@@ -41,24 +41,24 @@ class Outcome:
     kind: str
     batches: str
     honest: dict[str, int]
-    """Answers to the POSTs of honest clients that were sent while there were hostile ones."""
+    """Answers to POSTs of honest clients during the attack."""
     p50: float
     p99: float
     longest: float
-    """Of those, and of the POSTs up to the end of the measurement."""
+    """The longest of these, and of the POSTs until the end of the measurement."""
     quiet_p99: float
-    """Before there were hostile clients."""
+    """The 99th percentile before the attack."""
     watchdog_gap: float
     peak_rss: int
     rss_after: int
     cpu_seconds: float
-    """Of the daemon's processes, while there were hostile clients."""
+    """CPU time of the daemon's processes during the attack."""
     load_cpu_seconds: float
     honest_cpu_seconds: float
     tally: dict[str, int]
-    """What the hostile clients got."""
+    """Answers to the hostile clients."""
     disk_errors: int
-    """Answers to all clients."""
+    """Answers with DISK_ERROR to any client."""
     errors: dict[str, int]
     """Events of the daemon's log at level error."""
     ended: bool
@@ -67,7 +67,7 @@ class Outcome:
     """Whether there were more connections than slots."""
 
     def missed(self) -> list[str]:
-        """Return the names of the goals that were not reached."""
+        """Return the names of the goals that were missed."""
         goals = {
             "p99": self.p99 <= (WITHOUT_SLOT if self.more_than_slots else P99),
             "max": self.longest <= (WITHOUT_SLOT if self.more_than_slots else LONGEST),
@@ -81,7 +81,7 @@ class Outcome:
         return [name for name, reached in goals.items() if not reached]
 
     def row(self) -> dict[str, str]:
-        """Return the line of the table."""
+        """Return the row of the table."""
         others = {name: count for name, count in self.honest.items() if name != ACCEPTED}
         return {
             "kind": self.kind,
@@ -104,9 +104,9 @@ class Outcome:
 
 
 def latencies(samples: list[Sample], times: Times) -> tuple[list[Sample], list[float], float]:
-    """Return the POSTs beside hostile clients, and their and the sorted times, and the longest.
+    """Return the POSTs during the attack, their sorted times, and the longest time.
 
-    A POST sent before them that was answered after they began waited for them as well.
+    A POST that was sent before the attack and answered after its begin counts too.
     """
     beside = [
         sample
@@ -123,7 +123,7 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def longest_gap(beats: list[float], times: Times) -> float:
-    """Return the longest time without a sign of life, up to the end of the measurement."""
+    """Return the longest time without WATCHDOG=1, up to the end of the measurement."""
     before = [beat for beat in beats if beat <= times.begin]
     since = [beat for beat in beats if times.begin < beat < times.over]
     moments = [before[-1] if before else times.begin, *since, times.over]
@@ -131,7 +131,7 @@ def longest_gap(beats: list[float], times: Times) -> float:
 
 
 def count_disk_errors(*tallies: dict[str, int]) -> int:
-    """Return how many answers said that the disk failed."""
+    """Return the number of answers with DISK_ERROR."""
     total: Counter[str] = Counter()
     for tally in tallies:
         total.update(tally)

@@ -1,4 +1,4 @@
-"""Run the daemon under each kind of hostile clients, and measure what honest ones notice."""
+"""Run the daemon under each kind of hostile clients, and measure honest clients."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from tests.support.daemon import ROOT, Daemon, running_daemon
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-_QUIET: Final = 2.0
-_AFTER: Final = 10.0
+QUIET: Final = 2.0
+AFTER: Final = 10.0
 _LAST_ANSWER: Final = 75.0
-"""Seconds; an honest client gives up after 60."""
+"""Seconds to wait for the last answer; an honest client gives up after 60."""
 _PREPARE_WITHIN: Final = 60.0
 
 _BATCHES: Final = {
@@ -49,44 +49,50 @@ _BATCHES: Final = {
 }
 
 
-async def hostile(names: Sequence[str], seconds: float, say: Callable[[str], object]) -> Section:
+async def hostile(names: Sequence[str], seconds: float, report: Callable[[str], object]) -> Section:
     """Measure each kind of hostile clients in turn, each with a new daemon."""
     outcomes = []
     for name in names or KINDS:
         for batches in _BATCHES:
             if batches == "default" or KINDS[name].accepted:
                 outcomes.append(await measure(name, batches, seconds))
-                say(" | ".join(outcomes[-1].row().values()))
+                report(" | ".join(outcomes[-1].row().values()))
     kinds = ", ".join(f"{name}: {KINDS[name].about}" for name in names or KINDS)
     return Section(
         "Hostile clients",
         f"Six honest clients and two that connect for each POST send a payload every 20 to 50 ms"
-        f" while hostile ones attack for {seconds:g} s, 64 of them where nothing else is said,"
+        f" while hostile ones attack for {seconds:g} s, 64 of them unless stated otherwise,"
         f" with the worst request of their kind, again as fast as it is answered. Goals: p99 at"
         f" most 50 ms, no wait above 250 ms, all honest POSTs accepted, a sign of life every"
         f" {WATCHDOG:g} s (the daemon gives one every {WATCHDOG / 4:g} s), resident memory at"
         f" most MAX_REQUEST_BYTES + MAX_QUEUE_BYTES + 150 MiB (470 MiB), and below 150 MiB"
-        f" {_AFTER:g} s after. With more connections than slots: no wait above"
+        f" {AFTER:g} s after. With more connections than slots: no wait above"
         f" {WITHOUT_SLOT:g} s. The kinds: {kinds}.",
         [outcome.row() for outcome in outcomes],
         [asdict(outcome) for outcome in outcomes],
     )
 
 
-async def measure(name: str, batches: str, seconds: float) -> Outcome:
-    """Run a new daemon beside one kind of hostile clients."""
+async def measure(
+    name: str, batches: str, seconds: float, quiet: float | None = None, after: float | None = None
+) -> Outcome:
+    """Measure a new daemon under one kind of hostile clients for ``seconds`` seconds.
+
+    ``quiet`` and ``after`` are the seconds before and after the attack, QUIET and AFTER by default.
+    """
+    pauses = (QUIET if quiet is None else quiet, AFTER if after is None else after)
     with tempfile.TemporaryDirectory(prefix="payloadd-bench-") as text:
         folder = Path(text)
-        async with sink(folder, 1) as store, _signs_of_life(folder) as signs:
-            env = {**SETTINGS, **store.environ, **signs.environ, **_BATCHES[batches]}
+        async with sink(folder, 1) as store, _watchdog_times(folder) as times:
+            env = {**SETTINGS, **store.environ, **times.environ, **_BATCHES[batches]}
             if KINDS[name].tls:
                 env |= _certificate(folder)
             async with running_daemon(folder, env) as daemon:
-                return await _attack(daemon, signs.beats, name, batches, seconds)
+                return await _attack(daemon, times.beats, name, batches, seconds, pauses)
 
 
 def _certificate(folder: Path) -> dict[str, str]:
-    """Write a certificate; returns the settings that name it."""
+    """Write a certificate; returns the settings with its paths."""
     made = trustme.CA().issue_cert("127.0.0.1", key_type=trustme.KeyType.RSA)
     made.cert_chain_pems[0].write_to_path(folder / "cert.pem")
     made.private_key_pem.write_to_path(folder / "key.pem")
@@ -94,7 +100,12 @@ def _certificate(folder: Path) -> dict[str, str]:
 
 
 async def _attack(
-    daemon: Daemon, beats: list[float], name: str, batches: str, seconds: float
+    daemon: Daemon,
+    beats: list[float],
+    name: str,
+    batches: str,
+    seconds: float,
+    pauses: tuple[float, float],
 ) -> Outcome:
     port = daemon.url.rpartition(":")[2]
     async with (
@@ -102,15 +113,15 @@ async def _attack(
         _child("honest", port, *(["tls"] if KINDS[name].tls else [])) as honest,
     ):
         await load.line(_PREPARE_WITHIN)
-        await trio.sleep(_QUIET)
+        await trio.sleep(pauses[0])
         cpu = proc.cpu_seconds(daemon.pid)
         begin = time.monotonic()
-        await load.say("go\n")
+        await load.write("go\n")
         done = json.loads(await load.line(seconds + _LAST_ANSWER))
         await load.end()
         end = time.monotonic()
         cpu = proc.cpu_seconds(daemon.pid) - cpu
-        await trio.sleep(_AFTER)
+        await trio.sleep(pauses[1])
         ended = daemon.process.poll() is not None
         peak, after = (0, 0) if ended else _memory(daemon.pid)
         times = Times(begin, end, time.monotonic())
@@ -143,7 +154,7 @@ async def _attack(
 
 
 def _memory(pid: int) -> tuple[int, int]:
-    """Return the most bytes that a process and all below it have had resident, and have now."""
+    """Return the largest and the current resident memory of a process tree, in bytes."""
     processes = proc.tree(pid)
     return sum(map(proc.peak_rss, processes)), sum(map(proc.rss, processes))
 
@@ -152,27 +163,27 @@ def _errors(daemon: Daemon) -> list[str]:
     return [str(line.get("event")) for line in daemon.log if line.get("level") == "error"]
 
 
-# --- the daemon's signs of life ----------------------------------------------------------------
+# --- WATCHDOG=1 of the daemon ------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Signs:
+class _WatchdogTimes:
     environ: dict[str, str]
     beats: list[float]
-    """When each WATCHDOG=1 came, on the clock of ``time.monotonic``."""
+    """The time of each WATCHDOG=1, on the clock of ``time.monotonic``."""
 
 
 @asynccontextmanager
-async def _signs_of_life(folder: Path) -> AsyncIterator[_Signs]:
-    """Listen to the daemon as systemd does (sd_watchdog_enabled(3))."""
+async def _watchdog_times(folder: Path) -> AsyncIterator[_WatchdogTimes]:
+    """Receive the daemon's notifications as systemd does (sd_watchdog_enabled(3))."""
     path = folder / "notify"
     with trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         await sock.bind(str(path))
         environ = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": str(round(WATCHDOG * 1e6))}
-        signs = _Signs(environ, [])
+        times = _WatchdogTimes(environ, [])
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_listen, sock, signs.beats)
-            yield signs
+            nursery.start_soon(_listen, sock, times.beats)
+            yield times
             nursery.cancel_scope.cancel()
 
 
@@ -182,17 +193,17 @@ async def _listen(sock: trio.socket.SocketType, beats: list[float]) -> None:
             beats.append(time.monotonic())
 
 
-# --- the clients' processes --------------------------------------------------------------------
+# --- processes of the clients ------------------------------------------------------------------
 
 
 class _Child:
-    """A process of clients that is told and tells by lines."""
+    """A process with clients, controlled by lines on its standard input and output."""
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process
         self._read = bytearray()
 
-    async def say(self, text: str) -> None:
+    async def write(self, text: str) -> None:
         """Write to its standard input."""
         assert self._process.stdin is not None
         await self._process.stdin.send_all(text.encode())
@@ -203,7 +214,7 @@ class _Child:
         await self._process.stdin.aclose()
 
     async def line(self, within: float) -> str:
-        """Return its next line, or what it wrote without one before it ended."""
+        """Return the next line of its output, or the rest if it has ended."""
         assert self._process.stdout is not None
         with trio.fail_after(within):
             while b"\n" not in self._read:
@@ -217,7 +228,7 @@ class _Child:
 
 @asynccontextmanager
 async def _child(module: str, *arguments: str) -> AsyncIterator[_Child]:
-    """Run a module of this package from the tree that this process runs; killed at the end."""
+    """Run a module of this package from this checkout; kill it after the body."""
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", f"tests.bench.hostile.{module}", *arguments],
         stdin=subprocess.PIPE,

@@ -1,14 +1,14 @@
-"""What is measured. A peer is a way to run one daemon; :data:`PEERS` names them all.
+"""The daemons that are compared. A peer starts one daemon; :data:`PEERS` lists all peers.
 
-All peers get the same: a listening socket, the same sink, 64 workers or connections, a queue
-of 10,000, and the settings that their own documentation asks for in production.
+All peers get a listening socket, the same sink, 64 workers or connections, a queue of 10,000, and
+the settings that their documentation recommends for production.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tests.bench.peers.others import FASTAPI, SEED, STRAIGHT
+from tests.bench.peers.others import FASTAPI, GO, STRAIGHT
 from tests.bench.peers.payloadd import payloadd
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ BATCHED: Final = payloadd("payloadd, batched")
 IN_MEMORY: Final = payloadd(
     "payloadd, batched, in memory",
     DURABILITY="memory",
-    # What has no journal must hold in the channel what the generator brings in a few seconds.
+    # Without a journal the queue has to hold the payloads of some seconds.
     MAX_QUEUE="1000000",
     MAX_QUEUE_BYTES="4GiB",
 )
@@ -28,7 +28,7 @@ PEERS: Final[dict[str, Peer]] = {
     "one": ONE,
     "batched": BATCHED,
     "memory": IN_MEMORY,
-    "seed": SEED,
+    "go": GO,
     "fastapi": FASTAPI,
     "straight": STRAIGHT,
 }

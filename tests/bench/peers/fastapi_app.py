@@ -1,8 +1,8 @@
-"""The usual asyncio build: FastAPI, a queue, workers, aiobotocore. One object a payload.
+"""The usual asyncio implementation: FastAPI, a queue, workers, aiobotocore. One object a payload.
 
-It promises nothing: a payload is answered for once it is in the queue. A full queue makes
-the handlers, and with them the clients, wait. Run with uvicorn on uvloop and httptools, one
-process, no access log.
+It promises nothing: the answer comes when the payload is in the queue. With a full queue the
+handlers wait, and so do the clients. Run with uvicorn on uvloop and httptools, one process, no
+access log.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Collection(BaseModel):
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """Run the workers for as long as the app serves."""
+    """Run the workers while the app serves."""
     config = AioConfig(max_pool_connections=_WORKERS)
     async with get_session().create_client("s3", config=config) as s3:
         workers = [asyncio.create_task(upload(s3)) for _ in range(_WORKERS)]
@@ -48,7 +48,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
 
 
 async def upload(s3: Any) -> None:  # noqa: ANN401 - botocore makes its classes as it runs
-    """Upload payloads for ever: one worker."""
+    """Run one worker: upload payloads until cancelled."""
     while True:
         body = json.dumps(await _queue.get(), separators=(",", ":")).encode()
         key = f"{datetime.now(UTC):%Y-%m-%d/%H}/{uuid.uuid4()}.json"

@@ -1,4 +1,4 @@
-"""The peers that are not payloadd: programs of this folder."""
+"""The peers other than payloadd: programs in this folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ENVIRON: Final = {"MAX_WORKERS": "64", "MAX_QUEUE": "10000"}
 _IN_MEMORY: Final = "in memory"
 
 _HERE: Final = Path(__file__).parent
-_SEED: Final = _HERE / "seed" / "main.go"
+_GO_SOURCE: Final = _HERE / "go_workers" / "main.go"
 _GOPATH: Final = Path("/usr/share/gocode")
 _SDK: Final = _GOPATH / "src/github.com/aws/aws-sdk-go"
 _GO_PACKAGES: Final = "golang-go golang-github-aws-aws-sdk-go-dev"
@@ -34,7 +34,7 @@ _GO_PACKAGES: Final = "golang-go golang-github-aws-aws-sdk-go-dev"
 def _peer(
     name: str, command: Callable[[Path], Awaitable[list[str]]], missing: Callable[[], str | None]
 ) -> Peer:
-    """Return a peer that is started by what ``command`` returns for a folder of its own."""
+    """Return a peer that runs the program of ``command``, in its own folder."""
 
     @asynccontextmanager
     async def start(folder: Path, store: Sink) -> AsyncIterator[Running]:
@@ -42,18 +42,19 @@ def _peer(
         with listening_socket() as listener:
             env = {**_ENVIRON, **store.environ}
             async with launched(program, listener, folder, env) as running:
-                # With ours open, clients of a process that has ended would wait for ever.
+                # If this process kept the socket open, clients of an ended peer would wait for
+                # ever.
                 listener.close()
                 yield running
 
     return Peer(name, _IN_MEMORY, batched=False, start=start, missing=missing)
 
 
-async def _build_seed(folder: Path) -> list[str]:
+async def _build_go(folder: Path) -> list[str]:
     """Build the Go program, from Debian's packages alone; Go's cache makes it fast."""
-    program = folder / "seed"
+    program = folder / "go_workers"
     env = {**os.environ, "GO111MODULE": "off", "GOPATH": str(_GOPATH), "GOFLAGS": ""}
-    command = ["go", "build", "-o", str(program), str(_SEED)]
+    command = ["go", "build", "-o", str(program), str(_GO_SOURCE)]
     await trio.run_process(command, stdin=b"", stdout=subprocess.DEVNULL, env=env)
     return [str(program)]
 
@@ -66,7 +67,7 @@ def _missing_go() -> str | None:
 
 def _python(file: str) -> Callable[[Path], Awaitable[list[str]]]:
     async def command(_: Path) -> list[str]:
-        # By its path: as a module it would bring this package, and that memory, with it.
+        # By its path: as a module it would also load this package, which takes memory.
         return [sys.executable, str(_HERE / file)]
 
     return command
@@ -82,7 +83,7 @@ def _missing_packages(*names: str) -> Callable[[], str | None]:
     return missing
 
 
-SEED: Final = _peer("the seed in Go (net/http, aws-sdk-go)", _build_seed, _missing_go)
+GO: Final = _peer("Go (net/http, aws-sdk-go)", _build_go, _missing_go)
 FASTAPI: Final = _peer(
     "FastAPI, uvicorn, aiobotocore",
     _python("fastapi_app.py"),

@@ -1,4 +1,4 @@
-"""payloadd itself, with some settings."""
+"""payloadd as a peer, with some settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SETTINGS: Final = {
     "STORE_URL": "s3://bench",
-    # A run of large payloads brings more in a few seconds than the default keeps.
+    # With large payloads the default would be full within seconds.
     "JOURNAL_MAX_BYTES": "16GiB",
 }
 BATCHES: Final = {"BATCH_MAX_PAYLOADS": "1000"}

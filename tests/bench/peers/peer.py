@@ -1,4 +1,4 @@
-"""What a peer is, and how its process is started."""
+"""The type of peers, and how their processes are started."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ _BACKLOG: Final = 4096
 
 
 class Running(Protocol):
-    """A peer that runs."""
+    """A running peer."""
 
     @property
     def pid(self) -> int:
-        """The root of its process tree."""
+        """The process id of the root of its process tree."""
         ...
 
     @property
     def url(self) -> str:
-        """Where to post."""
+        """The URL to post to."""
         ...
 
     async def accepted(self) -> int | None:
-        """Return how many payloads it says it has accepted, None if it does not count them."""
+        """Return the number of payloads that it has accepted; None if it does not count them."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A named way to run one."""
+    """A peer: its name, and how to run it."""
 
     name: str
     promise: str
-    """What an answer is worth."""
+    """The promise of an answer."""
     batched: bool
-    """Whether an object holds many payloads; without, the store's requests are the limit."""
+    """Whether an object holds many payloads; otherwise PUTs are the bottleneck."""
     start: Callable[[Path, Sink], AbstractAsyncContextManager[Running]]
     missing: Callable[[], str | None]
-    """Return what is not installed and the line that installs it, or None."""
+    """Return the missing programs and the command that installs them, or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A process that has a listening socket from us."""
+    """A process that gets its listening socket from the benchmark."""
 
     process: trio.Process
     url: str
@@ -69,7 +69,7 @@ class Launched:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The id of the process."""
         return self.process.pid
 
     async def accepted(self) -> int | None:
@@ -77,7 +77,7 @@ class Launched:
         return None
 
     def words(self) -> str:
-        """Return what it has written so far."""
+        """Return its output so far."""
         return self.output.read_text(errors="replace")
 
 
@@ -90,7 +90,7 @@ def listening_socket() -> socket.socket:
 async def launched(
     command: Sequence[str], listener: socket.socket, folder: Path, env: Mapping[str, str]
 ) -> AsyncIterator[Launched]:
-    """Start a process with ``listener`` as the file descriptor ``$LISTEN_FD``; killed at the end.
+    """Start a process with ``listener`` as descriptor ``$LISTEN_FD``; kill it after the body.
 
     Connections wait in the socket's backlog until the process takes them.
     """
@@ -122,9 +122,9 @@ async def launched(
 
 
 async def post_once(url: str, body: str) -> None:
-    """Post until the first answer: what is only loaded when it is needed is loaded then.
+    """Post until the first answer, so that modules loaded on demand are loaded.
 
-    Raises httpx.HTTPError if the answer is a refusal, or if nobody listens.
+    Raises httpx.HTTPError if the answer is a refusal, or if the peer does not listen.
     """
     async with http_client(timeout=_ANSWER_WITHIN) as client:
         answer = await client.post(url, content=body, headers={"Content-Type": "application/json"})

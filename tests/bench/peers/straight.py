@@ -1,9 +1,9 @@
-"""payloadd's own libraries, put together the straight way. One object a payload.
+"""The libraries of payloadd, combined in the simplest way. One object a payload.
 
-A Quart handler on Hypercorn, a bounded memory channel, workers that sign with botocore and
-PUT through httpx's pool. It promises nothing: a payload is answered for once it is in the
-channel, and a full channel makes the handlers wait. The difference to payloadd is what the
-journal, the batches and the two hot paths are worth.
+A Quart handler on Hypercorn, a bounded memory channel, workers that sign with botocore and PUT with
+httpx's pool. It promises nothing: the answer comes when the payload is in the channel, and handlers
+wait while the channel is full. The difference to payloadd shows the effect of the journal, the
+batches and the two fast paths.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from trio.testing import wait_all_tasks_blocked
 from payloadd.errors import RefusedError
 from payloadd.ingress.fastpath.connection import FastPathConnection
 from payloadd.ingress.fastpath.lane import FastPath
-from payloadd.ingress.server import server
 from payloadd.ingress.server.socket_stream import NonBlockingStream
 from tests.ingress.rig import COLLECTION, post, running
 
@@ -168,11 +167,11 @@ async def test_a_client_that_never_reads_its_answer_is_closed(
 
 
 async def test_a_commit_after_the_drain_deadline_is_harmless(
-    monkeypatch: pytest.MonkeyPatch, log_lines: list[MutableMapping[str, Any]]
+    log_lines: list[MutableMapping[str, Any]],
 ) -> None:
     """Otherwise a slow disk would crash the last commit of the journal."""
-    monkeypatch.setattr(server, "_DRAIN_MARGIN", 0.05)
-    async with running(REQUEST_TIMEOUT="100ms") as rig, rig.wire() as wire:
+    options = {"drain_margin": 0.05}
+    async with running(options=options, REQUEST_TIMEOUT="100ms") as rig, rig.wire() as wire:
         gate = rig.intake.open = trio.Event()
         await wire.send(post())
         await rig.intake.asked.wait()

@@ -1,4 +1,4 @@
-"""TLS_CLIENT_CA while the daemon runs: an authority that is removed lets no client in any more."""
+"""Changes of TLS_CLIENT_CA while the daemon runs: a removed authority gives no access any more."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REQUEST = [
 
 
 class Clients:
-    """Authorities of clients, in the file that the daemon reads."""
+    """Authorities of clients, in the file TLS_CLIENT_CA."""
 
     def __init__(self, files: Files) -> None:
         self.files = files
@@ -44,7 +44,7 @@ class Clients:
         self.write(self.kept, self.removed)
 
     def write(self, *authorities: trustme.CA, note: bytes = b"") -> None:
-        """Have clients of these authorities let in, from the next reading on."""
+        """Write the certificates of these authorities to the file, after the comment ``note``."""
         pems = [authority.cert_pem.bytes() for authority in authorities]
         self.path.write_bytes(note + b"\n".join(pems))
 
@@ -63,7 +63,7 @@ def clients(files: Files) -> Clients:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Certificates]:
-    """Collect what reads the files of the running server."""
+    """Collect the ``Certificates`` of the running server."""
     found: list[Certificates] = []
 
     def opened(settings: Settings) -> Certificates | None:
@@ -78,16 +78,16 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Certificates]:
 
 @pytest.fixture(autouse=True)
 def may_log(log_lines: list[MutableMapping[str, Any]]) -> Iterator[None]:
-    """Allow for the line that says what was read."""
+    """Expect no log line but ``tls_reloaded``."""
     yield
     assert {line["event"] for line in log_lines} <= {"tls_reloaded"}
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_connections_of_a_removed_authority_end(
+async def test_connections_of_a_removed_authority_are_closed(
     clients: Clients, made: list[Certificates]
 ) -> None:
-    """A client that must not post any more would, for as long as it keeps its connection."""
+    """A client that may no longer post could post for as long as it keeps its connection."""
     files = clients.files
     async with (
         files.running(TLS_CLIENT_CA=str(clients.path)) as rig,
@@ -112,10 +112,10 @@ async def test_connections_of_a_removed_authority_end(
         assert rig.intake.taken == [TAKEN] * 3
 
 
-async def test_http2_connections_of_a_removed_authority_end(
+async def test_http2_connections_of_a_removed_authority_are_closed(
     clients: Clients, made: list[Certificates]
 ) -> None:
-    """HTTP/2 connections live longest of all."""
+    """HTTP/2 connections live longest of all, and would keep their access."""
     files = clients.files
     async with (
         files.running(TLS_CLIENT_CA=str(clients.path)) as rig,
@@ -130,7 +130,7 @@ async def test_http2_connections_of_a_removed_authority_end(
         await rig.intake.asked.wait()
         clients.write(clients.kept)
         await trio.to_thread.run_sync(made[0].read_again)
-        await trio.sleep(0.5)  # the server looks four times a second
+        await trio.sleep(0.5)  # the server checks four times per second
         rig.intake.open.set()
         with trio.fail_after(10):
             events = client.receive_data(await wire.rest())
@@ -139,7 +139,7 @@ async def test_http2_connections_of_a_removed_authority_end(
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_connections_stay_where_no_authority_is_removed(
+async def test_connections_stay_open_if_no_authority_is_removed(
     clients: Clients, made: list[Certificates]
 ) -> None:
     """Each renewal of a certificate would break all connections."""
@@ -154,16 +154,16 @@ async def test_connections_stay_where_no_authority_is_removed(
         note = "# Zertifikate für Kunden\n".encode()
         clients.write(clients.removed, trustme.CA(), clients.kept, note=note)
         await trio.to_thread.run_sync(made[0].read_again)
-        await trio.sleep(0.5)  # the server looks four times a second
+        await trio.sleep(0.5)  # the server checks four times per second
         await wire.send(post())
         assert (await wire.answer()).status == 202
         assert made[0].trust == 0
 
 
-def test_a_file_that_cannot_be_read_ends_nothing(
+def test_an_invalid_authority_file_closes_no_connection(
     clients: Clients, log_lines: list[MutableMapping[str, Any]]
 ) -> None:
-    """A typing error would cut all clients off."""
+    """A typing error in the file would disconnect all clients."""
     environ = {**clients.files.environ, "TLS_CLIENT_CA": str(clients.path)}
     certificates = open_certificates(config.load(environ))
     assert certificates is not None

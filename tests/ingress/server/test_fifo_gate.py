@@ -1,4 +1,4 @@
-"""Turns: many tasks with work to do, and an event loop that stays free."""
+"""Many tasks with work to do, and an event loop that stays responsive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from trio.testing import wait_all_tasks_blocked
 
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
-from payloadd.ingress.server import server
 from payloadd.ingress.server.accept import Acceptor
 from payloadd.ingress.server.fifo_gate import FifoGate
 from tests.ingress.rig import post, running
@@ -26,31 +25,31 @@ GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Passes(trio.abc.Instrument):
-    """Counts the passes of the event loop."""
+    """Count the passes of the event loop."""
 
     def __init__(self) -> None:
         self.now = 0
         trio.lowlevel.add_instrument(self)
 
     def before_io_wait(self, _timeout: float) -> None:
-        """Count one."""
+        """Count a pass."""
         self.now += 1
 
 
 def connect(port: int, stack: ExitStack) -> socket.socket:
-    """Return a connection that the kernel has taken, without a pass of the event loop."""
+    """Connect without a pass of the event loop: the kernel accepts the connection."""
     connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
     connection.settimeout(0)
     return connection
 
 
-async def test_tasks_go_on_in_the_order_in_which_they_came() -> None:
+async def test_tasks_continue_in_the_order_in_which_they_arrived() -> None:
     """A connection would starve behind busier ones."""
     fifo_gate = FifoGate()
     order: list[int] = []
 
     async def work(number: int) -> None:
-        await fifo_gate.next()
+        await fifo_gate.wait_turn()
         order.append(number)
 
     async with trio.open_nursery() as nursery:
@@ -60,20 +59,20 @@ async def test_tasks_go_on_in_the_order_in_which_they_came() -> None:
         nursery.start_soon(fifo_gate.run)
         await wait_all_tasks_blocked()
         assert len(order) == 50
-        # Trio runs those of one pass, eight at most, in any order.
+        # Trio runs the tasks of one pass, eight at most, in any order.
         assert all(abs(place - number) < 8 for place, number in enumerate(order))
         nursery.cancel_scope.cancel()
 
 
-async def test_the_loop_is_not_held_by_a_thousand_bursts() -> None:
-    """A small request would wait until a thousand others have been worked on."""
+async def test_a_thousand_bursts_do_not_block_the_event_loop() -> None:
+    """A small request would wait until a thousand others are processed."""
     fifo_gate = FifoGate()
     left = 1000
     longest = 0.0
 
     async def work() -> None:
         nonlocal left
-        await fifo_gate.next()
+        await fifo_gate.wait_turn()
         end = perf_counter() + 0.001
         while perf_counter() < end:
             pass
@@ -91,13 +90,13 @@ async def test_the_loop_is_not_held_by_a_thousand_bursts() -> None:
             passes += 1
             longest = max(longest, perf_counter() - before)
         nursery.cancel_scope.cancel()
-    # Eight bursts at first, two or three once it is known what they take.
+    # A pass has three bursts at first, and one when their time is known.
     assert passes > 200
     assert longest < 0.25
 
 
-async def test_a_turn_of_the_fast_path_ends_by_time() -> None:
-    """64 requests of 20 ms each, taken in one turn, would hold all other tasks for a second."""
+async def test_the_fast_path_yields_after_a_time_limit() -> None:
+    """64 requests of 20 ms each in one pass would block all other tasks for a second."""
     left = 40
 
     def work() -> None:
@@ -119,18 +118,18 @@ async def test_a_turn_of_the_fast_path_ends_by_time() -> None:
                 passes += 1
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
-    assert passes >= 10  # the clock is looked at behind each fourth
+    assert passes >= 10  # the clock is read after each fourth step
 
 
-async def test_a_task_that_is_cancelled_takes_no_turn() -> None:
-    """The gate would wake a task that is not there, and end the daemon."""
+async def test_a_cancelled_task_leaves_the_gate() -> None:
+    """The gate would reschedule a task that has ended, and end the daemon."""
     fifo_gate = FifoGate()
     with trio.move_on_after(0):
-        await fifo_gate.next()
+        await fifo_gate.wait_turn()
     done = trio.Event()
 
     async def work() -> None:
-        await fifo_gate.next()
+        await fifo_gate.wait_turn()
         done.set()
 
     async with trio.open_nursery() as nursery:
@@ -142,7 +141,7 @@ async def test_a_task_that_is_cancelled_takes_no_turn() -> None:
 
 
 async def test_few_requests_of_hypercorn_begin_in_one_pass() -> None:
-    """Requests of many connections that arrive together would hold the event loop together."""
+    """Requests of many connections that arrive together would block the event loop together."""
     begun: Counter[int] = Counter()
 
     async def app(_scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
@@ -162,23 +161,23 @@ async def test_few_requests_of_hypercorn_begin_in_one_pass() -> None:
                 while begun.total() < len(connections):
                     await trio.lowlevel.checkpoint()
         trio.lowlevel.remove_instrument(passes)
-    # Trio runs the first burst of a pass in the same pass as the last one of the pass before.
+    # Trio may run the bursts of two passes in one pass.
     assert max(begun.values()) <= 6
 
 
-async def test_connections_are_accepted_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_connections_are_accepted_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last one of thousands would wait for thousands of passes of the event loop."""
     accepted: Counter[int] = Counter()
-    accept = Acceptor.next
+    accept = Acceptor.accept_now
 
     def count(self: Acceptor) -> tuple[trio.SocketStream, str | None] | None:
         found = accept(self)
         accepted[passes.now] += found is not None
         return found
 
-    monkeypatch.setattr(Acceptor, "next", count)
-    monkeypatch.setattr(server, "_ACCEPT_SECONDS", 60)  # however slow the machine is
-    async with running(max_connections=200) as rig:
+    monkeypatch.setattr(Acceptor, "accept_now", count)
+    options = {"accept_seconds": 60}  # no time limit, even on a slow machine
+    async with running(max_connections=200, options=options) as rig:
         passes = Passes()
         port = rig.listeners[0].socket.getsockname()[1]
         with ExitStack() as stack:
@@ -191,7 +190,7 @@ async def test_connections_are_accepted_many_at_a_time(monkeypatch: pytest.Monke
     assert sorted(filter(None, accepted.values())) == [36, 64]
 
 
-# --- beside the fast path ------------------------------------------------------------------------
+# --- pauses for commits ---------------------------------------------------------------------------
 
 
 async def time_of_bursts(fifo_gate: FifoGate, bursts: int) -> float:
@@ -199,7 +198,7 @@ async def time_of_bursts(fifo_gate: FifoGate, bursts: int) -> float:
     times: list[float] = []
 
     async def work() -> None:
-        await fifo_gate.next()
+        await fifo_gate.wait_turn()
         times.append(trio.current_time())
 
     async with trio.open_nursery() as nursery:
@@ -217,22 +216,22 @@ async def time_of_bursts(fifo_gate: FifoGate, bursts: int) -> float:
 async def test_bursts_pause_while_a_commit_is_awaited(
     autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - sleeping takes no time
 ) -> None:
-    """The thread that commits would wait for Python's lock in each of its 30 steps."""
+    """The committing thread would wait for the interpreter lock in each of its 30 steps."""
     fifo_gate = FifoGate(commit_is_awaited=lambda: True)
-    # 3 ms behind each pass, which has three bursts at most.
+    # A pause of 3 ms follows each pass, which has three bursts at most.
     assert await time_of_bursts(fifo_gate, 30) >= 9 * 0.003 - 1e-6
 
 
-async def test_bursts_go_on_when_the_commit_is_done(
+async def test_bursts_continue_when_the_commit_is_done(
     autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - sleeping takes no time
 ) -> None:
-    """Requests by way of Hypercorn would be slow beside a client that posts now and then."""
+    """Requests through Hypercorn would be slow beside a client that posts now and then."""
     answers = iter([True] + [False] * 1000)
     fifo_gate = FifoGate(commit_is_awaited=lambda: next(answers))
     assert await time_of_bursts(fifo_gate, 30) < 0.0015 + 30 * 0.0001
 
 
-async def test_the_lane_knows_whether_a_commit_is_awaited() -> None:
+async def test_the_fast_path_reports_whether_a_commit_is_awaited() -> None:
     """Hypercorn would pause for ever, or never."""
     async with running() as rig, rig.wire() as wire:
         assert rig.fast_path is not None

@@ -1,6 +1,6 @@
-"""Random HTTP/2 frames beside honest clients: the server goes on, and answers them.
+"""Random HTTP/2 frames of one client beside honest clients: the honest clients get their answers.
 
-What the frames do to their own connection is free.
+The effect of the frames on their own connection is not tested.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from tests.support.fuzz import Fuzz
 
 ANSWER_WITHIN: Final = 20.0
-_PATIENCE: Final = 0.01
-"""Seconds that a hostile client waits for more of what it is told."""
+_SECONDS_TO_READ: Final = 0.01
+"""Seconds that a hostile client reads the answers of the server."""
 _LEFT_OPEN: Final = 10
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -78,7 +78,7 @@ _ODD: Final = (
 
 
 def make_bytes(chance: random.Random) -> bytes:
-    """Return what a client sends: a dialogue with few faults, or frames without an order."""
+    """Return the bytes of a client: a dialogue with few faults, or frames in random order."""
     if chance.random() < 0.7:
         return PREFACE + b"".join(make_dialogue(chance))
     start = PREFACE if chance.random() < 0.9 else PREFACE[: chance.randrange(len(PREFACE))]
@@ -87,15 +87,15 @@ def make_bytes(chance: random.Random) -> bytes:
 
 
 def make_dialogue(chance: random.Random) -> list[bytes]:
-    """Return the frames of several requests, interleaved, of which few are out of place.
+    """Return the interleaved frames of several requests, with few faults.
 
-    A fault ends the connection: what lies behind the first one is not reached.
+    A fault ends the connection: frames after the first one have no effect.
     """
     streams = [make_request(2 * number + 1, chance) for number in range(chance.randrange(1, 8))]
     frames: list[bytes] = []
     begun = 0
     while streams:
-        # A stream may begin once those with smaller numbers have begun.
+        # A stream may begin after the streams with smaller numbers have begun.
         index = chance.randrange(min(len(streams), begun + 1))
         begun = max(begun, index + 1)
         frames.append(streams[index].pop(0))
@@ -117,14 +117,14 @@ def make_dialogue(chance: random.Random) -> list[bytes]:
 
 
 def make_request(stream: int, chance: random.Random) -> list[bytes]:
-    """Return the frames of one request that HTTP/2 allows, if not always HTTP."""
+    """Return the frames of one request: valid HTTP/2, and not always valid HTTP."""
     block: bytes = Encoder().encode(chance.choice(_HEADS[:5] if chance.random() < 0.7 else _HEADS))
     has_body = chance.random() < 0.8
     flags = 0 if has_body else http2.END_STREAM
     cut = chance.randrange(len(block) + 1) if chance.random() < 0.2 else len(block)
     ends = http2.END_HEADERS if cut == len(block) else 0
     head = frame(http2.HEADERS, flags | ends, stream, block[:cut])
-    if not ends:  # nothing may come between the two
+    if not ends:  # no frame may come between the two
         head += frame(http2.CONTINUATION, http2.END_HEADERS, stream, block[cut:])
     frames = [head]
     if has_body:
@@ -142,7 +142,7 @@ def make_request(stream: int, chance: random.Random) -> list[bytes]:
 
 
 def make_frame(chance: random.Random) -> bytes:
-    """Return a frame that may be wrong in any part but its length."""
+    """Return a frame that may be wrong in any part except its length."""
     kind = chance.choice(
         (*http2.NAMES, http2.HEADERS, http2.DATA, _PRIORITY, _PUSH_PROMISE, _UNKNOWN)
     )
@@ -155,7 +155,7 @@ def make_frame(chance: random.Random) -> bytes:
 
 
 def make_payload(kind: int, chance: random.Random) -> bytes:
-    """Return a payload that the type of the frame can have."""
+    """Return a payload that fits the type of the frame."""
     number = struct.pack(">L", chance.choice(_NUMBERS))
     block: bytes = Encoder().encode(chance.choice(_HEADS))
     identifiers = (chance.randrange(10) for _ in range(chance.randrange(4)))
@@ -194,17 +194,17 @@ async def test_honest_clients_are_answered_beside_random_frames(
 
 
 async def attack(rig: Rig, chance: random.Random, left_open: list[trio.SocketStream]) -> None:
-    """Connect, send, and go away in one of the ways in which a client can."""
+    """Connect, send random bytes, and leave in one of several ways."""
     host, port = rig.listeners[0].socket.getsockname()[:2]
     stream = await trio.open_tcp_stream(host, port)
     with suppress(trio.BrokenResourceError):
         for piece in pieces_of(make_bytes(chance), chance):
-            with trio.move_on_after(_PATIENCE):
+            with trio.move_on_after(_SECONDS_TO_READ):
                 await stream.send_all(piece)
         if chance.random() < 0.3:
             await stream.send_eof()
         if chance.random() < 0.7:
-            with trio.move_on_after(_PATIENCE):
+            with trio.move_on_after(_SECONDS_TO_READ):
                 while await stream.receive_some():
                     pass
     if chance.random() < 0.3:
@@ -218,7 +218,7 @@ async def attack(rig: Rig, chance: random.Random, left_open: list[trio.SocketStr
 
 
 async def post_once(rig: Rig) -> None:
-    """Post on a new connection, without HTTP/2."""
+    """Post on a new connection with HTTP/1.1, and expect a 202."""
     with trio.fail_after(ANSWER_WITHIN):
         async with rig.wire() as wire:
             await wire.send(post())
@@ -242,7 +242,7 @@ class Http2Client:
             yield cls(stream)
 
     async def post(self) -> None:
-        """Post, and see it accepted."""
+        """Post, and expect a 202."""
         stream = self._http.get_next_available_stream_id()
         self._http.send_headers(stream, _POST)
         self._http.send_data(stream, COLLECTION, end_stream=True)
@@ -251,7 +251,7 @@ class Http2Client:
             assert await self._status(stream) == b"202"
 
     async def _status(self, stream: int) -> bytes:
-        """Return the status of the answer, once all of it has come."""
+        """Return the status of the answer after all of it has arrived."""
         status = b""
         while True:
             data = await self._stream.receive_some()

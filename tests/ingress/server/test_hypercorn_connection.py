@@ -1,4 +1,4 @@
-"""Hypercorn's connections: how they end, and what a flood of HTTP/2 frames may cost others."""
+"""Connections that Hypercorn serves: chunked bodies, the end of the input, floods of frames."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ REQUEST = [
 
 
 @pytest.mark.parametrize("size", [1, 3, 60_000])
-async def test_chunks_that_came_together_are_passed_on_together(
+async def test_chunks_that_arrive_together_are_passed_on_together(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A body in chunks of one byte would hold up all commits for seconds."""
+    """A body in chunks of one byte would delay all commits by seconds."""
     seen: list[int] = []
     handle = HTTPStream.handle
 
@@ -72,9 +72,9 @@ async def test_chunks_that_came_together_are_passed_on_together(
             assert (await wire.answer()).status == 202
     assert rig.intake.taken == [[b"%d" % number for number in range(20_000)]] * 2
     assert sum(seen) == 2 * len(body)
-    # Where a read ends within a chunk, its parts are passed on as they came.
+    # If a read ends within a chunk, the parts of the chunk are passed on separately.
     assert len(seen) < 2 * len(pieces) / 50 + 40
-    # One call of h11 stays short.
+    # Each call of h11 gets a limited number of chunks.
     assert max(seen) < 2000 or size > 3
 
 
@@ -83,8 +83,8 @@ async def test_chunks_that_came_together_are_passed_on_together(
 
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("sent", [IN_CHUNKS, post(), GET], ids=["chunked", "length", "get"])
-async def test_an_answer_after_the_end_of_the_input(sent: bytes) -> None:
-    """The payloads would be stored, the client get no answer, and send them again."""
+async def test_a_request_is_answered_after_the_end_of_the_input(sent: bytes) -> None:
+    """The payloads would be stored, and the client would get no answer and send them again."""
     async with running(max_connections=100) as rig:
 
         async def visit(*, late: bool) -> None:
@@ -103,8 +103,8 @@ async def test_an_answer_after_the_end_of_the_input(sent: bytes) -> None:
         assert len(rig.intake.taken) == (0 if sent == GET else 60)
 
 
-async def test_an_answer_that_takes_its_time_after_the_end_of_the_input() -> None:
-    """A slow disk would make the client send everything again."""
+async def test_a_late_answer_is_sent_after_the_end_of_the_input() -> None:
+    """With a slow disk, the client would send all payloads again."""
     async with running() as rig, rig.wire() as wire:
         rig.intake.open = trio.Event()
         await wire.send(IN_CHUNKS, IN_CHUNKS)
@@ -117,8 +117,8 @@ async def test_an_answer_that_takes_its_time_after_the_end_of_the_input() -> Non
             assert await wire.rest() == b""
 
 
-async def test_half_a_request_before_the_end_of_the_input() -> None:
-    """Half of a collection would be taken, or hold its slot until REQUEST_TIMEOUT."""
+async def test_an_incomplete_request_before_the_end_of_the_input_is_refused() -> None:
+    """Half of a collection would be accepted, or hold its slot until REQUEST_TIMEOUT."""
     async with running() as rig, rig.wire() as wire:
         await wire.send(IN_CHUNKS[:-20])
         await wire.stream.send_eof()
@@ -128,10 +128,10 @@ async def test_half_a_request_before_the_end_of_the_input() -> None:
         assert rig.intake.taken == []
 
 
-async def test_an_answer_after_the_end_of_tls(files: Files) -> None:
-    """What goes without TLS would not go with it."""
+async def test_a_request_is_answered_after_the_end_of_tls(files: Files) -> None:
+    """A client that ends its input would get its answer only without TLS."""
     async with files.running() as rig, files.records(rig) as client:
-        await client.shake_hands()
+        await client.handshake()
         client.write(IN_CHUNKS)
         client.close_notify()
         await client.send()
@@ -140,8 +140,8 @@ async def test_an_answer_after_the_end_of_tls(files: Files) -> None:
         assert rig.intake.taken == [TAKEN]
 
 
-async def test_http2_answers_what_came_whole_before_the_end_of_the_input() -> None:
-    """Of several requests on a connection none would be answered, and all be stored."""
+async def test_http2_answers_complete_requests_before_the_end_of_the_input() -> None:
+    """Several requests on a connection would all be stored, and none be answered."""
     async with running() as rig, rig.wire() as wire:
         rig.intake.open = trio.Event()
         client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
@@ -175,25 +175,25 @@ def frame(kind: int, flags: int, stream: int, body: bytes = b"") -> bytes:
 
 
 def pings() -> Iterator[bytes]:
-    """Yield frames that have to be answered."""
+    """Yield PING frames, which have to be answered."""
     while True:
         yield frame(6, 0, 0, b"12345678")
 
 
 def settings() -> Iterator[bytes]:
-    """Yield settings that have to be acknowledged."""
+    """Yield SETTINGS frames, which have to be acknowledged."""
     while True:
         yield frame(4, 0, 0, struct.pack(">HI", 4, 65_535))
 
 
 def window_updates() -> Iterator[bytes]:
-    """Yield permissions to send one byte more."""
+    """Yield WINDOW_UPDATE frames for one byte."""
     while True:
         yield frame(8, 0, 0, struct.pack(">I", 1))
 
 
 def priorities() -> Iterator[bytes]:
-    """Yield priorities that make all of a thousand streams depend on another one each time."""
+    """Yield PRIORITY frames, each of which moves a thousand streams below another one."""
     streams = range(1, 1800, 2)
     for stream in streams:
         yield frame(2, 0, stream, struct.pack(">IB", 0, 1))
@@ -202,7 +202,7 @@ def priorities() -> Iterator[bytes]:
 
 
 def rapid_resets() -> Iterator[bytes]:
-    """Yield requests that are taken back at once."""
+    """Yield requests that are reset at once."""
     client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     client.initiate_connection()
     client.data_to_send()
@@ -214,7 +214,7 @@ def rapid_resets() -> Iterator[bytes]:
 
 
 def empty_data() -> Iterator[bytes]:
-    """Yield parts of a body with nothing in them."""
+    """Yield empty DATA frames."""
     client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     client.initiate_connection()
     client.data_to_send()
@@ -227,10 +227,10 @@ def empty_data() -> Iterator[bytes]:
 @pytest.mark.parametrize(
     "flood", [pings, settings, window_updates, priorities, rapid_resets, empty_data]
 )
-async def test_a_flood_of_frames_holds_nothing_up(flood: object) -> None:
+async def test_a_flood_of_frames_does_not_delay_other_clients(flood: object) -> None:
     """A few connections with small frames would make all other clients wait for seconds."""
     assert callable(flood)
-    made = pieces(flood())  # before the clock runs: the clients share the loop
+    made = pieces(flood())  # before the measurement: the clients run in the same event loop
     async with running() as rig, trio.open_nursery() as nursery:
         longest = [0.0]
         nursery.start_soon(watch_the_loop, longest)
@@ -252,7 +252,7 @@ async def test_a_flood_of_frames_holds_nothing_up(flood: object) -> None:
 
 
 async def test_priorities_of_http2_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A frame of 14 bytes would have Hypercorn move a thousand streams that do not exist."""
+    """A frame of 14 bytes would make Hypercorn move a thousand streams that do not exist."""
     moved: list[object] = []
     for name in ("reprioritize", "insert_stream"):
         monkeypatch.setattr(PriorityTree, name, lambda *arguments: moved.append(arguments))
@@ -266,7 +266,7 @@ async def test_priorities_of_http2_are_ignored(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def watch_the_loop(longest: list[float]) -> None:
-    """Measure the CPU time of one pass of the event loop, in which clients have their part."""
+    """Measure the longest CPU time of a pass of the event loop, the clients included."""
     while True:
         started = thread_time()
         await trio.lowlevel.checkpoint()
@@ -274,7 +274,7 @@ async def watch_the_loop(longest: list[float]) -> None:
 
 
 def pieces(frames: Iterator[bytes]) -> list[bytes]:
-    """Return a flood: 16 times 64 KiB of these frames."""
+    """Return 16 pieces of 64 KiB of these frames."""
     found = []
     for _ in range(16):
         piece = bytearray()
@@ -285,7 +285,7 @@ def pieces(frames: Iterator[bytes]) -> list[bytes]:
 
 
 async def send_flood(rig: Rig, flood: list[bytes]) -> None:
-    """Send it, and read what comes."""
+    """Send the flood, and read and drop the answers."""
     async with rig.wire() as wire, trio.open_nursery() as nursery:
         nursery.start_soon(drop_answers, wire)
         with suppress(trio.BrokenResourceError):
@@ -297,14 +297,14 @@ async def send_flood(rig: Rig, flood: list[bytes]) -> None:
 
 
 async def drop_answers(wire: Wire) -> None:
-    """Read."""
+    """Read and drop the answers."""
     with suppress(trio.BrokenResourceError):
         while await wire.stream.receive_some():
             pass
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sent",
     [
         b"\xff\xff\xff" + b"\0\0\0\0\0\1" + b"x" * 1000,
         frame(4, 0, 0, b"".join(struct.pack(">HI", number, 1) for number in range(900))),
@@ -312,10 +312,10 @@ async def drop_answers(wire: Wire) -> None:
     ],
     ids=["frame", "settings", "headers"],
 )
-async def test_a_frame_that_claims_too_much_ends_the_connection(said: bytes) -> None:
-    """16 MiB of one frame, or all settings that can be made up, would be kept in memory."""
+async def test_a_frame_that_is_too_long_ends_the_connection(sent: bytes) -> None:
+    """16 MiB of one frame, or any number of unknown settings, would be kept in memory."""
     async with running() as rig, rig.wire() as wire:
-        await wire.send(PREFACE, frame(4, 0, 0), said)
+        await wire.send(PREFACE, frame(4, 0, 0), sent)
         with trio.fail_after(10):
             answer = await wire.rest()
         client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
@@ -329,7 +329,7 @@ async def test_a_frame_that_claims_too_much_ends_the_connection(said: bytes) -> 
 
 
 async def test_headers_beyond_the_limit_end_the_connection() -> None:
-    """Headers that a few bytes stand for would be unpacked into megabytes."""
+    """A few bytes of compressed headers would expand to megabytes."""
     async with running() as rig, rig.wire() as wire:
         client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
         client.initiate_connection()
@@ -343,7 +343,7 @@ async def test_headers_beyond_the_limit_end_the_connection() -> None:
 
 @pytest.mark.parametrize("flood", [pings, settings, window_updates, rapid_resets, empty_data])
 async def test_a_flood_of_frames_ends_its_connection(flood: object) -> None:
-    """A client that sends what only costs would have a part of the event loop for ever."""
+    """A client could use a part of the event loop for ever, without a request."""
     assert callable(flood)
     frames = flood()
     sent = b"".join(next(frames) for _ in range(400))

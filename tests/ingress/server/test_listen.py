@@ -1,8 +1,7 @@
-"""Addresses: opened, named, refused, and left tidy."""
+"""Opening, naming, refusing and closing the addresses of the server."""
 
 from __future__ import annotations
 
-import os
 import stat
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ from payloadd.config.parsers import TcpAddress, UnixAddress
 from payloadd.errors import StartError
 from payloadd.ingress.api import make_app
 from payloadd.ingress.refusal_log import RefusalLog
-from payloadd.ingress.server.accept import Acceptor
 from payloadd.ingress.server.listen import close_listener
 from payloadd.ingress.server.server import ServerOptions, bound_addresses, open_listeners, serve
 from tests.ingress.rig import post, running
@@ -25,13 +23,13 @@ if TYPE_CHECKING:
 
 
 def close(listeners: list[trio.SocketListener]) -> None:
-    """Close them all."""
+    """Close all listeners."""
     for listener in listeners:
         close_listener(listener)
 
 
-async def test_several_addresses() -> None:
-    """Of several addresses only one would be served, or its port not be found in the log."""
+async def test_several_addresses_are_opened_and_named() -> None:
+    """Of several addresses only one would be served, or the log would not show its port."""
     listeners = await open_listeners([TcpAddress("127.0.0.1", 0), TcpAddress("127.0.0.1", 0)])
     names = bound_addresses(listeners)
     assert len(set(names)) == 2
@@ -42,8 +40,8 @@ async def test_several_addresses() -> None:
     close(listeners)
 
 
-async def test_ipv6() -> None:
-    """An IPv6 address would be printed so that nobody can copy it into a URL."""
+async def test_an_ipv6_address_is_named_in_brackets() -> None:
+    """An IPv6 address in the log could not be copied into a URL."""
     try:
         listeners = await open_listeners([TcpAddress("::1", 0)])
     except StartError:
@@ -52,8 +50,8 @@ async def test_ipv6() -> None:
     close(listeners)
 
 
-async def test_an_address_in_use() -> None:
-    """An administrator would see a traceback and not which address it is."""
+async def test_an_address_in_use_is_named_in_the_error() -> None:
+    """An administrator would see a traceback without the address."""
     (taken,) = await open_listeners([TcpAddress("127.0.0.1", 0)])
     port = taken.socket.getsockname()[1]
     with pytest.raises(StartError, match=rf"cannot listen on 127\.0\.0\.1:{port}: Address already"):
@@ -61,36 +59,14 @@ async def test_an_address_in_use() -> None:
     close([taken])
 
 
-async def test_a_host_that_is_not_ours() -> None:
-    """A typing error in BIND would be a traceback."""
+async def test_an_address_of_another_host_is_named_in_the_error() -> None:
+    """A typing error in BIND would end in a traceback."""
     with pytest.raises(StartError, match=r"cannot listen on 203\.0\.113\.1:80: "):
         await open_listeners([TcpAddress("203.0.113.1", 80)])
 
 
-async def test_a_listening_socket_that_others_make_blocking() -> None:
-    """Each start by systemd clears O_NONBLOCK of a shared socket; the event loop would stop."""
-    async with running() as rig:
-        (listener,) = rig.listeners
-        for _ in range(3):
-            os.set_blocking(listener.socket.fileno(), True)
-            async with rig.wire() as wire:
-                await wire.send(post())
-                with trio.fail_after(10):
-                    assert (await wire.answer()).status == 202
-
-
-async def test_accepting_from_a_blocking_socket_takes_a_moment_only() -> None:
-    """Another process may clear O_NONBLOCK, and take the connection, between two system calls."""
-    (listener,) = await open_listeners([TcpAddress("127.0.0.1", 0)])
-    with Acceptor(listener) as acceptor:
-        acceptor.begin()
-        os.set_blocking(listener.socket.fileno(), True)
-        assert acceptor.next() is None
-    close([listener])
-
-
-async def test_a_unix_socket(tmp_path: Path) -> None:
-    """A proxy on the same machine could not get in, or the file would be left behind."""
+async def test_a_unix_socket_serves_its_group_and_is_removed(tmp_path: Path) -> None:
+    """A proxy on the same machine could not connect, or the file would stay after the end."""
     path = tmp_path / "payloadd.sock"
     async with running() as rig:
         listeners = await open_listeners([UnixAddress(str(path))])
@@ -117,11 +93,11 @@ async def test_a_stale_unix_socket_is_replaced(tmp_path: Path) -> None:
     async with await trio.open_unix_socket(str(path)):
         pass
     close(listeners)
-    close(listeners)  # closing again does no harm
+    close(listeners)  # closing again does nothing
 
 
-async def test_a_unix_socket_in_use(tmp_path: Path) -> None:
-    """A second daemon would take the address away from the first."""
+async def test_a_unix_socket_in_use_is_refused(tmp_path: Path) -> None:
+    """A second daemon would replace the address of the first."""
     path = UnixAddress(str(tmp_path / "payloadd.sock"))
     listeners = await open_listeners([path])
     with pytest.raises(StartError, match="Address already in use"):
@@ -131,8 +107,8 @@ async def test_a_unix_socket_in_use(tmp_path: Path) -> None:
     close(listeners)
 
 
-async def test_a_file_in_the_way(tmp_path: Path) -> None:
-    """A typing error in BIND would delete somebody's file."""
+async def test_another_file_at_the_path_stays(tmp_path: Path) -> None:
+    """A typing error in BIND would delete a file of the user."""
     file = tmp_path / "precious"
     file.write_text("data")
     with pytest.raises(StartError, match="Address already in use"):
@@ -142,8 +118,8 @@ async def test_a_file_in_the_way(tmp_path: Path) -> None:
         await open_listeners([UnixAddress(str(tmp_path / "nowhere" / "s"))])
 
 
-async def test_a_symbolic_link_in_the_way(tmp_path: Path) -> None:
-    """A link that another user has put there would have us replace, or open up, what it names."""
+async def test_a_symbolic_link_at_the_path_stays(tmp_path: Path) -> None:
+    """The link of another user would make the daemon replace its target, or widen its mode."""
     target, link = tmp_path / "target.sock", tmp_path / "payloadd.sock"
     with trio.socket.socket(trio.socket.AF_UNIX) as dead:
         await dead.bind(str(target))
@@ -160,7 +136,7 @@ async def test_a_symbolic_link_in_the_way(tmp_path: Path) -> None:
     assert not (tmp_path / "nothing").exists()
 
 
-async def test_a_link_that_takes_the_place_of_the_socket(
+async def test_the_mode_of_a_link_that_replaces_the_socket_is_not_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mode of a file that another user chose would be changed."""
@@ -181,7 +157,7 @@ async def test_a_link_that_takes_the_place_of_the_socket(
     assert stat.S_IMODE(precious.stat().st_mode) == 0o600
 
 
-async def test_a_socket_file_that_changes_while_it_is_probed(
+async def test_a_socket_file_that_changes_during_the_probe_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The socket of another daemon, started in the same moment, would be removed."""
@@ -210,8 +186,8 @@ async def test_a_socket_file_that_changes_while_it_is_probed(
         assert stat.S_ISSOCK(path.lstat().st_mode)
 
 
-async def test_the_file_of_a_successor_stays(tmp_path: Path) -> None:
-    """A daemon that ends late would take the address of the next one away."""
+async def test_the_socket_file_of_a_newer_daemon_stays(tmp_path: Path) -> None:
+    """A daemon that ends late would remove the address of the next one."""
     path = tmp_path / "payloadd.sock"
     listeners = await open_listeners([UnixAddress(str(path))])
     path.unlink()
@@ -223,7 +199,7 @@ async def test_the_file_of_a_successor_stays(tmp_path: Path) -> None:
 
 
 async def test_a_passed_socket_file_is_not_removed(tmp_path: Path) -> None:
-    """The socket of systemd would be gone after the first restart."""
+    """The socket file of systemd would be missing after the first restart."""
     path = tmp_path / "passed.sock"
     sock = trio.socket.socket(trio.socket.AF_UNIX)
     await sock.bind(str(path))

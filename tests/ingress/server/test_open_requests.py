@@ -1,4 +1,4 @@
-"""Requests that Hypercorn has under way: how many there may be, and what they leave behind."""
+"""The limit of the requests that Hypercorn has in progress, and the memory that they release."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ REQUEST = [
 ]
 
 
-async def test_a_connection_has_one_request_and_further_ones_where_there_are_places(
-    monkeypatch: pytest.MonkeyPatch, log_lines: list[MutableMapping[str, Any]]
+async def test_further_requests_of_a_connection_are_refused_without_a_free_place(
+    log_lines: list[MutableMapping[str, Any]],
 ) -> None:
-    """A thousand connections with 16 open requests each took 600 MiB."""
-    monkeypatch.setattr(server, "OpenRequests", lambda: OpenRequests(shared_places=2))
-    async with running() as rig, rig.wire() as first, rig.wire() as second:
+    """A thousand connections with 16 open requests each would take hundreds of MiB."""
+    options = {"open_requests": OpenRequests(shared_places=2)}
+    async with running(options=options) as rig, rig.wire() as first, rig.wire() as second:
         rig.intake.open = trio.Event()
         one, two = Http2(first), Http2(second)
         await one.post(1, 3, 5)
         await one.until(lambda: one.refused == [5])
-        # The first request of a connection has its place in any case.
+        # The first request of a connection needs no place.
         await two.post(1, 3)
         await two.until(lambda: two.refused == [3])
         rig.intake.open.set()
         await one.until(lambda: one.statuses == {1: 202, 3: 202})
         await two.until(lambda: two.statuses == {1: 202})
-        # What was refused, with its body, has not hurt the connection.
+        # The refused request, with its body, has not broken the connection.
         await one.post(7)
         await one.until(lambda: 7 in one.statuses)
         assert rig.intake.taken == [TAKEN] * 4
@@ -60,7 +60,7 @@ async def test_a_connection_has_one_request_and_further_ones_where_there_are_pla
 
 
 class Http2:
-    """A client with prior knowledge."""
+    """A client that speaks HTTP/2 from the first byte."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -83,9 +83,9 @@ class Http2:
                 data = await self._wire.stream.receive_some()
                 assert data, "the connection has ended"
                 for event in self._connection.receive_data(bytes(data)):
-                    self._take(event)
+                    self._record(event)
 
-    def _take(self, event: h2.events.Event) -> None:
+    def _record(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.ResponseReceived):
             self.statuses[event.stream_id] = int(dict(event.headers)[b":status"])
         elif isinstance(event, h2.events.StreamReset):
@@ -93,11 +93,10 @@ class Http2:
             self.refused.append(event.stream_id)
 
 
-async def test_open_requests_are_counted_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The places would be used up some time, and each connection have one request for ever."""
+async def test_open_requests_are_counted_down() -> None:
+    """All places would be used up, and each connection would have one request for ever."""
     open_requests = OpenRequests()
-    monkeypatch.setattr(server, "OpenRequests", lambda: open_requests)
-    async with running() as rig:
+    async with running(options={"open_requests": open_requests}) as rig:
         async with rig.wire() as wire:
             client = Http2(wire)
             await client.post(1, 3)
@@ -113,14 +112,14 @@ async def test_open_requests_are_counted_down(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("http2", [True, False])
-async def test_a_connection_is_freed_when_it_ends(
+async def test_the_memory_of_a_connection_is_freed_when_it_ends(
     http2: bool,  # noqa: FBT001
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A thousand connections would stay in memory until a collection that takes 0.3 s."""
+    """A thousand connections would stay in memory until a slow garbage collection."""
     seen: list[weakref.ref[object]] = []
 
-    def make(*arguments: Any) -> HypercornConnection:  # noqa: ANN401 - handed on
+    def make(*arguments: Any) -> HypercornConnection:  # noqa: ANN401 - passed on
         connection = HypercornConnection(*arguments)
         seen.extend([weakref.ref(connection), weakref.ref(arguments[4])])
         return connection
@@ -137,12 +136,12 @@ async def test_a_connection_is_freed_when_it_ends(
                 else:
                     await wire.send(GET)
                     assert (await wire.answer()).status == 200
-                # What is cancelled in the middle of something has a traceback with cycles.
+                # A cancelled task would have a traceback with reference cycles.
                 await trio.testing.wait_all_tasks_blocked(0.1)
             assert len(seen) == 2
             with trio.fail_after(30):
                 while any(reference() is not None for reference in seen):
-                    # The fast path holds the connection that it has read last.
+                    # The fast path has a reference to the connection that it read last.
                     async with rig.wire() as wire:
                         await wire.send(post())
                         await wire.answer()

@@ -1,4 +1,4 @@
-"""More clients than slots: which connections are closed for new ones, and which are not."""
+"""More clients than slots: the choice of the connections that are closed for new ones."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ HTTP2_HEADERS = [
     ("content-type", "application/json"),
 ]
 OLD = 0.6
-"""Seconds after which a connection is old enough to be judged, and the clock has looked at it."""
+"""Seconds after which a connection can be evicted and its deadline has been checked."""
 
 
 @pytest.fixture(autouse=True)
 def may_warn(log_lines: Log) -> None:
-    """Allow for the warnings that belong to short slots."""
+    """Allow the warnings that slots are short."""
 
 
 def http2(*, whole: bool) -> bytes:
-    """Return the beginning of an HTTP/2 connection, with a request that may lack its end."""
+    """Return the start of an HTTP/2 connection, with a request that is ``whole`` or not."""
     client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     client.initiate_connection()
     client.send_headers(1, HTTP2_HEADERS)
@@ -51,16 +51,16 @@ def http2(*, whole: bool) -> bytes:
     return client.data_to_send()
 
 
-async def connected(rig: Rig, stack: AsyncExitStack, said: bytes) -> Wire:
-    """Connect and say something."""
+async def connected(rig: Rig, stack: AsyncExitStack, sent: bytes) -> Wire:
+    """Connect and send ``sent``."""
     wire = await stack.enter_async_context(rig.wire())
-    if said:
-        await wire.send(said)
+    if sent:
+        await wire.send(sent)
     return wire
 
 
 async def seconds_of_a_post(rig: Rig) -> float:
-    """Return how long a new client waits for its answer."""
+    """Return how many seconds a new client waits for its answer."""
     started = trio.current_time()
     async with rig.wire() as wire:
         await wire.send(post())
@@ -69,8 +69,8 @@ async def seconds_of_a_post(rig: Rig) -> float:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_clients_that_are_never_idle_for_long_keep_no_other_out() -> None:
-    """Small requests, a few a second on each connection, would silence the daemon for others."""
+async def test_clients_that_are_never_idle_for_long_keep_no_others_out() -> None:
+    """A few small requests per second on each connection would make the daemon unreachable."""
     async with running(max_connections=SLOTS) as rig, AsyncExitStack() as stack:
 
         async def repeat(wire: Wire) -> None:
@@ -78,20 +78,22 @@ async def test_clients_that_are_never_idle_for_long_keep_no_other_out() -> None:
                 while True:
                     await wire.send(post())
                     await wire.answer()
-                    await trio.sleep(0.05)  # a client's pace, not a wait for something
+                    await trio.sleep(0.05)  # the pace of the client, not a wait for an event
 
         async with trio.open_nursery() as nursery:
             for _ in range(SLOTS):
                 nursery.start_soon(repeat, await connected(rig, stack, b""))
             with trio.fail_after(20):
                 for _ in range(5):
-                    assert await seconds_of_a_post(rig) < 5  # it is 0.4 s, and less behind that
+                    assert (
+                        await seconds_of_a_post(rig) < 5
+                    )  # about 0.4 s for the first, less for the others
             nursery.cancel_scope.cancel()
 
 
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(
-    ("said", "drip"),
+    ("sent", "drip"),
     [
         (b"", b""),
         (b"P", b"O"),
@@ -101,16 +103,16 @@ async def test_clients_that_are_never_idle_for_long_keep_no_other_out() -> None:
     ],
     ids=["idle", "head", "body", "chunked", "http2"],
 )
-async def test_clients_that_hold_connections_keep_no_other_out(
-    said: bytes, drip: bytes, log_lines: Log
+async def test_clients_that_hold_connections_keep_no_others_out(
+    sent: bytes, drip: bytes, log_lines: Log
 ) -> None:
-    """A few hundred connections that say nothing would silence the daemon for its time limits."""
+    """A few hundred silent connections would make the daemon unreachable until its time limits."""
     async with running(max_connections=SLOTS) as rig, AsyncExitStack() as stack:
 
         async def hold(wire: Wire) -> None:
             try:
                 while drip:
-                    await trio.sleep(0.3)  # a client's pace, not a wait for something
+                    await trio.sleep(0.3)  # the pace of the client, not a wait for an event
                     await wire.send(drip)
                 await wire.rest()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -118,25 +120,25 @@ async def test_clients_that_hold_connections_keep_no_other_out(
 
         async with trio.open_nursery() as nursery:
             for _ in range(3 * SLOTS):
-                nursery.start_soon(hold, await connected(rig, stack, said))
+                nursery.start_soon(hold, await connected(rig, stack, sent))
             with trio.fail_after(20):
                 waits = [await seconds_of_a_post(rig) for _ in range(5)]
             nursery.cancel_scope.cancel()
-        # The first one has the two thirds that are new in front of it.
+        # The first client has to wait for the two thirds of the connections that are new.
         assert max(waits) < 2.5
         assert sorted(waits)[2] < 1
     assert {line["event"] for line in log_lines} - {"request_refused"} == {"connections_full"}
 
 
-async def test_the_longest_idle_connection_gives_way(log_lines: Log) -> None:
-    """A connection in steady use would be closed, and one that is forgotten kept."""
+async def test_the_connection_idle_for_longest_is_evicted(log_lines: Log) -> None:
+    """A connection in steady use would be closed, and an unused one kept."""
     async with running(max_connections=3) as rig, AsyncExitStack() as stack:
         wires = []
         for _ in range(3):
             wires.append(await connected(rig, stack, post()))
             assert (await wires[-1].answer()).status == 202
             await trio.sleep(OLD)
-        await wires[0].send(post())  # it is not the longest idle one any more
+        await wires[0].send(post())  # now another connection is idle for longest
         assert (await wires[0].answer()).status == 202
         await seconds_of_a_post(rig)
         with trio.fail_after(5):
@@ -148,8 +150,8 @@ async def test_the_longest_idle_connection_gives_way(log_lines: Log) -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_the_slowest_sender_is_told(log_lines: Log) -> None:
-    """A client would see a broken connection, and not that it has to be quicker."""
+async def test_the_slowest_sender_is_evicted_with_408(log_lines: Log) -> None:
+    """A client would see a broken connection, and not the reason."""
     async with running(max_connections=2) as rig, AsyncExitStack() as stack:
         slow = await connected(rig, stack, HEAD + b"Content-Length: 5000\r\n\r\n{")
         quick = await connected(rig, stack, HEAD + b"Content-Length: 5000\r\n\r\n" + b" " * 4978)
@@ -164,15 +166,15 @@ async def test_the_slowest_sender_is_told(log_lines: Log) -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-@pytest.mark.parametrize("said", [post(), http2(whole=True)], ids=["http1", "http2"])
-async def test_who_waits_for_an_answer_keeps_its_slot(said: bytes) -> None:
-    """A request would be stored, its client hear nothing, and send it again."""
+@pytest.mark.parametrize("sent", [post(), http2(whole=True)], ids=["http1", "http2"])
+async def test_a_client_that_waits_for_an_answer_keeps_its_slot(sent: bytes) -> None:
+    """A request would be stored, and its client would get no answer and send it again."""
     async with running(max_connections=2) as rig, AsyncExitStack() as stack:
         gate = rig.intake.open = trio.Event()
         wires = []
         for _ in range(2):
             rig.intake.asked = trio.Event()
-            wires.append(await connected(rig, stack, said))
+            wires.append(await connected(rig, stack, sent))
             await rig.intake.asked.wait()
         await trio.sleep(OLD)
         async with rig.wire() as late:
@@ -181,17 +183,17 @@ async def test_who_waits_for_an_answer_keeps_its_slot(said: bytes) -> None:
                 await late.answer()
                 raise AssertionError
             gate.set()
-            if said == post():
+            if sent == post():
                 for wire in wires:
                     assert (await wire.answer()).status == 202
-            with trio.fail_after(10):  # those that have their answer are idle
+            with trio.fail_after(10):  # connections with their answer are idle
                 rig.intake.asked = trio.Event()
                 await rig.intake.asked.wait()
         assert rig.intake.taken == [[b"1", b'"two"']] * 3
 
 
-async def test_a_client_that_reads_no_answer_gives_way() -> None:
-    """It would hold its slot for REQUEST_TIMEOUT, and a thousand of them all slots."""
+async def test_a_client_that_reads_no_answer_is_evicted() -> None:
+    """The client would hold its slot for REQUEST_TIMEOUT, and a thousand clients all slots."""
     async with running(max_connections=1) as rig, AsyncExitStack() as stack:
         wire = await connected(rig, stack, b"")
         with trio.move_on_after(3):
@@ -201,8 +203,8 @@ async def test_a_client_that_reads_no_answer_gives_way() -> None:
             assert await seconds_of_a_post(rig) < 3
 
 
-async def test_handshakes_that_do_not_go_on(files: Files) -> None:
-    """A byte of TLS a second would hold a slot as well as one of HTTP."""
+async def test_stalled_handshakes_are_evicted(files: Files) -> None:
+    """One byte of TLS per second would hold a slot."""
     async with files.running(max_connections=SLOTS) as rig, AsyncExitStack() as stack:
         for number in range(2 * SLOTS):
             await connected(rig, stack, b"\x16\x03" if number % 2 else b"")
@@ -212,8 +214,8 @@ async def test_handshakes_that_do_not_go_on(files: Files) -> None:
                 assert (await wire.answer()).status == 202
 
 
-async def test_probes_are_answered_whoever_holds_the_admin_address() -> None:
-    """64 connections that say nothing would have a load balancer take the daemon out."""
+async def test_probes_are_answered_while_clients_hold_the_admin_address() -> None:
+    """64 silent connections would make a load balancer remove the daemon."""
     async with running() as rig, AsyncExitStack() as stack:
         app = make_admin_app(rig.intake, rig.health, rig.metrics)
         listeners = await open_listeners(rig.settings.bind)
@@ -234,7 +236,7 @@ async def test_probes_are_answered_whoever_holds_the_admin_address() -> None:
 # --- connections of one client -----------------------------------------------------------------
 
 
-async def test_connections_of_one_client_are_bounded(log_lines: Log) -> None:
+async def test_connections_of_one_client_are_limited(log_lines: Log) -> None:
     """One client with a thousand connections would leave none to the others."""
     async with (
         running(MAX_CONNECTIONS_PER_CLIENT="2") as rig,
@@ -268,7 +270,7 @@ async def is_refused(wire: Wire) -> bool:
     return False
 
 
-async def test_connections_by_a_unix_socket_are_of_no_one_client(tmp_path: Path) -> None:
+async def test_connections_by_a_unix_socket_are_not_limited_per_client(tmp_path: Path) -> None:
     """A proxy on the same machine would be refused as if it were one client."""
     address = UnixAddress(str(tmp_path / "s"))
     one = running(MAX_CONNECTIONS_PER_CLIENT="1", BIND=str(address))

@@ -1,4 +1,4 @@
-"""A socket without trio's detours."""
+"""Reading and writing a socket with few system calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pair() -> Iterator[Pair]:
         yield NonBlockingStream(trio.SocketStream(ours)), trio.SocketStream(theirs)
 
 
-async def test_what_comes_is_received(pair: Pair) -> None:
+async def test_data_and_the_end_of_the_input_are_received(pair: Pair) -> None:
     """Bytes or the end would be lost."""
     ours, theirs = pair
     await theirs.send_all(b"one")
@@ -34,7 +34,9 @@ async def test_what_comes_is_received(pair: Pair) -> None:
     assert await ours.receive_some(2) == b""
 
 
-async def test_readable_and_yet_nothing_there(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_readable_socket_without_data_is_read_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A packet with a wrong checksum would end the connection."""
     ours, theirs = pair
     read, misses = os.read, [BlockingIOError()]
@@ -50,8 +52,8 @@ async def test_readable_and_yet_nothing_there(pair: Pair, monkeypatch: pytest.Mo
     assert not misses
 
 
-async def test_more_than_there_is_room_for(pair: Pair) -> None:
-    """The end of a long answer would be cut off, or a slow client block everybody."""
+async def test_data_beyond_the_send_buffer_is_sent_by_flush(pair: Pair) -> None:
+    """The end of a long answer would be lost, or a slow client would block all others."""
     ours, theirs = pair
     data = os.urandom(16 * 2**20)
     got = b""
@@ -61,15 +63,15 @@ async def test_more_than_there_is_room_for(pair: Pair) -> None:
         while len(got) < len(data):
             got += await theirs.receive_some()
     assert got == data
-    # A socket that takes nothing at all.
+    # A socket whose send buffer is full.
     while ours.send_now(data):
         pass
     assert not ours.send_now(b"x")
     assert not ours.pending
 
 
-async def test_a_peer_that_is_gone(pair: Pair) -> None:
-    """A client's reset would be taken for a bug of ours."""
+async def test_a_reset_by_the_peer_is_a_broken_resource_error(pair: Pair) -> None:
+    """A client's reset would be logged as a bug."""
     ours, theirs = pair
     ours.send_now(b"unread")
     await theirs.aclose()

@@ -1,4 +1,4 @@
-"""TLS on the public address: the same requests, by the same ways."""
+"""TLS on the public address: the same requests, by the fast path and by Hypercorn."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 TAKEN = [b"1", b'"two"']
 
 
-async def test_plain_requests_stay_in_the_lane(files: Files, handed_over: list[TCPServer]) -> None:
-    """TLS would cost twenty times what it has to."""
+async def test_plain_requests_stay_on_the_fast_path(
+    files: Files, handed_over: list[TCPServer]
+) -> None:
+    """TLS would cost twenty times the CPU time."""
     async with files.running() as rig, files.wire(rig) as wire:
         for _ in range(3):
             await wire.send(post())
@@ -42,8 +44,8 @@ async def test_plain_requests_stay_in_the_lane(files: Files, handed_over: list[T
 
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("size", [10, 16_384, 65_536, 500_000, 1_000_000])
-async def test_bodies_of_all_sizes(files: Files, size: int) -> None:
-    """What lies decrypted in memory is announced by no socket: a body would wait for ever."""
+async def test_bodies_of_all_sizes_are_received(files: Files, size: int) -> None:
+    """No socket announces decrypted bytes in memory: a body would wait for ever."""
     text = b'"%s"' % (b"x" * size)
     async with files.running() as rig, files.wire(rig) as wire:
         with trio.fail_after(10):
@@ -54,8 +56,8 @@ async def test_bodies_of_all_sizes(files: Files, size: int) -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_pipelined_requests(files: Files) -> None:
-    """The second request would lie in memory for ever."""
+async def test_pipelined_requests_over_tls_are_answered(files: Files) -> None:
+    """The second request would stay in memory for ever."""
     large = post(b'{"payloads":["%s"]}' % (b"x" * 100_000))
     async with files.running() as rig:
         for many in (post() * 3, post() * 400, large + post(), large * 3):
@@ -67,8 +69,8 @@ async def test_pipelined_requests(files: Files) -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_request_in_pieces(files: Files) -> None:
-    """Records end where they like."""
+async def test_a_request_in_many_records_is_accepted(files: Files) -> None:
+    """Records of TLS do not end where requests end."""
     rng = random.Random(1)  # noqa: S311 - the same pieces every time
     whole = post(b'{"payloads":["%s"]}' % (b"x" * 2000))
     async with files.running() as rig, files.wire(rig) as wire:
@@ -79,8 +81,10 @@ async def test_a_request_in_pieces(files: Files) -> None:
         assert (await wire.answer()).status == 202
 
 
-async def test_http2_goes_straight_to_hypercorn(files: Files, handed_over: list[TCPServer]) -> None:
-    """A client that was promised HTTP/2 would be read as HTTP/1.1."""
+async def test_http2_agreed_by_alpn_is_served_by_hypercorn(
+    files: Files, handed_over: list[TCPServer]
+) -> None:
+    """The input of a client that was promised HTTP/2 would be read as HTTP/1.1."""
     h2 = pytest.importorskip("h2.connection", reason="comes with hypercorn")
     async with files.running() as rig, files.wire(rig, files.client_context("h2")) as wire:
         connection = h2.H2Connection()
@@ -93,8 +97,8 @@ async def test_http2_goes_straight_to_hypercorn(files: Files, handed_over: list[
         await rig.drain()
 
 
-async def test_an_ordinary_client(files: Files) -> None:
-    """httpx, requests and curl would not get along with it."""
+async def test_an_ordinary_client_is_served(files: Files) -> None:
+    """Common HTTP clients such as httpx, requests and curl would fail."""
     async with files.running() as rig:
         port = rig.listeners[0].socket.getsockname()[1]
         url = f"https://127.0.0.1:{port}"
@@ -104,51 +108,51 @@ async def test_an_ordinary_client(files: Files) -> None:
             assert answer.status_code == 202
 
 
-async def test_a_client_certificate_is_demanded(files: Files) -> None:
-    """Anybody could post where only some may."""
+async def test_a_client_certificate_is_required(files: Files) -> None:
+    """Every client could post, with or without a certificate."""
     clients = trustme.CA()
     clients.cert_pem.write_to_path(files.folder / "clients.pem")
     async with files.running(TLS_CLIENT_CA=str(files.folder / "clients.pem")) as rig:
-        known, stranger = files.client_context(), files.client_context()
+        known, unknown = files.client_context(), files.client_context()
         clients.issue_cert("client").configure_cert(known)
-        trustme.CA().issue_cert("client").configure_cert(stranger)
+        trustme.CA().issue_cert("client").configure_cert(unknown)
         async with files.wire(rig, known) as wire:
             await wire.send(post())
             assert (await wire.answer()).status == 202
-        for context in (files.client_context(), stranger):
+        for context in (files.client_context(), unknown):
             with pytest.raises(trio.BrokenResourceError):
-                await _ask(files, rig, context)
+                await _post(files, rig, context)
         assert rig.intake.taken == [TAKEN]
 
 
-async def _ask(files: Files, rig: Rig, context: ssl.SSLContext) -> None:
+async def _post(files: Files, rig: Rig, context: ssl.SSLContext) -> None:
     async with files.wire(rig, context) as wire:
         await wire.send(post())
         await wire.answer()
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"\x16\x03\x01", post(), b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05hello"]
+    "sent", [b"", b"\x16\x03\x01", post(), b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05hello"]
 )
-async def test_what_is_no_handshake_ends(files: Files, said: bytes) -> None:
+async def test_bytes_that_are_no_handshake_end_the_connection(files: Files, sent: bytes) -> None:
     """A client without TLS, or a scanner, would keep its slot or fill the log."""
     async with files.running(1, REQUEST_TIMEOUT="200ms") as rig:
         async with rig.wire() as wire:
-            await wire.send(said)
+            await wire.send(sent)
             with trio.fail_after(10):
-                await _closed(wire)
+                await _wait_until_closed(wire)
         async with files.wire(rig) as wire:
             await wire.send(post())
             assert (await wire.answer()).status == 202
 
 
-async def _closed(wire: Wire) -> None:
+async def _wait_until_closed(wire: Wire) -> None:
     with suppress(trio.BrokenResourceError):
         await wire.rest()
 
 
-async def test_a_client_that_leaves_within_the_handshake(files: Files) -> None:
-    """It would keep its slot."""
+async def test_a_client_that_leaves_during_the_handshake_frees_its_slot(files: Files) -> None:
+    """The client would keep its slot until REQUEST_TIMEOUT."""
     async with files.running(1) as rig:
         async with rig.wire() as wire:
             await wire.send(b"\x16\x03\x01")
@@ -157,8 +161,8 @@ async def test_a_client_that_leaves_within_the_handshake(files: Files) -> None:
             assert (await wire.answer()).status == 202
 
 
-async def test_handshakes_take_turns(files: Files) -> None:
-    """A thousand clients that come back at once would hold up all others for a second."""
+async def test_handshakes_do_not_block_the_event_loop(files: Files) -> None:
+    """A thousand clients that reconnect at once would delay all others by a second."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     with suppress(ssl.SSLWantReadError):
         context = files.client_context()
@@ -183,12 +187,12 @@ async def test_handshakes_take_turns(files: Files) -> None:
                 for wire in wires:
                     assert await wire.stream.receive_some(100)
             nursery.cancel_scope.cancel()
-    # All of them together take a tenth of a second or more.
+    # All handshakes together take a tenth of a second or more.
     assert longest[0] < 0.05
 
 
-async def test_a_handshake_does_not_hold_the_drain(files: Files) -> None:
-    """A client that says nothing would hold the daemon for REQUEST_TIMEOUT."""
+async def test_a_handshake_does_not_delay_the_drain(files: Files) -> None:
+    """A silent client would delay the end of the daemon by REQUEST_TIMEOUT."""
     async with files.running() as rig, rig.wire() as wire:
         await wire.send(b"\x16\x03\x01")
         await trio.testing.wait_all_tasks_blocked()
@@ -198,18 +202,18 @@ async def test_a_handshake_does_not_hold_the_drain(files: Files) -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_the_end_is_said_in_tls(files: Files) -> None:
-    """A client could not tell a whole answer from one that was cut off on the way."""
+async def test_an_answer_ends_with_close_notify(files: Files) -> None:
+    """A client could not tell a complete answer from one that was cut off on the way."""
     async with files.running() as rig, files.wire(rig) as wire:
         await wire.send(post(COLLECTION, "Content-Type: application/json", "Connection: close"))
         assert (await wire.answer()).status == 202
-        # Without https_compatible, trio takes an end that TLS does not know of for an error.
+        # Without https_compatible, trio raises an error if close_notify is missing.
         cast("Any", wire.stream)._https_compatible = False
         assert await wire.rest() == b""
 
 
 async def test_a_slow_client_gets_408_in_tls(files: Files) -> None:
-    """A body that never comes would hold its slot, and its client hear nothing."""
+    """An incomplete body would hold its slot, and its client would get no answer."""
     async with files.running(REQUEST_TIMEOUT="200ms") as rig, files.wire(rig) as wire:
         await wire.send(post()[:-3])
         answer = await wire.answer()
@@ -217,21 +221,21 @@ async def test_a_slow_client_gets_408_in_tls(files: Files) -> None:
 
 
 async def test_a_broken_record_ends_the_connection(files: Files) -> None:
-    """Bytes that somebody has changed on the way would be taken, or crash the lane."""
+    """Bytes that were changed on the way would be accepted, or crash the fast path."""
     async with files.running() as rig, files.wire(rig) as wire:
         await wire.send(post())
         assert (await wire.answer()).status == 202
         transport = cast("Any", wire.stream).transport_stream
         await transport.send_all(b"\x17\x03\x03\x00\x13" + b"x" * 19)
         with trio.fail_after(10):
-            await _closed(wire)
+            await _wait_until_closed(wire)
         assert rig.intake.taken == [TAKEN]
 
 
-async def test_certificates_are_read_again(
+async def test_certificates_are_reloaded(
     files: Files, log_lines: list[MutableMapping[str, Any]]
 ) -> None:
-    """A certificate that was renewed would need a restart; a bad one would end the service."""
+    """A renewed certificate would need a restart; a bad one would end the service."""
     certificates = open_certificates(config.load(files.environ))
     assert certificates is not None
     before = certificates.context
@@ -255,8 +259,10 @@ async def test_certificates_are_read_again(
     ],
     ids=["missing", "no-key", "another-key"],
 )
-def test_files_that_cannot_be_used(files: Files, spoil: Callable[[Path], object]) -> None:
-    """The daemon would start, and no client get in."""
+def test_certificate_files_that_cannot_be_used_are_refused(
+    files: Files, spoil: Callable[[Path], object]
+) -> None:
+    """The daemon would start, and no client could connect."""
     spoil(files.folder)
     with pytest.raises(SettingsError, match="TLS_CERT, TLS_KEY"):
         open_certificates(config.load(files.environ))

@@ -1,4 +1,4 @@
-"""TLS by the record: what goes together, what comes unasked, and how it ends."""
+"""Records of TLS: records sent together, records that TLS sends by itself, and the end."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ TAKEN = [b"1", b'"two"']
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_request_right_behind_the_handshake(files: Files) -> None:
-    """It lies in memory, announced by no socket: most clients' first request would time out."""
+async def test_a_request_in_the_packet_of_the_handshake_is_answered(files: Files) -> None:
+    """No socket announces decrypted bytes: the first request of most clients would time out."""
     async with files.running() as rig, files.records(rig) as client:
-        await client.shake_hands()
+        await client.handshake()
         client.write(post())
         await client.send()
         with trio.fail_after(10):
@@ -32,10 +32,10 @@ async def test_a_request_right_behind_the_handshake(files: Files) -> None:
     assert rig.intake.taken == [TAKEN]
 
 
-async def test_a_body_behind_its_head_stays_in_the_lane(
+async def test_a_body_in_its_own_record_stays_on_the_fast_path(
     files: Files, handed_over: list[TCPServer]
 ) -> None:
-    """Most clients send them one after the other, and all would end at Hypercorn."""
+    """Most clients send head and body separately, and all would be served by Hypercorn."""
     whole = post()
     async with files.running() as rig, files.wire(rig) as wire:
         for _ in range(2):
@@ -49,10 +49,12 @@ async def test_a_body_behind_its_head_stays_in_the_lane(
 @pytest.mark.parametrize(
     ("end", "status"), [(None, b" 202 "), (-5, b" 400 "), (30, b" 400 ")], ids=["", "body", "head"]
 )
-async def test_an_end_right_behind_a_request(files: Files, end: int | None, status: bytes) -> None:
-    """It comes once: who forgets it lets the client wait until its time is up."""
+async def test_a_request_with_the_end_of_tls_is_answered(
+    files: Files, end: int | None, status: bytes
+) -> None:
+    """The end arrives once: if it were forgotten, the client would wait until its time limit."""
     async with files.running() as rig, files.records(rig) as client:
-        await client.shake_hands()
+        await client.handshake()
         client.write(post()[:end])
         client.close_notify()
         await client.send()
@@ -61,20 +63,20 @@ async def test_an_end_right_behind_a_request(files: Files, end: int | None, stat
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_every_end_says_so(files: Files) -> None:
-    """A client could not tell it from one that somebody on the way has made up (RFC 8446, 6.1)."""
+async def test_every_connection_ends_with_close_notify(files: Files) -> None:
+    """A client could not detect an end that an attacker has forged (RFC 8446, section 6.1)."""
     async with files.running(KEEPALIVE_TIMEOUT="200ms") as rig, files.records(rig) as client:
-        await client.shake_hands()
+        await client.handshake()
         await client.send()
         with trio.fail_after(10):
             assert await client.rest() == b""
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_an_answer_to_who_is_still_sending(files: Files) -> None:
-    """A socket closed with bytes in it is reset, and the answer is lost on its way."""
+async def test_a_client_that_is_still_sending_receives_its_answer(files: Files) -> None:
+    """A socket closed with unread bytes is reset, and the answer is lost on its way."""
     async with files.running() as rig, files.records(rig) as client:
-        await client.shake_hands()
+        await client.handshake()
         client.write(post(b"x" * 900_000, "Content-Type: text/plain"))
         with trio.fail_after(10):
             await client.send()
@@ -84,12 +86,12 @@ async def test_an_answer_to_who_is_still_sending(files: Files) -> None:
             assert b" 415 " in await client.rest()
 
 
-async def test_http2_is_known_by_what_was_agreed_on(files: Files) -> None:
-    """A preface in two segments would be told in HTTP/1.1 that it is too slow."""
+async def test_http2_is_known_from_alpn(files: Files) -> None:
+    """A preface in two segments would be answered in HTTP/1.1 that it is too slow."""
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
     slow = files.running(REQUEST_TIMEOUT="300ms", KEEPALIVE_TIMEOUT="800ms")
     async with slow as rig, files.records(rig, "h2") as client:
-        await client.shake_hands()
+        await client.handshake()
         client.write(preface[:5])
         await client.send()
         await wait_all_tasks_blocked()
@@ -99,16 +101,16 @@ async def test_http2_is_known_by_what_was_agreed_on(files: Files) -> None:
             assert b"HTTP/1.1" not in await client.rest()
 
 
-async def test_what_tls_says_by_itself_is_sent_and_bounded(files: Files) -> None:
-    """A client that asks for new keys again and again, and reads nothing, would fill the memory."""
+async def test_replies_of_tls_are_sent_and_limited(files: Files) -> None:
+    """A client that requests new keys without end, and reads nothing, would fill the memory."""
     certificates = open_certificates(config.load(files.environ))
     assert certificates is not None
     ours, theirs = trio.socket.socketpair()
     with ours, theirs:
         stream = TlsStream(trio.SocketStream(ours), certificates.context)
-        stream._outgoing.write(b"new keys")  # as OpenSSL does when it reads of new keys
+        stream._outgoing.write(b"new keys")  # as OpenSSL does for a key update
         assert stream.receive_now(1) is None
         assert await theirs.recv(100) == b"new keys"
         stream._outgoing.write(b"new keys" * 1_000_000)
-        with pytest.raises(trio.BrokenResourceError, match="does not read"):
+        with pytest.raises(trio.BrokenResourceError, match="does not read the replies"):
             stream.receive_now(1)

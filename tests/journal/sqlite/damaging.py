@@ -1,4 +1,4 @@
-"""Damages a journal as a disk does, and shows what was found."""
+"""Damage a journal as a failing disk does, and return the findings."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _TABLE_LEAF: Final = 13
 
 
 def change(path: Path, *statements: str) -> None:
-    """Do to a journal what a flipped bit might do."""
+    """Run SQL statements on a journal, to change rows as a flipped bit does."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         for statement in statements:
             connection.execute(statement)
 
 
 def cut(path: Path) -> None:
-    """Cut a file in the middle."""
+    """Truncate a file to half of its size."""
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
 
@@ -43,12 +43,12 @@ def flip(path: Path) -> None:
 
 
 def zero(path: Path) -> None:
-    """Write zeros over a page in the middle of a file."""
+    """Overwrite a page in the middle of a file with zeros."""
     zero_pages(path, [path.stat().st_size // 2 // PAGE + 1])
 
 
 def zero_pages(path: Path, pages: Sequence[int]) -> None:
-    """Write zeros over pages of a database file, which are counted from 1."""
+    """Overwrite pages of a database file, counted from 1, with zeros."""
     with path.open("r+b") as file:
         for page in pages:
             file.seek((page - 1) * PAGE)
@@ -56,9 +56,10 @@ def zero_pages(path: Path, pages: Sequence[int]) -> None:
 
 
 def leaves(path: Path, ids: Iterable[uuid.UUID]) -> list[int]:
-    """Return the pages of a database file that have rows of these jobs.
+    """Return the numbers of the pages of a database file that contain rows of these jobs.
 
-    SQLite's log is to be folded in. See https://www.sqlite.org/fileformat.html, section 1.6.
+    SQLite's log must be checkpointed before.
+    See https://www.sqlite.org/fileformat.html, section 1.6.
     """
     wanted = [one.bytes for one in ids]
     content = path.read_bytes()
@@ -71,21 +72,26 @@ def leaves(path: Path, ids: Iterable[uuid.UUID]) -> list[int]:
 
 
 def lose_pages(database: Database, path: Path, ids: Iterable[uuid.UUID]) -> int:
-    """Write zeros over the pages of these jobs, under an open journal; returns how many."""
+    """Overwrite the pages of these jobs with zeros, in an open journal; return their number."""
     database._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     pages = leaves(path, ids)
     zero_pages(path, pages)
-    # Or what is damaged would be read from SQLite's memory.
+    # Otherwise SQLite would read the pages from its cache.
     database._connection.execute("PRAGMA shrink_memory")
     return len(pages)
 
 
-def told(database: Database) -> list[Finding]:
-    """Return what the database found since the last time."""
-    return database.findings.take()
+def new_findings(database: Database) -> list[Finding]:
+    """Return the findings since the last call."""
+    return database.findings.pop_all()
 
 
 def verified(path: Path) -> list[Finding]:
-    """Return what `payloadd journal verify` finds."""
+    """Return the findings of `payloadd journal verify`."""
     with Inspection.open(path.parent) as inspection:
         return inspection.verify()
+
+
+def repair_without_pause(database: Database) -> None:
+    """Let the database repair its file as often as it is damaged."""
+    database._file_repair.min_interval = 0.0

@@ -1,8 +1,8 @@
-"""Damage to a journal on the disk, and what a start makes of what is left.
+"""Damage journals at random, start from them, and check which payloads are stored.
 
-A journal with everything in it is made once. Each try copies it, damages one place, opens it as
-the daemon does, and brings all that it gives into a store. Then every payload has to be in the
-store once and unaltered, or be missing loudly.
+One journal with every kind of row is made once. Each try copies it, damages one place, opens the
+copy as the daemon does, and stores all jobs in a dictionary. Then every payload has to be stored
+once and unaltered, or be reported as damaged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from payloadd.journal.api import Append, Bury, Receipt, Revive, Seal, Settle
 from payloadd.journal.sqlite import dead_letters
 from payloadd.journal.sqlite.damage import CODE, is_corrupt
 from payloadd.journal.sqlite.database import Database
-from payloadd.journal.sqlite.schema import FILE, look_into
+from payloadd.journal.sqlite.schema import FILE, open_existing
 from payloadd.journal.sqlite.segments import FOLDER
 from payloadd.journal.sqlite.verify import verify
 from payloadd.model.job import Batch, IdSource, Job, Part
@@ -38,38 +38,39 @@ _REFUSALS: Final = ("journal verify", "file is not a database")
 _LISTED: Final = """
     SELECT coalesce(sum(max(payloads, coalesce(jobs, 0))), 0) FROM dead WHERE code = 'DAMAGED'
 """
-MARK: Final = "journal.high"
+HIGH_WATER: Final = "journal.high"
 
 
 @dataclass
 class Base:
-    """The journal that is damaged, and what is in it."""
+    """The journal that all tries copy, and its contents."""
 
     folder: Path
     payloads: set[bytes] = field(default_factory=set)
-    """All that is to be in the store at the end."""
+    """All payloads that have to be in the store at the end."""
     stored: dict[str, list[bytes]] = field(default_factory=dict)
-    """Objects that are in the store already: of batches that are still sealed, or settled."""
+    """Objects that are stored already, of sealed and of settled batches, by key."""
 
 
 @dataclass
 class Result:
-    """What one try came to."""
+    """The result of one try."""
 
-    what: str
+    damage: str
+    """Description of the damage."""
     refused: str | None = None
     objects: dict[str, list[bytes]] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
     damaged: int = 0
     """Dead letters with the code DAMAGED."""
     listed: int = 0
-    """How many payloads these say are damaged; a job of which nothing is known has one."""
+    """Payloads that these dead letters count; a job with unknown payloads counts as one."""
     kept: set[bytes] = field(default_factory=set)
-    """Payloads of dead letters that the store refused and that were not tried again."""
+    """Payloads of the dead letters that the store refused and that were not retried."""
     verified: list[str] = field(default_factory=list)
 
     def problem(self, base: Base) -> str | None:  # noqa: PLR0911 - one for each kind
-        """Return what is wrong with it, None if nothing."""
+        """Return a description of the first broken rule, None if there is none."""
         if self.refused is not None:
             known = any(part in self.refused for part in _REFUSALS)
             return None if known else f"refused with {self.refused}"
@@ -82,7 +83,7 @@ class Result:
         if twice:
             return f"{len(twice)} twice, such as {twice[0][:60]!r}"
         if missing and not (self.damaged and self.findings):
-            return f"{len(missing)} missing in silence, such as {min(missing)[:60]!r}"
+            return f"{len(missing)} missing silently, such as {min(missing)[:60]!r}"
         if len(missing) > self.listed:
             return f"{len(missing)} missing, and {self.listed} are listed as DAMAGED"
         if missing and not self.verified:
@@ -91,7 +92,7 @@ class Result:
 
 
 class _Maker:
-    """Fills a journal."""
+    """Fills the journal that all tries copy."""
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
         self.base = Base(folder)
@@ -101,10 +102,10 @@ class _Maker:
         self.database = Database(folder / FILE)
         self.layouts = Layouts(self.database.layouts(LAYOUT))
 
-    def take(self, count: int, size: int, key: bytes | None = None) -> list[Job]:
-        """Commit one request of ``count`` jobs; returns them."""
+    def accept(self, count: int, size: int, key: bytes | None = None) -> list[Job]:
+        """Commit one request of ``count`` jobs of up to ``size`` bytes; return the jobs."""
         parts = []
-        for id_ in self._ids.take(count):
+        for id_ in self._ids.new_ids(count):
             self._number += 1
             text = "".join(self._rng.choices("abcdefgh", k=self._rng.randrange(size // 2, size)))
             line = f'{{"n":{self._number},"p":"{text}"}}'.encode()
@@ -115,7 +116,7 @@ class _Maker:
         return list(request.jobs)
 
     def batch(self, jobs: Sequence[Job], *, put: bool = False) -> Batch:
-        """Seal a batch; ``put``: its object was stored, and the journal does not know yet."""
+        """Seal a batch and return it; ``put``: its object is stored but not settled."""
         batch = self.layouts.batch(jobs)
         self.database.commit([Seal(batch)])
         if put:
@@ -124,41 +125,41 @@ class _Maker:
 
 
 def make_base(folder: Path, rng: random.Random) -> Base:
-    """Make the journal that all tries begin with; SQLite's log is folded in."""
+    """Make the journal that all tries copy; SQLite's log is checkpointed."""
     folder.mkdir()
     maker = _Maker(folder, rng)
     database = maker.database
     for _ in range(2):
-        database.commit([Bury(maker.batch(maker.take(4, 300)), "InvalidArgument", "refused")])
-    maker.batch(maker.take(_MEMBERS, 300, b"sealed-and-put--"), put=True)
-    maker.batch(maker.take(_MEMBERS, 300))
-    with_segment = maker.take(80, 8000)
+        database.commit([Bury(maker.batch(maker.accept(4, 300)), "InvalidArgument", "refused")])
+    maker.batch(maker.accept(_MEMBERS, 300, b"sealed-and-put--"), put=True)
+    maker.batch(maker.accept(_MEMBERS, 300))
+    with_segment = maker.accept(80, 8000)
     for start in range(0, 24, 12):
         maker.batch(with_segment[start : start + 12], put=not start)
-    maker.take(10, 60)
-    settled = maker.batch(maker.take(200, 100), put=True)
+    maker.accept(10, 60)
+    settled = maker.batch(maker.accept(200, 100), put=True)
     for number in range(60):
-        maker.take(5, 250, b"%016d" % number)
-    maker.take(70, 9000)
-    maker.take(30, 5000)
+        maker.accept(5, 250, b"%016d" % number)
+    maker.accept(70, 9000)
+    maker.accept(30, 5000)
     database.commit([Settle(settled)])
     for end in ("", "-wal"):
         shutil.copy(folder / f"{FILE}{end}", folder / f"copy{end}")
-    mark = (folder / MARK).read_bytes()
+    record = (folder / HIGH_WATER).read_bytes()
     database.close()
-    (folder / MARK).write_bytes(mark)
+    (folder / HIGH_WATER).write_bytes(record)
     with closing(sqlite3.connect(folder / "copy")) as copy:
         copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         assert copy.execute("SELECT count(*) FROM stored").fetchone() == (1,)
     (folder / "copy").replace(folder / FILE)
     for path in folder.iterdir():
-        if path.name not in {FILE, FOLDER, MARK}:
+        if path.name not in {FILE, FOLDER, HIGH_WATER}:
             path.unlink()
     return maker.base
 
 
 def damage(folder: Path, rng: random.Random) -> str:
-    """Damage one place of one file; returns which."""
+    """Damage one place of one file; return a description of the damage."""
     files = [folder / FILE, folder / FILE, *sorted((folder / FOLDER).iterdir())]
     path = rng.choice(files)
     size = path.stat().st_size
@@ -181,7 +182,7 @@ def damage(folder: Path, rng: random.Random) -> str:
 
 
 def damage_pages(folder: Path, rng: random.Random) -> str:
-    """Exchange two pages of SQLite's file, or damage one; returns which."""
+    """Swap or copy pages of SQLite's file, or damage one page; return a description."""
     path = folder / FILE
     pages = path.stat().st_size // _PAGE
     kind = rng.choice(("swap", "swap", "copy", "copy", "zero", "flip"))
@@ -211,26 +212,26 @@ def run(
     rng: random.Random,
     how: Callable[[Path, random.Random], str] | None = damage,
 ) -> Result:
-    """Copy the journal to ``folder``, damage it there, and bring what it gives into a store."""
+    """Copy the journal to ``folder``, damage the copy with ``how``, and store all its jobs."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(base.folder, folder)
-    result = Result("nothing" if how is None else how(folder, rng), objects=dict(base.stored))
+    result = Result("no damage" if how is None else how(folder, rng), objects=dict(base.stored))
     try:
-        # What a damaged file has hidden from the first start is found by the second.
+        # The second start finds rows that damage hid from the first start.
         for _ in range(2):
             _start(folder, result)
     except StartError as error:
         result.refused = str(error)
-        look(folder)
+        verify_journal(folder)
         return result
     except sqlite3.DatabaseError as error:
-        # The first page is another one. ``open_journal`` makes a StartError of it.
+        # The first page was replaced. ``open_journal`` turns this error into a StartError.
         if not is_corrupt(error):
             raise
         result.refused = str(error)
         return result
-    result.verified = look(folder)
-    with closing(look_into(folder / FILE)) as connection:
+    result.verified = verify_journal(folder)
+    with closing(open_existing(folder / FILE)) as connection:
         letters = dead_letters.letters(connection)
         result.damaged = sum(letter.code == CODE for letter in letters)
         result.listed = connection.execute(_LISTED).fetchone()[0]
@@ -244,31 +245,31 @@ def run(
 def _start(folder: Path, result: Result) -> None:
     database = _open(folder)
     try:
-        _bring(database, Layouts(database.layouts(LAYOUT)), result)
+        _store_all(database, Layouts(database.layouts(LAYOUT)), result)
     finally:
         database.close()
-        result.findings += [str(one) for one in database.findings.take()]
+        result.findings += [str(one) for one in database.findings.pop_all()]
 
 
 def _open(folder: Path) -> Database:
-    """Open a journal whose commits are not synced: no try ends in a power cut."""
+    """Open a journal without syncs, which a try does not need."""
     database = Database(folder / FILE)
     database._connection.execute("PRAGMA synchronous = OFF")
     return database
 
 
-def look(folder: Path) -> list[str]:
-    """Return what ``payloadd journal verify`` finds."""
-    with closing(look_into(folder / FILE)) as connection:
+def verify_journal(folder: Path) -> list[str]:
+    """Return the findings of ``payloadd journal verify`` as text."""
+    with closing(open_existing(folder / FILE)) as connection:
         return [str(one) for one in verify(connection, folder)]
 
 
-def _bring(database: Database, layouts: Layouts, result: Result) -> None:
-    """Store all that the journal gives, in the order in which the daemon does."""
-    # An operator reads that the journal cannot be read where the letters are what is damaged.
+def _store_all(database: Database, layouts: Layouts, result: Result) -> None:
+    """Store all jobs of the journal, in the order of the daemon."""
+    # Where the dead letters are damaged, the command fails with an error message.
     with (
         suppress(sqlite3.DatabaseError),
-        closing(look_into(database._path)) as other,
+        closing(open_existing(database._path)) as other,
         other,
     ):
         dead_letters.mark(other, [])

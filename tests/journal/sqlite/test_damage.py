@@ -1,4 +1,4 @@
-"""A damaged row becomes a dead letter, and everything else goes on."""
+"""A damaged row becomes a dead letter, and all other jobs are stored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from payloadd.journal.sqlite import file_check
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
-from tests.journal.sqlite.damaging import change, told, verified
+from tests.journal.sqlite.damaging import change, new_findings, verified
 from tests.support.journal import append, id_of, sealed
 
 if TYPE_CHECKING:
@@ -29,26 +29,26 @@ _CHANGES: Final = {
     "short id": "UPDATE jobs SET id = x'00' WHERE seq = 7",
     "payloads": "UPDATE jobs SET payloads = 2 WHERE seq = 7",
     "payloads of another kind": "UPDATE jobs SET payloads = 'x' WHERE seq = 7",
-    "a place that is none": "UPDATE jobs SET segment = 1 WHERE seq = 7",
-    "a segment that is missing": "UPDATE jobs SET segment = 1, start = 0, size = 2 WHERE seq = 7",
+    "segment without an offset": "UPDATE jobs SET segment = 1 WHERE seq = 7",
+    "missing segment": "UPDATE jobs SET segment = 1, start = 0, size = 2 WHERE seq = 7",
     "stream": "UPDATE jobs SET stream = 1 WHERE seq = 7",
     "checksum": "UPDATE jobs SET crc = crc + 1 WHERE seq = 7",
 }
 
 
-@pytest.mark.parametrize("what", _CHANGES)
-def test_an_altered_row_becomes_a_dead_letter(path: Path, what: str) -> None:
+@pytest.mark.parametrize("changed", _CHANGES)
+def test_an_altered_row_becomes_a_dead_letter(path: Path, changed: str) -> None:
     """A flipped bit would be uploaded as if it were data."""
-    change(path, _CHANGES[what])
+    change(path, _CHANGES[changed])
     assert {one.table for one in verified(path)} & {"jobs", "totals"}
     with closing(Database(path)) as database:
         assert [one.seq for one in database.page(0, 99, 9999)] == [1, 5, 6, 8, 9]
         assert database.totals.jobs == 8
-        (finding,) = told(database)
+        (finding,) = new_findings(database)
         assert (finding.table, finding.first, finding.last, finding.jobs) == ("jobs", 7, 7, 1)
-        # Once, and not with every look.
+        # Reported once, not at each read.
         assert [one.seq for one in database.page(6, 99, 9999)] == [8, 9]
-        assert told(database) == []
+        assert new_findings(database) == []
     with Inspection.open(path.parent) as inspection:
         (letter,) = inspection.dead()
         assert (letter.code, letter.id) == (CODE, finding.id)
@@ -64,12 +64,12 @@ def test_an_altered_row_becomes_a_dead_letter(path: Path, what: str) -> None:
         assert inspection.verify() == []
 
 
-def test_neighbours_are_one_dead_letter_that_shows_what_is_left(path: Path) -> None:
-    """An operator would have to look at a thousand dead letters of one page."""
+def test_damaged_neighbours_become_one_dead_letter_with_their_lines(path: Path) -> None:
+    """An operator would have to read a thousand dead letters of one damaged page."""
     change(path, "UPDATE jobs SET lines = lines || x'0a' WHERE seq IN (6, 7, 8)")
     with closing(Database(path)) as database:
         assert [one.seq for one in database.page(0, 99, 9999)] == [1, 5, 9]
-        (finding,) = told(database)
+        (finding,) = new_findings(database)
     assert (finding.first, finding.last, finding.payloads) == (6, 8, 3)
     with Inspection.open(path.parent) as inspection:
         (letter,) = inspection.dead()
@@ -81,12 +81,12 @@ def test_neighbours_are_one_dead_letter_that_shows_what_is_left(path: Path) -> N
 @pytest.mark.parametrize(
     ("seqs", "left"), [("2", [3, 4]), ("3", [2, 4]), ("4", [2, 3]), ("2, 4", [3]), ("2, 3, 4", [])]
 )
-def test_what_is_left_of_a_sealed_batch_keeps_its_key(
+def test_a_sealed_batch_with_damaged_members_keeps_its_key(
     path: Path, seqs: str, left: list[int]
 ) -> None:
-    """Its object may be in the store already: under another key all of it would be there twice."""
+    """Its object may be in the store: under another key its payloads would be stored twice."""
     change(path, "UPDATE jobs SET payloads = 5 WHERE seq IN (%s)" % seqs)  # noqa: S608, UP031 - ours
-    for _ in range(2):  # a crash between, and once more
+    for _ in range(2):  # the second time as after a crash
         with closing(Database(path)) as database:
             found = [database.sealed(first) for first in database.sealed_firsts]
             if left:
@@ -105,8 +105,8 @@ def test_what_is_left_of_a_sealed_batch_keeps_its_key(
     assert {one.table for one in verified(path)} == {"dead"}
 
 
-def test_a_batch_with_gaps_can_die_and_come_back(path: Path) -> None:
-    """The counts would be wrong for as long as the journal lives."""
+def test_a_batch_with_gaps_can_be_buried_and_revived(path: Path) -> None:
+    """The totals would stay wrong as long as the journal exists."""
     change(path, "UPDATE jobs SET payloads = 5 WHERE seq = 3")
     with closing(Database(path)) as database:
         one = sealed(database, 2)
@@ -119,21 +119,21 @@ def test_a_batch_with_gaps_can_die_and_come_back(path: Path) -> None:
 
 
 @pytest.mark.parametrize("small", [True, False])
-def test_a_row_that_is_gone_is_missed(
+def test_a_missing_row_becomes_a_dead_letter(
     path: Path, monkeypatch: pytest.MonkeyPatch, *, small: bool
 ) -> None:
-    """A payload that was acknowledged would just not be there."""
+    """An accepted payload would be lost without a message."""
     if not small:
         monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
     change(path, "DELETE FROM jobs WHERE seq = 7")
     assert [one.table for one in verified(path)] == ["totals"]
     with closing(Database(path)) as database:
-        assert bool(told(database)) == small
+        assert bool(new_findings(database)) == small
         after = 0
         while page := database.page(after, 4, 9999):
             after = page[-1].seq
         if not small:
-            (finding,) = told(database)
+            (finding,) = new_findings(database)
             assert (finding.first, finding.jobs, finding.payloads) == (None, 1, 1)
         assert database.totals.jobs == 8
     with Inspection.open(path.parent) as inspection:
@@ -142,12 +142,12 @@ def test_a_row_that_is_gone_is_missed(
         assert inspection.drop([letter.id]) == 1
 
 
-def test_a_row_from_the_future_is_no_obstacle(path: Path) -> None:
-    """Every commit would fail at the number that the row has taken."""
+def test_a_row_with_an_unassigned_number_becomes_a_dead_letter(path: Path) -> None:
+    """Every commit would fail at the number that the row occupies."""
     move = "UPDATE jobs SET seq = %d WHERE seq = %d"
     change(path, move % (10, 9), move % (2**50, 8))
     with closing(Database(path)) as database:
-        assert sorted(one.first or 0 for one in told(database)) == [10, 2**50]
+        assert sorted(one.first or 0 for one in new_findings(database)) == [10, 2**50]
         database.commit([append(10, count=3)])
         assert [one.seq for one in database.page(0, 99, 9999)] == [1, 5, 6, 7, 10, 11, 12]
         assert database.totals.jobs == 10

@@ -1,4 +1,4 @@
-"""Damage is told once, in the log and in the numbers."""
+"""Damage is reported once, in the log and in the counters."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("nine_jobs")
 
 
-async def test_damage_is_logged_once_and_counted(path: Path) -> None:
-    """The log would fill with one line, or the `drained` line would call payloads lost."""
+async def test_a_damaged_row_does_not_stop_the_journal(path: Path) -> None:
+    """Later jobs would not be stored, or `/readyz` would name a trouble that cannot be fixed."""
     change(path, "UPDATE jobs SET payloads = 5 WHERE seq = 7")
     async with open_rig(path) as rig:
         jobs = await rig.journal.page(0, 99, 9999)
@@ -39,20 +39,20 @@ async def test_damage_is_logged_once_and_counted(path: Path) -> None:
         assert not rig.health.troubles
 
 
-def test_findings_are_told_once() -> None:
-    """The log would say the same twice a second."""
+def test_findings_are_reported_once() -> None:
+    """The log would repeat the same line twice a second."""
     found = damage.Findings()
     calls: list[int] = []
-    found.tell = lambda: calls.append(1)
+    found.on_new = lambda: calls.append(1)
     found.add()
     assert calls == []
     found.add(damage.Finding("jobs", "x"))
-    assert len(found.take()) == len(calls) == 1
-    assert found.take() == []
+    assert len(found.pop_all()) == len(calls) == 1
+    assert found.pop_all() == []
 
 
-async def test_the_log_and_the_ledger_hear_of_damage_once(path: Path) -> None:
-    """The `drained` line would call damaged payloads lost, or the log would say nothing."""
+async def test_damage_is_logged_once_and_counted_as_dead(path: Path) -> None:
+    """The `drained` line would count damaged payloads as lost, or the log would not name them."""
     change(path, "UPDATE jobs SET payloads = 5 WHERE seq = 7")
     metrics = Metrics()
     accounting = Accounting(metrics)
@@ -65,12 +65,12 @@ async def test_the_log_and_the_ledger_hear_of_damage_once(path: Path) -> None:
         async with opening as opened:
             await _read_twice(opened.journal, accounting)
     assert (accounting.journaled, accounting.lost) == (8, 0)
-    (told,) = [line for line in lines if line["event"] == "payloads_damaged"]
-    assert (told["log_level"], told["first"], told["last"]) == ("error", 7, 7)
+    (logged,) = [line for line in lines if line["event"] == "payloads_damaged"]
+    assert (logged["log_level"], logged["first"], logged["last"]) == ("error", 7, 7)
 
 
 async def _read_twice(journal: Journal, accounting: Accounting) -> None:
-    assert accounting.open == 13  # as the altered row says
+    assert accounting.open == 13  # with the 5 payloads that the altered row claims
     jobs = await journal.page(0, 99, 9999)
     assert [one.seq for one in jobs] == [1, 5, 6, 8, 9]
     await until(lambda: accounting.dead)
@@ -78,10 +78,10 @@ async def _read_twice(journal: Journal, accounting: Accounting) -> None:
     await journal.page(6, 99, 9999)
 
 
-async def test_the_counter_of_dead_payloads_never_goes_back(
+async def test_the_counter_of_dead_payloads_never_decreases(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A counter that goes back makes every rate of it wrong."""
+    """A counter that decreases makes every rate of it wrong."""
     monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
     change(path, "UPDATE jobs SET payloads = 5 WHERE seq IN (5, 9)")
     seen: list[int] = []
@@ -92,8 +92,8 @@ async def test_the_counter_of_dead_payloads_never_goes_back(
         report = DamageReport(database, PipelineListener(channel, feeder, accounting, metrics))
         for after in (0, 5):
             database.page(after, 2, 9999)
-            report.tell()
+            report.report_new()
             seen.append(metrics.dead.value)
         database.page(7, 9, 9999)
-        report.tell()
+        report.report_new()
     assert (seen, metrics.dead.value) == ([0, 0], 2)

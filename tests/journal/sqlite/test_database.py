@@ -337,7 +337,8 @@ class JournalFile(RuleBasedStateMachine):
         assert stored == sorted((last,) for _, last in ranges)
         assert keys == [(key,) for key in sorted(self.model.answers)]
         assert dead == {
-            str(one.id): (one.payloads, b"".join(one.pieces)) for one in self.model.dead.values()
+            str(one.id): (one.payloads, b"".join(job.lines for job in one.jobs))
+            for one in self.model.dead.values()
         }
         assert totals.dead_bytes == self.model.dead_bytes
 

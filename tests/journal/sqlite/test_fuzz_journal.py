@@ -1,4 +1,4 @@
-"""Damage anywhere in the journal's files: nothing is altered, stored twice, or lost in silence."""
+"""Random damage in the journal's files: no payload is altered, stored twice or lost silently."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _TRIES: Final = {"short": 40, "long": 4000}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> fuzz.Base:
-    """Return the journal that all tries begin with."""
+    """Return the journal that all tries copy."""
     return fuzz.make_base(tmp_path_factory.mktemp("fuzz") / "base", random.Random(1))  # noqa: S311 - no secret
 
 
 @pytest.mark.parametrize("how", [fuzz.damage, fuzz.damage_pages])
 @pytest.mark.parametrize("checked", [True, False], ids=["checked-at-start", "too-large-for-that"])
-def test_damage_is_loud(
+def test_damage_is_reported(
     base: fuzz.Base,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -34,7 +34,7 @@ def test_damage_is_loud(
     checked: bool,
     how: Callable[[Path, random.Random], str],
 ) -> None:
-    """A flipped bit would be uploaded as if it were data, or a payload would just be missing."""
+    """A flipped bit would be uploaded as if it were data, or a payload would be lost silently."""
     if not checked:
         monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
     tries = _TRIES[request.config.getoption("--fuzz")]
@@ -43,11 +43,11 @@ def test_damage_is_loud(
     for number in range(first, first + tries):
         result = fuzz.run(base, tmp_path / "try", random.Random(number), how)  # noqa: S311 - as above
         problem = result.problem(base)
-        assert problem is None, f"--fuzz-seed={number}: {result.what}: {problem}"
+        assert problem is None, f"--fuzz-seed={number}: {result.damage}: {problem}"
 
 
-def test_what_is_not_damaged_is_stored_as_it_is(base: fuzz.Base, tmp_path: Path) -> None:
-    """The test above would find everything in order where nothing is stored at all."""
+def test_an_undamaged_journal_is_stored_whole(base: fuzz.Base, tmp_path: Path) -> None:
+    """The test above would pass where nothing is stored at all."""
     result = fuzz.run(base, tmp_path / "try", random.Random(0), None)  # noqa: S311 - as above
     assert result.refused is None
     assert result.findings == result.verified == []

@@ -15,9 +15,8 @@ from payloadd.journal.api import Bury, Revive, Seal, Settle
 from payloadd.journal.sqlite import file_check
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
-from payloadd.journal.sqlite.offline import Inspection
-from payloadd.journal.sqlite.preflight import try_journal
-from payloadd.journal.sqlite.schema import FILE, look_into
+from payloadd.journal.sqlite.offline import Inspection, try_journal
+from payloadd.journal.sqlite.schema import FILE, open_existing
 from payloadd.journal.sqlite.verify import verify
 from payloadd.model.job import Batch
 from tests.journal.sqlite import fuzz
@@ -95,7 +94,7 @@ def test_rows_under_a_copy_of_another_page_are_listed(path: Path, source: int, t
     for _ in range(2):
         with closing(Database(path)) as database:
             stored += walk(database)
-            found += database.findings.take()
+            found += database.findings.pop_all()
             assert database.totals.jobs == 0
     numbers = [job.seq for job in stored]
     assert len(numbers) == len(set(numbers))
@@ -120,7 +119,7 @@ def test_a_sound_file_is_not_read_as_a_whole(path: Path, monkeypatch: pytest.Mon
         shutil.copy(path.with_name("journal.high"), left)
     with closing(Database(left / FILE)) as database:  # behind a crash, with stored rows
         assert len(walk(database)) == _JOBS - 100
-        assert database.findings.take() == []
+        assert database.findings.pop_all() == []
         assert database.totals.jobs == 0
 
 
@@ -151,7 +150,7 @@ def test_missing_members_of_a_dead_letter_are_listed(
         connection.execute("DELETE FROM jobs WHERE seq BETWEEN 4 AND 6 OR seq BETWEEN 11 AND 20")
     monkeypatch.undo()
     with closing(Database(path)) as database:
-        assert [one.payloads for one in database.findings.take()] == [3, 10]
+        assert [one.payloads for one in database.findings.pop_all()] == [3, 10]
     with Inspection.open(path.parent) as inspection:
         assert sorted((one.code, one.payloads) for one in inspection.dead()) == [
             *(("C", 7), (CODE, 3), (CODE, 10))
@@ -172,11 +171,11 @@ def test_missing_members_of_a_sealed_batch_are_listed(path: Path) -> None:
         assert first is not None
         assert len(first.jobs) == 7
         assert database.sealed(11) is None
-        assert [one.payloads for one in database.findings.take()] == [3, 10]
+        assert [one.payloads for one in database.findings.pop_all()] == [3, 10]
         assert database.totals.jobs == _JOBS - 13
         database.commit([Revive()])
         assert database.sealed(11) is None
-        assert database.findings.take() == []
+        assert database.findings.pop_all() == []
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -190,7 +189,7 @@ def test_a_row_lost_together_with_the_totals_is_counted(
         connection.execute("DELETE FROM jobs WHERE seq = 500")
         connection.execute("UPDATE totals SET jobs = 77, payloads = 88")
     with closing(Database(base.folder / FILE)) as database:
-        assert [(one.table, one.payloads) for one in database.findings.take()] == [
+        assert [(one.table, one.payloads) for one in database.findings.pop_all()] == [
             ("totals", 0),
             ("jobs", 1),
         ]
@@ -208,5 +207,5 @@ def test_a_start_is_refused_where_the_schema_is_not_text(path: Path) -> None:
         Database(path)
     with pytest.raises(StartError, match="cannot keep a journal"):
         try_journal(path.parent)
-    with closing(look_into(path)) as connection:
+    with closing(open_existing(path)) as connection:
         assert [one.table for one in verify(connection, path.parent)] == ["file"]

@@ -1,4 +1,4 @@
-"""What a start says about a journal whose write-ahead log is gone, cut off or damaged."""
+"""A start counts the payloads of a write-ahead log that is missing, cut off or damaged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from payloadd.errors import StartError
 from payloadd.journal.api import Append, Bury, Receipt, Seal, Settle
 from payloadd.journal.sqlite import high_water, segments
 from payloadd.journal.sqlite.database import Database
-from payloadd.journal.sqlite.schema import FILE, look_into
+from payloadd.journal.sqlite.schema import FILE, open_existing
 from payloadd.journal.sqlite.transaction import Totals
 from payloadd.journal.sqlite.verify import verify
 from tests.journal.sqlite.damaging import cut, flip, zero
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 WAL = f"{FILE}-wal"
 
 
-def crash(folder: Path, steps: list[list[Operation]], fold_behind: int = 0) -> Path:
-    """Commit ``steps``, and return a copy of the folder as a killed process leaves it.
+def crash(folder: Path, steps: list[list[Operation]], checkpoint_after: int = 0) -> Path:
+    """Commit ``steps`` and return a copy of the folder, as after a killed process.
 
-    The log is folded into the file behind the first ``fold_behind`` of them.
+    The log is checkpointed after the first ``checkpoint_after`` steps.
     """
     left = folder.with_name("left")
     with closing(Database(folder / FILE)) as database:
         for number, operations in enumerate(steps, 1):
             database.commit(operations)
-            if number == fold_behind:
+            if number == checkpoint_after:
                 database._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         shutil.copytree(folder, left)
     return left
@@ -66,8 +66,8 @@ def folder(tmp_path: Path) -> Path:
 def test_the_count_of_missing_payloads_is_exact_after_a_kill(
     folder: Path, damage: Callable[[Path], None]
 ) -> None:
-    """SQLite takes what checks out: payloads that were acknowledged are gone without a word."""
-    left = crash(folder, [[one] for one in requests(40)], fold_behind=10)
+    """SQLite drops commits without an error: accepted payloads would be lost silently."""
+    left = crash(folder, [[one] for one in requests(40)], checkpoint_after=10)
     damage(left / WAL)
     with closing(Database(left / FILE)) as database:
         found = database.high_water.damage
@@ -76,44 +76,44 @@ def test_the_count_of_missing_payloads_is_exact_after_a_kill(
         assert 10 <= database.totals.jobs < 40
         assert found.payloads == 3 * (40 - database.totals.jobs)
         assert (found.again, found.files) == (0, ())
-        # No number names two jobs.
+        # No number is used twice.
         request = requests(1, 100)[0]
         database.commit([request])
         assert [job.seq for job in request.jobs] == [41]
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, flip, zero])
-def test_verify_finds_what_the_next_start_would(
+def test_verify_reports_the_loss_that_the_next_start_finds(
     folder: Path, damage: Callable[[Path], None]
 ) -> None:
-    """A journal without its last commits is called undamaged, and its copy kept as a good one."""
-    left = crash(folder, [[one] for one in requests(40)], fold_behind=10)
+    """A journal without its last commits would be reported as undamaged."""
+    left = crash(folder, [[one] for one in requests(40)], checkpoint_after=10)
     copy = shutil.copytree(left, folder.with_name("copy"))
-    with closing(look_into(left / FILE)) as connection:
+    with closing(open_existing(left / FILE)) as connection:
         assert verify(connection, left) == []
     damage(copy / WAL)
-    with closing(look_into(copy / FILE)) as connection:
+    with closing(open_existing(copy / FILE)) as connection:
         found = verify(connection, copy)
     with closing(Database(copy / FILE)) as database:
         assert database.high_water.damage is not None
         missing = database.high_water.damage.payloads
     assert [one.payloads for one in found if one.table == "file"] == [missing]
-    with closing(look_into(copy / FILE)) as connection:
+    with closing(open_existing(copy / FILE)) as connection:
         (known,) = verify(connection, copy)
     assert known.payloads == missing
 
 
-def test_a_journal_that_was_killed_is_not_damaged(folder: Path) -> None:
-    """An operator who is told of damage at each crash would not read it when there is some."""
+def test_a_killed_process_is_no_damage(folder: Path) -> None:
+    """An operator would ignore reports of damage that come with each crash."""
     steps: list[list[Operation]] = [[one] for one in requests(10)]
-    left = crash(folder, steps, fold_behind=5)
+    left = crash(folder, steps, checkpoint_after=5)
     with closing(Database(left / FILE)) as database:
         assert database.high_water.damage is None
         assert database.totals.jobs == 10
 
 
-def test_a_record_that_is_behind_says_nothing(folder: Path) -> None:
-    """A process that is killed between a commit and its record would seem to have lost one."""
+def test_a_record_older_than_the_journal_is_no_damage(folder: Path) -> None:
+    """A process that is killed between a commit and its record would be reported as damage."""
     with closing(Database(folder / FILE)) as database:
         database.commit(list(requests(3)))
         before = (folder / "journal.high").read_bytes()
@@ -126,8 +126,8 @@ def test_a_record_that_is_behind_says_nothing(folder: Path) -> None:
         assert database.totals.next == 7
 
 
-def test_what_was_stored_before_it_was_lost_is_not_missing(folder: Path) -> None:
-    """A damaged log would be said to have cost payloads that are in the bucket."""
+def test_stored_payloads_of_lost_commits_are_not_missing(folder: Path) -> None:
+    """Payloads that are in the bucket would be reported as missing."""
     early, late = requests(4), requests(6, 10)
     with closing(Database(folder / FILE)) as database:
         database.commit(list(early))
@@ -144,8 +144,8 @@ def test_what_was_stored_before_it_was_lost_is_not_missing(folder: Path) -> None
         assert (found.payloads, found.again) == (15, 12)
 
 
-def test_a_lost_removal_alone_is_named(folder: Path) -> None:
-    """Payloads would be stored again without a word."""
+def test_a_lost_removal_is_counted_as_stored_again(folder: Path) -> None:
+    """Payloads would be stored twice without a message."""
     request = requests(1)[0]
     with closing(Database(folder / FILE)) as database:
         database.commit([request])
@@ -161,8 +161,8 @@ def test_a_lost_removal_alone_is_named(folder: Path) -> None:
         assert (found.payloads, found.again) == (0, 3)
 
 
-def test_lost_dead_letters_are_missing(folder: Path) -> None:
-    """What an operator could have had sent again would be gone without a word."""
+def test_payloads_of_lost_dead_letters_are_missing(folder: Path) -> None:
+    """Dead letters that an operator could retry would be lost without a message."""
     early, late = requests(2), requests(2, 10)
     with closing(Database(folder / FILE)) as database:
         database.commit(list(early))
@@ -182,20 +182,20 @@ def test_lost_dead_letters_are_missing(folder: Path) -> None:
 def test_after_a_power_cut_the_count_is_a_lower_bound(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An operator would look for exactly as many payloads as the record of a second ago knows."""
+    """An operator would take the count of an old record for exact."""
     left = crash(folder, [[one] for one in requests(5)])
     (left / WAL).unlink()
     with sqlite3.connect(left / FILE) as tables:
         assert tables.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
-    monkeypatch.setattr(high_water, "_BOOT_ID", folder / "no-such-file")
+    monkeypatch.setattr(high_water, "BOOT_ID_FILE", folder / "no-such-file")
     with closing(Database(left / FILE)) as database:
         found = database.high_water.damage
         assert found is not None
         assert str(found) == "at least 15"
 
 
-def test_the_trouble_stays_over_crashes_and_ends_with_a_clean_end(folder: Path) -> None:
-    """A daemon that crashes again would take its operator's only notice with it."""
+def test_the_loss_is_reported_until_a_clean_stop(folder: Path) -> None:
+    """A second crash would hide the loss from the operator."""
     left = crash(folder, [[one] for one in requests(5)])
     (left / WAL).unlink()
     second = Database(left / FILE)
@@ -203,7 +203,7 @@ def test_the_trouble_stays_over_crashes_and_ends_with_a_clean_end(folder: Path) 
     again = left.with_name("again")
     shutil.copytree(left, again)
     second.close()
-    for ended in (left, again):  # a start that came to nothing, and a crash
+    for ended in (left, again):  # a start that failed, and a crash
         with closing(Database(ended / FILE)) as third:
             assert third.high_water.damage is not None
             assert third.high_water.damage.payloads == 15
@@ -213,10 +213,10 @@ def test_the_trouble_stays_over_crashes_and_ends_with_a_clean_end(folder: Path) 
 
 
 @pytest.mark.usefixtures("all_large")
-def test_segments_of_lost_rows_are_put_aside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The start would be refused, or unlink the payloads that could still be had."""
+def test_segments_of_lost_rows_are_renamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start would be refused, or would delete payloads that are still readable."""
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
-    left = crash(folder, [[one] for one in requests(3)], fold_behind=1)
+    left = crash(folder, [[one] for one in requests(3)], checkpoint_after=1)
     (left / WAL).unlink()
     with closing(Database(left / FILE)) as database:
         assert database.high_water.damage is not None
@@ -228,8 +228,8 @@ def test_segments_of_lost_rows_are_put_aside(folder: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("all_large")
-def test_segments_without_any_journal_still_refuse_the_start(folder: Path) -> None:
-    """An operator who could put journal.db back would find its payloads put aside."""
+def test_segments_without_a_journal_refuse_the_start(folder: Path) -> None:
+    """The start would rename segments, and a restored journal.db could not use them."""
     left = crash(folder, [[one] for one in requests(3)])
     for path in left.glob(f"{FILE}*"):
         path.unlink()
@@ -239,8 +239,8 @@ def test_segments_without_any_journal_still_refuse_the_start(folder: Path) -> No
     assert segments.names(left / segments.FOLDER) == [1]
 
 
-def test_a_journal_that_was_emptied_and_deleted_in_order_is_no_damage(folder: Path) -> None:
-    """An operator who starts anew would be told of payloads that were stored long ago."""
+def test_a_deleted_journal_that_was_empty_is_no_damage(folder: Path) -> None:
+    """A new journal would report payloads as missing that were stored long ago."""
     request = requests(1)[0]
     with closing(Database(folder / FILE)) as database:
         database.commit([request])
@@ -251,8 +251,8 @@ def test_a_journal_that_was_emptied_and_deleted_in_order_is_no_damage(folder: Pa
         assert database.totals.next == 2
 
 
-def test_no_bit_of_the_record_makes_up_a_loss(folder: Path) -> None:
-    """The file that tells of damage can be damaged itself."""
+def test_a_flipped_bit_in_a_record_reports_no_loss(folder: Path) -> None:
+    """Damage of journal.high would be reported as loss of payloads."""
     left = crash(folder, [[one] for one in requests(5)])
     path = left / "journal.high"
     whole = path.read_bytes()
@@ -261,9 +261,9 @@ def test_no_bit_of_the_record_makes_up_a_loss(folder: Path) -> None:
         broken = bytearray(whole)
         broken[chances.choice([0, 512]) + chances.randrange(76)] ^= 1 << chances.randrange(8)
         path.write_bytes(broken)
-        mark = high_water.read(left / FILE)
-        assert mark is not None
-        assert mark.next in (5, 6)
+        record = high_water.read(left / FILE)
+        assert record is not None
+        assert record.next in (5, 6)
     path.write_bytes(bytes(1024))
     with closing(Database(left / FILE)) as database:
         assert database.high_water.unreadable
@@ -271,15 +271,15 @@ def test_no_bit_of_the_record_makes_up_a_loss(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["HighWater.begin", "Totals.write"])
-def test_a_start_that_is_killed_does_not_forget_the_loss(
+def test_a_killed_start_does_not_hide_the_loss(
     folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """A start that fails behind the comparison would leave a journal that looks whole."""
-    left = crash(folder, [[one] for one in requests(40)], fold_behind=10)
+    """A start that fails after the comparison would leave a journal without visible damage."""
+    left = crash(folder, [[one] for one in requests(40)], checkpoint_after=10)
     (left / WAL).unlink()
 
     class KilledError(Exception):
-        """The end of a process."""
+        """Raised in place of a kill of the process."""
 
     def end(*_: object) -> None:
         raise KilledError
@@ -295,13 +295,13 @@ def test_a_start_that_is_killed_does_not_forget_the_loss(
         assert found is not None
         assert (found.payloads, found.at_least) == (90, False)
         assert (database.totals.jobs, database.totals.next) == (10, 41)
-        database.close()  # without an operator who has seen it
+        database.close()  # not acknowledged
 
 
-def test_a_disk_that_refuses_the_record_stops_no_commit(
+def test_a_failed_write_of_the_record_fails_no_commit(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that only counts would have requests refused."""
+    """Requests would be refused because of a file that only detects damage."""
 
     def refuse(*_: object) -> int:
         raise OSError(5, "Input/output error")
@@ -313,17 +313,17 @@ def test_a_disk_that_refuses_the_record_stops_no_commit(
         monkeypatch.undo()
 
 
-def test_wrong_totals_do_not_end_the_daemon(folder: Path) -> None:
-    """A count that damage has made negative would raise behind a commit that is durable."""
+def test_negative_totals_do_not_end_the_daemon(folder: Path) -> None:
+    """A count that damage has made negative would raise after a durable commit."""
     with closing(Database(folder / FILE)) as database:
         database.high_water.write(Totals(5, -2, -2, 0))
-        mark = high_water.read(folder / FILE)
-        assert mark is not None
-        assert (mark.next, mark.held) == (5, 0)
+        record = high_water.read(folder / FILE)
+        assert record is not None
+        assert (record.next, record.held) == (5, 0)
 
 
-async def test_the_loss_is_said_in_the_log_the_health_and_a_metric(folder: Path) -> None:
-    """An operator learns of it where an operator looks, and nowhere else."""
+async def test_the_loss_is_reported_in_log_health_and_metric(folder: Path) -> None:
+    """An operator would not learn that payloads are missing."""
     left = crash(folder, [[one] for one in requests(5)])
     (left / WAL).unlink()
     with structlog.testing.capture_logs() as lines:
@@ -345,12 +345,12 @@ async def test_the_loss_is_said_in_the_log_the_health_and_a_metric(folder: Path)
 
 
 async def test_the_record_is_synced_within_seconds(folder: Path) -> None:
-    """After a power cut the lower bound would be that of the daemon's start, days ago."""
+    """After a power cut the lower bound would be as old as the start of the daemon."""
     rig = make_rig(folder / FILE)
     async with rig.journal.running():
         await rig.take(1)
-        mark = rig.journal._database.high_water
+        high = rig.journal._database.high_water
         with trio.fail_after(20):
-            while mark._dirty:  # noqa: ASYNC110 - nothing tells of it
+            while high._dirty:  # noqa: ASYNC110 - there is no event for it
                 await trio.sleep(0.05)
     await rig.journal.aclose()

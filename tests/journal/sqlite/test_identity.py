@@ -1,4 +1,4 @@
-"""Files of two journals in one STATE_DIR are noticed, whichever of them was replaced."""
+"""A start notices files of two different journals in one STATE_DIR."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from payloadd.journal.api import Append, Receipt, Settle
 from payloadd.journal.sqlite import high_water, identity, segments
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
-from payloadd.journal.sqlite.offline import Inspection
-from payloadd.journal.sqlite.preflight import try_journal
-from payloadd.journal.sqlite.schema import FILE, look_into
+from payloadd.journal.sqlite.offline import Inspection, try_journal
+from payloadd.journal.sqlite.schema import FILE, open_existing
 from tests.journal.sqlite.test_upgrade import unpack
 from tests.support.journal import append, batch, id_of, make_rig, part
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-MARK: Final = "journal.high"
+HIGH_WATER: Final = "journal.high"
 
 
 def make(folder: Path, count: int, first: int = 1) -> Path:
-    """Return a copy of a journal with ``count`` jobs, as a killed process leaves it."""
+    """Return the folder of a journal with ``count`` jobs, as after a killed process."""
     folder.mkdir()
     left = folder.with_name(f"{folder.name}-left")
     with closing(Database(folder / FILE)) as database:
@@ -39,13 +38,13 @@ def make(folder: Path, count: int, first: int = 1) -> Path:
 
 
 def identity_of(folder: Path) -> bytes | None:
-    """Return the identity in journal.db."""
-    with closing(look_into(folder / FILE)) as connection:
+    """Return the identity in journal.db, None where it is damaged."""
+    with closing(open_existing(folder / FILE)) as connection:
         return identity.read(connection)
 
 
 def replace_database(folder: Path, other: Path) -> None:
-    """Put the journal.db of another folder, with its log, in the place of the one of ``folder``."""
+    """Replace journal.db and its log in ``folder`` by those of ``other``."""
     for path in folder.glob(f"{FILE}*"):
         path.unlink()
     for path in other.glob(f"{FILE}*"):
@@ -53,31 +52,31 @@ def replace_database(folder: Path, other: Path) -> None:
 
 
 def verified(folder: Path) -> list[tuple[str, int]]:
-    """Return what ``payloadd journal verify`` finds, without what it says of jobs."""
+    """Return reason and payloads of each finding of ``payloadd journal verify``."""
     with Inspection.open(folder) as inspection:
         return [(one.reason, one.payloads) for one in inspection.verify()]
 
 
-def test_a_journal_has_one_identity_for_ever(tmp_path: Path) -> None:
-    """Each start would take the record of the one before for that of another journal."""
+def test_the_identity_of_a_journal_never_changes(tmp_path: Path) -> None:
+    """Each start would report the record of the previous run as that of another journal."""
     left = make(tmp_path / "one", 3)
     known = identity_of(left)
     assert known is not None
     for _ in range(2):
         with closing(Database(left / FILE)) as database:
             assert database.high_water.damage is None
-        mark = high_water.read(left / FILE)
-        assert mark is not None
-        assert mark.journal == identity_of(left) == known
+        record = high_water.read(left / FILE)
+        assert record is not None
+        assert record.journal == identity_of(left) == known
     assert identity_of(make(tmp_path / "two", 3)) != known
 
 
 @pytest.mark.parametrize("name", ["killed", "stopped"])
-def test_a_journal_of_version_3_gets_one(name: str, tmp_path: Path) -> None:
-    """Journals that were updated would be those that nothing is noticed of."""
+def test_a_journal_of_version_3_gets_an_identity(name: str, tmp_path: Path) -> None:
+    """After an upgrade, a replaced file would not be noticed."""
     path = unpack(name, tmp_path)
     with closing(Database(path)) as database:
-        assert database.findings.take() == []
+        assert database.findings.pop_all() == []
         known = identity.read(database._connection)
     assert known is not None
     with closing(Database(path)) as database:
@@ -94,8 +93,8 @@ def test_a_journal_of_version_3_gets_one(name: str, tmp_path: Path) -> None:
         "INSERT INTO identity SELECT randomblob(16), crc FROM identity",
     ],
 )
-def test_a_lost_identity_is_taken_over_from_the_record(tmp_path: Path, statement: str) -> None:
-    """Damage to one row would be told as the loss of the whole journal."""
+def test_a_damaged_identity_is_restored_from_the_record(tmp_path: Path, statement: str) -> None:
+    """Damage of one row would be reported as the loss of the whole journal."""
     left = make(tmp_path / "one", 3)
     known = identity_of(left)
     with closing(sqlite3.connect(left / FILE)) as connection, connection:
@@ -108,10 +107,10 @@ def test_a_lost_identity_is_taken_over_from_the_record(tmp_path: Path, statement
 
 @pytest.mark.parametrize("count", [2, 7, 20])
 def test_the_record_of_another_journal_is_noticed(tmp_path: Path, count: int) -> None:
-    """Whether commits are missing would be said from numbers of another journal."""
+    """Lost commits would be counted with the numbers of another journal."""
     left, other = make(tmp_path / "one", 7), make(tmp_path / "two", count)
-    shutil.copy(other / MARK, left / MARK)
-    assert (f"{identity.FOREIGN}: payloads are missing, at least so many", count) in verified(left)
+    shutil.copy(other / HIGH_WATER, left / HIGH_WATER)
+    assert (f"{identity.FOREIGN}: at least so many payloads are missing", count) in verified(left)
     with pytest.raises(StartError, match="two different journals"):
         try_journal(left)
     with closing(Database(left / FILE)) as database:
@@ -123,10 +122,8 @@ def test_the_record_of_another_journal_is_noticed(tmp_path: Path, count: int) ->
 
 
 @pytest.mark.parametrize("count", [2, 7, 20])
-def test_another_journal_in_the_place_of_the_database_is_noticed(
-    tmp_path: Path, count: int
-) -> None:
-    """All that the journal held would be gone, and the numbers look right."""
+def test_a_database_of_another_journal_is_noticed(tmp_path: Path, count: int) -> None:
+    """All payloads of the journal would be lost without a message."""
     left, other = make(tmp_path / "one", 7), make(tmp_path / "two", count, first=100)
     replace_database(left, other)
     with closing(Database(left / FILE)) as database:
@@ -136,15 +133,15 @@ def test_another_journal_in_the_place_of_the_database_is_noticed(
         assert database.totals.jobs == count
 
 
-def test_the_trouble_stays_until_the_daemon_was_stopped_in_order(tmp_path: Path) -> None:
-    """A daemon that crashes again would take its operator's only notice with it."""
+def test_the_loss_is_reported_until_the_daemon_is_stopped_in_order(tmp_path: Path) -> None:
+    """A second crash would hide the loss from the operator."""
     left, other = make(tmp_path / "one", 0), make(tmp_path / "two", 3, first=100)
     replace_database(left, other)
     for number in range(3):
         database = Database(left / FILE)
         damage = database.high_water.damage
         assert damage is not None
-        # Of an empty journal at least nothing is missing; whether more is, is not known.
+        # The record of the empty journal counts no payloads, but it is only a lower bound.
         assert (damage.foreign, str(damage)) == (True, "at least 0")
         if number:
             assert [reason for reason, _ in verified(left)] == [
@@ -157,8 +154,8 @@ def test_the_trouble_stays_until_the_daemon_was_stopped_in_order(tmp_path: Path)
     assert verified(left) == []
 
 
-def test_a_new_journal_beside_the_record_of_an_emptied_one_is_no_damage(tmp_path: Path) -> None:
-    """An operator who starts anew would be told of payloads that were stored long ago."""
+def test_a_new_journal_with_the_record_of_an_emptied_journal_is_no_damage(tmp_path: Path) -> None:
+    """A new journal would report payloads as missing that were stored long ago."""
     path = tmp_path / FILE
     with closing(Database(path)) as database:
         request = append(1)
@@ -169,8 +166,8 @@ def test_a_new_journal_beside_the_record_of_an_emptied_one_is_no_damage(tmp_path
         assert database.high_water.damage is None
 
 
-async def test_two_journals_are_said_in_the_log_the_health_and_a_metric(tmp_path: Path) -> None:
-    """An operator learns of it where an operator looks, and nowhere else."""
+async def test_files_of_two_journals_are_reported_in_log_health_and_metric(tmp_path: Path) -> None:
+    """An operator would not learn that payloads are missing."""
     left, other = make(tmp_path / "one", 5), make(tmp_path / "two", 9, first=100)
     replace_database(left, other)
     with structlog.testing.capture_logs() as lines:
@@ -187,7 +184,7 @@ async def test_two_journals_are_said_in_the_log_the_health_and_a_metric(tmp_path
 
 
 def with_segments(folder: Path, text: bytes) -> Path:
-    """Return a journal with a segment in which there are three jobs."""
+    """Return the folder of a journal with three jobs in one segment."""
     folder.mkdir()
     left = folder.with_name(f"{folder.name}-left")
     with closing(Database(folder / FILE)) as database:
@@ -199,22 +196,22 @@ def with_segments(folder: Path, text: bytes) -> Path:
 
 
 @pytest.mark.usefixtures("all_large")
-def test_segments_of_another_journal_do_not_check_out(tmp_path: Path) -> None:
+def test_segments_of_another_journal_do_not_match_their_checksums(tmp_path: Path) -> None:
     """Payloads of one journal would be stored as those of another."""
     left, other = with_segments(tmp_path / "one", b"1"), with_segments(tmp_path / "two", b"2")
     shutil.rmtree(left / segments.FOLDER)
     shutil.copytree(other / segments.FOLDER, left / segments.FOLDER)
     with closing(Database(left / FILE)) as database:
         assert database.page(0, 9, 9999) == []
-        (finding,) = database.findings.take()
+        (finding,) = database.findings.pop_all()
         assert (finding.first, finding.last, finding.payloads) == (1, 3, 3)
     with Inspection.open(left) as inspection:
         assert [one.code for one in inspection.dead()] == [CODE]
 
 
 @pytest.mark.usefixtures("all_large")
-def test_segments_of_a_journal_that_was_replaced_are_kept(tmp_path: Path) -> None:
-    """The start would unlink payloads that an operator can have back with their journal.db."""
+def test_segments_of_a_replaced_journal_are_kept(tmp_path: Path) -> None:
+    """The start would delete payloads that can be restored with their journal.db."""
     left, other = with_segments(tmp_path / "one", b"1"), make(tmp_path / "two", 3, first=100)
     shutil.rmtree(other / segments.FOLDER)
     with closing(sqlite3.connect(other / FILE)) as connection, connection:
@@ -228,21 +225,21 @@ def test_segments_of_a_journal_that_was_replaced_are_kept(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("all_large")
-def test_segments_behind_the_last_record_tell_of_lost_commits(
+def test_segments_after_the_last_record_are_counted_as_lost_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A power cut with a lost log would refuse each start, for a journal that is the right one."""
+    """After a power cut with a lost log each start would be refused."""
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
     left = tmp_path / "left"
     (tmp_path / "one").mkdir()
     with closing(Database(tmp_path / "one" / FILE)) as database:
         database.commit([append(1)])
         database._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        record = (tmp_path / "one" / MARK).read_bytes()
+        record = (tmp_path / "one" / HIGH_WATER).read_bytes()
         database.commit([append(2)])
         database.commit([append(3)])
         shutil.copytree(tmp_path / "one", left)
-    (left / MARK).write_bytes(record)
+    (left / HIGH_WATER).write_bytes(record)
     (left / f"{FILE}-wal").unlink()
     with closing(Database(left / FILE)) as database:
         damage = database.high_water.damage

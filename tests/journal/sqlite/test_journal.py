@@ -249,7 +249,12 @@ async def test_marked_dead_letters_become_sealed_batches(tmp_path: Path) -> None
             await rig.channel.wait_for_job()
         assert rig.accounting.found == 3
         back = [await rig.journal.sealed() for _ in range(4)]
-        assert [one and b"".join(one.pieces) for one in back] == [b"1\n", b"2\n", b"3\n", None]
+        assert [one and b"".join(job.lines for job in one.jobs) for one in back] == [
+            b"1\n",
+            b"2\n",
+            b"3\n",
+            None,
+        ]
 
 
 async def test_the_file_shrinks_and_keys_expire(

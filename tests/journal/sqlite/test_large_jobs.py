@@ -335,7 +335,7 @@ async def test_a_missing_segment_stops_no_other_job(path: Path) -> None:
         assert await rig.journal.page(0, 9, 99) == []
         assert not rig.health.troubles
         await rig.take(3)
-    found = rig.database.findings.take()
+    found = rig.database.findings.pop_all()
     assert [(one.first, one.last, one.payloads) for one in found] == [(1, 2, 2)]
     assert "segment 1, which is missing" in found[0].reason
 
@@ -352,7 +352,7 @@ def test_all_jobs_but_those_of_a_missing_segment_are_read(
     segments.path_of(path.parent / FOLDER, missing).unlink()
     left = [number for number in range(1, 6) if number != missing]
     assert contents(database.page(0, 9, 99)) == contents(map(job, left))
-    (finding,) = database.findings.take()
+    (finding,) = database.findings.pop_all()
     assert (finding.first, finding.last, finding.payloads) == (missing, missing, 1)
     assert (database.totals.jobs, database.totals.payloads) == (4, 4)
 

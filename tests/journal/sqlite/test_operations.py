@@ -61,7 +61,7 @@ def test_only_marked_dead_letters_are_revived(tmp_path: Path, database: Database
     assert (first.firsts, first.payloads, first.more) == ([2, 4], 2, False)
     assert second.firsts == []
     assert [
-        (one.key, b"".join(one.pieces))
+        (one.key, b"".join(job.lines for job in one.jobs))
         for one in (sealed(database, number) for number in first.firsts)
     ] == [
         (batch(job(2)).key, b"2\n"),
@@ -77,7 +77,7 @@ def test_a_dead_letter_can_be_revived_several_times(tmp_path: Path, database: Da
         revive = Revive()
         database.commit([revive])
         again = sealed(database, *revive.firsts)
-        assert b"".join(again.pieces) == b"1\n"
+        assert b"".join(job.lines for job in again.jobs) == b"1\n"
         database.commit([Seal(again)])
         database.commit([Bury(again, "C", "r")])
     assert database.totals.jobs == 0

@@ -16,7 +16,7 @@ from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.read_errors import ReadErrors
 from payloadd.journal.sqlite.segments import FOLDER
-from tests.journal.sqlite.damaging import PAGE, leaves, told, verified
+from tests.journal.sqlite.damaging import PAGE, leaves, new_findings, verified
 from tests.support.bad_sectors import bad_sectors
 from tests.support.journal import a_round, append, batch, contents, id_of, job, open_rig, until
 
@@ -73,7 +73,7 @@ async def test_a_job_that_stays_unreadable_becomes_a_dead_letter(
         assert not rig.health.troubles
         assert rig.database.totals.payloads == 8
     assert letters(path) == [(CODE, str(id_of(5)), 1)]
-    (finding,) = told(rig.database)
+    (finding,) = new_findings(rig.database)
     assert (finding.first, finding.last) == (5, 5)
     assert "EIO" in finding.reason
 

@@ -1,19 +1,23 @@
-"""A page is damaged under a running daemon: each payload is stored once or told, never both."""
+"""Damage in a running daemon: each payload is stored once or reported, never both."""
 
 from __future__ import annotations
 
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
-import pytest
 import trio
 
 from payloadd.journal.api import Settle
-from payloadd.journal.sqlite import damaged_files, repair
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
-from tests.journal.sqlite.damaging import lose_pages, told, verified
+from payloadd.journal.sqlite.salvage import damaged_files
+from tests.journal.sqlite.damaging import (
+    lose_pages,
+    new_findings,
+    repair_without_pause,
+    verified,
+)
 from tests.support.journal import append, batch, contents, id_of, job, make_rig, open_rig, until
 
 if TYPE_CHECKING:
@@ -25,38 +29,34 @@ if TYPE_CHECKING:
 _COUNT: Final = 600
 
 
-@pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repair, "_BETWEEN", 0.0)
-
-
 def damaged_payloads(path: Path) -> int:
-    """Return how many payloads the dead letters with the code DAMAGED count."""
+    """Return the number of payloads in dead letters with the code DAMAGED."""
     with Inspection.open(path.parent) as inspection:
         return sum(one.payloads for one in inspection.dead() if one.code == CODE)
 
 
 def store(rig: JournalRig, one: Batch) -> None:
-    """Do what a worker does when an object is stored."""
+    """Settle a batch as a worker does after the upload."""
     rig.journal.settle(one)
     rig.accounting.settle(one)
 
 
 async def settled(rig: JournalRig) -> None:
-    """Return once all that was settled so far is committed."""
+    """Wait until all batches that were settled so far are committed."""
     await rig.journal.pulse()
 
 
 async def fill(rig: JournalRig) -> list[Job]:
-    """Accept _COUNT jobs, of which 200 have room in the channel; returns those."""
+    """Accept _COUNT jobs; return the 200 of them that fit into the channel."""
     for number in range(1, _COUNT, 50):
         await rig.take(number, count=50)
     return [rig.channel.receive_nowait() for _ in range(200)]
 
 
-async def test_each_payload_is_stored_or_told_whatever_its_state(path: Path) -> None:
-    """Totals went negative, and payloads were stored and listed as DAMAGED too."""
+async def test_each_payload_is_stored_or_reported_in_every_state(path: Path) -> None:
+    """Totals would become negative, and stored payloads would be listed as DAMAGED."""
     rig = make_rig(path, max_jobs=200)
+    repair_without_pause(rig.database)
     with trio.fail_after(20):
         async with rig.journal.running():
             jobs = await fill(rig)
@@ -66,7 +66,7 @@ async def test_each_payload_is_stored_or_told_whatever_its_state(path: Path) -> 
                 await rig.journal.seal(batch(*members))
             lost = lose_pages(rig.database, path, map(id_of, (1, 30, 50, 70, 150, 300)))
             assert lost > 2
-            # Both ride along with the commit that comes to a damaged page.
+            # Both are part of the commit that reads a damaged page.
             store(rig, batch(*settling))
             rig.journal.bury(batch(*dying), "KeyTooLong", "too long")
             rig.accounting.bury(batch(*dying))
@@ -89,19 +89,20 @@ async def test_each_payload_is_stored_or_told_whatever_its_state(path: Path) -> 
             assert damaged_payloads(path) == missing == rig.database.damaged_payloads
         await rig.journal.aclose()
     assert {one.table for one in verified(path)} == {"dead"}
-    # The rows of the dead letter were written back: it can be tried again.
+    # The rows of the dead letter were restored, so it can be retried.
     with Inspection.open(path.parent) as inspection:
         (letter,) = [one for one in inspection.dead() if one.code != CODE]
         assert inspection.lines(letter.id) == b"".join(one.lines for one in dying)
 
 
-async def test_a_page_on_its_way_to_the_channel_is_in_memory(path: Path) -> None:
-    """Payloads that the refill has read were listed as DAMAGED, and stored."""
+async def test_jobs_that_the_refill_has_read_are_restored(path: Path) -> None:
+    """Payloads that the refill has read would be listed as DAMAGED and stored too."""
     rig = make_rig(path, max_jobs=200)
+    repair_without_pause(rig.database)
     with trio.fail_after(20):
         async with rig.journal.running(), trio.open_nursery() as nursery:
             jobs = await fill(rig)
-            # The refill reads a page and waits for room: all bytes are in the hands of workers.
+            # The refill reads a page and waits for space: workers hold all bytes.
             rig.channel.max_bytes = rig.channel.bytes_held
             rig.channel.release(rig.channel.bytes_held)
             rig.channel.hold(rig.channel.max_bytes // 2)
@@ -121,8 +122,8 @@ async def test_a_page_on_its_way_to_the_channel_is_in_memory(path: Path) -> None
         assert database.totals.payloads == len(found)
 
 
-async def test_a_page_that_the_loop_has_not_seen_yet_is_in_memory(path: Path) -> None:
-    """Between the journal's thread and the event loop a job would be taken for lost."""
+async def test_jobs_between_the_thread_and_the_event_loop_are_restored(path: Path) -> None:
+    """A job on the way from the journal's thread to the event loop would be reported as lost."""
     async with open_rig(path) as rig:
         await rig.take(1, count=300)
         rig.shown()
@@ -136,7 +137,7 @@ async def test_a_page_that_the_loop_has_not_seen_yet_is_in_memory(path: Path) ->
         assert rig.database.handed == {}
 
 
-async def test_jobs_that_are_committed_and_not_shown_yet_are_in_memory(path: Path) -> None:
+async def test_jobs_that_are_committed_and_not_offered_yet_are_in_memory(path: Path) -> None:
     """A job of a large request would be stored and listed as DAMAGED."""
     async with open_rig(path) as rig:
         request = append(1, count=200)
@@ -151,8 +152,8 @@ async def test_jobs_that_are_committed_and_not_shown_yet_are_in_memory(path: Pat
         assert list(rig.database.jobs_in_memory()) == []
 
 
-async def test_forgotten_keys_stay_counted(path: Path) -> None:
-    """A counter that goes back makes a rate of it wrong."""
+async def test_a_repair_keeps_the_count_of_evicted_keys(path: Path) -> None:
+    """A counter that decreases makes every rate of it wrong."""
     async with open_rig(path) as rig:
         rig.database.most_keys = 2
         for number in range(1, 101):
@@ -171,18 +172,19 @@ async def test_forgotten_keys_stay_counted(path: Path) -> None:
         assert rig.metrics.keys_evicted.value == evicted
 
 
-def test_each_damaged_file_is_kept_and_named(path: Path) -> None:
-    """The second repair removed the copy of the first, with payloads that may be read from it."""
+def test_the_newest_damaged_files_are_kept(path: Path) -> None:
+    """A second repair would remove the first damaged file, which may have readable payloads."""
     with closing(Database(path)) as database:
+        repair_without_pause(database)
         names = []
         for number in range(1, 1 + 5 * 200, 200):
             request = append(number, count=200)
             database.commit([request])
             lose_pages(database, path, [one.id for one in request.jobs])
             assert database.page(number - 1, 999, 10**6) == []
-            reasons = [one.reason for one in told(database)]
+            reasons = [one.reason for one in new_findings(database)]
             names.append([one for one in reasons if "kept" in one])
-        assert [one.name for one in damaged_files.names(path.parent)] == [
+        assert [one.name for one in damaged_files(path.parent)] == [
             f"journal.db.damaged-{number}" for number in (3, 4, 5)
         ]
     assert names[0] == ["the damaged file is kept as journal.db.damaged-1"]

@@ -1,4 +1,4 @@
-"""A repair while the daemon runs keeps what memory knows of a file whose pages were mixed up."""
+"""A repair in a running daemon uses the state in memory where pages were misplaced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.model.job import Batch
-from tests.journal.sqlite.damaging import change, told, verified
+from tests.journal.sqlite.damaging import change, new_findings, verified
 from tests.support.journal import append, batch
 
 if TYPE_CHECKING:
@@ -28,37 +28,37 @@ _JOBS: Final = 60
 
 @pytest.fixture(autouse=True)
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no file be checked as a whole at a start."""
+    """Disable the check of the whole file at a start."""
     monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    """Return a journal with some jobs."""
+    """Return an open journal with _JOBS jobs."""
     with closing(Database(tmp_path / FILE)) as database:
         database.commit([append(1, count=_JOBS)])
         yield database
 
 
 def repair(database: Database) -> bool:
-    """Repair the file as for a damaged page."""
+    """Repair the file as after an error of a damaged page; return whether it succeeded."""
     return database._repair(corrupt("a page"))
 
 
 def alter(database: Database, statement: str) -> None:
-    """Change the journal as a page in the wrong place does, behind the back of the daemon."""
+    """Change rows as a misplaced page does, without an operation of the daemon."""
     database._connection.execute(statement)
 
 
 def store(database: Database, jobs: Sequence[Job]) -> None:
-    """Store jobs as one object."""
+    """Seal and settle jobs as one batch."""
     whole = Batch(tuple(jobs), f"k{jobs[0].seq}", "none", sealed=True)
     database.commit([Seal(whole)])
     database.commit([Settle(whole)])
 
 
 def test_a_row_that_was_deleted_is_not_stored_again(database: Database) -> None:
-    """A copy of its page that a repair comes across would be a second object."""
+    """A stale copy of its page that a repair reads would be stored as a second object."""
     jobs = database.page(0, _JOBS, 10**6)
     alter(database, "CREATE TEMP TABLE copy AS SELECT * FROM jobs WHERE seq <= 10")
     store(database, jobs[:10])
@@ -70,8 +70,8 @@ def test_a_row_that_was_deleted_is_not_stored_again(database: Database) -> None:
     assert database.damaged_payloads == 0
 
 
-def test_an_identity_that_is_gone_is_written_back(database: Database, tmp_path: Path) -> None:
-    """The next start would take journal.high for the record of another journal."""
+def test_a_missing_identity_is_restored(database: Database, tmp_path: Path) -> None:
+    """The next start would report journal.high as the record of another journal."""
     known = identity.read(database._connection)
     assert known is not None
     alter(database, "DELETE FROM identity")
@@ -80,31 +80,29 @@ def test_an_identity_that_is_gone_is_written_back(database: Database, tmp_path: 
     assert verified(tmp_path / FILE) == []
 
 
-def test_a_dead_letter_that_is_gone_is_told(database: Database) -> None:
-    """Its payloads would be missing from every count, and nothing would say so."""
+def test_a_missing_dead_letter_is_reported(database: Database) -> None:
+    """Its payloads would be missing from every count without a message."""
     jobs = database.page(0, _JOBS, 10**6)
     dead = batch(*jobs[:5])
     database.commit([Bury(dead, "KeyTooLong", "too long")])
     database.jobs_in_memory = lambda: jobs[5:]
-    told(database)
+    new_findings(database)
     alter(database, "DELETE FROM jobs WHERE seq <= 5")
     alter(database, "DELETE FROM dead")
     assert repair(database)
-    (finding,) = [one for one in told(database) if one.payloads]
+    (finding,) = [one for one in new_findings(database) if one.payloads]
     assert (finding.table, finding.payloads) == ("jobs", 5)
     assert database.damaged_payloads == 5
     assert database.totals.payloads == _JOBS - 5
     assert database.totals.dead_payloads == 5
 
 
-def test_a_dead_letter_that_an_operator_dropped_is_not_missed(
-    database: Database, tmp_path: Path
-) -> None:
-    """A dead letter DAMAGED would tell of payloads that an operator has given up."""
+def test_a_dropped_dead_letter_is_not_reported(database: Database, tmp_path: Path) -> None:
+    """A DAMAGED dead letter would report payloads that an operator has dropped."""
     jobs = database.page(0, _JOBS, 10**6)
     database.commit([Bury(batch(*jobs[:5]), "KeyTooLong", "too long")])
     database.jobs_in_memory = lambda: jobs[5:]
-    # As `payloadd journal dead drop` does, and before the daemon looks again.
+    # As `payloadd journal dead drop` does, before the daemon counts dead letters again.
     change(tmp_path / FILE, "DELETE FROM jobs WHERE seq <= 5", "DELETE FROM dead")
     assert repair(database)
     assert database.damaged_payloads == database.totals.dead_payloads == 0
@@ -112,10 +110,10 @@ def test_a_dead_letter_that_an_operator_dropped_is_not_missed(
         assert list(inspection.dead()) == []
 
 
-def test_a_repair_that_fails_forgets_nothing(
+def test_a_failed_repair_keeps_the_deleted_ranges(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The repair after it would find the copies of deleted rows, and have them stored."""
+    """The next repair would find stale copies of deleted rows, which would be stored again."""
     jobs = database.page(0, _JOBS, 10**6)
     store(database, jobs[:10])
     gone = database._hidden.deleted

@@ -1,4 +1,4 @@
-"""A page is damaged while workers upload: the whole pipeline, from the journal to the store."""
+"""Damage of a page during uploads, in the whole pipeline from the journal to the store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import trio
 
 from payloadd.config import settings as config
 from payloadd.journal.open import open_journal
-from payloadd.journal.sqlite import repair
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.journal import SqliteJournal
 from payloadd.journal.sqlite.offline import Inspection
@@ -23,28 +22,28 @@ from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from payloadd.pipeline.worker import Worker
-from tests.journal.sqlite.damaging import lose_pages, verified
+from tests.journal.sqlite.damaging import lose_pages, repair_without_pause, verified
 from tests.support.journal import PATIENCE, append, id_of, until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from payloadd.journal.api import Journal
-    from payloadd.model.formats.ndjson import Encoded
+    from payloadd.model.formats.api import EncodedObject
 
 _COUNT = 1000
 
 
 class GatedStore:
-    """A store in memory that takes nothing before its gate is open."""
+    """A store in memory whose uploads wait until its gate is open."""
 
     def __init__(self) -> None:
         self.gate = trio.Event()
         self.waiting = 0
         self.lines: Counter[bytes] = Counter()
 
-    async def put(self, key: str, body: Encoded) -> None:
-        """Take an object, once the gate is open."""
+    async def put(self, key: str, body: EncodedObject) -> None:
+        """Store an object, once the gate is open."""
         del key
         self.waiting += 1
         await self.gate.wait()
@@ -54,7 +53,7 @@ class GatedStore:
         """Do nothing."""
 
     async def identify(self) -> str:
-        """Return a name."""
+        """Return the name of the store."""
         return "gated"
 
     async def aclose(self) -> None:
@@ -62,19 +61,16 @@ class GatedStore:
 
 
 async def accept(journal: Journal, number: int, count: int) -> None:
-    """Return once a request is durable."""
-    told = trio.Event()
+    """Append a request of ``count`` jobs and wait until it is durable."""
+    durable = trio.Event()
     wanted = append(number, count=count)
-    journal.append(wanted.receipt, wanted.parts, None, lambda _: told.set())
-    await told.wait()
+    journal.append(wanted.receipt, wanted.parts, None, lambda _: durable.set())
+    await durable.wait()
 
 
 @pytest.mark.parametrize("most", [1, 20], ids=["alone", "batched"])
-async def test_every_payload_is_stored_once_or_told(
-    path: Path, monkeypatch: pytest.MonkeyPatch, most: int
-) -> None:
-    """What workers had in hand was stored, listed as DAMAGED, and made the totals negative."""
-    monkeypatch.setattr(repair, "_BETWEEN", 0.0)
+async def test_every_payload_is_stored_once_or_reported(path: Path, most: int) -> None:
+    """Batches of workers would be stored, listed as DAMAGED, and make the totals negative."""
     environ = {"STATE_DIR": str(path.parent), "BATCH_MAX_PAYLOADS": str(most)}
     settings = config.load({**environ, "BATCH_LINGER": "10ms"})
     health, metrics, store = Health(), Metrics(), GatedStore()
@@ -87,6 +83,7 @@ async def test_every_payload_is_stored_once_or_told(
             journal = opened.journal
             assert isinstance(journal, SqliteJournal)
             database = journal._database
+            repair_without_pause(database)
             worker = Worker(store, journal, accounting, health, metrics, 60.0, channel.release)
             batcher = Batcher(channel, journal, opened.layouts, settings)
             await nursery.start(feeder.refill, journal)

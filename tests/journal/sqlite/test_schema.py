@@ -1,4 +1,4 @@
-"""The journal's file: who may read it, and how an old one becomes a new one."""
+"""The journal's file: its mode, its settings and the upgrade of older versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from payloadd.errors import StartError
 from payloadd.journal.sqlite import schema
 from payloadd.journal.sqlite.database import Database
-from payloadd.journal.sqlite.schema import MIGRATIONS, connect, migrate
+from payloadd.journal.sqlite.schema import MIGRATIONS, check_version, connect, migrate
 from tests.support.journal import append, contents, job
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ def connection() -> Iterator[sqlite3.Connection]:
 
 
 def version(connection: sqlite3.Connection) -> int:
-    """Return the version that the file says it has."""
+    """Return the format version of a file."""
     number: int = connection.execute("PRAGMA user_version").fetchone()[0]
     return number
 
 
-def test_each_step_is_done_once(connection: sqlite3.Connection) -> None:
-    """A second start would fail on tables that are there, or do an upgrade twice."""
+def test_each_migration_runs_once(connection: sqlite3.Connection) -> None:
+    """A second start would fail because tables exist, or upgrade rows twice."""
     migrate(connection, [_FIRST])
     migrate(connection, [_FIRST])
     assert version(connection) == 1
@@ -49,8 +49,8 @@ def test_each_step_is_done_once(connection: sqlite3.Connection) -> None:
     assert connection.execute("SELECT a, b FROM one").fetchall() == [(1, 2)]
 
 
-def test_a_step_that_fails_leaves_the_version_before_it(tmp_path: Path) -> None:
-    """An upgrade that breaks halfway would leave a journal that no version can read."""
+def test_a_failed_migration_leaves_the_previous_version(tmp_path: Path) -> None:
+    """A failed upgrade would leave a journal that no version can read."""
     path = tmp_path / "journal.db"
     one = sqlite3.connect(path, isolation_level=None)
     with closing(one), pytest.raises(sqlite3.OperationalError):
@@ -63,7 +63,7 @@ def test_a_step_that_fails_leaves_the_version_before_it(tmp_path: Path) -> None:
         assert again.execute("SELECT a, b FROM one").fetchall() == [(7, 2)]
 
 
-def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_of_a_newer_version_is_not_changed(tmp_path: Path) -> None:
     """A downgrade would write old rows into new tables."""
     path = tmp_path / "journal.db"
     connect(path).close()
@@ -73,10 +73,18 @@ def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
         connect(path)
 
 
-def test_an_upgrade_keeps_what_is_in_the_journal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_older_version_is_refused_where_no_upgrade_is_allowed(
+    connection: sqlite3.Connection,
 ) -> None:
-    """What was acknowledged under the old version would be gone."""
+    """`payloadd journal` would fail with a message about a missing column."""
+    migrate(connection, MIGRATIONS[:3])
+    assert check_version(connection) == 3
+    with pytest.raises(StartError, match=r"version 3, .* start the daemon once to upgrade it"):
+        check_version(connection, exactly=True)
+
+
+def test_an_upgrade_keeps_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that the old version accepted would be lost."""
     path = tmp_path / "journal.db"
     with closing(Database(path)) as old:
         old.commit([append(1, count=3)])
@@ -90,8 +98,8 @@ def test_an_upgrade_keeps_what_is_in_the_journal(
         assert seen.execute("SELECT note FROM jobs").fetchall() == [("old1",), ("old2",), ("old3",)]
 
 
-def test_an_upgrade_counts_the_keys_that_are_there(tmp_path: Path) -> None:
-    """A journal full of keys would take as many again before the oldest go."""
+def test_an_upgrade_counts_the_idempotency_keys(tmp_path: Path) -> None:
+    """A journal full of keys would accept as many again before it evicts the oldest."""
     path = tmp_path / "journal.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as old:
         migrate(old, MIGRATIONS[:3])
@@ -100,10 +108,10 @@ def test_an_upgrade_counts_the_keys_that_are_there(tmp_path: Path) -> None:
         assert new.totals.keys == 2
 
 
-def test_an_upgrade_that_fails_is_tried_again_by_the_next_start(
+def test_the_next_start_retries_a_failed_upgrade(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that filled up during the upgrade would cost the journal."""
+    """A disk that is full during the upgrade would destroy the journal."""
     path = tmp_path / "journal.db"
     with closing(Database(path)) as old:
         old.commit([append(1)])
@@ -115,8 +123,8 @@ def test_an_upgrade_that_fails_is_tried_again_by_the_next_start(
         assert contents(again.page(0, 10, 1000)) == contents([job(1)])
 
 
-def test_nobody_else_can_read_the_files(tmp_path: Path) -> None:
-    """Payloads and their dead letters are as secret as what they hold."""
+def test_only_the_owner_can_read_the_files(tmp_path: Path) -> None:
+    """Other users of the machine could read payloads."""
     before = os.umask(0)
     try:
         with closing(Database(tmp_path / "journal.db")) as database:
@@ -128,8 +136,8 @@ def test_nobody_else_can_read_the_files(tmp_path: Path) -> None:
     assert modes == dict.fromkeys(names, 0o600)
 
 
-def test_the_file_is_set_up_to_survive_a_power_cut_and_to_shrink(tmp_path: Path) -> None:
-    """A 202 would be a hope, and a disk that an outage filled would stay full."""
+def test_commits_are_synced_and_the_file_can_shrink(tmp_path: Path) -> None:
+    """A power cut would lose accepted payloads, and a full disk would stay full."""
     with closing(connect(tmp_path / "journal.db")) as one:
         pragmas = {
             name: one.execute(f"PRAGMA {name}").fetchone()[0]
@@ -138,8 +146,8 @@ def test_the_file_is_set_up_to_survive_a_power_cut_and_to_shrink(tmp_path: Path)
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "auto_vacuum": 2}
 
 
-def test_what_is_no_database_is_not_overwritten(tmp_path: Path) -> None:
-    """STATE_DIR on the wrong folder would cost somebody a file."""
+def test_a_file_that_is_no_database_is_not_overwritten(tmp_path: Path) -> None:
+    """A wrong STATE_DIR would destroy a file of another program."""
     path = tmp_path / "journal.db"
     path.write_bytes(b"dear diary " * 100)
     with pytest.raises(sqlite3.DatabaseError):

@@ -1,4 +1,4 @@
-"""Journals of format version 3, made by payloadd 0.1.0, under this version."""
+"""This version reads journals of format version 3, made by payloadd 0.1.0."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ _LAYOUT: Final = Layout("dt={date}/hour={hour}/{id}.ndjson", "", "none", alone=F
 
 
 def unpack(name: str, folder: Path) -> Path:
-    """Unpack a journal into ``folder``; returns its file."""
+    """Unpack a journal into ``folder``; return its file."""
     with tarfile.open(HERE / f"{name}.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     return folder / FILE
 
 
 def uuid_of(value: str | bytes) -> UUID:
-    """Return the id that a text or 16 bytes stand for."""
+    """Return the id of a text or of 16 bytes."""
     return UUID(value) if isinstance(value, str) else UUID(bytes=value)
 
 
 def lines(numbers: Sequence[int]) -> Counter[bytes]:
-    """Return the payloads of these numbers."""
+    """Return the payloads with these numbers."""
     return Counter(map(payload, numbers))
 
 
 @pytest.mark.parametrize("name", MANIFEST)
-def test_a_journal_of_version_3_gives_what_is_in_it(name: str, tmp_path: Path) -> None:
-    """What was acknowledged by the old version would be lost, or stored twice, by an update."""
+def test_all_jobs_of_version_3_are_read(name: str, tmp_path: Path) -> None:
+    """An update would lose payloads that the old version accepted, or store them twice."""
     manifest = MANIFEST[name]
     found: Counter[bytes] = Counter()
     with closing(Database(unpack(name, tmp_path))) as database:
@@ -69,7 +69,7 @@ def test_a_journal_of_version_3_gives_what_is_in_it(name: str, tmp_path: Path) -
             found.update(line for job in jobs for line in job.lines.splitlines())
             batch = layouts.batch(jobs)
             database.commit([Seal(batch), Settle(batch)])
-        assert database.findings.take() == []
+        assert database.findings.pop_all() == []
         assert (database.totals.jobs, database.totals.payloads) == (0, 0)
     assert found == lines(manifest["waiting"])
 
@@ -78,7 +78,7 @@ def test_a_journal_of_version_3_gives_what_is_in_it(name: str, tmp_path: Path) -
 def test_keys_of_version_3_are_known(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that tries again over an update would have its payloads stored twice."""
+    """A request that is retried after an update would be stored twice."""
     keys = MANIFEST[name]["keys"]
     assert keys
     path = unpack(name, tmp_path)
@@ -95,7 +95,7 @@ def test_keys_of_version_3_are_known(
 
 @pytest.mark.parametrize("name", MANIFEST)
 def test_dead_letters_of_version_3_are_listed_and_retried(name: str, tmp_path: Path) -> None:
-    """What the store refused before an update could not be looked at or tried again after it."""
+    """Dead letters from before an update could not be read or retried after it."""
     path = unpack(name, tmp_path)
     Database(path).close()
     wanted = MANIFEST[name]["dead"]
@@ -104,7 +104,7 @@ def test_dead_letters_of_version_3_are_listed_and_retried(name: str, tmp_path: P
         shown = [inspection.lines(letter.id) for letter in letters]
         assert [Counter(text.splitlines()) for text in shown] == list(map(lines, wanted))
         assert inspection.status().damaged == 0
-        # Counts and checks hold for rows without checksums too.
+        # Rows without checksums are no damage.
         assert inspection.verify() == []
         assert inspection.retry([]) == len(wanted)
     with closing(Database(path)) as database:
@@ -114,8 +114,8 @@ def test_dead_letters_of_version_3_are_listed_and_retried(name: str, tmp_path: P
     assert [one.payloads for one in found if one is not None] == list(map(len, wanted))
 
 
-async def test_a_daemon_stores_what_version_3_left(tmp_path: Path) -> None:
-    """The parts would fit, and the daemon would not."""
+async def test_a_daemon_stores_the_jobs_of_version_3(tmp_path: Path) -> None:
+    """The modules would read the old journal, and the daemon as a whole would not."""
     state = tmp_path / "payloadd-data"
     unpack("killed", state)
     manifest = MANIFEST["killed"]
@@ -129,18 +129,14 @@ async def test_a_daemon_stores_what_version_3_left(tmp_path: Path) -> None:
     assert daemon.events("payloads_damaged") == []
 
 
-@pytest.mark.parametrize("stopped_behind", range(1, 14))
-def test_an_upgrade_that_is_cut_short_leaves_the_old_version(
-    stopped_behind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A daemon that is killed while it upgrades would leave a journal that no version reads."""
+@pytest.mark.parametrize("stopped_after", range(1, 14))
+def test_an_interrupted_upgrade_leaves_the_old_version(stopped_after: int, tmp_path: Path) -> None:
+    """A daemon that is killed during an upgrade would leave a journal that no version reads."""
     path = unpack("stopped", tmp_path)
     script = MIGRATIONS[3].strip().split(";")
-    broken = "; ".join([*script[:stopped_behind], "SELECT nonsense"])
-    with monkeypatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", (*MIGRATIONS[:3], broken))
-        with pytest.raises(sqlite3.OperationalError):
-            schema.connect(path)
+    broken = "; ".join([*script[:stopped_after], "SELECT nonsense"])
+    with pytest.raises(sqlite3.OperationalError):
+        schema.connect(path, (*MIGRATIONS[:3], broken))
     with closing(sqlite3.connect(path)) as old:
         assert old.execute("PRAGMA user_version").fetchone() == (3,)
         columns = [row[1] for row in old.execute("PRAGMA table_info(jobs)")]
@@ -150,7 +146,7 @@ def test_an_upgrade_that_is_cut_short_leaves_the_old_version(
 
 
 def test_an_upgrade_does_not_rewrite_the_rows(tmp_path: Path) -> None:
-    """A start behind an outage of days would take minutes, and twice the disk."""
+    """An upgrade with a large backlog would take minutes and twice the disk space."""
     path = tmp_path / FILE
     with closing(sqlite3.connect(path, isolation_level=None)) as old:
         old.execute("PRAGMA journal_mode = WAL")
@@ -173,4 +169,4 @@ def test_an_upgrade_does_not_rewrite_the_rows(tmp_path: Path) -> None:
         assert pages < 100
     with closing(Database(path)) as database:
         assert len(database.page(0, 100, 10**6)) == 100
-        assert database.findings.take() == []
+        assert database.findings.pop_all() == []

@@ -1,8 +1,9 @@
-"""NDJSON to the bytes of an object."""
+"""NDJSON objects, not compressed and compressed."""
 
 from __future__ import annotations
 
 import gzip
+import uuid
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
@@ -11,29 +12,72 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payloadd.model.formats.ndjson import SUFFIXES, encode
+from payloadd.config.settings import load
+from payloadd.errors import SettingsError
+from payloadd.model.formats import FORMATS
+from payloadd.model.job import Job
+from tests.support.objects import bytes_of
 
 if TYPE_CHECKING:
-    from payloadd.config.parsers import Compression
+    from collections.abc import Callable, Sequence
+
+ID = uuid.UUID(int=0)
+DECODERS: dict[str, Callable[[bytes], bytes]] = {
+    "none": bytes,
+    "gzip": gzip.decompress,
+    "zstd": zstandard.ZstdDecompressor().decompress,
+}
 
 
-@given(st.lists(st.binary(max_size=2000)))
-def test_what_went_in_comes_out(lines: list[bytes]) -> None:
-    """Readers would get other bytes than the ones that were posted."""
-    whole = b"".join(lines)
-    plain, gzipped, zstd = (encode(lines, one) for one in SUFFIXES)
-    assert b"".join(plain.pieces) == whole
-    assert gzip.decompress(b"".join(gzipped.pieces)) == whole
-    assert zstandard.ZstdDecompressor().decompress(b"".join(zstd.pieces)) == whole
-    assert gzipped.size == len(b"".join(gzipped.pieces))
+def jobs_of(lines: Sequence[bytes]) -> list[Job]:
+    """Return a job for each text."""
+    return [Job(seq, ID, text, 1) for seq, text in enumerate(lines, 1)]
 
 
-@pytest.mark.parametrize("compression", SUFFIXES)
-def test_the_same_lines_give_the_same_bytes(compression: Compression) -> None:
-    """A replay after a crash would put other bytes under the same key."""
-    first = encode([b'{"a":1}\n' * 100], compression)
+@pytest.mark.parametrize("name", FORMATS)
+@given(lines=st.lists(st.binary(max_size=2000), min_size=1))
+def test_a_decoded_object_has_the_payloads_of_its_jobs(name: str, lines: list[bytes]) -> None:
+    """Readers would get other bytes than those that were posted."""
+    body = FORMATS[name].encode(jobs_of(lines))
+    assert DECODERS[name](bytes_of(body)) == b"".join(lines)
+    assert body.size == len(bytes_of(body))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_same_jobs_give_the_same_bytes(name: str) -> None:
+    """A replay after a crash would store other bytes under the same key."""
+    format_ = FORMATS[name]
+    jobs = jobs_of([b'{"a":1}\n' * 100, b"x" * 100_000, b"2\n"])
+    first = format_.encode(jobs)
     with patch("time.time", lambda: 0.0):
-        again = encode([b'{"a":1}\n' * 100], compression)
+        again = format_.encode(list(jobs))
 
     assert first == again
-    assert first.content_encoding == (None if compression == "none" else compression)
+    assert first.content_type == format_.content_type == "application/x-ndjson"
+    assert first.content_encoding == format_.content_encoding
+    assert format_.content_encoding == (None if name == "none" else name)
+
+
+def test_every_format_is_a_value_of_the_setting() -> None:
+    """A new format could not be chosen, or the setting would allow a format that is missing."""
+    for name, format_ in FORMATS.items():
+        assert load({"COMPRESSION": name}).compression == name == format_.name
+    with pytest.raises(SettingsError, match=", ".join(FORMATS)):
+        load({"COMPRESSION": "other"})
+
+
+def test_suffixes_and_encoders_distinguish_the_formats() -> None:
+    """Two objects with other bytes would have one key, or the journal could not compare them."""
+    for attribute in ("suffix", "encoder", "content_encoding"):
+        assert len({getattr(one, attribute) for one in FORMATS.values()}) == len(FORMATS)
+
+
+@given(st.lists(st.sampled_from([b"", b"1\n", b"x" * 70_000, b"y" * 300_000]), min_size=1))
+def test_small_jobs_are_joined_and_large_jobs_are_not_copied(lines: list[bytes]) -> None:
+    """A large batch would need its size in memory twice, or many small writes."""
+    pieces = FORMATS["none"].encode(jobs_of(lines)).pieces
+    assert b"".join(pieces) == b"".join(lines)
+    if min(map(len, lines)) > 65_536:
+        assert all(piece is line for piece, line in zip(pieces, lines, strict=True))
+    else:
+        assert len(pieces) <= 1 + 2 * sum(map(len, lines)) // 65_536

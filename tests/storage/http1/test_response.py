@@ -1,4 +1,4 @@
-"""What an answer is, what it is not, and how much of it is read."""
+"""Which bytes are a response, which are not, and how many of them are read."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_an_answer_split_anywhere(name: str) -> None:
-    """An answer would be read wrong when it comes in two segments, or one for each byte."""
+def test_a_response_may_be_split_at_any_byte(name: str) -> None:
+    """A response in several segments would be read wrong."""
     data, expected = WHOLE[name]
 
     assert parse(data) == expected
@@ -59,8 +59,8 @@ def test_an_answer_split_anywhere(name: str) -> None:
     assert parse(*(bytes([byte]) for byte in data)) == expected
 
 
-def test_an_answer_to_head() -> None:
-    """A request would wait for a body that never comes."""
+def test_a_response_to_head_has_no_body() -> None:
+    """A request would wait for a body that is never sent."""
     interim = b"HTTP/1.1 100 Continue\r\n\r\n"
 
     assert parse(interim + OK.removesuffix(b"ab"), method="HEAD") == (200, LENGTH_2, b"", True)
@@ -70,8 +70,8 @@ def test_an_answer_to_head() -> None:
 @pytest.mark.parametrize(
     "surplus", [b"x", b"HTTP/1.1 500 No\r\nA: b\r\nContent-Length: 1\r\n\r\nz"]
 )
-def test_what_comes_behind_an_answer(surplus: bytes) -> None:
-    """What nobody asked for would be taken for the answer to the next request."""
+def test_bytes_behind_a_response_end_the_connection(surplus: bytes) -> None:
+    """They would be mistaken for the response to the next request."""
     assert parse(OK + surplus) == (200, LENGTH_2, b"ab", False)
 
 
@@ -93,8 +93,8 @@ def test_what_comes_behind_an_answer(surplus: bytes) -> None:
         b"\x15\x03\x01\x00\x02\x02\x46",
     ],
 )
-def test_what_is_no_answer(data: bytes) -> None:
-    """An object would count as stored, or a worker end, because of what is not even HTTP."""
+def test_bytes_that_are_no_response_are_an_error(data: bytes) -> None:
+    """An object would count as stored, or a worker would end, after bytes that are no HTTP."""
     with pytest.raises(httpx.RemoteProtocolError):
         parse(data)
 
@@ -107,8 +107,8 @@ def test_what_is_no_answer(data: bytes) -> None:
         (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 40),
     ],
 )
-def test_a_head_without_end(start: bytes, again: bytes) -> None:
-    """A server could fill the memory, or keep a worker for ever."""
+def test_a_head_without_end_is_an_error(start: bytes, again: bytes) -> None:
+    """A server could fill the memory, or occupy a worker for ever."""
     pieces = [start, *[again] * (2 * MOST_READ // len(again))]
 
     with pytest.raises(httpx.RemoteProtocolError, match="no end"):
@@ -124,8 +124,8 @@ def test_a_head_without_end(start: bytes, again: bytes) -> None:
         (b"HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"A: b\r\n" * 100),
     ],
 )
-def test_a_body_without_end(head: bytes, again: bytes) -> None:
-    """A server could fill the memory; what it said at first would be lost."""
+def test_a_body_without_end_is_cut(head: bytes, again: bytes) -> None:
+    """A server could fill the memory, or the beginning of an error document would be lost."""
     status, headers, body, keep_alive = parse(head, *[again] * (2 * MOST_READ // len(again)))
 
     assert (status, keep_alive) == (403, False)

@@ -1,4 +1,4 @@
-"""The transport against servers that misbehave on the wire."""
+"""The transport against servers that break the rules of HTTP/1.1."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LARGE = bytes(range(256)) * 4096 * 4  # 4 MiB: more than both kernels' buffers take
 OK = Answer(200)
-PLENTY = 30.0
+TEST_SECONDS = 30.0
 
 
 def ask(
@@ -32,7 +32,9 @@ def ask(
     seconds: dict[str, float] | None = None,
 ) -> httpx.Request:
     """Return a request; ``seconds`` are httpx's four timeouts."""
-    extensions: dict[str, object] = {"timeout": httpx.Timeout(PLENTY).as_dict() | (seconds or {})}
+    extensions: dict[str, object] = {
+        "timeout": httpx.Timeout(TEST_SECONDS).as_dict() | (seconds or {})
+    }
     if target is not None:
         extensions["target"] = target
     return httpx.Request(method, url, content=content, extensions=extensions)
@@ -40,12 +42,12 @@ def ask(
 
 @asynccontextmanager
 async def transport(
-    connections: int = 4, keepalive: float = PLENTY
+    connections: int = 4, keepalive: float = TEST_SECONDS
 ) -> AsyncIterator[TrioTransport]:
-    """Yield a transport, closed with the block; nothing may take longer than PLENTY."""
+    """Yield a transport, which is closed with the block; the block has 30 s."""
     made = open_transport(connections, keepalive, secure=False)
     assert isinstance(made, TrioTransport)
-    with trio.fail_after(PLENTY):
+    with trio.fail_after(TEST_SECONDS):
         async with made:
             yield made
 
@@ -54,11 +56,11 @@ async def transport(
 async def raw_server(
     *handlers: Callable[[trio.SocketStream], Awaitable[None]], host: str = "127.0.0.1"
 ) -> AsyncIterator[str]:
-    """Run a server that gives each connection to the next handler; yields its URL."""
+    """Run a server whose next connection runs the next handler, and yield its URL."""
     left = list(handlers)
 
     async def handle(stream: trio.SocketStream) -> None:
-        with suppress(trio.BrokenResourceError):  # the client may go at any time
+        with suppress(trio.BrokenResourceError):  # the client may close at any time
             await left.pop(0)(stream)
 
     async with trio.open_nursery() as nursery:
@@ -70,44 +72,50 @@ async def raw_server(
 
 
 @asynccontextmanager
-async def hold_on(answer: bytes = b"") -> AsyncIterator[Holding]:
-    """Run a server that never answers more than ``answer``, and tells what it sees."""
-    holding = Holding(answer)
+async def hanging_server(answer: bytes = b"") -> AsyncIterator[HangingServer]:
+    """Run a server whose first connection hangs after ``answer``."""
+    holding = HangingServer(answer)
     async with raw_server(holding.hang, holding.serve) as url:
         holding.url = url
         yield holding
 
 
-class Holding:
-    """A first connection that hangs, and a second one that is served."""
+class HangingServer:
+    """A server whose first connection hangs; its second connection gets a response."""
 
     def __init__(self, answer: bytes) -> None:
         self.url = ""
         self.begun = trio.Event()
-        self.go_on = trio.Event()
+        self.resume = trio.Event()
         self.closed = trio.Event()
         self._answer = answer
 
     async def hang(self, stream: trio.SocketStream) -> None:
-        """Take the beginning; when told to go on, see that the client goes."""
+        """Read the beginning of a request; after ``resume``, wait for the client to close."""
         await stream.receive_some(10)
         await stream.send_all(self._answer)
         self.begun.set()
-        await self.go_on.wait()
+        await self.resume.wait()
         with suppress(trio.BrokenResourceError):
             while await stream.receive_some(65536):
                 pass
         self.closed.set()
 
     async def serve(self, stream: trio.SocketStream) -> None:
-        """Answer with a 200."""
+        """Respond with a 200."""
         await stream.receive_some(65536)
         await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         await stream.receive_some(65536)
 
 
-async def test_a_request_and_its_answer() -> None:
-    """Nothing could be stored."""
+async def answer_once(stream: trio.SocketStream) -> None:
+    """Respond to the first request and close."""
+    await stream.receive_some(65536)
+    await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+async def test_a_request_is_sent_and_its_response_returned() -> None:
+    """No object could be stored."""
     answer = Answer(201, b"<x/>", {"etag": '"1"'})
     async with fault_server(in_turn(answer)) as server, transport() as made:
         response = await made.handle_async_request(
@@ -122,11 +130,11 @@ async def test_a_request_and_its_answer() -> None:
     assert request.headers["host"] == server.url.removeprefix("http://")
 
 
-async def test_it_is_a_transport_of_httpx() -> None:
-    """The client of httpx could not be used with it."""
+async def test_the_client_of_httpx_can_use_the_transport() -> None:
+    """The interface of the transport would not be httpx's."""
     async with (
         fault_server(in_turn(Answer(200, b"hello"))) as server,
-        httpx.AsyncClient(transport=open_transport(1, PLENTY, secure=False)) as client,
+        httpx.AsyncClient(transport=open_transport(1, TEST_SECONDS, secure=False)) as client,
     ):
         response = await client.get(f"{server.url}/a b?c=d")
 
@@ -135,8 +143,8 @@ async def test_it_is_a_transport_of_httpx() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, len(LARGE)])
-async def test_bodies_of_any_size(size: int) -> None:
-    """Large objects would arrive cut or mixed up."""
+async def test_bodies_of_any_size_arrive_whole(size: int) -> None:
+    """Large objects would be cut or reordered."""
     async with fault_server(in_turn(OK)) as server, transport() as made:
         for _ in range(2):
             await made.handle_async_request(ask(server.url, content=LARGE[:size]))
@@ -145,8 +153,8 @@ async def test_bodies_of_any_size(size: int) -> None:
     assert server.connections == 1
 
 
-async def test_an_answer_byte_by_byte() -> None:
-    """An answer that comes in small segments would be lost."""
+async def test_a_response_may_arrive_byte_by_byte() -> None:
+    """A response in small segments would be lost."""
     data = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab"
 
     async def drip(stream: trio.SocketStream) -> None:
@@ -172,8 +180,10 @@ async def test_an_answer_byte_by_byte() -> None:
         (Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 500 No\r\n\r\n"), 3),
     ],
 )
-async def test_which_connections_are_kept(answer: Behaviour, connections: int) -> None:
-    """Every object would cost a handshake, or get the answer to another one."""
+async def test_connections_are_kept_where_the_response_allows_it(
+    answer: Behaviour, connections: int
+) -> None:
+    """Every object would need a handshake, or would get the response to another request."""
     async with fault_server(in_turn(answer)) as server, transport() as made:
         for _ in range(3):
             response = await made.handle_async_request(ask(server.url))
@@ -182,8 +192,8 @@ async def test_which_connections_are_kept(answer: Behaviour, connections: int) -
     assert server.connections == connections
 
 
-async def test_an_answer_to_head_ends_with_its_head() -> None:
-    """A request would wait for a body that never comes."""
+async def test_a_response_to_head_ends_with_its_head() -> None:
+    """A request would wait for a body that is never sent."""
     head = Answer(200, headers={"content-length": "1000"})
     async with fault_server(in_turn(head)) as server, transport() as made:
         for _ in range(2):
@@ -193,8 +203,8 @@ async def test_an_answer_to_head_ends_with_its_head() -> None:
     assert server.connections == 1
 
 
-async def test_connections_that_are_not_used_again() -> None:
-    """Old connections, or those to a host of yesterday, would stay open for ever."""
+async def test_old_connections_and_those_to_other_hosts_are_closed() -> None:
+    """Connections that are never used again would stay open for ever."""
     async with fault_server(in_turn(OK)) as one, fault_server(in_turn(OK)) as other:
         async with transport(keepalive=0.0) as made:
             for _ in range(2):
@@ -206,111 +216,6 @@ async def test_connections_that_are_not_used_again() -> None:
         assert (one.connections, other.connections) == (4, 1)
 
 
-async def answer_once(stream: trio.SocketStream) -> None:
-    """Answer the first request and close."""
-    await stream.receive_some(65536)
-    await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-
-
-async def answer_one_of_two(stream: trio.SocketStream) -> None:
-    """Answer the first request, read the second and close."""
-    await answer_once(stream)
-    await stream.receive_some(65536)
-
-
-async def read_and_close(stream: trio.SocketStream) -> None:
-    """Answer nothing."""
-    await stream.receive_some(65536)
-
-
-@pytest.mark.parametrize("first", [answer_once, answer_one_of_two])
-async def test_a_stale_connection_is_replaced(
-    first: Callable[[trio.SocketStream], Awaitable[None]],
-) -> None:
-    """Each pause longer than the server's patience would cost a failed attempt."""
-    async with raw_server(first, answer_once) as url, transport() as made:
-        for _ in range(2):
-            assert (await made.handle_async_request(ask(url))).is_success
-
-
-async def test_what_comes_unasked_is_no_answer() -> None:
-    """An object would count as stored because of what a server said before it was sent."""
-    asked, said = trio.Event(), trio.Event()
-
-    async def say_more(stream: trio.SocketStream) -> None:
-        await answer_once(stream)
-        await asked.wait()
-        await stream.send_all(b"HTTP/1.1 201 Unasked\r\nContent-Length: 0\r\n\r\n")
-        said.set()
-        await stream.receive_some(65536)
-
-    async with raw_server(say_more, answer_once) as url, transport() as made:
-        await made.handle_async_request(ask(url))
-        asked.set()
-        await said.wait()
-        assert (await made.handle_async_request(ask(url))).status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("handlers", "method"),
-    [
-        ([read_and_close], "PUT"),
-        ([answer_one_of_two, read_and_close], "PUT"),
-        ([answer_one_of_two], "POST"),
-    ],
-    ids=["a-new-connection", "twice", "not-idempotent"],
-)
-async def test_what_is_not_tried_again(
-    handlers: list[Callable[[trio.SocketStream], Awaitable[None]]], method: str
-) -> None:
-    """A server that closes on us would be asked for ever, or something be done twice.
-
-    A connection more than there are handlers would end the server with an IndexError.
-    """
-    async with raw_server(*handlers) as url, transport() as made:
-        if handlers[0] is answer_one_of_two:
-            await made.handle_async_request(ask(url))
-        with pytest.raises(httpx.RemoteProtocolError):
-            await made.handle_async_request(ask(url, method))
-
-
-async def test_half_an_answer_is_not_tried_again() -> None:
-    """What the server has begun to answer it has done."""
-
-    async def half(stream: trio.SocketStream) -> None:
-        await answer_one_of_two(stream)
-        await stream.send_all(b"HTTP/1.1 200")
-
-    async with raw_server(half) as url, transport() as made:
-        await made.handle_async_request(ask(url))
-        with pytest.raises(httpx.RemoteProtocolError, match="middle"):
-            await made.handle_async_request(ask(url))
-
-
-async def test_a_refusal_before_the_end_of_the_body() -> None:
-    """Why an object was refused would never be known, only that the connection broke."""
-
-    async def refuse(stream: trio.SocketStream) -> None:
-        await stream.receive_some(1000)
-        await stream.send_all(b"HTTP/1.1 403 No\r\nContent-Length: 3\r\n\r\nwhy")
-
-    async with raw_server(refuse, answer_once) as url, transport() as made:
-        response = await made.handle_async_request(ask(url, content=LARGE * 4))
-        assert (response.status_code, await response.aread()) == (403, b"why")
-        assert (await made.handle_async_request(ask(url))).is_success
-
-
-async def test_a_body_that_is_not_taken() -> None:
-    """A connection that breaks while an object is sent would end the daemon."""
-
-    async def go(stream: trio.SocketStream) -> None:
-        await stream.receive_some(1000)
-
-    async with raw_server(go) as url, transport() as made:
-        with pytest.raises(httpx.WriteError, match=r"reset|[Bb]roken"):
-            await made.handle_async_request(ask(url, content=LARGE * 4))
-
-
 @pytest.mark.parametrize(
     ("name", "behaviour", "error"),
     [
@@ -320,8 +225,10 @@ async def test_a_body_that_is_not_taken() -> None:
         ("pool", Hang(), httpx.PoolTimeout),
     ],
 )
-async def test_timeouts(name: str, behaviour: Behaviour, error: type[Exception]) -> None:
-    """A server that hangs would hold a worker for ever."""
+async def test_each_timeout_has_its_error(
+    name: str, behaviour: Behaviour, error: type[Exception]
+) -> None:
+    """A server that hangs would occupy a worker for ever."""
     async with (
         fault_server(in_turn(behaviour)) as server,
         transport(connections=1) as made,
@@ -336,14 +243,14 @@ async def test_timeouts(name: str, behaviour: Behaviour, error: type[Exception])
         nursery.cancel_scope.cancel()
 
 
-async def test_connecting_has_an_end() -> None:
-    """A server that never ends the handshake of TLS would hold a worker for ever."""
-    async with hold_on() as server, transport() as made:
+async def test_a_tls_handshake_has_a_timeout() -> None:
+    """A server that never ends the handshake would occupy a worker for ever."""
+    async with hanging_server() as server, transport() as made:
         with pytest.raises(httpx.ConnectTimeout):
             await made.handle_async_request(
                 ask(server.url.replace("http", "https"), seconds={"connect": 0.1})
             )
-        server.go_on.set()
+        server.resume.set()
         await server.closed.wait()
 
 
@@ -357,23 +264,25 @@ async def test_connecting_has_an_end() -> None:
     ],
     ids=["connecting", "writing", "waiting", "reading"],
 )
-async def test_cancelled(scheme: str, body: bytes, answer: bytes) -> None:
-    """A drain that gives up would leave connections, or a transport that nobody can use."""
-    async with hold_on(answer) as server, transport(connections=1) as made:
+async def test_a_cancelled_request_closes_its_connection(
+    scheme: str, body: bytes, answer: bytes
+) -> None:
+    """A drain would leave connections open, or the transport unusable."""
+    async with hanging_server(answer) as server, transport(connections=1) as made:
         async with trio.open_nursery() as nursery:
             url = server.url.replace("http", scheme)
             nursery.start_soon(made.handle_async_request, ask(url, content=body))
             await server.begun.wait()
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
-        server.go_on.set()
+        server.resume.set()
         await server.closed.wait()
         assert (await made.handle_async_request(ask(server.url))).is_success
 
 
-async def test_cancelled_while_waiting_for_its_turn() -> None:
-    """A place would be lost with each cancellation, until nothing goes any more."""
-    async with hold_on() as server, transport(connections=1) as made:
+async def test_cancelled_waiting_requests_lose_no_slot() -> None:
+    """A slot would be lost with each cancellation, until no request could be sent."""
+    async with hanging_server() as server, transport(connections=1) as made:
         async with trio.open_nursery() as nursery:
             for _ in range(3):
                 nursery.start_soon(made.handle_async_request, ask(server.url))
@@ -392,15 +301,15 @@ async def test_cancelled_while_waiting_for_its_turn() -> None:
         httpx.Request("PUT", "http://127.0.0.1:9", headers={"transfer-encoding": "chunked"}),
     ],
 )
-async def test_what_would_be_read_as_another_request(request_: httpx.Request) -> None:
-    """A setting with a line break in it would add headers of its own to every request."""
+async def test_a_head_with_a_line_break_in_it_is_refused(request_: httpx.Request) -> None:
+    """A setting with a line break in it would add headers to every request."""
     async with transport() as made:
         with pytest.raises(httpx.LocalProtocolError):
             await made.handle_async_request(request_)
 
 
-async def test_ipv6() -> None:
-    """A store that has only IPv6 could not be reached."""
+async def test_a_server_may_have_ipv6_only() -> None:
+    """A store with an IPv6 address only could not be reached."""
     try:
         async with raw_server(answer_once, host="::1") as url, transport() as made:
             assert (await made.handle_async_request(ask(url))).is_success
@@ -410,8 +319,8 @@ async def test_ipv6() -> None:
         pytest.skip("no IPv6 on this machine's loopback")
 
 
-async def test_why_there_is_no_connection() -> None:
-    """An operator would read that a connection failed, and not why."""
+async def test_the_error_names_the_reason_of_a_failed_connection() -> None:
+    """An operator would see that a connection failed, without the reason."""
     async with raw_server() as url:
         pass
     async with transport() as made:
@@ -419,8 +328,8 @@ async def test_why_there_is_no_connection() -> None:
             await made.handle_async_request(ask(url))
 
 
-async def test_many_at_once() -> None:
-    """Requests would get each other's answers, or more connections than they may."""
+async def test_requests_at_the_same_time_get_their_own_responses() -> None:
+    """Requests would get responses to other requests, or too many connections would be open."""
 
     def echo(request: Request) -> Behaviour:
         return Answer(200, request.target.encode())

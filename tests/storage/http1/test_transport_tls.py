@@ -1,4 +1,4 @@
-"""The transport over TLS, and where the environment has something to say."""
+"""The transport with TLS, and with the TLS and proxy variables of the environment."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import trio
 import trustme
 
 from payloadd.errors import OperatorStoreError, SettingsError
-from payloadd.model.formats.ndjson import encode
 from payloadd.storage.api import open_store
 from payloadd.storage.http1.transport import ProxyTransport, TrioTransport, open_transport
 from tests.support.faults import Answer, fault_server, in_turn
+from tests.support.objects import bytes_of, plain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from payloadd.config.settings import Settings
 
 LARGE = bytes(range(256)) * 4096 * 4
-OBJECT = encode([b"{}\n"], "none")
+OBJECT = plain(b"{}\n")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 PROXIES = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]
 
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide whatever proxies the machine has."""
+    """Hide the proxies of the machine."""
     for name in PROXIES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -40,7 +40,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> trustme.CA:
-    """Return an authority that the environment says is to be trusted."""
+    """Return an authority that the environment declares as trusted."""
     made = trustme.CA()
     made.cert_pem.write_to_path(tmp_path / "ca.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -48,7 +48,7 @@ def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> trustme.CA:
 
 
 class TlsServer:
-    """Answers each request with ``answer``, a 200; knows what it was asked for."""
+    """A server that sends ``answer`` to each request, and keeps names, protocols and bodies."""
 
     def __init__(self, certificate: trustme.LeafCert) -> None:
         self.port = 0
@@ -78,7 +78,7 @@ class TlsServer:
                     data = b""
                     await stream.send_all(self.answer)
         except trio.BrokenResourceError:
-            return  # a client that does not trust us
+            return  # a client that does not trust the certificate
 
 
 @asynccontextmanager
@@ -93,8 +93,8 @@ async def tls_server(certificate: trustme.LeafCert) -> AsyncIterator[TlsServer]:
         nursery.cancel_scope.cancel()
 
 
-async def test_the_server_is_known_by_its_name(authority: trustme.CA) -> None:
-    """No object could be stored in S3 itself; large ones would be cut."""
+async def test_bodies_of_any_size_arrive_through_tls(authority: trustme.CA) -> None:
+    """No object could be stored in S3 itself, or large objects would be cut."""
     async with (
         tls_server(authority.issue_cert("localhost")) as server,
         open_transport(1, 30.0, secure=True) as made,
@@ -109,10 +109,10 @@ async def test_the_server_is_known_by_its_name(authority: trustme.CA) -> None:
     assert (server.connections, server.names, server.protocols) == (1, ["localhost"], ["http/1.1"])
 
 
-async def test_an_answer_that_nobody_asked_for(authority: trustme.CA) -> None:
-    """The next object would count as stored that the server has not even seen."""
-    # A record of TLS holds 16 KiB, so the second answer begins the second record. Both are sent
-    # at once: TLS has them when the first is read, and the socket is empty.
+async def test_a_second_response_in_tls_buffers_is_not_used(authority: trustme.CA) -> None:
+    """The next object would count as stored although the server has not received it."""
+    # A TLS record holds 16 KiB, so the second response begins the second record. Both are sent in
+    # one write: when the first is read, TLS holds both and the socket is empty.
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 16000\r\nX-Fill: "
     first = head.ljust(2**14 - 16_000 - 4, b"x") + b"\r\n\r\n" + bytes(16_000)
     async with (
@@ -130,10 +130,10 @@ async def test_an_answer_that_nobody_asked_for(authority: trustme.CA) -> None:
 
 
 @pytest.mark.parametrize("name", ["elsewhere.example", "127.0.0.2"])
-async def test_a_certificate_for_another_name(
+async def test_a_certificate_for_another_name_is_an_operator_error(
     make_settings: Callable[..., Settings], authority: trustme.CA, name: str
 ) -> None:
-    """Payloads would be given to whoever stands in the way."""
+    """Payloads would be sent to an attacker between the daemon and the store."""
     async with tls_server(authority.issue_cert(name)) as server:
         settings = make_settings(AWS_ENDPOINT_URL=f"https://127.0.0.1:{server.port}")
         async with open_store(settings) as store:
@@ -144,8 +144,10 @@ async def test_a_certificate_for_another_name(
     assert server.bodies == []
 
 
-async def test_an_authority_that_nobody_trusts(make_settings: Callable[..., Settings]) -> None:
-    """Payloads would be given to whoever signs a certificate for himself."""
+async def test_an_untrusted_authority_is_an_operator_error(
+    make_settings: Callable[..., Settings],
+) -> None:
+    """Payloads would be sent to an attacker with a self-signed certificate."""
     async with tls_server(trustme.CA().issue_cert("127.0.0.1")) as server:
         settings = make_settings(AWS_ENDPOINT_URL=f"https://127.0.0.1:{server.port}")
         async with open_store(settings) as store:
@@ -155,8 +157,8 @@ async def test_an_authority_that_nobody_trusts(make_settings: Callable[..., Sett
     assert server.bodies == []
 
 
-async def test_a_transport_that_is_not_for_https(authority: trustme.CA) -> None:
-    """A redirect to https would be followed to a server that nobody has verified."""
+async def test_a_transport_without_https_trusts_no_certificate(authority: trustme.CA) -> None:
+    """Payloads could be sent to a server whose certificate is not verified."""
     async with (
         tls_server(authority.issue_cert("127.0.0.1")) as server,
         open_transport(1, 30.0, secure=False) as made,
@@ -169,10 +171,10 @@ async def test_a_transport_that_is_not_for_https(authority: trustme.CA) -> None:
     assert server.bodies == []
 
 
-async def test_a_file_of_certificates_that_is_not_there(
+async def test_a_missing_file_of_certificates_stops_the_start(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The daemon would start, accept payloads, and never store one."""
+    """The daemon would start, accept payloads, and store none."""
     monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
     with pytest.raises(SettingsError, match="TLS"):
         async with open_store(make_settings()):
@@ -191,10 +193,10 @@ async def test_a_file_of_certificates_that_is_not_there(
         ({"ALL_PROXY": "http://127.0.0.1:9"}, ProxyTransport),
     ],
 )
-async def test_which_transport(
+async def test_proxy_variables_choose_the_transport(
     monkeypatch: pytest.MonkeyPatch, names: dict[str, str], kind: type[httpx.AsyncBaseTransport]
 ) -> None:
-    """A daemon behind a proxy would reach nothing."""
+    """A daemon behind a proxy would not reach the store."""
     for name, text in names.items():
         monkeypatch.setenv(name, text)
     async with open_transport(1, 1.0, secure=False) as made:
@@ -202,10 +204,10 @@ async def test_which_transport(
 
 
 @pytest.mark.parametrize("exempt", [False, True])
-async def test_through_a_proxy(
+async def test_requests_go_through_the_proxy_unless_no_proxy_names_the_host(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, *, exempt: bool
 ) -> None:
-    """A daemon behind a proxy would reach nothing, or pass by where it must not."""
+    """A daemon behind a proxy would not reach the store, or would bypass the proxy."""
     ok = in_turn(Answer(200))
     async with fault_server(ok) as proxy, fault_server(ok) as s3:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
@@ -220,10 +222,10 @@ async def test_through_a_proxy(
     path = "/bucket/a//%C3%BC%20b"
     assert [request.target for request in s3.requests] == [path] * 2 * exempt
     assert [request.target for request in proxy.requests] == [s3.url + path] * 2 * (not exempt)
-    assert {request.body for request in s3.requests + proxy.requests} == {b"".join(OBJECT.pieces)}
+    assert {request.body for request in s3.requests + proxy.requests} == {bytes_of(OBJECT)}
 
 
-async def test_through_a_tunnel(
+async def test_https_goes_through_a_tunnel_of_the_proxy(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, authority: trustme.CA
 ) -> None:
     """A daemon behind a proxy would not reach S3 itself."""
@@ -250,7 +252,7 @@ async def test_through_a_tunnel(
         nursery.cancel_scope.cancel()
 
     assert asked == [b"CONNECT 127.0.0.1:%d HTTP/1.1" % server.port]
-    assert server.bodies == [b"".join(OBJECT.pieces)]
+    assert server.bodies == [bytes_of(OBJECT)]
 
 
 async def _relay(source: trio.abc.Stream, sink: trio.abc.Stream, both: trio.CancelScope) -> None:
@@ -260,7 +262,7 @@ async def _relay(source: trio.abc.Stream, sink: trio.abc.Stream, both: trio.Canc
     both.cancel()
 
 
-async def test_a_proxy_that_does_not_exist(
+async def test_an_invalid_proxy_url_stops_the_start(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mistyped proxy would end the daemon with a traceback."""

@@ -1,4 +1,4 @@
-"""Why there are no keys: said without the secrets of the programs and servers that were asked."""
+"""The reason why there are no keys, without the secrets of credential processes and servers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from botocore.exceptions import (
 
 from payloadd.config import settings as config
 from payloadd.errors import OperatorStoreError, SettingsError
-from payloadd.storage.s3.credential_errors import failure_text
-from payloadd.storage.s3.credentials import find_access
-from payloadd.storage.s3.response import Answer
+from payloadd.storage.s3.credentials import failure_text, find_access
+from payloadd.storage.s3.response import S3Response
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +38,7 @@ NAMES = [
 
 @pytest.fixture(autouse=True)
 def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the file of profiles that botocore reads, and nothing else."""
+    """Return the only file of profiles that botocore reads."""
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     path = tmp_path / "config"
@@ -50,7 +49,7 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def refusal(profile: Path, *lines: str) -> str:
-    """Return why there are no keys with these lines in the default profile."""
+    """Return the reason why there are no keys, for these lines in the default profile."""
     await trio.Path(profile).write_text("[default]\nregion = eu-west-1\n" + "\n".join(lines))
     access = await find_access(config.load({"STORE_URL": "s3://bucket"}))
     with pytest.raises(OperatorStoreError) as caught, trio.fail_after(30):
@@ -59,7 +58,7 @@ async def refusal(profile: Path, *lines: str) -> str:
 
 
 def program(folder: Path, text: str) -> Path:
-    """Write a program."""
+    """Write an executable Python program, and return its path."""
     path = folder / "vault-helper"
     path.write_text(f"#!{sys.executable}\n{text}\n")
     path.chmod(stat.S_IRWXU)
@@ -67,28 +66,31 @@ def program(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("source", "expected"),
     [
         (
             f"import sys; print('{SECRET}', file=sys.stderr); sys.exit(3)",
             "ended with exit status 3",
         ),
-        (f"print('{SECRET}')", "printed something else than credentials (JSONDecodeError)"),
+        (f"print('{SECRET}')", "printed no valid credentials (JSONDecodeError)"),
         (f'print(\'{{"Version": "{SECRET}"}}\')', "(CredentialRetrievalError)"),
         (f"import sys; sys.stdout.buffer.write(b'\\xff{SECRET}')", "(UnicodeDecodeError)"),
-        (f"print({json.dumps(json.dumps({'Version': 1, 'X': SECRET}))})", "something else"),
+        (
+            f"print({json.dumps(json.dumps({'Version': 1, 'X': SECRET}))})",
+            "printed no valid credentials",
+        ),
         (f"import os; os.kill(os.getpid(), 9)  # {SECRET}", "exit status -9"),
     ],
 )
-async def test_what_a_credential_process_says_is_not_shown(
-    tmp_path: Path, profile: Path, text: str, told: str
+async def test_output_of_a_credential_process_is_not_shown(
+    tmp_path: Path, profile: Path, source: str, expected: str
 ) -> None:
-    """Its output, its errors and its arguments may hold the secrets it fetches keys with."""
-    command = program(tmp_path, text)
-    said = await refusal(profile, f"credential_process = {command} --token {SECRET}")
-    assert said.startswith("NoCredentials: credential_process vault-helper ")
-    assert told in said
-    assert SECRET not in said
+    """Its output, its errors and its arguments may contain secrets."""
+    command = program(tmp_path, source)
+    text = await refusal(profile, f"credential_process = {command} --token {SECRET}")
+    assert text.startswith("NoCredentials: credential_process vault-helper ")
+    assert expected in text
+    assert SECRET not in text
 
 
 @pytest.mark.parametrize(
@@ -98,56 +100,60 @@ async def test_what_a_credential_process_says_is_not_shown(
         f'"/not/there --token {SECRET}"',  # quoted wrong: all of it is the program
     ],
 )
-async def test_a_credential_process_that_is_not_there(profile: Path, command: str) -> None:
+async def test_a_missing_credential_process_is_named(profile: Path, command: str) -> None:
     """An operator would not see that the program is missing."""
-    said = await refusal(profile, f"credential_process = {command}")
+    text = await refusal(profile, f"credential_process = {command}")
     assert (
-        said
+        text
         == "NoCredentials: credential_process there could not be run: No such file or directory"
     )
 
 
-async def test_a_command_that_cannot_be_split(profile: Path) -> None:
-    """A quote that is missing would show the whole command."""
-    said = await refusal(profile, f"credential_process = 'x --token {SECRET}")
-    assert SECRET not in said
-    assert "ValueError" in said
+async def test_a_command_with_a_missing_quote_is_not_shown(profile: Path) -> None:
+    """The log would show a command, and the secrets in it."""
+    text = await refusal(profile, f"credential_process = 'x --token {SECRET}")
+    assert SECRET not in text
+    assert "ValueError" in text
 
 
-async def test_a_source_profile_with_a_process(tmp_path: Path, profile: Path) -> None:
-    """The same program would be shown where a role is assumed with its keys."""
+async def test_a_credential_process_of_a_source_profile_is_not_shown(
+    tmp_path: Path, profile: Path
+) -> None:
+    """Its output would be shown where a role is assumed with its keys."""
     command = program(tmp_path, f"import sys; print('{SECRET}', file=sys.stderr); sys.exit(3)")
-    said = await refusal(
+    text = await refusal(
         profile,
         "role_arn = arn:aws:iam::123456789012:role/x",
         "source_profile = other",
         "[profile other]",
         f"credential_process = {command} {SECRET}",
     )
-    assert said == "NoCredentials: credential_process vault-helper ended with exit status 3"
+    assert text == "NoCredentials: credential_process vault-helper ended with exit status 3"
 
 
 @pytest.mark.parametrize(
     "userinfo", ["user:QXZ789/QXZ789", "user:QXZ789", "user:Q@X/QXZ789?QXZ789"]
 )
-async def test_an_endpoint_with_a_password(
+async def test_the_password_of_an_sts_endpoint_is_not_shown(
     tmp_path: Path, profile: Path, monkeypatch: pytest.MonkeyPatch, userinfo: str
 ) -> None:
-    """The endpoint of another service is used for the keys, and shown when it fails."""
+    """Botocore's error names the endpoint that failed, with its password."""
     token = tmp_path / "token"
     token.write_text(SECRET)
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://{userinfo}@127.0.0.1:1/x")
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
     monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/x")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    said = await refusal(profile)
-    assert "QXZ789" not in said
-    assert said.startswith("NoCredentials: ")
+    text = await refusal(profile)
+    assert "QXZ789" not in text
+    assert text.startswith("NoCredentials: ")
 
 
 @pytest.mark.parametrize("where", ["endpoint_url", "services"])
-async def test_a_profile_with_a_password_in_its_endpoint(profile: Path, where: str) -> None:
-    """A daemon that refuses to start would show it."""
+async def test_the_password_of_an_endpoint_in_a_profile_is_not_shown(
+    profile: Path, where: str
+) -> None:
+    """The message of a refused start would show it."""
     url = f"https://user:{SECRET}/x@host"
     if where == "services":
         lines = f"services = x\n[services x]\ns3 =\n  endpoint_url = {url}\n"
@@ -170,14 +176,14 @@ async def test_a_profile_with_a_password_in_its_endpoint(profile: Path, where: s
         ValueError(SECRET),
     ],
 )
-def test_errors_that_repeat_something(error: Exception) -> None:
-    """What a server answered, or a piece of a URL, would be in the log."""
+def test_errors_that_quote_a_response_or_a_url_show_their_class_only(error: Exception) -> None:
+    """The log would contain a server's response, or a part of a URL with a password."""
     assert SECRET not in failure_text(error)
     assert type(error).__name__ in failure_text(error)
 
 
-def test_errors_that_say_what_is_wrong() -> None:
-    """An operator would see a class name where the service said what to do."""
+def test_errors_with_names_and_reasons_are_shown() -> None:
+    """An operator would see a class name instead of the service's reason."""
     denied = ClientError(
         {"Error": {"Code": "AccessDenied", "Message": "not authorized to assume x"}}, "AssumeRole"
     )
@@ -186,9 +192,9 @@ def test_errors_that_say_what_is_wrong() -> None:
     assert len(failure_text(OSError("x" * 9000))) < 400
 
 
-def test_an_answer_that_repeats_a_session_token() -> None:
-    """A store that quotes what it refuses would put the token into the log."""
+def test_secrets_in_a_response_are_hidden() -> None:
+    """A store that quotes a refused token would put it into the log."""
     token = "FwoGZXIvYXdzE" + "x/+=" * 60
-    said = f"<Error><Code>InvalidToken</Code><Message>bad {token} {SECRET}</Message></Error>"
-    answer = Answer(400, (), said.encode(), (SECRET, token))
-    assert answer.message == "HTTP 400, bad *** ***"
+    text = f"<Error><Code>InvalidToken</Code><Message>bad {token} {SECRET}</Message></Error>"
+    response = S3Response(400, (), text.encode(), (SECRET, token))
+    assert response.message == "HTTP 400, bad *** ***"

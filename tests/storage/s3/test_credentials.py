@@ -1,4 +1,4 @@
-"""Keys: static, from botocore's chain, and when they run out."""
+"""Keys: those of the settings, those of botocore's chain, and their expiry."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ if TYPE_CHECKING:
 NO_KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
 
 
-class Source:
-    """A botocore session, and the metadata service behind it."""
+class FakeSession:
+    """A session of botocore with a metadata service; ``fetches`` counts the requests to it."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.fetches = 0
         self.lifetime = timedelta(hours=6)
         self.failure: Exception | None = None
         self.may_answer = threading.Event()
         self.may_answer.set()
 
     def __call__(self) -> Any:  # noqa: ANN401 - takes the place of a class of botocore's
-        """Return a session; it is its own."""
+        """Return the session itself."""
         return self
 
     def get_credentials(self) -> RefreshableCredentials:
-        """Return credentials as an instance's metadata service gives them."""
+        """Return credentials as botocore makes them from an instance's metadata service."""
         return RefreshableCredentials.create_from_metadata(self.fetch(), self.fetch, "test")
 
     def fetch(self) -> dict[str, str]:
-        """Return new keys, or fail."""
+        """Return new keys, or raise ``failure``."""
         self.may_answer.wait(10)
-        self.asked += 1
+        self.fetches += 1
         if self.failure is not None:
             raise self.failure
         return {
-            "access_key": f"key{self.asked}",
+            "access_key": f"key{self.fetches}",
             "secret_key": "secret",
             "token": "token",
             "expiry_time": (datetime.now(UTC) + self.lifetime).isoformat(),
@@ -60,13 +60,13 @@ class Source:
 
 
 @pytest.fixture
-def source() -> Source:
-    """Return a source that works."""
-    return Source()
+def source() -> FakeSession:
+    """Return a session whose metadata service works."""
+    return FakeSession()
 
 
-async def test_keys_of_the_settings(make_settings: Callable[..., Settings]) -> None:
-    """Keys that were set would not be used."""
+async def test_keys_of_the_settings_are_used(make_settings: Callable[..., Settings]) -> None:
+    """Uploads would be signed with other keys than the settings have."""
     settings = make_settings(AWS_SESSION_TOKEN="t", AWS_ENDPOINT_URL="http://h:1")
     access = await find_access(settings)
 
@@ -75,8 +75,8 @@ async def test_keys_of_the_settings(make_settings: Callable[..., Settings]) -> N
     assert (access.region, access.endpoint) == ("us-east-1", "http://h:1")
 
 
-def test_static_keys_do_without_botocore() -> None:
-    """Every small installation would pay half a second and 20 MB for a chain it does not use."""
+def test_keys_of_the_settings_need_no_botocore() -> None:
+    """Each start would take time and memory for a chain that is not used."""
     code = (
         "import sys, trio\nfrom payloadd.config.settings import load\n"
         "from payloadd.storage.api import *\n"
@@ -90,14 +90,18 @@ def test_static_keys_do_without_botocore() -> None:
     assert done.stdout == "False\n"
 
 
-async def test_keys_that_no_header_can_carry(make_settings: Callable[..., Settings]) -> None:
-    """A key pasted with a blank would be found out at the first payload."""
+async def test_keys_that_cannot_be_sent_in_a_header_stop_the_start(
+    make_settings: Callable[..., Settings],
+) -> None:
+    """A space in a pasted key would be found at the first upload."""
     with pytest.raises(SettingsError, match="AWS_ACCESS_KEY_ID"):
         await find_access(make_settings(AWS_ACCESS_KEY_ID="a b"))
 
 
-async def test_the_profile(make_settings: Callable[..., Settings], no_aws: Path) -> None:
-    """What `aws configure` wrote would not be used."""
+async def test_keys_region_and_endpoint_of_the_profile_are_used(
+    make_settings: Callable[..., Settings], no_aws: Path
+) -> None:
+    """The files that `aws configure` writes would be ignored."""
     (no_aws / "credentials").write_text(
         "[default]\naws_access_key_id = AKIA\naws_secret_access_key = s\n"
     )
@@ -111,20 +115,20 @@ async def test_the_profile(make_settings: Callable[..., Settings], no_aws: Path)
     assert (access.region, access.endpoint) == ("eu-west-3", "http://localhost:9000")
 
 
-async def test_the_settings_win_over_the_profile(
+async def test_settings_take_precedence_over_the_profile(
     make_settings: Callable[..., Settings], no_aws: Path
 ) -> None:
-    """AWS_REGION would not do what it says."""
+    """AWS_REGION would have no effect."""
     (no_aws / "config").write_text("[default]\nregion = eu-west-3\nendpoint_url = http://x\n")
     access = await find_access(make_settings(AWS_ENDPOINT_URL="http://y", **NO_KEYS))
 
     assert (access.region, access.endpoint) == ("us-east-1", "http://y")
 
 
-async def test_endpoints_of_the_profile_can_be_ignored(
+async def test_endpoints_of_the_profile_are_ignored_on_request(
     make_settings: Callable[..., Settings], no_aws: Path
 ) -> None:
-    """AWS's own switch would not work here."""
+    """The setting ignore_configured_endpoint_urls of AWS would have no effect."""
     (no_aws / "config").write_text(
         "[default]\nendpoint_url = http://x\nignore_configured_endpoint_urls = true\n"
     )
@@ -135,20 +139,20 @@ async def test_endpoints_of_the_profile_can_be_ignored(
 @pytest.mark.parametrize(
     "config", ["[default\nregion", "[default]\nendpoint_url = nonsense\n"], ids=["syntax", "url"]
 )
-async def test_a_profile_that_cannot_be_read(
+async def test_a_profile_that_cannot_be_read_stops_the_start(
     make_settings: Callable[..., Settings], no_aws: Path, config: str
 ) -> None:
-    """The daemon would start with half a configuration."""
+    """The daemon would start with a part of the configuration."""
     (no_aws / "config").write_text(config)
 
     with pytest.raises(SettingsError, match="AWS configuration"):
         await find_access(make_settings(**NO_KEYS))
 
 
-async def test_keys_that_are_added_later(
+async def test_keys_that_are_added_later_are_used(
     make_settings: Callable[..., Settings], no_aws: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """An operator who adds the keys would have to restart the daemon."""
+    """An operator would have to restart the daemon after adding keys."""
     del autojump_clock
     access: Access = await find_access(make_settings(**NO_KEYS))
     with pytest.raises(OperatorStoreError, match="NoCredentials: none in environment"):
@@ -162,8 +166,8 @@ async def test_keys_that_are_added_later(
     assert (await access.credentials.get()).access_key == "AKIA"
 
 
-async def test_many_workers_ask_once(source: Source, autojump_clock: object) -> None:
-    """A thousand workers would flood a metadata service that is down already."""
+async def test_many_workers_cause_one_fetch(source: FakeSession, autojump_clock: object) -> None:
+    """A thousand workers would overload a metadata service that already fails."""
     del autojump_clock
     source.failure = OSError("no route to the metadata service")
     credentials = ChainCredentials(source)
@@ -180,11 +184,11 @@ async def test_many_workers_ask_once(source: Source, autojump_clock: object) -> 
             nursery.start_soon(worker)
 
     assert failures == ["NoCredentials: no route to the metadata service (OSError)"] * 50
-    assert source.asked == 1
+    assert source.fetches == 1
 
 
-async def test_keys_are_kept_while_they_hold(source: Source) -> None:
-    """Every object would cost a round trip to the metadata service."""
+async def test_valid_keys_are_fetched_once(source: FakeSession) -> None:
+    """Every object would need a request to the metadata service."""
     credentials = ChainCredentials(source)
     got = set()
 
@@ -197,13 +201,13 @@ async def test_keys_are_kept_while_they_hold(source: Source) -> None:
     await worker()
 
     assert got == {"key1"}
-    assert source.asked == 1
+    assert source.fetches == 1
 
 
-async def test_keys_are_replaced_ahead_and_nobody_waits(
-    source: Source, autojump_clock: trio.testing.MockClock
+async def test_keys_are_replaced_before_expiry_without_waiting(
+    source: FakeSession, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Uploads would stop each time the keys near their end."""
+    """Uploads would stop each time keys are about to expire."""
     autojump_clock.autojump_threshold = float("inf")
     source.lifetime = timedelta(minutes=5)
     credentials = ChainCredentials(source)
@@ -227,26 +231,26 @@ async def test_keys_are_replaced_ahead_and_nobody_waits(
     assert got != [first]
 
 
-async def test_old_keys_are_used_while_new_ones_cannot_be_had(
-    source: Source, autojump_clock: trio.testing.MockClock
+async def test_held_keys_are_used_while_a_fetch_fails(
+    source: FakeSession, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A hiccup of the metadata service would stop uploads that could go on for minutes."""
+    """A short failure of the metadata service would stop uploads while keys are still valid."""
     autojump_clock.autojump_threshold = float("inf")
     source.lifetime = timedelta(minutes=5)
     credentials = ChainCredentials(source)
     first = await credentials.get()
-    asked = source.asked
+    fetches = source.fetches
     source.failure = OSError("down")
     autojump_clock.jump(2)
 
     assert await credentials.get() == first
-    assert source.asked == asked + 1
+    assert source.fetches == fetches + 1
 
 
 async def test_expired_keys_are_not_used(
-    source: Source, autojump_clock: trio.testing.MockClock
+    source: FakeSession, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """S3 would be asked with keys that it must refuse."""
+    """Requests would be signed with keys that S3 refuses."""
     autojump_clock.autojump_threshold = float("inf")
     source.lifetime = timedelta(seconds=-1)
     credentials = ChainCredentials(source)
@@ -255,49 +259,49 @@ async def test_expired_keys_are_not_used(
         await credentials.get()
 
 
-async def test_keys_that_s3_refuses_are_replaced_once(
-    source: Source, autojump_clock: trio.testing.MockClock
+async def test_keys_that_s3_refuses_are_fetched_again_once(
+    source: FakeSession, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Keys that were revoked early would be used until their end."""
+    """Revoked keys would be used until they expire."""
     autojump_clock.autojump_threshold = float("inf")
     credentials = ChainCredentials(source)
     first = await credentials.get()
-    assert not await credentials.renew(first), "asked a moment ago"
+    assert not await credentials.renew(first), "fetched a moment ago"
     autojump_clock.jump(2)
 
     assert await credentials.renew(first)
     assert await credentials.renew(first)
-    assert source.asked == 2
+    assert source.fetches == 2
     assert (await credentials.get()).access_key == "key2"
 
 
-async def test_a_drain_does_not_wait_for_the_metadata_service(source: Source) -> None:
-    """SIGTERM would hang for as long as a metadata service does not answer."""
+async def test_a_drain_does_not_wait_for_the_metadata_service(source: FakeSession) -> None:
+    """A shutdown would hang until a metadata service responds."""
     source.may_answer.clear()
     credentials = ChainCredentials(source)
 
-    async def asking() -> None:
+    async def get_keys() -> None:
         await credentials.get()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(asking)
+        nursery.start_soon(get_keys)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert source.asked == 0
+    assert source.fetches == 0
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(asking)
+        nursery.start_soon(get_keys)
         await trio.testing.wait_all_tasks_blocked()
         source.may_answer.set()
     assert (await credentials.get()).access_key == "key1"
-    assert source.asked == 1, "what the abandoned thread brought is used"
+    assert source.fetches == 1, "the keys of the abandoned thread are used"
 
 
 @pytest.mark.parametrize("found", [None, Credentials("key", "")])
-async def test_a_source_without_a_whole_pair(
+async def test_an_access_key_without_a_secret_key_is_not_used(
     found: Credentials | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests would be signed with half a pair of keys."""
+    """Requests would be signed with an empty secret key."""
     session = Session()
     monkeypatch.setattr(session, "get_credentials", lambda: found)
 

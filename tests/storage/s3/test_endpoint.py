@@ -36,7 +36,7 @@ QUOTED = "a%20b/%C3%BC//../~%25.ndjson"
         ("virtual", "bucket", "r", "https://h/base", "https://bucket.h/base/"),
     ],
 )
-def test_where_an_object_is(
+def test_an_object_has_the_url_of_its_bucket(
     make_settings: Callable[..., Settings],
     addressing: str,
     bucket: str,
@@ -44,19 +44,19 @@ def test_where_an_object_is(
     endpoint: str | None,
     url: str,
 ) -> None:
-    """Objects would be looked for on a host, or stored under a name, that is not theirs."""
-    place = find_endpoint(make_settings(S3_ADDRESSING=addressing), bucket, region, endpoint)
+    """Objects would be sent to a wrong host, or stored under a wrong key."""
+    found = find_endpoint(make_settings(S3_ADDRESSING=addressing), bucket, region, endpoint)
 
-    assert place.origin + place.target(KEY) == url + QUOTED
+    assert found.origin + found.target(KEY) == url + QUOTED
 
 
 @pytest.mark.parametrize(
     ("region", "endpoint", "setting"),
     [("eu west", None, "AWS_REGION"), ("r", "http://h:port", "AWS_ENDPOINT_URL")],
 )
-def test_places_that_cannot_be(
+def test_an_invalid_region_or_endpoint_stops_the_start(
     make_settings: Callable[..., Settings], region: str, endpoint: str | None, setting: str
 ) -> None:
-    """A typo would stop the pipeline at the first payload instead of the start."""
+    """A typing error would be found at the first upload instead of at the start."""
     with pytest.raises(SettingsError, match=setting):
         find_endpoint(make_settings(), "bucket", region, endpoint)

@@ -1,16 +1,28 @@
-"""What becomes of an object for each thing S3 can say."""
+"""The outcome and the error for each response of S3, and the values read from a response."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payloadd.errors import InvalidObjectError, OperatorStoreError, StoreError, TransientStoreError
-from payloadd.storage.s3.errors import BY_CODE, Fate, error_of, fate_of
-from payloadd.storage.s3.response import Answer
+from payloadd.errors import (
+    InvalidObjectError,
+    OperatorStoreError,
+    StoreError,
+    TransientStoreError,
+    UploadOutcome,
+)
+from payloadd.storage.s3 import errors
+from payloadd.storage.s3.errors import BY_CODE, error_of, outcome_of
+from payloadd.storage.s3.response import S3Response
 
-SOON, LESS, MEND, NEVER = Fate.SOON, Fate.LESS, Fate.MEND, Fate.NEVER
+README = Path(errors.__file__).with_name("README.md").read_text(encoding="utf-8")
+TRANSIENT, THROTTLED = UploadOutcome.TRANSIENT, UploadOutcome.THROTTLED
+OPERATOR, INVALID = UploadOutcome.OPERATOR, UploadOutcome.INVALID
 
 
 def xml(code: str, extra: str = "", message: str = "because") -> bytes:
@@ -21,107 +33,125 @@ def xml(code: str, extra: str = "", message: str = "because") -> bytes:
     ).encode()
 
 
-ROWS: list[tuple[int, str, Fate]] = [
-    (500, "InternalError", SOON),
-    (503, "ServiceUnavailable", SOON),
-    (400, "RequestTimeout", SOON),
-    (400, "RequestTimeoutException", SOON),
-    (409, "OperationAborted", SOON),
-    (409, "ConditionalRequestConflict", SOON),
-    (400, "BadDigest", SOON),
-    (400, "IncompleteBody", SOON),
-    (400, "XAmzContentChecksumMismatch", SOON),
-    (400, "XAmzContentSHA256Mismatch", SOON),
-    (503, "SlowDown", LESS),
-    (503, "SlowDownRead", LESS),
-    (503, "SlowDownWrite", LESS),
-    (400, "Throttling", LESS),
-    (400, "ThrottlingException", LESS),
-    (400, "ThrottledException", LESS),
-    (400, "RequestThrottled", LESS),
-    (400, "RequestThrottledException", LESS),
-    (503, "RequestLimitExceeded", LESS),
-    (509, "BandwidthLimitExceeded", LESS),
-    (400, "LimitExceededException", LESS),
-    (429, "TooManyRequestsException", LESS),
-    (400, "ProvisionedThroughputExceededException", LESS),
-    (400, "TransactionInProgressException", LESS),
-    (400, "PriorRequestNotComplete", LESS),
-    (503, "EC2ThrottledException", LESS),
-    (400, "KMS.ThrottlingException", LESS),
-    (400, "AuthorizationHeaderMalformed", MEND),
-    (301, "PermanentRedirect", MEND),
-    (400, "ExpiredToken", MEND),
-    (400, "ExpiredTokenException", MEND),
-    (400, "InvalidToken", MEND),
-    (400, "TokenRefreshRequired", MEND),
-    (403, "InvalidAccessKeyId", MEND),
-    (403, "SignatureDoesNotMatch", MEND),
-    (403, "RequestTimeTooSkewed", MEND),
-    (400, "CredentialsNotSupported", MEND),
-    (400, "MissingSecurityHeader", MEND),
-    (400, "IllegalLocationConstraintException", MEND),
-    (400, "IncorrectEndpoint", MEND),
-    (400, "InvalidRegionName", MEND),
-    (400, "InvalidBucketName", MEND),
-    (400, "InvalidStorageClass", MEND),
-    (400, "InvalidTag", MEND),
-    (400, "InvalidEncryptionAlgorithmError", MEND),
-    (400, "AccessControlListNotSupported", MEND),
-    (403, "QuotaExceeded", MEND),
-    (400, "XMinioAdminBucketQuotaExceeded", MEND),
-    (400, "EntityTooLarge", NEVER),
-    (413, "EntityTooLarge", NEVER),
-    (400, "InvalidRequest", NEVER),
-    (400, "KeyTooLongError", NEVER),
-    (400, "MetadataTooLarge", NEVER),
+ROWS: list[tuple[int, str, UploadOutcome]] = [
+    (500, "InternalError", TRANSIENT),
+    (503, "ServiceUnavailable", TRANSIENT),
+    (400, "RequestTimeout", TRANSIENT),
+    (400, "RequestTimeoutException", TRANSIENT),
+    (409, "OperationAborted", TRANSIENT),
+    (409, "ConditionalRequestConflict", TRANSIENT),
+    (400, "BadDigest", TRANSIENT),
+    (400, "IncompleteBody", TRANSIENT),
+    (400, "XAmzContentChecksumMismatch", TRANSIENT),
+    (400, "XAmzContentSHA256Mismatch", TRANSIENT),
+    (503, "SlowDown", THROTTLED),
+    (503, "SlowDownRead", THROTTLED),
+    (503, "SlowDownWrite", THROTTLED),
+    (400, "Throttling", THROTTLED),
+    (400, "ThrottlingException", THROTTLED),
+    (400, "ThrottledException", THROTTLED),
+    (400, "RequestThrottled", THROTTLED),
+    (400, "RequestThrottledException", THROTTLED),
+    (503, "RequestLimitExceeded", THROTTLED),
+    (509, "BandwidthLimitExceeded", THROTTLED),
+    (400, "LimitExceededException", THROTTLED),
+    (429, "TooManyRequestsException", THROTTLED),
+    (400, "ProvisionedThroughputExceededException", THROTTLED),
+    (400, "TransactionInProgressException", THROTTLED),
+    (400, "PriorRequestNotComplete", THROTTLED),
+    (503, "EC2ThrottledException", THROTTLED),
+    (400, "KMS.ThrottlingException", THROTTLED),
+    (400, "AuthorizationHeaderMalformed", OPERATOR),
+    (301, "PermanentRedirect", OPERATOR),
+    (400, "ExpiredToken", OPERATOR),
+    (400, "ExpiredTokenException", OPERATOR),
+    (400, "InvalidToken", OPERATOR),
+    (400, "TokenRefreshRequired", OPERATOR),
+    (403, "InvalidAccessKeyId", OPERATOR),
+    (403, "SignatureDoesNotMatch", OPERATOR),
+    (403, "RequestTimeTooSkewed", OPERATOR),
+    (400, "CredentialsNotSupported", OPERATOR),
+    (400, "MissingSecurityHeader", OPERATOR),
+    (400, "IllegalLocationConstraintException", OPERATOR),
+    (400, "IncorrectEndpoint", OPERATOR),
+    (400, "InvalidRegionName", OPERATOR),
+    (400, "InvalidBucketName", OPERATOR),
+    (400, "InvalidStorageClass", OPERATOR),
+    (400, "InvalidTag", OPERATOR),
+    (400, "InvalidEncryptionAlgorithmError", OPERATOR),
+    (400, "AccessControlListNotSupported", OPERATOR),
+    (403, "QuotaExceeded", OPERATOR),
+    (400, "XMinioAdminBucketQuotaExceeded", OPERATOR),
+    (400, "EntityTooLarge", INVALID),
+    (413, "EntityTooLarge", INVALID),
+    (400, "InvalidRequest", INVALID),
+    (400, "KeyTooLongError", INVALID),
+    (400, "MetadataTooLarge", INVALID),
 ]
-DEFAULTS: list[tuple[int, str | None, Fate]] = [
-    (400, "KMS.DisabledException", MEND),
-    (400, "KMS.NotFoundException", MEND),
-    (403, "AccessDenied", MEND),
-    (403, "AllAccessDisabled", MEND),
-    (404, "NoSuchBucket", MEND),
-    (404, "NoSuchKey", MEND),
-    (405, "MethodNotAllowed", MEND),
-    (409, "InvalidBucketState", MEND),
-    (411, "MissingContentLength", MEND),
-    (412, "PreconditionFailed", MEND),
-    (501, "NotImplemented", MEND),
-    (507, "XMinioStorageFull", MEND),
-    (503, "XMinioServerNotInitialized", SOON),
-    (400, "InvalidArgument", NEVER),
-    (400, "SomethingNew", NEVER),
-    # Not S3's word:
-    (302, None, MEND),
-    (400, None, MEND),
-    (401, None, MEND),
-    (403, None, MEND),
-    (404, None, MEND),
-    (407, None, MEND),
-    (408, None, SOON),
-    (413, None, MEND),
-    (414, None, MEND),
-    (429, None, LESS),
-    (500, None, SOON),
-    (501, None, MEND),
-    (502, None, SOON),
-    (503, None, SOON),
-    (504, None, SOON),
-    (507, None, MEND),
-    (599, None, SOON),
+DEFAULTS: list[tuple[int, str | None, UploadOutcome]] = [
+    (400, "KMS.DisabledException", OPERATOR),
+    (400, "KMS.NotFoundException", OPERATOR),
+    (403, "AccessDenied", OPERATOR),
+    (403, "AllAccessDisabled", OPERATOR),
+    (404, "NoSuchBucket", OPERATOR),
+    (404, "NoSuchKey", OPERATOR),
+    (405, "MethodNotAllowed", OPERATOR),
+    (409, "InvalidBucketState", OPERATOR),
+    (411, "MissingContentLength", OPERATOR),
+    (412, "PreconditionFailed", OPERATOR),
+    (501, "NotImplemented", OPERATOR),
+    (507, "XMinioStorageFull", OPERATOR),
+    (503, "XMinioServerNotInitialized", TRANSIENT),
+    (400, "InvalidArgument", INVALID),
+    (400, "SomethingNew", INVALID),
+    # Responses that are no error document of S3:
+    (302, None, OPERATOR),
+    (400, None, OPERATOR),
+    (401, None, OPERATOR),
+    (403, None, OPERATOR),
+    (404, None, OPERATOR),
+    (407, None, OPERATOR),
+    (408, None, TRANSIENT),
+    (413, None, OPERATOR),
+    (414, None, OPERATOR),
+    (429, None, THROTTLED),
+    (500, None, TRANSIENT),
+    (501, None, OPERATOR),
+    (502, None, TRANSIENT),
+    (503, None, TRANSIENT),
+    (504, None, TRANSIENT),
+    (507, None, OPERATOR),
+    (599, None, TRANSIENT),
 ]
 
 
-@pytest.mark.parametrize(("status", "code", "fate"), [*ROWS, *DEFAULTS])
-def test_a_row_of_the_table(status: int, code: str | None, fate: Fate) -> None:
-    """A payload would be given up that could be saved, or tried for ever in vain."""
-    assert fate_of(status, code) is fate
+@pytest.mark.parametrize(("status", "code", "outcome"), [*ROWS, *DEFAULTS])
+def test_a_response_has_its_outcome(status: int, code: str | None, outcome: UploadOutcome) -> None:
+    """A payload that can be saved would be dropped, or one that cannot would be tried for ever."""
+    assert outcome_of(status, code) is outcome
 
 
-def test_every_row_has_a_test() -> None:
-    """A row could be changed and nobody would notice."""
+def test_every_row_of_the_table_is_tested() -> None:
+    """A row could be changed unnoticed."""
     assert BY_CODE.keys() == {code for _, code, _ in ROWS}
+
+
+def test_the_codes_of_the_readme_are_those_of_the_table() -> None:
+    """An operator would read another outcome than the code has."""
+    rows = re.findall(r"^\| `([A-Za-z0-9.]+)` \| `([A-Z]+)` \|", README, re.MULTILINE)
+    assert dict(rows) == {code: outcome.name for code, outcome in BY_CODE.items()}
+
+
+def test_the_statuses_of_the_readme_are_those_of_the_table() -> None:
+    """An operator would read another outcome than the status has."""
+    found = re.findall(r"^\| (\d{3}|[^|]*) \| (any|none) \| `([A-Z]+)` \|", README, re.MULTILINE)
+    rows = {(status, code): UploadOutcome[name] for status, code, name in found}
+    assert len(rows) == 8
+    for status in range(300, 600):
+        for code in (None, "SomethingNew"):
+            wanted = [(str(status), "any" if code else "none"), (str(status), "any")]
+            wanted += [("500 and above", "any")] * (status >= 500) + [("any other", "any")]
+            assert outcome_of(status, code) is next(rows[key] for key in wanted if key in rows)
 
 
 @pytest.mark.parametrize(
@@ -132,11 +162,9 @@ def test_every_row_has_a_test() -> None:
         (400, "KeyTooLongError", InvalidObjectError),
     ],
 )
-def test_the_error_has_the_class_that_says_what_to_do(
-    status: int, code: str, kind: type[StoreError]
-) -> None:
-    """A worker would do the wrong thing with an object."""
-    error = error_of(Answer(status, [(b"x-amz-request-id", b"4442587FB7D0A2F9")], xml(code)))
+def test_an_outcome_has_its_class_of_error(status: int, code: str, kind: type[StoreError]) -> None:
+    """A worker would drop an object, or retry it, against the table."""
+    error = error_of(S3Response(status, [(b"x-amz-request-id", b"4442587FB7D0A2F9")], xml(code)))
 
     assert type(error) is kind
     assert error.code == code
@@ -155,27 +183,29 @@ def test_the_error_has_the_class_that_says_what_to_do(
         ({"retry-after": "-1"}, None),
     ],
 )
-def test_how_long_the_store_asks_to_wait(headers: dict[str, str], seconds: float | None) -> None:
-    """The daemon would press a store that asked for a pause, or pause for a year."""
-    error = error_of(Answer(503, lines(headers), xml("SlowDown")))
+def test_the_wait_that_a_response_asks_for_is_bounded(
+    headers: dict[str, str], seconds: float | None
+) -> None:
+    """The daemon would ignore the wait that a store asks for, or wait for a year."""
+    error = error_of(S3Response(503, lines(headers), xml("SlowDown")))
 
     assert isinstance(error, TransientStoreError)
     assert error.throttled
     assert error.retry_after == seconds
 
 
-def test_a_web_page_is_no_word_of_s3() -> None:
-    """A proxy's 400 would make dead letters of good payloads."""
-    error = error_of(Answer(400, (), b"<html><h1>400 Bad Request</h1><Code>X</Code></html>"))
+def test_a_web_page_is_no_error_document_of_s3() -> None:
+    """The 400 of a proxy would turn valid payloads into dead letters."""
+    error = error_of(S3Response(400, (), b"<html><h1>400 Bad Request</h1><Code>X</Code></html>"))
 
     assert isinstance(error, OperatorStoreError)
     assert error.code == "HTTP400"
 
 
 def test_a_message_is_one_bounded_line() -> None:
-    """A server could write lines of its own into the log, or fill it."""
+    """A server could forge lines of the log, or fill the disk with them."""
     message = error_of(
-        Answer(403, (), xml("AccessDenied", "", "a\nb&lt;&#10;c\x1b[31m" + "x" * 900))
+        S3Response(403, (), xml("AccessDenied", "", "a\nb&lt;&#10;c\x1b[31m" + "x" * 900))
     )
 
     assert "ab<c[31mxxx" in str(message)
@@ -192,11 +222,11 @@ def test_a_message_is_one_bounded_line() -> None:
         ({}, b"", None),
     ],
 )
-def test_the_region_that_an_answer_names(
+def test_the_region_of_a_response_is_read_if_it_is_a_name(
     headers: dict[str, str], body: bytes, region: str | None
 ) -> None:
-    """A wrong AWS_REGION would not be put right, or an answer could choose the host."""
-    assert Answer(400, lines(headers), body).region == region
+    """A wrong AWS_REGION would not be corrected, or a response could choose the host."""
+    assert S3Response(400, lines(headers), body).region == region
 
 
 @pytest.mark.parametrize(
@@ -209,23 +239,23 @@ def test_the_region_that_an_answer_names(
         ({}, b"", None),
     ],
 )
-def test_the_time_that_an_answer_names(
+def test_the_time_of_a_response_is_read(
     headers: dict[str, str], body: bytes, moment: float | None
 ) -> None:
-    """A machine with a wrong clock could not store anything."""
-    assert Answer(403, lines(headers), body).time == moment
+    """A machine with a wrong clock could store nothing."""
+    assert S3Response(403, lines(headers), body).server_time == moment
 
 
 def lines(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    """Return headers as they come."""
+    """Return headers as the parser returns them."""
     return [(name.encode(), text.encode()) for name, text in headers.items()]
 
 
 @given(st.binary(max_size=500), st.integers(100, 999))
-def test_no_answer_breaks_the_reading(body: bytes, status: int) -> None:
-    """Garbage from a broken server would stop the pipeline."""
-    answer = Answer(status, [(b"date", body)], b"<Error>" + body)
+def test_every_response_can_be_read(body: bytes, status: int) -> None:
+    """A broken server would stop the pipeline."""
+    response = S3Response(status, [(b"date", body)], b"<Error>" + body)
 
-    assert isinstance(error_of(answer), StoreError)
-    assert answer.time is None or isinstance(answer.time, float)
-    assert answer.region is None or answer.region.isascii()
+    assert isinstance(error_of(response), StoreError)
+    assert response.server_time is None or isinstance(response.server_time, float)
+    assert response.region is None or response.region.isascii()

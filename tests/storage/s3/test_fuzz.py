@@ -1,4 +1,4 @@
-"""Random answers to uploads: each ends in an object that is stored, or in a StoreError."""
+"""Random responses to uploads: each upload ends with a stored object or a StoreError."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import trio
 
 from payloadd.config.parsers import S3Url
 from payloadd.errors import StoreError, TransientStoreError
-from payloadd.model.formats.ndjson import encode
 from payloadd.storage.http1.response import MOST_READ, ResponseParser
 from payloadd.storage.s3.credentials import Access, StaticCredentials
 from payloadd.storage.s3.errors import BY_CODE
 from payloadd.storage.s3.sigv4 import Keys
 from payloadd.storage.s3.store import S3Store
 from tests.support.fuzz import mutate, pieces_of
+from tests.support.objects import plain
 
 if TYPE_CHECKING:
     import random
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from payloadd.config.settings import Settings
     from tests.support.fuzz import Fuzz
 
-OBJECT: Final = encode([b'{"a":1}\n'], "none")
-ANSWER_WITHIN: Final = 20.0
-_PATIENCE: Final = 0.02
-"""Seconds after which an upload is cancelled where the server holds the connection."""
+OBJECT: Final = plain(b'{"a":1}\n')
+PUT_WITHIN: Final = 20.0
+"""Seconds after which an upload has failed the test."""
+_CANCEL_AFTER: Final = 0.02
+"""Seconds after which an upload is cancelled if the server keeps the connection open."""
 _LONGEST_ERROR: Final = 1000
 _LONGEST_WAIT: Final = 300.0
 
@@ -43,7 +44,7 @@ _STATUSES: Final = (
 _ODD_STATUSES: Final = (600, 999, 99, 0, 20, 2000)
 _CODES: Final = (*BY_CODE, "NoSuchBucket", "AccessDenied", "KMS.Disabled", "", "x" * 65, "é")
 _CORRECTED: Final = ("RequestTimeTooSkewed", "AuthorizationHeaderMalformed", "ExpiredToken")
-"""What the store corrects by itself, and then asks again."""
+"""Codes after which the store corrects a value and sends the request again."""
 _DATES: Final = (
     *("Thu, 26 Nov 2026 20:00:00 GMT", "Thu, 01 Jan 0001 00:00:00 GMT", "", "0", ",", " , "),
     *("Fri, 31 Dec 9999 23:59:59 GMT", "Fri, 31 Dec 9999 23:59:59 -2359", "1 Jan 99999 0:0:0 +0"),
@@ -69,8 +70,8 @@ _ODD: Final = (
 )
 
 
-def make_answer(chance: random.Random) -> bytes:
-    """Return an answer of which most can be read, or the beginning of one."""
+def make_response(chance: random.Random) -> bytes:
+    """Return a response, mostly a valid one, or the beginning of a response."""
     interim = b"".join(
         b"HTTP/1.1 %d Wait\r\nA: b\r\n\r\n" % chance.choice((100, 102, 103, 199))
         for _ in range(chance.choice((0, 0, 0, 1, 2)))
@@ -90,16 +91,16 @@ def make_answer(chance: random.Random) -> bytes:
             body += chance.choice((b"0\r\n\r\n",) * 9 + (b"0\r\nA: b\r\n\r\n", b""))
         case _:
             pass  # until the end of the connection
-    answer = interim + b"\r\n".join([*lines, b"", b""]) + body
+    response = interim + b"\r\n".join([*lines, b"", b""]) + body
     if chance.random() < 0.3:
-        answer = mutate(answer, chance, _ODD)
+        response = mutate(response, chance, _ODD)
     if chance.random() < 0.1:
-        answer = answer[: chance.randrange(len(answer) + 1)]
-    return answer
+        response = response[: chance.randrange(len(response) + 1)]
+    return response
 
 
 def make_fields(chance: random.Random) -> list[bytes]:
-    """Return header lines that mean something to the store."""
+    """Return header lines that the store reads."""
     fields = (
         f"Date: {chance.choice(_DATES)}",
         f"Retry-After: {chance.choice(_WAITS)}",
@@ -114,7 +115,7 @@ def make_fields(chance: random.Random) -> list[bytes]:
 
 
 def make_body(chance: random.Random) -> bytes:
-    """Return a body: an error of S3's with parts that are out of bounds, or anything."""
+    """Return a body: an error document with values out of bounds, or random bytes."""
     match chance.randrange(6):
         case 0:
             return b""
@@ -134,18 +135,18 @@ def make_body(chance: random.Random) -> bytes:
             return f'<?xml version="1.0"?>\n<Error>{inner}</Error>'.encode()
 
 
-# --- what is allowed to come of it -------------------------------------------------------------
+# --- the expected results -------------------------------------------------------------
 
 _STATUS_LINE: Final = re.compile(rb"[\r\n]*HTTP/\d\.\d (\d{3})(?:[ \t][^\r\n]*)?\r?\n")
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 
 
-def final_status(answer: bytes) -> int | None:
-    """Return the status of the first head that is no interim one; None: it is not complete."""
+def final_status(response: bytes) -> int | None:
+    """Return the status of the first final response; None if its head is not complete."""
     start = 0
     while True:
-        line = _STATUS_LINE.match(answer, start)
-        end = _HEAD_END.search(answer, line.end() - 1) if line else None
+        line = _STATUS_LINE.match(response, start)
+        end = _HEAD_END.search(response, line.end() - 1) if line else None
         if line is None or end is None:
             return None
         status = int(line[1])
@@ -155,7 +156,7 @@ def final_status(answer: bytes) -> int | None:
 
 
 def read(pieces: list[bytes]) -> tuple[int, bytes] | None:
-    """Return status and body of an answer that comes in pieces; None: it is no answer."""
+    """Return status and body of a response in pieces; None if it is no response."""
     parser = ResponseParser("PUT")
     try:
         for piece in [*pieces, b""]:
@@ -169,13 +170,13 @@ def read(pieces: list[bytes]) -> tuple[int, bytes] | None:
     return parser.status, parser.body
 
 
-def read_by_h11(answer: bytes) -> tuple[int, bytes] | None:
-    """Return the same as h11 sees it."""
+def read_by_h11(response: bytes) -> tuple[int, bytes] | None:
+    """Return status and body as h11 reads them; None if it is no response for h11."""
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=2**20)
     connection.send(h11.Request(method="PUT", target="/", headers=[("Host", "x")]))
     connection.send(h11.EndOfMessage())
-    if answer:
-        connection.receive_data(answer)
+    if response:
+        connection.receive_data(response)
     connection.receive_data(b"")
     status, body = 0, b""
     try:
@@ -193,46 +194,46 @@ def read_by_h11(answer: bytes) -> tuple[int, bytes] | None:
         return None
 
 
-def test_an_answer_is_read_the_same_however_it_comes(fuzz: Fuzz) -> None:
-    """Where the network cuts an answer would decide whether an object counts as stored."""
+def test_a_response_is_read_the_same_in_any_pieces(fuzz: Fuzz) -> None:
+    """The network's segments would decide whether an object counts as stored."""
     for chance in fuzz.cases():
-        answer = make_answer(chance)
-        whole = read([answer] if answer else [])
-        cut = list(pieces_of(answer, chance))
+        response = make_response(chance)
+        whole = read([response] if response else [])
+        cut = list(pieces_of(response, chance))
         in_pieces = read(cut)
         for seen in (whole, in_pieces):
-            assert seen is None or seen[0] == final_status(answer), answer
-        if len(answer) >= MOST_READ:
-            # No more than that is read: what is wrong behind it is seen if it comes along.
+            assert seen is None or seen[0] == final_status(response), response
+        if len(response) >= MOST_READ:
+            # Bytes behind the bound are parsed only if they are in the same piece.
             assert in_pieces is None or len(in_pieces[1]) <= MOST_READ + max(map(len, cut))
             continue
-        assert whole == in_pieces, answer
+        assert whole == in_pieces, response
         if whole is None:
             continue
-        by_h11 = read_by_h11(answer)
-        assert by_h11 in (None, whole), answer
+        by_h11 = read_by_h11(response)
+        assert by_h11 in (None, whole), response
 
 
 async def test_an_upload_ends_in_a_stored_object_or_a_store_error(
     fuzz: Fuzz, make_settings: Callable[..., Settings]
 ) -> None:
-    """A worker would end, or an object count as stored that is not."""
+    """A worker would end, or an object would count as stored that is not."""
     settings = make_settings()
-    async with answering() as server:
+    async with random_server() as server:
         access = Access(StaticCredentials(Keys("k", "s")), "us-east-1", server.url)
         for chance in fuzz.cases():
             store = S3Store(settings, S3Url("bucket", ""), access, clock=time.time)
             for _ in range(chance.choice((1, 2, 3))):
-                server.answers(chance)
+                server.begin_case(chance)
                 await put(store, server)
             await store.aclose()
 
 
-async def put(store: S3Store, server: Answering) -> None:
-    """Put an object and check what comes of it."""
-    patience = _PATIENCE if server.holds else ANSWER_WITHIN
+async def put(store: S3Store, server: RandomServer) -> None:
+    """Put an object and check the result."""
+    within = _CANCEL_AFTER if server.holds else PUT_WITHIN
     error: StoreError | None = None
-    with trio.move_on_after(patience) as scope:
+    with trio.move_on_after(within) as scope:
         try:
             await store.put("k", OBJECT)
         except StoreError as caught:
@@ -251,36 +252,36 @@ async def put(store: S3Store, server: Answering) -> None:
         assert 0 <= error.retry_after <= _LONGEST_WAIT, server.sent
 
 
-class Answering:
-    """A server that answers each request with something else."""
+class RandomServer:
+    """A server with a random response to each request."""
 
     def __init__(self, url: str, chance: random.Random | None = None) -> None:
         self.url = url
         self._chance = chance
         self.holds = False
-        """Whether it leaves the connection open behind an answer."""
+        """Whether it keeps the connection open after a response."""
         self.sent: list[bytes] = []
 
-    def answers(self, chance: random.Random) -> None:
-        """Take these random choices for the next requests."""
+    def begin_case(self, chance: random.Random) -> None:
+        """Use these random choices for the next requests."""
         self._chance = chance
         self.holds = chance.random() < 0.1
         self.sent.clear()
 
     async def serve(self, stream: trio.SocketStream) -> None:
-        """Answer the requests of a connection."""
+        """Respond to the requests of a connection."""
         with suppress(trio.BrokenResourceError):
             while await self._read_request(stream):
                 assert self._chance is not None
-                answer = make_answer(self._chance)
-                self.sent.append(answer)
-                for piece in pieces_of(answer, self._chance):
+                response = make_response(self._chance)
+                self.sent.append(response)
+                for piece in pieces_of(response, self._chance):
                     await stream.send_all(piece)
                 if not self.holds:
                     return
 
     async def _read_request(self, stream: trio.SocketStream) -> bool:
-        """Read a request; returns False if there is none."""
+        """Read a request, and return whether there was one."""
         data = b""
         while OBJECT.pieces[0] not in data:
             more = await stream.receive_some()
@@ -291,9 +292,9 @@ class Answering:
 
 
 @asynccontextmanager
-async def answering() -> AsyncIterator[Answering]:
-    """Run the server on a kernel port."""
-    server = Answering("")
+async def random_server() -> AsyncIterator[RandomServer]:
+    """Run the server on a port that the kernel chooses."""
+    server = RandomServer("")
     async with trio.open_nursery() as nursery:
         serve = partial(trio.serve_tcp, server.serve, 0, host="127.0.0.1")
         listeners: list[trio.SocketListener] = await nursery.start(serve)

@@ -1,4 +1,4 @@
-"""Signing, against AWS's worked examples and against botocore."""
+"""Signatures, compared with the examples of AWS's documentation and with botocore."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from botocore.credentials import Credentials
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from payloadd.storage.s3.sigv4 import BODY_HASH, Form, Keys, Signer, quote_key
+from payloadd.storage.s3.sigv4 import BODY_HASH, Keys, SignatureTemplate, Signer, quote_key
 
 EMPTY = hashlib.sha256(b"").hexdigest()
 # "Signature Calculations for the Authorization Header", Amazon S3 API reference.
@@ -61,12 +61,12 @@ PUT_HEADERS = {
     ],
     ids=["get-object", "put-object", "get-lifecycle", "list-objects"],
 )
-def test_the_examples_of_the_documentation(
+def test_signatures_are_those_of_the_documentation(
     method: str, target: str, headers: dict[str, str], signature: str
 ) -> None:
-    """Every request would be refused by S3 itself."""
-    form = Form(EXAMPLE, method, {"host": HOST}, headers)
-    signed = form.sign(target.encode(), raw(headers)).decode()
+    """S3 would refuse every request."""
+    template = SignatureTemplate(EXAMPLE, method, {"host": HOST}, headers)
+    signed = template.sign(target.encode(), raw(headers)).decode()
 
     assert signed.endswith(f"Signature={signature}")
     assert signed.startswith(
@@ -102,7 +102,7 @@ tokens = st.none() | st.text("abcABC019+/=", min_size=1, max_size=60)
     method="PUT",
     varying=set(),
 )
-def test_the_signature_is_botocores(
+def test_signatures_are_those_of_botocore(
     key: str,
     headers: dict[str, str],
     body: bytes,
@@ -111,7 +111,7 @@ def test_the_signature_is_botocores(
     method: str,
     varying: set[str],
 ) -> None:
-    """Some keys, headers or times would be refused by S3 as SignatureDoesNotMatch."""
+    """S3 would refuse some keys, headers or times with SignatureDoesNotMatch."""
     target = "/bucket/" + quote_key(key)
     now = datetime.fromtimestamp(moment, UTC).replace(tzinfo=None)
     fixed = {"host": "127.0.0.1:9000", "content-type": "application/x-ndjson", **headers}
@@ -124,22 +124,22 @@ def test_the_signature_is_botocores(
         oracle.add_auth(request)
     signer = Signer(Keys("key", "secret", token), "eu-west-1", moment)
 
-    form = Form(signer, method, fixed, values)
+    template = SignatureTemplate(signer, method, fixed, values)
     for _ in range(2):
-        signed = form.sign(target.encode(), raw(values))
+        signed = template.sign(target.encode(), raw(values))
         assert signed.decode() == request.headers["Authorization"]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_a_quoted_key_has_only_what_a_path_may_have(key: str) -> None:
+def test_a_quoted_key_has_only_characters_of_a_path(key: str) -> None:
     """A key with a space or a question mark would end the path in the middle."""
     allowed = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/%")
 
     assert set(quote_key(key)) <= allowed
 
 
-def test_keys_do_not_show_their_secrets() -> None:
-    """A log line or a traceback would give the keys away."""
+def test_the_repr_of_keys_has_no_secrets() -> None:
+    """A log line or a traceback would show the keys."""
     shown = repr(Signer(Keys("AKIA", "my-secret", "my-token"), "r", 0.0))
 
     assert "AKIA" in shown
@@ -147,7 +147,7 @@ def test_keys_do_not_show_their_secrets() -> None:
 
 
 @pytest.mark.parametrize("bad", ["a b", "a\n", "é", "a\x7f"])
-def test_keys_that_no_header_can_carry(bad: str) -> None:
+def test_keys_that_cannot_be_sent_in_a_header_are_refused(bad: str) -> None:
     """A line break pasted into a credentials file would stop the pipeline with a traceback."""
     with pytest.raises(ValueError, match="characters"):
         Keys(bad, "secret")

@@ -1,4 +1,4 @@
-"""One machine with systemd for all tests here, and payloadd installed on it as the README says."""
+"""A machine with systemd for all tests here; payloadd is installed as in the README."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 import trio
 
 from tests.support.tools import need_tools
+from tests.support.wheel import build_wheel
 from tests.system.systemd.machine import Machine, booted
-from tests.system.systemd.tree import WHEELS, build_wheel, tree
+from tests.system.systemd.tree import WHEELS, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,11 +21,11 @@ INSTALL: Final = (
     "python3 -m venv /opt/payloadd",
     "/opt/payloadd/bin/pip install payloadd",
     "/opt/payloadd/bin/payloadd systemd install",
-    # Each test starts it, with its own settings. (A unit that is not enabled is forgotten when
-    # it stops, and with it how that went.)
+    # Without --now: each test starts the unit with its own settings. Enabled, because systemd
+    # forgets the result of a stopped unit that is not enabled.
     "systemctl enable payloadd",
 )
-"""The README's commands, where the last one says ``--now``."""
+"""The commands of the README, except that its last one has ``--now``."""
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
-"""A machine that runs systemd: Debian in a container, with the network of the host.
+"""A machine with systemd: Debian in a container that shares the network of the host.
 
-``systemd-nspawn`` boots it in a second or two. What it writes goes into a layer of its own,
-which is thrown away. Commands are run in it with nsenter(1), as root.
+``systemd-nspawn`` boots it. Its files are on an overlay, which is deleted afterwards. Commands run
+in it with nsenter(1), as root.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _COMMAND_SECONDS: Final = 60.0
 
 @dataclass(frozen=True)
 class Machine:
-    """A container that has booted."""
+    """A booted container."""
 
     root: Path
-    """Its files, seen from outside (without /run and /tmp, which are its own)."""
+    """The root of its files on the host, without its /run and /tmp."""
     leader: int
-    """Its process 1, seen from outside."""
+    """The process id on the host of its process 1."""
 
     async def run(self, *command: str, check: bool = True) -> str:
-        """Run a command in it and return both outputs; AssertionError where it fails."""
+        """Run a command in the container; returns both outputs, AssertionError if it fails."""
         status, output = await self.attempt(*command)
         assert status == 0 or not check, f"{command}: exit {status}\n{output}"
         return output
 
     async def attempt(self, *command: str) -> tuple[int, str]:
-        """Run a command in it; returns its exit status and both outputs."""
+        """Run a command in the container; returns its exit status and both outputs."""
         with trio.fail_after(_COMMAND_SECONDS):
             done = await trio.run_process(
                 ["nsenter", "--target", str(self.leader), *_NAMESPACES, "--", *command],
@@ -52,7 +52,7 @@ class Machine:
         return done.returncode, done.stdout.decode(errors="replace")
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
-        """Write a file in it."""
+        """Write a file in the container."""
         place = self.root / path.lstrip("/")
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
@@ -64,20 +64,20 @@ _NAMESPACES: Final = ("--mount", "--uts", "--ipc", "--pid", "--net", "--root", "
 
 @contextmanager
 def booted(tree: Path, folder: Path) -> Iterator[Machine]:
-    """Boot a container over ``tree``, writing into ``folder``; it is killed at the end."""
+    """Boot a container from ``tree`` with its changes in ``folder``; kill it after the body."""
     with _layer(tree, folder) as root, _process(root, folder) as notify:
         try:
             leader = _leader(notify)
         except TimeoutError:
             raise AssertionError((folder / "console").read_text(errors="replace")) from None
-        # systemd goes on to tell, and would stand still once nobody reads.
+        # systemd keeps sending notifications, and would block once the buffer is full.
         notify.close()
         yield Machine(root, leader)
 
 
 @contextmanager
 def _process(root: Path, folder: Path) -> Iterator[socket.socket]:
-    """Start the container; gives the socket where it says that it has booted."""
+    """Start the container; yields the socket to which it sends notifications."""
     address = folder / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(address))
@@ -101,7 +101,7 @@ def _process(root: Path, folder: Path) -> Iterator[socket.socket]:
 
 def _command(root: Path) -> list[str]:
     return [
-        # Whatever ends the tests ends the container.
+        # The container ends with the tests, even if they are killed.
         *("setpriv", "--pdeathsig", "TERM"),
         *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"),
         *("--notify-ready=yes", "--console=pipe", "--resolv-conf=off", "--timezone=off"),
@@ -110,7 +110,7 @@ def _command(root: Path) -> list[str]:
 
 
 def _leader(notify: socket.socket) -> int:
-    """Wait until the container has booted, and return its process 1."""
+    """Wait until the container has booted; returns the host's id of its process 1."""
     leader = 0
     while True:
         for line in notify.recv(4096).decode().splitlines():
@@ -128,7 +128,7 @@ def _children(pid: int) -> list[int]:
 
 @contextmanager
 def _layer(tree: Path, folder: Path) -> Iterator[Path]:
-    """Mount ``tree`` so that it can be written to and stays as it is."""
+    """Mount an overlay, which can be written to while ``tree`` is not changed."""
     upper, work, root = folder / "upper", folder / "work", folder / "root"
     for one in (upper, work, root):
         one.mkdir()

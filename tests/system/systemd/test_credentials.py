@@ -1,4 +1,4 @@
-"""AWS credentials that systemd hands over, and the log as systemd's journal has it."""
+"""AWS credentials that systemd passes to the daemon, and the log in systemd's journal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from tests.support.clients import post
-from tests.system.systemd.unit import PATIENCE, configured
+from tests.system.systemd.unit import DEADLINE, configured
 
 if TYPE_CHECKING:
     from tests.support.s3 import S3Server
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 _NAMES: Final = ("aws_access_key_id", "aws_secret_access_key")
 
 
-async def test_credentials_alone_work_and_show_nowhere(machine: Machine, seaweed: S3Server) -> None:
-    """A key would be read by whoever may look at the environment, the log, or the unit."""
+async def test_credentials_work_and_are_not_shown(machine: Machine, seaweed: S3Server) -> None:
+    """A user that may read the environment, the log, or the unit would get the key."""
     bucket = await trio.to_thread.run_sync(seaweed.make_bucket, "credentials")
     env = {name: text for name, text in seaweed.environ.items() if "KEY" not in name}
     secrets = (seaweed.access_key, seaweed.secret_key)
-    # One encrypted, one plain: as the example that is shipped has them.
+    # One encrypted and one plain, as in the example that is installed.
     machine.write("etc/credstore/key", f"{secrets[0]}\n", 0o600)
     machine.write("run-secret", secrets[1], 0o600)
     await machine.run("systemd-creds", "setup")
@@ -54,14 +54,14 @@ async def test_credentials_alone_work_and_show_nowhere(machine: Machine, seaweed
 
 
 async def test_the_journal_has_fields_and_priorities(machine: Machine) -> None:
-    """`journalctl -p warning` would show nothing, whatever goes wrong."""
+    """`journalctl -p warning` would not show warnings and errors."""
     env = {"STORE_URL": "s3://nowhere", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}
     env |= {"AWS_REGION": "r", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
     async with configured(machine, env) as unit:
         await unit.systemctl("start")
         await post(unit.url, [b"1"])
-        with trio.fail_after(PATIENCE):
-            # The journal can only be asked.
+        with trio.fail_after(DEADLINE):
+            # The journal can only be polled.
             while "store_unavailable" not in (found := await _priorities(unit)):  # noqa: ASYNC110
                 await trio.sleep(0.1)
         assert found["listening"] == "6"

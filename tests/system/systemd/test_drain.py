@@ -1,4 +1,4 @@
-"""``systemctl stop`` in the middle of a load, with a store that takes its time."""
+"""``systemctl stop`` under load, with a slow store."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 CLIENTS: Final = 16
 STOP_SECONDS: Final = 4
-"""TimeoutStopSec= of the unit here: less than the drain takes."""
+"""TimeoutStopSec= of the unit in this test; the drain takes longer."""
 PUT_SECONDS: Final = 0.5
 WORKERS: Final = 8
 BACKLOG: Final = 100
 
 
 class SlowProxy(Proxy):
-    """Stands in front of an S3 server, and makes it slow."""
+    """A proxy that delays every request to an S3 server."""
 
     async def _ask(self, *request: Any) -> tuple[int, bytes]:  # noqa: ANN401 - as it is passed on
         await trio.sleep(PUT_SECONDS)
@@ -38,7 +38,7 @@ class SlowProxy(Proxy):
 
 
 async def test_a_stop_under_load_loses_nothing(machine: Machine, seaweed: S3Server) -> None:
-    """An upgrade would lose payloads, or systemd would kill a drain that is almost through."""
+    """An upgrade would lose payloads, or systemd would kill a drain that makes progress."""
     bucket = await trio.to_thread.run_sync(seaweed.make_bucket, "stopped")
     proxy = SlowProxy(seaweed)
     async with trio.open_nursery() as nursery:
@@ -48,7 +48,7 @@ async def test_a_stop_under_load_loses_nothing(machine: Machine, seaweed: S3Serv
         limit = f"TimeoutStopSec={STOP_SECONDS}"
         async with configured(machine, env, service=limit) as unit:
             await unit.systemctl("start")
-            posts, told = await _stopped_under_load(unit)
+            posts, status_lines = await _stopped_under_load(unit)
             assert await unit.show("Result") == "success"
             assert await unit.show("ExecMainStatus") == "0"
             journaled = _payloads(machine.root / "var/lib/payloadd/journal.db")
@@ -58,41 +58,43 @@ async def test_a_stop_under_load_loses_nothing(machine: Machine, seaweed: S3Serv
     stored = {line for body in objects.values() for line in body.splitlines()}
     assert posts.acknowledged
     assert set(posts.acknowledged) <= stored | journaled
-    # It had more to do than it had time for, and said so all the while.
+    # The drain could not upload all payloads in time, and its status line showed that.
     assert journaled
     numbers = re.fullmatch(r"drained: (\d+) stored, (\d+) journaled, 0 lost", status)
     assert numbers is not None, status
-    # What was under way when time was up may have been stored, and is tried again all the same.
+    # Uploads under way at the deadline may have been stored; the journal keeps them too.
     assert len(stored) - WORKERS <= int(numbers[1]) <= len(stored)
     assert int(numbers[2]) == len(journaled)
-    lines = {line for line in told if line.startswith("draining: ") and "jobs queued" in line}
-    assert len(lines) > 1, told
+    lines = {
+        line for line in status_lines if line.startswith("draining: ") and "jobs queued" in line
+    }
+    assert len(lines) > 1, status_lines
 
 
 async def _stopped_under_load(unit: Unit) -> tuple[Posts, list[str]]:
-    """Stop a unit that 16 clients post to; returns what they were told, and the status lines."""
-    posts, told = Posts(unit.url), list[str]()
+    """Stop a unit while 16 clients post to it; returns their answers and the status lines."""
+    posts, status_lines = Posts(unit.url), list[str]()
     collections = [[b"%d" % number] for number in range(100_000)]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(posts.run, collections, CLIENTS)
-        nursery.start_soon(_keep_asking, unit, told)
+        nursery.start_soon(_record_status, unit, status_lines)
         await posts.wait_until_acknowledged(10 * BACKLOG)
         start = time.monotonic()
         await unit.systemctl("stop")
         assert time.monotonic() - start > STOP_SECONDS
         nursery.cancel_scope.cancel()
-    return posts, told
+    return posts, status_lines
 
 
-async def _keep_asking(unit: Unit, told: list[str]) -> None:
-    """Look at the status line again and again, as an administrator who waits."""
+async def _record_status(unit: Unit, status_lines: list[str]) -> None:
+    """Read the status line again and again, as an administrator would."""
     while True:
-        told.append(await unit.show("StatusText"))
+        status_lines.append(await unit.show("StatusText"))
         await trio.sleep(0.3)
 
 
 def _payloads(journal: Path) -> set[bytes]:
-    """Return every payload that waits in a journal."""
+    """Return the payloads in the rows of a journal."""
     with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as database:
         return {line for (lines,) in database.execute("SELECT lines FROM jobs")
                 for line in lines.splitlines()}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Removing and installing again, as the README says, on a machine where it is installed."""
+"""Remove and install payloadd again on a machine where it is installed, as in the README."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PLACES: Final = ("usr/local/lib/systemd/system", "usr/local/lib/sysusers.d", "e
 
 
 def _files(machine: Machine) -> dict[str, bytes]:
-    """Return what lies where the installation writes."""
+    """Return the files in the folders that an installation writes to."""
     return {
         str(path.relative_to(machine.root)): path.read_bytes()
         for place in _PLACES
@@ -24,7 +24,7 @@ def _files(machine: Machine) -> dict[str, bytes]:
     }
 
 
-async def test_removing_and_installing_again(machine: Machine) -> None:
+async def test_a_removal_and_an_installation_keep_payloads_and_settings(machine: Machine) -> None:
     """An upgrade would overwrite the settings; a removal would take payloads, or leave units."""
     async with configured(machine) as unit:
         await unit.systemctl("start")
@@ -36,7 +36,7 @@ async def test_removing_and_installing_again(machine: Machine) -> None:
         assert set(_files(machine)) == {"etc/payloadd/payloadd.env"}
         assert (machine.root / "var/lib/payloadd/journal.db").exists()
         assert not list((machine.root / "etc/systemd/system").rglob("*.wants/payloadd*"))
-        await machine.run("/opt/payloadd/bin/payloadd", "systemd", "remove")  # there is nothing
+        await machine.run("/opt/payloadd/bin/payloadd", "systemd", "remove")  # nothing is installed
         for command in INSTALL:
             await machine.run("sh", "-c", command)
         assert _files(machine) == installed

@@ -1,4 +1,4 @@
-"""Several processes behind one socket: a restart of each that no client sees."""
+"""Several processes on one socket: each is restarted without an error for a client."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import trio
 
 from tests.support.clients import Posts
 from tests.support.loopback import free_port, http_client
-from tests.system.systemd.unit import PATIENCE, Unit
+from tests.system.systemd.unit import DEADLINE, Unit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from tests.system.systemd.machine import Machine
 
 KEEPING: Final = 6
-"""Clients that keep their connection."""
+"""The number of clients that keep their connection."""
 FRESH: Final = 6
-"""Clients that connect for each request."""
+"""The number of clients that open a connection for each request."""
 BETWEEN: Final = 100
-"""Answers that clients get between two restarts."""
+"""The number of 202s between two restarts."""
 
 
 @asynccontextmanager
 async def instances(machine: Machine, count: int) -> AsyncIterator[list[Unit]]:
-    """Run so many processes behind one socket."""
+    """Run ``count`` processes on one socket."""
     port = free_port()
     admin = free_port()
     units = [Unit(machine, f"payloadd@{number}.service", port) for number in range(1, count + 1)]
     machine.write("etc/payloadd/payloadd.env", "AWS_EC2_METADATA_DISABLED=true\n", 0o600)
     for number in range(1, count + 1):
-        # The address is the instance's own, the port the kernel's choice.
+        # Each instance has its own address; the kernel chooses the port.
         own = f"ADMIN_BIND=127.0.0.{number}:{admin}\n"
         machine.write(f"etc/payloadd/payloadd@{number}.env", own, 0o600)
     listen = f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{port}\n"
@@ -52,8 +52,8 @@ async def instances(machine: Machine, count: int) -> AsyncIterator[list[Unit]]:
             await machine.run("sh", "-c", "rm -rf /var/lib/payloadd/*")
 
 
-class Visitors:
-    """Clients that connect anew for every POST."""
+class NewConnections:
+    """Clients that open a connection for every POST."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -61,7 +61,7 @@ class Visitors:
         self.stop = False
 
     async def run(self) -> None:
-        """Post until told to stop."""
+        """Post until ``stop`` is set."""
         verify = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         while not self.stop:
             try:
@@ -83,41 +83,41 @@ async def _until_cancelled(
         await posts.run(collections, KEEPING)
 
 
-async def test_a_restart_of_each_is_seen_by_nobody(machine: Machine) -> None:
-    """Every upgrade would be an outage of a second or two for all clients."""
+async def test_a_restart_of_each_instance_fails_no_request(machine: Machine) -> None:
+    """Every upgrade would be an outage of seconds for all clients."""
     async with instances(machine, 2) as units:
-        posts, visitors = Posts(units[0].url), Visitors(units[0].url)
+        posts, new_connections = Posts(units[0].url), NewConnections(units[0].url)
         before = [await unit.pid() for unit in units]
         async with trio.open_nursery() as nursery:
             collections = [[b"%d" % number] for number in range(1_000_000)]
             keeping = await nursery.start(_until_cancelled, posts, collections)
             for _ in range(FRESH):
-                nursery.start_soon(visitors.run)
+                nursery.start_soon(new_connections.run)
             for unit in units:
-                await posts.wait_until_acknowledged(len(posts.acknowledged) + BETWEEN, PATIENCE)
+                await posts.wait_until_acknowledged(len(posts.acknowledged) + BETWEEN, DEADLINE)
                 await unit.systemctl("restart")
-            await posts.wait_until_acknowledged(len(posts.acknowledged) + BETWEEN, PATIENCE)
-            visitors.stop = True
+            await posts.wait_until_acknowledged(len(posts.acknowledged) + BETWEEN, DEADLINE)
+            new_connections.stop = True
             keeping.cancel()
         assert before != [await unit.pid() for unit in units]
-        assert set(posts.answers) == {"202"}, posts.told()
-        assert set(visitors.answers) == {"202"}, visitors.answers
+        assert set(posts.answers) == {"202"}, posts.summary()
+        assert set(new_connections.answers) == {"202"}, new_connections.answers
 
 
-async def test_connections_wait_for_a_single_process(machine: Machine) -> None:
-    """With one process a restart would refuse connections, socket or not."""
+async def test_connections_wait_while_a_single_instance_restarts(machine: Machine) -> None:
+    """A restart of a single process would refuse connections."""
     async with instances(machine, 1) as (unit,):
-        visitors = Visitors(unit.url)
+        new_connections = NewConnections(unit.url)
         async with trio.open_nursery() as nursery:
             for _ in range(FRESH):
-                nursery.start_soon(visitors.run)
+                nursery.start_soon(new_connections.run)
             await unit.systemctl("restart")
-            visitors.stop = True
-        assert set(visitors.answers) == {"202"}, visitors.answers
+            new_connections.stop = True
+        assert set(new_connections.answers) == {"202"}, new_connections.answers
 
 
-async def test_each_instance_has_its_own(machine: Machine) -> None:
-    """Two processes on one journal, or one admin address, and the second does not start."""
+async def test_each_instance_has_its_own_journal_and_admin_address(machine: Machine) -> None:
+    """With a shared journal or admin address the second instance would not start."""
     async with instances(machine, 2) as units, http_client() as http:
         for number, _ in enumerate(units, 1):
             env = (machine.root / f"etc/payloadd/payloadd@{number}.env").read_text()

@@ -1,4 +1,4 @@
-"""What the service may touch: tried from inside, in the sandbox of the unit as it is shipped."""
+"""The sandbox of the unit: a probe tries to leave it from inside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNITS: Final = "/usr/local/lib/systemd/system"
 WORST: Final = 1.5
 
 _PRIVATE: Final = "/tmp/x"  # noqa: S108 - inside it is a private one
-# Runs with nothing but the standard library, as the service's main process.
+# Runs with the standard library alone, as the main process of a service.
 _PROBE: Final = """
 import ctypes, errno, json, os, socket, subprocess
 
@@ -74,30 +74,30 @@ print(found)
 """
 
 
-async def test_the_units_please_systemd(machine: Machine) -> None:
-    """A line that systemd does not understand is a line of the sandbox that is not there."""
+async def test_systemd_accepts_every_line_of_the_units(machine: Machine) -> None:
+    """A line with a mistake is ignored by systemd, and the sandbox lacks it."""
     names = ("payloadd.service", "payloadd@1.service", "payloadd.socket", "payloadd.target")
     for name in names:
         assert await machine.run("systemd-analyze", "verify", name) == ""
 
 
 @pytest.mark.parametrize("name", ["payloadd.service", "payloadd@1.service"])
-async def test_the_exposure_is_small(machine: Machine, name: str) -> None:
-    """Whoever takes over the daemon would find more than the daemon needs."""
+async def test_systemd_rates_the_exposure_as_low(machine: Machine, name: str) -> None:
+    """An attacker in control of the daemon could use more than the daemon needs."""
     text = await machine.run("systemd-analyze", "security", "--no-pager", name)
     level = re.search(r"Overall exposure level for \S+: ([0-9.]+)", text)
     assert level is not None, text
     assert float(level[1]) <= WORST, text
 
 
-async def test_from_inside(machine: Machine) -> None:
-    """Whoever takes over the daemon would take over the machine."""
+async def test_a_process_in_the_sandbox_can_do_only_what_the_daemon_needs(machine: Machine) -> None:
+    """An attacker in control of the daemon could control the machine."""
     found = await _probe(machine)
     allowed = {path for path, result in found["write"].items() if result == "written"}
     assert allowed == {"/var/lib/payloadd/x", "/run/payloadd/x", _PRIVATE}, found["write"]
     assert not (machine.root / "tmp/x").exists()
     assert found["uid"] != 0
-    # Empty, or not to be opened: nothing of what is there.
+    # Empty or not readable; the container has files in both.
     assert found["list"]["/home"] in ([], "EACCES")
     assert found["list"]["/root"] in ([], "EACCES")
     assert set(found["read"].values()) <= {"EACCES", "ENOENT"}, found["read"]
@@ -110,16 +110,16 @@ async def test_from_inside(machine: Machine) -> None:
     assert found["su"] != 0
     assert found["setuid_bit"] == "EPERM"
     assert found["low_port"] == "EACCES"
-    # And what it does need: an S3 on the loopback, and the metadata service of a cloud.
+    # The daemon needs S3 on the loopback, and the metadata service of a cloud.
     assert found["loopback"] == "connected"
     assert found["metadata"] not in ("EPERM", "EACCES"), found["metadata"]
 
 
 async def _probe(machine: Machine) -> dict[str, Any]:
-    """Run the probe as the service's process; returns what it could do."""
+    """Run the probe in the sandbox of the service; returns the result of each attempt."""
     machine.write("home/someone/secret", "x", 0o644)
     async with configured(machine) as unit:
-        await unit.systemctl("start")  # somebody to connect to
+        await unit.systemctl("start")  # the probe connects to it
         machine.write("opt/probe.py", _PROBE.replace("PORT", str(unit.port)))
         text = (machine.root / UNITS.lstrip("/") / "payloadd.service").read_text()
         text = re.sub(r"(?m)^(Type|ExecStart|WatchdogSec|Restart)=.*\n", "", text)

@@ -1,7 +1,7 @@
-"""Stops the threads of a process but for the first: what a disk that hangs does to them.
+"""Stop all threads of a process but the first, as a hanging disk does.
 
-With ptrace(2), from outside: a signal would stop the whole process, and a fault that is built
-into the daemon would not be the daemon.
+This uses ptrace(2): a signal would stop the whole process, and a fault built into the daemon would
+test another program.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _libc.ptrace.restype = ctypes.c_long
 
 @asynccontextmanager
 async def stopped_threads(machine: Machine, pid: int) -> AsyncIterator[None]:
-    """Keep the threads of the machine's process ``pid`` stopped, its first goes on."""
-    threads = _all_but_the_first(_seen_from_outside(machine, pid))
+    """Stop all threads but the first of the machine's process ``pid`` while the body runs."""
+    threads = _other_threads(_host_pid(machine, pid))
     assert threads
     for thread in threads:
         _stop(thread)
@@ -44,13 +44,13 @@ async def stopped_threads(machine: Machine, pid: int) -> AsyncIterator[None]:
         finally:
             nursery.cancel_scope.cancel()
             for thread in threads:
-                with suppress(OSError):  # it is gone, as it should be
+                with suppress(OSError):  # the thread has ended, as expected
                     _ptrace(_DETACH, thread)
 
 
 async def _reap(thread: int) -> None:
-    """Take note of its end: a process is not dead before somebody has, for each of its threads."""
-    # trio waits for children only.
+    """Wait for the end of a traced thread: a process ends only after all such waits."""
+    # trio can only wait for child processes.
     while not _has_ended(thread):  # noqa: ASYNC110
         await trio.sleep(0.05)
 
@@ -60,7 +60,7 @@ def _has_ended(thread: int) -> bool:
     return ended != 0 and not os.WIFSTOPPED(status)
 
 
-def _all_but_the_first(pid: int) -> list[int]:
+def _other_threads(pid: int) -> list[int]:
     threads = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
     return [thread for thread in threads if thread != pid]
 
@@ -76,8 +76,8 @@ def _ptrace(request: int, thread: int) -> None:
         raise OSError(ctypes.get_errno(), f"ptrace {request:#x} of {thread}")
 
 
-def _seen_from_outside(machine: Machine, pid: int) -> int:
-    """Return the host's number of the machine's process ``pid``."""
+def _host_pid(machine: Machine, pid: int) -> int:
+    """Return the process id on the host of the machine's process ``pid``."""
     namespace = Path(f"/proc/{machine.leader}/ns/pid").readlink()
     for folder in Path("/proc").iterdir():
         with suppress(OSError):

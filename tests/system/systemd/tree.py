@@ -1,9 +1,9 @@
-"""A Debian with systemd and Python in a folder: made once a machine, used by every run.
+"""A folder with Debian, systemd and Python: made once on a machine, used by every run.
 
-It lies below ``$XDG_CACHE_HOME/payloadd-tests``. There are two layers: Debian as debootstrap
-leaves it (about a minute), and a copy of it for each list of dependencies that pyproject.toml
-has had, where they are installed in /opt/payloadd (half a minute). Both come from where the
-machine gets its own packages. A run writes into neither.
+It is in ``$XDG_CACHE_HOME/payloadd-tests``. There is a base, made by debootstrap (about a minute),
+and a copy of it for each list of dependencies that pyproject.toml has had, with the dependencies
+installed in /opt/payloadd (half a minute). Both use the mirrors and indexes of the machine. Tests
+do not write into these folders.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 SUITE: Final = "bookworm"
 PYTHON: Final = "3.11"
 WHEELS: Final = "var/lib/wheels"
-"""Where the dependencies' wheels lie, from the root of the tree."""
+"""Folder of the dependencies' wheels, relative to the root of the tree."""
 _PACKAGES: Final = "systemd,systemd-sysv,dbus,python3,python3-venv"
 
 
 def tree() -> Path:
-    """Return the root of the tree with the dependencies of now, which is made if need be."""
+    """Return the tree with the current dependencies; make it if it does not exist."""
     base = _cache() / SUITE
     dependencies = _dependencies()
     digest = hashlib.sha256("\n".join(dependencies).encode()).hexdigest()[:16]
     ready = _cache() / f"{SUITE}-{digest}"
-    with _alone():
+    with _locked():
         if not base.exists():
             with _made(base) as new:
                 _run("debootstrap", "--variant=minbase", f"--include={_PACKAGES}",
@@ -49,22 +49,14 @@ def tree() -> Path:
     return ready
 
 
-def build_wheel(folder: Path) -> None:
-    """Build payloadd's wheel into a folder."""
-    _run(
-        *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"),
-        *("--wheel-dir", str(folder), str(ROOT)),
-    )
-
-
 def _dependencies() -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return sorted(project["dependencies"])
 
 
 def _install(dependencies: list[str], root: Path) -> None:
-    """Install them in ``root``, from wheels that are left there."""
-    # Fetched out here: in there nobody knows of this machine's index or certificates.
+    """Install the dependencies in ``root`` from wheels, which stay there."""
+    # Downloaded on the host, whose pip is configured for its index and certificates.
     _run(
         *(sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"),
         *("--python-version", PYTHON, "--dest", str(root / WHEELS), *dependencies),
@@ -76,7 +68,7 @@ def _install(dependencies: list[str], root: Path) -> None:
 
 
 def _mirror() -> str:
-    """Return where apt gets this machine's packages from."""
+    """Return the URL from which apt gets the packages of this machine."""
     done = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(CODENAME) $(ORIGIN) $(REPO_URI)"],
         check=True,
@@ -95,8 +87,8 @@ def _cache() -> Path:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Wait for another run that is making a tree."""
+def _locked() -> Iterator[None]:
+    """Keep other runs from making a tree while the body runs."""
     _cache().mkdir(parents=True, exist_ok=True)
     with (_cache() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -105,7 +97,7 @@ def _alone() -> Iterator[None]:
 
 @contextmanager
 def _made(folder: Path) -> Iterator[Path]:
-    """Give a folder to fill, which is ``folder`` only once all went well."""
+    """Yield a new folder, which becomes ``folder`` if the body succeeds."""
     new = folder.with_suffix(".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()

@@ -1,4 +1,4 @@
-"""A unit of the machine, as an administrator handles it: settings, systemctl, journalctl."""
+"""A unit of the machine, and its settings, systemctl and journalctl."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from tests.system.systemd.machine import Machine
 
-PATIENCE: Final = 90.0
-"""Seconds after which a test that waits has failed."""
-_BETWEEN_LOOKS: Final = 0.1
+DEADLINE: Final = 90.0
+"""Seconds after which a wait of a test fails."""
+_POLL_INTERVAL: Final = 0.1
 
 
 @dataclass(frozen=True)
 class Unit:
-    """``payloadd.service`` or one like it, and where it takes POSTs."""
+    """``payloadd.service`` or an instance, and its port."""
 
     machine: Machine
     name: str
@@ -31,31 +31,31 @@ class Unit:
 
     @property
     def url(self) -> str:
-        """Where it takes POSTs."""
+        """The URL of the public address."""
         return f"http://127.0.0.1:{self.port}"
 
     async def systemctl(self, verb: str) -> str:
-        """Run ``systemctl VERB`` on it, which has to succeed."""
+        """Run ``systemctl VERB`` for the unit; AssertionError if it fails."""
         return await self.machine.run("systemctl", verb, self.name)
 
     async def show(self, name: str) -> str:
-        """Return one of its properties."""
+        """Return a property of the unit."""
         command = ("systemctl", "show", "--value", f"--property={name}", self.name)
         return (await self.machine.run(*command)).strip()
 
     async def pid(self) -> int:
-        """Return its main process, as the machine numbers it."""
+        """Return the process id, inside the machine, of the main process."""
         return int(await self.show("MainPID"))
 
     async def wait_until(self, name: str, value: str) -> None:
-        """Wait until one of its properties has a value."""
-        with trio.fail_after(PATIENCE):
-            # systemd can only be asked.
+        """Wait until a property of the unit has a value."""
+        with trio.fail_after(DEADLINE):
+            # systemd can only be polled.
             while await self.show(name) != value:  # noqa: ASYNC110
-                await trio.sleep(_BETWEEN_LOOKS)
+                await trio.sleep(_POLL_INTERVAL)
 
     async def entries(self) -> list[dict[str, Any]]:
-        """Return what the journal has of its last run."""
+        """Return the journal's entries of the last run."""
         invocation = await self.show("InvocationID")
         await self.machine.run("journalctl", "--sync")
         text = await self.machine.run(
@@ -65,7 +65,7 @@ class Unit:
         return [json.loads(line) for line in text.splitlines()]
 
     async def events(self) -> list[dict[str, Any]]:
-        """Return the daemon's own log of its last run."""
+        """Return the daemon's log lines of the last run."""
         return [
             json.loads(entry["MESSAGE"])
             for entry in await self.entries()
@@ -77,9 +77,9 @@ class Unit:
 async def configured(
     machine: Machine, settings: Mapping[str, str] | None = None, service: str = ""
 ) -> AsyncIterator[Unit]:
-    """Give payloadd.service, stopped and without a past, with these settings and a drop-in.
+    """Yield payloadd.service, stopped and without state, with these settings and a drop-in.
 
-    The ports are the kernel's choice: the machine has them in common with the host.
+    The kernel chooses the ports, because the machine shares them with the host.
     """
     unit = Unit(machine, "payloadd.service", free_port())
     own = {

@@ -140,12 +140,12 @@ class FastPathConnection:
             self._leave()
             return
         if more and may_become_plain(data):
-            self._stream.clock.heard(more)
+            self._stream.state.note_received(more)
             self._head = data
             return
         request = parse(data, self._fast_path.submitter.max_length)
         if request is None or len(data) > request.end:
-            self._stream.clock.heard(more)
+            self._stream.state.note_received(more)
             self._pass_to_hypercorn(data)
             return
         self._begin_request(request, data)
@@ -170,7 +170,7 @@ class FastPathConnection:
         # is no list of pieces: a client that sends single bytes would use a page for each.
         self._body = bytearray(data[request.start :])
         self._stream.body_is_due(
-            self._stream.clock.due, self._on_request_timeout, self._count_received
+            self._stream.state.due, self._on_request_timeout, self._count_received
         )
         if granted:
             self._start_receiving()

@@ -1,1 +1,1 @@
-"""Accept connections, bound them, and serve them by Hypercorn."""
+"""Accept connections, limit them, and serve them with Hypercorn or the fast path."""

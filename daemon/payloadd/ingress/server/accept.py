@@ -1,7 +1,7 @@
-"""New connections, taken from a listening socket as many at a time as there are.
+"""Accept as many connections from a listening socket as are waiting.
 
-``trio.SocketListener.accept`` yields to other tasks after each connection. When thousands wait
-in the backlog, the last one would wait for thousands of passes of the event loop.
+``trio.SocketListener.accept`` yields to other tasks after each connection. With thousands of
+connections in the backlog, the last one would wait for thousands of passes of the event loop.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ log = get_logger(__name__)
 
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _EXHAUSTED_PAUSE: Final = 0.1
+"""Seconds."""
 _SHORT_WAIT: Final = struct.pack("ll", 0, 1000)
 """A millisecond as struct timeval (socket(7), SO_RCVTIMEO)."""
-# Errors of the connection that waited, not of the listener (accept(2), "Error handling").
-_OF_THE_CLIENT: Final = {
+# Errors of the connection, not of the listener (accept(2), "Error handling").
+_CONNECTION_ERRORS: Final = {
     errno.ECONNABORTED,
     errno.EINTR,
     errno.EPERM,
@@ -43,11 +44,12 @@ _OF_THE_CLIENT: Final = {
 
 
 class Acceptor:
-    """Takes connections from ``listener`` without waiting for them."""
+    """Accept connections from ``listener`` without waiting for them."""
 
     def __init__(self, listener: trio.SocketListener) -> None:
-        # The standard library's socket object for the listener's own descriptor: trio's has no
-        # accept that does not wait.
+        """Use the socket of ``listener``, which stays open."""
+        # The standard library's socket object for the same descriptor: trio's socket has no
+        # non-blocking accept.
         self._socket = socket.socket(fileno=listener.socket.fileno())
         self._socket.settimeout(0)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _SHORT_WAIT)
@@ -65,17 +67,17 @@ class Acceptor:
     ) -> None:
         self._socket.detach()
 
-    def begin(self) -> None:
-        """Prepare for some calls of ``next``.
+    def set_nonblocking(self) -> None:
+        """Set O_NONBLOCK; call this before each series of ``accept_now``.
 
-        Processes that share the socket share its O_NONBLOCK flag, and systemd clears it whenever it
-        starts one of them (systemd.exec(5), "NonBlocking="): a call of accept(2) would wait for a
-        client while nothing else runs. Where the flag is cleared behind this, SO_RCVTIMEO ends it.
+        Processes that share the socket share this flag, and systemd clears it whenever it starts
+        one of them (systemd.exec(5), "NonBlocking="). accept(2) would then block the event loop
+        until a client connects. If the flag is cleared after this call, SO_RCVTIMEO ends the wait.
         """
         os.set_blocking(self._socket.fileno(), False)
 
-    def next(self) -> tuple[trio.SocketStream, str | None] | None:
-        """Return a connection and its client's IP address, None if there is none to be had.
+    def accept_now(self) -> tuple[trio.SocketStream, str | None] | None:
+        """Return a connection and its client's IP address; None if no connection is waiting.
 
         The address is None for a Unix socket. Raises OSError if the listener is broken.
         """
@@ -89,14 +91,14 @@ class Acceptor:
                 if self._limit.allows():
                     suppressed = self._limit.suppressed()
                     log.warning("accept_failed", reason=error.strerror, suppressed=suppressed)
-            elif error.errno not in _OF_THE_CLIENT:
+            elif error.errno not in _CONNECTION_ERRORS:
                 raise
             return None
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
         return stream, address[0] if isinstance(address, tuple) else None
 
-    async def recover(self) -> None:
-        """Wait a moment if the system had no descriptor or memory for a connection."""
+    async def pause_if_exhausted(self) -> None:
+        """Sleep for 0.1 s if the system lacked a descriptor or memory for a connection."""
         if self._exhausted:
             self._exhausted = False
             await trio.sleep(_EXHAUSTED_PAUSE)

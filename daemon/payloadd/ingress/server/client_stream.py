@@ -1,16 +1,17 @@
-"""A client's connection as Hypercorn's TCPServer sees it, with what that does not bound.
+"""A client's connection as Hypercorn's ``TCPServer`` sees it, with the limits that it lacks.
 
-Hypercorn sends without a deadline, times no head that trickles in, answers what it cannot
-parse with an empty body, and closes so early that a client which is still sending never
-sees the answer. Under Quart-Trio its idle timer does not start again after an answer, and a
-client that leaves between two pipelined requests leaves a task behind. This stream stands
-between the two and mends that. Of HTTP/1.1 it knows where an answer starts, no more.
+``TCPServer`` sends without a deadline and sets no time limit for a request's head. It answers
+input that it cannot parse with an empty body, and it closes so early that a client which is still
+sending loses the answer. Under Quart-Trio its idle timer does not restart after an answer, and a
+client that leaves between two pipelined requests leaves a task behind. ``ClientStream`` is the
+stream that ``TCPServer`` reads and writes, and corrects all of this. Its only knowledge of
+HTTP/1.1 is where an answer starts.
 
-What the server learns from its app is when a request's head is complete and when its answer
-is out; in between the app keeps the time, and for the rest of the time ``request_clock`` does.
+The app reports when the head of a request is complete and when its answer is sent. Between these
+two events the app keeps the time; before and after them ``ConnectionState`` does.
 
-``aclose`` cancels all that Hypercorn does for the connection. The socket is closed by
-``finish``, which the server awaits after that: a good end takes time.
+``aclose`` cancels all that Hypercorn does for the connection. The server then awaits ``finish``,
+which closes the socket: a client needs time to read its last answer.
 """
 
 from __future__ import annotations
@@ -24,12 +25,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.ingress.problem import Problem, explained
+from payloadd.ingress.problem import Problem, problem_for_status
 from payloadd.ingress.refusal_log import address_of_client
-from payloadd.ingress.server.activity import ConnectionActivity
-from payloadd.ingress.server.closing import close_gracefully
-from payloadd.ingress.server.complete_request import may_be_whole
-from payloadd.ingress.server.request_clock import RequestClock
+from payloadd.ingress.server.connection_state import ConnectionState, looks_complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +48,7 @@ def count_nothing(_status: int) -> None:
 
 
 class ClientStream:
-    """One accepted connection. What Hypercorn does for it runs inside of ``scope``."""
+    """One accepted connection. All that Hypercorn does for it runs in ``scope``."""
 
     def __init__(
         self,
@@ -59,113 +57,140 @@ class ClientStream:
         keepalive_timeout: float,
         fifo_gate: FifoGate,
     ) -> None:
+        """Wrap ``transport``; both timeouts are in seconds."""
         self.socket = transport.socket
         self.scope = trio.CancelScope()
         self._transport = transport
         self.buffers = transport.buffers
-        """Whether ``pending`` may be true."""
+        """Whether ``pending`` may become true."""
         self._fifo_gate = fifo_gate
-        self.clock = RequestClock(request_timeout, keepalive_timeout)
+        self.state = ConnectionState(request_timeout, keepalive_timeout)
         self._received = b""
+        """Bytes that the fast path has read and Hypercorn has not."""
         self._closed = False
         self._lingers = False
-        self._last_word: Problem | None = None
+        """Whether the last answer was the last one of the connection: the client has to read it
+        before the socket is closed."""
+        self._final_problem: Problem | None = None
+        """The answer that ``finish`` sends."""
         self.handed_over = False
-        """Whether Hypercorn has to go on with it."""
+        """Whether Hypercorn has to serve the connection from now on."""
         self.on_end: Callable[[], object] = nothing
-        """Called when the connection ends, for who has it without a task in ``scope``."""
+        """Called when the connection ends, for an owner that has no task in ``scope``."""
         self._on_deadline: Callable[[], object] | None = None
-        """Called when time is up, instead of ``_end``: a reference to that would be a cycle."""
+        """Called at the deadline instead of ``_end``. A reference to ``_end`` would be a cycle."""
         self.client: str | None = None
-        """The client's address, where connections are counted by it."""
+        """The client's address, if connections are counted per client."""
         self.trust = 0
-        """Which of the trusted sets of client certificates let the connection in."""
+        """The value of ``Certificates.trust`` when the client's certificate was checked."""
         self.evicted = False
-        """Whether it was closed for another connection: there is nothing more to do for it."""
-        self.activity = ConnectionActivity(self.clock)
+        """Whether the connection was closed for another one; ``finish`` then does nothing."""
         self._answered: trio.Event | None = None
         self._limits: dict[trio.CancelScope, float] = {}
+        """The scopes of ``until``, each with its time."""
         self.count: Callable[[int], object] = count_nothing
-        """Called with the status of each answer that goes out over Hypercorn or from here."""
+        """Called with the status of each answer that Hypercorn or this object sends."""
         self.refusals: RefusalLog | None = None
 
-    # --- what Hypercorn calls ------------------------------------------------------------------
+    # --- called by Hypercorn ----------------------------------------------------------------------
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return what came, b"" at the end; raises BrokenResourceError if the client left."""
+        """Wait for data and return it, b"" at the end of the input.
+
+        Raises ``trio.BrokenResourceError`` if the client has reset the connection.
+        """
         if self._received:
-            await self._fifo_gate.next()
+            await self._fifo_gate.wait_turn()
             data, self._received = self._received, b""
             return data
         data = await self._transport.receive_some(min(max_bytes or _READ_BYTES, _READ_BYTES))
         if data:
-            self.clock.heard(data)
+            self.state.note_received(data)
         return data
 
     async def send_all(self, data: bytes) -> None:
-        """Send; raises BrokenResourceError if the client does not take it in REQUEST_TIMEOUT."""
+        """Send ``data``.
+
+        Raises ``trio.BrokenResourceError`` if the client does not read it within REQUEST_TIMEOUT,
+        and ``trio.ClosedResourceError`` after ``aclose``.
+        """
         if self._closed:
-            raise trio.ClosedResourceError("this side is done with the connection")
+            raise trio.ClosedResourceError("this side has closed the connection")
         try:
-            await self._send(self._outgoing(data))
+            if not self._transport.send_now(self._prepare_answer(data)):
+                await self._flush()
         except trio.BrokenResourceError:
             self._end()
             raise
 
     async def send_eof(self) -> None:
-        """Do nothing: Hypercorn only ever closes right after, and ``finish`` says it then."""
+        """Do nothing: Hypercorn always closes right afterwards, and ``finish`` sends the end."""
 
     async def aclose(self) -> None:
-        """End Hypercorn's part of the connection."""
+        """End Hypercorn's part of the connection.
+
+        Hypercorn ends a connection by itself after an answer to a request of which it has not
+        read the body. Bytes that arrived after the answer are then the rest of that body and no
+        new request, and the client still has to read the answer.
+        """
+        if self.state.answering and not self._closed:
+            self.state.head_since = None
+            self._lingers = True
         self._end()
 
-    # --- how it begins -------------------------------------------------------------------------
+    # --- the TLS handshake ------------------------------------------------------------------------
 
-    async def shake_hands(self) -> bool:
-        """Agree on TLS, in time; returns False if it is over, or goes to Hypercorn for HTTP/2."""
+    async def handshake(self) -> bool:
+        """Complete the TLS handshake within REQUEST_TIMEOUT.
+
+        Returns True if the client speaks HTTP/1.1. Returns False if the connection has ended, or
+        if the client speaks HTTP/2, which Hypercorn has to serve.
+        """
         if self._closed:
             return False
-        with trio.CancelScope() as handshake:
-            self.on_end = handshake.cancel
-            self.activity.handshaking = True
-            self.activity.received = self._transport.handshake_bytes
-            self.clock.expect_within(self.clock.request_timeout)
+        state = self.state
+        with trio.CancelScope() as scope:
+            self.on_end = scope.cancel
+            state.handshaking = True
+            state.count_received = self._transport.handshake_bytes
+            state.expect_within(state.request_timeout)
             try:
                 protocol = await self._transport.handshake(self._fifo_gate)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return False
             finally:
-                self.activity.handshaking = False
-                self.activity.received = None
+                state.handshaking = False
+                state.count_received = None
             self.on_end = nothing
-            self.clock.wait_for_a_request()
+            state.wait_for_request()
             if protocol != "h2":
                 return True
-            self.clock.http2 = True
+            state.http2 = True
             self.hand_over(b"")
         return False
 
-    # --- what the plain lane calls -------------------------------------------------------------
+    # --- called by the fast path ------------------------------------------------------------------
 
     @property
     def pending(self) -> bool:
-        """Whether there is more to receive that the kernel does not know of."""
+        """Whether data is there that the kernel does not announce."""
         return self._transport.pending
 
     def receive_now(self, max_bytes: int) -> bytes | None:
-        """Return what is there, b"" at the end, None for nothing yet; raises as receive_some.
+        """Return received data, b"" at the end of the input, None if there is none yet.
 
-        What came of a head that is not complete, the clock has to hear.
+        The caller passes the bytes of an incomplete head to ``state.note_received``. Raises
+        ``trio.BrokenResourceError`` if the client has reset the connection.
         """
         return self._transport.receive_now(max_bytes)
 
     def send_now(self, answer: bytes, *, closes: bool) -> bool:
-        """Send a whole answer; ``closes``: it says that it is the last one.
+        """Send a whole answer; ``closes``: the answer announces the end of the connection.
 
-        Returns False if there was no room for all of it: the rest goes first when the
-        connection is handed over. Raises BrokenResourceError if the client is gone.
+        Returns False if there was no room for all of it; ``flush`` sends the rest. Raises
+        ``trio.BrokenResourceError`` if the client has reset the connection.
         """
-        self.clock.answering = True
+        self.state.answering = True
         self._lingers = closes
         sent = self._transport.send_now(answer)
         if closes:
@@ -173,7 +198,7 @@ class ClientStream:
         return sent
 
     async def flush(self) -> bool:
-        """Send what there was no room for; returns whether the client takes it."""
+        """Send the rest of the answer; return False if the client does not read it in time."""
         try:
             await self._flush()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -183,60 +208,55 @@ class ClientStream:
     def body_is_due(
         self, due: float, late: Callable[[], object], received: Callable[[], int]
     ) -> None:
-        """Call ``late`` if ``body_is_there`` was not called by ``due``, on trio's clock.
+        """Call ``late`` after ``due`` (trio's clock), unless ``body_is_there`` is called before.
 
-        ``received`` returns the bytes of the request that have come so far.
+        ``received`` returns how many bytes of the request have arrived.
         """
-        self.clock.deadline = due
+        self.state.deadline = due
         self._on_deadline = late
-        self.activity.received = received
+        self.state.count_received = received
 
     def body_is_there(self) -> None:
-        """Stop the time."""
-        self.clock.deadline = inf
+        """Stop the time that ``body_is_due`` has started."""
+        self.state.deadline = inf
         self._on_deadline = None
-        self.activity.received = None
+        self.state.count_received = None
 
     def hand_over(self, data: bytes) -> None:
-        """Put bytes that were read back in front of the stream, for Hypercorn."""
+        """Let Hypercorn serve the connection; ``data`` are bytes that it has to read first."""
         self._received = data
         self.handed_over = True
         self._on_deadline = None
-        self.activity.received = None
-        self.activity.in_hand = may_be_whole(data)
+        self.state.count_received = None
+        self.state.awaits_turn = looks_complete(data)
 
-    # --- what the server calls -----------------------------------------------------------------
-
-    @property
-    def http2(self) -> bool:
-        """Whether the client has been seen to speak HTTP/2."""
-        return self.clock.http2
+    # --- called by the server ---------------------------------------------------------------------
 
     def request_begins(self) -> None:
-        """Take note that there is a request whose head is complete."""
-        self.clock.request_begins()
+        """Note that the head of a request is complete."""
+        self.state.request_begins()
 
     def request_ends(self) -> None:
-        """Take note that the app has answered, or given up."""
+        """Note that a request is answered, or that its handler has failed."""
         if self._answered is not None:
             self._answered.set()
             self._answered = None
-        if self.clock.request_ends(last=self._lingers):
+        if self.state.request_ends(last=self._lingers):
             self._end()
 
     async def wait_until_answered(self, most: int = 0) -> None:
-        """Return once no more than ``most`` requests are under way."""
-        while self.clock.requests > most:
+        """Wait until ``most`` requests or fewer have no answer."""
+        while self.state.requests > most:
             if self._answered is None:
                 self._answered = trio.Event()
             await self._answered.wait()
 
     @contextmanager
     def until(self, due: float, scope: trio.CancelScope) -> Iterator[trio.CancelScope]:
-        """Run the body in ``scope``, and cancel it a little after ``due``, on trio's clock.
+        """Run the ``with`` block in ``scope``; cancel it shortly after ``due`` (trio's clock).
 
-        trio's own deadlines know nothing of ``postpone``: behind a stall they would be over
-        before what lies in the socket has been read.
+        trio's own deadlines do not follow ``postpone``: after a stall of the event loop they
+        would expire before the bytes in the socket are read.
         """
         self._limits[scope] = due
         try:
@@ -245,70 +265,69 @@ class ClientStream:
         finally:
             del self._limits[scope]
 
-    def look_at_the_time(self, now: float) -> None:
-        """End all that runs in ``scope`` if time is up; ``finish`` says so to the client."""
+    def check_deadlines(self, now: float) -> None:
+        """End the connection if its deadline has passed; ``finish`` then answers the client."""
         if self._limits:
             for scope, due in self._limits.items():
                 if now >= due:
                     scope.cancel()
-        if self.clock.is_over(now):
+        if self.state.is_overdue(now):
             (self._on_deadline or self._end)()
 
     def postpone(self, seconds: float) -> None:
-        """Move every deadline: for ``seconds`` the event loop did not look at the client."""
-        self.clock.postpone(seconds)
+        """Move every deadline by ``seconds`` in which the event loop did not read the socket."""
+        self.state.postpone(seconds)
         for scope in self._limits:
             self._limits[scope] += seconds
 
     def end_after_requests(self) -> None:
-        """Answer the requests under way and close; no further request is taken."""
-        ends = self.clock.end_after_requests()
+        """Close after the answers to the current requests; accept no further request."""
+        ends = self.state.end_after_requests()
         self._lingers = True
         if ends:
             self._end()
 
     def refuse_connection(self, problem: Problem) -> None:
         """End Hypercorn's part; ``finish`` answers with ``problem``, but not in HTTP/2."""
-        self.clock.head_since = None
-        self._last_word = None if self.http2 else problem
+        self.state.head_since = None
+        self._final_problem = None if self.state.http2 else problem
         self._end()
 
     def drain(self) -> None:
-        """Close as soon as there is no request under way.
+        """Close as soon as no request is in progress.
 
-        One that is about to come has a moment to become complete: a client that uses its
-        connection cannot know that it closes, and what is cut off is neither taken nor refused.
-        In HTTP/2 the client is told which request was the last.
+        The client has a second to complete a request that it has begun: it cannot know that the
+        connection closes. HTTP/2 tells the client which request was the last one.
         """
-        if self.clock.drain():
+        if self.state.drain():
             self._end()
 
-    def cut_off(self) -> None:
-        """Close at once, without a word."""
+    def close_now(self) -> None:
+        """Close the socket at once, without an answer."""
         self.on_end = nothing
         self.socket.close()
 
     @property
-    def keeps_up(self) -> bool:
-        """Whether the client has sent more than was read of it: the event loop is behind, not it.
+    def has_unread_input(self) -> bool:
+        """Whether more has arrived than the event loop has read: the client is not slow.
 
-        A few bytes are enough of a connection that looks idle; of a request that is being
-        received it has to be as much again, or a byte a second would do.
+        For an idle connection a few bytes are enough. For a request that is being received, it
+        has to be as much again as was read; otherwise one byte per second would be enough.
         """
-        activity = self.activity
-        if activity.ignores_client or self.socket.fileno() < 0:
+        state = self.state
+        if state.ignores_input or self.socket.fileno() < 0:
             return False
         (unread,) = unpack("i", ioctl(self.socket.fileno(), FIONREAD, b"\0\0\0\0"))
-        if activity.awaits_client:
-            return bool(unread > activity.bytes_received)
+        if state.awaits_client:
+            return bool(unread > state.bytes_received)
         return bool(unread) or self._transport.pending
 
     def evict(self) -> None:
-        """Close at once, for another connection. A client that is slow in HTTP/1.1 is told."""
+        """Close at once for another connection; a slow HTTP/1.1 client gets a 408."""
         problem = None
-        if self.activity.awaits_client and not (self.activity.handshaking or self.http2):
+        if self.state.awaits_client and not (self.state.handshaking or self.state.http2):
             problem = Problem("TIMEOUT", "slower than all others, and connections are short")
-        quiet = self.activity.ignores_client
+        quiet = self.state.ignores_input
         self.evicted = True
         self._end()
         if not quiet:
@@ -317,31 +336,30 @@ class ClientStream:
                     self._transport.send_now(self._own_answer(problem))
                 self._transport.send_close()
             except trio.BrokenResourceError:
-                pass  # the client is gone
+                pass  # the client has left
         self.socket.close()
 
     async def finish(self) -> None:
-        """Say what is left to say and close; see ``close_gracefully``."""
+        """Send a last answer if one is due, and close (see ``close_gracefully``)."""
         if self.evicted:
             return
-        self.activity.finishing_since = trio.current_time()
-        words = b""
-        if self.clock.head_since is not None:
-            self._last_word = self._cut_off()
-        if self._last_word is not None and not self._lingers:
-            words = self._own_answer(self._last_word)
-        await close_gracefully(self._transport, words, waits=self._lingers or self.http2)
+        self.state.closing_since = trio.current_time()
+        last = b""
+        if self.state.head_since is not None:
+            self._final_problem = self._explain_incomplete_head()
+        if self._final_problem is not None and not self._lingers:
+            last = self._own_answer(self._final_problem)
+        await self._transport.close_gracefully(last, linger=self._lingers or self.state.http2)
 
-    # -------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
-    def _cut_off(self) -> Problem:
-        """Return what to tell a client whose request had begun and was not answered."""
-        if self.clock.draining:
+    def _explain_incomplete_head(self) -> Problem:
+        if self.state.draining:
             return Problem("DRAINING", "the daemon is shutting down", {"Retry-After": "5"})
         return Problem("TIMEOUT", "the request's head was not complete in time")
 
     def _own_answer(self, problem: Problem) -> bytes:
-        """Return an answer that neither the app nor the fast path gives, counted and logged."""
+        """Count and log an answer that comes neither from the app nor from the fast path."""
         self.count(problem.status)
         if self.refusals is not None:
             self.refusals.note(problem, address_of_client(self.socket))
@@ -352,32 +370,28 @@ class ClientStream:
         self.scope.cancel()
         self.on_end()
 
-    async def _send(self, data: bytes) -> None:
-        if not self._transport.send_now(data):
-            await self._flush()
-
     async def _flush(self) -> None:
-        self.activity.blocked_since = trio.current_time()
+        self.state.blocked_since = trio.current_time()
         try:
-            with trio.fail_after(self.clock.request_timeout):
+            with trio.fail_after(self.state.request_timeout):
                 await self._transport.flush()
         except trio.TooSlowError as error:
             raise trio.BrokenResourceError("the client does not read") from error
         finally:
-            self.activity.blocked_since = None
+            self.state.blocked_since = None
 
-    def _outgoing(self, data: bytes) -> bytes:
-        """Return what to send for ``data``, having looked whether an answer starts with it."""
-        if self.http2 or not data.startswith(b"HTTP/1.1 "):
+    def _prepare_answer(self, data: bytes) -> bytes:
+        """Return the bytes to send for ``data``; count the answer that starts with it, if any."""
+        if self.state.http2 or not data.startswith(b"HTTP/1.1 "):
             return data
         status = int(data[9:12])
-        if status < 200:  # noqa: PLR2004 - the answer comes later
+        if status < 200:  # noqa: PLR2004 - an interim answer; the final one follows
             return data
-        self.clock.answering = True
+        self.state.answering = True
         head = data.lower()
         self._lingers = b"\r\nconnection: close\r\n" in head
         empty_error = status >= 400 and b"\r\ncontent-length: 0\r\n" in head  # noqa: PLR2004
         if empty_error:
-            return self._own_answer(explained(status))
+            return self._own_answer(problem_for_status(status))
         self.count(status)
         return data

@@ -1,4 +1,4 @@
-"""Whose fault it is that a connection broke: ours, or that of a client by way of a library."""
+"""Decide whether a broken connection is a bug of ours or the effect of a client's input."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ _LIBRARIES: Final = {"hypercorn", "h11", "h2", "hpack", "hyperframe", "priority"
 
 
 def log_broken_connection(group: ExceptionGroup[Exception]) -> None:
-    """Log what ended a connection: at debug level where a client's nonsense can do it at will.
+    """Log the errors that ended a connection, at level debug or error.
 
-    Hypercorn and the libraries below it are not proof against that (data for a stream that
-    was answered early, an answer to a request that broke off). Errors of our handlers do not
-    come here: the app has answered them with a 500.
+    Level debug: all errors come from Hypercorn or from a library below it. A client can cause
+    those at will, for example with data for a stream that was answered early. Level error: at
+    least one error comes from our own code. Errors of the request handlers do not reach this
+    function: the app answers them with a 500.
     """
     if _LIBRARIES.issuperset(_origins(group)):
         log.debug("connection_broken", exc_info=group)
@@ -29,7 +30,11 @@ def log_broken_connection(group: ExceptionGroup[Exception]) -> None:
 
 
 def _origins(error: Exception, above: str = "payloadd") -> Iterator[str]:
-    """Yield which of us and the protocol libraries each exception of a group came out of last."""
+    """Yield, for each exception of a group, the innermost package that it passed through.
+
+    Only ``payloadd`` and the protocol libraries count. ``above`` is the package that the
+    enclosing group passed through.
+    """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         if package == "payloadd" or package in _LIBRARIES:

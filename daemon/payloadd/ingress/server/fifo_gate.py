@@ -1,15 +1,16 @@
-"""Short bursts of work in turns, so that many connections never hold the event loop together.
+"""A queue for short bursts of work, so that many connections never block the event loop together.
 
-Trio runs every task that can run before it looks at the sockets again. With a thousand
-connections whose requests are all there, one such pass takes a thousand times what one of them
-costs, and every other client waits for it. A task that is about to do such work asks here first:
-each pass lets a few of them go on, in the order in which they came.
+Trio runs every task that is ready before it polls the sockets again. With a thousand connections
+whose requests have arrived, one pass takes a thousand times as long as one request, and every
+other client waits for it. A task that is about to do such work waits for its turn here. Each pass
+lets a few tasks continue, first in, first out.
 
-Short passes alone are not enough. A commit takes Python's lock some 30 times, and beside an event
-loop that always has work it waits for the lock as often: 1 ms became 90 ms. So while requests of
-the fast path wait for a commit, the bursts of a pass are followed by a pause in which the event
-loop sleeps and the lock is free. The bursts then have a quarter of the time at least, and all of
-it where no such request waits.
+Short passes alone are not enough. A commit acquires Python's global interpreter lock some 30
+times. Beside an event loop that always has work, the committing thread waits for the lock each
+time, and a commit takes many times as long. So while requests of the fast path wait for a commit,
+a pause follows the bursts of each pass. During the pause the event loop sleeps and the lock is
+free. The bursts still get at least a quarter of the time, and all of it if no request of the fast
+path waits.
 """
 
 from __future__ import annotations
@@ -24,40 +25,40 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SECONDS: Final = 0.001
-"""How long the bursts of one pass may take together, by the time that earlier ones took."""
-_MOST: Final = 3
-"""Bursts of one pass, however short they were so far."""
+_PASS_SECONDS: Final = 0.001
+"""How long the bursts of one pass may take together, estimated from earlier bursts."""
+_BURSTS_PER_PASS: Final = 3
+"""Bursts of one pass at most, even if earlier bursts were very short."""
 _PAUSE: Final = 0.001
 """Seconds of one sleep; epoll_wait(2) counts in milliseconds."""
 _PAUSES: Final = 3
-"""Sleeps behind the bursts of one pass, at most, while a request waits for a commit."""
+"""Sleeps after the bursts of one pass, at most, while a request waits for a commit."""
 
 
 class FifoGate:
-    """A first-in, first-out gate in front of work that takes a part of a millisecond."""
+    """A first-in, first-out gate in front of work that takes a fraction of a millisecond."""
 
     def __init__(
         self,
         busy: Callable[[], object] = lambda: None,
         commit_is_awaited: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Call ``busy`` where more tasks wait than one pass lets go on.
+        """Call ``busy`` whenever more tasks wait than one pass lets through.
 
         ``commit_is_awaited`` returns whether requests of the fast path wait for the journal.
         """
         self._busy = busy
         self._commit_is_awaited = commit_is_awaited
         self._waiting: deque[trio.lowlevel.Task] = deque()
-        self._news = trio.Event()
-        self._burst = _SECONDS / _MOST
-        """Seconds that one burst takes, with all that it sets off: a moving average."""
+        self._not_empty = trio.Event()
+        self._burst = _PASS_SECONDS / _BURSTS_PER_PASS
+        """Seconds that one burst takes, with all that it causes: a moving average."""
 
-    async def next(self) -> None:
-        """Return when the caller may work for a moment. This is a checkpoint."""
+    async def wait_turn(self) -> None:
+        """Wait until the caller may do a burst of work. This is a checkpoint."""
         task = trio.lowlevel.current_task()
         self._waiting.append(task)
-        self._news.set()
+        self._not_empty.set()
 
         def abandon(_raise_cancel: object) -> trio.lowlevel.Abort:
             with suppress(ValueError):
@@ -67,19 +68,20 @@ class FifoGate:
         await trio.lowlevel.wait_task_rescheduled(abandon)
 
     async def run(self) -> None:
-        """Let waiting tasks go on, a few in each pass of the event loop, for ever."""
+        """Let a few waiting tasks continue in each pass of the event loop, until cancelled."""
         while True:
-            await self._news.wait()
+            await self._not_empty.wait()
             started = perf_counter()
-            count = min(len(self._waiting), _MOST, max(1, int(_SECONDS / self._burst)))
+            burst_limit = max(1, int(_PASS_SECONDS / self._burst))
+            count = min(len(self._waiting), _BURSTS_PER_PASS, burst_limit)
             for _ in range(count):
                 trio.lowlevel.reschedule(self._waiting.popleft())
             if self._waiting:
                 self._busy()
             else:
-                self._news = trio.Event()
-            # Those tasks run in the next pass, and this one goes on in the pass behind it or in
-            # the same: what lies between is what their bursts took, with what else there was.
+                self._not_empty = trio.Event()
+            # The tasks run in the next pass, and this task continues in that pass or in the one
+            # after it. The time in between is what the bursts and the other tasks took.
             await trio.lowlevel.checkpoint()
             if count:
                 taken = (perf_counter() - started) / count
@@ -87,7 +89,7 @@ class FifoGate:
                 await self._leave_time_for_commits()
 
     async def _leave_time_for_commits(self) -> None:
-        """Sleep for some milliseconds, while requests of the fast path wait for a commit."""
+        """Sleep for a few milliseconds while requests of the fast path wait for a commit."""
         for _ in range(_PAUSES):
             if not self._commit_is_awaited():
                 return

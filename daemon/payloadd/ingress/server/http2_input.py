@@ -1,15 +1,15 @@
-"""What an HTTP/2 client sends, cut into pieces that are quick to process: pure.
+"""Cut the bytes of an HTTP/2 client into pieces that are quick to process. No I/O.
 
-h2 processes all frames that one call brings before it returns. 64 KiB of PING frames take it
-150 ms, and of HEADERS frames, each with a request that is reset in the next frame, ten times
-as long with all that they set off. So the frames are counted here before h2 sees them, by their
-headers alone (RFC 9113, section 4.1), and handed over a few at a time. Whether they make sense
-is left to h2.
+h2 processes all frames of one call before it returns. 64 KiB of PING frames block the event loop
+for a tenth of a second; HEADERS frames, each with a request that the next frame resets, block it
+ten times as long. So the frames are counted here before h2 gets them, by their headers alone
+(RFC 9113, section 4.1), and passed on a few at a time. Whether the frames are valid is left to h2.
 
-Frames that bring no request and no data (PING, SETTINGS, RST_STREAM and so on) are also charged to
-a budget of the connection, and a client that exceeds it loses its connection (RFC 9113, section
-10.5). The budget grows with time and with each request that is not reset, so a client that uses
-its connection keeps it. nghttp2, nginx, Envoy and Go's net/http2 have limits of this kind, too.
+Frames that carry neither a request nor data (PING, SETTINGS, RST_STREAM and so on) are also
+charged to a budget of the connection. A client that exceeds the budget loses its connection
+(RFC 9113, section 10.5). The budget grows with time and with each request that is not reset, so
+a client that uses its connection keeps it. nghttp2, nginx, Envoy and Go's net/http2 have limits of
+this kind, too.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Final
 from payloadd.errors import PayloaddError
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""What a client that speaks HTTP/2 says first (RFC 9113, section 3.4)."""
+"""The first bytes of a client that speaks HTTP/2 (RFC 9113, section 3.4)."""
 
 LARGEST_HEADER_LIST: Final = 16 * 2**10
-"""Bytes of the names and values of one request, with 32 for each (RFC 7541, section 4.1)."""
+"""Bytes of the names and values of one request, plus 32 for each (RFC 7541, section 4.1)."""
 
 _END_STREAM: Final = 1
 _FRAME_HEADER: Final = 9
 _LONGEST_FRAME: Final = 16_384
-"""Bytes: what a client may send that was not told otherwise. h2 looks at the length of a frame
-only when it has all of it, and 16 MiB can be claimed."""
+"""Bytes: the limit that applies unless the server announces another one. h2 checks the length of
+a frame only after it has received all of it, and a frame can claim 16 MiB."""
 _DATA: Final = 0
 _HEADERS: Final = 1
 _RST_STREAM: Final = 3
@@ -36,62 +36,65 @@ _SETTINGS: Final = 4
 _CONTINUATION: Final = 9
 
 _UNITS: Final = 32
-"""Units of work that one piece may cost: 2 ms."""
+"""Units of work that one piece may cost: about 2 ms."""
 _HEADER_BLOCK_UNITS: Final = 8
-"""What the beginning of a request costs: a task, and a decoder in Python."""
+"""Cost of the start of a request: a task, and header decompression in Python."""
 _HEADER_BYTES: Final = 1024
-"""Bytes of a header block that cost a unit more."""
+"""Bytes of a header block that cost one unit more."""
 _LONGEST_BLOCK: Final = 2 * LARGEST_HEADER_LIST
-"""Bytes of a header block, in all its frames: more than 16 KiB of headers ever take."""
+"""Bytes of a header block in all its frames: more than an allowed header list ever takes."""
 _LONGEST_SETTINGS: Final = 64 * 6
-"""Bytes of one SETTINGS frame. Eight settings are defined; h2 keeps all that a client makes up."""
+"""Bytes of one SETTINGS frame. Eight settings are defined, but h2 keeps unknown ones, too."""
 
 _BUDGET: Final = 200.0
 """Frames without a request or data that a new connection may send at once."""
 _LARGEST_BUDGET: Final = 1000.0
-_BUDGET_A_SECOND: Final = 100.0
-_BUDGET_A_REQUEST: Final = 20
+_BUDGET_PER_SECOND: Final = 100.0
+_BUDGET_PER_REQUEST: Final = 20
 """Frames for each request: acknowledgements, window updates, a priority."""
-_RESET_CHARGE: Final = _BUDGET_A_REQUEST + 5
-"""What RST_STREAM takes: a request was begun for nothing (CVE-2023-44487). All 16 requests of a
-connection may be cancelled once a second."""
+_RESET_CHARGE: Final = _BUDGET_PER_REQUEST + 5
+"""Charge of RST_STREAM: the request was begun in vain (CVE-2023-44487). A client may still cancel
+all 16 requests of its connection once per second."""
 
 
 class FloodError(PayloaddError):
-    """A client sends what costs much and says little; its connection has to end."""
+    """A client sends frames that cost much work and carry little; its connection has to end."""
 
 
 class FrameCutter:
-    """Cuts what comes behind the preface into pieces."""
+    """Cut the bytes after the preface into pieces."""
 
     def __init__(self) -> None:
         self._data = b""
         self._start = 0
         self._missing = 0
-        """Bytes of the last frame that were not there yet when its header was read."""
+        """Bytes of the last frame that had not arrived when its header was read."""
         self._block = 0
         """Bytes of the header block that is being received."""
         self._charge = 0
-        """What the frames take from the budget that were returned since ``take_charge``."""
+        """Charge for the frames returned since ``pop_charge``."""
 
-    def take_charge(self) -> int:
-        """Return what to spend for the pieces since the last call; less than 0 for requests."""
+    def pop_charge(self) -> int:
+        """Return the charge for the pieces since the last call; below 0 for requests."""
         charge, self._charge = self._charge, 0
         return charge
 
     def add(self, data: bytes) -> None:
-        """Take what came; ``next`` has returned b"" before."""
+        """Append received bytes; call this after ``next_piece`` has returned b""."""
         self._data = self._data[self._start :] + data
         self._start = 0
 
-    def next(self) -> bytes:
-        """Return the next piece, b"" if more has to be received first; raises FloodError."""
-        end = self._end()
+    def next_piece(self) -> bytes:
+        """Return the next piece, b"" if more has to be received first.
+
+        Raises FloodError for a frame or a header block that is too long.
+        """
+        end = self._find_end()
         piece = self._data[self._start : end]
         self._start = end
         return piece
 
-    def _end(self) -> int:
+    def _find_end(self) -> int:
         """Return where the next piece ends."""
         data, position, units = self._data, self._start, 0
         while True:
@@ -119,11 +122,11 @@ class FrameCutter:
 
 
 def _cost(kind: int, length: int) -> int:
-    """Return the units of a frame of this type and length; raises FloodError."""
+    """Return the units of work of a frame of this type and length; raises FloodError."""
     if length > _LONGEST_FRAME:
         raise FloodError(f"a frame of {length} bytes")
     if kind == _DATA:
-        # 64 KiB of full frames pass at once.
+        # 64 KiB of full frames fit into one piece.
         return 1 + 7 * length // _LONGEST_FRAME
     if kind in (_HEADERS, _CONTINUATION):
         return _HEADER_BLOCK_UNITS + length // _HEADER_BYTES
@@ -133,11 +136,11 @@ def _cost(kind: int, length: int) -> int:
 
 
 def _charge(kind: int, flags: int, length: int) -> int:
-    """Return what a frame of this type, flags and length takes from the budget."""
+    """Return the charge to the budget for a frame of this type, flags and length."""
     if kind == _DATA:
         return not (length or flags & _END_STREAM)
     if kind == _HEADERS:
-        return -_BUDGET_A_REQUEST
+        return -_BUDGET_PER_REQUEST
     if kind == _CONTINUATION:
         return 0
     return _RESET_CHARGE if kind == _RST_STREAM else 1
@@ -152,8 +155,8 @@ class FrameBudget:
         self._since = now
 
     def spend(self, charge: int, now: float) -> None:
-        """Take ``charge`` from the budget; raises FloodError where there is not so much."""
-        grown = self._left + (now - self._since) * _BUDGET_A_SECOND - charge
+        """Subtract ``charge`` at the time ``now``; raises FloodError if too little is left."""
+        grown = self._left + (now - self._since) * _BUDGET_PER_SECOND - charge
         self._left = min(_LARGEST_BUDGET, grown)
         self._since = now
         if self._left < 0:

@@ -1,4 +1,4 @@
-"""What is taken of Hypercorn: the protocol machine of one connection, and its way to an app."""
+"""Connect Hypercorn to an app: its configuration, and the ASGI callable that it calls."""
 
 from __future__ import annotations
 
@@ -22,56 +22,56 @@ if TYPE_CHECKING:
     from quart_trio import QuartTrio
 
     from payloadd.ingress.request_memory import RequestMemory
-    from payloadd.ingress.server.activity import ConnectionActivity
     from payloadd.ingress.server.client_stream import ClientStream
+    from payloadd.ingress.server.connection_state import ConnectionState
     from payloadd.ingress.server.fifo_gate import FifoGate
     from payloadd.ingress.server.open_requests import OpenRequests
 
 
-def asgi(
+def wrap_app(
     app: QuartTrio,
     send_timeout: float,
     fifo_gate: FifoGate,
     open_requests: OpenRequests,
     memory: RequestMemory | None = None,
 ) -> AppWrapper:
-    """Return ``app`` as Hypercorn calls it; ``scope["state"]["until_due"]`` bounds its body.
+    """Return ``app`` as Hypercorn calls it; ``scope["state"]["until_due"]`` limits its body's time.
 
-    A client that does not take a part of its answer within ``send_timeout`` seconds loses its
-    connection: the stream sees to that, but not where Hypercorn waits for HTTP/2's window. A
-    request begins, and is answered, in its turn, and counts as open until then. Its body takes from
-    ``memory``.
+    A client that does not read a part of its answer within ``send_timeout`` seconds loses its
+    connection: the stream ensures that on the socket, and this function where Hypercorn waits for
+    HTTP/2's window. A request waits at ``fifo_gate`` before it begins and before it is answered,
+    and is counted in ``open_requests`` until then. Its body takes its memory from ``memory``.
     """
 
-    async def call(scope: Any, receive: Any, send: Any, _spawn: Any, _soon: Any) -> None:  # noqa: ANN401 - ASGI's own types are a union of dicts that nobody tells apart
+    async def call(scope: Any, receive: Any, send: Any, _spawn: Any, _soon: Any) -> None:  # noqa: ANN401 - ASGI's types are a union of dicts without a common tag
         stream: ClientStream = scope["state"].pop("stream")
         if scope["type"] != "http":
             stream.refuse_connection(Problem("NOT_FOUND", "there are no websockets here"))
             return
         stream.request_begins()
         open_requests.count += 1
-        scope["state"]["until_due"] = partial(stream.until, stream.clock.due)
+        scope["state"]["until_due"] = partial(stream.until, stream.state.due)
         body = None
         if memory is not None:
-            body = ReceivedBody(memory, receive, _content_length(scope), stream.activity)
+            body = ReceivedBody(memory, receive, _content_length(scope), stream.state)
             scope["state"]["body"] = body
             receive = body.receive
 
-        count = Http2Count(stream).count
+        count = _Http2AnswerCounter(stream).count
 
         async def send_in_time(message: Any) -> None:  # noqa: ANN401 - as above
             if message["type"] == "http.response.start":
-                await fifo_gate.next()
+                await fifo_gate.wait_turn()
                 count(message["status"])
-            with stream.activity.sending(), trio.move_on_after(send_timeout) as patience:
+            with stream.state.sending(), trio.move_on_after(send_timeout) as time_limit:
                 await send(message)
-            if patience.cancelled_caught:
+            if time_limit.cancelled_caught:
                 await stream.aclose()
 
         try:
-            await fifo_gate.next()
+            await fifo_gate.wait_turn()
             await app(scope, receive, send_in_time)
-        except* Exception as group:  # noqa: BLE001 - it is logged, and Hypercorn says 500
+        except* Exception as group:  # noqa: BLE001 - it is logged, and Hypercorn answers 500
             log_broken_connection(group)
             count(500)
         finally:
@@ -83,11 +83,11 @@ def asgi(
     return cast("AppWrapper", call)
 
 
-class Http2Count:
-    """Counts the answer of one request over HTTP/2.
+class _Http2AnswerCounter:
+    """Count the answer to one request over HTTP/2.
 
-    Those of HTTP/1.1 the stream counts as they go out: where a body is no HTTP, Hypercorn answers
-    before the app does, and the app's answer is not sent.
+    ``ClientStream`` counts the answers of HTTP/1.1 as they are sent: if a body is invalid HTTP,
+    Hypercorn answers before the app does, and the app's answer is not sent.
     """
 
     def __init__(self, stream: ClientStream) -> None:
@@ -95,14 +95,14 @@ class Http2Count:
         self._counted = False
 
     def count(self, status: int) -> None:
-        """Count an answer with ``status``, unless there was one."""
-        if self._stream.http2 and not self._counted:
+        """Count an answer with ``status``, unless the request has been counted."""
+        if self._stream.state.http2 and not self._counted:
             self._counted = True
             self._stream.count(status)
 
 
 def _content_length(scope: Any) -> int:  # noqa: ANN401 - as above
-    """Return what a request says of its body's length, 0 where it does not."""
+    """Return the Content-Length of a request, 0 without that header."""
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit():
             return int(value)
@@ -110,11 +110,12 @@ def _content_length(scope: Any) -> int:  # noqa: ANN401 - as above
 
 
 class ReceivedBody:
-    """The body of one request on its way to the app, with its memory.
+    """The body of one request on its way to the app, and the memory that it uses.
 
-    What its Content-Length says is taken before the first byte, what comes beyond it (a chunked
-    body says nothing) piece by piece. Where there is none left nothing more is read; and where
-    there is none for long, ``refused`` is set and whatever runs in ``reading`` is cancelled.
+    The memory for the Content-Length is acquired before the first byte is read. Memory for bytes
+    beyond it (a chunked body announces no length) is acquired piece by piece. While no memory is
+    free, nothing more is read. If none becomes free for long, ``refused`` is set and the scope
+    ``reading`` is cancelled.
     """
 
     def __init__(
@@ -122,13 +123,15 @@ class ReceivedBody:
         memory: RequestMemory,
         receive: Callable[[], Awaitable[Any]],
         length: int,
-        activity: ConnectionActivity,
+        state: ConnectionState,
     ) -> None:
+        """Read the body from the ASGI callable ``receive``; ``length`` is its Content-Length."""
         self._memory = memory
-        self._activity = activity
+        self._state = state
         self._receive = receive
         self._length = length
         self._charge = 0
+        """Bytes of memory that the body has acquired."""
         self._watched = False
         self._begun = False
         self.reading = trio.CancelScope()
@@ -137,15 +140,15 @@ class ReceivedBody:
         self.received = 0
 
     async def receive(self) -> Any:  # noqa: ANN401 - ASGI's own types
-        """Return the next message of the request; see ASGI."""
+        """Return the next message of the request (see ASGI)."""
         if not self._begun:
             self._begun = True
-            await self._take(self._length)
+            await self._acquire(self._length)
         message = await self._receive()
         self.received += len(message.get("body", b""))
-        await self._take(self.received)
-        # What comes of a request that was refused is dropped: Hypercorn waits for it to be taken
-        # before it can end the request.
+        await self._acquire(self.received)
+        # The rest of a refused request is dropped: Hypercorn cannot end the request before the
+        # app has received it.
         while self.refused and message["type"] != "http.disconnect":
             message = await self._receive()
         if not message.get("more_body") and self._watched:
@@ -154,40 +157,40 @@ class ReceivedBody:
         return message
 
     def end_slow(self) -> None:
-        """Refuse the request: see Receiver."""
+        """Refuse the request (see ``Receiver``)."""
         self.refused = True
         self.reading.cancel()
         self._memory.unwatch(self)
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         self._memory.unwatch(self)
         charge, self._charge = self._charge, 0
         self._memory.release(charge)
 
-    async def _take(self, size: int) -> None:
-        """Take what is missing to ``size`` bytes in all."""
+    async def _acquire(self, size: int) -> None:
+        """Acquire memory until the body has ``size`` bytes of it."""
         missing = size - self._charge
         if missing <= 0 or self.refused:
             return
-        self._activity.waits_for_memory += 1
+        self._state.waits_for_memory += 1
         try:
             acquired = await self._memory.acquire(missing)
         finally:
-            self._activity.waits_for_memory -= 1
+            self._state.waits_for_memory -= 1
         if not acquired:
             self.end_slow()
             return
         self._charge = size
         if not self._watched:
             self._watched = True
-            # The wait for memory is not the client's slowness.
+            # The wait for memory does not make the client slow.
             self.since = trio.current_time()
             self._memory.watch(self)
 
 
-def make_config() -> Config:
-    """Return what Hypercorn needs to know; what it does not bound, ClientStream does."""
+def make_hypercorn_config() -> Config:
+    """Return Hypercorn's configuration; ``ClientStream`` sets the limits that it lacks."""
     config = Config()
     config.accesslog = None
     config.errorlog = logging.getLogger("hypercorn.error")
@@ -198,6 +201,7 @@ def make_config() -> Config:
     # Bodies are held in memory until they are complete, and a connection is one slot.
     config.h2_max_concurrent_streams = 16
     config.h2_max_header_list_size = LARGEST_HEADER_LIST
-    # Messages of a request that wait for its app: what is read runs ahead of MAX_REQUEST_BYTES.
+    # Messages of a request that wait for its app. Hypercorn reads them before MAX_REQUEST_BYTES
+    # is checked.
     config.max_app_queue_size = 1
     return config

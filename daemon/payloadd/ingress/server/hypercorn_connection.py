@@ -1,14 +1,17 @@
-"""Hypercorn's connection, with what its protocols leave to chance.
+"""Hypercorn's connection, with limits that Hypercorn, h11 and h2 do not set.
 
 - A client that closes its sending side after a request (shutdown(2), SHUT_WR) still gets the
-  answer. Hypercorn takes the end of the input for the end of the connection.
-- ``Upgrade: h2c`` is ignored, as RFC 9113, section 3.1, has it: a proxy that looks at requests
-  would see the first one only. HTTP/2 on a connection's first bytes (prior knowledge) stays.
+  answer. Hypercorn treats the end of the input as the end of the connection.
+- ``Upgrade: h2c`` is ignored, as RFC 9113, section 3.1, recommends: a proxy that checks requests
+  would see only the first one. A client may still speak HTTP/2 from its first byte (prior
+  knowledge).
 - PRIORITY is ignored.
-- What an HTTP/2 client sends is processed in small pieces; see ``http2_input``.
-- So are bodies in many small chunks, and chunks that came together are passed on together.
-- Requests beyond the first one of a connection may be refused; see ``open_requests``.
-- h2 remembers 65,536 closed streams of each connection, 6 MiB. Here it is a few hundred.
+- The frames of an HTTP/2 client are processed in small pieces; see ``http2_input``.
+- Bodies in many small chunks are also processed in small pieces, and chunks that arrived together
+  are passed on together.
+- Requests after the first one of a connection may be refused; see ``open_requests``.
+- h2 remembers 65,536 closed streams of each connection, which is megabytes. Here it remembers a
+  few hundred.
 """
 
 from __future__ import annotations
@@ -31,8 +34,7 @@ from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protoco
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 
-from payloadd.ingress.server.activity import no
-from payloadd.ingress.server.complete_request import may_be_whole
+from payloadd.ingress.server.connection_state import looks_complete, never
 from payloadd.ingress.server.http2_input import (
     LARGEST_HEADER_LIST,
     PREFACE,
@@ -56,20 +58,21 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-_LOOK_AGAIN: Final = 0.5
+_BLOCKED_CHECK_SECONDS: Final = 0.5
 _MOST_BREAKS: Final = 128
-"""Line breaks of HTTP/1.1 that are handed over at a time: two a chunk."""
+"""Line breaks of HTTP/1.1 that are passed on at a time: two per chunk."""
 _LEAST_PIECE: Final = 512
+"""Bytes."""
 _CLOSED_STREAMS: Final = 512
-"""Closed streams of one connection of which frames may still come: h2 answers those of a stream
-that it does not know any more by closing the connection."""
+"""Closed streams that h2 remembers for each connection. h2 answers a late frame of a stream that
+it has forgotten by closing the connection."""
 _PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
 _RECEIVED_WHOLE: Final = (h11.DONE, h11.MUST_CLOSE)
-"""States of an HTTP/1.1 client whose request has come to its end."""
+"""States of an HTTP/1.1 client whose request is complete."""
 
 
 class HypercornConnection(TCPServer):
-    """One connection. It ends with its input, once what had come whole is answered."""
+    """One connection. After the end of the input it answers the complete requests, and ends."""
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class HypercornConnection(TCPServer):
         fifo_gate: FifoGate,
         open_requests: OpenRequests,
     ) -> None:
-        # Hypercorn says SSLStream, and takes what has the methods that it calls.
+        # The annotation is SSLStream, but Hypercorn accepts any object with the methods it calls.
         super().__init__(app, config, context, state, cast("Any", stream))
         self._client = stream
         self._fifo_gate = fifo_gate
@@ -89,20 +92,20 @@ class HypercornConnection(TCPServer):
         self._most_requests = config.h2_max_concurrent_streams
 
     async def run(self) -> None:
-        """Serve the connection to its end."""
+        """Serve the connection until it ends."""
         try:
             await super().run()
         finally:
             self._break_cycles()
 
     def _break_cycles(self) -> None:
-        """Let all that belongs to the connection be freed now, and not by a garbage collection.
+        """Clear all reference cycles, so that the connection is freed at once.
 
-        Hypercorn and h2 refer to themselves in a dozen ways, with 120 containers a connection.
-        A thousand connections that ended together were 40 MiB until a full collection, which
-        stopped the event loop for 0.3 s.
+        Hypercorn and h2 contain a dozen cycles, with 120 containers per connection. After the end
+        of a thousand connections, tens of MiB would stay in memory until a full garbage
+        collection, which stops the event loop for a noticeable time.
         """
-        self._client.activity.awaits_body = no
+        self._client.state.awaits_body = never
         wrapper = vars(self).get("protocol")
         if wrapper is not None:
             protocol = wrapper.protocol
@@ -111,11 +114,11 @@ class HypercornConnection(TCPServer):
         vars(self).clear()
 
     async def _read_data(self) -> None:
-        """Hand over what comes until the client, or this side, ends the connection."""
+        """Pass input to the protocol until the client, or this side, ends the connection."""
         self.protocol.protocol = _Http1(self.protocol)
-        self._client.activity.awaits_body = self._awaits_body
+        self._client.state.awaits_body = self._awaits_body
         try:
-            # Its first bytes show which protocol a connection speaks.
+            # The first bytes show which protocol the client speaks.
             rest = await self._read_preface()
             http2 = self._http2
             if http2 is not None:
@@ -123,7 +126,7 @@ class HypercornConnection(TCPServer):
             else:
                 await self._read_http1(rest)
         except (trio.ClosedResourceError, trio.BrokenResourceError):
-            pass  # the client is gone
+            pass  # the client has left
         await self.protocol.handle(Closed())
         await self.stream.aclose()
 
@@ -135,13 +138,13 @@ class HypercornConnection(TCPServer):
     async def _receive(self) -> bytes:
         return bytes(await self.stream.receive_some(MAX_RECV))
 
-    async def _hand_over(self, data: bytes) -> None:
+    async def _pass_on(self, data: bytes) -> None:
         await self.protocol.handle(RawData(data))
 
     async def _read_preface(self) -> bytes:
-        """Hand over HTTP/2's preface, if there is one; returns what came behind it.
+        """Pass on the preface of HTTP/2, if the input starts with it; return the bytes after it.
 
-        What it returns in HTTP/1.1 is b"" at the end of the input, or what is to be handed over.
+        In HTTP/1.1, return the first bytes, b"" at the end of the input.
         """
         seen = 0
         while True:
@@ -149,44 +152,45 @@ class HypercornConnection(TCPServer):
             part = PREFACE[seen : seen + len(data)]
             if not data or not data.startswith(part):
                 return data
-            # h11 knows the preface, and passes on what it has in hand.
-            await self._hand_over(part)
+            # h11 recognises the preface, and passes on the bytes that it has buffered.
+            await self._pass_on(part)
             seen += len(part)
             if seen == len(PREFACE):
-                self._client.clock.becomes_http2()
+                self._client.state.switch_to_http2()
                 return data[len(part) :]
 
     async def _read_http1(self, data: bytes) -> None:
-        activity = self._client.activity
-        activity.in_hand = may_be_whole(data)
+        state = self._client.state
+        state.awaits_turn = looks_complete(data)
         while data:
-            await self._fifo_gate.next()
-            activity.in_hand = False
+            await self._fifo_gate.wait_turn()
+            state.awaits_turn = False
             size = len(data) if self._counts_bytes() else _piece_size(data)
-            await self._hand_over(data[:size])
+            await self._pass_on(data[:size])
             data = data[size:] or await self._receive()
-            # The first bytes have cost little yet, and may be given up before their turn.
-            activity.in_hand = True
-        activity.in_hand = False
+            # Only the first bytes of a connection may be dropped before their turn: they have
+            # cost little.
+            state.awaits_turn = True
+        state.awaits_turn = False
         if not self._awaits_body():
             await self._client.wait_until_answered()
-        # Of a request that is not whole h11 says that it is wrong.
-        await self._hand_over(b"")
+        # h11 answers 400 if the last request is incomplete.
+        await self._pass_on(b"")
 
     async def _read_http2(self, protocol: H2Protocol, data: bytes) -> None:
         self._bound_http2(protocol)
-        activity = self._client.activity
-        activity.in_hand = False
+        state = self._client.state
+        state.awaits_turn = False
         cutter = FrameCutter()
         budget = FrameBudget(trio.current_time())
         while True:
             cutter.add(data)
             try:
-                while piece := cutter.next():
-                    budget.spend(cutter.take_charge(), trio.current_time())
-                    await self._fifo_gate.next()
-                    await self._hand_over(piece)
-                    # Requests that are reset at once are not among the streams that are counted.
+                while piece := cutter.next_piece():
+                    budget.spend(cutter.pop_charge(), trio.current_time())
+                    await self._fifo_gate.wait_turn()
+                    await self._pass_on(piece)
+                    # h2 does not count the streams of requests that the client has reset.
                     await self._client.wait_until_answered(self._most_requests)
             except FloodError as error:
                 await self._refuse_flood(protocol, error)
@@ -195,15 +199,15 @@ class HypercornConnection(TCPServer):
             if not data:
                 break
         await self._end_unfinished(protocol)
-        # An answer for which the client left no window waits for a frame that cannot come.
-        while self._client.clock.requests and not activity.is_blocked(trio.current_time()):
-            with trio.move_on_after(_LOOK_AGAIN):
+        # If the client left no window for an answer, no frame can open it any more.
+        while state.requests and not state.is_blocked(trio.current_time()):
+            with trio.move_on_after(_BLOCKED_CHECK_SECONDS):
                 await self._client.wait_until_answered()
 
     def _bound_http2(self, protocol: H2Protocol) -> None:
-        """Replace what Hypercorn and h2 do without bounds; before the first frame is processed."""
+        """Set limits that Hypercorn and h2 lack; call this before the first frame is processed."""
         connection = protocol.connection
-        # Hypercorn tells the client, and does not bound what is decoded.
+        # Hypercorn announces this limit to the client, but does not enforce it.
         connection.decoder.max_header_list_size = LARGEST_HEADER_LIST
         connection._closed_streams = SizeLimitDict(size_limit=_CLOSED_STREAMS)  # noqa: SLF001
         protocol._priority_updated = _ignore_priority  # type: ignore[assignment,method-assign]  # noqa: SLF001
@@ -222,34 +226,34 @@ class HypercornConnection(TCPServer):
     async def _refuse_flood(self, protocol: H2Protocol, error: FloodError) -> None:
         log.debug("http2_flood", reason=str(error))
         protocol.connection.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
-        await self._hand_over(b"")
+        await self._pass_on(b"")
 
     async def _end_unfinished(self, protocol: H2Protocol) -> None:
-        """End the requests of which the rest can no longer come."""
+        """End the requests that can no longer become complete."""
         for stream_id in list(protocol.streams):
             if _awaits_body(protocol.connection, stream_id):
                 await protocol._close_stream(stream_id)  # noqa: SLF001 - as on a reset
 
     def _counts_bytes(self) -> bool:
-        """Return whether a body is being received that has a Content-Length, and so no chunks."""
+        """Return whether a body with a Content-Length, and so without chunks, is being received."""
         protocol = self.protocol.protocol
         return isinstance(protocol, _Http1) and protocol.counts_bytes
 
     def _awaits_body(self) -> bool:
-        """Whether more of a request is awaited, and no answer of ours."""
+        """Return whether every open request waits for its client, and none for the app."""
         protocol = self.protocol.protocol
         if isinstance(protocol, H2Protocol):
             return bool(protocol.streams) and all(
                 _awaits_body(protocol.connection, stream_id) for stream_id in protocol.streams
             )
         whole = protocol.connection.their_state in _RECEIVED_WHOLE
-        return self._client.clock.requests > 0 and not whole
+        return self._client.state.requests > 0 and not whole
 
 
 def _piece_size(data: bytes) -> int:
-    """Return how many bytes of HTTP/1.1 may be handed over at a time, all of them as a rule.
+    """Return how many bytes of HTTP/1.1 are passed on at a time, usually all of them.
 
-    h11 takes 15 µs for each chunk of a chunked body, and 64 KiB hold 10,000 chunks of a byte.
+    h11 parses each chunk of a chunked body in Python, and 64 KiB hold 10,000 chunks of a byte.
     """
     breaks = data.count(b"\r\n")
     return (
@@ -262,68 +266,68 @@ def _piece_size(data: bytes) -> int:
 async def _ignore_priority(_event: h2.events.PriorityUpdated) -> None:
     """Do nothing: RFC 9113, section 5.3.2, deprecates the priorities of HTTP/2's first version.
 
-    Hypercorn keeps a tree of up to 1,000 streams that the client makes up, and one frame of 14
-    bytes has all of them move.
+    Hypercorn keeps a tree of up to 1,000 streams that need not exist, and one frame of 14 bytes
+    can move all of them.
     """
 
 
 def _awaits_body(connection: h2.connection.H2Connection, stream_id: int) -> bool:
-    """Return whether the client's end of a stream is open."""
+    """Return whether the client has not ended its side of a stream."""
     stream = connection.streams.get(stream_id)
     return stream is not None and stream.state_machine.state is h2.stream.StreamState.OPEN
 
 
 class _JoinedBody:
-    """Hands the chunks of a body that came together to ``stream`` as one piece.
+    """Pass the chunks of a body that arrived together to ``stream`` as one piece.
 
-    To pass on a piece takes three times as long as to parse a chunk.
+    Passing on a piece takes several times as long as parsing a chunk.
     """
 
     def __init__(self, stream: HTTPStream) -> None:
-        # Weak, because the stream refers to this object: each request would be a cycle.
+        # The stream refers to this object: a strong reference would be a cycle per request.
         self._stream_handle = WeakMethod(stream.handle)
         self._pieces: list[bytes] = []
 
     async def handle(self, event: StreamEvent) -> None:
-        """Keep a piece of the body, or pass on another event."""
+        """Keep a piece of the body; pass on any other event."""
         if isinstance(event, Body):
             self._pieces.append(event.data)
             return
         if isinstance(event, EndBody):
             await self.flush()
         self._pieces.clear()
-        await self._pass_on(event)
+        await self._send_event(event)
 
     async def flush(self) -> None:
-        """Pass on what has been kept."""
+        """Pass on the pieces that were kept."""
         if self._pieces:
             data = b"".join(self._pieces)
             self._pieces.clear()
-            await self._pass_on(Body(stream_id=STREAM_ID, data=data))
+            await self._send_event(Body(stream_id=STREAM_ID, data=data))
 
-    async def _pass_on(self, event: StreamEvent) -> None:
+    async def _send_event(self, event: StreamEvent) -> None:
         handle = self._stream_handle()
         if handle is not None:
             await handle(event)
 
 
 class _EndedStream:
-    """Drops what comes of a stream that has ended on this side."""
+    """Drop the frames of a stream that has ended on this side."""
 
     async def handle(self, event: object) -> None:
         """Do nothing."""
 
 
 class _Streams(dict[int, Any]):
-    """The streams of a connection. Hypercorn raises KeyError for data of one that has ended."""
+    """The streams of a connection. Hypercorn fails with KeyError for data of an ended stream."""
 
     def __missing__(self, stream_id: int) -> _EndedStream:
-        """Return a stream that drops everything."""
+        """Return a stream that drops all events."""
         return _EndedStream()
 
 
 class _Http1(H11Protocol):
-    """Hypercorn's HTTP/1.1 without upgrades to HTTP/2, and with the chunks of a body joined."""
+    """Hypercorn's HTTP/1.1 protocol, without upgrades to HTTP/2 and with joined chunks."""
 
     def __init__(self, wrapper: ProtocolWrapper) -> None:
         super().__init__(
@@ -346,7 +350,7 @@ class _Http1(H11Protocol):
         return self._has_length and self.connection.their_state is h11.SEND_BODY
 
     async def handle(self, event: Event) -> None:
-        """Take what came."""
+        """Process input, and pass on the chunks that arrived together."""
         await super().handle(event)
         if self._body is not None:
             await self._body.flush()

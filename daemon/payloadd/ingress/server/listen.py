@@ -1,4 +1,4 @@
-"""Listening sockets: TCP and Unix, opened, named and closed. See ``accept`` for their clients."""
+"""Open, name and close listening sockets, TCP and Unix. ``accept`` accepts their clients."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _UNIX_MODE: Final = 0o660
-"""Owner and group may connect: the unit's group is how a reverse proxy is let in."""
+"""Owner and group may connect: a reverse proxy gets access by the group of the systemd unit."""
 
-# Unix listeners whose file is ours to remove, and which file it is (device and inode). Those
-# that systemd passed are not among them.
-_OURS: Final[weakref.WeakKeyDictionary[trio.SocketListener, tuple[int, int]]] = (
+# Unix listeners whose socket file this process has created, with its device and inode. Sockets
+# passed by systemd are not included: their files must stay.
+_CREATED_FILES: Final[weakref.WeakKeyDictionary[trio.SocketListener, tuple[int, int]]] = (
     weakref.WeakKeyDictionary()
 )
 
 
 async def open_listeners(addresses: Sequence[Address]) -> list[trio.SocketListener]:
-    """Open a listener per socket address; a host name may have several.
+    """Open a listener for each socket address; a host name may have several addresses.
 
-    Raises StartError that names the address. The backlog is what the kernel allows
-    (net.core.somaxconn): with all slots taken, clients wait in it.
+    Raises StartError with the name of the address. The backlog has the largest size that the
+    kernel allows (net.core.somaxconn): clients wait there while all slots are taken.
     """
     listeners: list[trio.SocketListener] = []
     for address in addresses:
@@ -58,17 +58,21 @@ async def open_listeners(addresses: Sequence[Address]) -> list[trio.SocketListen
 
 
 def bound_addresses(listeners: Sequence[trio.SocketListener]) -> list[str]:
-    """Return where the listeners listen, with the ports that the kernel chose."""
+    """Return the addresses of the listeners, with the ports that the kernel has chosen."""
     return [_name(listener.socket) for listener in listeners]
 
 
 def close_listener(listener: trio.SocketListener) -> None:
-    """Close; a Unix socket's file goes first, so that never is a successor's file removed."""
-    ours = _OURS.pop(listener, None)
-    if ours is not None:
+    """Close a listener; closing it again does nothing.
+
+    The file of a Unix socket is removed before the socket is closed. In the other order, the file
+    of a new daemon at the same path could be removed.
+    """
+    created = _CREATED_FILES.pop(listener, None)
+    if created is not None:
         with suppress(OSError):
             path = Path(listener.socket.getsockname())
-            if _identity(path.lstat()) == ours:
+            if _identity(path.lstat()) == created:
                 path.unlink()
     listener.socket.close()
 
@@ -85,24 +89,25 @@ async def _open_unix_listener(address: UnixAddress) -> trio.SocketListener:
     await _remove_stale(path)
     sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # The file has this mode (less the umask) from the start, and is never open to others.
+        # The file gets this mode, less the umask, when it is created: no other user can ever
+        # connect.
         os.fchmod(sock.fileno(), _UNIX_MODE)
         await sock.bind(address.path)
-        made = _set_mode(path)
+        created = _set_mode(path)
         sock.listen(0xFFFF)
     except BaseException:
         sock.close()
         raise
     listener = trio.SocketListener(sock)
-    _OURS[listener] = made
+    _CREATED_FILES[listener] = created
     return listener
 
 
 async def _remove_stale(path: Path) -> None:
-    """Remove the socket file of a process of ours that is gone.
+    """Remove the socket file that a dead process of the same user has left.
 
-    Raises OSError if a process listens on it, or if it belongs to another user. Any other file,
-    a symbolic link among them, stays: bind refuses it.
+    Raises OSError if a process listens on it, or if it belongs to another user. Any other file
+    stays, including a symbolic link: bind(2) then fails.
     """
     found = _lstat(path)
     if found is None or not stat.S_ISSOCK(found.st_mode):
@@ -121,7 +126,7 @@ async def _remove_stale(path: Path) -> None:
 
 
 def _lstat(path: Path) -> os.stat_result | None:
-    """Return what is at ``path`` itself, None if there is nothing."""
+    """Return the status of ``path`` without following a symbolic link; None if it is missing."""
     try:
         return path.lstat()
     except FileNotFoundError:
@@ -137,16 +142,16 @@ def _remove(path: Path) -> None:
 
 
 def _set_mode(path: Path) -> tuple[int, int]:
-    """Let the group in, whatever the umask; returns which file it was.
+    """Allow the group to connect, independent of the umask; return the file's device and inode.
 
-    The file is opened without following a symbolic link that was put in its place, and changed
-    by its descriptor, which Linux allows by way of /proc alone (open(2), O_PATH).
+    The file is opened without following a symbolic link that may have replaced it. Its mode is
+    changed by its descriptor, which Linux allows only through /proc (open(2), O_PATH).
     """
     file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         status = os.fstat(file)
         if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
-            raise OSError(errno.EEXIST, "another file took the place of the socket")
+            raise OSError(errno.EEXIST, "another file has replaced the socket")
         Path(f"/proc/self/fd/{file}").chmod(_UNIX_MODE)
     finally:
         os.close(file)

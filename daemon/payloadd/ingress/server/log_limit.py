@@ -1,4 +1,4 @@
-"""A bound on how often one kind of line is logged."""
+"""Limit how often one kind of line is logged."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from time import monotonic
 
 
 class LogLimit:
-    """Lets one line through in each ``seconds``, and counts the others."""
+    """Allow one log line per ``seconds``, and count the others."""
 
     def __init__(self, seconds: float = 10.0) -> None:
         self._seconds = seconds
-        self._next = 0.0
+        self._allowed_at = 0.0
         self._suppressed = 0
 
     def allows(self) -> bool:
-        """Return whether a line may be logged now; one that may not is counted."""
-        if monotonic() < self._next:
+        """Return whether a line may be logged now; if not, count it as suppressed."""
+        if monotonic() < self._allowed_at:
             self._suppressed += 1
             return False
-        self._next = monotonic() + self._seconds
+        self._allowed_at = monotonic() + self._seconds
         return True
 
     def suppressed(self) -> int:
-        """Return how many lines were left out since this was last asked."""
+        """Return how many lines were suppressed since the last call of this method."""
         count, self._suppressed = self._suppressed, 0
         return count

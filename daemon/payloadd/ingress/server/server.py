@@ -1,27 +1,27 @@
-"""Listeners and connections, on the trio parts of Hypercorn.
+"""Accept and serve the connections of one address, by the fast path or by Hypercorn.
 
-Hypercorn's own ``serve`` is not used: it has no cap on connections, one accept error ends
-it, and what is under way when its grace is over is dropped. Its ``TCPServer``, one object
-per connection, knows HTTP/1.1 and HTTP/2 and is all that is taken. ASGI's lifespan protocol
-is left out: the apps own nothing that would have to be opened or closed.
+Hypercorn's own ``serve`` is not used: it does not limit connections, one accept error ends it, and
+it drops the requests that are in progress when its grace period is over. Only its ``TCPServer`` is
+used: one object per connection, which implements HTTP/1.1 and HTTP/2. ASGI's lifespan protocol is
+omitted: the apps own nothing that has to be opened or closed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import trio
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
+from hypercorn.typing import ConnectionState as HypercornState
 
 from payloadd.ingress.server.accept import Acceptor
 from payloadd.ingress.server.client_stream import ClientStream, count_nothing
 from payloadd.ingress.server.connection_errors import log_broken_connection
 from payloadd.ingress.server.fifo_gate import FifoGate
-from payloadd.ingress.server.hypercorn_app import asgi, make_config
+from payloadd.ingress.server.hypercorn_app import make_hypercorn_config, wrap_app
 from payloadd.ingress.server.hypercorn_connection import HypercornConnection
 from payloadd.ingress.server.listen import bound_addresses, close_listener, open_listeners
 from payloadd.ingress.server.open_requests import OpenRequests
@@ -38,43 +38,67 @@ if TYPE_CHECKING:
     from payloadd.config.settings import Settings
     from payloadd.ingress.refusal_log import RefusalLog
     from payloadd.ingress.request_memory import RequestMemory
-    from payloadd.ingress.server.lane import Lane
     from payloadd.ingress.server.tls import Certificates
+    from payloadd.ingress.submission import Submitter
 
 __all__ = ["bound_addresses", "open_listeners", "serve"]
 
 log = get_logger(__name__)
 
 _TICK: Final = 0.25
-"""Seconds between two looks at the clock: 1,000 connections cost 0.1 % of a core."""
-_TICKS_A_TIMEOUT: Final = 10
+"""Seconds between two checks of all deadlines."""
+_TICKS_PER_TIMEOUT: Final = 10
 _LATE: Final = 0.1
 """Seconds by which a tick may be late before the event loop counts as stalled."""
-_LONGEST_READING: Final = 5.0
-"""Seconds behind a stall, at most, in which all that lies in the sockets is to be read."""
-_ACCEPTED_AT_ONCE: Final = 64
-_ACCEPT_SECONDS: Final = 0.002
-"""How many connections are accepted, and for how long, before other tasks have a turn."""
-_DRAIN_MARGIN: Final = 5.0
-"""Seconds beyond REQUEST_TIMEOUT for the last answers to be sent and read."""
+_LONGEST_RECOVERY: Final = 5.0
+"""Seconds after a stall, at most, in which the sockets are read and no deadline is checked."""
+_ACCEPTED_PER_PASS: Final = 64
+"""Connections that are accepted before other tasks run, at most."""
+
+
+class FastPathService(Protocol):
+    """The fast path as the server calls it."""
+
+    submitter: Submitter
+
+    def awaits_commit(self) -> bool:
+        """Return whether requests wait for the journal."""
+        ...
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        ...
+
+    def enter(self, stream: ClientStream, leave: Callable[[ClientStream], object]) -> None:
+        """Serve a new connection; call ``leave`` when Hypercorn has to serve it, or when it ends.
+
+        Raises OSError if the system can watch no further connection.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """What stands between an address and its app."""
+    """The options of one address."""
 
     max_connections: int
-    fast_path: Lane | None = None
-    """Answers plain requests: they never reach the app."""
+    fast_path: FastPathService | None = None
+    """Answers plain requests before they reach the app."""
     certificates: Certificates | None = None
-    """With them all is inside of TLS."""
+    """With certificates, all connections use TLS."""
     memory: RequestMemory | None = None
-    """What bodies take from that Hypercorn reads."""
+    """The memory for the bodies that Hypercorn reads."""
     count: Callable[[int], object] = count_nothing
-    """Called with the status of every answer that the lane does not give."""
+    """Called with the status of each answer that the fast path does not send."""
     refusals: RefusalLog | None = None
     """The log of requests that are refused before they reach the app."""
     max_connections_per_client: int | None = None
+    open_requests: OpenRequests = field(default_factory=OpenRequests)
+    """The requests that Hypercorn has in progress."""
+    accept_seconds: float = 0.002
+    """Seconds in which connections are accepted before other tasks run."""
+    drain_margin: float = 5.0
+    """Seconds, in addition to REQUEST_TIMEOUT, in which clients can read the last answers."""
 
 
 async def serve(
@@ -86,18 +110,19 @@ async def serve(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve ``app`` until ``stop`` is set and every request under way has been answered.
+    """Serve ``app`` until ``stop`` is set and every request in progress is answered.
 
-    After ``stop`` the listeners are closed, idle connections are closed at once, and the others
-    after their answer; what is left REQUEST_TIMEOUT and 5 s later is cut off.
+    After ``stop`` the listeners are closed. Idle connections are closed at once, the others after
+    their answer. Connections that are open after REQUEST_TIMEOUT and ``drain_margin`` are closed
+    without an answer. Raises ExceptionGroup with an OSError if a listener is broken.
     """
     server = _Server(app, settings, options)
     try:
-        async with trio.open_nursery() as clock:
-            clock.start_soon(server.keep_time)
-            clock.start_soon(server.fifo_gate.run)
+        async with trio.open_nursery() as helpers:
+            helpers.start_soon(server.enforce_deadlines)
+            helpers.start_soon(server.fifo_gate.run)
             if options.fast_path is not None:
-                clock.start_soon(options.fast_path.run)
+                helpers.start_soon(options.fast_path.run)
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as accepting:
                     for listener in listeners:
@@ -108,11 +133,11 @@ async def serve(
                 for listener in listeners:
                     close_listener(listener)
                 await server.drain()
-                limit = settings.request_timeout + _DRAIN_MARGIN
+                limit = settings.request_timeout + options.drain_margin
                 connections.cancel_scope.deadline = trio.current_time() + limit
                 await server.wait_empty()
-            server.cut_off()
-            clock.cancel_scope.cancel()
+            server.close_remaining()
+            helpers.cancel_scope.cancel()
     finally:
         for listener in listeners:
             close_listener(listener)
@@ -121,11 +146,11 @@ async def serve(
 
 
 class _Server:
-    """What all connections of one address share."""
+    """The state that all connections of one address share."""
 
     def __init__(self, app: QuartTrio, settings: Settings, options: ServerOptions) -> None:
         self._draining = False
-        self._over = False
+        self._drain_ended = False
         self._empty = trio.Event()
         self._occupied = trio.Event()
         fast_path = options.fast_path
@@ -134,11 +159,11 @@ class _Server:
             if fast_path is None
             else FifoGate(fast_path.submitter.switch_interval.shorten, fast_path.awaits_commit)
         )
-        self._open_requests = OpenRequests()
-        self._app = asgi(
+        self._open_requests = options.open_requests
+        self._app = wrap_app(
             app, settings.request_timeout, self.fifo_gate, self._open_requests, options.memory
         )
-        self._config = make_config()
+        self._config = make_hypercorn_config()
         self._settings = settings
         self._fast_path = options.fast_path
         self._certificates = options.certificates
@@ -146,37 +171,39 @@ class _Server:
         self._refusals = options.refusals
         self._slots = Slots(options.max_connections, options.max_connections_per_client)
         self._trust = 0
+        self._accept_seconds = options.accept_seconds
 
     async def accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
-        """Accept connections for ever; see ``Slots`` for what makes room for them.
+        """Accept connections until cancelled; ``Slots`` evicts others for them.
 
-        With several listeners, one to which no client connects holds no slot.
+        Several listeners share the slots. A listener without clients uses none.
         """
         with Acceptor(listener) as acceptor:
             while True:
                 await trio.lowlevel.wait_readable(listener.socket)
-                end = perf_counter() + _ACCEPT_SECONDS
-                acceptor.begin()
-                for _ in range(_ACCEPTED_AT_ONCE):
-                    found = acceptor.next()
+                end = perf_counter() + self._accept_seconds
+                acceptor.set_nonblocking()
+                for _ in range(_ACCEPTED_PER_PASS):
+                    found = acceptor.accept_now()
                     if found is None:
                         break
                     await self._enter(*found, connections)
                     if perf_counter() > end:
                         break
-                await acceptor.recover()
+                await acceptor.pause_if_exhausted()
 
-    async def keep_time(self) -> None:
-        """End connections whose client takes too long, a little after their time.
+    async def enforce_deadlines(self) -> None:
+        """End connections whose deadline has passed, up to a quarter of a second later.
 
-        Where the event loop was held up, or the process stopped, the delay is not the clients':
-        all of them get the time back, and what lies in the sockets is read first.
+        If the event loop was blocked, or the process was stopped, the clients did not cause the
+        delay: every deadline is moved by it, and the sockets are read before any deadline is
+        checked.
         """
         shortest = min(self._settings.request_timeout, self._settings.keepalive_timeout)
-        tick = min(_TICK, shortest / _TICKS_A_TIMEOUT)
+        tick = min(_TICK, shortest / _TICKS_PER_TIMEOUT)
         not_before = 0.0
         while True:
-            # Nobody is woken for nobody.
+            # Sleep until a connection exists.
             await self._occupied.wait()
             began = trio.current_time()
             await trio.sleep(tick)
@@ -185,56 +212,57 @@ class _Server:
             now = trio.current_time()
             late = now - began - tick
             if late > _LATE:
-                not_before = now + min(late, _LONGEST_READING)
+                not_before = now + min(late, _LONGEST_RECOVERY)
                 for stream in self._slots:
                     stream.postpone(late)
             if now >= not_before:
-                # One that is closed within a call is taken out of the table.
+                # A copy, because a connection that ends during its check is removed.
                 for stream in list(self._slots):
-                    stream.look_at_the_time(now)
+                    stream.check_deadlines(now)
             if self._certificates is not None and self._certificates.trust != self._trust:
                 await self._end_untrusted(self._certificates.trust)
 
     async def drain(self) -> None:
-        """Have every connection closed once it has no request under way."""
+        """Close every connection as soon as it has no request in progress."""
         self._draining = True
         for stream, context in list(self._slots.items()):
             stream.drain()
-            if stream.http2:
-                # Hypercorn says GOAWAY. Told so, it would close HTTP/1.1 under a client's hands.
+            if stream.state.http2:
+                # Hypercorn then sends GOAWAY. For HTTP/1.1 it would close the connection at once,
+                # even while a request arrives.
                 await context.terminated.set()
 
     async def wait_empty(self) -> None:
-        """Return once all connections are closed, after ``drain``."""
+        """Wait until all connections are closed, after ``drain``."""
         try:
             if self._slots:
                 await self._empty.wait()
         finally:
-            self._over = True
+            self._drain_ended = True
 
-    def cut_off(self) -> None:
-        """Close what is left, all of it in the lane: what had a task was closed by that."""
+    def close_remaining(self) -> None:
+        """Close the remaining connections, all of the fast path: tasks close the others."""
         for stream in self._slots:
-            stream.cut_off()
+            stream.close_now()
         self._slots.clear()
 
     async def _end_untrusted(self, trust: int) -> None:
-        """End connections that were let in by a client authority which has been removed since.
+        """End connections that were accepted before an authority of clients was removed.
 
-        Requests under way are answered. The client is not asked for its certificate again: TLS
-        1.3 allows that only to clients that announce it, and HTTP/2 not at all.
+        Requests in progress are answered. The server does not ask the client for its certificate
+        again: TLS 1.3 allows that only with clients that announce it, and HTTP/2 forbids it.
         """
         self._trust = trust
         for stream, context in list(self._slots.items()):
             if stream.trust < trust:
                 stream.end_after_requests()
-                if stream.http2:
+                if stream.state.http2:
                     await context.terminated.set()
 
     async def _enter(
         self, transport: trio.SocketStream, client: str | None, connections: trio.Nursery
     ) -> None:
-        """Begin to serve a connection once there is a slot for it."""
+        """Wait for a free slot, then start to serve a connection."""
         admitted = False
         try:
             if self._slots.refuses(client):
@@ -250,10 +278,11 @@ class _Server:
     def _admit(
         self, transport: trio.SocketStream, client: str | None, connections: trio.Nursery
     ) -> None:
-        """Begin to serve a connection: in the lane without a task, else in one of its own."""
+        """Start to serve a connection: on the fast path without a task, else in its own task."""
         settings = self._settings
         tls = self._certificates
-        trust = 0 if tls is None else tls.trust  # before the context: a reload is in a thread
+        # ``trust`` is read before the context: a reload runs in a thread.
+        trust = 0 if tls is None else tls.trust
         socket_stream = (
             NonBlockingStream(transport) if tls is None else TlsStream(transport, tls.context)
         )
@@ -269,12 +298,12 @@ class _Server:
             self._begin(stream, connections)
         else:
             connections.start_soon(self._secure, stream, connections)
-        if self._draining:  # it was accepted just before
+        if self._draining:  # the connection was accepted just before the drain
             stream.drain()
 
     async def _secure(self, stream: ClientStream, connections: trio.Nursery) -> None:
-        """Shake hands; a connection that speaks HTTP/1.1 goes on as one without TLS."""
-        if await stream.shake_hands():
+        """Complete the TLS handshake, then serve HTTP/1.1 as on a connection without TLS."""
+        if await stream.handshake():
             self._begin(stream, connections)
         else:
             await self._connection(stream)
@@ -291,14 +320,14 @@ class _Server:
         connections.start_soon(self._connection, stream)
 
     def _leave_fast_path(self, connections: trio.Nursery, stream: ClientStream) -> None:
-        # Once the drain's patience is over nothing begins; `cut_off` closes what is left.
-        if not (self._over or stream.evicted):
+        # After the end of the drain no task may start; ``close_remaining`` closes the connection.
+        if not (self._drain_ended or stream.evicted):
             connections.start_soon(self._connection, stream)
 
     async def _connection(self, stream: ClientStream) -> None:
-        """Serve a connection for which there is more to do than the lane does."""
+        """Serve a connection in a task until it ends, and close it."""
         try:
-            await self._talk(stream)
+            await self._serve_requests(stream)
             await stream.finish()
         finally:
             stream.socket.close()
@@ -306,19 +335,19 @@ class _Server:
             if self._draining and not self._slots:
                 self._empty.set()
 
-    async def _talk(self, stream: ClientStream) -> None:
-        """Serve the requests of a connection; whatever goes wrong ends only this connection."""
+    async def _serve_requests(self, stream: ClientStream) -> None:
+        """Serve the requests of a connection; an error ends only this connection."""
         try:
             with stream.scope:
                 if await stream.flush() and stream.handed_over:
-                    await self.fifo_gate.next()
-                    if stream in self._slots:  # it may have been evicted in the meantime
+                    await self.fifo_gate.wait_turn()
+                    if stream in self._slots:  # else it was evicted in the meantime
                         await self._hypercorn(stream).run()
         except* Exception as group:  # noqa: BLE001 - it is logged
             log_broken_connection(group)
 
     def _hypercorn(self, stream: ClientStream) -> HypercornConnection:
-        state = ConnectionState(cast("Any", {"stream": stream}))
+        state = HypercornState(cast("Any", {"stream": stream}))
         context = self._slots.context(stream)
         return HypercornConnection(
             self._app, self._config, context, state, stream, self.fifo_gate, self._open_requests

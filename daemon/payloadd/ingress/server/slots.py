@@ -1,14 +1,15 @@
-"""The connections of one address, of which there are only so many.
+"""Limit the open connections of one address, and evict connections when all slots are taken.
 
-When all slots are taken, a new connection takes the place of one that can be spared: one that is
-being closed anyway, else the one that has been idle longest, else the one whose client sends or
-reads most slowly (see ``Standing.eviction_rank``). A connection that waits for our answer keeps its
-slot. So clients that hold connections and send nothing, or a byte a second, cannot keep others
-out. Nor can clients that send a small request a few times a second: where no connection could be
-spared for a moment, one that has been idle for less than a quarter of a second goes too.
+A new connection then replaces an open one: one that is being closed, else the one that has been
+idle longest, else the one whose client sends or reads most slowly (see
+``ConnectionState.eviction_rank``). A connection whose client waits for an answer keeps its slot. So
+clients that hold connections and send nothing, or one byte per second, cannot keep others out.
+Clients that send a small request a few times per second cannot either: after a short time in which
+no connection could be evicted, connections that have been idle for less than a quarter of a second
+can be evicted, too.
 
-To look for such connections means to look at all of them. One look finds enough for many new
-connections, each of which is looked at again before it is closed.
+To find such connections, all connections are ranked. One ranking chooses enough of them for many
+new connections, and each one is checked again before it is closed.
 """
 
 from __future__ import annotations
@@ -28,44 +29,47 @@ if TYPE_CHECKING:
 
     from hypercorn.trio.worker_context import WorkerContext
 
-    from payloadd.ingress.server.activity import EvictionRank
     from payloadd.ingress.server.client_stream import ClientStream
+    from payloadd.ingress.server.connection_state import EvictionRank
 
 log = get_logger(__name__)
 
-_VICTIMS: Final = 64
-"""Connections that one look chooses, at least."""
-_SHARE: Final = 16
-"""One of so many connections is chosen: the look costs each new connection the same."""
-_FRESH: Final = 1.0
-"""Seconds for which a choice is good."""
+_LEAST_CHOSEN: Final = 64
+"""Connections that one ranking chooses, at least."""
+_CHOSEN_SHARE: Final = 16
+"""One of this many connections is chosen, so that the cost of the ranking per new connection does
+not grow with their number."""
+_CHOICE_SECONDS: Final = 1.0
+"""Seconds for which a choice is valid."""
 _PAUSE: Final = 0.1
-"""Seconds between two looks of which the first found nothing."""
-_LONG: Final = 0.3
-"""Seconds in which no connection can be spared, behind which a short idle time is enough."""
-_SAME: Final = 0.3
-"""Seconds by which ``EvictionRank.value`` of a connection that stayed idle may differ."""
+"""Seconds between two rankings if the first one found no connection."""
+_BRIEF_AFTER: Final = 0.3
+"""Seconds without a connection to evict, after which a short idle time is enough."""
+_IDLE_TOLERANCE: Final = 0.3
+"""Seconds by which two values of ``EvictionRank.value`` of a connection that stayed idle may
+differ."""
 
 
 class Slots:
-    """The open connections of one address: ``most``, and ``most_per_client`` for an IP address."""
+    """The open connections of one address."""
 
     def __init__(self, most: int, most_per_client: int | None) -> None:
+        """Allow ``most`` connections, and ``most_per_client`` of them from one IP address."""
         self._most = most
         self._most_per_client = most_per_client
         self._streams: dict[ClientStream, WorkerContext] = {}
         self._clients: Counter[str] = Counter()
-        self._victims: list[tuple[EvictionRank, ClientStream]] = []
-        """The next one last."""
+        self._chosen: list[tuple[EvictionRank, ClientStream]] = []
+        """Connections to evict; the last one is evicted first."""
         self._chosen_at = 0.0
         self._asked_at = 0.0
         self._in_vain_since: float | None = None
-        """Since when no connection can be spared, None if the last new one found its place."""
+        """Since when no connection could be evicted; None if the last new one got a slot."""
         self._freed = trio.Event()
         self._refusals = LogLimit()
         self._evictions = LogLimit()
         self.on_evict: Callable[[ClientStream], object] = lambda _: None
-        """Called with a connection that has just been closed for another one."""
+        """Called with each evicted connection."""
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -77,15 +81,15 @@ class Slots:
         return stream in self._streams
 
     def items(self) -> ItemsView[ClientStream, WorkerContext]:
-        """Return the connections, each with what Hypercorn knows of it."""
+        """Return the connections, each with its Hypercorn context."""
         return self._streams.items()
 
     def context(self, stream: ClientStream) -> WorkerContext:
-        """Return what Hypercorn knows of a connection."""
+        """Return the Hypercorn context of a connection."""
         return self._streams[stream]
 
     def refuses(self, client: str | None) -> bool:
-        """Return whether the client with this address has as many connections as it may have."""
+        """Return whether the client with this IP address may open no further connection."""
         most = self._most_per_client
         if most is None or client is None or self._clients[client] < most:
             return False
@@ -95,23 +99,23 @@ class Slots:
         return True
 
     def has_room(self) -> bool:
-        """Return whether there is a slot, for which another connection may have been closed."""
+        """Return whether a slot is free; this may evict another connection."""
         return len(self._streams) < self._most or self._evict(trio.current_time())
 
     async def wait_for_room(self) -> None:
-        """Return when there may be a slot: a connection has ended, or another look is due."""
+        """Wait until a connection has ended, or until the next ranking is due (0.1 s)."""
         with trio.move_on_after(_PAUSE):
             await self._freed.wait()
 
     def add(self, stream: ClientStream, context: WorkerContext, client: str | None) -> None:
-        """Give a connection a slot."""
+        """Add a connection; call this only after ``has_room`` has returned True."""
         self._streams[stream] = context
         if self._most_per_client is not None and client is not None:
             stream.client = client
             self._clients[client] += 1
 
     def remove(self, stream: ClientStream) -> None:
-        """Free the slot of a connection that has ended, if it was not taken from it before."""
+        """Free the slot of a connection that has ended; an evicted one has no slot any more."""
         if self._streams.pop(stream, None) is None:
             return
         client = stream.client
@@ -124,20 +128,20 @@ class Slots:
             self._freed = trio.Event()
 
     def clear(self) -> None:
-        """Forget all connections."""
+        """Remove all connections."""
         self._streams.clear()
 
     # -------------------------------------------------------------------------------------------
 
     def _evict(self, now: float) -> bool:
-        """Close the connection that can best be spared; returns False if there is none."""
-        if now - self._asked_at > _FRESH:
+        """Close the connection with the lowest rank; return False if none can be closed."""
+        if now - self._asked_at > _CHOICE_SECONDS:
             self._in_vain_since = None
         self._asked_at = now
-        if now - self._chosen_at > _FRESH:
-            self._victims.clear()
+        if now - self._chosen_at > _CHOICE_SECONDS:
+            self._chosen.clear()
         since = self._in_vain_since
-        brief = since is not None and now - since >= _LONG
+        brief = since is not None and now - since >= _BRIEF_AFTER
         if self._evict_chosen(now, brief=brief):
             return True
         if since is not None and not brief and now - self._chosen_at < _PAUSE:
@@ -149,12 +153,12 @@ class Slots:
         return False
 
     def _evict_chosen(self, now: float, *, brief: bool) -> bool:
-        while self._victims:
-            was, stream = self._victims.pop()
+        while self._chosen:
+            was, stream = self._chosen.pop()
             if stream not in self._streams:
                 continue
-            if _is_still(was, stream.activity.eviction_rank(now, brief=brief), stream):
-                if stream.activity.eviction_rank(now) is not None:
+            if _is_unchanged(was, stream.state.eviction_rank(now, brief=brief), stream):
+                if stream.state.eviction_rank(now) is not None:
                     self._in_vain_since = None
                 stream.evict()
                 self.remove(stream)
@@ -169,16 +173,16 @@ class Slots:
         found = [
             (eviction_rank, stream)
             for stream in self._streams
-            if (eviction_rank := stream.activity.eviction_rank(now, brief=brief)) is not None
+            if (eviction_rank := stream.state.eviction_rank(now, brief=brief)) is not None
         ]
-        most = max(_VICTIMS, len(self._streams) // _SHARE)
-        self._victims = nsmallest(most, found, key=itemgetter(0))
-        self._victims.reverse()
+        most = max(_LEAST_CHOSEN, len(self._streams) // _CHOSEN_SHARE)
+        self._chosen = nsmallest(most, found, key=itemgetter(0))
+        self._chosen.reverse()
         self._chosen_at = now
 
 
-def _is_still(was: EvictionRank, now: EvictionRank | None, stream: ClientStream) -> bool:
-    """Return whether a connection is as it was when it was chosen, and the loop not behind it."""
-    if now is None or now.order != was.order or stream.keeps_up:
+def _is_unchanged(was: EvictionRank, now: EvictionRank | None, stream: ClientStream) -> bool:
+    """Return whether a chosen connection is still idle or slow, and the event loop not late."""
+    if now is None or now.order != was.order or stream.has_unread_input:
         return False
-    return now.order != 1 or now.value - was.value < _SAME
+    return now.order != 1 or now.value - was.value < _IDLE_TOLERANCE

@@ -1,7 +1,8 @@
-"""TLS on a connected socket, in the same few steps as without.
+"""TLS on a connected socket, with the interface of ``NonBlockingStream``.
 
-trio's own ``SSLStream`` is for tasks; the lane reads what is there and never waits, so the
-records go through OpenSSL in memory here, and the socket is read and written as it always is.
+trio's ``SSLStream`` needs a task per connection. The fast path reads the data that has arrived and
+never waits. So OpenSSL processes the records in memory here, and the socket is read and written as
+without TLS.
 """
 
 from __future__ import annotations
@@ -26,25 +27,24 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _RAW_BYTES: Final = 120 * 2**10
-"""What a read takes: a POST of 64 KiB with its head, as without TLS."""
+"""Bytes of one read: a POST of 64 KiB with its head, as without TLS."""
 _MOST_UNREAD: Final = 64 * 2**10
-"""Bytes that wait for a client which only makes TLS answer (with key updates, in TLS 1.3)."""
+"""Unsent bytes of the replies of OpenSSL to one client, at most. In TLS 1.3 a client can request
+key updates without end and read no reply."""
 
 
 _PEM_BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 
 
 class Certificates:
-    """The files of TLS_CERT, TLS_KEY and TLS_CLIENT_CA, and what is made of them.
-
-    Raises SettingsError if they cannot be used.
-    """
+    """The files TLS_CERT, TLS_KEY and TLS_CLIENT_CA, and the TLS context made from them."""
 
     trust = 0
-    """How often a certificate has been removed from TLS_CLIENT_CA: connections that were let in
-    before the last time have to end."""
+    """The number of reloads that removed a certificate from TLS_CLIENT_CA. Connections that were
+    accepted before the last of them have to end."""
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
+        """Read the files; raises SettingsError if they cannot be used."""
         self._files = certificate, key, client_ca
         try:
             self.context, self._authorities = self._load()
@@ -52,11 +52,15 @@ class Certificates:
             raise SettingsError([f"TLS_CERT, TLS_KEY, TLS_CLIENT_CA: {error}"]) from None
 
     def read_again(self) -> None:
-        """Use the files as they are now for new connections; the old ones stay if they are bad."""
+        """Read the files again for new connections.
+
+        If they cannot be used, log ``tls_not_reloaded`` and keep the current context. Connections
+        that are open keep their context.
+        """
         try:
             self.context, authorities = self._load()
         except (OSError, ssl.SSLError) as error:
-            log.error("tls_not_reloaded", reason=str(error))  # noqa: TRY400 - it is the file's
+            log.error("tls_not_reloaded", reason=str(error))  # noqa: TRY400 - the file is wrong, not the code
             return
         removed = len(self._authorities - authorities)
         if removed:
@@ -65,11 +69,11 @@ class Certificates:
         log.info("tls_reloaded", client_authorities_removed=removed)
 
     def _load(self) -> tuple[ssl.SSLContext, frozenset[bytes]]:
-        """Return a context, and the certificates that clients' certificates may be signed by."""
+        """Return a context, and the authorities that may have signed a client's certificate."""
         certificate, key, client_ca = self._files
-        # TLS 1.2 and newer, and what Python takes for strong ciphers.
+        # TLS 1.2 and newer, and the ciphers that Python considers strong.
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        # A key with a passphrase would have OpenSSL ask for it on a terminal.
+        # Without ``password``, OpenSSL would ask for a key's passphrase on the terminal.
         context.load_cert_chain(certificate, key, password=lambda: b"")
         context.set_alpn_protocols(["h2", "http/1.1"])
         if client_ca is None:
@@ -80,58 +84,62 @@ class Certificates:
 
 
 def _pem_blocks(text: bytes) -> frozenset[bytes]:
-    """Return the blocks of a PEM file, without what stands between them and how they are broken.
+    """Return the blocks of a PEM file, without white space and without the text between them.
 
-    ``SSLContext.get_ca_certs`` leaves out a trusted certificate that is no authority's.
+    Rejected alternative: ``SSLContext.get_ca_certs`` omits a trusted certificate that is not a
+    certificate authority's.
     """
     return frozenset(b"".join(block[0].split()) for block in _PEM_BLOCK.finditer(text))
 
 
 def open_certificates(settings: Settings) -> Certificates | None:
-    """Return what the settings name, None where TLS is not set; raises SettingsError."""
+    """Return the certificates that the settings name, None without TLS; raises SettingsError."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     return Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
 
 
 class TlsStream(NonBlockingStream):
-    """One socket's bytes, encrypted by ``context``. ``handshake`` comes first."""
+    """The bytes of one socket, encrypted with ``context``; call ``handshake`` first."""
 
     buffers: ClassVar = True
 
     def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext) -> None:
+        """Act as the server side of TLS on ``stream``."""
         super().__init__(stream)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._ended = False
-        self._left = False
-        self._shaken = 0
+        """Whether the input has ended, by close_notify or by the end of the socket's input."""
+        self._close_sent = False
+        self._handshake_bytes = 0
 
     async def handshake(self, fifo_gate: FifoGate) -> str | None:
-        """Agree on keys; returns the protocol that was agreed on (ALPN, RFC 7301), or None.
+        """Complete the handshake; return the agreed protocol (ALPN, RFC 7301), or None.
 
-        Each step waits for its turn: signing takes up to a millisecond. Raises
-        BrokenResourceError for a client that does not speak TLS, or is not let in.
+        Each step waits at ``fifo_gate``: a signature takes up to a millisecond. Raises
+        ``trio.BrokenResourceError`` if the client leaves, does not speak TLS, or has no
+        certificate that TLS_CLIENT_CA accepts.
         """
         done = False
         while not done:
             await self._wait_readable()
             data = super().receive_now(_RAW_BYTES)
             if data == b"":
-                raise trio.BrokenResourceError("the client left within the handshake")
+                raise trio.BrokenResourceError("the client left during the handshake")
             if data:
-                self._shaken += len(data)
+                self._handshake_bytes += len(data)
                 self._incoming.write(data)
-                await fifo_gate.next()
-                done = self._shake()
+                await fifo_gate.wait_turn()
+                done = self._handshake_step()
         return self._tls.selected_alpn_protocol()
 
     def handshake_bytes(self) -> int:
-        """Return how many bytes of the handshake have come."""
-        return self._shaken
+        """Return how many bytes of the handshake have arrived."""
+        return self._handshake_bytes
 
-    def _shake(self) -> bool:
-        """Take a step and send what comes of it; returns whether it was the last."""
+    def _handshake_step(self) -> bool:
+        """Process the received bytes and send the reply; return whether the handshake is over."""
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -144,24 +152,24 @@ class TlsStream(NonBlockingStream):
 
     @property
     def pending(self) -> bool:
-        """Whether a read may find what the socket will not announce: records, or their end."""
+        """Whether records, or the end of the input, are there that the socket does not announce."""
         return self._ended or self._incoming.pending > 0 or self._tls.pending() > 0
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        """Return what came, b"" at the end."""
-        # Also where there is something: a client that sends quickly is not the only one.
+        """Wait for data and return up to ``max_bytes`` of it; b"" at the end of the input."""
+        # Yield even if data is there: a client that sends quickly must not block the others.
         await trio.lowlevel.checkpoint()
         while (data := self.receive_now(max_bytes)) is None:
             await self._wait_readable()
         return data
 
     def receive_now(self, max_bytes: int) -> bytes | None:
-        """Return what is there, b"" at the end, None for nothing yet; this is no checkpoint.
+        """Return received data, b"" at the end of the input, None if there is none yet.
 
-        The end is what the client says of its end, or that of the socket: what is cut off is
-        told by its Content-Length. What is more than the socket gives at once, it announces.
+        The input ends with the client's close_notify or with the end of the socket's input: the
+        Content-Length shows whether a request was cut off. This is no checkpoint.
         """
-        if self._left:
+        if self._close_sent:
             return super().receive_now(max_bytes)
         found = bytearray()
         while len(found) < max_bytes and not self._ended:
@@ -170,6 +178,7 @@ class TlsStream(NonBlockingStream):
                 found += piece
                 self._ended = not piece  # close_notify
             except ssl.SSLWantReadError:
+                # If the socket has more than one read returns, it stays readable.
                 if found or not self._fetch():
                     break
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
@@ -180,7 +189,7 @@ class TlsStream(NonBlockingStream):
         return bytes(found) if found or self._ended else None
 
     def _fetch(self) -> bool:
-        """Give OpenSSL what the socket has; returns False if that is nothing yet."""
+        """Pass received bytes to OpenSSL; return False if there are none yet."""
         data = super().receive_now(_RAW_BYTES)
         if data == b"":
             self._ended = True
@@ -189,7 +198,7 @@ class TlsStream(NonBlockingStream):
         return data is not None
 
     def send_now(self, data: bytes) -> bool:
-        """Send what there is room for; see QuickStream."""
+        """Send as much of ``data`` as there is room for (see ``NonBlockingStream``)."""
         try:
             self._tls.write(data)
         except ssl.SSLError as error:
@@ -197,26 +206,26 @@ class TlsStream(NonBlockingStream):
         return self._send_records()
 
     async def send_eof(self) -> None:
-        """Say so in TLS and to the socket; what is read behind it is neither decrypted nor used."""
+        """End the output in TLS and on the socket; later input is returned without decryption."""
         self.send_close()
         await self.flush()
         await super().send_eof()
 
     def send_close(self) -> None:
         """Send close_notify (RFC 8446, section 6.1), if there is room for it."""
-        # An error is that the client has not said it yet, or sent more instead.
+        # This fails if the client has not sent its own close_notify, or has sent data instead.
         with suppress(ssl.SSLError):
             self._tls.unwrap()
-        self._left = True
+        self._close_sent = True
         self._send_records()
 
     def _answer_records(self) -> None:
-        """Send what OpenSSL has to say to what it has read: it does not by itself."""
+        """Send the replies of OpenSSL to the records that it has read; it only writes to memory."""
         if self._outgoing.pending:
             self._send_records()
-            if len(self._rest) > _MOST_UNREAD:
-                raise trio.BrokenResourceError("the client makes TLS answer and does not read it")
+            if len(self._unsent) > _MOST_UNREAD:
+                raise trio.BrokenResourceError("the client does not read the replies of TLS")
 
     def _send_records(self) -> bool:
-        """Send what OpenSSL has written, behind what there was no room for."""
-        return super().send_now(self._rest + self._outgoing.read())
+        """Send the records that OpenSSL has written, after the bytes that had no room before."""
+        return super().send_now(self._unsent + self._outgoing.read())

@@ -1,4 +1,4 @@
-"""Says in the log what is damaged in the journal, once for each piece, and counts it."""
+"""Log and count damage of the journal, each finding once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = get_logger(__name__)
 
 
 class DamageReport:
-    """Tells what one database finds."""
+    """Reports the findings of one database to the log, the accounts and the metrics."""
 
     def __init__(self, database: Database, listener: JournalListener) -> None:
         self._database = database
@@ -32,24 +32,27 @@ class DamageReport:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Tell at once what is found while the body runs."""
+        """Report findings as soon as there are any, while the body runs."""
         token = trio.lowlevel.current_trio_token()
-        # The journal's thread finds it. Called twice for two pieces: the second finds nothing.
-        self._database.findings.tell = lambda: token.run_sync_soon(self.tell, idempotent=True)
+        # The journal's thread adds findings. Of two calls with nothing between them, the second
+        # has nothing to report, so idempotent.
+        self._database.findings.on_new = lambda: token.run_sync_soon(
+            self.report_new, idempotent=True
+        )
         try:
-            self.tell()
+            self.report_new()
             yield
         finally:
-            self._database.findings.tell = lambda: None
-            self.tell()
+            self._database.findings.on_new = lambda: None
+            self.report_new()
 
-    def tell(self) -> None:
-        """Tell what was found since the last time."""
-        for finding in self._database.findings.take():
+    def report_new(self) -> None:
+        """Report the findings since the last call."""
+        for finding in self._database.findings.pop_all():
             known = {name: value for name, value in asdict(finding).items() if value is not None}
             log.error("payloads_damaged", **known)
-        # Less than before where an altered row has counted for more than it held: the counters
-        # wait for the rest.
+        # An altered row may have counted for more payloads than it held. Then the number is lower
+        # than before; the counters never go back and wait until it is higher again.
         new = max(0, self._database.damaged_payloads - self._counted)
         self._counted += new
         self._listener.damaged(new)

@@ -24,7 +24,7 @@ from payloadd.journal.sqlite.hidden_rows import HiddenRows
 from payloadd.journal.sqlite.high_water import HighWater
 from payloadd.journal.sqlite.oldest_row import OldestRow
 from payloadd.journal.sqlite.read_errors import ReadErrors, read_error, retry_reads
-from payloadd.journal.sqlite.repair import FileRepair, Known
+from payloadd.journal.sqlite.repair import FileRepair, MemoryState
 from payloadd.journal.sqlite.schema import connect
 from payloadd.journal.sqlite.segments import Segments
 from payloadd.journal.sqlite.staging import Staging
@@ -105,7 +105,7 @@ class DatabaseFile:
         ``gaps``: ranges of jobs whose pages cannot be read.
         """
         small = self._path.stat().st_size <= file_check.MOST_CHECKED
-        self._inventory = inventory.take(
+        self._inventory = inventory.read_and_repair(
             self._connection,
             segments.names(self._folder / segments.FOLDER),
             gaps,
@@ -176,7 +176,7 @@ class DatabaseFile:
             return False
         # A request that is being staged is refused: some of its rows may be lost.
         self.staging.abandon()
-        known = Known(
+        state = MemoryState(
             self.totals,
             self.deletion.ranges,
             self.jobs_in_memory(),
@@ -186,7 +186,7 @@ class DatabaseFile:
         )
         self._connection.close()
         try:
-            found, result = self._file_repair.run(known)
+            found, result = self._file_repair.run(state)
         except (OSError, sqlite3.Error, StartError) as failure:
             self.findings.add(Finding("file", f"{error}; it cannot be repaired: {failure}"))
             # The daemon goes on with the parts of the file that can still be read and written.

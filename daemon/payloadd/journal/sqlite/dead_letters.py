@@ -18,7 +18,7 @@ from payloadd.journal.sqlite import damage, job_rows
 from payloadd.journal.sqlite.checksum import of_values
 from payloadd.journal.sqlite.job_rows import IN_RANGE
 from payloadd.journal.sqlite.schema import ROW_BYTES
-from payloadd.model.formats.ndjson import ENCODERS
+from payloadd.model.formats import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,7 @@ def bury(connection: sqlite3.Connection, batch: Batch, code: str, reason: str) -
     connection.execute("DELETE FROM batches WHERE first = ?", (first,))
     jobs = len(batch.jobs)
     values = (
-        *(first, last, batch.key, batch.compression, str(batch.id), int(time.time())),
+        *(first, last, batch.key, batch.format_name, str(batch.id), int(time.time())),
         *(code, reason, batch.payloads, batch.bytes),
         None if jobs == last - first + 1 else jobs,
     )
@@ -109,9 +109,9 @@ def seal(connection: sqlite3.Connection, batch: tuple[int, int, str, str, str | 
 
 
 def batch_row(batch: Batch) -> tuple[int, int, str, str, str | None]:
-    """Return the row of ``batches`` for a batch, without its checksum."""
-    encoder = ENCODERS[batch.compression]
-    return (batch.jobs[0].seq, batch.jobs[-1].seq, batch.key, batch.compression, encoder)
+    """Return what is noted of a batch when it is sealed."""
+    encoder = FORMATS[batch.format_name].encoder
+    return (batch.jobs[0].seq, batch.jobs[-1].seq, batch.key, batch.format_name, encoder)
 
 
 def ranges(connection: sqlite3.Connection) -> list[DeadRange]:

@@ -1,8 +1,8 @@
-"""Opens a journal whose file is sound, or makes it so.
+"""Open a journal and check its file; replace a damaged file by a sound copy.
 
-SQLite notices a damaged page when it comes to it, and some damage not at all. A file of up to
-64 MiB is checked as a whole at each start, which takes 0.1 s; a larger one is checked where it
-is read, by ``payloadd check`` and by ``payloadd journal verify``.
+SQLite notices a damaged page when it reads the page, and some damage not at all. So a small file
+is checked as a whole at each start. In a larger file each page is checked when it is read, and
+all pages by ``payloadd journal verify``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from struct import unpack_from
 from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import schema
-from payloadd.journal.sqlite.damage import Finding, corrupt, is_corrupt, refusal
+from payloadd.journal.sqlite.damage import Finding, corrupt, is_corrupt, start_refusal
 from payloadd.journal.sqlite.read_errors import read_error, retry_reads
 from payloadd.journal.sqlite.salvage import salvage
-from payloadd.journal.sqlite.table_scan import is_trouble, is_unreadable
+from payloadd.journal.sqlite.table_scan import is_other_error, is_unreadable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,18 +25,20 @@ if TYPE_CHECKING:
     from payloadd.journal.sqlite.salvage import Complete
 
 MOST_CHECKED: Final = 64 * 2**20
-"""Bytes of a journal that is checked page by page: 0.1 s if it is in memory, 1 s if it is not."""
+"""Bytes of the largest file that is checked as a whole at a start: takes at most a second."""
 _MAGIC: Final = b"SQLite format 3\0"
 _HEADER: Final = 100
 _SMALLEST_PAGE: Final = 512
-_MOST_GROWN: Final = 16
-"""A file of which less than a 16th is left is not what its header says, or beyond help."""
+_MOST_GROWTH: Final = 16
+"""Largest factor by which a cut file is extended: a smaller rest is not worth it, or the header is
+wrong."""
 
 
 def open_sound(path: Path) -> tuple[sqlite3.Connection, list[Finding], list[Range]]:
-    """Open the journal at ``path``; returns what was wrong, and where jobs may be missing.
+    """Open the journal at ``path``, and replace its file first where it is damaged.
 
-    Raises OSError, sqlite3.Error, or StartError where it cannot be made sound.
+    Returns the connection, the findings, and the ranges of ``seq`` in which jobs may be missing.
+    Raises OSError, sqlite3.Error, and StartError where a damaged file cannot be replaced.
     """
     try:
         return retry_reads(lambda: _open_sound(path))
@@ -49,7 +51,7 @@ def open_sound(path: Path) -> tuple[sqlite3.Connection, list[Finding], list[Rang
 
 
 def _open_sound(path: Path) -> tuple[sqlite3.Connection, list[Finding], list[Range]]:
-    found = fill_up(path)
+    found = extend_cut_file(path)
     connection = _connect(path)
     try:
         problem = None
@@ -67,7 +69,7 @@ def _open_sound(path: Path) -> tuple[sqlite3.Connection, list[Finding], list[Ran
 
 
 def _raise_if_unreadable(path: Path, problem: str | None) -> None:
-    """Raise a read error where the disk does not give a page back, which may pass."""
+    """Raise a read error where the disk cannot read a page, which may be temporary."""
     if problem is not None and is_unreadable(error := read_error(path, corrupt(problem))):
         raise error
 
@@ -75,12 +77,16 @@ def _raise_if_unreadable(path: Path, problem: str | None) -> None:
 def make_sound(
     path: Path, complete: Complete | None = None, *, tolerant: bool = False
 ) -> tuple[list[Finding], list[Range]]:
-    """Replace a damaged file, of which no connection is open; see ``salvage``."""
+    """Replace a damaged file by a copy of its readable rows.
+
+    Arguments, results and errors are those of ``salvage``; errors of a damaged file become
+    StartError.
+    """
     try:
         return salvage(path, complete, tolerant=tolerant)
     except sqlite3.Error as error:
         if is_corrupt(error):
-            raise refusal(error) from None
+            raise start_refusal(error) from None
         raise
 
 
@@ -89,7 +95,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection = schema.connect(path)
         try:
             check_schema(connection)
-            # A flipped bit in the header makes a file that cannot be written.
+            # A flipped bit in the header can make SQLite treat the file as read-only.
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")
         except BaseException:
@@ -97,16 +103,16 @@ def _connect(path: Path) -> sqlite3.Connection:
             raise
     except sqlite3.Error as error:
         if is_corrupt(error) and _is_ours(path):
-            raise refusal(error) from None
+            raise start_refusal(error) from None
         raise
     except UnicodeDecodeError as error:
-        # SQLite's message has the damaged text in it.
-        raise refusal(f"the description of the tables, {error}") from None
+        # SQLite puts the damaged text into its error message.
+        raise start_refusal(f"the description of the tables, {error}") from None
     return connection
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether a file begins nearly as a database does, or with a page of zeros."""
+    """Return whether a file begins like a database, up to one wrong byte, or with zeros."""
     with path.open("rb") as file:
         found = file.read(len(_MAGIC))
     same = sum(one == other for one, other in zip(found, _MAGIC, strict=False))
@@ -114,51 +120,60 @@ def _is_ours(path: Path) -> bool:
 
 
 def check_schema(connection: sqlite3.Connection) -> None:
-    """Raise StartError where the tables are not those of this version. Raises sqlite3.Error."""
-    wanted, there = schema.wanted_columns(), schema.columns_of(connection)
-    for table, columns in wanted.items():
-        if there.get(table) != columns:
-            raise refusal(f"the table {table} is not described as it should be")
+    """Check that the file has the tables and columns of this version.
+
+    Raises StartError where it has not, and sqlite3.Error.
+    """
+    expected, found = schema.expected_columns(), schema.columns_of(connection)
+    for table, columns in expected.items():
+        if found.get(table) != columns:
+            raise start_refusal(f"the description of the table {table} is wrong")
     roots = connection.execute(
         "SELECT count(*), count(DISTINCT rootpage) FROM sqlite_schema WHERE rootpage"
     ).fetchone()
     if roots[0] != roots[1]:
-        raise refusal("two tables begin on the same page")
+        raise start_refusal("two tables begin on the same page")
 
 
 def find_problem(connection: sqlite3.Connection) -> str | None:
-    """Return the first thing that SQLite finds wrong with a file, None if there is none."""
+    """Return the first problem that SQLite finds in a file, None if there is none.
+
+    Reads the whole file. Raises sqlite3.Error.
+    """
     return next(iter(find_problems(connection, 1)), None)
 
 
 def find_problems(
     connection: sqlite3.Connection, most: int, *, tolerant: bool = False
 ) -> list[str]:
-    """Return what SQLite finds wrong with the pages of a file and with its indexes.
+    """Return up to ``most`` problems that SQLite finds in the pages and indexes of a file.
 
-    ``tolerant``: a page that the disk does not give back is one of them.
+    ``tolerant``: a page that the disk cannot read is a problem, not an error. Raises sqlite3.Error.
+    See https://www.sqlite.org/pragma.html#pragma_integrity_check.
     """
     try:
         found = connection.execute(f"PRAGMA integrity_check({most})").fetchall()
     except sqlite3.DatabaseError as error:
-        if is_trouble(error, tolerant=tolerant):
+        if is_other_error(error, tolerant=tolerant):
             raise
         return [str(error)]
     except UnicodeDecodeError as error:
         return [str(error)]
     lines = [line for (text,) in found for line in str(text).splitlines() if line != "ok"]
-    told = [line for line in lines if not line.startswith("***")]
-    return told[:most] or lines[:1]
+    # Lines with "***" are headings.
+    problems = [line for line in lines if not line.startswith("***")]
+    return problems[:most] or lines[:1]
 
 
-def fill_up(path: Path) -> list[Finding]:
-    """Make a file that was cut short as long as it was: what is missing reads as damaged pages.
+def extend_cut_file(path: Path) -> list[Finding]:
+    """Extend a file that was cut short to the size in its header, so that its rest can be read.
 
-    SQLite reads nothing at all of a file that is shorter than its header says.
+    The missing pages become damaged pages. SQLite reads nothing of a file that is shorter than its
+    header says. Returns a finding if the file was cut. Raises OSError.
     """
     log = path.with_name(f"{path.name}-wal")
     if log.exists() and log.stat().st_size:
-        return []  # the rest of the file may be in there
+        return []  # the log may contain the missing pages
     try:
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -166,17 +181,17 @@ def fill_up(path: Path) -> list[Finding]:
     try:
         header = os.pread(file, _HEADER, 0)
         size = os.fstat(file).st_size
-        wanted = _size_in_header(header)
-        if not size < wanted <= size * _MOST_GROWN:
+        whole = _size_in_header(header)
+        if not size < whole <= size * _MOST_GROWTH:
             return []
-        os.ftruncate(file, wanted)
+        os.ftruncate(file, whole)
     finally:
         os.close(file)
-    return [Finding("file", f"{size} bytes were left of {wanted}")]
+    return [Finding("file", f"{size} bytes were left of {whole}")]
 
 
 def _size_in_header(header: bytes) -> int:
-    """Return the size in bytes that the header of a file gives, 0 if it gives none.
+    """Return the size in bytes that the header of a file contains, 0 where that is not valid.
 
     See https://www.sqlite.org/fileformat.html, section 1.3.
     """

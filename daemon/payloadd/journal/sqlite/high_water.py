@@ -1,25 +1,27 @@
-"""How far the journal had come, kept outside SQLite.
+"""Counts of the journal outside SQLite, so that a start notices lost commits.
 
-SQLite opens a journal whose write-ahead log is gone, cut off or damaged without a word: it takes
-what checks out and forgets the rest. So each commit also writes down, in a file of its own, how
-many jobs and payloads have ever been accepted. A start that finds less in SQLite's file than that
-knows that payloads are missing, and how many.
+SQLite opens a journal whose write-ahead log is missing, cut off or damaged without an error: it
+keeps the commits that match their checksums and drops the others. So after each commit the counts
+of jobs and payloads that were ever accepted are also written to ``journal.high``. A start that
+finds smaller counts in SQLite's file knows that payloads are missing, and how many.
 
-* Two records of fixed size, each in a sector of its own and with a checksum, are written in turn:
-  a record that a power cut has torn leaves the one before it.
-* A record is written after its commit, so it is never ahead of what is durable, and before any
-  request of that commit is answered. It is 2 µs, into the page cache: after a killed process the
+* Two records of fixed size are written in turn, each in its own sector and with a checksum: if a
+  power cut tears one record, the other record is still valid.
+* A record is written after its commit, so it never counts more than what is durable, and before
+  any request of the commit is answered. It goes to the page cache: after a killed process the
   count is exact.
-* The file is synced once a second. After a power cut (another boot id) the count is a lower bound.
-* Payloads of the lost commits that were stored before they were lost are not missing. How many
-  were not is the smaller of two numbers, because batches are stored in order: the payloads that
-  were accepted and are not there, and the payloads that the journal held at the last record.
-* The number of the next job goes on behind the record: no number names two jobs.
-* A record has the identity of its journal. Where ``journal.db`` has another one, it or this file
-  was replaced: all that the journal of the record held may be missing, and commits of the journal
-  that is there may be too. Segments that no row refers to are kept under another name.
-* The count stays, over crashes and failed starts too, until a daemon that has served was stopped
-  in order: that is how an operator says that it was seen.
+* The file is synced once a second. After a power cut (a different boot id) the count is a lower
+  bound.
+* Payloads of lost commits that were stored before are not missing. The number of missing payloads
+  is the smaller of two numbers, because batches are stored in order: the payloads that were
+  accepted and are not in the file, and the payloads that the journal held at the last record.
+* Numbers of jobs continue after the record: no ``seq`` is used twice.
+* A record contains the identity of its journal. If ``journal.db`` has a different identity, one of
+  the two files was replaced. Then all payloads that the record's journal held may be missing, and
+  commits of the other journal may be missing too. Segments that no row refers to are kept under
+  another name.
+* The number of missing payloads is kept over crashes and failed starts, until a daemon that was
+  ready is stopped in order: this is how an operator acknowledges it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,6 @@ from typing import TYPE_CHECKING, Final
 from payloadd.errors import StartError
 from payloadd.files import sync_folder
 from payloadd.journal.sqlite import identity, segments
-from payloadd.journal.sqlite.high_water_record import AT_LEAST, CLEAN, FOREIGN, Mark
 
 if TYPE_CHECKING:
     import sqlite3
@@ -44,45 +45,84 @@ if TYPE_CHECKING:
 
     from payloadd.journal.sqlite.transaction import Totals
 
+BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
+"""A random UUID that changes with each boot of the machine; see random(4)."""
+
 _SUFFIX: Final = ".high"
-"""Of the file's name in STATE_DIR, ``journal.high``."""
-_LOST: Final = ".lost"
-"""Added to the name of a segment whose rows are gone, so that its payloads can still be had."""
+"""Suffix of the file's name in STATE_DIR, ``journal.high``."""
+_LOST_SUFFIX: Final = ".lost"
+"""Added to the name of a segment whose rows are lost, so that an operator can read its payloads."""
 
 _MAGIC: Final = b"payldhw1"
 _BODY: Final = struct.Struct("<8sQ16s16sqqqqI")
 """Magic, number of the record, boot id, identity of the journal, next seq, payloads accepted, held,
 missing, flags."""
-_CHECK: Final = struct.Struct("<I")
+_CHECKSUM: Final = struct.Struct("<I")
 _SECTOR: Final = 512
-_REMEMBERED: Final = AT_LEAST | FOREIGN
-_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_REFERRED_TO: Final = "SELECT DISTINCT segment FROM jobs WHERE segment IS NOT NULL"
+_FLAG_CLEAN: Final = 1
+_FLAG_AT_LEAST: Final = 2
+_FLAG_FOREIGN: Final = 4
+_KEPT_FLAGS: Final = _FLAG_AT_LEAST | _FLAG_FOREIGN
+_OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+_SEGMENTS_IN_USE: Final = "SELECT DISTINCT segment FROM jobs WHERE segment IS NOT NULL"
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
-    """What a start has found: commits are gone from SQLite's file."""
+class HighWaterRecord:
+    """One record of ``journal.high``."""
+
+    number: int
+    boot: bytes
+    """Boot id of the machine."""
+    journal: bytes
+    """Identity of the journal."""
+    next: int
+    """``seq`` of the next job."""
+    accepted: int
+    """Payloads that were ever accepted."""
+    held: int
+    """Payloads in the journal: waiting or in dead letters."""
+    missing: int
+    """Payloads that an earlier start found missing and no operator has acknowledged yet."""
+    flags: int
+
+    @property
+    def clean(self) -> bool:
+        """Whether the daemon was stopped in order after this record."""
+        return bool(self.flags & _FLAG_CLEAN)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether an earlier start found the record of another journal."""
+        return bool(self.flags & _FLAG_FOREIGN)
+
+
+@dataclass(frozen=True, slots=True)
+class LostCommits:
+    """Commits that a start found to be missing from SQLite's file."""
 
     payloads: int
-    """Payloads that may be missing, of this start and of earlier ones."""
+    """Payloads that may be missing, found by this start and by earlier ones."""
     at_least: bool
-    """Whether the count is a lower bound."""
+    """Whether ``payloads`` is a lower bound."""
     again: int
-    """Payloads that were stored and whose removal is gone: they are stored again."""
+    """Payloads that are stored but whose removal from the journal is lost: stored again."""
     files: tuple[str, ...]
-    """Segments that no row refers to any more, under their new names."""
+    """New names of the segments that no row refers to any more."""
     foreign: bool = False
-    """Whether the record was one of another journal."""
+    """Whether the record belonged to another journal."""
 
     def __str__(self) -> str:
-        """Return the count in words."""
+        """Return the number of payloads as text, with "at least" where it is a lower bound."""
         return f"{'at least ' if self.at_least else ''}{self.payloads}"
 
 
 class HighWater:
-    """The file in one STATE_DIR. Errors of writing it are ignored: it promises nothing."""
+    """The file ``journal.high`` of one STATE_DIR.
+
+    Errors while writing are ignored: the file only detects damage, and a commit must not fail
+    because of it.
+    """
 
     def __init__(self, journal: Path) -> None:
         """Read the file that belongs to ``journal``, before that is opened. Raises OSError."""
@@ -91,22 +131,22 @@ class HighWater:
         self._existed = self._path.exists()
         self._found = read(journal)
         self.unreadable = False
-        """Whether a journal with jobs has a file without a record that checks out."""
+        """Whether the file has no valid record although the journal has jobs."""
         self.acknowledged = False
-        """Whether a clean end from here on says that the damage was seen."""
+        """Whether a clean stop from now on acknowledges the missing payloads."""
         self._file: int | None = None
         self._number = 0 if self._found is None else self._found.number
         self._boot = _boot_id()
         self._missing = self._flags = 0
         self._journal = b""
         self._dirty = False
-        self.damage: Damage | None = None
-        """What is wrong; until ``reconcile`` was called, nothing."""
+        self.damage: LostCommits | None = None
+        """Commits that are missing, None if none are, and until ``reconcile`` was called."""
 
     def identify(self, connection: sqlite3.Connection, known: bytes | None) -> None:
-        """Note the identity of the journal, and write one into a journal that has none.
+        """Remember ``known``, the identity of the journal; where that is None, write one.
 
-        Raises sqlite3.Error.
+        The identity of the last record is preferred to a new one. Raises sqlite3.Error.
         """
         if known is None:
             found = b"" if self._found is None else self._found.journal
@@ -122,7 +162,7 @@ class HighWater:
     @property
     def held(self) -> int:
         """Payloads that the journal held at the last record, 0 where that is not known."""
-        # Where commits are gone, what they cost is counted as missing already.
+        # Where commits are lost, their payloads are counted as missing already.
         known = self._found is not None and not self._is_foreign and self.damage is None
         return self._found.held if known and self._found is not None else 0
 
@@ -131,65 +171,69 @@ class HighWater:
         return self._found is not None and self._found.journal != self._journal
 
     def reconcile(self, connection: sqlite3.Connection, totals: Totals) -> Totals:
-        """Compare ``totals`` with the last record; returns those to go on with.
+        """Compare ``totals`` with the last record; return the totals to continue with.
 
-        Raises sqlite3.Error, OSError, and StartError where journal.db is new and the rest is not.
+        Sets ``damage`` where commits are lost, and renames segments whose rows are lost.
+
+        Raises sqlite3.Error, OSError, and StartError where journal.db is new but there are segments
+        with payloads of the last record.
         """
         found = self._found
         if found is None:
             self.unreadable = self._existed and totals.next > 1
             return totals
         if totals.next == 1 and found.held and segments.names(self._segments):
-            # To go on would put payloads aside that an operator can have back with journal.db.
+            # A start would rename segments that an operator can still use with their journal.db.
             raise StartError(
-                f"{self._segments} belongs to another journal than the one that is here:"
-                " put its journal.db back, or move the segments away"
+                f"{self._segments} belongs to another journal than journal.db: restore the"
+                " journal.db of these segments, or move the segments away"
             )
         if self._is_foreign and totals.next > 1:
             self._note_foreign(connection, found)
             return totals
         held = totals.payloads + totals.dead_payloads
         lost = found.accepted - totals.accepted
-        # Of what was held then, and of what was lost since, this many left the journal since.
+        # Of the payloads held at the record, and of those lost since, this many left the journal.
         gone = held + lost - found.held if lost >= 0 else 0
         again = max(0, min(gone, held))
         files: tuple[str, ...] = ()
-        self._missing, self._flags = found.missing, found.flags & _REMEMBERED
+        self._missing, self._flags = found.missing, found.flags & _KEPT_FLAGS
         names = segments.names(self._segments)
         following = max(found.next, totals.next)
-        # A segment is named by a number that was the next one: so many jobs came behind the record.
+        # A segment is named by the next number at its creation: so many jobs are not in the record.
         unrecorded = max([0, *(name - following for name in names)])
         behind = found.next > totals.next or unrecorded > 0
         if behind:
             self._missing += max(0, min(lost, found.held)) + unrecorded
             is_exact = found.boot == self._boot and not unrecorded
-            self._flags |= 0 if is_exact else AT_LEAST
+            self._flags |= 0 if is_exact else _FLAG_AT_LEAST
             files = self._put_aside(name for name in names if name >= totals.next)
             following += unrecorded
             totals = replace(totals, next=following, accepted=max(found.accepted, totals.accepted))
-            # First the count, then the totals from which it could not be told any more. Nothing
-            # held: a start that comes between the two finds the same loss, and adds none to it.
+            # The record comes before the totals, because the new totals hide the loss. It counts
+            # no held payloads: a start that is killed between the two writes finds the same loss
+            # again and adds nothing to it.
             self._open()
             self.write(replace(totals, payloads=0, dead_payloads=0))
             self.sync()
             totals.write(connection)
-        if self._flags & FOREIGN or self._missing or again or (behind and not found.clean):
+        if self._flags & _FLAG_FOREIGN or self._missing or again or (behind and not found.clean):
             flags = self._flags
-            at_least, foreign = bool(flags & AT_LEAST), bool(flags & FOREIGN)
-            self.damage = Damage(self._missing, at_least, again, files, foreign)
+            at_least, foreign = bool(flags & _FLAG_AT_LEAST), bool(flags & _FLAG_FOREIGN)
+            self.damage = LostCommits(self._missing, at_least, again, files, foreign)
         return totals
 
-    def _note_foreign(self, connection: sqlite3.Connection, found: Mark) -> None:
-        """Count what the journal of another journal's record held as missing."""
+    def _note_foreign(self, connection: sqlite3.Connection, found: HighWaterRecord) -> None:
+        """Count all payloads that the journal of a foreign record held as missing."""
         self._missing = found.missing + max(0, found.held)
-        self._flags = _REMEMBERED
-        needed = {name for (name,) in connection.execute(_REFERRED_TO)}
+        self._flags = _KEPT_FLAGS
+        needed = {name for (name,) in connection.execute(_SEGMENTS_IN_USE)}
         names = segments.names(self._segments)
         files = self._put_aside(name for name in names if name not in needed)
-        self.damage = Damage(self._missing, at_least=True, again=0, files=files, foreign=True)
+        self.damage = LostCommits(self._missing, at_least=True, again=0, files=files, foreign=True)
 
     def assume(self, connection: sqlite3.Connection, totals: Totals) -> Totals:
-        """Return totals that were counted anew, with what only the last record still knows.
+        """Return recounted totals with the two counts that only the last record still has.
 
         Raises sqlite3.Error.
         """
@@ -201,16 +245,16 @@ class HighWater:
         return totals
 
     def _put_aside(self, names: Iterable[int]) -> tuple[str, ...]:
-        """Rename segments of rows that are gone; returns their new names."""
+        """Rename segments whose rows are lost; return their new names."""
         moved = []
         for name in names:
             path = segments.path_of(self._segments, name)
             with suppress(OSError):
-                moved.append(path.rename(path.with_name(path.name + _LOST)).name)
+                moved.append(path.rename(path.with_name(path.name + _LOST_SUFFIX)).name)
         return tuple(moved)
 
     def begin(self, totals: Totals) -> None:
-        """Note that a run begins: a record that says so, on the disk. Raises OSError."""
+        """Write and sync a first record, which marks the run as not ended. Raises OSError."""
         self._open()
         self.write(totals)
         self.sync()
@@ -218,20 +262,20 @@ class HighWater:
     def _open(self) -> None:
         if self._file is not None:
             return
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | _OPEN_FLAGS, 0o600)
         if self._found is None:
-            # Once and for all: from here on no record needs room on the disk.
+            # Allocates the space once, so that no later record fails on a full disk.
             with suppress(OSError):
                 os.pwrite(self._file, bytes(2 * _SECTOR), 0)
                 os.fsync(self._file)
                 sync_folder(self._path.parent)
 
     def write(self, totals: Totals) -> None:
-        """Write the record of a commit."""
+        """Write the record of a commit into the page cache."""
         if self._file is None:
             return
         self._number += 1
-        # Totals that damage has made wrong must not end the daemon.
+        # Totals that damage has made negative must not end the daemon.
         held = max(0, totals.payloads + totals.dead_payloads)
         body = _BODY.pack(
             _MAGIC,
@@ -245,25 +289,28 @@ class HighWater:
             self._flags,
         )
         try:
-            record = body + _CHECK.pack(zlib.crc32(body))
+            record = body + _CHECKSUM.pack(zlib.crc32(body))
             os.pwrite(self._file, record, _SECTOR * (self._number & 1))
             self._dirty = True
         except OSError:
-            # Not ``suppress``, which takes a quarter of the time of all this.
+            # ``suppress`` would be a measurable part of the time of this method.
             return
 
     def sync(self) -> None:
-        """Have the last record on the disk."""
+        """Sync the last record to the disk."""
         if self._dirty and self._file is not None:
             self._dirty = False
             with suppress(OSError):
                 os.fdatasync(self._file)
 
     def end(self, totals: Totals) -> None:
-        """Note that the journal was closed in order."""
+        """Write the record of a clean stop, and close the file.
+
+        Resets the missing payloads if ``acknowledged``.
+        """
         if self.acknowledged:
             self._flags = self._missing = 0
-        self._flags |= CLEAN
+        self._flags |= _FLAG_CLEAN
         self.write(totals)
         self.sync()
         self.close()
@@ -275,34 +322,35 @@ class HighWater:
             os.close(file)
 
 
-def read(journal: Path) -> Mark | None:
-    """Return the last record for ``journal`` that checks out, None without one. Raises OSError."""
+def read(journal: Path) -> HighWaterRecord | None:
+    """Return the last valid record for ``journal``, None without one. Raises OSError."""
     try:
-        file = os.open(journal.with_suffix(_SUFFIX), os.O_RDONLY | _FLAGS)
+        file = os.open(journal.with_suffix(_SUFFIX), os.O_RDONLY | _OPEN_FLAGS)
     except FileNotFoundError:
         return None
     try:
-        records = os.pread(file, 2 * _SECTOR, 0)
+        content = os.pread(file, 2 * _SECTOR, 0)
     finally:
         os.close(file)
-    marks = [_parse(records[slot * _SECTOR :]) for slot in (0, 1)]
-    return max((one for one in marks if one is not None), key=lambda one: one.number, default=None)
+    records = [_parse(content[slot * _SECTOR :]) for slot in (0, 1)]
+    valid = (record for record in records if record is not None)
+    return max(valid, key=lambda record: record.number, default=None)
 
 
-def _parse(record: bytes) -> Mark | None:
+def _parse(record: bytes) -> HighWaterRecord | None:
     size = _BODY.size
-    if len(record) < size + _CHECK.size:
+    if len(record) < size + _CHECKSUM.size:
         return None
     body = record[:size]
     magic, *values = _BODY.unpack(body)
-    if magic != _MAGIC or _CHECK.unpack_from(record, size) != (zlib.crc32(body),):
+    if magic != _MAGIC or _CHECKSUM.unpack_from(record, size) != (zlib.crc32(body),):
         return None
-    return Mark(*values)
+    return HighWaterRecord(*values)
 
 
 def _boot_id() -> bytes:
-    """Return what is another one after each start of the machine; random if that is not known."""
+    """Return the boot id of the machine; random bytes where it cannot be read."""
     try:
-        return uuid.UUID(_BOOT_ID.read_text().strip()).bytes
+        return uuid.UUID(BOOT_ID_FILE.read_text().strip()).bytes
     except (OSError, ValueError):
         return os.urandom(16)

@@ -1,7 +1,7 @@
-"""Takes stock of a journal: reads all tables but ``jobs``, and puts right what is damaged.
+"""Check and repair all tables other than ``jobs``, and find missing jobs by their counts.
 
-The counts in ``totals`` are what tells that a row is missing: everything else shows what is
-there. Functions raise sqlite3.Error, and write in one transaction.
+Rows show only which jobs are in the file. That a job is missing is known from the counts in
+``totals``. Functions raise sqlite3.Error, and write in one transaction.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
     from payloadd.journal.sqlite.job_rows import Range
 
-_FAR: Final = 2**62
+_LARGEST_SEQ: Final = 2**62
 _COLUMNS: Final = "seq, id, payloads, lines, segment, start, size, stream, crc"
-_THERE: Final = "SELECT count(*) FROM jobs WHERE seq BETWEEN ? AND ?"
-_TOLD: Final = "SELECT 1 FROM dead WHERE first <= 0 AND -first >= ? AND -last <= ?"
+_COUNT: Final = "SELECT count(*) FROM jobs WHERE seq BETWEEN ? AND ?"
+_BURIED: Final = "SELECT 1 FROM dead WHERE first <= 0 AND -first >= ? AND -last <= ?"
 _DEAD_MEMBERS: Final = """
     SELECT first, last, coalesce(dead.jobs, last - first + 1), dead.payloads,
         count(seq), total(jobs.payloads), total(coalesce(size, length(lines)))
     FROM dead LEFT JOIN jobs ON seq BETWEEN first AND last WHERE first > 0 GROUP BY first
 """
 _BEYOND: Final = f"SELECT {_COLUMNS} FROM jobs WHERE seq >= ? ORDER BY seq"  # noqa: S608 - names of ours
-_LOST: Final = f"""
+_ORPHANED: Final = f"""
     SELECT {_COLUMNS} FROM jobs WHERE seq <= 0
     AND NOT EXISTS (SELECT 1 FROM dead WHERE seq BETWEEN first AND last) ORDER BY seq
 """  # noqa: S608 - as above
@@ -38,29 +38,36 @@ _LOST: Final = f"""
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What is in a journal, by its ranges and its totals, and what is damaged."""
+    """Ranges and totals of a journal, and the damage that was found."""
 
     totals: Totals
     findings: Sequence[Finding]
     lost_payloads: int = 0
-    """Payloads by which the totals say less than before."""
+    """Payloads that the totals count no more because their jobs are damaged or missing."""
     sealed: Sequence[Range] = ()
+    """Ranges of sealed batches."""
     apart: Sequence[Range] = ()
-    """Sealed, dead or stored, in order."""
+    """Ranges of jobs that are sealed, dead or stored, in order."""
     known: bool = True
-    """Whether the totals are what was written, and not counted anew."""
+    """Whether the totals were read from the file, and not counted again."""
     identity: bytes | None = None
-    """The identity of the journal, None where it is not known."""
+    """The identity of the journal, None where it is missing or damaged."""
 
 
-def take(
+def read_and_repair(
     connection: sqlite3.Connection,
     segments: Sequence[int],
     gaps: Sequence[Range],
     *,
     counting: bool,
 ) -> Inventory:
-    """Take stock at a start. ``gaps`` is where rows may be missing; ``counting``: see whether."""
+    """Read all tables other than ``jobs`` and repair what is damaged, in one transaction.
+
+    ``segments``: names of the segments in STATE_DIR. ``gaps``: ranges of ``seq`` in which rows may
+    be missing. ``counting``: count the rows of ``jobs`` and make dead letters of missing jobs.
+
+    Raises sqlite3.Error, and StartError where stored jobs could be stored again.
+    """
     with connection:
         connection.execute("BEGIN IMMEDIATE")
         findings: list[Finding] = []
@@ -74,7 +81,7 @@ def take(
         stored = [(first, last) for last, first in ranges(found["stored"])]
         if counting:
             findings += _bury_missing_members(connection, gaps)
-        sealed, dead = ranges(found["batches"]), dead_ranges(connection)
+        sealed, dead = ranges(found["batches"]), _dead_ranges(connection)
         totals, problem, known = _totals(connection, segments, [*sealed, *dead, *stored])
         findings += problem
         apart = sorted([*sealed, *dead, *stored])
@@ -82,12 +89,12 @@ def take(
         before = totals
         strays = _bury_strays(connection, totals)
         if any((one.first or 0) > 0 for one in strays):
-            # They were counted, and they are no more.
+            # The totals counted these rows, which are dead letters now.
             totals = _without(totals, strays)
             totals.write(connection)
         findings += strays
         for first, last in sealed if counting else ():
-            # Before the comparison, which knows no numbers.
+            # Before ``compare``, which finds how many jobs are missing but not their numbers.
             absent = bury_absent(connection, first, last, totals)
             totals = absent.totals
             findings += absent.findings
@@ -107,10 +114,10 @@ def bury(
     before: Totals,
     is_sound: Callable[[], bool],
 ) -> Inventory:
-    """Make dead letters of damaged rows, and count what is left. In the caller's transaction.
+    """Make dead letters of damaged rows, and count the other rows, in the caller's transaction.
 
-    Raises the error of a damaged file where rows are missing too and the pages are not in order,
-    which ``is_sound`` tells: the file has to be made sound first.
+    Also makes a dead letter of missing rows. Raises the error of a damaged file where rows are
+    missing and ``is_sound`` returns False: then the file must be replaced first.
     """
     findings = damage.bury_rows(connection, damaged)
     jobs, payloads, size = count(connection, _apart(connection))
@@ -118,8 +125,8 @@ def bury(
     if missing > 0:
         if not is_sound():
             raise damage.corrupt(f"{missing} rows of jobs are missing")
-        # Each job has a payload at least; what a damaged row says of its own may be wrong.
-        less = max(missing, before.payloads - payloads - damage.total(findings))
+        # Each job has at least one payload; the count in a damaged row may be wrong.
+        less = max(missing, before.payloads - payloads - damage.total_payloads(findings))
         findings += _bury_missing(connection, (), missing, less)
     totals = replace(before, jobs=jobs, payloads=payloads, bytes=size)
     totals.write(connection)
@@ -134,10 +141,11 @@ def compare(
     known: bool = True,
     is_sound: Callable[[], bool] = lambda: True,
 ) -> Inventory:
-    """Compare the totals with what is there; jobs that are missing become a dead letter.
+    """Compare the totals with the rows of ``jobs``; make dead letters of missing jobs.
 
-    ``known``: whether the totals are what was written. ``is_sound``: as for ``bury``. In the
-    caller's transaction.
+    ``known``: whether the totals ``before`` were read from the file. If they were not, the number
+    of missing jobs is unknown, and each gap becomes a dead letter without counts. ``is_sound``: as
+    for ``bury``. Runs in the caller's transaction.
     """
     counted = count(connection, _apart(connection))
     totals = replace(before, jobs=counted.jobs, payloads=counted.payloads, bytes=counted.bytes)
@@ -161,7 +169,10 @@ def compare(
 def _bury_missing(
     connection: sqlite3.Connection, gaps: Sequence[Range], jobs: int, payloads: int
 ) -> list[Finding]:
-    """Make dead letters of jobs of which nothing is left: all in the first, without a count."""
+    """Make dead letters of jobs whose rows are missing, one for each gap.
+
+    The first one counts all jobs and payloads: how they are divided among the gaps is not known.
+    """
     if not gaps:
         finding = Finding("jobs", "not in the file any more", jobs=jobs, payloads=payloads)
         return [damage.bury_range(connection, finding)]
@@ -181,23 +192,26 @@ def refuse_unknown(
 ) -> None:
     """Raise StartError where jobs that are in the store already could be stored again.
 
-    ``totals``: where they are known. ``lost``: tables of which rows are lost. ``apart``: what is
-    known not to wait.
+    ``totals``: None where they are not known. ``lost``: names of the tables of which rows are lost.
+    ``apart``: ranges of jobs that are known not to wait.
     """
     if "batches" in lost and "dead" in lost:
-        # One of them is made up for, see ``small_tables``: batches are made as they were.
-        raise damage.refusal("it is not known which jobs are sealed and which are dead letters")
+        # The loss of one table is repaired: the same batches are made again (``small_tables.py``).
+        raise damage.start_refusal(
+            "it is not known which jobs are sealed and which are dead letters"
+        )
     if "stored" in lost and totals is not None:
         surplus = count(connection, apart).jobs - totals.jobs
         if surplus > 0:
-            raise damage.refusal(f"{surplus} jobs are stored already, and it is not known which")
+            reason = f"{surplus} jobs are stored already, and it is not known which"
+            raise damage.start_refusal(reason)
 
 
 def bury_uncounted(connection: sqlite3.Connection, totals: Totals, payloads: int) -> Inventory:
     """Make a dead letter of payloads that are missing by a count outside of the file.
 
-    The totals cannot tell where they were lost, or where as many dead letters wait again because
-    their rows in ``dead`` are lost.
+    The totals do not show the loss where the totals themselves are lost, or where as many jobs of
+    lost dead letters wait again. Commits in a transaction of its own.
     """
     reason = "not in the file any more, by the count in journal.high"
     with connection:
@@ -207,16 +221,17 @@ def bury_uncounted(connection: sqlite3.Connection, totals: Totals, payloads: int
 
 
 def bury_absent(connection: sqlite3.Connection, first: int, last: int, before: Totals) -> Inventory:
-    """Make a dead letter of the members of a sealed batch that have no row any more.
+    """Make a dead letter of the members of a sealed batch whose rows are missing.
 
-    Not of those of which a dead letter tells already. In the caller's transaction.
+    Does nothing where a dead letter in the range of the batch exists already. Runs in the caller's
+    transaction.
     """
-    (there,) = connection.execute(_THERE, (first, last)).fetchone()
-    missing = last - first + 1 - there
-    if missing <= 0 or connection.execute(_TOLD, (first, last)).fetchone() is not None:
+    (present,) = connection.execute(_COUNT, (first, last)).fetchone()
+    missing = last - first + 1 - present
+    if missing <= 0 or connection.execute(_BURIED, (first, last)).fetchone() is not None:
         return Inventory(before, ())
     reason = "members of a sealed batch that are not in the file any more"
-    # Each has a payload at least.
+    # Each job has at least one payload.
     finding = Finding("jobs", reason, first, last, missing, missing)
     findings = [damage.bury_range(connection, finding)]
     jobs, payloads = max(0, before.jobs - missing), max(0, before.payloads - missing)
@@ -226,33 +241,34 @@ def bury_absent(connection: sqlite3.Connection, first: int, last: int, before: T
 
 
 def _bury_missing_members(connection: sqlite3.Connection, gaps: Sequence[Range]) -> list[Finding]:
-    """Make dead letters of what is missing of earlier ones, which keep what is there."""
+    """Make new dead letters of the missing jobs of dead letters; these keep their other jobs."""
     findings = []
-    for first, last, told, payloads, *there in connection.execute(_DEAD_MEMBERS).fetchall():
-        jobs, payloads_there, size = there
-        if jobs >= told:
+    for first, last, counted, payloads, *present in connection.execute(_DEAD_MEMBERS).fetchall():
+        jobs, payloads_present, size = present
+        if jobs >= counted:
             continue
         unreadable = any(low <= last and first <= high for low, high in gaps)
         place = "in pages that cannot be read" if unreadable else "not in the file any more"
         reason = f"members of a dead letter, {place}"
-        less = max(told - jobs, payloads - int(payloads_there))
-        finding = Finding("dead", reason, first, last, told - jobs, less)
+        less = max(counted - jobs, payloads - int(payloads_present))
+        finding = Finding("dead", reason, first, last, counted - jobs, less)
         findings.append(damage.bury_range(connection, finding))
-        small_tables.change_counts(connection, first, int(payloads_there), int(size), jobs)
+        small_tables.change_counts(connection, first, int(payloads_present), int(size), jobs)
     return findings
 
 
-def dead_ranges(connection: sqlite3.Connection) -> list[Range]:
-    """Return the ranges of all dead letters."""
+def _dead_ranges(connection: sqlite3.Connection) -> list[Range]:
+    """Return the ranges of ``seq`` of all dead letters."""
     return connection.execute("SELECT first, last FROM dead").fetchall()
 
 
 def _totals(
     connection: sqlite3.Connection, segments: Sequence[int], known: Sequence[Range]
 ) -> tuple[Totals, list[Finding], bool]:
-    """Return the totals, what is wrong with them, and whether they are what was written.
+    """Return the totals, findings about them, and whether they were read from the file.
 
-    If they are not, ``next`` is what it has to be at least, and the rest is to be counted.
+    If they were not, ``next`` is the smallest possible number, ``keys`` is counted, and the other
+    counts are 0, to be counted by the caller.
     """
     checked = small_tables.check(connection, TOTALS)
     if len(checked.rows) == 1 and not checked.lost:
@@ -261,7 +277,9 @@ def _totals(
             return totals, [], True
         totals.write(connection)
         return totals, [Finding("totals", "had a flipped bit and was repaired")], True
-    (newest,) = connection.execute("SELECT max(seq) FROM jobs WHERE seq < ?", (_FAR,)).fetchone()
+    (newest,) = connection.execute(
+        "SELECT max(seq) FROM jobs WHERE seq < ?", (_LARGEST_SEQ,)
+    ).fetchone()
     following = 1 + max([newest or 0, *(last for _, last in known), *segments, 0])
     connection.execute("DELETE FROM totals")
     (keys,) = connection.execute("SELECT count(*) FROM answers").fetchone()
@@ -269,37 +287,37 @@ def _totals(
         "INSERT INTO totals (next, jobs, payloads, bytes, keys) VALUES (?, 0, 0, 0, ?)",
         (following, keys),
     )
-    reason = "does not match its checksum; it was counted anew"
+    reason = "does not match its checksum; it was counted again"
     return Totals(following, 0, 0, 0, keys), [Finding("totals", reason)], False
 
 
 def _without(totals: Totals, strays: Sequence[Finding]) -> Totals:
-    """Return the totals without the jobs from the future."""
+    """Return the totals without the rows whose number was not assigned yet."""
     beyond = [one for one in strays if (one.first or 0) > 0]
     return replace(
         totals,
         jobs=max(0, totals.jobs - sum(one.jobs for one in beyond)),
-        payloads=max(0, totals.payloads - damage.total(beyond)),
+        payloads=max(0, totals.payloads - damage.total_payloads(beyond)),
     )
 
 
 def _bury_strays(connection: sqlite3.Connection, totals: Totals) -> list[Finding]:
-    """Make dead letters of rows whose number is one that no job has yet, or never has."""
+    """Make dead letters of rows with an unassigned number or a lost dead letter."""
     findings: list[Finding] = []
     beyond = connection.execute(_BEYOND, (totals.next,)).fetchall()
-    reason = "has a number that was not given yet"
+    reason = "has a number that was not assigned yet"
     findings += damage.bury_rows(connection, [_stray(row, reason) for row in beyond])
-    lost = connection.execute(_LOST).fetchall()
-    reason = "belongs to a dead letter that is gone"
-    return findings + damage.bury_rows(connection, [_stray(row, reason) for row in lost])
+    orphaned = connection.execute(_ORPHANED).fetchall()
+    reason = "belongs to a dead letter that is lost"
+    return findings + damage.bury_rows(connection, [_stray(row, reason) for row in orphaned])
 
 
-def _stray(row: Any, reason: str) -> DamagedRow:  # noqa: ANN401 - it may hold anything
+def _stray(row: Any, reason: str) -> DamagedRow:  # noqa: ANN401 - damaged values have any type
     return DamagedRow(row[0], row[1], row[2], job_rows.size(row), reason)
 
 
 def _apart(connection: sqlite3.Connection) -> list[Range]:
-    """Return the ranges of jobs that do not wait."""
+    """Return the ranges of jobs that do not wait: dead letters and stored jobs."""
     found = connection.execute(
         "SELECT first, last FROM dead UNION ALL SELECT first, last FROM stored"
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
-    from payloadd.journal.sqlite.small_tables import Values
+    from payloadd.journal.sqlite.table_scan import RowValues
 
 _FORGET: Final = """
     DELETE FROM layouts WHERE first <
@@ -28,7 +28,7 @@ _INSERT: Final = """
 
 
 def note(
-    connection: sqlite3.Connection, rows: Sequence[Values], following: int, now: Layout
+    connection: sqlite3.Connection, rows: Sequence[RowValues], following: int, now: Layout
 ) -> list[tuple[int, Layout]]:
     """Note that ``now`` holds from the job ``following`` on.
 
@@ -41,7 +41,7 @@ def note(
     ]
     if known and known[-1][1] == now:
         return known
-    values = (following, now.template, now.host, now.compression, int(now.alone))
+    values = (following, now.template, now.host, now.format_name, int(now.alone))
     connection.execute(_INSERT, (*values, of_values(values)))
     connection.execute(_FORGET)
     return [*(one for one in known if one[0] != following), (following, now)]

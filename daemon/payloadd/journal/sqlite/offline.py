@@ -1,29 +1,36 @@
-"""Looks into a journal from outside, whether a daemon has it open or not.
+"""Inspect and check a journal from another process than the daemon's.
 
-SQLite lets a second process read and write beside the daemon. What it writes is little: a
-mark on dead letters, which the daemon sees within a second, or their removal.
+SQLite lets a second process read and write beside the daemon. An ``Inspection`` reads, and writes
+little: it marks dead letters, which the daemon sees within a second, or removes them. A check
+before a start (``try_journal``) leaves no trace.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from payloadd.errors import PayloaddError
-from payloadd.journal.sqlite import damaged_files, dead_letters
+from payloadd.errors import PayloaddError, StartError
+from payloadd.journal.sqlite import dead_letters, file_check, high_water, identity
 from payloadd.journal.sqlite.damage import CODE
-from payloadd.journal.sqlite.lock import owner
-from payloadd.journal.sqlite.schema import FILE, MIGRATIONS, look_into
-from payloadd.journal.sqlite.segments import space
-from payloadd.journal.sqlite.verify import verify
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.file_check import check_schema, find_problem
+from payloadd.journal.sqlite.lock import owner, try_lock
+from payloadd.journal.sqlite.salvage import remove_damaged_files
+from payloadd.journal.sqlite.schema import FILE, MIGRATIONS, check_version, open_existing
+from payloadd.journal.sqlite.segments import Segments, space
+from payloadd.journal.sqlite.verify import check_jobs, check_small_tables, format_finding, verify
+from payloadd.model.job import accepted_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from payloadd.journal.sqlite.damage import Finding
     from payloadd.journal.sqlite.dead_letters import DeadLetter
@@ -35,18 +42,28 @@ _OLDEST: Final = """
     AND NOT EXISTS (SELECT 1 FROM stored WHERE seq BETWEEN first AND last)
     ORDER BY seq LIMIT 1
 """
+_READ_AT_START: Final = (
+    "SELECT first, last, key, compression FROM batches",
+    "SELECT first, template, host, compression, alone FROM layouts",
+    "SELECT first, last, payloads, bytes FROM dead",
+    "SELECT first, last FROM stored",
+)
+_BYTES_IN_SEGMENTS: Final = """
+    SELECT segment, max(start + size) FROM jobs WHERE segment IS NOT NULL GROUP BY segment
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class JournalStatus:
-    """What is in a journal: counts, bytes, seconds."""
+    """Counts, bytes and ages of one journal."""
 
     process: int | None
-    """The daemon that has it open, None if none has."""
+    """Id of the daemon that has the journal open, None if none has."""
     jobs: int
     payloads: int
     bytes: int
     oldest_seconds: float
+    """Age of the oldest waiting job in seconds, 0 if no job waits."""
     sealed_batches: int
     dead_letters: int
     dead_payloads: int
@@ -55,10 +72,11 @@ class JournalStatus:
     """Dead letters with the code DAMAGED."""
     idempotency_keys: int
     file_bytes: int
+    """Bytes of the database file and of the segments."""
 
 
 class Inspection:
-    """One look into the journal of ``folder``; get one from :meth:`open`."""
+    """An open connection to the journal in ``folder``; made by :meth:`open`."""
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
         self._folder = folder
@@ -67,7 +85,11 @@ class Inspection:
     @classmethod
     @contextmanager
     def open(cls, folder: Path) -> Iterator[Self]:
-        """Open the journal in ``folder``; raises PayloaddError that says what is wrong."""
+        """Open the journal in ``folder``.
+
+        Raises PayloaddError where there is no journal of this version or it cannot be read; errors
+        of SQLite in the body become PayloaddError too.
+        """
         path = folder / FILE
         try:
             path.stat()
@@ -77,64 +99,70 @@ class Inspection:
         except OSError as error:
             raise PayloaddError(f"cannot read the journal {path}: {error.strerror}") from None
         try:
-            connection = look_into(path)
-            try:
-                (version,) = connection.execute("PRAGMA user_version").fetchone()
-                if version != len(MIGRATIONS):
-                    raise PayloaddError(
-                        f"{path} has version {version}, this payloadd reads {len(MIGRATIONS)}"
-                    )
+            with closing(open_existing(path)) as connection:
+                _check_readable_version(connection, path)
                 yield cls(folder, connection)
-            finally:
-                connection.close()
         except (sqlite3.Error, UnicodeDecodeError) as error:
             raise PayloaddError(f"cannot read the journal {path}: {error}") from None
 
     def status(self) -> JournalStatus:
-        """Return what is in the journal now."""
-        one = self._one
-        oldest = one(_OLDEST)
-        accepted_at = time.time() if oldest is None else (uuid.UUID(bytes=oldest).int >> 80) / 1000
+        """Return the current counts, bytes and ages. Raises sqlite3.Error, StartError."""
+        value = self._value
+        oldest = value(_OLDEST)
+        now = time.time()
         return JournalStatus(
             process=owner(self._folder),
-            jobs=one("SELECT jobs FROM totals"),
-            payloads=one("SELECT payloads FROM totals"),
-            bytes=one("SELECT bytes FROM totals"),
-            oldest_seconds=round(max(0.0, time.time() - accepted_at), 3),
-            sealed_batches=one("SELECT count(*) FROM batches"),
-            dead_letters=one("SELECT count(*) FROM dead"),
-            dead_payloads=one("SELECT coalesce(sum(payloads), 0) FROM dead"),
-            dead_bytes=one("SELECT coalesce(sum(bytes), 0) FROM dead"),
-            damaged=one(f"SELECT count(*) FROM dead WHERE code = '{CODE}'"),  # noqa: S608 - ours
-            idempotency_keys=one("SELECT count(*) FROM answers"),
+            jobs=value("SELECT jobs FROM totals"),
+            payloads=value("SELECT payloads FROM totals"),
+            bytes=value("SELECT bytes FROM totals"),
+            oldest_seconds=(
+                0.0
+                if oldest is None
+                else round(max(0.0, now - accepted_at(uuid.UUID(bytes=oldest))), 3)
+            ),
+            sealed_batches=value("SELECT count(*) FROM batches"),
+            dead_letters=value("SELECT count(*) FROM dead"),
+            dead_payloads=value("SELECT coalesce(sum(payloads), 0) FROM dead"),
+            dead_bytes=value("SELECT coalesce(sum(bytes), 0) FROM dead"),
+            damaged=self._damaged(),
+            idempotency_keys=value("SELECT count(*) FROM answers"),
             file_bytes=(self._folder / FILE).stat().st_size + space(self._folder),
         )
 
     def dead(self) -> list[DeadLetter]:
-        """Return the dead letters, the oldest first."""
+        """Return the dead letters, the oldest first. Raises sqlite3.Error."""
         return dead_letters.letters(self._connection)
 
     def verify(self) -> list[Finding]:
-        """Read and check everything; returns what is damaged."""
+        """Read and check the whole journal; return its damage. Raises sqlite3.Error."""
         return verify(self._connection, self._folder)
 
     def lines(self, id_: str) -> bytes:
-        """Return the payloads of a dead letter as NDJSON; raises PayloaddError."""
+        """Return the payloads of a dead letter as NDJSON. Raises PayloaddError, sqlite3.Error."""
         return dead_letters.lines(self._connection, self._folder, id_)
 
     def retry(self, ids: Sequence[str]) -> int:
-        """Mark dead letters (all, if ``ids`` is empty) to be tried again; returns how many."""
+        """Mark dead letters (all, if ``ids`` is empty) for a retry; return their number.
+
+        Raises PayloaddError for an unknown id and for damaged dead letters, and sqlite3.Error.
+        """
         with self._transaction():
             return dead_letters.mark(self._connection, ids)
 
     def drop(self, ids: Sequence[str]) -> int:
-        """Remove dead letters; returns how many."""
+        """Delete dead letters with their payloads; return their number.
+
+        Deletes the copies of damaged files with the last damaged dead letter. Raises PayloaddError
+        for an unknown id, and sqlite3.Error, OSError.
+        """
         with self._transaction():
             dropped = dead_letters.drop(self._connection, ids)
-        if not self._one(f"SELECT count(*) FROM dead WHERE code = '{CODE}'"):  # noqa: S608 - ours
-            # Kept for as long as something of it may be wanted.
-            damaged_files.remove(self._folder)
+        if not self._damaged():
+            remove_damaged_files(self._folder)
         return dropped
+
+    def _damaged(self) -> int:
+        return int(self._value(f"SELECT count(*) FROM dead WHERE code = '{CODE}'"))  # noqa: S608 - ours
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -143,6 +171,103 @@ class Inspection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield
 
-    def _one(self, statement: str) -> Any:  # noqa: ANN401 - one value of any column
+    def _value(self, statement: str) -> Any:  # noqa: ANN401 - one value of any column
         row = self._connection.execute(statement).fetchone()
         return None if row is None else row[0]
+
+
+def _check_readable_version(connection: sqlite3.Connection, path: Path) -> None:
+    try:
+        check_version(connection, exactly=True)
+    except StartError as error:
+        raise PayloaddError(f"cannot read the journal {path}: {error}") from None
+
+
+def try_journal(folder: Path) -> str:
+    """Check whether a start could use a journal in ``folder``; return its state as text.
+
+    Leaves no new file: the service's user could not write a file that another user has made. Raises
+    StartError where a start would fail.
+    """
+    path = folder / FILE
+    process = try_lock(folder)
+    if process is not None:
+        return f"{path}, in use by process {process}"
+    made: list[Path] = []
+    try:
+        made = [one for one in (folder, *folder.parents) if not one.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix="payloadd-check-") as scratch:
+            Database(Path(scratch) / FILE).close()
+        found = _try_file(path) if path.exists() else _try_new(folder)
+    except (OSError, sqlite3.Error, StartError, UnicodeDecodeError) as error:
+        raise StartError(f"cannot keep a journal in STATE_DIR {folder}: {error}") from None
+    finally:
+        for one in made:
+            with suppress(OSError):
+                one.rmdir()
+    return f"{path}, {found}"
+
+
+def _try_new(folder: Path) -> str:
+    """Check that there are no segments of another journal."""
+    Segments(folder).check(1)
+    return "new"
+
+
+def _try_file(path: Path) -> str:
+    """Read those parts of the journal at ``path`` that a start reads, and change nothing.
+
+    Returns its state as text. Raises OSError, sqlite3.Error, StartError.
+    """
+    # This error names the cause, where SQLite's is only "unable to open database file".
+    os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    with closing(open_existing(path)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+        _check_pages(connection)
+        version = check_version(connection)
+        if version < len(MIGRATIONS):
+            return f"version {version}, which a start upgrades"
+        check_schema(connection)
+        for query in _READ_AT_START:
+            connection.execute(query).fetchall()
+        _refuse_damage(check_small_tables(connection))
+        totals = connection.execute("SELECT next, jobs, payloads, bytes FROM totals").fetchone()
+        if totals is None:
+            raise StartError(f"the row of totals is missing in {FILE}")
+        # A start continues after the numbers of lost rows.
+        record = high_water.read(path)
+        if record is not None and identity.is_foreign(connection, record.journal):
+            raise StartError(identity.FOREIGN)
+        following = totals[0] if totals[0] == 1 or record is None else max(totals[0], record.next)
+        _check_segments(connection, path.parent, following)
+        if path.stat().st_size > file_check.MOST_CHECKED:
+            return f"{totals[2]} payloads wait (`payloadd journal verify` checks each of them)"
+        _refuse_damage(check_jobs(connection, path.parent))
+        return f"{totals[2]} payloads wait"
+
+
+def _check_pages(connection: sqlite3.Connection) -> None:
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (size,) = connection.execute("PRAGMA page_size").fetchone()
+    if pages * size <= file_check.MOST_CHECKED:
+        problem = find_problem(connection)
+        if problem is not None:
+            raise StartError(f"{FILE} is damaged: {problem}")
+
+
+def _refuse_damage(found: Sequence[Finding]) -> None:
+    if found:
+        more = f"; {len(found) - 1} more, see `payloadd journal verify`" if len(found) > 1 else ""
+        raise StartError(f"damaged: {format_finding(found[0])}{more}")
+
+
+def _check_segments(connection: sqlite3.Connection, folder: Path, following: int) -> None:
+    """Check that each segment that rows refer to exists and is long enough."""
+    segments = Segments(folder)
+    segments.check(following)
+    for name, needed in connection.execute(_BYTES_IN_SEGMENTS).fetchall():
+        size = segments.size(name)
+        if size < needed:
+            raise StartError(f"the segment {name} has {size} bytes, {FILE} refers to {needed}")

@@ -1,11 +1,10 @@
-"""Repairs the database file while a daemon uses it.
+"""Repair the database file while the daemon uses it.
 
-The new file gets all that can be read of the old one, and all that memory knows: the totals, the
-ranges that are stored, the rows of jobs that are in memory, the identity. Rows that were deleted
-before are deleted again: pages in the wrong place bring them back. Then the jobs that are missing
-are counted and become dead letters, and so does what is missing by the count of memory. All of it
-is in the new file before that takes the place of the old one: a crash or an error on the way leaves
-the old file as it is.
+The new file gets all readable rows of the old file and all state in memory: the totals, the ranges
+that are stored, the rows of jobs in memory, the identity. Rows that were deleted before are
+deleted again, because misplaced pages can bring them back. Then missing jobs are counted and
+become dead letters, and so do payloads that are missing by the count in memory. All of this is in
+the new file before it replaces the old one: after a crash or an error the old file is unchanged.
 """
 
 from __future__ import annotations
@@ -41,79 +40,85 @@ if TYPE_CHECKING:
     from payloadd.journal.sqlite.transaction import Totals
     from payloadd.model.job import Job
 
-_BETWEEN: Final = 60.0
-"""Seconds in which a file is repaired once at most: it is read as a whole."""
+_MIN_INTERVAL: Final = 60.0
+"""Seconds between two repairs: each one reads the whole file."""
 
 
-class Known(NamedTuple):
-    """What memory knows of a journal, as of the last commit."""
+class MemoryState(NamedTuple):
+    """The state of a journal in memory, as of the last commit."""
 
     totals: Totals
     stored: Sequence[Range]
-    """Ranges whose jobs are stored and whose rows wait to be deleted."""
+    """Ranges whose jobs are stored and whose rows are not deleted yet."""
     jobs: Sequence[Job]
     """Jobs in memory that are not settled."""
     gone: Sequence[Range]
-    """Ranges whose rows were deleted: where pages were in the wrong place they come back."""
+    """Ranges whose rows were deleted; a misplaced page can bring them back."""
     held: int
-    """Payloads in the journal, waiting or dead letters; 0 where that is not known."""
+    """Payloads in the journal, waiting or in dead letters; 0 where the number is not known."""
     identity: bytes
     """The identity of the journal."""
 
 
 class FileRepair:
-    """Repairs one file, now and then."""
+    """Repairs of one database file, limited in frequency."""
 
     def __init__(self, path: Path, read_errors: ReadErrors) -> None:
         self._path = path
         self._read_errors = read_errors
+        self.min_interval = _MIN_INTERVAL
+        """Seconds between the starts of two repairs at least."""
         self._last = float("-inf")
         self._tolerant = False
-        """Whether pages that the disk does not give back are taken for damaged."""
+        """Whether pages that the disk cannot read count as damaged in the next repair."""
 
     def is_due(self, error: sqlite3.Error) -> bool:
-        """Return whether the file is to be repaired because of ``error``."""
-        if time.monotonic() - self._last < _BETWEEN:
+        """Return whether to repair the file now because of ``error``."""
+        if time.monotonic() - self._last < self.min_interval:
             return False
         if is_unreadable(read_error(self._path, error)):
             self._tolerant = self._read_errors.note(FILE)
             return self._tolerant
         return is_corrupt(error)
 
-    def run(self, known: Known) -> tuple[list[Finding], Inventory]:
-        """Repair the file, of which no connection may be open; returns what to tell.
+    def run(self, state: MemoryState) -> tuple[list[Finding], Inventory]:
+        """Repair the file; no connection to it may be open.
 
-        Raises StartError, OSError, sqlite3.Error; the old file is there then.
+        Returns the findings of the copy, and the inventory of the new file with its own findings.
+        Raises StartError, OSError, sqlite3.Error; then the old file is unchanged.
         """
         self._last = time.monotonic()
         tolerant, self._tolerant = self._tolerant, False
-        taken: list[Inventory] = []
+        inventories: list[Inventory] = []
 
         def complete(copy: sqlite3.Connection, gaps: list[Range]) -> None:
-            taken.append(self._complete(copy, gaps, known))
+            inventories.append(self._complete(copy, gaps, state))
 
         try:
             found, _ = make_sound(self._path, complete, tolerant=tolerant)
         except (OSError, sqlite3.Error, StartError) as failure:
-            # A page of another part of the file, perhaps for a moment: see with the next repair.
+            # The disk cannot read another page of the file, maybe only for a moment: the next
+            # repair may treat it as damaged.
             self._tolerant = isinstance(failure, sqlite3.Error) and is_unreadable(failure)
             raise
-        return found, taken[0]
+        return found, inventories[0]
 
-    def _complete(self, copy: sqlite3.Connection, gaps: Sequence[Range], known: Known) -> Inventory:
+    def _complete(
+        self, copy: sqlite3.Connection, gaps: Sequence[Range], state: MemoryState
+    ) -> Inventory:
         with copy:
             copy.execute("BEGIN")
-            job_rows.delete(copy, known.gone)
-            restoration.restore_totals(copy, known.totals)
-            restoration.restore_stored(copy, known.stored)
-            restoration.restore_rows(copy, known.jobs)
+            job_rows.delete(copy, state.gone)
+            restoration.restore_totals(copy, state.totals)
+            restoration.restore_stored(copy, state.stored)
+            restoration.restore_rows(copy, state.jobs)
         names = segments.names(self._path.parent / segments.FOLDER)
-        left = restoration.without(gaps, known.jobs)
-        taken = inventory.take(copy, names, left, counting=True)
+        left = restoration.without(gaps, state.jobs)
+        taken = inventory.read_and_repair(copy, names, left, counting=True)
         if taken.identity is None:
-            identity.write(copy, known.identity)
+            identity.write(copy, state.identity)
         dead = sum(one.payloads for one in dead_letters.ranges(copy))
-        missing = known.held - taken.totals.payloads - dead
+        missing = state.held - taken.totals.payloads - dead
         if missing <= 0:
             return taken
         uncounted = inventory.bury_uncounted(copy, taken.totals, missing)

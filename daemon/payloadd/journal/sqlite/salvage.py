@@ -1,18 +1,19 @@
-"""Makes a sound file of a damaged one.
+"""Replace a damaged database file by a copy of all its readable rows.
 
-A page of SQLite's file that is damaged cannot be written around: the next row may belong into
-it, a free page may be in use, an index may miss a row. So all that can be read is copied into a
-new file, row by row as it is, and the new file takes the place of the old one, which is kept under
-another name until the last dead letter of its damage is dropped (see ``damaged_files.py``).
+A damaged page of SQLite's file cannot be worked around: the next row may belong into it, a free
+page may be in use, an index may miss a row. So all readable rows are copied unchanged into a new
+file, and the new file replaces the old one. The old file is kept as ``journal.db.damaged-1``,
+``-2`` and so on. Each is as large as the journal was, so only the newest few are kept; all are
+removed with the last dead letter of damaged rows.
 
-* The new file is synced before it is renamed, and the log of the old one folded in before that:
-  a crash leaves the old file or the new one, never a file with the log of another.
-* What is missing is known from the counts of the old file; it becomes dead letters.
-* What a running daemon knows is written into the new file before it is renamed.
+* The new file is synced before it is renamed, and the log of the old file is checkpointed before
+  that: a crash leaves the old file or the new one, never a file with the log of another file.
+* The counts of the old file show how many jobs are missing; these become dead letters.
+* State that a running daemon has in memory is written into the new file before it is renamed.
 * Where nothing of ``jobs``, ``batches`` or ``stored`` can be read, or where it is not known which
-  rows are stored already, see ``inventory.refuse_unknown``, there is no telling what is in the
-  store and what is not: nothing is changed, and StartError says what to do. A running daemon
-  knows what is in ``stored`` and how many ``jobs`` there are.
+  rows are stored already (see ``inventory.refuse_unknown``), stored and waiting jobs cannot be
+  distinguished. Then nothing is changed, and the text of StartError lists the ways out. A running
+  daemon has the ranges of ``stored`` and the number of ``jobs`` in memory.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from payloadd.files import sync_folder
-from payloadd.journal.sqlite import damaged_files, inventory, small_tables
-from payloadd.journal.sqlite.damage import Finding, corrupt, refusal
+from payloadd.journal.sqlite import inventory, small_tables
+from payloadd.journal.sqlite.damage import Finding, corrupt, start_refusal
 from payloadd.journal.sqlite.job_rows import merge
-from payloadd.journal.sqlite.schema import FILE, create_copy, look_into
-from payloadd.journal.sqlite.table_scan import Scan, is_trouble
+from payloadd.journal.sqlite.schema import FILE, create_copy, open_existing
+from payloadd.journal.sqlite.table_scan import TableScan, is_other_error
 from payloadd.journal.sqlite.transaction import Totals
 
 if TYPE_CHECKING:
@@ -36,35 +37,40 @@ if TYPE_CHECKING:
 
     from payloadd.journal.sqlite.job_rows import Range
 
+MOST_DAMAGED_FILES: Final = 3
+"""Damaged files that are kept at most."""
+_DAMAGED_PREFIX: Final = f"{FILE}.damaged-"
 _NEW_FILE: Final = f"{FILE}.rebuilt"
-_FAR: Final = 2**62
+_LARGEST_KEY: Final = 2**62
 _JOB_COLUMNS: Final = "seq, id, payloads, lines, segment, start, size, stream, crc"
 _HEAD_COLUMNS: Final = "seq, id, payloads, segment, start, size, stream"
 _NEEDED: Final = frozenset({"jobs", "batches", "stored"})
-_UNKNOWN_TO_MEMORY: Final = frozenset({"batches"})
-_NEVER: Final = -1
-"""A checksum that nothing has."""
+_NEEDED_BY_DAEMON: Final = frozenset({"batches"})
+_WRONG_CHECKSUM: Final = -1
+"""A value of ``crc`` that no row matches."""
 
 
 Complete: TypeAlias = "Callable[[sqlite3.Connection, list[Range]], object]"
-"""Writes into the copy what is known from elsewhere; gets the ranges where rows may be missing."""
+"""Writes state that memory has into the copy; gets the ranges in which rows may be missing."""
 
 
 def salvage(
     path: Path, complete: Complete | None = None, *, tolerant: bool = False
 ) -> tuple[list[Finding], list[Range]]:
-    """Copy all that can be read of the journal at ``path`` into a new file, and use that.
+    """Copy all readable rows of the journal at ``path`` into a new file, and replace the old one.
 
-    Returns what to tell, and the ranges of ``jobs`` in which rows may be missing. ``tolerant``:
-    pages that the disk does not give back are damaged. No connection may be open. Raises
-    StartError, OSError, sqlite3.Error; the old file is there then.
+    ``complete``: called with the copy before it replaces the old file. ``tolerant``: pages that the
+    disk cannot read count as damaged. No connection to the file may be open.
+
+    Returns the findings, and the ranges of ``seq`` in which rows of ``jobs`` may be missing. Raises
+    StartError, OSError, sqlite3.Error; then the old file is still in place.
     """
     new = path.with_name(_NEW_FILE)
     new.unlink(missing_ok=True)
     try:
-        with closing(look_into(path)) as old, closing(create_copy(new)) as copy:
+        with closing(open_existing(path)) as old, closing(create_copy(new)) as copy:
             copy.execute("BEGIN")
-            needed = _NEEDED if complete is None else _UNKNOWN_TO_MEMORY
+            needed = _NEEDED if complete is None else _NEEDED_BY_DAEMON
             found, gaps = _copy_all(old, copy, needed, tolerant=tolerant)
             copy.execute("COMMIT")
             if complete is not None:
@@ -88,25 +94,25 @@ def _copy_all(
     ):
         scan, ignored = _copy_table(old, copy, table, tolerant=tolerant)
         if table.name in needed:
-            _refuse_nothing(scan, table.name)
+            _refuse_empty(scan, table.name)
         if ignored:
-            reason = f"{ignored} rows are no rows of it and were removed"
+            reason = f"{ignored} rows do not fit into it and were removed"
             found.append(Finding(table.name, reason))
         elif scan.failed:
             reason = "some of its pages cannot be read"
             found.append(Finding(table.name, reason, *_ends(scan.gaps)))
     found += _copy_answers(old, copy, tolerant=tolerant)
-    scan = Scan(old, "jobs", _JOB_COLUMNS, tolerant=tolerant)
-    # In three parts: where a gap ends matters for where in it to look.
+    scan = TableScan(old, "jobs", _JOB_COLUMNS, tolerant=tolerant)
+    # Three scans: the scan of a gap halves it, so its ends must not lie far beyond the rows.
     following = _following(copy)
-    for first, last in ((-_FAR, 0), (1, following - 1), (following, _FAR)):
-        _fill(copy, "jobs", _JOB_COLUMNS, map(_tolerable, scan.rows(first, last)))
+    for first, last in ((-_LARGEST_KEY, 0), (1, following - 1), (following, _LARGEST_KEY)):
+        _fill(copy, "jobs", _JOB_COLUMNS, map(_without_nulls, scan.rows(first, last)))
     _fill(copy, "jobs", _JOB_COLUMNS, _partial_rows(old, scan.partial))
     if "jobs" in needed:
-        _refuse_nothing(scan, "jobs")
-    gaps = merge([(first, last) for first, last in scan.gaps if first > 0 and last < _FAR])
+        _refuse_empty(scan, "jobs")
+    gaps = merge([(first, last) for first, last in scan.gaps if first > 0 and last < _LARGEST_KEY])
     if "stored" in needed:
-        # A running daemon knows the totals and what is in ``stored``.
+        # A running daemon has the totals and the ranges of ``stored`` in memory.
         _refuse_unknown(copy, found)
     if scan.failed:
         found.append(Finding("jobs", "some of its pages cannot be read", *_ends(gaps)))
@@ -135,28 +141,28 @@ def _following(copy: sqlite3.Connection) -> int:
         "SELECT max(last) + 1 FROM dead",
     ):
         for (number,) in copy.execute(query):
-            if isinstance(number, int) and following < number < _FAR:
+            if isinstance(number, int) and following < number < _LARGEST_KEY:
                 following = number
     return following
 
 
 def _copy_table(
     old: sqlite3.Connection, copy: sqlite3.Connection, table: small_tables.Table, *, tolerant: bool
-) -> tuple[Scan, int]:
-    """Copy the rows of a small table as they are; returns how many are no rows of it."""
+) -> tuple[TableScan, int]:
+    """Copy the rows of a small table unchanged; return the scan and the number of rejected rows."""
     key = "rowid" if table in {small_tables.TOTALS, small_tables.IDENTITY} else table.columns[0]
     names = ", ".join((*table.columns, *table.kept, "crc"))
     columns = names if key != "rowid" else f"rowid, {names}"
-    scan = Scan(old, table.name, columns, tolerant=tolerant)
+    scan = TableScan(old, table.name, columns, tolerant=tolerant)
     copy.execute(f"DELETE FROM {table.name}")  # noqa: S608 - names of ours
-    ignored = _fill(copy, table.name, columns, scan.rows(-_FAR, _FAR))
+    ignored = _fill(copy, table.name, columns, scan.rows(-_LARGEST_KEY, _LARGEST_KEY))
     return scan, ignored
 
 
 def _copy_answers(
     old: sqlite3.Connection, copy: sqlite3.Connection, *, tolerant: bool
 ) -> list[Finding]:
-    """Copy the Idempotency-Keys, from both ends: their table has no integer key."""
+    """Copy the Idempotency-Keys, from both ends: TableScan needs an integer key."""
     names = ", ".join((*small_tables.ANSWERS.columns, "crc"))
     failed = False
     for order in ("ASC", "DESC"):
@@ -164,7 +170,7 @@ def _copy_answers(
         try:
             _fill(copy, "answers", names, old.execute(query))
         except sqlite3.DatabaseError as error:
-            if is_trouble(error, tolerant=tolerant):
+            if is_other_error(error, tolerant=tolerant):
                 raise
             failed = True
         if not failed:
@@ -175,7 +181,7 @@ def _copy_answers(
 def _fill(
     copy: sqlite3.Connection, table: str, columns: str, rows: Iterator[tuple[Any, ...]]
 ) -> int:
-    """Insert rows; returns how many the table does not take: they are no rows of it."""
+    """Insert rows; return the number of rows that a constraint of the table rejects."""
     ignored = 0
     marks = ", ".join("?" * (columns.count(",") + 1))
     statement = f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})"  # noqa: S608 - names of ours
@@ -184,34 +190,34 @@ def _fill(
     return ignored
 
 
-def _tolerable(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return a row of ``jobs`` without the NULLs that a column does not take."""
+def _without_nulls(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a row of ``jobs`` with other values for NULLs that the table rejects."""
     if None not in row[1:4] and row[7] is not None:
         return row
     seq, id_, payloads, lines, *place, stream, _ = row
-    blank = (b"" if id_ is None else id_, payloads or 0, b"" if lines is None else lines)
-    return (seq, *blank, *place, stream or 0, _NEVER)
+    replaced = (b"" if id_ is None else id_, payloads or 0, b"" if lines is None else lines)
+    return (seq, *replaced, *place, stream or 0, _WRONG_CHECKSUM)
 
 
 def _partial_rows(old: sqlite3.Connection, seqs: list[int]) -> Iterator[tuple[Any, ...]]:
-    """Yield rows whose lines cannot be read, with a checksum that says so."""
+    """Yield rows whose lines cannot be read, with a checksum that marks them as damaged."""
     query = f"SELECT {_HEAD_COLUMNS} FROM jobs WHERE seq = ?"  # noqa: S608 - names of ours
     for seq in seqs:
         row: tuple[Any, ...] = (seq, b"", 0, None, None, None, 0)
         with suppress(sqlite3.DatabaseError):
             row = old.execute(query, (seq,)).fetchone() or row
         seq_, id_, payloads, *place, stream = row
-        yield _tolerable((seq_, id_, payloads, b"", *place, stream, _NEVER))
+        yield _without_nulls((seq_, id_, payloads, b"", *place, stream, _WRONG_CHECKSUM))
 
 
-def _refuse_nothing(scan: Scan, table: str) -> None:
-    """Raise StartError where nothing of a table can be read."""
+def _refuse_empty(scan: TableScan, table: str) -> None:
+    """Raise StartError where no row of a table can be read."""
     if scan.failed and not scan.found:
-        raise refusal(f"nothing of the table {table} can be read")
+        raise start_refusal(f"no row of the table {table} can be read")
 
 
 def _ends(gaps: list[Range]) -> tuple[int | None, int | None]:
-    """Return where the first gap begins and the last one ends, if that is known."""
+    """Return the start of the first gap and the end of the last one, None and None without gaps."""
     if not gaps:
         return None, None
     first, last = min(gap[0] for gap in gaps), max(gap[1] for gap in gaps)
@@ -227,18 +233,46 @@ def _sync(path: Path) -> None:
 
 
 def _replace(path: Path, new: Path) -> list[Finding]:
-    """Put the new file into the place of the old one, whose log is folded in before.
-
-    Returns what to tell.
-    """
-    with closing(look_into(path)) as old:
+    """Checkpoint the log of the old file, keep that under another name, rename the new file."""
+    with closing(open_existing(path)) as old:
         busy, _, _ = old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     log = path.with_name(f"{path.name}-wal")
     if busy or (log.exists() and log.stat().st_size):
-        raise corrupt("the log of the damaged file cannot be folded in")
+        raise corrupt("the log of the damaged file cannot be checkpointed")
     for end in ("-wal", "-shm"):
         path.with_name(f"{path.name}{end}").unlink(missing_ok=True)
-    found = damaged_files.keep(path)
+    found = _keep_damaged(path)
     new.replace(path)
     sync_folder(path.parent)
     return found
+
+
+def _keep_damaged(path: Path) -> list[Finding]:
+    """Link the journal at ``path`` to a new name and remove the oldest damaged files."""
+    kept = damaged_files(path.parent)
+    number = _number(kept[-1]) + 1 if kept else 1
+    new = path.with_name(f"{_DAMAGED_PREFIX}{number}")
+    os.link(path, new)
+    found = [Finding("file", f"the damaged file is kept as {new.name}")]
+    for old in [*kept, new][:-MOST_DAMAGED_FILES]:
+        old.unlink(missing_ok=True)
+        reason = f"{old.name} was removed: {MOST_DAMAGED_FILES} damaged files are kept"
+        found.append(Finding("file", reason))
+    return found
+
+
+def damaged_files(folder: Path) -> list[Path]:
+    """Return the damaged files that are kept in ``folder``, the oldest first. Raises OSError."""
+    found = (path for path in folder.iterdir() if path.name.startswith(_DAMAGED_PREFIX))
+    numbered = (path for path in found if path.name.removeprefix(_DAMAGED_PREFIX).isdecimal())
+    return sorted(numbered, key=_number)
+
+
+def remove_damaged_files(folder: Path) -> None:
+    """Remove all damaged files that are kept in ``folder``. Raises OSError."""
+    for path in damaged_files(folder):
+        path.unlink(missing_ok=True)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix(_DAMAGED_PREFIX))

@@ -1,28 +1,29 @@
-"""The tables of the journal and how an old file becomes a new one.
+"""Tables of the journal, their versions, and the connections to the file.
 
-* ``jobs``: what is accepted and not stored. ``seq`` is the order of acceptance. The ``lines`` of
-  a large job are in a file (see ``segments.py``): which one, from where on, how many bytes. Its
-  name is kept though it follows from ``seq``: where a file is missing, the one before it must
-  not be taken for it.
-* ``batches``: the sealed ones, by the range of ``seq`` of their members. Members are
-  neighbours, so sealing a thousand jobs costs one row.
-* ``stored``: ranges of ``seq`` whose jobs are in the store, and have rows only until those are
-  deleted; see ``deletion.py``. Also the range of the request that is being written with several
-  commits, until the last of them; see ``staging.py``.
-* ``layouts``: from which ``seq`` on which settings shape objects and keys, so that a job is
-  replayed under the key it had, whatever the settings say by then.
-* ``answers``: Idempotency-Keys (their hash) and what they were answered with.
-* ``dead``: dead letters, by the range of ``seq`` too; see ``dead_letters.py``.
-* ``identity``: one row, 16 random bytes that name this journal; see ``identity.py``.
-* ``totals``: one row, so that opening a journal of millions does not count them. ``accepted`` is
-  how many payloads there ever were; see ``high_water.py``.
+* ``jobs``: jobs that are accepted and not stored yet. ``seq`` is the order of acceptance. The
+  ``lines`` of a large job are in a segment (see ``segments.py``); ``segment``, ``start`` and
+  ``size`` give the name of the segment, the offset and the length. The name is stored although it
+  follows from ``seq``: where a segment is missing, the segment before it must not be read instead.
+* ``batches``: sealed batches, by the range of ``seq`` of their members. Members are neighbours,
+  so sealing a thousand jobs writes one row.
+* ``stored``: ranges of ``seq`` whose jobs are stored, until their rows are deleted; see
+  ``deletion.py``. Also the range of a request that is written with several commits, until the
+  last of these commits; see ``staging.py``.
+* ``layouts``: the settings that shape objects and keys, each with the first ``seq`` it holds for.
+  So a job is replayed under its old key after a change of the settings.
+* ``answers``: hashes of Idempotency-Keys and the responses to their requests.
+* ``dead``: dead letters, by the range of ``seq`` of their jobs; see ``dead_letters.py``.
+* ``identity``: one row, 16 random bytes that identify this journal; see ``identity.py``.
+* ``totals``: one row of counters, so that opening a journal of millions of rows does not count
+  them. ``accepted`` counts all payloads that were ever accepted; see ``high_water.py``.
 
-Every row has a checksum in ``crc`` (see ``checksum.py``); NULL means unknown, from version 3.
-Version 4 also has columns that nothing fills yet: ``jobs.stream`` (0: the default stream) and
-``answers.fingerprint`` (of the body that came with the key). ``batches.encoder`` names what
-makes the bytes of the object, so that a later version can tell whether it makes the same.
-``dead.jobs`` counts the members where that is not ``last - first + 1``. Rows of ``jobs`` and
-``dead`` with a ``seq`` of 0 or less are what is damaged; see ``damage.py``.
+Every row has a checksum in ``crc`` (see ``checksum.py``). NULL means that the row was written by
+version 3 or older, which had no checksums. Version 4 also has two columns that are not used yet:
+``jobs.stream`` (0 is the default stream) and ``answers.fingerprint`` (of the request body).
+``batches.encoder`` names the encoder of the object, so that a later version can check whether it
+would produce the same bytes. ``dead.jobs`` is the number of jobs where that is not
+``last - first + 1``. Rows of ``jobs`` and ``dead`` with ``seq`` <= 0 are damaged rows; see
+``damage.py``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE: Final = "journal.db"
-"""The journal's name in STATE_DIR; SQLite adds ``-wal`` and ``-shm`` beside it."""
+"""Name of the journal in STATE_DIR; SQLite adds ``-wal`` and ``-shm`` beside it."""
 
 MIGRATIONS: Final = (
     """
@@ -81,7 +82,7 @@ MIGRATIONS: Final = (
     """
     CREATE TABLE stored (last INTEGER PRIMARY KEY, first INTEGER NOT NULL);
     """,
-    # Adding columns rewrites no row: a journal of any size is upgraded in milliseconds.
+    # Adding columns rewrites no row, so the time of the upgrade does not depend on the size.
     """
     ALTER TABLE jobs ADD COLUMN stream INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE jobs ADD COLUMN crc INTEGER;
@@ -100,75 +101,78 @@ MIGRATIONS: Final = (
     CREATE TABLE identity (id BLOB NOT NULL, crc INTEGER);
     """,
 )
-"""Script number n leads from ``user_version`` n to n + 1; one that was released never changes."""
+"""Script n upgrades ``user_version`` n to n + 1. A released script never changes."""
 
 ROW_BYTES: Final = 64
-"""What a job's row takes beside its payloads, about: many tiny payloads are bounded too."""
+"""Approximate bytes of a job's row without its payloads: bounds the size of many tiny payloads."""
 
 KEY_BYTES: Final = 100
-"""What an Idempotency-Key takes in the file, row and index, where keys come and go: 83 measured,
-and room for what a row may grow by."""
+"""Approximate bytes of an Idempotency-Key in the file, row and index, where keys are added and
+deleted all the time."""
 
 _BUSY_SECONDS: Final = 10.0
-"""How long a statement waits for ``payloadd journal``, which writes for milliseconds."""
+"""How long a statement waits for another process (``payloadd journal`` writes for milliseconds)."""
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Open or create the journal at ``path``, with its tables as of this version.
+def connect(path: Path, migrations: Sequence[str] | None = None) -> sqlite3.Connection:
+    """Open or create the journal at ``path`` and upgrade its tables to this version.
+
+    ``migrations``: scripts to run in place of ``MIGRATIONS``.
 
     Raises OSError, sqlite3.Error, or StartError for a file that a newer payloadd has written.
     """
-    # The payloads are nobody else's business; the log files get the same mode from SQLite.
+    # Only the daemon's user may read payloads. SQLite gives its log files the same mode.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    # One thread at a time uses it, but not always the same one.
+    # The connection is used by one thread at a time, but not always by the same thread.
     connection = sqlite3.connect(
         path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )
-    connection.text_factory = _text
+    connection.text_factory = _decode_text
     try:
-        # Before the first table, or it needs a full VACUUM to take effect.
+        # Must come before the first table, otherwise it needs a full VACUUM to take effect.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         # FULL: a commit returns after the log is synced (https://sqlite.org/pragma.html).
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA journal_size_limit = 67108864")
-        # Debian's SQLite writes zeros over all that is deleted: as much again as was stored.
+        # Debian's SQLite overwrites deleted rows with zeros, which doubles the bytes written.
         connection.execute("PRAGMA secure_delete = OFF")
-        migrate(connection, MIGRATIONS)
+        migrate(connection, MIGRATIONS if migrations is None else migrations)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def look_into(path: Path) -> sqlite3.Connection:
-    """Open the journal at ``path`` beside a daemon that may have it open, as it is.
+def open_existing(path: Path) -> sqlite3.Connection:
+    """Open the journal at ``path`` without creating or upgrading it; a daemon may have it open.
 
-    Raises sqlite3.Error (there is none, or it cannot be read).
+    Raises sqlite3.Error where the file does not exist or cannot be opened.
     """
-    # `rw` and not `rwc`: looking must not create what is not there.
+    # `rw` and not `rwc`: this must not create a file.
     connection = sqlite3.connect(
         f"file:{quote(str(path))}?mode=rw", uri=True, timeout=_BUSY_SECONDS, isolation_level=None
     )
-    connection.text_factory = _text
+    connection.text_factory = _decode_text
     return connection
 
 
-def _text(found: bytes) -> str:
-    """Decode a text; what is no UTF-8 is damage, which the checksum of its row tells."""
-    return found.decode(errors="surrogateescape")
+def _decode_text(text: bytes) -> str:
+    """Decode a text column; invalid UTF-8 is damage, which the checksum of the row detects."""
+    return text.decode(errors="surrogateescape")
 
 
 def create_copy(path: Path) -> sqlite3.Connection:
-    """Open a new journal at ``path``, to be filled by one transaction and synced by the caller.
+    """Create an empty journal at ``path``, without syncs.
 
-    Raises OSError, sqlite3.Error.
+    The caller fills it in one transaction and syncs it. Raises OSError where the file exists, and
+    sqlite3.Error.
     """
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    connection.text_factory = _text
+    connection.text_factory = _decode_text
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    # A crash leaves a file that the next start removes.
+    # After a crash the next start removes the file, so it needs no journal and no syncs.
     connection.execute("PRAGMA journal_mode = OFF")
     connection.execute("PRAGMA synchronous = OFF")
     migrate(connection, MIGRATIONS)
@@ -176,7 +180,7 @@ def create_copy(path: Path) -> sqlite3.Connection:
 
 
 def columns_of(connection: sqlite3.Connection) -> dict[str, list[tuple[object, ...]]]:
-    """Return the names and kinds of all columns of all tables. Raises sqlite3.Error."""
+    """Return the columns of each table as ``pragma_table_info`` rows. Raises sqlite3.Error."""
     tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
     return {
         name: connection.execute("SELECT * FROM pragma_table_info(?)", (name,)).fetchall()
@@ -184,38 +188,59 @@ def columns_of(connection: sqlite3.Connection) -> dict[str, list[tuple[object, .
     }
 
 
-def wanted_columns() -> dict[str, list[tuple[object, ...]]]:
-    """Return what ``columns_of`` returns for a new journal."""
+def expected_columns() -> dict[str, list[tuple[object, ...]]]:
+    """Return the result of ``columns_of`` for a new journal."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         migrate(connection, MIGRATIONS)
         return columns_of(connection)
 
 
 def waiting_payloads(path: Path) -> int | None:
-    """Return how many payloads wait in the journal at ``path``, None if there is no journal.
+    """Return the number of payloads waiting in the journal at ``path``, None without a journal.
 
     Raises sqlite3.Error, or StartError for a file that a newer payloadd has written.
     """
     if not path.exists():
         return None
-    with closing(look_into(path)) as connection:
-        _check_version(connection)
+    with closing(open_existing(path)) as connection:
+        check_version(connection)
         (payloads,) = connection.execute("SELECT payloads FROM totals").fetchone()
         return int(payloads)
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
-    """Bring the tables up to date, each step whole or not at all."""
-    version = _check_version(connection, len(migrations))
+    """Run the migrations that the file lacks, each in a transaction of its own.
+
+    Raises sqlite3.Error, or StartError for a file that a newer payloadd has written.
+    """
+    version = check_version(connection, len(migrations))
     for number, script in enumerate(migrations[version:], version + 1):
         connection.executescript(f"BEGIN EXCLUSIVE; {script}; PRAGMA user_version={number}; COMMIT")
 
 
-def _check_version(connection: sqlite3.Connection, newest: int = len(MIGRATIONS)) -> int:
+def read_version(connection: sqlite3.Connection) -> int:
+    """Return the format version of a file, 0 for a file without tables. Raises sqlite3.Error."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def check_version(
+    connection: sqlite3.Connection, newest: int = len(MIGRATIONS), *, exactly: bool = False
+) -> int:
+    """Return the format version of a file that this payloadd can upgrade, or read if ``exactly``.
+
+    Raises sqlite3.Error, and StartError for a version above ``newest``, or for a version below it
+    if ``exactly``.
+    """
+    version = read_version(connection)
     if version > newest:
         raise StartError(
             f"the journal has version {version}, this payloadd knows versions up to {newest}:"
-            " it was written by a newer one"
+            " a newer payloadd has written it"
         )
-    return int(version)
+    if exactly and version < newest:
+        raise StartError(
+            f"the journal has version {version}, this payloadd reads version {newest}:"
+            " start the daemon once to upgrade it"
+        )
+    return version

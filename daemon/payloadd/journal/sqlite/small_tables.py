@@ -1,16 +1,17 @@
-"""The tables beside ``jobs`` as a start reads them: whole, and each row against its checksum.
+"""Check and repair the tables other than ``jobs``, which a start reads whole.
 
-A row that does not match is first taken for one with a single flipped bit, which its checksum
-finds. What is still not known goes, loudly, and with these consequences:
+Each row is compared with its checksum. A row that does not match is first searched for a single
+flipped bit, which the checksum identifies. A row that still does not match is removed and
+reported, with these consequences:
 
-* ``batches``: the members are batched anew. The key of an object is made of its first member,
-  so the batch that was sealed becomes the same object again unless a neighbour is damaged too.
+* ``batches``: the members are batched again. The key of an object is derived from its first
+  member, so the new batch is the same object as the sealed one unless a neighbour is damaged too.
 * ``dead``: the store refuses the object again, and it becomes a dead letter again.
-* ``stored``: a start is refused where rows are left that may be those; see ``inventory``.
-* ``batches`` and ``dead`` both: a start is refused too.
-* ``layouts``: the one before it holds for its jobs, or the settings of now do.
-* ``identity``: the one in ``journal.high`` is taken over.
-* ``totals``: counted anew.
+* ``stored``: the start is refused where rows are left that may be stored; see ``inventory.py``.
+* ``batches`` and ``dead`` together: the start is refused too.
+* ``layouts``: the previous layout is used for the jobs, or the current settings are.
+* ``identity``: the identity in ``journal.high`` is adopted.
+* ``totals``: counted again.
 
 Functions raise sqlite3.Error.
 """
@@ -19,75 +20,75 @@ from __future__ import annotations
 
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from payloadd.journal.sqlite.checksum import of_answer, of_totals, of_values
 from payloadd.journal.sqlite.damage import Finding
-from payloadd.model.formats.ndjson import SUFFIXES
+from payloadd.model.formats import FORMATS
 from payloadd.model.keys import KeyTemplate
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterator, Sequence
 
-Values = tuple[Any, ...]
+    from payloadd.journal.sqlite.table_scan import RowValues
 
 _BITS: Final = 63
 _ID_BYTES: Final = 16
 _LONGEST_TEXT: Final = 4096
-"""Bytes of a text in which a flipped bit is looked for: 32,768 tries, 0.1 s."""
+"""Bytes of the longest text that is searched for a flipped bit: each bit is one attempt."""
 
 
 class Table(NamedTuple):
-    """A table whose rows have a checksum over ``columns``, the first of which is its key."""
+    """A table whose rows have a checksum over ``columns``; the first column is the key."""
 
     name: str
     columns: tuple[str, ...]
-    is_shaped: Callable[[Values], bool]
+    is_shaped: Callable[[RowValues], bool]
     kept: tuple[str, ...] = ()
-    """Columns that change without the checksum."""
-    checksum: Callable[[Values], int] = of_values
-    """What a row that has the right shape has in ``crc``."""
+    """Columns that the checksum does not cover."""
+    checksum: Callable[[RowValues], int] = of_values
+    """Computes ``crc`` of a row for which ``is_shaped`` holds."""
 
 
 class Checked(NamedTuple):
-    """The rows of a table."""
+    """The rows of a table, by the result of their check."""
 
-    rows: list[Values]
-    """Those that hold, repaired ones too."""
-    repaired: list[tuple[Values, Values]]
-    """Rows with one flipped bit: as they are, and as they were."""
-    lost: list[Values]
-    """Rows whose earlier values are not known."""
+    rows: list[RowValues]
+    """Rows that match their checksum, repaired rows included, ordered by key."""
+    repaired: list[tuple[RowValues, RowValues]]
+    """Rows with one flipped bit: the row as it is, and as it was written."""
+    lost: list[RowValues]
+    """Rows that do not match their checksum and cannot be repaired."""
 
 
 def _is_range(first: object, last: object) -> bool:
     return isinstance(first, int) and isinstance(last, int) and first <= last
 
 
-def _is_batch(row: Values) -> bool:
+def _is_batch(row: RowValues) -> bool:
     first, last, key, compression, encoder = row
     return (
         _is_range(first, last)
         and isinstance(key, str)
-        and compression in SUFFIXES
+        and compression in FORMATS
         and isinstance(encoder, str | None)
     )
 
 
-def _is_dead(row: Values) -> bool:
+def _is_dead(row: RowValues) -> bool:
     first, last, *texts, payloads, size, jobs = row
     key, compression, id_, at, code, reason = texts
     return (
         _is_range(first, last)
         and all(isinstance(text, str) for text in (key, compression, id_, code, reason))
-        and compression in SUFFIXES
+        and compression in FORMATS
         and all(isinstance(number, int) for number in (at, payloads, size))
         and isinstance(jobs, int | None)
     )
 
 
-def _is_layout(row: Values) -> bool:
+def _is_layout(row: RowValues) -> bool:
     first, template, host, compression, alone = row
     if not (isinstance(first, int) and isinstance(template, str) and isinstance(host, str)):
         return False
@@ -95,10 +96,10 @@ def _is_layout(row: Values) -> bool:
         KeyTemplate.parse(template, host=host)
     except ValueError:
         return False
-    return compression in SUFFIXES and isinstance(alone, int)
+    return compression in FORMATS and isinstance(alone, int)
 
 
-def _is_answer(row: Values) -> bool:
+def _is_answer(row: RowValues) -> bool:
     key, id_, payloads, expires, fingerprint = row
     return (
         isinstance(key, bytes)
@@ -136,15 +137,15 @@ TOTALS: Final = Table(
 
 
 def check(connection: sqlite3.Connection, table: Table) -> Checked:
-    """Read a table and tell the rows that hold from the others."""
+    """Read a table and compare each row with its checksum; changes nothing."""
     checked = Checked([], [], [])
     columns = ", ".join((*table.columns, "crc"))
     query = f"SELECT {columns} FROM {table.name}"  # noqa: S608 - names of ours
     for *values, crc in connection.execute(query).fetchall():
         row = tuple(values)
-        if holds(table, row, crc):
+        if is_intact(table, row, crc):
             checked.rows.append(row)
-        elif (before := _before_a_flip(table, row, crc)) is not None:
+        elif (before := without_flipped_bit(table, row, crc)) is not None:
             checked.rows.append(before)
             checked.repaired.append((row, before))
         else:
@@ -153,21 +154,24 @@ def check(connection: sqlite3.Connection, table: Table) -> Checked:
     return checked
 
 
-def damaged(connection: sqlite3.Connection, table: Table) -> list[Values]:
-    """Return the rows of a table that are not what was written."""
+def damaged(connection: sqlite3.Connection, table: Table) -> list[RowValues]:
+    """Return the rows of a table that do not match their checksum."""
     columns = ", ".join((*table.columns, "crc"))
     query = f"SELECT {columns} FROM {table.name}"  # noqa: S608 - names of ours
     rows = connection.execute(query)
-    return [tuple(values) for *values, crc in rows if not holds(table, tuple(values), crc)]
+    return [tuple(values) for *values, crc in rows if not is_intact(table, tuple(values), crc)]
 
 
-def holds(table: Table, row: Values, crc: object) -> bool:
-    """Return whether a row is what was written, as far as that can be told."""
+def is_intact(table: Table, row: RowValues, crc: object) -> bool:
+    """Return whether a row has plausible values and matches its checksum, if it has one."""
     return table.is_shaped(row) and (crc is None or crc == table.checksum(row))
 
 
 def repair(connection: sqlite3.Connection, table: Table, checked: Checked) -> list[Finding]:
-    """Write repaired rows as they were, and remove what is lost; returns what to tell."""
+    """Write repaired rows as they were and remove lost rows; return a finding for each.
+
+    Runs in the transaction of the caller, if there is one.
+    """
     key = table.columns[0]
     findings = []
     for row, before in checked.repaired:
@@ -188,7 +192,7 @@ def repair(connection: sqlite3.Connection, table: Table, checked: Checked) -> li
 def change_counts(
     connection: sqlite3.Connection, first: int, payloads: int, size: int, jobs: int
 ) -> None:
-    """Change what a dead letter holds; it is removed where that is nothing."""
+    """Set the counts of the dead letter that begins at ``first``; remove it if ``jobs`` is 0."""
     if not jobs:
         _remove(connection, DEAD, first)
         return
@@ -198,13 +202,13 @@ def change_counts(
     _rewrite(connection, DEAD, (*row[:-3], payloads, size, jobs))
 
 
-def _rewrite(connection: sqlite3.Connection, table: Table, row: Values) -> None:
+def _rewrite(connection: sqlite3.Connection, table: Table, row: RowValues) -> None:
     columns = ", ".join(f"{name} = ?" for name in (*table.columns[1:], "crc"))
     statement = f"UPDATE {table.name} SET {columns} WHERE {table.columns[0]} IS ?"  # noqa: S608 - as above
     connection.execute(statement, (*row[1:], table.checksum(row), row[0]))
 
 
-def _insert(connection: sqlite3.Connection, table: Table, row: Values) -> None:
+def _insert(connection: sqlite3.Connection, table: Table, row: RowValues) -> None:
     columns = (*table.columns, "crc")
     names, marks = ", ".join(columns), ", ".join("?" * len(columns))
     statement = f"INSERT OR REPLACE INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608 - as above
@@ -218,8 +222,11 @@ def _remove(connection: sqlite3.Connection, table: Table, key: object) -> None:
     )
 
 
-def _before_a_flip(table: Table, row: Values, crc: object) -> Values | None:
-    """Return the row that has this checksum and differs in one bit; None if there is none."""
+def without_flipped_bit(table: Table, row: RowValues, crc: object) -> RowValues | None:
+    """Return the row that differs from ``row`` in one bit and matches ``crc``, None if none does.
+
+    Returns ``row`` itself where ``crc`` has the flipped bit.
+    """
     if not isinstance(crc, int):
         return None
     for index, value in enumerate(row):
@@ -227,16 +234,16 @@ def _before_a_flip(table: Table, row: Values, crc: object) -> Values | None:
             before = (*row[:index], guess, *row[index + 1 :])
             if table.is_shaped(before) and table.checksum(before) == crc:
                 return before
-    # Or it is the checksum that has it.
+    # The flipped bit may be in the checksum.
     wrong = table.checksum(row) ^ crc if table.is_shaped(row) else 0
     return row if wrong and wrong & (wrong - 1) == 0 else None
 
 
 def _flipped(value: object) -> Iterator[object]:
-    """Yield a value with each of its bits flipped."""
+    """Yield the variants of a value with one bit flipped."""
     match value:
         case int():
-            # The second of both: the sign bit of a number that is kept in fewer bytes.
+            # ``-bit`` flips the sign bit of a number that SQLite stores in fewer than 8 bytes.
             bits = (1 << bit for bit in range(_BITS))
             yield from chain.from_iterable((value ^ bit, value ^ -bit) for bit in bits)
         case bytes():
@@ -255,6 +262,6 @@ def _flipped_bytes(value: bytes) -> Iterator[bytes]:
             yield value[:index] + bytes([byte ^ (1 << bit)]) + value[index + 1 :]
 
 
-def ranges(rows: Sequence[Values]) -> list[tuple[int, int]]:
-    """Return the first two columns of each row, which are a range."""
+def ranges(rows: Sequence[RowValues]) -> list[tuple[int, int]]:
+    """Return the range of ``seq`` that is in the first two columns of each row."""
     return [(row[0], row[1]) for row in rows]

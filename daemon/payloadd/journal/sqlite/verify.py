@@ -1,7 +1,7 @@
-"""Reads and checks everything in a journal, beside a daemon that may be running.
+"""Check all tables and segments of a journal; a daemon may be using it.
 
-Rows are read some thousand at a time, so that the daemon's log can be folded in between. A row
-that does not check out is read again: the daemon may have moved it, or deleted it, meanwhile.
+Rows are read in portions of some thousand, so that the daemon can checkpoint its log in between. A
+row that does not match its checksum is read again: the daemon may have moved or deleted it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from payloadd.journal.sqlite.damage import CODE, DamagedRow, Finding, describe, 
 from payloadd.journal.sqlite.file_check import check_schema, find_problems
 from payloadd.journal.sqlite.job_rows import IN_RANGE
 from payloadd.journal.sqlite.schema import FILE
-from payloadd.journal.sqlite.table_scan import Scan, is_trouble, is_unreadable
+from payloadd.journal.sqlite.table_scan import TableScan, is_other_error, is_unreadable
 from payloadd.journal.sqlite.transaction import Totals, count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from payloadd.journal.sqlite.high_water_record import Mark
+    from payloadd.journal.sqlite.high_water import HighWaterRecord
     from payloadd.journal.sqlite.job_rows import Row
 
 _ROWS_PER_READ: Final = 2000
-_FAR: Final = 2**62
+_LARGEST_SEQ: Final = 2**62
 _MOST_PROBLEMS: Final = 100
 _PAGE: Final = f"{IN_RANGE} LIMIT {_ROWS_PER_READ}"
-_AGAIN: Final = 2
+_REREADS: Final = 2
 _DEAD_BUT_DAMAGED: Final = f"""
     SELECT first, last, reason, jobs, payloads, id FROM dead WHERE code = '{CODE}'
 """  # noqa: S608 - a constant of ours
@@ -41,7 +41,7 @@ _MEMBERS: Final = """
         AND -dead.first >= batches.first AND -dead.last <= batches.last
     )
 """
-"""Not those of which a dead letter says what is missing."""
+"""Without the batches whose missing members are in a dead letter already."""
 _DEAD_MEMBERS: Final = """
     SELECT first, last, coalesce(jobs, last - first + 1),
         (SELECT count(*) FROM jobs WHERE seq BETWEEN first AND last)
@@ -51,10 +51,14 @@ _APART: Final = "SELECT first, last FROM dead UNION ALL SELECT first, last FROM 
 
 
 def verify(connection: sqlite3.Connection, state_dir: Path) -> list[Finding]:
-    """Return all that is damaged, or that the disk does not give back. Raises sqlite3.Error."""
+    """Return a finding for each piece of damage and each part that the disk cannot read.
+
+    ``state_dir``: the folder of the journal, with its segments and ``journal.high``. Raises
+    sqlite3.Error for errors other than damage.
+    """
     found: list[Finding] = []
-    # Before the tables: a daemon that runs writes it behind each commit.
-    mark = _read_mark(state_dir)
+    # Before the tables: a running daemon writes the record after each commit.
+    record = _read_record(state_dir)
     try:
         check_schema(connection)
     except StartError as error:
@@ -62,45 +66,45 @@ def verify(connection: sqlite3.Connection, state_dir: Path) -> list[Finding]:
     except sqlite3.Error as error:
         return [Finding("file", _reason(error))]
     except UnicodeDecodeError as error:
-        # SQLite's message has the damaged description of a table in it.
+        # SQLite puts the damaged description of a table into its error message.
         return [Finding("file", str(error))]
     found += [
         Finding("file", problem)
         for problem in find_problems(connection, _MOST_PROBLEMS, tolerant=True)
     ]
-    for check in (check_small_tables, _members, _totals):
+    for check in (check_small_tables, _check_members, _check_totals):
         try:
             found += check(connection)
         except sqlite3.Error as error:
             found.append(Finding("file", _reason(error)))
-    if mark is not None:
-        found += _lost_commits(connection, mark)
-    return [*found, *check_jobs(connection, state_dir), *_known(connection)]
+    if record is not None:
+        found += _lost_commits(connection, record)
+    return [*found, *check_jobs(connection, state_dir), *_known_damage(connection)]
 
 
-def _read_mark(state_dir: Path) -> Mark | None:
-    """Return how far the journal had come, None where that is not known."""
+def _read_record(state_dir: Path) -> HighWaterRecord | None:
+    """Return the last record of ``journal.high``, None where it cannot be read."""
     with suppress(OSError):
         return high_water.read(state_dir / FILE)
     return None
 
 
-def _lost_commits(connection: sqlite3.Connection, mark: Mark) -> list[Finding]:
-    """Return what is missing because commits are gone from the file, now or at an earlier start."""
+def _lost_commits(connection: sqlite3.Connection, record: HighWaterRecord) -> list[Finding]:
+    """Return the findings of commits that are lost now or were found lost by an earlier start."""
     found = []
     with suppress(sqlite3.Error):
-        if identity.is_foreign(connection, mark):
-            reason = f"{identity.FOREIGN}: payloads are missing, at least so many"
-            return [Finding("file", reason, payloads=max(0, mark.held) + mark.missing)]
-    if mark.missing or mark.foreign:
+        if identity.is_foreign(connection, record.journal):
+            reason = f"{identity.FOREIGN}: at least so many payloads are missing"
+            return [Finding("file", reason, payloads=max(0, record.held) + record.missing)]
+    if record.missing or record.foreign:
         reason = "were missing at an earlier start (PAYLOADS_MISSING)"
-        found.append(Finding("file", f"payloads {reason}", payloads=mark.missing))
+        found.append(Finding("file", f"payloads {reason}", payloads=record.missing))
     with suppress(sqlite3.Error):
         for following, accepted in connection.execute("SELECT next, accepted FROM totals"):
-            if isinstance(following, int) and isinstance(accepted, int) and mark.next > following:
-                missing = max(0, min(mark.accepted - accepted, mark.held))
-                reason = "commits are gone: journal.db-wal is missing, cut off or damaged"
-                first, last = following, mark.next - 1
+            if isinstance(following, int) and isinstance(accepted, int) and record.next > following:
+                missing = max(0, min(record.accepted - accepted, record.held))
+                reason = "commits are lost: journal.db-wal is missing, cut off or damaged"
+                first, last = following, record.next - 1
                 found.append(
                     Finding("file", reason, first, last, last - first + 1, payloads=missing)
                 )
@@ -108,7 +112,10 @@ def _lost_commits(connection: sqlite3.Connection, mark: Mark) -> list[Finding]:
 
 
 def check_small_tables(connection: sqlite3.Connection) -> list[Finding]:
-    """Return what does not match its checksum in the tables beside ``jobs``."""
+    """Return a finding for each damaged row of the tables other than ``jobs``.
+
+    Raises sqlite3.Error.
+    """
     found = []
     for table in (
         *(small_tables.BATCHES, small_tables.DEAD, small_tables.STORED),
@@ -123,23 +130,23 @@ def check_small_tables(connection: sqlite3.Connection) -> list[Finding]:
     return found
 
 
-def _members(connection: sqlite3.Connection) -> list[Finding]:
-    """Return the batches and dead letters that refer to jobs which are not there."""
+def _check_members(connection: sqlite3.Connection) -> list[Finding]:
+    """Return the batches and dead letters of which members are missing."""
     found = []
-    for first, last, there in connection.execute(_MEMBERS).fetchall():
-        missing = last - first + 1 - there
+    for first, last, present in connection.execute(_MEMBERS).fetchall():
+        missing = last - first + 1 - present
         if missing:
             reason = f"{missing} members of this sealed batch are missing"
             found.append(Finding("batches", reason, first, last, missing))
-    for first, last, jobs, there in connection.execute(_DEAD_MEMBERS).fetchall():
-        if jobs != there:
-            reason = f"{jobs - there} members of this dead letter are missing"
-            found.append(Finding("dead", reason, first, last, jobs - there))
+    for first, last, jobs, present in connection.execute(_DEAD_MEMBERS).fetchall():
+        if jobs != present:
+            reason = f"{jobs - present} members of this dead letter are missing"
+            found.append(Finding("dead", reason, first, last, jobs - present))
     return found
 
 
-def _totals(connection: sqlite3.Connection) -> list[Finding]:
-    """Compare the totals with what is there, at one moment."""
+def _check_totals(connection: sqlite3.Connection) -> list[Finding]:
+    """Compare the totals with the rows of ``jobs``, in one transaction."""
     connection.execute("BEGIN")
     try:
         row = connection.execute("SELECT next, jobs, payloads, bytes FROM totals").fetchone()
@@ -149,16 +156,15 @@ def _totals(connection: sqlite3.Connection) -> list[Finding]:
     finally:
         connection.execute("ROLLBACK")
     totals = Totals(*row)
-    told = (totals.jobs, totals.payloads, totals.bytes)
-    if told == counted:
+    if (totals.jobs, totals.payloads, totals.bytes) == counted:
         return []
-    reason = f"{counted.jobs} jobs are there, the totals say {totals.jobs}"
+    reason = f"the totals count {totals.jobs} jobs, the table has {counted.jobs}"
     missing = max(0, totals.jobs - counted.jobs)
     return [Finding("totals", reason, None, None, missing)]
 
 
-def _known(connection: sqlite3.Connection) -> list[Finding]:
-    """Return the damage that is known, as dead letters."""
+def _known_damage(connection: sqlite3.Connection) -> list[Finding]:
+    """Return a finding for each dead letter with the code DAMAGED."""
     try:
         rows = connection.execute(_DEAD_BUT_DAMAGED).fetchall()
     except sqlite3.Error:
@@ -170,35 +176,40 @@ def _known(connection: sqlite3.Connection) -> list[Finding]:
 
 
 def check_jobs(connection: sqlite3.Connection, state_dir: Path) -> list[Finding]:
-    """Return the jobs that are not what was written, neighbours together."""
+    """Return the damaged jobs, one finding for neighbours with the same reason.
+
+    Raises sqlite3.Error.
+    """
     found: list[Finding] = []
-    for damaged in _damaged_pages(connection, state_dir):
-        found += _together(damaged)
+    for damaged in _damaged_rows(connection, state_dir):
+        found += _join_neighbours(damaged)
     return found
 
 
-def _damaged_pages(connection: sqlite3.Connection, state_dir: Path) -> Iterator[list[DamagedRow]]:
+def _damaged_rows(connection: sqlite3.Connection, state_dir: Path) -> Iterator[list[DamagedRow]]:
     after = 0
     while True:
         try:
-            rows = connection.execute(_PAGE, (after + 1, _FAR)).fetchall()
+            rows = connection.execute(_PAGE, (after + 1, _LARGEST_SEQ)).fetchall()
         except sqlite3.Error as error:
             if not (is_corrupt(error) or is_unreadable(error)):
                 raise
-            yield _beyond(connection, state_dir, after + 1)
+            yield _check_readable(connection, state_dir, after + 1)
             return
         if not rows:
             return
-        yield _check(connection, state_dir, rows, _AGAIN)
+        yield _check(connection, state_dir, rows, _REREADS)
         if rows[-1][0] <= after:
             yield [DamagedRow(after, None, 0, 0, "is followed by a row that comes before it")]
             return
         after = rows[-1][0]
 
 
-def _beyond(connection: sqlite3.Connection, state_dir: Path, first: int) -> list[DamagedRow]:
-    """Check all that can be read from ``first`` on, behind which a page is damaged."""
-    scan = Scan(
+def _check_readable(
+    connection: sqlite3.Connection, state_dir: Path, first: int
+) -> list[DamagedRow]:
+    """Check all readable rows from ``first`` on, where a page is damaged."""
+    scan = TableScan(
         connection, "jobs", IN_RANGE.removeprefix("SELECT ").partition(" FROM")[0], tolerant=True
     )
     last = _newest(connection)
@@ -213,19 +224,19 @@ def _beyond(connection: sqlite3.Connection, state_dir: Path, first: int) -> list
 
 
 def _newest(connection: sqlite3.Connection) -> int:
-    """Return the number of the newest job, one that no job has where that cannot be read."""
+    """Return the ``seq`` of the newest job, or a larger number where it cannot be read."""
     for query in ("SELECT next - 1 FROM totals", "SELECT max(seq) FROM jobs"):
         with suppress(sqlite3.DatabaseError):
             for (number,) in connection.execute(query):
                 if isinstance(number, int):
                     return number
-    return _FAR
+    return _LARGEST_SEQ
 
 
 def _check(
     connection: sqlite3.Connection, state_dir: Path, rows: Sequence[Row], tries: int
 ) -> list[DamagedRow]:
-    """Return the damaged rows among these that still are there as they were read."""
+    """Return the damaged rows among ``rows`` that are still damaged when they are read again."""
     _, damaged = job_rows.read_jobs(rows, state_dir, tolerant=True)
     if not damaged or not tries:
         return damaged
@@ -233,7 +244,7 @@ def _check(
     return _check(connection, state_dir, [row for row in again if row is not None], tries - 1)
 
 
-def _together(damaged: Sequence[DamagedRow]) -> list[Finding]:
+def _join_neighbours(damaged: Sequence[DamagedRow]) -> list[Finding]:
     found: list[Finding] = []
     for row in damaged:
         payloads = row.payloads if isinstance(row.payloads, int) else 0
@@ -246,14 +257,15 @@ def _together(damaged: Sequence[DamagedRow]) -> list[Finding]:
     return found
 
 
-def sentence(finding: Finding) -> str:
-    """Return a finding as a line for people."""
+def format_finding(finding: Finding) -> str:
+    """Return a finding as a line of text for an operator."""
     where = "" if finding.first is None else f"  {describe(finding.first, finding.last)}"
     counts = f"  ({finding.payloads} payloads)" if finding.payloads else ""
     return f"{finding.table:<8}{where}  {finding.reason}{counts}"
 
 
 def _reason(error: sqlite3.Error) -> str:
-    if is_trouble(error, tolerant=True):
+    """Return the text of an error of a damaged file; raise any other error."""
+    if is_other_error(error, tolerant=True):
         raise error
     return str(error)

@@ -1,68 +1,99 @@
-"""NDJSON to the bytes of one object, plain or compressed.
+"""NDJSON: one payload a line; not compressed, or compressed with gzip or zstd.
 
-The same lines always give the same bytes (no time stamps, no file names, one
-thread), so a replay after a crash overwrites an object with itself.
+The bytes hold no time and no file name, and each object is compressed by one thread, so the same
+jobs always give the same bytes.
 """
 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
 
 import zstandard
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from payloadd.model.formats.api import EncodedObject
 
-    from payloadd.config.parsers import Compression
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from payloadd.model.job import Job
 
 CONTENT_TYPE: Final = "application/x-ndjson"
-SUFFIXES: Final[dict[Compression, str]] = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 
-# Level 6 of gzip and 3 of zstd are what both tools take by default: for telemetry the levels
-# above them cost several times the CPU for a few per cent of size.
+# The default levels of both tools: for telemetry, higher levels cost several times the CPU time and
+# save a few per cent of the size.
 _GZIP_LEVEL: Final = 6
-_GZIP_FORMAT: Final = 31  # zlib.h, deflateInit2: the largest window, and a gzip head without a time
 _ZSTD_LEVEL: Final = 3
+_GZIP_WINDOW: Final = 31
+"""The largest window, and a gzip header without a time (zlib.h, ``deflateInit2``)."""
+
+_PIECE_BYTES: Final = 65_536
+"""Bytes of a piece: joining small jobs up to this size costs less than to hash and send each."""
+
+_VERSION: Final = "ndjson-1"
 
 
-_FORMAT: Final = "ndjson-1"
-ENCODERS: Final[dict[Compression, str]] = {
-    "none": _FORMAT,
-    "gzip": f"{_FORMAT} zlib-{zlib.ZLIB_RUNTIME_VERSION}",
-    "zstd": f"{_FORMAT} zstd-{'.'.join(map(str, zstandard.ZSTD_VERSION))}",
-}
-"""What makes the bytes of an object: the same lines give the same bytes only by the same one."""
+class _Compressor(Protocol):
+    """The methods of zlib's and zstandard's compressors that are used here."""
+
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
 
 
-@dataclass(slots=True)
-class Encoded:
-    """The bytes of an object, and its ``Content-Encoding`` (None: not compressed).
+@dataclass(frozen=True, slots=True, eq=False)
+class Ndjson:
+    """NDJSON in one encoding; see :class:`~payloadd.model.formats.api.ObjectFormat`."""
 
-    They lie in pieces, one behind the other: to join those of a large batch would take its
-    size in memory once more. Not frozen, which would cost as much again as all the rest.
+    name: str
+    suffix: str
+    content_encoding: str | None
+    encoder: str
+    new_compressor: Callable[[int], _Compressor] | None = None
+    """Returns a compressor for that many bytes; None: the lines are the object."""
+    content_type: str = CONTENT_TYPE
+
+    @property
+    def cpu_bound(self) -> bool:
+        """Whether the lines are compressed."""
+        return self.new_compressor is not None
+
+    def encode(self, jobs: Sequence[Job]) -> EncodedObject:
+        """Return the object of ``jobs`` (at least one)."""
+        pieces = _pieces(jobs)
+        if self.new_compressor is not None:
+            # A compressor may not be shared between threads, and is cheap to construct.
+            compressor = self.new_compressor(sum(map(len, pieces)))
+            pieces = [*map(compressor.compress, pieces), compressor.flush()]
+        return EncodedObject(pieces, self.content_type, self.content_encoding)
+
+
+def _pieces(jobs: Sequence[Job]) -> list[bytes]:
+    """Return the lines of all jobs in pieces of about 64 KiB.
+
+    Small jobs are joined. The lines of a job that has the size of a piece are not copied.
     """
+    if len(jobs) == 1:
+        return [jobs[0].lines]
+    lines = [job.lines for job in jobs]
+    size = sum(map(len, lines))
+    if size <= _PIECE_BYTES:
+        return [b"".join(lines)]
+    count = max(1, _PIECE_BYTES * len(lines) // size)
+    return [b"".join(lines[start : start + count]) for start in range(0, len(lines), count)]
 
-    pieces: Sequence[bytes]
-    content_encoding: Literal["gzip", "zstd"] | None
-    size: int = field(init=False)
-    """Bytes of all pieces."""
 
-    def __post_init__(self) -> None:
-        self.size = sum(map(len, self.pieces))
+def _gzip(_size: int) -> _Compressor:
+    return zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
 
 
-def encode(lines: Sequence[bytes], compression: Compression) -> Encoded:
-    """Return the object for ``lines``: NDJSON, in pieces that end anywhere."""
-    match compression:
-        case "none":
-            return Encoded(lines, None)
-        case "gzip":
-            gzip = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_FORMAT)
-            return Encoded([*map(gzip.compress, lines), gzip.flush()], "gzip")
-        case _:
-            # A compressor is not safe to share between threads, and cheap to build.
-            size = sum(map(len, lines))
-            zstd = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compressobj(size)
-            return Encoded([*map(zstd.compress, lines), zstd.flush()], "zstd")
+def _zstd(size: int) -> _Compressor:
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compressobj(size)
+
+
+_ZSTD_LIBRARY: Final = ".".join(map(str, zstandard.ZSTD_VERSION))
+
+PLAIN: Final = Ndjson("none", "", None, _VERSION)
+GZIP: Final = Ndjson("gzip", ".gz", "gzip", f"{_VERSION} zlib-{zlib.ZLIB_RUNTIME_VERSION}", _gzip)
+ZSTD: Final = Ndjson("zstd", ".zst", "zstd", f"{_VERSION} zstd-{_ZSTD_LIBRARY}", _zstd)

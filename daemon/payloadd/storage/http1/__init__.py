@@ -1,1 +1,1 @@
-"""The HTTP/1.1 transport of the S3 client."""
+"""The HTTP/1.1 client transport of the S3 store; it knows nothing of S3."""

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection: a request out, its answer in, as often as both sides like."""
+"""One HTTP/1.1 connection, which carries one request and its response after the other."""
 
 from __future__ import annotations
 
@@ -15,42 +15,31 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
-    from payloadd.storage.http1.socket import Buffer
+    from payloadd.storage.http1.request import WireRequest
+    from payloadd.storage.http1.socket import BytesLike
 
 _BYTES_PER_WRITE: Final = 262_144
-"""Bytes that are written at a time: what TLS holds in memory once more, and what has to move
-within the write timeout. To copy them into the kernel takes less than 0.1 ms."""
+"""Bytes of one write: TLS holds a second copy of them in memory, they have to be sent within the
+write timeout, and no other task runs while they are copied into the kernel."""
 
 
 class Origin(NamedTuple):
-    """Where connections go (RFC 6454): host as looked up, port, and whether over TLS."""
+    """A server (RFC 6454): host as it is resolved, port, and whether TLS is used."""
 
     host: str
     port: int
     secure: bool
 
 
-class WireRequest(NamedTuple):
-    """A request as it is written: ``head`` with the empty line at its end, then the body."""
-
-    method: str
-    head: bytes
-    body: Sequence[bytes]
-    write: float | None
-    """Seconds that every 256 KiB may take to be written; None: who asks sees to it."""
-    read: float | None
-    """Seconds that the whole answer may take; None as above."""
-
-
 class StaleConnectionError(httpx.RemoteProtocolError):
-    """The server closed a connection that had been used before it answered anything."""
+    """The server closed a connection after an earlier response and before any byte of this one."""
 
 
 class Connection:
     """An open connection to ``origin``, used by one request at a time."""
 
     def __init__(self, origin: Origin, wire: TcpStream, stream: trio.abc.Stream) -> None:
-        """``stream`` is ``wire``, or TLS on it."""
+        """``stream`` is ``wire``, or TLS on ``wire``."""
         self.origin = origin
         self._wire = wire
         self._stream = stream
@@ -58,93 +47,98 @@ class Connection:
         self._send = wire.send_pieces if stream is wire else self._send_joined
         self._used = False
         self.idle_since = 0.0
+        """The time (``time.monotonic()``) of the last response; set by the transport."""
 
-    def may_be_used_again(self) -> bool:
-        """Return whether the server neither closed it nor said anything unasked."""
-        if self._secured is not None and _holds_input(self._secured):
+    def is_reusable(self) -> bool:
+        """Return whether the server has neither closed it nor sent bytes without a request."""
+        if self._secured is not None and _has_unread_input(self._secured):
             return False
         return not self._wire.has_input()
 
     async def exchange(self, request: WireRequest) -> ResponseParser:
-        """Send a request and return its answer, complete.
+        """Send a request, read the whole response, and return it.
 
-        Raises httpx.TransportError; the connection is of no use then, nor after a cancellation.
+        Raises httpx.TransportError. The connection must not be used after an error, nor after a
+        cancellation.
         """
-        answer = ResponseParser(request.method)
-        if request.write is None and request.read is None:
-            await self._read(answer, await self._write(request))
+        response = ResponseParser(request.method)
+        if request.write_timeout is None and request.read_timeout is None:
+            await self._read(response, await self._write(request))
         else:
-            await self._exchange_in_time(request, answer)
+            await self._exchange_in_time(request, response)
         self._used = True
-        return answer
+        return response
 
-    async def _exchange_in_time(self, request: WireRequest, answer: ResponseParser) -> None:
-        """Send a request and read its answer within the request's own bounds."""
+    async def _exchange_in_time(self, request: WireRequest, response: ResponseParser) -> None:
+        """Send a request and read its response within the timeouts of the request."""
         written = False
-        # One timer for both: a cancel scope costs 10 us, moving its deadline 3.
+        # One cancel scope for both: moving its deadline is cheaper than a second scope.
         with trio.CancelScope() as timer:
             broken = await self._write(request, timer)
             written = True
-            timer.deadline = _from_now(request.read)
-            await self._read(answer, broken)
+            timer.deadline = _deadline(request.read_timeout)
+            await self._read(response, broken)
         if timer.cancelled_caught and written:
-            raise httpx.ReadTimeout(f"no answer within {request.read:g} s")
+            raise httpx.ReadTimeout(f"no response within {request.read_timeout:g} s")
         if timer.cancelled_caught:
-            raise httpx.WriteTimeout(f"nothing was taken for {request.write:g} s")
+            raise httpx.WriteTimeout(f"the server accepted nothing for {request.write_timeout:g} s")
 
     async def _write(
         self, request: WireRequest, timer: trio.CancelScope | None = None
     ) -> trio.BrokenResourceError | None:
-        """Send everything; returns what broke it off, because there may be an answer yet.
+        """Send everything, and return the error that broke the connection, or None.
 
-        A server that refuses a request may say so and close without having read all of it.
+        The error is not raised: a server may refuse a request, send its response, and close the
+        connection before it has read the whole request. That response is read afterwards.
         """
         try:
-            writes = _cut([request.head, *request.body])
+            writes = _split_writes([request.head, *request.body])
             for pieces in writes:
                 if pieces is not writes[0]:
-                    # A kernel that takes all that comes would keep the others waiting.
+                    # A kernel that accepts every write at once would keep other tasks waiting.
                     await trio.lowlevel.checkpoint()
                 if timer is not None:
-                    timer.deadline = _from_now(request.write)
+                    timer.deadline = _deadline(request.write_timeout)
                 await self._send(pieces)
         except trio.BrokenResourceError as error:
             return error
         return None
 
-    async def _send_joined(self, pieces: Sequence[Buffer]) -> None:
-        """Send through TLS, which takes one piece at a time."""
+    async def _send_joined(self, pieces: Sequence[BytesLike]) -> None:
+        """Send through TLS, which accepts one buffer at a time."""
         await self._stream.send_all(b"".join(pieces))
 
-    async def _read(self, answer: ResponseParser, broken: trio.BrokenResourceError | None) -> None:
-        """Feed ``answer`` until it is complete."""
-        while not answer.complete:
+    async def _read(
+        self, response: ResponseParser, broken: trio.BrokenResourceError | None
+    ) -> None:
+        """Read until ``response`` is complete; ``broken`` is the error of the write, if any."""
+        while not response.complete:
             try:
                 data = bytes(await self._stream.receive_some())
             except trio.BrokenResourceError as error:
-                self._raise_if_stale(answer, error)
+                self._raise_if_stale(response, error)
                 if broken is not None:
-                    raise httpx.WriteError(reason(broken)) from broken
-                raise httpx.ReadError(reason(error)) from error
+                    raise httpx.WriteError(error_text(broken)) from broken
+                raise httpx.ReadError(error_text(error)) from error
             if not data:
-                self._raise_if_stale(answer, broken)
-                if broken is not None and not answer.begun:
-                    raise httpx.WriteError(reason(broken)) from broken
-            answer.feed(data)
+                self._raise_if_stale(response, broken)
+                if broken is not None and not response.begun:
+                    raise httpx.WriteError(error_text(broken)) from broken
+            response.feed(data)
 
-    def _raise_if_stale(self, answer: ResponseParser, error: Exception | None) -> None:
-        if self._used and not answer.begun:
-            raise StaleConnectionError("closed before it answered anything") from error
+    def _raise_if_stale(self, response: ResponseParser, error: Exception | None) -> None:
+        if self._used and not response.begun:
+            raise StaleConnectionError("closed before any byte of the response") from error
 
     def close(self) -> None:
-        """Close at once, without TLS's good-byes; no request may be under way."""
+        """Close at once, without TLS's closing alerts; no request may be in progress."""
         self._wire.close()
 
 
 async def connect(origin: Origin, tls: ssl.SSLContext, within: float) -> Connection:
-    """Return a new connection, made in at most ``within`` seconds.
+    """Return a new connection, opened within ``within`` seconds.
 
-    Raises httpx.ConnectError, httpx.ConnectTimeout; UnicodeError for what can be no host name.
+    Raises httpx.ConnectError, httpx.ConnectTimeout, and UnicodeError for an invalid host name.
     """
     try:
         with trio.fail_after(within):
@@ -154,12 +148,12 @@ async def connect(origin: Origin, tls: ssl.SSLContext, within: float) -> Connect
     except trio.TooSlowError as error:
         raise httpx.ConnectTimeout(f"no connection within {within:g} s") from error
     except (OSError, trio.BrokenResourceError) as error:
-        raise httpx.ConnectError(reason(error)) from error
+        raise httpx.ConnectError(error_text(error)) from error
     return Connection(origin, wire, stream)
 
 
 async def _secure(wire: TcpStream, tls: ssl.SSLContext, host: str) -> trio.abc.Stream:
-    """Return TLS on ``wire``, the server's name asked for (SNI) and verified."""
+    """Return TLS on ``wire``; the server's name is sent (SNI) and its certificate verified."""
     secured = trio.SSLStream(wire, tls, server_hostname=host, https_compatible=True)
     try:
         await secured.do_handshake()
@@ -169,41 +163,41 @@ async def _secure(wire: TcpStream, tls: ssl.SSLContext, host: str) -> trio.abc.S
     return secured
 
 
-def _holds_input(stream: trio.SSLStream[TcpStream]) -> bool:
-    """Return whether TLS has taken more from the socket than what was read from it.
+def _has_unread_input(stream: trio.SSLStream[TcpStream]) -> bool:
+    """Return whether TLS holds bytes of the socket that have not been read from it.
 
-    It decrypts a record at a time: an answer that nobody asked for may lie behind the last one,
-    and would be taken for the answer to a request that the server has yet to see.
+    TLS decrypts one record at a time. A second response, without a request, may follow the response
+    that was read, and would be mistaken for the response to the next request.
     """
-    # trio shows the decrypted rest, not the encrypted one. Should it ever be called something
-    # else, connections are used once: slow, but right.
+    # trio shows the decrypted bytes that are left, not the encrypted ones. Should a later trio
+    # rename the attribute, every connection is used once: slow, but correct.
     encrypted: ssl.MemoryBIO | None = getattr(stream, "_incoming", None)
     return encrypted is None or encrypted.pending > 0 or stream.pending() > 0
 
 
-def _cut(pieces: Sequence[Buffer]) -> Sequence[Sequence[Buffer]]:
-    """Return what is written at a time, without a copy of anything."""
+def _split_writes(pieces: Sequence[BytesLike]) -> Sequence[Sequence[BytesLike]]:
+    """Return the pieces of each write, at most 256 KiB of them; no byte is copied."""
     if sum(map(len, pieces)) <= _BYTES_PER_WRITE:
         return [pieces]
-    writes: list[list[Buffer]] = [[]]
-    room = _BYTES_PER_WRITE
+    writes: list[list[BytesLike]] = [[]]
+    free = _BYTES_PER_WRITE
     for piece in pieces:
         left = memoryview(piece)
-        while len(left) > room:
-            writes[-1].append(left[:room])
-            left, room = left[room:], _BYTES_PER_WRITE
+        while len(left) > free:
+            writes[-1].append(left[:free])
+            left, free = left[free:], _BYTES_PER_WRITE
             writes.append([])
         writes[-1].append(left)
-        room -= len(left)
+        free -= len(left)
     return writes
 
 
-def _from_now(seconds: float | None) -> float:
+def _deadline(seconds: float | None) -> float:
     return math.inf if seconds is None else trio.current_time() + seconds
 
 
-def reason(error: BaseException) -> str:
-    """Return what went wrong, from the error and from what led to it: trio's say little."""
+def error_text(error: BaseException) -> str:
+    """Return the texts of an error and of its causes: trio's own errors often have none."""
     found: list[str] = []
     while True:
         members = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)

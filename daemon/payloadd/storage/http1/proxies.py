@@ -1,7 +1,7 @@
 """The proxy variables of the environment, checked before a library reads them.
 
-A password with a ``/`` in it ends the authority of a URL (RFC 3986, section 3.2): libraries
-take the beginning of the password for a port, and repeat it in their errors.
+A ``/`` in a password ends the authority of a URL (RFC 3986, section 3.2): libraries take the
+beginning of the password for a port, and repeat it in their error messages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def proxies_from_environment() -> Mapping[str, str]:
-    """Return the proxies by scheme (``http``, ``https``, ``all``); raises SettingsError."""
+    """Return the URLs of the proxies by scheme (``http``, ``https``, ``all``).
+
+    Raises SettingsError for a URL whose user or password is not percent-encoded.
+    """
     found = getproxies_environment()
     proxies = {name: found[name] for name in _NAMES if found.get(name)}
     problems = [
@@ -38,5 +41,5 @@ def proxies_from_environment() -> Mapping[str, str]:
 
 
 def _userinfo(url: str) -> str:
-    """Return what stands before the last ``@``, without the scheme."""
+    """Return the part of a URL before its last ``@``, without the scheme."""
     return _SCHEME.sub("", url, count=1).rpartition("@")[0]

@@ -1,7 +1,7 @@
-"""One HTTP/1.1 answer, parsed by llhttp and bounded.
+"""One HTTP/1.1 response, parsed by llhttp, with a bound on the bytes that are read of it.
 
-llhttp is strict about what an answer is and bounds nothing; what is bounded here is all that
-is read of an answer, framing included, so that no server can make the daemon read for ever.
+llhttp is strict about the syntax and has no bounds. The bound here covers everything that is read
+of a response, framing included: no server can make the daemon read without end.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import httptools
 import httpx
 
 MOST_READ: Final = 131_072
-"""Bytes of one answer (interim ones, head, body and framing) after which no more are read."""
+"""Bytes of one response (interim responses, head, body, framing) after which reading stops."""
 
 _FINAL: Final = 200
-"""Status codes below are of interim answers, which another answer follows (RFC 9110, 15.2)."""
+"""Lower status codes are those of interim responses (RFC 9110, section 15.2)."""
 
 
 class ResponseParser:
-    """Status, headers and the beginning of the body of what ``feed`` is given.
+    """The status, the headers and the beginning of the body of one response.
 
-    ``method`` is the request's: an answer to HEAD has no body, whatever its head says.
+    ``method`` is the request's: a response to HEAD has no body, even if its head announces one.
     """
 
     __slots__ = (
         "_head_only",
-        "_heard",
         "_in_body",
         "_parser",
+        "_received",
         "begun",
         "body",
         "complete",
@@ -40,70 +40,71 @@ class ResponseParser:
     def __init__(self, method: str) -> None:
         self._head_only = method == "HEAD"
         self._parser = httptools.HttpResponseParser(self)
-        self._heard = b""
+        self._received = b""
         self._in_body = False
         self.begun = False
-        """Whether any byte came."""
+        """Whether any byte has been received."""
         self.status = 0
         self.body = b""
         self.complete = False
         self.keep_alive = False
-        """Whether the connection may be used again; only once ``complete``."""
+        """Whether the connection may be used again; valid once ``complete``."""
 
     def feed(self, data: bytes) -> None:
-        """Parse what came, b"" for the end of the connection.
+        """Parse received bytes; b"" is the end of the connection.
 
-        Raises httpx.RemoteProtocolError for what is no answer, or breaks off.
+        Raises httpx.RemoteProtocolError for bytes that are no response, and for the end of the
+        connection within a response.
         """
         if not data:
             self._end()
             return
         self.begun = True
-        self._heard += data
+        self._received += data
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as error:
             raise httpx.RemoteProtocolError("another protocol than HTTP/1.1") from error
         except httptools.HttpParserError as error:
-            # What comes behind a whole answer does not make that one wrong.
+            # An error in the bytes behind a complete response does not concern that response.
             if not self.complete:
-                raise httpx.RemoteProtocolError(f"not an HTTP answer: {error}") from error
-        if len(self._heard) >= MOST_READ and not self.complete:
-            self._cut()
+                raise httpx.RemoteProtocolError(f"not an HTTP response: {error}") from error
+        if len(self._received) >= MOST_READ and not self.complete:
+            self._stop_reading()
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """The header lines, trailers not among them; once the head is complete.
+        """The header lines without trailers; valid once the head is complete.
 
-        They are read again for it: nobody asks for those of a 200, and to take note of each was a
-        call from C a line.
+        Each access parses the head again: the store reads no headers of a 200, and a callback for
+        each line was measurable.
         """
         lines = _HeaderLines()
-        # What is wrong behind the head has been dealt with.
+        # `feed` has already handled errors behind the head.
         with suppress(httptools.HttpParserError):
-            lines.parser.feed_data(self._heard)
+            lines.parser.feed_data(self._received)
         return lines.lines
 
-    def _cut(self) -> None:
-        """Take what is there of an answer that is longer than anything S3 has to say."""
+    def _stop_reading(self) -> None:
+        """Use the received part of a response that is longer than any response of S3."""
         if not self._in_body:
             raise httpx.RemoteProtocolError(f"no end of the head within {MOST_READ} bytes")
         self.complete = True
 
     def _end(self) -> None:
-        """Take the end of the connection: where no length was given it ends the body too."""
+        """Handle the end of the connection: it ends a body for which no length was given."""
         names = {name.lower() for name, _ in self.headers}
         if not self._in_body or names & {b"content-length", b"transfer-encoding"}:
-            raise httpx.RemoteProtocolError("the connection ended in the middle of an answer")
+            raise httpx.RemoteProtocolError("the connection ended in the middle of a response")
         self.complete = True
 
     def on_message_begin(self) -> None:
-        """Note an answer that nobody asked for: it must not be taken for the next one's."""
+        """Mark the connection as unusable if another response follows (called by llhttp)."""
         if self.complete:
             self.keep_alive = False
 
     def on_headers_complete(self) -> None:
-        """Take the status."""
+        """Store the status (called by llhttp)."""
         if self.complete:
             return
         self.status = self._parser.get_status_code()
@@ -112,21 +113,21 @@ class ResponseParser:
             self.on_message_complete()
 
     def on_body(self, data: bytes) -> None:
-        """Take a piece of the body: all of them together are bounded by ``feed``."""
+        """Store a part of the body (called by llhttp); ``feed`` bounds their sum."""
         if self.complete:
             self.keep_alive = False
         else:
             self.body += data
 
     def on_message_complete(self) -> None:
-        """Note the end, unless it is that of an interim answer."""
+        """Complete the response unless it is an interim one (called by llhttp)."""
         if self._in_body and not self.complete:
             self.complete = True
             self.keep_alive = self._parser.should_keep_alive()
 
 
 class _HeaderLines:
-    """Those of the first answer that is not an interim one."""
+    """The header lines of the first response that is not an interim one."""
 
     def __init__(self) -> None:
         self.parser = httptools.HttpResponseParser(self)
@@ -134,12 +135,12 @@ class _HeaderLines:
         self._complete = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a line, unless it is a trailer or of another answer."""
+        """Store a line unless it is a trailer, or belongs to a later response."""
         if not self._complete:
             self.lines.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Forget those of an interim answer."""
+        """Drop the lines of an interim response."""
         if self._complete:
             return
         self._complete = self.parser.get_status_code() >= _FINAL

@@ -1,9 +1,9 @@
-"""A TCP connection that is tried before it is waited for.
+"""A TCP connection that calls the kernel first, and waits only if the kernel is not ready.
 
-trio's own ``SocketStream`` lets other tasks run on every call, also where the kernel takes or
-has the bytes at once, and asks for an answer before there can be one. That is fair in general
-and costs a small PUT 15 % more CPU. Whoever sends a request waits for its answer anyway, and
-lets the others run there.
+trio's own ``SocketStream`` lets other tasks run in every call, also where the kernel accepts or has
+the bytes at once, and reads before a response can be there. That is fair in general, and was
+measurable in the CPU time of a small PUT. Here other tasks run while a request waits for its
+response.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from payloadd.files import IOV_MAX, skip
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Buffer = bytes | bytearray | memoryview
+BytesLike = bytes | bytearray | memoryview
 
 _READ_BYTES: Final = 65_536
 
@@ -28,18 +28,24 @@ class TcpStream(trio.abc.Stream):
     """A connected socket, used by one task at a time."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
-        """Take the socket out of ``stream``, which is of no use afterwards."""
+        """Take the socket out of ``stream``, which must not be used afterwards."""
         self._socket = socket.socket(fileno=stream.socket.detach())
         self._socket.settimeout(0)
         self._input = select.poll()
         self._input.register(self._socket, select.POLLIN)
 
-    async def send_all(self, data: Buffer) -> None:
-        """Send everything; no checkpoint where the kernel takes all of it at once."""
+    async def send_all(self, data: BytesLike) -> None:
+        """Send everything, without a checkpoint if the kernel accepts all of it at once.
+
+        Raises trio.BrokenResourceError.
+        """
         await self.send_pieces([data])
 
-    async def send_pieces(self, pieces: Sequence[Buffer]) -> None:
-        """Send all pieces one behind the other, as ``send_all`` does, and join none (writev(2))."""
+    async def send_pieces(self, pieces: Sequence[BytesLike]) -> None:
+        """Send all pieces, one behind the other, without joining them (sendmsg(2)).
+
+        No checkpoint if the kernel accepts all of them at once. Raises trio.BrokenResourceError.
+        """
         sent = self._send(pieces)
         left = sum(map(len, pieces)) - sent
         while left:
@@ -48,8 +54,8 @@ class TcpStream(trio.abc.Stream):
             sent = self._send(pieces)
             left -= sent
 
-    def _send(self, pieces: Sequence[Buffer]) -> int:
-        """Return how many bytes the kernel takes now."""
+    def _send(self, pieces: Sequence[BytesLike]) -> int:
+        """Return the number of bytes that the kernel accepts now."""
         try:
             return self._socket.sendmsg(pieces[:IOV_MAX])
         except BlockingIOError:
@@ -58,11 +64,14 @@ class TcpStream(trio.abc.Stream):
             raise trio.BrokenResourceError(str(error)) from error
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until the kernel takes something."""
+        """Wait until the kernel accepts bytes."""
         await trio.lowlevel.wait_writable(self._socket)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return what came, b"" for the end; waits first, because nothing ever comes unasked."""
+        """Wait for bytes and return them; b"" at the end. Raises trio.BrokenResourceError.
+
+        It waits before the first read: when it is called, the response has never arrived yet.
+        """
         while True:
             await trio.lowlevel.wait_readable(self._socket)
             try:
@@ -73,16 +82,16 @@ class TcpStream(trio.abc.Stream):
                 raise trio.BrokenResourceError(str(error)) from error
 
     def has_input(self) -> bool:
-        """Return whether there is something to read: bytes, the end, or an error."""
+        """Return whether a read would return at once: bytes, the end, or an error."""
         return bool(self._input.poll(0))
 
     def close(self) -> None:
-        """Close at once."""
+        """Close at once; a second call does nothing."""
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
 
     async def aclose(self) -> None:
-        """Close at once."""
+        """Close at once; a second call does nothing."""
         self.close()
         await trio.lowlevel.checkpoint()

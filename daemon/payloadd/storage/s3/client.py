@@ -1,6 +1,6 @@
-"""HTTP to S3: one signed request, one bounded answer, one kind of error.
+"""HTTP to S3: one signed request, one bounded response.
 
-The one boundary where httpx's exceptions become ours.
+Only this module maps httpx's exceptions to :class:`~payloadd.errors.StoreError`.
 """
 
 from __future__ import annotations
@@ -20,67 +20,70 @@ from payloadd.errors import (
     TransientStoreError,
 )
 from payloadd.redaction import hide_userinfo_in_sentence
-from payloadd.storage.http1.body import PieceBody
-from payloadd.storage.http1.request import WrittenRequest
+from payloadd.storage.http1.request import PieceBody, PreparedRequest
 from payloadd.storage.http1.transport import TrioTransport, open_transport
-from payloadd.storage.s3.response import Answer
-from payloadd.storage.s3.sigv4 import Form
+from payloadd.storage.s3.response import S3Response
+from payloadd.storage.s3.sigv4 import SignatureTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from payloadd.errors import StoreError
-    from payloadd.model.formats.ndjson import Encoded
+    from payloadd.model.formats.api import EncodedObject
     from payloadd.storage.s3.endpoint import BucketEndpoint
     from payloadd.storage.s3.sigv4 import Signer
 
 _CONNECT_SECONDS: Final = 10.0
-# Shorter than the 15 to 20 s after which S3 and common proxies close an idle connection.
 _IDLE_SECONDS: Final = 10.0
-_ANSWER_BYTES: Final = 65_536
+"""Shorter than the 15 to 20 s after which S3 and common proxies close an idle connection."""
+_BODY_BYTES: Final = 65_536
+"""Bytes of a response's body that are kept."""
 _LONGEST_REASON: Final = 300
-# Not part of the signature: nothing on the way has to leave them alone. A compressed answer
-# could not be read within a bound.
 _UNSIGNED: Final = {"user-agent": f"payloadd/{__version__}", "accept-encoding": "identity"}
+"""Headers that a proxy may change. A compressed response could not be read within a bound."""
 
 
 @dataclass(frozen=True, eq=False)
-class Shape:
-    """What many requests have in common; names of headers are in lower case."""
+class RequestTemplate:
+    """The part that many requests share; names of headers are in lower case."""
 
     method: str
     fixed: Mapping[str, str]
+    """The headers that all of them have with the same value."""
     varying: Sequence[str]
-    """Names of the headers that each has its own value of, ``x-amz-content-sha256`` among them."""
+    """Names of the headers with a value for each request, ``x-amz-content-sha256`` included."""
 
 
 class S3Request(NamedTuple):
-    """What is asked."""
+    """One request, not yet signed."""
 
-    shape: Shape
+    template: RequestTemplate
     key: str
+    """The key of the object, with the prefix of the store."""
     values: Mapping[bytes, bytes]
-    """The headers that vary."""
-    body: Encoded
+    """The values of the varying headers."""
+    body: EncodedObject
 
 
 class S3Client:
-    """Never has more than ``connections`` requests under way, https ones only if ``secure``.
+    """A client with at most ``connections`` requests in progress; https only if ``secure``.
 
-    Only to connect has a bound of its own, ``timeout`` seconds at most: whoever calls bounds an
-    attempt as a whole, and a second timer inside of that one would be 10 us a request.
+    Connecting takes at most ``timeout`` seconds. A request as a whole has no timeout here: the
+    caller has one, and a second timer for each request was measurable.
+
+    Raises SettingsError for invalid TLS or proxy variables of the environment.
     """
 
     def __init__(self, connections: int, timeout: float, *, secure: bool) -> None:
-        times = httpx.Timeout(None, connect=min(_CONNECT_SECONDS, timeout))
-        self._timeout = times.as_dict()
+        timeouts = httpx.Timeout(None, connect=min(_CONNECT_SECONDS, timeout))
+        self._timeouts = timeouts.as_dict()
         try:
             self._transport = open_transport(connections, _IDLE_SECONDS, secure=secure)
         except (OSError, ImportError) as error:
-            # httpx reads SSL_CERT_FILE, HTTPS_PROXY and their like.
+            # httpx reads SSL_CERT_FILE, SSL_CERT_DIR and the proxy variables.
             raise SettingsError([f"TLS or proxy variables of the environment: {error}"]) from error
         except (ValueError, httpx.InvalidURL) as error:
-            # The error's text would repeat pieces of a URL, and of a password in it.
+            # The text of the error may repeat a part of a URL, and of a password in it.
             problem = (
                 "TLS or proxy variables of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY,"
                 f" NO_PROXY): one cannot be used ({type(error).__name__}); allowed is"
@@ -88,96 +91,102 @@ class S3Client:
             )
             raise SettingsError([problem]) from error
 
-    async def send(self, asked: S3Request, place: BucketEndpoint, signer: Signer) -> Answer:
-        """Make one attempt and return the answer, whatever it is.
+    async def send(
+        self, request: S3Request, endpoint: BucketEndpoint, signer: Signer
+    ) -> S3Response:
+        """Send a request once, and return its response, of any status.
 
-        Raises TransientStoreError; OperatorStoreError where TLS or a proxy says no;
-        InvalidObjectError for a key that is no Unicode text.
+        Raises TransientStoreError if there is no response, OperatorStoreError if TLS or a proxy
+        refuses, InvalidObjectError for a key that is no Unicode text.
         """
         try:
-            target = place.target(asked.key).encode("ascii")
+            target = endpoint.target(request.key).encode("ascii")
         except UnicodeEncodeError as error:
-            raise InvalidObjectError("InvalidKey", f"not Unicode text: {asked.key!r}") from error
-        request = self._build(asked, target, place.origin, signer)
+            raise InvalidObjectError("InvalidKey", f"not Unicode text: {request.key!r}") from error
+        prepared = self._prepare(request, target, endpoint.origin, signer)
         try:
             if isinstance(self._transport, TrioTransport):
-                read = await self._transport.exchange(request)
-                answer = Answer(read.status, body=read.body[:_ANSWER_BYTES])
-                if not answer.stored:
-                    answer.lines = read.headers
-                    answer.secrets = signer.keys.secrets()
-                return answer
-            response = await self._transport.handle_async_request(request)
-            body = await _beginning(response)
+                parsed = await self._transport.exchange(prepared)
+                response = S3Response(parsed.status, body=parsed.body[:_BODY_BYTES])
+                if not response.stored:
+                    response.header_lines = parsed.headers
+                    response.secrets = signer.keys.secrets()
+                return response
+            received = await self._transport.handle_async_request(prepared)
+            body = await _read_beginning(received)
         except httpx.RequestError as error:
             raise _store_error(error) from error
         except UnicodeError as error:
-            # A host name that cannot be looked up: bucket and endpoint do not go together.
+            # Not a host name: with this endpoint the bucket cannot be a part of it.
             raise OperatorStoreError("InvalidEndpoint", str(error)) from error
         secrets = signer.keys.secrets()
-        return Answer(response.status_code, response.headers.raw, body[:_ANSWER_BYTES], secrets)
+        return S3Response(received.status_code, received.headers.raw, body[:_BODY_BYTES], secrets)
 
-    def _build(
-        self, asked: S3Request, target: bytes, origin: str, signer: Signer
-    ) -> WrittenRequest:
+    def _prepare(
+        self, request: S3Request, target: bytes, origin: str, signer: Signer
+    ) -> PreparedRequest:
         """Return the signed request.
 
-        Every header is set here and the transport called directly: ``AsyncClient`` would merge
-        its defaults, build URLs and run an auth flow, 180 us a request to the same end.
+        All headers are made here, and the transport is called directly: ``httpx.AsyncClient``
+        merges default headers, builds URLs and runs an auth flow, which was measurable.
         """
-        kind = _kind(asked.shape, origin, signer)
-        headers = kind.headers % {
-            **asked.values,
-            b"authorization": kind.form.sign(target, asked.values),
-            b"content-length": b"%d" % asked.body.size,
+        signed = _signed_template(request.template, origin, signer)
+        headers = signed.headers % {
+            **request.values,
+            b"authorization": signed.signature.sign(target, request.values),
+            b"content-length": b"%d" % request.body.size,
         }
-        body = PieceBody(asked.body.pieces)
-        return WrittenRequest(asked.shape.method, kind.url, target, headers, body, self._timeout)
+        body = PieceBody(request.body.pieces)
+        method = request.template.method
+        return PreparedRequest(method, signed.url, target, headers, body, self._timeouts)
 
     async def aclose(self) -> None:
         """Close all connections."""
         await self._transport.aclose()
 
 
-class _Kind(NamedTuple):
-    """What requests of a kind have in common for a second."""
+class _SignedTemplate(NamedTuple):
+    """The part that requests of one template and one signer share, for one second."""
 
-    form: Form
+    signature: SignatureTemplate
     url: httpx.URL
     headers: bytes
-    """All lines, to be filled in: one step where joining them was one for each."""
+    """A format string of all header lines."""
 
 
 @lru_cache(maxsize=16)
-def _kind(shape: Shape, origin: str, signer: Signer) -> _Kind:
+def _signed_template(template: RequestTemplate, origin: str, signer: Signer) -> _SignedTemplate:
     url = httpx.URL(origin)
-    signed = {"host": url.netloc.decode("ascii"), **shape.fixed}
+    signed = {"host": url.netloc.decode("ascii"), **template.fixed}
     headers = signed | signer.added | _UNSIGNED
     lines = [f"{name}: {text}".replace("%", "%%") for name, text in headers.items()]
-    lines += [f"{name}: %({name})b" for name in (*shape.varying, "authorization", "content-length")]
-    form = Form(signer, shape.method, signed, shape.varying)
-    return _Kind(form, url, "".join(f"{line}\r\n" for line in lines).encode("ascii"))
+    varying = (*template.varying, "authorization", "content-length")
+    lines += [f"{name}: %({name})b" for name in varying]
+    signature = SignatureTemplate(signer, template.method, signed, template.varying)
+    text = "".join(f"{line}\r\n" for line in lines)
+    return _SignedTemplate(signature, url, text.encode("ascii"))
 
 
-async def _beginning(response: httpx.Response) -> bytes:
-    """Return _ANSWER_BYTES of a body or a little more, and read no further."""
+async def _read_beginning(response: httpx.Response) -> bytes:
+    """Return at least the first 64 KiB of a body, or all of it if it is shorter."""
     stream = response.stream
     assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - for mypy
     body = b""
     try:
         async for chunk in stream:
             body += chunk
-            if len(body) >= _ANSWER_BYTES:
-                # Leaving the loop would leave httpx's nested generators to the garbage
-                # collector; on a closed connection they end by themselves.
+            if len(body) >= _BODY_BYTES:
+                # A break would leave httpx's nested generators to the garbage collector. On a
+                # closed connection they end.
                 await response.aclose()
     except httpx.ReadError:
-        if len(body) < _ANSWER_BYTES:
+        if len(body) < _BODY_BYTES:
             raise
     return body
 
 
 def _store_error(error: httpx.RequestError) -> StoreError:
+    """Return the store error for an error of httpx, without passwords of proxy URLs."""
     causes = list(_causes(error))
     reason = next((str(cause) for cause in causes if str(cause)), "")
     reason = hide_userinfo_in_sentence(reason)[:_LONGEST_REASON]
@@ -189,7 +198,7 @@ def _store_error(error: httpx.RequestError) -> StoreError:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what led to it: httpx's own often say nothing."""
+    """Yield an error and its causes: httpx's own errors often have no text."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,21 +1,28 @@
-"""The keys that requests are signed with: static ones, or botocore's provider chain.
+"""The keys that sign requests: the keys of the settings, or those of botocore's credential chain.
 
-The chain (environment, profiles, web identity, SSO, processes, container and instance
-metadata) is botocore's because nobody should write it again. It blocks for as long as
-its sources like, so it runs in a thread of its own that a drain does not wait for.
+The chain (environment, profiles, web identity, SSO, processes, metadata of containers and
+instances) is botocore's own, so that it works as in every AWS tool. It blocks for as long as its
+sources take. Therefore it runs in a thread of its own, for which a drain does not wait.
+
+Errors of the chain may contain secrets: the standard error of a ``credential_process``, the
+response of a metadata service, an endpoint's URL with a password. Only the texts of errors that are
+known to contain names and reasons are shown; of all other errors, the class.
 """
 
 from __future__ import annotations
 
 import math
+import subprocess
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from payloadd.config.parsers import endpoint_url
 from payloadd.errors import OperatorStoreError, SettingsError
-from payloadd.storage.s3.credential_errors import failure_text
+from payloadd.redaction import hide_userinfo_in_sentence
 from payloadd.storage.s3.sigv4 import Keys
 
 if TYPE_CHECKING:
@@ -26,29 +33,37 @@ if TYPE_CHECKING:
 
     from payloadd.config.settings import Settings
 
-# However many workers ask, a source that has nothing is not asked more often.
-_PAUSE_SECONDS: Final = 1.0
+_FETCH_PAUSE_SECONDS: Final = 1.0
+"""The shortest time between two fetches, however many workers need keys."""
+
+_LONGEST_REASON: Final = 300
+_LONGEST_NAME: Final = 64
+_QUOTING_ERRORS: Final = frozenset(
+    {"MetadataRetrievalError", "HTTPClientError", "InvalidProxiesConfigError"}
+)
+"""Errors of botocore that quote a response or a part of a URL."""
+_PROCESS_PROVIDER: Final = "custom-process"
 
 
 class Credentials(Protocol):
-    """Where keys come from."""
+    """A source of keys."""
 
     def held(self) -> Keys | None:
-        """Return keys that hold now, if ``get`` would return them without asking anybody."""
+        """Return valid keys if ``get`` would return them without a fetch; otherwise None."""
         ...
 
     async def get(self) -> Keys:
-        """Return keys that hold now; raises OperatorStoreError when there are none."""
+        """Return valid keys. Raises OperatorStoreError if there are none."""
         ...
 
     async def renew(self, refused: Keys) -> bool:
-        """Return whether there are other keys than the ones that S3 refused."""
+        """Return whether there are other keys than ``refused``, which S3 has refused."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class StaticCredentials:
-    """Keys that are part of the settings, and stay."""
+    """The keys of the settings, which never change."""
 
     keys: Keys
 
@@ -61,20 +76,20 @@ class StaticCredentials:
         return self.keys
 
     async def renew(self, refused: Keys) -> bool:
-        """Return False: there are no others."""
+        """Return False: there are no other keys."""
         del refused
         return False
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """Keys, and the object of botocore's that knows how long they hold."""
+class _HeldKeys:
+    """Keys, and botocore's object, which knows when they expire."""
 
     source: BotocoreCredentials
     keys: Keys
 
     def fresh(self) -> bool:
-        """Return whether it is too early to think of the next ones (botocore: 15 minutes)."""
+        """Return whether they are valid for long: botocore renews 15 minutes before expiry."""
         needed = getattr(self.source, "refresh_needed", None)
         return needed is None or not needed()
 
@@ -87,75 +102,80 @@ class _Held:
 class ChainCredentials:
     """Keys of botocore's chain, replaced before they expire.
 
-    Ahead of expiry one ``get`` fetches the next keys while all others go on with the ones
-    held; if that fails, so does it. Without usable keys every ``get`` waits for the fetch.
+    Some time before expiry, one ``get`` fetches the next keys while all others return the held
+    keys; if the fetch fails, it returns the held keys too. Without usable keys, every ``get`` waits
+    for the fetch.
     """
 
     def __init__(self, new_session: Callable[[], Session]) -> None:
         self._new_session = new_session
-        self._held: _Held | None = None
+        self._held: _HeldKeys | None = None
         self._failure = ""
-        self._asked = -math.inf
+        self._last_fetch = -math.inf
         self._lock = trio.Lock()
         self._thread = trio.CapacityLimiter(1)
 
     def held(self) -> Keys | None:
-        """Return the keys, unless it is time to look for the next ones and nobody does."""
+        """Return the held keys, or None if the caller has to fetch or to wait for a fetch."""
         held = self._held
         if held is not None and (held.fresh() or (self._lock.locked() and held.usable())):
             return held.keys
         return None
 
     async def get(self) -> Keys:
-        """Return keys that hold now; raises OperatorStoreError when there are none."""
+        """Return valid keys. Raises OperatorStoreError with the last failure if there are none."""
         keys = self.held()
         if keys is not None:
             return keys
         async with self._lock:
             if self._held is None or not self._held.fresh():
-                await self._ask(anew=False)
+                await self._fetch(new_source=False)
         if self._held is None or not self._held.usable():
             raise OperatorStoreError("NoCredentials", self._failure)
         return self._held.keys
 
     async def renew(self, refused: Keys) -> bool:
-        """Ask the whole chain again unless that was done since; see the protocol."""
+        """Run the whole chain again, unless other keys than ``refused`` are held already."""
         async with self._lock:
             if self._held is not None and self._held.keys == refused:
-                await self._ask(anew=True)
+                await self._fetch(new_source=True)
         return self._held is not None and self._held.keys != refused
 
-    async def _ask(self, *, anew: bool) -> None:
-        """Fetch keys if the last time is long enough ago; a failure is kept, not raised."""
-        if trio.current_time() < self._asked + _PAUSE_SECONDS:
+    async def _fetch(self, *, new_source: bool) -> None:
+        """Fetch keys unless the last fetch was a moment ago; a failure is stored, not raised."""
+        if trio.current_time() < self._last_fetch + _FETCH_PAUSE_SECONDS:
             return
         try:
-            # An abandoned fetch goes on, holds the limiter, and still leaves what it got.
+            # A fetch that is abandoned still runs, holds the limiter, and stores its keys.
             await trio.to_thread.run_sync(
-                self._fetch, anew, self._held, limiter=self._thread, abandon_on_cancel=True
+                self._fetch_in_thread,
+                new_source,
+                self._held,
+                limiter=self._thread,
+                abandon_on_cancel=True,
             )
-        except Exception as error:  # noqa: BLE001 - providers raise whatever they like
+        except Exception as error:  # noqa: BLE001 - providers raise exceptions of any class
             self._failure = failure_text(error)
-        self._asked = trio.current_time()
+        self._last_fetch = trio.current_time()
 
-    def _fetch(self, anew: bool, seen: _Held | None) -> None:  # noqa: FBT001 - run_sync takes no keywords
-        """Put keys into ``_held``; in the thread."""
+    def _fetch_in_thread(self, new_source: bool, seen: _HeldKeys | None) -> None:  # noqa: FBT001 - run_sync takes no keywords
+        """Fetch keys and store them. ``seen`` are the keys that were held before."""
         held = self._held
         if held is not seen and held is not None and held.fresh():
-            return  # the fetch that was abandoned before this one brought them
-        source = None if anew or held is None else held.source
+            return  # an abandoned fetch has stored them
+        source = None if new_source or held is None else held.source
         source = source or self._new_session().get_credentials()
         if source is None:
             raise LookupError("none in environment, profiles or metadata services")
         access_key, secret_key, token, *_ = source.get_frozen_credentials()
         if not access_key or not secret_key:
-            raise LookupError("half a pair of keys")
-        self._held = _Held(source, Keys(access_key, secret_key, token))
+            raise LookupError("an access key without a secret key, or a secret key alone")
+        self._held = _HeldKeys(source, Keys(access_key, secret_key, token))
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How to reach S3: the keys, and region and endpoint where they are configured."""
+    """The keys, and region and endpoint if they are configured."""
 
     credentials: Credentials
     region: str | None
@@ -163,12 +183,12 @@ class Access:
 
 
 async def find_access(settings: Settings) -> Access:
-    """Return what the settings say, with botocore's chain for what they leave open.
+    """Return keys, region and endpoint of the settings; botocore's chain completes them.
 
-    With keys and region in the settings botocore is not even imported (it takes half a
-    second and 20 MB), so an ``endpoint_url`` of a profile counts only without them. Raises
-    SettingsError when the profiles cannot be read. Missing keys are no error here: an operator
-    may add them while the daemon runs.
+    If the settings have keys and region, botocore is not imported, which saves time and memory; an
+    ``endpoint_url`` of a profile then has no effect. Missing keys are no error: an operator may add
+    them while the daemon runs. Raises SettingsError for keys that cannot be sent, and for profiles
+    that cannot be read.
     """
     try:
         static = _static(settings)
@@ -180,7 +200,7 @@ async def find_access(settings: Settings) -> Access:
         region, endpoint = await trio.to_thread.run_sync(_configured, abandon_on_cancel=True)
     except SettingsError:
         raise
-    except Exception as error:  # profiles that are missing, wrong, or not readable
+    except Exception as error:  # profiles that are missing, invalid or not readable
         raise SettingsError([f"AWS configuration: {failure_text(error)}"]) from error
     return Access(
         static or ChainCredentials(_new_session),
@@ -204,7 +224,7 @@ def _new_session() -> Session:
 
 
 def _configured() -> tuple[str | None, str | None]:
-    """Return region and S3 endpoint of environment and profile; in a thread."""
+    """Return region and S3 endpoint of environment and profile; runs in a thread."""
     from botocore.configprovider import ConfiguredEndpointProvider  # noqa: PLC0415 - as above
 
     session = _new_session()
@@ -217,3 +237,57 @@ def _configured() -> tuple[str | None, str | None]:
         return region, None if endpoint is None else endpoint_url(endpoint)
     except ValueError as error:
         raise SettingsError([f"AWS configuration: endpoint_url: allowed is {error}"]) from None
+
+
+def failure_text(error: Exception) -> str:
+    """Return the reason why there are no keys: one line of bounded length, without secrets."""
+    process = _process_of(error)
+    if process is not None:
+        return _process_failure(process, error)
+    name = type(error).__name__
+    if not _may_be_shown(error):
+        return f"{name}; its text is not shown, because it may contain secrets"
+    text = hide_userinfo_in_sentence(str(error))
+    return f"{text[:_LONGEST_REASON]} ({name})"
+
+
+def _may_be_shown(error: Exception) -> bool:
+    """Return whether the text of an error is known to contain no secrets."""
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - as above
+
+    if isinstance(error, BotoCoreError):
+        provider = error.kwargs.get("provider")
+        return type(error).__name__ not in _QUOTING_ERRORS and provider != _PROCESS_PROVIDER
+    # LookupError is our own; its subclasses, such as KeyError, may quote a response.
+    return isinstance(error, (ClientError, OSError)) or type(error) is LookupError
+
+
+def _process_of(error: Exception) -> subprocess.Popen[bytes] | None:
+    """Return the ``credential_process`` that caused an error, or None.
+
+    botocore's error contains only the output of the process. The frames of its traceback contain
+    the process.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for value in frame.f_locals.values():
+            if isinstance(value, subprocess.Popen):
+                return value
+    return None
+
+
+def _process_failure(process: subprocess.Popen[bytes], error: Exception) -> str:
+    """Return how a process ended, with its program's name and its exit status only."""
+    name = f"credential_process {_program(process)}"
+    if isinstance(error, OSError):
+        return f"{name} could not be run: {error.strerror}"
+    if process.returncode != 0:
+        return f"{name} ended with exit status {process.returncode}"
+    return f"{name} printed no valid credentials ({type(error).__name__})"
+
+
+def _program(process: subprocess.Popen[bytes]) -> str:
+    """Return the program's name; its arguments may be secrets, also where a quote is missing."""
+    arguments = process.args
+    first = arguments[0] if isinstance(arguments, (list, tuple)) and arguments else arguments
+    parts = str(first).split()
+    return Path(parts[0]).name[:_LONGEST_NAME] if parts else "without a name"

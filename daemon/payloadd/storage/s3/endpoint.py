@@ -1,7 +1,7 @@
-"""Where a bucket is: host and path, for AWS and for every other S3.
+"""The host and the path of a bucket, for AWS and for every other S3 server.
 
-"Virtual hosting of buckets" of the S3 user guide. A path is percent-encoded once, here,
-and sent as it is: what is signed is what is sent.
+Source: "Virtual hosting of general purpose buckets", Amazon S3 user guide. A path is
+percent-encoded once, here: the path that is signed is the path that is sent.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from payloadd.storage.s3.sigv4 import quote_key
 if TYPE_CHECKING:
     from payloadd.config.settings import Settings
 
-# Where nobody said: what AWS's own tools take, and what most other S3s expect in a signature.
 DEFAULT_REGION: Final = "us-east-1"
-# Partitions whose hosts end differently; the isolated ones need an endpoint in the settings.
+"""The default of AWS's own tools, and the region that most other S3 servers expect."""
 _DOMAINS: Final = (("cn-", "amazonaws.com.cn"), ("eusc-", "amazonaws.eu"))
+"""Domains by the beginning of a region. Isolated regions need ``AWS_ENDPOINT_URL``."""
 
 
 @dataclass(frozen=True)
 class BucketEndpoint:
-    """A bucket in a region, at AWS (``endpoint`` None) or at an endpoint of its own."""
+    """A bucket in a region, at AWS (``endpoint`` is None) or at another server."""
 
     bucket: str
     region: str
     endpoint: str | None
     virtual: bool
+    """Whether the bucket is a part of the host name; otherwise it is a part of the path."""
 
     def in_region(self, region: str) -> BucketEndpoint:
         """Return the same bucket in another region."""
@@ -41,21 +42,21 @@ class BucketEndpoint:
 
     @cached_property
     def origin(self) -> str:
-        """Scheme and host, ``https://bucket.s3.eu-west-1.amazonaws.com``."""
+        """Scheme and host, such as ``https://bucket.s3.eu-west-1.amazonaws.com``."""
         scheme, host, _ = self._parts()
         return f"{scheme}://{self.bucket}.{host}" if self.virtual else f"{scheme}://{host}"
 
     @cached_property
-    def _folder(self) -> str:
+    def _base_path(self) -> str:
         base = self._parts()[2]
         return f"{base}/" if self.virtual else f"{base}/{self.bucket}/"
 
     def target(self, key: str) -> str:
-        """Return the path of an object; raises UnicodeEncodeError for lone surrogates."""
-        return self._folder + quote_key(key)
+        """Return the path of an object. Raises UnicodeEncodeError for lone surrogates."""
+        return self._base_path + quote_key(key)
 
     def _parts(self) -> tuple[str, str, str]:
-        """Return scheme, host with port, and the path that comes before every other."""
+        """Return scheme, host with port, and path; the path has no ``/`` at its end."""
         if self.endpoint is None:
             return "https", _aws_host(self.region), ""
         parts = urlsplit(self.endpoint)
@@ -65,25 +66,26 @@ class BucketEndpoint:
 def find_endpoint(
     settings: Settings, bucket: str, region: str | None, endpoint: str | None
 ) -> BucketEndpoint:
-    """Return the place for ``S3_ADDRESSING``, with what is known of region and endpoint.
+    """Return the endpoint of ``bucket`` for the setting ``S3_ADDRESSING``.
 
-    Raises SettingsError when no request could be sent there.
+    ``region`` and ``endpoint`` are None if they are not configured. Raises SettingsError if no
+    request could be sent to the result.
     """
     virtual = settings.s3_addressing == "virtual" or (
         settings.s3_addressing == "auto" and endpoint is None and _is_host_label(bucket)
     )
-    place = BucketEndpoint(bucket, region or DEFAULT_REGION, endpoint, virtual)
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", place.region):
-        raise SettingsError([f"AWS_REGION: {place.region!r} is no name of a region"])
+    found = BucketEndpoint(bucket, region or DEFAULT_REGION, endpoint, virtual)
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found.region):
+        raise SettingsError([f"AWS_REGION: {found.region!r} is not the name of a region"])
     try:
-        httpx.URL(place.origin)
+        httpx.URL(found.origin)
     except httpx.InvalidURL as error:
-        raise SettingsError([f"AWS_ENDPOINT_URL: {place.origin}: {error}"]) from None
-    return place
+        raise SettingsError([f"AWS_ENDPOINT_URL: {found.origin}: {error}"]) from None
+    return found
 
 
 def _is_host_label(bucket: str) -> bool:
-    """Return whether a wildcard certificate covers the bucket's host (no dots, RFC 9525)."""
+    """Return whether AWS's wildcard certificate covers the bucket's host (RFC 9525: no dots)."""
     return re.fullmatch(r"[a-z0-9-]{3,63}", bucket) is not None
 
 

@@ -1,134 +1,137 @@
-"""THE table: what is done about each thing that S3 can say.
+"""The table of error codes: what is done with an object after each response of S3.
 
-Three fates, see :mod:`payloadd.errors`. The rule where the table is silent: what an operator
-can mend is never dropped, so an object is given up only for a 400 that is S3's own
-word. A proxy's 400 or 413 proves nothing about the object.
+The outcomes are those of :class:`~payloadd.errors.UploadOutcome`. The rule for codes that are not
+in the table: an error that an operator can fix never drops an object. An object is given up only
+for a 400 whose body is an error document of S3: a 400 or 413 of a proxy proves nothing about the
+object.
 
-Sources: "Error responses" of the S3 API reference; the throttling and transient codes of
-the SDKs' standard retry mode ("Retry behavior", AWS SDKs and Tools reference guide).
+Sources, with URLs, are in README.md beside this file.
 """
 
 from __future__ import annotations
 
-from enum import Enum, auto
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from payloadd.errors import InvalidObjectError, OperatorStoreError, TransientStoreError
+from payloadd.errors import (
+    InvalidObjectError,
+    OperatorStoreError,
+    TransientStoreError,
+    UploadOutcome,
+)
 
 if TYPE_CHECKING:
     from payloadd.errors import StoreError
-    from payloadd.storage.s3.response import Answer
+    from payloadd.storage.s3.response import S3Response
 
+_TRANSIENT: Final = UploadOutcome.TRANSIENT
+_THROTTLED: Final = UploadOutcome.THROTTLED
+_OPERATOR: Final = UploadOutcome.OPERATOR
+_INVALID: Final = UploadOutcome.INVALID
 
-class Fate(Enum):
-    """What becomes of an object that was not stored."""
-
-    SOON = auto()
-    LESS = auto()
-    """Soon, and the store asks for less."""
-    MEND = auto()
-    NEVER = auto()
-
-
-BY_CODE: Final[dict[str, Fate]] = {
-    # The store or the network had a bad moment.
-    "InternalError": Fate.SOON,
-    "ServiceUnavailable": Fate.SOON,
-    "RequestTimeout": Fate.SOON,
-    "RequestTimeoutException": Fate.SOON,
-    "OperationAborted": Fate.SOON,
-    "ConditionalRequestConflict": Fate.SOON,
-    # The bytes were damaged or cut on the way.
-    "BadDigest": Fate.SOON,
-    "IncompleteBody": Fate.SOON,
-    "XAmzContentChecksumMismatch": Fate.SOON,
-    "XAmzContentSHA256Mismatch": Fate.SOON,
-    # The store asks for less.
-    "SlowDown": Fate.LESS,
-    "SlowDownRead": Fate.LESS,
-    "SlowDownWrite": Fate.LESS,
-    "Throttling": Fate.LESS,
-    "ThrottlingException": Fate.LESS,
-    "ThrottledException": Fate.LESS,
-    "RequestThrottled": Fate.LESS,
-    "RequestThrottledException": Fate.LESS,
-    "RequestLimitExceeded": Fate.LESS,
-    "BandwidthLimitExceeded": Fate.LESS,
-    "LimitExceededException": Fate.LESS,
-    "TooManyRequestsException": Fate.LESS,
-    "ProvisionedThroughputExceededException": Fate.LESS,
-    "TransactionInProgressException": Fate.LESS,
-    "PriorRequestNotComplete": Fate.LESS,
-    "EC2ThrottledException": Fate.LESS,
-    "KMS.ThrottlingException": Fate.LESS,
-    # Answered with a 400, and yet somebody can mend it: region, keys, bucket, settings.
-    "AuthorizationHeaderMalformed": Fate.MEND,
-    "PermanentRedirect": Fate.MEND,
-    "ExpiredToken": Fate.MEND,
-    "ExpiredTokenException": Fate.MEND,
-    "InvalidToken": Fate.MEND,
-    "TokenRefreshRequired": Fate.MEND,
-    "InvalidAccessKeyId": Fate.MEND,
-    "SignatureDoesNotMatch": Fate.MEND,
-    "RequestTimeTooSkewed": Fate.MEND,
-    "CredentialsNotSupported": Fate.MEND,
-    "MissingSecurityHeader": Fate.MEND,
-    "IllegalLocationConstraintException": Fate.MEND,
-    "IncorrectEndpoint": Fate.MEND,
-    "InvalidRegionName": Fate.MEND,
-    "InvalidBucketName": Fate.MEND,
-    "InvalidStorageClass": Fate.MEND,
-    "InvalidTag": Fate.MEND,
-    "InvalidEncryptionAlgorithmError": Fate.MEND,
-    "AccessControlListNotSupported": Fate.MEND,
-    "QuotaExceeded": Fate.MEND,
-    "XMinioAdminBucketQuotaExceeded": Fate.MEND,
-    # S3's word that this object will never be taken.
-    "EntityTooLarge": Fate.NEVER,
-    "InvalidRequest": Fate.NEVER,
-    "KeyTooLongError": Fate.NEVER,
-    "MetadataTooLarge": Fate.NEVER,
+BY_CODE: Final[dict[str, UploadOutcome]] = {
+    # The store or the network has a short failure.
+    "InternalError": _TRANSIENT,
+    "ServiceUnavailable": _TRANSIENT,
+    "RequestTimeout": _TRANSIENT,
+    "RequestTimeoutException": _TRANSIENT,
+    "OperationAborted": _TRANSIENT,
+    "ConditionalRequestConflict": _TRANSIENT,
+    # The bytes were damaged or cut on their way.
+    "BadDigest": _TRANSIENT,
+    "IncompleteBody": _TRANSIENT,
+    "XAmzContentChecksumMismatch": _TRANSIENT,
+    "XAmzContentSHA256Mismatch": _TRANSIENT,
+    # The store asks for fewer requests.
+    "SlowDown": _THROTTLED,
+    "SlowDownRead": _THROTTLED,
+    "SlowDownWrite": _THROTTLED,
+    "Throttling": _THROTTLED,
+    "ThrottlingException": _THROTTLED,
+    "ThrottledException": _THROTTLED,
+    "RequestThrottled": _THROTTLED,
+    "RequestThrottledException": _THROTTLED,
+    "RequestLimitExceeded": _THROTTLED,
+    "BandwidthLimitExceeded": _THROTTLED,
+    "LimitExceededException": _THROTTLED,
+    "TooManyRequestsException": _THROTTLED,
+    "ProvisionedThroughputExceededException": _THROTTLED,
+    "TransactionInProgressException": _THROTTLED,
+    "PriorRequestNotComplete": _THROTTLED,
+    "EC2ThrottledException": _THROTTLED,
+    "KMS.ThrottlingException": _THROTTLED,
+    # Sent with a 400, and an operator can fix it: region, keys, bucket, settings.
+    "AuthorizationHeaderMalformed": _OPERATOR,
+    "PermanentRedirect": _OPERATOR,
+    "ExpiredToken": _OPERATOR,
+    "ExpiredTokenException": _OPERATOR,
+    "InvalidToken": _OPERATOR,
+    "TokenRefreshRequired": _OPERATOR,
+    "InvalidAccessKeyId": _OPERATOR,
+    "SignatureDoesNotMatch": _OPERATOR,
+    "RequestTimeTooSkewed": _OPERATOR,
+    "CredentialsNotSupported": _OPERATOR,
+    "MissingSecurityHeader": _OPERATOR,
+    "IllegalLocationConstraintException": _OPERATOR,
+    "IncorrectEndpoint": _OPERATOR,
+    "InvalidRegionName": _OPERATOR,
+    "InvalidBucketName": _OPERATOR,
+    "InvalidStorageClass": _OPERATOR,
+    "InvalidTag": _OPERATOR,
+    "InvalidEncryptionAlgorithmError": _OPERATOR,
+    "AccessControlListNotSupported": _OPERATOR,
+    "QuotaExceeded": _OPERATOR,
+    "XMinioAdminBucketQuotaExceeded": _OPERATOR,
+    # S3 will never accept this object.
+    "EntityTooLarge": _INVALID,
+    "InvalidRequest": _INVALID,
+    "KeyTooLongError": _INVALID,
+    "MetadataTooLarge": _INVALID,
 }
+"""Outcomes by the error code of S3, whatever the status is."""
 
-BY_STATUS: Final[dict[int, Fate]] = {
-    HTTPStatus.REQUEST_TIMEOUT: Fate.SOON,
-    HTTPStatus.TOO_MANY_REQUESTS: Fate.LESS,
-    HTTPStatus.NOT_IMPLEMENTED: Fate.MEND,
-    HTTPStatus.INSUFFICIENT_STORAGE: Fate.MEND,
+BY_STATUS: Final[dict[int, UploadOutcome]] = {
+    HTTPStatus.REQUEST_TIMEOUT: _TRANSIENT,
+    HTTPStatus.TOO_MANY_REQUESTS: _THROTTLED,
+    HTTPStatus.NOT_IMPLEMENTED: _OPERATOR,
+    HTTPStatus.INSUFFICIENT_STORAGE: _OPERATOR,
 }
+"""Outcomes by status, for codes that are not in ``BY_CODE`` and for responses without a code."""
 
 EXPIRED_KEYS: Final = frozenset({"ExpiredToken", "ExpiredTokenException"})
 SKEWED_CLOCK: Final = "RequestTimeTooSkewed"
 
 
-def fate_of(status: int, code: str | None) -> Fate:
-    """Return what becomes of an object; ``code`` is None when S3 itself said nothing."""
+def outcome_of(status: int, code: str | None) -> UploadOutcome:
+    """Return the outcome of an upload that was refused.
+
+    ``code`` is None for a response that is no error document of S3.
+    """
     if code in BY_CODE:
         return BY_CODE[code]
     if code is not None and code.startswith("KMS."):
-        return Fate.MEND
+        return _OPERATOR
     if status in BY_STATUS:
         return BY_STATUS[status]
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return Fate.SOON
+        return _TRANSIENT
     if status == HTTPStatus.BAD_REQUEST and code is not None:
-        return Fate.NEVER
-    return Fate.MEND
+        return _INVALID
+    return _OPERATOR
 
 
-def error_of(answer: Answer) -> StoreError:
-    """Return the error that an answer other than a 2xx stands for."""
-    code = answer.code or f"HTTP{answer.status}"
-    match fate_of(answer.status, answer.code):
-        case Fate.NEVER:
-            return InvalidObjectError(code, answer.message)
-        case Fate.MEND:
-            return OperatorStoreError(code, answer.message)
-        case fate:
+def error_of(response: S3Response) -> StoreError:
+    """Return the error for a response whose status is no 2xx."""
+    code = response.code or f"HTTP{response.status}"
+    match outcome_of(response.status, response.code):
+        case UploadOutcome.INVALID:
+            return InvalidObjectError(code, response.message)
+        case UploadOutcome.OPERATOR:
+            return OperatorStoreError(code, response.message)
+        case outcome:
             return TransientStoreError(
                 code,
-                answer.message,
-                throttled=fate is Fate.LESS,
-                retry_after=answer.retry_after,
+                response.message,
+                throttled=outcome is UploadOutcome.THROTTLED,
+                retry_after=response.retry_after,
             )

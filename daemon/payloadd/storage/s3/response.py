@@ -1,8 +1,8 @@
-"""What S3 answered, and what can be read out of it.
+"""The response of S3, and the values that the store reads from it.
 
-Error bodies are a few elements of XML from a machine that may be broken, or may not be S3
-at all. A handful of bounded patterns reads them; an XML parser would bring entities,
-encodings and errors of its own for five strings.
+An error document is a few elements of XML. Its sender may be broken, or may not be S3 at all. A few
+bounded patterns read it: an XML parser would add entities, encodings and errors of its own for five
+strings.
 """
 
 from __future__ import annotations
@@ -27,57 +27,58 @@ _CODE: Final = re.compile(rb"<Code>\s*([A-Za-z0-9._:-]{1,64})\s*</Code>")
 _MESSAGE: Final = re.compile(rb"<Message>([^<]{1,1000})</Message>")
 _REGION: Final = re.compile(rb"<Region>\s*([^<]{1,64}?)\s*</Region>")
 _SERVER_TIME: Final = re.compile(rb"<ServerTime>\s*([0-9TZ:.-]{20,32})\s*</ServerTime>")
-# A region becomes part of a host name: nothing else may pass.
 _REGION_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,30}[a-z0-9]")
+"""A region becomes a part of a host name: nothing else may match."""
 _LONGEST_MESSAGE: Final = 300
-# A minute more than a store may ask for: a proxy that says 86400 is not obeyed for a day.
 _LONGEST_WAIT: Final = 300.0
+"""Seconds that a store may ask to wait at most: a proxy that sends 86400 must not stop uploads for
+a day."""
 
 
 @dataclass
-class Answer:
-    """Status, header lines and the beginning of the body."""
+class S3Response:
+    """The status, the header lines and the beginning of the body of a response."""
 
     status: int
-    lines: Sequence[tuple[bytes, bytes]] = ()
+    header_lines: Sequence[tuple[bytes, bytes]] = ()
     body: bytes = b""
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What the request was signed with and no message may repeat."""
+    """The secrets that signed the request; no message may repeat them."""
 
     @property
     def stored(self) -> bool:
-        """Whether S3 did as asked."""
+        """Whether S3 carried out the request."""
         return 200 <= self.status < 300  # noqa: PLR2004 - RFC 9110, "Successful 2xx"
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers, to be looked up in lower case."""
-        return httpx.Headers(self.lines)
+        """The headers; names are in lower case."""
+        return httpx.Headers(self.header_lines)
 
     @cached_property
     def code(self) -> str | None:
-        """S3's error code; None when the body is not an error of S3's."""
+        """The error code of S3; None if the body is no error document of S3."""
         return _text(_CODE, self.body) if _ERROR.search(self.body) else None
 
     @property
     def message(self) -> str:
-        """What an operator has to know, in one bounded line without control characters."""
-        said = html.unescape(_text(_MESSAGE, self.body) or "") if self.code else ""
-        said = "".join(char for char in said if char.isprintable())
-        said = hide_secrets(said, self.secrets)[:_LONGEST_MESSAGE]
+        """Status, message and request id for the operator: one line of bounded length."""
+        text = html.unescape(_text(_MESSAGE, self.body) or "") if self.code else ""
+        text = "".join(char for char in text if char.isprintable())
+        text = hide_secrets(text, self.secrets)[:_LONGEST_MESSAGE]
         request_id = self.headers.get("x-amz-request-id", "")[:64]
-        parts = (f"HTTP {self.status}", said, request_id and f"request id {request_id}")
+        parts = (f"HTTP {self.status}", text, request_id and f"request id {request_id}")
         return ", ".join(part for part in parts if part)
 
     @property
     def region(self) -> str | None:
-        """The region that the bucket is in, if the answer says."""
+        """The region of the bucket; None if the response does not name it."""
         name = self.headers.get("x-amz-bucket-region") or _text(_REGION, self.body) or ""
         return name if _REGION_NAME.fullmatch(name) else None
 
     @property
-    def time(self) -> float | None:
-        """The server's clock as Unix time in seconds, if the answer says."""
+    def server_time(self) -> float | None:
+        """The clock of the server as Unix time in seconds; None if the response has no time."""
         exact = _text(_SERVER_TIME, self.body)
         try:
             if exact is not None:
@@ -88,7 +89,11 @@ class Answer:
 
     @property
     def retry_after(self) -> float | None:
-        """The seconds that S3 (x-amz-retry-after, milliseconds) or a proxy asks to wait."""
+        """The seconds to wait, at most 300; None if the response does not ask for a wait.
+
+        S3 sends ``x-amz-retry-after`` in milliseconds, a proxy ``retry-after`` in seconds (RFC
+        9110, section 10.2.3; its form with a date is ignored).
+        """
         for name, unit in (("x-amz-retry-after", 0.001), ("retry-after", 1.0)):
             text = self.headers.get(name, "")
             if re.fullmatch(r"[0-9]{1,12}", text):

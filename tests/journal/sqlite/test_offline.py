@@ -1,4 +1,4 @@
-"""What `payloadd check` says of a journal is what a start would find."""
+"""`payloadd check` reports the journal problems that a start would have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from payloadd.journal.api import Seal
 from payloadd.journal.sqlite import file_check
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.lock import lock
-from payloadd.journal.sqlite.preflight import try_journal
+from payloadd.journal.sqlite.offline import try_journal
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS
 from payloadd.journal.sqlite.segments import FOLDER
 from tests.support.journal import append, batch, job
@@ -26,7 +26,7 @@ _READ_AT_START: Final = ["batches", "layouts", "dead", "totals"]
 
 
 def make_journal(folder: Path) -> Path:
-    """Leave a journal with two payloads, in one sealed batch, in ``folder``; returns its file."""
+    """Make a journal with two payloads in one sealed batch; return its file."""
     os.close(lock(folder))
     with closing(Database(folder / FILE)) as database:
         database.commit([append(1, count=2), Seal(batch(job(1), job(2)))])
@@ -34,7 +34,7 @@ def make_journal(folder: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return what is in a folder; the lock's text is nobody's business."""
+    """Return the contents of the files in a folder, without that of the lock file."""
     return {
         path.name: b"" if path.name == "journal.lock" else path.read_bytes()
         for path in folder.iterdir()
@@ -48,7 +48,7 @@ def change(path: Path, script: str) -> None:
 
 
 def overwrite_table(path: Path, table: str) -> None:
-    """Put other bytes where a small table's only page is."""
+    """Overwrite the only page of a small table with 0xff."""
     with closing(sqlite3.connect(path)) as connection:
         (size,) = connection.execute("PRAGMA page_size").fetchone()
         query = "SELECT rootpage FROM sqlite_schema WHERE name = ?"
@@ -58,7 +58,7 @@ def overwrite_table(path: Path, table: str) -> None:
         file.write(b"\xff" * size)
 
 
-def test_a_journal_can_be_tried_without_a_trace(tmp_path: Path) -> None:
+def test_a_check_changes_no_file(tmp_path: Path) -> None:
     """`check` as root would leave a journal that the service's user cannot open."""
     folder = tmp_path / "state" / "payloadd"
     assert try_journal(folder).endswith("journal.db, new")
@@ -69,16 +69,16 @@ def test_a_journal_can_be_tried_without_a_trace(tmp_path: Path) -> None:
     assert contents(folder) == before
 
 
-def test_a_journal_without_its_lock_gets_none(tmp_path: Path) -> None:
-    """`check` as root would leave a lock that the service's user cannot take."""
+def test_a_check_creates_no_lock_file(tmp_path: Path) -> None:
+    """`check` as root would leave a lock file that the service's user cannot open."""
     make_journal(tmp_path)
     (tmp_path / "journal.lock").unlink()
     assert "2 payloads wait" in try_journal(tmp_path)
     assert set(contents(tmp_path)) == {FILE, "journal.high"}
 
 
-def test_a_journal_in_use_is_left_alone(tmp_path: Path) -> None:
-    """`check` would say that the settings of a daemon that runs are wrong."""
+def test_a_journal_in_use_is_not_checked(tmp_path: Path) -> None:
+    """`check` would report an error for a running daemon."""
     file = lock(tmp_path)
     try:
         assert f"in use by process {os.getpid()}" in try_journal(tmp_path)
@@ -86,16 +86,16 @@ def test_a_journal_in_use_is_left_alone(tmp_path: Path) -> None:
         os.close(file)
 
 
-def test_a_start_after_a_check_finds_the_journal_free(tmp_path: Path) -> None:
-    """`check && systemctl start` would fail now and then."""
+def test_a_check_releases_the_lock(tmp_path: Path) -> None:
+    """`check && systemctl start` would fail at random."""
     make_journal(tmp_path)
     try_journal(tmp_path)
     os.close(lock(tmp_path))
 
 
-@pytest.mark.parametrize("content", ["no database, and longer than the header of one" * 9, ""])
-def test_a_journal_that_would_not_work_is_found_out(tmp_path: Path, content: str) -> None:
-    """`check` would say ok, and `serve` would not start."""
+@pytest.mark.parametrize("content", ["no database, but longer than its header" * 9, ""])
+def test_a_file_that_is_no_journal_is_reported(tmp_path: Path, content: str) -> None:
+    """`check` would print ok, and `serve` would not start."""
     if content:
         (tmp_path / "journal.db").write_text(content)
     else:
@@ -106,8 +106,8 @@ def test_a_journal_that_would_not_work_is_found_out(tmp_path: Path, content: str
 
 
 @pytest.mark.parametrize("table", [*_READ_AT_START, "jobs"])
-def test_a_damaged_table_is_found_out(tmp_path: Path, table: str) -> None:
-    """`check` would say ok, and `serve` would not start, or not get far."""
+def test_a_damaged_table_is_reported(tmp_path: Path, table: str) -> None:
+    """`check` would print ok, and `serve` would not start or fail soon."""
     path = make_journal(tmp_path)
     overwrite_table(path, table)
     before = contents(tmp_path)
@@ -119,17 +119,17 @@ def test_a_damaged_table_is_found_out(tmp_path: Path, table: str) -> None:
 @pytest.mark.parametrize(
     "script", [*(f"DROP TABLE {name}" for name in _READ_AT_START), "DELETE FROM totals"]
 )
-def test_a_table_that_is_gone_is_found_out(tmp_path: Path, script: str) -> None:
-    """`check` would say ok, and `serve` would not start."""
+def test_a_missing_table_is_reported(tmp_path: Path, script: str) -> None:
+    """`check` would print ok, and `serve` would not start."""
     change(make_journal(tmp_path), script)
-    with pytest.raises(StartError, match=r"totals|not described as it should be"):
+    with pytest.raises(StartError, match=r"totals|description of the table \w+ is wrong"):
         try_journal(tmp_path)
 
 
-def test_a_large_journal_is_not_read_from_end_to_end(
+def test_the_jobs_of_a_large_journal_are_not_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`check` would read a backlog of gigabytes; what a start reads it reads all the same."""
+    """`check` would read gigabytes; it still reads the tables that a start reads."""
     monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
     path = make_journal(tmp_path)
     overwrite_table(path, "jobs")
@@ -139,28 +139,28 @@ def test_a_large_journal_is_not_read_from_end_to_end(
         try_journal(tmp_path)
 
 
-def test_a_start_that_was_killed_early_is_no_damage(tmp_path: Path) -> None:
-    """`check` would refuse a file without tables, which a start fills."""
+def test_an_empty_file_of_a_killed_start_is_no_damage(tmp_path: Path) -> None:
+    """`check` would refuse a file without tables, which a start creates."""
     (tmp_path / FILE).touch()
-    assert "brings up to date" in try_journal(tmp_path)
+    assert "which a start upgrades" in try_journal(tmp_path)
     assert (tmp_path / FILE).read_bytes() == b""
 
 
-def test_a_journal_of_a_newer_version_is_found_out(tmp_path: Path) -> None:
-    """`check` before a downgrade would say ok, and `serve` would not start."""
+def test_a_journal_of_a_newer_version_is_reported(tmp_path: Path) -> None:
+    """`check` before a downgrade would print ok, and `serve` would not start."""
     change(make_journal(tmp_path), f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     with pytest.raises(StartError, match="newer"):
         try_journal(tmp_path)
 
 
 @pytest.mark.usefixtures("all_large")
-def test_a_segment_that_is_gone_or_cut_is_found_out(tmp_path: Path) -> None:
-    """`check` would say ok, and `serve` would be unable to read what it has to send."""
+def test_a_missing_or_truncated_segment_is_reported(tmp_path: Path) -> None:
+    """`check` would print ok, and `serve` could not read the payloads it has to store."""
     make_journal(tmp_path)
     (segment,) = (tmp_path / FOLDER).iterdir()
     assert "2 payloads wait" in try_journal(tmp_path)
     segment.write_bytes(b"1\n2")
-    with pytest.raises(StartError, match=r"segment 1 has 3 bytes, journal.db wants 4"):
+    with pytest.raises(StartError, match=r"segment 1 has 3 bytes, journal.db refers to 4"):
         try_journal(tmp_path)
     segment.unlink()
     with pytest.raises(StartError, match=r"0001.ndjson: No such file"):

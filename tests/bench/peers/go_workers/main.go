@@ -1,9 +1,9 @@
-// The design the project starts from: a handler, a job queue, a dispatcher and a pool of
-// workers, with net/http and aws-sdk-go. One object a payload.
+// A common design in Go: a handler, a job queue, a dispatcher and a pool of workers, with net/http
+// and aws-sdk-go. One object a payload.
 //
-// It promises nothing: a payload is answered for once it is in memory, and an upload that
-// fails after the SDK's own attempts is logged and gone. As in the original, the dispatcher
-// starts a goroutine for each job that waits for a worker, so nothing bounds what it holds.
+// It promises nothing: the answer comes when the payload is in memory, and an upload that fails
+// after the attempts of the SDK is logged and lost. The dispatcher starts a goroutine for each job
+// that waits for a worker, so its memory is not bounded.
 package main
 
 import (
@@ -26,7 +26,7 @@ import (
 
 const (
 	MaxLength = 1 << 20
-	// What AWS_ENDPOINT_URL_S3 is to newer SDKs; this one has to be told.
+	// Newer SDKs read AWS_ENDPOINT_URL_S3 themselves; this one gets the value from the program.
 	EndpointVariable = "AWS_ENDPOINT_URL_S3"
 )
 

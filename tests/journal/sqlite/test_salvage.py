@@ -1,4 +1,4 @@
-"""A damaged page of the file costs what is on it."""
+"""A damaged page loses only the rows on it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ import pytest
 
 from payloadd.errors import StartError
 from payloadd.journal.api import Settle
-from payloadd.journal.sqlite import damaged_files, file_check
+from payloadd.journal.sqlite import file_check
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.salvage import damaged_files
 from payloadd.journal.sqlite.schema import FILE
-from tests.journal.sqlite.damaging import PAGE, told, verified, zero_pages
+from tests.journal.sqlite.damaging import (
+    PAGE,
+    new_findings,
+    repair_without_pause,
+    verified,
+    zero_pages,
+)
 from tests.support.journal import append, batch, contents, job
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_damaged_page_costs_what_is_on_it(tmp_path: Path) -> None:
-    """One page that is gone would keep the whole backlog from being stored."""
+def test_a_damaged_page_loses_only_its_rows(tmp_path: Path) -> None:
+    """One damaged page would keep the whole backlog from being stored."""
     path = tmp_path / FILE
     with closing(Database(path)) as database:
         for number in range(1, 2001, 100):
@@ -34,23 +41,23 @@ def test_a_damaged_page_costs_what_is_on_it(tmp_path: Path) -> None:
         missing = {*range(1, 2001)} - {one.seq for one in jobs}
         assert 0 < len(missing) < 200
         assert contents(jobs) == contents(job(seq) for seq in range(1, 2001) if seq not in missing)
-        (finding,) = [one for one in told(database) if one.payloads]
+        (finding,) = [one for one in new_findings(database) if one.payloads]
         assert (finding.jobs, finding.first, finding.last) == (
             *(len(missing), min(missing), max(missing)),
         )
         database.commit([append(2001)])
         assert [one.seq for one in database.page(2000, 99, 9999)] == [2001]
-    assert [kept.name for kept in damaged_files.names(tmp_path)] == ["journal.db.damaged-1"]
+    assert [kept.name for kept in damaged_files(tmp_path)] == ["journal.db.damaged-1"]
     assert {one.table for one in verified(path)} == {"dead"}
     with Inspection.open(tmp_path) as inspection:
         inspection.drop([letter.id for letter in inspection.dead()])
-    assert damaged_files.names(tmp_path) == []
+    assert damaged_files(tmp_path) == []
 
 
-def test_a_page_that_is_damaged_under_a_running_daemon_is_no_end(
+def test_a_running_daemon_repairs_a_damaged_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every request would be refused until an operator starts the daemon again."""
+    """Every request would be refused until an operator restarts the daemon."""
     monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
     path = tmp_path / FILE
     with closing(Database(path)) as database:
@@ -64,13 +71,13 @@ def test_a_page_that_is_damaged_under_a_running_daemon_is_no_end(
         database.commit([Settle(batch(one)) for one in jobs])
         assert database.totals.jobs == 0
         assert database.damaged_payloads == 2005 - len(jobs) > 0
-        assert sum(one.payloads for one in told(database)) == database.damaged_payloads
+        assert sum(one.payloads for one in new_findings(database)) == database.damaged_payloads
 
 
-def test_a_file_that_cannot_be_made_sound_goes_on_as_far_as_it_can(
+def test_a_file_that_cannot_be_repaired_is_used_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk with no room for a copy would refuse requests for a page that they do not need."""
+    """On a disk without space for a copy, requests would be refused for a page they do not use."""
     monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
     path = tmp_path / FILE
     with closing(Database(path)) as database:
@@ -86,34 +93,34 @@ def test_a_file_that_cannot_be_made_sound_goes_on_as_far_as_it_can(
             patch.setattr("payloadd.journal.sqlite.repair.make_sound", full)
             with pytest.raises(sqlite3.DatabaseError, match="malformed"):
                 database.page(0, 9999, 10**7)
-            assert "disk is full" in told(database)[0].reason
+            assert "disk is full" in new_findings(database)[0].reason
             database.commit([append(2001, count=2)])
             assert [one.seq for one in database.page(1999, 99, 9999)] == [2000, 2001, 2002]
             with pytest.raises(sqlite3.DatabaseError, match="malformed"):
                 database.page(0, 9999, 10**7)
-            # Not again and again.
-            assert told(database) == []
-        monkeypatch.setattr("payloadd.journal.sqlite.repair._BETWEEN", 0)
+            # Not tried and reported again at each read.
+            assert new_findings(database) == []
+        repair_without_pause(database)
         assert len(database.page(0, 9999, 10**7)) > 1800
         assert database.damaged_payloads > 0
 
 
 @pytest.mark.usefixtures("nine_jobs")
 @pytest.mark.parametrize("table", ["jobs", "batches"])
-def test_a_root_page_that_is_gone_is_a_refusal_in_words(path: Path, table: str) -> None:
-    """The daemon would go on without what was in it, or end with a traceback."""
+def test_a_damaged_root_page_refuses_the_start(path: Path, table: str) -> None:
+    """The daemon would continue without the table, or end with a traceback."""
     with closing(sqlite3.connect(path)) as connection:
         query = "SELECT rootpage FROM sqlite_schema WHERE name = ?"
         (page,) = connection.execute(query, (table,)).fetchone()
     zero_pages(path, [page])
     with pytest.raises(StartError, match="payloadd journal verify"):
         Database(path)
-    assert damaged_files.names(path.parent) == []
+    assert damaged_files(path.parent) == []
     assert verified(path)
 
 
-def test_a_file_that_was_cut_short_gives_what_is_left(tmp_path: Path) -> None:
-    """SQLite reads nothing at all of such a file."""
+def test_a_truncated_file_keeps_its_first_jobs(tmp_path: Path) -> None:
+    """SQLite reads nothing of a truncated file, so the whole backlog would be lost."""
     path = tmp_path / FILE
     with closing(Database(path)) as database:
         database.commit([append(1, count=4000)])
@@ -122,13 +129,13 @@ def test_a_file_that_was_cut_short_gives_what_is_left(tmp_path: Path) -> None:
     with closing(Database(path)) as database:
         jobs = database.page(0, 9999, 10**7)
         assert 500 < len(jobs) < 4000
-        assert sum(one.payloads for one in told(database)) == 4000 - len(jobs)
+        assert sum(one.payloads for one in new_findings(database)) == 4000 - len(jobs)
 
 
-def test_an_index_that_misses_a_row_costs_no_segment(
+def test_an_index_without_its_rows_deletes_no_segment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, all_large: None
 ) -> None:
-    """A file with payloads that wait would be removed."""
+    """A segment with waiting payloads would be deleted."""
     del all_large
     monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
     path = tmp_path / FILE
@@ -143,5 +150,5 @@ def test_an_index_that_misses_a_row_costs_no_segment(
         # An empty leaf of an index: https://www.sqlite.org/fileformat.html, section 1.6.
         file.write(b"\x0a\0\0\0\0\x10\0\0" + bytes(4088))
     with closing(Database(path)) as database:
-        assert "index" in told(database)[0].reason
+        assert "index" in new_findings(database)[0].reason
         assert [one.seq for one in database.page(0, 9, 99)] == [1, 2, 3]

@@ -1,0 +1,303 @@
+"""The rules of ``payloadd.storage.api.Store``, checked against every store.
+
+To add a store: write a fixture that returns a :class:`Target`, and add its name to ``TARGETS``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+import trio
+
+from payloadd.config.settings import load
+from payloadd.errors import InvalidObjectError, OperatorStoreError, StoreError, TransientStoreError
+from payloadd.storage.api import open_store
+from tests.support.objects import bytes_of, gzipped, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from payloadd.config.settings import Settings
+    from payloadd.model.formats.api import EncodedObject
+    from payloadd.storage.api import Store
+    from tests.support.s3 import S3Server
+
+OBJECT = plain(b'{"a":"\xc3\xbc"}\n')
+LARGE = plain(*[bytes(range(256)) * 4096] * 9)
+# No backslash: SeaweedFS reads it as a slash.
+KEYS = ["plain.ndjson", "a/b c+d&e=f?g#h%41.ndjson", "größe/日本/🎈", "~(*)'!,;:@$", '"<>|^`{}']
+TARGETS = ["folder", "moto_bucket", "seaweed_bucket"]
+
+
+class Target(Protocol):
+    """A place that a store can write to; a test can read it, remove it and break it."""
+
+    settings: Settings
+    """The settings that name the place."""
+    secrets: tuple[str, ...]
+    """Texts that no message may contain."""
+
+    def objects(self) -> dict[str, bytes]:
+        """Return every object in the place: key to bytes."""
+        ...
+
+    def remove(self) -> None:
+        """Remove the place with all objects, as an operator may do by mistake."""
+        ...
+
+    def restore(self) -> None:
+        """Create the place again."""
+        ...
+
+    def broken_for_a_moment(self) -> AbstractContextManager[Settings]:
+        """Return settings for the same kind of store; uploads fail within the block."""
+        ...
+
+
+class Folder:
+    """A folder, for the file store."""
+
+    secrets = ()
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir()
+        self.settings = load({"STORE_URL": f"file://{root}"})
+
+    def objects(self) -> dict[str, bytes]:
+        """Return every file, temporary ones included."""
+        files = (path for path in self._root.rglob("*") if path.is_file())
+        return {str(path.relative_to(self._root)): path.read_bytes() for path in files}
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self._root)
+
+    def restore(self) -> None:
+        """Create the folder."""
+        self._root.mkdir()
+
+    @contextmanager
+    def broken_for_a_moment(self) -> Iterator[Settings]:
+        """Let no file be opened: the process has too many open files."""
+        with pytest.MonkeyPatch.context() as patch:
+            error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            patch.setattr("payloadd.storage.file._create", _raiser(error))
+            yield self.settings
+
+
+def _raiser(error: Exception) -> Callable[[object], None]:
+    def fail(_argument: object) -> None:
+        raise error
+
+    return fail
+
+
+class Bucket:
+    """A bucket of an S3 server that checks signatures."""
+
+    def __init__(self, server: S3Server, name: str, make_settings: Callable[..., Settings]) -> None:
+        self._server = server
+        self._name = server.make_bucket(name)
+        self._make_settings = make_settings
+        self.settings = self._make(server.endpoint)
+        self.secrets = (server.secret_key,)
+
+    def _make(self, endpoint: str) -> Settings:
+        environ = {**self._server.environ, "AWS_ENDPOINT_URL_S3": endpoint}
+        return self._make_settings(STORE_URL=f"s3://{self._name}", MAX_WORKERS="32", **environ)
+
+    def objects(self) -> dict[str, bytes]:
+        """Return every object of the bucket."""
+        return self._server.objects(self._name)
+
+    def remove(self) -> None:
+        """Delete the bucket."""
+        self._server.drop_bucket(self._name)
+
+    def restore(self) -> None:
+        """Create the bucket."""
+        self._server.make_bucket(self._name)
+
+    @contextmanager
+    def broken_for_a_moment(self) -> Iterator[Settings]:
+        """Name an endpoint where no server listens."""
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            yield self._make(f"http://127.0.0.1:{unused.getsockname()[1]}")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """Return a new folder."""
+    return Folder(tmp_path / "objects")
+
+
+@pytest.fixture
+def moto_bucket(moto: S3Server, bucket_name: str, make_settings: Callable[..., Settings]) -> Bucket:
+    """Return a new bucket on moto's server."""
+    return Bucket(moto, bucket_name, make_settings)
+
+
+@pytest.fixture
+def seaweed_bucket(
+    seaweed: S3Server, bucket_name: str, make_settings: Callable[..., Settings]
+) -> Bucket:
+    """Return a new bucket on SeaweedFS."""
+    return Bucket(seaweed, bucket_name, make_settings)
+
+
+@pytest.fixture(params=TARGETS)
+def target(request: pytest.FixtureRequest) -> Target:
+    """Return a place for each store in turn."""
+    found: Target = request.getfixturevalue(request.param)
+    return found
+
+
+async def objects_of(target: Target) -> dict[str, bytes]:
+    """Return every object of a target without blocking the event loop."""
+    return await trio.to_thread.run_sync(target.objects)
+
+
+async def put_all(store: Store, bodies: dict[str, EncodedObject]) -> None:
+    """Put objects one after the other."""
+    for key, body in bodies.items():
+        await store.put(key, body)
+
+
+async def test_objects_are_stored_under_their_keys(target: Target) -> None:
+    """Objects would be refused, or stored under other keys."""
+    async with open_store(target.settings) as store:
+        await put_all(store, dict.fromkeys(KEYS, OBJECT))
+    assert await objects_of(target) == dict.fromkeys(KEYS, bytes_of(OBJECT))
+
+
+async def test_a_second_put_of_the_same_object_changes_nothing(target: Target) -> None:
+    """A replay after a crash would store payloads twice, or fail for ever."""
+    async with open_store(target.settings) as store:
+        for _ in range(2):
+            await store.put("day/a", OBJECT)
+    assert await objects_of(target) == {"day/a": bytes_of(OBJECT)}
+
+
+async def test_an_object_with_the_same_key_is_replaced(target: Target) -> None:
+    """An object that is encoded again would be mixed with its earlier bytes, or refused."""
+    async with open_store(target.settings) as store:
+        for body in (LARGE, OBJECT, gzipped(b"\x1f\x8b", b"...")):
+            await store.put("a", body)
+            assert await objects_of(target) == {"a": bytes_of(body)}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [plain(), plain(b""), LARGE, plain(*[b"%d\n" % index for index in range(3000)])],
+    ids=["no-pieces", "empty", "9-MiB", "more-pieces-than-one-system-call-takes"],
+)
+async def test_bodies_of_any_size_are_stored_whole(target: Target, body: EncodedObject) -> None:
+    """A full batch would be refused or cut."""
+    async with open_store(target.settings) as store:
+        await store.put("a", body)
+    assert await objects_of(target) == {"a": bytes_of(body)}
+
+
+async def test_a_deleted_object_is_gone(target: Target) -> None:
+    """`payloadd check` would leave its probe, or fail if the probe is already deleted."""
+    async with open_store(target.settings) as store:
+        await put_all(store, {"x/probe": OBJECT, "x/other": OBJECT})
+        for _ in range(2):
+            await store.delete("x/probe")
+    assert await objects_of(target) == {"x/other": bytes_of(OBJECT)}
+
+
+async def test_the_identity_is_one_line_without_secrets(target: Target) -> None:
+    """`payloadd check` would not show the identity, or would show a secret."""
+    async with open_store(target.settings) as store:
+        identity = await store.identify()
+    assert identity
+    assert identity.isprintable()
+    assert not any(secret in identity for secret in target.secrets)
+
+
+async def test_puts_at_the_same_time_do_not_disturb_each_other(target: Target) -> None:
+    """Workers would overwrite or mix each other's objects."""
+    bodies = {f"{index:03}": plain(b"%d\n" % index) for index in range(100)}
+    left = iter(bodies.items())
+    async with open_store(target.settings) as store:
+
+        async def worker() -> None:
+            for key, body in left:
+                await store.put(key, body)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(32):
+                nursery.start_soon(worker)
+    assert await objects_of(target) == {key: bytes_of(body) for key, body in bodies.items()}
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 0.01, 0.05])
+async def test_a_cancelled_put_leaves_no_part_of_an_object(target: Target, seconds: float) -> None:
+    """A reader would get half of an object, and the next attempt could fail because of it."""
+    async with open_store(target.settings) as store:
+        await store.put("old", OBJECT)
+        async with trio.open_nursery() as nursery:
+            for key in ("old", "new"):
+                nursery.start_soon(store.put, key, LARGE)
+            await trio.sleep(seconds)
+            nursery.cancel_scope.cancel()
+        found = await objects_of(target)
+        assert found.pop("old") in (bytes_of(OBJECT), bytes_of(LARGE))
+        assert found in ({}, {"new": bytes_of(LARGE)})
+        await put_all(store, dict.fromkeys(("old", "new"), LARGE))
+    assert await objects_of(target) == dict.fromkeys(("old", "new"), bytes_of(LARGE))
+
+
+async def test_a_short_failure_is_transient(target: Target) -> None:
+    """A store that fails for a moment would stop the pipeline, or lose payloads."""
+    with target.broken_for_a_moment() as settings:
+        async with open_store(settings) as store:
+            with pytest.raises(TransientStoreError):
+                await store.put("day/a", OBJECT)
+    async with open_store(target.settings) as store:
+        await store.put("day/a", OBJECT)
+    assert await objects_of(target) == {"day/a": bytes_of(OBJECT)}
+
+
+async def test_a_missing_place_waits_for_the_operator(target: Target) -> None:
+    """Payloads would be dropped because of a bucket or a disk that an operator can restore."""
+    async with open_store(target.settings) as store:
+        await trio.to_thread.run_sync(target.remove)
+        for _ in range(2):
+            with pytest.raises(OperatorStoreError):
+                await store.put("day/a", OBJECT)
+        await trio.to_thread.run_sync(target.restore)
+        await store.put("day/a", OBJECT)
+    assert await objects_of(target) == {"day/a": bytes_of(OBJECT)}
+
+
+async def test_a_key_that_is_not_text_makes_a_dead_letter(target: Target) -> None:
+    """An object that no store can accept would be tried for ever."""
+    async with open_store(target.settings) as store:
+        with pytest.raises(InvalidObjectError):
+            await store.put("\udcff", OBJECT)
+        await store.put("a", OBJECT)
+    assert await objects_of(target) == {"a": bytes_of(OBJECT)}
+
+
+async def test_every_failure_names_a_code_and_no_secret(target: Target) -> None:
+    """The log and `/readyz` would not show why uploads fail, or would show a secret."""
+    async with open_store(target.settings) as store:
+        await trio.to_thread.run_sync(target.remove)
+        with pytest.raises(StoreError) as caught:
+            await store.put("a", OBJECT)
+        await trio.to_thread.run_sync(target.restore)
+    assert str(caught.value).startswith(f"{caught.value.code}: ")
+    assert str(caught.value).isprintable()
+    assert not any(secret in str(caught.value) for secret in target.secrets)

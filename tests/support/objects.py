@@ -1,0 +1,21 @@
+"""Objects for tests of stores."""
+
+from __future__ import annotations
+
+from payloadd.model.formats.api import EncodedObject
+from payloadd.model.formats.ndjson import CONTENT_TYPE
+
+
+def plain(*pieces: bytes) -> EncodedObject:
+    """Return an object with these pieces of NDJSON, not compressed."""
+    return EncodedObject(pieces, CONTENT_TYPE, None)
+
+
+def gzipped(*pieces: bytes) -> EncodedObject:
+    """Return an object whose pieces are compressed with gzip already."""
+    return EncodedObject(pieces, CONTENT_TYPE, "gzip")
+
+
+def bytes_of(body: EncodedObject) -> bytes:
+    """Return the pieces of an object, joined."""
+    return b"".join(body.pieces)
