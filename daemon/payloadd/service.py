@@ -36,6 +36,7 @@ from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.batching import Batcher
 from payloadd.pipeline.dispatcher import dispatch
 from payloadd.pipeline.intake import Intake
+from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from payloadd.pipeline.worker import Worker
@@ -138,9 +139,8 @@ async def _run_parts(runtime: Runtime) -> None:
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
             runtime.health.queue_figures = channel.figures
             feeder = QueueFeeder(channel, runtime.accounting)
-            journal = open_journal(
-                settings, channel, feeder, runtime.accounting, runtime.health, runtime.metrics
-            )
+            listener = PipelineListener(channel, feeder, runtime.accounting, runtime.metrics)
+            journal = open_journal(settings, listener, runtime.health, runtime.metrics)
             async with journal as opened:
                 intake = Intake(opened.journal, runtime.health, settings)
                 monitored = Monitored(settings, runtime.health, opened.journal)
@@ -261,7 +261,7 @@ async def _serve_public(
             if runtime.health.phase == "starting":
                 runtime.health.phase = "serving"
                 runtime.notifier.ready()
-            if settings.durability == "memory":
+            if not intake.durable:
                 log.warning("durability_memory", note="queued payloads are lost on a crash")
             log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))
         helpers.cancel_scope.cancel()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.journal.operations import Append, Receipt
+from payloadd.journal.api import Append, Receipt
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.model.job import IdSource, Part

@@ -20,7 +20,7 @@ from tests.support.journal import make_rig
 async def main(path: Path, before: int, count: int) -> None:
     """Accept ``before`` jobs, make the disk fail, get ``count`` jobs refused, and die."""
     rig = make_rig(path)
-    async with rig.journal.at_work():
+    async with rig.journal.running():
         await rig.take(1, count=before)
         fail_syncs()
         try:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from payloadd.journal.operations import Append, Receipt, Seal, Settle
+from payloadd.journal.api import Append, Receipt, Seal, Settle
 from payloadd.journal.sqlite import segments
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.schema import FILE

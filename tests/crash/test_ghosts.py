@@ -31,7 +31,7 @@ _UNKNOWN: Final = "this request is not accepted, but a crash before the disk wor
         (1, 1000, _UNKNOWN),
         (3000, 5, _UNKNOWN),
         # A request written in steps, of which the first failed: one step is no request.
-        (1, 4000, "nothing of this request was taken"),
+        (1, 4000, "nothing of this request was accepted"),
     ],
 )
 def test_a_commit_whose_sync_failed_is_not_there_after_a_kill(

@@ -30,14 +30,14 @@ _CHANGING: Final = (
 # No job of these tests is large by the normal bounds. With these bounds half of the jobs are, and
 # segments become full, empty, or worth a compaction every second.
 _IN_SEGMENTS: Final = """
-from payloadd.journal.sqlite import maintenance as chores
+from payloadd.journal.sqlite import journal
 from payloadd.journal.sqlite import segments
 from payloadd.journal.sqlite.compaction import Compaction
 segments.LARGE = 200
 segments.WORTH_A_SYNC = 300
 segments.SEGMENT_BYTES = 4096
 Compaction.least_file_bytes = 1
-chores._BETWEEN = 0.05
+object.__setattr__(journal.DEFAULT_TUNING, "maintenance_interval", 0.05)
 from payloadd.cli.main import main
 main()
 """

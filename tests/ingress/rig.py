@@ -57,6 +57,12 @@ class FakeIntake(Intake):
         self.open = trio.Event()
         """Requests are answered while this is set."""
         self.open.set()
+        self.keeps = True
+
+    @property
+    def durable(self) -> bool:
+        """Return whether the fake promises that payloads survive the process."""
+        return self.keeps
 
     def submit(self, payloads: Sequence[Buffer], key: str | None, done: Done) -> None:
         """Wait until ``open`` is set; then accept, raise ``fault`` or refuse with ``late``."""

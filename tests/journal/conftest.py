@@ -1,4 +1,4 @@
-"""What the tests of the journal share as fixtures."""
+"""Fixtures of the tests of the journal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from payloadd.journal.operations import Seal
+from payloadd.journal.api import Seal
 from payloadd.journal.sqlite import segments
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.schema import FILE
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return where the journal is to be."""
+    """Return the path of a journal that does not exist yet."""
     return tmp_path / FILE
 
 
@@ -42,7 +42,7 @@ def nine_jobs(path: Path) -> None:
 
 @pytest.fixture
 def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every job go into a segment, however small it is."""
+    """Write every job into a segment, even a small one."""
     monkeypatch.setattr(segments, "LARGE", 1)
     monkeypatch.setattr(segments, "WORTH_A_SYNC", 1)
 

@@ -1,4 +1,4 @@
-"""A journal is opened by one process, outlives it, and remembers how keys were made."""
+"""Open a journal: one process at a time, jobs and layouts survive, errors name their cause."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.intake import Intake
+from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from tests.support.journal import batch
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Opening:
-    """What a journal is opened with."""
+    """The arguments that a journal is opened with."""
 
     def __init__(self, folder: Path, **environ: str) -> None:
         self.settings = config.load({"STATE_DIR": str(folder), **environ})
@@ -45,20 +46,15 @@ class Opening:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[tuple[OpenedJournal, Intake]]:
-        """Open the journal."""
-        async with open_journal(
-            self.settings,
-            self.channel,
-            QueueFeeder(self.channel, self.accounting),
-            self.accounting,
-            self.health,
-            self.metrics,
-        ) as opened:
+        """Open the journal while the body runs."""
+        feeder = QueueFeeder(self.channel, self.accounting)
+        listener = PipelineListener(self.channel, feeder, self.accounting, self.metrics)
+        async with open_journal(self.settings, listener, self.health, self.metrics) as opened:
             yield opened, Intake(opened.journal, self.health, self.settings)
 
 
-async def test_what_is_not_stored_is_there_at_the_next_start(tmp_path: Path) -> None:
-    """A restart would lose the backlog."""
+async def test_payloads_that_are_not_stored_are_there_at_the_next_start(tmp_path: Path) -> None:
+    """Otherwise a restart loses the backlog."""
     opening = Opening(tmp_path)
     async with opening.open() as (_, intake):
         await intake.accept([b"1", b"2"])
@@ -72,8 +68,10 @@ async def test_what_is_not_stored_is_there_at_the_next_start(tmp_path: Path) -> 
         assert opening.health.snapshot().journal.jobs == 2
 
 
-async def test_keys_follow_the_settings_of_their_time(tmp_path: Path) -> None:
-    """After a crash and a new KEY_TEMPLATE the replay would be a second object."""
+async def test_object_keys_follow_the_settings_under_which_jobs_were_accepted(
+    tmp_path: Path,
+) -> None:
+    """Otherwise a replay after a crash and a new KEY_TEMPLATE makes a second object."""
     async with Opening(tmp_path).open() as (_, intake):
         first = await intake.accept([b"1"])
     opening = Opening(tmp_path, KEY_TEMPLATE="new/{id}", COMPRESSION="zstd")
@@ -85,8 +83,8 @@ async def test_keys_follow_the_settings_of_their_time(tmp_path: Path) -> None:
     assert keys[1] == f"new/{second.id}.zst"
 
 
-async def test_one_process_at_a_time(tmp_path: Path) -> None:
-    """Two daemons on one journal would store everything twice."""
+async def test_a_second_process_cannot_open_the_journal(tmp_path: Path) -> None:
+    """Otherwise two daemons on one journal store every payload twice."""
     assert owner(tmp_path) is None
     async with Opening(tmp_path).open():
         assert owner(tmp_path) == os.getpid()
@@ -96,8 +94,10 @@ async def test_one_process_at_a_time(tmp_path: Path) -> None:
     assert owner(tmp_path) is None
 
 
-def test_the_folder_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The journal of the first day would be synced, and its folder gone with what is in it."""
+def test_new_folders_are_synced_to_their_parents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a power cut removes the folder together with a journal that was synced."""
     synced: set[Path] = set()
 
     def sync(descriptor: int) -> None:
@@ -108,8 +108,8 @@ def test_the_folder_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.Mon
     assert {tmp_path, tmp_path / "state"} <= synced
 
 
-def test_the_folder_is_the_users_alone(tmp_path: Path) -> None:
-    """Other users would see how many payloads wait, and when."""
+def test_only_the_user_may_enter_the_folder(tmp_path: Path) -> None:
+    """Otherwise other users see how many payloads wait, and when."""
     before = os.umask(0)
     try:
         os.close(lock(tmp_path / "state"))
@@ -118,8 +118,8 @@ def test_the_folder_is_the_users_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
 
 
-async def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    """A traceback tells an administrator nothing."""
+async def test_an_unusable_folder_or_file_is_named_in_the_error(tmp_path: Path) -> None:
+    """Otherwise an administrator gets a traceback without the path."""
     (tmp_path / "file").write_text("")
     with pytest.raises(StartError, match="cannot use STATE_DIR"):
         async with Opening(tmp_path / "file").open():
@@ -130,8 +130,8 @@ async def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
             pass
 
 
-async def test_memory_leaves_nothing_on_disk(tmp_path: Path) -> None:
-    """DURABILITY=memory on a read-only machine would not start."""
+async def test_memory_durability_writes_nothing_to_the_disk(tmp_path: Path) -> None:
+    """Otherwise DURABILITY=memory does not start on a read-only file system."""
     opening = Opening(tmp_path / "never", DURABILITY="memory")
     async with opening.open() as (opened, intake):
         await intake.accept([b"1"])
@@ -141,8 +141,8 @@ async def test_memory_leaves_nothing_on_disk(tmp_path: Path) -> None:
     assert opening.accounting.lost == 1
 
 
-async def test_an_administrator_can_look_inside(tmp_path: Path) -> None:
-    """Dead letters that nobody can see are lost ones."""
+async def test_an_administrator_can_list_print_retry_and_drop_dead_letters(tmp_path: Path) -> None:
+    """Dead letters that cannot be listed are lost payloads."""
     opening = Opening(tmp_path)
     async with opening.open() as (opened, intake):
         receipt = await intake.accept([b"1", b"2", b"3"])
@@ -156,8 +156,8 @@ async def test_an_administrator_can_look_inside(tmp_path: Path) -> None:
         dead = inspection.dead()
         assert {letter.code for letter in dead} == {"KeyTooLongError", "InvalidRequest"}
         assert inspection.lines(str(receipt.id)) == b"1\n"
-        with pytest.raises(PayloaddError, match="no dead letter nobody"):
-            inspection.drop([str(receipt.id), "nobody"])
+        with pytest.raises(PayloaddError, match="no dead letter unknown"):
+            inspection.drop([str(receipt.id), "unknown"])
         assert inspection.retry([str(receipt.id)]) == 1
         assert inspection.retry([]) == 2
         assert inspection.drop([str(receipt.id)]) == 1
@@ -167,10 +167,10 @@ async def test_an_administrator_can_look_inside(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"), [("nowhere", "no journal in"), ("folder", "cannot read the journal")]
 )
-def test_a_journal_that_cannot_be_looked_into_is_named(
+def test_a_journal_that_cannot_be_inspected_is_named_in_the_error(
     tmp_path: Path, name: str, reason: str
 ) -> None:
-    """An administrator would search the disk for damage where STATE_DIR is not set."""
+    """Otherwise an administrator suspects the disk where only STATE_DIR is not set."""
     (tmp_path / "folder" / "journal.db").mkdir(parents=True)
     with pytest.raises(PayloaddError, match=f"{reason} .*{name}"), Inspection.open(tmp_path / name):
         pass
@@ -189,7 +189,7 @@ def test_a_journal_that_cannot_be_looked_into_is_named(
 def test_symbolic_links_are_not_followed(
     tmp_path: Path, name: str, open_: Callable[[Path], object]
 ) -> None:
-    """Another user of a shared folder would have the daemon write to a file of its choice."""
+    """Otherwise another user of a shared folder can make the daemon write to any file."""
     target = tmp_path / "target"
     (tmp_path / "state" / name).parent.mkdir(parents=True)
     if name == FOLDER:

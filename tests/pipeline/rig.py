@@ -19,6 +19,7 @@ from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.batching import Batcher
 from payloadd.pipeline.dispatcher import dispatch
 from payloadd.pipeline.intake import Intake
+from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from payloadd.pipeline.worker import Worker
@@ -86,7 +87,8 @@ class Pipeline:
         self.accounting = Accounting(self.metrics)
         self.channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
         self.feeder = QueueFeeder(self.channel, self.accounting, newest=0)
-        self.journal = MemoryJournal(self.channel, self.feeder, self.accounting)
+        listener = PipelineListener(self.channel, self.feeder, self.accounting, self.metrics)
+        self.journal = MemoryJournal(listener)
         self.intake = Intake(self.journal, self.health, settings)
         self.worker = Worker(
             store,

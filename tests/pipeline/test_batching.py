@@ -13,6 +13,7 @@ from payloadd.model.layout import Layout, Layouts
 from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.batching import Batcher
+from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from tests.support.journal import batch, job
@@ -30,8 +31,10 @@ class JournalWithSealedBatches(MemoryJournal):
     """A journal that has batches from before a crash."""
 
     def __init__(self, channel: JobChannel, *batches: Batch) -> None:
-        accounting = Accounting(Metrics())
-        super().__init__(channel, QueueFeeder(channel, accounting, newest=0), accounting)
+        metrics = Metrics()
+        accounting = Accounting(metrics)
+        feeder = QueueFeeder(channel, accounting, newest=0)
+        super().__init__(PipelineListener(channel, feeder, accounting, metrics))
         self._batches = list(batches)
 
     async def sealed(self) -> Batch | None:

@@ -8,12 +8,13 @@ from trio.testing import wait_all_tasks_blocked
 
 from payloadd.config import settings as config
 from payloadd.errors import RefusedError, TooLargeError
+from payloadd.journal.api import Receipt
 from payloadd.journal.memory import MemoryJournal
-from payloadd.journal.operations import Receipt
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.intake import Intake
+from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 
@@ -32,12 +33,16 @@ class JournalWithWait(MemoryJournal):
 class Rig:
     """An intake with all parts behind it."""
 
-    def __init__(self, max_jobs: int = 3, max_bytes: int = 10, **environ: str) -> None:
+    def __init__(
+        self, max_jobs: int = 3, max_bytes: int = 10, most_keys: int = 9, **environ: str
+    ) -> None:
         self.channel = JobChannel(max_jobs, max_bytes)
-        self.accounting = Accounting(Metrics())
+        metrics = Metrics()
+        self.accounting = Accounting(metrics)
         self.health = Health()
         self.feeder = QueueFeeder(self.channel, self.accounting, newest=0)
-        self.journal = JournalWithWait(self.channel, self.feeder, self.accounting)
+        listener = PipelineListener(self.channel, self.feeder, self.accounting, metrics)
+        self.journal = JournalWithWait(listener, most_keys)
         self.intake = Intake(
             self.journal, self.health, config.load({"MAX_QUEUE": str(max_jobs), **environ})
         )
@@ -130,10 +135,9 @@ async def test_a_repeated_key_gets_the_first_receipt() -> None:
     assert (rig.channel.jobs, rig.accounting.accepted) == (2, 2)
 
 
-async def test_the_number_of_keys_in_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_keys_in_memory_is_bounded() -> None:
     """Memory would grow with every key."""
-    monkeypatch.setattr("payloadd.journal.memory._MOST_ANSWERS", 1)
-    rig = Rig()
+    rig = Rig(most_keys=1)
     first = await rig.intake.accept([b"1"], "a")
     await rig.intake.accept([b"1"], "b")
     assert (await rig.intake.accept([b"1"], "a")).id != first.id

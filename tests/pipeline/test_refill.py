@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from payloadd.journal.memory import MemoryJournal
 from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.accounting import Accounting
+from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from tests.support.journal import job
@@ -27,8 +28,8 @@ _BYTES = 40
 class PagedJournal(MemoryJournal):
     """A journal whose only function is ``page``."""
 
-    def __init__(self, channel: JobChannel, feeder: QueueFeeder, accounting: Accounting) -> None:
-        super().__init__(channel, feeder, accounting)
+    def __init__(self, listener: PipelineListener) -> None:
+        super().__init__(listener)
         self.jobs: list[Job] = []
 
     async def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
@@ -49,9 +50,11 @@ class Rig:
 
     def __init__(self, old: Sequence[Job] = (), max_jobs: int = 4) -> None:
         self.channel = JobChannel(max_jobs, _BYTES)
-        self.accounting = Accounting(Metrics())
+        metrics = Metrics()
+        self.accounting = Accounting(metrics)
         self.feeder = QueueFeeder(self.channel, self.accounting, newest=old[-1].seq if old else 0)
-        self.journal = PagedJournal(self.channel, self.feeder, self.accounting)
+        listener = PipelineListener(self.channel, self.feeder, self.accounting, metrics)
+        self.journal = PagedJournal(listener)
         self.journal.jobs += old
         self.most = 0
 

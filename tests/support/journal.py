@@ -1,4 +1,4 @@
-"""What the tests of the journal share: jobs by number, and a journal whose disk can be told off."""
+"""Shared by the tests of the journal: jobs by number, and a journal whose disk fails on command."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from payloadd.errors import RefusedError
-from payloadd.journal.operations import Append, Receipt
+from payloadd.journal.api import Append, Receipt
 from payloadd.journal.sqlite.database import Database
-from payloadd.journal.sqlite.journal import SqliteJournal
+from payloadd.journal.sqlite.journal import DEFAULT_TUNING, SqliteJournal, Tuning
 from payloadd.model.job import Batch, Job, Part
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.accounting import Accounting
+from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 
@@ -26,19 +27,21 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
-    from payloadd.journal.operations import Operation
+    from payloadd.journal.api import Operation
 
 PATIENCE: Final = 20.0
 """Seconds after which a test that waits has failed."""
+QUICK: Final = Tuning(retry_interval=0.02, maintenance_interval=0.02)
+"""A journal that tries again, and is maintained, without delay."""
 
 
 def id_of(number: int) -> uuid.UUID:
-    """Return a UUIDv7 of its own for each number, all of the first minute of 2024."""
+    """Return the UUIDv7 of a number, from the first minute of 2024."""
     return uuid.UUID(int=(1_704_067_200_000 << 80) | (0x7 << 76) | (0b10 << 62) | number)
 
 
 def part(number: int, payloads: int = 1) -> Part:
-    """Return a part whose lines tell which it is."""
+    """Return a part whose payloads are its number."""
     return Part(id_of(number), b"%d\n" % number * payloads, payloads)
 
 
@@ -48,7 +51,7 @@ def parts(*numbers: int) -> list[Part]:
 
 
 def job(seq: int, lines: bytes | None = None, payloads: int = 1) -> Job:
-    """Return the job that a part of this number becomes as number ``seq``."""
+    """Return the job that the part of number ``seq`` becomes."""
     return Job(seq, id_of(seq), b"%d\n" % seq if lines is None else lines, payloads)
 
 
@@ -64,50 +67,50 @@ def append(number: int, key: bytes | None = None, count: int = 1) -> Append:
 
 
 def content(job_: Job) -> tuple[int, uuid.UUID, bytes, int]:
-    """Return what two jobs that are the same have in common: jobs compare by identity."""
+    """Return the values of a job, to compare it with another."""
     return job_.seq, job_.id, job_.lines, job_.payloads
 
 
 def contents(jobs: Iterable[Job]) -> list[tuple[int, uuid.UUID, bytes, int]]:
-    """Return the content of each."""
+    """Return the values of each job."""
     return [content(one) for one in jobs]
 
 
 async def until(condition: Callable[[], object]) -> None:
     """Return once ``condition`` holds."""
     with trio.fail_after(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - what is awaited tells nobody
+        while not condition():  # noqa: ASYNC110 - no event reports the change
             await trio.sleep(0.005)
 
 
 def disk_full() -> sqlite3.OperationalError:
-    """Return what SQLite raises when the disk is full."""
+    """Return the error that SQLite raises when the disk is full."""
     return sqlite3.OperationalError("database or disk is full")
 
 
 def sealed(database: Database, first: int) -> Batch:
-    """Return a sealed batch, of which something has to be there."""
+    """Return the sealed batch that begins with ``first``, which must exist."""
     found = database.sealed(first)
     assert found is not None
     return found
 
 
 def a_round(database: Database) -> None:
-    """Do what the chores do every second for the segments."""
+    """Compact the segments, as a round of maintenance does."""
     database.compaction.begin()
     while database.compaction.step():
         pass
 
 
 class MoodyConnection:
-    """A connection that notes its statements, and fails those that begin in one way."""
+    """A connection that records its statements, and fails those that begin with ``fails``."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self.statements: list[str] = []
         self.fails: str | None = None
 
-    def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:  # noqa: ANN401 - whatever it takes
+    def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:  # noqa: ANN401 - any SQL value
         """Run a statement, or fail."""
         self.statements.append(statement)
         if self.fails is not None and statement.startswith(self.fails):
@@ -119,12 +122,12 @@ class MoodyConnection:
 
 
 class MoodyDatabase(Database):
-    """A journal file that counts commits, fails on command, and can be held in a commit."""
+    """A journal file that records commits, fails on command, and can be stopped in a commit."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.commits: list[list[Operation]] = []
-        """The operations of each commit that went well and had any."""
+        """The operations of each commit that succeeded, without empty commits."""
         self.failures = 0
         self.write_error: Callable[[], Exception] | None = None
         self.read_error: Callable[[], Exception] | None = None
@@ -136,7 +139,7 @@ class MoodyDatabase(Database):
         self._reads.set()
 
     def commit(self, operations: Iterable[Operation]) -> None:
-        """Commit, or fail halfway."""
+        """Commit, or fail after the last operation."""
         self._inside.set()
         assert self._gate.wait(PATIENCE)
         operations = list(operations)
@@ -165,7 +168,7 @@ class MoodyDatabase(Database):
         return super().page(after, most_jobs, most_bytes)
 
     def foreign_changes(self) -> int:
-        """Look, or fail."""
+        """Read the state of the file, or fail."""
         self._maybe_fail()
         return super().foreign_changes()
 
@@ -176,28 +179,28 @@ class MoodyDatabase(Database):
             raise self.read_error()
 
     def hold(self) -> None:
-        """Let no commit through until ``let_go``."""
+        """Stop the next commit until ``let_go``."""
         self._inside.clear()
         self._gate.clear()
 
     def hold_reads(self) -> None:
-        """Let no read through until ``let_go``: it keeps the thread."""
+        """Stop the next read, and with it the thread, until ``let_go``."""
         self._inside.clear()
         self._reads.clear()
 
     async def held(self) -> None:
-        """Return once a commit, or a read, stands before the gate."""
+        """Return once a commit or a read is stopped."""
         assert await trio.to_thread.run_sync(self._inside.wait, PATIENCE)
 
     def let_go(self) -> None:
-        """Let commits and reads through again."""
+        """Let stopped commits and reads continue."""
         self._gate.set()
         self._reads.set()
 
 
 @dataclass
 class JournalRig:
-    """A journal with everything around it in reach."""
+    """A journal with the parts of the daemon around it."""
 
     database: MoodyDatabase
     journal: SqliteJournal
@@ -207,49 +210,58 @@ class JournalRig:
     health: Health
     metrics: Metrics
     answered: list[uuid.UUID] = field(default_factory=list)
-    """The requests that were taken, in the order in which they heard of it."""
+    """The ids of the accepted requests, in the order of their callbacks."""
 
     async def take(self, number: int, key: bytes | None = None, count: int = 1) -> Receipt:
-        """Append ``count`` jobs, ``number`` and the next; returns the receipt."""
+        """Append a request of ``count`` jobs from ``number`` on; return the receipt."""
         wanted = append(number, key, count)
         outcomes: list[Receipt | RefusedError] = []
-        told = trio.Event()
+        answered = trio.Event()
 
         def done(outcome: Receipt | RefusedError) -> None:
             outcomes.append(outcome)
             if isinstance(outcome, Receipt):
                 self.answered.append(outcome.id)
-            told.set()
+            answered.set()
 
         self.journal.append(wanted.receipt, wanted.parts, key, done)
-        await told.wait()
+        await answered.wait()
         if isinstance(outcomes[0], RefusedError):
             raise outcomes[0]
         return outcomes[0]
 
     def shown(self) -> list[int]:
-        """Take all that is in the channel; returns the ``seq`` of each."""
+        """Receive all queued jobs; return their numbers."""
         return [self.channel.receive_nowait().seq for _ in range(self.channel.jobs)]
 
 
-def make_rig(path: Path, *, max_bytes: int = 10**9, max_jobs: int = 1000) -> JournalRig:
-    """Return a desk on the journal file ``path``."""
+def make_rig(
+    path: Path,
+    *,
+    max_bytes: int = 10**9,
+    max_jobs: int = 1000,
+    tuning: Tuning = DEFAULT_TUNING,
+) -> JournalRig:
+    """Return a journal in the file ``path``."""
     database = MoodyDatabase(path)
     metrics, health = Metrics(), Health()
     accounting = Accounting(metrics)
     channel = JobChannel(max_jobs, 10**6)
     feeder = QueueFeeder(channel, accounting, newest=database.totals.next - 1)
-    journal = SqliteJournal(database, feeder, accounting, health, metrics, max_bytes)
+    listener = PipelineListener(channel, feeder, accounting, metrics)
+    journal = SqliteJournal(database, listener, health, metrics, max_bytes, tuning)
     return JournalRig(database, journal, feeder, channel, accounting, health, metrics)
 
 
 @asynccontextmanager
-async def open_rig(path: Path, *, max_bytes: int = 10**9) -> AsyncIterator[JournalRig]:
-    """Run a journal for the time of the block; a test that hangs fails."""
-    rig = make_rig(path, max_bytes=max_bytes)
+async def open_rig(
+    path: Path, *, max_bytes: int = 10**9, tuning: Tuning = DEFAULT_TUNING
+) -> AsyncIterator[JournalRig]:
+    """Run a journal while the body runs; a test that hangs fails."""
+    rig = make_rig(path, max_bytes=max_bytes, tuning=tuning)
     try:
         with trio.fail_after(PATIENCE):
-            async with rig.journal.at_work():
+            async with rig.journal.running():
                 yield rig
                 rig.database.let_go()
     finally:

@@ -14,7 +14,7 @@ import trio
 from payloadd.config.parsers import S3Url
 from payloadd.errors import PayloaddError, SettingsError
 from payloadd.ingress.server.tls import open_certificates
-from payloadd.journal.sqlite.offline import try_journal
+from payloadd.journal.open import check_journal
 from payloadd.model.formats.api import EncodedObject
 from payloadd.model.formats.ndjson import CONTENT_TYPE
 from payloadd.model.keys import KeyTemplate
@@ -40,9 +40,8 @@ async def check(settings: Settings, write_line: Callable[[str], None]) -> bool:
         step = "TLS"
         if open_certificates(settings) is not None:
             write_line(f"ok      TLS          {settings.tls_cert}")
-        if settings.durability == "disk":
-            step = "journal"
-            found = await trio.to_thread.run_sync(try_journal, settings.state_dir)
+        step = "journal"
+        if (found := await check_journal(settings)) is not None:
             write_line(f"ok      journal      {found}")
         step = "store"
         async with open_store(settings) as store:

@@ -66,7 +66,6 @@ class Submitter:
     ) -> None:
         self._intake = intake
         self._health = health
-        self._durable = settings.durability == "disk"
         self._limits = Limits(settings.max_length, settings.max_payloads)
         self._max_payloads_in_loop = min(
             _PAYLOADS_IN_LOOP, _JOBS_IN_LOOP * settings.batch_max_payloads
@@ -94,7 +93,7 @@ class Submitter:
         Raises Problem: DRAINING, UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING.
         """
         # Jobs on disk outlive the drain, so a restart is no reason to refuse a request.
-        draining = self._health.phase == "draining" and not self._durable
+        draining = self._health.phase == "draining" and not self._intake.durable
         if draining and (refusal := self._intake.refusal()):
             raise refusal_problem(refusal)
         check_headers(headers.content_type, headers.content_encoding)

@@ -1,160 +1,299 @@
-"""The journal: what makes a 2xx a promise.
+"""The journal: keep accepted jobs durable until the store has confirmed them.
 
-Intake, filler and workers know this protocol and nothing of SQLite: a queue that machines
-share could take its place.
+The pipeline and the journals know this module; they do not know each other. A new journal
+implements ``Journal``, calls a ``JournalListener``, is opened in ``open.py``, and passes
+``tests/journal/test_contract.py``.
+
+The promises of a journal to the pipeline:
+
+* **Numbers.** A job gets its ``seq`` when its request is committed. Later commits give higher
+  numbers, and no number is given twice, not even after a restart. The jobs of one request have
+  neighbouring numbers in the order of its payloads: the first and the last ``seq`` name all members
+  of a batch, so a gap ends a batch.
+* **Whole requests.** A request is committed with all its jobs or with none.
+* **Durable first.** The callback of a request and ``committed`` are called after the jobs are
+  durable, from the event loop.
+* **Offered once and in order.** Each job of this run reaches the pipeline once, in the order of
+  ``seq``: with ``committed``, or with ``page`` where the pipeline had no capacity for it or
+  ``left_for_page`` named it. Jobs of earlier runs are returned by ``sealed`` if their batch was
+  sealed, else by ``page``.
+* **Seals hold.** Once ``seal`` has returned, the members and the key of the batch survive a crash:
+  the next run gets the same members under the same key from ``sealed``, until the batch is settled
+  or buried. So an upload that is repeated replaces its object and does not make a second one.
+* **Nothing is forgotten early.** ``settle`` and ``bury`` are carried out in the order in which they
+  were called, in one of the next commits. A crash before that commit brings the batch back.
+
+A journal that is not durable (``durable`` is False) keeps these promises until the process ends.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from payloadd.journal.operations import Done, Receipt
+from payloadd.errors import RefusedError
 
 if TYPE_CHECKING:
+    import uuid
     from collections.abc import Sequence
 
-    from payloadd.errors import RefusedError
     from payloadd.model.job import Batch, Job, Part
 
-__all__ = [
-    "Done",
-    "DrainEstimate",
-    "Journal",
-    "JournalAccounts",
-    "JournalListener",
-    "QueueRoom",
-    "Receipt",
-]
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The answer to an accepted request: the id that names it and the number of its payloads."""
+
+    id: uuid.UUID
+    payloads: int
+
+
+Done = Callable[[Receipt | RefusedError], None]
+"""Called once, from the event loop, when a request is durable or cannot become durable.
+
+It must not raise, and must return within microseconds: all requests of the commit wait for it.
+"""
 
 
 class Journal(Protocol):
-    """What intake, filler and workers need of a journal."""
+    """Keep jobs from acceptance to confirmation; the module's docstring has the promises."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether accepted jobs survive the end of the process."""
+        ...
 
     def append(
         self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: Done
     ) -> None:
-        """Take in a request; ``done`` hears what to answer it with, once it is durable.
+        """Accept a request; call ``done`` once with its outcome.
 
-        That is ``receipt``, or the earlier one where the hash ``key`` of an Idempotency-Key is
-        known; or a RefusedError where it could not be written. Raises RefusedError or
-        TooLargeError at once where that is known by now. Refused is: nothing was taken in.
+        The outcome is ``receipt``, or the receipt of an earlier request where ``key``, the hash of
+        an Idempotency-Key, is known, or a RefusedError where the request could not be written.
+
+        Raises RefusedError if the journal cannot accept the request now, and TooLargeError if it
+        never can. Nothing was accepted then, and ``done`` is not called.
         """
         ...
 
     async def wait_for_room(self) -> None:
-        """Return once few large requests wait for a commit.
+        """Return once the journal can hold the parts of another large request in memory.
 
         The parts of a request may take many times the memory of its body.
         """
         ...
 
     def refusal(self) -> RefusedError | None:
-        """Return why a small request would be refused now, or None."""
+        """Return the error that a request of one small payload would get now, or None."""
         ...
 
     async def seal(self, batch: Batch) -> None:
-        """Return once the members and the key of ``batch`` are durable; never fails."""
+        """Make the members and the key of ``batch`` durable, and return then.
+
+        Never fails: it waits for as long as the disk refuses writes.
+        """
         ...
 
     def settle(self, batch: Batch) -> None:
-        """Forget a batch that the store confirmed, soon."""
+        """Remove a batch that the store has confirmed, with one of the next commits."""
         ...
 
     def bury(self, batch: Batch, code: str, reason: str) -> None:
-        """Keep a batch that the store refused for good as a dead letter, soon."""
+        """Make a dead letter of a batch that the store refused for good.
+
+        It is written with one of the next commits. ``code`` and ``reason`` are the store's error. A
+        journal that keeps no dead letters calls ``JournalListener.discarded``.
+        """
         ...
 
     async def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
-        """Return the next unsealed jobs behind ``after``, in order; empty at the end."""
-        ...
+        """Return the next jobs with a ``seq`` above ``after``, in order; an empty list at the end.
 
-    async def pulse(self) -> None:
-        """Return once what a request waits for has come round: a sign of life."""
+        Without jobs that are settled or dead, or that were sealed before the start. At most
+        ``most_jobs`` jobs with ``most_bytes`` of payloads together, but one job of any size.
+        """
         ...
 
     async def sealed(self) -> Batch | None:
-        """Return the next batch that was sealed before a crash, whole; None after the last."""
+        """Return the next batch that has to be uploaded as it was sealed; None after the last.
+
+        These are the batches of earlier runs and revived dead letters. Each is returned once.
+        """
+        ...
+
+    async def pulse(self) -> None:
+        """Return once a commit has ended, successful or not: the journal does not hang then."""
         ...
 
 
 class JournalListener(Protocol):
-    """What a journal tells the pipeline, always from the event loop.
+    """The pipeline as a journal sees it: reports and questions, in the event loop only."""
 
-    The jobs of one journal have ascending ``seq``, and those of one commit neighbouring ones. Each
-    is offered once, in order, after it is durable; jobs found at the start are not offered.
-    """
+    # Reports about jobs.
 
-    def resume(self, newest: int) -> None:
-        """Note the newest job of a journal that was just opened: ``page`` returns it."""
+    def opened(self, newest: int, payloads: int) -> None:
+        """Note an open journal: its newest job's ``seq`` (0: none yet) and its payloads.
+
+        Called once and first. The payloads are those that are neither stored nor dead.
+        """
         ...
 
-    def offer(self, jobs: Sequence[Job]) -> None:
-        """Take jobs that were just committed, or leave them for ``page``."""
+    def committed(self, jobs: Sequence[Job]) -> None:
+        """Queue jobs that are durable now; ``Journal.page`` is asked for those that do not fit.
+
+        The jobs of one commit may come in several calls. A page that is read between two of them
+        may contain jobs of the later call; the listener ignores them then.
+        """
         ...
 
-    def leave(self, newest: int) -> None:
-        """Note that committed jobs up to ``newest`` are not offered: ``page`` returns them."""
+    def left_for_page(self, newest: int) -> None:
+        """Note that durable jobs up to ``newest`` are not offered: ``Journal.page`` has them."""
         ...
 
-    def nudge(self) -> None:
-        """Call ``sealed`` again: dead letters were made sealed batches."""
+    def replayed(self, jobs: Sequence[Job]) -> None:
+        """Note the members of a sealed batch of an earlier run, which go straight to a worker."""
         ...
 
+    def closed(self, payloads: int) -> None:
+        """Note the payloads that are in the journal at its end: neither stored nor dead."""
+        ...
 
-class DrainEstimate(Protocol):
-    """How fast payloads leave the pipeline."""
+    # Reports about numbers of payloads.
+
+    def accepted(self, payloads: int) -> None:
+        """Count payloads that are durable now."""
+        ...
+
+    def revived(self, payloads: int) -> None:
+        """Count dead letters that are tried again; ``Journal.sealed`` returns them."""
+        ...
+
+    def damaged(self, payloads: int) -> None:
+        """Count payloads that became dead letters because the journal cannot read them."""
+        ...
+
+    def discarded(self, payloads: int) -> None:
+        """Count payloads that the store refused for good and that the journal does not keep."""
+        ...
+
+    def oldest_accepted(self, since: float | None) -> None:
+        """Note when the oldest job in the journal was accepted, in Unix time; None without jobs."""
+        ...
+
+    # Questions.
+
+    def jobs_in_memory(self) -> list[Job]:
+        """Return the jobs that are queued or with a worker: not settled and not buried."""
+        ...
 
     def seconds_for(self, payloads: int) -> int:
-        """Return the whole seconds in which ``payloads`` leave at the present rate."""
-        ...
-
-
-class JournalAccounts(Protocol):
-    """The counts of payloads that a journal keeps up to date."""
-
-    kept_since: float | None
-    """When the oldest job in the journal was accepted, in Unix time."""
-    found: int
-    """Payloads that were in the journal when it was opened."""
-    journaled: int
-    """Payloads that were in the journal when it was closed."""
-    dead: int
-    """Payloads in dead letters."""
-    unkept: int
-    """Payloads that the store refused for good and that no journal keeps."""
-
-    @property
-    def rate(self) -> DrainEstimate:
-        """The rate at which payloads leave."""
+        """Return the whole seconds in which ``payloads`` leave the pipeline at the present rate."""
         ...
 
     @property
-    def open(self) -> int:
-        """Payloads that are neither stored nor dead."""
+    def open_payloads(self) -> int:
+        """Accepted payloads that are neither stored nor dead."""
         ...
 
-    def accept(self, payloads: int) -> None:
-        """Count payloads that are durable."""
+    @property
+    def queue_bytes(self) -> int:
+        """The most bytes of payloads that the queue holds."""
         ...
-
-    def revive(self, payloads: int) -> None:
-        """Count dead letters that are tried again."""
-        ...
-
-    def jobs(self) -> list[Job]:
-        """Return the jobs that were offered or entered and are not settled."""
-        ...
-
-    def enter(self, jobs: Sequence[Job]) -> None:
-        """Note jobs that go to a worker without being offered."""
-        ...
-
-
-class QueueRoom(Protocol):
-    """The bounds of the memory channel, for a journal that keeps nothing itself."""
-
-    max_bytes: int
 
     def has_room(self, jobs: int, size: int) -> bool:
-        """Return whether so many jobs of ``size`` bytes together fit now."""
+        """Return whether the queue has room for so many jobs of ``size`` bytes together."""
         ...
+
+
+# Operations: a class for each kind of change. Operations of many tasks are committed together.
+
+
+@dataclass(slots=True)
+class Append:
+    """Accept one request.
+
+    The commit sets ``jobs``. If the request's Idempotency-Key (its hash is ``key``) is known, it
+    sets ``earlier`` instead and accepts nothing. ``done`` is called with the outcome.
+    """
+
+    receipt: Receipt
+    parts: Sequence[Part]
+    key: bytes | None = None
+    done: Done | None = None
+    size: int = 0
+    """Bytes that count towards JOURNAL_MAX_BYTES."""
+    jobs: list[Job] = field(default_factory=list)
+    earlier: Receipt | None = None
+    staged: int = 0
+    """The number of parts, from the first on, that earlier commits have written; see ``Stage``."""
+    first: int = 0
+    """The ``seq`` of the first part, if parts were staged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Write the parts ``start`` to ``end`` of a request with too many parts for one commit.
+
+    The rows become part of the journal when the request itself is committed.
+    """
+
+    append: Append
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Delete the rows that were staged for a request, because the request was refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Fix the members, the key and the compression of an object before its first upload."""
+
+    batch: Batch
+
+
+@dataclass(slots=True)
+class Settle:
+    """Remove a batch that the store has confirmed."""
+
+    # Not frozen: a frozen dataclass takes longer to build, and each object needs this operation.
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """Make a dead letter of a batch that the store refused for good."""
+
+    batch: Batch
+    code: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Revive:
+    """Turn dead letters that an operator has marked into sealed batches, a bounded number of them.
+
+    The commit sets the first ``seq`` of each, the payloads of all, and whether more are marked.
+    """
+
+    firsts: list[int] = field(default_factory=list)
+    payloads: int = 0
+    more: bool = False
+
+
+@dataclass(slots=True)
+class Expire:
+    """Delete expired Idempotency-Keys, a bounded number; the commit sets whether there are more."""
+
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Ask for a commit: each commit deletes some rows of stored batches."""
+
+
+Operation = Append | Stage | Abandon | Seal | Settle | Bury | Revive | Expire | Clear

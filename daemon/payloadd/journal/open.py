@@ -1,4 +1,4 @@
-"""Opens the journal that the settings ask for, and closes it after the last settle."""
+"""Open the journal that the settings name: the one place that reads DURABILITY."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from payloadd.journal.sqlite.damage_report import DamageReport
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import SqliteJournal
 from payloadd.journal.sqlite.lock import lock
+from payloadd.journal.sqlite.offline import try_journal
 from payloadd.journal.sqlite.schema import FILE, waiting_payloads
 from payloadd.model.layout import Layout, Layouts
 from payloadd.observe.logs import get_logger
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from payloadd.config.settings import Settings
-    from payloadd.journal.api import Journal, JournalAccounts, JournalListener, QueueRoom
-    from payloadd.journal.sqlite.totals import Totals
+    from payloadd.journal.api import Journal, JournalListener
+    from payloadd.journal.sqlite.transaction import Totals
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
 
@@ -36,7 +37,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OpenedJournal:
-    """A journal with what goes with it."""
+    """A journal, and the object layouts that its jobs were accepted under."""
 
     journal: Journal
     layouts: Layouts
@@ -44,44 +45,60 @@ class OpenedJournal:
 
 @asynccontextmanager
 async def open_journal(
-    settings: Settings,
-    channel: QueueRoom,
-    feeder: JournalListener,
-    accounting: JournalAccounts,
-    health: Health,
-    metrics: Metrics,
+    settings: Settings, listener: JournalListener, health: Health, metrics: Metrics
 ) -> AsyncIterator[OpenedJournal]:
-    """Open the journal; behind the body, what was settled last is written. Raises StartError."""
-    layout = Layout.of(settings)
-    path = settings.state_dir / FILE
+    """Open the journal while the body runs; commit the last operations after the body.
+
+    Raises StartError if STATE_DIR cannot be used, the journal is in use by another process, or its
+    file cannot be opened.
+    """
     if settings.durability == "memory":
-        await trio.to_thread.run_sync(_name_what_is_left_alone, path)
-        yield OpenedJournal(MemoryJournal(channel, feeder, accounting), Layouts([(0, layout)]))
+        await trio.to_thread.run_sync(_report_unused_journal, settings.state_dir / FILE)
+        listener.opened(0, 0)
+        yield OpenedJournal(MemoryJournal(listener), Layouts([(0, Layout.of(settings))]))
+        listener.closed(0)
         return
     lock_file = await trio.to_thread.run_sync(lock, settings.state_dir)
     try:
-        database, layouts = await trio.to_thread.run_sync(
-            _open_database, path, layout, settings.max_length
-        )
-        report = DamageReport(database, accounting, metrics)
-        accounting.found = database.totals.payloads + database.damaged_payloads
-        health.journal_figures = lambda: _figures(database.totals)
-        feeder.resume(database.totals.next - 1)
-        most_bytes = settings.journal_max_bytes
-        journal = SqliteJournal(database, feeder, accounting, health, metrics, most_bytes)
-        try:
-            async with report.running(), journal.at_work():
-                yield OpenedJournal(journal, layouts)
-        finally:
-            await journal.aclose()
-            report.report_new()
-            accounting.journaled = database.totals.payloads
+        async with _open_sqlite(settings, listener, health, metrics) as opened:
+            yield opened
     finally:
         os.close(lock_file)
 
 
+async def check_journal(settings: Settings) -> str | None:
+    """Try a journal without changing it; return a description, or None if none would be used.
+
+    Raises PayloaddError if a start with these settings would fail at the journal.
+    """
+    if settings.durability == "memory":
+        return None
+    return await trio.to_thread.run_sync(try_journal, settings.state_dir)
+
+
+@asynccontextmanager
+async def _open_sqlite(
+    settings: Settings, listener: JournalListener, health: Health, metrics: Metrics
+) -> AsyncIterator[OpenedJournal]:
+    database, layouts = await trio.to_thread.run_sync(
+        _open_database, settings.state_dir / FILE, Layout.of(settings), settings.max_length
+    )
+    report = DamageReport(database, listener)
+    health.journal_figures = lambda: _figures(database.totals)
+    totals = database.totals
+    listener.opened(totals.next - 1, totals.payloads + database.damaged_payloads)
+    journal = SqliteJournal(database, listener, health, metrics, settings.journal_max_bytes)
+    try:
+        async with report.running(), journal.running():
+            yield OpenedJournal(journal, layouts)
+    finally:
+        await journal.aclose()
+        report.report_new()
+        listener.closed(database.totals.payloads)
+
+
 def _figures(totals: Totals) -> JournalFigures:
-    """Return the content of the journal for a snapshot of the process."""
+    """Return the contents of the journal for a snapshot of the process."""
     return JournalFigures(totals.jobs, totals.payloads, totals.all_bytes)
 
 
@@ -97,13 +114,13 @@ def _open_database(path: Path, layout: Layout, max_length: int) -> tuple[Databas
         raise StartError(f"cannot open the journal {path}: {error}") from None
 
 
-def _name_what_is_left_alone(path: Path) -> None:
-    """Warn of payloads that wait in a journal which this daemon will not look into."""
+def _report_unused_journal(path: Path) -> None:
+    """Log a warning if payloads wait in a journal that this daemon does not open."""
     with suppress(sqlite3.Error, StartError):
         if waiting := waiting_payloads(path):
             log.warning(
                 "journal_left_alone",
                 path=str(path),
                 payloads=waiting,
-                note="DURABILITY=memory does not store them; a start with disk does",
+                note="DURABILITY=memory does not store them; a start with DURABILITY=disk does",
             )

@@ -35,6 +35,11 @@ class Intake:
         self._max_jobs = settings.max_queue
         self._ids = IdSource()
 
+    @property
+    def durable(self) -> bool:
+        """Whether accepted payloads survive the end of the process."""
+        return self._journal.durable
+
     async def accept(self, payloads: Sequence[Buffer], key: str | None = None) -> Receipt:
         """Accept all payloads of one request; return the receipt once they are durable.
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class QueueFeeder:
     """Put jobs into the channel, each once and in the order of acceptance.
 
-    It is the ``JournalListener`` of the journal.
+    The journal reports committed jobs to it, by way of ``PipelineListener``.
     """
 
     def __init__(self, channel: JobChannel, accounting: Accounting, newest: int = 0) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from payloadd.errors import StartError
-from payloadd.journal.operations import Append, Bury, Receipt, Revive, Seal, Settle
+from payloadd.journal.api import Append, Bury, Receipt, Revive, Seal, Settle
 from payloadd.journal.sqlite import dead_letters
 from payloadd.journal.sqlite.damage import CODE, is_corrupt
 from payloadd.journal.sqlite.database import Database

@@ -1,4 +1,4 @@
-"""Groups of operations that wait for a commit."""
+"""Groups of operations that are committed together."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError
-from payloadd.journal.operations import Append, Expire, Receipt, Stage
-from payloadd.journal.sqlite import commit_queue as module
-from payloadd.journal.sqlite.commit_queue import CommitQueue, TimeSlice, answer
+from payloadd.journal.api import Append, Expire, Receipt, Stage
+from payloadd.journal.sqlite.commit_queue import CommitGroup, CommitQueue, TimeSlice, answer
 from payloadd.journal.sqlite.disk_reserve import LARGEST_COMMIT
 from payloadd.model.job import Part
 from tests.support.journal import append, id_of
@@ -33,72 +32,72 @@ def request(number: int, size: int, rows: int = 1) -> Append:
     return Append(Receipt(id_of(number), rows), some, size=size)
 
 
-def numbers(taken: module.CommitGroup) -> list[int]:
+def numbers(taken: CommitGroup) -> list[int]:
     """Return the number of each request in a group."""
     return [one.receipt.id.int & 0xFFFF for one in taken.operations if isinstance(one, Append)]
 
 
-def test_small_requests_of_the_same_time_share_a_commit() -> None:
-    """One fsync a request would allow a few hundred requests a second."""
+def test_small_requests_at_the_same_time_share_a_commit() -> None:
+    """Otherwise the disk allows a few hundred requests a second."""
     groups = CommitQueue()
     for number in range(1000):
         groups.append(request(number, 100))
-    taken = groups.take()
+    taken = groups.take_group()
     assert numbers(taken) == list(range(1000))
     assert taken.bytes == 100_000
     assert not groups.requests_wait
 
 
 def test_a_small_request_does_not_wait_behind_large_ones() -> None:
-    """64 MiB that wait would make every other client wait for a second."""
+    """Otherwise 64 MiB of waiting requests delay every other client by a second."""
     groups = CommitQueue()
     for number in range(64):
         groups.append(request(number, MIB))
-    groups.take()
+    groups.take_group()
     groups.append(request(100, 100))
-    assert numbers(groups.take()) == [100]
+    assert numbers(groups.take_group()) == [100]
 
 
-def test_large_requests_go_in_portions_and_never_starve() -> None:
-    """A client with large requests would wait for as long as others post small ones."""
+def test_large_requests_are_committed_in_portions_and_never_starve() -> None:
+    """Otherwise a client with large requests waits for as long as others post small ones."""
     groups = CommitQueue()
     for number in range(4):
         groups.append(request(number, 400 * KIB))
     taken = []
     for number in range(100, 105):
         groups.append(request(number, 100))
-        taken.append(numbers(groups.take()))
+        taken.append(numbers(groups.take_group()))
     assert taken == [[0, 1, 100], [101], [2, 3, 102], [103], [104]]
 
 
-def test_a_commit_has_no_more_than_the_reserve_is_made_for() -> None:
-    """A full disk could not be emptied: the room that is held back would be too small."""
+def test_a_commit_is_not_larger_than_the_disk_reserve_allows() -> None:
+    """Otherwise the disk reserve is too small, and a journal on a full disk cannot shrink."""
     groups = CommitQueue()
     for number in range(400):
         groups.append(request(number, 4 * KIB))
         groups.append(request(number, 64 * KIB))
         groups.append(request(number, 300 * KIB))
-    assert groups.take().bytes <= LARGEST_COMMIT
+    assert groups.take_group().bytes <= LARGEST_COMMIT
     groups = CommitQueue()
     groups.append(request(0, 16 * MIB))
     groups.append(request(1, 64 * KIB))
     groups.append(request(2, 100))
-    assert [numbers(groups.take()) for _ in range(2)] == [[0, 2], [1]]
+    assert [numbers(groups.take_group()) for _ in range(2)] == [[0, 2], [1]]
 
 
-def test_large_requests_alone_wait_for_nothing() -> None:
-    """Each second commit would be an fsync of nothing."""
+def test_large_requests_without_small_ones_are_in_every_commit() -> None:
+    """Otherwise every second commit is an fsync without operations."""
     groups = CommitQueue()
     for number in range(3):
         groups.append(request(number, 5 * MIB))
-    assert [numbers(groups.take()) for _ in range(3)] == [[0], [1], [2]]
+    assert [numbers(groups.take_group()) for _ in range(3)] == [[0], [1], [2]]
 
 
 def steps(groups: CommitQueue) -> list[list[tuple[int, int] | int]]:
-    """Take all groups; return the number of each request, and the parts of each step."""
+    """Take all groups; return the number of each request and the parts of each step."""
     found: list[list[tuple[int, int] | int]] = []
     while groups.requests_wait:
-        taken = groups.take()
+        taken = groups.take_group()
         found.append([])
         for one in taken.operations:
             if isinstance(one, Stage):
@@ -109,8 +108,8 @@ def steps(groups: CommitQueue) -> list[list[tuple[int, int] | int]]:
     return found
 
 
-def test_a_request_of_many_jobs_is_written_in_steps() -> None:
-    """10,000 payloads of two bytes are 60 ms of a commit, which all others would wait for."""
+def test_a_request_of_many_jobs_is_written_in_several_commits() -> None:
+    """Otherwise all other requests wait while 10,000 small jobs are committed."""
     groups = CommitQueue()
     groups.append(request(1, 3000 * 66, 3000))
     groups.append(request(2, 1024 * 66, 1024))
@@ -118,26 +117,26 @@ def test_a_request_of_many_jobs_is_written_in_steps() -> None:
     assert steps(groups) == [[(0, 1024), 9], [(1024, 2048)], [1], [2]]
 
 
-def test_a_large_request_is_written_in_steps_of_a_portion() -> None:
-    """16 MiB of payloads are 0.3 s of a commit, which all others would wait for."""
+def test_a_request_of_many_bytes_is_written_in_several_commits() -> None:
+    """Otherwise all other requests wait while 16 MiB are committed."""
     groups = CommitQueue()
     sizes = [400 * KIB, 400 * KIB, 400 * KIB, 5 * MIB, 100]
     some = [Part(id_of(1), bytes(size), 1) for size in sizes]
     groups.append(Append(Receipt(id_of(1), len(some)), some, size=sum(sizes)))
     groups.append(request(8, 64 * KIB))
     groups.append(request(9, 100))
-    # A step that is larger than the portion has that of the medium ones too.
+    # A step that is larger than its portion uses the portion of medium requests, too.
     assert steps(groups) == [[(0, 2), 8, 9], [(2, 3)], [(3, 4)], [1]]
 
 
 def test_small_requests_are_committed_between_the_steps_of_a_large_one() -> None:
-    """A small request would wait for two steps, or for all of them."""
+    """Otherwise a small request waits for two steps, or for all of them."""
     groups = CommitQueue()
     groups.append(request(1, 5000 * 66, 5000))
     commits = []
     for number in range(100, 110):
         groups.append(request(number, 100))
-        taken = groups.take()
+        taken = groups.take_group()
         stages = [one for one in taken.operations if isinstance(one, Stage)]
         for one in stages:
             one.append.staged = one.end
@@ -146,28 +145,28 @@ def test_small_requests_are_committed_between_the_steps_of_a_large_one() -> None
     assert commits[8] == (0, [1, 108])
 
 
-def test_a_request_whose_key_turned_out_to_be_known_is_written_no_further() -> None:
-    """A retry of 16 MiB would be written whole, to be thrown away."""
+def test_a_request_whose_key_is_known_is_not_written() -> None:
+    """Otherwise a retry of 16 MiB is written and then deleted."""
     groups = CommitQueue()
     one = request(1, 5000 * 66, 5000)
     groups.append(one)
-    groups.take()
+    groups.take_group()
     one.earlier = one.receipt
-    assert numbers(groups.take()) == [1]
+    assert numbers(groups.take_group()) == [1]
 
 
-def test_a_step_counts_no_bytes_before_the_request_does() -> None:
-    """The room of the request would be given to another while it is being written."""
+def test_a_step_does_not_release_the_bytes_of_its_request() -> None:
+    """Otherwise JOURNAL_MAX_BYTES is exceeded while the request is being written."""
     groups = CommitQueue()
     groups.append(request(1, 2000 * 66, 2000))
-    first = groups.take()
+    first = groups.take_group()
     assert isinstance(first.operations[0], Stage)
     first.operations[0].append.staged = 1024
-    assert [first.bytes, groups.take().bytes] == [0, 2000 * 66]
+    assert [first.bytes, groups.take_group().bytes] == [0, 2000 * 66]
 
 
-async def test_no_further_large_request_is_made_ready_while_many_jobs_wait() -> None:
-    """64 bytes of zstd become 10,000 jobs: 1,000 such requests would fill the memory."""
+async def test_large_requests_are_not_prepared_while_many_jobs_wait() -> None:
+    """Otherwise 1,000 requests of 64 bytes of zstd, 10,000 jobs each, fill the memory."""
     groups = CommitQueue()
     groups.append(request(1, 10_000 * 66, 10_000))
     await groups.wait_for_room()
@@ -184,17 +183,17 @@ async def test_no_further_large_request_is_made_ready_while_many_jobs_wait() -> 
         nursery.start_soon(groups.wait_for_room)
         await wait_all_tasks_blocked()
         assert nursery.child_tasks
-        groups.take_all()
+        groups.take_requests()
 
 
-def test_requests_of_one_size_stay_in_their_order_within_bytes_and_rows() -> None:
-    """The first of many would be passed over for as long as others come."""
+def test_requests_of_one_size_class_keep_their_order_and_its_bounds() -> None:
+    """Otherwise the first of many requests waits for as long as others arrive."""
     groups = CommitQueue()
     for number in range(200):
         groups.append(request(number, 60 * KIB, 1 if number < 100 else 64))
     taken = []
     while groups.requests_wait:
-        taken.append(groups.take())
+        taken.append(groups.take_group())
     assert list(chain.from_iterable(map(numbers, taken))) == list(range(200))
     assert max(one.bytes for one in taken) <= 5 * MIB // 2
     assert (
@@ -203,42 +202,42 @@ def test_requests_of_one_size_stay_in_their_order_within_bytes_and_rows() -> Non
     )
 
 
-def test_empty_requests_are_bounded_too() -> None:
-    """An empty collection has no row and no byte; a million of them are answered in one turn."""
+def test_empty_requests_count_as_rows() -> None:
+    """Otherwise a million empty collections are answered together, and hold up the event loop."""
     groups = CommitQueue()
     for number in range(5000):
         groups.append(request(number, 0, 0))
-    assert [len(groups.take().operations) for _ in range(3)] == [2048, 2048, 904]
+    assert [len(groups.take_group().operations) for _ in range(3)] == [2048, 2048, 904]
 
 
-def test_all_requests_can_be_taken_to_be_refused() -> None:
-    """Those that wait while the disk fails would be refused one commit after the other."""
+def test_all_waiting_requests_can_be_removed_at_once() -> None:
+    """Otherwise requests that wait while the disk fails are refused one commit after the other."""
     groups = CommitQueue()
     for number, size in enumerate((1, 10 * KIB, MIB)):
         groups.append(request(number, size))
     groups.add(Expire())
-    taken = groups.take_all()
+    taken = groups.take_requests()
     assert (numbers(taken), taken.bytes) == ([0, 1, 2], 1 + 10 * KIB + MIB)
-    assert [type(one) for one in groups.take().operations] == [Expire]
+    assert [type(one) for one in groups.take_group().operations] == [Expire]
 
 
-async def test_what_nobody_waits_for_waits_for_a_commit_to_ride_along_with(
+async def test_an_operation_that_is_not_urgent_waits_a_short_time_for_requests(
     autojump_clock: MockClock,
 ) -> None:
-    """Each stored object would cost an fsync of its own; or its row would stay for ever."""
+    """Otherwise each stored object costs an fsync of its own; or its row is never deleted."""
     assert autojump_clock.autojump_threshold == 0
     groups = CommitQueue()
     groups.add(Expire())
     start = trio.current_time()
-    await groups.wait()
+    await groups.wait_until_due()
     assert trio.current_time() - start == pytest.approx(0.05)
     groups.append(append(1))
-    await groups.wait()
+    await groups.wait_until_due()
     assert trio.current_time() - start == pytest.approx(0.05)
 
 
 class Turns(trio.abc.Instrument):
-    """Counts how often a task has let the others run."""
+    """Counts how often a task has let other tasks run."""
 
     def __init__(self, task: trio.lowlevel.Task) -> None:
         self.count = 0
@@ -250,7 +249,7 @@ class Turns(trio.abc.Instrument):
 
 
 async def turns_of(function: Callable[[], object]) -> int:
-    """Return how often the async ``function`` lets the others run."""
+    """Return how often the async ``function`` lets other tasks run."""
     turns = Turns(trio.lowlevel.current_task())
     trio.lowlevel.add_instrument(turns)
     await function()  # type: ignore[misc]
@@ -259,22 +258,18 @@ async def turns_of(function: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("before", [1, 2])
-async def test_requests_that_are_about_to_come_have_a_turn_to_do_so(before: int) -> None:
-    """Half of the clients that are answered together would come too late for the next commit."""
+async def test_a_commit_after_a_shared_one_waits_a_turn_for_requests(before: int) -> None:
+    """Otherwise half of the clients that are answered together miss the next commit."""
     groups = CommitQueue()
     for number in range(before):
         groups.append(append(number))
-    groups.take()
+    groups.take_group()
     groups.append(append(9))
-    assert await turns_of(groups.wait) == before
+    assert await turns_of(groups.wait_until_due) == before
 
 
-async def test_many_answers_let_the_others_run_and_are_all_given(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Answers to 4,000 clients would hold the event loop for 60 ms; one that is cut off hangs."""
-    monkeypatch.setattr(module, "_TURN", -1.0)
-    monkeypatch.setattr(module, "_LOOK_AT_CLOCK", 0)
+async def test_many_responses_let_other_tasks_run_and_are_all_sent() -> None:
+    """Otherwise 4,000 responses hold up the event loop; or a client never gets its response."""
     heard: list[uuid.UUID | RefusedError] = []
 
     def done(outcome: Receipt | RefusedError) -> None:
@@ -283,7 +278,7 @@ async def test_many_answers_let_the_others_run_and_are_all_given(
     operations = [Append(Receipt(id_of(n), 1), [], None, done) for n in range(50)]
     with trio.CancelScope() as scope:
         scope.cancel()
-        assert await turns_of(lambda: answer(operations, TimeSlice())) == 50
+        assert await turns_of(lambda: answer(operations, TimeSlice(-1.0), clock_mask=0)) == 50
     assert heard == [id_of(n) for n in range(50)]
     refusal = RefusedError("DISK_ERROR", "", 5)
     await answer(operations, TimeSlice(), refusal)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from payloadd.errors import PayloaddError
-from payloadd.journal.operations import Bury, Revive, Settle
+from payloadd.journal.api import Bury, Revive, Settle
 from payloadd.journal.sqlite import file_check
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database

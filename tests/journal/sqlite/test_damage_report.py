@@ -16,6 +16,7 @@ from payloadd.journal.sqlite.database import Database
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.accounting import Accounting
+from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from tests.journal.sqlite.damaging import change
@@ -57,9 +58,9 @@ async def test_damage_is_logged_once_and_counted_as_dead(path: Path) -> None:
     accounting = Accounting(metrics)
     settings = load({"STATE_DIR": str(path.parent)})
     channel = JobChannel(100, 10**6)
-    opening = open_journal(
-        settings, channel, QueueFeeder(channel, accounting), accounting, Health(), metrics
-    )
+    feeder = QueueFeeder(channel, accounting)
+    listener = PipelineListener(channel, feeder, accounting, metrics)
+    opening = open_journal(settings, listener, Health(), metrics)
     with structlog.testing.capture_logs() as lines:
         async with opening as opened:
             await _read_twice(opened.journal, accounting)
@@ -86,7 +87,9 @@ async def test_the_counter_of_dead_payloads_never_decreases(
     seen: list[int] = []
     with closing(Database(path)) as database:
         metrics = Metrics()
-        report = DamageReport(database, Accounting(metrics), metrics)
+        channel, accounting = JobChannel(100, 10**6), Accounting(metrics)
+        feeder = QueueFeeder(channel, accounting)
+        report = DamageReport(database, PipelineListener(channel, feeder, accounting, metrics))
         for after in (0, 5):
             database.page(after, 2, 9999)
             report.report_new()

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from payloadd.journal.operations import (
+from payloadd.journal.api import (
     Abandon,
     Append,
     Bury,
@@ -47,7 +47,7 @@ from tests.support.journal import MoodyConnection, contents, id_of, sealed
 if TYPE_CHECKING:
     import uuid
 
-    from payloadd.journal.operations import Operation
+    from payloadd.journal.api import Operation
 
 _PAYLOADS: Final = st.lists(st.integers(1, 3), max_size=6)
 _STATEMENTS: Final = (

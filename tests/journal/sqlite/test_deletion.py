@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from payloadd.journal.operations import Clear, Seal, Settle
-from payloadd.journal.sqlite import journal, maintenance
+from payloadd.journal.api import Clear, Seal, Settle
 from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS, migrate
 from payloadd.journal.sqlite.segments import FOLDER
@@ -209,25 +209,19 @@ async def settle_a_batch(rig: JournalRig) -> None:
     rig.journal.settle(stored)
 
 
-async def test_deletion_continues_without_requests(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_deletion_continues_without_requests(path: Path) -> None:
     """After the last request the last batches would keep their disk space."""
-    monkeypatch.setattr(maintenance, "_BETWEEN", PATIENCE)
-    async with open_rig(path) as rig:
+    async with open_rig(path, tuning=Tuning(maintenance_interval=PATIENCE)) as rig:
         await settle_a_batch(rig)
         await until(lambda: rows_of(path) == 0)
         assert rig.database.deletion.ranges == ()
         # That was the last of it: an idle daemon does not write.
-        assert not rig.journal._commit_queue.next.operations
+        assert not rig.journal._commit_queue.next_group.operations
 
 
-async def test_deletion_continues_after_a_disk_error(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_deletion_continues_after_a_disk_error(path: Path) -> None:
     """The other rows would stay where the disk refused one of the steps."""
-    monkeypatch.setattr(journal, "_AFTER_TROUBLE", 0.01)
-    async with open_rig(path) as rig:
+    async with open_rig(path, tuning=Tuning(retry_interval=0.01)) as rig:
         await settle_a_batch(rig)
         await until(lambda: rows_of(path) < _LARGE)
         rig.database.write_error = disk_full
@@ -239,18 +233,16 @@ async def test_deletion_continues_after_a_disk_error(
         assert rows_of(path) == 0
 
 
-async def test_deletion_continues_after_a_crash(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_deletion_continues_after_a_crash(path: Path, tmp_path: Path) -> None:
     """Rows that a crash has left would stay until there are requests."""
-    monkeypatch.setattr(maintenance, "_BETWEEN", PATIENCE)
     crashed = tmp_path / "crashed"
     crashed.mkdir()
     with closing(Database(path)) as database:
         store(database, 1, _LARGE)
         for end in ("", "-wal"):
             shutil.copy(f"{path}{end}", crashed)
-    async with open_rig(crashed / FILE) as rig:
+    tuning = Tuning(maintenance_interval=PATIENCE)
+    async with open_rig(crashed / FILE, tuning=tuning) as rig:
         await until(lambda: rows_of(crashed / FILE) == 0)
         assert rig.shown() == []
 

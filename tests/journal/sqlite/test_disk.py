@@ -1,11 +1,12 @@
-"""A journal whose disk fails, and a daemon that stops while it does."""
+"""A journal whose disk fails, and a daemon that stops while the disk fails."""
 
 from __future__ import annotations
 
 import sqlite3
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import structlog.testing
@@ -13,8 +14,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError
-from payloadd.journal.operations import Append, Seal, Settle
-from payloadd.journal.sqlite import journal, maintenance, thread
+from payloadd.journal.api import Append, Seal, Settle
+from payloadd.journal.sqlite.journal import Tuning
 from tests.support.journal import PATIENCE, append, batch, disk_full, make_rig, open_rig, until
 
 if TYPE_CHECKING:
@@ -25,47 +26,45 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("anywhere")
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "_AFTER_TROUBLE", 0.02)
+_TUNING: Final = Tuning(retry_interval=0.02)
 
 
 def io_error() -> Exception:
-    """Return what SQLite raises when the disk is broken."""
+    """Return the error that SQLite raises when the disk is broken."""
     return sqlite3.OperationalError("disk I/O error")
 
 
 def written(rig: JournalRig) -> list[type]:
-    """Return the kinds of what was committed, in order, without the chores."""
+    """Return the types of the committed operations, in order, without maintenance."""
     wanted = (Append, Seal, Settle)
     return [type(one) for ops in rig.database.commits for one in ops if isinstance(one, wanted)]
 
 
-async def well(rig: JournalRig) -> None:
-    """Mend the disk and return once the journal knows."""
+async def repair_disk(rig: JournalRig) -> None:
+    """Let the disk work again, and return once the journal has noticed."""
     rig.database.write_error = rig.database.read_error = None
     await until(lambda: not rig.health.troubles)
 
 
 @pytest.mark.parametrize("end", ["cancelled", "raised", "left"])
-async def test_nothing_is_dropped_when_the_end_meets_a_read(tmp_path: Path, end: str) -> None:
-    """A drain at the wrong moment would leave stored payloads in the journal, to be sent again."""
-    rig = make_rig(tmp_path / "j")
+async def test_operations_behind_a_read_are_committed_at_the_end(tmp_path: Path, end: str) -> None:
+    """Otherwise a drain leaves stored payloads in the journal, and they are uploaded again."""
+    rig = make_rig(tmp_path / "j", tuning=_TUNING)
     with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
         try:
-            async with rig.journal.at_work(), trio.open_nursery() as nursery:
+            async with rig.journal.running(), trio.open_nursery() as nursery:
                 await rig.take(1, count=2)
                 jobs = [rig.channel.receive_nowait() for _ in range(2)]
                 rig.database.hold_reads()
                 nursery.start_soon(rig.journal.page, 0, 10, 100)
                 await rig.database.held()
                 rig.journal.settle(batch(jobs[0], sealed=False))
-                nursery.start_soon(rig.take, 3)  # has the group taken to the thread's door
+                nursery.start_soon(rig.take, 3)  # its group waits for the thread
                 await wait_all_tasks_blocked()
                 rig.journal.bury(batch(jobs[1], sealed=False), "C", "r")
                 trio.lowlevel.current_trio_token().run_sync_soon(rig.database.let_go)
                 if end == "raised":
-                    raise ZeroDivisionError  # noqa: TRY301 - the body of whoever has the journal
+                    raise ZeroDivisionError  # noqa: TRY301 - an error in the body
                 (scope if end == "cancelled" else nursery.cancel_scope).cancel()
         except* ZeroDivisionError:
             assert end == "raised"
@@ -78,9 +77,9 @@ async def test_nothing_is_dropped_when_the_end_meets_a_read(tmp_path: Path, end:
     rig.database.close()
 
 
-async def test_what_is_kept_goes_before_what_is_new(tmp_path: Path) -> None:
-    """A batch settled before it is sealed would come back after a crash without its jobs."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_operations_of_a_failed_commit_precede_new_ones(tmp_path: Path) -> None:
+    """Otherwise a batch is settled before it is sealed, and comes back without its jobs."""
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         await rig.take(1, count=3)
         jobs = [rig.channel.receive_nowait() for _ in range(3)]
         rig.database.write_error = disk_full
@@ -92,14 +91,14 @@ async def test_what_is_kept_goes_before_what_is_new(tmp_path: Path) -> None:
             rig.journal.settle(batch(jobs[2], sealed=False))
             failures = rig.database.failures
             await until(lambda: rig.database.failures > failures + 1)
-            await well(rig)
+            await repair_disk(rig)
         assert written(rig) == [Append, Seal, Seal, Settle]
         assert rig.database.totals.jobs == 2
 
 
-async def test_those_who_wait_are_refused_and_the_others_wait_on(tmp_path: Path) -> None:
-    """A request in the same commit as a seal would hang, or the seal be taken for done."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_a_failed_commit_refuses_requests_and_delays_seals(tmp_path: Path) -> None:
+    """Otherwise a request in the commit of a seal hangs, or an upload begins without its seal."""
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         await rig.take(1)
         job = rig.channel.receive_nowait()
         sealed = trio.Event()
@@ -128,41 +127,41 @@ async def test_those_who_wait_are_refused_and_the_others_wait_on(tmp_path: Path)
             await until(lambda: len(refused) == 6)
             await until(lambda: rig.database.failures > 5)
             assert not sealed.is_set()
-            await well(rig)
+            await repair_disk(rig)
         assert refused == [("DISK_ERROR", True)] * 6
         assert (rig.accounting.accepted, rig.database.totals.jobs) == (1, 1)
         assert written(rig) == [Append, Seal]
 
 
-async def test_a_trouble_is_said_once_and_so_is_its_end(tmp_path: Path) -> None:
-    """Two log lines a second for a week bury everything else."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_a_trouble_is_logged_once_and_so_is_its_end(tmp_path: Path) -> None:
+    """Otherwise two log lines a second hide all others."""
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         with structlog.testing.capture_logs() as lines:
             rig.database.write_error = disk_full
             with pytest.raises(RefusedError):
                 await rig.take(1)
             await until(lambda: rig.database.failures > 5)
-            await well(rig)
+            await repair_disk(rig)
             await rig.take(2)
         assert [line["event"] for line in lines] == ["journal_unavailable", "journal_available"]
         assert lines[0]["reason"] == "database or disk is full"
 
 
-async def test_an_idle_journal_finds_out_by_itself_that_the_disk_is_back(tmp_path: Path) -> None:
-    """A daemon that a balancer took out would stay out: nothing comes in that would show it."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_an_idle_journal_notices_that_the_disk_works_again(tmp_path: Path) -> None:
+    """A load balancer sends no requests, so without a probe the trouble would never end."""
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         rig.database.write_error = io_error
         with pytest.raises(RefusedError):
             await rig.take(1)
         await until(lambda: rig.database.failures > 3)
-        await well(rig)
+        await repair_disk(rig)
         assert rig.journal.refusal() is None
         assert (await rig.take(2)).payloads == 1
 
 
-async def test_the_backlog_waits_while_nothing_can_be_written(tmp_path: Path) -> None:
-    """What is stored meanwhile waits in memory to be settled: the whole backlog would."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_no_page_is_read_while_the_disk_refuses_writes(tmp_path: Path) -> None:
+    """Otherwise the whole backlog waits in memory to be settled."""
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         await rig.take(1, count=3)
         rig.database.write_error = disk_full
         with pytest.raises(RefusedError):
@@ -178,13 +177,13 @@ async def test_the_backlog_waits_while_nothing_can_be_written(tmp_path: Path) ->
             rig.database.write_error = io_error
             await until(lambda: rig.health.troubles["journal"].reason == "disk I/O error")
             assert pages == []
-            await well(rig)
+            await repair_disk(rig)
         assert pages == [3]
 
 
-async def test_a_page_that_cannot_be_read_comes_when_it_can(tmp_path: Path) -> None:
-    """One bad moment of the disk would end the daemon, or leave the backlog where it is."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_an_unreadable_page_is_returned_once_it_can_be_read(tmp_path: Path) -> None:
+    """Otherwise one failed read ends the daemon, or the backlog is never uploaded."""
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         await rig.take(1, count=3)
         rig.database.read_error = io_error
         pages: list[int] = []
@@ -201,16 +200,16 @@ async def test_a_page_that_cannot_be_read_comes_when_it_can(tmp_path: Path) -> N
         await until(lambda: not rig.health.troubles)
 
 
-async def test_a_bug_ends_the_journal_and_is_not_taken_for_a_bad_disk(tmp_path: Path) -> None:
-    """A daemon that answers 503 for ever tells nobody that it has to be mended."""
-    rig = make_rig(tmp_path / "j")
+async def test_a_bug_ends_the_journal_and_is_no_disk_trouble(tmp_path: Path) -> None:
+    """Otherwise a daemon with a bug answers 503 for ever and is not restarted."""
+    rig = make_rig(tmp_path / "j", tuning=_TUNING)
 
     def bug() -> Exception:
         rig.database.write_error = None
         return ZeroDivisionError()
 
     async def run() -> None:
-        async with rig.journal.at_work():
+        async with rig.journal.running():
             rig.database.write_error = bug
             await rig.take(1)
 
@@ -221,23 +220,20 @@ async def test_a_bug_ends_the_journal_and_is_not_taken_for_a_bad_disk(tmp_path: 
     rig.database.close()
 
 
-async def test_a_disk_that_fails_at_the_end_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    """The daemon would be killed after systemd's patience, without the drained line."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_a_failing_disk_does_not_delay_the_end(tmp_path: Path) -> None:
+    """Otherwise systemd kills the daemon before the `drained` line."""
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         await rig.take(1)
         rig.database.write_error = disk_full
         rig.journal.settle(batch(rig.channel.receive_nowait(), sealed=False))
     assert rig.database.totals.jobs == 1
 
 
-async def test_a_disk_that_hangs_does_not_hold_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two SIGTERMs would not stop a daemon whose disk does not answer; only SIGKILL would."""
-    monkeypatch.setattr(journal, "_LAST_COMMIT", 0.1)
-    rig = make_rig(tmp_path / "j")
+async def test_a_hanging_disk_does_not_delay_the_end(tmp_path: Path) -> None:
+    """Otherwise only SIGKILL stops a daemon whose disk does not answer."""
+    rig = make_rig(tmp_path / "j", tuning=replace(_TUNING, last_commit_timeout=0.1))
     with trio.fail_after(PATIENCE):
-        async with rig.journal.at_work(), trio.open_nursery() as nursery:
+        async with rig.journal.running(), trio.open_nursery() as nursery:
             rig.database.hold()
             nursery.start_soon(rig.take, 1)
             await rig.database.held()
@@ -249,13 +245,10 @@ async def test_a_disk_that_hangs_does_not_hold_the_end(
     rig.database.close()
 
 
-async def test_a_write_that_hangs_is_a_trouble(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A load balancer would go on sending requests to a daemon that answers none."""
-    monkeypatch.setattr(thread, "_STALLED", 0.05)
-    monkeypatch.setattr(thread, "_BETWEEN_LOOKS", 0.02)
-    async with open_rig(tmp_path / "j") as rig, trio.open_nursery() as nursery:
+async def test_a_hanging_write_is_a_trouble(tmp_path: Path) -> None:
+    """Otherwise a load balancer sends requests to a daemon that answers none."""
+    tuning = replace(_TUNING, stall_timeout=0.05, stall_check_interval=0.02)
+    async with open_rig(tmp_path / "j", tuning=tuning) as rig, trio.open_nursery() as nursery:
         rig.database.hold()
         nursery.start_soon(rig.take, 1)
         await until(lambda: "journal" in rig.health.troubles)
@@ -267,9 +260,9 @@ async def test_a_write_that_hangs_is_a_trouble(
         assert rig.accounting.accepted == 1
 
 
-async def test_a_page_that_cannot_be_read_stops_no_request(tmp_path: Path) -> None:
-    """One bad sector would have POSTs refused and taken in turns, with two log lines each."""
-    async with open_rig(tmp_path / "j") as rig, trio.open_nursery() as nursery:
+async def test_an_unreadable_page_does_not_refuse_requests(tmp_path: Path) -> None:
+    """Otherwise one bad sector makes POSTs fail and succeed by turns, with two log lines each."""
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig, trio.open_nursery() as nursery:
         rig.database.read_error = io_error
         with structlog.testing.capture_logs() as lines:
             nursery.start_soon(rig.journal.page, 0, 9, 99)
@@ -281,14 +274,13 @@ async def test_a_page_that_cannot_be_read_stops_no_request(tmp_path: Path) -> No
     assert [line["event"] for line in lines] == ["journal_unreadable", "journal_readable"]
 
 
-async def test_a_page_that_cannot_be_read_is_said_once_whatever_else_is_read(
+async def test_other_reads_do_not_end_the_trouble_of_a_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log would say twice a second that the journal can be read, and that it cannot."""
-    monkeypatch.setattr(thread, "_AFTER_TROUBLE", 0.005)
-    monkeypatch.setattr(maintenance, "_BETWEEN", 0.005)
+    """Otherwise the log reports twice a second that the journal is readable and unreadable."""
+    tuning = Tuning(retry_interval=0.005, maintenance_interval=0.005)
     looks: list[int] = []
-    async with open_rig(tmp_path / "j") as rig, trio.open_nursery() as nursery:
+    async with open_rig(tmp_path / "j", tuning=tuning) as rig, trio.open_nursery() as nursery:
         rig.database.page_error = io_error
         count_dead = rig.database.count_dead
 
@@ -301,7 +293,7 @@ async def test_a_page_that_cannot_be_read_is_said_once_whatever_else_is_read(
             nursery.start_soon(rig.journal.page, 0, 9, 99)
             await until(lambda: "journal_read" in rig.health.troubles)
             for _ in range(5):
-                rig.journal._maintenance.look_again()
+                rig.journal._maintenance.check_other_processes()
                 before = len(looks)
                 await until(lambda before=before: len(looks) > before)  # type: ignore[misc]
             rig.database.page_error = None
@@ -309,9 +301,9 @@ async def test_a_page_that_cannot_be_read_is_said_once_whatever_else_is_read(
     assert [line["event"] for line in lines] == ["journal_unreadable", "journal_readable"]
 
 
-async def test_all_that_wait_are_refused_when_the_disk_fails(tmp_path: Path) -> None:
-    """Those behind a commit that failed would be refused half a second later, one group a turn."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_all_waiting_requests_are_refused_when_the_disk_fails(tmp_path: Path) -> None:
+    """Otherwise requests behind a failed commit are refused later, one group at a time."""
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         refused: list[str] = []
 
         async def take(number: int, count: int) -> None:
@@ -331,26 +323,26 @@ async def test_all_that_wait_are_refused_when_the_disk_fails(tmp_path: Path) -> 
             rig.database.let_go()
             await until(lambda: len(refused) == 11)
             assert rig.database.failures <= failures + 2
-        assert all("nothing of this request was taken" in detail for detail in refused)
+        assert all("nothing of this request was accepted" in detail for detail in refused)
         assert rig.journal._bytes == 0
-        await well(rig)
+        await repair_disk(rig)
 
 
-async def test_what_was_committed_is_not_held(tmp_path: Path) -> None:
-    """Bodies of requests would stay in memory until the next request."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_committed_requests_do_not_stay_in_memory(tmp_path: Path) -> None:
+    """Otherwise the bodies of requests stay in memory until the next request."""
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         held: list[weakref.ref[object]] = []
 
         async def take() -> None:
             wanted = append(1, count=3)
-            told = trio.Event()
+            answered = trio.Event()
 
             def done(_: object) -> None:
-                told.set()
+                answered.set()
 
             held.append(weakref.ref(done))
             rig.journal.append(wanted.receipt, wanted.parts, None, done)
-            await told.wait()
+            await answered.wait()
 
         await take()
         for _ in range(3):
@@ -359,26 +351,26 @@ async def test_what_was_committed_is_not_held(tmp_path: Path) -> None:
         await until(lambda: held[0]() is None)
 
 
-async def test_a_disk_that_hangs_at_the_start_does_not_hold_the_end(
+async def test_a_disk_that_hangs_at_the_start_does_not_delay_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A daemon that is stopped before its disk has answered once could only be killed."""
-    monkeypatch.setattr(journal, "_LAST_COMMIT", 0.1)
-    rig = make_rig(tmp_path / "j")
+    """Otherwise only SIGKILL stops a daemon whose disk has never answered."""
+    rig = make_rig(tmp_path / "j", tuning=replace(_TUNING, last_commit_timeout=0.1))
     reached, go_on = threading.Event(), threading.Event()
 
-    def take() -> bool:
+    def create() -> bool:
         reached.set()
         assert go_on.wait(PATIENCE)
         return True
 
-    monkeypatch.setattr(rig.database.reserve, "take", take)
+    monkeypatch.setattr(rig.database.reserve, "create", create)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.journal.at_work().__aenter__)
+            nursery.start_soon(rig.journal.running().__aenter__)
             await until(reached.is_set)
             nursery.cancel_scope.cancel()
         start = trio.current_time()
         await rig.journal.aclose()
         assert trio.current_time() - start < PATIENCE / 2
     go_on.set()
+    rig.database.close()

@@ -1,4 +1,4 @@
-"""Room that is held back: taken, given up, and not taken back too early."""
+"""The disk reserve: created, released, and not created again too early."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ def _size(folder: Path) -> int | None:
     return file.stat().st_blocks * 512 if file.exists() else None
 
 
-def test_a_small_disk_gives_an_eighth(tmp_path: Path) -> None:
-    """The reserve itself would fill a small disk; or hold nothing but a size."""
+def test_the_reserve_takes_an_eighth_of_a_small_disk(tmp_path: Path) -> None:
+    """Otherwise the reserve fills a small disk; or reserves no blocks."""
     with small_disk(tmp_path / "disk", "2m") as disk:
         reserve = DiskReserve(disk.path)
-        assert reserve.take()
-        assert reserve.take()
+        assert reserve.create()
+        assert reserve.create()
         assert _size(disk.path) == 256 * KIB
-        reserve.give_up()
-        reserve.give_up()
+        reserve.release()
+        reserve.release()
         assert _size(disk.path) is None
 
 
-def test_it_comes_back_with_room_to_spare(tmp_path: Path) -> None:
-    """A full disk would be called well the moment its reserve is given up, again and again."""
+def test_the_reserve_is_recreated_only_with_space_to_spare(tmp_path: Path) -> None:
+    """Otherwise the trouble of a full disk ends with each release, and begins again."""
     with small_disk(tmp_path / "disk", "2m") as disk:
         reserve = DiskReserve(disk.path)
         ballast = disk.path / "ballast"
         ballast.write_bytes(bytes((2048 - 256 - 128) * KIB))
-        assert reserve.take()
-        reserve.give_up()
-        assert not reserve.take_back()
+        assert reserve.create()
+        reserve.release()
+        assert not reserve.recreate()
         assert _size(disk.path) is None
         ballast.unlink()
-        assert reserve.take_back()
+        assert reserve.recreate()
         assert _size(disk.path) == 256 * KIB
 
 
-def test_no_room_is_no_error(tmp_path: Path) -> None:
-    """A daemon on a full disk would not start, or end where it should wait."""
+def test_a_full_disk_is_no_error(tmp_path: Path) -> None:
+    """Otherwise a daemon on a full disk does not start, or ends where it should wait."""
     with small_disk(tmp_path / "disk", "2m") as disk:
         reserve = DiskReserve(disk.path)
         disk.fill(0)
-        assert not reserve.take()
+        assert not reserve.create()
         assert _size(disk.path) is None

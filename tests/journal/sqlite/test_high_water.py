@@ -14,11 +14,11 @@ import structlog.testing
 import trio
 
 from payloadd.errors import StartError
-from payloadd.journal.operations import Append, Bury, Receipt, Seal, Settle
+from payloadd.journal.api import Append, Bury, Receipt, Seal, Settle
 from payloadd.journal.sqlite import high_water, segments
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.schema import FILE, open_existing
-from payloadd.journal.sqlite.totals import Totals
+from payloadd.journal.sqlite.transaction import Totals
 from payloadd.journal.sqlite.verify import verify
 from tests.journal.sqlite.damaging import cut, flip, zero
 from tests.support.journal import append, batch, id_of, make_rig, open_rig, part
@@ -26,7 +26,7 @@ from tests.support.journal import append, batch, id_of, make_rig, open_rig, part
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from payloadd.journal.operations import Operation
+    from payloadd.journal.api import Operation
 
 WAL = f"{FILE}-wal"
 
@@ -333,7 +333,7 @@ async def test_the_loss_is_reported_in_log_health_and_metric(folder: Path) -> No
     assert rig.health.troubles["journal_data"].code == "PAYLOADS_MISSING"
     assert rig.health.troubles["journal_data"].reason.startswith("15 accepted payloads")
     assert b"payloadd_payloads_missing 15.0" in rig.metrics.render()
-    async with rig.journal.at_work():
+    async with rig.journal.running():
         assert rig.journal.refusal() is None
         await rig.take(77)
         rig.health.phase = "draining"
@@ -347,7 +347,7 @@ async def test_the_loss_is_reported_in_log_health_and_metric(folder: Path) -> No
 async def test_the_record_is_synced_within_seconds(folder: Path) -> None:
     """After a power cut the lower bound would be as old as the start of the daemon."""
     rig = make_rig(folder / FILE)
-    async with rig.journal.at_work():
+    async with rig.journal.running():
         await rig.take(1)
         high = rig.journal._database.high_water
         with trio.fail_after(20):

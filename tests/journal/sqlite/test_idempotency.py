@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from payloadd.errors import RefusedError
-from payloadd.journal.operations import Append, Expire, Receipt
+from payloadd.journal.api import Append, Expire, Receipt
 from payloadd.journal.sqlite import idempotency
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection

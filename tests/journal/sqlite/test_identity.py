@@ -11,7 +11,7 @@ import pytest
 import structlog.testing
 
 from payloadd.errors import StartError
-from payloadd.journal.operations import Append, Receipt, Settle
+from payloadd.journal.api import Append, Receipt, Settle
 from payloadd.journal.sqlite import high_water, identity, segments
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database

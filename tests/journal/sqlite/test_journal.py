@@ -1,9 +1,10 @@
-"""Group commit: one fsync for many, in order, and nothing lost when the disk says no."""
+"""Group commit: one fsync for many requests, in order, and no loss when the disk fails."""
 
 from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,12 +12,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError, TooLargeError
-from payloadd.journal.operations import Append, Bury, Seal, Settle
-from payloadd.journal.sqlite import journal, maintenance
+from payloadd.journal.api import Append, Bury, Seal, Settle
 from payloadd.journal.sqlite.dead_letters import mark
 from payloadd.journal.sqlite.schema import ROW_BYTES
 from payloadd.pipeline.queue import NudgedError
-from tests.support.journal import PATIENCE, batch, disk_full, make_rig, open_rig, until
+from tests.support.journal import PATIENCE, QUICK, batch, disk_full, make_rig, open_rig, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,15 +24,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("anywhere")
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "_AFTER_TROUBLE", 0.02)
-    monkeypatch.setattr(maintenance, "_BETWEEN", 0.02)
-
-
 async def test_many_requests_share_a_commit_and_keep_their_order(tmp_path: Path) -> None:
-    """One fsync a request would allow a few hundred a second; disorder would mix the ids up."""
-    async with open_rig(tmp_path / "j") as rig:
+    """Otherwise the disk allows a few hundred requests a second; or ids name wrong payloads."""
+    async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
         rig.database.hold()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.take, 1)
@@ -50,12 +44,10 @@ async def test_many_requests_share_a_commit_and_keep_their_order(tmp_path: Path)
         assert rig.accounting.accepted == 101
 
 
-async def test_a_request_of_many_jobs_is_shown_in_turns_and_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """10,000 jobs that are shown at once hold the event loop; out of order they mix up objects."""
-    monkeypatch.setattr(journal, "_OFFERED_AT_ONCE", 3)
-    async with open_rig(tmp_path / "j") as rig, trio.open_nursery() as nursery:
+async def test_many_jobs_are_offered_in_portions_and_in_order(tmp_path: Path) -> None:
+    """Otherwise 10,000 jobs hold up the event loop; or objects contain wrong jobs."""
+    tuning = replace(QUICK, offered_jobs=3)
+    async with open_rig(tmp_path / "j", tuning=tuning) as rig, trio.open_nursery() as nursery:
         nursery.start_soon(rig.feeder.refill, rig.journal)
         rig.database.hold()
         nursery.start_soon(rig.take, 1)
@@ -70,9 +62,9 @@ async def test_a_request_of_many_jobs_is_shown_in_turns_and_in_order(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_full_disk_refuses_requests_and_keeps_the_rest(tmp_path: Path) -> None:
-    """A 202 that is not on disk; or a settled row that comes back for ever."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_a_full_disk_refuses_requests_and_delays_the_other_operations(tmp_path: Path) -> None:
+    """Otherwise a 202 is not on disk; or a settled batch is stored again after each restart."""
+    async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
         await rig.take(1, count=4)
         jobs = [rig.channel.receive_nowait() for _ in range(4)]
         rig.database.write_error = disk_full
@@ -101,13 +93,13 @@ async def test_a_full_disk_refuses_requests_and_keeps_the_rest(tmp_path: Path) -
         assert rig.accounting.accepted == 5
 
 
-async def test_a_read_that_fails_is_tried_again_and_the_trouble_ends(tmp_path: Path) -> None:
-    """An idle daemon would refuse everything after one bad read, until somebody restarts it."""
+async def test_a_failed_read_is_repeated_until_it_succeeds(tmp_path: Path) -> None:
+    """Otherwise an idle daemon refuses all requests after one failed read, until a restart."""
 
     def broken() -> Exception:
         return sqlite3.OperationalError("disk I/O error")
 
-    async with open_rig(tmp_path / "j") as rig:
+    async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
         await rig.take(1)
         rig.database.read_error = broken
         await until(lambda: rig.health.troubles)
@@ -117,9 +109,9 @@ async def test_a_read_that_fails_is_tried_again_and_the_trouble_ends(tmp_path: P
         assert (await rig.take(2)).payloads == 1
 
 
-async def test_a_client_that_leaves_is_counted_all_the_same(tmp_path: Path) -> None:
-    """The journal and the count would differ by it, and `lost 0` mean nothing."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_a_request_whose_client_has_gone_is_counted(tmp_path: Path) -> None:
+    """Otherwise the count differs from the journal, and `lost 0` is not true."""
+    async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
         rig.database.hold()
         with trio.CancelScope() as client:
             async with trio.open_nursery() as nursery:
@@ -131,9 +123,9 @@ async def test_a_client_that_leaves_is_counted_all_the_same(tmp_path: Path) -> N
         assert rig.shown() == [1]
 
 
-async def test_a_full_journal_refuses_until_there_is_room(tmp_path: Path) -> None:
-    """The disk would fill until nothing on the machine works."""
-    async with open_rig(tmp_path / "j", max_bytes=200) as rig:
+async def test_a_full_journal_refuses_requests_until_batches_are_settled(tmp_path: Path) -> None:
+    """Otherwise the journal fills the disk of the machine."""
+    async with open_rig(tmp_path / "j", max_bytes=200, tuning=QUICK) as rig:
         await rig.take(1)
         await rig.take(2)
         with pytest.raises(RefusedError) as caught:
@@ -147,10 +139,10 @@ async def test_a_full_journal_refuses_until_there_is_room(tmp_path: Path) -> Non
         await rig.take(3)
 
 
-async def test_what_waits_for_a_commit_fills_the_journal_too(tmp_path: Path) -> None:
-    """A burst during one slow fsync would be taken whole, however far past JOURNAL_MAX_BYTES."""
+async def test_requests_that_wait_for_a_commit_count_towards_the_limit(tmp_path: Path) -> None:
+    """Otherwise a burst during one slow fsync exceeds JOURNAL_MAX_BYTES without a bound."""
     most = 3 * (ROW_BYTES + len(b"1\n"))
-    async with open_rig(tmp_path / "j", max_bytes=most) as rig:
+    async with open_rig(tmp_path / "j", max_bytes=most, tuning=QUICK) as rig:
         refused: list[str] = []
 
         async def take(number: int) -> None:
@@ -167,21 +159,21 @@ async def test_what_waits_for_a_commit_fills_the_journal_too(tmp_path: Path) -> 
                 nursery.start_soon(take, number)
             await wait_all_tasks_blocked()
             rig.database.let_go()
-        # Three, and at most the one that was being written when they came.
+        # Three, and perhaps the request that was being written when the others arrived.
         assert 3 <= rig.accounting.accepted <= 4
         assert refused == ["JOURNAL_FULL"] * (9 - rig.accounting.accepted)
 
 
-async def test_what_never_fits_is_told_so(tmp_path: Path) -> None:
-    """A client that is told to come back would come back for ever."""
-    async with open_rig(tmp_path / "j", max_bytes=200) as rig:
+async def test_a_request_larger_than_the_journal_is_too_large(tmp_path: Path) -> None:
+    """Otherwise the client repeats the request for ever."""
+    async with open_rig(tmp_path / "j", max_bytes=200, tuning=QUICK) as rig:
         with pytest.raises(TooLargeError, match="JOURNAL_MAX_BYTES"):
             await rig.take(1, count=4)
 
 
-async def test_dead_letters_take_room(tmp_path: Path) -> None:
-    """A store that refuses everything for good would fill the disk."""
-    async with open_rig(tmp_path / "j", max_bytes=200) as rig:
+async def test_dead_letters_count_towards_the_limit(tmp_path: Path) -> None:
+    """Otherwise a store that refuses every object for good fills the disk."""
+    async with open_rig(tmp_path / "j", max_bytes=200, tuning=QUICK) as rig:
         await rig.take(1, count=2)
         for _ in range(2):
             job = rig.channel.receive_nowait()
@@ -193,9 +185,9 @@ async def test_dead_letters_take_room(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one-group", "two-groups"])
-async def test_a_key_is_answered_once(tmp_path: Path, together: bool) -> None:  # noqa: FBT001 - a parameter
-    """A client that repeats blindly would have its payloads twice."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_an_idempotency_key_is_accepted_once(tmp_path: Path, together: bool) -> None:  # noqa: FBT001 - a parameter
+    """Otherwise a client that repeats a request stores its payloads twice."""
+    async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
         receipts = []
 
         async def take(number: int) -> None:
@@ -214,13 +206,13 @@ async def test_a_key_is_answered_once(tmp_path: Path, together: bool) -> None:  
             rig.database.let_go()
         assert receipts[0] == receipts[1]
         assert rig.accounting.accepted == 2
-    async with open_rig(tmp_path / "j") as rig:
+    async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
         assert (await rig.take(9, b"key")) == receipts[0]
 
 
-async def test_a_key_whose_commit_failed_is_free(tmp_path: Path) -> None:
-    """The retry of a refused request would be answered with a receipt for nothing."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_an_idempotency_key_of_a_failed_commit_is_unknown(tmp_path: Path) -> None:
+    """Otherwise the retry of a refused request gets a receipt for payloads that are not there."""
+    async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
         rig.database.write_error = disk_full
         with pytest.raises(RefusedError):
             await rig.take(1, b"key")
@@ -230,11 +222,11 @@ async def test_a_key_whose_commit_failed_is_free(tmp_path: Path) -> None:
         assert rig.accounting.accepted == 1
 
 
-async def test_what_was_settled_last_is_written_behind_the_body(tmp_path: Path) -> None:
-    """A drain that stored everything would leave rows for the next start."""
-    rig = make_rig(tmp_path / "j")
+async def test_batches_settled_last_are_written_when_the_journal_closes(tmp_path: Path) -> None:
+    """Otherwise a drain that has stored all payloads leaves rows for the next start."""
+    rig = make_rig(tmp_path / "j", tuning=QUICK)
     with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
-        async with rig.journal.at_work():
+        async with rig.journal.running():
             await rig.take(1)
             rig.journal.settle(batch(rig.channel.receive_nowait(), sealed=False))
             scope.cancel()
@@ -243,9 +235,9 @@ async def test_what_was_settled_last_is_written_behind_the_body(tmp_path: Path) 
     rig.database.close()
 
 
-async def test_dead_letters_come_back_when_an_operator_says_so(tmp_path: Path) -> None:
-    """`payloadd journal dead retry` on a running daemon would do nothing."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_marked_dead_letters_become_sealed_batches(tmp_path: Path) -> None:
+    """Otherwise `payloadd journal dead retry` has no effect on a running daemon."""
+    async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
         await rig.take(1, count=3)
         for _ in range(3):
             job = rig.channel.receive_nowait()
@@ -265,14 +257,14 @@ async def test_dead_letters_come_back_when_an_operator_says_so(tmp_path: Path) -
         ]
 
 
-async def test_space_comes_back_by_itself_and_keys_expire(
+async def test_the_file_shrinks_and_keys_expire(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file would stay as large as its longest outage, and keys would fill it for ever."""
+    """Otherwise the file stays as large as after the longest outage, and keys fill it."""
     monkeypatch.setattr("payloadd.journal.sqlite.deletion.Vacuum.least_pages", 4)
     monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", -1)
     monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEYS_PER_COMMIT", 1)
-    async with open_rig(tmp_path / "j") as rig:
+    async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
         await rig.take(1, b"key", count=900)
         await rig.take(901, b"another")
         for _ in range(901):
@@ -283,9 +275,9 @@ async def test_space_comes_back_by_itself_and_keys_expire(
         await until(lambda: one("PRAGMA freelist_count").fetchone()[0] < 4)
 
 
-async def test_a_pulse_comes_with_a_commit(tmp_path: Path) -> None:
-    """A journal that hangs would seem to live, and systemd would leave it so."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_a_pulse_waits_for_a_commit(tmp_path: Path) -> None:
+    """Otherwise systemd does not restart a daemon whose journal hangs."""
+    async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
         with trio.fail_after(PATIENCE):
             await rig.journal.pulse()
         rig.database.hold()
@@ -298,9 +290,9 @@ async def test_a_pulse_comes_with_a_commit(tmp_path: Path) -> None:
             rig.database.let_go()
 
 
-async def test_a_full_disk_has_a_pulse(tmp_path: Path) -> None:
-    """A daemon that waits for room on its disk would be ended by systemd's watchdog."""
-    async with open_rig(tmp_path / "j") as rig:
+async def test_a_pulse_ends_with_a_failed_commit(tmp_path: Path) -> None:
+    """Otherwise systemd's watchdog ends a daemon that waits for space on its disk."""
+    async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
         rig.database.write_error = disk_full
         with trio.fail_after(PATIENCE):
             await rig.journal.pulse()

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import pytest
 
 from payloadd.errors import RefusedError, StartError
-from payloadd.journal.operations import Append, Bury, Receipt, Revive, Seal, Settle
-from payloadd.journal.sqlite import dead_letters, journal, maintenance, segments
+from payloadd.journal.api import Append, Bury, Receipt, Revive, Seal, Settle
+from payloadd.journal.sqlite import dead_letters, segments
 from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.dead_letters import mark
+from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.schema import MIGRATIONS, migrate
 from payloadd.journal.sqlite.segments import FOLDER, LARGE, WORTH_A_SYNC
@@ -304,12 +305,11 @@ async def test_requests_are_refused_where_a_segment_cannot_be_written(
     path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     """A 202 for payloads without bytes; or a daemon that refuses requests for ever."""
-    monkeypatch.setattr(journal, "_AFTER_TROUBLE", 0.02)
 
     def fail(*_arguments: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    async with open_rig(path) as rig:
+    async with open_rig(path, tuning=Tuning(retry_interval=0.02)) as rig:
         await rig.take(1)
         with monkeypatch.context() as disk:
             disk.setattr(os, broken, fail)
@@ -362,9 +362,8 @@ async def test_dead_segments_are_unlinked_within_seconds(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk would stay as full as in the longest outage, also with dropped dead letters."""
-    monkeypatch.setattr(maintenance, "_BETWEEN", 0.02)
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
-    async with open_rig(path) as rig:
+    async with open_rig(path, tuning=Tuning(maintenance_interval=0.02)) as rig:
         for number in range(1, 5):
             await rig.take(number)
         jobs = [rig.channel.receive_nowait() for _ in range(4)]

@@ -1,4 +1,4 @@
-"""What is done every second, where the disk fails: it ends nothing, and is tried again."""
+"""Maintenance while the disk fails: it ends nothing, and is tried again."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from payloadd.journal.operations import Settle
-from payloadd.journal.sqlite import journal, maintenance, segments
+from payloadd.journal.api import Settle
+from payloadd.journal.sqlite import segments
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.segments import FOLDER
 from tests.support.journal import (
@@ -30,24 +31,23 @@ from tests.support.journal import (
 _unlink = Path.unlink
 
 
-async def test_chores_behind_a_commit_that_hangs_do_not_spoil_the_end(
+async def test_maintenance_behind_a_hanging_commit_does_not_delay_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A daemon that is stopped while its disk hangs would end with a traceback and no drain."""
-    monkeypatch.setattr(maintenance, "_BETWEEN", 0.02)
-    monkeypatch.setattr(journal, "_LAST_COMMIT", 0.1)
-    rig = make_rig(tmp_path / FILE)
+    """Otherwise a daemon that is stopped while its disk hangs ends with a traceback."""
+    tuning = Tuning(maintenance_interval=0.02, last_commit_timeout=0.1)
+    rig = make_rig(tmp_path / FILE, tuning=tuning)
     thread = rig.journal._thread
     looking, go_on = threading.Event(), threading.Event()
 
     def look() -> int:
         looking.set()
         assert go_on.wait(PATIENCE)
-        return -1  # nobody else has written: the sweep is next
+        return -1  # no other process has written: compaction is next
 
     monkeypatch.setattr(rig.database, "foreign_changes", look)
     with trio.fail_after(PATIENCE):
-        async with rig.journal.at_work(), trio.open_nursery() as nursery:
+        async with rig.journal.running(), trio.open_nursery() as nursery:
             await until(looking.is_set)
             rig.database.compaction._live[1] = 0
             rig.database.hold()
@@ -64,10 +64,8 @@ async def test_chores_behind_a_commit_that_hangs_do_not_spoil_the_end(
 
 
 @pytest.mark.usefixtures("all_large")
-def test_a_segment_that_cannot_be_removed_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One bad moment of the disk would cost 16 MiB until the next start, or keep all others."""
+def test_removing_a_segment_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise one disk error costs 16 MiB until the next start, or keeps all segments."""
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
     folder = tmp_path / FOLDER
     broken: set[Path] = set()
@@ -95,14 +93,13 @@ def test_a_segment_that_cannot_be_removed_is_tried_again(
 
 
 @pytest.mark.usefixtures("all_large")
-async def test_a_full_disk_that_is_well_again_has_room(
+async def test_stored_rows_are_deleted_before_a_full_disk_accepts_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was stored meanwhile would fill it again at once: one outage would be two."""
+    """Otherwise the disk is full again at once: one outage becomes two."""
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
-    monkeypatch.setattr(maintenance, "_BETWEEN", PATIENCE)
-    monkeypatch.setattr(journal, "_AFTER_TROUBLE", 0.02)
-    async with open_rig(tmp_path / "j") as rig:
+    tuning = Tuning(maintenance_interval=PATIENCE, retry_interval=0.02)
+    async with open_rig(tmp_path / "j", tuning=tuning) as rig:
         for number in range(1, 5):
             await rig.take(number)
         jobs = [rig.channel.receive_nowait() for _ in range(4)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from payloadd.errors import StartError
-from payloadd.journal.operations import Seal
+from payloadd.journal.api import Seal
 from payloadd.journal.sqlite import file_check
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.lock import lock

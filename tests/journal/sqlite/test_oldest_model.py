@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from payloadd.journal.operations import Bury, Revive, Settle
+from payloadd.journal.api import Bury, Revive, Settle
 from payloadd.journal.sqlite import dead_letters
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.deletion import RowDeletion

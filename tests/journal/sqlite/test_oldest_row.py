@@ -8,9 +8,9 @@ import uuid
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from payloadd.journal.operations import Append, Bury, Receipt, Revive, Settle
-from payloadd.journal.sqlite import maintenance
+from payloadd.journal.api import Append, Bury, Receipt, Revive, Settle
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.oldest_row import OldestRow
 from payloadd.model.job import Part
 from tests.support.journal import batch, open_rig, until
@@ -86,25 +86,21 @@ async def test_the_age_is_right_after_many_dead_letters(
 ) -> None:
     """A backlog behind a thousand dead letters would have the age 0 for as many seconds."""
     monkeypatch.setattr(OldestRow, "most_ranges", 2)
-    monkeypatch.setattr(maintenance, "_BETWEEN", 60.0)
     with closing(Database(tmp_path / "j")) as database:
         requests = [request(number) for number in range(9)]
         database.commit(list(requests))
         database.commit([Bury(batch(one.jobs[0], sealed=False), "C", "r") for one in requests[:8]])
-    async with open_rig(tmp_path / "j") as rig:
-        await rig.journal._maintenance._note_oldest()
+    async with open_rig(tmp_path / "j", tuning=Tuning(maintenance_interval=60.0)) as rig:
+        await rig.journal._maintenance._report_oldest()
         assert rig.accounting.kept_since == NOW + 8
 
 
-async def test_an_unreadable_backlog_has_its_age(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_unreadable_backlog_has_its_age(tmp_path: Path) -> None:
     """The usual alert would see an age of 0 while nothing is stored."""
-    monkeypatch.setattr(maintenance, "_BETWEEN", 0.02)
     with closing(Database(tmp_path / "j")) as database:
         database.commit([request(0)])
     age = time.time() - NOW
-    async with open_rig(tmp_path / "j") as rig:
+    async with open_rig(tmp_path / "j", tuning=Tuning(maintenance_interval=0.02)) as rig:
         rig.accounting.found = 1
         rig.database.read_error = lambda: sqlite3.OperationalError("disk I/O error")
         await until(lambda: rig.accounting.oldest_age() >= age)
@@ -114,8 +110,7 @@ async def test_an_unreadable_age_counts_from_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a damaged first page, a backlog would have no age."""
-    monkeypatch.setattr(maintenance, "_BETWEEN", 0.02)
-    async with open_rig(tmp_path / "j") as rig:
+    async with open_rig(tmp_path / "j", tuning=Tuning(maintenance_interval=0.02)) as rig:
 
         def broken() -> float:
             raise sqlite3.DatabaseError("database disk image is malformed")

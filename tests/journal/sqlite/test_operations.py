@@ -1,4 +1,4 @@
-"""What a commit does, one kind of operation at a time, where chance would not get to."""
+"""Commits of one kind of operation at a time, in cases that random tests do not reach."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from payloadd.journal.operations import Bury, Expire, Revive, Seal, Settle
+from payloadd.journal.api import Bury, Expire, Revive, Seal, Settle
 from payloadd.journal.sqlite import dead_letters
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.dead_letters import REVIVED_PER_COMMIT, drop
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from payloadd.journal.operations import Operation
+    from payloadd.journal.api import Operation
 
 pytestmark = pytest.mark.usefixtures("anywhere")
 
@@ -34,26 +34,26 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 def mark(path: Path, *numbers: int) -> None:
-    """Want dead letters tried again, as another process does."""
+    """Mark dead letters to be tried again, as another process does."""
     with closing(sqlite3.connect(path)) as other, other:
         dead_letters.mark(other, [str(id_of(number)) for number in numbers])
 
 
 def with_dead_letters(database: Database, count: int) -> None:
-    """Have as many requests, each refused by the store."""
+    """Add requests, each of which the store has refused for good."""
     requests = [append(number) for number in range(1, count + 1)]
     database.commit(requests)
     database.commit([Bury(batch(one.jobs[0], sealed=False), "C", "r") for one in requests])
 
 
 def failing(*operations: Operation) -> Iterator[Operation]:
-    """Yield the operations, then fill the disk."""
+    """Yield the operations, then raise the error of a full disk."""
     yield from operations
     raise disk_full()
 
 
-def test_only_what_was_marked_comes_back(tmp_path: Path, database: Database) -> None:
-    """`dead retry ID` would send what the operator had reasons to leave, or bring it back twice."""
+def test_only_marked_dead_letters_are_revived(tmp_path: Path, database: Database) -> None:
+    """Otherwise `dead retry ID` uploads letters that the operator did not name, or one twice."""
     with_dead_letters(database, 4)
     mark(tmp_path / "j", 4, 2)
     first, second = Revive(), Revive()
@@ -69,10 +69,8 @@ def test_only_what_was_marked_comes_back(tmp_path: Path, database: Database) -> 
     ]
 
 
-def test_a_dead_letter_that_dies_again_can_come_back_again(
-    tmp_path: Path, database: Database
-) -> None:
-    """An operator who mends the wrong thing first would have lost the letter."""
+def test_a_dead_letter_can_be_revived_several_times(tmp_path: Path, database: Database) -> None:
+    """Otherwise a letter is lost if the operator repairs the wrong thing first."""
     with_dead_letters(database, 1)
     for _ in range(3):
         mark(tmp_path / "j", 1)
@@ -85,8 +83,8 @@ def test_a_dead_letter_that_dies_again_can_come_back_again(
     assert database.totals.jobs == 0
 
 
-def test_a_revival_whose_commit_failed_is_done_once(tmp_path: Path, database: Database) -> None:
-    """A full disk would bring a dead letter back twice: two objects."""
+def test_a_revival_whose_commit_failed_is_repeated_once(tmp_path: Path, database: Database) -> None:
+    """Otherwise a full disk makes two objects of a dead letter."""
     with_dead_letters(database, 2)
     mark(tmp_path / "j", 1)
     revive = Revive()
@@ -100,8 +98,10 @@ def test_a_revival_whose_commit_failed_is_done_once(tmp_path: Path, database: Da
     assert revive.firsts == []
 
 
-def test_many_come_back_in_several_commits(tmp_path: Path, database: Database) -> None:
-    """Ten thousand dead letters that are tried again would hold up every request meanwhile."""
+def test_many_dead_letters_are_revived_in_several_commits(
+    tmp_path: Path, database: Database
+) -> None:
+    """Otherwise every request waits while 10,000 dead letters are revived."""
     with_dead_letters(database, REVIVED_PER_COMMIT + 1)
     mark(tmp_path / "j", *range(1, REVIVED_PER_COMMIT + 2))
     first, second = Revive(), Revive()
@@ -111,8 +111,8 @@ def test_many_come_back_in_several_commits(tmp_path: Path, database: Database) -
     assert (len(second.firsts), second.more) == (1, False)
 
 
-def test_dead_letters_stay_out_of_the_way_of_a_restart(tmp_path: Path) -> None:
-    """What S3 has refused for good would be sent again with every start."""
+def test_a_restart_does_not_upload_dead_letters(tmp_path: Path) -> None:
+    """Otherwise every start uploads the objects that S3 refuses for good."""
     path = tmp_path / "j"
     with closing(Database(path)) as old:
         with_dead_letters(old, 3)
@@ -129,8 +129,8 @@ def test_dead_letters_stay_out_of_the_way_of_a_restart(tmp_path: Path) -> None:
         assert new.totals.dead_bytes == 2 * (2 + ROW_BYTES)
 
 
-def test_a_transaction_that_was_left_open_is_not_the_end(database: Database) -> None:
-    """After a roll-back that failed too, every commit would fail until a restart."""
+def test_a_commit_succeeds_after_a_transaction_was_left_open(database: Database) -> None:
+    """Otherwise every commit fails after a failed rollback, until a restart."""
     database._connection.execute("BEGIN IMMEDIATE")
     with pytest.raises(sqlite3.OperationalError):
         database.commit([append(1)])
@@ -139,10 +139,10 @@ def test_a_transaction_that_was_left_open_is_not_the_end(database: Database) -> 
     assert len(database.page(0, 9, 99)) == 1
 
 
-def test_a_key_is_forgotten_in_the_second_it_expires(
+def test_an_idempotency_key_is_deleted_in_the_second_it_expires(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key would live a second more or less than the one that looks it up says."""
+    """Otherwise a key that is deleted is still valid when it is looked up, or the reverse."""
     now = int(time.time())
     monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", 0)
     database.commit([append(number, b"key%d" % number) for number in range(1, 4)])
@@ -154,10 +154,10 @@ def test_a_key_is_forgotten_in_the_second_it_expires(
     assert database._connection.execute("SELECT count(*) FROM answers").fetchone() == (1,)
 
 
-def test_keys_are_forgotten_faster_than_clients_bring_them(
+def test_expired_keys_are_deleted_a_bounded_number_per_commit(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The table of keys would grow without end, or one commit hold up everybody for seconds."""
+    """Otherwise the table of keys grows without end, or one commit delays all requests."""
     monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", -1)
     database.commit([append(n, b"%d" % n) for n in range(1, 201)])
     for expected in (72, 0):
@@ -167,8 +167,8 @@ def test_keys_are_forgotten_faster_than_clients_bring_them(
         assert database.totals.keys == expected
 
 
-def test_numbers_go_on_where_they_ended(tmp_path: Path) -> None:
-    """Jobs of two runs would have one number, and the second could not be written."""
+def test_job_numbers_continue_after_a_restart(tmp_path: Path) -> None:
+    """Otherwise jobs of two runs have the same number, and the second cannot be written."""
     path = tmp_path / "j"
     for seq in (1, 2, 3):
         with closing(Database(path)) as one:
@@ -177,8 +177,8 @@ def test_numbers_go_on_where_they_ended(tmp_path: Path) -> None:
             assert one.totals == type(one.totals)(seq + 1, 0, 0, 0, accepted=seq)
 
 
-def test_a_job_larger_than_a_page_comes_alone(database: Database) -> None:
-    """After MAX_QUEUE_BYTES was lowered the backlog would stop at the first large job."""
+def test_a_job_larger_than_a_page_is_returned_alone(database: Database) -> None:
+    """Otherwise the backlog stops at the first large job after MAX_QUEUE_BYTES was lowered."""
     database.commit([append(1, count=12)])
     assert [one.seq for one in database.page(9, 9, 1)] == [10]
     assert [one.seq for one in database.page(8, 9, 5)] == [9, 10]
@@ -186,8 +186,8 @@ def test_a_job_larger_than_a_page_comes_alone(database: Database) -> None:
     assert database.page(12, 9, 99) == []
 
 
-def test_what_was_sealed_before_the_start_is_paged_around(tmp_path: Path) -> None:
-    """A crash with several batches under way would store some payloads twice or never."""
+def test_pages_leave_out_batches_that_were_sealed_before_the_start(tmp_path: Path) -> None:
+    """Otherwise a crash during several uploads stores some payloads twice or never."""
     path = tmp_path / "j"
     with closing(Database(path)) as old:
         request = append(1, count=8)

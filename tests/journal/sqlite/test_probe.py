@@ -1,4 +1,4 @@
-"""A journal behind a commit that failed: what it left in SQLite's log must not come back."""
+"""A journal after a failed commit: the rows in SQLite's log must not come back."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def as_a_crash_leaves_it(folder: Path, name: str) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a STATE_DIR with room for copies beside it."""
+    """Return a STATE_DIR that copies can be made beside."""
     made = tmp_path / "state"
     made.mkdir()
     return made
 
 
-def test_a_probe_writes(folder: Path) -> None:
-    """A disk that takes nothing would be taken for mended, and clients be told to go on."""
+def test_a_probe_writes_to_the_disk(folder: Path) -> None:
+    """Otherwise the trouble ends although the disk refuses every write."""
     with closing(Database(folder / FILE)) as database:
         database.commit([append(1)])
         for _ in range(3):
@@ -48,12 +48,12 @@ def test_a_probe_writes(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("all_large")
-def test_a_commit_that_failed_does_not_come_back_behind_a_probe(folder: Path) -> None:
-    """A crash would bring back a job whose bytes are cut off, and no page be read any more."""
+def test_a_failed_commit_does_not_come_back_after_a_probe(folder: Path) -> None:
+    """Otherwise a crash brings back a job whose payload is gone, and no page can be read."""
     with closing(Database(folder / FILE)) as database:
         database.commit([append(1)])
-        # What a commit writes whose sync fails: its rows are in the log, and SQLite has taken
-        # back that they are. They come from a copy in which it went well.
+        # A commit whose sync fails leaves its rows in the log, although SQLite has rolled it
+        # back. Here the rows come from a copy whose commit succeeded.
         copy = as_a_crash_leaves_it(folder, "copy")
         with closing(Database(copy / FILE)) as other:
             other.commit([append(2)])

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from payloadd.journal.operations import Seal, Settle
-from payloadd.journal.sqlite import file_check, segments, thread
+from payloadd.journal.api import Seal, Settle
+from payloadd.journal.sqlite import file_check, segments
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.read_errors import ReadErrors
 from payloadd.journal.sqlite.segments import FOLDER
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 
     from tests.support.bad_sectors import BadSectors
 
+_QUICK = Tuning(retry_interval=0.02)
+
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReadErrors, "seconds", 0.2)
     monkeypatch.setattr(ReadErrors, "pause", 0.02)
-    monkeypatch.setattr(thread, "_AFTER_TROUBLE", 0.02)
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ async def test_a_job_that_stays_unreadable_becomes_a_dead_letter(
     """One bad sector would keep all payloads after it from being stored."""
     fill(path, 9)
     bad.add(segment(path), 2 * 4, 1)  # two bytes a job: number 5
-    async with open_rig(path) as rig:
+    async with open_rig(path, tuning=_QUICK) as rig:
         found = await rig.journal.page(0, 99, 9999)
         assert contents(found) == contents([job(n) for n in range(1, 10) if n != 5])
         assert bad.errors >= 5
@@ -85,7 +87,7 @@ async def test_a_job_that_is_unreadable_for_a_moment_is_stored(
     fill(path, 9)
     bad.add(segment(path), 0, 4)
     pages: list[int] = []
-    async with open_rig(path) as rig, trio.open_nursery() as nursery:
+    async with open_rig(path, tuning=_QUICK) as rig, trio.open_nursery() as nursery:
 
         async def page() -> None:
             pages.append(len(await rig.journal.page(0, 99, 9999)))
@@ -105,7 +107,7 @@ async def test_a_bad_area_of_many_jobs_delays_the_backlog_once(path: Path, bad: 
     """A bad area of a MiB would delay the backlog by seconds for each of its payloads."""
     fill(path, 9)
     bad.add(segment(path), 0, 2 * 7)
-    async with open_rig(path) as rig:
+    async with open_rig(path, tuning=_QUICK) as rig:
         assert contents(await rig.journal.page(0, 2, 9999)) == contents([job(8), job(9)])
     found = [(id_, payloads) for _, id_, payloads in sorted(letters(path))]
     assert found == [(str(id_of(first)), min(2, 8 - first)) for first in (1, 3, 5, 7)]
@@ -119,7 +121,7 @@ async def test_readable_members_of_a_sealed_batch_keep_their_key(
     with closing(Database(path)) as database:
         database.commit([append(1, count=9), Seal(batch(job(2), job(3), job(4)))])
     bad.add(segment(path), 2 * 2, 1)
-    async with open_rig(path) as rig:
+    async with open_rig(path, tuning=_QUICK) as rig:
         found = await rig.journal.sealed()
         assert found is not None
         assert (found.key, contents(found.jobs)) == ("k2", contents([job(2), job(4)]))
@@ -168,7 +170,7 @@ async def test_a_page_that_stays_unreadable_costs_its_own_rows_only(
     fill(path, 2000)
     (page,) = leaves(path, [id_of(1000)])
     bad.add(path, (page - 1) * PAGE, PAGE)
-    async with open_rig(path) as rig:
+    async with open_rig(path, tuning=_QUICK) as rig:
         jobs = await rig.journal.page(0, 9999, 10**7)
         assert bad.errors >= 5
         assert 1700 < len(jobs) < 2000
@@ -188,7 +190,7 @@ async def test_a_page_that_is_unreadable_for_a_moment_is_read(
     fill(path, 2000)
     (page,) = leaves(path, [id_of(1000)])
     bad.add(path, (page - 1) * PAGE, PAGE)
-    async with open_rig(path) as rig, trio.open_nursery() as nursery:
+    async with open_rig(path, tuning=_QUICK) as rig, trio.open_nursery() as nursery:
         counts: list[int] = []
 
         async def read() -> None:

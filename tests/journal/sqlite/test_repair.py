@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.journal.operations import Settle
+from payloadd.journal.api import Settle
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
@@ -58,7 +58,7 @@ async def test_each_payload_is_stored_or_reported_in_every_state(path: Path) -> 
     rig = make_rig(path, max_jobs=200)
     repair_without_pause(rig.database)
     with trio.fail_after(20):
-        async with rig.journal.at_work():
+        async with rig.journal.running():
             jobs = await fill(rig)
             before_seal, in_store, settling = jobs[:20], jobs[20:40], jobs[40:60]
             dying, queued = jobs[60:80], jobs[80:]
@@ -100,7 +100,7 @@ async def test_jobs_that_the_refill_has_read_are_restored(path: Path) -> None:
     rig = make_rig(path, max_jobs=200)
     repair_without_pause(rig.database)
     with trio.fail_after(20):
-        async with rig.journal.at_work(), trio.open_nursery() as nursery:
+        async with rig.journal.running(), trio.open_nursery() as nursery:
             jobs = await fill(rig)
             # The refill reads a page and waits for space: workers hold all bytes.
             rig.channel.max_bytes = rig.channel.bytes_held

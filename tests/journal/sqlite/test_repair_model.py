@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from payloadd.journal.operations import Append, Bury, Receipt, Revive, Seal, Settle
+from payloadd.journal.api import Append, Bury, Receipt, Revive, Seal, Settle
 from payloadd.journal.sqlite import dead_letters, segments
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
@@ -22,7 +22,7 @@ from tests.support.journal import id_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from payloadd.journal.operations import Operation
+    from payloadd.journal.api import Operation
 
 _TRIES: Final = {"short": 6, "long": 400}
 _STEPS: Final = 40

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from payloadd.journal.operations import Bury, Seal, Settle
+from payloadd.journal.api import Bury, Seal, Settle
 from payloadd.journal.sqlite import file_check, identity
 from payloadd.journal.sqlite.damage import corrupt
 from payloadd.journal.sqlite.database import Database

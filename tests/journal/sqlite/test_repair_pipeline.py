@@ -18,6 +18,7 @@ from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.batching import Batcher
 from payloadd.pipeline.dispatcher import dispatch
+from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from payloadd.pipeline.worker import Worker
@@ -75,7 +76,8 @@ async def test_every_payload_is_stored_once_or_reported(path: Path, most: int) -
     health, metrics, store = Health(), Metrics(), GatedStore()
     accounting, channel = Accounting(metrics), JobChannel(300, 10**6)
     feeder = QueueFeeder(channel, accounting)
-    opening = open_journal(settings, channel, feeder, accounting, health, metrics)
+    listener = PipelineListener(channel, feeder, accounting, metrics)
+    opening = open_journal(settings, listener, health, metrics)
     with trio.fail_after(PATIENCE):
         async with opening as opened, trio.open_nursery() as nursery:
             journal = opened.journal

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from payloadd.errors import StartError
-from payloadd.journal.operations import Settle
+from payloadd.journal.api import Settle
 from payloadd.journal.sqlite import file_check
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection

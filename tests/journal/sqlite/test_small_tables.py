@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from payloadd.journal.operations import Bury
+from payloadd.journal.api import Bury
 from payloadd.journal.sqlite import small_tables
 from payloadd.journal.sqlite.checksum import of_values
 from payloadd.journal.sqlite.database import Database

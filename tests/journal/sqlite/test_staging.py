@@ -1,11 +1,12 @@
-"""Requests that are written with several commits: whole or not at all, and in order."""
+"""Requests that are written in several commits: accepted whole or not at all, and in order."""
 
 from __future__ import annotations
 
 import shutil
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 from unittest.mock import patch
 
 import pytest
@@ -13,20 +14,31 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError
-from payloadd.journal.operations import Abandon, Append, Clear, Receipt, Seal, Settle, Stage
-from payloadd.journal.sqlite import commit_queue, journal, maintenance, segments
+from payloadd.journal.api import Abandon, Append, Clear, Receipt, Seal, Settle, Stage
+from payloadd.journal.sqlite import segments
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.segments import FOLDER, LARGE, WORTH_A_SYNC
 from payloadd.model.job import Part
-from tests.support.journal import append, batch, contents, disk_full, id_of, job, open_rig, until
+from tests.support.journal import (
+    QUICK,
+    append,
+    batch,
+    contents,
+    disk_full,
+    id_of,
+    job,
+    open_rig,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from payloadd.journal.operations import Operation
+    from payloadd.journal.api import Operation
     from payloadd.journal.sqlite.damage import Finding
 
 _ALL = (0, 10_000, 10**9)
@@ -34,7 +46,7 @@ _ALL = (0, 10_000, 10**9)
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return where the journal is to be."""
+    """Return the path of a journal that does not exist yet."""
     return tmp_path / "state" / FILE
 
 
@@ -46,12 +58,8 @@ def database(path: Path) -> Iterator[Database]:
         yield one
 
 
-@pytest.fixture
-def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have requests of more than 10 jobs written in steps of as many."""
-    monkeypatch.setattr(commit_queue, "_MOST_LARGE_ROWS", 10)
-    monkeypatch.setattr(journal, "_AFTER_TROUBLE", 0.02)
-    monkeypatch.setattr(maintenance, "_BETWEEN", 0.02)
+_SMALL_STEPS: Final = replace(QUICK, most_large_rows=10)
+"""Requests of more than 10 jobs are written in steps of 10."""
 
 
 def commit_step(database: Database, request: Append, end: int) -> None:
@@ -72,7 +80,7 @@ def rows_of(path: Path) -> int:
 
 
 def verified(path: Path) -> Sequence[Finding]:
-    """Return what another process finds wrong with the journal."""
+    """Return the damage that another process finds in the journal."""
     with Inspection.open(path.parent) as looking:
         return looking.verify()
 
@@ -82,10 +90,8 @@ def killed(path: Path, name: str) -> Path:
     return shutil.copytree(path.parent, path.parent.parent / name) / FILE
 
 
-def test_a_request_is_in_the_journal_with_its_last_commit_only(
-    path: Path, database: Database
-) -> None:
-    """Half of a request would be stored and counted, with nobody to whom it was promised."""
+def test_a_staged_request_is_accepted_by_its_last_commit(path: Path, database: Database) -> None:
+    """Otherwise half of a request is stored and counted although its client was refused."""
     request = append(1, count=6)
     for end in (2, 5):
         commit_step(database, request, end)
@@ -101,8 +107,8 @@ def test_a_request_is_in_the_journal_with_its_last_commit_only(
     assert verified(path) == []
 
 
-def test_nothing_behind_a_staged_request_is_read_before_it(database: Database) -> None:
-    """The request's jobs would never be read: reading goes on behind the last job that was."""
+def test_jobs_behind_a_staged_request_are_not_read_before_it(database: Database) -> None:
+    """Otherwise the jobs of the request are never read: a page begins behind the previous one."""
     database.commit([append(1)])
     request = append(2, count=4)
     commit_step(database, request, 2)
@@ -116,7 +122,7 @@ def test_nothing_behind_a_staged_request_is_read_before_it(database: Database) -
 def test_a_kill_between_two_commits_leaves_nothing_of_the_request(
     path: Path, database: Database, size: int
 ) -> None:
-    """A client that was never answered would find half of its request in the store."""
+    """Otherwise the store has half of a request whose client got no response."""
     parts = [Part(id_of(number), b"%d" % number * size, 1) for number in range(1, 7)]
     request = Append(Receipt(id_of(1), 6), parts)
     images = [killed(path, "0")]
@@ -141,8 +147,8 @@ def test_a_kill_between_two_commits_leaves_nothing_of_the_request(
     assert found == [[], [7], [7, 8], [*range(1, 9)]]
 
 
-def test_a_request_that_was_given_up_leaves_no_row(path: Path, database: Database) -> None:
-    """Each refused request would keep its room on the disk until the next start."""
+def test_a_refused_request_leaves_no_row(path: Path, database: Database) -> None:
+    """Otherwise each refused request takes disk space until the next start."""
     request = append(1, count=200)
     commit_step(database, request, 100)
     database.commit([Abandon(), Abandon()])
@@ -158,8 +164,8 @@ def test_a_request_that_was_given_up_leaves_no_row(path: Path, database: Databas
         database.commit([Stage(request, 100, 150)])
 
 
-def test_a_journal_that_is_closed_with_a_staged_request_forgets_it(path: Path) -> None:
-    """The rows would be jobs at the next start: of a request that was refused."""
+def test_a_staged_request_is_removed_when_the_journal_closes(path: Path) -> None:
+    """Otherwise rows of a refused request are jobs at the next start."""
     path.parent.mkdir()
     with closing(Database(path)) as database:
         stored = append(1, count=100)
@@ -173,10 +179,8 @@ def test_a_journal_that_is_closed_with_a_staged_request_forgets_it(path: Path) -
         assert (seqs(again), again.totals.jobs) == ([], 0)
 
 
-def test_a_key_that_is_known_keeps_a_large_request_from_being_written(
-    path: Path, database: Database
-) -> None:
-    """A retry would store everything twice, or be written in vain."""
+def test_a_large_request_with_a_known_key_is_not_written(path: Path, database: Database) -> None:
+    """Otherwise a retry is stored twice, or written in vain."""
     first = append(1, b"k", count=2)
     database.commit([first])
     retry = append(3, b"k", count=5)
@@ -188,10 +192,10 @@ def test_a_key_that_is_known_keeps_a_large_request_from_being_written(
     assert (retry.earlier, retry.jobs, seqs(database)) == (first.receipt, [], [1, 2])
 
 
-def test_a_key_that_was_answered_meanwhile_ends_a_large_request(
+def test_a_key_that_becomes_known_meanwhile_ends_a_staged_request(
     path: Path, database: Database
 ) -> None:
-    """Two requests with one key at the same time would both be stored."""
+    """Otherwise two requests with one key at the same time are both stored."""
     large = append(1, b"k", count=5)
     commit_step(database, large, 3)
     small = append(9, b"k")
@@ -203,7 +207,7 @@ def test_a_key_that_was_answered_meanwhile_ends_a_large_request(
 
 
 def test_a_failed_step_is_rolled_back(database: Database) -> None:
-    """The numbers of a step that was not written would be taken for those of a staged request."""
+    """Otherwise numbers that were not written count as those of a staged request."""
     request = append(1, count=5)
     with (
         patch.object(database.staging, "place", side_effect=disk_full()),
@@ -215,8 +219,8 @@ def test_a_failed_step_is_rolled_back(database: Database) -> None:
     assert seqs(database) == [1]
 
 
-def test_a_repaired_file_ends_a_staged_request(path: Path, database: Database) -> None:
-    """Rows of the request may be among those that were damaged: it cannot be promised."""
+def test_a_repair_of_the_file_refuses_the_staged_request(path: Path, database: Database) -> None:
+    """Rows of the request may be damaged: it must not be accepted."""
     request = append(1, count=5)
     commit_step(database, request, 2)
     with patch.object(
@@ -247,7 +251,7 @@ def large(first: int, count: int, size: int) -> Append:
 
 
 def test_small_payloads_of_a_large_step_go_into_a_segment(path: Path, database: Database) -> None:
-    """SQLite writes 16 MiB in rows twice, a page at a time: 0.1 s of CPU and of the commit."""
+    """Otherwise SQLite writes 16 MiB twice, page by page, while other requests wait."""
     size = LARGE // 4
     many = WORTH_A_SYNC // size
     request = large(1, many + 2, size)
@@ -258,10 +262,10 @@ def test_small_payloads_of_a_large_step_go_into_a_segment(path: Path, database: 
     assert contents(database.page(*_ALL)) == contents(request.jobs)
 
 
-def test_segments_stay_in_the_order_of_their_jobs(
+def test_segments_are_in_the_order_of_their_jobs(
     path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A segment would be taken for one that holds later jobs only, and be deleted with its jobs."""
+    """Otherwise a segment is deleted while it contains jobs that are not stored."""
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
     request = large(1, 3, WORTH_A_SYNC)
     commit_step(database, request, 1)
@@ -292,11 +296,10 @@ def test_segments_stay_in_the_order_of_their_jobs(
 # --- the journal as a whole ---------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("_small_steps")
 async def test_small_requests_are_answered_while_a_large_one_is_written(path: Path) -> None:
-    """Each client would wait for the largest request of all clients."""
+    """Otherwise each client waits for the largest request of all clients."""
     path.parent.mkdir()
-    async with open_rig(path) as rig, trio.open_nursery() as nursery:
+    async with open_rig(path, tuning=_SMALL_STEPS) as rig, trio.open_nursery() as nursery:
         nursery.start_soon(rig.feeder.refill, rig.journal)
         rig.database.hold()
         nursery.start_soon(rig.take, 1, None, 95)
@@ -312,11 +315,10 @@ async def test_small_requests_are_answered_while_a_large_one_is_written(path: Pa
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.usefixtures("_small_steps")
-async def test_many_large_and_small_requests_are_all_shown_in_order(path: Path) -> None:
-    """Jobs would be uploaded twice, out of order, or at the next start only."""
+async def test_large_and_small_requests_are_all_offered_in_order(path: Path) -> None:
+    """Otherwise jobs are uploaded twice, out of order, or not before the next start."""
     path.parent.mkdir()
-    async with open_rig(path) as rig, trio.open_nursery() as nursery:
+    async with open_rig(path, tuning=_SMALL_STEPS) as rig, trio.open_nursery() as nursery:
         nursery.start_soon(rig.feeder.refill, rig.journal)
         async with trio.open_nursery() as posting:
             for number in range(5):
@@ -329,13 +331,12 @@ async def test_many_large_and_small_requests_are_all_shown_in_order(path: Path) 
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.usefixtures("_small_steps")
 async def test_a_disk_error_refuses_a_large_request_whole(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of a refused request would be stored; or all that was committed beside it kept back."""
+    """Otherwise half of a refused request is stored; or jobs committed beside it are not."""
     path.parent.mkdir()
-    async with open_rig(path) as rig, trio.open_nursery() as nursery:
+    async with open_rig(path, tuning=_SMALL_STEPS) as rig, trio.open_nursery() as nursery:
         nursery.start_soon(rig.feeder.refill, rig.journal)
         refused: list[RefusedError] = []
 
@@ -372,13 +373,12 @@ async def test_a_disk_error_refuses_a_large_request_whole(
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.usefixtures("_small_steps")
-async def test_a_large_request_that_is_under_way_is_finished_before_the_end(path: Path) -> None:
-    """A drain would refuse what it has half written."""
+async def test_a_staged_request_is_completed_before_the_journal_closes(path: Path) -> None:
+    """Otherwise a drain refuses a request that is half written."""
     path.parent.mkdir()
     outcomes: list[Receipt | RefusedError] = []
     wanted = append(1, count=95)
-    async with open_rig(path) as rig:
+    async with open_rig(path, tuning=_SMALL_STEPS) as rig:
         rig.database.hold()
         rig.journal.append(wanted.receipt, wanted.parts, None, outcomes.append)
         await rig.database.held()
@@ -388,14 +388,10 @@ async def test_a_large_request_that_is_under_way_is_finished_before_the_end(path
 
 
 @pytest.mark.parametrize("most", [(10, 10**6), (4, 10**6), (10, 13), (10, 5), (10, 1)])
-async def test_a_page_is_read_in_pieces(
-    path: Path, monkeypatch: pytest.MonkeyPatch, most: tuple[int, int]
-) -> None:
-    """Each commit would wait until 5,000 rows are read: 0.1 s."""
-    monkeypatch.setattr(journal, "_JOBS_AT_ONCE", 3)
-    monkeypatch.setattr(journal, "_BYTES_AT_ONCE", 7)
+async def test_a_page_is_read_in_pieces(path: Path, most: tuple[int, int]) -> None:
+    """Otherwise each commit waits until thousands of rows are read."""
     path.parent.mkdir()
-    async with open_rig(path) as rig:
+    async with open_rig(path, tuning=Tuning(page_jobs=3, page_bytes=7)) as rig:
         await rig.take(1, count=7)
         await rig.take(100_000_000)
         found = await rig.journal.page(0, *most)

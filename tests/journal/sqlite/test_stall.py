@@ -1,4 +1,4 @@
-"""A disk that hangs is told from a daemon that is late."""
+"""Distinguish a disk that hangs from a daemon that is late."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import structlog.testing
 import trio
 
-from payloadd.journal.sqlite import thread as journal_thread
-from payloadd.journal.sqlite.stall import Marks, Stall
+from payloadd.journal.sqlite.journal import Tuning
+from payloadd.journal.sqlite.stall import CallMarks, StallDetector
 from tests.support.clients import Posts
 from tests.support.daemon import running_daemon
 from tests.support.journal import open_rig, until
@@ -20,73 +20,80 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+class SetMarks(CallMarks):
+    """Marks of a thread whose CPU clock the test sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cpu = 0.0
+
+    def cpu_seconds(self) -> float:
+        """Return the time that the test has set."""
+        return self.cpu
+
+
 class Clocks:
-    """The CPU clocks of the two threads, in the test's hand."""
+    """The CPU clocks of the two threads, which the test sets."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.thread = self.loop = 0.0
-        self.marks = Marks()
-        self.stall = Stall(self.marks)
-        monkeypatch.setattr(self.marks, "cpu_seconds", lambda: self.thread)
-        monkeypatch.setattr("payloadd.journal.sqlite.stall.time.thread_time", lambda: self.loop)
+    def __init__(self) -> None:
+        self.loop = 0.0
+        self.marks = SetMarks()
+        self.detector = StallDetector(self.marks, lambda: self.loop)
 
-    def look(self, late: float = 0.0, thread: float = 0.0, loop: float = 0.0) -> float:
-        """Look a second later; the threads have used so much CPU time meanwhile."""
-        self.thread += thread
+    def check(self, late: float = 0.0, thread: float = 0.0, loop: float = 0.0) -> float:
+        """Check a second later; the threads have used so many CPU seconds meanwhile."""
+        self.marks.cpu += thread
         self.loop += loop
-        return self.stall.look(1.0, late)
+        return self.detector.check(1.0, late)
 
 
 @pytest.fixture
-def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
-    """Return clocks that stand."""
-    return Clocks(monkeypatch)
+def clocks() -> Clocks:
+    """Return clocks at 0."""
+    return Clocks()
 
 
 def test_the_seconds_of_one_call_are_counted(clocks: Clocks) -> None:
-    """Clients would wait for an answer for as long as the disk hangs."""
-    assert clocks.look() == 0.0
+    """Otherwise clients wait for a response for as long as the disk hangs."""
+    assert clocks.check() == 0.0
     clocks.marks.begun = 1
-    assert [clocks.look() for _ in range(4)] == [0.0, 1.0, 2.0, 3.0]
+    assert [clocks.check() for _ in range(4)] == [0.0, 1.0, 2.0, 3.0]
     clocks.marks.ended = 1
-    assert clocks.look() == 0.0
+    assert clocks.check() == 0.0
 
 
-def test_each_call_is_counted_by_itself(clocks: Clocks) -> None:
-    """Six commits of a slow disk would be called one that hangs."""
+def test_the_time_of_several_calls_is_not_added(clocks: Clocks) -> None:
+    """Otherwise six commits of a slow disk count as a hanging one."""
     for number in range(1, 9):
         clocks.marks.begun = number
         clocks.marks.ended = number - 1
-        assert clocks.look() == 0.0
+        assert clocks.check() == 0.0
 
 
-def test_late_looks_do_not_count(clocks: Clocks) -> None:
-    """A process that was stopped for 20 s would blame the disk for it."""
+def test_late_checks_do_not_count(clocks: Clocks) -> None:
+    """Otherwise a process that was stopped for 20 s reports that the disk hangs."""
     clocks.marks.begun = 1
-    clocks.look()
-    assert clocks.look(late=20.0) == 0.0
-    assert clocks.look(late=0.4) == 1.0
+    clocks.check()
+    assert clocks.check(late=20.0) == 0.0
+    assert clocks.check(late=0.4) == 1.0
 
 
-def test_a_thread_that_is_starved_does_not_count(clocks: Clocks) -> None:
-    """A loop that decodes documents for seconds would blame the disk for that."""
+def test_a_starved_thread_does_not_count(clocks: Clocks) -> None:
+    """Otherwise an event loop that is busy for seconds reports that the disk hangs."""
     clocks.marks.begun = 1
-    clocks.look()
-    assert clocks.look(thread=0.002, loop=0.9) == 0.0
+    clocks.check()
+    assert clocks.check(thread=0.002, loop=0.9) == 0.0
     # The loop is busy and the thread uses no time at all: it waits for the disk.
-    assert clocks.look(thread=0.0, loop=0.9) == 1.0
-    # A slow disk: the thread gets on now and then, and nothing keeps it from running.
-    assert clocks.look(thread=0.002, loop=0.1) == 2.0
+    assert clocks.check(thread=0.0, loop=0.9) == 1.0
+    # A slow disk: the thread runs now and then, and the event loop leaves it the lock.
+    assert clocks.check(thread=0.002, loop=0.1) == 2.0
 
 
-async def test_a_loop_that_blocks_beside_a_healthy_disk_is_no_trouble(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One slow request would have 256 others refused with `DISK_ERROR`."""
-    monkeypatch.setattr(journal_thread, "_STALLED", 0.2)
-    monkeypatch.setattr(journal_thread, "_BETWEEN_LOOKS", 0.04)
+async def test_a_blocked_event_loop_is_no_disk_trouble(tmp_path: Path) -> None:
+    """Otherwise one slow request makes 256 others fail with `DISK_ERROR`."""
+    tuning = Tuning(stall_timeout=0.2, stall_check_interval=0.04)
     with structlog.testing.capture_logs() as lines:
-        async with open_rig(tmp_path / "j") as rig, trio.open_nursery() as nursery:
+        async with open_rig(tmp_path / "j", tuning=tuning) as rig, trio.open_nursery() as nursery:
             for number in range(1, 30):
                 nursery.start_soon(rig.take, number)
             for _ in range(3):
@@ -96,13 +103,10 @@ async def test_a_loop_that_blocks_beside_a_healthy_disk_is_no_trouble(
     assert lines == []
 
 
-async def test_a_commit_that_hangs_beside_a_busy_loop_is_a_trouble(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Requests would wait for the disk for as long as anything else keeps the daemon busy."""
-    monkeypatch.setattr(journal_thread, "_STALLED", 0.2)
-    monkeypatch.setattr(journal_thread, "_BETWEEN_LOOKS", 0.05)
-    async with open_rig(tmp_path / "j") as rig, trio.open_nursery() as nursery:
+async def test_a_hanging_commit_beside_a_busy_event_loop_is_a_trouble(tmp_path: Path) -> None:
+    """Otherwise requests wait for a hanging disk for as long as the event loop is busy."""
+    tuning = Tuning(stall_timeout=0.2, stall_check_interval=0.05)
+    async with open_rig(tmp_path / "j", tuning=tuning) as rig, trio.open_nursery() as nursery:
         rig.database.hold()
         nursery.start_soon(rig.take, 1)
         await rig.database.held()
@@ -115,8 +119,8 @@ async def test_a_commit_that_hangs_beside_a_busy_loop_is_a_trouble(
         await until(lambda: not rig.health.troubles)
 
 
-async def test_a_daemon_that_was_stopped_does_not_blame_the_disk(tmp_path: Path) -> None:
-    """A machine that is suspended, or a debugger, would have clients told of a broken disk."""
+async def test_a_stopped_daemon_reports_no_disk_trouble(tmp_path: Path) -> None:
+    """Otherwise clients of a suspended machine get `DISK_ERROR` although its disk works."""
     async with running_daemon(tmp_path) as daemon:
         posts = Posts(daemon.url)
         async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""The journal's thread: one thing at a time, in order, to its end, and not for ever."""
+"""The journal's thread: one call at a time, in order, to its end, and with a deadline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from payloadd.journal.sqlite.disk import Disk
+from payloadd.journal.sqlite.disk import DiskState
 from payloadd.journal.sqlite.thread import JournalThread
 from payloadd.observe.health import Health
 from tests.support.journal import PATIENCE, until
@@ -19,48 +19,48 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-class Door:
-    """Work that stands before a closed door."""
+class Gate:
+    """A call that waits until the test opens the gate."""
 
     def __init__(self) -> None:
         self.inside = threading.Event()
         self.opened = threading.Event()
 
     def pass_through(self) -> int:
-        """Wait for the door, and say in which thread."""
+        """Wait for the gate; return the thread's id."""
         self.inside.set()
         assert self.opened.wait(PATIENCE)
         return threading.get_ident()
 
     async def reached(self) -> None:
-        """Return once somebody stands before it."""
+        """Return once a call waits for the gate."""
         assert await trio.to_thread.run_sync(self.inside.wait, PATIENCE)
 
 
 @pytest.fixture
-def door() -> Iterator[Door]:
-    """Return a door that is open in the end, whatever happens."""
-    one = Door()
+def gate() -> Iterator[Gate]:
+    """Return a gate that is open at the end of the test."""
+    one = Gate()
     yield one
     one.opened.set()
 
 
 @pytest.fixture
 def thread() -> Iterator[JournalThread]:
-    """Return a thread for the time of the test."""
-    one = JournalThread(Disk(Health()))
+    """Return a thread that ends with the test."""
+    one = JournalThread(DiskState(Health()))
     yield one
     one.end()
 
 
-async def test_all_is_done_in_one_thread_in_the_order_of_asking(
-    thread: JournalThread, door: Door
+async def test_calls_run_in_one_thread_in_the_order_of_requests(
+    thread: JournalThread, gate: Gate
 ) -> None:
-    """Two commits at once on one connection would be one broken journal."""
+    """Otherwise two commits at a time on one connection damage the journal."""
     order: list[int] = []
     threads: set[int] = set()
 
-    async def ask(number: int) -> None:
+    async def request(number: int) -> None:
         threads.add(await (thread.write if number % 2 else thread.read)(note, number))
 
     def note(number: int) -> int:
@@ -69,47 +69,49 @@ async def test_all_is_done_in_one_thread_in_the_order_of_asking(
 
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(thread.write, door.pass_through)
-            await door.reached()
+            nursery.start_soon(thread.write, gate.pass_through)
+            await gate.reached()
             for number in range(50):
-                nursery.start_soon(ask, number)
+                nursery.start_soon(request, number)
                 await wait_all_tasks_blocked()
-            door.opened.set()
+            gate.opened.set()
     assert order == list(range(50))
     assert len(threads) == 1
     assert threads != {threading.get_ident()}
 
 
-async def test_what_is_cancelled_in_time_is_never_begun(thread: JournalThread, door: Door) -> None:
-    """A daemon that has to end would read a backlog for nobody."""
+async def test_a_read_that_is_cancelled_in_time_does_not_begin(
+    thread: JournalThread, gate: Gate
+) -> None:
+    """Otherwise a daemon that has to end reads a backlog in vain."""
     done: list[str] = []
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(thread.write, door.pass_through)
-            await door.reached()
+            nursery.start_soon(thread.write, gate.pass_through)
+            await gate.reached()
             with trio.CancelScope() as before:
                 before.cancel()
                 await thread.read(done.append, "cancelled before")
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as readers:
-                    readers.start_soon(thread.read, done.append, "cancelled behind the door")
+                    readers.start_soon(thread.read, done.append, "cancelled behind the gate")
                     await wait_all_tasks_blocked()
                     scope.cancel()
             nursery.start_soon(thread.read, done.append, "wanted")
-            door.opened.set()
+            gate.opened.set()
     assert done == ["wanted"]
 
 
-async def test_a_read_lets_its_task_go_and_a_write_does_not(
-    thread: JournalThread, door: Door
+async def test_a_read_can_be_cancelled_and_a_write_cannot(
+    thread: JournalThread, gate: Gate
 ) -> None:
-    """A write whose task is gone would be neither answered nor refused."""
+    """Otherwise requests of a cancelled write are neither answered nor refused."""
     with trio.fail_after(PATIENCE):
         with trio.move_on_after(0.02) as reading:
-            await thread.read(door.pass_through)
+            await thread.read(gate.pass_through)
         assert reading.cancelled_caught
-        door.opened.set()
-        second, written = Door(), []
+        gate.opened.set()
+        second, written = Gate(), []
 
         async def write() -> None:
             written.append(await thread.write(second.pass_through))
@@ -122,8 +124,8 @@ async def test_a_read_lets_its_task_go_and_a_write_does_not(
         assert len(written) == 1
 
 
-async def test_the_last_writes_share_one_deadline(thread: JournalThread, door: Door) -> None:
-    """A disk that hangs would hold the daemon's end, if two things were to be written."""
+async def test_the_last_writes_share_one_deadline(thread: JournalThread, gate: Gate) -> None:
+    """Otherwise two writes double the time for which a hanging disk delays the exit."""
     refused: list[sqlite3.Error] = []
     done: list[str] = []
 
@@ -134,45 +136,45 @@ async def test_the_last_writes_share_one_deadline(thread: JournalThread, door: D
 
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(write, door.pass_through)
-            await door.reached()
+            nursery.start_soon(write, gate.pass_through)
+            await gate.reached()
             nursery.start_soon(write, lambda: done.append("too late"))
             await wait_all_tasks_blocked()
             thread.finish_within(0.02)
         await write(lambda: done.append("later still"))
         assert len(refused) == 3
-        door.opened.set()
+        gate.opened.set()
     assert done == []
 
 
-async def test_who_was_first_is_told_first(thread: JournalThread) -> None:
-    """A page would show a job before the commit that brought it did, and both send it."""
-    told: list[int] = []
+async def test_tasks_are_woken_in_the_order_of_their_calls(thread: JournalThread) -> None:
+    """Otherwise a page and the commit of its job both offer the job."""
+    woken: list[int] = []
 
-    asked: list[int] = []
+    requested: list[int] = []
 
-    async def ask(number: int) -> None:
-        asked.append(number)
+    async def request(number: int) -> None:
+        requested.append(number)
         await (thread.write if number % 2 else thread.read)(int)
-        told.append(number)
+        woken.append(number)
 
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             for number in range(200):
-                nursery.start_soon(ask, number)
-    assert told == asked
+                nursery.start_soon(request, number)
+    assert woken == requested
 
 
-async def test_an_error_is_the_tasks_that_asked(thread: JournalThread) -> None:
-    """A bug would end the thread in silence, and every request would wait for ever."""
+async def test_an_error_is_raised_in_the_task_that_waits(thread: JournalThread) -> None:
+    """Otherwise a bug ends the thread, and every request waits for ever."""
     with trio.fail_after(PATIENCE):
         with pytest.raises(ZeroDivisionError):
             await thread.write(lambda: 1 // 0)
         assert await thread.write(lambda: 1) == 1
 
 
-async def test_it_ends_when_it_is_told_to(thread: JournalThread) -> None:
-    """Each journal of a test run, or of a daemon that opens another, would leave a thread."""
+async def test_the_thread_ends(thread: JournalThread) -> None:
+    """Otherwise each closed journal leaves a thread."""
     here = await thread.read(threading.current_thread)
     assert here.daemon
     thread.end()
@@ -180,33 +182,35 @@ async def test_it_ends_when_it_is_told_to(thread: JournalThread) -> None:
     await until(lambda: not here.is_alive())
 
 
-async def test_what_was_asked_for_is_done_before_the_end(thread: JournalThread, door: Door) -> None:
-    """Who waits for the last commit would wait for ever."""
+async def test_requested_calls_run_before_the_thread_ends(
+    thread: JournalThread, gate: Gate
+) -> None:
+    """Otherwise the requests of the last commit wait for ever."""
     done: list[int] = []
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(thread.write, door.pass_through)
-            await door.reached()
+            nursery.start_soon(thread.write, gate.pass_through)
+            await gate.reached()
             nursery.start_soon(thread.write, done.append, 1)
             await wait_all_tasks_blocked()
             thread.end()
-            door.opened.set()
+            gate.opened.set()
     assert done == [1]
 
 
-def test_what_ends_behind_the_run_is_told_to_nobody(door: Door) -> None:
-    """A disk that wakes up after the daemon's last line would add a traceback to it."""
+def test_a_call_that_ends_after_the_event_loop_is_ignored(gate: Gate) -> None:
+    """Otherwise a disk that answers after the daemon's last log line adds a traceback to it."""
 
     async def leave() -> threading.Thread:
-        thread = JournalThread(Disk(Health()))
+        thread = JournalThread(DiskState(Health()))
         here = await thread.read(threading.current_thread)
         with trio.move_on_after(0.02):
-            await thread.read(door.pass_through)
+            await thread.read(gate.pass_through)
         thread.end()
         return here
 
     left = trio.run(leave)
     assert left.is_alive()
-    door.opened.set()
+    gate.opened.set()
     left.join(PATIENCE)
     assert not left.is_alive()

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from payloadd.journal.operations import Append, Receipt, Revive, Seal, Settle
+from payloadd.journal.api import Append, Receipt, Revive, Seal, Settle
 from payloadd.journal.sqlite import idempotency, schema
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection

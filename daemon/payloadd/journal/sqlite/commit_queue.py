@@ -1,16 +1,16 @@
-"""Operations that collect while others are being committed.
+"""Collect operations while others are being committed, and form the groups that share a commit.
 
-Requests wait in lanes by what they cost a commit, and each commit takes a bounded portion of
-every lane. In one queue a small request would wait for all large ones in front of it: a second for
-64 MiB of them. The order of acceptance is given by the commit; between two requests that wait at
-the same time it is not promised, within a request it is that of its payloads.
+Requests wait in three size classes, by their cost in a commit, and each commit contains a bounded
+portion of every class. In a single queue a small request would wait for all large requests before
+it. The order of acceptance is the order of the commits: between two requests that wait at the same
+time it is not promised, within a request it is the order of its payloads.
 
-A request with many parts is not one commit but several (see ``staging.py``), each with as much of
-it as the lane's portion.
+A request with many parts takes several commits (see ``staging.py``), each with as many parts as the
+portion of its class.
 
-The lane of large requests is passed over in every second commit while smaller ones wait. So a
-small request waits for one portion of large ones and not for two, and no large one waits for
-longer than twice as long as it would alone.
+Every second commit contains no large requests while smaller requests wait. So a small request waits
+for one portion of large requests and not for two, and a large request waits at most twice as long
+as it would alone.
 """
 
 from __future__ import annotations
@@ -22,28 +22,31 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.journal.operations import Append, Stage
+from payloadd.journal.api import Append, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from payloadd.errors import RefusedError
-    from payloadd.journal.operations import Operation
+    from payloadd.journal.api import Operation
 
-_PATIENCE: Final = 0.05
-"""Seconds that settled rows wait for a commit to ride along with."""
+MOST_LARGE_ROWS: Final = 1024
+"""The most rows of large requests in one commit, and of one request that takes several commits."""
 _MOST_ROWS: Final = 2048
-"""Rows of one lane of small requests that are committed together: 4 ms."""
-_MOST_LARGE_ROWS: Final = 1024
-"""The same of large requests, and of what is written of one in one commit: 8 ms."""
+"""The most rows of another size class in one commit."""
 _MOST_WAITING_ROWS: Final = 10_000
-"""Rows of large requests that wait before no further one is made ready: each takes 250 bytes."""
-_TURN: Final = 0.002
-"""Seconds for which answers may hold the event loop."""
-_LOOK_AT_CLOCK: Final = 7
-"""The clock is looked at behind so many answers, which take 0.1 ms."""
+"""The rows of large requests that may wait before another large request is prepared.
 
-# Together LARGEST_COMMIT, which the reserve is made for.
+Each waiting row takes memory that no setting bounds.
+"""
+_LINGER: Final = 0.05
+"""Seconds that operations wait for requests to share their commit, if no task waits for them."""
+_TURN: Final = 0.002
+"""Seconds for which responses may occupy the event loop without a pause."""
+_CLOCK_MASK: Final = 7
+"""The clock is read before every eighth response: reading it for each one was measurable."""
+
+# Together LARGEST_COMMIT, the size that the disk reserve is made for.
 _TINY_PORTION: Final = 512 * 2**10
 _MEDIUM_PORTION: Final = 2560 * 2**10
 _LARGE_PORTION: Final = 1024 * 2**10
@@ -54,8 +57,21 @@ _TINY_ROWS: Final = 4
 _MEDIUM_ROWS: Final = 64
 
 
+class CommitGroup:
+    """Operations that are committed together, and the event for the tasks that wait for it."""
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self.bytes = 0
+        """Bytes of the requests, as they count towards JOURNAL_MAX_BYTES."""
+        self.ended = trio.Event()
+        """Set when the commit has succeeded or failed."""
+        self.successor: CommitGroup | None = None
+        """After a failed commit: the group that contains the operations to be tried again."""
+
+
 class _SizeClass:
-    """Requests of about one size, the oldest first."""
+    """Waiting requests of similar size, oldest first."""
 
     def __init__(self, most_bytes: int, most_rows: int) -> None:
         self._most_bytes = most_bytes
@@ -64,8 +80,8 @@ class _SizeClass:
         self.bytes = 0
         self.rows = 0
 
-    def move(self, group: CommitGroup) -> None:
-        """Move a portion of the requests into ``group``: at least one, if there is one."""
+    def move_portion(self, group: CommitGroup) -> None:
+        """Move a portion of the requests into ``group``: at least one request, if one waits."""
         if self.bytes <= self._most_bytes and self.rows <= self._most_rows:
             self.move_all(group)
             return
@@ -93,38 +109,29 @@ class _SizeClass:
 
 
 def _rows(append: Append) -> int:
-    # An empty collection has none, and is answered all the same.
+    # An empty collection has no rows; it counts as one because it gets a response too.
     return len(append.parts) or 1
 
 
-class CommitGroup:
-    """Operations that are committed together, and those who wait for it."""
-
-    def __init__(self) -> None:
-        self.operations: list[Operation] = []
-        self.bytes = 0
-        self.done = trio.Event()
-        self.successor: CommitGroup | None = None
-        """After an error: the group that what has to be written was carried over to."""
-
-
 class CommitQueue:
-    """What is to be committed: the requests, and the group that they join at the next commit."""
+    """The requests that wait for a commit, and the other operations of the next commit."""
 
-    def __init__(self) -> None:
-        self.next = CommitGroup()
-        """What is committed next besides requests."""
+    def __init__(self, most_large_rows: int = MOST_LARGE_ROWS) -> None:
+        self.next_group = CommitGroup()
+        """The operations of the next commit besides requests."""
+        self._most_large_rows = most_large_rows
         self._tiny = _SizeClass(_TINY_PORTION, _MOST_ROWS)
         self._medium = _SizeClass(_MEDIUM_PORTION, _MOST_ROWS)
-        self._large = _SizeClass(_LARGE_PORTION, _MOST_LARGE_ROWS)
+        self._large = _SizeClass(_LARGE_PORTION, most_large_rows)
         self._had_large = False
-        """Whether the last commit had large requests: the next one passes them over."""
-        self._room: trio.Event | None = None
-        """Set once few rows of large requests wait."""
-        self._stir = trio.Event()
+        """Whether the last commit contained large requests."""
+        self._few_large_rows: trio.Event | None = None
+        """Set once few rows of large requests wait; None while no task waits for that."""
+        self._filled = trio.Event()
         self._urgent = trio.Event()
-        self._hurried = False
-        self._in_company = False
+        self._is_urgent = False
+        self._several = False
+        """Whether the last commit contained several operations."""
 
     @property
     def requests_wait(self) -> bool:
@@ -143,122 +150,130 @@ class CommitQueue:
         size_class.waiting.append(append)
         size_class.bytes += append.size
         size_class.rows += rows or 1
-        if not self._hurried:
-            self.hurry()
+        if not self._is_urgent:
+            self.commit_soon()
 
     def add(self, operation: Operation) -> CommitGroup:
-        """Add what nobody waits for; returns its group."""
-        self.next.operations.append(operation)
-        self._stir.set()
-        return self.next
+        """Add an operation that is not urgent; return its group."""
+        self.next_group.operations.append(operation)
+        self._filled.set()
+        return self.next_group
 
-    def hurry(self) -> None:
-        """Have the next one committed at once, whatever is in it."""
-        self._hurried = True
-        self._stir.set()
+    def commit_soon(self) -> None:
+        """Make the next group due at once, even if it is empty."""
+        self._is_urgent = True
+        self._filled.set()
         self._urgent.set()
 
-    async def wait(self) -> None:
-        """Return once a group is due."""
-        await self._stir.wait()
+    async def wait_until_due(self) -> None:
+        """Return once a group has to be committed."""
+        await self._filled.wait()
         if not self._urgent.is_set():
-            with trio.move_on_after(_PATIENCE):
+            with trio.move_on_after(_LINGER):
                 await self._urgent.wait()
-        if self._in_company:
-            # Requests are about to come that can go along: 31 us each with this turn, 47 without.
+        if self._several:
+            # The clients of the last commit are about to send their next requests. One turn of the
+            # event loop lets them share this commit.
             await trio.lowlevel.checkpoint()
 
-    def take(self) -> CommitGroup:
-        """Take out what is committed next."""
-        group, self.next = self.next, CommitGroup()
+    def take_group(self) -> CommitGroup:
+        """Remove and return the group of the next commit."""
+        group, self.next_group = self.next_group, CommitGroup()
         smaller = bool(self._tiny.waiting or self._medium.waiting)
         self._had_large = bool(self._large.waiting) and not (self._had_large and smaller)
-        size = self._take_large(group) if self._had_large else 0
-        # One that is larger than the portion of its lane has that of the medium ones too.
+        size = self._move_large(group) if self._had_large else 0
+        # A request that is larger than the portion of its class uses the medium portion, too.
         if self._medium.waiting and size <= _LARGE_PORTION:
-            self._medium.move(group)
+            self._medium.move_portion(group)
         if self._tiny.waiting:
-            self._tiny.move(group)
-        self._in_company = len(group.operations) > 1
-        self._stir, self._urgent, self._hurried = trio.Event(), trio.Event(), False
+            self._tiny.move_portion(group)
+        self._several = len(group.operations) > 1
+        self._filled, self._urgent, self._is_urgent = trio.Event(), trio.Event(), False
         if self.requests_wait:
-            self.hurry()
-        self._tell_room()
+            self.commit_soon()
+        self._wake_waiting()
         return group
 
-    def _take_large(self, group: CommitGroup) -> int:
-        """Move large requests into ``group``, or the next step of one; returns its bytes."""
-        stage, size = _next_stage(self._large.waiting[0])
+    def _move_large(self, group: CommitGroup) -> int:
+        """Move large requests, or the next parts of one, into ``group``; return their bytes."""
+        stage, size = self._next_stage(self._large.waiting[0])
         if stage is None:
-            self._large.move(group)
+            self._large.move_portion(group)
             return group.bytes
         group.operations.append(stage)
         return size
 
-    def take_all(self) -> CommitGroup:
-        """Take out all requests that wait, to refuse them; what else waits, stays."""
+    def _next_stage(self, append: Append) -> tuple[Stage | None, int]:
+        """Return the operation that writes the next parts of a request, and their bytes.
+
+        None if the remaining parts fit into the commit of the request itself.
+        """
+        if append.earlier is not None:
+            return None, 0
+        size = 0
+        end = append.staged
+        for part in islice(append.parts, append.staged, append.staged + self._most_large_rows):
+            if size + len(part.lines) > _LARGE_PORTION and end > append.staged:
+                break
+            size += len(part.lines)
+            end += 1
+        if end == len(append.parts):
+            return None, 0
+        return Stage(append, append.staged, end), size
+
+    def take_requests(self) -> CommitGroup:
+        """Remove and return all waiting requests, to refuse them; other operations stay."""
         group = CommitGroup()
         for size_class in (self._tiny, self._medium, self._large):
             size_class.move_all(group)
-        self._tell_room()
+        self._wake_waiting()
         return group
 
     async def wait_for_room(self) -> None:
         """Return once few rows of large requests wait."""
         while self._large.rows > _MOST_WAITING_ROWS:
-            if self._room is None:
-                self._room = trio.Event()
-            await self._room.wait()
+            if self._few_large_rows is None:
+                self._few_large_rows = trio.Event()
+            await self._few_large_rows.wait()
 
-    def _tell_room(self) -> None:
-        if self._room is not None and self._large.rows <= _MOST_WAITING_ROWS:
-            self._room.set()
-            self._room = None
-
-
-def _next_stage(append: Append) -> tuple[Stage | None, int]:
-    """Return what is written next of a request, and its bytes.
-
-    None where the rest goes into the commit of the request itself.
-    """
-    if append.earlier is not None:
-        return None, 0
-    size = 0
-    end = append.staged
-    for part in islice(append.parts, append.staged, append.staged + _MOST_LARGE_ROWS):
-        if size + len(part.lines) > _LARGE_PORTION and end > append.staged:
-            break
-        size += len(part.lines)
-        end += 1
-    if end == len(append.parts):
-        return None, 0
-    return Stage(append, append.staged, end), size
+    def _wake_waiting(self) -> None:
+        if self._few_large_rows is not None and self._large.rows <= _MOST_WAITING_ROWS:
+            self._few_large_rows.set()
+            self._few_large_rows = None
 
 
 class TimeSlice:
-    """Lets the other tasks run when this one has held the event loop for long enough."""
+    """Let other tasks run when this task has occupied the event loop for too long."""
 
-    def __init__(self) -> None:
-        self._end = time.perf_counter() + _TURN
+    def __init__(self, seconds: float = _TURN) -> None:
+        self._seconds = seconds
+        self._end = time.perf_counter() + seconds
 
     @property
     def over(self) -> bool:
-        """Whether it is time to pause."""
+        """Whether the task has to pause."""
         return time.perf_counter() > self._end
 
     async def pause(self) -> None:
-        """Let the others run; not cancelled, because each request must get its answer."""
+        """Let other tasks run. Not cancelled: each request must get its response."""
         await trio.lowlevel.cancel_shielded_checkpoint()
-        self._end = time.perf_counter() + _TURN
+        self._end = time.perf_counter() + self._seconds
 
 
 async def answer(
-    operations: Sequence[Operation], time_slice: TimeSlice, refusal: RefusedError | None = None
+    operations: Sequence[Operation],
+    time_slice: TimeSlice,
+    refusal: RefusedError | None = None,
+    clock_mask: int = _CLOCK_MASK,
 ) -> None:
-    """Tell all requests among ``operations`` what became of them."""
+    """Call the callbacks of all requests in ``operations`` with their outcome, or ``refusal``.
+
+    ``clock_mask`` + 1, a power of two, is the number of operations between two readings of the
+    clock.
+    """
     for index, operation in enumerate(operations):
         if isinstance(operation, Append) and operation.done is not None:
-            # A callback writes to a socket: 4,000 of them would hold the loop for 60 ms.
-            if index & _LOOK_AT_CLOCK == _LOOK_AT_CLOCK and time_slice.over:
+            # A callback writes to a socket: those of a full commit would hold up the event loop.
+            if index & clock_mask == clock_mask and time_slice.over:
                 await time_slice.pause()
             operation.done(refusal or operation.earlier or operation.receipt)

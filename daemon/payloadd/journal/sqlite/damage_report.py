@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from payloadd.journal.sqlite.identity import FOREIGN
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from payloadd.journal.api import JournalAccounts
+    from payloadd.journal.api import JournalListener
     from payloadd.journal.sqlite.database import Database
+    from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
 
 log = get_logger(__name__)
@@ -23,10 +25,9 @@ log = get_logger(__name__)
 class DamageReport:
     """Reports the findings of one database to the log, the accounts and the metrics."""
 
-    def __init__(self, database: Database, accounting: JournalAccounts, metrics: Metrics) -> None:
+    def __init__(self, database: Database, listener: JournalListener) -> None:
         self._database = database
-        self._accounting = accounting
-        self._metrics = metrics
+        self._listener = listener
         self._counted = 0
 
     @asynccontextmanager
@@ -54,5 +55,33 @@ class DamageReport:
         # than before; the counters never go back and wait until it is higher again.
         new = max(0, self._database.damaged_payloads - self._counted)
         self._counted += new
-        self._accounting.dead += new
-        self._metrics.dead.inc(new)
+        self._listener.damaged(new)
+
+
+def report_missing(database: Database, health: Health, metrics: Metrics) -> None:
+    """Report accepted payloads that the start has found to be missing: log, metric, ``/readyz``.
+
+    The daemon runs on with the payloads that are there.
+    """
+    damage = database.high_water.damage
+    if database.high_water.unreadable:
+        log.error("journal_mark_damaged", note="whether payloads are missing is not known")
+    if damage is None:
+        return
+    cause = FOREIGN if damage.foreign else "journal.db-wal was missing, cut off or damaged"
+    log.error(
+        "journal_damaged",
+        missing=damage.payloads,
+        at_least=damage.at_least,
+        stored_again=damage.again,
+        kept=list(damage.files),
+        reason=f"{cause}, at this start or an earlier one",
+    )
+    metrics.payloads_missing.set(damage.payloads)
+    if damage.payloads or damage.foreign:
+        health.report(
+            "journal_data",
+            "PAYLOADS_MISSING",
+            f"{damage} accepted payloads are not in the journal any more: {cause}; have them sent"
+            " again, then stop and start the daemon to end this",
+        )

@@ -55,7 +55,7 @@ class DatabaseFile:
         self.reserve = DiskReserve(self._folder, max_length)
         # The last run has left the reserve file: on a full disk SQLite needs its space to open the
         # database file.
-        self.reserve.give_up()
+        self.reserve.release()
         self.most_keys = sys.maxsize
         """Idempotency-Keys that are kept at most."""
         self.in_doubt = False

@@ -1,13 +1,16 @@
-"""What is known of the disk that the journal lies on, and who is told.
+"""The state of the disk that the journal is on.
 
-Three states. It takes writes, with room to spare. It takes writes, but the reserve could not
-be made again: POSTs are refused, and what was accepted goes on its way. It takes none: then
-nothing is brought in from the journal either, because what is stored meanwhile would wait in
-memory to be settled.
+The disk is in one of three states:
 
-A write trouble ends with a commit that the disk took: a daemon in trouble takes no request, so
-the probe that goes before is all that can show it. A read trouble ends when the same kind of read
-succeeds, not with another: a page of the backlog that cannot be read says nothing about the rest.
+* It takes writes and has space for the disk reserve.
+* It takes writes, but the reserve could not be created again. POSTs are refused; accepted jobs are
+  uploaded and settled.
+* It takes no writes. POSTs are refused, and no jobs are read from the journal either: batches that
+  are stored meanwhile would wait in memory to be settled.
+
+A write trouble ends with a commit that succeeds, preceded by a probe: a journal in trouble accepts
+no requests whose commit could show that the disk works. A read trouble ends when the same kind of
+read succeeds: another kind may work while the backlog cannot be read.
 """
 
 from __future__ import annotations
@@ -27,12 +30,13 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _PART: Final = "journal"
-_READING: Final = "journal_read"
+_READ_PART: Final = "journal_read"
 _RETRY_AFTER: Final = 5
+"""Seconds for Retry-After."""
 
 
-class Disk:
-    """The state, kept in the process's ``health`` for everybody to see."""
+class DiskState:
+    """Record successes and failures of the disk, log them, and report troubles to ``health``."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
@@ -43,56 +47,56 @@ class Disk:
 
     @property
     def writable(self) -> bool:
-        """Whether the last commit went well."""
+        """Whether the last commit succeeded."""
         return self._writable.is_set()
 
     async def wait_writable(self) -> None:
-        """Return once it takes writes."""
+        """Return once the last commit succeeded."""
         await self._writable.wait()
 
     def refusal(self) -> RefusedError | None:
-        """Return what requests are refused with, None if they are not."""
+        """Return the error that requests are refused with, or None if they are accepted."""
         trouble = self._health.trouble(_PART)
         return None if trouble is None else disk_error(trouble.reason)
 
-    def failed(self, error: sqlite3.Error) -> None:
-        """Take note of a write that failed."""
+    def write_failed(self, error: sqlite3.Error) -> None:
+        """Record a write that failed."""
         self.in_trouble = True
-        self._say(_PART, "journal_unavailable", error)
-        if self._writable.is_set():  # who waits already, waits for the end of all troubles
+        self._report(_PART, "journal_unavailable", error)
+        if self._writable.is_set():  # tasks that wait already keep their event
             self._writable = trio.Event()
 
-    def wrote(self, *, room: bool) -> None:
-        """Take note of a commit that went well; ``room``: and of a reserve that is there."""
+    def write_succeeded(self, *, has_space: bool) -> None:
+        """Record a commit that succeeded; ``has_space``: the disk reserve exists."""
         self._writable.set()
-        if room and self.in_trouble:
+        if has_space and self.in_trouble:
             self.in_trouble = False
             self._health.clear(_PART)
             log.info("journal_available")
 
-    def read_failed(self, what: str, error: sqlite3.Error) -> None:
-        """Take note that ``what`` could not be read: the backlog waits, and POSTs need not."""
-        self._say(_READING, "journal_unreadable", error, what)
+    def read_failed(self, kind: str, error: sqlite3.Error) -> None:
+        """Record a read of this kind that failed. POSTs are still accepted."""
+        self._report(_READ_PART, "journal_unreadable", error, kind)
 
-    def was_read(self, what: str) -> None:
-        """Take note that ``what`` was read."""
-        if self._health.clear(_READING, what) is not None:
+    def read_succeeded(self, kind: str) -> None:
+        """Record a read of this kind that succeeded."""
+        if self._health.clear(_READ_PART, kind) is not None:
             log.info("journal_readable")
 
-    def _say(self, part: str, event: str, error: sqlite3.Error, cause: str = "") -> None:
+    def _report(self, part: str, event: str, error: sqlite3.Error, cause: str = "") -> None:
         code = getattr(error, "sqlite_errorname", type(error).__name__)
         if self._health.report(part, code, str(error), cause):
             log.error(event, code=code, reason=str(error))
 
 
 def disk_error(reason: object) -> RefusedError:
-    """Return what a request is refused with that could not be written."""
-    detail = f"the journal cannot be written: {reason}; nothing of this request was taken"
+    """Return the refusal of a request that is not in the journal."""
+    detail = f"the journal cannot be written: {reason}; nothing of this request was accepted"
     return RefusedError("DISK_ERROR", detail, _RETRY_AFTER)
 
 
 def outcome_unknown(reason: object) -> RefusedError:
-    """Return what a request is refused with that may be in the journal's log all the same."""
+    """Return the refusal of a request that may be in SQLite's log all the same."""
     detail = (
         f"the journal cannot be written: {reason}; this request is not accepted, but a crash"
         " before the disk works again may bring it back"

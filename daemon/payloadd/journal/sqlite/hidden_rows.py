@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from payloadd.journal.sqlite.backlog import Page
     from payloadd.journal.sqlite.job_rows import Range
-    from payloadd.journal.sqlite.totals import Totals
+    from payloadd.journal.sqlite.transaction import Totals
 
 _STORED: Final = "SELECT first, last FROM stored"
 _MERGED_BEYOND: Final = 1000

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable
 
-    from payloadd.journal.sqlite.totals import Totals
+    from payloadd.journal.sqlite.transaction import Totals
 
 BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 """A random UUID that changes with each boot of the machine; see random(4)."""

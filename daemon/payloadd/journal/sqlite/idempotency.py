@@ -12,7 +12,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Final
 
-from payloadd.journal.operations import Receipt
+from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite.checksum import of_answer
 from payloadd.journal.sqlite.schema import KEY_BYTES
 

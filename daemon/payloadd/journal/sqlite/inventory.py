@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from payloadd.journal.sqlite import damage, job_rows, small_tables
 from payloadd.journal.sqlite.damage import DamagedRow, Finding
 from payloadd.journal.sqlite.small_tables import BATCHES, DEAD, IDENTITY, STORED, TOTALS, ranges
-from payloadd.journal.sqlite.totals import Totals, count
+from payloadd.journal.sqlite.transaction import Totals, count
 
 if TYPE_CHECKING:
     import sqlite3

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, TypeVar
 import outcome
 import trio
 
-from payloadd.journal.operations import Append, Bury, Settle
+from payloadd.journal.api import Append, Bury, Settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from payloadd.journal.api import JournalAccounts
-    from payloadd.journal.operations import Operation
+    from payloadd.journal.api import JournalListener, Operation
     from payloadd.journal.sqlite.commit_queue import CommitQueue
     from payloadd.journal.sqlite.database import Database
     from payloadd.model.job import Job
@@ -32,10 +31,10 @@ class JobsInMemory:
     """Collects the jobs in memory of one journal."""
 
     def __init__(
-        self, database: Database, accounting: JournalAccounts, commit_queue: CommitQueue
+        self, database: Database, listener: JournalListener, commit_queue: CommitQueue
     ) -> None:
         self._database = database
-        self._accounting = accounting
+        self._listener = listener
         self._commit_queue = commit_queue
         self._operations: Sequence[Operation] = ()
         self._committed = False
@@ -64,10 +63,10 @@ class JobsInMemory:
         return (_call_in_loop(self._token, self._collect) or []) if self._token else []
 
     def _collect(self) -> list[Job]:
-        jobs = self._accounting.jobs()
+        jobs = self._listener.jobs_in_memory()
         for handed in list(self._database.handed.values()):
             jobs += handed
-        jobs += _unsettled(self._commit_queue.next.operations)
+        jobs += _unsettled(self._commit_queue.next_group.operations)
         if self._committed:
             for operation in self._operations:
                 if isinstance(operation, Append):

@@ -1,4 +1,4 @@
-"""What has to be done for the journal's files every second, off the hot path."""
+"""Maintain the journal's files once a second, apart from commits."""
 
 from __future__ import annotations
 
@@ -10,51 +10,54 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.journal.operations import Expire, Revive
+from payloadd.journal.api import Expire, Revive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from payloadd.journal.api import JournalAccounts
-    from payloadd.journal.operations import Operation
+    from payloadd.journal.api import JournalListener, Operation
     from payloadd.journal.sqlite.database import Database
-    from payloadd.journal.sqlite.disk import Disk
+    from payloadd.journal.sqlite.disk import DiskState
     from payloadd.journal.sqlite.thread import JournalThread
 
-_BETWEEN: Final = 1.0
-_EXPIRE_EVERY: Final = 60
-"""Rounds between two looks for keys that are forgotten after a day."""
-_STEPS: Final = 64
-"""Steps of giving space back that are taken at once: others want the thread too."""
+_ROUNDS_PER_EXPIRY: Final = 60
+"""Rounds between two searches for expired Idempotency-Keys."""
+_MOST_STEPS: Final = 64
+"""Calls of the thread per round for each kind of work. Commits run between two calls."""
 
 
 class Maintenance:
-    """Revives what an operator has marked, forgets old keys, gives space back, looks at ages."""
+    """Revive marked dead letters, delete expired keys, reclaim space, report the oldest job."""
 
     def __init__(
         self,
         database: Database,
         thread: JournalThread,
-        disk: Disk,
-        accounting: JournalAccounts,
+        disk: DiskState,
+        listener: JournalListener,
         add: Callable[[Operation], object],
+        interval: float = 1.0,
     ) -> None:
+        """Maintain ``database`` every ``interval`` seconds; ``add`` queues an operation."""
         self._database = database
         self._thread = thread
         self._disk = disk
-        self._accounting = accounting
+        self._listener = listener
         self._add = add
+        self._interval = interval
         self._seen = -1
+        """The state of ``foreign_changes`` that was handled last."""
+        self._oldest: float | None = None
 
-    def look_again(self) -> None:
-        """Take what another process has written for not seen yet."""
+    def check_other_processes(self) -> None:
+        """Handle the changes of other processes, such as marked dead letters, in the next round."""
         self._seen = -1
 
     async def run(self) -> None:
-        """Do the chores for ever."""
-        for second in count():
-            await trio.sleep(_BETWEEN)
-            await self._note_oldest()
+        """Run the rounds until the task is cancelled."""
+        for number in count():
+            await trio.sleep(self._interval)
+            await self._report_oldest()
             if not self._disk.writable:
                 continue
             with suppress(sqlite3.Error):
@@ -65,36 +68,38 @@ class Maintenance:
                 await self._thread.read(self._database.count_dead)
                 await self._thread.read(self._database.compaction.recheck_all)
                 self._add(Revive())
-            if second % _EXPIRE_EVERY == 0:
-                # Costs no fsync when none is due.
+            if number % _ROUNDS_PER_EXPIRY == 0:
+                # If no key has expired, this costs no fsync.
                 self._add(Expire())
-            # Whoever settles meanwhile is seen in a second.
+            # Segments of batches that are settled during this round wait for the next one.
             if self._database.compaction.has_work:
-                # It only notes what to do, but behind a commit that hangs when the daemon ends.
+                # A write, although it only plans: it may wait behind a commit that hangs at the end
+                # of the daemon, and must not outlast the deadline then.
                 with suppress(sqlite3.Error):
                     await self._thread.write(self._database.compaction.begin)
-                await self._give_space_back(self._database.compaction.step)
-            await self._give_space_back(self._database.vacuum.step)
+                await self._reclaim_space(self._database.compaction.step)
+            await self._reclaim_space(self._database.vacuum.step)
 
-    async def _note_oldest(self) -> None:
-        """Tell the ledger how old the backlog is.
+    async def _report_oldest(self) -> None:
+        """Report when the oldest job was accepted.
 
-        Where that cannot be read, what is known stays: the age goes on rising.
+        If that cannot be read, the last known time stays, so that the reported age rises.
         """
         try:
-            # A commit that waits for the thread comes between two looks.
-            for _ in range(_STEPS):
+            for _ in range(_MOST_STEPS):
                 since = await self._thread.write(self._database.oldest)
                 if not self._database.oldest_unfinished:
-                    self._accounting.kept_since = since
+                    self._oldest = since
+                    self._listener.oldest_accepted(since)
                     break
         except sqlite3.Error:
-            if self._accounting.kept_since is None and self._database.totals.jobs:
-                self._accounting.kept_since = time.time()
+            if self._oldest is None and self._database.totals.jobs:
+                self._oldest = time.time()
+                self._listener.oldest_accepted(self._oldest)
 
-    async def _give_space_back(self, step: Callable[[], bool]) -> None:
-        # Under load too; a commit that waits for the thread comes between two steps.
-        with suppress(sqlite3.Error):  # the next commit says what is wrong
-            for _ in range(_STEPS):
+    async def _reclaim_space(self, step: Callable[[], bool]) -> None:
+        """Call ``step`` in the thread while it returns True."""
+        with suppress(sqlite3.Error):  # the next commit reports the error
+            for _ in range(_MOST_STEPS):
                 if not await self._thread.write(step):
                     break

@@ -1,13 +1,10 @@
-"""Carries out the operations of one commit, as far as their rows do not go with others.
-
-Functions raise sqlite3.Error.
-"""
+"""Execute the operations of one commit and collect the changes to write. Raises sqlite3.Error."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from payloadd.journal.operations import Abandon, Append, Bury, Expire, Revive, Seal, Settle, Stage
+from payloadd.journal.api import Abandon, Append, Bury, Expire, Revive, Seal, Settle, Stage
 from payloadd.journal.sqlite import dead_letters, idempotency
 from payloadd.journal.sqlite.transaction import CommitChanges
 
@@ -15,7 +12,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable
 
-    from payloadd.journal.operations import Operation
+    from payloadd.journal.api import Operation
     from payloadd.journal.sqlite.staging import Staging
 
 
@@ -25,15 +22,15 @@ def carry_out(
     following: int,
     staging: Staging,
 ) -> CommitChanges:
-    """Carry out operations in order, the next job as number ``following``.
+    """Execute operations in order; ``following`` is the ``seq`` of the next job.
 
-    Returns what is still to be written.
+    Returns the changes that are still to be written. Raises sqlite3.Error.
     """
     changes = CommitChanges(following)
     for operation in operations:
         match operation:
             case Append():
-                staging.take_in(operation, changes)
+                staging.accept(operation, changes)
             case Stage():
                 staging.stage(operation, changes)
             case Abandon():
@@ -54,8 +51,8 @@ def carry_out(
 
 def _revive(connection: sqlite3.Connection, revive: Revive, changes: CommitChanges) -> None:
     revived = dead_letters.revive(connection)
-    for one in revived:
-        changes.revive(one)
-    revive.firsts = [one.first for one in revived]
-    revive.payloads = sum(one.payloads for one in revived)
+    for letter in revived:
+        changes.revive(letter)
+    revive.firsts = [letter.first for letter in revived]
+    revive.payloads = sum(letter.payloads for letter in revived)
     revive.more = len(revived) == dead_letters.REVIVED_PER_COMMIT

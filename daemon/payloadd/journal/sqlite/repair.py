@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from payloadd.journal.sqlite.inventory import Inventory
     from payloadd.journal.sqlite.job_rows import Range
     from payloadd.journal.sqlite.read_errors import ReadErrors
-    from payloadd.journal.sqlite.totals import Totals
+    from payloadd.journal.sqlite.transaction import Totals
     from payloadd.model.job import Job
 
 _MIN_INTERVAL: Final = 60.0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from payloadd.journal.sqlite.job_rows import Range, Row
-    from payloadd.journal.sqlite.totals import Totals
+    from payloadd.journal.sqlite.transaction import Totals
     from payloadd.model.job import Job
 
 

@@ -29,7 +29,7 @@ from payloadd.journal.sqlite.damage import Finding, corrupt, start_refusal
 from payloadd.journal.sqlite.job_rows import merge
 from payloadd.journal.sqlite.schema import FILE, create_copy, open_existing
 from payloadd.journal.sqlite.table_scan import TableScan, is_other_error
-from payloadd.journal.sqlite.totals import Totals
+from payloadd.journal.sqlite.transaction import Totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,20 +1,20 @@
-"""Requests with too many parts for one commit, written in several.
+"""Write a request with too many parts for one commit in several commits.
 
-All clients wait for a commit that is under way, and 10,000 rows or 16 MiB take 0.1 to 0.3 s. So a
-large request is written in steps of some milliseconds, and commits of small requests come between
-them.
+All clients wait for a commit that is under way, so a commit must not write thousands of rows or
+many MiB. A large request is written in steps of a few milliseconds, and small requests are
+committed between them.
 
-* The first step takes the numbers of all parts and hides their range: it is noted in the table
-  ``stored``, whose rows are not part of the journal. The commit that accepts the request removes
-  that note. So a request is accepted whole or not at all; what a crash leaves of it is deleted, as
-  the rows of stored batches are.
+* The first step reserves the numbers of all parts and hides their range: it adds the range to the
+  table ``stored``, whose rows are not part of the journal. The commit that accepts the request
+  removes the range from the table. So a request is accepted whole or not at all. The rows that a
+  crash leaves are deleted like the rows of stored batches.
 * One request is staged at a time. Jobs that are committed meanwhile have higher numbers than the
-  request, and go to the workers behind it: ``page`` reads no further than to its first number.
-* Until the request is accepted only its own jobs are written into segments: segments are in the
-  order of their jobs' numbers.
-* After an error the request is refused, and its rows are given up.
+  request and reach the workers after it: ``page`` reads up to the first number of the request only.
+* Until the request is accepted, segments contain no new jobs but its own, because segments are in
+  the order of the numbers of their jobs.
+* After an error the request is refused, and its rows are deleted.
 
-Functions raise sqlite3.Error.
+Methods raise sqlite3.Error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from payloadd.journal.sqlite import idempotency, segments
 from payloadd.journal.sqlite.backlog import BEYOND
 
 if TYPE_CHECKING:
-    from payloadd.journal.operations import Append, Stage
+    from payloadd.journal.api import Append, Stage
     from payloadd.journal.sqlite.deletion import RowDeletion
     from payloadd.journal.sqlite.job_rows import Range
     from payloadd.journal.sqlite.segments import Segments
@@ -34,16 +34,19 @@ if TYPE_CHECKING:
 
 
 class Staging:
-    """The request that is being staged, if there is one."""
+    """Accept requests, and write the parts of the request that is being staged."""
 
     def __init__(self, connection: sqlite3.Connection, deletion: RowDeletion) -> None:
         self._connection = connection
-        self._clearance = deletion
+        self._deletion = deletion
         self.range: Range | None = None
-        """The numbers of its parts. A value, so that a commit that fails can have the old one."""
+        """The first and last number of the staged request; None without one.
 
-    def take_in(self, append: Append, changes: CommitChanges) -> None:
-        """Accept a request, and write those of its parts that were not staged."""
+        An immutable value, so that a failed commit can restore the old one.
+        """
+
+    def accept(self, append: Append, changes: CommitChanges) -> None:
+        """Accept a request, and write the parts that were not staged."""
         if append.staged:
             self._finish(append, changes)
             return
@@ -54,10 +57,10 @@ class Staging:
                 self._connection, append.key, append.receipt, changes
             )
         if append.earlier is None:
-            append.jobs = changes.take_in(append.parts)
+            append.jobs = changes.accept(append.parts)
 
     def stage(self, stage: Stage, changes: CommitChanges) -> None:
-        """Write some parts of a request; none if its Idempotency-Key has been answered before."""
+        """Write some parts of a request, or none if its Idempotency-Key is known."""
         append = stage.append
         if stage.start == 0:
             append.jobs = []
@@ -82,14 +85,14 @@ class Staging:
             self.abandon()
             return
         self._add(append, append.staged, len(append.parts), changes)
-        changes.take_in_staged(append.jobs)
-        self._clearance.show((first, last))
+        changes.accept_staged(append.jobs)
+        self._deletion.show((first, last))
         self.range = None
 
     def abandon(self) -> None:
-        """Have the staged rows deleted."""
+        """Let the staged rows be deleted with the next commits."""
         if self.range is not None:
-            self._clearance.discard(self.range)
+            self._deletion.discard(self.range)
             self.range = None
 
     def _begin(self, append: Append, changes: CommitChanges) -> None:
@@ -97,26 +100,26 @@ class Staging:
         append.first = changes.next
         changes.next += len(append.parts)
         self.range = (append.first, changes.next - 1)
-        self._clearance.hide(self.range)
+        self._deletion.hide(self.range)
 
     def _add(self, append: Append, start: int, end: int, changes: CommitChanges) -> None:
-        # A commit may be tried a second time.
+        # The commit may be a repetition: after a repair it is tried again.
         del append.jobs[start:]
         append.jobs += changes.stage(append.parts[start:end], append.first + start)
 
     def _check(self, append: Append) -> Range:
-        """Return the numbers of the request's parts; an error if its rows were given up."""
+        """Return the numbers of the request's parts; raise an error if its rows were deleted."""
         if self.range is None or self.range[0] != append.first:
             raise sqlite3.OperationalError("the first rows of a large request are gone")
         return self.range
 
     @property
     def first(self) -> int:
-        """The number before which all jobs are part of the journal."""
+        """The number below which all jobs are part of the journal."""
         return BEYOND if self.range is None else self.range[0]
 
     def place(self, changes: CommitChanges, files: Segments, following: int) -> None:
-        """Make rows of large and of staged jobs; lines go into a segment where that is cheaper.
+        """Make rows of large and of staged jobs; use a segment where that is cheaper.
 
         ``following`` is the next ``seq`` before the changes.
         """

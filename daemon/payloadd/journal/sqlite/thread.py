@@ -1,20 +1,20 @@
-"""The one thread that touches the journal's file, and what happens when it hangs.
+"""Run all calls on the journal's file in one thread, and bound the wait if the disk hangs.
 
-A thread of its own and not one of ``trio.to_thread``: a round trip is 75 us of CPU there and
-55 us here (35 us is what two threads cost that take turns), and every commit makes one. A
-queue leads in; what comes out wakes the task that waits for it.
+The thread is not one of ``trio.to_thread``: every commit makes a round trip, and one through a
+queue of its own costs less CPU time. A ``SimpleQueue`` passes calls to the thread; the end of a
+call wakes the task that waits for it.
 
-Calls are carried out one at a time, in the order in which they came, and none is begun before
-the task of the one before has been woken. Trio runs those that it wakes together in any order:
-a page with a new job in it would else be shown before the commit that has brought it, and again
-with that.
+Calls run one at a time, in the order in which they were requested, and a call begins only after the
+task of the previous call was woken. Trio runs tasks that it wakes together in any order. Without
+that rule a page that contains a new job could reach the pipeline before the commit of the job does,
+and the job would be offered twice.
 
-A thread cannot be called back. What writes is seen to its end also by a task that is
-cancelled: the operations would be neither written nor refused. Only when the daemon ends is
-there a deadline, because a disk that does not answer must not hold it for ever; for the same
-reason the thread is one that the interpreter does not wait for.
+A running call cannot be interrupted. A write runs to its end even if its task is cancelled:
+otherwise its operations would be neither committed nor refused. Only at the end of the daemon is
+there a deadline, because a disk that hangs must not prevent the exit. For the same reason the
+interpreter does not wait for this thread (``daemon=True``).
 
-The thread says itself when a call begins and ends; see ``stall.py`` for what follows from that.
+The thread marks the begin and the end of each call; see ``stall.py``.
 """
 
 from __future__ import annotations
@@ -29,47 +29,59 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, TypeVarTuple
 import outcome
 import trio
 
-from payloadd.journal.sqlite.stall import Marks, Stall
+from payloadd.journal.sqlite.stall import CallMarks, StallDetector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from payloadd.journal.sqlite.disk import Disk
+    from payloadd.journal.sqlite.disk import DiskState
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-_STALLED: Final = 5.0
-"""Seconds for which a call has been seen to hang before that is called a trouble of the disk."""
-_BETWEEN_LOOKS: Final = 1.0
-_PORTIONS: Final = 10
-"""Parts of the time for the last writes. A process that is stopped meanwhile loses one of them."""
-_AFTER_TROUBLE: Final = 0.5
-"""Seconds between two attempts to read."""
+_DEADLINE_PARTS: Final = 10
+"""Parts of the time for the last writes: a process that is stopped meanwhile loses one part."""
 
 
 class JournalThread:
-    """Runs functions in its thread, one at a time, until it is ended."""
+    """Run functions in one thread, one at a time, until ``end``."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(
+        self,
+        disk: DiskState,
+        retry_interval: float = 0.5,
+        stall_timeout: float = 5.0,
+        check_interval: float = 1.0,
+    ) -> None:
+        """Start no thread yet; all times are seconds.
+
+        ``retry_interval`` is the time between two attempts to read, ``stall_timeout`` the time
+        without an answer after which ``watch`` reports a failed write, ``check_interval`` the time
+        between two checks for that.
+        """
         self._disk = disk
+        self._retry_interval = retry_interval
+        self._stall_timeout = stall_timeout
+        self._check_interval = check_interval
         self._calls: _Calls | None = None
-        """The way into the thread, None while there is none."""
+        """The queue to the thread; None while there is no thread."""
         self._waiting: deque[_Call[Any]] = deque()
         self._busy = False
         self._ending = False
         self._finishing = False
-        self._given_up = False
+        self._timed_out = False
+        """Whether the time for the last writes has passed."""
         self._writing: set[_Call[Any]] = set()
         """The writes that have not ended."""
-        self._marks = Marks()
+        self._marks = CallMarks()
 
     async def write(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """Run a write to its end, cancelled or not; raises sqlite3.Error."""
-        if self._given_up:
+        """Run a write to its end, even if the task is cancelled. Raises sqlite3.Error."""
+        if self._timed_out:
             raise _no_answer()
-        # Nothing shields the wait but the call itself: a cancel scope was 7 us a commit.
-        call = self._call(function, *arguments, to_its_end=True)
+        # The call itself refuses the cancellation: a shielded cancel scope for each commit was
+        # measurable.
+        call = self._request(function, *arguments, to_its_end=True)
         self._writing.add(call)
         try:
             return await call.wait()
@@ -77,67 +89,68 @@ class JournalThread:
             self._writing.remove(call)
 
     async def read(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """Run a read, again and again while the disk gives errors."""
+        """Run a read, and repeat it while it raises sqlite3.Error."""
         # A trouble with one kind of read ends with a read of that kind.
-        what = getattr(function, "__name__", "")
+        kind = getattr(function, "__name__", "")
         while True:
             try:
-                # Before it is asked for: what is cancelled already must not be begun.
+                # Before the request: a read that is cancelled already must not begin.
                 await trio.lowlevel.checkpoint_if_cancelled()
-                found = await self._call(function, *arguments).wait()
+                result = await self._request(function, *arguments).wait()
             except sqlite3.Error as error:
-                self._disk.read_failed(what, error)
-                await trio.sleep(_AFTER_TROUBLE)
+                self._disk.read_failed(kind, error)
+                await trio.sleep(self._retry_interval)
             else:
-                self._disk.was_read(what)
-                return found
+                self._disk.read_succeeded(kind)
+                return result
 
     async def watch(self) -> None:
-        """Say so when the disk does not answer, while a write waits for it."""
-        stall = Stall(self._marks)
+        """Report a failed write when the disk does not answer while a write waits for it."""
+        detector = StallDetector(self._marks)
         while True:
-            due = trio.current_time() + _BETWEEN_LOOKS
+            due = trio.current_time() + self._check_interval
             await trio.sleep_until(due)
-            stalled = stall.look(_BETWEEN_LOOKS, trio.current_time() - due)
-            if stalled > _STALLED and self._writing:
-                self._disk.failed(sqlite3.OperationalError(f"no answer for {_STALLED:g} s"))
+            stalled = detector.check(self._check_interval, trio.current_time() - due)
+            if stalled > self._stall_timeout and self._writing:
+                reason = f"no answer for {self._stall_timeout:g} s"
+                self._disk.write_failed(sqlite3.OperationalError(reason))
 
     def finish_within(self, seconds: float) -> None:
-        """Give what is being written, and what is yet to be, so long together; once for all."""
+        """Let all running and future writes fail after ``seconds``; only the first call counts."""
         if not self._finishing:
             self._finishing = True
             # A system task, because no task waits for it: it ends with trio's run.
-            trio.lowlevel.spawn_system_task(self._give_up, seconds)
+            trio.lowlevel.spawn_system_task(self._time_out, seconds)
 
-    async def _give_up(self, seconds: float) -> None:
-        for _ in range(_PORTIONS):
-            await trio.sleep(seconds / _PORTIONS)
-        self._given_up = True
+    async def _time_out(self, seconds: float) -> None:
+        for _ in range(_DEADLINE_PARTS):
+            await trio.sleep(seconds / _DEADLINE_PARTS)
+        self._timed_out = True
         for call in list(self._writing):
             call.fail(_no_answer())
 
     def end(self) -> None:
-        """Let the thread end behind what it was asked for; it is not waited for."""
+        """Let the thread end after the requested calls. Does not wait for it."""
         self._ending = True
         self._end_if_idle()
 
-    def _call(
+    def _request(
         self, function: Callable[[*Ts], T], *arguments: *Ts, to_its_end: bool = False
     ) -> _Call[T]:
-        """Ask for a call, to be waited for at once."""
+        """Request a call; the task must wait for it at once."""
         if self._calls is None:
             self._calls = SimpleQueue()
             threading.Thread(
                 target=_work, args=(self._calls, self._marks), name="payloadd-journal", daemon=True
             ).start()
-        call = _Call(lambda: function(*arguments), self._go_on, to_its_end=to_its_end)
+        call = _Call(lambda: function(*arguments), self._start_next, to_its_end=to_its_end)
         self._waiting.append(call)
         if not self._busy:
-            self._go_on()
+            self._start_next()
         return call
 
-    def _go_on(self) -> None:
-        """Give the thread the next call that is still wanted."""
+    def _start_next(self) -> None:
+        """Pass the next call that is still wanted to the thread."""
         self._busy = False
         while self._waiting and not self._busy:
             call = self._waiting.popleft()
@@ -148,20 +161,20 @@ class JournalThread:
             self._end_if_idle()
 
     def _end_if_idle(self) -> None:
-        # Also behind a call that hangs: there will be nobody to say so when that has ended.
+        # Also while a call hangs: no task would be there to end the thread when that call ends.
         if self._calls is not None and not any(call.wanted for call in self._waiting):
             self._calls.put(None)
             self._calls = None
 
 
 class _Call(Generic[T]):
-    """One function to be run, and the task that waits for what comes of it."""
+    """One function to run, and the task that waits for its result."""
 
     def __init__(
-        self, function: Callable[[], T], go_on: Callable[[], None], *, to_its_end: bool
+        self, function: Callable[[], T], start_next: Callable[[], None], *, to_its_end: bool
     ) -> None:
         self._function = function
-        self._go_on = go_on
+        self._start_next = start_next
         self._to_its_end = to_its_end
         self._token = trio.lowlevel.current_trio_token()
         self._task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
@@ -169,52 +182,52 @@ class _Call(Generic[T]):
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody waits for it."""
+        """Whether a task waits for the result."""
         return self._task is not None
 
     async def wait(self) -> T:
-        """Return what the function returned, or raise what it raised."""
+        """Return the function's result, or raise its exception."""
         await trio.lowlevel.wait_task_rescheduled(self._abandon)
         return self._outcome.unwrap()
 
     def _abandon(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         if self._to_its_end:
             return trio.lowlevel.Abort.FAILED
-        # It is not run if it has not begun; if it has, nobody is told.
+        # If the call has not begun, it will not be run; if it has, its result is dropped.
         self._task = None
         return trio.lowlevel.Abort.SUCCEEDED
 
     def fail(self, error: Exception) -> None:
-        """Raise ``error`` in the task that waits, whatever comes of the call."""
+        """Raise ``error`` in the waiting task, and drop the result of the call."""
         if self._task is not None:
             trio.lowlevel.reschedule(self._task, outcome.Error(error))
             self._task = None
 
-    def carry_out(self) -> None:
-        """Run the function, in the journal's thread, and have its task woken."""
+    def run(self) -> None:
+        """Run the function, in the journal's thread, and wake the waiting task."""
         self._outcome = outcome.capture(self._function)
-        # Behind the end of the run there is nobody who could be told.
+        # After the end of trio's run no task waits.
         with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._tell)
+            self._token.run_sync_soon(self._wake)
 
-    def _tell(self) -> None:
+    def _wake(self) -> None:
         if self._task is not None:
             trio.lowlevel.reschedule(self._task)
             self._task = None
-        self._go_on()
+        self._start_next()
 
 
 def _no_answer() -> sqlite3.Error:
     return sqlite3.OperationalError("the disk did not answer before the daemon had to end")
 
 
-def _work(calls: _Calls, marks: Marks) -> None:
-    marks.enter()
+def _work(calls: _Calls, marks: CallMarks) -> None:
+    marks.use_clock_of_this_thread()
     while (call := calls.get()) is not None:
         marks.begun += 1
-        call.carry_out()
+        call.run()
         marks.ended += 1
-        # Or what the call holds, a group of requests, is held until the next one comes.
+        # Otherwise the arguments, a group of requests, stay in memory until the next call.
         del call
 
 

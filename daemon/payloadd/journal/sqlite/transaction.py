@@ -1,40 +1,53 @@
-"""What the operations of one commit do to ``jobs``, gathered to be written with few statements."""
+"""Collect the changes of one commit, to write them with few statements; add them to the totals."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from payloadd.journal.sqlite import segments
-from payloadd.journal.sqlite.checksum import crc32, job_head, of_job
-from payloadd.journal.sqlite.schema import ROW_BYTES
+from payloadd.journal.sqlite.checksum import crc32, job_head, of_job, of_totals
+from payloadd.journal.sqlite.schema import KEY_BYTES, ROW_BYTES
 from payloadd.model.job import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import sqlite3
+    from collections.abc import Iterable, Sequence
 
     from payloadd.journal.sqlite.dead_letters import DeadRange
     from payloadd.journal.sqlite.job_rows import NewRow, PlacedRow, Range
     from payloadd.model.job import Batch, Part
 
+_COUNT: Final = """
+    SELECT count(*), total(payloads), total(coalesce(size, length(lines)))
+    FROM jobs WHERE seq BETWEEN ? AND ?
+"""
+_EVERY: Final = (1, 2**62)
+_WRITE: Final = (
+    "UPDATE totals SET next = ?, jobs = ?, payloads = ?, bytes = ?, keys = ?, accepted = ?, crc = ?"
+)
+
 
 class CommitChanges:
-    """The new rows, the ranges of settled ones, and what the totals change by."""
+    """The changes of one commit: new rows, ranges of settled rows, differences of the totals."""
 
     def __init__(self, following: int) -> None:
+        """Begin without changes; ``following`` is the ``seq`` of the next job."""
         self.next = following
         """The ``seq`` of the next job."""
         self.rows: list[NewRow] = []
         self.placed: list[PlacedRow] = []
+        """Rows of jobs whose payloads are in a segment."""
         self.large: list[Job] = []
-        """Those whose lines may go into a segment: they have no row before they have a place."""
+        """Jobs whose payloads may go into a segment. They get a row when that is decided."""
         self.large_bytes = 0
         self.staged: list[Job] = []
-        """Those of the request that is being staged; they have no row yet either."""
+        """Jobs of the request that is being staged. They have no row yet either."""
         self.settled: list[Range] = []
         self.unsealed: list[int] = []
         """The first ``seq`` of each sealed batch that is settled."""
         self.revived: list[int] = []
-        """The first ``seq`` of each dead letter that comes back."""
+        """The first ``seq`` of each dead letter that is revived."""
         self.jobs = 0
         self.payloads = 0
         self.bytes = 0
@@ -43,14 +56,14 @@ class CommitChanges:
         """With ROW_BYTES."""
         self.dead_payloads = 0
         self.accepted = 0
-        """Payloads that are taken in."""
+        """Payloads that are accepted."""
         self.keys = 0
-        """Idempotency-Keys, more or less than before."""
+        """The difference in the number of Idempotency-Keys."""
         self.evicted = 0
-        """Keys that are forgotten before their time."""
+        """Idempotency-Keys that are deleted before they expire."""
 
-    def take_in(self, parts: Sequence[Part]) -> list[Job]:
-        """Give each part its number; returns them as jobs."""
+    def accept(self, parts: Sequence[Part]) -> list[Job]:
+        """Add the parts of a request with the next numbers; return them as jobs."""
         taken = []
         for id_, lines, payloads in parts:
             job = Job(self.next, id_, lines, payloads)
@@ -71,13 +84,13 @@ class CommitChanges:
         return taken
 
     def stage(self, parts: Sequence[Part], first: int) -> list[Job]:
-        """Return parts as jobs, numbered from ``first`` on, that are written but not counted."""
+        """Add parts, numbered from ``first`` on, that are written but not counted yet."""
         jobs = [Job(seq, *part) for seq, part in enumerate(parts, first)]
         self.staged += jobs
         return jobs
 
-    def take_in_staged(self, jobs: Sequence[Job]) -> None:
-        """Count the jobs of a request of which all has been staged."""
+    def accept_staged(self, jobs: Sequence[Job]) -> None:
+        """Count the jobs of a request all of whose parts are staged."""
         payloads = sum([job.payloads for job in jobs])
         self.jobs += len(jobs)
         self.payloads += payloads
@@ -85,21 +98,21 @@ class CommitChanges:
         self.bytes += sum([len(job.lines) for job in jobs])
 
     def settle(self, batch: Batch) -> None:
-        """Take a stored batch away."""
+        """Remove a stored batch."""
         first = batch.jobs[0].seq
         self.settled.append((first, batch.jobs[-1].seq))
         if batch.sealed:
             self.unsealed.append(first)
-        self._count_away(batch)
+        self._subtract(batch)
 
     def bury(self, batch: Batch) -> None:
-        """Take a batch out of circulation; it stays where it is."""
-        self._count_away(batch)
+        """Count a batch as dead; its rows stay where they are."""
+        self._subtract(batch)
         self.dead_bytes += batch.bytes + len(batch.jobs) * ROW_BYTES
         self.dead_payloads += batch.payloads
 
     def revive(self, letter: DeadRange) -> None:
-        """Bring a dead letter back."""
+        """Count a dead letter as jobs again."""
         self.revived.append(letter.first)
         self.jobs += letter.jobs
         self.payloads += letter.payloads
@@ -107,13 +120,13 @@ class CommitChanges:
         self.dead_bytes -= letter.journal_bytes
         self.dead_payloads -= letter.payloads
 
-    def _count_away(self, batch: Batch) -> None:
+    def _subtract(self, batch: Batch) -> None:
         self.jobs -= len(batch.jobs)
         self.payloads -= batch.payloads
         self.bytes -= batch.bytes
 
     def place(self, jobs: Sequence[Job], segment: int, start: int) -> None:
-        """Make rows of jobs whose lines are in ``segment`` from ``start`` on."""
+        """Make rows of jobs whose payloads are in ``segment`` from the offset ``start`` on."""
         for job in jobs:
             size = len(job.lines)
             id_ = job.id.bytes
@@ -122,8 +135,86 @@ class CommitChanges:
             start += size
 
     def place_in_rows(self, jobs: Sequence[Job]) -> None:
-        """Make rows of jobs that hold their lines."""
+        """Make rows of jobs that contain their payloads."""
         for job in jobs:
             id_ = job.id.bytes
             crc = of_job(job.seq, id_, job.payloads, job.lines)
             self.rows.append((job.seq, bytearray(id_), job.payloads, job.lines, crc))
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The numbers of the journal: its next ``seq``, and the jobs that are neither stored nor dead.
+
+    ``bytes`` includes ROW_BYTES for each job.
+    """
+
+    next: int
+    jobs: int
+    payloads: int
+    bytes: int
+    keys: int = 0
+    """Idempotency-Keys that are known."""
+    accepted: int = 0
+    """Payloads that were ever accepted."""
+    dead_bytes: int = 0
+    """Bytes of dead letters; not counted in the others."""
+    dead_payloads: int = 0
+    """Payloads in dead letters; not counted in the others."""
+    evicted: int = 0
+    """Idempotency-Keys that were deleted before they expired, in this run."""
+
+    @property
+    def all_bytes(self) -> int:
+        """Bytes of jobs, dead letters and keys: the size that JOURNAL_MAX_BYTES bounds."""
+        return self.bytes + self.dead_bytes + self.keys * KEY_BYTES
+
+    def after(self, changes: CommitChanges) -> Totals:
+        """Return the totals once ``changes`` are committed."""
+        return Totals(
+            changes.next,
+            self.jobs + changes.jobs,
+            self.payloads + changes.payloads,
+            self.bytes + changes.bytes + changes.jobs * ROW_BYTES,
+            self.keys + changes.keys,
+            self.accepted + changes.accepted,
+            self.dead_bytes + changes.dead_bytes,
+            self.dead_payloads + changes.dead_payloads,
+            self.evicted + changes.evicted,
+        )
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Write the totals into the journal. Raises sqlite3.Error."""
+        row = (self.next, self.jobs, self.payloads, self.bytes, self.keys, self.accepted)
+        connection.execute(_WRITE, (*row, of_totals(row)))
+
+
+class Count(NamedTuple):
+    """The contents of a range of ``jobs``."""
+
+    jobs: int
+    payloads: int
+    bytes: int
+    """With ROW_BYTES."""
+
+
+def count(
+    connection: sqlite3.Connection, apart: Iterable[tuple[Any, Any]], within: Range = _EVERY
+) -> Count:
+    """Count the jobs in ``within``, without the ranges ``apart``, which do not overlap.
+
+    Reads all rows of the range. Raises sqlite3.Error.
+    """
+    jobs, payloads, size = _count(connection, within)
+    for range_ in apart:
+        # A damaged row may contain any value.
+        if isinstance(range_[0], int) and isinstance(range_[1], int) and range_[0] > 0:
+            less = _count(connection, range_)
+            jobs, payloads, size = jobs - less[0], payloads - less[1], size - less[2]
+    return Count(jobs, payloads, size + jobs * ROW_BYTES)
+
+
+def _count(connection: sqlite3.Connection, range_: Range) -> tuple[int, int, int]:
+    # A damaged column may make the sum a text or a fraction: it is counted as well as it can be.
+    jobs, payloads, size = connection.execute(_COUNT, range_).fetchone()
+    return jobs, int(payloads), int(size)

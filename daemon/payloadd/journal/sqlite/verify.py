@@ -17,7 +17,7 @@ from payloadd.journal.sqlite.file_check import check_schema, find_problems
 from payloadd.journal.sqlite.job_rows import IN_RANGE
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.table_scan import TableScan, is_other_error, is_unreadable
-from payloadd.journal.sqlite.totals import Totals, count
+from payloadd.journal.sqlite.transaction import Totals, count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

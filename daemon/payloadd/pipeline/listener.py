@@ -1,0 +1,63 @@
+"""Pass on the reports of the journal to the queue and to the accounting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from payloadd.observe.metrics import Metrics
+    from payloadd.pipeline.accounting import Accounting
+    from payloadd.pipeline.queue import JobChannel
+    from payloadd.pipeline.refill import QueueFeeder
+
+
+class PipelineListener:
+    """The pipeline as a journal sees it; see the protocol ``JournalListener``."""
+
+    def __init__(
+        self, channel: JobChannel, feeder: QueueFeeder, accounting: Accounting, metrics: Metrics
+    ) -> None:
+        self._feeder = feeder
+        self._accounting = accounting
+        self._metrics = metrics
+        self.queue_bytes = channel.max_bytes
+        # Bound here and not wrapped in methods: they are called for each commit or each request.
+        self.committed = feeder.offer
+        self.left_for_page = feeder.leave
+        self.accepted = accounting.accept
+        self.seconds_for = accounting.rate.seconds_for
+        self.jobs_in_memory = accounting.jobs
+        self.replayed = accounting.enter
+        self.has_room = channel.has_room
+
+    def opened(self, newest: int, payloads: int) -> None:
+        """Begin with a journal whose newest job is ``newest`` and that has so many payloads."""
+        self._accounting.found = payloads
+        self._feeder.resume(newest)
+
+    def closed(self, payloads: int) -> None:
+        """Note the payloads that stay in the journal."""
+        self._accounting.journaled = payloads
+
+    def revived(self, payloads: int) -> None:
+        """Count dead letters that are tried again, and have their sealed batches uploaded."""
+        self._accounting.revive(payloads)
+        self._feeder.nudge()
+
+    def damaged(self, payloads: int) -> None:
+        """Count payloads that became dead letters because the journal cannot read them."""
+        self._accounting.dead += payloads
+        self._metrics.dead.inc(payloads)
+
+    def discarded(self, payloads: int) -> None:
+        """Count payloads that the store refused for good and that the journal does not keep."""
+        self._accounting.unkept += payloads
+
+    def oldest_accepted(self, since: float | None) -> None:
+        """Note when the oldest job in the journal was accepted, in Unix time; None without jobs."""
+        self._accounting.kept_since = since
+
+    @property
+    def open_payloads(self) -> int:
+        """Accepted payloads that are neither stored nor dead."""
+        return self._accounting.open

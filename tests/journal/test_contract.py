@@ -1,0 +1,302 @@
+"""One suite for every journal: the promises of ``payloadd.journal.api``.
+
+A new journal is one more entry of ``JOURNALS``.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import pytest
+import trio
+
+from payloadd.config.settings import load
+from payloadd.errors import RefusedError, TooLargeError
+from payloadd.journal.api import Receipt
+from payloadd.journal.open import open_journal
+from payloadd.observe.health import Health
+from payloadd.observe.metrics import Metrics
+from tests.support.journal import PATIENCE, append, batch, contents, id_of, job, part, until
+from tests.support.listener import RecordingListener
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+    from payloadd.journal.api import Journal
+
+JOURNALS: Final = [
+    pytest.param({"DURABILITY": "disk"}, id="sqlite"),
+    pytest.param({"DURABILITY": "memory"}, id="memory"),
+]
+_ALL: Final = (0, 10_000, 10**9)
+_NO_MORE: Final[dict[str, str]] = {}
+_SMALL: Final = {"JOURNAL_MAX_BYTES": "1MiB", "MAX_LENGTH": "1MiB"}
+
+
+@dataclass
+class Run:
+    """A journal that is open, with the pipeline that it reports to."""
+
+    journal: Journal
+    pipeline: RecordingListener
+    outcomes: list[Receipt | RefusedError]
+
+    async def accept(self, number: int, count: int = 1, key: bytes | None = None) -> Receipt:
+        """Append a request of ``count`` jobs from ``number`` on; return its receipt."""
+        wanted = append(number, key, count)
+        outcomes: list[Receipt | RefusedError] = []
+        answered = trio.Event()
+
+        def done(outcome: Receipt | RefusedError) -> None:
+            self.pipeline.reports.append("answered")
+            self.outcomes.append(outcome)
+            outcomes.append(outcome)
+            answered.set()
+
+        self.journal.append(wanted.receipt, wanted.parts, key, done)
+        await answered.wait()
+        (outcome,) = outcomes
+        assert isinstance(outcome, Receipt)
+        return outcome
+
+
+@dataclass
+class Opener:
+    """One journal that is opened several times, as by the runs of a daemon."""
+
+    folder: Path
+    environ: dict[str, str]
+
+    @asynccontextmanager
+    async def run(
+        self, max_jobs: int = 100_000, max_bytes: int = 10**8, environ: Mapping[str, str] = _NO_MORE
+    ) -> AsyncIterator[Run]:
+        """Open the journal for a pipeline with this queue; a test that hangs fails."""
+        pipeline = RecordingListener(max_jobs, max_bytes)
+        settings = load({"STATE_DIR": str(self.folder), **self.environ, **environ})
+        with trio.fail_after(PATIENCE):
+            async with open_journal(settings, pipeline, Health(), Metrics()) as opened:
+                yield Run(opened.journal, pipeline, [])
+        assert pipeline.reports[0] == "opened"
+        assert pipeline.reports[-1] == "closed"
+        assert {pipeline.reports.count(name) for name in ("opened", "closed")} == {1}
+
+
+@pytest.fixture(params=JOURNALS)
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    """Return each journal in turn, new."""
+    return Opener(tmp_path / "state", request.param)
+
+
+async def test_a_request_is_answered_once_and_after_its_jobs_were_offered(opener: Opener) -> None:
+    """Otherwise a client gets a 202 for payloads that the pipeline does not know."""
+    async with opener.run() as run:
+        assert await run.accept(1, count=3) == Receipt(id_of(1), 3)
+        await run.journal.pulse()
+        assert run.outcomes == [Receipt(id_of(1), 3)]
+        assert run.pipeline.reports == ["opened", "accepted", "committed", "answered"]
+        assert run.pipeline.payloads["accepted"] == 3
+        assert contents(run.pipeline.received) == contents([job(seq) for seq in (1, 2, 3)])
+
+
+async def test_an_empty_request_is_answered(opener: Opener) -> None:
+    """Otherwise a client that sends an empty collection waits for ever."""
+    async with opener.run() as run:
+        assert await run.accept(1, count=0, key=b"k") == Receipt(id_of(1), 0)
+        assert await run.accept(2, count=1, key=b"k") == Receipt(id_of(2), 1)
+        assert [one.id for one in run.pipeline.received] == [id_of(2)]
+
+
+async def test_all_jobs_are_offered_once_in_order_and_those_of_a_request_together(
+    opener: Opener,
+) -> None:
+    """Otherwise a batch, named by its first and last number, contains wrong jobs."""
+    sizes = {1000 * number: 1 + number % 5 for number in range(1, 60)}
+    sizes[10**6] = 3000  # more jobs than a journal writes at once
+    async with opener.run() as run:
+        async with trio.open_nursery() as nursery:
+            for number, count in sizes.items():
+                nursery.start_soon(run.accept, number, count)
+                await trio.lowlevel.checkpoint()
+        await run.pipeline.read_pages(run.journal)
+        seqs = {one.id: one.seq for one in run.pipeline.received}
+        assert len(seqs) == len(run.pipeline.received) == sum(sizes.values())
+        for number, count in sizes.items():
+            first = seqs[id_of(number)]
+            found = [seqs[id_of(number + index)] for index in range(count)]
+            assert found == [*range(first, first + count)]
+        assert len(run.outcomes) == len(sizes)
+        assert run.pipeline.payloads["accepted"] == sum(sizes.values())
+
+
+async def test_a_request_that_can_never_be_accepted_is_refused_at_once(opener: Opener) -> None:
+    """Otherwise the client repeats the request for ever."""
+    async with opener.run(max_bytes=2**20, environ=_SMALL) as run:
+        large = part(1)._replace(lines=b"1" * 2**20 + b"\n")
+        with pytest.raises(TooLargeError):
+            run.journal.append(Receipt(large.id, 1), [large], None, run.outcomes.append)
+        await run.journal.pulse()
+        assert (run.outcomes, run.pipeline.received) == ([], [])
+
+
+async def test_a_full_journal_refuses_whole_requests_until_jobs_are_stored(opener: Opener) -> None:
+    """Otherwise half of a refused request is stored, or the journal never accepts again."""
+    async with opener.run(max_jobs=1001, environ=_SMALL) as run:
+        accepted = 0
+        requests = (
+            [part(one)._replace(lines=b"%1000d\n" % one) for one in range(first, first + 50)]
+            for first in range(1, 50_000, 50)
+        )
+        with pytest.raises(RefusedError) as caught:  # noqa: PT012 - one of them is refused
+            for parts in requests:
+                run.journal.append(Receipt(parts[0].id, 50), parts, None, run.outcomes.append)
+                accepted += 1
+        assert caught.value.code in {"QUEUE_FULL", "JOURNAL_FULL"}
+        assert caught.value.least_wait >= 1
+        await until(lambda: len(run.outcomes) == accepted > 0)
+        await run.pipeline.read_pages(run.journal)
+        assert all(isinstance(one, Receipt) for one in run.outcomes)
+        assert len(run.pipeline.received) == 50 * accepted == run.pipeline.payloads["accepted"]
+        for one in run.pipeline.received:
+            run.journal.settle(batch(one, sealed=False))
+        run.pipeline.queued = 0
+        await until(lambda: run.journal.refusal() is None)
+        await run.journal.wait_for_room()
+        assert (await run.accept(10**7)).payloads == 1
+
+
+async def test_a_known_key_gets_the_first_receipt_and_accepts_nothing(opener: Opener) -> None:
+    """Otherwise a client that repeats a request stores its payloads twice."""
+    async with opener.run() as run:
+        receipts: list[Receipt] = []
+
+        async def accept(number: int) -> None:
+            receipts.append(await run.accept(number, 2, b"key"))
+
+        async with trio.open_nursery() as nursery:
+            for number in (1, 11, 21):
+                nursery.start_soon(accept, number)
+        receipts.append(await run.accept(31, 2, b"key"))
+        assert len(set(receipts)) == 1
+        assert await run.accept(41, 1, b"other") == Receipt(id_of(41), 1)
+        assert run.pipeline.payloads["accepted"] == len(run.pipeline.received) == 3
+        durable = run.journal.durable
+    async with opener.run() as run:
+        again = await run.accept(51, 2, b"key")
+        assert again == (receipts[0] if durable else Receipt(id_of(51), 2))
+
+
+async def test_jobs_that_are_not_stored_are_there_in_the_next_run(opener: Opener) -> None:
+    """Otherwise a restart loses accepted payloads, or gives two jobs one number."""
+    async with opener.run() as run:
+        await run.accept(1, count=9)
+        jobs = run.pipeline.received
+        run.journal.settle(batch(*jobs[:2], sealed=False))
+        durable = run.journal.durable
+    left = jobs[2:] if durable else []
+    assert run.pipeline.payloads["closed"] == len(left)
+    async with opener.run() as run:
+        assert run.journal.durable == durable
+        assert run.pipeline.payloads["opened"] == len(left)
+        assert await run.journal.sealed() is None
+        assert contents(await run.journal.page(*_ALL)) == contents(left)
+        await run.accept(100)
+        assert run.pipeline.received[0].seq == (10 if durable else 1)
+
+
+@pytest.mark.parametrize(
+    ("most_jobs", "most_bytes", "expected"), [(3, 10**6, 3), (9, 5, 2), (9, 4, 2), (9, 1, 1)]
+)
+async def test_a_page_keeps_its_bounds_but_contains_a_job(
+    opener: Opener, most_jobs: int, most_bytes: int, expected: int
+) -> None:
+    """Otherwise a page takes more memory than the queue allows, or the backlog stops."""
+    async with opener.run() as run:
+        await run.accept(1, count=6)
+        durable = run.journal.durable
+    async with opener.run() as run:
+        seqs = [one.seq for one in await run.journal.page(1, most_jobs, most_bytes)]
+        assert seqs == ([*range(2, 2 + expected)] if durable else [])
+        assert await run.journal.page(6, most_jobs, most_bytes) == []
+
+
+async def test_a_sealed_batch_comes_back_whole_until_it_is_settled(opener: Opener) -> None:
+    """Otherwise a repeated upload with other members or another key is a second object."""
+    async with opener.run() as run:
+        await run.accept(1, count=9)
+        jobs = run.pipeline.received
+        first, second = batch(*jobs[1:4]), batch(*jobs[5:7])
+        await run.journal.seal(first)
+        await run.journal.seal(second)
+        durable = run.journal.durable
+    left = [first, second] if durable else []
+    async with opener.run() as run:
+        page = await run.journal.page(*_ALL)
+        assert [one.seq for one in page] == ([1, 5, 8, 9] if durable else [])
+        found = [await run.journal.sealed() for _ in left]
+        assert await run.journal.sealed() is None
+        for wanted, one in zip(left, found, strict=True):
+            assert one is not None
+            assert (one.key, one.format_name, one.sealed) == (wanted.key, "none", True)
+            assert contents(one.jobs) == contents(wanted.jobs)
+            run.journal.settle(one)
+        members = [job_ for one in left for job_ in one.jobs]
+        assert contents(run.pipeline.replayed_jobs) == contents(members)
+    async with opener.run() as run:
+        assert await run.journal.sealed() is None
+        assert run.pipeline.payloads["opened"] == (4 if durable else 0)
+
+
+async def test_a_buried_batch_is_kept_or_reported_as_discarded(opener: Opener) -> None:
+    """Otherwise `lost` is wrong, or a batch that the store refuses for good is sent again."""
+    async with opener.run() as run:
+        await run.accept(1, count=3)
+        one, two, three = run.pipeline.received
+        run.journal.bury(batch(one, sealed=False), "KeyTooLongError", "too long")
+        await run.journal.seal(batch(two, three))
+        run.journal.bury(batch(two, three), "InvalidRequest", "no")
+        durable = run.journal.durable
+    assert run.pipeline.payloads["closed"] == 0
+    assert run.pipeline.payloads.get("discarded", 0) == (0 if durable else 3)
+    async with opener.run() as run:
+        assert run.pipeline.payloads["opened"] == 0
+        assert await run.journal.sealed() is None
+        assert await run.journal.page(*_ALL) == []
+
+
+async def test_jobs_that_find_the_queue_full_are_refused_or_read_later(opener: Opener) -> None:
+    """Otherwise a burst is lost, or fills the memory."""
+    async with opener.run(max_jobs=5) as run:
+        accepted = 0
+        for number in range(1, 12):
+            with suppress(RefusedError):
+                await run.accept(number)
+                accepted += 1
+        assert accepted == (11 if run.journal.durable else 5)
+        assert run.pipeline.queued == 5
+        await run.pipeline.read_pages(run.journal)
+        assert [one.seq for one in run.pipeline.received] == [*range(1, accepted + 1)]
+
+
+async def test_operations_are_written_when_the_journal_closes(opener: Opener) -> None:
+    """Otherwise a drain that has stored all payloads stores them again at the next start."""
+    async with opener.run() as run:
+        await run.accept(1, count=4)
+        jobs = run.pipeline.received
+        for one in jobs[:2]:
+            run.journal.settle(batch(one, sealed=False))
+        run.journal.bury(batch(jobs[2], sealed=False), "C", "r")
+        durable = run.journal.durable
+    assert run.pipeline.payloads["closed"] == (1 if durable else 0)
+
+
+async def test_an_idle_journal_has_a_pulse_and_refuses_nothing(opener: Opener) -> None:
+    """Otherwise systemd ends an idle daemon, or a load balancer sends it no requests."""
+    async with opener.run() as run:
+        for _ in range(3):
+            await run.journal.pulse()
+        await run.journal.wait_for_room()
+        assert run.journal.refusal() is None

@@ -1,0 +1,119 @@
+"""A listener for tests of a journal: it records and checks the reports of the journal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from payloadd.journal.api import Journal
+    from payloadd.model.job import Job
+
+
+class RecordingListener:
+    """A pipeline that records the reports of a journal and checks their order."""
+
+    def __init__(self, max_jobs: int, max_bytes: int) -> None:
+        self.received: list[Job] = []
+        """All jobs of this run that the journal has offered, and those read with ``page``."""
+        self.replayed_jobs: list[Job] = []
+        self.reports: list[str] = []
+        """The names of the reports, without repetitions that follow each other."""
+        self.payloads: dict[str, int] = {}
+        """The sum of each report about a number of payloads."""
+        self.queued = 0
+        self.queue_bytes = max_bytes
+        self._max_jobs = max_jobs
+        self._last = self._newest = 0
+
+    def _count(self, name: str, payloads: int) -> None:
+        if payloads:  # a journal may report that nothing has changed
+            self._note(name)
+            self.payloads[name] = self.payloads.get(name, 0) + payloads
+
+    def _note(self, name: str) -> None:
+        if self.reports[-1:] != [name]:
+            self.reports.append(name)
+
+    def opened(self, newest: int, payloads: int) -> None:
+        """Begin behind the newest job of earlier runs."""
+        self._note("opened")
+        self.payloads["opened"] = payloads
+        self._last = self._newest = newest
+
+    def closed(self, payloads: int) -> None:
+        """Record the payloads that stay."""
+        self._note("closed")
+        self.payloads["closed"] = payloads
+
+    def committed(self, jobs: Sequence[Job]) -> None:
+        """Queue jobs, unless there are older ones to be read with ``page`` or the queue is full."""
+        self._note("committed")
+        jobs = [one for one in jobs if one.seq > self._last]
+        if not jobs:
+            return
+        read_first = self._last < self._newest
+        self._newest = jobs[-1].seq
+        if not read_first and self.has_room(len(jobs), 0):
+            self._receive(jobs)
+
+    def left_for_page(self, newest: int) -> None:
+        """Record that there are jobs to be read with ``page``."""
+        self._newest = max(self._newest, newest)
+
+    async def read_pages(self, journal: Journal) -> None:
+        """Read the jobs that were not queued, a few at a time."""
+        while self._last < self._newest:
+            page = await journal.page(self._last, 7, 10**6)
+            if not page:
+                break
+            self._receive(page)
+
+    def _receive(self, jobs: Sequence[Job]) -> None:
+        numbers = [self._last, *[one.seq for one in jobs]]
+        assert numbers == sorted(set(numbers)), "each job is offered once and in order"
+        self._last = numbers[-1]
+        self._newest = max(self._newest, self._last)
+        self.received += jobs
+        self.queued += len(jobs)
+
+    def replayed(self, jobs: Sequence[Job]) -> None:
+        """Record the members of a sealed batch."""
+        self.replayed_jobs += jobs
+
+    def accepted(self, payloads: int) -> None:
+        """Record accepted payloads."""
+        self._count("accepted", payloads)
+
+    def revived(self, payloads: int) -> None:
+        """Record revived payloads."""
+        self._count("revived", payloads)
+
+    def damaged(self, payloads: int) -> None:
+        """Record damaged payloads."""
+        self._count("damaged", payloads)
+
+    def discarded(self, payloads: int) -> None:
+        """Record discarded payloads."""
+        self._count("discarded", payloads)
+
+    def oldest_accepted(self, since: float | None) -> None:
+        """Ignore the age of the backlog."""
+
+    def jobs_in_memory(self) -> list[Job]:
+        """Return all jobs: more than the journal needs do no harm."""
+        return [*self.received, *self.replayed_jobs]
+
+    def seconds_for(self, payloads: int) -> int:
+        """Return a second for each payload."""
+        return max(1, payloads)
+
+    @property
+    def open_payloads(self) -> int:
+        """Return the queued payloads."""
+        return self.queued
+
+    def has_room(self, jobs: int, size: int) -> bool:
+        """Return whether so many more jobs fit; bytes are bounded for one request only."""
+        return self.queued + jobs <= self._max_jobs and size <= self.queue_bytes
