@@ -38,10 +38,6 @@ _METAPHORS_IN_CONTEXT: Final = (
 _IDENTIFIERS: Final = rf"{_PRONOUNS}|{_METAPHORS}|hands?|rooms|opening|at_once"
 """Words that no identifier of ``daemon/`` consists of; ``handle`` and ``accepted_at_once`` may."""
 
-_NOT_YET_CLEAN: Final[tuple[str, ...]] = ()
-_CLASSES_NAMED_TWICE: Final[frozenset[str]] = frozenset()
-"""Public classes that still have a namesake. Empty in the end."""
-
 
 def _files(*folders: str) -> list[Path]:
     """Return the Python files below the folders, apart from this one, which lists the words."""
@@ -94,23 +90,10 @@ def _hits(path: Path) -> list[str]:
     return [f"{path.relative_to(ROOT)}:{line}: {word}" for line, word in sorted(found)]
 
 
-def _is_listed(path: Path) -> bool:
-    return any(path.is_relative_to(ROOT / entry) for entry in _NOT_YET_CLEAN)
-
-
 def test_no_forbidden_word_is_used() -> None:
     """A reader has to guess which part of the program a pronoun or a private word means."""
-    files = [path for path in _files("daemon", "tests") if not _is_listed(path)]
-    hits = [hit for path in files for hit in _hits(path)]
+    hits = [hit for path in _files("daemon", "tests") for hit in _hits(path)]
     assert not hits, "\n" + "\n".join(hits)
-
-
-@pytest.mark.parametrize("entry", _NOT_YET_CLEAN)
-def test_only_files_with_forbidden_words_are_exempt(entry: str) -> None:
-    """An exemption that nothing needs any more hides the next forbidden word."""
-    path = ROOT / entry
-    assert path.exists()
-    assert any(_hits(file) for file in ([path] if path.is_file() else _files(entry)))
 
 
 def test_no_two_public_classes_have_one_name() -> None:
@@ -121,7 +104,7 @@ def test_no_two_public_classes_have_one_name() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(str(path.relative_to(ROOT)))
     twice = {name: found for name, found in places.items() if len(found) > 1}
-    assert set(twice) == _CLASSES_NAMED_TWICE, twice
+    assert not twice
 
 
 @pytest.mark.parametrize(
