@@ -38,27 +38,7 @@ _METAPHORS_IN_CONTEXT: Final = (
 _IDENTIFIERS: Final = rf"{_PRONOUNS}|{_METAPHORS}|hands?|rooms|opening|at_once"
 """Words that no identifier of ``daemon/`` consists of; ``handle`` and ``accepted_at_once`` may."""
 
-_NOT_YET_CLEAN: Final[tuple[str, ...]] = (
-    # Packages whose prose is being rewritten. Remove an entry when its files are clean; a test
-    # fails while a clean one is still listed. In the end this is empty.
-    "daemon/payloadd/escaping.py",
-    "daemon/payloadd/ingress",
-    "daemon/payloadd/journal",
-    "daemon/payloadd/model",
-    "daemon/payloadd/observe",
-    "daemon/payloadd/pipeline",
-    "daemon/payloadd/storage",
-    "daemon/payloadd/systemd",
-    "tests/ingress",
-    "tests/journal",
-    "tests/pipeline",
-    "tests/storage",
-    "tests/support/journal.py",
-    "tests/support/s3.py",
-    "tests/support/store.py",
-    "tests/support/weed.py",
-    "tests/systemd",
-)
+_NOT_YET_CLEAN: Final[tuple[str, ...]] = ()
 _CLASSES_NAMED_TWICE: Final[frozenset[str]] = frozenset()
 """Public classes that still have a namesake. Empty in the end."""
 

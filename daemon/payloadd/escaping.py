@@ -22,7 +22,7 @@ _INVISIBLE: Final = (
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional controls
     "\u180e\u200b\u2060-\u2065\u206a-\u206f\ufeff"  # separators and operators without a glyph
     "\u2028\u2029"  # line and paragraph separators
-    "\u3164\uffa0"  # Hangul fillers: letters without a glyph
+    "\u3164\uffa0"  # Hangul letters without a glyph
     "\ud800-\udfff"  # surrogates: bytes of a file name that are not UTF-8
     "\ufff9-\ufffb"  # interlinear annotations
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"  # shorthand and musical format controls

@@ -186,7 +186,7 @@ async def _reload(runtime: Runtime, requests: trio.MemoryReceiveChannel[None]) -
     """Read the TLS files again after each SIGHUP, in a thread: a file system may hang."""
     async for _ in requests:
         if runtime.certificates is not None:
-            read = runtime.certificates.read_again
+            read = runtime.certificates.reload
             await trio.to_thread.run_sync(read, abandon_on_cancel=True)
 
 

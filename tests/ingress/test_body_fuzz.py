@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
-TOO_DEEP: Final = 20_000
+TOO_DEEP: Final = 400_000
 """More levels than any version of the interpreter reads."""
 MOST_PAYLOADS: Final = 20
 LIMITS: Final = Limits(2**20, MOST_PAYLOADS)

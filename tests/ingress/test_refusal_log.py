@@ -199,7 +199,7 @@ async def test_a_client_on_a_unix_socket_is_logged_as_unix(
 
 
 async def test_a_refused_get_is_no_warning(log_lines: Lines) -> None:
-    """Otherwise scanners of the internet would fill the log of operators who read warnings only."""
+    """Otherwise scanners of the internet would fill the log of operators that read only warnings."""
     async with running() as rig, rig.client() as client:
         await client.get("/wp-login.php")
     (line,) = refused(log_lines)

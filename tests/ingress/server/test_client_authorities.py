@@ -100,7 +100,7 @@ async def test_connections_of_a_removed_authority_are_closed(
         await busy.send(post())
         await rig.intake.asked.wait()
         clients.write(clients.kept)
-        await trio.to_thread.run_sync(made[0].read_again)
+        await trio.to_thread.run_sync(made[0].reload)
         with trio.fail_after(10):
             assert await idle.rest() == b""
             rig.intake.open.set()
@@ -129,7 +129,7 @@ async def test_http2_connections_of_a_removed_authority_are_closed(
         await wire.send(client.data_to_send())
         await rig.intake.asked.wait()
         clients.write(clients.kept)
-        await trio.to_thread.run_sync(made[0].read_again)
+        await trio.to_thread.run_sync(made[0].reload)
         await trio.sleep(0.5)  # the server checks four times per second
         rig.intake.open.set()
         with trio.fail_after(10):
@@ -153,7 +153,7 @@ async def test_connections_stay_open_if_no_authority_is_removed(
         files.write()
         note = "# Zertifikate für Kunden\n".encode()
         clients.write(clients.removed, trustme.CA(), clients.kept, note=note)
-        await trio.to_thread.run_sync(made[0].read_again)
+        await trio.to_thread.run_sync(made[0].reload)
         await trio.sleep(0.5)  # the server checks four times per second
         await wire.send(post())
         assert (await wire.answer()).status == 202
@@ -168,7 +168,7 @@ def test_an_invalid_authority_file_closes_no_connection(
     certificates = open_certificates(config.load(environ))
     assert certificates is not None
     clients.path.write_text("nothing")
-    certificates.read_again()
+    certificates.reload()
     assert certificates.trust == 0
     assert [line["event"] for line in log_lines] == ["tls_not_reloaded"]
     log_lines.clear()

@@ -78,7 +78,7 @@ async def test_bytes_read_by_the_fast_path_are_received_first(nursery: trio.Nurs
     fifo_gate = FifoGate()
     nursery.start_soon(fifo_gate.run)
     stream = ClientStream(NonBlockingStream(trio.SocketStream(ours)), 5, 5, fifo_gate)
-    stream.hand_over(b"POST")
+    stream.pass_to_hypercorn(b"POST")
     nursery.start_soon(trio.SocketStream(theirs).send_all, b" /v1")
     assert [await stream.receive_some(100), await stream.receive_some(100)] == [b"POST", b" /v1"]
     theirs.close()

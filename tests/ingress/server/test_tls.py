@@ -240,10 +240,10 @@ async def test_certificates_are_reloaded(
     assert certificates is not None
     before = certificates.context
     (files.folder / "cert.pem").write_text("no certificate")
-    certificates.read_again()
+    certificates.reload()
     assert certificates.context is before
     files.write()
-    certificates.read_again()
+    certificates.reload()
     assert certificates.context is not before
     assert [line["event"] for line in log_lines] == ["tls_not_reloaded", "tls_reloaded"]
 

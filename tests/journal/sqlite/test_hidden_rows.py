@@ -132,7 +132,7 @@ def test_a_start_is_refused_where_stored_jobs_are_unknown(path: Path) -> None:
     with closing(sqlite3.connect(left / FILE)) as connection, connection:
         connection.execute("UPDATE stored SET first = first + 7, crc = crc + 5")
     for _ in range(2):
-        with pytest.raises(StartError, match="stored already, and it is not known which"):
+        with pytest.raises(StartError, match=r"stored already .* it is not known which"):
             Database(left / FILE)
     with Inspection.open(left) as inspection:
         assert {one.table for one in inspection.verify()} >= {"stored"}

@@ -185,7 +185,7 @@ def test_after_a_power_cut_the_count_is_a_lower_bound(
     """An operator would take the count of an old record for exact."""
     left = crash(folder, [[one] for one in requests(5)])
     (left / WAL).unlink()
-    with sqlite3.connect(left / FILE) as tables:
+    with closing(sqlite3.connect(left / FILE)) as tables:
         assert tables.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
     monkeypatch.setattr(high_water, "BOOT_ID_FILE", folder / "no-such-file")
     with closing(Database(left / FILE)) as database:

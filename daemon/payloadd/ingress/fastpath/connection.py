@@ -15,7 +15,7 @@ from payloadd.ingress.fastpath.head import may_become_plain, parse
 from payloadd.ingress.large_bodies import busy_error
 from payloadd.ingress.problem import Problem, refusal_problem
 from payloadd.ingress.refusal_log import address_of_client, describe
-from payloadd.ingress.server.client_stream import nothing
+from payloadd.ingress.server.client_stream import do_nothing
 from payloadd.ingress.server.connection_errors import log_broken_connection
 from payloadd.ingress.submission import as_problem, closes_connection, receipt_document
 from payloadd.pipeline.intake import Receipt
@@ -169,7 +169,7 @@ class FastPathConnection:
         # The buffer grows with the input: a client that only announces a length uses no memory. It
         # is no list of pieces: a client that sends single bytes would use a page for each.
         self._body = bytearray(data[request.start :])
-        self._stream.body_is_due(
+        self._stream.start_body_timeout(
             self._stream.state.due, self._on_request_timeout, self._count_received
         )
         if granted:
@@ -204,7 +204,7 @@ class FastPathConnection:
     def _on_memory_refused(self) -> None:
         """Refuse a request that has waited too long for memory."""
         self._waiter = None
-        self._stream.body_is_there()
+        self._stream.stop_body_timeout()
         self._run_guarded(self._refuse_and_close, refusal_problem(busy_error(_NO_MEMORY)))
 
     def _start_receiving(self) -> None:
@@ -219,7 +219,7 @@ class FastPathConnection:
 
     def end_slow(self) -> None:
         """Refuse the request: its body arrives slowly, and other requests wait for memory."""
-        self._stream.body_is_there()
+        self._stream.stop_body_timeout()
         self._run_guarded(self._refuse_and_close, refusal_problem(busy_error(_TOO_SLOW)))
 
     def _release_memory(self) -> None:
@@ -244,7 +244,7 @@ class FastPathConnection:
             return
         if not data:
             # The client closed within the body: the received part is dropped.
-            self._stream.body_is_there()
+            self._stream.stop_body_timeout()
             self._refuse_and_close(Problem("MALFORMED", _SHORT_BODY))
             return
         self._body += data
@@ -253,7 +253,7 @@ class FastPathConnection:
 
     def _submit_body(self, request: FastPathRequest) -> None:
         body, self._body = self._body, bytearray()
-        self._stream.body_is_there()
+        self._stream.stop_body_timeout()
         self._unwatch()
         self._submit(request, body, 0)
 
@@ -293,7 +293,7 @@ class FastPathConnection:
         return address_of_client(self._stream.socket)
 
     def _on_request_timeout(self) -> None:
-        self._stream.body_is_there()
+        self._stream.stop_body_timeout()
         self._run_guarded(self._refuse, self._fast_path.submitter.timeout_problem())
 
     # --- answering -----------------------------------------------------------------------------
@@ -360,7 +360,7 @@ class FastPathConnection:
 
     def _pass_to_hypercorn(self, data: bytes) -> None:
         """Leave the connection to Hypercorn, which reads ``data`` before the socket."""
-        self._stream.hand_over(data)
+        self._stream.pass_to_hypercorn(data)
         self._leave()
 
     def _leave(self) -> None:
@@ -371,5 +371,5 @@ class FastPathConnection:
             if not self._submitted:
                 self._release_memory()
             self._unregister()
-            self._stream.on_end = nothing
+            self._stream.on_end = do_nothing
             self._on_leave(self._stream)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _READ_BYTES: Final = 32_768
 
 
-def nothing() -> None:
+def do_nothing() -> None:
     """Do nothing."""
 
 
@@ -73,9 +73,9 @@ class ClientStream:
         before the socket is closed."""
         self._final_problem: Problem | None = None
         """The answer that ``finish`` sends."""
-        self.handed_over = False
+        self.passed_to_hypercorn = False
         """Whether Hypercorn has to serve the connection from now on."""
-        self.on_end: Callable[[], object] = nothing
+        self.on_end: Callable[[], object] = do_nothing
         """Called when the connection ends, for an owner that has no task in ``scope``."""
         self._on_deadline: Callable[[], object] | None = None
         """Called at the deadline instead of ``_end``. A reference to ``_end`` would be a cycle."""
@@ -161,12 +161,12 @@ class ClientStream:
             finally:
                 state.handshaking = False
                 state.count_received = None
-            self.on_end = nothing
+            self.on_end = do_nothing
             state.wait_for_request()
             if protocol != "h2":
                 return True
             state.http2 = True
-            self.hand_over(b"")
+            self.pass_to_hypercorn(b"")
         return False
 
     # --- called by the fast path ------------------------------------------------------------------
@@ -205,10 +205,10 @@ class ClientStream:
             return False
         return True
 
-    def body_is_due(
+    def start_body_timeout(
         self, due: float, late: Callable[[], object], received: Callable[[], int]
     ) -> None:
-        """Call ``late`` after ``due`` (trio's clock), unless ``body_is_there`` is called before.
+        """Call ``late`` after ``due`` (trio's clock) unless ``stop_body_timeout`` is called first.
 
         ``received`` returns how many bytes of the request have arrived.
         """
@@ -216,16 +216,16 @@ class ClientStream:
         self._on_deadline = late
         self.state.count_received = received
 
-    def body_is_there(self) -> None:
-        """Stop the time that ``body_is_due`` has started."""
+    def stop_body_timeout(self) -> None:
+        """Cancel the call of ``late`` that ``start_body_timeout`` has requested."""
         self.state.deadline = inf
         self._on_deadline = None
         self.state.count_received = None
 
-    def hand_over(self, data: bytes) -> None:
+    def pass_to_hypercorn(self, data: bytes) -> None:
         """Let Hypercorn serve the connection; ``data`` are bytes that it has to read first."""
         self._received = data
-        self.handed_over = True
+        self.passed_to_hypercorn = True
         self._on_deadline = None
         self.state.count_received = None
         self.state.awaits_turn = looks_complete(data)
@@ -304,7 +304,7 @@ class ClientStream:
 
     def close_now(self) -> None:
         """Close the socket at once, without an answer."""
-        self.on_end = nothing
+        self.on_end = do_nothing
         self.socket.close()
 
     @property

@@ -316,7 +316,7 @@ class _Server:
                 log.warning("connection_not_watched", reason=str(error))
             else:
                 return
-        stream.hand_over(b"")
+        stream.pass_to_hypercorn(b"")
         connections.start_soon(self._connection, stream)
 
     def _leave_fast_path(self, connections: trio.Nursery, stream: ClientStream) -> None:
@@ -339,7 +339,7 @@ class _Server:
         """Serve the requests of a connection; an error ends only this connection."""
         try:
             with stream.scope:
-                if await stream.flush() and stream.handed_over:
+                if await stream.flush() and stream.passed_to_hypercorn:
                     await self.fifo_gate.wait_turn()
                     if stream in self._slots:  # else it was evicted in the meantime
                         await self._hypercorn(stream).run()

@@ -51,7 +51,7 @@ class Certificates:
         except (OSError, ssl.SSLError) as error:
             raise SettingsError([f"TLS_CERT, TLS_KEY, TLS_CLIENT_CA: {error}"]) from None
 
-    def read_again(self) -> None:
+    def reload(self) -> None:
         """Read the files again for new connections.
 
         If they cannot be used, log ``tls_not_reloaded`` and keep the current context. Connections

@@ -126,8 +126,8 @@ class DatabaseFile:
         elif self._inventory.identity is None:
             self.high_water.identify(self._connection, None)
         self._segments.check(self.totals.next)
-        if not hasattr(self, "_apart"):
-            self._apart = self._inventory.apart
+        if not hasattr(self, "_excluded"):
+            self._excluded = self._inventory.apart
         self._attach()
         self.compaction.unlink_dead()
 
@@ -141,7 +141,7 @@ class DatabaseFile:
     def _attach(self) -> None:
         """Create the objects that use the connection which is open now."""
         self.vacuum = Vacuum(self._connection)
-        self._backlog = Backlog(self._connection, self._folder, self._apart, self._read_errors)
+        self._backlog = Backlog(self._connection, self._folder, self._excluded, self._read_errors)
         self.deletion = RowDeletion(self._connection)
         self.staging = Staging(self._connection, self.deletion)
         self._oldest = OldestRow(self._connection)
@@ -164,7 +164,7 @@ class DatabaseFile:
         found, gaps = make_sound(self._path, tolerant=unreadable)
         self._connection = connect(self._path)
         self._hidden.repaired()
-        held = self.totals.payloads + self.totals.dead_payloads if hasattr(self, "_apart") else 0
+        held = self.totals.payloads + self.totals.dead_payloads if hasattr(self, "_excluded") else 0
         self.findings.add(Finding("file", str(error)), *found)
         self._read(gaps)
         self._bury_uncounted(held)

@@ -32,9 +32,9 @@ _SEAL: Final = """
     VALUES (?, ?, ?, ?, ?, ?)
 """
 _NO_RETRY: Final = (
-    "a dead letter with the code DAMAGED cannot be tried again: its payloads are not the ones that"
-    " were accepted. `dead show` prints the rest that can be read, `dead drop` removes it; post the"
-    " right payloads again. Nothing was changed"
+    "a dead letter with the code DAMAGED cannot be tried again: it does not hold the payloads that"
+    " were accepted. `dead show` prints the bytes that can be read, `dead drop` removes it; post"
+    " the right payloads again. Nothing was changed"
 )
 REVIVED_PER_COMMIT: Final = 100
 """Dead letters that are revived in one commit."""
@@ -78,7 +78,7 @@ class DeadLetter:
 
 
 def bury(connection: sqlite3.Connection, batch: Batch, code: str, reason: str) -> None:
-    """Make a dead letter of a batch: it is not sealed any more, and no page returns its jobs."""
+    """Make a dead letter of a batch: it is not sealed any more, and later starts skip its jobs."""
     first, last = batch.jobs[0].seq, batch.jobs[-1].seq
     connection.execute("DELETE FROM batches WHERE first = ?", (first,))
     jobs = len(batch.jobs)
@@ -109,7 +109,7 @@ def seal(connection: sqlite3.Connection, batch: tuple[int, int, str, str, str | 
 
 
 def batch_row(batch: Batch) -> tuple[int, int, str, str, str | None]:
-    """Return what is noted of a batch when it is sealed."""
+    """Return the row of ``batches`` for a batch, without its checksum."""
     encoder = FORMATS[batch.format_name].encoder
     return (batch.jobs[0].seq, batch.jobs[-1].seq, batch.key, batch.format_name, encoder)
 

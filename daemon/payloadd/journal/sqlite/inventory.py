@@ -203,7 +203,10 @@ def refuse_unknown(
     if "stored" in lost and totals is not None:
         surplus = count(connection, apart).jobs - totals.jobs
         if surplus > 0:
-            reason = f"{surplus} jobs are stored already, and it is not known which"
+            reason = (
+                f"{surplus} jobs are stored already or were never accepted,"
+                " and it is not known which"
+            )
             raise damage.start_refusal(reason)
 
 

@@ -7,7 +7,8 @@ reported, with these consequences:
 * ``batches``: the members are batched again. The key of an object is derived from its first
   member, so the new batch is the same object as the sealed one unless a neighbour is damaged too.
 * ``dead``: the store refuses the object again, and it becomes a dead letter again.
-* ``stored``: the start is refused where rows are left that may be stored; see ``inventory.py``.
+* ``stored``: the start is refused where rows are left that may be stored, or may belong to a
+  request that a crash cut off (``staging.py``); see ``inventory.py``.
 * ``batches`` and ``dead`` together: the start is refused too.
 * ``layouts``: the previous layout is used for the jobs, or the current settings are.
 * ``identity``: the identity in ``journal.high`` is adopted.
