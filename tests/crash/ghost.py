@@ -21,10 +21,10 @@ async def main(path: Path, before: int, count: int) -> None:
     """Accept ``before`` jobs, make the disk fail, get ``count`` jobs refused, and die."""
     rig = make_rig(path)
     async with rig.journal.running():
-        await rig.take(1, count=before)
+        await rig.accept(1, count=before)
         fail_syncs()
         try:
-            await rig.take(before + 1, b"key", count=count)
+            await rig.accept(before + 1, b"key", count=count)
         except RefusedError as refusal:
             print(refusal.code, refusal.detail, flush=True)  # noqa: T201 - for the test
         os.kill(os.getpid(), signal.SIGKILL)

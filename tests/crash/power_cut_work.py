@@ -20,7 +20,7 @@ from payloadd.model.job import Batch, Job, Part
 from payloadd.model.layout import Layout
 from tests.crash.power_cut import REPORT_FILE
 from tests.support.clients import seeded
-from tests.support.journal import a_round, id_of
+from tests.support.journal import compact_segments, id_of
 
 if TYPE_CHECKING:
     import random
@@ -56,7 +56,7 @@ class _Work:
                 case 6:
                     self._database.high_water.sync()
                 case _:
-                    a_round(self._database)
+                    compact_segments(self._database)
             if step == _STEPS // 2:
                 self._database.close()
                 self._database = self._open()

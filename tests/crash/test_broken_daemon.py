@@ -18,12 +18,12 @@ from tests.crash.journal_copy import read_journal
 from tests.crash.promises import Promises
 from tests.support.clients import post
 from tests.support.daemon import START_WITHIN, Daemon, running_daemon, started
-from tests.support.store import MoodyStore, moody_store
+from tests.support.store import FakeS3, fake_s3
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-Case = Callable[[Daemon, MoodyStore], Awaitable[list[bytes]]]
+Case = Callable[[Daemon, FakeS3], Awaitable[list[bytes]]]
 
 _RUN: Final = "\nfrom payloadd.cli.main import main\nmain()\n"
 _SLOW_DISK: Final = """
@@ -63,12 +63,12 @@ SqliteJournal.seal = seal
 """
 
 
-async def _crash_after_the_answer(daemon: Daemon, _store: MoodyStore) -> list[bytes]:
+async def _crash_after_the_answer(daemon: Daemon, _store: FakeS3) -> list[bytes]:
     await post(daemon.url, [b"1"])
     return [b"1"]
 
 
-async def _crash_while_putting(daemon: Daemon, store: MoodyStore) -> list[bytes]:
+async def _crash_while_putting(daemon: Daemon, store: FakeS3) -> list[bytes]:
     store.begin("hang")
     await post(daemon.url, [b"1"])
     await store.wait_until_asked(1)
@@ -77,7 +77,7 @@ async def _crash_while_putting(daemon: Daemon, store: MoodyStore) -> list[bytes]
     return [b"1", b"2"]
 
 
-async def _crash_before_the_store_has_confirmed(daemon: Daemon, store: MoodyStore) -> list[bytes]:
+async def _crash_before_the_store_has_confirmed(daemon: Daemon, store: FakeS3) -> list[bytes]:
     store.begin("take and reset")
     for number, payload in enumerate((b"1", b"2"), 1):
         await post(daemon.url, [payload])
@@ -127,7 +127,7 @@ async def _crash_and_recover(folder: Path, case: Case, script: str) -> list[str]
     """Run ``script`` until its crash, then the normal daemon; returns the broken promises."""
     daemon_script = _write(folder, script)
     promises = Promises()
-    async with moody_store() as store:
+    async with fake_s3() as store:
         env = {**store.environ, "BATCH_MAX_PAYLOADS": "10", "UPLOAD_TIMEOUT": "5s"}
         first = {**env, "BATCH_LINGER": "0s"}
         async with started(folder, first, (sys.executable, str(daemon_script))) as daemon:

@@ -15,7 +15,7 @@ from tests.crash.journal_copy import read_journal
 from tests.support.clients import Posts
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.loopback import http_client
-from tests.support.store import MoodyStore, moody_store
+from tests.support.store import FakeS3, fake_s3
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ def _disk(kind: str, folder: Path) -> Iterator[Disk]:
         yield Quota(folder / "disk")
 
 
-def _environ(store: MoodyStore, disk: Disk) -> dict[str, str]:
+def _environ(store: FakeS3, disk: Disk) -> dict[str, str]:
     return {**store.environ, **_SETTINGS, "STATE_DIR": str(disk.path)}
 
 
@@ -82,7 +82,7 @@ async def test_a_full_disk_refuses_and_recovers(tmp_path: Path, kind: str) -> No
     """A full disk would lose payloads, end the daemon, or need a restart."""
     with _disk(kind, tmp_path) as disk:
         async with (
-            moody_store("hang") as store,
+            fake_s3("hang") as store,
             running_daemon(tmp_path, _environ(store, disk)) as daemon,
         ):
             posts = Posts(daemon.url)
@@ -108,7 +108,7 @@ async def test_batches_stored_while_the_disk_is_full_are_settled_later(
     """A full disk would stop uploads too, or leave stored payloads in the journal."""
     with _disk(kind, tmp_path) as disk:
         async with (
-            moody_store("hang") as store,
+            fake_s3("hang") as store,
             running_daemon(
                 tmp_path, {**_environ(store, disk), "BATCH_MAX_PAYLOADS": "1"}
             ) as daemon,
@@ -129,7 +129,7 @@ async def test_batches_stored_while_the_disk_is_full_are_settled_later(
 async def test_a_crash_on_a_full_disk_loses_and_repeats_nothing(tmp_path: Path) -> None:
     """Stored payloads that could not be settled would be stored again under another key."""
     with small_disk(tmp_path / "disk") as disk:
-        async with moody_store("hang") as store:
+        async with fake_s3("hang") as store:
             env = _environ(store, disk)
             async with running_daemon(tmp_path, env) as daemon:
                 posts = Posts(daemon.url)
@@ -152,7 +152,7 @@ async def test_a_disk_that_fails_in_two_ways_recovers(tmp_path: Path) -> None:
     """Payloads would stay in the journal until an operator restarts the daemon."""
     with small_disk(tmp_path / "disk") as disk:
         quota = Quota(disk.path)
-        async with moody_store("hang") as store:
+        async with fake_s3("hang") as store:
             env = {**_environ(store, disk), "MAX_QUEUE": "2", "MAX_WORKERS": "1"}
             async with running_daemon(tmp_path, env) as daemon:
                 posts = Posts(daemon.url)
@@ -181,7 +181,7 @@ async def _wait_for_codes(daemon: Daemon, count: int) -> None:
 async def test_a_disk_that_the_journal_itself_has_filled(tmp_path: Path) -> None:
     """After an outage of S3 a disk smaller than JOURNAL_MAX_BYTES would stay full for ever."""
     with small_disk(tmp_path / "disk", "64m") as disk:
-        async with moody_store("hang") as store:
+        async with fake_s3("hang") as store:
             # Large objects take longer on a busy machine.
             large = {"BATCH_MAX_PAYLOADS": "1", "MAX_WORKERS": "8", "UPLOAD_TIMEOUT": "5s"}
             env = {**_environ(store, disk), **large}

@@ -11,7 +11,7 @@ import pytest
 from tests.crash.disk import make_read_only, small_disk
 from tests.support.clients import post
 from tests.support.daemon import END_WITHIN, running_daemon, started
-from tests.support.store import moody_store
+from tests.support.store import fake_s3
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +72,7 @@ async def test_a_killed_daemon_leaves_no_lock(tmp_path: Path) -> None:
 async def test_a_journal_of_a_newer_version_refuses_the_start(tmp_path: Path) -> None:
     """An older version would misread the journal."""
     state = tmp_path / "state"
-    async with moody_store("hang") as store:
+    async with fake_s3("hang") as store:
         env = {**store.environ, "STATE_DIR": str(state)}
         async with running_daemon(tmp_path, env) as daemon:
             await post(daemon.url, [b"1"])

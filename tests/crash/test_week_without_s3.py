@@ -12,7 +12,7 @@ from payloadd.journal.sqlite.segments import space
 from tests.crash.journal_copy import read_journal
 from tests.support.clients import Posts
 from tests.support.daemon import Daemon, running_daemon
-from tests.support.store import MoodyStore, moody_store
+from tests.support.store import FakeS3, fake_s3
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,7 @@ def _payloads(count: int) -> list[list[bytes]]:
 
 async def test_a_long_outage_loses_nothing_and_its_disk_space_is_freed(tmp_path: Path) -> None:
     """A week without S3 would lose payloads, or the journal would never shrink."""
-    async with moody_store() as store:
+    async with fake_s3() as store:
         store.begin("down")
         env = {**store.environ, **_SETTINGS}
         promised = await _fill_the_journal(tmp_path, env)
@@ -92,7 +92,7 @@ def _taken(state: Path) -> int:
     return (state / "journal.db").stat().st_size + space(state)
 
 
-def _see_all_stored(store: MoodyStore, promised: list[bytes]) -> None:
+def _see_all_stored(store: FakeS3, promised: list[bytes]) -> None:
     stored = Counter(store.payloads())
     assert stored.keys() == set(promised)
     assert set(stored.values()) == {1}

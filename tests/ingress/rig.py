@@ -21,7 +21,7 @@ from payloadd.ingress.server.tls import open_certificates
 from payloadd.ingress.submission import Submitter
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
-from payloadd.pipeline.intake import Buffer, Done, Intake, Receipt
+from payloadd.pipeline.intake import Buffer, Intake, OutcomeCallback, Receipt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -64,7 +64,7 @@ class FakeIntake(Intake):
         """Return whether the fake promises that payloads survive the process."""
         return self.keeps
 
-    def submit(self, payloads: Sequence[Buffer], key: str | None, done: Done) -> None:
+    def submit(self, payloads: Sequence[Buffer], key: str | None, done: OutcomeCallback) -> None:
         """Wait until ``open`` is set; then accept, raise ``fault`` or refuse with ``late``."""
         self.asked.set()
         taken = [bytes(payload) for payload in payloads]
@@ -74,7 +74,7 @@ class FakeIntake(Intake):
             trio.lowlevel.spawn_system_task(self._take_later, self.open, taken, key, done)
 
     async def submit_lines(
-        self, text: bytes, sizes: Sequence[int], key: str | None, done: Done
+        self, text: bytes, sizes: Sequence[int], key: str | None, done: OutcomeCallback
     ) -> None:
         """Submit the payloads of an NDJSON text in the same way."""
         payloads = text.split(b"\n")[:-1]
@@ -82,12 +82,12 @@ class FakeIntake(Intake):
         self.submit(payloads, key, done)
 
     async def _take_later(
-        self, gate: trio.Event, taken: list[bytes], key: str | None, done: Done
+        self, gate: trio.Event, taken: list[bytes], key: str | None, done: OutcomeCallback
     ) -> None:
         await gate.wait()
         self._take(taken, key, done)
 
-    def _take(self, taken: list[bytes], key: str | None, done: Done) -> None:
+    def _take(self, taken: list[bytes], key: str | None, done: OutcomeCallback) -> None:
         if self.fault is not None:
             raise self.fault
         if self.late is not None:

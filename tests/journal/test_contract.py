@@ -18,7 +18,7 @@ from payloadd.journal.api import Receipt
 from payloadd.journal.open import open_journal
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
-from tests.support.journal import PATIENCE, append, batch, contents, id_of, job, part, until
+from tests.support.journal import TEST_TIMEOUT, append, batch, contents, id_of, job, part, until
 from tests.support.listener import RecordingListener
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Opener:
         """Open the journal for a pipeline with this queue; a test that hangs fails."""
         pipeline = RecordingListener(max_jobs, max_bytes)
         settings = load({"STATE_DIR": str(self.folder), **self.environ, **environ})
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(TEST_TIMEOUT):
             async with open_journal(settings, pipeline, Health(), Metrics()) as opened:
                 yield Run(opened.journal, pipeline, [])
         assert pipeline.reports[0] == "opened"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from payloadd.journal.api import Operation
 
-PATIENCE: Final = 20.0
+TEST_TIMEOUT: Final = 20.0
 """Seconds after which a test that waits has failed."""
 QUICK: Final = Tuning(retry_interval=0.02, maintenance_interval=0.02)
 """A journal that tries again, and is maintained, without delay."""
@@ -78,7 +78,7 @@ def contents(jobs: Iterable[Job]) -> list[tuple[int, uuid.UUID, bytes, int]]:
 
 async def until(condition: Callable[[], object]) -> None:
     """Return once ``condition`` holds."""
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(TEST_TIMEOUT):
         while not condition():  # noqa: ASYNC110 - no event reports the change
             await trio.sleep(0.005)
 
@@ -95,14 +95,14 @@ def sealed(database: Database, first: int) -> Batch:
     return found
 
 
-def a_round(database: Database) -> None:
+def compact_segments(database: Database) -> None:
     """Compact the segments, as a round of maintenance does."""
     database.compaction.begin()
     while database.compaction.step():
         pass
 
 
-class MoodyConnection:
+class FaultyConnection:
     """A connection that records its statements, and fails those that begin with ``fails``."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -121,7 +121,7 @@ class MoodyConnection:
         return getattr(self._connection, name)
 
 
-class MoodyDatabase(Database):
+class FaultyDatabase(Database):
     """A journal file that records commits, fails on command, and can be stopped in a commit."""
 
     def __init__(self, path: Path) -> None:
@@ -141,7 +141,7 @@ class MoodyDatabase(Database):
     def commit(self, operations: Iterable[Operation]) -> None:
         """Commit, or fail after the last operation."""
         self._inside.set()
-        assert self._gate.wait(PATIENCE)
+        assert self._gate.wait(TEST_TIMEOUT)
         operations = list(operations)
         super().commit(operations if self.write_error is None else self._cut_short(operations))
         if operations:
@@ -174,25 +174,25 @@ class MoodyDatabase(Database):
 
     def _maybe_fail(self) -> None:
         self._inside.set()
-        assert self._reads.wait(PATIENCE)
+        assert self._reads.wait(TEST_TIMEOUT)
         if self.read_error is not None:
             raise self.read_error()
 
     def hold(self) -> None:
-        """Stop the next commit until ``let_go``."""
+        """Stop the next commit until ``release_gate``."""
         self._inside.clear()
         self._gate.clear()
 
     def hold_reads(self) -> None:
-        """Stop the next read, and with it the thread, until ``let_go``."""
+        """Stop the next read, and with it the thread, until ``release_gate``."""
         self._inside.clear()
         self._reads.clear()
 
     async def held(self) -> None:
         """Return once a commit or a read is stopped."""
-        assert await trio.to_thread.run_sync(self._inside.wait, PATIENCE)
+        assert await trio.to_thread.run_sync(self._inside.wait, TEST_TIMEOUT)
 
-    def let_go(self) -> None:
+    def release_gate(self) -> None:
         """Let stopped commits and reads continue."""
         self._gate.set()
         self._reads.set()
@@ -202,7 +202,7 @@ class MoodyDatabase(Database):
 class JournalRig:
     """A journal with the parts of the daemon around it."""
 
-    database: MoodyDatabase
+    database: FaultyDatabase
     journal: SqliteJournal
     feeder: QueueFeeder
     channel: JobChannel
@@ -212,7 +212,7 @@ class JournalRig:
     answered: list[uuid.UUID] = field(default_factory=list)
     """The ids of the accepted requests, in the order of their callbacks."""
 
-    async def take(self, number: int, key: bytes | None = None, count: int = 1) -> Receipt:
+    async def accept(self, number: int, key: bytes | None = None, count: int = 1) -> Receipt:
         """Append a request of ``count`` jobs from ``number`` on; return the receipt."""
         wanted = append(number, key, count)
         outcomes: list[Receipt | RefusedError] = []
@@ -230,7 +230,7 @@ class JournalRig:
             raise outcomes[0]
         return outcomes[0]
 
-    def shown(self) -> list[int]:
+    def receive_all(self) -> list[int]:
         """Receive all queued jobs; return their numbers."""
         return [self.channel.receive_nowait().seq for _ in range(self.channel.jobs)]
 
@@ -243,7 +243,7 @@ def make_rig(
     tuning: Tuning = DEFAULT_TUNING,
 ) -> JournalRig:
     """Return a journal in the file ``path``."""
-    database = MoodyDatabase(path)
+    database = FaultyDatabase(path)
     metrics, health = Metrics(), Health()
     accounting = Accounting(metrics)
     channel = JobChannel(max_jobs, 10**6)
@@ -260,11 +260,11 @@ async def open_rig(
     """Run a journal while the body runs; a test that hangs fails."""
     rig = make_rig(path, max_bytes=max_bytes, tuning=tuning)
     try:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(TEST_TIMEOUT):
             async with rig.journal.running():
                 yield rig
-                rig.database.let_go()
+                rig.database.release_gate()
     finally:
-        rig.database.let_go()
+        rig.database.release_gate()
         with trio.CancelScope(shield=True):
             await rig.journal.aclose()

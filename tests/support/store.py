@@ -29,7 +29,7 @@ class Refusal:
     code: str
 
 
-Mood = Refusal | Literal["take", "hang", "reset", "take and reset", "down"]
+Behaviour = Refusal | Literal["take", "hang", "reset", "take and reset", "down"]
 
 ACCESS_DENIED: Final = Refusal(403, "AccessDenied")
 SLOW_DOWN: Final = Refusal(503, "SlowDown")
@@ -37,10 +37,10 @@ INTERNAL_ERROR: Final = Refusal(500, "InternalError")
 
 
 @dataclass
-class MoodyStore:
-    """One bucket in memory. ``mood`` may be changed at any time; the next request follows it."""
+class FakeS3:
+    """One bucket in memory. The next request follows a change of ``behaviour``."""
 
-    mood: Mood = "take"
+    behaviour: Behaviour = "take"
     objects: dict[str, bytes] = field(default_factory=dict)
     """Bodies by the path of the URL, percent-decoded."""
     puts: Counter[str] = field(default_factory=Counter)
@@ -73,15 +73,15 @@ class MoodyStore:
             while self.requests < count:
                 await self._news.wait()
 
-    def begin(self, mood: Mood) -> None:
-        """Set the mood, and close the port if it is ``down``."""
-        self.mood = mood
-        if mood == "down":
+    def begin(self, behaviour: Behaviour) -> None:
+        """Set the behaviour, and close the port if it is ``down``."""
+        self.behaviour = behaviour
+        if behaviour == "down":
             self.down()
 
     async def end(self) -> None:
         """Store objects again."""
-        self.mood = "take"
+        self.behaviour = "take"
         if self._listener is None:
             await self.up()
 
@@ -109,7 +109,7 @@ class MoodyStore:
             await trio.serve_listeners(self._connection, listeners)
 
     async def _connection(self, stream: trio.SocketStream) -> None:
-        """Respond to requests until the client or the mood ends the connection."""
+        """Respond to requests until the client or the behaviour ends the connection."""
         try:
             await self._answer_all(stream, h11.Connection(h11.SERVER))
         except (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
@@ -143,14 +143,14 @@ class MoodyStore:
         self, stream: trio.SocketStream, request: h11.Request, body: bytes
     ) -> tuple[int, bytes] | None:
         """Return status and body of the response; None: no response, and the connection ends."""
-        mood = self.mood
-        if isinstance(mood, Refusal):
-            return mood.status, _ERROR % mood.code.encode()
-        if mood == "hang":
+        behaviour = self.behaviour
+        if isinstance(behaviour, Refusal):
+            return behaviour.status, _ERROR % behaviour.code.encode()
+        if behaviour == "hang":
             await trio.sleep_forever()
-        if mood in ("take", "take and reset"):
+        if behaviour in ("take", "take and reset"):
             self._take(request, body)
-        if mood in ("reset", "take and reset"):
+        if behaviour in ("reset", "take and reset"):
             _reset_on_close(stream)
             return None
         return 204 if request.method == b"DELETE" else 200, b""
@@ -171,10 +171,10 @@ _ERROR: Final = (
 
 
 @asynccontextmanager
-async def moody_store(mood: Mood = "take") -> AsyncIterator[MoodyStore]:
+async def fake_s3(behaviour: Behaviour = "take") -> AsyncIterator[FakeS3]:
     """Run a server on a port that the kernel chooses."""
     async with trio.open_nursery() as nursery:
-        store = MoodyStore(mood, _nursery=nursery)
+        store = FakeS3(behaviour, _nursery=nursery)
         await store.up()
         yield store
         nursery.cancel_scope.cancel()

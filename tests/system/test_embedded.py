@@ -13,7 +13,7 @@ from payloadd.config.parsers import FileUrl
 from tests.support.clients import make_payload, post, seeded
 from tests.support.daemon import running_daemon, started
 from tests.support.loopback import http_client
-from tests.support.store import moody_store
+from tests.support.store import fake_s3
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,7 +80,7 @@ async def test_memory_durability_is_logged_as_a_warning(tmp_path: Path) -> None:
 
 async def test_memory_durability_warns_about_a_journal_with_payloads(tmp_path: Path) -> None:
     """Acknowledged payloads would stay in a journal that no daemon reads."""
-    async with moody_store("hang") as store:
+    async with fake_s3("hang") as store:
         env = {**store.environ, "DRAIN_TIMEOUT": "0s"}
         async with running_daemon(tmp_path, env) as daemon:
             await post(daemon.url, [b"1", b"2"])
@@ -101,7 +101,7 @@ async def test_a_second_signal_stops_immediately(
     tmp_path: Path, number: int, durability: str, status: int, journaled: int, lost: int
 ) -> None:
     """An operator could not end a daemon whose store hangs, or would lose payloads."""
-    async with moody_store("hang") as store:
+    async with fake_s3("hang") as store:
         hanging = {"DRAIN_TIMEOUT": "1h", "UPLOAD_TIMEOUT": "1h", "DURABILITY": durability}
         env = {**store.environ, **hanging}
         async with running_daemon(tmp_path, env) as daemon:

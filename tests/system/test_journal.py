@@ -18,7 +18,7 @@ from payloadd.journal.sqlite.lock import lock
 from tests.support.clients import post
 from tests.support.daemon import Daemon, environment, run_command, running_daemon, started
 from tests.support.rights import bound_by_permissions
-from tests.support.store import MoodyStore, Refusal, moody_store
+from tests.support.store import FakeS3, Refusal, fake_s3
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ async def _dead(folder: Path) -> list[dict[str, Any]]:
     return letters
 
 
-async def _bury(daemon: Daemon, store: MoodyStore, folder: Path, payloads: list[bytes]) -> None:
+async def _bury(daemon: Daemon, store: FakeS3, folder: Path, payloads: list[bytes]) -> None:
     """Post payloads that the store refuses for good, one object each."""
     store.begin(REFUSED)
     await post(daemon.url, payloads)
@@ -64,7 +64,7 @@ async def _until(folder: Path, **expected: int) -> dict[str, Any]:
 
 async def test_dead_letters_of_a_running_daemon(tmp_path: Path) -> None:
     """Payloads that S3 refuses for good would be lost, or could not be retried."""
-    async with moody_store() as store, running_daemon(tmp_path, store.environ) as daemon:
+    async with fake_s3() as store, running_daemon(tmp_path, store.environ) as daemon:
         await _bury(daemon, store, tmp_path, [b'"a"', b'{"b": 2}', b"3"])
         assert (await daemon.metrics())["payloadd_payloads_dead_total"] == 3
         line = await daemon.wait_for_event("payloads_dead")
@@ -93,7 +93,7 @@ async def test_dead_letters_of_a_running_daemon(tmp_path: Path) -> None:
 async def test_control_characters_of_payloads_are_escaped_on_a_terminal(tmp_path: Path) -> None:
     """A payload could change what the operator's terminal shows."""
     payload = '"a\x9b2Jb\u202ec ü"'
-    async with moody_store() as store, running_daemon(tmp_path, store.environ) as daemon:
+    async with fake_s3() as store, running_daemon(tmp_path, store.environ) as daemon:
         await _bury(daemon, store, tmp_path, [payload.encode()])
         (letter,) = await _dead(tmp_path)
         command = ("journal", "dead", "show", letter["id"])
@@ -117,7 +117,7 @@ async def test_control_characters_of_payloads_are_escaped_on_a_terminal(tmp_path
 
 async def test_dead_letters_of_a_stopped_daemon(tmp_path: Path) -> None:
     """A retry requested while the daemon is stopped would be lost."""
-    async with moody_store() as store:
+    async with fake_s3() as store:
         async with running_daemon(tmp_path, store.environ) as daemon:
             await _bury(daemon, store, tmp_path, [b"1"])
             daemon.signal(signal.SIGTERM)
@@ -132,7 +132,7 @@ async def test_dead_letters_of_a_stopped_daemon(tmp_path: Path) -> None:
 
 async def test_the_status_shows_the_backlog_and_its_age(tmp_path: Path) -> None:
     """An operator could not see how large and how old the backlog is."""
-    async with moody_store("hang") as store:
+    async with fake_s3("hang") as store:
         env = {**store.environ, "DRAIN_TIMEOUT": "0s", "BATCH_MAX_PAYLOADS": "10"}
         async with running_daemon(tmp_path, env) as daemon:
             await post(daemon.url, [b"%d" % number for number in range(20)])
@@ -201,7 +201,7 @@ def _damage(state: Path) -> None:
 async def test_damage_is_found_kept_and_dropped(tmp_path: Path) -> None:
     """A payload would be stored with wrong bytes, or be missing without a log line."""
     state = tmp_path / "payloadd-data"
-    async with moody_store("hang") as store:
+    async with fake_s3("hang") as store:
         env = {**store.environ, "DRAIN_TIMEOUT": "0s"}
         async with running_daemon(tmp_path, env) as daemon:
             for payload in (b'"a"', b'"bbbbbb"', b'"c"'):

@@ -14,9 +14,9 @@ from tests.support.store import (
     ACCESS_DENIED,
     INTERNAL_ERROR,
     SLOW_DOWN,
-    Mood,
-    MoodyStore,
-    moody_store,
+    Behaviour,
+    FakeS3,
+    fake_s3,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ async def _after_it(daemon: Daemon, posts: Posts) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mood", "code"),
+    ("behaviour", "code"),
     [
         pytest.param(SLOW_DOWN, "SlowDown", id="slow-down"),
         pytest.param(INTERNAL_ERROR, "InternalError", id="500"),
@@ -66,9 +66,11 @@ async def _after_it(daemon: Daemon, posts: Posts) -> None:
         pytest.param("down", "ConnectError", id="refuses-connections"),
     ],
 )
-async def test_an_outage_loses_nothing(tmp_path: Path, mood: Mood, code: str | None) -> None:
+async def test_an_outage_loses_nothing(
+    tmp_path: Path, behaviour: Behaviour, code: str | None
+) -> None:
     """Acknowledged payloads would be lost in an outage of the store."""
-    await _lose_nothing(tmp_path, mood, code, outage=0.5)
+    await _lose_nothing(tmp_path, behaviour, code, outage=0.5)
 
 
 async def test_missing_permissions_lose_nothing(tmp_path: Path, outage: float) -> None:
@@ -76,12 +78,14 @@ async def test_missing_permissions_lose_nothing(tmp_path: Path, outage: float) -
     await _lose_nothing(tmp_path, ACCESS_DENIED, "AccessDenied", outage)
 
 
-async def _lose_nothing(folder: Path, mood: Mood, code: str | None, outage: float) -> None:
-    async with moody_store() as store:
+async def _lose_nothing(
+    folder: Path, behaviour: Behaviour, code: str | None, outage: float
+) -> None:
+    async with fake_s3() as store:
         env = {**store.environ, "UPLOAD_TIMEOUT": "500ms", "MAX_WORKERS": "16"}
         async with running_daemon(folder, env) as daemon:
             posts = Posts(daemon.url)
-            store.begin(mood)
+            store.begin(behaviour)
             await _through_an_outage(daemon, posts, outage, code)
             await store.end()
             await _after_it(daemon, posts)
@@ -124,7 +128,7 @@ def _big_collections(count: int, start: int) -> list[list[bytes]]:
 async def test_a_full_queue_bounds_memory(tmp_path: Path) -> None:
     """During an outage the daemon would use all memory, or lose payloads after a 202."""
     async with (
-        moody_store("hang") as store,
+        fake_s3("hang") as store,
         running_daemon(tmp_path, {**store.environ, **SMALL}) as daemon,
     ):
         posts = Posts(daemon.url)
@@ -145,7 +149,7 @@ async def test_a_full_queue_is_503_queue_full_and_not_ready(tmp_path: Path) -> N
     small = {"MAX_WORKERS": "1", "MAX_QUEUE": "10", "UPLOAD_TIMEOUT": "500ms"}
     env = {"DURABILITY": "memory", **small}
     async with (
-        moody_store("hang") as store,
+        fake_s3("hang") as store,
         running_daemon(tmp_path, {**store.environ, **env}) as daemon,
     ):
         posts = Posts(daemon.url)
@@ -166,7 +170,7 @@ async def test_a_full_queue_is_503_queue_full_and_not_ready(tmp_path: Path) -> N
         assert (await daemon.ready()).status_code == 200
 
 
-async def _some_stored(daemon: Daemon, store: MoodyStore) -> None:
+async def _some_stored(daemon: Daemon, store: FakeS3) -> None:
     """Post 25 payloads, of which the store confirms 10."""
     await post(daemon.url, [b'"stored %d"' % number for number in range(10)])
     await daemon.wait_until_stored(10)
@@ -176,7 +180,7 @@ async def _some_stored(daemon: Daemon, store: MoodyStore) -> None:
 
 async def test_a_drain_past_its_deadline_reports_lost_payloads(tmp_path: Path) -> None:
     """An operator would not know that a restart lost payloads, and how many."""
-    async with moody_store() as store:
+    async with fake_s3() as store:
         env = {**store.environ, "DRAIN_TIMEOUT": "1s", "DURABILITY": "memory"}
         async with running_daemon(tmp_path, env) as daemon:
             await _some_stored(daemon, store)
@@ -189,7 +193,7 @@ async def test_a_drain_past_its_deadline_reports_lost_payloads(tmp_path: Path) -
 
 async def test_the_next_start_uploads_the_rest_of_a_drain(tmp_path: Path) -> None:
     """A restart during an outage would lose payloads, or store them twice."""
-    async with moody_store() as store:
+    async with fake_s3() as store:
         env = {**store.environ, "DRAIN_TIMEOUT": "1s"}
         async with running_daemon(tmp_path, env) as daemon:
             await _some_stored(daemon, store)
@@ -209,7 +213,7 @@ async def test_the_next_start_uploads_the_rest_of_a_drain(tmp_path: Path) -> Non
 
 async def test_a_drain_waits_for_the_end_of_a_short_outage(tmp_path: Path) -> None:
     """A short outage during a restart would leave payloads although DRAIN_TIMEOUT is longer."""
-    async with moody_store() as store:
+    async with fake_s3() as store:
         env = {**store.environ, "DRAIN_TIMEOUT": "5m", "UPLOAD_TIMEOUT": "500ms"}
         async with running_daemon(tmp_path, env) as daemon:
             await _some_stored(daemon, store)

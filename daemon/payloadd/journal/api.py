@@ -49,7 +49,7 @@ class Receipt:
     payloads: int
 
 
-Done = Callable[[Receipt | RefusedError], None]
+OutcomeCallback = Callable[[Receipt | RefusedError], None]
 """Called once, from the event loop, when a request is durable or cannot become durable.
 
 It must not raise, and must return within microseconds: all requests of the commit wait for it.
@@ -65,7 +65,7 @@ class Journal(Protocol):
         ...
 
     def append(
-        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: Done
+        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: OutcomeCallback
     ) -> None:
         """Accept a request; call ``done`` once with its outcome.
 
@@ -220,7 +220,7 @@ class Append:
     receipt: Receipt
     parts: Sequence[Part]
     key: bytes | None = None
-    done: Done | None = None
+    done: OutcomeCallback | None = None
     size: int = 0
     """Bytes that count towards JOURNAL_MAX_BYTES."""
     jobs: list[Job] = field(default_factory=list)

@@ -15,7 +15,7 @@ from payloadd.model.job import Job
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from payloadd.journal.api import Done, JournalListener, Receipt
+    from payloadd.journal.api import JournalListener, OutcomeCallback, Receipt
     from payloadd.model.job import Batch, Part
 
 _MOST_KEYS: Final = 100_000
@@ -34,7 +34,7 @@ class MemoryJournal:
         self._receipts: OrderedDict[bytes, Receipt] = OrderedDict()
 
     def append(
-        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: Done
+        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: OutcomeCallback
     ) -> None:
         """Queue the jobs of a request and call ``done`` before this returns.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from payloadd.errors import RefusedError, TooLargeError
-from payloadd.journal.api import Done, Receipt
+from payloadd.journal.api import OutcomeCallback, Receipt
 from payloadd.model.job import Buffer, IdSource, Part, split, split_lines, uuid_of
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from payloadd.journal.api import Journal
     from payloadd.observe.health import Health
 
-__all__ = ["Buffer", "Done", "Intake", "Receipt"]
+__all__ = ["Buffer", "Intake", "OutcomeCallback", "Receipt"]
 
 _AFTER_DRAIN = 5
 """Seconds after which a restarted daemon usually listens again."""
@@ -60,7 +60,7 @@ class Intake:
             raise outcome
         return outcome
 
-    def submit(self, payloads: Sequence[Buffer], key: str | None, done: Done) -> None:
+    def submit(self, payloads: Sequence[Buffer], key: str | None, done: OutcomeCallback) -> None:
         """Accept all payloads of one request; ``done`` is called with the receipt.
 
         ``key`` is the request's Idempotency-Key: a second request with the same key within 24 h
@@ -86,7 +86,7 @@ class Intake:
         self._journal.append(receipt, parts, None if key is None else _hash(key), done)
 
     async def submit_lines(
-        self, text: bytes, sizes: Sequence[int], key: str | None, done: Done
+        self, text: bytes, sizes: Sequence[int], key: str | None, done: OutcomeCallback
     ) -> None:
         """Accept any number of payloads, as ``submit`` does, without blocking the event loop.
 

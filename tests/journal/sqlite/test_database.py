@@ -42,7 +42,7 @@ from payloadd.journal.sqlite.schema import ROW_BYTES
 from payloadd.journal.sqlite.segments import FOLDER
 from payloadd.model.job import Batch, Job, Part
 from tests.journal.sqlite.model import Model
-from tests.support.journal import MoodyConnection, contents, id_of, sealed
+from tests.support.journal import FaultyConnection, contents, id_of, sealed
 
 if TYPE_CHECKING:
     import uuid
@@ -268,12 +268,12 @@ class JournalFile(RuleBasedStateMachine):
         if self.large is not None and count:
             self.stage(count)
         before = self.database._state()
-        moody = MoodyConnection(self.database._connection)
-        moody.fails = fails
+        faulty = FaultyConnection(self.database._connection)
+        faulty.fails = fails
         with (
-            patch.object(self.database, "_connection", moody),
-            patch.object(self.database.deletion, "_connection", moody),
-            patch.object(self.database.staging, "_connection", moody),
+            patch.object(self.database, "_connection", faulty),
+            patch.object(self.database.deletion, "_connection", faulty),
+            patch.object(self.database.staging, "_connection", faulty),
         ):
             try:
                 self.database.commit(self.staged)

@@ -19,11 +19,11 @@ from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS, migrate
 from payloadd.journal.sqlite.segments import FOLDER
 from tests.support.journal import (
-    PATIENCE,
-    MoodyConnection,
-    a_round,
+    TEST_TIMEOUT,
+    FaultyConnection,
     append,
     batch,
+    compact_segments,
     contents,
     disk_full,
     id_of,
@@ -188,10 +188,10 @@ def test_a_failed_commit_rolls_its_deletion_back(
         before = database.deletion.ranges
         rows_before = rows_of(path)
         with monkeypatch.context() as patch:
-            moody = MoodyConnection(database._connection)
-            moody.fails = fails
-            patch.setattr(database, "_connection", moody)
-            patch.setattr(database.deletion, "_connection", moody)
+            faulty = FaultyConnection(database._connection)
+            faulty.fails = fails
+            patch.setattr(database, "_connection", faulty)
+            patch.setattr(database.deletion, "_connection", faulty)
             with pytest.raises(sqlite3.OperationalError):
                 database.commit([append(2 * _LARGE + 1), Settle(second)])
         assert database.deletion.ranges == before
@@ -203,7 +203,7 @@ def test_a_failed_commit_rolls_its_deletion_back(
 
 async def settle_a_batch(rig: JournalRig) -> None:
     """Append a large batch, seal it, and settle it."""
-    await rig.take(1, count=_LARGE)
+    await rig.accept(1, count=_LARGE)
     stored = batch(*[rig.channel.receive_nowait() for _ in range(_LARGE)])
     await rig.journal.seal(stored)
     rig.journal.settle(stored)
@@ -211,7 +211,7 @@ async def settle_a_batch(rig: JournalRig) -> None:
 
 async def test_deletion_continues_without_requests(path: Path) -> None:
     """After the last request the last batches would keep their disk space."""
-    async with open_rig(path, tuning=Tuning(maintenance_interval=PATIENCE)) as rig:
+    async with open_rig(path, tuning=Tuning(maintenance_interval=TEST_TIMEOUT)) as rig:
         await settle_a_batch(rig)
         await until(lambda: rows_of(path) == 0)
         assert rig.database.deletion.ranges == ()
@@ -241,10 +241,10 @@ async def test_deletion_continues_after_a_crash(path: Path, tmp_path: Path) -> N
         store(database, 1, _LARGE)
         for end in ("", "-wal"):
             shutil.copy(f"{path}{end}", crashed)
-    tuning = Tuning(maintenance_interval=PATIENCE)
+    tuning = Tuning(maintenance_interval=TEST_TIMEOUT)
     async with open_rig(crashed / FILE, tuning=tuning) as rig:
         await until(lambda: rows_of(crashed / FILE) == 0)
-        assert rig.shown() == []
+        assert rig.receive_all() == []
 
 
 def test_the_status_does_not_count_waiting_rows(path: Path) -> None:
@@ -271,11 +271,11 @@ def test_a_segment_is_unlinked_after_the_deletion_of_its_rows(
         store(database, 1, 100)
         (segment,) = (path.parent / FOLDER).iterdir()
         for rows_left in (36, 0):
-            a_round(database)
+            compact_segments(database)
             assert segment.exists()
             database.commit([Clear()])
             assert rows_of(path) == rows_left
-        a_round(database)
+        compact_segments(database)
         assert not segment.exists()
 
 

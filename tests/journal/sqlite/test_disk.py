@@ -16,7 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from payloadd.errors import RefusedError
 from payloadd.journal.api import Append, Seal, Settle
 from payloadd.journal.sqlite.journal import Tuning
-from tests.support.journal import PATIENCE, append, batch, disk_full, make_rig, open_rig, until
+from tests.support.journal import TEST_TIMEOUT, append, batch, disk_full, make_rig, open_rig, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,19 +50,19 @@ async def repair_disk(rig: JournalRig) -> None:
 async def test_operations_behind_a_read_are_committed_at_the_end(tmp_path: Path, end: str) -> None:
     """Otherwise a drain leaves stored payloads in the journal, and they are uploaded again."""
     rig = make_rig(tmp_path / "j", tuning=_TUNING)
-    with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
+    with trio.fail_after(TEST_TIMEOUT), trio.CancelScope() as scope:
         try:
             async with rig.journal.running(), trio.open_nursery() as nursery:
-                await rig.take(1, count=2)
+                await rig.accept(1, count=2)
                 jobs = [rig.channel.receive_nowait() for _ in range(2)]
                 rig.database.hold_reads()
                 nursery.start_soon(rig.journal.page, 0, 10, 100)
                 await rig.database.held()
                 rig.journal.settle(batch(jobs[0], sealed=False))
-                nursery.start_soon(rig.take, 3)  # its group waits for the thread
+                nursery.start_soon(rig.accept, 3)  # its group waits for the thread
                 await wait_all_tasks_blocked()
                 rig.journal.bury(batch(jobs[1], sealed=False), "C", "r")
-                trio.lowlevel.current_trio_token().run_sync_soon(rig.database.let_go)
+                trio.lowlevel.current_trio_token().run_sync_soon(rig.database.release_gate)
                 if end == "raised":
                     raise ZeroDivisionError  # noqa: TRY301 - an error in the body
                 (scope if end == "cancelled" else nursery.cancel_scope).cancel()
@@ -80,7 +80,7 @@ async def test_operations_behind_a_read_are_committed_at_the_end(tmp_path: Path,
 async def test_operations_of_a_failed_commit_precede_new_ones(tmp_path: Path) -> None:
     """Otherwise a batch is settled before it is sealed, and comes back without its jobs."""
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
-        await rig.take(1, count=3)
+        await rig.accept(1, count=3)
         jobs = [rig.channel.receive_nowait() for _ in range(3)]
         rig.database.write_error = disk_full
         async with trio.open_nursery() as nursery:
@@ -99,7 +99,7 @@ async def test_operations_of_a_failed_commit_precede_new_ones(tmp_path: Path) ->
 async def test_a_failed_commit_refuses_requests_and_delays_seals(tmp_path: Path) -> None:
     """Otherwise a request in the commit of a seal hangs, or an upload begins without its seal."""
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
-        await rig.take(1)
+        await rig.accept(1)
         job = rig.channel.receive_nowait()
         sealed = trio.Event()
 
@@ -109,7 +109,7 @@ async def test_a_failed_commit_refuses_requests_and_delays_seals(tmp_path: Path)
 
         async def take(number: int) -> None:
             with pytest.raises(RefusedError) as caught:
-                await rig.take(number)
+                await rig.accept(number)
             refused.append((caught.value.code, caught.value.retry_after > 0))
 
         refused: list[tuple[str, bool]] = []
@@ -123,7 +123,7 @@ async def test_a_failed_commit_refuses_requests_and_delays_seals(tmp_path: Path)
             for number in range(5, 8):
                 nursery.start_soon(take, number)
             await wait_all_tasks_blocked()
-            rig.database.let_go()
+            rig.database.release_gate()
             await until(lambda: len(refused) == 6)
             await until(lambda: rig.database.failures > 5)
             assert not sealed.is_set()
@@ -139,10 +139,10 @@ async def test_a_trouble_is_logged_once_and_so_is_its_end(tmp_path: Path) -> Non
         with structlog.testing.capture_logs() as lines:
             rig.database.write_error = disk_full
             with pytest.raises(RefusedError):
-                await rig.take(1)
+                await rig.accept(1)
             await until(lambda: rig.database.failures > 5)
             await repair_disk(rig)
-            await rig.take(2)
+            await rig.accept(2)
         assert [line["event"] for line in lines] == ["journal_unavailable", "journal_available"]
         assert lines[0]["reason"] == "database or disk is full"
 
@@ -152,20 +152,20 @@ async def test_an_idle_journal_notices_that_the_disk_works_again(tmp_path: Path)
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
         rig.database.write_error = io_error
         with pytest.raises(RefusedError):
-            await rig.take(1)
+            await rig.accept(1)
         await until(lambda: rig.database.failures > 3)
         await repair_disk(rig)
         assert rig.journal.refusal() is None
-        assert (await rig.take(2)).payloads == 1
+        assert (await rig.accept(2)).payloads == 1
 
 
 async def test_no_page_is_read_while_the_disk_refuses_writes(tmp_path: Path) -> None:
     """Otherwise the whole backlog waits in memory to be settled."""
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
-        await rig.take(1, count=3)
+        await rig.accept(1, count=3)
         rig.database.write_error = disk_full
         with pytest.raises(RefusedError):
-            await rig.take(4)
+            await rig.accept(4)
         pages: list[int] = []
 
         async def page() -> None:
@@ -184,7 +184,7 @@ async def test_no_page_is_read_while_the_disk_refuses_writes(tmp_path: Path) -> 
 async def test_an_unreadable_page_is_returned_once_it_can_be_read(tmp_path: Path) -> None:
     """Otherwise one failed read ends the daemon, or the backlog is never uploaded."""
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
-        await rig.take(1, count=3)
+        await rig.accept(1, count=3)
         rig.database.read_error = io_error
         pages: list[int] = []
 
@@ -211,9 +211,9 @@ async def test_a_bug_ends_the_journal_and_is_no_disk_trouble(tmp_path: Path) -> 
     async def run() -> None:
         async with rig.journal.running():
             rig.database.write_error = bug
-            await rig.take(1)
+            await rig.accept(1)
 
-    with trio.fail_after(PATIENCE), pytest.raises(BaseExceptionGroup) as caught:
+    with trio.fail_after(TEST_TIMEOUT), pytest.raises(BaseExceptionGroup) as caught:
         await run()
     assert caught.group_contains(ZeroDivisionError, depth=1)
     assert rig.database.totals.jobs == 0
@@ -223,7 +223,7 @@ async def test_a_bug_ends_the_journal_and_is_no_disk_trouble(tmp_path: Path) -> 
 async def test_a_failing_disk_does_not_delay_the_end(tmp_path: Path) -> None:
     """Otherwise systemd kills the daemon before the `drained` line."""
     async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
-        await rig.take(1)
+        await rig.accept(1)
         rig.database.write_error = disk_full
         rig.journal.settle(batch(rig.channel.receive_nowait(), sealed=False))
     assert rig.database.totals.jobs == 1
@@ -232,15 +232,15 @@ async def test_a_failing_disk_does_not_delay_the_end(tmp_path: Path) -> None:
 async def test_a_hanging_disk_does_not_delay_the_end(tmp_path: Path) -> None:
     """Otherwise only SIGKILL stops a daemon whose disk does not answer."""
     rig = make_rig(tmp_path / "j", tuning=replace(_TUNING, last_commit_timeout=0.1))
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(TEST_TIMEOUT):
         async with rig.journal.running(), trio.open_nursery() as nursery:
             rig.database.hold()
-            nursery.start_soon(rig.take, 1)
+            nursery.start_soon(rig.accept, 1)
             await rig.database.held()
             nursery.cancel_scope.cancel()
         await rig.journal.aclose()
         assert rig.accounting.accepted == 0
-        rig.database.let_go()
+        rig.database.release_gate()
         await until(lambda: bool(rig.database.commits))
     rig.database.close()
 
@@ -250,12 +250,12 @@ async def test_a_hanging_write_is_a_trouble(tmp_path: Path) -> None:
     tuning = replace(_TUNING, stall_timeout=0.05, stall_check_interval=0.02)
     async with open_rig(tmp_path / "j", tuning=tuning) as rig, trio.open_nursery() as nursery:
         rig.database.hold()
-        nursery.start_soon(rig.take, 1)
+        nursery.start_soon(rig.accept, 1)
         await until(lambda: "journal" in rig.health.troubles)
         refusal = rig.journal.refusal()
         assert refusal is not None
         assert refusal.code == "DISK_ERROR"
-        rig.database.let_go()
+        rig.database.release_gate()
         await until(lambda: not rig.health.troubles)
         assert rig.accounting.accepted == 1
 
@@ -268,7 +268,7 @@ async def test_an_unreadable_page_does_not_refuse_requests(tmp_path: Path) -> No
             nursery.start_soon(rig.journal.page, 0, 9, 99)
             await until(lambda: "journal_read" in rig.health.troubles)
             for number in range(1, 6):
-                await rig.take(number)
+                await rig.accept(number)
             rig.database.read_error = None
             await until(lambda: not rig.health.troubles)
     assert [line["event"] for line in lines] == ["journal_unreadable", "journal_readable"]
@@ -308,7 +308,7 @@ async def test_all_waiting_requests_are_refused_when_the_disk_fails(tmp_path: Pa
 
         async def take(number: int, count: int) -> None:
             with pytest.raises(RefusedError) as caught:
-                await rig.take(number, count=count)
+                await rig.accept(number, count=count)
             refused.append(caught.value.detail)
 
         rig.database.hold()
@@ -320,7 +320,7 @@ async def test_all_waiting_requests_are_refused_when_the_disk_fails(tmp_path: Pa
                 nursery.start_soon(take, 10_000 * (number + 1), 3000)
             await wait_all_tasks_blocked()
             failures = rig.database.failures
-            rig.database.let_go()
+            rig.database.release_gate()
             await until(lambda: len(refused) == 11)
             assert rig.database.failures <= failures + 2
         assert all("nothing of this request was accepted" in detail for detail in refused)
@@ -360,17 +360,17 @@ async def test_a_disk_that_hangs_at_the_start_does_not_delay_the_end(
 
     def create() -> bool:
         reached.set()
-        assert go_on.wait(PATIENCE)
+        assert go_on.wait(TEST_TIMEOUT)
         return True
 
     monkeypatch.setattr(rig.database.reserve, "create", create)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(TEST_TIMEOUT):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.journal.running().__aenter__)
             await until(reached.is_set)
             nursery.cancel_scope.cancel()
         start = trio.current_time()
         await rig.journal.aclose()
-        assert trio.current_time() - start < PATIENCE / 2
+        assert trio.current_time() - start < TEST_TIMEOUT / 2
     go_on.set()
     rig.database.close()

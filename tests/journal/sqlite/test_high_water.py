@@ -335,7 +335,7 @@ async def test_the_loss_is_reported_in_log_health_and_metric(folder: Path) -> No
     assert b"payloadd_payloads_missing 15.0" in rig.metrics.render()
     async with rig.journal.running():
         assert rig.journal.refusal() is None
-        await rig.take(77)
+        await rig.accept(77)
         rig.health.phase = "draining"
     await rig.journal.aclose()
     with structlog.testing.capture_logs() as lines:
@@ -348,7 +348,7 @@ async def test_the_record_is_synced_within_seconds(folder: Path) -> None:
     """After a power cut the lower bound would be as old as the start of the daemon."""
     rig = make_rig(folder / FILE)
     async with rig.journal.running():
-        await rig.take(1)
+        await rig.accept(1)
         high = rig.journal._database.high_water
         with trio.fail_after(20):
             while high._dirty:  # noqa: ASYNC110 - there is no event for it

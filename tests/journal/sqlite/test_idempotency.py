@@ -131,7 +131,7 @@ async def test_keys_count_into_journal_max_bytes(tmp_path: Path) -> None:
     """The disk would hold JOURNAL_MAX_BYTES of payloads, and as much again of keys."""
     async with open_rig(tmp_path / "j", max_bytes=100 * KEY_BYTES) as rig:
         for number in range(1, 41):
-            await rig.take(number, b"%d" % number)
+            await rig.accept(number, b"%d" % number)
         assert rig.database.most_keys == 25
         metrics = rig.metrics.render()
         assert b"payloadd_idempotency_keys 25.0" in metrics
@@ -141,9 +141,9 @@ async def test_keys_count_into_journal_max_bytes(tmp_path: Path) -> None:
         await until(lambda: rig.database.totals.jobs == 0)
         assert rig.database.totals.all_bytes == 25 * KEY_BYTES
         with pytest.raises(RefusedError) as caught:
-            await rig.take(41, count=80 * KEY_BYTES // 66)
+            await rig.accept(41, count=80 * KEY_BYTES // 66)
         assert caught.value.code == "JOURNAL_FULL"
-        await rig.take(41, count=70 * KEY_BYTES // 66)
+        await rig.accept(41, count=70 * KEY_BYTES // 66)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from payloadd.journal.api import Append, Bury, Seal, Settle
 from payloadd.journal.sqlite.dead_letters import mark
 from payloadd.journal.sqlite.schema import ROW_BYTES
 from payloadd.pipeline.queue import NudgedError
-from tests.support.journal import PATIENCE, QUICK, batch, disk_full, make_rig, open_rig, until
+from tests.support.journal import QUICK, TEST_TIMEOUT, batch, disk_full, make_rig, open_rig, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,17 +29,17 @@ async def test_many_requests_share_a_commit_and_keep_their_order(tmp_path: Path)
     async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
         rig.database.hold()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.take, 1)
+            nursery.start_soon(rig.accept, 1)
             await rig.database.held()
             for number in range(2, 102):
-                nursery.start_soon(rig.take, number)
+                nursery.start_soon(rig.accept, number)
             await wait_all_tasks_blocked()
             assert rig.answered == []
-            rig.database.let_go()
+            rig.database.release_gate()
         appends = [[one for one in ops if isinstance(one, Append)] for ops in rig.database.commits]
         assert [len(ops) for ops in appends if ops] == [1, 100]
         ids = [job.id for ops in appends for one in ops for job in one.jobs]
-        assert rig.shown() == list(range(1, 102))
+        assert rig.receive_all() == list(range(1, 102))
         assert sorted(ids) == sorted(rig.answered)
         assert rig.accounting.accepted == 101
 
@@ -50,33 +50,33 @@ async def test_many_jobs_are_offered_in_portions_and_in_order(tmp_path: Path) ->
     async with open_rig(tmp_path / "j", tuning=tuning) as rig, trio.open_nursery() as nursery:
         nursery.start_soon(rig.feeder.refill, rig.journal)
         rig.database.hold()
-        nursery.start_soon(rig.take, 1)
+        nursery.start_soon(rig.accept, 1)
         await rig.database.held()
-        nursery.start_soon(rig.take, 1000, None, 100)
+        nursery.start_soon(rig.accept, 1000, None, 100)
         for number in range(2, 20):
-            nursery.start_soon(rig.take, number)
+            nursery.start_soon(rig.accept, number)
         await wait_all_tasks_blocked()
-        rig.database.let_go()
+        rig.database.release_gate()
         await until(lambda: rig.accounting.accepted == 119 and len(rig.answered) == 20)
-        assert rig.shown() == list(range(1, 120))
+        assert rig.receive_all() == list(range(1, 120))
         nursery.cancel_scope.cancel()
 
 
 async def test_a_full_disk_refuses_requests_and_delays_the_other_operations(tmp_path: Path) -> None:
     """Otherwise a 202 is not on disk; or a settled batch is stored again after each restart."""
     async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
-        await rig.take(1, count=4)
+        await rig.accept(1, count=4)
         jobs = [rig.channel.receive_nowait() for _ in range(4)]
         rig.database.write_error = disk_full
         with pytest.raises(RefusedError) as caught:
-            await rig.take(5)
+            await rig.accept(5)
         assert caught.value.code == "DISK_ERROR"
         assert rig.health.troubles["journal"].code == "OperationalError"
         refusal = rig.journal.refusal()
         assert refusal is not None
         assert refusal.code == "DISK_ERROR"
         with pytest.raises(RefusedError, match="disk is full"):
-            await rig.take(6)
+            await rig.accept(6)
         rig.journal.settle(batch(jobs[0], sealed=False))
         rig.journal.bury(batch(jobs[1], sealed=False), "KeyTooLongError", "too long")
         async with trio.open_nursery() as nursery:
@@ -89,7 +89,7 @@ async def test_a_full_disk_refuses_requests_and_delays_the_other_operations(tmp_
         kinds = {type(one) for operations in rig.database.commits for one in operations}
         assert {Settle, Bury, Seal} <= kinds
         assert rig.database.totals.jobs == 2
-        assert (await rig.take(7)).payloads == 1
+        assert (await rig.accept(7)).payloads == 1
         assert rig.accounting.accepted == 5
 
 
@@ -100,13 +100,13 @@ async def test_a_failed_read_is_repeated_until_it_succeeds(tmp_path: Path) -> No
         return sqlite3.OperationalError("disk I/O error")
 
     async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
-        await rig.take(1)
+        await rig.accept(1)
         rig.database.read_error = broken
         await until(lambda: rig.health.troubles)
         rig.database.read_error = None
         await until(lambda: not rig.health.troubles)
         assert len(await rig.journal.page(0, 10, 10**6)) == 1
-        assert (await rig.take(2)).payloads == 1
+        assert (await rig.accept(2)).payloads == 1
 
 
 async def test_a_request_whose_client_has_gone_is_counted(tmp_path: Path) -> None:
@@ -115,28 +115,28 @@ async def test_a_request_whose_client_has_gone_is_counted(tmp_path: Path) -> Non
         rig.database.hold()
         with trio.CancelScope() as client:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(rig.take, 1)
+                nursery.start_soon(rig.accept, 1)
                 await rig.database.held()
                 client.cancel()
-        rig.database.let_go()
+        rig.database.release_gate()
         await until(lambda: rig.accounting.accepted == 1)
-        assert rig.shown() == [1]
+        assert rig.receive_all() == [1]
 
 
 async def test_a_full_journal_refuses_requests_until_batches_are_settled(tmp_path: Path) -> None:
     """Otherwise the journal fills the disk of the machine."""
     async with open_rig(tmp_path / "j", max_bytes=200, tuning=QUICK) as rig:
-        await rig.take(1)
-        await rig.take(2)
+        await rig.accept(1)
+        await rig.accept(2)
         with pytest.raises(RefusedError) as caught:
-            await rig.take(3, count=2)
+            await rig.accept(3, count=2)
         assert caught.value.code == "JOURNAL_FULL"
         assert 1 <= caught.value.retry_after <= 90
         jobs = [rig.channel.receive_nowait() for _ in range(2)]
         for job in jobs:
             rig.journal.settle(batch(job, sealed=False))
         await until(lambda: rig.database.totals.jobs == 0)
-        await rig.take(3)
+        await rig.accept(3)
 
 
 async def test_requests_that_wait_for_a_commit_count_towards_the_limit(tmp_path: Path) -> None:
@@ -147,18 +147,18 @@ async def test_requests_that_wait_for_a_commit_count_towards_the_limit(tmp_path:
 
         async def take(number: int) -> None:
             try:
-                await rig.take(number)
+                await rig.accept(number)
             except RefusedError as error:
                 refused.append(error.code)
 
         rig.database.hold()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.take, 1)
+            nursery.start_soon(rig.accept, 1)
             await rig.database.held()
             for number in range(2, 10):
                 nursery.start_soon(take, number)
             await wait_all_tasks_blocked()
-            rig.database.let_go()
+            rig.database.release_gate()
         # Three, and perhaps the request that was being written when the others arrived.
         assert 3 <= rig.accounting.accepted <= 4
         assert refused == ["JOURNAL_FULL"] * (9 - rig.accounting.accepted)
@@ -168,19 +168,19 @@ async def test_a_request_larger_than_the_journal_is_too_large(tmp_path: Path) ->
     """Otherwise the client repeats the request for ever."""
     async with open_rig(tmp_path / "j", max_bytes=200, tuning=QUICK) as rig:
         with pytest.raises(TooLargeError, match="JOURNAL_MAX_BYTES"):
-            await rig.take(1, count=4)
+            await rig.accept(1, count=4)
 
 
 async def test_dead_letters_count_towards_the_limit(tmp_path: Path) -> None:
     """Otherwise a store that refuses every object for good fills the disk."""
     async with open_rig(tmp_path / "j", max_bytes=200, tuning=QUICK) as rig:
-        await rig.take(1, count=2)
+        await rig.accept(1, count=2)
         for _ in range(2):
             job = rig.channel.receive_nowait()
             rig.journal.bury(batch(job, sealed=False), "C", "r")
         await until(lambda: rig.database.totals.jobs == 0)
         with pytest.raises(RefusedError, match="132 bytes of it dead letters") as caught:
-            await rig.take(3, count=2)
+            await rig.accept(3, count=2)
         assert caught.value.code == "JOURNAL_FULL"
 
 
@@ -191,23 +191,23 @@ async def test_an_idempotency_key_is_accepted_once(tmp_path: Path, together: boo
         receipts = []
 
         async def take(number: int) -> None:
-            receipts.append(await rig.take(number, b"key"))
+            receipts.append(await rig.accept(number, b"key"))
 
         rig.database.hold()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.take, 1)
+            nursery.start_soon(rig.accept, 1)
             await rig.database.held()
             nursery.start_soon(take, 2)
             if not together:
-                rig.database.let_go()
+                rig.database.release_gate()
                 await until(lambda: receipts)
             nursery.start_soon(take, 3)
             await wait_all_tasks_blocked()
-            rig.database.let_go()
+            rig.database.release_gate()
         assert receipts[0] == receipts[1]
         assert rig.accounting.accepted == 2
     async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
-        assert (await rig.take(9, b"key")) == receipts[0]
+        assert (await rig.accept(9, b"key")) == receipts[0]
 
 
 async def test_an_idempotency_key_of_a_failed_commit_is_unknown(tmp_path: Path) -> None:
@@ -215,19 +215,19 @@ async def test_an_idempotency_key_of_a_failed_commit_is_unknown(tmp_path: Path) 
     async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
         rig.database.write_error = disk_full
         with pytest.raises(RefusedError):
-            await rig.take(1, b"key")
+            await rig.accept(1, b"key")
         rig.database.write_error = None
         await until(lambda: not rig.health.troubles)
-        await rig.take(2, b"key")
+        await rig.accept(2, b"key")
         assert rig.accounting.accepted == 1
 
 
 async def test_batches_settled_last_are_written_when_the_journal_closes(tmp_path: Path) -> None:
     """Otherwise a drain that has stored all payloads leaves rows for the next start."""
     rig = make_rig(tmp_path / "j", tuning=QUICK)
-    with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
+    with trio.fail_after(TEST_TIMEOUT), trio.CancelScope() as scope:
         async with rig.journal.running():
-            await rig.take(1)
+            await rig.accept(1)
             rig.journal.settle(batch(rig.channel.receive_nowait(), sealed=False))
             scope.cancel()
             await trio.sleep_forever()
@@ -238,7 +238,7 @@ async def test_batches_settled_last_are_written_when_the_journal_closes(tmp_path
 async def test_marked_dead_letters_become_sealed_batches(tmp_path: Path) -> None:
     """Otherwise `payloadd journal dead retry` has no effect on a running daemon."""
     async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
-        await rig.take(1, count=3)
+        await rig.accept(1, count=3)
         for _ in range(3):
             job = rig.channel.receive_nowait()
             rig.journal.bury(batch(job, sealed=False), "InvalidRequest", "no")
@@ -265,8 +265,8 @@ async def test_the_file_shrinks_and_keys_expire(
     monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", -1)
     monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEYS_PER_COMMIT", 1)
     async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
-        await rig.take(1, b"key", count=900)
-        await rig.take(901, b"another")
+        await rig.accept(1, b"key", count=900)
+        await rig.accept(901, b"another")
         for _ in range(901):
             rig.journal.settle(batch(rig.channel.receive_nowait(), sealed=False))
         await until(lambda: rig.database.totals.jobs == 0)
@@ -278,23 +278,23 @@ async def test_the_file_shrinks_and_keys_expire(
 async def test_a_pulse_waits_for_a_commit(tmp_path: Path) -> None:
     """Otherwise systemd does not restart a daemon whose journal hangs."""
     async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(TEST_TIMEOUT):
             await rig.journal.pulse()
         rig.database.hold()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.take, 1)
+            nursery.start_soon(rig.accept, 1)
             await rig.database.held()
             nursery.start_soon(rig.journal.pulse)
             await wait_all_tasks_blocked()
             assert len(nursery.child_tasks) == 2
-            rig.database.let_go()
+            rig.database.release_gate()
 
 
 async def test_a_pulse_ends_with_a_failed_commit(tmp_path: Path) -> None:
     """Otherwise systemd's watchdog ends a daemon that waits for space on its disk."""
     async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
         rig.database.write_error = disk_full
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(TEST_TIMEOUT):
             await rig.journal.pulse()
             await rig.journal.pulse()
         assert rig.journal.refusal() is not None

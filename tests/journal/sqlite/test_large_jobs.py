@@ -22,10 +22,10 @@ from payloadd.journal.sqlite.schema import MIGRATIONS, migrate
 from payloadd.journal.sqlite.segments import FOLDER, LARGE, WORTH_A_SYNC
 from payloadd.model.job import Part
 from tests.support.journal import (
-    MoodyConnection,
-    a_round,
+    FaultyConnection,
     append,
     batch,
+    compact_segments,
     contents,
     id_of,
     job,
@@ -96,10 +96,10 @@ def test_stored_jobs_leave_no_segment(path: Path, database: Database) -> None:
     database.commit(requests)
     jobs = [one.jobs[0] for one in requests]
     database.commit([Seal(batch(*jobs[:2])), Settle(batch(*jobs[:2]))])
-    a_round(database)
+    compact_segments(database)
     assert segments_of(path) == [1]
     database.commit(alone(jobs[2:]))
-    a_round(database)
+    compact_segments(database)
     # The current segment is too small to be replaced by a new file.
     assert segments_of(path) == [1]
     database.close()
@@ -115,7 +115,7 @@ def test_the_current_segment_is_unlinked_once_dead(
     request = append(1)
     database.commit([request])
     database.commit(alone(request.jobs))
-    a_round(database)
+    compact_segments(database)
     assert segments_of(path) == []
     database.commit([append(2)])
     assert contents(database.page(0, 9, 99)) == contents([job(2)])
@@ -134,13 +134,13 @@ def test_a_few_waiting_jobs_do_not_keep_a_segment(
     database.commit([append(17)])
     jobs = request.jobs
     database.commit([*alone(jobs[5:]), Bury(batch(jobs[0], jobs[1]), "C", "r")])
-    a_round(database)
-    a_round(database)
+    compact_segments(database)
+    compact_segments(database)
     assert segments_of(path) == [1, 17], "more than a quarter of it is alive"
     database.commit(alone(jobs[4:5]))
-    a_round(database)
+    compact_segments(database)
     assert segments_of(path) == [1, 17], "it still empties by itself"
-    a_round(database)
+    compact_segments(database)
     assert segments_of(path) == [17]
     assert [row[:3] for row in stored(path)] == [
         *((1, 2, None), (2, 2, None), (3, 2, None), (4, 2, None)),
@@ -165,18 +165,18 @@ def test_an_unreadable_segment_is_left_as_it_is(
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
     database.commit([append(10)])
     database.commit(alone(request.jobs[1:]))
-    a_round(database)
+    compact_segments(database)
     before = stored(path)
     with monkeypatch.context() as disk:
         disk.setattr(os, "pread", lambda *_: b"")
-        a_round(database)
+        compact_segments(database)
     assert stored(path) == before
     assert segments_of(path) == [1, 10]
     # Otherwise a bad sector would be tried each second, and delay every commit.
     assert not database.compaction.has_work
     database.compaction.recheck_all()
-    a_round(database)
-    a_round(database)
+    compact_segments(database)
+    compact_segments(database)
     assert segments_of(path) == [10]
 
 
@@ -186,25 +186,25 @@ def test_bytes_of_a_commit_in_doubt_are_not_overwritten(
 ) -> None:
     """A crash that brings back a commit would combine it with the payloads of another client."""
     database.commit([append(1)])
-    moody = MoodyConnection(database._connection)
-    monkeypatch.setattr(database, "_connection", moody)
+    faulty = FaultyConnection(database._connection)
+    monkeypatch.setattr(database, "_connection", faulty)
     (segment,) = (path.parent / FOLDER).iterdir()
 
-    moody.fails = "COMMIT"
+    faulty.fails = "COMMIT"
     with pytest.raises(sqlite3.OperationalError):
         database.commit([append(2)])
     assert segment.read_bytes() == b"1\n2\n"
-    moody.fails = "PRAGMA user_version"
+    faulty.fails = "PRAGMA user_version"
     with pytest.raises(sqlite3.OperationalError):
         database.commit([append(3)])
-    a_round(database)
+    compact_segments(database)
     assert segment.read_bytes() == b"1\n2\n"
 
-    moody.fails = "INSERT INTO jobs"
+    faulty.fails = "INSERT INTO jobs"
     with pytest.raises(sqlite3.OperationalError):
         database.commit([append(4)])
     assert segment.read_bytes() == b"1\n", "there is no doubt before COMMIT"
-    moody.fails = None
+    faulty.fails = None
     database.commit([append(2)])
     assert segment.read_bytes() == b"1\n2\n"
     assert contents(database.page(0, 9, 99)) == contents([job(1), job(2)])
@@ -215,12 +215,12 @@ def test_the_bytes_are_synced_before_the_row_is_written(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A power cut would leave rows without payloads: a broken promise of a 202."""
-    moody = MoodyConnection(database._connection)
-    monkeypatch.setattr(database, "_connection", moody)
+    faulty = FaultyConnection(database._connection)
+    monkeypatch.setattr(database, "_connection", faulty)
     for name in ("pwritev", "fdatasync"):
-        monkeypatch.setattr(os, name, _noted(name, moody.statements, getattr(os, name)))
+        monkeypatch.setattr(os, name, _noted(name, faulty.statements, getattr(os, name)))
     database.commit([append(1)])
-    steps = [one.split()[0] for one in moody.statements]
+    steps = [one.split()[0] for one in faulty.statements]
     assert steps == ["BEGIN", "pwritev", "fdatasync", "INSERT", "UPDATE", "COMMIT"]
 
 
@@ -285,12 +285,12 @@ def test_a_dead_letter_is_shown_while_its_bytes_are_moved(
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
     database.commit([append(10)])
     database.commit([*alone(request.jobs[1:]), Bury(batch(job(1)), "C", "r")])
-    a_round(database)
+    compact_segments(database)
     read = segments.read
 
     def read_late(state_dir: Path, places: Sequence[SegmentSpan]) -> list[bytes]:
         monkeypatch.setattr(segments, "read", read)
-        a_round(database)
+        compact_segments(database)
         return read(state_dir, places)
 
     monkeypatch.setattr(segments, "read", read_late)
@@ -310,16 +310,16 @@ async def test_requests_are_refused_where_a_segment_cannot_be_written(
         raise OSError(errno.EIO, "Input/output error")
 
     async with open_rig(path, tuning=Tuning(retry_interval=0.02)) as rig:
-        await rig.take(1)
+        await rig.accept(1)
         with monkeypatch.context() as disk:
             disk.setattr(os, broken, fail)
             with pytest.raises(RefusedError, match="Input/output error") as caught:
-                await rig.take(2, b"key")
+                await rig.accept(2, b"key")
             assert caught.value.code == "DISK_ERROR"
             assert rig.health.troubles["journal"].code == "EIO"
             assert rig.database.totals.payloads == 1
         await until(lambda: rig.journal.refusal() is None)
-        await rig.take(3, b"key")
+        await rig.accept(3, b"key")
         page = await rig.journal.page(0, 9, 99)
         assert [one.lines for one in page] == [b"1\n", b"3\n"]
 
@@ -328,13 +328,13 @@ async def test_requests_are_refused_where_a_segment_cannot_be_written(
 async def test_a_missing_segment_stops_no_other_job(path: Path) -> None:
     """One missing file would keep half a million good payloads from being uploaded."""
     async with open_rig(path) as rig:
-        await rig.take(1)
+        await rig.accept(1)
         (segment,) = (path.parent / FOLDER).iterdir()
         segment.unlink()
         rig.database.commit([append(2)])
         assert await rig.journal.page(0, 9, 99) == []
         assert not rig.health.troubles
-        await rig.take(3)
+        await rig.accept(3)
     found = rig.database.findings.pop_all()
     assert [(one.first, one.last, one.payloads) for one in found] == [(1, 2, 2)]
     assert "segment 1, which is missing" in found[0].reason
@@ -365,7 +365,7 @@ async def test_dead_segments_are_unlinked_within_seconds(
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
     async with open_rig(path, tuning=Tuning(maintenance_interval=0.02)) as rig:
         for number in range(1, 5):
-            await rig.take(number)
+            await rig.accept(number)
         jobs = [rig.channel.receive_nowait() for _ in range(4)]
         for one in jobs[:2]:
             rig.journal.settle(batch(one, sealed=False))

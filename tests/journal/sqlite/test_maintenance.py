@@ -18,10 +18,10 @@ from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.segments import FOLDER
 from tests.support.journal import (
-    PATIENCE,
-    a_round,
+    TEST_TIMEOUT,
     append,
     batch,
+    compact_segments,
     disk_full,
     make_rig,
     open_rig,
@@ -42,23 +42,23 @@ async def test_maintenance_behind_a_hanging_commit_does_not_delay_the_end(
 
     def look() -> int:
         looking.set()
-        assert go_on.wait(PATIENCE)
+        assert go_on.wait(TEST_TIMEOUT)
         return -1  # no other process has written: compaction is next
 
     monkeypatch.setattr(rig.database, "foreign_changes", look)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(TEST_TIMEOUT):
         async with rig.journal.running(), trio.open_nursery() as nursery:
             await until(looking.is_set)
             rig.database.compaction._live[1] = 0
             rig.database.hold()
-            nursery.start_soon(rig.take, 1)
+            nursery.start_soon(rig.accept, 1)
             await until(lambda: thread._writing)
             go_on.set()
             await rig.database.held()
             await until(lambda: len(thread._writing) == 2)
             nursery.cancel_scope.cancel()
         await rig.journal.aclose()
-        rig.database.let_go()
+        rig.database.release_gate()
         await until(lambda: bool(rig.database.commits))
     rig.database.close()
 
@@ -86,9 +86,9 @@ def test_removing_a_segment_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
                 broken.add(segments.path_of(folder, name))
             for _ in range(3):
                 with pytest.raises(sqlite3.OperationalError, match="Input/output error"):
-                    a_round(database)
+                    compact_segments(database)
         assert segments.names(folder) == [1, 3, 4]
-        a_round(database)
+        compact_segments(database)
         assert segments.names(folder) == [4]
 
 
@@ -98,10 +98,10 @@ async def test_stored_rows_are_deleted_before_a_full_disk_accepts_again(
 ) -> None:
     """Otherwise the disk is full again at once: one outage becomes two."""
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
-    tuning = Tuning(maintenance_interval=PATIENCE, retry_interval=0.02)
+    tuning = Tuning(maintenance_interval=TEST_TIMEOUT, retry_interval=0.02)
     async with open_rig(tmp_path / "j", tuning=tuning) as rig:
         for number in range(1, 5):
-            await rig.take(number)
+            await rig.accept(number)
         jobs = [rig.channel.receive_nowait() for _ in range(4)]
         rig.database.write_error = disk_full
         for stored in jobs[:3]:

@@ -116,7 +116,7 @@ async def test_an_unreadable_age_counts_from_the_start(
             raise sqlite3.DatabaseError("database disk image is malformed")
 
         monkeypatch.setattr(rig.database, "oldest", broken)
-        await rig.take(1)
+        await rig.accept(1)
         rig.accounting._in_memory.clear()
         await until(lambda: rig.accounting.oldest_age() > 0)
         assert rig.accounting.oldest_age() < 60

@@ -18,7 +18,16 @@ from payloadd.journal.sqlite.read_errors import ReadErrors
 from payloadd.journal.sqlite.segments import FOLDER
 from tests.journal.sqlite.damaging import PAGE, leaves, new_findings, verified
 from tests.support.bad_sectors import bad_sectors
-from tests.support.journal import a_round, append, batch, contents, id_of, job, open_rig, until
+from tests.support.journal import (
+    append,
+    batch,
+    compact_segments,
+    contents,
+    id_of,
+    job,
+    open_rig,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,7 +148,7 @@ def test_compaction_leaves_unreadable_jobs(path: Path, bad: BadSectors) -> None:
     with closing(Database(path)) as database:
         database.compaction.recheck_all()
         for _ in range(4):
-            a_round(database)
+            compact_segments(database)
         assert bad.errors
         assert not database.compaction.has_work
 
@@ -156,7 +165,7 @@ def test_a_short_segment_does_not_stop_compaction(path: Path) -> None:
         database.commit([Settle(batch(one, sealed=False)) for one in jobs[:-1]])
         database.compaction.recheck_all()
         for _ in range(4):
-            a_round(database)
+            compact_segments(database)
         assert not database.compaction.has_work
         assert contents(database.page(18, 9, 99)) == [(19, id_of(19), b"19\n", 1)]
     assert [one.table for one in verified(path)] == ["dead"]
@@ -174,7 +183,7 @@ async def test_a_page_that_stays_unreadable_costs_its_own_rows_only(
         jobs = await rig.journal.page(0, 9999, 10**7)
         assert bad.errors >= 5
         assert 1700 < len(jobs) < 2000
-        await rig.take(2001)
+        await rig.accept(2001)
         await until(lambda: not rig.health.troubles)
         assert rig.database.totals.payloads == len(jobs) + 1
     assert sum(payloads for _, _, payloads in letters(path)) == 2000 - len(jobs)

@@ -49,7 +49,7 @@ async def settled(rig: JournalRig) -> None:
 async def fill(rig: JournalRig) -> list[Job]:
     """Accept _COUNT jobs; return the 200 of them that fit into the channel."""
     for number in range(1, _COUNT, 50):
-        await rig.take(number, count=50)
+        await rig.accept(number, count=50)
     return [rig.channel.receive_nowait() for _ in range(200)]
 
 
@@ -70,7 +70,7 @@ async def test_each_payload_is_stored_or_reported_in_every_state(path: Path) -> 
             store(rig, batch(*settling))
             rig.journal.bury(batch(*dying), "KeyTooLong", "too long")
             rig.accounting.bury(batch(*dying))
-            await rig.take(_COUNT + 1)
+            await rig.accept(_COUNT + 1)
             await settled(rig)
             missing = rig.database.damaged_payloads
             assert 0 < missing < 400
@@ -113,7 +113,7 @@ async def test_jobs_that_the_refill_has_read_are_restored(path: Path) -> None:
             for one in jobs:
                 store(rig, batch(one, sealed=False))
             await settled(rig)
-            await rig.take(_COUNT + 1)
+            await rig.accept(_COUNT + 1)
             nursery.cancel_scope.cancel()
         await rig.journal.aclose()
     with closing(Database(path)) as database:
@@ -125,12 +125,12 @@ async def test_jobs_that_the_refill_has_read_are_restored(path: Path) -> None:
 async def test_jobs_between_the_thread_and_the_event_loop_are_restored(path: Path) -> None:
     """A job on the way from the journal's thread to the event loop would be reported as lost."""
     async with open_rig(path) as rig:
-        await rig.take(1, count=300)
-        rig.shown()
+        await rig.accept(1, count=300)
+        rig.receive_all()
         rig.accounting._in_memory.clear()
         jobs = rig.database.page(0, 300, 10**6)  # as in the thread
         lose_pages(rig.database, path, [one.id for one in jobs])
-        await rig.take(301)
+        await rig.accept(301)
         assert damaged_payloads(path) == 0
         assert rig.database.totals.payloads == 301
         assert contents(await rig.journal.page(0, 300, 10**6)) == contents(jobs)
@@ -157,7 +157,7 @@ async def test_a_repair_keeps_the_count_of_evicted_keys(path: Path) -> None:
     async with open_rig(path) as rig:
         rig.database.most_keys = 2
         for number in range(1, 101):
-            await rig.take(number, key=b"%016d" % number)
+            await rig.accept(number, key=b"%016d" % number)
         evicted = rig.database.totals.evicted
         assert evicted > 0
         jobs = [rig.channel.receive_nowait() for _ in range(100)]
@@ -168,7 +168,7 @@ async def test_a_repair_keeps_the_count_of_evicted_keys(path: Path) -> None:
         totals = rig.database.totals
         assert (totals.jobs, totals.keys) == (0, 2)
         assert totals.evicted == evicted
-        await rig.take(101)
+        await rig.accept(101)
         assert rig.metrics.keys_evicted.value == evicted
 
 

@@ -23,7 +23,7 @@ from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from payloadd.pipeline.worker import Worker
 from tests.journal.sqlite.damaging import lose_pages, repair_without_pause, verified
-from tests.support.journal import PATIENCE, append, id_of, until
+from tests.support.journal import TEST_TIMEOUT, append, id_of, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +78,7 @@ async def test_every_payload_is_stored_once_or_reported(path: Path, most: int) -
     feeder = QueueFeeder(channel, accounting)
     listener = PipelineListener(channel, feeder, accounting, metrics)
     opening = open_journal(settings, listener, health, metrics)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(TEST_TIMEOUT):
         async with opening as opened, trio.open_nursery() as nursery:
             journal = opened.journal
             assert isinstance(journal, SqliteJournal)

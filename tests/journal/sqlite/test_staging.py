@@ -302,15 +302,15 @@ async def test_small_requests_are_answered_while_a_large_one_is_written(path: Pa
     async with open_rig(path, tuning=_SMALL_STEPS) as rig, trio.open_nursery() as nursery:
         nursery.start_soon(rig.feeder.refill, rig.journal)
         rig.database.hold()
-        nursery.start_soon(rig.take, 1, None, 95)
+        nursery.start_soon(rig.accept, 1, None, 95)
         await rig.database.held()
-        nursery.start_soon(rig.take, 200)
+        nursery.start_soon(rig.accept, 200)
         await wait_all_tasks_blocked()
-        rig.database.let_go()
+        rig.database.release_gate()
         await until(lambda: len(rig.answered) == 2)
         assert rig.answered == [id_of(200), id_of(1)]
         await until(lambda: rig.channel.jobs == 96)
-        assert rig.shown() == [*range(1, 97)]
+        assert rig.receive_all() == [*range(1, 97)]
         assert (rig.accounting.accepted, rig.database.totals.payloads) == (96, 96)
         nursery.cancel_scope.cancel()
 
@@ -322,12 +322,12 @@ async def test_large_and_small_requests_are_all_offered_in_order(path: Path) -> 
         nursery.start_soon(rig.feeder.refill, rig.journal)
         async with trio.open_nursery() as posting:
             for number in range(5):
-                posting.start_soon(rig.take, 1000 * number, None, 45)
+                posting.start_soon(rig.accept, 1000 * number, None, 45)
                 for small in range(20):
-                    posting.start_soon(rig.take, 1000 * number + 500 + small)
+                    posting.start_soon(rig.accept, 1000 * number + 500 + small)
                     await trio.lowlevel.checkpoint()
         await until(lambda: rig.channel.jobs == 325)
-        assert rig.shown() == [*range(1, 326)]
+        assert rig.receive_all() == [*range(1, 326)]
         nursery.cancel_scope.cancel()
 
 
@@ -342,14 +342,14 @@ async def test_a_disk_error_refuses_a_large_request_whole(
 
         async def post() -> None:
             try:
-                await rig.take(1, None, 95)
+                await rig.accept(1, None, 95)
             except RefusedError as error:
                 refused.append(error)
 
         rig.database.hold()
         nursery.start_soon(post)
         await rig.database.held()
-        nursery.start_soon(rig.take, 200)
+        nursery.start_soon(rig.accept, 200)
         await wait_all_tasks_blocked()
         commit = rig.database.commit
 
@@ -360,14 +360,14 @@ async def test_a_disk_error_refuses_a_large_request_whole(
             commit(operations)
 
         monkeypatch.setattr(rig.database, "commit", fail_in_the_sixth_step)
-        rig.database.let_go()
+        rig.database.release_gate()
         await until(lambda: refused)
         rig.database.write_error = None
         assert refused[0].code == "DISK_ERROR"
         await until(lambda: rig.journal.refusal() is None)
-        await rig.take(300)
+        await rig.accept(300)
         await until(lambda: rig.channel.jobs == 2)
-        assert rig.shown() == [96, 97]
+        assert rig.receive_all() == [96, 97]
         await until(lambda: rows_of(path) == 2)
         assert (rig.accounting.accepted, rig.database.totals.jobs) == (2, 2)
         nursery.cancel_scope.cancel()
@@ -392,8 +392,8 @@ async def test_a_page_is_read_in_pieces(path: Path, most: tuple[int, int]) -> No
     """Otherwise each commit waits until thousands of rows are read."""
     path.parent.mkdir()
     async with open_rig(path, tuning=Tuning(page_jobs=3, page_bytes=7)) as rig:
-        await rig.take(1, count=7)
-        await rig.take(100_000_000)
+        await rig.accept(1, count=7)
+        await rig.accept(100_000_000)
         found = await rig.journal.page(0, *most)
         assert [one.seq for one in found] == [*range(1, len(found) + 1)]
         size = sum(len(one.lines) for one in found)

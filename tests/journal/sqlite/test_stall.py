@@ -95,7 +95,7 @@ async def test_a_blocked_event_loop_is_no_disk_trouble(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as lines:
         async with open_rig(tmp_path / "j", tuning=tuning) as rig, trio.open_nursery() as nursery:
             for number in range(1, 30):
-                nursery.start_soon(rig.take, number)
+                nursery.start_soon(rig.accept, number)
             for _ in range(3):
                 await trio.sleep(0.05)
                 time.sleep(0.5)  # noqa: ASYNC251 - the loop blocks: this is what is tested
@@ -108,14 +108,14 @@ async def test_a_hanging_commit_beside_a_busy_event_loop_is_a_trouble(tmp_path: 
     tuning = Tuning(stall_timeout=0.2, stall_check_interval=0.05)
     async with open_rig(tmp_path / "j", tuning=tuning) as rig, trio.open_nursery() as nursery:
         rig.database.hold()
-        nursery.start_soon(rig.take, 1)
+        nursery.start_soon(rig.accept, 1)
         await rig.database.held()
         while "journal" not in rig.health.troubles:
             end = time.perf_counter() + 0.005
             while time.perf_counter() < end:
                 pass
             await trio.lowlevel.checkpoint()
-        rig.database.let_go()
+        rig.database.release_gate()
         await until(lambda: not rig.health.troubles)
 
 

@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 from payloadd.journal.sqlite.disk import DiskState
 from payloadd.journal.sqlite.thread import JournalThread
 from payloadd.observe.health import Health
-from tests.support.journal import PATIENCE, until
+from tests.support.journal import TEST_TIMEOUT, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,12 +29,12 @@ class Gate:
     def pass_through(self) -> int:
         """Wait for the gate; return the thread's id."""
         self.inside.set()
-        assert self.opened.wait(PATIENCE)
+        assert self.opened.wait(TEST_TIMEOUT)
         return threading.get_ident()
 
     async def reached(self) -> None:
         """Return once a call waits for the gate."""
-        assert await trio.to_thread.run_sync(self.inside.wait, PATIENCE)
+        assert await trio.to_thread.run_sync(self.inside.wait, TEST_TIMEOUT)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ async def test_calls_run_in_one_thread_in_the_order_of_requests(
         order.append(number)
         return threading.get_ident()
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(TEST_TIMEOUT):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(thread.write, gate.pass_through)
             await gate.reached()
@@ -85,7 +85,7 @@ async def test_a_read_that_is_cancelled_in_time_does_not_begin(
 ) -> None:
     """Otherwise a daemon that has to end reads a backlog in vain."""
     done: list[str] = []
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(TEST_TIMEOUT):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(thread.write, gate.pass_through)
             await gate.reached()
@@ -106,7 +106,7 @@ async def test_a_read_can_be_cancelled_and_a_write_cannot(
     thread: JournalThread, gate: Gate
 ) -> None:
     """Otherwise requests of a cancelled write are neither answered nor refused."""
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(TEST_TIMEOUT):
         with trio.move_on_after(0.02) as reading:
             await thread.read(gate.pass_through)
         assert reading.cancelled_caught
@@ -134,7 +134,7 @@ async def test_the_last_writes_share_one_deadline(thread: JournalThread, gate: G
             await thread.write(function)
         refused.append(caught.value)
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(TEST_TIMEOUT):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write, gate.pass_through)
             await gate.reached()
@@ -158,7 +158,7 @@ async def test_tasks_are_woken_in_the_order_of_their_calls(thread: JournalThread
         await (thread.write if number % 2 else thread.read)(int)
         woken.append(number)
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(TEST_TIMEOUT):
         async with trio.open_nursery() as nursery:
             for number in range(200):
                 nursery.start_soon(request, number)
@@ -167,7 +167,7 @@ async def test_tasks_are_woken_in_the_order_of_their_calls(thread: JournalThread
 
 async def test_an_error_is_raised_in_the_task_that_waits(thread: JournalThread) -> None:
     """Otherwise a bug ends the thread, and every request waits for ever."""
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(TEST_TIMEOUT):
         with pytest.raises(ZeroDivisionError):
             await thread.write(lambda: 1 // 0)
         assert await thread.write(lambda: 1) == 1
@@ -187,7 +187,7 @@ async def test_requested_calls_run_before_the_thread_ends(
 ) -> None:
     """Otherwise the requests of the last commit wait for ever."""
     done: list[int] = []
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(TEST_TIMEOUT):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(thread.write, gate.pass_through)
             await gate.reached()
@@ -212,5 +212,5 @@ def test_a_call_that_ends_after_the_event_loop_is_ignored(gate: Gate) -> None:
     left = trio.run(leave)
     assert left.is_alive()
     gate.opened.set()
-    left.join(PATIENCE)
+    left.join(TEST_TIMEOUT)
     assert not left.is_alive()

@@ -24,7 +24,7 @@ from payloadd.model.layout import Layout, Layouts
 from tests.fixtures.version_3.make import HERE, payload
 from tests.support.daemon import running_daemon
 from tests.support.journal import id_of
-from tests.support.store import moody_store
+from tests.support.store import fake_s3
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +119,7 @@ async def test_a_daemon_stores_the_jobs_of_version_3(tmp_path: Path) -> None:
     state = tmp_path / "payloadd-data"
     unpack("killed", state)
     manifest = MANIFEST["killed"]
-    async with moody_store() as store, running_daemon(tmp_path, store.environ) as daemon:
+    async with fake_s3() as store, running_daemon(tmp_path, store.environ) as daemon:
         await daemon.wait_until_stored(len(manifest["waiting"]))
         assert (await daemon.ready()).status_code == 200
         daemon.process.terminate()

@@ -93,7 +93,7 @@ class FastPathConnection:
             self._run_guarded(self._read)
 
     def on_outcome(self, outcome: SubmissionOutcome) -> None:
-        """Answer the submitted request; see ``Done``."""
+        """Answer the submitted request; see ``OutcomeCallback``."""
         self._fast_path.unanswered -= 1
         charge, self._charge = self._charge, 0
         self._fast_path.submitter.memory.release(charge)

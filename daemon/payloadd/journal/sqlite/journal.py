@@ -49,7 +49,7 @@ from payloadd.journal.sqlite.thread import JournalThread
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from payloadd.journal.api import Done, JournalListener, Operation
+    from payloadd.journal.api import JournalListener, Operation, OutcomeCallback
     from payloadd.journal.sqlite.commit_queue import CommitGroup
     from payloadd.journal.sqlite.database import Database
     from payloadd.model.job import Batch, Job, Part
@@ -128,7 +128,7 @@ class SqliteJournal:
         report_missing(database, health, metrics)
 
     def append(
-        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: Done
+        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: OutcomeCallback
     ) -> None:
         """Accept a request with the next commits; see ``Journal``.
 
