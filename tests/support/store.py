@@ -59,8 +59,8 @@ class FakeS3:
             "STORE_URL": "s3://bucket",
             "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{self.port}",
             "AWS_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": "moody",
-            "AWS_SECRET_ACCESS_KEY": "moody-secret",
+            "AWS_ACCESS_KEY_ID": "fake",
+            "AWS_SECRET_ACCESS_KEY": "fake-secret",
         }
 
     def payloads(self) -> list[bytes]:
