@@ -36,7 +36,6 @@ class NonBlockingStream:
     def __init__(self, stream: trio.SocketStream) -> None:
         """Use the socket of ``stream``."""
         self.socket = stream.socket
-        self._stream = stream
         self._unsent = b""
 
     async def receive_some(self, max_bytes: int) -> bytes:
@@ -117,7 +116,12 @@ class NonBlockingStream:
 
     async def send_eof(self) -> None:
         """Close the sending side of the connection."""
-        await self._stream.send_eof()
+        # Not by trio's stream: the traceback of its error keeps the connection until a garbage
+        # collection in Python 3.13.
+        try:
+            self.socket.shutdown(trio.socket.SHUT_WR)
+        except OSError:
+            raise trio.BrokenResourceError from None
 
     async def close_gracefully(self, last: bytes, *, linger: bool) -> None:
         """Send ``last``, let the client read it, and close the socket. This takes 2 s at most.
