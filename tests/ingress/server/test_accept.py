@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ import trio
 
 from payloadd.config.parsers import TcpAddress
 from payloadd.ingress.server.accept import Acceptor
+from payloadd.ingress.server.http2_input import PREFACE
 from payloadd.ingress.server.listen import close_listener
 from payloadd.ingress.server.server import open_listeners
 from tests.ingress.rig import post, running
@@ -98,3 +100,37 @@ async def test_a_client_that_leaves_before_the_accept_costs_no_slot(
         monkeypatch.setattr(socket.socket, "accept", sometimes)
         async with rig.client() as client:
             assert (await client.get("/healthz")).status_code == 200
+
+
+async def _accept_one(sent: bytes, *, reset: bool = False, strict: bool = False) -> bool:
+    """Return whether a connection is accepted whose client sent ``sent`` and has left."""
+    (listener,) = await open_listeners([TcpAddress("127.0.0.1", 0)])
+    with socket.create_connection(listener.socket.getsockname()) as client:
+        client.sendall(sent)
+        if reset:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await trio.lowlevel.wait_readable(listener.socket)
+    with Acceptor(listener) as acceptor:
+        acceptor.set_nonblocking()
+        found = acceptor.accept_now(strict=strict)
+    close_listener(listener)
+    if found is not None:
+        await trio.aclose_forcefully(found[0])
+    return found is not None
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_a_client_that_has_left_without_a_byte_is_not_served(reset: bool) -> None:  # noqa: FBT001
+    """Thousands of them would make the next client wait while each gets its objects."""
+    assert not await _accept_one(b"", reset=reset)
+
+
+async def test_a_client_that_has_sent_a_request_and_its_end_is_served() -> None:
+    """It would get no answer, and repeat a request that might have been stored."""
+    assert await _accept_one(post(), strict=True)
+    assert await _accept_one(PREFACE)
+
+
+async def test_an_http2_client_that_has_left_is_not_served_while_slots_are_short() -> None:
+    """It cannot read an answer, and would wait for its turn in a slot."""
+    assert not await _accept_one(PREFACE, strict=True)

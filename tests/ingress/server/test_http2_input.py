@@ -26,7 +26,7 @@ def pieces(chunks: list[bytes]) -> list[bytes]:
 
 
 FRAMES = st.lists(
-    st.tuples(st.sampled_from([0, 1, 2, 3, 4, 6, 8, 9, 99]), st.integers(0, 300)).map(
+    st.tuples(st.sampled_from([0, 1, 2, 3, 4, 6, 8, 99]), st.integers(0, 300)).map(
         lambda pair: frame(*pair)
     ),
     max_size=60,
@@ -69,12 +69,19 @@ def test_full_data_frames_are_passed_on_64_kib_at_a_time() -> None:
         frame(0, 16_385)[:9],
         frame(4, 65 * 6)[:9],
         frame(1, 16_384) + frame(9, 16_384) + frame(9, 1),
+        frame(1, 4) + frame(9, 4) * 9,
     ],
 )
 def test_frames_and_header_blocks_that_are_too_long_are_refused(sent: bytes) -> None:
     """h2 would store all of it before it checks the length."""
     with pytest.raises(FloodError):
         pieces([sent])
+
+
+def test_a_header_block_may_have_eight_continuation_frames() -> None:
+    """A client with small frames would lose its connection."""
+    block = frame(1, 4) + frame(9, 4) * 8
+    assert b"".join(pieces([block * 2])) == block * 2
 
 
 def test_each_header_block_is_counted_separately() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,16 @@ import h2.config
 import h2.connection
 import pytest
 import trio
+from hypercorn.trio.worker_context import WorkerContext
 
 from payloadd.config.parsers import UnixAddress
 from payloadd.ingress.admin import make_admin_app
+from payloadd.ingress.server.client_stream import ClientStream
+from payloadd.ingress.server.fifo_gate import FifoGate
+from payloadd.ingress.server.http2_input import PREFACE
 from payloadd.ingress.server.server import ServerOptions, open_listeners, serve
+from payloadd.ingress.server.slots import Slots
+from payloadd.ingress.server.socket_stream import NonBlockingStream
 from tests.ingress.rig import COLLECTION, Wire, post, running
 
 if TYPE_CHECKING:
@@ -281,3 +288,19 @@ async def test_connections_by_a_unix_socket_are_not_limited_per_client(tmp_path:
             await wire.send(post())
             assert (await wire.answer()).status == 202
         assert len(rig.intake.taken) == 3
+
+
+@pytest.mark.parametrize("left", [True, False])
+async def test_http2_clients_that_have_left_before_their_turn_are_evicted(left: bool) -> None:  # noqa: FBT001
+    """Clients that connect, send frames and leave would fill all slots, and others wait seconds."""
+    here, there = socket.socketpair()
+    with there:
+        transport = NonBlockingStream(trio.SocketStream(trio.socket.from_stdlib_socket(here)))
+        stream = ClientStream(transport, 30.0, 60.0, FifoGate())
+        stream.pass_to_hypercorn(PREFACE)
+        slots = Slots(1, None)
+        slots.add(stream, WorkerContext(None), None)
+        if left:
+            there.shutdown(socket.SHUT_WR)
+        assert slots.has_room() is left
+        stream.close_now()

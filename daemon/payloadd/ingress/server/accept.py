@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING, Final, Self
 
 import trio
 
+from payloadd.ingress.server.http2_input import PREFACE
 from payloadd.ingress.server.log_limit import LogLimit
 from payloadd.observe.logs import get_logger
 
@@ -41,6 +43,9 @@ _CONNECTION_ERRORS: Final = {
     errno.EHOSTUNREACH,
     errno.ENONET,
 }
+_PREFACE_START: Final = PREFACE[:4]
+_MOST_ABANDONED: Final = 8
+"""Abandoned connections that one call of ``accept_now`` closes at most."""
 
 
 class Acceptor:
@@ -76,13 +81,28 @@ class Acceptor:
         """
         os.set_blocking(self._socket.fileno(), False)
 
-    def accept_now(self) -> tuple[trio.SocketStream, str | None] | None:
+    def accept_now(self, *, strict: bool = False) -> tuple[trio.SocketStream, str | None] | None:
         """Return a connection and its client's IP address; None if no connection is waiting.
 
-        The address is None for a Unix socket. Raises OSError if the listener is broken.
+        Connections whose clients have left without a byte are closed: after a burst of them, a
+        client that connects would otherwise wait until each of them got its objects. With
+        ``strict``, connections of HTTP/2 clients that have ended their side are closed, too. The
+        address is None for a Unix socket. Raises OSError if the listener is broken.
         """
+        for _ in range(_MOST_ABANDONED):
+            found = self._accept()
+            if found is None:
+                return None
+            accepted, address = found
+            if not _is_abandoned(accepted, strict=strict):
+                stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+                return stream, address[0] if isinstance(address, tuple) else None
+            accepted.close()
+        return None
+
+    def _accept(self) -> tuple[socket.socket, object] | None:
         try:
-            accepted, address = self._socket.accept()
+            return self._socket.accept()
         except BlockingIOError:
             return None  # the client has left, or another process was faster
         except OSError as error:
@@ -94,11 +114,28 @@ class Acceptor:
             elif error.errno not in _CONNECTION_ERRORS:
                 raise
             return None
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
-        return stream, address[0] if isinstance(address, tuple) else None
 
     async def pause_if_exhausted(self) -> None:
         """Sleep for 0.1 s if the system lacked a descriptor or memory for a connection."""
         if self._exhausted:
             self._exhausted = False
             await trio.sleep(_EXHAUSTED_PAUSE)
+
+
+def has_left(descriptor: int) -> bool:
+    """Return whether the client has ended its side; unlike a read, this sees it behind data."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def _is_abandoned(accepted: socket.socket, *, strict: bool) -> bool:
+    try:
+        beginning = accepted.recv(len(_PREFACE_START), socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # the client has reset the connection
+    if strict and beginning == _PREFACE_START:
+        return has_left(accepted.fileno())
+    return not beginning

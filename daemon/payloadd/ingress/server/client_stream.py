@@ -28,6 +28,7 @@ import trio
 from payloadd.ingress.problem import Problem, problem_for_status
 from payloadd.ingress.refusal_log import address_of_client
 from payloadd.ingress.server.connection_state import ConnectionState, looks_complete
+from payloadd.ingress.server.http2_input import PREFACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -229,6 +230,7 @@ class ClientStream:
         self._on_deadline = None
         self.state.count_received = None
         self.state.awaits_turn = looks_complete(data)
+        self.state.begins_http2 = data.startswith(PREFACE[:4])
 
     # --- called by the server ---------------------------------------------------------------------
 

@@ -98,6 +98,8 @@ class ConnectionState:
         """Whether a TLS handshake is in progress."""
         self.awaits_turn = False
         """Whether bytes from the client wait for their turn to be parsed."""
+        self.begins_http2 = False
+        """Whether those bytes are the beginning of HTTP/2."""
         self.waits_for_memory = 0
         """Requests that wait for memory (``MAX_REQUEST_BYTES``); their bodies are not read."""
         self.count_received: Callable[[], int] | None = None

@@ -43,6 +43,9 @@ _HEADER_BYTES: Final = 1024
 """Bytes of a header block that cost one unit more."""
 _LONGEST_BLOCK: Final = 2 * LARGEST_HEADER_LIST
 """Bytes of a header block in all its frames: more than an allowed header list ever takes."""
+_MOST_CONTINUATIONS: Final = 8
+"""CONTINUATION frames of one header block (CVE-2024-27316), as many as nghttp2 accepts. The longest
+block needs two."""
 _LONGEST_SETTINGS: Final = 64 * 6
 """Bytes of one SETTINGS frame. Eight settings are defined, but h2 keeps unknown ones, too."""
 
@@ -71,6 +74,8 @@ class FrameCutter:
         """Bytes of the last frame that had not arrived when its header was read."""
         self._block = 0
         """Bytes of the header block that is being received."""
+        self._continuations = 0
+        """CONTINUATION frames of that block."""
         self._charge = 0
         """Charge for the frames returned since ``pop_charge``."""
 
@@ -115,10 +120,18 @@ class FrameCutter:
             self._charge += _charge(kind, data[position + 4], length)
 
     def _count_block(self, kind: int, length: int) -> None:
-        if kind in (_HEADERS, _CONTINUATION):
-            self._block = length + (self._block if kind == _CONTINUATION else 0)
-            if self._block > _LONGEST_BLOCK:
-                raise FloodError(f"a header block of more than {_LONGEST_BLOCK} bytes")
+        if kind == _HEADERS:
+            self._block = length
+            self._continuations = 0
+        elif kind == _CONTINUATION:
+            self._block += length
+            self._continuations += 1
+            if self._continuations > _MOST_CONTINUATIONS:
+                raise FloodError(f"more than {_MOST_CONTINUATIONS} CONTINUATION frames of a block")
+        else:
+            return
+        if self._block > _LONGEST_BLOCK:
+            raise FloodError(f"a header block of more than {_LONGEST_BLOCK} bytes")
 
 
 def _cost(kind: int, length: int) -> int:

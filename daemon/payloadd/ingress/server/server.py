@@ -184,7 +184,7 @@ class _Server:
                 end = perf_counter() + self._accept_seconds
                 acceptor.set_nonblocking()
                 for _ in range(_ACCEPTED_PER_PASS):
-                    found = acceptor.accept_now()
+                    found = acceptor.accept_now(strict=self._slots.half_full)
                     if found is None:
                         break
                     await self._enter(*found, connections)

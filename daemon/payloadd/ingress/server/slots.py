@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from payloadd.ingress.server.accept import has_left
+from payloadd.ingress.server.connection_state import EvictionRank
 from payloadd.ingress.server.log_limit import LogLimit
 from payloadd.observe.logs import get_logger
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from hypercorn.trio.worker_context import WorkerContext
 
     from payloadd.ingress.server.client_stream import ClientStream
-    from payloadd.ingress.server.connection_state import EvictionRank
 
 log = get_logger(__name__)
 
@@ -98,6 +99,11 @@ class Slots:
             log.warning("client_connections_refused", client=client, suppressed=suppressed)
         return True
 
+    @property
+    def half_full(self) -> bool:
+        """Whether half of the slots are taken."""
+        return 2 * len(self._streams) > self._most
+
     def has_room(self) -> bool:
         """Return whether a slot is free; this may evict another connection."""
         return len(self._streams) < self._most or self._evict(trio.current_time())
@@ -157,13 +163,14 @@ class Slots:
             was, stream = self._chosen.pop()
             if stream not in self._streams:
                 continue
-            if _is_unchanged(was, stream.state.eviction_rank(now, brief=brief), stream):
-                if stream.state.eviction_rank(now) is not None:
+            if _is_unchanged(was, _rank(stream, now, brief=brief), stream):
+                if _rank(stream, now) is not None:
                     self._in_vain_since = None
                 stream.evict()
                 self.remove(stream)
                 self.on_evict(stream)
-                if self._evictions.allows():
+                # A connection that is being closed is no loss to its client.
+                if was.order and self._evictions.allows():
                     suppressed = self._evictions.suppressed()
                     log.warning("connections_full", most=self._most, suppressed=suppressed)
                 return True
@@ -173,7 +180,7 @@ class Slots:
         found = [
             (eviction_rank, stream)
             for stream in self._streams
-            if (eviction_rank := stream.state.eviction_rank(now, brief=brief)) is not None
+            if (eviction_rank := _rank(stream, now, brief=brief)) is not None
         ]
         most = max(_LEAST_CHOSEN, len(self._streams) // _CHOSEN_SHARE)
         self._chosen = nsmallest(most, found, key=itemgetter(0))
@@ -181,8 +188,25 @@ class Slots:
         self._chosen_at = now
 
 
+def _rank(stream: ClientStream, now: float, *, brief: bool = False) -> EvictionRank | None:
+    """Return the rank of a connection for eviction; None if the connection must stay open.
+
+    An HTTP/2 client that has ended its side before its first frame is processed counts as a
+    connection that is being closed: clients that connect, send and leave would fill all slots
+    faster than Hypercorn can serve them.
+    """
+    state = stream.state
+    if state.awaits_turn and state.begins_http2 and has_left(stream.socket.fileno()):
+        return EvictionRank(0, 0.0)
+    return state.eviction_rank(now, brief=brief)
+
+
 def _is_unchanged(was: EvictionRank, now: EvictionRank | None, stream: ClientStream) -> bool:
     """Return whether a chosen connection is still idle or slow, and the event loop not late."""
-    if now is None or now.order != was.order or stream.has_unread_input:
+    if now is None or now.order != was.order:
+        return False
+    if was.order == 0 and stream.state.begins_http2:
+        return True
+    if stream.has_unread_input:
         return False
     return now.order != 1 or now.value - was.value < _IDLE_TOLERANCE
