@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from payloadd.ingress.fastpath import head
 from payloadd.ingress.fastpath.head import MAX_HEAD_BYTES, may_become_plain, parse
 from payloadd.ingress.submission import PostHeaders
 
@@ -110,6 +111,37 @@ def test_a_cached_head_depends_on_its_bytes_and_max_length() -> None:
             assert request is not None
             assert (request.start, request.end) == (len(head), len(head) + length)
             assert parse(head, length - 1) is None
+
+
+@pytest.mark.parametrize(
+    "name", [b"Authorization", b"PROXY-AUTHORIZATION", b"aUTHORIZATION", b"Cookie"]
+)
+def test_a_head_with_a_secret_is_plain_and_not_cached(name: bytes) -> None:
+    """Otherwise tokens would stay in memory after their requests, or make requests slow."""
+    head._read_cached.cache_clear()
+    secret = PLAIN.replace(b"Host", name + b": Bearer hunter2\r\nHost")
+    for _ in range(2):
+        request = parse(secret + b"abc", MAX)
+        assert request is not None
+        assert (request.start, request.end) == (len(secret), len(secret) + 3)
+    assert head._read_cached.cache_info().currsize == 0
+    assert parse(PLAIN, MAX) is parse(PLAIN, MAX)
+    assert head._read_cached.cache_info()[:2] == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PLAIN.replace(b"POST", b"GET").replace(b"Host", b"Authorization: Bearer hunter2\r\nHost"),
+        PLAIN.replace(b"Host", b"Authorization: Bearer hunter2\r\nTE: x\r\nHost"),
+        PLAIN.replace(b"Host", b"Authorization: Bearer hunter2\r\n\0: x\r\nHost"),
+    ],
+)
+def test_a_head_that_is_not_plain_is_not_cached(data: bytes) -> None:
+    """Otherwise tokens of other requests would stay in memory."""
+    head._read_cached.cache_clear()
+    assert parse(data, MAX) is None
+    assert head._read_cached.cache_info().currsize == 0
 
 
 def test_a_long_head_is_plain() -> None:
