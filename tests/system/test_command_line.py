@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -163,6 +165,23 @@ async def test_version_and_help(tmp_path: Path) -> None:
         helped = await run_command(*arguments, folder=tmp_path)
         assert helped.returncode == 0
         assert "Usage" in helped.stdout
+
+
+async def test_the_columns_of_the_settings_are_straight(tmp_path: Path) -> None:
+    """The longest name would run into its default, and no name would be that of the variable."""
+    text = (await run_command("serve", "--help", folder=tmp_path)).stdout
+    rows = text[text.index("Settings, from") :].splitlines()[1:]
+    assert len({len(re.match(r"  \S+ +\S+ +", row)[0]) for row in rows if row}) == 1  # type: ignore[index]
+    assert any(row.startswith("  AWS_ENDPOINT_URL_S3 ") for row in rows)
+
+
+async def test_a_misspelt_setting_is_a_warning(tmp_path: Path) -> None:
+    """An operator would believe that a setting is in force."""
+    done = await run_command("check", folder=tmp_path, env={"COMPRESION": "zstd"})
+    assert done.returncode == 0
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    (line,) = [line for line in lines if line["event"] == "names_ignored"]
+    assert line["similar"] == {"COMPRESION": "COMPRESSION"}
 
 
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["serve", "--frobnicate"]])
