@@ -171,8 +171,8 @@ async def test_the_columns_of_the_settings_are_straight(tmp_path: Path) -> None:
     """The longest name would run into its default, and no name would be that of the variable."""
     text = (await run_command("serve", "--help", folder=tmp_path)).stdout
     rows = text[text.index("Settings, from") :].splitlines()[1:]
-    assert len({len(re.match(r"  \S+ +\S+ +", row)[0]) for row in rows if row}) == 1  # type: ignore[index]
-    assert any(row.startswith("  AWS_ENDPOINT_URL_S3 ") for row in rows)
+    assert len({len(re.match(r" +\S+ +\S+ +", row)[0]) for row in rows if row}) == 1  # type: ignore[index]
+    assert any(row.split()[:1] == ["AWS_ENDPOINT_URL_S3"] for row in rows)
 
 
 async def test_a_misspelt_setting_is_a_warning(tmp_path: Path) -> None:
