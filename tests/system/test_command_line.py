@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,13 +15,11 @@ import trio
 
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.lock import lock
-from tests.support.daemon import run_command, running_daemon
+from tests.support.daemon import ROOT, environment, run_command, running_daemon
 from tests.support.not_built import NAMES, VALUES
 from tests.support.rights import bound_by_permissions
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.support.s3 import S3Server
 
 WRONG = {
@@ -154,6 +155,32 @@ async def test_check_tells_right_keys_from_wrong_ones(seaweed: S3Server, tmp_pat
     assert "SignatureDoesNotMatch" in bad.stdout + bad.stderr
     assert "Traceback" not in bad.stdout + bad.stderr
     assert "not-the-secret" not in bad.stdout + bad.stderr
+
+
+async def test_the_readme_tries_s3_without_an_account(tmp_path: Path) -> None:
+    """The commands for a newcomer without an account would fail."""
+    text = (ROOT / "README.md").read_text()
+    block = text[text.index(".venv/bin/moto_server") :].split("```")[0]
+    block = block.replace(" && .venv/bin/payloadd serve", "")
+    block = block.replace(".venv/bin/payloadd", f"{sys.executable} -m payloadd")
+    block = block.replace(
+        ".venv/bin/moto_server", str(Path(sys.executable).with_name("moto_server"))
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = f"trap 'kill $!' EXIT\n{block.replace('5000', str(port))}"
+    with trio.fail_after(60):
+        done = await trio.run_process(
+            ["sh", "-c", script],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert b"ok      delete" in done.stdout
 
 
 async def test_version_and_help(tmp_path: Path) -> None:
