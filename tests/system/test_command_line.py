@@ -18,6 +18,7 @@ from payloadd.journal.sqlite.lock import lock
 from tests.support.daemon import ROOT, environment, run_command, running_daemon
 from tests.support.not_built import NAMES, VALUES
 from tests.support.rights import bound_by_permissions
+from tests.support.tools import need_tools
 
 if TYPE_CHECKING:
     from tests.support.s3 import S3Server
@@ -159,6 +160,7 @@ async def test_check_tells_right_keys_from_wrong_ones(seaweed: S3Server, tmp_pat
 
 async def test_the_readme_tries_s3_without_an_account(tmp_path: Path) -> None:
     """The commands for a newcomer without an account would fail."""
+    need_tools("curl")
     text = (ROOT / "README.md").read_text()
     block = text[text.index(".venv/bin/moto_server") :].split("```")[0]
     block = block.replace(" && .venv/bin/payloadd serve", "")
