@@ -10,6 +10,8 @@ from typing import Final
 
 import pytest
 
+from tests.support.async_rules import find_problems
+
 ROOT: Final = Path(__file__).resolve().parents[1]
 LONGEST_MODULE: Final = 400
 
@@ -19,7 +21,7 @@ _FOLDERS: Final = ["daemon", "tests"]
 # 124 (handlers of Quart are async even if they await nothing), 127 (requires another HTTP client)
 # and 128 (does not see that a task_status is passed on).
 _ASYNC_RULES: Final = [101, 102, 103, 104, 106, 111, 112, 113, 118, 120, 121, 122, 123]
-_ENABLED: Final = "--enable=" + ",".join(f"ASYNC{number}" for number in _ASYNC_RULES)
+_ENABLED: Final = ",".join(f"ASYNC{number}" for number in _ASYNC_RULES)
 
 
 def _python_files(*folders: str, having: str = "") -> list[str]:
@@ -44,7 +46,10 @@ def _environment() -> dict[str, str]:
         pytest.param(["ruff", "check", *_FOLDERS], id="ruff-check"),
         # Slow, so only for files in which it can find something.
         pytest.param(
-            ["flake8-async", _ENABLED, *_python_files(*_FOLDERS, having="await ")],
+            [
+                *("python", "-m", "tests.support.async_rules", _ENABLED),
+                *_python_files(*_FOLDERS, having="await "),
+            ],
             id="flake8-async",
         ),
         pytest.param(["mypy"], id="mypy"),
@@ -64,6 +69,24 @@ def test_a_tool_finds_nothing(command: list[str]) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        ("    await trio.sleep(1)\n", None),
+        ("    async with trio.open_nursery():\n        yield 1\n", "ASYNC101"),
+        ("    async with trio.open_nursery():\n        yield 1  # noqa: ASYNC101\n", None),
+        ("    try:\n        pass\n    finally:\n        await trio.sleep(1)\n", "ASYNC102"),
+        ("    try:\n        pass\n    except trio.Cancelled:\n        pass\n", "ASYNC103"),
+    ],
+)
+def test_a_breach_of_an_async_rule_is_found(tmp_path: Path, source: str, code: str | None) -> None:
+    """Files are checked in part where that is enough: a breach could pass."""
+    file = tmp_path / "breach.py"
+    file.write_text(f"import trio\n\n\nasync def breach():\n{source}")
+    found = find_problems(_ENABLED, [str(file)])
+    assert [code] == [line.split()[1] for line in found] if code else not found
 
 
 def test_modules_have_at_most_400_lines() -> None:

@@ -13,11 +13,17 @@ import pytest
 from payloadd.errors import StartError
 from payloadd.journal.sqlite import schema
 from payloadd.journal.sqlite.database import Database
-from payloadd.journal.sqlite.schema import MIGRATIONS, check_version, connect, migrate
-from tests.support.journal import append, contents, job
+from payloadd.journal.sqlite.schema import (
+    MIGRATIONS,
+    check_version,
+    connect,
+    create_copy,
+    migrate,
+)
+from tests.support.journal import append, contents, disk_full, job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _FIRST: Final = "CREATE TABLE one (a); INSERT INTO one VALUES (1)"
@@ -47,6 +53,24 @@ def test_each_migration_runs_once(connection: sqlite3.Connection) -> None:
     migrate(connection, [_FIRST, _SECOND])
     assert version(connection) == 2
     assert connection.execute("SELECT a, b FROM one").fetchall() == [(1, 2)]
+
+
+@pytest.mark.parametrize("create", [connect, create_copy])
+def test_a_file_without_space_for_its_tables_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, create: Callable[[Path], sqlite3.Connection]
+) -> None:
+    """Each attempt to repair a journal on a full disk would use up one more descriptor."""
+
+    def full(connection: sqlite3.Connection, _scripts: object) -> None:
+        used.append(connection)
+        raise disk_full()
+
+    used: list[sqlite3.Connection] = []
+    monkeypatch.setattr(schema, "migrate", full)
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        create(tmp_path / "journal.db")
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        used[0].execute("SELECT 1")
 
 
 def test_a_failed_migration_leaves_the_previous_version(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ async def test_a_stopped_daemon_reports_no_disk_trouble(tmp_path: Path) -> None:
     async with running_daemon(tmp_path) as daemon:
         posts = Posts(daemon.url)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(posts.run, [[b"%d" % number] for number in range(3000)])
+            nursery.start_soon(posts.run, [[b"%d" % number] for number in range(400)], 8)
             await posts.wait_until_acknowledged(10)
             daemon.signal(signal.SIGSTOP)
             await trio.sleep(7)

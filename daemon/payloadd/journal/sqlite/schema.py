@@ -171,11 +171,15 @@ def create_copy(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     connection.text_factory = _decode_text
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    # After a crash the next start removes the file, so it needs no journal and no syncs.
-    connection.execute("PRAGMA journal_mode = OFF")
-    connection.execute("PRAGMA synchronous = OFF")
-    migrate(connection, MIGRATIONS)
+    try:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        # After a crash the next start removes the file, so it needs no journal and no syncs.
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        migrate(connection, MIGRATIONS)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
