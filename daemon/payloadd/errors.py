@@ -116,3 +116,7 @@ class TooLargeError(PayloaddError):
 
 class StartError(PayloaddError):
     """The daemon cannot start for a reason other than its settings, such as an address in use."""
+
+
+class StateDirError(StartError):
+    """STATE_DIR is on a file system that can keep no journal: another attempt cannot succeed."""

@@ -58,9 +58,7 @@ async def test_a_key_with_other_payloads_is_422_and_stores_nothing(
             (b'{"token":"t","payloads": [{"a":1}, "two", 3]}', _JSON, ""),
         ]
         for body, content_type, coding in same:
-            again = await _post(
-                daemon.url, body, "k", content_type, chunked=chunked, coding=coding
-            )
+            again = await _post(daemon.url, body, "k", content_type, chunked=chunked, coding=coding)
             assert (again.status_code, again.json()) == (202, first.json())
         other = [
             (b'{"payloads":[{"a":1},"two",4]}', ""),
