@@ -92,7 +92,7 @@ class FileRepair:
         inventories: list[Inventory] = []
 
         def complete(copy: sqlite3.Connection, gaps: list[Range]) -> None:
-            inventories.append(self._complete(copy, gaps, state))
+            inventories.append(self.complete(copy, gaps, state))
 
         try:
             found, _ = make_sound(self._path, complete, tolerant=tolerant)
@@ -103,9 +103,10 @@ class FileRepair:
             raise
         return found, inventories[0]
 
-    def _complete(
+    def complete(
         self, copy: sqlite3.Connection, gaps: Sequence[Range], state: MemoryState
     ) -> Inventory:
+        """Write the state in memory into a copy of the file; return the inventory of the copy."""
         with copy:
             copy.execute("BEGIN")
             job_rows.delete(copy, state.gone)
