@@ -290,13 +290,27 @@ def test_a_current_segment_that_was_deleted_takes_no_more_payloads(
     with closing(Database(path)) as database:
         database.commit([append(1)])
         (path.parent / FOLDER / f"{1:020}.ndjson").unlink()
-        with pytest.raises(Exception, match="deleted or replaced"):
-            database.commit([append(2)])
         database.commit([append(2)])
         copy = left_by_a_kill(path.parent, tmp_path / "left")
     with closing(Database(copy)) as database:
         assert contents(database.page(0, 99, 999)) == contents([job(2)])
         assert database.damaged_payloads == 1
+
+
+@pytest.mark.usefixtures("all_large")
+def test_a_segment_that_is_deleted_while_it_is_synced_takes_no_payloads(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client would get a 202 for payloads that are gone with the process."""
+    segment = path.parent / FOLDER / f"{1:020}.ndjson"
+    with closing(Database(path)) as database:
+        with monkeypatch.context() as patches:
+            patches.setattr(os, "fdatasync", lambda _: segment.unlink())
+            with pytest.raises(Exception, match="deleted or replaced"):
+                database.commit([append(1)])
+        database.commit([append(2)])
+        found = database.page(0, 99, 999)
+    assert [one.id for one in found] == [id_of(2)]
 
 
 @pytest.mark.usefixtures("all_large")
@@ -348,8 +362,10 @@ async def test_a_failure_to_write_the_journal_again_is_reported(
         shutil.rmtree(path.parent)
         path.parent.touch()  # a file in the place of STATE_DIR
         await until(
-            lambda: "journal" in rig.health.troubles
-            and rig.health.troubles["journal"].code == "FILE_NOT_WRITTEN"
+            lambda: (
+                "journal" in rig.health.troubles
+                and rig.health.troubles["journal"].code == "FILE_NOT_WRITTEN"
+            )
         )
         assert "cannot be written again" in await refused(rig)
         path.parent.unlink()
@@ -416,5 +432,3 @@ async def test_the_daemon_ends_although_a_file_is_in_the_place_of_its_folder(
         await rig.accept(1)
         shutil.rmtree(path.parent)
         path.parent.touch()
-
-

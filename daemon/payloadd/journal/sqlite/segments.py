@@ -113,14 +113,15 @@ class Segments:
         Raises sqlite3.OperationalError; the next call begins a new segment then.
         """
         with _as_sqlite_error(self._folder):
-            if self._file is not None and self._committed >= SEGMENT_BYTES:
+            if self._committed >= SEGMENT_BYTES or self._is_current_gone():
                 self._close_current()
             file = self._begin(following) if self._file is None else self._file
             self._written = self._committed
             try:
                 self._written += write_at(file, buffers, self._committed)
                 os.fdatasync(file)
-                self._check_current(file)
+                if self._is_current_gone():
+                    self._raise_gone(path_of(self._folder, self.names[-1]))
             except OSError:
                 # A failed sync may have dropped dirty pages: this file is not appended to any more.
                 self.cut()
@@ -128,10 +129,16 @@ class Segments:
                 raise
         return self.names[-1], self._committed
 
-    def _check_current(self, file: int) -> None:
-        path = path_of(self._folder, self.names[-1])
-        if not is_at(file, path):
-            raise OSError(errno.ENOENT, "was deleted or replaced while it is in use", str(path))
+    def _is_current_gone(self) -> bool:
+        """Return whether the current segment was deleted or replaced."""
+        return self._file is not None and not is_at(
+            self._file, path_of(self._folder, self.names[-1])
+        )
+
+    @staticmethod
+    def _raise_gone(path: Path) -> None:
+        """Raise the error of a file that was deleted or replaced."""
+        raise OSError(errno.ENOENT, "was deleted or replaced while it is in use", str(path))
 
     def keep(self) -> None:
         """Keep the bytes of the last ``write``: their rows are committed."""
@@ -207,8 +214,7 @@ class Segments:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             self._folder_in_use = identity_of(self._folder)
         if identity_of(self._folder) != self._folder_in_use:
-            what = "was deleted or replaced while it is in use"
-            raise OSError(errno.ENOENT, what, str(self._folder))
+            self._raise_gone(self._folder)
         path = path_of(self._folder, following)
         # A file of this name is left of a commit that failed: no job has this number yet.
         self._file = os.open(path, _CREATE, 0o600)
