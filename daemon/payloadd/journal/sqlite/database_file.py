@@ -28,7 +28,7 @@ from payloadd.journal.sqlite.oldest_row import OldestRow
 from payloadd.journal.sqlite.read_errors import ReadErrors, read_error, retry_reads
 from payloadd.journal.sqlite.repair import FileRepair, MemoryState
 from payloadd.journal.sqlite.restoration import restore_rows
-from payloadd.journal.sqlite.salvage import recreate
+from payloadd.journal.sqlite.salvage import recreate, remove_unfinished
 from payloadd.journal.sqlite.schema import connect
 from payloadd.journal.sqlite.segments import Segments
 from payloadd.journal.sqlite.staging import Staging
@@ -64,6 +64,7 @@ class DatabaseFile:
         # The last run has left the reserve file: on a full disk SQLite needs its space to open the
         # database file.
         self.reserve.release()
+        remove_unfinished(self._folder)
         self.most_keys = sys.maxsize
         """Idempotency-Keys that are kept at most."""
         self.in_doubt = False
