@@ -216,7 +216,7 @@ def test_a_database_file_that_is_replaced_while_it_is_opened_is_refused(
         other.execute("CREATE TABLE precious (x)")
     open_ = sqlite3.connect
 
-    def swap(*arguments: Any, **options: Any) -> sqlite3.Connection:
+    def swap(*arguments: Any, **options: Any) -> sqlite3.Connection:  # noqa: ANN401 - those of connect
         path.unlink()
         path.symlink_to(target)
         return open_(*arguments, **options)

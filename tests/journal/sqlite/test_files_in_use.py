@@ -239,15 +239,15 @@ async def test_another_journal_in_the_place_is_kept_under_another_name(
     grace(0.0)
     async with open_rig(path, tuning=_QUICK) as rig:
         await rig.accept(1, count=2)
-        os.replace(other, path)
+        other.replace(path)
         await until(lambda: "journal" in rig.health.troubles)
         await until(lambda: not rig.health.troubles)
         await rig.accept(3)
         # The file that was used before is moved back too late: it is old by now.
-        os.replace(path, tmp_path / "ours")
+        path.replace(tmp_path / "ours")
         await until(lambda: "journal" in rig.health.troubles)
         await until(lambda: not rig.health.troubles)
-        os.replace(tmp_path / "ours", path)
+        (tmp_path / "ours").replace(path)
         await until(lambda: "journal" in rig.health.troubles)
         await until(lambda: not rig.health.troubles)
         await rig.accept(4)

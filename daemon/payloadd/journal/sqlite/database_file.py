@@ -19,6 +19,7 @@ from payloadd.journal.sqlite.backlog import Backlog
 from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.damage import Finding, Findings, is_corrupt
 from payloadd.journal.sqlite.deletion import RowDeletion, Vacuum
+from payloadd.journal.sqlite.disk_probe import has_room, is_full
 from payloadd.journal.sqlite.disk_reserve import DiskReserve
 from payloadd.journal.sqlite.file_check import make_sound, open_sound
 from payloadd.journal.sqlite.files_in_use import FilesInUse
@@ -81,7 +82,7 @@ class DatabaseFile:
         self.lock: StateDirLock | None = None
         """The lock of STATE_DIR, None where the caller has none."""
         self.files = FilesInUse(path)
-        self._read_errors = ReadErrors()
+        self._read_errors = ReadErrors(self._folder)
         self._file_repair = FileRepair(path, self._read_errors)
         self._counted = False
         """Whether the totals were compared with the rows in this run."""
@@ -92,7 +93,7 @@ class DatabaseFile:
         try:
             self.findings.add(*found)
             try:
-                retry_reads(lambda: self._read_at_start(gaps))
+                retry_reads(lambda: self._read_at_start(gaps), self._folder)
             except sqlite3.Error as error:
                 self._repair_at_start(error)
             self.high_water.begin(self.totals)
@@ -171,7 +172,8 @@ class DatabaseFile:
         repaired.
         """
         unreadable = is_unreadable(error)
-        if not (unreadable or is_corrupt(error)):
+        damaged = is_corrupt(error) or (is_full(error) and has_room(self._folder))
+        if not (unreadable or damaged):
             raise error
         self._connection.close()
         found, gaps = make_sound(self._path, tolerant=unreadable)

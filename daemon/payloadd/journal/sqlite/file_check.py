@@ -42,7 +42,7 @@ def open_sound(path: Path) -> tuple[sqlite3.Connection, list[Finding], list[Rang
     Raises OSError, sqlite3.Error, and StartError where a damaged file cannot be replaced.
     """
     try:
-        return retry_reads(lambda: _open_sound(path))
+        return retry_reads(lambda: _open_sound(path), path.parent)
     except sqlite3.Error as error:
         if not is_unreadable(error):
             raise

@@ -24,8 +24,9 @@ from payloadd.journal.sqlite import (
     segments,
 )
 from payloadd.journal.sqlite.damage import is_corrupt
+from payloadd.journal.sqlite.disk_probe import has_room, is_full
 from payloadd.journal.sqlite.file_check import make_sound
-from payloadd.journal.sqlite.read_errors import read_error
+from payloadd.journal.sqlite.read_errors import ReadErrors, read_error
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.table_scan import is_unreadable
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from payloadd.journal.sqlite.damage import Finding
     from payloadd.journal.sqlite.inventory import Inventory
     from payloadd.journal.sqlite.job_rows import Range
-    from payloadd.journal.sqlite.read_errors import ReadErrors
     from payloadd.journal.sqlite.transaction import Totals
     from payloadd.model.job import Job
 
@@ -66,6 +66,8 @@ class FileRepair:
     def __init__(self, path: Path, read_errors: ReadErrors) -> None:
         self._path = path
         self._read_errors = read_errors
+        self._full = ReadErrors()
+        """Errors of a full disk that has room."""
         self.min_interval = _MIN_INTERVAL
         """Seconds between the starts of two repairs at least."""
         self._last = float("-inf")
@@ -79,6 +81,9 @@ class FileRepair:
         if is_unreadable(read_error(self._path, error)):
             self._tolerant = self._read_errors.note(FILE)
             return self._tolerant
+        if is_full(error):
+            # Counted like a read error: the space may have been freed just now.
+            return has_room(self._path.parent) and self._full.note(FILE)
         return is_corrupt(error)
 
     def run(self, state: MemoryState) -> tuple[list[Finding], Inventory]:

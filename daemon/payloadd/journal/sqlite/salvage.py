@@ -193,18 +193,25 @@ def _copy_answers(
 ) -> list[Finding]:
     """Copy the Idempotency-Keys, from both ends: TableScan needs an integer key."""
     names = ", ".join((*small_tables.ANSWERS.columns, "crc"))
-    failed = False
+    failed: list[sqlite3.Error] = []
     for order in ("ASC", "DESC"):
         query = f"SELECT {names} FROM answers ORDER BY key {order}"  # noqa: S608 - names of ours
-        try:
-            _fill(copy, "answers", names, old.execute(query))
-        except sqlite3.DatabaseError as error:
-            if is_other_error(error, tolerant=tolerant):
-                raise
-            failed = True
+        _fill(copy, "answers", names, _until_damage(old, query, failed, tolerant=tolerant))
         if not failed:
             return []
     return [Finding("answers", "some of its pages cannot be read: Idempotency-Keys are forgotten")]
+
+
+def _until_damage(
+    old: sqlite3.Connection, query: str, failed: list[sqlite3.Error], *, tolerant: bool
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a query up to a damaged page, and add the error to ``failed``."""
+    try:
+        yield from old.execute(query)
+    except sqlite3.DatabaseError as error:
+        if is_other_error(error, tolerant=tolerant):
+            raise
+        failed.append(error)
 
 
 def _fill(
