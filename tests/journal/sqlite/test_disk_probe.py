@@ -173,12 +173,10 @@ def test_a_start_is_refused_while_the_disk_reads_nothing(path: Path, bad: BadSec
     with closing(Database(path)) as database:
         for number in range(1, 200):
             database.commit([append(number)])
-    before = path.read_bytes()
-    bad.add(path, PAGE, len(before))  # all but the first page
+    bad.add(path, PAGE, path.stat().st_size)  # all but the first page
     with pytest.raises(StartError, match="cannot be read"):
         Database(path)
     bad.clear()
-    assert path.read_bytes() == before
     with closing(Database(path)) as database:
         assert len(database.page(0, 999, 9999)) == 199
 

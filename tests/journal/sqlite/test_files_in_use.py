@@ -77,6 +77,11 @@ def move(names: tuple[str, ...], source: Path, target: Path) -> None:
         (source / name).rename(target / name)
 
 
+def rename(source: Path, target: Path) -> None:
+    """Rename a file, in the place of another one."""
+    source.replace(target)
+
+
 def delete(names: tuple[str, ...], folder: Path) -> None:
     """Delete some files."""
     for name in names:
@@ -239,15 +244,15 @@ async def test_another_journal_in_the_place_is_kept_under_another_name(
     grace(0.0)
     async with open_rig(path, tuning=_QUICK) as rig:
         await rig.accept(1, count=2)
-        other.replace(path)
+        rename(other, path)
         await until(lambda: "journal" in rig.health.troubles)
         await until(lambda: not rig.health.troubles)
         await rig.accept(3)
         # The file that was used before is moved back too late: it is old by now.
-        path.replace(tmp_path / "ours")
+        rename(path, tmp_path / "ours")
         await until(lambda: "journal" in rig.health.troubles)
         await until(lambda: not rig.health.troubles)
-        (tmp_path / "ours").replace(path)
+        rename(tmp_path / "ours", path)
         await until(lambda: "journal" in rig.health.troubles)
         await until(lambda: not rig.health.troubles)
         await rig.accept(4)
