@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 GRACE: Final = 2.0
 """Seconds for which files may be moved back before the journal is written again."""
+_TICK: Final = 10**9
+"""Nanoseconds after which the system's clock has moved on for sure."""
 LOG_ENDS: Final = ("-wal", "-shm")
 """Ends of the names of the files that SQLite has beside a database."""
 
@@ -48,6 +50,9 @@ class FilesInUse:
         self._database_file: FileIdentity | None = None
         self._log_file: FileIdentity | None = None
         self._index_file: FileIdentity | None = None
+        self._folder = str(path.parent)
+        self._unchanged = (0, 0, 0)
+        """Inode, time of change and device of STATE_DIR when the files were in their places."""
         self._since: float | None = None
         self.failure: str | None = None
         """The reason why the journal could not be written again, None if it was not tried."""
@@ -57,6 +62,7 @@ class FilesInUse:
         self._database_file = identity_of(self._path)
         self._log_file = identity_of(self._log)
         self._index_file = identity_of(self._index)
+        self._unchanged = (0, 0, 0)
 
     def have_database(self) -> bool:
         """Return whether the database file is in its place."""
@@ -64,10 +70,23 @@ class FilesInUse:
 
     def in_place(self) -> bool:
         """Return whether the database file and its log are in their places."""
-        return (
-            identity_of(self._path) == self._database_file
-            and identity_of(self._log) == self._log_file
-        )
+        # Asked for each commit. A folder whose time of change is the same has the same names, so
+        # one system call does.
+        try:
+            folder = os.stat(self._folder)  # noqa: PTH116 - of a text, which is faster
+        except OSError:
+            return False
+        if (folder.st_ino, folder.st_mtime_ns, folder.st_dev) == self._unchanged:
+            return True
+        if (
+            identity_of(self._path) != self._database_file
+            or identity_of(self._log) != self._log_file
+        ):
+            return False
+        # Two changes within a tick of the system's clock give the same time.
+        if time.time_ns() - folder.st_mtime_ns > _TICK:
+            self._unchanged = (folder.st_ino, folder.st_mtime_ns, folder.st_dev)
+        return True
 
     def problem(self) -> str | None:
         """Return the name of a file of SQLite that is not in its place, None if all are."""
