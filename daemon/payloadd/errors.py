@@ -49,13 +49,12 @@ class RefusedError(PayloaddError):
         return JITTER.randint(self.least_wait, self.least_wait + (self.least_wait + 1) // 2)
 
 
-class KeyReusedError(PayloaddError):
-    """A request has the Idempotency-Key of another request; nothing of the request was accepted."""
+class KeyReusedError(RefusedError):
+    """A request has the Idempotency-Key of another request; another attempt is refused too."""
 
     def __init__(self) -> None:
-        super().__init__(
-            "this Idempotency-Key was used for other payloads; a new request needs a new key"
-        )
+        detail = "this Idempotency-Key was used for other payloads; a new request needs a new key"
+        super().__init__("KEY_REUSED", detail, 1)
 
 
 class UploadOutcome(Enum):

@@ -42,17 +42,17 @@ class Run:
 
     journal: Journal
     pipeline: RecordingListener
-    outcomes: list[Receipt | RefusedError | KeyReusedError]
+    outcomes: list[Receipt | RefusedError]
 
     async def accept(
         self, number: int, count: int = 1, key: bytes | None = None, *, like: int | None = None
     ) -> Receipt:
         """Append a request of ``count`` jobs from ``number`` on; return its receipt."""
         wanted = append(number, key, count, like=like)
-        outcomes: list[Receipt | RefusedError | KeyReusedError] = []
+        outcomes: list[Receipt | RefusedError] = []
         answered = trio.Event()
 
-        def done(outcome: Receipt | RefusedError | KeyReusedError) -> None:
+        def done(outcome: Receipt | RefusedError) -> None:
             self.pipeline.reports.append("answered")
             self.outcomes.append(outcome)
             outcomes.append(outcome)

@@ -214,7 +214,7 @@ def test_a_database_file_that_is_replaced_while_it_is_opened_is_refused(
     target = path.with_name("target")
     with closing(sqlite3.connect(target)) as other:
         other.execute("CREATE TABLE precious (x)")
-    open_ = sqlite3.connect
+    open_: Callable[..., sqlite3.Connection] = sqlite3.connect
 
     def swap(*arguments: Any, **options: Any) -> sqlite3.Connection:  # noqa: ANN401 - those of connect
         path.unlink()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
-    from payloadd.errors import KeyReusedError, RefusedError
+    from payloadd.errors import RefusedError
     from payloadd.journal.api import Operation
 
 TEST_TIMEOUT: Final = 20.0
@@ -225,10 +225,10 @@ class JournalRig:
     ) -> Receipt:
         """Append a request of ``count`` jobs from ``number`` on; return the receipt."""
         wanted = append(number, key, count, like=like)
-        outcomes: list[Receipt | RefusedError | KeyReusedError] = []
+        outcomes: list[Receipt | RefusedError] = []
         answered = trio.Event()
 
-        def done(outcome: Receipt | RefusedError | KeyReusedError) -> None:
+        def done(outcome: Receipt | RefusedError) -> None:
             outcomes.append(outcome)
             if isinstance(outcome, Receipt):
                 self.answered.append(outcome.id)

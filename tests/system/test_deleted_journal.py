@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 
-from tests.support.clients import body_of, http_client
+from tests.support.clients import body_of
 from tests.support.daemon import END_WITHIN, running_daemon
+from tests.support.loopback import http_client
 from tests.support.store import INTERNAL_ERROR, fake_s3
 
 if TYPE_CHECKING:

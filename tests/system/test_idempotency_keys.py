@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import zstandard
 
-from tests.support.clients import http_client
 from tests.support.daemon import running_daemon
+from tests.support.loopback import http_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -50,7 +50,7 @@ class PostHeaders(NamedTuple):
     idempotency_key: str | None
 
 
-SubmissionOutcome = Receipt | RefusedError | KeyReusedError | Problem
+SubmissionOutcome = Receipt | RefusedError | Problem
 """The result of a submitted request."""
 
 
@@ -261,12 +261,12 @@ def as_problem(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
+        case KeyReusedError():
+            return Problem(error.code, error.detail)
         case RefusedError():
             return refusal_problem(error)
         case TooLargeError():
             return Problem("TOO_LARGE", str(error))
-        case KeyReusedError():
-            return Problem("KEY_REUSED", str(error))
         case _:
             return internal_error(error)
 

@@ -32,7 +32,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from payloadd.errors import KeyReusedError, RefusedError
+from payloadd.errors import RefusedError
 
 if TYPE_CHECKING:
     import uuid
@@ -49,7 +49,7 @@ class Receipt:
     payloads: int
 
 
-OutcomeCallback = Callable[[Receipt | RefusedError | KeyReusedError], None]
+OutcomeCallback = Callable[[Receipt | RefusedError], None]
 """Called once, from the event loop, when a request is durable or cannot become durable.
 
 It must not raise, and must return within microseconds: all requests of the commit wait for it.
@@ -226,7 +226,7 @@ class Append:
     size: int = 0
     """Bytes that count towards JOURNAL_MAX_BYTES."""
     jobs: list[Job] = field(default_factory=list)
-    earlier: Receipt | KeyReusedError | None = None
+    earlier: Receipt | RefusedError | None = None
     staged: int = 0
     """The number of parts, from the first on, that earlier commits have written; see ``Stage``."""
     first: int = 0

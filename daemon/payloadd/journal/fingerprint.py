@@ -11,7 +11,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from payloadd.journal.sqlite.checksum import of_lines
+from payloadd.journal.crc import of_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

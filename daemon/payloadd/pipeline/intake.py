@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
+from payloadd.errors import RefusedError, TooLargeError
 from payloadd.journal.api import OutcomeCallback, Receipt
 from payloadd.model.job import Buffer, IdSource, Part, split, split_lines, uuid_of
 
@@ -47,9 +47,9 @@ class Intake:
         them. A cancellation during the wait does not withdraw the request.
         """
         answered = trio.Event()
-        outcomes: list[Receipt | RefusedError | KeyReusedError] = []
+        outcomes: list[Receipt | RefusedError] = []
 
-        def done(outcome: Receipt | RefusedError | KeyReusedError) -> None:
+        def done(outcome: Receipt | RefusedError) -> None:
             outcomes.append(outcome)
             answered.set()
 

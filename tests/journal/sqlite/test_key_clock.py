@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -123,11 +124,11 @@ def test_a_record_without_the_two_times_is_read(path: Path, machine: Machine) ->
         *(high_water._FORMER_MAGIC, 9, machine.boot, database.high_water.identity),
         *(totals.next, totals.accepted, totals.payloads, 0, 1),
     )
-    record = former + high_water._CHECKSUM.pack(high_water.zlib.crc32(former))
+    record = former + high_water._CHECKSUM.pack(zlib.crc32(former))
     path.with_suffix(".high").write_bytes(record)
     found = high_water.read(path)
     assert found is not None
-    assert (found.number, found.clock, found.uptime) == (9, 0, 0)
+    assert (found.number, found.time, found.uptime) == (9, 0, 0)
     with closing(Database(path)) as database:
         assert not database.high_water.unreadable
         assert is_known(database)

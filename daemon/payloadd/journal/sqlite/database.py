@@ -50,7 +50,7 @@ class Database(DatabaseFile):
 
         The reserve file stays: the next start may need its space. Raises sqlite3.Error.
         """
-        if self.restore_files(at_once=True):
+        if self.restore_files(immediately=True):
             self.free_space()
         self._segments.close()
         try:

@@ -233,15 +233,15 @@ class DatabaseFile:
             return str(self.high_water.path)
         return str(self._folder / segments.FOLDER) if self._segments.missing() else None
 
-    def restore_files(self, *, at_once: bool = False) -> bool:
+    def restore_files(self, *, immediately: bool = False) -> bool:
         """Write the journal again where files are missing; return whether all are in their places.
 
         Files may be moved back before: it is tried ``FilesInUse.grace`` seconds after they were
-        missed first, or ``at_once``. ``files.failure`` is the reason why it could not be done.
+        missed first, or ``immediately``. ``files.failure`` is the reason why it could not be done.
         """
         missing = self.missing_file()
         if missing is not None:
-            due = self.files.is_due() or at_once
+            due = self.files.is_due() or immediately
             if not due or self.in_doubt or self._segments.in_doubt:
                 return False
             try:

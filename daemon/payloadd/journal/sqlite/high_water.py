@@ -39,7 +39,7 @@ from payloadd.errors import StartError
 from payloadd.files import is_at, sync_folder
 from payloadd.journal.sqlite import identity, segments
 from payloadd.journal.sqlite.files_in_use import put_aside
-from payloadd.journal.sqlite.key_clock import KeyClock
+from payloadd.journal.sqlite.key_clock import ClockReading, KeyClock
 
 if TYPE_CHECKING:
     import sqlite3
@@ -90,7 +90,7 @@ class HighWaterRecord:
     missing: int
     """Payloads that an earlier start found missing and no operator has acknowledged yet."""
     flags: int
-    clock: int = 0
+    time: int = 0
     """Time of the clock of the Idempotency-Keys, in ms; 0 in records that do not have it."""
     uptime: int = 0
     """Milliseconds since the machine was booted."""
@@ -146,7 +146,7 @@ class HighWater:
         self._file: int | None = None
         self._number = 0 if self._found is None else self._found.number
         self._boot = _boot_id()
-        self.key_clock = KeyClock(self._found, self._boot)
+        self.key_clock = _key_clock(self._found, self._boot)
         self._missing = self._flags = 0
         self._journal = b""
         self._dirty = False
@@ -380,6 +380,13 @@ def _parse(record: bytes) -> HighWaterRecord | None:
     if not known or _CHECKSUM.unpack_from(record, size) != (zlib.crc32(body),):
         return None
     return HighWaterRecord(*values)
+
+
+def _key_clock(found: HighWaterRecord | None, boot: bytes) -> KeyClock:
+    """Return the clock of the keys, which goes on from the last record."""
+    if found is None or not found.time:
+        return KeyClock(None, rebooted=False)
+    return KeyClock(ClockReading(found.time, found.uptime), rebooted=found.boot != boot)
 
 
 def _boot_id() -> bytes:

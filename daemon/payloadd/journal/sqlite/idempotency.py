@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
+    from payloadd.errors import RefusedError
     from payloadd.journal.api import Append
     from payloadd.journal.sqlite.transaction import CommitChanges
 
@@ -61,7 +62,7 @@ def most_keys(max_bytes: int) -> int:
 
 def answer(
     connection: sqlite3.Connection, append: Append, changes: CommitChanges, now: int
-) -> Receipt | KeyReusedError | None:
+) -> Receipt | RefusedError | None:
     """Return the outcome for a request whose key is known, or None after noting its key.
 
     Counts a new key in ``changes``. ``now``: the time of the ``KeyClock``.
@@ -78,9 +79,7 @@ def answer(
     return None
 
 
-def find(
-    connection: sqlite3.Connection, append: Append, now: int
-) -> Receipt | KeyReusedError | None:
+def find(connection: sqlite3.Connection, append: Append, now: int) -> Receipt | RefusedError | None:
     """Return the outcome for a request whose key is known, else None; notes nothing."""
     row = connection.execute(_FIND, (append.key,)).fetchone()
     if not _is_valid(row, now):
@@ -94,7 +93,7 @@ def _is_valid(row: Sequence[object] | None, now: int) -> bool:
     return row is not None and not (isinstance(row[3], int) and row[3] <= now)
 
 
-def _earlier(row: Sequence[object], receipt: Receipt, marks: bytes) -> Receipt | KeyReusedError:
+def _earlier(row: Sequence[object], receipt: Receipt, marks: bytes) -> Receipt | RefusedError:
     """Return the earlier receipt, or the error of a request with other payloads.
 
     Damaged parts of the receipt are taken from the new one: a known key with another id is better

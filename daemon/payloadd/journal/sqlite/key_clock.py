@@ -15,34 +15,40 @@ would be stored twice.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from payloadd.journal.sqlite.high_water import HighWaterRecord
+from typing import Final, NamedTuple
 
 MOST_STEP: Final = 3600
 """Seconds by which the clock moves forward at most between two runs on different boots."""
 
 
+class ClockReading(NamedTuple):
+    """A reading of the clock, in milliseconds."""
+
+    time: int
+    """Time of the clock."""
+    uptime: int
+    """Time since the machine was booted."""
+
+
 class KeyClock:
     """A clock in Unix time, as it was when the clock was first started."""
 
-    def __init__(self, record: HighWaterRecord | None, boot: bytes) -> None:
-        """Go on from the last ``record``; ``boot`` is the boot id of the machine now.
+    def __init__(self, last: ClockReading | None, *, rebooted: bool) -> None:
+        """Go on from the last reading; ``rebooted``: it is from before the machine was booted.
 
-        Without a record, the clock starts with the system's time.
+        Without a reading, the clock starts with the system's time.
         """
-        self._ahead = _start(record, boot) - uptime()
+        self._ahead = _start(last, rebooted=rebooted) - uptime()
         """Milliseconds by which Unix time is ahead of the time since boot."""
 
     def now(self) -> int:
         """Return the time in whole seconds."""
         return (self._ahead + uptime()) // 1000
 
-    def reading(self) -> tuple[int, int]:
-        """Return the time, and the time since boot, in milliseconds, for ``journal.high``."""
+    def reading(self) -> ClockReading:
+        """Return a reading for ``journal.high``."""
         up = uptime()
-        return self._ahead + up, up
+        return ClockReading(self._ahead + up, up)
 
 
 def uptime() -> int:
@@ -50,11 +56,9 @@ def uptime() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
-def _start(record: HighWaterRecord | None, boot: bytes) -> int:
+def _start(last: ClockReading | None, *, rebooted: bool) -> int:
     system = int(time.time() * 1000)
-    if record is None or not record.clock:
+    if last is None:
         return system
-    step = min(system - record.clock, MOST_STEP * 1000)
-    if record.boot == boot:
-        step = uptime() - record.uptime
-    return record.clock + max(0, step)
+    step = min(system - last.time, MOST_STEP * 1000) if rebooted else uptime() - last.uptime
+    return last.time + max(0, step)
