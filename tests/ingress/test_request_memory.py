@@ -213,10 +213,24 @@ async def test_memory_granted_to_a_cancelled_request_is_released() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(memory.acquire, MIB)
         await wait_all_tasks_blocked()
-        memory.release(MIB)
         nursery.cancel_scope.cancel()
-    assert memory.used in (0, MIB)
-    assert memory.try_acquire(MIB) or memory.used == MIB
+        memory.release(MIB)  # before the task of the request can run
+        assert memory.used == MIB
+    assert memory.used == 0
+
+
+async def test_a_large_request_goes_behind_those_that_wait() -> None:
+    """Otherwise a request would starve behind later ones."""
+    memory = RequestMemory(16 * MIB, 14 * MIB)
+    assert memory.try_acquire(10 * MIB)
+    memory.enqueue(8 * MIB, lambda: None, lambda: None)
+    assert not memory.try_acquire(SMALL_BODY_BYTES + 1)
+    assert memory.try_acquire(SMALL_BODY_BYTES)
+
+
+def test_a_small_body_fits_into_the_smallest_bound() -> None:
+    """Otherwise a body of MAX_LENGTH would wait for ever."""
+    assert RequestMemory(SMALL_BODY_BYTES, SMALL_BODY_BYTES).try_acquire(SMALL_BODY_BYTES)
 
 
 async def test_the_slowest_senders_are_refused_for_waiting_requests(
