@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from payloadd.files import FileIdentity
 
-GRACE: Final = 2.0
+GRACE: Final = 6.0
 """Seconds for which files may be moved back before the journal is written again."""
 _TICK: Final = 10**9
 """Nanoseconds after which the system's clock has moved on for sure."""
