@@ -18,10 +18,10 @@
   them. ``accepted`` counts all payloads that were ever accepted; see ``high_water.py``.
 
 Every row has a checksum in ``crc`` (see ``checksum.py``). NULL means that the row was written by
-version 3 or older, which had no checksums. Version 4 also has two columns that are not used yet:
-``jobs.stream`` (0 is the default stream) and ``answers.fingerprint`` (of the request body).
-``batches.encoder`` names the encoder of the object, so that a later version can check whether it
-would produce the same bytes. ``dead.jobs`` is the number of jobs where that is not
+version 3 or older, which had no checksums. ``jobs.stream`` is not used yet (0 is the default
+stream). ``answers.fingerprint`` shows whether a key comes with other payloads; NULL in rows of
+version 3. ``batches.encoder`` names the encoder of the object, so that a later version can check
+whether it would produce the same bytes. ``dead.jobs`` is the number of jobs where that is not
 ``last - first + 1``. Rows of ``jobs`` and ``dead`` with ``seq`` <= 0 are damaged rows; see
 ``damage.py``.
 """
