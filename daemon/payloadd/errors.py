@@ -49,6 +49,14 @@ class RefusedError(PayloaddError):
         return JITTER.randint(self.least_wait, self.least_wait + (self.least_wait + 1) // 2)
 
 
+class KeyReusedError(RefusedError):
+    """A request has the Idempotency-Key of another request; another attempt is refused too."""
+
+    def __init__(self) -> None:
+        detail = "this Idempotency-Key was used for other payloads; a new request needs a new key"
+        super().__init__("KEY_REUSED", detail, 1)
+
+
 class UploadOutcome(Enum):
     """The result of one upload attempt: the label of ``payloadd_uploads_total``."""
 
@@ -107,3 +115,7 @@ class TooLargeError(PayloaddError):
 
 class StartError(PayloaddError):
     """The daemon cannot start for a reason other than its settings, such as an address in use."""
+
+
+class StateDirError(StartError):
+    """STATE_DIR is on a file system that can keep no journal: another attempt cannot succeed."""

@@ -213,10 +213,24 @@ async def test_memory_granted_to_a_cancelled_request_is_released() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(memory.acquire, MIB)
         await wait_all_tasks_blocked()
-        memory.release(MIB)
         nursery.cancel_scope.cancel()
-    assert memory.used in (0, MIB)
-    assert memory.try_acquire(MIB) or memory.used == MIB
+        memory.release(MIB)  # before the task of the request can run
+        assert memory.used == MIB
+    assert memory.used == 0
+
+
+async def test_a_large_request_goes_behind_those_that_wait() -> None:
+    """Otherwise a request would starve behind later ones."""
+    memory = RequestMemory(16 * MIB, 14 * MIB)
+    assert memory.try_acquire(10 * MIB)
+    memory.enqueue(8 * MIB, lambda: None, lambda: None)
+    assert not memory.try_acquire(SMALL_BODY_BYTES + 1)
+    assert memory.try_acquire(SMALL_BODY_BYTES)
+
+
+def test_a_small_body_fits_into_the_smallest_bound() -> None:
+    """Otherwise a body of MAX_LENGTH would wait for ever."""
+    assert RequestMemory(SMALL_BODY_BYTES, SMALL_BODY_BYTES).try_acquire(SMALL_BODY_BYTES)
 
 
 async def test_the_slowest_senders_are_refused_for_waiting_requests(
@@ -280,3 +294,97 @@ async def test_the_wait_for_memory_does_not_count_as_slowness(autojump_clock: Mo
     body.release()
     assert memory.used == 0
     assert autojump_clock.autojump_threshold == 0
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_a_slow_sender_is_refused_only_for_a_request_that_has_waited() -> None:
+    """Otherwise a short peak would end requests that would have been complete in a moment."""
+    memory = RequestMemory(4 * MIB, 4 * MIB)
+    slow = Sender(memory, 4 * MIB, 10)
+    slow.begin()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(memory.run)
+        await trio.sleep(2)
+        memory.enqueue(MIB, lambda: None, lambda: None)
+        await trio.sleep(0.3)
+        ended = [slow.ended]
+        await trio.sleep(0.5)
+        ended.append(slow.ended)
+        assert ended == [False, True]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_a_sender_that_has_just_begun_is_not_slow() -> None:
+    """Otherwise a request would be refused before its client could send a byte."""
+    memory = RequestMemory(4 * MIB, 4 * MIB)
+    sender = Sender(memory, 4 * MIB, 0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(memory.run)
+        sender.begin()
+        memory.enqueue(MIB, lambda: None, lambda: None)
+        await trio.sleep(0.9)
+        ended = [sender.ended]
+        await trio.sleep(0.5)
+        ended.append(sender.ended)
+        assert ended == [False, True]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_large_request_does_not_pass_a_larger_one() -> None:
+    """Otherwise a request would starve behind later ones."""
+    memory = RequestMemory(16 * MIB, 14 * MIB)
+    assert memory.try_acquire(13 * MIB)
+    order: list[str] = []
+    memory.enqueue(4 * MIB, lambda: order.append("first"), pytest.fail)
+    memory.enqueue(MIB, lambda: order.append("second"), pytest.fail)
+    memory.release(MIB)
+    assert order == []
+    memory.release(3 * MIB)
+    assert order == ["first", "second"]
+
+
+async def test_memory_that_a_grant_releases_is_granted_to_those_before_it() -> None:
+    """Otherwise a large request would wait until the next release, maybe until its refusal."""
+    memory = RequestMemory(16 * MIB, 14 * MIB)
+    assert memory.try_acquire(14 * MIB)
+    while memory.try_acquire(SMALL_BODY_BYTES):
+        pass
+    order: list[str] = []
+
+    def end_others() -> None:
+        order.append("small")
+        memory.release(14 * MIB)
+
+    memory.enqueue(8 * MIB, lambda: order.append("large"), pytest.fail)
+    memory.enqueue(SMALL_BODY_BYTES, end_others, pytest.fail)
+    memory.release(SMALL_BODY_BYTES)
+    assert order == ["small", "large"]
+
+
+async def test_a_wait_that_a_grant_cancels_gets_no_memory() -> None:
+    """Otherwise the memory of a request that no longer exists would be lost."""
+    memory = RequestMemory(MIB, MIB)
+    assert memory.try_acquire(MIB)
+    waiters = [
+        memory.enqueue(10, lambda: memory.cancel_wait(waiters[1]), pytest.fail),
+        memory.enqueue(20, pytest.fail, pytest.fail),
+    ]
+    memory.release(MIB)
+    assert memory.used == 10
+
+
+async def test_an_empty_queue_needs_no_time(autojump_clock: MockClock) -> None:
+    """Otherwise the daemon would wake up four times a second for nothing."""
+    memory = RequestMemory(MIB, MIB)
+    assert memory.try_acquire(MIB)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(memory.run)
+        memory.enqueue(MIB, lambda: None, lambda: None)
+        await trio.sleep(0.1)
+        memory.release(MIB)
+        await trio.sleep(1)
+        autojump_clock.autojump_threshold = float("inf")
+        await wait_all_tasks_blocked()
+        assert trio.lowlevel.current_statistics().seconds_to_next_deadline == float("inf")
+        nursery.cancel_scope.cancel()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from payloadd.errors import RefusedError, TooLargeError
+from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
 from payloadd.ingress.body import IN_LOOP_DECOMPRESSED_BYTES, Limits, check_headers, decode
 from payloadd.ingress.decompression import TooMuchWorkError
 from payloadd.ingress.large_bodies import LargeBodies, LargeBody, Lines
@@ -264,6 +264,8 @@ def as_problem(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
+        case KeyReusedError():
+            return Problem(error.code, error.detail)
         case RefusedError():
             return refusal_problem(error)
         case TooLargeError():

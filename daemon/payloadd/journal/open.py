@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from payloadd.journal.memory import MemoryJournal
 from payloadd.journal.sqlite.damage_report import DamageReport
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import SqliteJournal
-from payloadd.journal.sqlite.lock import lock
+from payloadd.journal.sqlite.lock import StateDirLock
 from payloadd.journal.sqlite.offline import try_journal
 from payloadd.journal.sqlite.schema import FILE, waiting_payloads
 from payloadd.model.layout import Layout, Layouts
@@ -58,12 +57,12 @@ async def open_journal(
         yield OpenedJournal(MemoryJournal(listener), Layouts([(0, Layout.of(settings))]))
         listener.closed(0)
         return
-    lock_file = await trio.to_thread.run_sync(lock, settings.state_dir)
+    lock = await trio.to_thread.run_sync(StateDirLock, settings.state_dir)
     try:
-        async with _open_sqlite(settings, listener, health, metrics) as opened:
+        async with _open_sqlite(settings, lock, listener, health, metrics) as opened:
             yield opened
     finally:
-        os.close(lock_file)
+        lock.close()
 
 
 async def check_journal(settings: Settings) -> str | None:
@@ -78,11 +77,16 @@ async def check_journal(settings: Settings) -> str | None:
 
 @asynccontextmanager
 async def _open_sqlite(
-    settings: Settings, listener: JournalListener, health: Health, metrics: Metrics
+    settings: Settings,
+    lock: StateDirLock,
+    listener: JournalListener,
+    health: Health,
+    metrics: Metrics,
 ) -> AsyncIterator[OpenedJournal]:
     database, layouts = await trio.to_thread.run_sync(
         _open_database, settings.state_dir / FILE, Layout.of(settings), settings.max_length
     )
+    database.lock = lock
     report = DamageReport(database, listener)
     health.journal_figures = lambda: _figures(database.totals)
     totals = database.totals

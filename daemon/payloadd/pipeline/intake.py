@@ -43,8 +43,8 @@ class Intake:
     async def accept(self, payloads: Sequence[PayloadBytes], key: str | None = None) -> Receipt:
         """Accept all payloads of one request; return the receipt once they are durable.
 
-        Raises RefusedError and TooLargeError as ``submit`` does. A cancellation during the wait
-        does not withdraw the request.
+        Raises RefusedError, KeyReusedError and TooLargeError, where ``submit`` reports or raises
+        them. A cancellation during the wait does not withdraw the request.
         """
         answered = trio.Event()
         outcomes: list[Receipt | RefusedError] = []
@@ -56,9 +56,9 @@ class Intake:
         self.submit(payloads, key, done)
         await answered.wait()
         (outcome,) = outcomes
-        if isinstance(outcome, RefusedError):
-            raise outcome
-        return outcome
+        if isinstance(outcome, Receipt):
+            return outcome
+        raise outcome
 
     def submit(
         self, payloads: Sequence[PayloadBytes], key: str | None, done: OutcomeCallback
@@ -66,8 +66,9 @@ class Intake:
         """Accept all payloads of one request; ``done`` is called with the receipt.
 
         ``key`` is the request's Idempotency-Key: a second request with the same key within 24 h
-        gets the receipt of the first, and nothing is stored twice. ``done`` is called after the
-        commit (``DURABILITY=disk``), with a RefusedError if the commit failed.
+        gets the receipt of the first, and nothing is stored twice; with other payloads it gets a
+        KeyReusedError. ``done`` is called after the commit (``DURABILITY=disk``), with a
+        RefusedError if the commit failed.
 
         Raises RefusedError (QUEUE_FULL, JOURNAL_FULL, DISK_ERROR), or TooLargeError if the request
         could never be accepted. Then no payload was accepted, and ``done`` is not called.

@@ -9,23 +9,15 @@ billion of the others.
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
-from zlib import crc32
+from typing import TYPE_CHECKING, Any
 
-try:
-    # Much faster than zlib for large payloads, where the checksum was a good part of the cost.
-    from isal.isal_zlib import crc32 as _crc32_of_many
-except ImportError:  # no wheel for this platform: the same numbers, more slowly
-    _crc32_of_many = crc32
+from payloadd.journal.crc import crc32, of_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = ["crc32", "job_head", "of_answer", "of_job", "of_totals", "of_values"]
 
-_MANY: Final = 5 * 2**10
-"""Bytes from which isal's function is called. zlib's releases Python's lock only from this size on,
-isal's at any size; to get it back beside a busy main thread costs more than a small checksum."""
 job_head = Struct("<qqq16s").pack
 """Packs stream, seq, payloads and id: the bytes in front of a job's lines."""
 _six = Struct("<qqqqqq").pack
@@ -34,8 +26,7 @@ _two = Struct("<qq").pack
 
 def of_job(seq: int, id_: bytes, payloads: int, lines: bytes, stream: int = 0) -> int:
     """Return the checksum of a job, whose lines may be in its row or in a segment."""
-    head = crc32(job_head(stream, seq, payloads, id_))
-    return crc32(lines, head) if len(lines) < _MANY else _crc32_of_many(lines, head)
+    return of_lines(lines, crc32(job_head(stream, seq, payloads, id_)))
 
 
 def of_totals(row: Sequence[int]) -> int:

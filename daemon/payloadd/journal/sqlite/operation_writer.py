@@ -30,8 +30,10 @@ def carry_out(
     for operation in operations:
         match operation:
             case Append():
+                changes.requests = True
                 staging.accept(operation, changes)
             case Stage():
+                changes.requests = True
                 staging.stage(operation, changes)
             case Abandon():
                 staging.abandon()
@@ -45,7 +47,7 @@ def carry_out(
             case Revive():
                 _revive(connection, operation, changes)
             case Expire():
-                operation.more = idempotency.expire(connection, changes)
+                operation.more = idempotency.expire(connection, changes, staging.key_clock.now())
     return changes
 
 
