@@ -49,6 +49,15 @@ class RefusedError(PayloaddError):
         return JITTER.randint(self.least_wait, self.least_wait + (self.least_wait + 1) // 2)
 
 
+class KeyReusedError(PayloaddError):
+    """A request has the Idempotency-Key of another request; nothing of the request was accepted."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this Idempotency-Key was used for other payloads; a new request needs a new key"
+        )
+
+
 class UploadOutcome(Enum):
     """The result of one upload attempt: the label of ``payloadd_uploads_total``."""
 
@@ -107,3 +116,7 @@ class TooLargeError(PayloaddError):
 
 class StartError(PayloaddError):
     """The daemon cannot start for a reason other than its settings, such as an address in use."""
+
+
+class StateDirError(StartError):
+    """STATE_DIR is on a file system that can keep no journal: another attempt cannot succeed."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from payloadd.errors import SettingsError, StartError
+from payloadd.errors import SettingsError, StartError, StateDirError
 from payloadd.heap import keep_small
 from payloadd.ingress.admin import make_admin_app
 from payloadd.ingress.api import make_app
@@ -99,7 +99,7 @@ async def run(settings: Settings) -> ExitStatus:
     runtime = Runtime(
         settings, health, metrics, accounting, Notifier(), PassedSockets(), certificates
     )
-    failed = False
+    failed = unusable = False
     problems: list[str] = []
     try:
         await _run_parts(runtime)
@@ -108,6 +108,7 @@ async def run(settings: Settings) -> ExitStatus:
     except* StartError as group:
         failed = True
         for error in _leaves(group):
+            unusable |= isinstance(error, StateDirError)
             log.critical("cannot_start", reason=str(error))
     except* Exception:
         failed = True
@@ -115,7 +116,7 @@ async def run(settings: Settings) -> ExitStatus:
     if problems:
         raise SettingsError(problems)
     if runtime.health.phase == "starting":
-        return ExitStatus.INTERNAL_FAILURE
+        return ExitStatus.WRONG_SETTINGS if unusable else ExitStatus.INTERNAL_FAILURE
     health.phase = "drained"
     status = health.snapshot()
     log.info("drained", **drained_fields(status))

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from payloadd.config.settings import load
-from payloadd.errors import RefusedError, TooLargeError
+from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
 from payloadd.journal.api import Receipt
 from payloadd.journal.open import open_journal
 from payloadd.observe.health import Health
@@ -42,15 +42,17 @@ class Run:
 
     journal: Journal
     pipeline: RecordingListener
-    outcomes: list[Receipt | RefusedError]
+    outcomes: list[Receipt | RefusedError | KeyReusedError]
 
-    async def accept(self, number: int, count: int = 1, key: bytes | None = None) -> Receipt:
+    async def accept(
+        self, number: int, count: int = 1, key: bytes | None = None, *, like: int | None = None
+    ) -> Receipt:
         """Append a request of ``count`` jobs from ``number`` on; return its receipt."""
-        wanted = append(number, key, count)
-        outcomes: list[Receipt | RefusedError] = []
+        wanted = append(number, key, count, like=like)
+        outcomes: list[Receipt | RefusedError | KeyReusedError] = []
         answered = trio.Event()
 
-        def done(outcome: Receipt | RefusedError) -> None:
+        def done(outcome: Receipt | RefusedError | KeyReusedError) -> None:
             self.pipeline.reports.append("answered")
             self.outcomes.append(outcome)
             outcomes.append(outcome)
@@ -59,6 +61,8 @@ class Run:
         self.journal.append(wanted.receipt, wanted.parts, key, done)
         await answered.wait()
         (outcome,) = outcomes
+        if isinstance(outcome, KeyReusedError):
+            raise outcome
         assert isinstance(outcome, Receipt)
         return outcome
 
@@ -174,19 +178,32 @@ async def test_a_known_key_gets_the_first_receipt_and_accepts_nothing(opener: Op
         receipts: list[Receipt] = []
 
         async def accept(number: int) -> None:
-            receipts.append(await run.accept(number, 2, b"key"))
+            receipts.append(await run.accept(number, 2, b"key", like=1))
 
         async with trio.open_nursery() as nursery:
             for number in (1, 11, 21):
                 nursery.start_soon(accept, number)
-        receipts.append(await run.accept(31, 2, b"key"))
+        receipts.append(await run.accept(31, 2, b"key", like=1))
         assert len(set(receipts)) == 1
         assert await run.accept(41, 1, b"other") == Receipt(id_of(41), 1)
         assert run.pipeline.payloads["accepted"] == len(run.pipeline.received) == 3
         durable = run.journal.durable
     async with opener.run() as run:
-        again = await run.accept(51, 2, b"key")
+        again = await run.accept(51, 2, b"key", like=1)
         assert again == (receipts[0] if durable else Receipt(id_of(51), 2))
+
+
+async def test_a_known_key_with_other_payloads_is_refused(opener: Opener) -> None:
+    """The client would drop payloads that were never accepted."""
+    async with opener.run() as run:
+        first = await run.accept(1, 2, b"key")
+        for other in (run.accept(11, 2, b"key"), run.accept(21, 1, b"key", like=1)):
+            with pytest.raises(KeyReusedError, match="other payloads"):
+                await other
+        with pytest.raises(KeyReusedError):
+            await run.accept(31, 0, b"key")
+        assert await run.accept(41, 2, b"key", like=1) == first
+        assert run.pipeline.payloads["accepted"] == len(run.pipeline.received) == 2
 
 
 async def test_jobs_that_are_not_stored_are_there_in_the_next_run(opener: Opener) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from payloadd.errors import RefusedError
 from payloadd.journal.api import Append, Receipt
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import DEFAULT_TUNING, SqliteJournal, Tuning
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
+    from payloadd.errors import KeyReusedError, RefusedError
     from payloadd.journal.api import Operation
 
 TEST_TIMEOUT: Final = 20.0
@@ -60,10 +60,18 @@ def batch(*jobs: Job, sealed: bool = True) -> Batch:
     return Batch(jobs, f"k{jobs[0].seq}", "none", sealed)
 
 
-def append(number: int, key: bytes | None = None, count: int = 1) -> Append:
-    """Return a request of ``count`` jobs, ``number`` and the next."""
+def append(
+    number: int, key: bytes | None = None, count: int = 1, *, like: int | None = None
+) -> Append:
+    """Return a request of ``count`` jobs, ``number`` and the next.
+
+    ``like``: the number of the request whose payloads it has; None for its own.
+    """
     numbers = range(number, number + count)
-    return Append(Receipt(id_of(number), count), parts(*numbers), key)
+    parts_ = parts(*numbers)
+    if like is not None:
+        parts_ = [one._replace(lines=b"%d\n" % seq) for seq, one in enumerate(parts_, like)]
+    return Append(Receipt(id_of(number), count), parts_, key)
 
 
 def content(job_: Job) -> tuple[int, uuid.UUID, bytes, int]:
@@ -212,13 +220,15 @@ class JournalRig:
     answered: list[uuid.UUID] = field(default_factory=list)
     """The ids of the accepted requests, in the order of their callbacks."""
 
-    async def accept(self, number: int, key: bytes | None = None, count: int = 1) -> Receipt:
+    async def accept(
+        self, number: int, key: bytes | None = None, count: int = 1, *, like: int | None = None
+    ) -> Receipt:
         """Append a request of ``count`` jobs from ``number`` on; return the receipt."""
-        wanted = append(number, key, count)
-        outcomes: list[Receipt | RefusedError] = []
+        wanted = append(number, key, count, like=like)
+        outcomes: list[Receipt | RefusedError | KeyReusedError] = []
         answered = trio.Event()
 
-        def done(outcome: Receipt | RefusedError) -> None:
+        def done(outcome: Receipt | RefusedError | KeyReusedError) -> None:
             outcomes.append(outcome)
             if isinstance(outcome, Receipt):
                 self.answered.append(outcome.id)
@@ -226,9 +236,9 @@ class JournalRig:
 
         self.journal.append(wanted.receipt, wanted.parts, key, done)
         await answered.wait()
-        if isinstance(outcomes[0], RefusedError):
-            raise outcomes[0]
-        return outcomes[0]
+        if isinstance(outcomes[0], Receipt):
+            return outcomes[0]
+        raise outcomes[0]
 
     def receive_all(self) -> list[int]:
         """Receive all queued jobs; return their numbers."""

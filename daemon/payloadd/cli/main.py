@@ -18,7 +18,7 @@ from payloadd.config import settings as config
 from payloadd.errors import SettingsError
 from payloadd.escaping import escape_controls
 from payloadd.model.keys import key_problems
-from payloadd.observe import logs
+from payloadd.observe import logs, standard_streams
 from payloadd.systemd.notify import Notifier, is_journal
 
 
@@ -35,6 +35,7 @@ def _settings_table() -> str:
 @click.version_option(__version__, prog_name="payloadd")
 def main() -> None:
     """Take JSON payloads by HTTP POST and store them in S3."""
+    standard_streams.open_missing()
 
 
 main.add_command(journal)
@@ -57,7 +58,7 @@ def serve_command() -> None:
         status = trio.run(service.run, settings)
     except SettingsError as error:
         _fail(error)
-    sys.exit(status)
+    _exit(status)
 
 
 @main.command("check", epilog=_settings_table())
@@ -65,8 +66,10 @@ def check_command() -> None:
     """Try the settings: open the journal, get credentials, write and delete one object."""
     settings = _load()
     logs.configure(settings)
-    good = trio.run(check, settings, lambda line: click.echo(escape_controls(line)))
-    sys.exit(0 if good else service.ExitStatus.WRONG_SETTINGS)
+    good = trio.run(
+        check, settings, lambda line: standard_streams.write_line(escape_controls(line))
+    )
+    _exit(service.ExitStatus.DRAINED if good else service.ExitStatus.WRONG_SETTINGS)
 
 
 def _load() -> config.Settings:
@@ -79,6 +82,12 @@ def _load() -> config.Settings:
 def _fail(error: SettingsError) -> NoReturn:
     mark = logs.priority_prefix("error") if is_journal(sys.stderr) else ""
     for problem in error.problems:
-        click.echo(f"{mark}payloadd: {escape_controls(problem)}", err=True)
+        standard_streams.write_line(f"{mark}payloadd: {escape_controls(problem)}", error=True)
     Notifier().status("wrong settings: " + "; ".join(error.problems))
-    sys.exit(service.ExitStatus.WRONG_SETTINGS)
+    _exit(service.ExitStatus.WRONG_SETTINGS)
+
+
+def _exit(status: service.ExitStatus) -> NoReturn:
+    """End the process with ``status``, also if nothing reads its output any more."""
+    standard_streams.flush()
+    sys.exit(status)

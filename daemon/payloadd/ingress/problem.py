@@ -33,6 +33,7 @@ _KINDS: Final = {
     "UNSUPPORTED_TYPE": (415, "The content type is not supported"),
     "UNSUPPORTED_ENCODING": (415, "The content encoding is not supported"),
     "NOT_A_COLLECTION": (422, "The document is not a collection of payloads"),
+    "KEY_REUSED": (422, "The Idempotency-Key was used for another request"),
     "INTERNAL": (500, "The daemon failed"),
     "QUEUE_FULL": (503, "The queue is full"),
     "JOURNAL_FULL": (503, "The journal is full"),

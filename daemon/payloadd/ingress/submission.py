@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from payloadd.errors import RefusedError, TooLargeError
+from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
 from payloadd.ingress.body import IN_LOOP_DECOMPRESSED_BYTES, Limits, check_headers, decode
 from payloadd.ingress.decompression import TooMuchWorkError
 from payloadd.ingress.large_bodies import LargeBodies, LargeBody, Lines
@@ -50,7 +50,7 @@ class PostHeaders(NamedTuple):
     idempotency_key: str | None
 
 
-SubmissionOutcome = Receipt | RefusedError | Problem
+SubmissionOutcome = Receipt | RefusedError | KeyReusedError | Problem
 """The result of a submitted request."""
 
 
@@ -265,6 +265,8 @@ def as_problem(error: Exception) -> Problem:
             return refusal_problem(error)
         case TooLargeError():
             return Problem("TOO_LARGE", str(error))
+        case KeyReusedError():
+            return Problem("KEY_REUSED", str(error))
         case _:
             return internal_error(error)
 

@@ -32,7 +32,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from payloadd.errors import RefusedError
+from payloadd.errors import KeyReusedError, RefusedError
 
 if TYPE_CHECKING:
     import uuid
@@ -49,7 +49,7 @@ class Receipt:
     payloads: int
 
 
-OutcomeCallback = Callable[[Receipt | RefusedError], None]
+OutcomeCallback = Callable[[Receipt | RefusedError | KeyReusedError], None]
 """Called once, from the event loop, when a request is durable or cannot become durable.
 
 It must not raise, and must return within microseconds: all requests of the commit wait for it.
@@ -70,7 +70,8 @@ class Journal(Protocol):
         """Accept a request; call ``done`` once with its outcome.
 
         The outcome is ``receipt``, or the receipt of an earlier request where ``key``, the hash of
-        an Idempotency-Key, is known, or a RefusedError where the request could not be written.
+        an Idempotency-Key, is known, a KeyReusedError where that request had other payloads, or a
+        RefusedError where the request could not be written.
 
         Raises RefusedError if the journal cannot accept the request now, and TooLargeError if it
         never can. Nothing was accepted then, and ``done`` is not called.
@@ -214,7 +215,8 @@ class Append:
     """Accept one request.
 
     The commit sets ``jobs``. If the request's Idempotency-Key (its hash is ``key``) is known, it
-    sets ``earlier`` instead and accepts nothing. ``done`` is called with the outcome.
+    sets ``earlier``, the outcome for the request, and accepts nothing. ``done`` is called with the
+    outcome.
     """
 
     receipt: Receipt
@@ -224,7 +226,7 @@ class Append:
     size: int = 0
     """Bytes that count towards JOURNAL_MAX_BYTES."""
     jobs: list[Job] = field(default_factory=list)
-    earlier: Receipt | None = None
+    earlier: Receipt | KeyReusedError | None = None
     staged: int = 0
     """The number of parts, from the first on, that earlier commits have written; see ``Stage``."""
     first: int = 0

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from payloadd.errors import RefusedError, TooLargeError
+from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
+from payloadd.journal.fingerprint import fingerprint
 from payloadd.model.job import Job
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class MemoryJournal:
         self._listener = listener
         self._most_keys = most_keys
         self._next = 1
-        self._receipts: OrderedDict[bytes, Receipt] = OrderedDict()
+        self._receipts: OrderedDict[bytes, tuple[Receipt, bytes]] = OrderedDict()
+        """The receipt and the fingerprint of the request that had the key."""
 
     def append(
         self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: OutcomeCallback
@@ -42,7 +44,8 @@ class MemoryJournal:
         TooLargeError if it never has.
         """
         if key is not None and key in self._receipts:
-            done(self._receipts[key])
+            earlier, known = self._receipts[key]
+            done(earlier if known == fingerprint(parts) else KeyReusedError())
             return
         self._check_room(parts)
         jobs = [Job(seq, *part) for seq, part in enumerate(parts, self._next)]
@@ -50,7 +53,7 @@ class MemoryJournal:
         self._listener.accepted(receipt.payloads)
         self._listener.committed(jobs)
         if key is not None and receipt.payloads:
-            self._receipts[key] = receipt
+            self._receipts[key] = (receipt, fingerprint(parts))
             if len(self._receipts) > self._most_keys:
                 self._receipts.popitem(last=False)
         done(receipt)

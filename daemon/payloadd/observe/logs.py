@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 import structlog
 
 from payloadd.escaping import escape_controls, escape_controls_in_lines
+from payloadd.observe import standard_streams
 from payloadd.redaction import hide_userinfo_in_sentence
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def configure(settings: Settings, stream: TextIO | None = None, *, journald: boo
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    handler = (_JournaldHandler if journald else logging.StreamHandler)(stream)
+    handler = (_JournaldHandler if journald else _StreamHandler)(stream)
     handler.addFilter(_without_secrets)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -93,7 +94,18 @@ def configure(settings: Settings, stream: TextIO | None = None, *, journald: boo
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-class _JournaldHandler(logging.StreamHandler[TextIO]):
+class _StreamHandler(logging.StreamHandler[TextIO]):
+    """Write to a stream until its reader is gone; then drop all lines."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - a name of logging
+        """Give up a stream without a reader; report other errors as logging does."""
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            standard_streams.give_up(self.stream)
+        else:
+            super().handleError(record)
+
+
+class _JournaldHandler(_StreamHandler):
     """Write the priority in front of every line, those of a traceback included."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from payloadd.errors import RefusedError, TooLargeError
+from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
 from payloadd.journal.api import OutcomeCallback, Receipt
 from payloadd.model.job import Buffer, IdSource, Part, split, split_lines, uuid_of
 
@@ -43,29 +43,30 @@ class Intake:
     async def accept(self, payloads: Sequence[Buffer], key: str | None = None) -> Receipt:
         """Accept all payloads of one request; return the receipt once they are durable.
 
-        Raises RefusedError and TooLargeError as ``submit`` does. A cancellation during the wait
-        does not withdraw the request.
+        Raises RefusedError, KeyReusedError and TooLargeError, where ``submit`` reports or raises
+        them. A cancellation during the wait does not withdraw the request.
         """
         answered = trio.Event()
-        outcomes: list[Receipt | RefusedError] = []
+        outcomes: list[Receipt | RefusedError | KeyReusedError] = []
 
-        def done(outcome: Receipt | RefusedError) -> None:
+        def done(outcome: Receipt | RefusedError | KeyReusedError) -> None:
             outcomes.append(outcome)
             answered.set()
 
         self.submit(payloads, key, done)
         await answered.wait()
         (outcome,) = outcomes
-        if isinstance(outcome, RefusedError):
-            raise outcome
-        return outcome
+        if isinstance(outcome, Receipt):
+            return outcome
+        raise outcome
 
     def submit(self, payloads: Sequence[Buffer], key: str | None, done: OutcomeCallback) -> None:
         """Accept all payloads of one request; ``done`` is called with the receipt.
 
         ``key`` is the request's Idempotency-Key: a second request with the same key within 24 h
-        gets the receipt of the first, and nothing is stored twice. ``done`` is called after the
-        commit (``DURABILITY=disk``), with a RefusedError if the commit failed.
+        gets the receipt of the first, and nothing is stored twice; with other payloads it gets a
+        KeyReusedError. ``done`` is called after the commit (``DURABILITY=disk``), with a
+        RefusedError if the commit failed.
 
         Raises RefusedError (QUEUE_FULL, JOURNAL_FULL, DISK_ERROR), or TooLargeError if the request
         could never be accepted. Then no payload was accepted, and ``done`` is not called.

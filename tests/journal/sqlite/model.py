@@ -20,6 +20,13 @@ class Answer:
 
     receipt: Receipt
     expires: float
+    lines: bytes
+    """The payloads of the request."""
+
+
+def lines_of(append: Append) -> bytes:
+    """Return the payloads of a request as NDJSON."""
+    return b"".join(part.lines for part in append.parts)
 
 
 @dataclass
@@ -82,7 +89,7 @@ class Model:
             if known is not None and known.expires > now:
                 return []
             if append.parts:
-                self.answers[append.key] = Answer(append.receipt, now + KEEP)
+                self.answers[append.key] = Answer(append.receipt, now + KEEP, lines_of(append))
         return self.take_in(list(append.parts), append.first if append.staged else None)
 
     def forget(self, batch: Batch) -> None:

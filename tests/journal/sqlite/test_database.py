@@ -22,6 +22,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from payloadd.errors import KeyReusedError
 from payloadd.journal.api import (
     Abandon,
     Append,
@@ -41,7 +42,7 @@ from payloadd.journal.sqlite.idempotency import KEEP
 from payloadd.journal.sqlite.schema import ROW_BYTES
 from payloadd.journal.sqlite.segments import FOLDER
 from payloadd.model.job import Batch, Job, Part
-from tests.journal.sqlite.model import Model
+from tests.journal.sqlite.model import Model, lines_of
 from tests.support.journal import FaultyConnection, contents, id_of, sealed
 
 if TYPE_CHECKING:
@@ -66,10 +67,12 @@ class JournalFile(RuleBasedStateMachine):
         """Begin with a new file."""
         self.folder = Path(tempfile.mkdtemp(prefix="payloadd-test-"))
         self.now = 1_700_000_000.0
-        self.clock = SimpleNamespace(time=lambda: self.now)
+        clock = SimpleNamespace(
+            time=lambda: self.now, clock_gettime=lambda _: self.now, CLOCK_BOOTTIME=0
+        )
         self.patches = ExitStack()
         for one in (
-            patch("payloadd.journal.sqlite.idempotency.time", self.clock),
+            patch("payloadd.journal.sqlite.key_clock.time", clock),
             # Some jobs are large, some commits have enough of them, segments are soon full.
             patch("payloadd.journal.sqlite.segments.LARGE", 10),
             patch("payloadd.journal.sqlite.segments.WORTH_A_SYNC", 30),
@@ -252,7 +255,10 @@ class JournalFile(RuleBasedStateMachine):
                 operation.append.staged = operation.end
             if isinstance(operation, Append):
                 earlier = known if known is not None and known.expires > self.now else None
-                assert operation.earlier == (earlier and earlier.receipt)
+                if earlier is not None and earlier.lines != lines_of(operation):
+                    assert isinstance(operation.earlier, KeyReusedError)
+                else:
+                    assert operation.earlier == (earlier and earlier.receipt)
             if isinstance(operation, Append):
                 assert contents(operation.jobs) == contents(jobs)
                 self.free += operation.jobs

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from payloadd.errors import RefusedError
+from payloadd.errors import KeyReusedError, RefusedError
 from payloadd.journal.api import Append, Expire, Receipt
-from payloadd.journal.sqlite import idempotency
+from payloadd.journal.sqlite import idempotency, key_clock
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.schema import FILE, KEY_BYTES
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Return a function that lets a second pass for the keys."""
     now = [1_700_000_000.0]
-    monkeypatch.setattr("payloadd.journal.sqlite.idempotency.time.time", lambda: now[0])
+    monkeypatch.setattr(key_clock, "uptime", lambda: int(now[0] * 1000))
 
     def tick() -> None:
         now[0] += 1
@@ -88,6 +88,31 @@ def test_an_empty_collection_leaves_no_key(tmp_path: Path) -> None:
         again = Append(Receipt(id_of(99), 0), [], b"used")
         database.commit([*empty, again])
         assert known(database) == {b"used"}
+        assert isinstance(again.earlier, KeyReusedError)
+
+
+def test_a_key_of_version_3_matches_every_request(tmp_path: Path) -> None:
+    """After an upgrade the retry of a request that is here would be refused."""
+    with closing(Database(tmp_path / "j")) as database:
+        first = append(1, b"k")
+        database.commit([first])
+        database._connection.execute("UPDATE answers SET fingerprint = NULL, crc = NULL")
+        other = append(2, b"k")
+        database.commit([other])
+        assert other.earlier == first.receipt
+
+
+@pytest.mark.parametrize("damaged", [bytes(8), "text"])
+def test_a_damaged_fingerprint_does_not_refuse_a_retry(
+    tmp_path: Path, damaged: bytes | str
+) -> None:
+    """The client would give up a request that is here, or send it again under another key."""
+    with closing(Database(tmp_path / "j")) as database:
+        first = append(1, b"k")
+        database.commit([first])
+        database._connection.execute("UPDATE answers SET fingerprint = ?", (damaged,))
+        again = append(2, b"k", like=1)
+        database.commit([again])
         assert again.earlier == first.receipt
 
 

@@ -191,7 +191,7 @@ async def test_an_idempotency_key_is_accepted_once(tmp_path: Path, together: boo
         receipts = []
 
         async def take(number: int) -> None:
-            receipts.append(await rig.accept(number, b"key"))
+            receipts.append(await rig.accept(number, b"key", like=2))
 
         rig.database.hold()
         async with trio.open_nursery() as nursery:
@@ -207,7 +207,7 @@ async def test_an_idempotency_key_is_accepted_once(tmp_path: Path, together: boo
         assert receipts[0] == receipts[1]
         assert rig.accounting.accepted == 2
     async with open_rig(tmp_path / "j", tuning=QUICK) as rig:
-        assert (await rig.accept(9, b"key")) == receipts[0]
+        assert (await rig.accept(9, b"key", like=2)) == receipts[0]
 
 
 async def test_an_idempotency_key_of_a_failed_commit_is_unknown(tmp_path: Path) -> None:

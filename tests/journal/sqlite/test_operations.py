@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from payloadd.journal.api import Bury, Expire, Revive, Seal, Settle
-from payloadd.journal.sqlite import dead_letters
+from payloadd.journal.sqlite import dead_letters, key_clock
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.dead_letters import REVIVED_PER_COMMIT, drop
 from payloadd.journal.sqlite.schema import ROW_BYTES
@@ -143,11 +142,12 @@ def test_an_idempotency_key_is_deleted_in_the_second_it_expires(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a key that is deleted is still valid when it is looked up, or the reverse."""
-    now = int(time.time())
-    monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", 0)
+    now = key_clock.uptime()
+    monkeypatch.setattr(key_clock, "uptime", lambda: now)
+    monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", 1)
     database.commit([append(number, b"key%d" % number) for number in range(1, 4)])
     monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", 1000)
-    monkeypatch.setattr("payloadd.journal.sqlite.idempotency.time.time", lambda: float(now + 1))
+    monkeypatch.setattr(key_clock, "uptime", lambda: now + 1000)
     again = append(4, b"key1")
     database.commit([again, Expire()])
     assert again.earlier is None

@@ -109,7 +109,7 @@ def test_damaged_idempotency_keys_are_reported_and_still_known(path: Path) -> No
     change(path, "UPDATE answers SET id = 'no id', payloads = 'x'")
     assert [one.table for one in verified(path)] == ["answers"]
     with closing(Database(path)) as database:
-        request = append(11, key=b"k" * 16)
+        request = append(11, key=b"k" * 16, like=10)
         database.commit([request])
         # The key itself is intact, so the request is recognized.
         assert request.earlier == request.receipt

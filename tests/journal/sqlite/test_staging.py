@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from payloadd.errors import RefusedError
+from payloadd.errors import KeyReusedError, RefusedError
 from payloadd.journal.api import Abandon, Append, Clear, Receipt, Seal, Settle, Stage
 from payloadd.journal.sqlite import segments
 from payloadd.journal.sqlite.database import Database
@@ -181,15 +181,15 @@ def test_a_staged_request_is_removed_when_the_journal_closes(path: Path) -> None
 
 def test_a_large_request_with_a_known_key_is_not_written(path: Path, database: Database) -> None:
     """Otherwise a retry is stored twice, or written in vain."""
-    first = append(1, b"k", count=2)
+    first = append(1, b"k", count=5)
     database.commit([first])
-    retry = append(3, b"k", count=5)
+    retry = append(6, b"k", count=5, like=1)
     commit_step(database, retry, 2)
     assert retry.earlier == first.receipt
-    assert rows_of(path) == 2
+    assert rows_of(path) == 5
     retry.staged = 0
     database.commit([retry])
-    assert (retry.earlier, retry.jobs, seqs(database)) == (first.receipt, [], [1, 2])
+    assert (retry.earlier, retry.jobs, seqs(database)) == (first.receipt, [], [1, 2, 3, 4, 5])
 
 
 def test_a_key_that_becomes_known_meanwhile_ends_a_staged_request(
@@ -198,12 +198,33 @@ def test_a_key_that_becomes_known_meanwhile_ends_a_staged_request(
     """Otherwise two requests with one key at the same time are both stored."""
     large = append(1, b"k", count=5)
     commit_step(database, large, 3)
+    # The same lines in one part: the client's repetition meets other settings.
+    lines = b"".join(part.lines for part in large.parts)
     small = append(9, b"k")
+    small.parts = [small.parts[0]._replace(lines=lines)]
     database.commit([small])
     database.commit([large])
     assert (large.earlier, large.jobs, seqs(database)) == (small.receipt, [], [6])
     database.commit([Clear()])
     assert rows_of(path) == 1
+
+
+def test_a_staged_request_with_the_key_of_another_one_is_refused(
+    path: Path, database: Database
+) -> None:
+    """The client would drop payloads that were never accepted."""
+    first = append(1, b"k")
+    database.commit([first])
+    early = append(11, b"k", count=5)
+    commit_step(database, early, 3)
+    assert isinstance(early.earlier, KeyReusedError)
+    late = append(21, b"l", count=5)
+    commit_step(database, late, 3)
+    database.commit([append(31, b"l")])
+    database.commit([late])
+    assert isinstance(late.earlier, KeyReusedError)
+    database.commit([Clear()])
+    assert rows_of(path) == 2
 
 
 def test_a_failed_step_is_rolled_back(database: Database) -> None:

@@ -8,14 +8,13 @@ import tarfile
 import time
 from collections import Counter
 from contextlib import closing
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import pytest
 
 from payloadd.journal.api import Append, Receipt, Revive, Seal, Settle
-from payloadd.journal.sqlite import idempotency, schema
+from payloadd.journal.sqlite import schema
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS
@@ -86,8 +85,8 @@ def test_keys_of_version_3_are_known(
         hashes = {str(uuid_of(id_)): key for key, id_ in old.execute("SELECT key, id FROM answers")}
     with closing(Database(path)) as database:
         for answer in keys.values():
-            now = accepted_at(uuid_of(answer["id"])) + 3600
-            monkeypatch.setattr(idempotency, "time", SimpleNamespace(time=lambda now=now: now))
+            now = int(accepted_at(uuid_of(answer["id"]))) + 3600
+            monkeypatch.setattr(database.high_water.key_clock, "now", lambda now=now: now)
             request = Append(Receipt(id_of(1), 1), (), hashes[answer["id"]])
             database.commit([request])
             assert request.earlier == Receipt(uuid_of(answer["id"]), answer["accepted"])

@@ -21,7 +21,7 @@ except ImportError:  # no wheel for this platform: the same numbers, more slowly
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["crc32", "job_head", "of_answer", "of_job", "of_totals", "of_values"]
+__all__ = ["crc32", "job_head", "of_answer", "of_job", "of_lines", "of_totals", "of_values"]
 
 _MANY: Final = 5 * 2**10
 """Bytes from which isal's function is called. zlib's releases Python's lock only from this size on,
@@ -34,8 +34,12 @@ _two = Struct("<qq").pack
 
 def of_job(seq: int, id_: bytes, payloads: int, lines: bytes, stream: int = 0) -> int:
     """Return the checksum of a job, whose lines may be in its row or in a segment."""
-    head = crc32(job_head(stream, seq, payloads, id_))
-    return crc32(lines, head) if len(lines) < _MANY else _crc32_of_many(lines, head)
+    return of_lines(lines, crc32(job_head(stream, seq, payloads, id_)))
+
+
+def of_lines(lines: bytes, before: int = 0) -> int:
+    """Return the checksum of ``lines`` and of bytes before them whose checksum is ``before``."""
+    return crc32(lines, before) if len(lines) < _MANY else _crc32_of_many(lines, before)
 
 
 def of_totals(row: Sequence[int]) -> int:

@@ -143,7 +143,7 @@ class DatabaseFile:
         self.vacuum = Vacuum(self._connection)
         self._backlog = Backlog(self._connection, self._folder, self._excluded, self._read_errors)
         self.deletion = RowDeletion(self._connection)
-        self.staging = Staging(self._connection, self.deletion)
+        self.staging = Staging(self._connection, self.deletion, self.high_water.key_clock)
         self._oldest = OldestRow(self._connection)
         self.compaction = Compaction(self._connection, self._folder, self._segments, self.findings)
 

@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Final
 from payloadd.errors import StartError
 from payloadd.files import sync_folder
 from payloadd.journal.sqlite import identity, segments
+from payloadd.journal.sqlite.key_clock import KeyClock
 
 if TYPE_CHECKING:
     import sqlite3
@@ -53,10 +54,13 @@ _SUFFIX: Final = ".high"
 _LOST_SUFFIX: Final = ".lost"
 """Added to the name of a segment whose rows are lost, so that an operator can read its payloads."""
 
-_MAGIC: Final = b"payldhw1"
-_BODY: Final = struct.Struct("<8sQ16s16sqqqqI")
+_MAGIC: Final = b"payldhw2"
+_BODY: Final = struct.Struct("<8sQ16s16sqqqqIqq")
 """Magic, number of the record, boot id, identity of the journal, next seq, payloads accepted, held,
-missing, flags."""
+missing, flags, clock of the keys, time since boot."""
+_FORMER_MAGIC: Final = b"payldhw1"
+_FORMER_BODY: Final = struct.Struct("<8sQ16s16sqqqqI")
+"""The same without the two times."""
 _CHECKSUM: Final = struct.Struct("<I")
 _SECTOR: Final = 512
 _FLAG_CLEAN: Final = 1
@@ -85,6 +89,10 @@ class HighWaterRecord:
     missing: int
     """Payloads that an earlier start found missing and no operator has acknowledged yet."""
     flags: int
+    clock: int = 0
+    """Time of the clock of the Idempotency-Keys, in ms; 0 in records that do not have it."""
+    uptime: int = 0
+    """Milliseconds since the machine was booted."""
 
     @property
     def clean(self) -> bool:
@@ -137,6 +145,7 @@ class HighWater:
         self._file: int | None = None
         self._number = 0 if self._found is None else self._found.number
         self._boot = _boot_id()
+        self.key_clock = KeyClock(self._found, self._boot)
         self._missing = self._flags = 0
         self._journal = b""
         self._dirty = False
@@ -287,6 +296,7 @@ class HighWater:
             held,
             self._missing,
             self._flags,
+            *self.key_clock.reading(),
         )
         try:
             record = body + _CHECKSUM.pack(zlib.crc32(body))
@@ -338,12 +348,14 @@ def read(journal: Path) -> HighWaterRecord | None:
 
 
 def _parse(record: bytes) -> HighWaterRecord | None:
-    size = _BODY.size
+    layout = _FORMER_BODY if record.startswith(_FORMER_MAGIC) else _BODY
+    size = layout.size
     if len(record) < size + _CHECKSUM.size:
         return None
     body = record[:size]
-    magic, *values = _BODY.unpack(body)
-    if magic != _MAGIC or _CHECKSUM.unpack_from(record, size) != (zlib.crc32(body),):
+    magic, *values = layout.unpack(body)
+    known = magic in {_MAGIC, _FORMER_MAGIC}
+    if not known or _CHECKSUM.unpack_from(record, size) != (zlib.crc32(body),):
         return None
     return HighWaterRecord(*values)
 

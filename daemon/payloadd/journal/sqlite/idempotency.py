@@ -3,16 +3,23 @@
 Keys are kept as 16 bytes of hash. They count into JOURNAL_MAX_BYTES and may take a quarter of it:
 without a bound a client that makes up a key for each request would fill the disk. Above that the
 oldest keys are evicted early, a few with each commit that brings new ones, and a metric counts
-them. An empty collection leaves no key: a repetition could store nothing twice.
+them. They expire by a clock of their own (``key_clock.py``). An empty collection leaves no key: a
+repetition could store nothing twice.
+
+A key is kept with the fingerprint of its request. The same key with other payloads is an error of
+the client: the receipt of the first request would make the client drop payloads that are not here.
+Keys that format version 3 has written have no fingerprint; they match every request.
 """
 
 from __future__ import annotations
 
-import time
 import uuid
-from typing import TYPE_CHECKING, Final
+from struct import error as StructError  # noqa: N812 - a class with a lower-case name
+from typing import TYPE_CHECKING, Any, Final
 
+from payloadd.errors import KeyReusedError
 from payloadd.journal.api import Receipt
+from payloadd.journal.fingerprint import fingerprint
 from payloadd.journal.sqlite.checksum import of_answer
 from payloadd.journal.sqlite.schema import KEY_BYTES
 
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
+    from payloadd.journal.api import Append
     from payloadd.journal.sqlite.transaction import CommitChanges
 
 KEEP: Final = 24 * 3600
@@ -31,7 +39,7 @@ _SHARE: Final = 4
 _AHEAD: Final = 64
 """Keys that a commit may evict beyond the number that it brings, where the bound was lowered."""
 
-_FIND: Final = "SELECT id, payloads, expires FROM answers WHERE key = ?"
+_FIND: Final = "SELECT key, id, payloads, expires, fingerprint, crc FROM answers WHERE key = ?"
 _EXPIRE: Final = """
     DELETE FROM answers WHERE key IN
     (SELECT key FROM answers WHERE expires <= ? ORDER BY expires LIMIT ?)
@@ -52,40 +60,49 @@ def most_keys(max_bytes: int) -> int:
 
 
 def answer(
-    connection: sqlite3.Connection, key: bytes, receipt: Receipt, changes: CommitChanges
-) -> Receipt | None:
-    """Return the receipt that ``key`` got before, or None after noting ``receipt`` for it.
+    connection: sqlite3.Connection, append: Append, changes: CommitChanges, now: int
+) -> Receipt | KeyReusedError | None:
+    """Return the outcome for a request whose key is known, or None after noting its key.
 
-    Counts a new key in ``changes``.
+    Counts a new key in ``changes``. ``now``: the time of the ``KeyClock``.
     """
-    now = int(time.time())
-    row = connection.execute(_FIND, (key,)).fetchone()
+    row = connection.execute(_FIND, (append.key,)).fetchone()
+    marks = fingerprint(append.parts)
     if _is_valid(row, now):
-        return _earlier(row[0], row[1], receipt)
+        return _earlier(row, append.receipt, marks)
+    receipt = append.receipt
     if receipt.payloads:
-        values = (key, receipt.id.bytes, receipt.payloads, now + KEEP, None)
+        values = (append.key, receipt.id.bytes, receipt.payloads, now + KEEP, marks)
         connection.execute(_INSERT, (*values, of_answer(values)))
         changes.keys += row is None
     return None
 
 
-def find(connection: sqlite3.Connection, key: bytes, receipt: Receipt) -> Receipt | None:
-    """Return the receipt that ``key`` got before, None if the key is new; notes nothing."""
-    row = connection.execute(_FIND, (key,)).fetchone()
-    return _earlier(row[0], row[1], receipt) if _is_valid(row, int(time.time())) else None
+def find(
+    connection: sqlite3.Connection, append: Append, now: int
+) -> Receipt | KeyReusedError | None:
+    """Return the outcome for a request whose key is known, else None; notes nothing."""
+    row = connection.execute(_FIND, (append.key,)).fetchone()
+    if not _is_valid(row, now):
+        return None
+    return _earlier(row, append.receipt, fingerprint(append.parts))
 
 
 def _is_valid(row: Sequence[object] | None, now: int) -> bool:
     """Return whether a key was found that has not expired."""
     # A key whose expiry is damaged is valid: its request must not be stored twice.
-    return row is not None and not (isinstance(row[2], int) and row[2] <= now)
+    return row is not None and not (isinstance(row[3], int) and row[3] <= now)
 
 
-def _earlier(id_: object, payloads: object, receipt: Receipt) -> Receipt:
-    """Return the earlier receipt; damaged parts of it are taken from the new one.
+def _earlier(row: Sequence[object], receipt: Receipt, marks: bytes) -> Receipt | KeyReusedError:
+    """Return the earlier receipt, or the error of a request with other payloads.
 
-    A known key with another id is better than an unknown one: its request would be stored twice.
+    Damaged parts of the receipt are taken from the new one: a known key with another id is better
+    than an unknown one, whose request would be stored twice.
     """
+    _, id_, payloads, _, known, _ = row
+    if known is not None and known != marks and _is_sound(row):
+        return KeyReusedError()
     sound = isinstance(id_, bytes) and len(id_) == len(receipt.id.bytes)
     return Receipt(
         uuid.UUID(bytes=id_) if sound and isinstance(id_, bytes) else receipt.id,
@@ -93,9 +110,17 @@ def _earlier(id_: object, payloads: object, receipt: Receipt) -> Receipt:
     )
 
 
-def expire(connection: sqlite3.Connection, changes: CommitChanges) -> bool:
+def _is_sound(row: Sequence[Any]) -> bool:
+    """Return whether a row matches its checksum; a damaged fingerprint must not refuse a retry."""
+    try:
+        return bool(of_answer(row[:5]) == row[5])
+    except (TypeError, StructError):
+        return False
+
+
+def expire(connection: sqlite3.Connection, changes: CommitChanges, now: int) -> bool:
     """Delete expired keys, KEYS_PER_COMMIT at most; returns whether there may be more."""
-    count = connection.execute(_EXPIRE, (int(time.time()), KEYS_PER_COMMIT)).rowcount
+    count = connection.execute(_EXPIRE, (now, KEYS_PER_COMMIT)).rowcount
     changes.keys -= count
     return count == KEYS_PER_COMMIT
 

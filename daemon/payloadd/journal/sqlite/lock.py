@@ -1,6 +1,8 @@
 """Lock file of a journal: one process at a time may open it.
 
-The lock is flock(2): the kernel releases it when the process ends, in whichever way.
+The lock is flock(2): the kernel releases it when the process ends, in whichever way. SQLite needs
+the other kind of lock (fcntl(2)) too, and reports a file system without it only as "database is
+locked", after a long wait. So both kinds are tried at a start.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from payloadd.errors import StartError
+from payloadd.errors import StartError, StateDirError
 from payloadd.files import make_folder
 
 if TYPE_CHECKING:
@@ -25,32 +27,46 @@ _SECONDS_BETWEEN_TRIES: Final = 0.05
 """Retried because ``owner`` in another process holds a shared lock for a moment."""
 
 
-def lock(folder: Path) -> int:
+def lock(folder: Path, shown: Path | None = None) -> int:
     """Lock the journal in ``folder`` and return the open lock file; closing it releases the lock.
 
-    Creates the folder if it does not exist. Raises StartError, with the id of the process that
-    holds the lock if there is one.
+    Creates the folder if it does not exist. ``shown``: the folder that errors name, if it is
+    another one. Raises StartError, with the id of the process that holds the lock if there is one,
+    and StateDirError on a file system without locks.
     """
     try:
         make_folder(folder, 0o700)
         file = os.open(folder / _FILE, _FLAGS, 0o600)
     except OSError as error:
         raise _cannot_use(folder, error) from None
-    for _ in range(_TRIES):
-        if _try_flock(file, fcntl.LOCK_EX):
-            # The process id only improves the error message of another process: on a full disk
-            # it is left out.
-            with suppress(OSError):
-                os.ftruncate(file, 0)
-                os.pwrite(file, str(os.getpid()).encode(), 0)
-            return file
-        time.sleep(_SECONDS_BETWEEN_TRIES)
+    try:
+        _check_locks(file, shown or folder)
+        locked = _flock_soon(file, shown or folder)
+    except BaseException:
+        os.close(file)
+        raise
+    if locked:
+        return file
     process = _read_process(file)
     os.close(file)
     raise StartError(
         f"STATE_DIR {folder} is in use by another payloadd (process {process or 'unknown'});"
         " each process needs a STATE_DIR of its own"
     )
+
+
+def _flock_soon(file: int, folder: Path) -> bool:
+    """Lock a file and write the process id into it; return False if another process keeps it."""
+    for _ in range(_TRIES):
+        if _try_flock(file, fcntl.LOCK_EX, folder):
+            # The process id only improves the error message of another process: on a full disk
+            # it is left out.
+            with suppress(OSError):
+                os.ftruncate(file, 0)
+                os.pwrite(file, str(os.getpid()).encode(), 0)
+            return True
+        time.sleep(_SECONDS_BETWEEN_TRIES)
+    return False
 
 
 def owner(folder: Path) -> int | None:
@@ -65,7 +81,7 @@ def owner(folder: Path) -> int | None:
     except OSError as error:
         raise _cannot_use(folder, error) from None
     try:
-        return None if _try_flock(file, fcntl.LOCK_SH) else _read_process(file)
+        return None if _try_flock(file, fcntl.LOCK_SH, folder) else _read_process(file)
     finally:
         os.close(file)
 
@@ -90,12 +106,32 @@ def _cannot_use(folder: Path, error: OSError) -> StartError:
     return StartError(f"cannot use STATE_DIR {folder}: {error}")
 
 
-def _try_flock(file: int, kind: int) -> bool:
+def _try_flock(file: int, kind: int, folder: Path) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise _without_locks(folder, "flock", error) from None
     return True
+
+
+def _check_locks(file: int, folder: Path) -> None:
+    """Raise StateDirError where SQLite cannot lock its file."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_UN)
+    except OSError as error:
+        # Another process has a lock, so there are locks; SQLite ignores the two codes likewise.
+        if error.errno not in {errno.EAGAIN, errno.EACCES}:
+            raise _without_locks(folder, "fcntl", error) from None
+
+
+def _without_locks(folder: Path, kind: str, error: OSError) -> StateDirError:
+    return StateDirError(
+        f"STATE_DIR {folder} is on a file system that does not support file locks ({kind}:"
+        f" {error.strerror}); the journal needs a local file system, or NFS with its lock service"
+    )
 
 
 def _read_process(file: int) -> int | None:

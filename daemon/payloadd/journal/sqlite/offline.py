@@ -17,12 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from payloadd.errors import PayloaddError, StartError
+from payloadd.errors import PayloaddError, StartError, StateDirError
 from payloadd.journal.sqlite import dead_letters, file_check, high_water, identity
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.file_check import check_schema, find_problem
-from payloadd.journal.sqlite.lock import owner, try_lock
+from payloadd.journal.sqlite.lock import lock, owner, try_lock
 from payloadd.journal.sqlite.salvage import remove_damaged_files
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS, check_version, open_existing
 from payloadd.journal.sqlite.segments import Segments, space
@@ -198,8 +198,11 @@ def try_journal(folder: Path) -> str:
         made = [one for one in (folder, *folder.parents) if not one.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix="payloadd-check-") as scratch:
+            os.close(lock(Path(scratch), shown=folder))
             Database(Path(scratch) / FILE).close()
         found = _try_file(path) if path.exists() else _try_new(folder)
+    except StateDirError:
+        raise
     except (OSError, sqlite3.Error, StartError, UnicodeDecodeError) as error:
         raise StartError(f"cannot keep a journal in STATE_DIR {folder}: {error}") from None
     finally:

@@ -45,7 +45,7 @@ def carry_out(
             case Revive():
                 _revive(connection, operation, changes)
             case Expire():
-                operation.more = idempotency.expire(connection, changes)
+                operation.more = idempotency.expire(connection, changes, staging.key_clock.now())
     return changes
 
 

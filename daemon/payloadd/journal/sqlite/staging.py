@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from payloadd.journal.api import Append, Stage
     from payloadd.journal.sqlite.deletion import RowDeletion
     from payloadd.journal.sqlite.job_rows import Range
+    from payloadd.journal.sqlite.key_clock import KeyClock
     from payloadd.journal.sqlite.segments import Segments
     from payloadd.journal.sqlite.transaction import CommitChanges
 
@@ -36,9 +37,12 @@ if TYPE_CHECKING:
 class Staging:
     """Accept requests, and write the parts of the request that is being staged."""
 
-    def __init__(self, connection: sqlite3.Connection, deletion: RowDeletion) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, deletion: RowDeletion, key_clock: KeyClock
+    ) -> None:
         self._connection = connection
         self._deletion = deletion
+        self.key_clock = key_clock
         self.range: Range | None = None
         """The first and last number of the staged request; None without one.
 
@@ -54,7 +58,7 @@ class Staging:
         append.earlier = None
         if append.key is not None:
             append.earlier = idempotency.answer(
-                self._connection, append.key, append.receipt, changes
+                self._connection, append, changes, self.key_clock.now()
             )
         if append.earlier is None:
             append.jobs = changes.accept(append.parts)
@@ -66,7 +70,7 @@ class Staging:
             append.jobs = []
             append.earlier = None
             if append.key is not None:
-                append.earlier = idempotency.find(self._connection, append.key, append.receipt)
+                append.earlier = idempotency.find(self._connection, append, self.key_clock.now())
             if append.earlier is not None:
                 return
             self._begin(append, changes)
@@ -78,7 +82,7 @@ class Staging:
         append.earlier = None
         if append.key is not None:
             append.earlier = idempotency.answer(
-                self._connection, append.key, append.receipt, changes
+                self._connection, append, changes, self.key_clock.now()
             )
         if append.earlier is not None:
             append.jobs = []

@@ -1,0 +1,60 @@
+"""The clock by which Idempotency-Keys expire: it does not follow steps of the system's clock.
+
+A machine without a battery for its clock starts with a wrong time and sets it when a time server
+answers. With the system's clock a step forward would end all keys, and a request that is repeated
+would be stored twice.
+
+* While the daemon runs, the clock counts the time since boot (CLOCK_BOOTTIME, clock_gettime(2)),
+  which no one sets and which goes on while the machine is suspended.
+* ``journal.high`` keeps its reading. The next run on the same boot adds the exact time in between.
+* After a reboot the time in between is known from the system's clock only. The clock moves forward
+  by at most MOST_STEP then: a key may live longer by the time that the machine was off, and no key
+  is forgotten because the system's clock was wrong.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from payloadd.journal.sqlite.high_water import HighWaterRecord
+
+MOST_STEP: Final = 3600
+"""Seconds by which the clock moves forward at most between two runs on different boots."""
+
+
+class KeyClock:
+    """A clock in Unix time, as it was when the clock was first started."""
+
+    def __init__(self, record: HighWaterRecord | None, boot: bytes) -> None:
+        """Go on from the last ``record``; ``boot`` is the boot id of the machine now.
+
+        Without a record, the clock starts with the system's time.
+        """
+        self._ahead = _start(record, boot) - uptime()
+        """Milliseconds by which Unix time is ahead of the time since boot."""
+
+    def now(self) -> int:
+        """Return the time in whole seconds."""
+        return (self._ahead + uptime()) // 1000
+
+    def reading(self) -> tuple[int, int]:
+        """Return the time, and the time since boot, in milliseconds, for ``journal.high``."""
+        up = uptime()
+        return self._ahead + up, up
+
+
+def uptime() -> int:
+    """Return the milliseconds since the machine was booted."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000)
+
+
+def _start(record: HighWaterRecord | None, boot: bytes) -> int:
+    system = int(time.time() * 1000)
+    if record is None or not record.clock:
+        return system
+    step = min(system - record.clock, MOST_STEP * 1000)
+    if record.boot == boot:
+        step = uptime() - record.uptime
+    return record.clock + max(0, step)
