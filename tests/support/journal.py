@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from payloadd.journal.api import Append, Receipt
+from payloadd.journal.open import journal_figures
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import DEFAULT_TUNING, SqliteJournal, Tuning
 from payloadd.model.job import Batch, Job, Part
@@ -254,7 +255,9 @@ def make_rig(
 ) -> JournalRig:
     """Return a journal in the file ``path``."""
     database = FaultyDatabase(path)
-    metrics, health = Metrics(), Health()
+    health = Health()
+    health.journal_figures = lambda: journal_figures(database)
+    metrics = Metrics(health.snapshot)
     accounting = Accounting(metrics)
     channel = JobChannel(max_jobs, 10**6)
     feeder = QueueFeeder(channel, accounting, newest=database.totals.next - 1)

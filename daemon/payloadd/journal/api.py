@@ -2,7 +2,7 @@
 
 The pipeline and the journals know this module; they do not know each other. A new journal
 implements ``Journal``, calls a ``JournalListener``, is opened in ``open.py``, and passes
-``tests/journal/test_contract.py``.
+``tests/journal/test_contract.py``, which checks each of these promises.
 
 The promises of a journal to the pipeline:
 
@@ -20,6 +20,15 @@ The promises of a journal to the pipeline:
 * **Seals hold.** Once ``seal`` has returned, the members and the key of the batch survive a crash:
   the next run gets the same members under the same key from ``sealed``, until the batch is settled
   or buried. So an upload that is repeated replaces its object and does not make a second one.
+* **Layouts.** The journal keeps the layout (key template, object format, ...) under which each job
+  was accepted: ``open_journal`` returns those of all its jobs. So after a change of settings a
+  batch that a crash has interrupted gets the same key again.
+* **Dead letters stay.** A durable journal keeps the jobs of ``bury`` with the store's error until
+  an operator drops them; ``open.inspect_journal`` lists them and marks them for a retry.
+* **Failed writes end.** While the disk refuses writes, requests are refused whole, with an error
+  that says so. Once the disk accepts writes again the journal accepts requests again, and what the
+  pipeline has asked for meanwhile is carried out.
+* **Keys.** An Idempotency-Key is known for 24 hours, over restarts too, and then no longer.
 * **Nothing is forgotten early.** ``settle`` and ``bury`` are carried out in the order in which they
   were called, in one of the next commits. A crash before that commit brings the batch back.
 

@@ -42,7 +42,7 @@ from payloadd.journal.sqlite.key_clock import KeyClock
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from payloadd.journal.sqlite.transaction import Totals
 
@@ -132,8 +132,11 @@ class HighWater:
     because of it.
     """
 
-    def __init__(self, journal: Path) -> None:
-        """Read the file that belongs to ``journal``, before that is opened. Raises OSError."""
+    def __init__(self, journal: Path, read_uptime: Callable[[], int] | None = None) -> None:
+        """Read the file that belongs to ``journal``, before that is opened. Raises OSError.
+
+        ``read_uptime``: as for ``KeyClock``.
+        """
         self._path = journal.with_suffix(_SUFFIX)
         self._segments = journal.parent / segments.FOLDER
         self._existed = self._path.exists()
@@ -145,7 +148,7 @@ class HighWater:
         self._file: int | None = None
         self._number = 0 if self._found is None else self._found.number
         self._boot = _boot_id()
-        self.key_clock = KeyClock(self._found, self._boot)
+        self.key_clock = KeyClock(self._found, self._boot, read_uptime)
         self._missing = self._flags = 0
         self._journal = b""
         self._dirty = False

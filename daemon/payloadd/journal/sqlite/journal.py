@@ -124,8 +124,7 @@ class SqliteJournal:
         self._unknown = False
         """Whether a failed commit may come back with a crash."""
         database.most_keys = most_keys(max_bytes)
-        metrics.idempotency_keys.set_function(lambda: database.totals.keys)
-        report_missing(database, health, metrics)
+        report_missing(database, health)
 
     def append(
         self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: OutcomeCallback

@@ -18,6 +18,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from payloadd.journal.sqlite.high_water import HighWaterRecord
 
 MOST_STEP: Final = 3600
@@ -27,21 +29,28 @@ MOST_STEP: Final = 3600
 class KeyClock:
     """A clock in Unix time, as it was when the clock was first started."""
 
-    def __init__(self, record: HighWaterRecord | None, boot: bytes) -> None:
+    def __init__(
+        self,
+        record: HighWaterRecord | None,
+        boot: bytes,
+        read_uptime: Callable[[], int] | None = None,
+    ) -> None:
         """Go on from the last ``record``; ``boot`` is the boot id of the machine now.
 
-        Without a record, the clock starts with the system's time.
+        Without a record, the clock starts with the system's time. ``read_uptime`` returns the
+        milliseconds since boot; the default is ``uptime``.
         """
-        self._ahead = _start(record, boot) - uptime()
+        self._uptime = read_uptime or uptime
+        self._ahead = _start(record, boot, self._uptime()) - self._uptime()
         """Milliseconds by which Unix time is ahead of the time since boot."""
 
     def now(self) -> int:
         """Return the time in whole seconds."""
-        return (self._ahead + uptime()) // 1000
+        return (self._ahead + self._uptime()) // 1000
 
     def reading(self) -> tuple[int, int]:
         """Return the time, and the time since boot, in milliseconds, for ``journal.high``."""
-        up = uptime()
+        up = self._uptime()
         return self._ahead + up, up
 
 
@@ -50,11 +59,11 @@ def uptime() -> int:
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000)
 
 
-def _start(record: HighWaterRecord | None, boot: bytes) -> int:
+def _start(record: HighWaterRecord | None, boot: bytes, now: int) -> int:
     system = int(time.time() * 1000)
     if record is None or not record.clock:
         return system
     step = min(system - record.clock, MOST_STEP * 1000)
     if record.boot == boot:
-        step = uptime() - record.uptime
+        step = now - record.uptime
     return record.clock + max(0, step)
