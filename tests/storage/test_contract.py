@@ -9,9 +9,11 @@ import errno
 import os
 import shutil
 import socket
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import pytest
 import trio
@@ -31,11 +33,26 @@ if TYPE_CHECKING:
     from payloadd.storage.api import Store
     from tests.support.s3 import S3Server
 
+_EARLY: Final = 0.3
+"""Seconds in which a store that does not wait for a confirmation has returned."""
+_READERS: Final = 2
+_REPLACEMENTS: Final = 5
+TEST_TIMEOUT: Final = 20.0
+
 OBJECT = plain(b'{"a":"\xc3\xbc"}\n')
 LARGE = plain(*[bytes(range(256)) * 4096] * 9)
 # No backslash: SeaweedFS reads it as a slash.
 KEYS = ["plain.ndjson", "a/b c+d&e=f?g#h%41.ndjson", "größe/日本/🎈", "~(*)'!,;:@$", '"<>|^`{}']
 TARGETS = ["folder", "moto_bucket", "seaweed_bucket"]
+
+
+@dataclass
+class Unconfirmed:
+    """A store that confirms nothing, until it is released."""
+
+    settings: Settings
+    release: Callable[[], object]
+    """Let uploads that cannot be interrupted end."""
 
 
 class Target(Protocol):
@@ -58,6 +75,10 @@ class Target(Protocol):
         """Create the place again."""
         ...
 
+    def without_confirmation(self) -> AbstractContextManager[Unconfirmed]:
+        """Let no upload be confirmed within the block, or until it is released."""
+        ...
+
     def broken_for_a_moment(self) -> AbstractContextManager[Settings]:
         """Return settings for the same kind of store; uploads fail within the block."""
         ...
@@ -75,8 +96,11 @@ class Folder:
 
     def objects(self) -> dict[str, bytes]:
         """Return every file, temporary ones included."""
-        files = (path for path in self._root.rglob("*") if path.is_file())
-        return {str(path.relative_to(self._root)): path.read_bytes() for path in files}
+        found = {}
+        for path in self._root.rglob("*"):
+            with suppress(FileNotFoundError, IsADirectoryError):  # a file may be renamed meanwhile
+                found[str(path.relative_to(self._root))] = path.read_bytes()
+        return found
 
     def remove(self) -> None:
         """Remove the folder."""
@@ -85,6 +109,21 @@ class Folder:
     def restore(self) -> None:
         """Create the folder."""
         self._root.mkdir()
+
+    @contextmanager
+    def without_confirmation(self) -> Iterator[Unconfirmed]:
+        """Let no sync end."""
+        released = threading.Event()
+        sync = os.fsync
+
+        def wait(file: int) -> None:
+            assert released.wait(TEST_TIMEOUT)
+            sync(file)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", wait)
+            yield Unconfirmed(self.settings, released.set)
+            released.set()
 
     @contextmanager
     def broken_for_a_moment(self) -> Iterator[Settings]:
@@ -127,6 +166,15 @@ class Bucket:
     def restore(self) -> None:
         """Create the bucket."""
         self._server.make_bucket(self._name)
+
+    @contextmanager
+    def without_confirmation(self) -> Iterator[Unconfirmed]:
+        """Name an endpoint that takes connections and never answers."""
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            yield Unconfirmed(self._make(endpoint), lambda: None)
 
     @contextmanager
     def broken_for_a_moment(self) -> Iterator[Settings]:
@@ -241,6 +289,47 @@ async def test_puts_at_the_same_time_do_not_disturb_each_other(target: Target) -
             for _ in range(32):
                 nursery.start_soon(worker)
     assert await objects_of(target) == {key: bytes_of(body) for key, body in bodies.items()}
+
+
+async def test_a_put_returns_after_its_confirmation_and_can_be_cancelled(target: Target) -> None:
+    """Payloads would be deleted that no store has, or a drain would hang."""
+    with target.without_confirmation() as unconfirmed, trio.fail_after(TEST_TIMEOUT):
+        async with open_store(unconfirmed.settings) as store, trio.open_nursery() as nursery:
+            cancelled = trio.CancelScope()
+            returned = trio.Event()
+
+            async def put() -> None:
+                with cancelled:
+                    await store.put("a", OBJECT, MEMBERS, repeat=False)
+                    returned.set()
+
+            nursery.start_soon(put)
+            with trio.move_on_after(_EARLY):
+                await returned.wait()
+            assert not returned.is_set(), "returned before the store has confirmed"
+            cancelled.cancel()
+            unconfirmed.release()
+
+
+async def test_an_object_is_replaced_at_once(target: Target) -> None:
+    """A reader would get a part of an object."""
+    whole = {bytes_of(OBJECT), bytes_of(LARGE)}
+    found = []
+    async with open_store(target.settings) as store, trio.open_nursery() as nursery:
+        await store.put("a", OBJECT, MEMBERS, repeat=False)
+
+        async def read() -> None:
+            while True:
+                found.append((await objects_of(target)).get("a"))
+
+        for _ in range(_READERS):
+            nursery.start_soon(read)
+        for _ in range(_REPLACEMENTS):
+            for body in (LARGE, OBJECT):
+                await store.put("a", body, MEMBERS, repeat=True)
+        nursery.cancel_scope.cancel()
+    assert found
+    assert set(found) <= whole, "a part of an object"
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.001, 0.01, 0.05])
