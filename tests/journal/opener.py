@@ -6,17 +6,18 @@ A new journal is one more entry of ``JOURNALS``, and of ``DURABLE`` if it is dur
 from __future__ import annotations
 
 import shutil
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
 
-from payloadd.config.settings import Settings, load
+from payloadd.config.settings import load
 from payloadd.errors import RefusedError
 from payloadd.journal.api import Receipt
-from payloadd.journal.open import inspect_journal, open_journal
+from payloadd.journal.open import OpenedJournal, inspect_journal, open_journal
 from payloadd.journal.sqlite.key_clock import uptime
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
@@ -24,14 +25,14 @@ from tests.support.journal import TEST_TIMEOUT, append
 from tests.support.listener import RecordingListener
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from payloadd.config.settings import Settings
     from payloadd.errors import KeyReusedError
-    from payloadd.journal.api import Journal, JournalListener
+    from payloadd.journal.api import Journal
     from payloadd.journal.inspection import JournalInspection
-    from payloadd.journal.open import OpenedJournal
     from payloadd.model.job import Part
     from payloadd.model.layout import Layouts
 
@@ -42,19 +43,8 @@ ALL: Final = (0, 10_000, 10**9)
 _NO_MORE: Final[dict[str, str]] = {}
 
 
-class OpenFunction(Protocol):
-    """``open_journal``, or a faulty journal in its place."""
-
-    def __call__(
-        self,
-        settings: Settings,
-        listener: JournalListener,
-        health: Health,
-        metrics: Metrics,
-        read_uptime: Callable[[], int] | None,
-    ) -> AbstractAsyncContextManager[OpenedJournal]:
-        """Open the journal of the settings."""
-        ...
+OpenFunction = Callable[..., AbstractAsyncContextManager[OpenedJournal]]
+"""``open_journal``, or a faulty journal in its place."""
 
 
 @dataclass

@@ -52,6 +52,11 @@ _DISK_FAULTS: Final[list[tuple[OpenFunction, str, str]]] = [
 ]
 
 
+def name_of(function: object) -> str:
+    """Return the name of a function."""
+    return str(getattr(function, "__name__", function))
+
+
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait long for a report that a faulty journal never makes."""
@@ -60,7 +65,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "check"), _FAULTS, ids=[f"{one.__name__}-{two.__name__}" for one, two in _FAULTS]
+    ("fault", "check"), _FAULTS, ids=[f"{name_of(one)}-{name_of(two)}" for one, two in _FAULTS]
 )
 async def test_a_faulty_journal_fails(tmp_path: Path, fault: OpenFunction, check: Check) -> None:
     """A new journal could break the promise and pass the suite."""

@@ -88,7 +88,7 @@ class Target(Protocol):
 class Folder:
     """A folder, for the file store."""
 
-    secrets = ()
+    secrets: tuple[str, ...] = ()
 
     def __init__(self, root: Path) -> None:
         self._root = root

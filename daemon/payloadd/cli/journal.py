@@ -22,13 +22,13 @@ from payloadd.service import ExitStatus
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from payloadd.journal.inspection import JournalInspection
+    from payloadd.journal.sqlite.offline import Inspection
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
 @contextmanager
-def _inspection() -> Iterator[JournalInspection]:
+def _inspection() -> Iterator[Inspection]:
     """Open the journal of the settings; print errors, then exit with 78 (settings) or 1."""
     try:
         with inspect_journal(config.load()) as inspection:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from payloadd.journal.sqlite.damage import Finding
     from payloadd.observe.status import JournalStatus
 
 
@@ -56,8 +55,4 @@ class JournalInspection(Protocol):
 
     def drop(self, ids: Sequence[str]) -> int:
         """Delete dead letters with their payloads; return their number."""
-        ...
-
-    def verify(self) -> Sequence[Finding]:
-        """Read and check the whole journal; return its damage."""
         ...

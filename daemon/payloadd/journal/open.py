@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from payloadd.config.settings import Settings
     from payloadd.journal.api import Journal, JournalListener
-    from payloadd.journal.inspection import JournalInspection
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
 
@@ -84,10 +83,11 @@ async def check_journal(settings: Settings) -> str | None:
 
 
 @contextmanager
-def inspect_journal(settings: Settings) -> Iterator[JournalInspection]:
+def inspect_journal(settings: Settings) -> Iterator[Inspection]:
     """Open the durable journal of the settings for a look from another process than the daemon's.
 
-    DURABILITY is not asked: STATE_DIR may have a journal of an earlier run. Raises PayloaddError if
+    A journal of another kind returns its own ``JournalInspection`` here. DURABILITY is not asked:
+    STATE_DIR may have a journal of an earlier run. Raises PayloaddError if
     there is no journal, or it cannot be read.
     """
     with Inspection.open(settings.state_dir) as inspection:
