@@ -16,8 +16,29 @@ if TYPE_CHECKING:
 
     _Buffer = bytes | bytearray | memoryview
 
+FileIdentity = tuple[int, int]
+"""Device and inode: equal for two paths or descriptors of one file, while one of them is open."""
+
 IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 """Buffers that one system call takes at most (writev(2)); 1024 on Linux."""
+
+
+def identity_of(path: str | Path) -> FileIdentity | None:
+    """Return the identity of the file at ``path``, which may be a symbolic link; None without one.
+
+    Also None for a path that cannot be looked up.
+    """
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def is_at(file: int, path: str | Path) -> bool:
+    """Return whether the open file with the descriptor ``file`` is the one at ``path``."""
+    found = os.fstat(file)
+    return identity_of(path) == (found.st_dev, found.st_ino)
 
 
 def make_folder(folder: Path, mode: int) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from payloadd.config.settings import Settings
     from payloadd.journal.api import Journal, JournalListener, OutcomeCallback, Receipt
     from payloadd.model.job import Batch, Part
+    from payloadd.observe.health import Health
+    from payloadd.observe.metrics import Metrics
 
 
 class _Altered:
@@ -132,9 +134,15 @@ async def forgets_layouts(settings: Settings, *arguments: Any) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def keeps_keys_for_ever(*arguments: Any) -> AsyncIterator[OpenedJournal]:  # noqa: ANN401 - passed on
+async def keeps_keys_for_ever(
+    settings: Settings,
+    listener: JournalListener,
+    health: Health,
+    metrics: Metrics,
+    _read_uptime: Callable[[], int],
+) -> AsyncIterator[OpenedJournal]:
     """Let no time pass."""
-    async with open_journal(*arguments[:4], lambda: 10**9) as opened:
+    async with open_journal(settings, listener, health, metrics, lambda: 10**9) as opened:
         yield opened
 
 

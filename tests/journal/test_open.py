@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,8 +17,8 @@ from payloadd.journal.open import open_journal
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.disk_reserve import DiskReserve
 from payloadd.journal.sqlite.lock import lock, owner
-from payloadd.journal.sqlite.offline import Inspection
-from payloadd.journal.sqlite.schema import FILE
+from payloadd.journal.sqlite.offline import Inspection, try_journal
+from payloadd.journal.sqlite.schema import FILE, connect
 from payloadd.journal.sqlite.segments import FOLDER
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
@@ -182,6 +183,10 @@ def test_a_journal_that_cannot_be_inspected_is_named_in_the_error(
         ("journal.lock", lock),
         ("journal.lock", owner),
         ("journal.reserve", DiskReserve),
+        (FILE, lambda folder: Database(folder / FILE)),
+        (FILE, lambda folder: connect(folder / FILE)),
+        (FILE, lambda folder: Inspection.open(folder).__enter__()),
+        (FILE, try_journal),
         (FOLDER, lambda folder: Database(folder / FILE)),
         (f"{FOLDER}/{1:020}.ndjson", lambda folder: Database(folder / FILE)),
     ],
@@ -200,3 +205,33 @@ def test_symbolic_links_are_not_followed(
     with pytest.raises(StartError, match="symbolic link"):
         open_(tmp_path / "state")
     assert name == FOLDER or target.read_bytes() == b"precious"
+
+
+def test_a_database_file_that_is_replaced_while_it_is_opened_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user of a shared folder can make the daemon write to any database."""
+    target = path.with_name("target")
+    with closing(sqlite3.connect(target)) as other:
+        other.execute("CREATE TABLE precious (x)")
+    open_ = sqlite3.connect
+
+    def swap(*arguments: Any, **options: Any) -> sqlite3.Connection:  # noqa: ANN401 - those of connect
+        path.unlink()
+        path.symlink_to(target)
+        return open_(*arguments, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", swap)
+    with pytest.raises(StartError, match="was replaced while it was opened"):
+        connect(path)
+    monkeypatch.undo()
+    with closing(sqlite3.connect(target)) as other:
+        assert other.execute("SELECT name FROM sqlite_schema").fetchall() == [("precious",)]
+
+
+def test_the_copy_of_a_repair_that_was_killed_is_removed(path: Path) -> None:
+    """It would take as much space as the journal until the next repair."""
+    unfinished = path.with_name(f"{FILE}.rebuilt")
+    unfinished.write_bytes(b"unfinished")
+    with closing(Database(path)):
+        assert not unfinished.exists()

@@ -6,11 +6,13 @@ import io
 import logging
 import os
 import sys
-
-import pytest
+from typing import TYPE_CHECKING
 
 from payloadd.config.settings import load
 from payloadd.observe import logs, standard_streams
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def without_reader() -> io.TextIOWrapper:

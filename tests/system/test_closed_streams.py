@@ -81,7 +81,7 @@ def test_a_daemon_without_standard_streams_writes_into_no_other_file(tmp_path: P
     env = _environment(tmp_path, "disk", BIND=f"127.0.0.1:{port}")
     with subprocess.Popen(
         ["/bin/sh", "-c", _CLOSED, *_COMMAND, "serve"], cwd=tmp_path, env=env
-    ) as process:  # noqa: E501 - ours
+    ) as process:
         try:
             with httpx.Client(trust_env=False, transport=httpx.HTTPTransport(retries=8)) as client:
                 body = b'{"payloads":[1]}'
@@ -89,7 +89,7 @@ def test_a_daemon_without_standard_streams_writes_into_no_other_file(tmp_path: P
                 url = f"http://127.0.0.1:{port}/v1/payloads"
                 assert client.post(url, content=body, headers=headers).status_code == 202
             for number in (0, 1, 2):
-                assert os.readlink(f"/proc/{process.pid}/fd/{number}") == os.devnull
+                assert Path(f"/proc/{process.pid}/fd/{number}").readlink() == Path(os.devnull)
             process.send_signal(signal.SIGTERM)
             assert process.wait(END_WITHIN) == ExitStatus.DRAINED
         finally:

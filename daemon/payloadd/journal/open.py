@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from payloadd.journal.memory import MemoryJournal
 from payloadd.journal.sqlite.damage_report import DamageReport
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import SqliteJournal
-from payloadd.journal.sqlite.lock import lock
+from payloadd.journal.sqlite.lock import StateDirLock
 from payloadd.journal.sqlite.offline import Inspection, try_journal
 from payloadd.journal.sqlite.schema import FILE, waiting_payloads
 from payloadd.model.layout import Layout, Layouts
@@ -64,12 +63,12 @@ async def open_journal(
         )
         listener.closed(0)
         return
-    lock_file = await trio.to_thread.run_sync(lock, settings.state_dir)
+    lock = await trio.to_thread.run_sync(StateDirLock, settings.state_dir)
     try:
-        async with _open_sqlite(settings, listener, health, metrics, read_uptime) as opened:
+        async with _open_sqlite(settings, lock, listener, health, metrics, read_uptime) as opened:
             yield opened
     finally:
-        os.close(lock_file)
+        lock.close()
 
 
 async def check_journal(settings: Settings) -> str | None:
@@ -97,12 +96,14 @@ def inspect_journal(settings: Settings) -> Iterator[Inspection]:
 @asynccontextmanager
 async def _open_sqlite(
     settings: Settings,
+    lock: StateDirLock,
     listener: JournalListener,
     health: Health,
     metrics: Metrics,
     read_uptime: Callable[[], int] | None,
 ) -> AsyncIterator[OpenedJournal]:
     database, layouts = await trio.to_thread.run_sync(_open_database, settings, read_uptime)
+    database.lock = lock
     report = DamageReport(database, listener)
     health.journal_figures = lambda: journal_figures(database)
     totals = database.totals

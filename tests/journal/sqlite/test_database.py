@@ -68,7 +68,9 @@ class JournalFile(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="payloadd-test-"))
         self.now = 1_700_000_000.0
         clock = SimpleNamespace(
-            time=lambda: self.now, clock_gettime=lambda _: self.now, CLOCK_BOOTTIME=0
+            time=lambda: self.now,
+            clock_gettime_ns=lambda _: int(self.now * 10**9),
+            CLOCK_BOOTTIME=0,
         )
         self.patches = ExitStack()
         for one in (

@@ -44,9 +44,9 @@ class Machine:
 
     CLOCK_BOOTTIME = 7
 
-    def clock_gettime(self, _: int) -> float:
-        """Return the time since boot."""
-        return self.uptime
+    def clock_gettime_ns(self, _: int) -> int:
+        """Return the time since boot in nanoseconds."""
+        return int(self.uptime * 10**9)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from payloadd.journal.sqlite import (
 )
 from payloadd.journal.sqlite.damage import Finding
 from payloadd.journal.sqlite.database_file import DatabaseFile
+from payloadd.journal.sqlite.files_in_use import file_gone
 from payloadd.journal.sqlite.operation_writer import carry_out
 from payloadd.journal.sqlite.restoration import restore_rows
 from payloadd.journal.sqlite.schema import MIGRATIONS
@@ -49,7 +50,8 @@ class Database(DatabaseFile):
 
         The reserve file stays: the next start may need its space. Raises sqlite3.Error.
         """
-        self.free_space()
+        if self.restore_files(at_once=True):
+            self.free_space()
         self._segments.close()
         try:
             self._connection.close()
@@ -88,6 +90,8 @@ class Database(DatabaseFile):
             # Set before the sync: the event loop asks for the totals meanwhile, to refuse requests
             # that do not fit.
             self.totals = self._write(changes)
+            if not self.files.in_place():
+                self._refuse_requests(changes)
         except BaseException:
             self._segments.cut()
             self._roll_back(before)
@@ -103,6 +107,11 @@ class Database(DatabaseFile):
         self.high_water.write(self.totals)
         if changes.settled:
             self._hidden.delete(changes.settled)
+
+    def _refuse_requests(self, changes: CommitChanges) -> None:
+        """Raise an error for a commit that answers requests, into a file that is deleted."""
+        if changes.requests:
+            raise file_gone(self.files.problem())
 
     def _state(self) -> _State:
         """Return the values in memory that a commit changes."""
@@ -188,6 +197,9 @@ class Database(DatabaseFile):
         Returns False where rows were restored from memory, or the file was repaired, instead: the
         rows have to be read again then.
         """
+        if (missing := self.missing_file()) is not None:
+            # The files may be moved back.
+            raise file_gone(missing)
         jobs = self.jobs_in_memory()
         result = None
         try:

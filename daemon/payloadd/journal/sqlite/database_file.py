@@ -13,22 +13,28 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from payloadd.errors import StartError
+from payloadd.files import make_folder
 from payloadd.journal.sqlite import dead_letters, file_check, inventory, segments
 from payloadd.journal.sqlite.backlog import Backlog
 from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.damage import Finding, Findings, is_corrupt
 from payloadd.journal.sqlite.deletion import RowDeletion, Vacuum
+from payloadd.journal.sqlite.disk_probe import has_room, is_full
 from payloadd.journal.sqlite.disk_reserve import DiskReserve
 from payloadd.journal.sqlite.file_check import make_sound, open_sound
+from payloadd.journal.sqlite.files_in_use import FilesInUse
 from payloadd.journal.sqlite.hidden_rows import HiddenRows
 from payloadd.journal.sqlite.high_water import HighWater
 from payloadd.journal.sqlite.oldest_row import OldestRow
 from payloadd.journal.sqlite.read_errors import ReadErrors, read_error, retry_reads
 from payloadd.journal.sqlite.repair import FileRepair, MemoryState
+from payloadd.journal.sqlite.restoration import restore_rows
+from payloadd.journal.sqlite.salvage import recreate, remove_unfinished
 from payloadd.journal.sqlite.schema import connect
 from payloadd.journal.sqlite.segments import Segments
 from payloadd.journal.sqlite.staging import Staging
 from payloadd.journal.sqlite.table_scan import is_unreadable
+from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,9 +42,12 @@ if TYPE_CHECKING:
 
     from payloadd.journal.sqlite.inventory import Inventory
     from payloadd.journal.sqlite.job_rows import Range
+    from payloadd.journal.sqlite.lock import StateDirLock
     from payloadd.model.job import Job
 
 T = TypeVar("T")
+
+log = get_logger(__name__)
 
 
 class DatabaseFile:
@@ -59,6 +68,7 @@ class DatabaseFile:
         # The last run has left the reserve file: on a full disk SQLite needs its space to open the
         # database file.
         self.reserve.release()
+        remove_unfinished(self._folder)
         self.most_keys = sys.maxsize
         """Idempotency-Keys that are kept at most."""
         self.in_doubt = False
@@ -72,7 +82,10 @@ class DatabaseFile:
         """Returns the jobs in memory that are not settled: a repair writes their rows again."""
         self.handed: dict[str, Sequence[Job]] = {}
         """Jobs that ``page`` and ``sealed`` have returned, until the event loop has them."""
-        self._read_errors = ReadErrors()
+        self.lock: StateDirLock | None = None
+        """The lock of STATE_DIR, None where the caller has none."""
+        self.files = FilesInUse(path)
+        self._read_errors = ReadErrors(self._folder)
         self._file_repair = FileRepair(path, self._read_errors)
         self._counted = False
         """Whether the totals were compared with the rows in this run."""
@@ -83,7 +96,7 @@ class DatabaseFile:
         try:
             self.findings.add(*found)
             try:
-                retry_reads(lambda: self._read_at_start(gaps))
+                retry_reads(lambda: self._read_at_start(gaps), self._folder)
             except sqlite3.Error as error:
                 self._repair_at_start(error)
             self.high_water.begin(self.totals)
@@ -91,6 +104,7 @@ class DatabaseFile:
             self.sealed_firsts = [first for first, _ in self._inventory.sealed]
             """The first ``seq`` of each batch that an earlier run sealed: it is sent again, whole,
             under the same key."""
+            self.files.note()
         except BaseException:
             self._connection.close()
             self.high_water.close()
@@ -161,7 +175,8 @@ class DatabaseFile:
         repaired.
         """
         unreadable = is_unreadable(error)
-        if not (unreadable or is_corrupt(error)):
+        damaged = is_corrupt(error) or (is_full(error) and has_room(self._folder))
+        if not (unreadable or damaged):
             raise error
         self._connection.close()
         found, gaps = make_sound(self._path, tolerant=unreadable)
@@ -177,16 +192,7 @@ class DatabaseFile:
         # Of a commit in doubt SQLite's log may have all pages: they would be copied as committed.
         if not self._file_repair.is_due(error) or self.in_doubt:
             return False
-        # A request that is being staged is refused: some of its rows may be lost.
-        self.staging.abandon()
-        state = MemoryState(
-            self.totals,
-            self.deletion.ranges,
-            self.jobs_in_memory(),
-            self._hidden.deleted,
-            self._held(),
-            self.high_water.identity,
-        )
+        state = self._memory_state()
         self._connection.close()
         try:
             found, result = self._file_repair.run(state)
@@ -194,10 +200,12 @@ class DatabaseFile:
             self.findings.add(Finding("file", f"{error}; it cannot be repaired: {failure}"))
             # The daemon goes on with the parts of the file that can still be read and written.
             self._connection = connect(self._path)
+            self.files.note()
             with suppress(sqlite3.Error):
                 self._attach()
             return False
         self._connection = connect(self._path)
+        self.files.note()
         self._attach()
         self._hidden.repaired()
         self.compaction.recheck_all()
@@ -205,6 +213,87 @@ class DatabaseFile:
         self._counted = True
         self._adopt(result)
         return True
+
+    def _memory_state(self) -> MemoryState:
+        # A request that is being staged is refused: some of its rows may be lost.
+        self.staging.abandon()
+        return MemoryState(
+            self.totals,
+            self.deletion.ranges,
+            self.jobs_in_memory(),
+            self._hidden.deleted,
+            self._held(),
+            self.high_water.identity,
+        )
+
+    def missing_file(self) -> str | None:
+        """Return the path of a file that was deleted or replaced, None if all are in place."""
+        if (path := self.files.problem()) is not None:
+            return path
+        if self.lock is not None and not self.lock.in_place():
+            return str(self.lock.path)
+        if not self.high_water.in_place():
+            return str(self.high_water.path)
+        return str(self._folder / segments.FOLDER) if self._segments.missing() else None
+
+    def restore_files(self, *, at_once: bool = False) -> bool:
+        """Write the journal again where files are missing; return whether all are in their places.
+
+        Files may be moved back before: it is tried ``FilesInUse.grace`` seconds after they were
+        missed first, or ``at_once``. ``files.failure`` is the reason why it could not be done.
+        """
+        missing = self.missing_file()
+        if missing is not None:
+            due = self.files.is_due() or at_once
+            if not due or self.in_doubt or self._segments.in_doubt:
+                return False
+            try:
+                self._recreate(missing)
+            except (OSError, sqlite3.Error, StartError) as error:
+                what = f"{missing} was deleted or replaced while it is in use"
+                self.files.failure = f"{what}, and cannot be written again: {error}"
+                return False
+        self.files.found_in_place()
+        return True
+
+    def _recreate(self, missing: str) -> None:
+        """Write those files again that are missing."""
+        make_folder(self._folder, 0o700)
+        if self.lock is not None and not self.lock.in_place():
+            self.lock.renew()
+        state = self._memory_state()
+        replaced = None
+        if not self.files.have_database():
+            results: list[Inventory] = []
+            replaced = recreate(
+                self._path,
+                self._connection,
+                lambda copy, gaps: results.append(self._file_repair.complete(copy, gaps, state)),
+            )
+            self._reconnect()
+            self._hidden.repaired()
+            self._adopt(results[0])
+        elif self.files.problem() is not None:
+            # The deleted log is still open. Its content goes into the database file.
+            (busy, *_) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if busy:
+                raise sqlite3.OperationalError("the log cannot be written into the database file")
+            self._reconnect()
+        if self._segments.missing():
+            gone = self._segments.forget_missing()
+            with self._transaction():
+                restore_rows(self._connection, state.jobs, gone)
+        self._attach()
+        self.compaction.recheck_all()
+        self.high_water.recreate(self.totals)
+        jobs, payloads = self.totals.jobs, self.totals.payloads
+        log.error("journal_recreated", missing=missing, kept=replaced, jobs=jobs, payloads=payloads)
+
+    def _reconnect(self) -> None:
+        """Close the connection, and open the file that is at the path now."""
+        self._connection.close()
+        self._connection = connect(self._path)
+        self.files.note()
 
     def _held(self) -> int:
         """Return the payloads in the journal, of waiting jobs and of dead letters.

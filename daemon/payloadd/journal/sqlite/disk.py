@@ -3,7 +3,8 @@
 The disk is in one of three states:
 
 * It takes writes and has space for the disk reserve.
-* It takes writes, but the reserve could not be created again. POSTs are refused; accepted jobs are
+* It takes writes, but the reserve could not be created again, or a file of the journal was deleted
+  or replaced (``files_in_use.py``). POSTs are refused; accepted jobs are
   uploaded and settled.
 * It takes no writes. POSTs are refused, and no jobs are read from the journal either: batches that
   are stored meanwhile would wait in memory to be settled.
@@ -15,6 +16,7 @@ read succeeds: another kind may work while the backlog cannot be read.
 
 from __future__ import annotations
 
+import sqlite3
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -23,8 +25,6 @@ from payloadd.errors import RefusedError
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from payloadd.observe.health import Health
 
 log = get_logger(__name__)
@@ -66,9 +66,17 @@ class DiskState:
         if self._writable.is_set():  # tasks that wait already keep their event
             self._writable = trio.Event()
 
-    def write_succeeded(self, *, has_space: bool) -> None:
-        """Record a commit that succeeded; ``has_space``: the disk reserve exists."""
+    def write_succeeded(self, *, has_space: bool, failure: str | None = None) -> None:
+        """Record a commit that succeeded.
+
+        ``has_space``: the files of the journal and the disk reserve exist. ``failure``: the reason
+        why missing files could not be written again, None without one.
+        """
         self._writable.set()
+        if failure is not None:
+            error = sqlite3.OperationalError(failure)
+            error.sqlite_errorname = "FILE_NOT_WRITTEN"
+            self._report(_PART, "journal_unavailable", error)
         if has_space and self.in_trouble:
             self.in_trouble = False
             self._health.clear(_PART)

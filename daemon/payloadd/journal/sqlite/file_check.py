@@ -7,6 +7,7 @@ all pages by ``payloadd journal verify``.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from struct import unpack_from
@@ -41,7 +42,7 @@ def open_sound(path: Path) -> tuple[sqlite3.Connection, list[Finding], list[Rang
     Raises OSError, sqlite3.Error, and StartError where a damaged file cannot be replaced.
     """
     try:
-        return retry_reads(lambda: _open_sound(path))
+        return retry_reads(lambda: _open_sound(path), path.parent)
     except sqlite3.Error as error:
         if not is_unreadable(error):
             raise
@@ -175,9 +176,13 @@ def extend_cut_file(path: Path) -> list[Finding]:
     if log.exists() and log.stat().st_size:
         return []  # the log may contain the missing pages
     try:
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return []
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return []  # refused when it is opened
+        raise
     try:
         header = os.pread(file, _HEADER, 0)
         size = os.fstat(file).st_size

@@ -36,8 +36,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from payloadd.errors import StartError
-from payloadd.files import sync_folder
+from payloadd.files import is_at, sync_folder
 from payloadd.journal.sqlite import identity, segments
+from payloadd.journal.sqlite.files_in_use import put_aside
 from payloadd.journal.sqlite.key_clock import KeyClock
 
 if TYPE_CHECKING:
@@ -270,6 +271,27 @@ class HighWater:
         self._open()
         self.write(totals)
         self.sync()
+
+    @property
+    def path(self) -> Path:
+        """The path of the file."""
+        return self._path
+
+    def in_place(self) -> bool:
+        """Return whether the file is still at its path."""
+        return self._file is None or is_at(self._file, self._path)
+
+    def recreate(self, totals: Totals) -> None:
+        """Write the last record into a new file, where the file is not in its place.
+
+        Raises OSError.
+        """
+        if self.in_place():
+            return
+        put_aside(self._path)
+        self.close()
+        self._found = None
+        self.begin(totals)
 
     def _open(self) -> None:
         if self._file is not None:

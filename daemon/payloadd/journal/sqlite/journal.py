@@ -288,7 +288,7 @@ class SqliteJournal:
         time_slice = TimeSlice()
         await self._publish(group.operations, time_slice)
         self._in_memory.end_commit()
-        self._disk.write_succeeded(has_space=has_space)
+        self._disk.write_succeeded(has_space=has_space, failure=self._database.files.failure)
         await answer(group.operations, time_slice)
         group.ended.set()
         return has_space
@@ -333,11 +333,10 @@ class SqliteJournal:
         return not in_trouble or self._restore_reserve()
 
     def _restore_reserve(self) -> bool:
-        """Create the disk reserve again; return whether the disk has space for it.
-
-        The rows of stored batches are deleted first. Otherwise the next commit would find the disk
-        full again.
-        """
+        """Create missing files and the disk reserve again; return whether that succeeded."""
+        if not self._database.restore_files():
+            return False
+        # Stored rows are deleted first. Otherwise the next commit would find the disk full again.
         self._database.free_space()
         return self._database.reserve.recreate()
 

@@ -56,7 +56,7 @@ class KeyClock:
 
 def uptime() -> int:
     """Return the milliseconds since the machine was booted."""
-    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000)
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 def _start(record: HighWaterRecord | None, boot: bytes, now: int) -> int:

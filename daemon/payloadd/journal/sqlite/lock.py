@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from payloadd.errors import StartError, StateDirError
-from payloadd.files import make_folder
+from payloadd.files import is_at, make_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +25,34 @@ _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _TRIES: Final = 10
 _SECONDS_BETWEEN_TRIES: Final = 0.05
 """Retried because ``owner`` in another process holds a shared lock for a moment."""
+
+
+class StateDirLock:
+    """The lock of a STATE_DIR, held until ``close``."""
+
+    def __init__(self, folder: Path) -> None:
+        """Lock the journal in ``folder``. Raises StartError."""
+        self._folder = folder
+        self._file = lock(folder)
+
+    @property
+    def path(self) -> Path:
+        """The path of the lock file."""
+        return self._folder / _FILE
+
+    def in_place(self) -> bool:
+        """Return whether the lock file is still there: otherwise another process can lock too."""
+        return is_at(self._file, self.path)
+
+    def renew(self) -> None:
+        """Lock the file that is at the path now, or a new one. Raises StartError."""
+        file = lock(self._folder)
+        os.close(self._file)
+        self._file = file
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self._file)
 
 
 def lock(folder: Path, shown: Path | None = None) -> int:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.journal.api import Expire, Revive
+from payloadd.journal.api import Clear, Expire, Revive
+from payloadd.journal.sqlite.files_in_use import file_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +28,7 @@ _MOST_STEPS: Final = 64
 
 
 class Maintenance:
-    """Revive marked dead letters, delete expired keys, reclaim space, report the oldest job."""
+    """Check the files, revive dead letters, delete expired keys, reclaim space, report ages."""
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Maintenance:
             await self._report_oldest()
             if not self._disk.writable:
                 continue
+            await self._check_files()
             with suppress(sqlite3.Error):
                 await self._thread.write(self._database.high_water.sync)
             changes = await self._thread.read(self._database.foreign_changes)
@@ -79,6 +81,14 @@ class Maintenance:
                     await self._thread.write(self._database.compaction.begin)
                 await self._reclaim_space(self._database.compaction.step)
             await self._reclaim_space(self._database.vacuum.step)
+
+    async def _check_files(self) -> None:
+        """Report a write that failed if a file of the journal was deleted or replaced."""
+        missing = await self._thread.read(self._database.missing_file)
+        if missing is not None and not self._disk.in_trouble:
+            self._disk.write_failed(file_gone(missing))
+            # A commit without requests, which tries to write the files again.
+            self._add(Clear())
 
     async def _report_oldest(self) -> None:
         """Report when the oldest job was accepted.

@@ -23,7 +23,13 @@ from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.file_check import check_schema, find_problem
 from payloadd.journal.sqlite.lock import lock, owner, try_lock
 from payloadd.journal.sqlite.salvage import remove_damaged_files
-from payloadd.journal.sqlite.schema import FILE, MIGRATIONS, check_version, open_existing
+from payloadd.journal.sqlite.schema import (
+    FILE,
+    MIGRATIONS,
+    check_version,
+    open_existing,
+    refuse_link,
+)
 from payloadd.journal.sqlite.segments import Segments, space
 from payloadd.journal.sqlite.verify import check_jobs, check_small_tables, format_finding, verify
 from payloadd.model.job import accepted_at
@@ -76,6 +82,7 @@ class Inspection:
             raise PayloaddError(f"no journal in {where}; is STATE_DIR the daemon's?") from None
         except OSError as error:
             raise PayloaddError(f"cannot read the journal {path}: {error.strerror}") from None
+        refuse_link(path)
         try:
             with closing(open_existing(path)) as connection:
                 _check_readable_version(connection, path)
@@ -201,8 +208,9 @@ def _try_file(path: Path) -> str:
 
     Returns its state as text. Raises OSError, sqlite3.Error, StartError.
     """
+    refuse_link(path)
     # This error names the cause, where SQLite's is only "unable to open database file".
-    os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
     with closing(open_existing(path)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("ROLLBACK")

@@ -30,8 +30,10 @@ def carry_out(
     for operation in operations:
         match operation:
             case Append():
+                changes.requests = True
                 staging.accept(operation, changes)
             case Stage():
+                changes.requests = True
                 staging.stage(operation, changes)
             case Abandon():
                 staging.abandon()

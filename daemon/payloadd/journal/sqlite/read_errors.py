@@ -17,7 +17,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from payloadd.errors import StartError
 from payloadd.journal.sqlite.damage import is_corrupt
+from payloadd.journal.sqlite.disk_probe import fails_to_read, read_descriptor
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.table_scan import is_unreadable
 
@@ -55,7 +57,12 @@ class ReadErrors:
     pause = 0.5
     """Seconds between two attempts of ``retry_reads``."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        """Count no error yet.
+
+        ``folder``: STATE_DIR; its errors do not last while the disk fails to read most of it.
+        """
+        self._folder = folder
         self._errors: dict[str, _Errors] = {}
 
     def note(self, place: str) -> bool:
@@ -70,7 +77,8 @@ class ReadErrors:
         self._errors[place] = known
         if len(self._errors) > _MOST:
             del self._errors[next(iter(self._errors))]
-        return known.tries >= _TRIES and now - known.first >= self.seconds
+        lasts = known.tries >= _TRIES and now - known.first >= self.seconds
+        return lasts and (self._folder is None or not fails_to_read(self._folder))
 
 
 def read_error(path: Path, error: sqlite3.Error) -> sqlite3.Error:
@@ -88,29 +96,30 @@ def read_error(path: Path, error: sqlite3.Error) -> sqlite3.Error:
 
 def _can_be_read(path: Path) -> bool:
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            size = os.fstat(file).st_size
-            for start in range(0, size, _PIECE):
-                os.pread(file, _PIECE, start)
-        finally:
-            os.close(file)
+        file = read_descriptor(path)
+        for start in range(0, os.fstat(file).st_size, _PIECE):
+            os.pread(file, _PIECE, start)
     except OSError:
         return False
     return True
 
 
-def retry_reads(function: Callable[[], T]) -> T:
+def retry_reads(function: Callable[[], T], folder: Path) -> T:
     """Call a function again while the disk cannot read the database file, until errors last.
 
-    Returns the result of ``function``. Raises sqlite3.Error. It blocks for seconds: for a start,
-    when no client waits.
+    ``folder``: STATE_DIR. Returns the result of ``function``. It blocks for seconds: for a start,
+    when no client waits. Raises sqlite3.Error, and StartError where the disk fails to read most of
+    the journal: what cannot be read now is not lost.
     """
     read_errors = ReadErrors()
     while True:
         try:
             return function()
         except sqlite3.Error as error:
-            if not is_unreadable(error) or read_errors.note(FILE):
+            if not is_unreadable(error):
+                raise
+            if read_errors.note(FILE):
+                if fails_to_read(folder):
+                    raise StartError(f"the disk of {folder} cannot be read: {error}") from None
                 raise
         time.sleep(read_errors.pause)

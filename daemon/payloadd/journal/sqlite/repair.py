@@ -24,8 +24,9 @@ from payloadd.journal.sqlite import (
     segments,
 )
 from payloadd.journal.sqlite.damage import is_corrupt
+from payloadd.journal.sqlite.disk_probe import has_room, is_full
 from payloadd.journal.sqlite.file_check import make_sound
-from payloadd.journal.sqlite.read_errors import read_error
+from payloadd.journal.sqlite.read_errors import ReadErrors, read_error
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.table_scan import is_unreadable
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from payloadd.journal.sqlite.damage import Finding
     from payloadd.journal.sqlite.inventory import Inventory
     from payloadd.journal.sqlite.job_rows import Range
-    from payloadd.journal.sqlite.read_errors import ReadErrors
     from payloadd.journal.sqlite.transaction import Totals
     from payloadd.model.job import Job
 
@@ -66,6 +66,8 @@ class FileRepair:
     def __init__(self, path: Path, read_errors: ReadErrors) -> None:
         self._path = path
         self._read_errors = read_errors
+        self._full = ReadErrors()
+        """Errors of a full disk that has room."""
         self.min_interval = _MIN_INTERVAL
         """Seconds between the starts of two repairs at least."""
         self._last = float("-inf")
@@ -79,6 +81,9 @@ class FileRepair:
         if is_unreadable(read_error(self._path, error)):
             self._tolerant = self._read_errors.note(FILE)
             return self._tolerant
+        if is_full(error):
+            # Counted like a read error: the space may have been freed just now.
+            return has_room(self._path.parent) and self._full.note(FILE)
         return is_corrupt(error)
 
     def run(self, state: MemoryState) -> tuple[list[Finding], Inventory]:
@@ -92,7 +97,7 @@ class FileRepair:
         inventories: list[Inventory] = []
 
         def complete(copy: sqlite3.Connection, gaps: list[Range]) -> None:
-            inventories.append(self._complete(copy, gaps, state))
+            inventories.append(self.complete(copy, gaps, state))
 
         try:
             found, _ = make_sound(self._path, complete, tolerant=tolerant)
@@ -103,9 +108,10 @@ class FileRepair:
             raise
         return found, inventories[0]
 
-    def _complete(
+    def complete(
         self, copy: sqlite3.Connection, gaps: Sequence[Range], state: MemoryState
     ) -> Inventory:
+        """Write the state in memory into a copy of the file; return the inventory of the copy."""
         with copy:
             copy.execute("BEGIN")
             job_rows.delete(copy, state.gone)

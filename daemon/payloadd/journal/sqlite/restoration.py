@@ -15,21 +15,26 @@ from payloadd.journal.sqlite.checksum import of_job, of_totals, of_values
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
     from payloadd.journal.sqlite.job_rows import Range, Row
     from payloadd.journal.sqlite.transaction import Totals
     from payloadd.model.job import Job
 
 
-def restore_rows(connection: sqlite3.Connection, jobs: Iterable[Job]) -> int:
-    """Write the row of each job whose row is missing or altered; returns how many."""
+def restore_rows(
+    connection: sqlite3.Connection, jobs: Iterable[Job], gone: Container[int] = ()
+) -> int:
+    """Write the row of each job whose row is missing or altered; returns how many.
+
+    ``gone``: names of segments that do not exist any more; rows that refer to them are written too.
+    """
     wanted = {job.seq: job for job in jobs}
     sound: set[int] = set()
     for range_ in job_rows.merge([(seq, seq) for seq in wanted]):
         for row in connection.execute(job_rows.IN_RANGE, range_):
             job = wanted.get(row[0])
-            if job is not None and _is_row_of(job, row):
+            if job is not None and _is_row_of(job, row) and row[4] not in gone:
                 sound.add(job.seq)
     lost = [job for seq, job in sorted(wanted.items()) if seq not in sound]
     job_rows.delete_each(connection, "jobs", "seq", [job.seq for job in lost])

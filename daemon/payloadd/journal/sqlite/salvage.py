@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from payloadd.files import sync_folder
 from payloadd.journal.sqlite import inventory, small_tables
 from payloadd.journal.sqlite.damage import Finding, corrupt, start_refusal
+from payloadd.journal.sqlite.files_in_use import LOG_ENDS, put_aside
 from payloadd.journal.sqlite.job_rows import merge
 from payloadd.journal.sqlite.schema import FILE, create_copy, open_existing
 from payloadd.journal.sqlite.table_scan import TableScan, is_other_error
@@ -82,6 +83,34 @@ def salvage(
             new.unlink(missing_ok=True)
         raise
     return found, gaps
+
+
+def recreate(path: Path, connection: sqlite3.Connection, complete: Complete) -> str | None:
+    """Write the journal that ``connection`` has open to ``path``, where its file is not any more.
+
+    ``complete``: called with the copy before it is renamed to ``path``. Returns the new name of the
+    file that was there, None if there was none. Raises OSError, sqlite3.Error, StartError.
+    """
+    new = path.with_name(_NEW_FILE)
+    new.unlink(missing_ok=True)
+    with closing(create_copy(new)) as copy:
+        copy.execute("BEGIN")
+        _, gaps = _copy_all(connection, copy, _NEEDED_BY_DAEMON, tolerant=False)
+        copy.execute("COMMIT")
+        complete(copy, gaps)
+    _sync(new)
+    replaced = put_aside(path)
+    # The log of the deleted file: SQLite would apply it to the new one.
+    for end in LOG_ENDS:
+        path.with_name(path.name + end).unlink(missing_ok=True)
+    new.replace(path)
+    sync_folder(path.parent)
+    return replaced
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the copy of a repair that did not end. Raises OSError."""
+    (folder / _NEW_FILE).unlink(missing_ok=True)
 
 
 def _copy_all(
@@ -164,18 +193,25 @@ def _copy_answers(
 ) -> list[Finding]:
     """Copy the Idempotency-Keys, from both ends: TableScan needs an integer key."""
     names = ", ".join((*small_tables.ANSWERS.columns, "crc"))
-    failed = False
+    failed: list[sqlite3.Error] = []
     for order in ("ASC", "DESC"):
         query = f"SELECT {names} FROM answers ORDER BY key {order}"  # noqa: S608 - names of ours
-        try:
-            _fill(copy, "answers", names, old.execute(query))
-        except sqlite3.DatabaseError as error:
-            if is_other_error(error, tolerant=tolerant):
-                raise
-            failed = True
+        _fill(copy, "answers", names, _until_damage(old, query, failed, tolerant=tolerant))
         if not failed:
             return []
     return [Finding("answers", "some of its pages cannot be read: Idempotency-Keys are forgotten")]
+
+
+def _until_damage(
+    old: sqlite3.Connection, query: str, failed: list[sqlite3.Error], *, tolerant: bool
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a query up to a damaged page, and add the error to ``failed``."""
+    try:
+        yield from old.execute(query)
+    except sqlite3.DatabaseError as error:
+        if is_other_error(error, tolerant=tolerant):
+            raise
+        failed.append(error)
 
 
 def _fill(
@@ -239,8 +275,8 @@ def _replace(path: Path, new: Path) -> list[Finding]:
     log = path.with_name(f"{path.name}-wal")
     if busy or (log.exists() and log.stat().st_size):
         raise corrupt("the log of the damaged file cannot be checkpointed")
-    for end in ("-wal", "-shm"):
-        path.with_name(f"{path.name}{end}").unlink(missing_ok=True)
+    for end in LOG_ENDS:
+        path.with_name(path.name + end).unlink(missing_ok=True)
     found = _keep_damaged(path)
     new.replace(path)
     sync_folder(path.parent)

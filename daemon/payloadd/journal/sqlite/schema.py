@@ -30,11 +30,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from payloadd.errors import StartError
+from payloadd.files import is_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,8 +123,21 @@ def connect(path: Path, migrations: Sequence[str] | None = None) -> sqlite3.Conn
 
     Raises OSError, sqlite3.Error, or StartError for a file that a newer payloadd has written.
     """
-    # Only the daemon's user may read payloads. SQLite gives its log files the same mode.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    ours = _create(path)
+    try:
+        connection = _connect(path, ours)
+    finally:
+        os.close(ours)
+    try:
+        migrate(connection, MIGRATIONS if migrations is None else migrations)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect(path: Path, ours: int) -> sqlite3.Connection:
+    """Open the file with the descriptor ``ours``, and set how SQLite writes it."""
     # The connection is used by one thread at a time, but not always by the same thread.
     connection = sqlite3.connect(
         path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
@@ -132,23 +147,58 @@ def connect(path: Path, migrations: Sequence[str] | None = None) -> sqlite3.Conn
         # Must come before the first table, otherwise it needs a full VACUUM to take effect.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
+        if not is_at(ours, path):
+            _raise_replaced(path)
         # FULL: a commit returns after the log is synced (https://sqlite.org/pragma.html).
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA journal_size_limit = 67108864")
         # Debian's SQLite overwrites deleted rows with zeros, which doubles the bytes written.
         connection.execute("PRAGMA secure_delete = OFF")
-        migrate(connection, MIGRATIONS if migrations is None else migrations)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
+def _create(path: Path) -> int:
+    """Create the file unless it exists; return a descriptor that names it (O_PATH, open(2)).
+
+    SQLite follows a symbolic link in the place of the database file, and Python cannot pass it the
+    flag SQLITE_OPEN_NOFOLLOW. So the file is opened here first, and compared after SQLite has
+    opened it. SQLite itself follows no link in the place of the log and its index.
+
+    The descriptor keeps the number of the file from being used again. To close any other kind of
+    descriptor would release the locks that SQLite has on the file.
+
+    Raises OSError, and StartError for a symbolic link.
+    """
+    refuse_link(path)
+    # Only the daemon's user may read payloads. SQLite gives its log files the same mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    file = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        _raise_replaced(path)
+    return file
+
+
+def refuse_link(path: Path) -> None:
+    """Raise StartError where ``path`` is a symbolic link."""
+    if path.is_symlink():
+        raise StartError(f"{path} is a symbolic link; the journal follows none")
+
+
+def _raise_replaced(path: Path) -> None:
+    raise StartError(f"{path} was replaced while it was opened")
+
+
 def open_existing(path: Path) -> sqlite3.Connection:
     """Open the journal at ``path`` without creating or upgrading it; a daemon may have it open.
 
-    Raises sqlite3.Error where the file does not exist or cannot be opened.
+    Raises StartError for a symbolic link, and sqlite3.Error where the file does not exist or cannot
+    be opened.
     """
+    refuse_link(path)
     # `rw` and not `rwc`: this must not create a file.
     connection = sqlite3.connect(
         f"file:{quote(str(path))}?mode=rw", uri=True, timeout=_BUSY_SECONDS, isolation_level=None

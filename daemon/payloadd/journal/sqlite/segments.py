@@ -25,7 +25,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from payloadd.errors import StartError
-from payloadd.files import sync_folder, write_at
+from payloadd.files import identity_of, is_at, sync_folder, write_at
+from payloadd.journal.sqlite.files_in_use import file_gone, put_aside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -80,6 +81,8 @@ class Segments:
             _refuse_links(self._folder)
             self.names = names(self._folder)
             """The names of all segments in ascending order."""
+        self._folder_in_use = identity_of(self._folder)
+        """The folder that has the segments; None while there is none."""
         self._file: int | None = None
         self._committed = 0
         """The position after the last byte that a committed row refers to."""
@@ -110,19 +113,32 @@ class Segments:
         Raises sqlite3.OperationalError; the next call begins a new segment then.
         """
         with _as_sqlite_error(self._folder):
-            if self._file is not None and self._committed >= SEGMENT_BYTES:
+            if self._committed >= SEGMENT_BYTES or self._is_current_gone():
                 self._close_current()
             file = self._begin(following) if self._file is None else self._file
             self._written = self._committed
             try:
                 self._written += write_at(file, buffers, self._committed)
                 os.fdatasync(file)
+                if self._is_current_gone():
+                    self._raise_gone(path_of(self._folder, self.names[-1]))
             except OSError:
                 # A failed sync may have dropped dirty pages: this file is not appended to any more.
                 self.cut()
                 self._close_current()
                 raise
         return self.names[-1], self._committed
+
+    def _is_current_gone(self) -> bool:
+        """Return whether the current segment was deleted or replaced."""
+        return self._file is not None and not is_at(
+            self._file, path_of(self._folder, self.names[-1])
+        )
+
+    @staticmethod
+    def _raise_gone(path: Path) -> None:
+        """Raise the error of a file that was deleted or replaced."""
+        raise OSError(errno.ENOENT, "was deleted or replaced while it is in use", str(path))
 
     def keep(self) -> None:
         """Keep the bytes of the last ``write``: their rows are committed."""
@@ -137,6 +153,9 @@ class Segments:
 
     def unlink(self, name: int) -> None:
         """Unlink a segment that no row refers to. Raises sqlite3.OperationalError."""
+        if identity_of(self._folder) != self._folder_in_use:
+            # In a folder that was replaced, another journal may have a segment of this name.
+            raise file_gone(self._folder)
         if name == self.current:
             self._close_current()
         with _as_sqlite_error(self._folder):
@@ -165,9 +184,37 @@ class Segments:
         if self._file is not None:
             self._close_current()
 
+    def missing(self) -> bool:
+        """Return whether the folder was deleted or replaced.
+
+        A single segment that is deleted is damage, which a read finds; see ``is_damage``.
+        """
+        found = identity_of(self._folder)
+        # A folder without segments may be deleted; another folder may have other segments.
+        return found != self._folder_in_use and (found is not None or bool(self.names))
+
+    def forget_missing(self) -> set[int]:
+        """Go on without the segments that are gone; returns their names.
+
+        A folder in the place of the one that was used is renamed. Raises OSError.
+        """
+        self.close()
+        if identity_of(self._folder) != self._folder_in_use:
+            put_aside(self._folder)
+            self._folder.mkdir(mode=0o700)
+            sync_folder(self._folder.parent)
+            self._folder_in_use = identity_of(self._folder)
+        gone = set(self.names) - set(names(self._folder))
+        self.names = [name for name in self.names if name not in gone]
+        return gone
+
     def _begin(self, following: int) -> int:
         """Create a segment whose name survives a power cut; returns its file descriptor."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        if self._folder_in_use is None or not (self.names or self._folder.exists()):
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            self._folder_in_use = identity_of(self._folder)
+        if identity_of(self._folder) != self._folder_in_use:
+            self._raise_gone(self._folder)
         path = path_of(self._folder, following)
         # A file of this name is left of a commit that failed: no job has this number yet.
         self._file = os.open(path, _CREATE, 0o600)

@@ -22,8 +22,9 @@ R = TypeVar("R")
 Walk: TypeAlias = "Generator[RowValues, None, R]"
 """Yields rows and returns the key where it ended."""
 
-_NO_DAMAGE: Final = {5, 6, 7, 9, 10, 13, 14}
-"""SQLITE_BUSY, _LOCKED, _NOMEM, _INTERRUPT, _IOERR, _FULL, _CANTOPEN: the file may be intact."""
+_NO_DAMAGE: Final = {5, 6, 7, 9, 10, 14}
+"""SQLITE_BUSY, _LOCKED, _NOMEM, _INTERRUPT, _IOERR, _CANTOPEN: the file may be intact. A read does
+not fill the disk: SQLITE_FULL is a page number beyond all limits."""
 _UNREADABLE: Final = {266, 522, 8458}
 """SQLITE_IOERR_READ, _SHORT_READ, _CORRUPTFS: the disk cannot read a page."""
 _MOST_HALVINGS: Final = 10

@@ -35,6 +35,8 @@ class CommitChanges:
         """Begin without changes; ``following`` is the ``seq`` of the next job."""
         self.next = following
         """The ``seq`` of the next job."""
+        self.requests = False
+        """Whether the commit answers requests."""
         self.rows: list[NewRow] = []
         self.placed: list[PlacedRow] = []
         """Rows of jobs whose payloads are in a segment."""
