@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from payloadd.errors import RefusedError
+from payloadd.journal.api import Seal
 from payloadd.journal.open import OpenedJournal, open_journal
 from payloadd.journal.sqlite import schema
 from payloadd.model.layout import Layout, Layouts
@@ -73,7 +74,7 @@ class _HasRoom(_Altered):
 
 class _SealsLater(_Altered):
     async def seal(self, batch: Batch) -> None:
-        self._real._commit_queue.add(_seal_of(batch))
+        self._real._commit_queue.add(Seal(batch))
 
 
 class _ForgetsSeals(_Altered):
@@ -84,12 +85,6 @@ class _ForgetsSeals(_Altered):
 class _HidesItsAge(_Altered):
     def oldest_accepted(self, since: float | None) -> None:
         pass
-
-
-def _seal_of(batch: Batch) -> Any:  # noqa: ANN401 - an operation of the journal in SQLite
-    from payloadd.journal import api  # noqa: PLC0415 - for this journal only
-
-    return api.Seal(batch)
 
 
 def _with(name: str, alter: Callable[[Any], Any]) -> Callable[..., Any]:
