@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from payloadd.errors import RefusedError
-from payloadd.journal.api import Seal
 from payloadd.journal.open import OpenedJournal, open_journal
 from payloadd.journal.sqlite import schema
+from payloadd.journal.sqlite.operations import Seal
 from payloadd.model.layout import Layout, Layouts
 
 if TYPE_CHECKING:

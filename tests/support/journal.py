@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from payloadd.journal.api import Append, Receipt
+from payloadd.journal.api import Receipt
 from payloadd.journal.open import journal_figures
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import DEFAULT_TUNING, SqliteJournal, Tuning
+from payloadd.journal.sqlite.operations import Append
 from payloadd.model.job import Batch, Job, Part
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from payloadd.errors import KeyReusedError, RefusedError
-    from payloadd.journal.api import Operation
+    from payloadd.journal.sqlite.operations import Operation
 
 TEST_TIMEOUT: Final = 20.0
 """Seconds after which a test that waits has failed."""

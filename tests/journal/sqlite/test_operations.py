@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from payloadd.journal.api import Bury, Expire, Revive, Seal, Settle
 from payloadd.journal.sqlite import dead_letters
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.dead_letters import REVIVED_PER_COMMIT, drop
+from payloadd.journal.sqlite.operations import Bury, Expire, Revive, Seal, Settle
 from payloadd.journal.sqlite.schema import ROW_BYTES
 from tests.support.journal import append, batch, disk_full, id_of, job, sealed
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from payloadd.journal.api import Operation
+    from payloadd.journal.sqlite.operations import Operation
 
 pytestmark = pytest.mark.usefixtures("anywhere")
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
-    from payloadd.journal.api import Append
+    from payloadd.journal.sqlite.operations import Append
     from payloadd.journal.sqlite.transaction import CommitChanges
 
 KEEP: Final = 24 * 3600
