@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.journal.api import Append, Receipt
+from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.operations import Append
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.model.job import IdSource, Part
 from payloadd.model.layout import Layout

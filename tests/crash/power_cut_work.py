@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from payloadd.journal.api import Append, Receipt, Seal, Settle
+from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite import segments
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.operations import Append, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.model.job import Batch, Job, Part
 from payloadd.model.layout import Layout

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from payloadd.journal.api import Seal
 from payloadd.journal.sqlite import segments
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.operations import Seal
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.model.layout import Layout
 from tests.support.journal import append, batch, job

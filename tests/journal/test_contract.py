@@ -1,92 +1,27 @@
 """One suite for every journal: the promises of ``payloadd.journal.api``.
 
-A new journal is one more entry of ``JOURNALS``.
+A new journal is one more entry of ``JOURNALS`` in ``opener.py``. ``test_contract_durable.py`` has
+the promises of durable journals, and ``test_contract_itself.py`` shows that the suite finds faults.
 """
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
 
-from payloadd.config.settings import load
 from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
 from payloadd.journal.api import Receipt
-from payloadd.journal.open import open_journal
-from payloadd.observe.health import Health
-from payloadd.observe.metrics import Metrics
-from tests.support.journal import TEST_TIMEOUT, append, batch, contents, id_of, job, part, until
-from tests.support.listener import RecordingListener
+from tests.journal.opener import ALL, JOURNALS, Opener
+from tests.support.journal import batch, contents, id_of, job, part, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
-    from payloadd.journal.api import Journal
-
-JOURNALS: Final = [
-    pytest.param({"DURABILITY": "disk"}, id="sqlite"),
-    pytest.param({"DURABILITY": "memory"}, id="memory"),
-]
-_ALL: Final = (0, 10_000, 10**9)
-_NO_MORE: Final[dict[str, str]] = {}
 _SMALL: Final = {"JOURNAL_MAX_BYTES": "1MiB", "MAX_LENGTH": "1MiB"}
-
-
-@dataclass
-class Run:
-    """A journal that is open, with the pipeline that it reports to."""
-
-    journal: Journal
-    pipeline: RecordingListener
-    outcomes: list[Receipt | RefusedError]
-
-    async def accept(
-        self, number: int, count: int = 1, key: bytes | None = None, *, like: int | None = None
-    ) -> Receipt:
-        """Append a request of ``count`` jobs from ``number`` on; return its receipt."""
-        wanted = append(number, key, count, like=like)
-        outcomes: list[Receipt | RefusedError] = []
-        answered = trio.Event()
-
-        def done(outcome: Receipt | RefusedError) -> None:
-            self.pipeline.reports.append("answered")
-            self.outcomes.append(outcome)
-            outcomes.append(outcome)
-            answered.set()
-
-        self.journal.append(wanted.receipt, wanted.parts, key, done)
-        await answered.wait()
-        (outcome,) = outcomes
-        if isinstance(outcome, KeyReusedError):
-            raise outcome
-        assert isinstance(outcome, Receipt)
-        return outcome
-
-
-@dataclass
-class Opener:
-    """One journal that is opened several times, as by the runs of a daemon."""
-
-    folder: Path
-    environ: dict[str, str]
-
-    @asynccontextmanager
-    async def run(
-        self, max_jobs: int = 100_000, max_bytes: int = 10**8, environ: Mapping[str, str] = _NO_MORE
-    ) -> AsyncIterator[Run]:
-        """Open the journal for a pipeline with this queue; a test that hangs fails."""
-        pipeline = RecordingListener(max_jobs, max_bytes)
-        settings = load({"STATE_DIR": str(self.folder), **self.environ, **environ})
-        with trio.fail_after(TEST_TIMEOUT):
-            async with open_journal(settings, pipeline, Health(), Metrics()) as opened:
-                yield Run(opened.journal, pipeline, [])
-        assert pipeline.reports[0] == "opened"
-        assert pipeline.reports[-1] == "closed"
-        assert {pipeline.reports.count(name) for name in ("opened", "closed")} == {1}
+_DAY: Final = 24 * 3600
 
 
 @pytest.fixture(params=JOURNALS)
@@ -206,6 +141,22 @@ async def test_a_known_key_with_other_payloads_is_refused(opener: Opener) -> Non
         assert run.pipeline.payloads["accepted"] == len(run.pipeline.received) == 2
 
 
+async def test_a_key_is_known_for_a_day(opener: Opener) -> None:
+    """A retry would be stored twice, or a key that a client uses each day would be refused."""
+    async with opener.run() as run:
+        first = await run.accept(1, 2, b"key")
+        opener.passed += _DAY - 60
+        assert await run.accept(11, 2, b"key", like=1) == first
+        opener.passed += 61
+        second = await run.accept(21, 1, b"key")
+        assert second == Receipt(id_of(21), 1)
+        opener.passed += _DAY - 60
+        assert await run.accept(31, 1, b"key", like=21) == second
+        opener.passed += 61
+        await run.accept(41, 1, b"key")
+        assert run.pipeline.payloads["accepted"] == len(run.pipeline.received) == 4
+
+
 async def test_jobs_that_are_not_stored_are_there_in_the_next_run(opener: Opener) -> None:
     """Otherwise a restart loses accepted payloads, or gives two jobs one number."""
     async with opener.run() as run:
@@ -219,7 +170,7 @@ async def test_jobs_that_are_not_stored_are_there_in_the_next_run(opener: Opener
         assert run.journal.durable == durable
         assert run.pipeline.payloads["opened"] == len(left)
         assert await run.journal.sealed() is None
-        assert contents(await run.journal.page(*_ALL)) == contents(left)
+        assert contents(await run.journal.page(*ALL)) == contents(left)
         await run.accept(100)
         assert run.pipeline.received[0].seq == (10 if durable else 1)
 
@@ -251,7 +202,7 @@ async def test_a_sealed_batch_comes_back_whole_until_it_is_settled(opener: Opene
         durable = run.journal.durable
     left = [first, second] if durable else []
     async with opener.run() as run:
-        page = await run.journal.page(*_ALL)
+        page = await run.journal.page(*ALL)
         assert [one.seq for one in page] == ([1, 5, 8, 9] if durable else [])
         found = [await run.journal.sealed() for _ in left]
         assert await run.journal.sealed() is None
@@ -281,7 +232,7 @@ async def test_a_buried_batch_is_kept_or_reported_as_discarded(opener: Opener) -
     async with opener.run() as run:
         assert run.pipeline.payloads["opened"] == 0
         assert await run.journal.sealed() is None
-        assert await run.journal.page(*_ALL) == []
+        assert await run.journal.page(*ALL) == []
 
 
 async def test_jobs_that_find_the_queue_full_are_refused_or_read_later(opener: Opener) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from payloadd.journal.api import Settle
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.operations import Settle
 from payloadd.model.layout import Layout, Layouts
 from tests.support.journal import append, batch, id_of, job
 

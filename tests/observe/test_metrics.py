@@ -30,7 +30,7 @@ def test_gauges_are_rendered_from_a_snapshot() -> None:
         "serving",
         PayloadFigures(oldest_seconds=1.5),
         QueueFigures(jobs=1, bytes=2),
-        JournalFigures(jobs=3, payloads=4, bytes=5),
+        JournalFigures(jobs=3, payloads=4, bytes=5, idempotency_keys=7, missing_payloads=8),
         busy_workers=6,
     )
     samples = [sample for family in render_gauges(status) for sample in family.samples]
@@ -39,6 +39,8 @@ def test_gauges_are_rendered_from_a_snapshot() -> None:
         "payloadd_queue_bytes": 2,
         "payloadd_journal_jobs": 3,
         "payloadd_journal_bytes": 5,
+        "payloadd_idempotency_keys": 7,
+        "payloadd_payloads_missing": 8,
         "payloadd_workers_busy": 6,
         "payloadd_oldest_payload_seconds": 1.5,
         "payloadd_draining": 0,

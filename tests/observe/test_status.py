@@ -6,12 +6,15 @@ from dataclasses import replace
 
 from payloadd.observe.status import (
     JournalFigures,
+    JournalStatus,
     PayloadFigures,
     QueueFigures,
     Status,
     Trouble,
     drained_fields,
     draining_fields,
+    journal_document,
+    journal_lines,
     status_line,
     trouble_documents,
 )
@@ -79,3 +82,15 @@ def test_a_drain_names_its_work_and_its_troubles() -> None:
         "uploading": 2,
         "waits_for": {"store": "AccessDenied: no"},
     }
+
+
+def test_the_status_of_a_journal_is_two_columns_or_json() -> None:
+    """`payloadd journal status` would name a figure differently for people and for machines."""
+    status = JournalStatus(None, 1, 2, 3, 4.5, 5, 6, 7, 8, 9, 10, 11)
+    document = journal_document(status)
+    assert document.pop("process") is None
+    first, *lines = journal_lines(status)
+    assert first == "daemon            not running"
+    assert [line[18:] for line in lines] == [str(value) for value in document.values()]
+    assert [line[:18].strip().replace(" ", "_") for line in lines] == [*document]
+    assert journal_lines(replace(status, process=17))[0] == "daemon            process 17"

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from payloadd.journal.api import Append, Receipt
+from payloadd.journal.api import Receipt
+from payloadd.journal.open import journal_figures
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import DEFAULT_TUNING, SqliteJournal, Tuning
+from payloadd.journal.sqlite.operations import Append
 from payloadd.model.job import Batch, Job, Part
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from payloadd.errors import RefusedError
-    from payloadd.journal.api import Operation
+    from payloadd.journal.sqlite.operations import Operation
 
 TEST_TIMEOUT: Final = 20.0
 """Seconds after which a test that waits has failed."""
@@ -254,7 +256,9 @@ def make_rig(
 ) -> JournalRig:
     """Return a journal in the file ``path``."""
     database = FaultyDatabase(path)
-    metrics, health = Metrics(), Health()
+    health = Health()
+    health.journal_figures = lambda: journal_figures(database)
+    metrics = Metrics(health.snapshot)
     accounting = Accounting(metrics)
     channel = JobChannel(max_jobs, 10**6)
     feeder = QueueFeeder(channel, accounting, newest=database.totals.next - 1)

@@ -22,6 +22,8 @@ class RecordingListener:
         """The names of the reports, without repetitions that follow each other."""
         self.payloads: dict[str, int] = {}
         """The sum of each report about a number of payloads."""
+        self.oldest: list[float | None] = []
+        """The times at which the oldest job was accepted, without repetitions."""
         self.queued = 0
         self.queue_bytes = max_bytes
         self._max_jobs = max_jobs
@@ -99,7 +101,9 @@ class RecordingListener:
         self._count("discarded", payloads)
 
     def oldest_accepted(self, since: float | None) -> None:
-        """Ignore the age of the backlog."""
+        """Record the time, unless it is the last one again."""
+        if self.oldest[-1:] != [since]:
+            self.oldest.append(since)
 
     def jobs_in_memory(self) -> list[Job]:
         """Return all jobs: more than the journal needs do no harm."""

@@ -14,12 +14,15 @@ import click
 from payloadd.config import settings as config
 from payloadd.errors import PayloaddError, SettingsError
 from payloadd.escaping import escape_controls, escape_controls_in_json
-from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.open import inspect_journal
 from payloadd.journal.sqlite.verify import format_finding
+from payloadd.observe.status import journal_document, journal_lines
 from payloadd.service import ExitStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from payloadd.journal.sqlite.offline import Inspection
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
@@ -28,7 +31,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for m
 def _inspection() -> Iterator[Inspection]:
     """Open the journal of the settings; print errors, then exit with 78 (settings) or 1."""
     try:
-        with Inspection.open(config.load().state_dir) as inspection:
+        with inspect_journal(config.load()) as inspection:
             yield inspection
     except SettingsError as error:
         for problem in error.problems:
@@ -49,14 +52,12 @@ def journal() -> None:
 def status(*, as_json: bool) -> None:
     """Print the backlog, its bytes and oldest age, sealed batches and dead letters."""
     with _inspection() as inspection:
-        found = asdict(inspection.status())
+        found = inspection.status()
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(journal_document(found)))
         return
-    process = found.pop("process")
-    click.echo(f"{'daemon':<18}{'not running' if process is None else f'process {process}'}")
-    for name, value in found.items():
-        click.echo(f"{name.replace('_', ' '):<18}{value}")
+    for line in journal_lines(found):
+        click.echo(line)
 
 
 @journal.command()

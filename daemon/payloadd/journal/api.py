@@ -2,7 +2,7 @@
 
 The pipeline and the journals know this module; they do not know each other. A new journal
 implements ``Journal``, calls a ``JournalListener``, is opened in ``open.py``, and passes
-``tests/journal/test_contract.py``.
+``tests/journal/test_contract.py``, which checks each of these promises.
 
 The promises of a journal to the pipeline:
 
@@ -20,6 +20,15 @@ The promises of a journal to the pipeline:
 * **Seals hold.** Once ``seal`` has returned, the members and the key of the batch survive a crash:
   the next run gets the same members under the same key from ``sealed``, until the batch is settled
   or buried. So an upload that is repeated replaces its object and does not make a second one.
+* **Layouts.** The journal keeps the layout (key template, object format, ...) under which each job
+  was accepted: ``open_journal`` returns those of all its jobs. So after a change of settings a
+  batch that a crash has interrupted gets the same key again.
+* **Dead letters stay.** A durable journal keeps the jobs of ``bury`` with the store's error until
+  an operator drops them; ``open.inspect_journal`` lists them and marks them for a retry.
+* **Failed writes end.** While the disk refuses writes, requests are refused whole, with an error
+  that says so. Once the disk accepts writes again the journal accepts requests again, and what the
+  pipeline has asked for meanwhile is carried out.
+* **Keys.** An Idempotency-Key is known for 24 hours, over restarts too, and then no longer.
 * **Nothing is forgotten early.** ``settle`` and ``bury`` are carried out in the order in which they
   were called, in one of the next commits. A crash before that commit brings the batch back.
 
@@ -29,7 +38,7 @@ A journal that is not durable (``durable`` is False) keeps these promises until 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from payloadd.errors import RefusedError
@@ -205,97 +214,3 @@ class JournalListener(Protocol):
     def has_room(self, jobs: int, size: int) -> bool:
         """Return whether the queue has room for so many jobs of ``size`` bytes together."""
         ...
-
-
-# Operations: a class for each kind of change. Operations of many tasks are committed together.
-
-
-@dataclass(slots=True)
-class Append:
-    """Accept one request.
-
-    The commit sets ``jobs``. If the request's Idempotency-Key (its hash is ``key``) is known, it
-    sets ``earlier``, the outcome for the request, and accepts nothing. ``done`` is called with the
-    outcome.
-    """
-
-    receipt: Receipt
-    parts: Sequence[Part]
-    key: bytes | None = None
-    done: OutcomeCallback | None = None
-    size: int = 0
-    """Bytes that count towards JOURNAL_MAX_BYTES."""
-    jobs: list[Job] = field(default_factory=list)
-    earlier: Receipt | RefusedError | None = None
-    staged: int = 0
-    """The number of parts, from the first on, that earlier commits have written; see ``Stage``."""
-    first: int = 0
-    """The ``seq`` of the first part, if parts were staged."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Write the parts ``start`` to ``end`` of a request with too many parts for one commit.
-
-    The rows become part of the journal when the request itself is committed.
-    """
-
-    append: Append
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Abandon:
-    """Delete the rows that were staged for a request, because the request was refused."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seal:
-    """Fix the members, the key and the compression of an object before its first upload."""
-
-    batch: Batch
-
-
-@dataclass(slots=True)
-class Settle:
-    """Remove a batch that the store has confirmed."""
-
-    # Not frozen: a frozen dataclass takes longer to build, and each object needs this operation.
-    batch: Batch
-
-
-@dataclass(frozen=True, slots=True)
-class Bury:
-    """Make a dead letter of a batch that the store refused for good."""
-
-    batch: Batch
-    code: str
-    reason: str
-
-
-@dataclass(slots=True)
-class Revive:
-    """Turn dead letters that an operator has marked into sealed batches, a bounded number of them.
-
-    The commit sets the first ``seq`` of each, the payloads of all, and whether more are marked.
-    """
-
-    firsts: list[int] = field(default_factory=list)
-    payloads: int = 0
-    more: bool = False
-
-
-@dataclass(slots=True)
-class Expire:
-    """Delete expired Idempotency-Keys, a bounded number; the commit sets whether there are more."""
-
-    more: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Clear:
-    """Ask for a commit: each commit deletes some rows of stored batches."""
-
-
-Operation = Append | Stage | Abandon | Seal | Settle | Bury | Revive | Expire | Clear

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
 from payloadd.journal.fingerprint import fingerprint
+from payloadd.journal.key_clock import KEEP, uptime
 from payloadd.model.job import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from payloadd.journal.api import JournalListener, OutcomeCallback, Receipt
     from payloadd.model.job import Batch, Part
@@ -28,12 +29,19 @@ class MemoryJournal:
 
     durable = False
 
-    def __init__(self, listener: JournalListener, most_keys: int = _MOST_KEYS) -> None:
+    def __init__(
+        self,
+        listener: JournalListener,
+        most_keys: int = _MOST_KEYS,
+        read_uptime: Callable[[], int] | None = None,
+    ) -> None:
+        """Report to ``listener``; ``read_uptime`` returns milliseconds since boot, for tests."""
         self._listener = listener
         self._most_keys = most_keys
         self._next = 1
-        self._receipts: OrderedDict[bytes, tuple[Receipt, bytes]] = OrderedDict()
-        """The receipt and the fingerprint of the request that had the key."""
+        self._uptime = read_uptime or uptime
+        self._receipts: OrderedDict[bytes, tuple[Receipt, bytes, int]] = OrderedDict()
+        """By key: receipt and fingerprint of its request, and when it expires; oldest first."""
 
     def append(
         self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: OutcomeCallback
@@ -43,9 +51,8 @@ class MemoryJournal:
         Raises RefusedError (QUEUE_FULL) if the queue has no room for all of them now, and
         TooLargeError if it never has.
         """
-        if key is not None and key in self._receipts:
-            earlier, known = self._receipts[key]
-            done(earlier if known == fingerprint(parts) else KeyReusedError())
+        if key is not None and (known := self._known(key)) is not None:
+            done(known[0] if known[1] == fingerprint(parts) else KeyReusedError())
             return
         self._check_room(parts)
         jobs = [Job(seq, *part) for seq, part in enumerate(parts, self._next)]
@@ -53,10 +60,19 @@ class MemoryJournal:
         self._listener.accepted(receipt.payloads)
         self._listener.committed(jobs)
         if key is not None and receipt.payloads:
-            self._receipts[key] = (receipt, fingerprint(parts))
+            expires = self._uptime() + KEEP * 1000
+            self._receipts[key] = (receipt, fingerprint(parts), expires)
             if len(self._receipts) > self._most_keys:
                 self._receipts.popitem(last=False)
         done(receipt)
+
+    def _known(self, key: bytes) -> tuple[Receipt, bytes, int] | None:
+        """Return the receipt and the fingerprint of a key that has not expired, or None."""
+        known = self._receipts.get(key)
+        if known is not None and known[2] <= self._uptime():
+            del self._receipts[key]
+            return None
+        return known
 
     def _check_room(self, parts: Sequence[Part]) -> None:
         size = sum(len(part.lines) for part in parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,19 +15,18 @@ from payloadd.journal.sqlite.damage_report import DamageReport
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import SqliteJournal
 from payloadd.journal.sqlite.lock import StateDirLock
-from payloadd.journal.sqlite.offline import try_journal
+from payloadd.journal.sqlite.offline import Inspection, try_journal
 from payloadd.journal.sqlite.schema import FILE, waiting_payloads
 from payloadd.model.layout import Layout, Layouts
 from payloadd.observe.logs import get_logger
 from payloadd.observe.status import JournalFigures
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from payloadd.config.settings import Settings
     from payloadd.journal.api import Journal, JournalListener
-    from payloadd.journal.sqlite.transaction import Totals
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
 
@@ -44,22 +43,29 @@ class OpenedJournal:
 
 @asynccontextmanager
 async def open_journal(
-    settings: Settings, listener: JournalListener, health: Health, metrics: Metrics
+    settings: Settings,
+    listener: JournalListener,
+    health: Health,
+    metrics: Metrics,
+    read_uptime: Callable[[], int] | None = None,
 ) -> AsyncIterator[OpenedJournal]:
     """Open the journal while the body runs; commit the last operations after the body.
 
-    Raises StartError if STATE_DIR cannot be used, the journal is in use by another process, or its
-    file cannot be opened.
+    ``read_uptime``: the clock by which Idempotency-Keys expire, in milliseconds; None for the
+    machine's. Raises StartError if STATE_DIR cannot be used, the journal is in use by another
+    process, or its file cannot be opened.
     """
     if settings.durability == "memory":
         await trio.to_thread.run_sync(_report_unused_journal, settings.state_dir / FILE)
         listener.opened(0, 0)
-        yield OpenedJournal(MemoryJournal(listener), Layouts([(0, Layout.of(settings))]))
+        yield OpenedJournal(
+            MemoryJournal(listener, read_uptime=read_uptime), Layouts([(0, Layout.of(settings))])
+        )
         listener.closed(0)
         return
     lock = await trio.to_thread.run_sync(StateDirLock, settings.state_dir)
     try:
-        async with _open_sqlite(settings, lock, listener, health, metrics) as opened:
+        async with _open_sqlite(settings, lock, listener, health, metrics, read_uptime) as opened:
             yield opened
     finally:
         lock.close()
@@ -75,6 +81,18 @@ async def check_journal(settings: Settings) -> str | None:
     return await trio.to_thread.run_sync(try_journal, settings.state_dir)
 
 
+@contextmanager
+def inspect_journal(settings: Settings) -> Iterator[Inspection]:
+    """Open the durable journal of the settings for a look from another process than the daemon's.
+
+    A journal of another kind returns its own ``JournalInspection`` here. DURABILITY is not asked:
+    STATE_DIR may have a journal of an earlier run. Raises PayloaddError if
+    there is no journal, or it cannot be read.
+    """
+    with Inspection.open(settings.state_dir) as inspection:
+        yield inspection
+
+
 @asynccontextmanager
 async def _open_sqlite(
     settings: Settings,
@@ -82,13 +100,12 @@ async def _open_sqlite(
     listener: JournalListener,
     health: Health,
     metrics: Metrics,
+    read_uptime: Callable[[], int] | None,
 ) -> AsyncIterator[OpenedJournal]:
-    database, layouts = await trio.to_thread.run_sync(
-        _open_database, settings.state_dir / FILE, Layout.of(settings), settings.max_length
-    )
+    database, layouts = await trio.to_thread.run_sync(_open_database, settings, read_uptime)
     database.lock = lock
     report = DamageReport(database, listener)
-    health.journal_figures = lambda: _figures(database.totals)
+    health.journal_figures = lambda: journal_figures(database)
     totals = database.totals
     listener.opened(totals.next - 1, totals.payloads + database.damaged_payloads)
     journal = SqliteJournal(database, listener, health, metrics, settings.journal_max_bytes)
@@ -101,16 +118,21 @@ async def _open_sqlite(
         listener.closed(database.totals.payloads)
 
 
-def _figures(totals: Totals) -> JournalFigures:
+def journal_figures(database: Database) -> JournalFigures:
     """Return the contents of the journal for a snapshot of the process."""
-    return JournalFigures(totals.jobs, totals.payloads, totals.all_bytes)
+    totals, damage = database.totals, database.high_water.damage
+    missing = 0 if damage is None else damage.payloads
+    return JournalFigures(totals.jobs, totals.payloads, totals.all_bytes, totals.keys, missing)
 
 
-def _open_database(path: Path, layout: Layout, max_length: int) -> tuple[Database, Layouts]:
+def _open_database(
+    settings: Settings, read_uptime: Callable[[], int] | None
+) -> tuple[Database, Layouts]:
+    path = settings.state_dir / FILE
     try:
-        database = Database(path, max_length)
+        database = Database(path, settings.max_length, read_uptime)
         try:
-            return database, Layouts(database.layouts(layout))
+            return database, Layouts(database.layouts(Layout.of(settings)))
         except BaseException:
             database.close()
             raise

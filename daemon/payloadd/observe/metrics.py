@@ -3,7 +3,7 @@
 There is one instance in a process and no module-level registry, so that a test can run two daemons
 side by side. Counters and histograms are plain ints, which become Prometheus's families at a
 scrape: the event loop's thread alone changes them, and the library's own counters take a lock for
-each change. Most gauges are rendered from a snapshot of the process, see ``observe.status``.
+each change. Gauges are rendered from a snapshot of the process, see ``observe.status``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -116,6 +116,12 @@ def render_gauges(status: Status) -> Iterator[Metric]:
             "Bytes that jobs, dead letters and Idempotency-Keys take",
             status.journal.bytes,
         ),
+        ("idempotency_keys", "Idempotency-Keys that are known", status.journal.idempotency_keys),
+        (
+            "payloads_missing",
+            "Accepted payloads that a damaged journal has lost",
+            status.journal.missing_payloads,
+        ),
         ("workers_busy", "Workers that have a batch", status.busy_workers),
         (
             "oldest_payload_seconds",
@@ -150,13 +156,9 @@ class Metrics:
             "objects_stored", "Objects that the store confirmed"
         ).labelled()
         self.object_bytes = self._histogram("object_bytes", "Size of stored objects", _OBJECT_BYTES)
-        self.idempotency_keys = self._gauge("idempotency_keys", "Idempotency-Keys that are known")
         self.keys_evicted = self._counter(
             "idempotency_keys_evicted", "Idempotency-Keys forgotten before their time"
         ).labelled()
-        self.payloads_missing = self._gauge(
-            "payloads_missing", "Accepted payloads that a damaged journal has lost"
-        )
         self.commit_seconds = self._histogram(
             "commit_seconds", "Time of one group commit of the journal", _COMMIT_SECONDS
         )
@@ -180,9 +182,6 @@ class Metrics:
         counter = PlainCounter(f"payloadd_{name}", doc, label)
         self.registry.register(counter)
         return counter
-
-    def _gauge(self, name: str, doc: str) -> Gauge:
-        return Gauge(f"payloadd_{name}", doc, registry=self.registry)
 
     def _histogram(self, name: str, doc: str, bounds: tuple[float, ...]) -> PlainHistogram:
         histogram = PlainHistogram(f"payloadd_{name}", doc, bounds)

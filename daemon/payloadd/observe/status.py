@@ -1,13 +1,14 @@
 """Describe the process in one immutable snapshot, and render the snapshot as text.
 
 ``/readyz``, systemd's status line, the ``drained`` line of the log and the gauges of ``/metrics``
-show the same figures, so they are rendered from the same :class:`Status`. All functions here are
-pure. ``Health.snapshot`` makes a Status.
+show the same figures, so they are rendered from the same :class:`Status`; ``payloadd journal
+status`` is rendered from a :class:`JournalStatus`. All functions here are pure.
+``Health.snapshot`` makes a Status.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,6 +79,33 @@ class JournalFigures:
     payloads: int = 0
     bytes: int = 0
     """Bytes of jobs, dead letters and Idempotency-Keys: the sum that JOURNAL_MAX_BYTES bounds."""
+    idempotency_keys: int = 0
+    """Idempotency-Keys that are known."""
+    missing_payloads: int = 0
+    """Accepted payloads that a damaged journal has lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalStatus:
+    """A snapshot of one journal that another process may have open; counts, bytes and ages."""
+
+    process: int | None
+    """Id of the daemon that has the journal open, None if none has."""
+    jobs: int
+    payloads: int
+    bytes: int
+    """Bytes of the jobs."""
+    oldest_seconds: float
+    """Age of the oldest waiting job in seconds, 0 if no job waits."""
+    sealed_batches: int
+    dead_letters: int
+    dead_payloads: int
+    dead_bytes: int
+    damaged: int
+    """Dead letters with the code DAMAGED."""
+    idempotency_keys: int
+    file_bytes: int
+    """Bytes of the files of the journal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +174,16 @@ def trouble_documents(status: Status) -> list[dict[str, Any]]:
         }
         for part, trouble in status.troubles.items()
     ]
+
+
+def journal_document(status: JournalStatus) -> dict[str, Any]:
+    """Return the JSON object of ``payloadd journal status --json``."""
+    return asdict(status)
+
+
+def journal_lines(status: JournalStatus) -> list[str]:
+    """Return the lines of ``payloadd journal status``: names and values in two columns."""
+    found = journal_document(status)
+    process = found.pop("process")
+    found = {"daemon": "not running" if process is None else f"process {process}", **found}
+    return [f"{name.replace('_', ' '):<18}{value}" for name, value in found.items()]

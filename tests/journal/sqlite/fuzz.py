@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from payloadd.errors import StartError
-from payloadd.journal.api import Append, Bury, Receipt, Revive, Seal, Settle
+from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite import dead_letters
 from payloadd.journal.sqlite.damage import CODE, is_corrupt
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.operations import Append, Bury, Revive, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE, open_existing
 from payloadd.journal.sqlite.segments import FOLDER
 from payloadd.journal.sqlite.verify import verify

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from payloadd.journal.api import Append, Bury, Expire, Receipt, Revive, Seal, Settle, Stage
 from payloadd.journal.sqlite.idempotency import KEEP
+from payloadd.journal.sqlite.operations import Append, Bury, Expire, Revive, Seal, Settle, Stage
 from payloadd.journal.sqlite.schema import ROW_BYTES
 from payloadd.model.job import Batch, Job, Part
 
 if TYPE_CHECKING:
-    from payloadd.journal.api import Operation
+    from payloadd.journal.api import Receipt
+    from payloadd.journal.sqlite.operations import Operation
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError
-from payloadd.journal.api import Append, Expire, Receipt, Stage
+from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite.commit_queue import CommitGroup, CommitQueue, TimeSlice, answer
 from payloadd.journal.sqlite.disk_reserve import LARGEST_COMMIT
+from payloadd.journal.sqlite.operations import Append, Expire, Stage
 from payloadd.model.job import Part
 from tests.support.journal import append, id_of
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from payloadd.errors import PayloaddError
-from payloadd.journal.api import Bury, Revive, Settle
 from payloadd.journal.sqlite import file_check
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.operations import Bury, Revive, Settle
 from tests.journal.sqlite.damaging import change, new_findings, verified
 from tests.support.journal import append, id_of, sealed
 

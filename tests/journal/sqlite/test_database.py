@@ -23,22 +23,22 @@ from hypothesis.stateful import (
 )
 
 from payloadd.errors import KeyReusedError
-from payloadd.journal.api import (
-    Abandon,
-    Append,
-    Bury,
-    Expire,
-    Receipt,
-    Revive,
-    Seal,
-    Settle,
-    Stage,
-)
+from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite import dead_letters
 from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.deletion import RowDeletion
 from payloadd.journal.sqlite.idempotency import KEEP
+from payloadd.journal.sqlite.operations import (
+    Abandon,
+    Append,
+    Bury,
+    Expire,
+    Revive,
+    Seal,
+    Settle,
+    Stage,
+)
 from payloadd.journal.sqlite.schema import ROW_BYTES
 from payloadd.journal.sqlite.segments import FOLDER
 from payloadd.model.job import Batch, Job, Part
@@ -48,7 +48,7 @@ from tests.support.journal import FaultyConnection, contents, id_of, sealed
 if TYPE_CHECKING:
     import uuid
 
-    from payloadd.journal.api import Operation
+    from payloadd.journal.sqlite.operations import Operation
 
 _PAYLOADS: Final = st.lists(st.integers(1, 3), max_size=6)
 _STATEMENTS: Final = (
@@ -74,7 +74,7 @@ class JournalFile(RuleBasedStateMachine):
         )
         self.patches = ExitStack()
         for one in (
-            patch("payloadd.journal.sqlite.key_clock.time", clock),
+            patch("payloadd.journal.key_clock.time", clock),
             # Some jobs are large, some commits have enough of them, segments are soon full.
             patch("payloadd.journal.sqlite.segments.LARGE", 10),
             patch("payloadd.journal.sqlite.segments.WORTH_A_SYNC", 30),

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from payloadd.journal.api import Clear, Seal, Settle
 from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.operations import Clear, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS, migrate
 from payloadd.journal.sqlite.segments import FOLDER
 from tests.support.journal import (

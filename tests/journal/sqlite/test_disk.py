@@ -14,8 +14,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError
-from payloadd.journal.api import Append, Seal, Settle
 from payloadd.journal.sqlite.journal import Tuning
+from payloadd.journal.sqlite.operations import Append, Seal, Settle
 from tests.support.journal import TEST_TIMEOUT, append, batch, disk_full, make_rig, open_rig, until
 
 if TYPE_CHECKING:

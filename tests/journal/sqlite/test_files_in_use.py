@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from payloadd.errors import RefusedError, StartError
-from payloadd.journal.api import Append, Receipt, Seal, Settle, Stage
+from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite import high_water
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
@@ -18,6 +18,7 @@ from payloadd.journal.sqlite.files_in_use import FilesInUse
 from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.lock import StateDirLock
 from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.operations import Append, Seal, Settle, Stage
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.segments import FOLDER
 from tests.journal.sqlite.damaging import verified

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from payloadd.errors import StartError
-from payloadd.journal.api import Bury, Revive, Seal, Settle
 from payloadd.journal.sqlite import file_check
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection, try_journal
+from payloadd.journal.sqlite.operations import Bury, Revive, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE, open_existing
 from payloadd.journal.sqlite.verify import verify
 from payloadd.model.job import Batch

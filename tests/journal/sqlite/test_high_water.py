@@ -14,9 +14,10 @@ import structlog.testing
 import trio
 
 from payloadd.errors import StartError
-from payloadd.journal.api import Append, Bury, Receipt, Seal, Settle
+from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite import high_water, segments
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.operations import Append, Bury, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE, open_existing
 from payloadd.journal.sqlite.transaction import Totals
 from payloadd.journal.sqlite.verify import verify
@@ -26,7 +27,7 @@ from tests.support.journal import append, batch, id_of, make_rig, open_rig, part
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from payloadd.journal.api import Operation
+    from payloadd.journal.sqlite.operations import Operation
 
 WAL = f"{FILE}-wal"
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from payloadd.errors import KeyReusedError, RefusedError
-from payloadd.journal.api import Append, Expire, Receipt
+from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite import idempotency, key_clock
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.operations import Append, Expire
 from payloadd.journal.sqlite.schema import FILE, KEY_BYTES
 from tests.support.journal import append, batch, disk_full, id_of, open_rig, until
 

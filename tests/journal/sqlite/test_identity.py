@@ -11,11 +11,12 @@ import pytest
 import structlog.testing
 
 from payloadd.errors import StartError
-from payloadd.journal.api import Append, Receipt, Settle
+from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite import high_water, identity, segments
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection, try_journal
+from payloadd.journal.sqlite.operations import Append, Settle
 from payloadd.journal.sqlite.schema import FILE, open_existing
 from tests.journal.sqlite.test_upgrade import unpack
 from tests.support.journal import append, batch, id_of, make_rig, part

@@ -12,8 +12,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError, TooLargeError
-from payloadd.journal.api import Append, Bury, Seal, Settle
 from payloadd.journal.sqlite.dead_letters import mark
+from payloadd.journal.sqlite.operations import Append, Bury, Seal, Settle
 from payloadd.journal.sqlite.schema import ROW_BYTES
 from payloadd.pipeline.queue import NudgedError
 from tests.support.journal import QUICK, TEST_TIMEOUT, batch, disk_full, make_rig, open_rig, until

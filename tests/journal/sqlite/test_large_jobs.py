@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import pytest
 
 from payloadd.errors import RefusedError, StartError
-from payloadd.journal.api import Append, Bury, Receipt, Revive, Seal, Settle
+from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite import dead_letters, segments
 from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.dead_letters import mark
 from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.operations import Append, Bury, Revive, Seal, Settle
 from payloadd.journal.sqlite.schema import MIGRATIONS, migrate
 from payloadd.journal.sqlite.segments import FOLDER, LARGE, WORTH_A_SYNC
 from payloadd.model.job import Part

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from payloadd.journal.api import Settle
 from payloadd.journal.sqlite import segments
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import Tuning
+from payloadd.journal.sqlite.operations import Settle
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.segments import FOLDER
 from tests.support.journal import (

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from payloadd.errors import StartError
-from payloadd.journal.api import Seal
 from payloadd.journal.sqlite import file_check
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.lock import lock
 from payloadd.journal.sqlite.offline import try_journal
+from payloadd.journal.sqlite.operations import Seal
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS
 from payloadd.journal.sqlite.segments import FOLDER
 from tests.support.journal import append, batch, job

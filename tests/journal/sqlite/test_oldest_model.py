@@ -13,10 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from payloadd.journal.api import Bury, Revive, Settle
 from payloadd.journal.sqlite import dead_letters
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.deletion import RowDeletion
+from payloadd.journal.sqlite.operations import Bury, Revive, Settle
 from payloadd.model.job import Batch, Job, accepted_at
 from tests.journal.sqlite.test_oldest_row import request
 

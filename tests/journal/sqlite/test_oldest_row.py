@@ -8,10 +8,11 @@ import uuid
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from payloadd.journal.api import Append, Bury, Receipt, Revive, Settle
+from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.oldest_row import OldestRow
+from payloadd.journal.sqlite.operations import Append, Bury, Revive, Settle
 from payloadd.model.job import Part
 from tests.support.journal import batch, open_rig, until
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from payloadd.journal.api import Bury, Expire, Revive, Seal, Settle
-from payloadd.journal.sqlite import dead_letters, key_clock
+from payloadd.journal.sqlite import dead_letters
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.dead_letters import REVIVED_PER_COMMIT, drop
+from payloadd.journal.sqlite.operations import Bury, Expire, Revive, Seal, Settle
 from payloadd.journal.sqlite.schema import ROW_BYTES
 from tests.support.journal import append, batch, disk_full, id_of, job, sealed
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from payloadd.journal.api import Operation
+    from payloadd.journal.sqlite.operations import Operation
 
 pytestmark = pytest.mark.usefixtures("anywhere")
 
@@ -139,19 +139,19 @@ def test_a_commit_succeeds_after_a_transaction_was_left_open(database: Database)
 
 
 def test_an_idempotency_key_is_deleted_in_the_second_it_expires(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a key that is deleted is still valid when it is looked up, or the reverse."""
-    now = key_clock.uptime()
-    monkeypatch.setattr(key_clock, "uptime", lambda: now)
-    monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", 1)
-    database.commit([append(number, b"key%d" % number) for number in range(1, 4)])
-    monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", 1000)
-    monkeypatch.setattr(key_clock, "uptime", lambda: now + 1000)
-    again = append(4, b"key1")
-    database.commit([again, Expire()])
-    assert again.earlier is None
-    assert database._connection.execute("SELECT count(*) FROM answers").fetchone() == (1,)
+    now = 1000
+    with closing(Database(path, read_uptime=lambda: now)) as database:
+        monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", 1)
+        database.commit([append(number, b"key%d" % number) for number in range(1, 4)])
+        monkeypatch.setattr("payloadd.journal.sqlite.idempotency.KEEP", 1000)
+        now += 1000
+        again = append(4, b"key1")
+        database.commit([again, Expire()])
+        assert again.earlier is None
+        assert database._connection.execute("SELECT count(*) FROM answers").fetchone() == (1,)
 
 
 def test_expired_keys_are_deleted_a_bounded_number_per_commit(

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from payloadd.journal.api import Seal, Settle
 from payloadd.journal.sqlite import file_check, segments
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.operations import Seal, Settle
 from payloadd.journal.sqlite.read_errors import ReadErrors
 from payloadd.journal.sqlite.segments import FOLDER
 from tests.journal.sqlite.damaging import PAGE, leaves, new_findings, verified

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.journal.api import Settle
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.operations import Settle
 from payloadd.journal.sqlite.salvage import damaged_files
 from tests.journal.sqlite.damaging import (
     lose_pages,

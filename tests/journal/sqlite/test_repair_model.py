@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from payloadd.journal.api import Append, Bury, Receipt, Revive, Seal, Settle
+from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite import dead_letters, segments
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.operations import Append, Bury, Revive, Seal, Settle
 from payloadd.journal.sqlite.schema import open_existing
 from payloadd.model.job import Batch, Job, Part
 from tests.journal.sqlite.damaging import lose_pages, repair_without_pause, verified
@@ -22,7 +23,7 @@ from tests.support.journal import id_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from payloadd.journal.api import Operation
+    from payloadd.journal.sqlite.operations import Operation
 
 _TRIES: Final = {"short": 6, "long": 400}
 _STEPS: Final = 40

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from payloadd.journal.api import Bury, Seal, Settle
 from payloadd.journal.sqlite import file_check, identity
 from payloadd.journal.sqlite.damage import corrupt
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.operations import Bury, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.model.job import Batch
 from tests.journal.sqlite.damaging import change, new_findings, verified

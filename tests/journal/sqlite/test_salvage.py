@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from payloadd.errors import StartError
-from payloadd.journal.api import Settle
 from payloadd.journal.sqlite import file_check
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.operations import Settle
 from payloadd.journal.sqlite.salvage import damaged_files
 from payloadd.journal.sqlite.schema import FILE
 from tests.journal.sqlite.damaging import (

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from payloadd.journal.api import Bury
 from payloadd.journal.sqlite import small_tables
 from payloadd.journal.sqlite.checksum import of_values
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.operations import Bury
 from payloadd.model.layout import Layout
 from tests.journal.sqlite.damaging import change, new_findings, verified
 from tests.support.journal import append, sealed

@@ -13,10 +13,11 @@ from uuid import UUID
 
 import pytest
 
-from payloadd.journal.api import Append, Receipt, Revive, Seal, Settle
+from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite import schema
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.operations import Append, Revive, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS
 from payloadd.model.job import accepted_at
 from payloadd.model.layout import Layout, Layouts

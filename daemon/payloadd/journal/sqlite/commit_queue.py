@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.journal.api import Append, Stage
+from payloadd.journal.sqlite.operations import Append, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from payloadd.errors import RefusedError
-    from payloadd.journal.api import Operation
+    from payloadd.journal.sqlite.operations import Operation
 
 MOST_LARGE_ROWS: Final = 1024
 """The most rows of large requests in one commit, and of one request that takes several commits."""

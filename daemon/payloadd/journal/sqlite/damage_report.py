@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from payloadd.journal.api import JournalListener
     from payloadd.journal.sqlite.database import Database
     from payloadd.observe.health import Health
-    from payloadd.observe.metrics import Metrics
 
 log = get_logger(__name__)
 
@@ -58,8 +57,8 @@ class DamageReport:
         self._listener.damaged(new)
 
 
-def report_missing(database: Database, health: Health, metrics: Metrics) -> None:
-    """Report accepted payloads that the start has found to be missing: log, metric, ``/readyz``.
+def report_missing(database: Database, health: Health) -> None:
+    """Report accepted payloads that the start has found to be missing: log and ``/readyz``.
 
     The daemon runs on with the payloads that are there.
     """
@@ -77,7 +76,6 @@ def report_missing(database: Database, health: Health, metrics: Metrics) -> None
         kept=list(damage.files),
         reason=f"{cause}, at this start or an earlier one",
     )
-    metrics.payloads_missing.set(damage.payloads)
     if damage.payloads or damage.foreign:
         health.report(
             "journal_data",

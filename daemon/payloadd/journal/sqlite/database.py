@@ -30,11 +30,11 @@ from payloadd.journal.sqlite.schema import MIGRATIONS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from payloadd.journal.api import Operation
     from payloadd.journal.sqlite.backlog import Page
     from payloadd.journal.sqlite.damage import DamagedRow
     from payloadd.journal.sqlite.inventory import Inventory
     from payloadd.journal.sqlite.job_rows import Range
+    from payloadd.journal.sqlite.operations import Operation
     from payloadd.journal.sqlite.transaction import CommitChanges, Totals
     from payloadd.model.job import Batch, Job
     from payloadd.model.layout import Layout

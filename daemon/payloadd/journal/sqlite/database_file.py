@@ -53,11 +53,14 @@ log = get_logger(__name__)
 class DatabaseFile:
     """One open journal file, with the objects that use it. Methods raise sqlite3.Error."""
 
-    def __init__(self, path: Path, max_length: int = 0) -> None:
+    def __init__(
+        self, path: Path, max_length: int = 0, read_uptime: Callable[[], int] | None = None
+    ) -> None:
         """Open or create the journal at ``path``, and repair it if it is damaged.
 
-        ``max_length``: bytes of the largest request, for the size of the disk reserve. Raises
-        sqlite3.Error, OSError, and StartError where the journal cannot be used as it is.
+        ``max_length``: bytes of the largest request, for the size of the disk reserve.
+        ``read_uptime``: as for ``KeyClock``. Raises sqlite3.Error, OSError, and StartError where
+        the journal cannot be used as it is.
         """
         self._path = path
         self._folder = path.parent
@@ -70,7 +73,7 @@ class DatabaseFile:
         """Idempotency-Keys that are kept at most."""
         self.in_doubt = False
         """Whether SQLite's log may hold a commit that failed, which a crash would bring back."""
-        self.high_water = HighWater(path)
+        self.high_water = HighWater(path, read_uptime)
         self.findings = Findings()
         """Damage that is to be reported."""
         self.damaged_payloads = 0

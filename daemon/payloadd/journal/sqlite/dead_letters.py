@@ -10,10 +10,10 @@ from __future__ import annotations
 import sqlite3
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from payloadd.errors import PayloaddError
+from payloadd.journal.inspection import DeadLetter
 from payloadd.journal.sqlite import damage, job_rows
 from payloadd.journal.sqlite.checksum import of_values
 from payloadd.journal.sqlite.job_rows import IN_RANGE
@@ -59,22 +59,6 @@ class DeadRange(NamedTuple):
     def journal_bytes(self) -> int:
         """Bytes that it takes in the journal, about."""
         return self.bytes + self.jobs * ROW_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """One dead letter, as ``payloadd journal dead`` lists it."""
-
-    id: str
-    at: int
-    """Unix time in seconds."""
-    code: str
-    reason: str
-    key: str
-    payloads: int
-    bytes: int
-    retry: int
-    """1 if it is marked to be tried again, else 0."""
 
 
 def bury(connection: sqlite3.Connection, batch: Batch, code: str, reason: str) -> None:

@@ -37,13 +37,13 @@ from typing import TYPE_CHECKING, Final
 
 from payloadd.errors import StartError
 from payloadd.files import is_at, sync_folder
+from payloadd.journal.key_clock import ClockReading, KeyClock
 from payloadd.journal.sqlite import identity, segments
 from payloadd.journal.sqlite.files_in_use import put_aside
-from payloadd.journal.sqlite.key_clock import ClockReading, KeyClock
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from payloadd.journal.sqlite.transaction import Totals
 
@@ -133,8 +133,11 @@ class HighWater:
     because of it.
     """
 
-    def __init__(self, journal: Path) -> None:
-        """Read the file that belongs to ``journal``, before that is opened. Raises OSError."""
+    def __init__(self, journal: Path, read_uptime: Callable[[], int] | None = None) -> None:
+        """Read the file that belongs to ``journal``, before that is opened. Raises OSError.
+
+        ``read_uptime``: as for ``KeyClock``.
+        """
         self._path = journal.with_suffix(_SUFFIX)
         self._segments = journal.parent / segments.FOLDER
         self._existed = self._path.exists()
@@ -146,7 +149,7 @@ class HighWater:
         self._file: int | None = None
         self._number = 0 if self._found is None else self._found.number
         self._boot = _boot_id()
-        self.key_clock = _key_clock(self._found, self._boot)
+        self.key_clock = _key_clock(self._found, self._boot, read_uptime)
         self._missing = self._flags = 0
         self._journal = b""
         self._dirty = False
@@ -382,11 +385,14 @@ def _parse(record: bytes) -> HighWaterRecord | None:
     return HighWaterRecord(*values)
 
 
-def _key_clock(found: HighWaterRecord | None, boot: bytes) -> KeyClock:
+def _key_clock(
+    found: HighWaterRecord | None, boot: bytes, read_uptime: Callable[[], int] | None
+) -> KeyClock:
     """Return the clock of the keys, which goes on from the last record."""
     if found is None or not found.time:
-        return KeyClock(None, rebooted=False)
-    return KeyClock(ClockReading(found.time, found.uptime), rebooted=found.boot != boot)
+        return KeyClock(None, rebooted=False, read_uptime=read_uptime)
+    last = ClockReading(found.time, found.uptime)
+    return KeyClock(last, rebooted=found.boot != boot, read_uptime=read_uptime)
 
 
 def _boot_id() -> bytes:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from payloadd.errors import KeyReusedError
 from payloadd.journal.api import Receipt
 from payloadd.journal.fingerprint import fingerprint
+from payloadd.journal.key_clock import KEEP
 from payloadd.journal.sqlite.checksum import of_answer
 from payloadd.journal.sqlite.schema import KEY_BYTES
 
@@ -28,11 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from payloadd.errors import RefusedError
-    from payloadd.journal.api import Append
+    from payloadd.journal.sqlite.operations import Append
     from payloadd.journal.sqlite.transaction import CommitChanges
 
-KEEP: Final = 24 * 3600
-"""Seconds for which a key is known."""
 KEYS_PER_COMMIT: Final = 128
 """Expired keys that one commit deletes at most: the requests of that commit wait for it."""
 _SHARE: Final = 4

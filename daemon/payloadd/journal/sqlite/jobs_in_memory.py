@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, TypeVar
 import outcome
 import trio
 
-from payloadd.journal.api import Append, Bury, Settle
+from payloadd.journal.sqlite.operations import Append, Bury, Settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from payloadd.journal.api import JournalListener, Operation
+    from payloadd.journal.api import JournalListener
     from payloadd.journal.sqlite.commit_queue import CommitQueue
     from payloadd.journal.sqlite.database import Database
+    from payloadd.journal.sqlite.operations import Operation
     from payloadd.model.job import Job
 
 T = TypeVar("T")

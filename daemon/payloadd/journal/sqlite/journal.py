@@ -25,33 +25,33 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from payloadd.errors import RefusedError, TooLargeError
-from payloadd.journal.api import (
-    Abandon,
-    Append,
-    Bury,
-    Clear,
-    Expire,
-    Receipt,
-    Revive,
-    Seal,
-    Settle,
-    Stage,
-)
 from payloadd.journal.sqlite.commit_queue import MOST_LARGE_ROWS, CommitQueue, TimeSlice, answer
 from payloadd.journal.sqlite.damage_report import report_missing
 from payloadd.journal.sqlite.disk import DiskState, disk_error, outcome_unknown
 from payloadd.journal.sqlite.idempotency import most_keys
 from payloadd.journal.sqlite.jobs_in_memory import JobsInMemory
 from payloadd.journal.sqlite.maintenance import Maintenance
+from payloadd.journal.sqlite.operations import (
+    Abandon,
+    Append,
+    Bury,
+    Clear,
+    Expire,
+    Revive,
+    Seal,
+    Settle,
+    Stage,
+)
 from payloadd.journal.sqlite.schema import KEY_BYTES, ROW_BYTES
 from payloadd.journal.sqlite.thread import JournalThread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from payloadd.journal.api import JournalListener, Operation, OutcomeCallback
+    from payloadd.journal.api import JournalListener, OutcomeCallback, Receipt
     from payloadd.journal.sqlite.commit_queue import CommitGroup
     from payloadd.journal.sqlite.database import Database
+    from payloadd.journal.sqlite.operations import Operation
     from payloadd.model.job import Batch, Job, Part
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
@@ -124,8 +124,7 @@ class SqliteJournal:
         self._unknown = False
         """Whether a failed commit may come back with a crash."""
         database.most_keys = most_keys(max_bytes)
-        metrics.idempotency_keys.set_function(lambda: database.totals.keys)
-        report_missing(database, health, metrics)
+        report_missing(database, health)
 
     def append(
         self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: OutcomeCallback

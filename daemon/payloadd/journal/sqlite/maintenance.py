@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.journal.api import Clear, Expire, Revive
 from payloadd.journal.sqlite.files_in_use import file_gone
+from payloadd.journal.sqlite.operations import Clear, Expire, Revive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from payloadd.journal.api import JournalListener, Operation
+    from payloadd.journal.api import JournalListener
     from payloadd.journal.sqlite.database import Database
     from payloadd.journal.sqlite.disk import DiskState
+    from payloadd.journal.sqlite.operations import Operation
     from payloadd.journal.sqlite.thread import JournalThread
 
 _ROUNDS_PER_EXPIRY: Final = 60

@@ -12,7 +12,6 @@ import sqlite3
 import time
 import uuid
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -34,12 +33,13 @@ from payloadd.journal.sqlite.schema import (
 from payloadd.journal.sqlite.segments import Segments, space
 from payloadd.journal.sqlite.verify import check_jobs, check_small_tables, format_finding, verify
 from payloadd.model.job import accepted_at
+from payloadd.observe.status import JournalStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from payloadd.journal.inspection import DeadLetter
     from payloadd.journal.sqlite.damage import Finding
-    from payloadd.journal.sqlite.dead_letters import DeadLetter
 
 
 _OLDEST: Final = """
@@ -57,28 +57,6 @@ _READ_AT_START: Final = (
 _BYTES_IN_SEGMENTS: Final = """
     SELECT segment, max(start + size) FROM jobs WHERE segment IS NOT NULL GROUP BY segment
 """
-
-
-@dataclass(frozen=True, slots=True)
-class JournalStatus:
-    """Counts, bytes and ages of one journal."""
-
-    process: int | None
-    """Id of the daemon that has the journal open, None if none has."""
-    jobs: int
-    payloads: int
-    bytes: int
-    oldest_seconds: float
-    """Age of the oldest waiting job in seconds, 0 if no job waits."""
-    sealed_batches: int
-    dead_letters: int
-    dead_payloads: int
-    dead_bytes: int
-    damaged: int
-    """Dead letters with the code DAMAGED."""
-    idempotency_keys: int
-    file_bytes: int
-    """Bytes of the database file and of the segments."""
 
 
 class Inspection:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from payloadd.journal.api import Abandon, Append, Bury, Expire, Revive, Seal, Settle, Stage
 from payloadd.journal.sqlite import dead_letters, idempotency
+from payloadd.journal.sqlite.operations import (
+    Abandon,
+    Append,
+    Bury,
+    Expire,
+    Revive,
+    Seal,
+    Settle,
+    Stage,
+)
 from payloadd.journal.sqlite.transaction import CommitChanges
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable
 
-    from payloadd.journal.api import Operation
+    from payloadd.journal.sqlite.operations import Operation
     from payloadd.journal.sqlite.staging import Staging
 
 

@@ -26,10 +26,10 @@ from payloadd.journal.sqlite import idempotency, segments
 from payloadd.journal.sqlite.backlog import BEYOND
 
 if TYPE_CHECKING:
-    from payloadd.journal.api import Append, Stage
+    from payloadd.journal.key_clock import KeyClock
     from payloadd.journal.sqlite.deletion import RowDeletion
     from payloadd.journal.sqlite.job_rows import Range
-    from payloadd.journal.sqlite.key_clock import KeyClock
+    from payloadd.journal.sqlite.operations import Append, Stage
     from payloadd.journal.sqlite.segments import Segments
     from payloadd.journal.sqlite.transaction import CommitChanges
 

@@ -15,8 +15,13 @@ would be stored twice.
 from __future__ import annotations
 
 import time
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KEEP: Final = 24 * 3600
+"""Seconds for which an Idempotency-Key is known."""
 MOST_STEP: Final = 3600
 """Seconds by which the clock moves forward at most between two runs on different boots."""
 
@@ -33,21 +38,30 @@ class ClockReading(NamedTuple):
 class KeyClock:
     """A clock in Unix time, as it was when the clock was first started."""
 
-    def __init__(self, last: ClockReading | None, *, rebooted: bool) -> None:
+    def __init__(
+        self,
+        last: ClockReading | None,
+        *,
+        rebooted: bool,
+        read_uptime: Callable[[], int] | None = None,
+    ) -> None:
         """Go on from the last reading; ``rebooted``: it is from before the machine was booted.
 
-        Without a reading, the clock starts with the system's time.
+        Without a reading, the clock starts with the system's time. ``read_uptime`` returns the
+        milliseconds since boot; the default is ``uptime``.
         """
-        self._ahead = _start(last, rebooted=rebooted) - uptime()
+        self._uptime = read_uptime or uptime
+        now = self._uptime()
+        self._ahead = _start(last, now, rebooted=rebooted) - now
         """Milliseconds by which Unix time is ahead of the time since boot."""
 
     def now(self) -> int:
         """Return the time in whole seconds."""
-        return (self._ahead + uptime()) // 1000
+        return (self._ahead + self._uptime()) // 1000
 
     def reading(self) -> ClockReading:
         """Return a reading for ``journal.high``."""
-        up = uptime()
+        up = self._uptime()
         return ClockReading(self._ahead + up, up)
 
 
@@ -56,9 +70,9 @@ def uptime() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
-def _start(last: ClockReading | None, *, rebooted: bool) -> int:
+def _start(last: ClockReading | None, now: int, *, rebooted: bool) -> int:
     system = int(time.time() * 1000)
     if last is None:
         return system
-    step = min(system - last.time, MOST_STEP * 1000) if rebooted else uptime() - last.uptime
+    step = min(system - last.time, MOST_STEP * 1000) if rebooted else now - last.uptime
     return last.time + max(0, step)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from payloadd.journal.api import Expire
+from payloadd.journal.key_clock import MOST_STEP
 from payloadd.journal.sqlite import high_water
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.idempotency import KEEP
-from payloadd.journal.sqlite.key_clock import MOST_STEP
+from payloadd.journal.sqlite.operations import Expire
 from tests.support.journal import append
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Machine:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Return a machine whose clocks the journal reads."""
     one = Machine()
-    monkeypatch.setattr("payloadd.journal.sqlite.key_clock.time", one)
+    monkeypatch.setattr("payloadd.journal.key_clock.time", one)
     monkeypatch.setattr(high_water, "_boot_id", lambda: one.boot)
     return one
 
