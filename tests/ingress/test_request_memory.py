@@ -388,3 +388,20 @@ async def test_an_empty_queue_needs_no_time(autojump_clock: MockClock) -> None:
         await wait_all_tasks_blocked()
         assert trio.lowlevel.current_statistics().seconds_to_next_deadline == float("inf")
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_the_slowest_sender_is_the_one_with_the_lowest_rate() -> None:
+    """Otherwise a client that sends a byte a second would be safe once it has sent for long."""
+    memory = RequestMemory(4 * MIB, 4 * MIB)
+    old, new = Sender(memory, 2 * MIB, 100), Sender(memory, 2 * MIB, 60)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(memory.run)
+        old.begin()
+        await trio.sleep(8)
+        new.since = trio.current_time()
+        new.begin()
+        await trio.sleep(2)
+        assert await memory.acquire(2 * MIB)
+        assert (old.ended, new.ended) == (True, False)
+        nursery.cancel_scope.cancel()
