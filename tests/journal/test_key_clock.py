@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from payloadd.journal.key_clock import MOST_STEP
+from payloadd.journal.key_clock import KEEP, MOST_STEP
 from payloadd.journal.sqlite import high_water
 from payloadd.journal.sqlite.database import Database
-from payloadd.journal.sqlite.idempotency import KEEP
 from payloadd.journal.sqlite.operations import Expire
 from tests.support.journal import append
 

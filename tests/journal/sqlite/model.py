@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from payloadd.journal.sqlite.idempotency import KEEP
+from payloadd.journal.key_clock import KEEP
 from payloadd.journal.sqlite.operations import Append, Bury, Expire, Revive, Seal, Settle, Stage
 from payloadd.journal.sqlite.schema import ROW_BYTES
 from payloadd.model.job import Batch, Job, Part

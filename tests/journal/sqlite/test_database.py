@@ -24,11 +24,11 @@ from hypothesis.stateful import (
 
 from payloadd.errors import KeyReusedError
 from payloadd.journal.api import Receipt
+from payloadd.journal.key_clock import KEEP
 from payloadd.journal.sqlite import dead_letters
 from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.deletion import RowDeletion
-from payloadd.journal.sqlite.idempotency import KEEP
 from payloadd.journal.sqlite.operations import (
     Abandon,
     Append,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from payloadd.errors import KeyReusedError, RefusedError
+from payloadd.journal import key_clock
 from payloadd.journal.api import Receipt
-from payloadd.journal.sqlite import idempotency, key_clock
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.operations import Append, Expire
@@ -74,7 +74,7 @@ def test_a_key_that_is_used_again_counts_once(tmp_path: Path, clock: Callable[[]
     with closing(Database(tmp_path / "j")) as database:
         database.commit([append(1, b"a"), append(2, b"a"), append(3, b"b")])
         assert known(database) == {b"a", b"b"}
-        for _ in range(idempotency.KEEP):
+        for _ in range(key_clock.KEEP):
             clock()
         database.commit([append(4, b"a"), Expire()])
         assert known(database) == {b"a"}
