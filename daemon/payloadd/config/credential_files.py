@@ -6,7 +6,6 @@ opened.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,21 +28,20 @@ def read_credentials(
     if not folder:
         return {}, []
     try:
-        present = set(os.listdir(folder)).intersection(names)
+        present = [path for path in Path(folder).iterdir() if path.name in names]
     except OSError as error:
         return {}, [f"CREDENTIALS_DIRECTORY: cannot read {folder!r}: {error}"]
     texts: dict[str, str] = {}
     problems: list[str] = []
-    for name in sorted(present):
-        path = Path(folder, name)
+    for path in sorted(present):
         try:
             if path.is_file():
-                texts[name] = _read(path, pem=name in pem_names)
+                texts[path.name] = _read(path, pem=path.name in pem_names)
         except OSError as error:
             problems.append(f"CREDENTIALS_DIRECTORY: cannot read {str(path)!r}: {error}")
         except UnicodeDecodeError:
             problems.append(
-                f"{name.upper()}: the file {str(path)!r} is not allowed; allowed is a text in UTF-8"
+                f"{path.name.upper()}: the file {str(path)!r} is not allowed; allowed is a text in UTF-8"
             )
     return texts, problems
 

@@ -79,7 +79,7 @@ class Proxies:
     """The proxies of the environment, and the hosts that are reached without."""
 
     def __init__(self, by_scheme: Mapping[str, str], no_proxy: str) -> None:
-        """Raises nothing: an entry of ``no_proxy`` that is no host and no network has no effect."""
+        """Ignore entries of ``no_proxy`` that are neither a host nor a network."""
         self._by_scheme = {
             name: url if "://" in url else f"http://{url}" for name, url in by_scheme.items()
         }

@@ -217,9 +217,10 @@ def _tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
     """Return a context that trusts ``ca_bundle``, or the authorities that httpx trusts."""
     if ca_bundle is None:
         return httpx.create_ssl_context()
-    where = {"capath": ca_bundle} if ca_bundle.is_dir() else {"cafile": ca_bundle}
     try:
-        return ssl.create_default_context(**where)
+        if ca_bundle.is_dir():
+            return ssl.create_default_context(capath=ca_bundle)
+        return ssl.create_default_context(cafile=ca_bundle)
     except (OSError, ssl.SSLError) as error:  # its text does not name the file
         raise CaBundleError(f"cannot read certificates from {str(ca_bundle)!r}: {error}") from error
 

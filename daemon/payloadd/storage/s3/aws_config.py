@@ -163,12 +163,11 @@ def _options(settings: Settings, session: Session, profile: dict[str, Any]) -> E
     if addressing == "auto":
         addressing = s3.get("addressing_style") or "auto"
         if addressing not in {"auto", "path", "virtual"}:
-            raise SettingsError(
-                [
-                    f"AWS configuration: addressing_style: {addressing!r} is not allowed;"
-                    " allowed is one of auto, path, virtual"
-                ]
+            problem = (
+                f"AWS configuration: addressing_style: {addressing!r} is not allowed;"
+                " allowed is one of auto, path, virtual"
             )
+            raise SettingsError([problem])
     return EndpointOptions(
         use_fips=bool(session.get_config_variable("use_fips_endpoint")),
         use_dualstack=dualstack == "true"

@@ -46,12 +46,14 @@ class ProcessGroups:
 
         class Process(subprocess.Popen[bytes]):
             def communicate(
-                self, input: Any = None, timeout: float | None = None  # noqa: A002, ANN401 - as of Popen
+                self,
+                input: Any = None,  # noqa: A002, ANN401 - as of Popen
+                timeout: float | None = None,
             ) -> tuple[Any, Any]:
                 try:
-                    return super().communicate(input, timeout or groups._seconds)  # noqa: SLF001
+                    return super().communicate(input, timeout or groups._seconds)
                 finally:
-                    groups._end(self)  # noqa: SLF001
+                    groups._end(self)
 
         with self._lock:
             if self._closed:
@@ -109,8 +111,8 @@ def guard(session: Session, groups: ProcessGroups) -> None:
 
 
 MFA_REFUSED: Final = (
-    "{where}: a daemon cannot enter the code of an MFA device; allowed is a role that needs none, or"
-    " temporary keys of another source (credential_process, SSO)"
+    "{where}: a daemon cannot enter the code of an MFA device; allowed is a role that needs none,"
+    " or temporary keys of another source (credential_process, SSO)"
 )
 
 

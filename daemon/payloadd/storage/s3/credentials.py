@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _FETCH_PAUSE_SECONDS: Final = 1.0
 """The shortest time between two fetches, however many workers need keys."""
 _REFUSAL_PAUSE_SECONDS: Final = 10.0
-"""The shortest time between two fetches of keys that S3 refuses: it may refuse the next ones too."""
+"""The shortest time between two fetches after refusals: S3 may refuse the next keys too."""
 
 
 class Credentials(Protocol):
