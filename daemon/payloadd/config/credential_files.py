@@ -40,9 +40,8 @@ def read_credentials(
         except OSError as error:
             problems.append(f"CREDENTIALS_DIRECTORY: cannot read {str(path)!r}: {error}")
         except UnicodeDecodeError:
-            problems.append(
-                f"{path.name.upper()}: the file {str(path)!r} is not allowed; allowed is a text in UTF-8"
-            )
+            name = path.name.upper()
+            problems.append(f"{name}: {str(path)!r} is not allowed; allowed is a text in UTF-8")
     return texts, problems
 
 
