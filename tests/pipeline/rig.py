@@ -73,6 +73,9 @@ class FaultyStore:
         """Return a name: every client may write."""
         return "anonymous"
 
+    async def reload(self) -> None:
+        """Do nothing: there are no credentials."""
+
     async def aclose(self) -> None:
         """Do nothing: there are no connections."""
 

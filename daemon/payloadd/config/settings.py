@@ -22,9 +22,11 @@ from payloadd.config.parsers import (
     duration,
     endpoint_url,
     one_of,
+    pem_file,
     region,
     size,
     store_url,
+    truth,
     whole,
     words,
 )
@@ -133,10 +135,12 @@ class Settings:
     upload_timeout: float = field(
         metadata=_setting("60s", duration(0.1, 3600), "longest attempt to upload an object")
     )
-    tls_cert: Path | None = field(metadata=_setting(None, Path, "certificate chain for BIND, PEM"))
-    tls_key: Path | None = field(metadata=_setting(None, Path, "key of TLS_CERT, PEM"))
+    tls_cert: Path | None = field(
+        metadata=_setting(None, pem_file, "certificate chain for BIND, PEM")
+    )
+    tls_key: Path | None = field(metadata=_setting(None, pem_file, "key of TLS_CERT, PEM"))
     tls_client_ca: Path | None = field(
-        metadata=_setting(None, Path, "clients need a certificate of these authorities, PEM")
+        metadata=_setting(None, pem_file, "clients need a certificate of these authorities, PEM")
     )
     log_level: Literal["debug", "info", "warning", "error"] = field(
         metadata=_setting(
@@ -166,12 +170,32 @@ class Settings:
     aws_session_token: str | None = field(
         repr=False, metadata=_setting(None, words, "session token of temporary keys")
     )
+    aws_ca_bundle: Path | None = field(
+        metadata=_setting(None, pem_file, "authorities of the certificates of S3, PEM")
+    )
+    aws_use_fips_endpoint: bool | None = field(
+        metadata=_setting(None, truth, "endpoints with FIPS 140 cryptography")
+    )
+    aws_use_dualstack_endpoint: bool | None = field(
+        metadata=_setting(None, truth, "endpoints with IPv4 and IPv6")
+    )
+    aws_ignore_configured_endpoint_urls: bool | None = field(
+        metadata=_setting(None, truth, "ignore AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL")
+    )
+    aws_profile: str | None = field(metadata=_setting(None, words, "profile of AWS's files"))
+    aws_config_file: Path | None = field(
+        metadata=_setting(None, Path, "AWS's file with profiles; ~/.aws/config")
+    )
+    aws_shared_credentials_file: Path | None = field(
+        metadata=_setting(None, Path, "AWS's file with keys; ~/.aws/credentials")
+    )
 
 
 ENVIRONMENT_NAMES: Final = {
     "state_dir": ("STATE_DIR", "STATE_DIRECTORY"),
     "aws_region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
     "aws_endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "aws_profile": ("AWS_DEFAULT_PROFILE", "AWS_PROFILE"),
 }
 """Names of variables, first one first, of the fields that have another name or several."""
 
@@ -217,7 +241,7 @@ def load(
     allowed values.
     """
     environ = os.environ if environ is None else environ
-    credentials, problems = read_credentials(environ.get("CREDENTIALS_DIRECTORY"))
+    credentials, problems = _read_credentials(environ)
     values: dict[str, object] = {}
     for item in fields(Settings):
         names = ENVIRONMENT_NAMES.get(item.name, (item.name.upper(),))
@@ -234,6 +258,18 @@ def load(
     if problems:
         raise SettingsError(problems)
     return Settings(**cast("dict[str, Any]", values))
+
+
+def _read_credentials(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the settings of ``$CREDENTIALS_DIRECTORY`` by name in lower case, and problems."""
+    names = {name.lower() for name in _NOT_BUILT}
+    pem_names = set()
+    for item in fields(Settings):
+        own = [name.lower() for name in ENVIRONMENT_NAMES.get(item.name, (item.name,))]
+        names.update(own)
+        if item.metadata["parse"] is pem_file:
+            pem_names.update(own)
+    return read_credentials(environ.get("CREDENTIALS_DIRECTORY"), names, pem_names)
 
 
 def _find(

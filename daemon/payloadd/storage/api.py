@@ -61,6 +61,10 @@ class Store(Protocol):
         """
         ...
 
+    async def reload(self) -> None:
+        """Read files with credentials again; called after SIGHUP."""
+        ...
+
     async def aclose(self) -> None:
         """Close connections; no call may be in progress."""
         ...

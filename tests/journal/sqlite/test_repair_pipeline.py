@@ -57,6 +57,9 @@ class GatedStore:
         """Return the name of the store."""
         return "gated"
 
+    async def reload(self) -> None:
+        """Do nothing: there are no credentials."""
+
     async def aclose(self) -> None:
         """Do nothing."""
 

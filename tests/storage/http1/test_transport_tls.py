@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -216,11 +216,14 @@ async def test_requests_go_through_the_proxy_unless_no_proxy_names_the_host(
         async with open_store(make_settings(AWS_ENDPOINT_URL=s3.url)) as store:
             for _ in range(2):
                 await store.put("a//ü b", OBJECT, MEMBERS, repeat=False)
-            with pytest.raises(OperatorStoreError, match="ProxyError"):
+            # httpx would rewrite this path; our own transport does not.
+            refused = pytest.raises(OperatorStoreError, match="ProxyError")
+            with nullcontext() if exempt else refused:
                 await store.put("a/../b", OBJECT, MEMBERS, repeat=False)
 
     path = "/bucket/a//%C3%BC%20b"
-    assert [request.target for request in s3.requests] == [path] * 2 * exempt
+    directly = [path, path, "/bucket/a/../b"]
+    assert [request.target for request in s3.requests] == directly * exempt
     assert [request.target for request in proxy.requests] == [s3.url + path] * 2 * (not exempt)
     assert {request.body for request in s3.requests + proxy.requests} == {bytes_of(OBJECT)}
 

@@ -15,6 +15,7 @@ import trio
 from payloadd.config.parsers import S3Url
 from payloadd.errors import StoreError, TransientStoreError
 from payloadd.storage.http1.response import MOST_READ, ResponseParser
+from payloadd.storage.s3.aws_config import AwsConfiguration
 from payloadd.storage.s3.credentials import Access, StaticCredentials
 from payloadd.storage.s3.errors import BY_CODE
 from payloadd.storage.s3.sigv4 import Keys
@@ -220,7 +221,10 @@ async def test_an_upload_ends_in_a_stored_object_or_a_store_error(
     """A worker would end, or an object would count as stored that is not."""
     settings = make_settings()
     async with random_server() as server:
-        access = Access(StaticCredentials(Keys("k", "s")), "us-east-1", server.url)
+        access = Access(
+            StaticCredentials(Keys("k", "s")),
+            AwsConfiguration(region="us-east-1", endpoint=server.url),
+        )
         for chance in fuzz.cases():
             store = S3Store(settings, S3Url("bucket", ""), access, clock=time.time)
             for _ in range(chance.choice((1, 2, 3))):

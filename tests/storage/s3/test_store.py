@@ -22,6 +22,7 @@ from payloadd.errors import (
     TransientStoreError,
 )
 from payloadd.storage.api import open_store
+from payloadd.storage.s3.aws_config import AwsConfiguration
 from payloadd.storage.s3.credentials import Access, StaticCredentials
 from payloadd.storage.s3.sigv4 import Keys
 from payloadd.storage.s3.store import S3Store
@@ -71,6 +72,9 @@ class RotatingCredentials:
             self.number += 1
         return refused != await self.get()
 
+    def close(self) -> None:
+        """Do nothing: there is no process."""
+
 
 async def put_and_raise(
     settings: Callable[..., Settings], *behaviours: Behaviour, **names: str
@@ -89,7 +93,7 @@ def store_at(
     server: FaultServer, settings: Settings, credentials: Credentials, clock: Callable[[], float]
 ) -> S3Store:
     """Return a store with the test's own credentials and clock."""
-    access = Access(credentials, "us-east-1", server.url)
+    access = Access(credentials, AwsConfiguration(region="us-east-1", endpoint=server.url))
     return S3Store(settings, S3Url("bucket", "p"), access, clock=clock)
 
 

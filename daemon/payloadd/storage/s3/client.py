@@ -21,12 +21,13 @@ from payloadd.errors import (
 )
 from payloadd.redaction import hide_userinfo_in_sentence
 from payloadd.storage.http1.request import PieceBody, PreparedRequest
-from payloadd.storage.http1.transport import TrioTransport, open_transport
+from payloadd.storage.http1.transport import CaBundleError, TrioTransport, open_transport
 from payloadd.storage.s3.response import S3Response
 from payloadd.storage.s3.sigv4 import SignatureTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from payloadd.errors import StoreError
     from payloadd.model.formats.api import EncodedObject
@@ -74,11 +75,17 @@ class S3Client:
     Raises SettingsError for invalid TLS or proxy variables of the environment.
     """
 
-    def __init__(self, connections: int, timeout: float, *, secure: bool) -> None:
+    def __init__(
+        self, connections: int, timeout: float, *, secure: bool, ca_bundle: Path | None = None
+    ) -> None:
         timeouts = httpx.Timeout(None, connect=min(_CONNECT_SECONDS, timeout))
         self._timeouts = timeouts.as_dict()
         try:
-            self._transport = open_transport(connections, _IDLE_SECONDS, secure=secure)
+            self._transport = open_transport(
+                connections, _IDLE_SECONDS, secure=secure, ca_bundle=ca_bundle
+            )
+        except CaBundleError as error:
+            raise SettingsError([f"AWS_CA_BUNDLE: {error}"]) from error
         except (OSError, ImportError) as error:
             # httpx reads SSL_CERT_FILE, SSL_CERT_DIR and the proxy variables.
             raise SettingsError([f"TLS or proxy variables of the environment: {error}"]) from error

@@ -99,6 +99,10 @@ BY_STATUS: Final[dict[int, UploadOutcome]] = {
 """Outcomes by status, for codes that are not in ``BY_CODE`` and for responses without a code."""
 
 EXPIRED_KEYS: Final = frozenset({"ExpiredToken", "ExpiredTokenException"})
+REFUSED_KEYS: Final = frozenset(
+    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AccessDenied"}
+)
+"""Codes of S3 for keys that an operator may have replaced."""
 SKEWED_CLOCK: Final = "RequestTimeTooSkewed"
 
 

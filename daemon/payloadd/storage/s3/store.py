@@ -19,10 +19,11 @@ import trio
 from payloadd.errors import OperatorStoreError, SettingsError
 from payloadd.model.formats.api import EncodedObject
 from payloadd.model.keys import is_text
+from payloadd.observe.logs import get_logger
 from payloadd.storage.s3.client import RequestTemplate, S3Client, S3Request
-from payloadd.storage.s3.credentials import find_access
+from payloadd.storage.s3.credentials import RefusalLimit, find_access
 from payloadd.storage.s3.endpoint import find_endpoint
-from payloadd.storage.s3.errors import EXPIRED_KEYS, SKEWED_CLOCK, error_of
+from payloadd.storage.s3.errors import EXPIRED_KEYS, REFUSED_KEYS, SKEWED_CLOCK, error_of
 from payloadd.storage.s3.sigv4 import BODY_HASH, Signer
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from payloadd.storage.s3.credentials import Access
     from payloadd.storage.s3.response import S3Response
     from payloadd.storage.s3.sigv4 import Keys
+
+log = get_logger(__name__)
 
 _SPARE_CONNECTIONS: Final = 8
 """Connections beside one for each worker: for ``payloadd check``, and those being closed."""
@@ -59,14 +62,16 @@ class S3Store:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._endpoint = find_endpoint(settings, url.bucket, access.region, access.endpoint)
+        self._endpoint = find_endpoint(url.bucket, access.configuration, access.rules)
         self._prefix = f"{url.prefix}/" if url.prefix else ""
         self._credentials = access.credentials
+        self._refusals = RefusalLimit(access.credentials)
         self._timeout = settings.upload_timeout
         self._client = S3Client(
             settings.max_workers + _SPARE_CONNECTIONS,
             self._timeout,
             secure=self._endpoint.origin.startswith("https:"),
+            ca_bundle=access.configuration.ca_bundle,
         )
         self._clock = clock
         self._offset = 0.0  # seconds by which the server's clock is ahead
@@ -99,8 +104,15 @@ class S3Store:
         keys = await self._get_keys()
         return f"access key ****{keys.access_key[-4:]}, region {self._endpoint.region}"
 
+    async def reload(self) -> None:
+        """Read the files and run the processes again that the keys come from."""
+        held = self._credentials.held()
+        if held is not None:
+            log.info("keys_reloaded", changed=await self._credentials.renew(held))
+
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Close all connections, and end the processes that fetch keys."""
+        self._credentials.close()
         await self._client.aclose()
 
     async def _send(self, request: S3Request) -> S3Response:
@@ -154,6 +166,8 @@ class S3Store:
         """
         if response.code in EXPIRED_KEYS:
             return "keys" if await self._credentials.renew(signer.keys) else None
+        if response.code in REFUSED_KEYS and await self._refusals.renew(signer.keys):
+            return "keys"
         if response.code == SKEWED_CLOCK:
             now = response.server_time
             if now is None or abs(now - signer.moment) < _SKEW_SECONDS:
@@ -161,8 +175,9 @@ class S3Store:
             self._offset = now - self._clock()
             return "clock"
         if response.region is not None and response.region != signer.region:
-            self._endpoint = self._endpoint.in_region(response.region)
-            return "region"
+            before = self._endpoint
+            self._endpoint = await before.in_region(response.region)
+            return None if self._endpoint is before else "region"
         return None
 
 
