@@ -76,6 +76,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
                 self._url, self._origin = request.url, _origin(request.url)
             origin = self._origin
             connection = self._idle_connection(origin)
+            repeated = connection is not None
             if connection is not None:
                 try:
                     return await self._exchange(connection, wire)
@@ -85,7 +86,9 @@ class TrioTransport(httpx.AsyncBaseTransport):
                     if request.method not in _IDEMPOTENT:
                         raise
             connection = await connect(origin, self._tls, _timeout(request, "connect"))
-            return await self._exchange(connection, wire)
+            response = await self._exchange(connection, wire)
+            response.repeated = repeated
+            return response
         finally:
             self._slots.release()
 
