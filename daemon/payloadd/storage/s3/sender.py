@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.errors import OperatorStoreError
+from payloadd.errors import InvalidObjectError, OperatorStoreError
 from payloadd.observe.logs import get_logger
-from payloadd.storage.s3.client import S3Client, place_of
+from payloadd.storage.s3.client import S3Client
 from payloadd.storage.s3.credentials import RefusalLimit
 from payloadd.storage.s3.endpoint import find_endpoint
 from payloadd.storage.s3.errors import EXPIRED_KEYS, REFUSED_KEYS, SKEWED_CLOCK
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from payloadd.config.parsers import S3Url
     from payloadd.config.settings import Settings
     from payloadd.storage.s3.credentials import Access
+    from payloadd.storage.s3.endpoint import BucketEndpoint
     from payloadd.storage.s3.redirects import Target
     from payloadd.storage.s3.request import S3Request
     from payloadd.storage.s3.response import S3Response
@@ -100,8 +101,11 @@ class Sender:
             endpoint = self._endpoint
             keys = self._credentials.held() or await self.keys()
             signer = self._signer_for(keys, endpoint.region)
-            place = redirected or place_of(request.key, endpoint)
-            response = await self._client.send(request, place, signer)
+            if redirected is None:
+                origin, target = endpoint.origin, _target(request.key, endpoint)
+            else:
+                origin, target = redirected
+            response = await self._client.send(request, origin, target, signer)
             if response is None or response.successful:
                 return response
             wrong = await self._correct(response, signer)
@@ -109,7 +113,7 @@ class Sender:
                 corrected.append(wrong)
                 redirected = None if wrong == "region" else redirected
                 continue
-            redirected = follow(response, endpoint.origin, endpoint.bucket, place)
+            redirected = follow(response, endpoint.origin, endpoint.bucket, origin)
             if redirected is None or redirects == _MOST_REDIRECTS:
                 return response
             redirects += 1
@@ -195,3 +199,11 @@ class Sender:
         if self._endpoint.origin != before.origin:
             self.learnt.note("endpoint", f"{self._endpoint.origin}, not {before.origin}")
         return True
+
+
+def _target(key: str, endpoint: BucketEndpoint) -> bytes:
+    """Return the path of an object. Raises InvalidObjectError."""
+    try:
+        return endpoint.target(key).encode("ascii")
+    except UnicodeEncodeError as error:
+        raise InvalidObjectError("InvalidKey", f"not Unicode text: {key!r}") from error
