@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from payloadd.config.parsers import S3Url
     from payloadd.config.settings import Settings
     from payloadd.storage.s3.credentials import Access
-    from payloadd.storage.s3.endpoint import BucketEndpoint
     from payloadd.storage.s3.redirects import Target
     from payloadd.storage.s3.request import S3Request
     from payloadd.storage.s3.response import S3Response
@@ -94,7 +93,7 @@ class Sender:
         None is the response that confirms a PUT without a doubt. Raises StoreError if there is no
         response.
         """
-        corrected: list[str] = []
+        corrected: tuple[str, ...] = ()
         redirected: Target | None = None
         redirects = 0
         while True:
@@ -102,7 +101,12 @@ class Sender:
             keys = self._credentials.held() or await self.keys()
             signer = self._signer_for(keys, endpoint.region)
             if redirected is None:
-                origin, target = endpoint.origin, _target(request.key, endpoint)
+                origin = endpoint.origin
+                try:
+                    target = endpoint.target(request.key).encode("ascii")
+                except UnicodeEncodeError as error:
+                    reason = f"not Unicode text: {request.key!r}"
+                    raise InvalidObjectError("InvalidKey", reason) from error
             else:
                 origin, target = redirected
             response = await self._client.send(request, origin, target, signer)
@@ -110,7 +114,7 @@ class Sender:
                 return response
             wrong = await self._correct(response, signer)
             if wrong is not None and wrong not in corrected:
-                corrected.append(wrong)
+                corrected += (wrong,)
                 redirected = None if wrong == "region" else redirected
                 continue
             redirected = follow(response, endpoint.origin, endpoint.bucket, origin)
@@ -199,11 +203,3 @@ class Sender:
         if self._endpoint.origin != before.origin:
             self.learnt.note("endpoint", f"{self._endpoint.origin}, not {before.origin}")
         return True
-
-
-def _target(key: str, endpoint: BucketEndpoint) -> bytes:
-    """Return the path of an object. Raises InvalidObjectError."""
-    try:
-        return endpoint.target(key).encode("ascii")
-    except UnicodeEncodeError as error:
-        raise InvalidObjectError("InvalidKey", f"not Unicode text: {key!r}") from error
