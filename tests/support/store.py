@@ -326,11 +326,11 @@ async def _send(
     return http.our_state is h11.DONE
 
 
-def render(reply: Reply, http: h11.Connection | None = None) -> bytes:
-    """Return the bytes of a reply; without ``http``, of one behind a PUT."""
+def render(reply: Reply, http: h11.Connection | None = None, method: str = "PUT") -> bytes:
+    """Return the bytes of a reply; without ``http``, of one to a request with ``method``."""
     if http is None:
         http = h11.Connection(h11.SERVER)
-        http.receive_data(b"PUT / HTTP/1.1\r\nHost: s3\r\nContent-Length: 0\r\n\r\n")
+        http.receive_data(f"{method} / HTTP/1.1\r\nHost: s3\r\n\r\n".encode())
         while http.next_event() is not h11.PAUSED and http.their_state is not h11.DONE:
             pass
     headers = {"date": formatdate(usegmt=True), "x-amz-request-id": "4442587FB7D0A2F9"}

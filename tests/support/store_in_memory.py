@@ -43,7 +43,7 @@ async def store_in_memory(fake: FakeS3, **environ: str) -> S3Store:
             raise httpx.ReadError("reset")
         assert reply is not None
         response = ResponseParser(request.method)
-        response.feed(render(reply))
+        response.feed(render(reply, method=request.method))
         return response
 
     patch.object(transport, "exchange", exchange).start()

@@ -154,7 +154,7 @@ def error_of(response: S3Response) -> StoreError:
     """Return the error for a response whose status is no 2xx."""
     code = response.code or f"HTTP{response.status}"
     message = response.message
-    hint = _hint(code, message) if response.code else redirect_hint(response)
+    hint = redirect_hint(response) or (_hint(code, message) if response.code else None)
     message += f" ({hint})" if hint else ""
     match outcome_of(response.status, response.code):
         case UploadOutcome.INVALID:

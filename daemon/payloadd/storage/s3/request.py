@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from payloadd.model.formats.api import EncodedObject
-    from payloadd.storage.s3.confirmation import Glance
+    from payloadd.storage.s3.glance import Glance
 
 
 @dataclass(frozen=True, eq=False)

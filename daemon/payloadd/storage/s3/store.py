@@ -26,7 +26,6 @@ from payloadd.model.keys import is_text
 from payloadd.storage.s3.checksums import BodyHeaders
 from payloadd.storage.s3.confirmation import (
     MD5_IN_LOOP,
-    Glance,
     comparable_md5,
     md5_of,
     problem_of,
@@ -34,6 +33,7 @@ from payloadd.storage.s3.confirmation import (
 )
 from payloadd.storage.s3.credentials import find_access
 from payloadd.storage.s3.errors import WRONG_ANSWER, error_of, wants_content_md5
+from payloadd.storage.s3.glance import Glance
 from payloadd.storage.s3.options import (
     FIRST,
     IF_NONE_MATCH,
