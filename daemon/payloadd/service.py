@@ -187,15 +187,15 @@ async def _reload(
 ) -> None:
     """Read TLS files and credentials again after each SIGHUP.
 
-    Files are read in threads: a file system may hang. A source of credentials that hangs must not
-    hold up the next SIGHUP for ever.
+    Files are read in threads: a file system may hang. Credentials come first and have a limit, so
+    neither waits for the other for ever.
     """
     async for _ in requests:
+        with trio.move_on_after(runtime.settings.upload_timeout):
+            await store.reload()
         if runtime.certificates is not None:
             read = runtime.certificates.reload
             await trio.to_thread.run_sync(read, abandon_on_cancel=True)
-        with trio.move_on_after(runtime.settings.upload_timeout):
-            await store.reload()
 
 
 @asynccontextmanager

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+import httpx
+
 from payloadd.config.parsers import S3Url, endpoint_url, region
 from payloadd.errors import SettingsError
+from payloadd.storage.http1.proxies import Proxies
 
 if TYPE_CHECKING:
     from botocore.session import Session
@@ -95,8 +98,12 @@ def configuration_of_settings(settings: Settings) -> AwsConfiguration:
 
 def new_session(settings: Settings) -> Session:
     """Return a session of botocore with the values of the settings."""
-    from botocore.session import Session  # noqa: PLC0415 - importing it takes time and memory
+    import botocore.utils  # noqa: PLC0415 - importing it takes time and memory
+    from botocore.session import Session  # noqa: PLC0415 - as above
 
+    # botocore's own function knows neither networks nor brackets in NO_PROXY: requests to a
+    # metadata service (169.254.0.0/16) would go to the proxy.
+    botocore.utils.should_bypass_proxies = _bypasses_proxies
     session = Session()
     values = {
         "profile": settings.aws_profile,
@@ -179,6 +186,10 @@ def _options(settings: Settings, session: Session, profile: dict[str, Any]) -> E
         disable_multi_region=bool(s3.get("s3_disable_multiregion_access_points")),
         addressing=addressing,
     )
+
+
+def _bypasses_proxies(url: str) -> bool:
+    return Proxies.from_environment().proxy_of(httpx.URL(url)) is None
 
 
 def _exists(path: Path | str) -> bool:
