@@ -77,6 +77,9 @@ class ProcessGroups:
             if process.returncode is None:
                 _kill_group(process)
                 process.wait()
+                for pipe in (process.stdout, process.stderr):
+                    if pipe is not None:
+                        pipe.close()
             self._running.discard(process)
 
 
