@@ -40,7 +40,7 @@ async def check(settings: Settings, write_line: Callable[[str], None]) -> bool:
         write_line(f"ok      keys         such as {example}")
         step = "TLS"
         if open_certificates(settings) is not None:
-            write_line(f"ok      TLS          {settings.tls_cert}")
+            write_line(f"ok      TLS          {_certificate_name(settings)}")
         step = "journal"
         if (found := await check_journal(settings)) is not None:
             write_line(f"ok      journal      {found}")
@@ -77,6 +77,12 @@ async def _write_and_delete(
         raise PayloaddError(
             f"no answer within UPLOAD_TIMEOUT ({settings.upload_timeout:g} s)"
         ) from None
+
+
+def _certificate_name(settings: Settings) -> str:
+    """Return the path of the certificate, or the setting that contains the certificate itself."""
+    path = str(settings.tls_cert)
+    return "in TLS_CERT" if path.startswith("/proc/self/fd/") else path
 
 
 def _store_name(settings: Settings) -> str:

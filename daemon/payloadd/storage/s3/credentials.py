@@ -64,6 +64,10 @@ class Credentials(Protocol):
         """Return whether there are other keys than ``refused``, which S3 has refused."""
         ...
 
+    async def reload(self) -> bool:
+        """Read files and run processes again; return whether the keys are others than before."""
+        ...
+
     def close(self) -> None:
         """End the processes that fetch keys; no other call follows."""
         ...
@@ -86,11 +90,14 @@ class StaticCredentials:
 
     async def renew(self, refused: Keys) -> bool:
         """Read the files again, unless other keys than ``refused`` are held already."""
-        if self.keys == refused:
-            self.keys = (
-                await trio.to_thread.run_sync(self.read_again, abandon_on_cancel=True)
-            ) or refused
-        return self.keys != refused
+        return self.keys != refused or await self.reload()
+
+    async def reload(self) -> bool:
+        """Read the files again; return whether the keys are others than before."""
+        before = self.keys
+        found = await trio.to_thread.run_sync(self.read_again, abandon_on_cancel=True)
+        self.keys = found or before
+        return self.keys != before
 
     def close(self) -> None:
         """Do nothing: there is no process."""
@@ -116,7 +123,7 @@ class RefusalLimit:
         if now < self._next:
             return False
         self._next = now + _REFUSAL_PAUSE_SECONDS
-        return await self._credentials.renew(refused)
+        return await self._credentials.reload()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +188,14 @@ class ChainCredentials:
             if self._held is not None and self._held.keys == refused:
                 await self._fetch(new_source=True)
         return self._held is not None and self._held.keys != refused
+
+    async def reload(self) -> bool:
+        """Run the whole chain again, also a moment after the last fetch."""
+        async with self._lock:
+            before = self._held
+            self._next_fetch = -math.inf
+            await self._fetch(new_source=True)
+        return self._held is not None and (before is None or before.keys != self._held.keys)
 
     def close(self) -> None:
         """Kill the processes of a fetch that is in progress."""
