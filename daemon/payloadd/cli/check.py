@@ -90,5 +90,7 @@ def _store_name(settings: Settings) -> str:
     url = settings.store_url
     if not isinstance(url, S3Url):
         return f"file://{url.path.absolute()}"
-    where = f" at {settings.aws_endpoint_url}" if settings.aws_endpoint_url else ""
+    ignored = settings.aws_ignore_configured_endpoint_urls
+    endpoint = None if ignored else settings.aws_endpoint_url
+    where = f" at {endpoint}" if endpoint else ""
     return f"s3://{url.bucket}/{url.prefix}".rstrip("/") + where

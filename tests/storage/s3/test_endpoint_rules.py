@@ -105,6 +105,7 @@ REFUSED = [
     ),
     ({"AWS_REGION": "eu_west_1"}, {}, "bucket", "region was not a valid DNS name"),
     ({}, {"s3.addressing_style": "pth"}, "bucket", "one of auto, path, virtual"),
+    ({}, {"use_fips_endpoint": "yes"}, "bucket", "use_fips_endpoint: 'yes' is not allowed"),
     ({"AWS_REGION": "eu-west-1"}, {"s3.use_arn_region": "false"}, ACCESS_POINT, "region"),
 ]
 
@@ -166,7 +167,7 @@ def their_url(environ: dict[str, str], bucket: str) -> tuple[str, str, str]:
 
         def intercept(request: Any, **_: object) -> AWSResponse:  # noqa: ANN401 - of botocore
             sent.append(request)
-            return AWSResponse(request.url, 200, {}, _NoBody())
+            return AWSResponse(request.url, 200, {}, _EmptyBody())
 
         config = Config(s3={"addressing_style": style}) if style != "auto" else None
         client = new_botocore_session().create_client(
@@ -191,7 +192,7 @@ def new_botocore_session() -> Any:  # noqa: ANN401 - botocore has no types
     return session
 
 
-class _NoBody:
+class _EmptyBody:
     """The body of an empty response, as botocore reads it."""
 
     def stream(self) -> list[bytes]:

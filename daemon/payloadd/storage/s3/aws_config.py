@@ -131,6 +131,7 @@ def read_configuration(settings: Settings, session: Session) -> AwsConfiguration
     that is missing or cannot be read.
     """
     profile = session.get_scoped_config()
+    _check_booleans(profile)
     found = session.get_config_variable("region")
     endpoint = None
     if not session.get_config_variable("ignore_configured_endpoint_urls"):
@@ -142,6 +143,22 @@ def read_configuration(settings: Settings, session: Session) -> AwsConfiguration
         options=_options(settings, session, profile),
         ca_bundle=None if bundle is None else Path(bundle).expanduser(),
     )
+
+
+def _check_booleans(profile: dict[str, Any]) -> None:
+    """Raise SettingsError for ``use_fips_endpoint = yes``, which botocore reads as false."""
+    problems = [
+        f"AWS configuration: {name}: {profile[name]!r} is not allowed;"
+        " allowed is one of true, false"
+        for name in (
+            "use_fips_endpoint",
+            "use_dualstack_endpoint",
+            "ignore_configured_endpoint_urls",
+        )
+        if str(profile.get(name, "true")).lower() not in {"true", "false"}
+    ]
+    if problems:
+        raise SettingsError(problems)
 
 
 def _checked_region(text: str) -> str:
