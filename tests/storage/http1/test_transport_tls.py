@@ -265,6 +265,7 @@ async def test_a_missing_file_of_certificates_stops_the_start(
         ({}, TrioTransport),
         ({"NO_PROXY": "example.com"}, TrioTransport),
         ({"HTTPS_PROXY": ""}, TrioTransport),
+        ({"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "*"}, TrioTransport),
         ({"HTTPS_PROXY": "http://127.0.0.1:9"}, ProxyTransport),
         ({"https_proxy": "http://127.0.0.1:9"}, ProxyTransport),
         ({"HTTP_PROXY": "127.0.0.1:9"}, ProxyTransport),
