@@ -37,6 +37,7 @@ STS_KEYS = """<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-1
         ({"AWS_REGION": ""}, True),
         ({"AWS_PROFILE": "x"}, True),
         ({"S3_ADDRESSING": "virtual"}, True),
+        ({"S3_ADDRESSING": "virtual", "AWS_ENDPOINT_URL_S3": "http://10.0.0.1"}, False),
         ({"STORE_URL": "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/x"}, True),
         ({"STORE_URL": "s3://x--usw2-az1--x-s3"}, True),
     ],

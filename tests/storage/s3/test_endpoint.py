@@ -48,6 +48,7 @@ def test_an_object_at_another_server_has_the_path_of_its_bucket(
         ("bucket", "http://minio:9000", "http://bucket.minio:9000/"),
         ("bucket", "https://h/base", "https://bucket.h/base/"),
         ("bucket", "http://127.0.0.1:9000", "http://127.0.0.1:9000/bucket/"),
+        ("my.bucket", "http://[::1]:9000", "http://[::1]:9000/my.bucket/"),
         ("my_bucket", "http://minio:9000", "http://minio:9000/my_bucket/"),
     ],
 )

@@ -140,6 +140,11 @@ def _network(text: str) -> IPv4Network | IPv6Network | None:
         return None
 
 
+def is_address(host: str) -> bool:
+    """Return whether a host, without brackets, is an IP address."""
+    return _address(host) is not None
+
+
 def _address(host: str) -> IPv4Address | IPv6Address | None:
     """Return the address that a host is, None for a name; IPv4 in IPv6 counts as IPv4."""
     try:

@@ -18,7 +18,7 @@ import httpx
 
 from payloadd.config.parsers import S3Url, endpoint_url, region
 from payloadd.errors import SettingsError
-from payloadd.storage.http1.proxies import Proxies
+from payloadd.storage.http1.proxies import Proxies, is_address
 
 if TYPE_CHECKING:
     from botocore.session import Session
@@ -76,9 +76,13 @@ def needs_botocore(settings: Settings) -> bool:
 
 
 def is_addressed_by_path(bucket: str, endpoint: str, addressing: str) -> bool:
-    """Return whether a bucket at another endpoint than AWS's needs none of AWS's rules."""
+    """Return whether a bucket at another endpoint than AWS's needs none of AWS's rules.
+
+    A bucket cannot be a part of the host if the host is an IP address.
+    """
     special = bucket.startswith("arn:") or bucket.endswith(_EXPRESS)
-    return addressing != "virtual" and not special and not is_accelerated(endpoint)
+    by_path = addressing != "virtual" or is_address(urlsplit(endpoint).hostname or "")
+    return by_path and not special and not is_accelerated(endpoint)
 
 
 def is_accelerated(endpoint: str) -> bool:
