@@ -133,8 +133,7 @@ async def _run_parts(runtime: Runtime) -> None:
         reload_sender, reload_requests = trio.open_memory_channel[None](1)
         root.start_soon(keep_small)
         await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
-        async with open_store(settings) as store:
-            root.start_soon(_reload, runtime, store, reload_requests)
+        async with open_store(settings) as store, _reloading(runtime, store, reload_requests):
             # The bound on jobs and payload bytes in memory.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
             runtime.health.queue_figures = channel.figures
@@ -180,6 +179,17 @@ async def _handle_signals(
                 runtime.health.phase = "draining"
                 runtime.notifier.stopping()
                 stop.set()
+
+
+@asynccontextmanager
+async def _reloading(
+    runtime: Runtime, store: Store, requests: trio.MemoryReceiveChannel[None]
+) -> AsyncIterator[None]:
+    """Reload files on request while the body runs."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_reload, runtime, store, requests)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 async def _reload(
