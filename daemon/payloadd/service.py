@@ -133,8 +133,7 @@ async def _run_parts(runtime: Runtime) -> None:
         reload_sender, reload_requests = trio.open_memory_channel[None](1)
         root.start_soon(keep_small)
         await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
-        async with open_store(settings) as store:
-            root.start_soon(_reload, runtime, store, reload_requests)
+        async with open_store(settings) as store, _reloading(runtime, store, reload_requests):
             # The bound on jobs and payload bytes in memory.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
             runtime.health.queue_figures = channel.figures
@@ -182,20 +181,31 @@ async def _handle_signals(
                 stop.set()
 
 
+@asynccontextmanager
+async def _reloading(
+    runtime: Runtime, store: Store, requests: trio.MemoryReceiveChannel[None]
+) -> AsyncIterator[None]:
+    """Reload files on request while the body runs."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_reload, runtime, store, requests)
+        yield
+        nursery.cancel_scope.cancel()
+
+
 async def _reload(
     runtime: Runtime, store: Store, requests: trio.MemoryReceiveChannel[None]
 ) -> None:
     """Read TLS files and credentials again after each SIGHUP.
 
-    Files are read in threads: a file system may hang. A source of credentials that hangs must not
-    hold up the next SIGHUP for ever.
+    Files are read in threads: a file system may hang. Credentials come first and have a limit, so
+    neither waits for the other for ever.
     """
     async for _ in requests:
+        with trio.move_on_after(runtime.settings.upload_timeout):
+            await store.reload()
         if runtime.certificates is not None:
             read = runtime.certificates.reload
             await trio.to_thread.run_sync(read, abandon_on_cancel=True)
-        with trio.move_on_after(runtime.settings.upload_timeout):
-            await store.reload()
 
 
 @asynccontextmanager

@@ -330,6 +330,15 @@ def _read_credentials(environ: Mapping[str, str]) -> tuple[dict[str, str], list[
     return read_credentials(environ.get("CREDENTIALS_DIRECTORY"), names, pem_names)
 
 
+def reread_credentials(*names: str) -> list[str | None]:
+    """Return the texts that files in ``$CREDENTIALS_DIRECTORY`` have now, None for each without.
+
+    ``names`` are the names of the files. Blocks: it reads files.
+    """
+    texts, _ = read_credentials(os.environ.get("CREDENTIALS_DIRECTORY"), names)
+    return [texts.get(name) for name in names]
+
+
 def _find(
     names: tuple[str, ...], environ: Mapping[str, str], credentials: Mapping[str, str]
 ) -> tuple[str, str | None]:

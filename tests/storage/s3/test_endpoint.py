@@ -48,6 +48,7 @@ def test_an_object_at_another_server_has_the_path_of_its_bucket(
         ("bucket", "http://minio:9000", "http://bucket.minio:9000/"),
         ("bucket", "https://h/base", "https://bucket.h/base/"),
         ("bucket", "http://127.0.0.1:9000", "http://127.0.0.1:9000/bucket/"),
+        ("my.bucket", "http://[::1]:9000", "http://[::1]:9000/my.bucket/"),
         ("my_bucket", "http://minio:9000", "http://minio:9000/my_bucket/"),
     ],
 )
@@ -104,6 +105,15 @@ async def test_a_learnt_region_is_resolved_in_a_thread(
 
     assert threads
     assert threading.main_thread() not in threads
+
+
+async def test_an_access_point_keeps_its_region(rules: EndpointRules) -> None:
+    """An upload would be repeated, with the same signature, for an answer that names a region."""
+    bucket = "arn:aws:s3:us-west-2:123456789012:accesspoint/telemetry"
+    endpoint = find_endpoint(bucket, AwsConfiguration(region="us-east-1"), rules)
+
+    assert endpoint.region == "us-west-2"
+    assert await endpoint.in_region("eu-west-1") is endpoint
 
 
 async def test_another_server_keeps_its_address_in_a_learnt_region() -> None:

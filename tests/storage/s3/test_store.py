@@ -74,6 +74,10 @@ class RotatingCredentials:
             self.number += 1
         return refused != await self.get()
 
+    async def reload(self) -> bool:
+        """Switch to the next keys, if there are any."""
+        return await self.renew(await self.get())
+
     def close(self) -> None:
         """Do nothing: there is no process."""
 

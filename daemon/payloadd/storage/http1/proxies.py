@@ -84,6 +84,8 @@ class Proxies:
             name: url if "://" in url else f"http://{url}" for name, url in by_scheme.items()
         }
         self._exemptions = parse_no_proxy(no_proxy)
+        if Exemption(None, "", None, None) in self._exemptions:
+            self._by_scheme = {}  # no host has a proxy
 
     @classmethod
     def from_environment(cls) -> Proxies:
@@ -91,7 +93,7 @@ class Proxies:
         return cls(proxies_from_environment(), getproxies_environment().get("no", ""))
 
     def urls(self) -> set[str]:
-        """Return the URLs of all proxies."""
+        """Return the URLs of all proxies; none with ``NO_PROXY=*``."""
         return set(self._by_scheme.values())
 
     def proxy_of(self, url: httpx.URL) -> str | None:
@@ -136,6 +138,11 @@ def _network(text: str) -> IPv4Network | IPv6Network | None:
         return ip_network(text.partition("%")[0], strict=False)
     except ValueError:
         return None
+
+
+def is_address(host: str) -> bool:
+    """Return whether a host, without brackets, is an IP address."""
+    return _address(host) is not None
 
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:

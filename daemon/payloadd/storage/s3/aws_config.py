@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+import httpx
+
 from payloadd.config.parsers import S3Url, endpoint_url, region
 from payloadd.errors import SettingsError
+from payloadd.storage.http1.proxies import Proxies, is_address
 
 if TYPE_CHECKING:
     from botocore.session import Session
@@ -73,9 +76,13 @@ def needs_botocore(settings: Settings) -> bool:
 
 
 def is_addressed_by_path(bucket: str, endpoint: str, addressing: str) -> bool:
-    """Return whether a bucket at another endpoint than AWS's needs none of AWS's rules."""
+    """Return whether a bucket at another endpoint than AWS's needs none of AWS's rules.
+
+    A bucket cannot be a part of the host if the host is an IP address.
+    """
     special = bucket.startswith("arn:") or bucket.endswith(_EXPRESS)
-    return addressing != "virtual" and not special and not is_accelerated(endpoint)
+    by_path = addressing != "virtual" or is_address(urlsplit(endpoint).hostname or "")
+    return by_path and not special and not is_accelerated(endpoint)
 
 
 def is_accelerated(endpoint: str) -> bool:
@@ -95,8 +102,12 @@ def configuration_of_settings(settings: Settings) -> AwsConfiguration:
 
 def new_session(settings: Settings) -> Session:
     """Return a session of botocore with the values of the settings."""
-    from botocore.session import Session  # noqa: PLC0415 - importing it takes time and memory
+    import botocore.utils  # noqa: PLC0415 - importing it takes time and memory
+    from botocore.session import Session  # noqa: PLC0415 - as above
 
+    # botocore's own function knows neither networks nor brackets in NO_PROXY: requests to a
+    # metadata service (169.254.0.0/16) would go to the proxy.
+    botocore.utils.should_bypass_proxies = _bypasses_proxies
     session = Session()
     values = {
         "profile": settings.aws_profile,
@@ -124,6 +135,7 @@ def read_configuration(settings: Settings, session: Session) -> AwsConfiguration
     that is missing or cannot be read.
     """
     profile = session.get_scoped_config()
+    _check_booleans(profile)
     found = session.get_config_variable("region")
     endpoint = None
     if not session.get_config_variable("ignore_configured_endpoint_urls"):
@@ -135,6 +147,22 @@ def read_configuration(settings: Settings, session: Session) -> AwsConfiguration
         options=_options(settings, session, profile),
         ca_bundle=None if bundle is None else Path(bundle).expanduser(),
     )
+
+
+def _check_booleans(profile: dict[str, Any]) -> None:
+    """Raise SettingsError for ``use_fips_endpoint = yes``, which botocore reads as false."""
+    problems = [
+        f"AWS configuration: {name}: {profile[name]!r} is not allowed;"
+        " allowed is one of true, false"
+        for name in (
+            "use_fips_endpoint",
+            "use_dualstack_endpoint",
+            "ignore_configured_endpoint_urls",
+        )
+        if str(profile.get(name, "true")).lower() not in {"true", "false"}
+    ]
+    if problems:
+        raise SettingsError(problems)
 
 
 def _checked_region(text: str) -> str:
@@ -179,6 +207,10 @@ def _options(settings: Settings, session: Session, profile: dict[str, Any]) -> E
         disable_multi_region=bool(s3.get("s3_disable_multiregion_access_points")),
         addressing=addressing,
     )
+
+
+def _bypasses_proxies(url: str) -> bool:
+    return Proxies.from_environment().proxy_of(httpx.URL(url)) is None
 
 
 def _exists(path: Path | str) -> bool:

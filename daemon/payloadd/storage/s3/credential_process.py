@@ -4,6 +4,10 @@ botocore waits for such a process without a limit: one that waits for a password
 would hold the thread for ever, and would be left over when the daemon ends. So each runs in a
 process group of its own, which is killed after a time and when the store closes. A process that
 ends by itself keeps the processes that it has started: they may be agents that serve the next call.
+
+If the daemon itself is killed (SIGKILL, or SIGTERM to ``payloadd check``), a shell kills the group:
+it reads a pipe that ends with the daemon. PR_SET_PDEATHSIG of prctl(2) was rejected: it spares the
+children of the process, and sets it from code between fork and exec of a process with threads.
 """
 
 from __future__ import annotations
@@ -28,12 +32,36 @@ class MfaRequiredError(PayloaddError):
     """A profile wants the code of an MFA device, which a daemon cannot enter."""
 
 
+_GUARD: Final = 'read -r line || kill -s KILL -- "-$1"'
+"""A shell command that ends after a line, and kills the process group $1 if there is none."""
+
+
+class _Guard:
+    """A shell that kills a process group if this process ends before ``release``."""
+
+    def __init__(self, group: int) -> None:
+        self._shell: subprocess.Popen[bytes] | None = None
+        with suppress(OSError):  # a container without a shell
+            self._shell = subprocess.Popen(  # noqa: S603 - its only argument is a number
+                ["/bin/sh", "-c", _GUARD, "sh", str(group)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def release(self) -> None:
+        """End the shell; it kills nothing."""
+        if self._shell is not None:
+            self._shell.communicate(b"released\n")
+
+
 class ProcessGroups:
     """The processes of one credential chain that are running."""
 
     def __init__(self, seconds: float = PROCESS_SECONDS) -> None:
         self._seconds = seconds
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: dict[subprocess.Popen[bytes], _Guard] = {}
         self._closed = False
         self._lock = threading.Lock()
 
@@ -61,7 +89,7 @@ class ProcessGroups:
             process = Process(
                 arguments, stdin=subprocess.DEVNULL, start_new_session=True, **options
             )
-            self._running.add(process)
+            self._running[process] = _Guard(process.pid)
         return process
 
     def close(self) -> None:
@@ -77,7 +105,12 @@ class ProcessGroups:
             if process.returncode is None:
                 _kill_group(process)
                 process.wait()
-            self._running.discard(process)
+                for pipe in (process.stdout, process.stderr):
+                    if pipe is not None:
+                        pipe.close()
+            shell = self._running.pop(process, None)
+        if shell is not None:
+            shell.release()
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

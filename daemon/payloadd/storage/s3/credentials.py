@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from payloadd.config.settings import reread_credentials
 from payloadd.errors import OperatorStoreError, SettingsError
 from payloadd.storage.s3.aws_config import (
     AwsConfiguration,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 _FETCH_PAUSE_SECONDS: Final = 1.0
 """The shortest time between two fetches, however many workers need keys."""
+_RENEWAL_PAUSE_SECONDS: Final = 10.0
+"""The same while the held keys are valid, but not for long: botocore logs each failure."""
 _REFUSAL_PAUSE_SECONDS: Final = 10.0
 """The shortest time between two fetches after refusals: S3 may refuse the next keys too."""
 
@@ -61,16 +64,21 @@ class Credentials(Protocol):
         """Return whether there are other keys than ``refused``, which S3 has refused."""
         ...
 
+    async def reload(self) -> bool:
+        """Read files and run processes again; return whether the keys are others than before."""
+        ...
+
     def close(self) -> None:
         """End the processes that fetch keys; no other call follows."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StaticCredentials:
-    """The keys of the settings, which never change."""
+    """The keys of the settings; ``read_again`` returns those of ``$CREDENTIALS_DIRECTORY``."""
 
     keys: Keys
+    read_again: Callable[[], Keys | None] = lambda: None
 
     def held(self) -> Keys:
         """Return the keys."""
@@ -81,9 +89,15 @@ class StaticCredentials:
         return self.keys
 
     async def renew(self, refused: Keys) -> bool:
-        """Return False: there are no other keys."""
-        del refused
-        return False
+        """Read the files again, unless other keys than ``refused`` are held already."""
+        return self.keys != refused or await self.reload()
+
+    async def reload(self) -> bool:
+        """Read the files again; return whether the keys are others than before."""
+        before = self.keys
+        found = await trio.to_thread.run_sync(self.read_again, abandon_on_cancel=True)
+        self.keys = found or before
+        return self.keys != before
 
     def close(self) -> None:
         """Do nothing: there is no process."""
@@ -109,7 +123,7 @@ class RefusalLimit:
         if now < self._next:
             return False
         self._next = now + _REFUSAL_PAUSE_SECONDS
-        return await self._credentials.renew(refused)
+        return await self._credentials.reload()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +159,7 @@ class ChainCredentials:
         self._processes = processes
         self._held: _HeldKeys | None = None
         self._failure = ""
-        self._last_fetch = -math.inf
+        self._next_fetch = -math.inf
         self._lock = trio.Lock()
         self._thread = trio.CapacityLimiter(1)
 
@@ -175,6 +189,14 @@ class ChainCredentials:
                 await self._fetch(new_source=True)
         return self._held is not None and self._held.keys != refused
 
+    async def reload(self) -> bool:
+        """Run the whole chain again, also a moment after the last fetch."""
+        async with self._lock:
+            before = self._held
+            self._next_fetch = -math.inf
+            await self._fetch(new_source=True)
+        return self._held is not None and (before is None or before.keys != self._held.keys)
+
     def close(self) -> None:
         """Kill the processes of a fetch that is in progress."""
         if self._processes is not None:
@@ -182,7 +204,7 @@ class ChainCredentials:
 
     async def _fetch(self, *, new_source: bool) -> None:
         """Fetch keys unless the last fetch was a moment ago; a failure is stored, not raised."""
-        if trio.current_time() < self._last_fetch + _FETCH_PAUSE_SECONDS:
+        if trio.current_time() < self._next_fetch:
             return
         try:
             # A fetch that is abandoned still runs, holds the limiter, and stores its keys.
@@ -195,7 +217,10 @@ class ChainCredentials:
             )
         except Exception as error:  # noqa: BLE001 - providers raise exceptions of any class
             self._failure = failure_text(error)
-        self._last_fetch = trio.current_time()
+        held = self._held
+        renewable = held is not None and held.usable() and not held.fresh()
+        pause = _RENEWAL_PAUSE_SECONDS if renewable else _FETCH_PAUSE_SECONDS
+        self._next_fetch = trio.current_time() + pause
 
     def _fetch_in_thread(self, new_source: bool, seen: _HeldKeys | None) -> None:  # noqa: FBT001 - run_sync takes no keywords
         """Fetch keys and store them. ``seen`` are the keys that were held before."""
@@ -250,7 +275,18 @@ def _static(settings: Settings) -> StaticCredentials | None:
     secret_key = settings.aws_secret_access_key
     if access_key is None or secret_key is None:
         return None
-    return StaticCredentials(Keys(access_key, secret_key, settings.aws_session_token))
+    keys = Keys(access_key, secret_key, settings.aws_session_token)
+    return StaticCredentials(keys, _keys_of_files)
+
+
+def _keys_of_files() -> Keys | None:
+    """Return the keys that are in ``$CREDENTIALS_DIRECTORY`` now; None without a valid pair."""
+    texts = reread_credentials("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+    access_key, secret_key, token = texts
+    try:
+        return Keys(access_key, secret_key, token or None) if access_key and secret_key else None
+    except ValueError:
+        return None
 
 
 def _ask_botocore(settings: Settings, keys_needed: bool) -> tuple[AwsConfiguration, EndpointRules]:  # noqa: FBT001 - run_sync takes no keywords

@@ -53,19 +53,20 @@ class BucketEndpoint:
     async def in_region(self, region: str) -> BucketEndpoint:
         """Return the endpoint of the same bucket in another region.
 
-        The endpoint itself is returned if AWS's rules have no other one for the bucket. The rules
-        are evaluated in a thread.
+        The endpoint itself is returned if AWS's rules have no other one for the bucket, such as for
+        an access point. The rules are evaluated in a thread.
         """
         if self.rules is None:
             return replace(self, region=region)
         configuration = replace(self.configuration, region=region)
         try:
-            return await trio.to_thread.run_sync(
+            found = await trio.to_thread.run_sync(
                 find_endpoint, self.bucket, configuration, self.rules
             )
         except SettingsError as error:
             log.warning("region_not_used", region=region, reason=str(error))
             return self
+        return self if (found.origin, found.region) == (self.origin, self.region) else found
 
 
 def find_endpoint(

@@ -145,9 +145,7 @@ class Sender:
 
     async def reload(self) -> None:
         """Read the files and run the processes again that the keys come from."""
-        held = self._credentials.held()
-        if held is not None:
-            log.info("keys_reloaded", changed=await self._credentials.renew(held))
+        log.info("keys_reloaded", changed=await self._credentials.reload())
 
     async def aclose(self) -> None:
         """Close all connections, and end the processes that fetch keys."""
