@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 from unittest.mock import patch
 from urllib.parse import unquote
 
@@ -14,7 +15,9 @@ from payloadd.config.settings import load
 from payloadd.storage.http1.request import PreparedRequest
 from payloadd.storage.http1.response import ResponseParser
 from payloadd.storage.http1.transport import TrioTransport
-from payloadd.storage.s3.store import S3Store, open_s3_store
+from payloadd.storage.s3.credentials import find_access
+from payloadd.storage.s3.sigv4 import Keys
+from payloadd.storage.s3.store import S3Store
 from tests.support.store import render
 from tests.support.store_behaviours import Cut, Hang, Request
 
@@ -24,11 +27,39 @@ if TYPE_CHECKING:
     from tests.support.store import FakeS3
 
 
+_KEYS: Final = Keys("fake", "fake-secret")
+
+
+class FixedCredentials:
+    """Keys that never change. Virtual time must not wait for the thread that reads others."""
+
+    def held(self) -> Keys:
+        """Return the keys."""
+        return _KEYS
+
+    async def get(self) -> Keys:
+        """Return the keys."""
+        return _KEYS
+
+    async def renew(self, refused: Keys) -> bool:
+        """Return False: there are no other keys."""
+        del refused
+        return False
+
+    async def reload(self) -> bool:
+        """Return False: there are no other keys."""
+        return False
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 async def store_in_memory(fake: FakeS3, **environ: str) -> S3Store:
     """Return a store whose requests ``fake`` answers at once."""
     settings = load({**fake.environ, **environ})
     assert isinstance(settings.store_url, S3Url)
-    store = await open_s3_store(settings, settings.store_url)
+    access = replace(await find_access(settings), credentials=FixedCredentials())
+    store = S3Store(settings, settings.store_url, access)
     transport = store._sender._client._transport
     assert isinstance(transport, TrioTransport)
 

@@ -193,7 +193,7 @@ def _check_fate(
     if row.fate == "kept":
         assert trouble is not None
         assert (trouble.code, row.reason in trouble.reason) == (row.said, True), trouble
-        assert events.count("store_unavailable") == 1
+        assert events.count("store_unavailable") == 1, lines
         assert 2 * _MINUTES <= len(asked) <= _MOST_A_MINUTE * _MINUTES
         assert pipeline.value("payloads_dead_total") == 0
         assert pipeline.value("payloads_stored_total") == 0

@@ -234,7 +234,10 @@ class S3Store:
         """Send the PUT of an attempt with other headers. Raises StoreError."""
         request, members = attempt.request, attempt.members
         key, body = request.key.removeprefix(self._prefix), request.body
-        hashes = await self._hash_in_thread(body, variant)
+        if body.size <= _HASH_IN_THREAD:
+            hashes = self._body_headers.values(body.pieces, content_md5=variant.content_md5)
+        else:
+            hashes = await self._hash_in_thread(body, variant)
         request = self._put_request(key, body, members, variant, hashes)
         response = await self._sender.send(request)
         if response is not None:
