@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 
@@ -416,3 +417,29 @@ async def test_cancelled_puts_free_their_connections(
             server.script = in_turn(OK)
             with trio.fail_after(5):
                 await store.put("k", OBJECT, MEMBERS, repeat=False)
+
+
+async def test_what_answers_teach_is_logged_once_and_listed(
+    make_settings: Callable[..., Settings],
+) -> None:
+    """An operator would not see that a setting or the machine's clock is wrong."""
+    script = in_turn(
+        Answer(400, xml("AuthorizationHeaderMalformed", "<Region>eu-west-3</Region>")),
+        Answer(403, xml("RequestTimeTooSkewed"), {"date": "Thu, 01 Jan 1970 01:00:00 GMT"}),
+        OK,
+    )
+    with structlog.testing.capture_logs() as lines:
+        async with fault_server(script) as server:
+            store = store_at(server, make_settings(), STATIC, lambda: 0.0)
+            for _ in range(3):
+                await store.put("k", OBJECT, MEMBERS, repeat=False)
+            await store.aclose()
+
+    assert [(line["event"], line["what"]) for line in lines] == [
+        ("store_learnt", "region"),
+        ("store_learnt", "clock"),
+    ]
+    assert store.learnt() == [
+        "region: eu-west-3, not us-east-1; set AWS_REGION=eu-west-3",
+        "clock: the store's is 3600 s ahead of this machine's",
+    ]
