@@ -135,11 +135,10 @@ async def _run_parts(runtime: Runtime) -> None:
     stop = trio.Event()
     async with trio.open_nursery() as root:
         reload_sender, reload_requests = trio.open_memory_channel[None](1)
-        root.start_soon(_reload, runtime, reload_requests)
         root.start_soon(keep_small)
         root.start_soon(_report_drain, runtime, stop)
         await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
-        async with open_store(settings) as store:
+        async with open_store(settings) as store, _reloading(runtime, store, reload_requests):
             # The bound on jobs and payload bytes in memory.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
             runtime.health.queue_figures = channel.figures
@@ -195,9 +194,28 @@ async def _report_drain(runtime: Runtime, stop: trio.Event) -> None:
         log.info("still_draining", **draining_fields(runtime.health.snapshot()))
 
 
-async def _reload(runtime: Runtime, requests: trio.MemoryReceiveChannel[None]) -> None:
-    """Read the TLS files again after each SIGHUP, in a thread: a file system may hang."""
+@asynccontextmanager
+async def _reloading(
+    runtime: Runtime, store: Store, requests: trio.MemoryReceiveChannel[None]
+) -> AsyncIterator[None]:
+    """Reload files on request while the body runs."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_reload, runtime, store, requests)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def _reload(
+    runtime: Runtime, store: Store, requests: trio.MemoryReceiveChannel[None]
+) -> None:
+    """Read TLS files and credentials again after each SIGHUP.
+
+    Files are read in threads: a file system may hang. Credentials come first and have a limit, so
+    neither waits for the other for ever.
+    """
     async for _ in requests:
+        with trio.move_on_after(runtime.settings.upload_timeout):
+            await store.reload()
         if runtime.certificates is not None:
             read = runtime.certificates.reload
             await trio.to_thread.run_sync(read, abandon_on_cancel=True)

@@ -68,6 +68,20 @@ def test_defaults_are_the_documented_ones() -> None:
         ),
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:9000/", "aws_endpoint_url", "http://127.0.0.1:9000"),
         ("AWS_DEFAULT_REGION", "eu-west-1", "aws_region", "eu-west-1"),
+        ("AWS_USE_FIPS_ENDPOINT", "True", "aws_use_fips_endpoint", True),
+        ("AWS_USE_DUALSTACK_ENDPOINT", "false", "aws_use_dualstack_endpoint", False),
+        (
+            "STORE_URL",
+            "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/telemetry/a/b",
+            "store_url",
+            S3Url("arn:aws:s3:us-west-2:123456789012:accesspoint/telemetry", "a/b"),
+        ),
+        (
+            "STORE_URL",
+            "s3://arn:aws-cn:s3:cn-north-1:123456789012:accesspoint:telemetry",
+            "store_url",
+            S3Url("arn:aws-cn:s3:cn-north-1:123456789012:accesspoint:telemetry", ""),
+        ),
         ("LOG_LEVEL", "", "log_level", "info"),
     ],
 )
@@ -107,6 +121,9 @@ def test_values_are_parsed_as_documented(name: str, text: str, field: str, value
         ("AWS_ENDPOINT_URL_S3", "http://h?x=1", "without user"),
         ("AWS_REGION", "a b", "a region's name"),
         ("STORE_URL", "file:///x%00", "file:///path"),
+        ("STORE_URL", "s3://arn:aws:s3:us-west-2:1:accesspoint/x", "s3://bucket"),
+        ("AWS_USE_FIPS_ENDPOINT", "yes", "one of true, false"),
+        ("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "1", "one of true, false"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(name: str, text: str, allowed: str) -> None:

@@ -40,7 +40,7 @@ async def check(settings: Settings, write_line: Callable[[str], None]) -> bool:
         write_line(f"ok      keys         such as {example}")
         step = "TLS"
         if open_certificates(settings) is not None:
-            write_line(f"ok      TLS          {settings.tls_cert}")
+            write_line(f"ok      TLS          {_certificate_name(settings)}")
         step = "journal"
         if (found := await check_journal(settings)) is not None:
             write_line(f"ok      journal      {found}")
@@ -79,10 +79,18 @@ async def _write_and_delete(
         ) from None
 
 
+def _certificate_name(settings: Settings) -> str:
+    """Return the path of the certificate, or the setting that contains the certificate itself."""
+    path = str(settings.tls_cert)
+    return "in TLS_CERT" if path.startswith("/proc/self/fd/") else path
+
+
 def _store_name(settings: Settings) -> str:
     """Return the store as a URL, and the endpoint if it is not AWS's."""
     url = settings.store_url
     if not isinstance(url, S3Url):
         return f"file://{url.path.absolute()}"
-    where = f" at {settings.aws_endpoint_url}" if settings.aws_endpoint_url else ""
+    ignored = settings.aws_ignore_configured_endpoint_urls
+    endpoint = None if ignored else settings.aws_endpoint_url
+    where = f" at {endpoint}" if endpoint else ""
     return f"s3://{url.bucket}/{url.prefix}".rstrip("/") + where

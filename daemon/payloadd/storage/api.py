@@ -54,11 +54,27 @@ class Store(Protocol):
         """
         ...
 
+    async def read_back(self, key: str, body: EncodedObject, members: Members) -> bool:
+        """Return whether the store has the object, for ``payloadd check``.
+
+        False means that it cannot be asked, for want of rights. Raises StoreError if the object is
+        missing, or is another one.
+        """
+        ...
+
+    def learnt(self) -> list[str]:
+        """Return what answers of the store have corrected (a region, a clock), one line each."""
+        ...
+
     async def identify(self) -> str:
         """Return the identity that the store sees, without secrets, in one line.
 
         Raises StoreError if there are no credentials.
         """
+        ...
+
+    async def reload(self) -> None:
+        """Read files with credentials again; called after SIGHUP."""
         ...
 
     async def aclose(self) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
@@ -43,6 +43,8 @@ _FOLDER_MODE: Final = 0o750
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_FOLDERS: Final = 10_000
 """Folders that are remembered as synced; one folder an hour for a year fits."""
+
+T = TypeVar("T")
 
 _INVALID: Final = {errno.ENAMETOOLONG, errno.EILSEQ}
 _TRANSIENT: Final = {
@@ -84,10 +86,27 @@ class FileStore:
         path = self._path(key)
         await self._in_thread(lambda: path.unlink(missing_ok=True))
 
+    async def read_back(self, key: str, body: EncodedObject, members: Members) -> bool:
+        """Return True if the file has the size of the object. Raises StoreError otherwise."""
+        del members
+        path = self._path(key)
+        size = await self._in_thread(lambda: path.stat().st_size)
+        if size != body.size:
+            raise OperatorStoreError("EIO", f"{path} has {size} bytes instead of {body.size}")
+        return True
+
+    def learnt(self) -> list[str]:
+        """Return nothing: a folder corrects no settings."""
+        return []
+
     async def identify(self) -> str:
         """Return the user of the process, whose rights the file system checks."""
         await trio.lowlevel.checkpoint()
         return f"none needed, files are written as user {os.geteuid()}"
+
+    async def reload(self) -> None:
+        """Do nothing: files need no credentials."""
+        await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         """Do nothing: no file is open between two calls."""
@@ -100,9 +119,9 @@ class FileStore:
             raise InvalidObjectError("KeyOutsideRoot", f"not allowed as a file name: {key!r}")
         return self._root.joinpath(*parts)
 
-    async def _in_thread(self, work: Callable[[], None]) -> None:
+    async def _in_thread(self, work: Callable[[], T]) -> T:
         try:
-            await trio.to_thread.run_sync(work, limiter=self._limiter)
+            return await trio.to_thread.run_sync(work, limiter=self._limiter)
         except OSError as error:
             raise _store_error(error) from error
 
