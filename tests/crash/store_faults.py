@@ -71,7 +71,7 @@ class StoreFaults:
     async def _wait_until_back(self) -> None:
         # Shielded: the tests after a cancelled one need the server.
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(wait_until_ready, self._server)
+            await trio.to_thread.run_sync(wait_until_ready, self._server, self._process)
         self._back.set()
 
 

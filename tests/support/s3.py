@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.support.processes import Processes
+
 REGION: Final = "us-east-1"
 _START_SECONDS: Final = 90.0
 """SeaweedFS needs a few seconds, and several times as long on a loaded machine."""
@@ -112,18 +114,21 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
     server = S3Server(process.endpoint, access_key, secret_key, process)
     try:
         process.start()
-        wait_until_ready(server)
+        wait_until_ready(server, process)
         yield server
     finally:
         process.stop()
 
 
-def wait_until_ready(server: S3Server) -> None:
-    """Return once the server stores objects, also after a :meth:`SeaweedProcess.start`."""
+def wait_until_ready(server: S3Server, process: SeaweedProcess | Processes) -> None:
+    """Return once the server stores objects, also after a :meth:`SeaweedProcess.start`.
+
+    Raises AssertionError, with the end of the log, if a process of the server ends.
+    """
 
     def probe() -> None:
-        if server.process is not None and server.process.failed():
-            raise AssertionError(server.process.log.read_text(errors="replace")[-4000:])
+        if process.failed():
+            raise AssertionError(process.end_of_log())
         _create_bucket(client, "ready")
         client.put_object(Bucket="ready", Key="probe", Body=b"probe")
         client.delete_object(Bucket="ready", Key="probe")
