@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PROGRAMS: Final = ("ceph-mon", "ceph-osd", "ceph", "radosgw", "radosgw-admin")
 _ACCESS_KEY: Final = "ceph-user"
-_SECRET_KEY: Final = "ceph/secret+key"  # noqa: S105 - of a server that lives as long as a test
+_SECRET_KEY: Final = "ceph/secret+key"
 _CONFIG: Final = """\
 [global]
 fsid = {fsid}

@@ -1,4 +1,4 @@
-"""Processes of one server of the tests: started in a folder, watched, killed in the reverse order."""
+"""Processes of one server of the tests: started in a folder, watched, and killed."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PROGRAM: Final = Path(sys.executable).with_name("rclone")
 _ACCESS_KEY: Final = "rclone-user"
-_SECRET_KEY: Final = "rclone/secret+key"  # noqa: S105 - of a server that lives as long as a test
+_SECRET_KEY: Final = "rclone/secret+key"
 
 
 @contextmanager

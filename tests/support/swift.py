@@ -24,7 +24,7 @@ PROGRAMS: Final = (
     *("swift-object-server", "swift-ring-builder", "memcached"),
 )
 _ACCESS_KEY: Final = "test:tester"
-_SECRET_KEY: Final = "testing"  # noqa: S105 - of a server that lives as long as a test
+_SECRET_KEY: Final = "testing"
 _BACKENDS: Final = ("account", "container", "object")
 _SWIFT: Final = """\
 [swift-hash]
@@ -95,9 +95,7 @@ def _start(processes: Processes, folder: Path) -> int:
     (folder / "swift.conf").write_text(_SWIFT)
     memcached, proxy, *backends = free_ports(2 + len(_BACKENDS))
     user = getpass.getuser()
-    processes.start(
-        *("memcached", "-u", user, "-l", "127.0.0.1", "-p", str(memcached), "-U", "0")
-    )
+    processes.start(*("memcached", "-u", user, "-l", "127.0.0.1", "-p", str(memcached), "-U", "0"))
     for name, port in zip(_BACKENDS, backends, strict=True):
         _make_ring(processes, folder / f"{name}.builder", port)
         _write_config(folder, name, port, _BACKEND.format(name=name))

@@ -66,15 +66,35 @@ class Store(Protocol):
         ...
 
 
+class CheckableStore(Store, Protocol):
+    """A store with the operations that ``payloadd check`` needs beside those of the pipeline."""
+
+    async def read_back(self, key: str, body: EncodedObject, members: Members) -> str | None:
+        """Compare the object under ``key`` with the one that was put there.
+
+        Returns None if it is the same one, or the reason if the store does not let it be read.
+        Raises StoreError, with the code ``WRONG_ANSWER`` if it is missing or another object.
+        """
+        ...
+
+    async def create(self) -> bool:
+        """Create the bucket or the folder; returns whether it was missing. Raises StoreError."""
+        ...
+
+    def corrections(self) -> list[str]:
+        """Return what the responses have shown to be configured wrongly, a line each."""
+        ...
+
+
 @asynccontextmanager
-async def open_store(settings: Settings) -> AsyncIterator[Store]:
+async def open_store(settings: Settings) -> AsyncIterator[CheckableStore]:
     """Open the store of ``STORE_URL`` for the time of the block.
 
     Raises StartError or SettingsError.
     """
     # Imported here: the pipeline imports this module for the protocol, and must not import httpx
     # with it.
-    store: Store
+    store: CheckableStore
     if isinstance(settings.store_url, FileUrl):
         from payloadd.storage.file import open_file_store  # noqa: PLC0415
 

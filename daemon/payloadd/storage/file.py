@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from payloadd.model.formats.api import EncodedObject
     from payloadd.model.job import Members
 
+_T = TypeVar("_T")
 _THREADS: Final = 16
 """Files that are written at the same time; more threads would wait for the same disk."""
 _FILE_MODE: Final = 0o640
@@ -84,6 +85,26 @@ class FileStore:
         path = self._path(key)
         await self._in_thread(lambda: path.unlink(missing_ok=True))
 
+    async def read_back(self, key: str, body: EncodedObject, members: Members) -> str | None:
+        """Compare the bytes of a file with an object; see the protocol. Raises StoreError."""
+        del members
+        path = self._path(key)
+        if await self._in_thread(lambda: _read(path)) != b"".join(body.pieces):
+            raise OperatorStoreError(
+                "WRONG_ANSWER", f"{path} does not have the bytes written to it"
+            )
+        return None
+
+    async def create(self) -> bool:
+        """Create the folder and its missing parents. Raises StoreError."""
+        missing = not self._root.exists()
+        await self._in_thread(lambda: _make_root(self._root))
+        return missing
+
+    def corrections(self) -> list[str]:
+        """Return nothing: a file system corrects no settings."""
+        return []
+
     async def identify(self) -> str:
         """Return the user of the process, whose rights the file system checks."""
         await trio.lowlevel.checkpoint()
@@ -100,9 +121,9 @@ class FileStore:
             raise InvalidObjectError("KeyOutsideRoot", f"not allowed as a file name: {key!r}")
         return self._root.joinpath(*parts)
 
-    async def _in_thread(self, work: Callable[[], None]) -> None:
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
         try:
-            await trio.to_thread.run_sync(work, limiter=self._limiter)
+            return await trio.to_thread.run_sync(work, limiter=self._limiter)
         except OSError as error:
             raise _store_error(error) from error
 
@@ -141,6 +162,14 @@ class FileStore:
         if len(self._synced) >= self._most_folders:
             self._synced = {self._root}
         self._synced.add(folder)
+
+
+def _read(path: Path) -> bytes | None:
+    """Return the bytes of a file, or None if it is missing."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _create(temporary: Path) -> int:

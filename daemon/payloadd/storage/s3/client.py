@@ -108,7 +108,7 @@ class S3Client:
             if isinstance(self._transport, TrioTransport):
                 parsed = await self._transport.exchange(prepared)
                 response = S3Response(parsed.status, body=parsed.body[:_BODY_BYTES])
-                if not response.stored:
+                if not response.stored or request.template.method == "HEAD":
                     response.header_lines = parsed.headers
                     response.secrets = signer.keys.secrets()
                 return response

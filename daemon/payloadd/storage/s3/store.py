@@ -19,6 +19,14 @@ import trio
 from payloadd.errors import OperatorStoreError, SettingsError
 from payloadd.model.formats.api import EncodedObject
 from payloadd.model.keys import is_text
+from payloadd.storage.s3.checking import (
+    WRONG_CONSTRAINT,
+    corrections,
+    create_requests,
+    head_request,
+    unreadable_reason,
+    was_created,
+)
 from payloadd.storage.s3.client import RequestTemplate, S3Client, S3Request
 from payloadd.storage.s3.credentials import find_access
 from payloadd.storage.s3.endpoint import find_endpoint
@@ -60,6 +68,7 @@ class S3Store:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._endpoint = find_endpoint(settings, url.bucket, access.region, access.endpoint)
+        self._configured = self._endpoint
         self._prefix = f"{url.prefix}/" if url.prefix else ""
         self._credentials = access.credentials
         self._timeout = settings.upload_timeout
@@ -90,6 +99,24 @@ class S3Store:
         response = await self._send(request)
         if not response.stored and response.code != "NoSuchKey":
             raise error_of(response)
+
+    async def read_back(self, key: str, body: EncodedObject, members: Members) -> str | None:
+        """Compare an object with its HEAD; see the protocol. Raises StoreError."""
+        response = await self._send(head_request(self._prefix + key))
+        return unreadable_reason(response, body, members)
+
+    async def create(self) -> bool:
+        """Create the bucket; returns whether it was missing. Raises StoreError."""
+        first, *others = create_requests(self._endpoint)
+        response = await self._send(first)
+        for request in others:
+            if response.code == WRONG_CONSTRAINT:
+                response = await self._send(request)
+        return was_created(response)
+
+    def corrections(self) -> list[str]:
+        """Return what was learned of region, endpoint and clock since the store was opened."""
+        return corrections(self._configured, self._endpoint, self._offset)
 
     async def identify(self) -> str:
         """Return the last four characters of the access key, and the region.
