@@ -22,7 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tests.support.weed import SeaweedProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from tests.support.processes import Processes
@@ -150,9 +150,10 @@ def moto_server() -> Iterator[S3Server]:
     try:
         host, port = server.get_host_and_port()
         endpoint = f"http://{host}:{port}"
-        access_key, secret_key = _moto_user(S3Server(endpoint, "no-user", "no-secret"))
+        unchecked = S3Server(endpoint, "no-user", "no-secret")
+        user = moto_user(unchecked, "t", ["s3:*", "iam:*"], "*")
         with _moto_authentication():
-            yield S3Server(endpoint, access_key, secret_key)
+            yield user
     finally:
         server.stop()
 
@@ -170,19 +171,15 @@ def _moto_authentication() -> Iterator[None]:
         settings.INITIAL_NO_AUTH_ACTION_COUNT = before
 
 
-def _moto_user(server: S3Server) -> tuple[str, str]:
-    """Create an IAM user with all rights in S3, and return its keys."""
-    policy = {
-        "Version": "2012-10-17",
-        "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}],
-    }
+def moto_user(server: S3Server, name: str, actions: Sequence[str], resource: str) -> S3Server:
+    """Create an IAM user with these rights, and return the server as this user sees it."""
+    statement = {"Effect": "Allow", "Action": list(actions), "Resource": resource}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     with closing(server.client("iam")) as iam:
-        iam.create_user(UserName="t")
-        iam.put_user_policy(
-            UserName="t", PolicyName="everything", PolicyDocument=json.dumps(policy)
-        )
-        key = iam.create_access_key(UserName="t")["AccessKey"]
-        return key["AccessKeyId"], key["SecretAccessKey"]
+        iam.create_user(UserName=name)
+        iam.put_user_policy(UserName=name, PolicyName="rights", PolicyDocument=policy)
+        key = iam.create_access_key(UserName=name)["AccessKey"]
+    return S3Server(server.endpoint, key["AccessKeyId"], key["SecretAccessKey"])
 
 
 def _create_bucket(client: Any, name: str) -> None:  # noqa: ANN401 - a boto3 client

@@ -35,6 +35,11 @@ class SeaweedProcess:
         return f"http://127.0.0.1:{self._ports['s3'][0]}"
 
     @property
+    def filer_url(self) -> str:
+        """The URL of the filer, which speaks another protocol than S3."""
+        return f"http://127.0.0.1:{self._ports['filer'][0]}"
+
+    @property
     def pid(self) -> int:
         """The process's id; it must be running."""
         assert self._process is not None
