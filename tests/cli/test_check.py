@@ -12,7 +12,7 @@ import trio
 from payloadd.cli.check import check
 from payloadd.config.settings import load
 from tests.support.daemon import run_command
-from tests.support.s3 import S3Server, moto_server, moto_user
+from tests.support.s3 import moto_user
 from tests.support.store import ACCESS_DENIED, FakeS3, Refusal, fake_s3
 from tests.support.store_behaviours import (
     PORTAL,
@@ -24,19 +24,12 @@ from tests.support.store_behaviours import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.support.s3 import S3Server
     from tests.support.store_behaviours import Behaviour
 
 NO_BUCKET = Refusal(404, "NoSuchBucket")
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[S3Server]:
-    """Run a moto server, which checks policies."""
-    with moto_server() as server:
-        yield server
 
 
 @pytest.fixture
@@ -75,11 +68,12 @@ async def test_the_right_to_put_is_enough(state: dict[str, str]) -> None:
     good, said, store = await run_against(ByMethod({"PUT": "take"}, ACCESS_DENIED), state)
     assert good, said
     (path,) = store.objects
+    key = path.removeprefix("/bucket/")
     why = "(AccessDenied: HTTP 403, The test says so., request id 4442587FB7D0A2F9)"
     notes = [line for line in said.splitlines() if line.startswith("note")]
     assert notes == [
         "note    read         not allowed (HTTP 403), and not needed",
-        f"note    delete       not needed, and refused: {path.removeprefix('/bucket/')} stays {why}",
+        f"note    delete       not needed, and refused: {key} stays {why}",
     ]
 
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-PROGRAMS: Final = ("ceph-mon", "ceph-osd", "ceph", "radosgw", "radosgw-admin")
+PROGRAMS: Final = (
+    *("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin"),
+    *("ceph", "ceph-authtool", "monmaptool"),
+)
 _ACCESS_KEY: Final = "ceph-user"
 _SECRET_KEY: Final = "ceph/secret+key"
 _CONFIG: Final = """\

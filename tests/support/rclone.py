@@ -19,7 +19,7 @@ _SECRET_KEY: Final = "rclone/secret+key"
 
 
 @contextmanager
-def rclone(folder: Path) -> Iterator[S3Server]:
+def rclone_server(folder: Path) -> Iterator[S3Server]:
     """Run the server with its objects in ``folder``; it is ready when the block is entered."""
     objects = folder / "objects"
     objects.mkdir()
