@@ -131,10 +131,10 @@ async def _run_parts(runtime: Runtime) -> None:
     stop = trio.Event()
     async with trio.open_nursery() as root:
         reload_sender, reload_requests = trio.open_memory_channel[None](1)
-        root.start_soon(_reload, runtime, reload_requests)
         root.start_soon(keep_small)
         await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
         async with open_store(settings) as store:
+            root.start_soon(_reload, runtime, store, reload_requests)
             # The bound on jobs and payload bytes in memory.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
             runtime.health.queue_figures = channel.figures
@@ -182,12 +182,20 @@ async def _handle_signals(
                 stop.set()
 
 
-async def _reload(runtime: Runtime, requests: trio.MemoryReceiveChannel[None]) -> None:
-    """Read the TLS files again after each SIGHUP, in a thread: a file system may hang."""
+async def _reload(
+    runtime: Runtime, store: Store, requests: trio.MemoryReceiveChannel[None]
+) -> None:
+    """Read TLS files and credentials again after each SIGHUP.
+
+    Files are read in threads: a file system may hang. A source of credentials that hangs must not
+    hold up the next SIGHUP for ever.
+    """
     async for _ in requests:
         if runtime.certificates is not None:
             read = runtime.certificates.reload
             await trio.to_thread.run_sync(read, abandon_on_cancel=True)
+        with trio.move_on_after(runtime.settings.upload_timeout):
+            await store.reload()
 
 
 @asynccontextmanager

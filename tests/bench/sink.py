@@ -1,5 +1,7 @@
 """The store of the benchmark: nginx, which answers every PUT with 200 and stores nothing.
 
+Its answers are those of S3: an ETag, and the checksum of the request.
+
 It counts payloads: its log has the length of each object, and an object consists of whole payloads
 of one length, one a line. That costs nginx a few bytes a PUT; a store that reads the bodies would
 need more CPU time than some of the daemons.
@@ -44,7 +46,11 @@ http {{
   keepalive_timeout 300s;
   server {{
     listen 127.0.0.1:{port} backlog=4096;
-    location / {{ return 200; }}
+    location / {{
+      add_header ETag '"d41d8cd98f00b204e9800998ecf8427e-1"';
+      add_header x-amz-checksum-crc32 $http_x_amz_checksum_crc32;
+      return 200;
+    }}
   }}
 }}
 """

@@ -72,7 +72,7 @@ async def test_the_right_to_put_is_enough(state: dict[str, str]) -> None:
     why = "(AccessDenied: HTTP 403, The test says so., request id 4442587FB7D0A2F9)"
     notes = [line for line in said.splitlines() if line.startswith("note")]
     assert notes == [
-        "note    read         not allowed (HTTP 403), and not needed",
+        "note    read         not allowed, and not needed",
         f"note    delete       not needed, and refused: {key} stays {why}",
     ]
 
@@ -126,10 +126,9 @@ async def test_a_key_template_of_the_greatest_length_is_checked(state: dict[str,
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (Refusal(404, "NoSuchKey"), "404"),
-        (Answer(200, b"1234", {"etag": '"x"'}), "has 4 bytes instead of 3"),
-        (Answer(200, b"{}\n"), "no ETag"),
-        (Answer(200, b"{}\n", {"etag": '"x"', "x-amz-meta-first": "other"}), "x-amz-meta-first"),
+        (Refusal(404, "NoSuchKey"), "is not there"),
+        (Answer(200, b"1234", {"etag": '"x"'}), "is another object"),
+        (Answer(200, b"{}\n", {"etag": '"x"', "x-amz-meta-first": "other"}), "is another object"),
     ],
 )
 async def test_another_object_than_the_written_one_is_a_failure(
@@ -147,7 +146,7 @@ async def test_a_web_server_that_answers_everything_is_a_failure(state: dict[str
     """A captive portal would be taken for a store."""
     good, said, _ = await run_against(PORTAL, state)
     assert not good
-    assert said.splitlines()[-1].startswith("failed ")
+    assert said.splitlines()[-1].startswith("failed  write        NOT_S3: HTTP 200 from ")
 
 
 async def test_a_store_that_fails_while_it_is_read_is_a_failure(state: dict[str, str]) -> None:
@@ -170,18 +169,18 @@ async def test_a_learned_region_is_named(state: dict[str, str]) -> None:
     wrong = Refusal(400, "AuthorizationHeaderMalformed", extra="<Region>eu-west-3</Region>")
     good, said, _ = await run_against(InTurn((wrong, "take")), state)
     assert good
-    expected = "note    learned      region eu-west-3, not us-east-1: set AWS_REGION=eu-west-3"
+    expected = "note    learnt       region: eu-west-3, not us-east-1; set AWS_REGION=eu-west-3"
     assert said.splitlines()[-1] == expected
 
 
-@pytest.mark.parametrize(("seconds", "word"), [(7200, "behind"), (-7200, "ahead of")])
+@pytest.mark.parametrize(("seconds", "word"), [(7200, "ahead of"), (-7200, "behind")])
 async def test_a_learned_clock_is_named(state: dict[str, str], seconds: float, word: str) -> None:
     """The wrong clock of the machine would stay: keys have its dates."""
     good, said, _ = await run_against(Skewed(seconds), state)
     assert good
     line = said.splitlines()[-1]
-    assert line.startswith("note    learned      clock: this machine's is 7")
-    assert line.endswith(f" s {word} the store's")
+    assert line.startswith("note    learnt       clock: the store's is 7")
+    assert line.endswith(f" s {word} this machine's")
 
 
 async def test_a_missing_bucket_is_created_only_where_asked(state: dict[str, str]) -> None:
@@ -235,7 +234,6 @@ async def test_seaweedfs_creates_the_bucket_without_a_known_region(
     assert await trio.to_thread.run_sync(seaweed.keys, "created") == []
 
 
-@pytest.mark.xfail(strict=True, reason="a 201 counts as stored")
 async def test_the_port_of_another_server_is_named(
     seaweed: S3Server, state: dict[str, str]
 ) -> None:
@@ -245,7 +243,7 @@ async def test_the_port_of_another_server_is_named(
     env = {**state, **seaweed.environ, "STORE_URL": f"s3://{bucket}"}
     good, lines = await run({**env, "AWS_ENDPOINT_URL_S3": seaweed.process.filer_url})
     assert not good, lines
-    assert lines[-1].startswith("failed ")
+    assert lines[-1].startswith("failed  write        NOT_S3: HTTP 201 from ")
 
 
 ARN = "arn:aws:s3:::least/logs/*"
@@ -293,7 +291,7 @@ async def test_a_folder_is_created_and_its_file_is_read_back(
         good, lines = await run({**state, "STORE_URL": f"file://{objects}"}, create=True)
         assert good, lines
         assert f"ok      store        file://{objects}{ending}" in lines
-        assert "ok      read" in lines
+        assert any(line.startswith("ok      read ") for line in lines)
     assert list(objects.iterdir()) == []
 
 

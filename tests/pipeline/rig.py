@@ -69,9 +69,25 @@ class FaultyStore:
         """Remove the object."""
         del self.objects[key]
 
+    async def read_back(self, key: str, body: EncodedObject, members: Members) -> bool:
+        """Return False: objects are not compared."""
+        del key, body, members
+        return False
+
+    async def create(self) -> bool:
+        """Return False: it exists."""
+        return False
+
+    def learnt(self) -> list[str]:
+        """Return nothing."""
+        return []
+
     async def identify(self) -> str:
         """Return a name: every client may write."""
         return "anonymous"
+
+    async def reload(self) -> None:
+        """Do nothing: there are no credentials."""
 
     async def aclose(self) -> None:
         """Do nothing: there are no connections."""

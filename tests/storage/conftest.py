@@ -20,6 +20,12 @@ def bucket_name(request: pytest.FixtureRequest) -> str:
     return f"store-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]}"
 
 
+@pytest.fixture(autouse=True)
+def no_ca_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the authorities of the machine: botocore reads this variable for every store."""
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+
+
 @pytest.fixture
 def no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Hide the machine's AWS configuration, and return the folder of the test's own."""

@@ -45,6 +45,10 @@ class Answer:
     close: bool = False
 
 
+STORED: Final = Answer(200, headers={"etag": '"0"'})
+"""The least that confirms a PUT."""
+
+
 @dataclass(frozen=True)
 class Raw:
     """Read the request, send these bytes unchanged, and close the connection."""
@@ -72,7 +76,7 @@ class Slow:
 
     step: int
     pause: float
-    answer: Answer = field(default_factory=lambda: Answer(200))
+    answer: Answer = STORED
 
 
 Behaviour = Answer | Raw | Reset | Hang | Slow

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from payloadd.config.settings import Settings
-    from payloadd.storage.api import CheckableStore
+    from payloadd.storage.api import Store
 
 _DENIED: Final = {"AccessDenied", "HTTP403"}
 _NO_BUCKET: Final = "NoSuchBucket"
@@ -88,7 +88,7 @@ class _Report:
 class _Probe:
     """One object with one empty payload, written to a store and read back."""
 
-    def __init__(self, store: CheckableStore, settings: Settings, report: _Report) -> None:
+    def __init__(self, store: Store, settings: Settings, report: _Report) -> None:
         self._store = store
         self._settings = settings
         self._report = report
@@ -136,11 +136,11 @@ class _Probe:
     async def read_back(self, key: str) -> None:
         """Compare the stored object, if the store allows that. Raises PayloaddError."""
         with self._in_time():
-            refusal = await self._store.read_back(key, self._body, self._members)
-        if refusal is None:
-            self._report.ok("read")
+            allowed = await self._store.read_back(key, self._body, self._members)
+        if allowed:
+            self._report.ok("read", key)
         else:
-            self._report.note("read", f"not allowed ({refusal}), and not needed")
+            self._report.note("read", "not allowed, and not needed")
 
     async def delete(self, key: str) -> None:
         """Delete the object, or say that it stays. Raises PayloaddError after UPLOAD_TIMEOUT."""
@@ -179,8 +179,8 @@ async def _check_store(settings: Settings, report: _Report, *, create: bool) -> 
         await probe.read_back(key)
         report.step = "delete"
         await probe.delete(key)
-        for line in store.corrections():
-            report.note("learned", line)
+        for line in store.learnt():
+            report.note("learnt", line)
 
 
 def _store_name(settings: Settings) -> str:

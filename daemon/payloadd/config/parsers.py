@@ -5,11 +5,14 @@ Every parser raises ValueError; the message names the allowed values.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
+
+from payloadd.config.credential_files import PEM_BEGIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,10 +63,21 @@ class FileUrl:
 
 @dataclass(frozen=True, slots=True)
 class S3Url:
-    """A bucket, and a prefix without slashes at its ends ("" for none)."""
+    """A bucket, and a prefix without slashes at its ends ("" for none).
+
+    ``bucket`` may be the ARN of an access point, as in AWS's tools.
+    """
 
     bucket: str
     prefix: str
+
+
+_BUCKET: Final = r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]"
+_ACCESS_POINT: Final = (
+    r"arn:[a-z0-9-]+:s3[a-z-]*:[a-z0-9-]*:[0-9]{12}:"
+    r"(?:outpost[:/][a-z0-9-]+[:/])?accesspoint[:/][A-Za-z0-9.-]+"
+)
+"""ARN of an access point; its last part follows ``:`` or ``/``, as in AWS's tools."""
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
@@ -118,6 +132,27 @@ def one_of(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def truth(text: str) -> bool:
+    """Parse ``true`` or ``false`` in any case, as AWS's tools write them."""
+    if text.lower() not in {"true", "false"}:
+        raise ValueError("one of true, false")
+    return text.lower() == "true"
+
+
+def pem_file(text: str) -> Path:
+    """Parse the path of a PEM file, or its content; return a path.
+
+    Content is put into a file in memory (memfd_create(2)) that lives as long as the process:
+    OpenSSL reads keys from files only, and a private key must not be written to a disk.
+    """
+    if PEM_BEGIN not in text:
+        return Path(text)
+    descriptor = os.memfd_create("pem")
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))
+    return Path(f"/proc/self/fd/{descriptor}")
+
+
 def address(text: str) -> Address:
     """Parse ``host:port``, ``[v6]:port`` or ``unix:/path``."""
     if text.startswith("unix:/"):
@@ -150,7 +185,7 @@ def store_url(text: str) -> FileUrl | S3Url:
         # Refuse file://user:password@host/path: it names another machine.
         if path.startswith(("/", ".")) or not re.search("[:@]", path):
             return FileUrl(Path(path))
-    match = re.fullmatch(r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])((?:/.*)?)", text)
+    match = re.fullmatch(rf"s3://({_BUCKET}|{_ACCESS_POINT})((?:/.*)?)", text)
     if not match:
         raise ValueError("s3://bucket[/prefix] or file:///path")
     return S3Url(match[1], match[2].strip("/"))

@@ -8,11 +8,22 @@ together, so that an operator does not need a restart for each.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from payloadd.config.credential_files import read_credentials
+from payloadd.config.object_options import (
+    ACLS,
+    SSE_C,
+    checksum,
+    checksum_calculation,
+    contradictions,
+    encryption,
+    header_word,
+    metadata,
+    tags,
+)
 from payloadd.config.parsers import (
     Address,
     FileUrl,
@@ -22,9 +33,11 @@ from payloadd.config.parsers import (
     duration,
     endpoint_url,
     one_of,
+    pem_file,
     region,
     size,
     store_url,
+    truth,
     whole,
     words,
 )
@@ -133,10 +146,12 @@ class Settings:
     upload_timeout: float = field(
         metadata=_setting("60s", duration(0.1, 3600), "longest attempt to upload an object")
     )
-    tls_cert: Path | None = field(metadata=_setting(None, Path, "certificate chain for BIND, PEM"))
-    tls_key: Path | None = field(metadata=_setting(None, Path, "key of TLS_CERT, PEM"))
+    tls_cert: Path | None = field(
+        metadata=_setting(None, pem_file, "certificate chain for BIND, PEM")
+    )
+    tls_key: Path | None = field(metadata=_setting(None, pem_file, "key of TLS_CERT, PEM"))
     tls_client_ca: Path | None = field(
-        metadata=_setting(None, Path, "clients need a certificate of these authorities, PEM")
+        metadata=_setting(None, pem_file, "clients need a certificate of these authorities, PEM")
     )
     log_level: Literal["debug", "info", "warning", "error"] = field(
         metadata=_setting(
@@ -153,6 +168,51 @@ class Settings:
             "auto", one_of("auto", "path", "virtual"), "auto: path with AWS_ENDPOINT_URL_S3"
         )
     )
+    s3_storage_class: str | None = field(
+        metadata=_setting(
+            None,
+            header_word("a storage class, such as STANDARD_IA", r"[A-Za-z0-9_-]{1,64}"),
+            "storage class of objects",
+        )
+    )
+    s3_sse: str | None = field(
+        metadata=_setting(None, encryption, "encryption of objects: AES256, aws:kms, aws:kms:dsse")
+    )
+    s3_sse_kms_key_id: str | None = field(
+        metadata=_setting(
+            None, header_word("a key's id, ARN or alias"), "KMS key of S3_SSE=aws:kms"
+        )
+    )
+    s3_acl: str | None = field(
+        metadata=_setting(None, one_of(*ACLS), "access control list of objects")
+    )
+    s3_tags: str | None = field(metadata=_setting(None, tags, "tags of objects: name=value&..."))
+    s3_metadata: tuple[tuple[str, str], ...] | None = field(
+        metadata=_setting(None, metadata, "metadata of objects: name=value,...")
+    )
+    aws_request_checksum_calculation: str | None = field(
+        metadata=_setting(
+            None, checksum_calculation, "when_required: no checksum unless S3_CHECKSUM names one"
+        )
+    )
+    s3_checksum: str = field(
+        metadata=_setting("crc32", checksum, "crc32, crc32c, crc64nvme, sha256 or none")
+    )
+    s3_if_none_match: Literal["auto", "on", "off"] = field(
+        metadata=_setting(
+            "auto", one_of("auto", "on", "off"), "let S3 keep an object that exists; auto: repeats"
+        )
+    )
+    s3_expected_bucket_owner: str | None = field(
+        metadata=_setting(
+            None,
+            header_word("the 12 digits of an AWS account", "[0-9]{12}"),
+            "account that has to own the bucket",
+        )
+    )
+    s3_request_payer: str | None = field(
+        metadata=_setting(None, one_of("requester"), "requester: pay for requests yourself")
+    )
     aws_region: str | None = field(metadata=_setting(None, region, "region of the bucket"))
     aws_endpoint_url: str | None = field(
         metadata=_setting(None, endpoint_url, "S3 endpoint other than AWS's")
@@ -166,12 +226,32 @@ class Settings:
     aws_session_token: str | None = field(
         repr=False, metadata=_setting(None, words, "session token of temporary keys")
     )
+    aws_ca_bundle: Path | None = field(
+        metadata=_setting(None, pem_file, "authorities of the certificates of S3, PEM")
+    )
+    aws_use_fips_endpoint: bool | None = field(
+        metadata=_setting(None, truth, "endpoints with FIPS 140 cryptography")
+    )
+    aws_use_dualstack_endpoint: bool | None = field(
+        metadata=_setting(None, truth, "endpoints with IPv4 and IPv6")
+    )
+    aws_ignore_configured_endpoint_urls: bool | None = field(
+        metadata=_setting(None, truth, "ignore AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL")
+    )
+    aws_profile: str | None = field(metadata=_setting(None, words, "profile of AWS's files"))
+    aws_config_file: Path | None = field(
+        metadata=_setting(None, Path, "AWS's file with profiles; ~/.aws/config")
+    )
+    aws_shared_credentials_file: Path | None = field(
+        metadata=_setting(None, Path, "AWS's file with keys; ~/.aws/credentials")
+    )
 
 
 ENVIRONMENT_NAMES: Final = {
     "state_dir": ("STATE_DIR", "STATE_DIRECTORY"),
     "aws_region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
     "aws_endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "aws_profile": ("AWS_DEFAULT_PROFILE", "AWS_PROFILE"),
 }
 """Names of variables, first one first, of the fields that have another name or several."""
 
@@ -189,16 +269,6 @@ _NOT_BUILT: Final = {
     "PARQUET_SORT_BY": "object formats besides NDJSON",
     "PUT_PRICE": "the cost metric",
     "RATE_LIMIT": "rate limits",
-    "S3_ACL": "S3 object options",
-    "S3_CHECKSUM": "S3 object options",
-    "S3_EXPECTED_BUCKET_OWNER": "S3 object options",
-    "S3_IF_NONE_MATCH": "S3 object options",
-    "S3_METADATA": "S3 object options",
-    "S3_REQUEST_PAYER": "S3 object options",
-    "S3_SSE": "S3 object options",
-    "S3_SSE_KMS_KEY_ID": "S3 object options",
-    "S3_STORAGE_CLASS": "S3 object options",
-    "S3_TAGS": "S3 object options",
     "STREAMS": "streams",
     "TRUSTED_PROXIES": "addresses of clients behind a proxy",
     "WATERMARK": "watermarks",
@@ -217,23 +287,47 @@ def load(
     allowed values.
     """
     environ = os.environ if environ is None else environ
-    credentials, problems = read_credentials(environ.get("CREDENTIALS_DIRECTORY"))
+    credentials, problems = _read_credentials(environ)
     values: dict[str, object] = {}
     for item in fields(Settings):
         names = ENVIRONMENT_NAMES.get(item.name, (item.name.upper(),))
         name, text = _find(names, environ, credentials)
-        text = item.metadata["default"] if text is None else text
+        text = _default(item, values) if text is None else text
         try:
             values[item.name] = None if text is None else item.metadata["parse"](text)
         except ValueError as error:
             shown = repr(hide_userinfo(str(text))) if item.repr else "(not shown)"
             problems.append(f"{name}: {shown} is not allowed; allowed is {error}")
     problems += _not_built(environ, credentials)
-    problems += _contradictions(values)
+    problems += _contradictions(values) + contradictions(values)
     problems += [] if check is None else check(values)
     if problems:
         raise SettingsError(problems)
     return Settings(**cast("dict[str, Any]", values))
+
+
+def _default(item: Field[Any], values: Mapping[str, object]) -> str | None:
+    """Return the default of a setting; AWS's variable for checksums is parsed before S3_CHECKSUM.
+
+    Source: "Data Integrity Protections for Amazon S3", AWS SDKs and Tools reference guide.
+    """
+    if item.name == "s3_checksum":
+        required = values.get("aws_request_checksum_calculation") == "when_required"
+        return "none" if required else "crc32"
+    default: str | None = item.metadata["default"]
+    return default
+
+
+def _read_credentials(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the settings of ``$CREDENTIALS_DIRECTORY`` by name in lower case, and problems."""
+    names = {name.lower() for name in (*_NOT_BUILT, *SSE_C)}
+    pem_names = set()
+    for item in fields(Settings):
+        own = [name.lower() for name in ENVIRONMENT_NAMES.get(item.name, (item.name,))]
+        names.update(own)
+        if item.metadata["parse"] is pem_file:
+            pem_names.update(own)
+    return read_credentials(environ.get("CREDENTIALS_DIRECTORY"), names, pem_names)
 
 
 def _find(
@@ -251,9 +345,14 @@ def _find(
 
 
 def _not_built(environ: Mapping[str, str], credentials: Mapping[str, str]) -> list[str]:
-    return [
-        f"{name}: is set, but {feature}: not built yet in this version; unset it"
+    refused = {
+        name: f"is set, but {feature}: not built yet in this version; unset it"
         for name, feature in _NOT_BUILT.items()
+    }
+    refused |= {name: f"is not allowed; allowed is: {why}" for name, why in SSE_C.items()}
+    return [
+        f"{name}: {why}"
+        for name, why in refused.items()
         if _find((name,), environ, credentials)[1] is not None
     ]
 

@@ -54,6 +54,25 @@ class Store(Protocol):
         """
         ...
 
+    async def read_back(self, key: str, body: EncodedObject, members: Members) -> bool:
+        """Return whether the store has the object, for ``payloadd check``.
+
+        False means that it cannot be asked, for want of rights. Raises StoreError if the object is
+        missing, or is another one.
+        """
+        ...
+
+    async def create(self) -> bool:
+        """Create the bucket or the folder, for ``payloadd check --create``.
+
+        Returns whether it was missing. Raises StoreError.
+        """
+        ...
+
+    def learnt(self) -> list[str]:
+        """Return what answers of the store have corrected (a region, a clock), one line each."""
+        ...
+
     async def identify(self) -> str:
         """Return the identity that the store sees, without secrets, in one line.
 
@@ -61,40 +80,24 @@ class Store(Protocol):
         """
         ...
 
+    async def reload(self) -> None:
+        """Read files with credentials again; called after SIGHUP."""
+        ...
+
     async def aclose(self) -> None:
         """Close connections; no call may be in progress."""
         ...
 
 
-class CheckableStore(Store, Protocol):
-    """A store with the operations that ``payloadd check`` needs beside those of the pipeline."""
-
-    async def read_back(self, key: str, body: EncodedObject, members: Members) -> str | None:
-        """Compare the object under ``key`` with the one that was put there.
-
-        Returns None if it is the same one, or the reason if the store does not let it be read.
-        Raises StoreError, with the code ``WRONG_ANSWER`` if it is missing or another object.
-        """
-        ...
-
-    async def create(self) -> bool:
-        """Create the bucket or the folder; returns whether it was missing. Raises StoreError."""
-        ...
-
-    def corrections(self) -> list[str]:
-        """Return what the responses have shown to be configured wrongly, a line each."""
-        ...
-
-
 @asynccontextmanager
-async def open_store(settings: Settings) -> AsyncIterator[CheckableStore]:
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """Open the store of ``STORE_URL`` for the time of the block.
 
     Raises StartError or SettingsError.
     """
     # Imported here: the pipeline imports this module for the protocol, and must not import httpx
     # with it.
-    store: CheckableStore
+    store: Store
     if isinstance(settings.store_url, FileUrl):
         from payloadd.storage.file import open_file_store  # noqa: PLC0415
 

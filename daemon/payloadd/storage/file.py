@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from payloadd.model.formats.api import EncodedObject
     from payloadd.model.job import Members
 
-_T = TypeVar("_T")
 _THREADS: Final = 16
 """Files that are written at the same time; more threads would wait for the same disk."""
 _FILE_MODE: Final = 0o640
@@ -44,6 +43,8 @@ _FOLDER_MODE: Final = 0o750
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_FOLDERS: Final = 10_000
 """Folders that are remembered as synced; one folder an hour for a year fits."""
+
+T = TypeVar("T")
 
 _INVALID: Final = {errno.ENAMETOOLONG, errno.EILSEQ}
 _TRANSIENT: Final = {
@@ -85,15 +86,14 @@ class FileStore:
         path = self._path(key)
         await self._in_thread(lambda: path.unlink(missing_ok=True))
 
-    async def read_back(self, key: str, body: EncodedObject, members: Members) -> str | None:
-        """Compare the bytes of a file with an object; see the protocol. Raises StoreError."""
+    async def read_back(self, key: str, body: EncodedObject, members: Members) -> bool:
+        """Return True if the file has the size of the object. Raises StoreError otherwise."""
         del members
         path = self._path(key)
-        if await self._in_thread(lambda: _read(path)) != b"".join(body.pieces):
-            raise OperatorStoreError(
-                "WRONG_ANSWER", f"{path} does not have the bytes written to it"
-            )
-        return None
+        size = await self._in_thread(lambda: path.stat().st_size)
+        if size != body.size:
+            raise OperatorStoreError("EIO", f"{path} has {size} bytes instead of {body.size}")
+        return True
 
     async def create(self) -> bool:
         """Create the folder and its missing parents. Raises StoreError."""
@@ -101,14 +101,18 @@ class FileStore:
         await self._in_thread(lambda: _make_root(self._root))
         return missing
 
-    def corrections(self) -> list[str]:
-        """Return nothing: a file system corrects no settings."""
+    def learnt(self) -> list[str]:
+        """Return nothing: a folder corrects no settings."""
         return []
 
     async def identify(self) -> str:
         """Return the user of the process, whose rights the file system checks."""
         await trio.lowlevel.checkpoint()
         return f"none needed, files are written as user {os.geteuid()}"
+
+    async def reload(self) -> None:
+        """Do nothing: files need no credentials."""
+        await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         """Do nothing: no file is open between two calls."""
@@ -121,7 +125,7 @@ class FileStore:
             raise InvalidObjectError("KeyOutsideRoot", f"not allowed as a file name: {key!r}")
         return self._root.joinpath(*parts)
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+    async def _in_thread(self, work: Callable[[], T]) -> T:
         try:
             return await trio.to_thread.run_sync(work, limiter=self._limiter)
         except OSError as error:
@@ -162,14 +166,6 @@ class FileStore:
         if len(self._synced) >= self._most_folders:
             self._synced = {self._root}
         self._synced.add(folder)
-
-
-def _read(path: Path) -> bytes | None:
-    """Return the bytes of a file, or None if it is missing."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
 
 
 def _create(temporary: Path) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import trustme
 from payloadd.errors import OperatorStoreError, SettingsError
 from payloadd.storage.api import open_store
 from payloadd.storage.http1.transport import ProxyTransport, TrioTransport, open_transport
-from tests.support.faults import Answer, fault_server, in_turn
+from tests.support.faults import STORED, fault_server, in_turn
 from tests.support.objects import MEMBERS, bytes_of, plain
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LARGE = bytes(range(256)) * 4096 * 4
 OBJECT = plain(b"{}\n")
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+OK = b'HTTP/1.1 200 OK\r\nETag: "0"\r\nContent-Length: 0\r\n\r\n'
 PROXIES = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]
 
 
@@ -208,7 +208,7 @@ async def test_requests_go_through_the_proxy_unless_no_proxy_names_the_host(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, *, exempt: bool
 ) -> None:
     """A daemon behind a proxy would not reach the store, or would bypass the proxy."""
-    ok = in_turn(Answer(200))
+    ok = in_turn(STORED)
     async with fault_server(ok) as proxy, fault_server(ok) as s3:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         if exempt:
@@ -216,11 +216,14 @@ async def test_requests_go_through_the_proxy_unless_no_proxy_names_the_host(
         async with open_store(make_settings(AWS_ENDPOINT_URL=s3.url)) as store:
             for _ in range(2):
                 await store.put("a//ü b", OBJECT, MEMBERS, repeat=False)
-            with pytest.raises(OperatorStoreError, match="ProxyError"):
+            # httpx would rewrite this path; our own transport does not.
+            refused = pytest.raises(OperatorStoreError, match="ProxyError")
+            with nullcontext() if exempt else refused:
                 await store.put("a/../b", OBJECT, MEMBERS, repeat=False)
 
     path = "/bucket/a//%C3%BC%20b"
-    assert [request.target for request in s3.requests] == [path] * 2 * exempt
+    directly = [path, path, "/bucket/a/../b"]
+    assert [request.target for request in s3.requests] == directly * exempt
     assert [request.target for request in proxy.requests] == [s3.url + path] * 2 * (not exempt)
     assert {request.body for request in s3.requests + proxy.requests} == {bytes_of(OBJECT)}
 

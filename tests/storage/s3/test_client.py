@@ -41,13 +41,13 @@ def test_an_untrusted_certificate_is_an_operator_error() -> None:
     error.__cause__ = trio.BrokenResourceError()
     error.__cause__.__cause__ = ssl.SSLCertVerificationError("self-signed certificate")
 
-    assert isinstance(_store_error(error), OperatorStoreError)
-    assert "self-signed" in str(_store_error(error))
+    assert isinstance(_store_error(error, "http://s3"), OperatorStoreError)
+    assert "self-signed" in str(_store_error(error, "http://s3"))
 
 
 def test_a_refusal_of_a_proxy_is_an_operator_error() -> None:
     """A proxy that requires a password would be reported as a network failure."""
-    assert isinstance(_store_error(httpx.ProxyError("407")), OperatorStoreError)
+    assert isinstance(_store_error(httpx.ProxyError("407"), "http://s3"), OperatorStoreError)
 
 
 async def test_a_server_that_is_down_is_a_transient_error(

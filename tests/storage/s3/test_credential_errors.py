@@ -19,7 +19,8 @@ from botocore.exceptions import (
 
 from payloadd.config import settings as config
 from payloadd.errors import OperatorStoreError, SettingsError
-from payloadd.storage.s3.credentials import failure_text, find_access
+from payloadd.storage.s3.credential_errors import failure_text
+from payloadd.storage.s3.credentials import find_access
 from payloadd.storage.s3.response import S3Response
 
 if TYPE_CHECKING:

@@ -72,7 +72,10 @@ async def test_keys_of_the_settings_are_used(make_settings: Callable[..., Settin
 
     assert await access.credentials.get() == Keys("key", "secret", "t")
     assert not await access.credentials.renew(Keys("key", "secret", "t"))
-    assert (access.region, access.endpoint) == ("us-east-1", "http://h:1")
+    assert (access.configuration.region, access.configuration.endpoint) == (
+        "us-east-1",
+        "http://h:1",
+    )
 
 
 def test_keys_of_the_settings_need_no_botocore() -> None:
@@ -82,6 +85,7 @@ def test_keys_of_the_settings_need_no_botocore() -> None:
         "from payloadd.storage.api import *\n"
         "async def main():\n"
         "    async with open_store(load({'STORE_URL': 's3://bucket', 'AWS_REGION': 'r',"
+        " 'AWS_ENDPOINT_URL_S3': 'http://127.0.0.1:1',"
         " 'AWS_ACCESS_KEY_ID': 'k', 'AWS_SECRET_ACCESS_KEY': 's'})): pass\n"
         "trio.run(main); print('botocore' in sys.modules)"
     )
@@ -112,7 +116,10 @@ async def test_keys_region_and_endpoint_of_the_profile_are_used(
     access = await find_access(make_settings(AWS_REGION="", **NO_KEYS))
 
     assert await access.credentials.get() == Keys("AKIA", "s", None)
-    assert (access.region, access.endpoint) == ("eu-west-3", "http://localhost:9000")
+    assert (access.configuration.region, access.configuration.endpoint) == (
+        "eu-west-3",
+        "http://localhost:9000",
+    )
 
 
 async def test_settings_take_precedence_over_the_profile(
@@ -122,7 +129,7 @@ async def test_settings_take_precedence_over_the_profile(
     (no_aws / "config").write_text("[default]\nregion = eu-west-3\nendpoint_url = http://x\n")
     access = await find_access(make_settings(AWS_ENDPOINT_URL="http://y", **NO_KEYS))
 
-    assert (access.region, access.endpoint) == ("us-east-1", "http://y")
+    assert (access.configuration.region, access.configuration.endpoint) == ("us-east-1", "http://y")
 
 
 async def test_endpoints_of_the_profile_are_ignored_on_request(
@@ -133,7 +140,7 @@ async def test_endpoints_of_the_profile_are_ignored_on_request(
         "[default]\nendpoint_url = http://x\nignore_configured_endpoint_urls = true\n"
     )
 
-    assert (await find_access(make_settings(AWS_REGION=""))).endpoint is None
+    assert (await find_access(make_settings(AWS_REGION=""))).configuration.endpoint is None
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
+import zlib
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,11 +23,13 @@ from payloadd.errors import (
     TransientStoreError,
 )
 from payloadd.storage.api import open_store
+from payloadd.storage.s3.aws_config import AwsConfiguration
 from payloadd.storage.s3.credentials import Access, StaticCredentials
 from payloadd.storage.s3.sigv4 import Keys
 from payloadd.storage.s3.store import S3Store
 from tests.storage.s3.test_errors import xml
 from tests.support.faults import (
+    STORED,
     Answer,
     Behaviour,
     FaultServer,
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
     from payloadd.storage.s3.credentials import Credentials
 
 OBJECT = plain(b'{"a":1}\n')
-OK = Answer(200)
+OK = STORED
 
 
 class RotatingCredentials:
@@ -71,6 +74,9 @@ class RotatingCredentials:
             self.number += 1
         return refused != await self.get()
 
+    def close(self) -> None:
+        """Do nothing: there is no process."""
+
 
 async def put_and_raise(
     settings: Callable[..., Settings], *behaviours: Behaviour, **names: str
@@ -89,7 +95,7 @@ def store_at(
     server: FaultServer, settings: Settings, credentials: Credentials, clock: Callable[[], float]
 ) -> S3Store:
     """Return a store with the test's own credentials and clock."""
-    access = Access(credentials, "us-east-1", server.url)
+    access = Access(credentials, AwsConfiguration(region="us-east-1", endpoint=server.url))
     return S3Store(settings, S3Url("bucket", "p"), access, clock=clock)
 
 
@@ -117,10 +123,16 @@ async def test_a_put_has_key_body_type_and_checksums(
     assert put.headers["content-length"] == str(body.size)
     assert put.headers["content-type"] == "application/x-ndjson"
     assert put.headers["content-encoding"] == "gzip"
-    digest = base64.b64decode(put.headers["x-amz-checksum-sha256"])
-    assert digest == hashlib.sha256(put.body).digest()
-    assert put.headers["x-amz-content-sha256"] == digest.hex()
-    for name in ("x-amz-checksum-sha256", "x-amz-security-token", "host", "content-type"):
+    checksum = base64.b64encode(zlib.crc32(put.body).to_bytes(4)).decode()
+    assert put.headers["x-amz-checksum-crc32"] == checksum
+    assert put.headers["x-amz-content-sha256"] == hashlib.sha256(put.body).hexdigest()
+    assert put.headers["x-amz-meta-payloads"] == "1"
+    assert put.headers["x-amz-meta-first"] == MEMBERS.first
+    assert put.headers["x-amz-meta-last"] == MEMBERS.last
+    assert "if-none-match" not in put.headers
+    assert "content-md5" not in put.headers
+    signed = ("x-amz-checksum-crc32", "x-amz-security-token", "host", "content-type")
+    for name in (*signed, "x-amz-meta-payloads", "x-amz-meta-first", "x-amz-meta-last"):
         assert name in put.headers["authorization"]
     assert (delete.method, delete.target) == ("DELETE", "/base/bucket/pre%20fix/k")
     assert server.connections == 1
@@ -137,7 +149,7 @@ async def test_a_put_has_key_body_type_and_checksums(
         (Answer(400, xml("KeyTooLongError")), InvalidObjectError, "KeyTooLongError"),
         (Answer(400, b"<html>no</html>"), OperatorStoreError, "HTTP400"),
         (Answer(301, xml("PermanentRedirect")), OperatorStoreError, "PermanentRedirect"),
-        (Answer(307, b"", {"location": "http://127.0.0.1:1/"}), OperatorStoreError, "HTTP307"),
+        (Answer(307, b"", {"location": "http://s3.example/"}), OperatorStoreError, "HTTP307"),
         (Reset(), TransientStoreError, None),
         (Reset(after=8), TransientStoreError, "ReadError"),
         (Raw(b"SSH-2.0-OpenSSH_9.2\r\n"), TransientStoreError, "RemoteProtocolError"),

@@ -34,6 +34,7 @@ class ResponseParser:
         "body",
         "complete",
         "keep_alive",
+        "repeated",
         "status",
     )
 
@@ -49,6 +50,8 @@ class ResponseParser:
         self.complete = False
         self.keep_alive = False
         """Whether the connection may be used again; valid once ``complete``."""
+        self.repeated = False
+        """Whether the request was sent before, on a connection that was closed meanwhile."""
 
     def feed(self, data: bytes) -> None:
         """Parse received bytes; b"" is the end of the connection.
@@ -71,6 +74,11 @@ class ResponseParser:
                 raise httpx.RemoteProtocolError(f"not an HTTP response: {error}") from error
         if len(self._received) >= MOST_READ and not self.complete:
             self._stop_reading()
+
+    @property
+    def received(self) -> bytes:
+        """All bytes received: interim responses, the head, the body with its framing."""
+        return self._received
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:

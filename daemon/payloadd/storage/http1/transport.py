@@ -3,7 +3,8 @@
 httpx's own transport uses httpcore's pool, which examines all connections for each request and,
 under trio, loses slots when a request is cancelled. Here a request takes the connection that was
 used last, or opens one, sends head and body, and reads one bounded response: all that an object
-store needs. There is no HTTP/2, no proxy and no streaming.
+store needs. There is no HTTP/2, no proxy and no streaming. For hosts behind a proxy, httpx's own
+transport is used.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import httpx
 import trio
 
 from payloadd.storage.http1.connection import Connection, Origin, StaleConnectionError, connect
-from payloadd.storage.http1.proxies import proxies_from_environment
+from payloadd.storage.http1.proxies import Proxies
 from payloadd.storage.http1.request import PieceBody, PreparedRequest, wire_request
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from payloadd.storage.http1.request import WireRequest
     from payloadd.storage.http1.response import ResponseParser
 
@@ -73,6 +76,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
                 self._url, self._origin = request.url, _origin(request.url)
             origin = self._origin
             connection = self._idle_connection(origin)
+            repeated = connection is not None
             if connection is not None:
                 try:
                     return await self._exchange(connection, wire)
@@ -82,7 +86,9 @@ class TrioTransport(httpx.AsyncBaseTransport):
                     if request.method not in _IDEMPOTENT:
                         raise
             connection = await connect(origin, self._tls, _timeout(request, "connect"))
-            return await self._exchange(connection, wire)
+            response = await self._exchange(connection, wire)
+            response.repeated = repeated
+            return response
         finally:
             self._slots.release()
 
@@ -132,60 +138,94 @@ class TrioTransport(httpx.AsyncBaseTransport):
 
 
 class ProxyTransport(httpx.AsyncBaseTransport):
-    """httpx's own client, which applies the proxy variables of the environment to each host."""
+    """httpx's own transports for hosts behind a proxy, and ours for all other hosts."""
 
-    def __init__(self, connections: int, keepalive: float) -> None:
-        self._client = httpx.AsyncClient(
-            # As many connections as requests: httpcore loses a slot when a waiting request is
-            # cancelled, so no request may wait in its pool.
-            limits=httpx.Limits(
-                max_connections=connections,
-                max_keepalive_connections=connections,
-                keepalive_expiry=keepalive,
-            ),
-            follow_redirects=False,
-        )
+    def __init__(
+        self, connections: int, keepalive: float, tls: ssl.SSLContext, proxies: Proxies
+    ) -> None:
+        self._proxies = proxies
+        self._direct = TrioTransport(connections, keepalive, tls)
+        self._through = {
+            url: httpx.AsyncHTTPTransport(
+                verify=tls,
+                # As many connections as requests: httpcore loses a slot when a waiting request is
+                # cancelled, so no request may wait in its pool.
+                limits=httpx.Limits(
+                    max_connections=connections,
+                    max_keepalive_connections=connections,
+                    keepalive_expiry=keepalive,
+                ),
+                proxy=httpx.Proxy(url, ssl_context=tls if url.startswith("https:") else None),
+                trust_env=False,
+            )
+            for url in proxies.urls()
+        }
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Make one request through the proxy, if there is one for its host.
+        """Make one request, through the proxy of its host if there is one.
 
         Raises httpx.RequestError, with httpx.ProxyError for a path that httpx would rewrite:
         httpcore uses the extension ``target`` for its request to the proxy too, so here the target
         has to be part of the URL.
         """
+        proxy = self._proxies.proxy_of(request.url)
+        if proxy is None:
+            return await self._direct.handle_async_request(request)
         extensions = dict(request.extensions)
         target = extensions.pop("target", request.url.raw_path)
         url = request.url.copy_with(raw_path=target)
         if url.raw_path != target:
             raise httpx.ProxyError("a path with . or .. in it cannot be sent through a proxy")
-        return await self._client.send(
+        return await self._through[proxy].handle_async_request(
             httpx.Request(
                 request.method,
                 url,
                 headers=request.headers,
                 stream=request.stream,
                 extensions=extensions,
-            ),
-            stream=True,
+            )
         )
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        await self._direct.aclose()
+        for transport in self._through.values():
+            await transport.aclose()
 
 
-def open_transport(connections: int, keepalive: float, *, secure: bool) -> httpx.AsyncBaseTransport:
-    """Return our own transport, or httpx's if the environment names a proxy.
+class CaBundleError(Exception):
+    """The certificates of the authorities to trust cannot be read."""
 
-    Without ``secure`` the transport trusts no certificate: loading those of the authorities takes
-    time and memory. Raises SettingsError, OSError, ValueError, ImportError or httpx.InvalidURL for
-    invalid variables of the environment.
+
+def open_transport(
+    connections: int, keepalive: float, *, secure: bool, ca_bundle: Path | None = None
+) -> httpx.AsyncBaseTransport:
+    """Return our own transport, or one for proxies if the environment names a proxy.
+
+    ``ca_bundle`` is a file or a folder of authorities in place of the usual ones. Without
+    ``secure`` the transport trusts no certificate: loading those of the authorities takes time and
+    memory. Raises SettingsError, OSError, ValueError, ImportError or httpx.InvalidURL for invalid
+    variables of the environment, CaBundleError for ``ca_bundle``.
     """
-    if proxies_from_environment():
-        return ProxyTransport(connections, keepalive)
-    tls = httpx.create_ssl_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    proxies = Proxies.from_environment()
+    secure = secure or any(url.startswith("https:") for url in proxies.urls())
+    tls = _tls_context(ca_bundle) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     tls.set_alpn_protocols(["http/1.1"])
+    if proxies.urls():
+        return ProxyTransport(connections, keepalive, tls, proxies)
     return TrioTransport(connections, keepalive, tls)
+
+
+def _tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
+    """Return a context that trusts ``ca_bundle``, or the authorities that httpx trusts."""
+    if ca_bundle is None:
+        return httpx.create_ssl_context()
+    try:
+        if ca_bundle.is_dir():
+            return ssl.create_default_context(capath=ca_bundle)
+        return ssl.create_default_context(cafile=ca_bundle)
+    except (OSError, ssl.SSLError) as error:  # its text does not name the file
+        raise CaBundleError(f"cannot read certificates from {str(ca_bundle)!r}: {error}") from error
 
 
 def _origin(url: httpx.URL) -> Origin:

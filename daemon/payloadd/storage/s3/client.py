@@ -6,7 +6,6 @@ Only this module maps httpx's exceptions to :class:`~payloadd.errors.StoreError`
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -21,16 +20,19 @@ from payloadd.errors import (
 )
 from payloadd.redaction import hide_userinfo_in_sentence
 from payloadd.storage.http1.request import PieceBody, PreparedRequest
-from payloadd.storage.http1.transport import TrioTransport, open_transport
+from payloadd.storage.http1.transport import CaBundleError, TrioTransport, open_transport
+from payloadd.storage.s3.confirmation import is_confirmed_at_a_glance
+from payloadd.storage.s3.redirects import Target
 from payloadd.storage.s3.response import S3Response
 from payloadd.storage.s3.sigv4 import SignatureTemplate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
+    from pathlib import Path
 
     from payloadd.errors import StoreError
-    from payloadd.model.formats.api import EncodedObject
     from payloadd.storage.s3.endpoint import BucketEndpoint
+    from payloadd.storage.s3.request import RequestTemplate, S3Request
     from payloadd.storage.s3.sigv4 import Signer
 
 _CONNECT_SECONDS: Final = 10.0
@@ -43,28 +45,6 @@ _UNSIGNED: Final = {"user-agent": f"payloadd/{__version__}", "accept-encoding": 
 """Headers that a proxy may change. A compressed response could not be read within a bound."""
 
 
-@dataclass(frozen=True, eq=False)
-class RequestTemplate:
-    """The part that many requests share; names of headers are in lower case."""
-
-    method: str
-    fixed: Mapping[str, str]
-    """The headers that all of them have with the same value."""
-    varying: Sequence[str]
-    """Names of the headers with a value for each request, ``x-amz-content-sha256`` included."""
-
-
-class S3Request(NamedTuple):
-    """One request, not yet signed."""
-
-    template: RequestTemplate
-    key: str
-    """The key of the object, with the prefix of the store."""
-    values: Mapping[bytes, bytes]
-    """The values of the varying headers."""
-    body: EncodedObject
-
-
 class S3Client:
     """A client with at most ``connections`` requests in progress; https only if ``secure``.
 
@@ -74,11 +54,17 @@ class S3Client:
     Raises SettingsError for invalid TLS or proxy variables of the environment.
     """
 
-    def __init__(self, connections: int, timeout: float, *, secure: bool) -> None:
+    def __init__(
+        self, connections: int, timeout: float, *, secure: bool, ca_bundle: Path | None = None
+    ) -> None:
         timeouts = httpx.Timeout(None, connect=min(_CONNECT_SECONDS, timeout))
         self._timeouts = timeouts.as_dict()
         try:
-            self._transport = open_transport(connections, _IDLE_SECONDS, secure=secure)
+            self._transport = open_transport(
+                connections, _IDLE_SECONDS, secure=secure, ca_bundle=ca_bundle
+            )
+        except CaBundleError as error:
+            raise SettingsError([f"AWS_CA_BUNDLE: {error}"]) from error
         except (OSError, ImportError) as error:
             # httpx reads SSL_CERT_FILE, SSL_CERT_DIR and the proxy variables.
             raise SettingsError([f"TLS or proxy variables of the environment: {error}"]) from error
@@ -91,31 +77,31 @@ class S3Client:
             )
             raise SettingsError([problem]) from error
 
-    async def send(
-        self, request: S3Request, endpoint: BucketEndpoint, signer: Signer
-    ) -> S3Response:
-        """Send a request once, and return its response, of any status.
+    async def send(self, request: S3Request, place: Target, signer: Signer) -> S3Response | None:
+        """Send a request to ``place`` once, and return its response, of any status.
 
+        None is the response that confirms a PUT without a doubt: nothing of it has to be read.
         Raises TransientStoreError if there is no response, OperatorStoreError if TLS or a proxy
-        refuses, InvalidObjectError for a key that is no Unicode text.
+        refuses.
         """
-        try:
-            target = endpoint.target(request.key).encode("ascii")
-        except UnicodeEncodeError as error:
-            raise InvalidObjectError("InvalidKey", f"not Unicode text: {request.key!r}") from error
-        prepared = self._prepare(request, target, endpoint.origin, signer)
+        prepared = self._prepare(request, place.target, place.origin, signer)
         try:
             if isinstance(self._transport, TrioTransport):
                 parsed = await self._transport.exchange(prepared)
-                response = S3Response(parsed.status, body=parsed.body[:_BODY_BYTES])
-                if not response.stored or request.template.method == "HEAD":
-                    response.header_lines = parsed.headers
-                    response.secrets = signer.keys.secrets()
-                return response
+                echo = request.template.echo
+                if (
+                    echo is not None
+                    and not parsed.body
+                    and is_confirmed_at_a_glance(parsed.received, echo[1], request.values[echo[0]])
+                ):
+                    return None
+                secrets = signer.keys.secrets()
+                body = parsed.body[:_BODY_BYTES]
+                return S3Response(parsed.status, parsed.headers, body, secrets, parsed.repeated)
             received = await self._transport.handle_async_request(prepared)
             body = await _read_beginning(received)
         except httpx.RequestError as error:
-            raise _store_error(error) from error
+            raise _store_error(error, place.origin) from error
         except UnicodeError as error:
             # Not a host name: with this endpoint the bucket cannot be a part of it.
             raise OperatorStoreError("InvalidEndpoint", str(error)) from error
@@ -185,11 +171,19 @@ async def _read_beginning(response: httpx.Response) -> bytes:
     return body
 
 
-def _store_error(error: httpx.RequestError) -> StoreError:
+def place_of(key: str, endpoint: BucketEndpoint) -> Target:
+    """Return where requests for an object are sent. Raises InvalidObjectError."""
+    try:
+        return Target(endpoint.origin, endpoint.target(key).encode("ascii"))
+    except UnicodeEncodeError as error:
+        raise InvalidObjectError("InvalidKey", f"not Unicode text: {key!r}") from error
+
+
+def _store_error(error: httpx.RequestError, origin: str) -> StoreError:
     """Return the store error for an error of httpx, without passwords of proxy URLs."""
     causes = list(_causes(error))
     reason = next((str(cause) for cause in causes if str(cause)), "")
-    reason = hide_userinfo_in_sentence(reason)[:_LONGEST_REASON]
+    reason = f"{hide_userinfo_in_sentence(reason)[:_LONGEST_REASON]} ({origin})"
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
         return OperatorStoreError("CertificateError", reason)
     if isinstance(error, httpx.ProxyError):

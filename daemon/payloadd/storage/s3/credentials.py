@@ -3,26 +3,33 @@
 The chain (environment, profiles, web identity, SSO, processes, metadata of containers and
 instances) is botocore's own, so that it works as in every AWS tool. It blocks for as long as its
 sources take. Therefore it runs in a thread of its own, for which a drain does not wait.
-
-Errors of the chain may contain secrets: the standard error of a ``credential_process``, the
-response of a metadata service, an endpoint's URL with a password. Only the texts of errors that are
-known to contain names and reasons are shown; of all other errors, the class.
 """
 
 from __future__ import annotations
 
 import math
-import subprocess
-import traceback
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from payloadd.config.parsers import endpoint_url
 from payloadd.errors import OperatorStoreError, SettingsError
-from payloadd.redaction import hide_userinfo_in_sentence
+from payloadd.storage.s3.aws_config import (
+    AwsConfiguration,
+    configuration_of_settings,
+    needs_botocore,
+    new_session,
+    read_configuration,
+)
+from payloadd.storage.s3.credential_errors import failure_text
+from payloadd.storage.s3.credential_process import (
+    MFA_REFUSED,
+    ProcessGroups,
+    guard,
+    mfa_profile,
+)
+from payloadd.storage.s3.endpoint_rules import EndpointRules
 from payloadd.storage.s3.sigv4 import Keys
 
 if TYPE_CHECKING:
@@ -35,14 +42,8 @@ if TYPE_CHECKING:
 
 _FETCH_PAUSE_SECONDS: Final = 1.0
 """The shortest time between two fetches, however many workers need keys."""
-
-_LONGEST_REASON: Final = 300
-_LONGEST_NAME: Final = 64
-_QUOTING_ERRORS: Final = frozenset(
-    {"MetadataRetrievalError", "HTTPClientError", "InvalidProxiesConfigError"}
-)
-"""Errors of botocore that quote a response or a part of a URL."""
-_PROCESS_PROVIDER: Final = "custom-process"
+_REFUSAL_PAUSE_SECONDS: Final = 10.0
+"""The shortest time between two fetches after refusals: S3 may refuse the next keys too."""
 
 
 class Credentials(Protocol):
@@ -58,6 +59,10 @@ class Credentials(Protocol):
 
     async def renew(self, refused: Keys) -> bool:
         """Return whether there are other keys than ``refused``, which S3 has refused."""
+        ...
+
+    def close(self) -> None:
+        """End the processes that fetch keys; no other call follows."""
         ...
 
 
@@ -79,6 +84,32 @@ class StaticCredentials:
         """Return False: there are no other keys."""
         del refused
         return False
+
+    def close(self) -> None:
+        """Do nothing: there is no process."""
+
+
+class RefusalLimit:
+    """Look for other keys after S3 has refused keys, but not after each refusal.
+
+    A refusal may mean that keys were rotated: a file or a secret store then has the next ones. It
+    may as well mean that the right to write is missing, which no fetch changes.
+    """
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._next = -math.inf
+
+    async def renew(self, refused: Keys) -> bool:
+        """Return whether there are other keys than ``refused``; fetch keys at most every 10 s."""
+        held = self._credentials.held()
+        if held is not None and held != refused:
+            return True
+        now = trio.current_time()
+        if now < self._next:
+            return False
+        self._next = now + _REFUSAL_PAUSE_SECONDS
+        return await self._credentials.renew(refused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +138,11 @@ class ChainCredentials:
     for the fetch.
     """
 
-    def __init__(self, new_session: Callable[[], Session]) -> None:
+    def __init__(
+        self, new_session: Callable[[], Session], processes: ProcessGroups | None = None
+    ) -> None:
         self._new_session = new_session
+        self._processes = processes
         self._held: _HeldKeys | None = None
         self._failure = ""
         self._last_fetch = -math.inf
@@ -140,6 +174,11 @@ class ChainCredentials:
             if self._held is not None and self._held.keys == refused:
                 await self._fetch(new_source=True)
         return self._held is not None and self._held.keys != refused
+
+    def close(self) -> None:
+        """Kill the processes of a fetch that is in progress."""
+        if self._processes is not None:
+            self._processes.close()
 
     async def _fetch(self, *, new_source: bool) -> None:
         """Fetch keys unless the last fetch was a moment ago; a failure is stored, not raised."""
@@ -175,38 +214,35 @@ class ChainCredentials:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The keys, and region and endpoint if they are configured."""
+    """The keys, what is configured besides, and the endpoint rules unless they are not needed."""
 
     credentials: Credentials
-    region: str | None
-    endpoint: str | None
+    configuration: AwsConfiguration
+    rules: EndpointRules | None = None
 
 
 async def find_access(settings: Settings) -> Access:
-    """Return keys, region and endpoint of the settings; botocore's chain completes them.
+    """Return keys, configuration and rules; botocore completes what the settings do not have.
 
-    If the settings have keys and region, botocore is not imported, which saves time and memory; an
-    ``endpoint_url`` of a profile then has no effect. Missing keys are no error: an operator may add
-    them while the daemon runs. Raises SettingsError for keys that cannot be sent, and for profiles
-    that cannot be read.
+    Missing keys are no error: an operator may add them while the daemon runs. Raises SettingsError
+    for keys that cannot be sent, for profiles that cannot be read, and for a profile that needs the
+    code of an MFA device.
     """
     try:
         static = _static(settings)
     except ValueError as error:
         raise SettingsError([f"AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN: {error}"]) from None
-    if static is not None and settings.aws_region is not None:
-        return Access(static, settings.aws_region, settings.aws_endpoint_url)
+    if static is not None and not needs_botocore(settings):
+        return Access(static, configuration_of_settings(settings))
     try:
-        region, endpoint = await trio.to_thread.run_sync(_configured, abandon_on_cancel=True)
+        configuration, rules = await trio.to_thread.run_sync(
+            _ask_botocore, settings, static is None, abandon_on_cancel=True
+        )
     except SettingsError:
         raise
     except Exception as error:  # profiles that are missing, invalid or not readable
         raise SettingsError([f"AWS configuration: {failure_text(error)}"]) from error
-    return Access(
-        static or ChainCredentials(_new_session),
-        settings.aws_region or region,
-        settings.aws_endpoint_url or endpoint,
-    )
+    return Access(static or _chain(settings), configuration, rules)
 
 
 def _static(settings: Settings) -> StaticCredentials | None:
@@ -217,77 +253,23 @@ def _static(settings: Settings) -> StaticCredentials | None:
     return StaticCredentials(Keys(access_key, secret_key, settings.aws_session_token))
 
 
-def _new_session() -> Session:
-    from botocore.session import Session  # noqa: PLC0415 - see find_access
-
-    return Session()
-
-
-def _configured() -> tuple[str | None, str | None]:
-    """Return region and S3 endpoint of environment and profile; runs in a thread."""
-    from botocore.configprovider import ConfiguredEndpointProvider  # noqa: PLC0415 - as above
-
-    session = _new_session()
-    profile = session.get_scoped_config()
-    region = session.get_config_variable("region")
-    if session.get_config_variable("ignore_configured_endpoint_urls"):
-        return region, None
-    endpoint = ConfiguredEndpointProvider(session.full_config, profile, "s3").provide()
-    try:
-        return region, None if endpoint is None else endpoint_url(endpoint)
-    except ValueError as error:
-        raise SettingsError([f"AWS configuration: endpoint_url: allowed is {error}"]) from None
+def _ask_botocore(settings: Settings, keys_needed: bool) -> tuple[AwsConfiguration, EndpointRules]:  # noqa: FBT001 - run_sync takes no keywords
+    """Return the configuration of environment and profile, and the rules; runs in a thread."""
+    session = new_session(settings)
+    configuration = read_configuration(settings, session)
+    profile = mfa_profile(session) if keys_needed else None
+    if profile is not None:
+        where = f"AWS configuration: profile {profile!r} has mfa_serial"
+        raise SettingsError([MFA_REFUSED.format(where=where)])
+    return configuration, EndpointRules(session)
 
 
-def failure_text(error: Exception) -> str:
-    """Return the reason why there are no keys: one line of bounded length, without secrets."""
-    process = _process_of(error)
-    if process is not None:
-        return _process_failure(process, error)
-    name = type(error).__name__
-    if not _may_be_shown(error):
-        return f"{name}; its text is not shown, because it may contain secrets"
-    text = hide_userinfo_in_sentence(str(error))
-    return f"{text[:_LONGEST_REASON]} ({name})"
+def _chain(settings: Settings) -> ChainCredentials:
+    processes = ProcessGroups()
+    return ChainCredentials(partial(_guarded_session, settings, processes), processes)
 
 
-def _may_be_shown(error: Exception) -> bool:
-    """Return whether the text of an error is known to contain no secrets."""
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - as above
-
-    if isinstance(error, BotoCoreError):
-        provider = error.kwargs.get("provider")
-        return type(error).__name__ not in _QUOTING_ERRORS and provider != _PROCESS_PROVIDER
-    # LookupError is our own; its subclasses, such as KeyError, may quote a response.
-    return isinstance(error, (ClientError, OSError)) or type(error) is LookupError
-
-
-def _process_of(error: Exception) -> subprocess.Popen[bytes] | None:
-    """Return the ``credential_process`` that caused an error, or None.
-
-    botocore's error contains only the output of the process. The frames of its traceback contain
-    the process.
-    """
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        for value in frame.f_locals.values():
-            if isinstance(value, subprocess.Popen):
-                return value
-    return None
-
-
-def _process_failure(process: subprocess.Popen[bytes], error: Exception) -> str:
-    """Return how a process ended, with its program's name and its exit status only."""
-    name = f"credential_process {_program(process)}"
-    if isinstance(error, OSError):
-        return f"{name} could not be run: {error.strerror}"
-    if process.returncode != 0:
-        return f"{name} ended with exit status {process.returncode}"
-    return f"{name} printed no valid credentials ({type(error).__name__})"
-
-
-def _program(process: subprocess.Popen[bytes]) -> str:
-    """Return the program's name; its arguments may be secrets, also where a quote is missing."""
-    arguments = process.args
-    first = arguments[0] if isinstance(arguments, (list, tuple)) and arguments else arguments
-    parts = str(first).split()
-    return Path(parts[0]).name[:_LONGEST_NAME] if parts else "without a name"
+def _guarded_session(settings: Settings, processes: ProcessGroups) -> Session:
+    session = new_session(settings)
+    guard(session, processes)
+    return session

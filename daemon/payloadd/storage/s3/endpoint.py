@@ -1,5 +1,9 @@
 """The host and the path of a bucket, for AWS and for every other S3 server.
 
+For AWS, the endpoint rules decide (``endpoint_rules.py``). Another server that is addressed by path
+needs no rules: the bucket follows the path of its URL (which also holds for bucket names that are
+no host names).
+
 Source: "Virtual hosting of general purpose buckets", Amazon S3 user guide. A path is
 percent-encoded once, here: the path that is signed is the path that is sent.
 """
@@ -7,90 +11,96 @@ percent-encoded once, here: the path that is signed is the path that is sent.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit
 
 import httpx
+import trio
 
 from payloadd.errors import SettingsError
+from payloadd.observe.logs import get_logger
+from payloadd.storage.s3.aws_config import AwsConfiguration, is_addressed_by_path
 from payloadd.storage.s3.sigv4 import quote_key
 
 if TYPE_CHECKING:
-    from payloadd.config.settings import Settings
+    from payloadd.storage.s3.endpoint_rules import EndpointRules
+
+log = get_logger(__name__)
 
 DEFAULT_REGION: Final = "us-east-1"
 """The default of AWS's own tools, and the region that most other S3 servers expect."""
-_DOMAINS: Final = (("cn-", "amazonaws.com.cn"), ("eusc-", "amazonaws.eu"))
-"""Domains by the beginning of a region. Isolated regions need ``AWS_ENDPOINT_URL``."""
 
 
 @dataclass(frozen=True)
 class BucketEndpoint:
-    """A bucket in a region, at AWS (``endpoint`` is None) or at another server."""
+    """A bucket in a region, at AWS or at another server."""
 
-    bucket: str
+    origin: str
+    """Scheme and host, such as ``https://bucket.s3.eu-west-1.amazonaws.com``."""
+    base_path: str
+    """The path in front of every key; it begins and ends with ``/``."""
     region: str
-    endpoint: str | None
-    virtual: bool
-    """Whether the bucket is a part of the host name; otherwise it is a part of the path."""
-
-    def in_region(self, region: str) -> BucketEndpoint:
-        """Return the same bucket in another region."""
-        return replace(self, region=region)
-
-    @cached_property
-    def origin(self) -> str:
-        """Scheme and host, such as ``https://bucket.s3.eu-west-1.amazonaws.com``."""
-        scheme, host, _ = self._parts()
-        return f"{scheme}://{self.bucket}.{host}" if self.virtual else f"{scheme}://{host}"
-
-    @cached_property
-    def _base_path(self) -> str:
-        base = self._parts()[2]
-        return f"{base}/" if self.virtual else f"{base}/{self.bucket}/"
+    """The region of signatures."""
+    bucket: str
+    configuration: AwsConfiguration
+    rules: EndpointRules | None = field(default=None, compare=False, repr=False)
 
     def target(self, key: str) -> str:
         """Return the path of an object. Raises UnicodeEncodeError for lone surrogates."""
-        return self._base_path + quote_key(key)
+        return self.base_path + quote_key(key)
 
-    def _parts(self) -> tuple[str, str, str]:
-        """Return scheme, host with port, and path; the path has no ``/`` at its end."""
-        if self.endpoint is None:
-            return "https", _aws_host(self.region), ""
-        parts = urlsplit(self.endpoint)
-        return parts.scheme, parts.netloc, quote(parts.path.rstrip("/"), safe="/%~:@!$&'()*+,;=")
+    async def in_region(self, region: str) -> BucketEndpoint:
+        """Return the endpoint of the same bucket in another region.
+
+        The endpoint itself is returned if AWS's rules have no other one for the bucket. The rules
+        are evaluated in a thread.
+        """
+        if self.rules is None:
+            return replace(self, region=region)
+        configuration = replace(self.configuration, region=region)
+        try:
+            return await trio.to_thread.run_sync(
+                find_endpoint, self.bucket, configuration, self.rules
+            )
+        except SettingsError as error:
+            log.warning("region_not_used", region=region, reason=str(error))
+            return self
 
 
 def find_endpoint(
-    settings: Settings, bucket: str, region: str | None, endpoint: str | None
+    bucket: str, configuration: AwsConfiguration, rules: EndpointRules | None
 ) -> BucketEndpoint:
-    """Return the endpoint of ``bucket`` for the setting ``S3_ADDRESSING``.
+    """Return the endpoint of ``bucket``.
 
-    ``region`` and ``endpoint`` are None if they are not configured. Raises SettingsError if no
-    request could be sent to the result.
+    ``rules`` may be None for another server than AWS that is addressed by path. Raises
+    SettingsError if no request could be sent to the result.
     """
-    virtual = settings.s3_addressing == "virtual" or (
-        settings.s3_addressing == "auto" and endpoint is None and _is_host_label(bucket)
-    )
-    found = BucketEndpoint(bucket, region or DEFAULT_REGION, endpoint, virtual)
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found.region):
-        raise SettingsError([f"AWS_REGION: {found.region!r} is not the name of a region"])
+    region = configuration.region or DEFAULT_REGION
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", region):
+        raise SettingsError([f"AWS_REGION: {region!r} is not the name of a region"])
+    url, signed = _url(bucket, region, configuration, rules)
+    parts = urlsplit(url)
+    origin = f"{parts.scheme}://{parts.netloc}"
     try:
-        httpx.URL(found.origin)
+        httpx.URL(origin)
     except httpx.InvalidURL as error:
-        raise SettingsError([f"AWS_ENDPOINT_URL: {found.origin}: {error}"]) from None
-    return found
+        raise SettingsError([f"AWS_ENDPOINT_URL: {origin}: {error}"]) from None
+    base_path = quote(parts.path.rstrip("/"), safe="/%~:@!$&'()*+,;=") + "/"
+    return BucketEndpoint(origin, base_path, signed, bucket, configuration, rules)
 
 
-def _is_host_label(bucket: str) -> bool:
-    """Return whether AWS's wildcard certificate covers the bucket's host (RFC 9525: no dots)."""
-    return re.fullmatch(r"[a-z0-9-]{3,63}", bucket) is not None
-
-
-def _aws_host(region: str) -> str:
-    for start, domain in _DOMAINS:
-        if region.startswith(start):
-            return f"s3.{region}.{domain}"
-    return f"s3.{region}.amazonaws.com"
+def _url(
+    bucket: str, region: str, configuration: AwsConfiguration, rules: EndpointRules | None
+) -> tuple[str, str]:
+    """Return the URL of a bucket, and the region of signatures."""
+    endpoint, options = configuration.endpoint, configuration.options
+    if (
+        endpoint is not None
+        and not options.accelerate
+        and is_addressed_by_path(bucket, endpoint, options.addressing)
+    ):
+        return f"{endpoint.rstrip('/')}/{bucket}", region
+    assert rules is not None  # noqa: S101 - see aws_config.needs_botocore
+    found = rules.resolve(bucket, region, endpoint, options)
+    return found.url, found.region

@@ -1,15 +1,16 @@
 """The table of error codes: what is done with an object after each response of S3.
 
-The outcomes are those of :class:`~payloadd.errors.UploadOutcome`. The rule for codes that are not
-in the table: an error that an operator can fix never drops an object. An object is given up only
-for a 400 whose body is an error document of S3: a 400 or 413 of a proxy proves nothing about the
-object.
+The outcomes are those of :class:`~payloadd.errors.UploadOutcome`. An object is given up only for
+the few codes of the table that are about this one object and will never change. Every other 4xx is
+an error that an operator can fix: many S3 servers answer wrong keys, a wrong port or an unavailable
+key service with ``InvalidArgument`` or ``InvalidRequest``.
 
 Sources, with URLs, are in README.md beside this file.
 """
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,8 @@ from payloadd.errors import (
     TransientStoreError,
     UploadOutcome,
 )
+from payloadd.redaction import hide_userinfo
+from payloadd.storage.s3.redirects import location_of
 
 if TYPE_CHECKING:
     from payloadd.errors import StoreError
@@ -28,6 +31,7 @@ _TRANSIENT: Final = UploadOutcome.TRANSIENT
 _THROTTLED: Final = UploadOutcome.THROTTLED
 _OPERATOR: Final = UploadOutcome.OPERATOR
 _INVALID: Final = UploadOutcome.INVALID
+_LONGEST_LOCATION: Final = 200
 
 BY_CODE: Final[dict[str, UploadOutcome]] = {
     # The store or the network has a short failure.
@@ -43,6 +47,7 @@ BY_CODE: Final[dict[str, UploadOutcome]] = {
     "XAmzContentChecksumMismatch": _TRANSIENT,
     "XAmzContentSHA256Mismatch": _TRANSIENT,
     # The store asks for fewer requests.
+    "Busy": _THROTTLED,
     "SlowDown": _THROTTLED,
     "SlowDownRead": _THROTTLED,
     "SlowDownWrite": _THROTTLED,
@@ -84,7 +89,7 @@ BY_CODE: Final[dict[str, UploadOutcome]] = {
     "XMinioAdminBucketQuotaExceeded": _OPERATOR,
     # S3 will never accept this object.
     "EntityTooLarge": _INVALID,
-    "InvalidRequest": _INVALID,
+    "KeyTooLong": _INVALID,
     "KeyTooLongError": _INVALID,
     "MetadataTooLarge": _INVALID,
 }
@@ -99,7 +104,34 @@ BY_STATUS: Final[dict[int, UploadOutcome]] = {
 """Outcomes by status, for codes that are not in ``BY_CODE`` and for responses without a code."""
 
 EXPIRED_KEYS: Final = frozenset({"ExpiredToken", "ExpiredTokenException"})
+REFUSED_KEYS: Final = frozenset(
+    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AccessDenied"}
+)
+"""Codes of S3 for keys that an operator may have replaced."""
 SKEWED_CLOCK: Final = "RequestTimeTooSkewed"
+NOT_S3: Final = "NOT_S3"
+"""Our code: the server that answered is not S3."""
+WRONG_ANSWER: Final = "WRONG_ANSWER"
+"""Our code: the answer contradicts the request."""
+
+_HINTS: Final = tuple(
+    (re.compile(pattern, re.IGNORECASE), hint)
+    for pattern, hint in {
+        "x-amz-(sdk-)?checksum": "the store refuses checksum headers: S3_CHECKSUM=none omits them",
+        "content-md5": "the store wants Content-MD5, which is sent from now on",
+        "storage-?class": "see S3_STORAGE_CLASS",
+        r"x-amz-server-side-encryption|EncryptionAlgorithm|^KMS\.": "see S3_SSE, S3_SSE_KMS_KEY_ID",
+        "x-amz-acl|^AccessControlList|AclWithObjectOwnership": "see S3_ACL",
+        "x-amz-tagging|^InvalidTag|^TooManyTags|^TagPolicy": "see S3_TAGS",
+        "x-amz-meta-|^MetadataTooLarge": "see S3_METADATA",
+        "^InvalidBucketOwner|expected-bucket-owner": "see S3_EXPECTED_BUCKET_OWNER",
+        "if-none-match": "see S3_IF_NONE_MATCH",
+    }.items()
+)
+"""Settings that may cause a refusal, by a pattern of its code or its message; the first matches."""
+_WISH: Final = re.compile(
+    "content-md5.*required|missing.*content-?md5|requires?.*content-md5", re.IGNORECASE
+)
 
 
 def outcome_of(status: int, code: str | None) -> UploadOutcome:
@@ -115,23 +147,48 @@ def outcome_of(status: int, code: str | None) -> UploadOutcome:
         return BY_STATUS[status]
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return _TRANSIENT
-    if status == HTTPStatus.BAD_REQUEST and code is not None:
-        return _INVALID
     return _OPERATOR
 
 
 def error_of(response: S3Response) -> StoreError:
     """Return the error for a response whose status is no 2xx."""
     code = response.code or f"HTTP{response.status}"
+    message = response.message
+    hint = _hint(code, message) if response.code else redirect_hint(response)
+    message += f" ({hint})" if hint else ""
     match outcome_of(response.status, response.code):
         case UploadOutcome.INVALID:
-            return InvalidObjectError(code, response.message)
+            return InvalidObjectError(code, message)
         case UploadOutcome.OPERATOR:
-            return OperatorStoreError(code, response.message)
+            return OperatorStoreError(code, message)
         case outcome:
             return TransientStoreError(
                 code,
-                response.message,
+                message,
                 throttled=outcome is UploadOutcome.THROTTLED,
                 retry_after=response.retry_after,
             )
+
+
+def wants_content_md5(response: S3Response) -> bool:
+    """Return whether a refusal asks for the header Content-MD5, as for buckets with object lock."""
+    if response.status != HTTPStatus.BAD_REQUEST or response.code is None:
+        return False
+    return _WISH.search(f"{response.code} {response.message}") is not None
+
+
+def _hint(code: str, message: str) -> str | None:
+    """Return which setting may cause a refusal, or None."""
+    for pattern, hint in _HINTS:
+        if pattern.search(code) or pattern.search(message):
+            return hint
+    return None
+
+
+def redirect_hint(response: S3Response) -> str | None:
+    """Return where a redirect that was not followed leads, or None for another response."""
+    location = location_of(response)
+    if location is None:
+        return None
+    place = "".join(char for char in location if char.isprintable())[:_LONGEST_LOCATION]
+    return f"redirected to {hide_userinfo(place)}, which is not followed"

@@ -44,13 +44,15 @@ class S3Response:
     body: bytes = b""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """The secrets that signed the request; no message may repeat them."""
+    repeated: bool = False
+    """Whether the transport sent the request twice; the first one may have been carried out."""
 
     @property
-    def stored(self) -> bool:
-        """Whether S3 carried out the request."""
+    def successful(self) -> bool:
+        """Whether the status says success; of a PUT that alone is no confirmation."""
         return 200 <= self.status < 300  # noqa: PLR2004 - RFC 9110, "Successful 2xx"
 
-    @property
+    @cached_property
     def headers(self) -> Mapping[str, str]:
         """The headers; names are in lower case."""
         return httpx.Headers(self.header_lines)

@@ -1,59 +1,87 @@
 """A store in a bucket of S3, or of any server that speaks its protocol.
 
-A ``put`` is one attempt. Three errors mean that the daemon has a wrong region, a wrong clock or an
-expired session token, and their responses (or the credential chain) name the right one. Each is
-corrected at once, at most once in a ``put``, and the corrected value is kept.
+A ``put`` is one attempt. It ends with S3's own confirmation (``confirmation.py``), or with an
+error. An attempt may be a repetition: the object of an attempt whose answer was lost is then under
+the key already. Its metadata name its batch, so it can be recognized.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import time
-from binascii import b2a_base64, hexlify
-from functools import cache
-from typing import TYPE_CHECKING, Final
+from functools import lru_cache
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from payloadd.errors import OperatorStoreError, SettingsError
+from payloadd.errors import (
+    OperatorStoreError,
+    SettingsError,
+    StoreError,
+    TransientStoreError,
+)
 from payloadd.model.formats.api import EncodedObject
 from payloadd.model.keys import is_text
-from payloadd.storage.s3.checking import (
-    WRONG_CONSTRAINT,
-    corrections,
-    create_requests,
-    head_request,
-    unreadable_reason,
-    was_created,
+from payloadd.storage.s3.bucket import create_bucket
+from payloadd.storage.s3.checksums import BodyHeaders
+from payloadd.storage.s3.confirmation import (
+    MD5_IN_LOOP,
+    comparable_md5,
+    md5_of,
+    problem_of,
+    wrong_etag,
 )
-from payloadd.storage.s3.client import RequestTemplate, S3Client, S3Request
 from payloadd.storage.s3.credentials import find_access
-from payloadd.storage.s3.endpoint import find_endpoint
-from payloadd.storage.s3.errors import EXPIRED_KEYS, SKEWED_CLOCK, error_of
-from payloadd.storage.s3.sigv4 import BODY_HASH, Signer
+from payloadd.storage.s3.errors import WRONG_ANSWER, error_of, wants_content_md5
+from payloadd.storage.s3.options import (
+    FIRST,
+    IF_NONE_MATCH,
+    LAST,
+    PAYLOADS,
+    is_same_batch,
+    object_options,
+)
+from payloadd.storage.s3.request import RequestTemplate, S3Request
+from payloadd.storage.s3.sender import Sender
+from payloadd.storage.s3.sigv4 import BODY_HASH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from payloadd.config.parsers import S3Url
     from payloadd.config.settings import Settings
     from payloadd.model.job import Members
     from payloadd.storage.s3.credentials import Access
     from payloadd.storage.s3.response import S3Response
-    from payloadd.storage.s3.sigv4 import Keys
 
-_SPARE_CONNECTIONS: Final = 8
-"""Connections beside one for each worker: for ``payloadd check``, and those being closed."""
 _HASH_IN_THREAD: Final = 256 * 1024
 """Bytes above which hashing blocks the event loop for longer than a thread costs."""
-_BODY_HASH: Final = BODY_HASH.encode()
-_CHECKSUM: Final = b"x-amz-checksum-sha256"
-_DELETE: Final = RequestTemplate("DELETE", {}, (BODY_HASH,))
 _NO_BODY: Final = EncodedObject((), "", None)
-_NO_BODY_HASH: Final = {_BODY_HASH: hashlib.sha256(b"").hexdigest().encode()}
-_SKEW_SECONDS: Final = 60.0
-"""A smaller difference is the age of the request, not a wrong clock; S3 allows 15 minutes."""
+_NO_BODY_HASH: Final = {BODY_HASH.encode(): hashlib.sha256(b"").hexdigest().encode()}
+_IDENTITY: Final = (PAYLOADS, FIRST, LAST)
+_PAYLOADS, _FIRST, _LAST = (name.encode() for name in _IDENTITY)
+_NOT_READABLE: Final = frozenset(
+    {
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        HTTPStatus.NOT_IMPLEMENTED,
+    }
+)
+"""Statuses of a HEAD that PutObject alone does not allow, or that a server does not know."""
+_PERHAPS_STORED: Final = frozenset(
+    {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.CONFLICT}
+)
+"""Statuses with which stores refuse to replace an object: object lock, retention, write once."""
+
+
+class _Variant(NamedTuple):
+    """The headers of one PUT that depend on what was learnt about the store."""
+
+    conditional: bool
+    """With ``If-None-Match: *``: S3 keeps an object that exists (RFC 9110, section 13.1.2)."""
+    content_md5: bool
 
 
 class S3Store:
@@ -67,130 +95,235 @@ class S3Store:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._endpoint = find_endpoint(settings, url.bucket, access.region, access.endpoint)
-        self._configured = self._endpoint
         self._prefix = f"{url.prefix}/" if url.prefix else ""
-        self._credentials = access.credentials
-        self._timeout = settings.upload_timeout
-        self._client = S3Client(
-            settings.max_workers + _SPARE_CONNECTIONS,
-            self._timeout,
-            secure=self._endpoint.origin.startswith("https:"),
-        )
-        self._clock = clock
-        self._offset = 0.0  # seconds by which the server's clock is ahead
-        self._signer: Signer | None = None
+        self._sender = Sender(settings, url, access, clock)
+        self._learnt = self._sender.learnt
+        self._options = object_options(settings)
+        self._body_headers = BodyHeaders(settings.s3_checksum)
+        self._condition = settings.s3_if_none_match
+        self._content_md5 = False
+        self._etags_are_md5: bool | None = None
+        """None until the first ETag was compared."""
+        self._delete = RequestTemplate("DELETE", self._options.other, (BODY_HASH,))
+        self._head = RequestTemplate("HEAD", self._options.other, (BODY_HASH,))
+        self._put_template = lru_cache(maxsize=16)(self._new_put_template)
 
     async def put(self, key: str, body: EncodedObject, members: Members, *, repeat: bool) -> None:
         """Store one object in one attempt. Raises StoreError."""
-        del members, repeat
-        if body.size <= _HASH_IN_THREAD:
-            checksums = _hash(body.pieces)
-        else:
-            checksums = await trio.to_thread.run_sync(_hash, body.pieces, abandon_on_cancel=True)
-        template = _put_template(body.content_type, body.content_encoding)
-        response = await self._send(S3Request(template, self._prefix + key, checksums, body))
-        if not response.stored:
-            raise error_of(response)
+        conditional = self._condition == "on" or (repeat and self._condition == "auto")
+        variant = _Variant(conditional, self._content_md5)
+        request = await self._put_request(key, body, members, variant)
+        response = await self._sender.send(request)
+        if response is not None:
+            await self._conclude(_Attempt(request, members, variant, repeat), response)
 
     async def delete(self, key: str) -> None:
         """Delete one object; a missing object is no error. Raises StoreError."""
-        request = S3Request(_DELETE, self._prefix + key, _NO_BODY_HASH, _NO_BODY)
-        response = await self._send(request)
-        if not response.stored and response.code != "NoSuchKey":
+        response = await self._send_without_body(self._delete, self._prefix + key)
+        if not response.successful and response.code != "NoSuchKey":
             raise error_of(response)
 
-    async def read_back(self, key: str, body: EncodedObject, members: Members) -> str | None:
-        """Compare an object with its HEAD; see the protocol. Raises StoreError."""
-        response = await self._send(head_request(self._prefix + key))
-        return unreadable_reason(response, body, members)
+    async def read_back(self, key: str, body: EncodedObject, members: Members) -> bool:
+        """Return whether the store has the object; False if the rights do not allow to ask.
+
+        Raises StoreError if the object is missing, or is another one.
+        """
+        response = await self._send_without_body(self._head, self._prefix + key)
+        if response.status in _NOT_READABLE:
+            return False
+        if response.status == HTTPStatus.NOT_FOUND:
+            raise OperatorStoreError(WRONG_ANSWER, f"{key} was confirmed, and is not there")
+        if not response.successful:
+            raise error_of(response)
+        if not _is_the_object(response, members, body.size):
+            raise OperatorStoreError(WRONG_ANSWER, f"{key} is another object than the stored one")
+        return True
 
     async def create(self) -> bool:
-        """Create the bucket; returns whether it was missing. Raises StoreError."""
-        first, *others = create_requests(self._endpoint)
-        response = await self._send(first)
-        for request in others:
-            if response.code == WRONG_CONSTRAINT:
-                response = await self._send(request)
-        return was_created(response)
-
-    def corrections(self) -> list[str]:
-        """Return what was learned of region, endpoint and clock since the store was opened."""
-        return corrections(self._configured, self._endpoint, self._offset)
+        """Create the bucket, and return whether it was missing. Raises StoreError."""
+        return await create_bucket(self._sender)
 
     async def identify(self) -> str:
         """Return the last four characters of the access key, and the region.
 
         Raises OperatorStoreError if there are no keys.
         """
-        keys = await self._get_keys()
-        return f"access key ****{keys.access_key[-4:]}, region {self._endpoint.region}"
+        return await self._sender.identify()
+
+    def learnt(self) -> list[str]:
+        """Return what the answers of the store have corrected, one line each."""
+        return self._learnt.lines()
+
+    async def reload(self) -> None:
+        """Read the files and run the processes again that the keys come from."""
+        await self._sender.reload()
 
     async def aclose(self) -> None:
-        """Close all connections."""
-        await self._client.aclose()
+        """Close all connections, and end the processes that fetch keys."""
+        await self._sender.aclose()
 
-    async def _send(self, request: S3Request) -> S3Response:
-        """Send a request, again after each correction, and return the last response.
+    async def _put_request(
+        self, key: str, body: EncodedObject, members: Members, variant: _Variant
+    ) -> S3Request:
+        if body.size <= _HASH_IN_THREAD:
+            values = self._body_headers.headers(body.pieces, content_md5=variant.content_md5)
+        else:
+            values = await trio.to_thread.run_sync(
+                lambda: self._body_headers.headers(body.pieces, content_md5=variant.content_md5),
+                abandon_on_cancel=True,
+            )
+        values[_PAYLOADS] = b"%d" % members.payloads
+        values[_FIRST] = members.first.encode()
+        values[_LAST] = members.last.encode()
+        template = self._put_template(body.content_type, body.content_encoding, variant)
+        return S3Request(template, self._prefix + key, values, body)
 
-        Raises StoreError if there is no response.
+    def _new_put_template(
+        self, content_type: str, content_encoding: str | None, variant: _Variant
+    ) -> RequestTemplate:
+        """Return the template of the PUTs of one object format."""
+        headers = {"content-type": content_type, **self._options.put}
+        if content_encoding is not None:
+            headers["content-encoding"] = content_encoding
+        if variant.conditional:
+            headers[IF_NONE_MATCH] = "*"
+        checksum = self._body_headers.checksum
+        varying = (BODY_HASH, *_IDENTITY, *(() if checksum is None else (checksum,)))
+        varying += ("content-md5",) if variant.content_md5 else ()
+        return RequestTemplate("PUT", headers, varying, checksum)
+
+    async def _conclude(self, attempt: _Attempt, response: S3Response) -> None:
+        """Decide about an answer to a PUT that is not a confirmation at a glance.
+
+        Raises StoreError.
         """
-        corrected: list[str] = []
-        while True:
-            endpoint = self._endpoint
-            keys = self._credentials.held() or await self._get_keys()
-            signer = self._signer_for(keys, endpoint.region)
-            response = await self._client.send(request, endpoint, signer)
-            if response.stored:
-                return response
-            wrong = await self._correct(response, signer)
-            if wrong is None or wrong in corrected:
-                return response
-            corrected.append(wrong)
+        variant = attempt.variant
+        if not variant.content_md5 and wants_content_md5(response):
+            self._content_md5 = True
+            self._learnt.note("Content-MD5", "sent with objects, because the store requires it")
+            return await self._again(attempt, variant._replace(content_md5=True))
+        if variant.conditional and response.status == HTTPStatus.PRECONDITION_FAILED:
+            return await self._compare(attempt)
+        if response.status == HTTPStatus.NOT_IMPLEMENTED and self._may_drop_condition(variant):
+            return await self._without_condition(attempt)
+        error = await self._error_of(attempt, response)
+        if error is None:
+            return None
+        repeat = attempt.repeat or response.repeated
+        if repeat and response.status in _PERHAPS_STORED and await self._has(attempt):
+            return None
+        raise error
 
-    def _signer_for(self, keys: Keys, region: str) -> Signer:
-        """Return the signer of this second: the last signer if it is still the right one."""
-        moment = math.floor(self._clock() + self._offset)
-        signer = self._signer
-        if (
-            signer is None
-            or signer.moment != moment
-            or signer.keys is not keys
-            or signer.region != region
-        ):
-            signer = self._signer = Signer(keys, region, moment)
-        return signer
+    async def _again(self, attempt: _Attempt, variant: _Variant) -> None:
+        """Send the PUT of an attempt with other headers. Raises StoreError."""
+        request, members = attempt.request, attempt.members
+        key = request.key.removeprefix(self._prefix)
+        request = await self._put_request(key, request.body, members, variant)
+        response = await self._sender.send(request)
+        if response is not None:
+            await self._conclude(_Attempt(request, members, variant, attempt.repeat), response)
 
-    async def _get_keys(self) -> Keys:
-        """Return keys, within the time of one attempt.
+    def _may_drop_condition(self, variant: _Variant) -> bool:
+        return variant.conditional and self._condition != "on"
 
-        Raises OperatorStoreError if there are none.
+    async def _without_condition(self, attempt: _Attempt) -> None:
+        """Send the PUT without a condition, which the store may not know. Raises StoreError."""
+        await self._again(attempt, attempt.variant._replace(conditional=False))
+        # The store took the object, so it was the condition that it does not know.
+        self._condition = "off"
+        self._learnt.note("If-None-Match", "not sent, because the store does not know it")
+
+    async def _compare(self, attempt: _Attempt) -> None:
+        """Return if the object under the key is that of the attempt's batch. Raises StoreError.
+
+        To ask needs GetObject, and PutObject alone is enough for payloadd: if the store refuses to
+        tell, the object is the batch's, because the key has an id that no other batch has.
         """
-        try:
-            with trio.fail_after(self._timeout):
-                return await self._credentials.get()
-        except trio.TooSlowError as error:
-            reason = f"the source of the keys did not respond within {self._timeout:g} s"
-            raise OperatorStoreError("NoCredentials", reason) from error
-
-    async def _correct(self, response: S3Response, signer: Signer) -> str | None:
-        """Correct the value that a response shows to be wrong, and return its name, or None.
-
-        The response is compared with the values that signed its request: another worker may have
-        corrected them meanwhile.
-        """
-        if response.code in EXPIRED_KEYS:
-            return "keys" if await self._credentials.renew(signer.keys) else None
-        if response.code == SKEWED_CLOCK:
-            now = response.server_time
-            if now is None or abs(now - signer.moment) < _SKEW_SECONDS:
-                return None
-            self._offset = now - self._clock()
-            return "clock"
-        if response.region is not None and response.region != signer.region:
-            self._endpoint = self._endpoint.in_region(response.region)
-            return "region"
+        request, members = attempt.request, attempt.members
+        response = await self._send_without_body(self._head, request.key)
+        if response.status == HTTPStatus.NOT_FOUND and self._may_drop_condition(attempt.variant):
+            # Deleted meanwhile, or the store contradicts itself.
+            return await self._again(attempt, attempt.variant._replace(conditional=False))
+        if response.status in {*_NOT_READABLE, HTTPStatus.NOT_FOUND}:
+            return None
+        if not response.successful:
+            raise error_of(response)
+        if not _is_the_object(response, members, request.body.size):
+            raise OperatorStoreError(
+                WRONG_ANSWER,
+                f"another object is under the key already, with {_identity(response)};"
+                " delete or rename it",
+            )
         return None
+
+    async def _has(self, attempt: _Attempt) -> bool:
+        """Return whether the store is known to have the object of an attempt."""
+        try:
+            response = await self._send_without_body(self._head, attempt.request.key)
+        except StoreError:
+            return False
+        return response.successful and is_same_batch(response.headers, attempt.members)
+
+    async def _error_of(self, attempt: _Attempt, response: S3Response) -> StoreError | None:
+        """Return the error of an answer to a PUT; None for a confirmation."""
+        if response.successful:
+            problem = problem_of(response, attempt.request, self._sender.origin)
+            return problem or await self._compare_etag(attempt.request, response)
+        error = error_of(response)
+        if response.status == HTTPStatus.CONFLICT and attempt.variant.conditional:
+            # Another upload of the key is in progress ("Conditional writes", S3 user guide).
+            return TransientStoreError(error.code, response.message)
+        if error.code == "MetadataTooLarge" and self._options.has_metadata:
+            return OperatorStoreError(error.code, response.message + " (see S3_METADATA)")
+        return error
+
+    async def _compare_etag(
+        self, request: S3Request, response: S3Response
+    ) -> OperatorStoreError | None:
+        """Return an error if the ETag is an MD5, and not that of the object."""
+        etag = comparable_md5(response.headers)
+        if etag is None or self._etags_are_md5 is False:
+            return None
+        if request.body.size <= MD5_IN_LOOP:
+            own = md5_of(request)
+        else:
+            own = await trio.to_thread.run_sync(md5_of, request, abandon_on_cancel=True)
+        if self._etags_are_md5 and own != etag:
+            return wrong_etag(response, self._sender.origin)
+        self._etags_are_md5 = own == etag
+        return None
+
+    async def _send_without_body(self, template: RequestTemplate, key: str) -> S3Response:
+        response = await self._sender.send(S3Request(template, key, _NO_BODY_HASH, _NO_BODY))
+        assert response is not None  # noqa: S101 - only a PUT is confirmed at a glance
+        return response
+
+
+class _Attempt(NamedTuple):
+    """A PUT that was sent."""
+
+    request: S3Request
+    members: Members
+    variant: _Variant
+    repeat: bool
+
+
+def _is_the_object(response: S3Response, members: Members, size: int) -> bool:
+    """Return whether a HEAD describes the object of a batch.
+
+    Bytes are not compared where metadata are: another version of a compression library gives other
+    bytes for the same batch. Only an object without metadata (of a version that sent none, or of a
+    store that keeps none) is recognized by its length.
+    """
+    if not any(name in response.headers for name in _IDENTITY):
+        return response.headers.get("content-length") == str(size)
+    return is_same_batch(response.headers, members)
+
+
+def _identity(response: S3Response) -> str:
+    found = [response.headers.get(name, "?")[:40] for name in _IDENTITY]
+    text = "{} payloads from {} to {}".format(*found)
+    return "".join(char for char in text if char.isprintable())
 
 
 async def open_s3_store(settings: Settings, url: S3Url) -> S3Store:
@@ -198,26 +331,3 @@ async def open_s3_store(settings: Settings, url: S3Url) -> S3Store:
     if not is_text(url.prefix):
         raise SettingsError(["STORE_URL: the prefix is not UTF-8"])
     return S3Store(settings, url, await find_access(settings))
-
-
-@cache
-def _put_template(content_type: str, content_encoding: str | None) -> RequestTemplate:
-    """Return the template of the PUTs of one object format."""
-    headers = {"content-type": content_type}
-    if content_encoding is not None:
-        headers["content-encoding"] = content_encoding
-    return RequestTemplate("PUT", headers, ("x-amz-checksum-sha256", BODY_HASH))
-
-
-def _hash(pieces: Sequence[bytes]) -> dict[bytes, bytes]:
-    """Return the headers with the hash of a body: for the signature, and for S3 to keep.
-
-    One SHA-256 serves both: it is one of the checksum algorithms of S3 ("Checking object integrity
-    for data uploads in Amazon S3", Amazon S3 user guide). A CRC would read the bytes a second time.
-    """
-    digest = hashlib.sha256(pieces[0] if pieces else b"")
-    for piece in pieces[1:]:
-        digest.update(piece)
-    raw = digest.digest()
-    # A header and no trailer: several S3 servers refuse trailers.
-    return {_CHECKSUM: b2a_base64(raw, newline=False), _BODY_HASH: hexlify(raw)}
