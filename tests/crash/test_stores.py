@@ -36,10 +36,18 @@ _SETTINGS: Final = (
 )
 
 
+@pytest.mark.parametrize("condition", ["auto", "on"])
 async def test_a_real_server_has_every_payload_once_after_every_crash(
-    s3_server: S3Server, tmp_path: Path, seed: int
+    request: pytest.FixtureRequest,
+    s3_server: S3Server,
+    tmp_path: Path,
+    seed: int,
+    condition: str,
 ) -> None:
     """A crash would lose acknowledged payloads or store them twice, with another S3 than AWS's."""
-    tally = await torture(tmp_path, s3_server, "torture-stores", _PLAN, _SETTINGS, seed)
+    if condition == "on" and request.node.callspec.params["s3_server"] == "swift":
+        pytest.skip("Swift answers If-None-Match: * with 501")
+    settings = [{**one, "S3_IF_NONE_MATCH": condition} for one in _SETTINGS]
+    tally = await torture(tmp_path, s3_server, f"stores-{condition}", _PLAN, settings, seed)
     for ending in {run.ending for run in _PLAN}:
         assert tally[ending], f"never ended {ending!r}: {tally}"

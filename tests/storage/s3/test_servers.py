@@ -6,11 +6,13 @@ The rules that hold for every store are checked in ``tests/storage/test_contract
 from __future__ import annotations
 
 import gzip
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
+from payloadd.config.object_options import CHECKSUMS
 from payloadd.errors import OperatorStoreError
 from payloadd.storage.api import open_store
 from tests.support.objects import MEMBERS, bytes_of, gzipped, plain
@@ -80,3 +82,30 @@ async def test_wrong_keys_and_a_missing_bucket_are_operator_errors(
             await store.put("x", OBJECT, MEMBERS, repeat=False)
 
     assert caught.value.code in codes
+
+
+@pytest.mark.parametrize("checksum", CHECKSUMS)
+async def test_every_checksum_is_accepted(
+    make_settings: Callable[..., Settings], s3_server: S3Server, bucket: str, checksum: str
+) -> None:
+    """A store would refuse every object because of a header that it does not know."""
+    if checksum in {"crc32c", "crc64nvme"} and find_spec("awscrt") is None:
+        pytest.skip("needs awscrt")
+    names = {**s3_server.environ, "STORE_URL": f"s3://{bucket}", "S3_CHECKSUM": checksum}
+    async with open_store(make_settings(**names)) as store:
+        await store.put("x", OBJECT, MEMBERS, repeat=False)
+        assert await store.read_back("x", OBJECT, MEMBERS)
+
+
+async def test_a_repetition_meets_the_object_of_its_own_batch(
+    make_settings: Callable[..., Settings], s3_server: S3Server, bucket: str
+) -> None:
+    """A replay after a crash would fail for ever, or store payloads twice."""
+    async with open_store(make_settings(**s3_server.environ, STORE_URL=f"s3://{bucket}")) as store:
+        for repeat in (False, True, True):
+            await store.put("x", OBJECT, MEMBERS, repeat=repeat)
+        learnt = [line for line in store.learnt() if not line.startswith("If-None-Match")]
+
+    stored = await trio.to_thread.run_sync(s3_server.objects, bucket)
+    assert stored == {"x": bytes_of(OBJECT)}
+    assert learnt == []
