@@ -46,7 +46,7 @@ async def test_a_real_server_has_every_payload_once_after_every_crash(
 ) -> None:
     """A crash would lose acknowledged payloads or store them twice, with another S3 than AWS's."""
     if condition == "on" and request.node.callspec.params["s3_server"] == "swift":
-        pytest.skip("Swift answers If-None-Match: * with 501")
+        pytest.skip("Swift does not know If-None-Match: *, and says so with a 501")
     settings = [{**one, "S3_IF_NONE_MATCH": condition} for one in _SETTINGS]
     tally = await torture(tmp_path, s3_server, f"stores-{condition}", _PLAN, settings, seed)
     for ending in {run.ending for run in _PLAN}:

@@ -112,8 +112,8 @@ class _Probe:
             if not create:
                 raise PayloaddError(f"{error} (payloadd check --create creates it)") from error
         with self._in_time():
-            await self._store.create()
-        self._report.ok("create", _store_name(self._settings))
+            missing = await self._store.create()
+        self._report.ok("create", _store_name(self._settings) + ("" if missing else ", exists"))
         return await self._write()
 
     async def _write(self) -> str:
