@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from payloadd.errors import OperatorStoreError, StoreError
+from payloadd.errors import OperatorStoreError
 from payloadd.storage.api import open_store
 from tests.support.store import Refusal, fake_s3
 from tests.support.store_behaviours import PORTAL, InTurn
@@ -70,7 +70,7 @@ async def test_a_refusal_is_named(
     make_settings: Callable[..., Settings], behaviour: Behaviour, code: str
 ) -> None:
     """An operator would believe in a bucket that is not there, or is another account's."""
-    with pytest.raises(StoreError) as caught:
-        await created(make_settings, behaviour)
+    async with fake_s3(behaviour) as server, open_store(make_settings(**server.environ)) as store:
+        with pytest.raises(OperatorStoreError) as caught:
+            await store.create()
     assert caught.value.code == code
-    assert isinstance(caught.value, OperatorStoreError)
