@@ -85,9 +85,10 @@ class KeyTemplate:
         beginning = ""
         for text, name in self._parts:
             beginning += text
-            if name != "host":
+            if name == "host":
+                beginning += self._host
+            elif name is not None:  # braces that stand for themselves are a part without a field
                 break
-            beginning += self._host
         return beginning
 
     def _for_minute(self, minute: float) -> str:
