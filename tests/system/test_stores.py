@@ -5,16 +5,22 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import re
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
+import httpx
 import pytest
 import trio
 import zstandard
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 
 from tests.support.clients import Posts
 from tests.support.daemon import run_command, running_daemon
+from tests.support.s3 import REGION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +102,13 @@ async def test_check_succeeds_with_a_real_server_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "question", ["If-None-Match: *", "wrong x-amz-checksum-sha256", "metadata kept"]
+    "question",
+    [
+        "If-None-Match: *",
+        "wrong x-amz-checksum-sha256",
+        "another body than the signed one",
+        "metadata kept",
+    ],
 )
 def test_the_servers_differ_as_the_readme_says(
     request: pytest.FixtureRequest, s3_server: S3Server, question: str
@@ -105,7 +117,7 @@ def test_the_servers_differ_as_the_readme_says(
     name = request.node.callspec.params["s3_server"]
     bucket = s3_server.make_bucket("differences")
     with closing(s3_server.client()) as client:
-        answer = _ASKED[question](client, bucket)
+        answer = _ASKED[question](client, s3_server, bucket)
     assert answer == _ANSWERS[question][name]
 
 
@@ -119,24 +131,40 @@ def _code(call: Callable[..., object], **arguments: object) -> str:
     return "stored"
 
 
-def _put_twice(client: Any, bucket: str) -> str:  # noqa: ANN401 - a boto3 client
+def _put_twice(client: Any, _: S3Server, bucket: str) -> str:  # noqa: ANN401 - a boto3 client
     client.put_object(Bucket=bucket, Key="twice", Body=b"1")
     return _code(client.put_object, Bucket=bucket, Key="twice", Body=b"2", IfNoneMatch="*")
 
 
-def _put_wrong_checksum(client: Any, bucket: str) -> str:  # noqa: ANN401 - a boto3 client
+def _put_wrong_checksum(client: Any, _: S3Server, bucket: str) -> str:  # noqa: ANN401 - a boto3 client
     wrong = base64.b64encode(bytes(32)).decode()
     return _code(client.put_object, Bucket=bucket, Key="sum", Body=b"1", ChecksumSHA256=wrong)
 
 
-def _read_metadata(client: Any, bucket: str) -> str:  # noqa: ANN401 - a boto3 client
+def _read_metadata(client: Any, _: S3Server, bucket: str) -> str:  # noqa: ANN401 - a boto3 client
     client.put_object(Bucket=bucket, Key="meta", Body=b"1", Metadata={"first": "a-b"})
     found: dict[str, str] = client.head_object(Bucket=bucket, Key="meta")["Metadata"]
     # rclone writes the names of metadata with capitals: names of headers have no case.
     return " ".join(f"{name.lower()}={text}" for name, text in found.items())
 
 
+def _put_changed_body(
+    _: Any,  # noqa: ANN401 - a boto3 client
+    server: S3Server,
+    bucket: str,
+) -> str:
+    """Sign one body with ``x-amz-content-sha256``, and send another one."""
+    url = f"{server.endpoint}/{bucket}/changed"
+    signed = AWSRequest("PUT", url, data=b"1", headers={"Content-Type": "text/plain"})
+    keys = Credentials(server.access_key, server.secret_key)
+    S3SigV4Auth(keys, "s3", REGION).add_auth(signed)
+    answer = httpx.put(url, content=b"2", headers=dict(signed.headers), trust_env=False)
+    code = re.search("<Code>(.*)</Code>", answer.text)
+    return "stored" if answer.is_success else code[1] if code else str(answer.status_code)
+
+
 _ASKED: Final = {
+    "another body than the signed one": _put_changed_body,
     "If-None-Match: *": _put_twice,
     "wrong x-amz-checksum-sha256": _put_wrong_checksum,
     "metadata kept": _read_metadata,
@@ -154,6 +182,13 @@ _ANSWERS: Final = {
         "moto": "stored",
         "radosgw": "stored",
         "swift": "stored",
+        "rclone": "stored",
+    },
+    "another body than the signed one": {
+        "seaweed": "stored",
+        "moto": "stored",
+        "radosgw": "XAmzContentSHA256Mismatch",
+        "swift": "BadDigest",
         "rclone": "stored",
     },
     "metadata kept": dict.fromkeys(("seaweed", "moto", "radosgw", "swift", "rclone"), "first=a-b"),
