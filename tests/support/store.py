@@ -195,17 +195,21 @@ class FakeS3:
             while isinstance(data := await _next_event(stream, http), h11.Data):
                 pieces.append(bytes(data.data))
                 await self._pass_uplink(len(data.data))
-            request = _request_of(event, b"".join(pieces))
-            known = request.path in self.objects
-            reaction = choose(self.behaviour, request, self._state, known=known)
-            reply = self._react(reaction, request)
-            if request.method == "HEAD" and reply is not None:
-                length = {"content-length": str(len(reply.body))}
-                reply = reply._replace(headers=length | dict(reply.headers), body=b"")
-            self._count(request, reply)
+            reaction, reply = self.answer(_request_of(event, b"".join(pieces)))
             if not await _send(stream, http, reaction, reply):
                 return
             http.start_next_cycle()
+
+    def answer(self, request: Request) -> tuple[Reaction, Reply | None]:
+        """Carry out a request, and return the reaction and the whole reply, if there is one."""
+        known = request.path in self.objects
+        reaction = choose(self.behaviour, request, self._state, known=known)
+        reply = self._react(reaction, request)
+        if request.method == "HEAD" and reply is not None:
+            length = {"content-length": str(len(reply.body))}
+            reply = reply._replace(headers=length | dict(reply.headers), body=b"")
+        self._count(request, reply)
+        return reaction, reply
 
     async def _pass_uplink(self, size: int) -> None:
         """Wait until the uplink has carried ``size`` more bytes."""
@@ -308,7 +312,7 @@ async def _send(
     """Send a reply as the reaction wants it; returns whether the connection stays open."""
     if isinstance(reaction, Hang):
         await trio.sleep_forever()
-    data = b"" if reply is None else _render(http, reply)
+    data = b"" if reply is None else render(reply, http)
     if isinstance(reaction, Cut):
         await stream.send_all(data[: reaction.after])
         _reset_on_close(stream)
@@ -322,7 +326,13 @@ async def _send(
     return http.our_state is h11.DONE
 
 
-def _render(http: h11.Connection, reply: Reply) -> bytes:
+def render(reply: Reply, http: h11.Connection | None = None) -> bytes:
+    """Return the bytes of a reply; without ``http``, of one behind a PUT."""
+    if http is None:
+        http = h11.Connection(h11.SERVER)
+        http.receive_data(b"PUT / HTTP/1.1\r\nHost: s3\r\nContent-Length: 0\r\n\r\n")
+        while http.next_event() is not h11.PAUSED and http.their_state is not h11.DONE:
+            pass
     headers = {"date": formatdate(usegmt=True), "x-amz-request-id": "4442587FB7D0A2F9"}
     headers |= reply.headers
     if reply.status != 204:

@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -101,8 +102,8 @@ class Batch:
     def members(self) -> Members:
         """The number of payloads, and the ids of the first and of the last job."""
         jobs = self.jobs
-        first = str(jobs[0].id)
-        return Members(self.payloads, first, first if len(jobs) == 1 else str(jobs[-1].id))
+        first = id_text(jobs[0].id.int)
+        return Members(self.payloads, first, first if len(jobs) == 1 else id_text(jobs[-1].id.int))
 
 
 def uuid_of(number: int) -> uuid.UUID:
@@ -114,6 +115,16 @@ def uuid_of(number: int) -> uuid.UUID:
     _set(made, "int", number)
     _set(made, "is_safe", _SAFETY)
     return made
+
+
+@lru_cache(maxsize=1024)
+def id_text(number: int) -> str:
+    """Return the UUID with this number as text, as ``str()`` of a UUID does.
+
+    The key of an object and its metadata contain the same id; ``str()`` was measurable.
+    """
+    digits = f"{number:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def accepted_at(job_id: uuid.UUID) -> float:

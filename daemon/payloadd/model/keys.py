@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from payloadd.config.parsers import S3Url
 from payloadd.model.formats import FORMATS
-from payloadd.model.job import accepted_at
+from payloadd.model.job import accepted_at, id_text
 
 if TYPE_CHECKING:
     import uuid
@@ -60,7 +60,7 @@ class KeyTemplate:
         if minute != self._minute:
             # Most keys have the minute of the key before: its text is made once.
             self._format, self._minute = self._for_minute(minute), minute
-        fields = {"id": str(job_id)}
+        fields = {"id": id_text(job_id.int)}
         if self._sharded:
             fields["shard"] = f"{zlib.crc32(job_id.bytes) & 0xFF:02x}"
         return self._format % fields

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 
@@ -58,27 +58,30 @@ class PreparedRequest(httpx.Request):
         method: str,
         url: httpx.URL,
         target: bytes,
-        headers: bytes,
+        head: bytes,
         body: PieceBody,
         timeout: Mapping[str, float | None],
     ) -> None:
-        """Make a request for ``target`` to the server of ``url``; the target is sent as it is.
+        """Make a request for ``target`` to the server of ``url``.
 
-        ``headers`` are complete lines, Host and Content-Length included. Nothing is checked: the
-        caller makes sure that no header has a line break in it.
+        ``head`` is the request line with the target, all header lines, Host and Content-Length
+        included, and the empty line. Nothing is checked: the caller makes sure that no header has a
+        line break in it.
         """
         self.method = method
         self.url = url
-        self.wire = WireRequest(
-            method,
-            b"%b %b HTTP/1.1\r\n%b\r\n" % (method.encode("ascii"), target, headers),
-            body.pieces,
-            timeout["write"],
-            timeout["read"],
-        )
+        self.wire = WireRequest(method, head, body.pieces, timeout["write"], timeout["read"])
         self.stream = body
-        # httpx would remove `.` and `..` from a path, and S3 keys may contain them.
-        self.extensions = {"target": target, "timeout": timeout}
+        self._target = target
+        self._timeout = timeout
+
+    @cached_property
+    def extensions(self) -> dict[str, Any]:  # type: ignore[override]  # httpx sets it
+        """The target as it is sent, and the timeouts, for transports of httpx.
+
+        httpx would remove `.` and `..` from a path, and S3 keys may contain them.
+        """
+        return {"target": self._target, "timeout": self._timeout}
 
     @cached_property
     def headers(self) -> httpx.Headers:  # type: ignore[override]  # httpx sets it

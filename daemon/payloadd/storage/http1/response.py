@@ -29,11 +29,11 @@ class ResponseParser:
         "_head_only",
         "_in_body",
         "_parser",
-        "_received",
         "begun",
         "body",
         "complete",
         "keep_alive",
+        "received",
         "repeated",
         "status",
     )
@@ -41,7 +41,8 @@ class ResponseParser:
     def __init__(self, method: str) -> None:
         self._head_only = method == "HEAD"
         self._parser = httptools.HttpResponseParser(self)
-        self._received = b""
+        self.received = b""
+        """All bytes received: interim responses, the head, the body with its framing."""
         self._in_body = False
         self.begun = False
         """Whether any byte has been received."""
@@ -63,7 +64,7 @@ class ResponseParser:
             self._end()
             return
         self.begun = True
-        self._received += data
+        self.received += data
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as error:
@@ -72,13 +73,8 @@ class ResponseParser:
             # An error in the bytes behind a complete response does not concern that response.
             if not self.complete:
                 raise httpx.RemoteProtocolError(f"not an HTTP response: {error}") from error
-        if len(self._received) >= MOST_READ and not self.complete:
+        if len(self.received) >= MOST_READ and not self.complete:
             self._stop_reading()
-
-    @property
-    def received(self) -> bytes:
-        """All bytes received: interim responses, the head, the body with its framing."""
-        return self._received
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -90,7 +86,7 @@ class ResponseParser:
         lines = _HeaderLines()
         # `feed` has already handled errors behind the head.
         with suppress(httptools.HttpParserError):
-            lines.parser.feed_data(self._received)
+            lines.parser.feed_data(self.received)
         return lines.lines
 
     def _stop_reading(self) -> None:

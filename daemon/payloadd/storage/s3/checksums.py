@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
     Digest = Callable[[Sequence[bytes]], bytes]
 
-_BODY_HASH: Final = BODY_HASH.encode()
-CONTENT_MD5: Final = b"content-md5"
+CONTENT_MD5: Final = "content-md5"
 HEADER: Final = "x-amz-checksum-{}"
 _CRC64_BYTES: Final = 8
 _CRC32_BYTES: Final = 4
@@ -88,7 +87,7 @@ def digest_of(name: str) -> Digest | None:
 
 
 class BodyHeaders:
-    """Makes the headers with the hashes of a body: the signed SHA-256 and a checksum.
+    """Makes the values of the headers with hashes of a body.
 
     ``checksum`` is a value of ``S3_CHECKSUM``.
     """
@@ -96,21 +95,25 @@ class BodyHeaders:
     def __init__(self, checksum: str) -> None:
         self.checksum = None if checksum == "none" else HEADER.format(checksum)
         """The name of the header with the checksum."""
-        self._name = None if self.checksum is None else self.checksum.encode()
         self._digest = digest_of(checksum)
 
-    def headers(self, pieces: Sequence[bytes], *, content_md5: bool) -> dict[bytes, bytes]:
-        """Return the headers of a body; ``content_md5`` adds Content-MD5 (RFC 1864)."""
+    def names(self, *, content_md5: bool) -> tuple[str, ...]:
+        """Return the names of the headers; ``content_md5`` adds Content-MD5 (RFC 1864)."""
+        names = (BODY_HASH,) if self.checksum is None else (self.checksum, BODY_HASH)
+        return (CONTENT_MD5, *names) if content_md5 else names
+
+    def values(self, pieces: Sequence[bytes], *, content_md5: bool) -> tuple[bytes, ...]:
+        """Return the values for a body, in the order of the names."""
         sha = sha256(pieces)
-        headers = {_BODY_HASH: hexlify(sha)}
-        if self._name is not None:
+        values: tuple[bytes, ...] = (hexlify(sha),)
+        digest = self._digest
+        if digest is not None:
             # One SHA-256 serves both. A CRC costs a small part of the SHA-256.
-            assert self._digest is not None  # noqa: S101 - the settings were checked
-            digest = sha if self._digest is sha256 else self._digest(pieces)
-            headers[self._name] = b2a_base64(digest, newline=False)
+            found = sha if digest is sha256 else digest(pieces)
+            values = (b2a_base64(found, newline=False), *values)
         if content_md5:
-            headers[CONTENT_MD5] = b2a_base64(md5(pieces), newline=False)
-        return headers
+            values = (b2a_base64(md5(pieces), newline=False), *values)
+        return values
 
 
 def differing_checksum(pieces: Sequence[bytes], headers: Mapping[str, str]) -> str | None:

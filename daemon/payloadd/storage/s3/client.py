@@ -13,7 +13,6 @@ import httpx
 
 from payloadd import __version__
 from payloadd.errors import (
-    InvalidObjectError,
     OperatorStoreError,
     SettingsError,
     TransientStoreError,
@@ -21,8 +20,6 @@ from payloadd.errors import (
 from payloadd.redaction import hide_userinfo_in_sentence
 from payloadd.storage.http1.request import PieceBody, PreparedRequest
 from payloadd.storage.http1.transport import CaBundleError, TrioTransport, open_transport
-from payloadd.storage.s3.confirmation import is_confirmed_at_a_glance
-from payloadd.storage.s3.redirects import Target
 from payloadd.storage.s3.response import S3Response
 from payloadd.storage.s3.sigv4 import SignatureTemplate
 
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from payloadd.errors import StoreError
-    from payloadd.storage.s3.endpoint import BucketEndpoint
     from payloadd.storage.s3.request import RequestTemplate, S3Request
     from payloadd.storage.s3.sigv4 import Signer
 
@@ -77,23 +73,21 @@ class S3Client:
             )
             raise SettingsError([problem]) from error
 
-    async def send(self, request: S3Request, place: Target, signer: Signer) -> S3Response | None:
-        """Send a request to ``place`` once, and return its response, of any status.
+    async def send(
+        self, request: S3Request, origin: str, target: bytes, signer: Signer
+    ) -> S3Response | None:
+        """Send a request to a server once, and return its response, of any status.
 
         None is the response that confirms a PUT without a doubt: nothing of it has to be read.
         Raises TransientStoreError if there is no response, OperatorStoreError if TLS or a proxy
         refuses.
         """
-        prepared = self._prepare(request, place.target, place.origin, signer)
+        prepared = self._prepare(request, target, origin, signer)
         try:
             if isinstance(self._transport, TrioTransport):
                 parsed = await self._transport.exchange(prepared)
-                echo = request.template.echo
-                if (
-                    echo is not None
-                    and not parsed.body
-                    and is_confirmed_at_a_glance(parsed.received, echo[1], request.values[echo[0]])
-                ):
+                glance = request.template.glance
+                if glance is not None and glance.confirms(parsed, request.values):
                     return None
                 secrets = signer.keys.secrets()
                 body = parsed.body[:_BODY_BYTES]
@@ -101,7 +95,7 @@ class S3Client:
             received = await self._transport.handle_async_request(prepared)
             body = await _read_beginning(received)
         except httpx.RequestError as error:
-            raise _store_error(error, place.origin) from error
+            raise _store_error(error, origin) from error
         except UnicodeError as error:
             # Not a host name: with this endpoint the bucket cannot be a part of it.
             raise OperatorStoreError("InvalidEndpoint", str(error)) from error
@@ -117,14 +111,12 @@ class S3Client:
         merges default headers, builds URLs and runs an auth flow, which was measurable.
         """
         signed = _signed_template(request.template, origin, signer)
-        headers = signed.headers % {
-            **request.values,
-            b"authorization": signed.signature.sign(target, request.values),
-            b"content-length": b"%d" % request.body.size,
-        }
+        values = request.values
+        signature = signed.signature.sign(target, values)
+        head = signed.head % (target, *values, signature, request.body.size)
         body = PieceBody(request.body.pieces)
         method = request.template.method
-        return PreparedRequest(method, signed.url, target, headers, body, self._timeouts)
+        return PreparedRequest(method, signed.url, target, head, body, self._timeouts)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -136,8 +128,8 @@ class _SignedTemplate(NamedTuple):
 
     signature: SignatureTemplate
     url: httpx.URL
-    headers: bytes
-    """A format string of all header lines."""
+    head: bytes
+    """A format string of request line and header lines."""
 
 
 @lru_cache(maxsize=16)
@@ -146,10 +138,11 @@ def _signed_template(template: RequestTemplate, origin: str, signer: Signer) -> 
     signed = {"host": url.netloc.decode("ascii"), **template.fixed}
     headers = signed | signer.added | _UNSIGNED
     lines = [f"{name}: {text}".replace("%", "%%") for name, text in headers.items()]
-    varying = (*template.varying, "authorization", "content-length")
-    lines += [f"{name}: %({name})b" for name in varying]
+    lines += [f"{name}: %b" for name in template.varying]
+    lines += ["authorization: %b", "content-length: %d"]
     signature = SignatureTemplate(signer, template.method, signed, template.varying)
-    text = "".join(f"{line}\r\n" for line in lines)
+    request_line = f"{template.method} %b HTTP/1.1"
+    text = "".join(f"{line}\r\n" for line in (request_line, *lines, ""))
     return _SignedTemplate(signature, url, text.encode("ascii"))
 
 
@@ -169,14 +162,6 @@ async def _read_beginning(response: httpx.Response) -> bytes:
         if len(body) < _BODY_BYTES:
             raise
     return body
-
-
-def place_of(key: str, endpoint: BucketEndpoint) -> Target:
-    """Return where requests for an object are sent. Raises InvalidObjectError."""
-    try:
-        return Target(endpoint.origin, endpoint.target(key).encode("ascii"))
-    except UnicodeEncodeError as error:
-        raise InvalidObjectError("InvalidKey", f"not Unicode text: {key!r}") from error
 
 
 def _store_error(error: httpx.RequestError, origin: str) -> StoreError:

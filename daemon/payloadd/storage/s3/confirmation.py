@@ -20,6 +20,7 @@ from payloadd.storage.s3.errors import NOT_S3, WRONG_ANSWER
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from payloadd.storage.http1.response import ResponseParser
     from payloadd.storage.s3.request import S3Request
     from payloadd.storage.s3.response import S3Response
 
@@ -28,26 +29,49 @@ _XML: Final = re.compile(rb"\s*(?:<\?xml|<PutObject)")
 _HTML: Final = re.compile(rb"<(?:!doctype\s+)?html", re.IGNORECASE)
 _MD5: Final = re.compile(r'"?([0-9a-f]{32})"?', re.IGNORECASE)
 _SSE: Final = "x-amz-server-side-encryption"
+_ETAG: Final = b'\r\netag: "'
 MD5_IN_LOOP: Final = 16_384
 """Bytes of a body whose MD5 is computed in the event loop; of a larger body, in a thread."""
 
 
-def is_confirmed_at_a_glance(received: bytes, echo: bytes, checksum: bytes) -> bool:
-    """Return whether an answer is S3's confirmation, by a few searches in its bytes.
+class Glance:
+    """Recognizes S3's confirmation by a few searches in the bytes of an answer.
 
-    ``received`` is an answer without a body; ``echo`` is the beginning of the line, in lower case,
-    in which S3 repeats ``checksum``. False means that the answer has to be read: to parse its
-    headers for each object was measurable.
+    To parse the headers of an answer for each object was measurable. The two lines that matter are
+    searched in the spelling that the store used last: a server always writes its headers alike.
     """
-    if not received.startswith(b"HTTP/1.1 200 "):
-        return False
-    lower = received.lower()
-    start = lower.find(echo)
-    if start < 0 or b'\r\netag: "' not in lower:
-        return False
-    start += len(echo)
-    end = start + len(checksum)
-    return received[start:end] == checksum and received[end : end + 2] == b"\r\n"
+
+    def __init__(self, checksum: str, position: int) -> None:
+        """``checksum`` is the header that S3 repeats, ``position`` that of its value."""
+        self._lower = b"\r\n%b: " % checksum.encode("ascii")
+        self._position = position
+        self._echo = self._lower
+        self._etag = _ETAG
+
+    def confirms(self, parsed: ResponseParser, values: tuple[bytes, ...]) -> bool:
+        """Return whether an answer to a PUT confirms it. False: the answer has to be read."""
+        received = parsed.received
+        # No interim response: its lines would be searched too.
+        if parsed.body or not received.startswith(b"HTTP/1.1 200 "):
+            return False
+        line = b"%b%b\r\n" % (self._echo, values[self._position])
+        if line in received and self._etag in received:
+            return True
+        if not self._learn_spelling(received):
+            return False
+        line = b"%b%b\r\n" % (self._echo, values[self._position])
+        return line in received and self._etag in received
+
+    def _learn_spelling(self, received: bytes) -> bool:
+        """Note how the store writes the names of the headers; return whether that is new."""
+        lower = received.lower()
+        echo, etag = lower.find(self._lower), lower.find(_ETAG)
+        if echo < 0 or etag < 0:
+            return False
+        before = self._echo, self._etag
+        self._echo = received[echo : echo + len(self._lower)]
+        self._etag = received[etag : etag + len(_ETAG)]
+        return before != (self._echo, self._etag)
 
 
 def problem_of(response: S3Response, request: S3Request, origin: str) -> OperatorStoreError | None:
@@ -99,7 +123,7 @@ def comparable_md5(headers: Mapping[str, str]) -> bytes | None:
 
 def md5_of(request: S3Request) -> bytes | None:
     """Return the MD5 of a body as hex; None where the system forbids MD5."""
-    sent = request.values.get(CONTENT_MD5)
+    sent = request.value(CONTENT_MD5)
     try:
         return hexlify(md5(request.body.pieces) if sent is None else a2b_base64(sent))
     except ValueError:

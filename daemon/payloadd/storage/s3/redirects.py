@@ -42,17 +42,17 @@ def location_of(response: S3Response) -> str | None:
     return response.headers.get("location") if is_redirect else None
 
 
-def follow(response: S3Response, origin: str, bucket: str, current: Target) -> Target | None:
+def follow(response: S3Response, origin: str, bucket: str, current: str) -> Target | None:
     """Return where a redirect leads; None for one that is not followed.
 
-    ``origin`` and ``bucket`` are those of the configured endpoint, ``current`` is where the
-    redirected request was sent.
+    ``origin`` and ``bucket`` are those of the configured endpoint, ``current`` is the origin that
+    sent the redirect.
     """
     location = location_of(response)
     if location is None or response.status not in _FOLLOWED:
         return None
     try:
-        parts = urlsplit(urljoin(current.origin + "/", location))
+        parts = urlsplit(urljoin(f"{current}/", location))
         _ = parts.port
         target = (parts.path or "/").encode("ascii") + (b"?" if parts.query else b"")
         target += parts.query.encode("ascii")

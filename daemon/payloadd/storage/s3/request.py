@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from payloadd.model.formats.api import EncodedObject
+    from payloadd.storage.s3.confirmation import Glance
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,16 +20,9 @@ class RequestTemplate:
     fixed: Mapping[str, str]
     """The headers that all of them have with the same value."""
     varying: Sequence[str]
-    """Names of the headers with a value for each request, ``x-amz-content-sha256`` included."""
-    checksum: str | None = None
-    """The header of ``varying`` that S3 repeats to confirm the request."""
-    echo: tuple[bytes, bytes] | None = field(init=False, default=None)
-    """The name of that header, and the beginning of its line in a response."""
-
-    def __post_init__(self) -> None:
-        if self.checksum is not None:
-            name = self.checksum.encode("ascii")
-            object.__setattr__(self, "echo", (name, b"\r\n%b: " % name))
+    """Names of the headers with a value for each request, sorted, the body's hash included."""
+    glance: Glance | None = None
+    """Recognizes S3's confirmation of a PUT; None: every answer has to be read."""
 
 
 class S3Request(NamedTuple):
@@ -37,6 +31,11 @@ class S3Request(NamedTuple):
     template: RequestTemplate
     key: str
     """The key of the object, with the prefix of the store."""
-    values: Mapping[bytes, bytes]
-    """The values of the varying headers."""
+    values: tuple[bytes, ...]
+    """The values of the varying headers, in their order."""
     body: EncodedObject
+
+    def value(self, name: str) -> bytes | None:
+        """Return the value of a varying header; None if the request does not have it."""
+        names = self.template.varying
+        return self.values[names.index(name)] if name in names else None

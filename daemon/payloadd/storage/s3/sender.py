@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.errors import OperatorStoreError
+from payloadd.errors import InvalidObjectError, OperatorStoreError
 from payloadd.observe.logs import get_logger
-from payloadd.storage.s3.client import S3Client, place_of
+from payloadd.storage.s3.client import S3Client
 from payloadd.storage.s3.credentials import RefusalLimit
 from payloadd.storage.s3.endpoint import find_endpoint
 from payloadd.storage.s3.errors import EXPIRED_KEYS, REFUSED_KEYS, SKEWED_CLOCK
@@ -99,23 +99,31 @@ class Sender:
         None is the response that confirms a PUT without a doubt. Raises StoreError if there is no
         response.
         """
-        corrected: list[str] = []
+        corrected: tuple[str, ...] = ()
         redirected: Target | None = None
         redirects = 0
         while True:
             endpoint = self._endpoint
             keys = self._credentials.held() or await self.keys()
             signer = self._signer_for(keys, endpoint.region)
-            place = redirected or place_of(request.key, endpoint)
-            response = await self._client.send(request, place, signer)
+            if redirected is None:
+                origin = endpoint.origin
+                try:
+                    target = endpoint.target(request.key).encode("ascii")
+                except UnicodeEncodeError as error:
+                    reason = f"not Unicode text: {request.key!r}"
+                    raise InvalidObjectError("InvalidKey", reason) from error
+            else:
+                origin, target = redirected
+            response = await self._client.send(request, origin, target, signer)
             if response is None or response.successful:
                 return response
             wrong = await self._correct(response, signer)
             if wrong is not None and wrong not in corrected:
-                corrected.append(wrong)
+                corrected += (wrong,)
                 redirected = None if wrong == "region" else redirected
                 continue
-            redirected = follow(response, endpoint.origin, endpoint.bucket, place)
+            redirected = follow(response, endpoint.origin, endpoint.bucket, origin)
             if redirected is None or redirects == _MOST_REDIRECTS:
                 return response
             redirects += 1

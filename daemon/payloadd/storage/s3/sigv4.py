@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
 
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 BODY_HASH: Final = "x-amz-content-sha256"
@@ -91,19 +91,20 @@ class SignatureTemplate:
     """
 
     def __init__(
-        self, signer: Signer, method: str, fixed: Mapping[str, str], varying: Iterable[str]
+        self, signer: Signer, method: str, fixed: Mapping[str, str], varying: Sequence[str]
     ) -> None:
         """Prepare signatures for these headers, whose names are in lower case.
 
         ``fixed`` are the headers that all requests share, ``host`` included; ``varying`` are the
-        names of those that differ, ``x-amz-content-sha256`` included.
+        names of those that differ, sorted, ``x-amz-content-sha256`` included.
         """
         texts = {name: _escaped(text) for name, text in {**fixed, **signer.added}.items()}
-        covered = sorted((texts | {name: f"%({name})b" for name in varying}).items())
+        covered = sorted((texts | dict.fromkeys(varying, "%b")).items())
         lines = "".join([f"{name}:{text}\n" for name, text in covered])
         names = ";".join([name for name, _ in covered])
-        self._method = method.encode("ascii")
-        self._headers = f"{lines}\n{names}\n%({BODY_HASH})b".encode()
+        # One format of bytes for the whole request: a dictionary of the values was measurable.
+        self._canonical = f"{method}\n%b\n%b\n{lines}\n{names}\n%b".encode()
+        self._body_hash = varying.index(BODY_HASH)
         self._begin = f"{signer.credential}, SignedHeaders={names}, Signature=".encode("ascii")
         self._preamble = signer.preamble.encode("ascii")
         # HMAC (RFC 2104) with the key hashed once: hmac.digest() hashes it for each request.
@@ -111,16 +112,16 @@ class SignatureTemplate:
         self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
         self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
 
-    def sign(self, target: bytes, values: Mapping[bytes, bytes]) -> bytes:
+    def sign(self, target: bytes, values: tuple[bytes, ...]) -> bytes:
         """Return the value of the header ``authorization``.
 
         ``target`` is path and query exactly as they are sent. ``values`` are the values of the
-        varying headers, without spaces at their ends and without double spaces.
+        varying headers in their order, without spaces at their ends and without double spaces.
         """
         path, query = target, b""
         if b"?" in target:
             path, query = _canonical(target)
-        canonical = b"%b\n%b\n%b\n%b" % (self._method, path, query, self._headers % values)
+        canonical = self._canonical % (path, query, *values, values[self._body_hash])
         signed = self._preamble + hexlify(hashlib.sha256(canonical).digest())
         inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(signed)

@@ -27,6 +27,7 @@ from payloadd.storage.s3.bucket import create_bucket
 from payloadd.storage.s3.checksums import BodyHeaders
 from payloadd.storage.s3.confirmation import (
     MD5_IN_LOOP,
+    Glance,
     comparable_md5,
     md5_of,
     problem_of,
@@ -58,9 +59,8 @@ if TYPE_CHECKING:
 _HASH_IN_THREAD: Final = 256 * 1024
 """Bytes above which hashing blocks the event loop for longer than a thread costs."""
 _NO_BODY: Final = EncodedObject((), "", None)
-_NO_BODY_HASH: Final = {BODY_HASH.encode(): hashlib.sha256(b"").hexdigest().encode()}
+_NO_BODY_HASH: Final = (hashlib.sha256(b"").hexdigest().encode(),)
 _IDENTITY: Final = (PAYLOADS, FIRST, LAST)
-_PAYLOADS, _FIRST, _LAST = (name.encode() for name in _IDENTITY)
 _NOT_READABLE: Final = frozenset(
     {
         HTTPStatus.UNAUTHORIZED,
@@ -84,6 +84,9 @@ class _Variant(NamedTuple):
     content_md5: bool
 
 
+_PLAIN: Final = _Variant(conditional=False, content_md5=False)
+
+
 class S3Store:
     """A store in a bucket; see :class:`~payloadd.storage.api.Store`."""
 
@@ -102,6 +105,8 @@ class S3Store:
         self._body_headers = BodyHeaders(settings.s3_checksum)
         self._condition = settings.s3_if_none_match
         self._content_md5 = False
+        self._is_special = self._condition == "on"
+        """Whether first attempts have more than the plain headers."""
         self._etags_are_md5: bool | None = None
         """None until the first ETag was compared."""
         self._delete = RequestTemplate("DELETE", self._options.other, (BODY_HASH,))
@@ -110,9 +115,17 @@ class S3Store:
 
     async def put(self, key: str, body: EncodedObject, members: Members, *, repeat: bool) -> None:
         """Store one object in one attempt. Raises StoreError."""
-        conditional = self._condition == "on" or (repeat and self._condition == "auto")
-        variant = _Variant(conditional, self._content_md5)
-        request = await self._put_request(key, body, members, variant)
+        if repeat or self._is_special:
+            conditional = self._condition == "on" or (repeat and self._condition == "auto")
+            variant = _Variant(conditional, self._content_md5)
+        else:
+            variant = _PLAIN
+        if body.size <= _HASH_IN_THREAD:
+            # Not in a function of its own: to await one was measurable.
+            hashes = self._body_headers.values(body.pieces, content_md5=variant.content_md5)
+        else:
+            hashes = await self._hash_in_thread(body, variant)
+        request = self._put_request(key, body, members, variant, hashes)
         response = await self._sender.send(request)
         if response is not None:
             await self._conclude(_Attempt(request, members, variant, repeat), response)
@@ -162,19 +175,22 @@ class S3Store:
         """Close all connections, and end the processes that fetch keys."""
         await self._sender.aclose()
 
-    async def _put_request(
-        self, key: str, body: EncodedObject, members: Members, variant: _Variant
+    async def _hash_in_thread(self, body: EncodedObject, variant: _Variant) -> tuple[bytes, ...]:
+        return await trio.to_thread.run_sync(
+            lambda: self._body_headers.values(body.pieces, content_md5=variant.content_md5),
+            abandon_on_cancel=True,
+        )
+
+    def _put_request(
+        self,
+        key: str,
+        body: EncodedObject,
+        members: Members,
+        variant: _Variant,
+        hashes: tuple[bytes, ...],
     ) -> S3Request:
-        if body.size <= _HASH_IN_THREAD:
-            values = self._body_headers.headers(body.pieces, content_md5=variant.content_md5)
-        else:
-            values = await trio.to_thread.run_sync(
-                lambda: self._body_headers.headers(body.pieces, content_md5=variant.content_md5),
-                abandon_on_cancel=True,
-            )
-        values[_PAYLOADS] = b"%d" % members.payloads
-        values[_FIRST] = members.first.encode()
-        values[_LAST] = members.last.encode()
+        payloads, first, last = members
+        values = (*hashes, first.encode(), last.encode(), b"%d" % payloads)
         template = self._put_template(body.content_type, body.content_encoding, variant)
         return S3Request(template, self._prefix + key, values, body)
 
@@ -187,10 +203,15 @@ class S3Store:
             headers["content-encoding"] = content_encoding
         if variant.conditional:
             headers[IF_NONE_MATCH] = "*"
+        varying = (
+            *self._body_headers.names(content_md5=variant.content_md5),
+            FIRST,
+            LAST,
+            PAYLOADS,
+        )
         checksum = self._body_headers.checksum
-        varying = (BODY_HASH, *_IDENTITY, *(() if checksum is None else (checksum,)))
-        varying += ("content-md5",) if variant.content_md5 else ()
-        return RequestTemplate("PUT", headers, varying, checksum)
+        glance = None if checksum is None else Glance(checksum, varying.index(checksum))
+        return RequestTemplate("PUT", headers, varying, glance)
 
     async def _conclude(self, attempt: _Attempt, response: S3Response) -> None:
         """Decide about an answer to a PUT that is not a confirmation at a glance.
@@ -199,7 +220,7 @@ class S3Store:
         """
         variant = attempt.variant
         if not variant.content_md5 and wants_content_md5(response):
-            self._content_md5 = True
+            self._content_md5 = self._is_special = True
             self._learnt.note("Content-MD5", "sent with objects, because the store requires it")
             return await self._again(attempt, variant._replace(content_md5=True))
         if variant.conditional and response.status == HTTPStatus.PRECONDITION_FAILED:
@@ -217,8 +238,9 @@ class S3Store:
     async def _again(self, attempt: _Attempt, variant: _Variant) -> None:
         """Send the PUT of an attempt with other headers. Raises StoreError."""
         request, members = attempt.request, attempt.members
-        key = request.key.removeprefix(self._prefix)
-        request = await self._put_request(key, request.body, members, variant)
+        key, body = request.key.removeprefix(self._prefix), request.body
+        hashes = await self._hash_in_thread(body, variant)
+        request = self._put_request(key, body, members, variant, hashes)
         response = await self._sender.send(request)
         if response is not None:
             await self._conclude(_Attempt(request, members, variant, attempt.repeat), response)
