@@ -61,7 +61,7 @@ def _requests(configuration: AwsConfiguration) -> list[S3Request]:
 
 def _request(document: str) -> S3Request:
     body = document.encode()
-    values = {BODY_HASH.encode(): hashlib.sha256(body).hexdigest().encode()}
+    values = (hashlib.sha256(body).hexdigest().encode(),)
     return S3Request(_CREATE, "", values, EncodedObject((body,), _XML, None))
 
 
