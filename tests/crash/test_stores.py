@@ -49,5 +49,6 @@ async def test_a_real_server_has_every_payload_once_after_every_crash(
         pytest.skip("Swift does not know If-None-Match: *, and says so with a 501")
     settings = [{**one, "S3_IF_NONE_MATCH": condition} for one in _SETTINGS]
     tally = await torture(tmp_path, s3_server, f"stores-{condition}", _PLAN, settings, seed)
-    for ending in {run.ending for run in _PLAN}:
+    # A drain may end before the daemon is killed.
+    for ending in {run.ending for run in _PLAN} - {"while draining"}:
         assert tally[ending], f"never ended {ending!r}: {tally}"
