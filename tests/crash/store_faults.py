@@ -19,17 +19,23 @@ if TYPE_CHECKING:
 
 
 class StoreFaults:
-    """SeaweedFS and the proxy in front of it, in one state at a time."""
+    """An S3 server and the proxy in front of it, in one state at a time.
+
+    The states "hangs" and "stopped" need SeaweedFS.
+    """
 
     def __init__(self, server: S3Server, proxy: Proxy, nursery: trio.Nursery) -> None:
-        assert server.process is not None
         self._server = server
-        self._process: SeaweedProcess = server.process
         self._proxy = proxy
         self._nursery = nursery
         self._store_state: StoreState = "works"
         self._back = trio.Event()
         self._back.set()
+
+    @property
+    def _process(self) -> SeaweedProcess:
+        assert self._server.process is not None
+        return self._server.process
 
     async def set_state(self, store_state: StoreState) -> None:
         """Change the state; a server that was stopped works again some seconds later."""
@@ -71,7 +77,7 @@ class StoreFaults:
     async def _wait_until_back(self) -> None:
         # Shielded: the tests after a cancelled one need the server.
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(wait_until_ready, self._server)
+            await trio.to_thread.run_sync(wait_until_ready, self._server, self._process)
         self._back.set()
 
 

@@ -179,9 +179,10 @@ async def torture(
                     error.add_note(f"in run {number}: {run}")
                     raise
             await runner.end(next(turns))
-    stored = read_bucket(await trio.to_thread.run_sync(server.objects, bucket))
-    broken = promises.violations(stored)
-    assert not broken, "\n".join([f"{len(broken)} promises broken:", *broken[:20]])
+    objects = await trio.to_thread.run_sync(server.objects, bucket)
+    broken = promises.violations(read_bucket(objects))
+    sharing = _keys_that_share_payloads(objects)
+    assert not broken, "\n".join([f"{len(broken)} promises broken:", *sharing[:20], *broken[:20]])
     assert promises.acknowledged
     await trio.to_thread.run_sync(server.drop_bucket, bucket)
     return (
@@ -199,6 +200,17 @@ def read_bucket(objects: Mapping[str, bytes]) -> Counter[bytes]:
         assert text.endswith(b"\n"), f"{key} is cut off"
         found.update(text.removesuffix(b"\n").split(b"\n"))
     return found
+
+
+def _keys_that_share_payloads(objects: Mapping[str, bytes]) -> list[str]:
+    """Return a line for each pair of objects that have a payload in common."""
+    first: dict[bytes, str] = {}
+    pairs = set()
+    for key, body in objects.items():
+        for line in _decode(key, body).splitlines():
+            if first.setdefault(line, key) != key:
+                pairs.add(f"{first[line]!r} and {key!r} share payloads")
+    return sorted(pairs)
 
 
 def _decode(key: str, body: bytes) -> bytes:

@@ -47,10 +47,11 @@ class Wire:
         """Send a request in one piece."""
         await self._send([h11.Request(method=method, target=target, headers=headers)], body)
 
-    async def answer(self, status: int, body: bytes) -> None:
-        """Send an answer in one piece."""
-        length = [("Content-Length", str(len(body)))]
-        await self._send([h11.Response(status_code=status, headers=length, reason=b"-")], body)
+    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send an answer in one piece; ``headers`` have no length, unless the request is a HEAD."""
+        if not any(name.lower() == "content-length" for name, _ in headers):
+            headers = [*headers, ("Content-Length", str(len(body)))]
+        await self._send([h11.Response(status_code=status, headers=headers, reason=b"-")], body)
 
     def again(self) -> bool:
         """Prepare for the next message; returns False if the connection cannot be used again."""

@@ -102,3 +102,31 @@ def test_the_prefix_counts_for_the_length_of_a_key() -> None:
     KeyTemplate.parse("{id}", prefix="p" * 900)
     with pytest.raises(ValueError, match="1024"):
         KeyTemplate.parse("{id}", prefix="p" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "shared"),
+    [
+        ("{date}/{id}", ""),
+        ("logs/{date}/{id}", "logs/"),
+        ("dt={date}/{id}.ndjson", "dt="),
+        ("a/{host}/b/{hour}/{id}", "a/m-1/b/"),
+        ("{{x}}/{shard}/{id}", "{x}/"),
+    ],
+)
+def test_the_first_key_of_a_check_has_the_beginning_of_all_keys(text: str, shared: str) -> None:
+    """`payloadd check` would need rights that the daemon does not need."""
+    (id_,) = IdSource().new_ids(1)
+    template = KeyTemplate.parse(text, host="m-1")
+    first, last = template.probe_keys(id_, "prefix")
+    assert first == f"{shared}payloadd-check-{id_}.ndjson"
+    assert last == template.render(id_)
+    assert last.startswith(shared)
+
+
+def test_a_key_of_a_check_is_not_longer_than_s3_allows() -> None:
+    """`payloadd check` would fail with a template that the daemon can use."""
+    (id_,) = IdSource().new_ids(1)
+    template = KeyTemplate.parse(f"{'f' * 200}/{{id}}")
+    assert len(template.probe_keys(id_, "p" * 700)) == 2
+    assert template.probe_keys(id_, "p" * 770) == [template.render(id_)]

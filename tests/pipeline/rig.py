@@ -74,6 +74,10 @@ class FaultyStore:
         del key, body, members
         return False
 
+    async def create(self) -> bool:
+        """Return False: it exists."""
+        return False
+
     def learnt(self) -> list[str]:
         """Return nothing."""
         return []

@@ -8,18 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from payloadd.config.settings import Settings, load
-from tests.support.s3 import S3Server, moto_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
-
-
-@pytest.fixture(scope="session")
-def moto() -> Iterator[S3Server]:
-    """Run one moto server for all tests; every test creates its own bucket."""
-    with moto_server() as server:
-        yield server
 
 
 @pytest.fixture

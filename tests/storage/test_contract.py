@@ -379,6 +379,15 @@ async def test_a_missing_place_waits_for_the_operator(target: Target) -> None:
     assert await objects_of(target) == {"day/a": bytes_of(OBJECT)}
 
 
+async def test_a_missing_place_is_created(target: Target) -> None:
+    """`payloadd check --create` would leave the work to the operator."""
+    async with open_store(target.settings) as store:
+        await trio.to_thread.run_sync(target.remove)
+        assert await store.create()
+        await store.put("day/a", OBJECT, MEMBERS, repeat=False)
+    assert await objects_of(target) == {"day/a": bytes_of(OBJECT)}
+
+
 async def test_a_key_that_is_not_text_makes_a_dead_letter(target: Target) -> None:
     """An object that no store can accept would be tried for ever."""
     async with open_store(target.settings) as store:

@@ -22,8 +22,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tests.support.weed import SeaweedProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from tests.support.processes import Processes
 
 REGION: Final = "us-east-1"
 _START_SECONDS: Final = 90.0
@@ -77,11 +79,11 @@ class S3Server:
 
     def drop_bucket(self, name: str) -> None:
         """Delete a bucket and all objects in it."""
+        keys = self.keys(name)
+        # One by one: Swift refuses DeleteObjects without Content-MD5, which boto3 does not send.
         with closing(self.client()) as client:
-            keys = self.keys(name)
-            for start in range(0, len(keys), 1000):
-                chunk = [{"Key": key} for key in keys[start : start + 1000]]
-                client.delete_objects(Bucket=name, Delete={"Objects": chunk})
+            with ThreadPoolExecutor(_READERS) as pool:
+                list(pool.map(lambda key: client.delete_object(Bucket=name, Key=key), keys))
             client.delete_bucket(Bucket=name)
 
     def keys(self, bucket: str) -> list[str]:
@@ -112,18 +114,21 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
     server = S3Server(process.endpoint, access_key, secret_key, process)
     try:
         process.start()
-        wait_until_ready(server)
+        wait_until_ready(server, process)
         yield server
     finally:
         process.stop()
 
 
-def wait_until_ready(server: S3Server) -> None:
-    """Return once the server stores objects, also after a :meth:`SeaweedProcess.start`."""
+def wait_until_ready(server: S3Server, process: SeaweedProcess | Processes) -> None:
+    """Return once the server stores objects, also after a :meth:`SeaweedProcess.start`.
+
+    Raises AssertionError, with the end of the log, if a process of the server ends.
+    """
 
     def probe() -> None:
-        if server.process is not None and server.process.failed():
-            raise AssertionError(server.process.log.read_text(errors="replace")[-4000:])
+        if process.failed():
+            raise AssertionError(process.end_of_log())
         _create_bucket(client, "ready")
         client.put_object(Bucket="ready", Key="probe", Body=b"probe")
         client.delete_object(Bucket="ready", Key="probe")
@@ -145,9 +150,10 @@ def moto_server() -> Iterator[S3Server]:
     try:
         host, port = server.get_host_and_port()
         endpoint = f"http://{host}:{port}"
-        access_key, secret_key = _moto_user(S3Server(endpoint, "no-user", "no-secret"))
+        unchecked = S3Server(endpoint, "no-user", "no-secret")
+        user = moto_user(unchecked, "t", ["s3:*", "iam:*"], "*")
         with _moto_authentication():
-            yield S3Server(endpoint, access_key, secret_key)
+            yield user
     finally:
         server.stop()
 
@@ -165,19 +171,15 @@ def _moto_authentication() -> Iterator[None]:
         settings.INITIAL_NO_AUTH_ACTION_COUNT = before
 
 
-def _moto_user(server: S3Server) -> tuple[str, str]:
-    """Create an IAM user with all rights in S3, and return its keys."""
-    policy = {
-        "Version": "2012-10-17",
-        "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}],
-    }
+def moto_user(server: S3Server, name: str, actions: Sequence[str], resource: str) -> S3Server:
+    """Create an IAM user with these rights, and return the server as this user sees it."""
+    statement = {"Effect": "Allow", "Action": list(actions), "Resource": resource}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     with closing(server.client("iam")) as iam:
-        iam.create_user(UserName="t")
-        iam.put_user_policy(
-            UserName="t", PolicyName="everything", PolicyDocument=json.dumps(policy)
-        )
-        key = iam.create_access_key(UserName="t")["AccessKey"]
-        return key["AccessKeyId"], key["SecretAccessKey"]
+        iam.create_user(UserName=name)
+        iam.put_user_policy(UserName=name, PolicyName="rights", PolicyDocument=policy)
+        key = iam.create_access_key(UserName=name)["AccessKey"]
+    return S3Server(server.endpoint, key["AccessKeyId"], key["SecretAccessKey"])
 
 
 def _create_bucket(client: Any, name: str) -> None:  # noqa: ANN401 - a boto3 client

@@ -17,6 +17,19 @@ _PACKAGES = {
     "debootstrap": "debootstrap",
     "strace": "strace",
     "systemd-nspawn": "systemd-container",
+    "ceph": "ceph-common",
+    "ceph-authtool": "ceph-common",
+    "ceph-mon": "ceph-mon",
+    "ceph-osd": "ceph-osd",
+    "monmaptool": "ceph-base",
+    "radosgw": "radosgw",
+    "radosgw-admin": "ceph-common",
+    "memcached": "memcached",
+    "swift-account-server": "swift-account",
+    "swift-container-server": "swift-container",
+    "swift-object-server": "swift-object",
+    "swift-proxy-server": "swift-proxy",
+    "swift-ring-builder": "swift",
 }
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
+
+from tests.support.processes import free_ports
 
 _STOP_SECONDS: Final = 1.0
 """Seconds until SIGKILL. It waits 15 s for open connections; its files survive a SIGKILL."""
@@ -23,7 +23,7 @@ class SeaweedProcess:
         self.folder = folder
         self.log = folder / "weed.log"
         names = ("master", "volume", "filer", "s3")
-        ports = iter(_free_ports(2 * len(names)))
+        ports = iter(free_ports(2 * len(names)))
         self._ports = {name: (next(ports), next(ports)) for name in names}
         self._config = folder / "s3.json"
         self._config.write_text(_identities(access_key, secret_key))
@@ -33,6 +33,11 @@ class SeaweedProcess:
     def endpoint(self) -> str:
         """The URL of its S3 interface."""
         return f"http://127.0.0.1:{self._ports['s3'][0]}"
+
+    @property
+    def filer_url(self) -> str:
+        """The URL of the filer, which speaks another protocol than S3."""
+        return f"http://127.0.0.1:{self._ports['filer'][0]}"
 
     @property
     def pid(self) -> int:
@@ -73,6 +78,10 @@ class SeaweedProcess:
         """Return whether the process has ended without ``stop``."""
         return self._process is not None and self._process.poll() is not None
 
+    def end_of_log(self) -> str:
+        """Return the last lines that the process has written."""
+        return self.log.read_text(errors="replace")[-4000:]
+
     def _command(self) -> list[str]:
         flags = [f"-{name}.port={http}" for name, (http, _) in self._ports.items()]
         flags += [f"-{name}.port.grpc={grpc}" for name, (_, grpc) in self._ports.items()]
@@ -105,12 +114,3 @@ def _identities(access_key: str, secret_key: str) -> str:
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     return json.dumps({"identities": [identity]})
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return different ports that were free a moment ago."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]

@@ -1,82 +1,186 @@
 """``payloadd check``: try the settings without accepting a payload.
 
-Each step uses the code of the daemon: the same journal, store and credentials, and a real object,
-which is written and deleted.
+Each step uses the code of the daemon: the same journal, store and credentials, and a real object.
+The rights that the daemon needs are enough. The object is read back and deleted if the store allows
+it; that it does not is a note and no failure.
 """
 
 from __future__ import annotations
 
-import uuid
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from payloadd.config.parsers import S3Url
-from payloadd.errors import PayloaddError, SettingsError
+from payloadd.errors import OperatorStoreError, PayloaddError, SettingsError, StoreError
 from payloadd.ingress.server.tls import open_certificates
 from payloadd.journal.open import check_journal
 from payloadd.model.formats.api import EncodedObject
 from payloadd.model.formats.ndjson import CONTENT_TYPE
-from payloadd.model.job import Members
+from payloadd.model.job import IdSource, Members
 from payloadd.model.keys import KeyTemplate
 from payloadd.storage.api import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from payloadd.config.settings import Settings
     from payloadd.storage.api import Store
 
+_DENIED: Final = {"AccessDenied", "HTTP403"}
+_NO_BUCKET: Final = "NoSuchBucket"
 
-async def check(settings: Settings, write_line: Callable[[str], None]) -> bool:
+
+async def check(
+    settings: Settings, write_line: Callable[[str], None], *, create: bool = False
+) -> bool:
     """Try every step until one fails; returns whether all succeeded.
 
-    ``write_line`` is called with a line for each step.
+    ``write_line`` is called with a line for each step. With ``create`` a missing bucket or folder
+    is created.
     """
-    write_line("ok      settings")
-    step = "keys"
+    report = _Report(write_line)
+    report.ok("settings")
+    report.step = "keys"
     try:
-        example = KeyTemplate.parse(settings.key_template).render(uuid.UUID(int=0))
-        write_line(f"ok      keys         such as {example}")
-        step = "TLS"
+        (example,) = IdSource().new_ids(1)
+        report.ok("keys", f"such as {KeyTemplate.parse(settings.key_template).render(example)}")
+        report.step = "TLS"
         if open_certificates(settings) is not None:
-            write_line(f"ok      TLS          {_certificate_name(settings)}")
-        step = "journal"
+            report.ok("TLS", _certificate_name(settings))
+        report.step = "journal"
         if (found := await check_journal(settings)) is not None:
-            write_line(f"ok      journal      {found}")
-        step = "store"
-        async with open_store(settings) as store:
-            write_line(f"ok      store        {_store_name(settings)}")
-            step = "credentials"
-            write_line(f"ok      credentials  {await store.identify()}")
-            step = "probe"
-            await _write_and_delete(store, settings, write_line)
+            report.ok("journal", found)
+        await _check_store(settings, report, create=create)
     except SettingsError as error:
-        write_line(f"failed  {step:<12} {'; '.join(error.problems)}")
+        report.failed("; ".join(error.problems))
         return False
     except PayloaddError as error:
-        write_line(f"failed  {step:<12} {error}")
+        report.failed(str(error))
         return False
     return True
 
 
-async def _write_and_delete(
-    store: Store, settings: Settings, write_line: Callable[[str], None]
-) -> None:
-    """Write one object and delete it; raises PayloaddError after UPLOAD_TIMEOUT."""
-    probe_id = uuid.uuid4()
-    key = f"payloadd-check-{probe_id}.ndjson"
-    try:
-        with trio.fail_after(settings.upload_timeout):
-            probe = EncodedObject([b"{}\n"], CONTENT_TYPE, None)
-            await store.put(key, probe, Members(1, str(probe_id), str(probe_id)), repeat=False)
-            write_line(f"ok      write        {key}")
-            await store.delete(key)
-            write_line(f"ok      delete       {key}")
-    except trio.TooSlowError:
-        raise PayloaddError(
-            f"no answer within UPLOAD_TIMEOUT ({settings.upload_timeout:g} s)"
-        ) from None
+class _Report:
+    """The lines of the steps; ``step`` is the step in progress."""
+
+    def __init__(self, write_line: Callable[[str], None]) -> None:
+        self._write_line = write_line
+        self.step = ""
+
+    def ok(self, step: str, detail: str = "") -> None:
+        """Report a step that succeeded."""
+        self._write("ok", step, detail)
+
+    def note(self, step: str, detail: str) -> None:
+        """Report what an operator may want to know, and need not change."""
+        self._write("note", step, detail)
+
+    def failed(self, detail: str) -> None:
+        """Report the failure of the step in progress."""
+        self._write("failed", self.step, detail)
+
+    def _write(self, state: str, step: str, detail: str) -> None:
+        self._write_line(f"{state:<8}{step:<13}{detail}".rstrip())
+
+
+class _Probe:
+    """One object with one empty payload, written to a store and read back."""
+
+    def __init__(self, store: Store, settings: Settings, report: _Report) -> None:
+        self._store = store
+        self._settings = settings
+        self._report = report
+        (probe_id,) = IdSource().new_ids(1)
+        url = settings.store_url
+        prefix = url.prefix if isinstance(url, S3Url) else ""
+        self._keys = KeyTemplate.parse(settings.key_template).probe_keys(probe_id, prefix)
+        self._body = EncodedObject([b"{}\n"], CONTENT_TYPE, None)
+        self._members = Members(1, str(probe_id), str(probe_id))
+
+    async def write(self, *, create: bool) -> str:
+        """Write the object, and return its key; ``create``: after a missing bucket was created.
+
+        Raises PayloaddError.
+        """
+        try:
+            return await self._write()
+        except StoreError as error:
+            if error.code != _NO_BUCKET:
+                raise
+            if not create:
+                raise PayloaddError(f"{error} (payloadd check --create creates it)") from error
+        with self._in_time():
+            missing = await self._store.create()
+        self._report.ok("create", _store_name(self._settings) + ("" if missing else ", exists"))
+        return await self._write()
+
+    async def _write(self) -> str:
+        """Write the object to the first key that the rights allow, and return the key."""
+        *others, last = self._keys
+        for key in others:
+            try:
+                return await self._put(key)
+            except OperatorStoreError as error:
+                if error.code not in _DENIED:
+                    raise
+        return await self._put(last)
+
+    async def _put(self, key: str) -> str:
+        with self._in_time():
+            await self._store.put(key, self._body, self._members, repeat=False)
+        self._report.ok("write", key)
+        return key
+
+    async def read_back(self, key: str) -> None:
+        """Compare the stored object, if the store allows that. Raises PayloaddError."""
+        with self._in_time():
+            allowed = await self._store.read_back(key, self._body, self._members)
+        if allowed:
+            self._report.ok("read", key)
+        else:
+            self._report.note("read", "not allowed, and not needed")
+
+    async def delete(self, key: str) -> None:
+        """Delete the object, or say that it stays. Raises PayloaddError after UPLOAD_TIMEOUT."""
+        try:
+            with self._in_time():
+                await self._store.delete(key)
+        except StoreError as error:
+            self._report.note("delete", f"not needed, and refused: {key} stays ({error})")
+        else:
+            self._report.ok("delete", key)
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """Raise PayloaddError after UPLOAD_TIMEOUT."""
+        seconds = self._settings.upload_timeout
+        try:
+            with trio.fail_after(seconds):
+                yield
+        except trio.TooSlowError:
+            raise PayloaddError(f"no answer within UPLOAD_TIMEOUT ({seconds:g} s)") from None
+
+
+async def _check_store(settings: Settings, report: _Report, *, create: bool) -> None:
+    """Check credentials and store. Raises PayloaddError."""
+    report.step = "store"
+    folder = None if isinstance(settings.store_url, S3Url) else settings.store_url.path
+    missing = folder is not None and not folder.exists()
+    async with open_store(settings) as store:
+        report.ok("store", _store_name(settings) + (" (created)" if missing else ""))
+        report.step = "credentials"
+        report.ok("credentials", await store.identify())
+        probe = _Probe(store, settings, report)
+        report.step = "write"
+        key = await probe.write(create=create)
+        report.step = "read"
+        await probe.read_back(key)
+        report.step = "delete"
+        await probe.delete(key)
+        for line in store.learnt():
+            report.note("learnt", line)
 
 
 def _certificate_name(settings: Settings) -> str:

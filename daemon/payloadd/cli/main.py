@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import sys
 from dataclasses import fields
+from functools import partial
 from typing import NoReturn
 
 import click
@@ -71,14 +72,20 @@ def serve_command() -> None:
 
 
 @main.command("check", epilog=_settings_table())
-def check_command() -> None:
-    """Try the settings: open the journal, get credentials, write and delete one object."""
+@click.option("--create", is_flag=True, help="Create the bucket or the folder if it is missing.")
+def check_command(*, create: bool) -> None:
+    """Try the settings: open the journal, get credentials, write one object and delete it.
+
+    The right to put objects is enough. If the store lets the object be read, it is compared.
+    """
     settings = _load()
     logs.configure(settings)
     _warn_of_misspelt_names()
-    good = trio.run(
-        check, settings, lambda line: standard_streams.write_line(escape_controls(line))
-    )
+
+    def write_line(line: str) -> None:
+        standard_streams.write_line(escape_controls(line))
+
+    good = trio.run(partial(check, settings, write_line, create=create))
     _exit(service.ExitStatus.DRAINED if good else service.ExitStatus.WRONG_SETTINGS)
 
 

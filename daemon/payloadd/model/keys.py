@@ -65,6 +65,32 @@ class KeyTemplate:
             fields["shard"] = f"{zlib.crc32(job_id.bytes) & 0xFF:02x}"
         return self._format % fields
 
+    def probe_keys(self, job_id: uuid.UUID, prefix: str) -> list[str]:
+        """Return the keys at which ``payloadd check`` may write an object, the best one first.
+
+        The first is outside of the folders of dates, hours and shards, where a reader could take it
+        for data, and has the beginning that all keys have in common: rights may be limited to that
+        beginning. It is left out if it is too long with the store's ``prefix``. The last is the key
+        of a job with this id.
+        """
+        shared = f"{self._shared_beginning()}payloadd-check-{job_id}.ndjson"
+        try:
+            _check(shared, prefix)
+        except ValueError:
+            return [self.render(job_id)]
+        return [shared, self.render(job_id)]
+
+    def _shared_beginning(self) -> str:
+        """Return the text at the beginning of every key of this machine."""
+        beginning = ""
+        for text, name in self._parts:
+            beginning += text
+            if name == "host":
+                beginning += self._host
+            elif name is not None:  # braces that stand for themselves are a part without a field
+                break
+        return beginning
+
     def _for_minute(self, minute: float) -> str:
         """Return a format string for the keys of a minute, which is counted from 1970 on."""
         moment = datetime.fromtimestamp(minute * 60, UTC)

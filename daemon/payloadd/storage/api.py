@@ -62,6 +62,13 @@ class Store(Protocol):
         """
         ...
 
+    async def create(self) -> bool:
+        """Create the bucket or the folder, for ``payloadd check --create``.
+
+        Returns whether it was missing. Raises StoreError.
+        """
+        ...
+
     def learnt(self) -> list[str]:
         """Return what answers of the store have corrected (a region, a clock), one line each."""
         ...

@@ -95,6 +95,12 @@ class FileStore:
             raise OperatorStoreError("EIO", f"{path} has {size} bytes instead of {body.size}")
         return True
 
+    async def create(self) -> bool:
+        """Create the folder and its missing parents. Raises StoreError."""
+        missing = not self._root.exists()
+        await self._in_thread(lambda: _make_root(self._root))
+        return missing
+
     def learnt(self) -> list[str]:
         """Return nothing: a folder corrects no settings."""
         return []

@@ -32,7 +32,7 @@ BACKLOG: Final = 100
 class SlowProxy(Proxy):
     """A proxy that delays every request to an S3 server."""
 
-    async def _ask(self, *request: Any) -> tuple[int, bytes]:  # noqa: ANN401 - as it is passed on
+    async def _ask(self, *request: Any) -> Any:  # noqa: ANN401 - as it is passed on
         await trio.sleep(PUT_SECONDS)
         return await super()._ask(*request)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from payloadd.config.parsers import S3Url
     from payloadd.config.settings import Settings
+    from payloadd.storage.s3.aws_config import AwsConfiguration
     from payloadd.storage.s3.credentials import Access
     from payloadd.storage.s3.redirects import Target
     from payloadd.storage.s3.request import S3Request
@@ -86,6 +87,11 @@ class Sender:
     def origin(self) -> str:
         """The server: scheme, host and port."""
         return self._endpoint.origin
+
+    @property
+    def configuration(self) -> AwsConfiguration:
+        """Region and endpoint as they are configured, or were corrected."""
+        return self._endpoint.configuration
 
     async def send(self, request: S3Request) -> S3Response | None:
         """Send a request, again after each correction, and return the last response.

@@ -23,6 +23,7 @@ from payloadd.errors import (
 )
 from payloadd.model.formats.api import EncodedObject
 from payloadd.model.keys import is_text
+from payloadd.storage.s3.bucket import create_bucket
 from payloadd.storage.s3.checksums import BodyHeaders
 from payloadd.storage.s3.confirmation import (
     MD5_IN_LOOP,
@@ -150,6 +151,10 @@ class S3Store:
         if not _is_the_object(response, members, body.size):
             raise OperatorStoreError(WRONG_ANSWER, f"{key} is another object than the stored one")
         return True
+
+    async def create(self) -> bool:
+        """Create the bucket, and return whether it was missing. Raises StoreError."""
+        return await create_bucket(self._sender)
 
     async def identify(self) -> str:
         """Return the last four characters of the access key, and the region.
