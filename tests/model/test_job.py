@@ -10,7 +10,7 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payloadd.model.job import Batch, IdSource, Job, accepted_at, split, uuid_of
+from payloadd.model.job import Batch, IdSource, Job, Members, accepted_at, split, uuid_of
 
 
 def milliseconds(id_: uuid.UUID) -> int:
@@ -101,3 +101,12 @@ def test_split_keeps_the_order_and_the_bounds(
     for part in parts:
         assert 1 <= len(part) <= most_payloads
         assert len(part) == 1 or sum(len(payload) + 1 for payload in part) <= most_bytes
+
+
+def test_the_members_of_a_batch_are_its_payloads_and_its_outermost_ids() -> None:
+    """A store could not tell the object of one batch from the object of another."""
+    ids = IdSource().new_ids(3)
+    jobs = [Job(seq, id_, b"1\n2\n", 2) for seq, id_ in enumerate(ids, start=1)]
+    assert Batch(jobs, "key", "none", sealed=True).members == Members(6, str(ids[0]), str(ids[2]))
+    alone = Batch(jobs[:1], "key", "none", sealed=False)
+    assert alone.members == Members(2, str(ids[0]), str(ids[0]))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from payloadd.errors import StoreError
     from payloadd.model.formats.api import EncodedObject
+    from payloadd.model.job import Members
 
     Fault = Callable[[int], StoreError | None]
 
@@ -48,8 +49,9 @@ class FaultyStore:
     busiest: int = 0
     """The largest number of attempts at the same time."""
 
-    async def put(self, key: str, body: EncodedObject) -> None:
+    async def put(self, key: str, body: EncodedObject, members: Members, *, repeat: bool) -> None:
         """Keep the object, slowly, or fail."""
+        del members, repeat
         self.attempts[key] += 1
         self.times.append(trio.current_time())
         self.busy += 1

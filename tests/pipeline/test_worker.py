@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from payloadd.model.formats.api import EncodedObject
+    from payloadd.model.job import Members
 
 
 @pytest.mark.parametrize("error", [forbidden, internal_error, slow_down])
@@ -178,12 +179,12 @@ class ForbiddenPrefix(FaultyStore):
 
     error: StoreError | None = None
 
-    async def put(self, key: str, body: EncodedObject) -> None:
+    async def put(self, key: str, body: EncodedObject, members: Members, *, repeat: bool) -> None:
         """Keep the object, or refuse it."""
         if self.error is not None and b"".join(body.pieces) == b"0\n":
             await trio.lowlevel.checkpoint()
             raise self.error
-        await super().put(key, body)
+        await super().put(key, body, members, repeat=repeat)
 
 
 async def test_a_trouble_of_one_batch_is_logged_once_beside_many_that_are_stored(

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -18,7 +19,7 @@ import trio
 from payloadd.config.settings import load
 from payloadd.errors import InvalidObjectError, OperatorStoreError, StoreError, TransientStoreError
 from payloadd.storage.api import open_store
-from tests.support.objects import bytes_of, gzipped, plain
+from tests.support.objects import MEMBERS, bytes_of, gzipped, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -170,7 +171,7 @@ async def objects_of(target: Target) -> dict[str, bytes]:
 async def put_all(store: Store, bodies: dict[str, EncodedObject]) -> None:
     """Put objects one after the other."""
     for key, body in bodies.items():
-        await store.put(key, body)
+        await store.put(key, body, MEMBERS, repeat=False)
 
 
 async def test_objects_are_stored_under_their_keys(target: Target) -> None:
@@ -184,7 +185,7 @@ async def test_a_second_put_of_the_same_object_changes_nothing(target: Target) -
     """A replay after a crash would store payloads twice, or fail for ever."""
     async with open_store(target.settings) as store:
         for _ in range(2):
-            await store.put("day/a", OBJECT)
+            await store.put("day/a", OBJECT, MEMBERS, repeat=False)
     assert await objects_of(target) == {"day/a": bytes_of(OBJECT)}
 
 
@@ -192,7 +193,7 @@ async def test_an_object_with_the_same_key_is_replaced(target: Target) -> None:
     """An object that is encoded again would be mixed with its earlier bytes, or refused."""
     async with open_store(target.settings) as store:
         for body in (LARGE, OBJECT, gzipped(b"\x1f\x8b", b"...")):
-            await store.put("a", body)
+            await store.put("a", body, MEMBERS, repeat=False)
             assert await objects_of(target) == {"a": bytes_of(body)}
 
 
@@ -204,7 +205,7 @@ async def test_an_object_with_the_same_key_is_replaced(target: Target) -> None:
 async def test_bodies_of_any_size_are_stored_whole(target: Target, body: EncodedObject) -> None:
     """A full batch would be refused or cut."""
     async with open_store(target.settings) as store:
-        await store.put("a", body)
+        await store.put("a", body, MEMBERS, repeat=False)
     assert await objects_of(target) == {"a": bytes_of(body)}
 
 
@@ -234,7 +235,7 @@ async def test_puts_at_the_same_time_do_not_disturb_each_other(target: Target) -
 
         async def worker() -> None:
             for key, body in left:
-                await store.put(key, body)
+                await store.put(key, body, MEMBERS, repeat=False)
 
         async with trio.open_nursery() as nursery:
             for _ in range(32):
@@ -246,10 +247,10 @@ async def test_puts_at_the_same_time_do_not_disturb_each_other(target: Target) -
 async def test_a_cancelled_put_leaves_no_part_of_an_object(target: Target, seconds: float) -> None:
     """A reader would get half of an object, and the next attempt could fail because of it."""
     async with open_store(target.settings) as store:
-        await store.put("old", OBJECT)
+        await store.put("old", OBJECT, MEMBERS, repeat=False)
         async with trio.open_nursery() as nursery:
             for key in ("old", "new"):
-                nursery.start_soon(store.put, key, LARGE)
+                nursery.start_soon(partial(store.put, key, LARGE, MEMBERS, repeat=False))
             await trio.sleep(seconds)
             nursery.cancel_scope.cancel()
         found = await objects_of(target)
@@ -264,9 +265,9 @@ async def test_a_short_failure_is_transient(target: Target) -> None:
     with target.broken_for_a_moment() as settings:
         async with open_store(settings) as store:
             with pytest.raises(TransientStoreError):
-                await store.put("day/a", OBJECT)
+                await store.put("day/a", OBJECT, MEMBERS, repeat=False)
     async with open_store(target.settings) as store:
-        await store.put("day/a", OBJECT)
+        await store.put("day/a", OBJECT, MEMBERS, repeat=False)
     assert await objects_of(target) == {"day/a": bytes_of(OBJECT)}
 
 
@@ -276,9 +277,9 @@ async def test_a_missing_place_waits_for_the_operator(target: Target) -> None:
         await trio.to_thread.run_sync(target.remove)
         for _ in range(2):
             with pytest.raises(OperatorStoreError):
-                await store.put("day/a", OBJECT)
+                await store.put("day/a", OBJECT, MEMBERS, repeat=False)
         await trio.to_thread.run_sync(target.restore)
-        await store.put("day/a", OBJECT)
+        await store.put("day/a", OBJECT, MEMBERS, repeat=False)
     assert await objects_of(target) == {"day/a": bytes_of(OBJECT)}
 
 
@@ -286,8 +287,8 @@ async def test_a_key_that_is_not_text_makes_a_dead_letter(target: Target) -> Non
     """An object that no store can accept would be tried for ever."""
     async with open_store(target.settings) as store:
         with pytest.raises(InvalidObjectError):
-            await store.put("\udcff", OBJECT)
-        await store.put("a", OBJECT)
+            await store.put("\udcff", OBJECT, MEMBERS, repeat=False)
+        await store.put("a", OBJECT, MEMBERS, repeat=False)
     assert await objects_of(target) == {"a": bytes_of(OBJECT)}
 
 
@@ -296,7 +297,7 @@ async def test_every_failure_names_a_code_and_no_secret(target: Target) -> None:
     async with open_store(target.settings) as store:
         await trio.to_thread.run_sync(target.remove)
         with pytest.raises(StoreError) as caught:
-            await store.put("a", OBJECT)
+            await store.put("a", OBJECT, MEMBERS, repeat=False)
         await trio.to_thread.run_sync(target.restore)
     assert str(caught.value).startswith(f"{caught.value.code}: ")
     assert str(caught.value).isprintable()

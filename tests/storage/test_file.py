@@ -23,7 +23,7 @@ from payloadd.errors import (
 )
 from payloadd.storage.api import open_store
 from payloadd.storage.file import FileStore, _store_error, open_file_store
-from tests.support.objects import gzipped, plain
+from tests.support.objects import MEMBERS, gzipped, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,8 +45,8 @@ async def test_objects_are_files_in_a_folder_that_is_created(tmp_path: Path) -> 
     """The default store would store nothing."""
     root = tmp_path / "not" / "there yet"
     async with open_store(load({"STORE_URL": f"file://{root}"})) as store:
-        await store.put("2026/01/a.ndjson", plain(b"{}\n"))
-        await store.put("2026/01/b ü.ndjson.gz", gzipped(b"\x1f\x8b"))
+        await store.put("2026/01/a.ndjson", plain(b"{}\n"), MEMBERS, repeat=False)
+        await store.put("2026/01/b ü.ndjson.gz", gzipped(b"\x1f\x8b"), MEMBERS, repeat=False)
 
     assert files(root) == {"2026/01/a.ndjson": b"{}\n", "2026/01/b ü.ndjson.gz": b"\x1f\x8b"}
 
@@ -69,8 +69,8 @@ async def test_bytes_are_synced_before_the_rename_and_the_folder_after_it(
 
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(Path, "replace", replace)
-    await store.put("a/b/c", plain(b"x"))
-    await store.put("a/b/d", plain(b"x"))
+    await store.put("a/b/c", plain(b"x"), MEMBERS, repeat=False)
+    await store.put("a/b/d", plain(b"x"), MEMBERS, repeat=False)
 
     assert events == [
         "sync objects",  # the name a
@@ -93,7 +93,7 @@ async def test_a_file_left_by_a_crash_is_replaced(store: FileStore, tmp_path: Pa
     """Half-written temporary files would accumulate after crashes."""
     (tmp_path / "objects" / ".a.tmp").write_bytes(b"half of something much longer")
 
-    await store.put("a", plain(b"whole"))
+    await store.put("a", plain(b"whole"), MEMBERS, repeat=False)
 
     assert files(tmp_path / "objects") == {"a": b"whole"}
 
@@ -126,7 +126,7 @@ async def test_the_group_may_read_objects_as_far_as_the_umask_allows(
     """All users could read payloads, or no program of the group could."""
     with umask(mask):
         store = await open_file_store(tmp_path / "made" / "objects")
-        await store.put("day/a", plain(b"x"))
+        await store.put("day/a", plain(b"x"), MEMBERS, repeat=False)
     assert modes(tmp_path) == {
         "made": folder_mode,
         "made/objects": folder_mode,
@@ -143,7 +143,7 @@ async def test_permissions_of_a_file_left_by_a_crash_are_not_kept(
     left.write_bytes(b"half")
     left.chmod(0o666)
     with umask(0):
-        await store.put("a", plain(b"whole"))
+        await store.put("a", plain(b"whole"), MEMBERS, repeat=False)
     assert modes(tmp_path / "objects") == {"a": 0o640}
 
 
@@ -165,7 +165,7 @@ async def test_a_link_in_place_of_the_temporary_file_is_not_followed(
             temporary.hardlink_to(victim)
         case _:
             os.mkfifo(temporary)  # opening it for writing would wait for a reader
-    await store.put("a", plain(b"x"))
+    await store.put("a", plain(b"x"), MEMBERS, repeat=False)
     assert files(tmp_path / "objects") == {"a": b"x"}
     assert not (tmp_path / "objects" / "a").is_symlink()
     assert not victim.exists() or victim.read_bytes() == b"precious"
@@ -177,7 +177,7 @@ async def test_a_folder_in_place_of_the_temporary_file_is_an_operator_error(
     """An object would be dropped because of a folder that an operator can move away."""
     (tmp_path / "objects" / ".a.tmp").mkdir()
     with pytest.raises(OperatorStoreError, match=r"EISDIR|EPERM"):
-        await store.put("a", plain(b"x"))
+        await store.put("a", plain(b"x"), MEMBERS, repeat=False)
 
 
 async def test_a_link_that_another_process_creates_again_is_not_followed(
@@ -196,7 +196,7 @@ async def test_a_link_that_another_process_creates_again_is_not_followed(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", unlink_and_plant)
         with pytest.raises(OperatorStoreError, match="EEXIST"):
-            await store.put("a", plain(b"x"))
+            await store.put("a", plain(b"x"), MEMBERS, repeat=False)
     assert not victim.exists()
 
 
@@ -208,7 +208,7 @@ async def test_a_key_that_is_no_file_name_is_invalid(
 ) -> None:
     """A key could name a file outside the folder, or be tried for ever."""
     with pytest.raises(InvalidObjectError):
-        await store.put(key, plain(b"x"))
+        await store.put(key, plain(b"x"), MEMBERS, repeat=False)
     assert files(tmp_path) == {}
 
 
@@ -220,7 +220,7 @@ async def test_no_key_names_a_file_outside_the_folder(
     base = tmp_path_factory.mktemp("keys")
     store = await open_file_store(base / "root")
     try:
-        await store.put(key, plain(b"x"))
+        await store.put(key, plain(b"x"), MEMBERS, repeat=False)
     except StoreError:
         assert files(base) == {}
     else:
@@ -238,22 +238,22 @@ async def test_a_full_disk_is_an_operator_error_and_its_bytes_are_freed(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OperatorStoreError, match="ENOSPC: No space left"):
-            await store.put("a", plain(b"x"))
+            await store.put("a", plain(b"x"), MEMBERS, repeat=False)
     assert files(tmp_path / "objects") == {}
 
-    await store.put("a", plain(b"x"))
+    await store.put("a", plain(b"x"), MEMBERS, repeat=False)
     assert files(tmp_path / "objects") == {"a": b"x"}
 
 
 async def test_a_removed_folder_is_created_again(store: FileStore, tmp_path: Path) -> None:
     """A job that removes empty folders would stop uploads."""
-    await store.put("day/a", plain(b"x"))
+    await store.put("day/a", plain(b"x"), MEMBERS, repeat=False)
     (tmp_path / "objects/day/a").unlink()
     (tmp_path / "objects/day").rmdir()
 
     with pytest.raises(TransientStoreError, match="ENOENT"):
-        await store.put("day/b", plain(b"x"))
-    await store.put("day/b", plain(b"x"))
+        await store.put("day/b", plain(b"x"), MEMBERS, repeat=False)
+    await store.put("day/b", plain(b"x"), MEMBERS, repeat=False)
 
     assert files(tmp_path / "objects") == {"day/b": b"x"}
 
@@ -263,15 +263,15 @@ async def test_a_removed_root_is_not_created_again(store: FileStore, tmp_path: P
     (tmp_path / "objects").rmdir()
 
     with pytest.raises(OperatorStoreError, match="ENODEV"):
-        await store.put("day/b", plain(b"x"))
+        await store.put("day/b", plain(b"x"), MEMBERS, repeat=False)
 
 
 async def test_a_file_in_place_of_a_folder_is_an_operator_error(store: FileStore) -> None:
     """Objects would be dropped because of a file that an operator can move away."""
-    await store.put("a", plain(b"x"))
+    await store.put("a", plain(b"x"), MEMBERS, repeat=False)
 
     with pytest.raises(OperatorStoreError, match="EEXIST"):
-        await store.put("a/b", plain(b"x"))
+        await store.put("a/b", plain(b"x"), MEMBERS, repeat=False)
 
 
 async def test_the_number_of_remembered_folders_is_bounded(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ async def test_the_number_of_remembered_folders_is_bounded(tmp_path: Path) -> No
     (tmp_path / "objects").mkdir()
     store = FileStore(tmp_path / "objects", most_folders=3)
     for index in range(10):
-        await store.put(f"{index}/x", plain(b"x"))
+        await store.put(f"{index}/x", plain(b"x"), MEMBERS, repeat=False)
 
     assert len(store._synced) <= 3
     assert len(files(tmp_path / "objects")) == 10

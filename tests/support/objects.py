@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from payloadd.model.formats.api import EncodedObject
 from payloadd.model.formats.ndjson import CONTENT_TYPE
+from payloadd.model.job import Members
+
+MEMBERS = Members(1, "01890a5d-ac96-774b-bcce-b302099a8057", "01890a5d-ac96-774b-bcce-b302099a8057")
+"""The identity of an object with one payload."""
 
 
 def plain(*pieces: bytes) -> EncodedObject:

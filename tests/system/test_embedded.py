@@ -130,7 +130,7 @@ async def test_an_address_in_use_is_one_log_line(tmp_path: Path) -> None:
 BUG = """
 import sys
 from payloadd.storage.file import FileStore
-async def put(self, key, body):
+async def put(self, key, body, members, *, repeat):
     raise ZeroDivisionError("a bug")
 FileStore.put = put
 from payloadd.cli.main import main

@@ -17,6 +17,7 @@ from payloadd.ingress.server.tls import open_certificates
 from payloadd.journal.open import check_journal
 from payloadd.model.formats.api import EncodedObject
 from payloadd.model.formats.ndjson import CONTENT_TYPE
+from payloadd.model.job import Members
 from payloadd.model.keys import KeyTemplate
 from payloadd.storage.api import open_store
 
@@ -63,10 +64,12 @@ async def _write_and_delete(
     store: Store, settings: Settings, write_line: Callable[[str], None]
 ) -> None:
     """Write one object and delete it; raises PayloaddError after UPLOAD_TIMEOUT."""
-    key = f"payloadd-check-{uuid.uuid4()}.ndjson"
+    probe_id = uuid.uuid4()
+    key = f"payloadd-check-{probe_id}.ndjson"
     try:
         with trio.fail_after(settings.upload_timeout):
-            await store.put(key, EncodedObject([b"{}\n"], CONTENT_TYPE, None))
+            probe = EncodedObject([b"{}\n"], CONTENT_TYPE, None)
+            await store.put(key, probe, Members(1, str(probe_id), str(probe_id)), repeat=False)
             write_line(f"ok      write        {key}")
             await store.delete(key)
             write_line(f"ok      delete       {key}")

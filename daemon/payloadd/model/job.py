@@ -51,6 +51,17 @@ class Job(NamedTuple):
     """The number of payloads."""
 
 
+class Members(NamedTuple):
+    """The identity of a batch, which a store may keep beside the object."""
+
+    payloads: int
+    """The number of payloads."""
+    first: str
+    """The id of the first job, a UUID as text."""
+    last: str
+    """The id of the last job."""
+
+
 @dataclass(slots=True, eq=False)
 class Batch:
     """The jobs of one object, neighbours in the order of acceptance.
@@ -85,6 +96,13 @@ class Batch:
     def id(self) -> uuid.UUID:
         """The id of the first job, which the key contains."""
         return self.jobs[0].id
+
+    @property
+    def members(self) -> Members:
+        """The number of payloads, and the ids of the first and of the last job."""
+        jobs = self.jobs
+        first = str(jobs[0].id)
+        return Members(self.payloads, first, first if len(jobs) == 1 else str(jobs[-1].id))
 
 
 def uuid_of(number: int) -> uuid.UUID:

@@ -127,7 +127,8 @@ class Worker:
                 await trio.sleep_until(self._no_upload_before)
             self.timeout.begin(timer, start)
             try:
-                await self._store.put(current.batch.key, current.body)
+                batch = current.batch
+                await self._store.put(batch.key, current.body, batch.members, repeat=False)
             except StoreError as error:
                 return error
             finally:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from payloadd.config.settings import Settings
     from payloadd.model.formats.api import EncodedObject
+    from payloadd.model.job import Members
 
 _CLOSE_SECONDS: Final = 2.0
 
@@ -36,8 +37,14 @@ class Store(Protocol):
     * Any number of calls may be in progress at the same time, and each may be cancelled.
     """
 
-    async def put(self, key: str, body: EncodedObject) -> None:
-        """Store one object; an object with the same key is replaced. Raises StoreError."""
+    async def put(self, key: str, body: EncodedObject, members: Members, *, repeat: bool) -> None:
+        """Store one object. Raises StoreError.
+
+        ``members`` is the identity of the batch; a store may keep it beside the object. ``repeat``
+        is True if the store may have the object already: after an attempt with an unknown outcome,
+        in this process or in an earlier one. An object with the same key is replaced, or kept if it
+        is the object of the same batch.
+        """
         ...
 
     async def delete(self, key: str) -> None:

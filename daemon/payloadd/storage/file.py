@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from payloadd.model.formats.api import EncodedObject
+    from payloadd.model.job import Members
 
 _THREADS: Final = 16
 """Files that are written at the same time; more threads would wait for the same disk."""
@@ -72,8 +73,9 @@ class FileStore:
         # Shared by all threads without a lock: a folder that is added late is synced twice.
         self._synced = {root}
 
-    async def put(self, key: str, body: EncodedObject) -> None:
-        """Write one file. Raises StoreError."""
+    async def put(self, key: str, body: EncodedObject, members: Members, *, repeat: bool) -> None:
+        """Write one file; a file with the same name is replaced. Raises StoreError."""
+        del members, repeat
         path = self._path(key)
         await self._in_thread(lambda: self._write(path, body.pieces))
 

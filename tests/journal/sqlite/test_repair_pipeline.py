@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from payloadd.journal.api import Journal
     from payloadd.model.formats.api import EncodedObject
+    from payloadd.model.job import Members
 
 _COUNT = 1000
 
@@ -42,9 +43,9 @@ class GatedStore:
         self.waiting = 0
         self.lines: Counter[bytes] = Counter()
 
-    async def put(self, key: str, body: EncodedObject) -> None:
+    async def put(self, key: str, body: EncodedObject, members: Members, *, repeat: bool) -> None:
         """Store an object, once the gate is open."""
-        del key
+        del key, members, repeat
         self.waiting += 1
         await self.gate.wait()
         self.lines.update(b"".join(body.pieces).splitlines())

@@ -16,7 +16,7 @@ from payloadd.errors import OperatorStoreError, SettingsError
 from payloadd.storage.api import open_store
 from payloadd.storage.http1.transport import ProxyTransport, TrioTransport, open_transport
 from tests.support.faults import Answer, fault_server, in_turn
-from tests.support.objects import bytes_of, plain
+from tests.support.objects import MEMBERS, bytes_of, plain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -138,7 +138,7 @@ async def test_a_certificate_for_another_name_is_an_operator_error(
         settings = make_settings(AWS_ENDPOINT_URL=f"https://127.0.0.1:{server.port}")
         async with open_store(settings) as store:
             with pytest.raises(OperatorStoreError, match=r"127\.0\.0\.1") as caught:
-                await store.put("k", OBJECT)
+                await store.put("k", OBJECT, MEMBERS, repeat=False)
 
     assert caught.value.code == "CertificateError"
     assert server.bodies == []
@@ -152,7 +152,7 @@ async def test_an_untrusted_authority_is_an_operator_error(
         settings = make_settings(AWS_ENDPOINT_URL=f"https://127.0.0.1:{server.port}")
         async with open_store(settings) as store:
             with pytest.raises(OperatorStoreError, match="CertificateError"):
-                await store.put("k", OBJECT)
+                await store.put("k", OBJECT, MEMBERS, repeat=False)
 
     assert server.bodies == []
 
@@ -215,9 +215,9 @@ async def test_requests_go_through_the_proxy_unless_no_proxy_names_the_host(
             monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         async with open_store(make_settings(AWS_ENDPOINT_URL=s3.url)) as store:
             for _ in range(2):
-                await store.put("a//ü b", OBJECT)
+                await store.put("a//ü b", OBJECT, MEMBERS, repeat=False)
             with pytest.raises(OperatorStoreError, match="ProxyError"):
-                await store.put("a/../b", OBJECT)
+                await store.put("a/../b", OBJECT, MEMBERS, repeat=False)
 
     path = "/bucket/a//%C3%BC%20b"
     assert [request.target for request in s3.requests] == [path] * 2 * exempt
@@ -248,7 +248,7 @@ async def test_https_goes_through_a_tunnel_of_the_proxy(
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
         settings = make_settings(AWS_ENDPOINT_URL=f"https://127.0.0.1:{server.port}")
         async with open_store(settings) as store:
-            await store.put("k", OBJECT)
+            await store.put("k", OBJECT, MEMBERS, repeat=False)
         nursery.cancel_scope.cancel()
 
     assert asked == [b"CONNECT 127.0.0.1:%d HTTP/1.1" % server.port]

@@ -13,7 +13,7 @@ from payloadd.errors import OperatorStoreError, TransientStoreError
 from payloadd.storage.api import open_store
 from payloadd.storage.s3.client import _read_beginning, _store_error
 from tests.support.faults import Answer, fault_server, in_turn
-from tests.support.objects import plain
+from tests.support.objects import MEMBERS, plain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -58,4 +58,4 @@ async def test_a_server_that_is_down_is_a_transient_error(
         pass
     async with open_store(make_settings(AWS_ENDPOINT_URL=server.url)) as store:
         with pytest.raises(TransientStoreError, match=r"ConnectError: .+"):
-            await store.put("k", plain(b"{}\n"))
+            await store.put("k", plain(b"{}\n"), MEMBERS, repeat=False)

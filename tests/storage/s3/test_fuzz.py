@@ -20,7 +20,7 @@ from payloadd.storage.s3.errors import BY_CODE
 from payloadd.storage.s3.sigv4 import Keys
 from payloadd.storage.s3.store import S3Store
 from tests.support.fuzz import mutate, pieces_of
-from tests.support.objects import plain
+from tests.support.objects import MEMBERS, plain
 
 if TYPE_CHECKING:
     import random
@@ -235,7 +235,7 @@ async def put(store: S3Store, server: RandomServer) -> None:
     error: StoreError | None = None
     with trio.move_on_after(within) as scope:
         try:
-            await store.put("k", OBJECT)
+            await store.put("k", OBJECT, MEMBERS, repeat=False)
         except StoreError as caught:
             error = caught
     assert server.holds or not scope.cancelled_caught, server.sent

@@ -13,7 +13,7 @@ import trio
 
 from payloadd.errors import OperatorStoreError
 from payloadd.storage.api import open_store
-from tests.support.objects import bytes_of, gzipped, plain
+from tests.support.objects import MEMBERS, bytes_of, gzipped, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ async def test_the_prefix_of_the_store_is_put_before_every_key(
     settings = make_settings(STORE_URL=f"s3://{bucket}/pre fix/ü", **server.environ)
     async with open_store(settings) as store:
         for key in KEYS:
-            await store.put(key, OBJECT)
+            await store.put(key, OBJECT, MEMBERS, repeat=False)
 
     stored = await trio.to_thread.run_sync(server.objects, bucket)
     assert stored == {f"pre fix/ü/{key}": bytes_of(OBJECT) for key in KEYS}
@@ -56,7 +56,7 @@ async def test_an_object_has_content_type_and_content_encoding(
 ) -> None:
     """Readers would not know how to decode an object."""
     async with open_store(make_settings(STORE_URL=f"s3://{bucket}", **server.environ)) as store:
-        await store.put("a.gz", gzipped(gzip.compress(bytes_of(OBJECT))))
+        await store.put("a.gz", gzipped(gzip.compress(bytes_of(OBJECT))), MEMBERS, repeat=False)
 
     head = await trio.to_thread.run_sync(server.head, bucket, "a.gz")
     stored = await trio.to_thread.run_sync(server.objects, bucket)
@@ -83,6 +83,6 @@ async def test_wrong_keys_and_a_missing_bucket_are_operator_errors(
     names = {**server.environ, "STORE_URL": f"s3://{bucket}", **wrong}
     async with open_store(make_settings(**names)) as store:
         with pytest.raises(OperatorStoreError) as caught:
-            await store.put("x", OBJECT)
+            await store.put("x", OBJECT, MEMBERS, repeat=False)
 
     assert caught.value.code == code

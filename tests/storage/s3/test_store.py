@@ -6,6 +6,7 @@ import base64
 import hashlib
 import time
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,7 +37,7 @@ from tests.support.faults import (
     fault_server,
     in_turn,
 )
-from tests.support.objects import bytes_of, gzipped, plain
+from tests.support.objects import MEMBERS, bytes_of, gzipped, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +81,7 @@ async def put_and_raise(
         open_store(settings(AWS_ENDPOINT_URL=server.url, **names)) as store,
     ):
         with pytest.raises(StoreError) as caught:
-            await store.put("k", OBJECT)
+            await store.put("k", OBJECT, MEMBERS, repeat=False)
     return caught.value
 
 
@@ -107,7 +108,7 @@ async def test_a_put_has_key_body_type_and_checksums(
             AWS_SESSION_TOKEN="token",
         )
         async with open_store(settings) as store:
-            await store.put("ü/../a//b.gz", body)
+            await store.put("ü/../a//b.gz", body, MEMBERS, repeat=False)
             await store.delete("k")
 
     put, delete = server.requests
@@ -178,12 +179,14 @@ async def test_an_attempt_can_be_cancelled(
     ):
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(store.put, "k", plain(b"x" * 10_000_000))
+                nursery.start_soon(
+                    partial(store.put, "k", plain(b"x" * 10_000_000), MEMBERS, repeat=False)
+                )
                 await begun.wait()
                 await trio.sleep(0.1)
                 assert nursery.child_tasks, "the attempt is still in progress"
                 nursery.cancel_scope.cancel()
-            await store.put("k", OBJECT)
+            await store.put("k", OBJECT, MEMBERS, repeat=False)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +205,8 @@ async def test_a_wrong_region_is_corrected_and_kept(
         fault_server(in_turn(refusal, OK)) as server,
         open_store(make_settings(AWS_ENDPOINT_URL=server.url)) as store,
     ):
-        await store.put("k", OBJECT)
-        await store.put("k", OBJECT)
+        await store.put("k", OBJECT, MEMBERS, repeat=False)
+        await store.put("k", OBJECT, MEMBERS, repeat=False)
 
     regions = [one.headers["authorization"].split("/")[2] for one in server.requests]
     assert regions == ["us-east-1", "eu-west-3", "eu-west-3"]
@@ -223,7 +226,7 @@ async def test_each_correction_is_made_once_in_a_put(
         open_store(make_settings(AWS_ENDPOINT_URL=server.url)) as store,
     ):
         with pytest.raises(OperatorStoreError, match="PermanentRedirect"):
-            await store.put("k", OBJECT)
+            await store.put("k", OBJECT, MEMBERS, repeat=False)
 
     assert len(server.requests) == 2
 
@@ -239,8 +242,8 @@ async def test_a_wrong_clock_is_corrected_and_kept(
     )
     async with fault_server(in_turn(skewed, OK)) as server:
         store = store_at(server, make_settings(), STATIC, lambda: wrong)
-        await store.put("k", OBJECT)
-        await store.put("k", OBJECT)
+        await store.put("k", OBJECT, MEMBERS, repeat=False)
+        await store.put("k", OBJECT, MEMBERS, repeat=False)
         await store.aclose()
 
     stamps = [one.headers["x-amz-date"] for one in server.requests]
@@ -256,7 +259,7 @@ async def test_a_right_clock_is_not_corrected(
     async with fault_server(in_turn(Answer(403, xml("RequestTimeTooSkewed"), date))) as server:
         store = store_at(server, make_settings(), STATIC, lambda: 60.0)
         with pytest.raises(OperatorStoreError, match="RequestTimeTooSkewed"):
-            await store.put("k", OBJECT)
+            await store.put("k", OBJECT, MEMBERS, repeat=False)
         await store.aclose()
 
     assert len(server.requests) == 1
@@ -267,10 +270,10 @@ async def test_expired_keys_are_renewed(make_settings: Callable[..., Settings]) 
     expired = Answer(400, xml("ExpiredToken"))
     async with fault_server(in_turn(expired, OK)) as server:
         store = store_at(server, make_settings(), RotatingCredentials(1), time.time)
-        await store.put("k", OBJECT)
+        await store.put("k", OBJECT, MEMBERS, repeat=False)
         server.script = in_turn(expired)
         with pytest.raises(OperatorStoreError, match="ExpiredToken"):
-            await store.put("k", OBJECT)
+            await store.put("k", OBJECT, MEMBERS, repeat=False)
         await store.aclose()
 
     used = [one.headers["authorization"].split("/")[0][-4:] for one in server.requests]
@@ -289,7 +292,7 @@ async def test_region_clock_and_keys_are_corrected_in_one_put(
     )
     async with fault_server(script) as server:
         store = store_at(server, make_settings(), RotatingCredentials(1), lambda: 0.0)
-        await store.put("k", OBJECT)
+        await store.put("k", OBJECT, MEMBERS, repeat=False)
         await store.aclose()
 
     assert server.requests[-1].headers["x-amz-date"] == "19700101T010000Z"
@@ -308,7 +311,7 @@ async def test_a_source_of_keys_that_hangs_is_an_operator_error(
     server = FaultServer(9, in_turn(OK))
     store = store_at(server, make_settings(), HangingCredentials(0), time.time)
     with pytest.raises(OperatorStoreError, match="NoCredentials"):
-        await store.put("k", OBJECT)
+        await store.put("k", OBJECT, MEMBERS, repeat=False)
     await store.aclose()
 
 
@@ -321,7 +324,7 @@ async def test_missing_keys_are_an_operator_error(
     settings = make_settings(AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="")
     async with open_store(settings) as store:
         with pytest.raises(OperatorStoreError, match="NoCredentials"):
-            await store.put("k", OBJECT)
+            await store.put("k", OBJECT, MEMBERS, repeat=False)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +361,7 @@ async def test_a_key_that_is_not_text_has_the_code_invalid_key(
     """The dead letter of such an object would have no code."""
     async with open_store(make_settings()) as store:
         with pytest.raises(InvalidObjectError, match="InvalidKey"):
-            await store.put("\udcff", OBJECT)
+            await store.put("\udcff", OBJECT, MEMBERS, repeat=False)
 
 
 async def test_a_prefix_that_is_not_text_stops_the_start(
@@ -389,9 +392,11 @@ async def test_cancelled_puts_free_their_connections(
                 with trio.fail_after(5):
                     async with trio.open_nursery() as nursery:
                         for index in range(4):
-                            nursery.start_soon(store.put, f"k{index}", OBJECT)
+                            nursery.start_soon(
+                                partial(store.put, f"k{index}", OBJECT, MEMBERS, repeat=False)
+                            )
                         await all_arrived.wait()
                         nursery.cancel_scope.cancel()
             server.script = in_turn(OK)
             with trio.fail_after(5):
-                await store.put("k", OBJECT)
+                await store.put("k", OBJECT, MEMBERS, repeat=False)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from payloadd.config.parsers import S3Url
     from payloadd.config.settings import Settings
+    from payloadd.model.job import Members
     from payloadd.storage.s3.credentials import Access
     from payloadd.storage.s3.response import S3Response
     from payloadd.storage.s3.sigv4 import Keys
@@ -71,8 +72,9 @@ class S3Store:
         self._offset = 0.0  # seconds by which the server's clock is ahead
         self._signer: Signer | None = None
 
-    async def put(self, key: str, body: EncodedObject) -> None:
+    async def put(self, key: str, body: EncodedObject, members: Members, *, repeat: bool) -> None:
         """Store one object in one attempt. Raises StoreError."""
+        del members, repeat
         if body.size <= _HASH_IN_THREAD:
             checksums = _hash(body.pieces)
         else:
