@@ -3,11 +3,9 @@
 The parts that report (a worker that waits for the store, the service that drains) do not know the
 parts that show the state (the admin address, systemd). Both know Health.
 
-A part (``store``, ``journal``) can be in trouble for several causes at once: two batches that the
-store does not accept, each for a reason of its own. Each cause ends when the operation that it
-names succeeds; the trouble of the part ends with its last cause. If any success ended the trouble,
-one batch without rights beside many batches that are stored would start and end a trouble several
-times a second.
+A part (``store``, ``journal``) can be in trouble for several causes at once, such as two kinds of
+errors of the disk. Each cause ends when the operation that it names succeeds; the trouble of the
+part ends with its last cause. ``pipeline/trouble.py`` decides when the trouble of the store ends.
 """
 
 from __future__ import annotations

@@ -108,7 +108,11 @@ def render_gauges(status: Status) -> Iterator[Metric]:
     """Yield the gauges of a snapshot."""
     draining = status.phase in ("draining", "drained")
     for name, doc, value in (
-        ("queue_jobs", "Jobs in the memory channel", status.queue.jobs),
+        (
+            "queue_jobs",
+            "Jobs in memory that wait for a worker, or for another attempt",
+            status.queue.jobs + status.queue.put_back,
+        ),
         ("queue_bytes", "Payload bytes in the memory channel", status.queue.bytes),
         ("journal_jobs", "Jobs in the journal", status.journal.jobs),
         (
@@ -159,6 +163,13 @@ class Metrics:
         )
         self.commit_seconds = self._histogram(
             "commit_seconds", "Time of one group commit of the journal", _COMMIT_SECONDS
+        )
+        self.upload_rate_limit = self._gauge(
+            "upload_rate_limit",
+            "Uploads a second that the most throttled key prefix accepts; +Inf without a limit",
+        )
+        self.upload_concurrency = self._gauge(
+            "upload_concurrency", "Uploads that may be in progress at the same time"
         )
         self.uploads = self._counter("uploads", "Attempts at objects, by outcome", "outcome")
         self.upload_seconds = self._histogram(

@@ -67,7 +67,9 @@ class QueueFigures:
     received: int = 0
     """Jobs that the dispatcher has received since the start."""
     paused: bool = False
-    """Whether the dispatcher is blocked on memory or disk, so that it receives nothing."""
+    """Whether the dispatcher is blocked on memory, disk or store, so that it receives nothing."""
+    put_back: int = 0
+    """Jobs in memory that wait for another attempt at their object."""
 
 
 @dataclass(frozen=True, slots=True)

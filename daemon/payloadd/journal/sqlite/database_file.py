@@ -19,6 +19,7 @@ from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.damage import Finding, Findings, is_corrupt
 from payloadd.journal.sqlite.deletion import RowDeletion, Vacuum
 from payloadd.journal.sqlite.disk_reserve import DiskReserve
+from payloadd.journal.sqlite.excluded import ExcludedRanges
 from payloadd.journal.sqlite.file_check import make_sound, open_sound
 from payloadd.journal.sqlite.hidden_rows import HiddenRows
 from payloadd.journal.sqlite.high_water import HighWater
@@ -85,9 +86,7 @@ class DatabaseFile:
                 self._repair_at_start(error)
             self.high_water.begin(self.totals)
             self._hidden.begin(self._connection, self.totals, self._inventory.sealed)
-            self.sealed_firsts = [first for first, _ in self._inventory.sealed]
-            """The first ``seq`` of each batch that an earlier run sealed: it is sent again, whole,
-            under the same key."""
+            del self._inventory  # it lists all sealed batches: there may be millions
         except BaseException:
             self._connection.close()
             self.high_water.close()
@@ -127,7 +126,7 @@ class DatabaseFile:
             self.high_water.identify(self._connection, None)
         self._segments.check(self.totals.next)
         if not hasattr(self, "_excluded"):
-            self._excluded = self._inventory.apart
+            self._excluded = ExcludedRanges(self._inventory.apart)
         self._attach()
         self.compaction.unlink_dead()
 
