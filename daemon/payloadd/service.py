@@ -256,11 +256,11 @@ async def _start_pipeline(
         runtime.accounting,
         runtime.health,
         runtime.metrics,
-        settings.upload_timeout,
-        channel.release,
+        channel,
+        settings,
     )
-    batcher = Batcher(channel, opened.journal, opened.layouts, settings)
-    await nursery.start(dispatch, batcher, worker, settings.max_workers)
+    batcher = Batcher(channel, opened.layouts, settings, worker.admission)
+    await nursery.start(dispatch, batcher, worker)
     await nursery.start(feeder.refill, opened.journal)
 
 

@@ -218,6 +218,34 @@ async def test_a_sealed_batch_comes_back_whole_until_it_is_settled(opener: Opene
         assert run.pipeline.payloads["opened"] == (4 if durable else 0)
 
 
+async def test_a_forgotten_batch_comes_back_again_and_again_until_it_is_settled(
+    opener: Opener,
+) -> None:
+    """A batch that was put back would wait for the next start, or be stored twice."""
+    async with opener.run() as run:
+        await run.accept(1, count=6)
+        jobs = list(run.pipeline.received)
+        kept, first, second = batch(*jobs[:2]), batch(jobs[2]), batch(*jobs[3:])
+        for one in (kept, first, second):
+            await run.journal.seal(one)
+        run.pipeline.received[:] = jobs[:2]
+        for _ in range(2):
+            found = await run.journal.sealed(), await run.journal.sealed()
+            if not run.journal.durable:
+                assert found == (None, None)
+                return
+            assert [one and one.key for one in found] == [first.key, second.key]
+            assert await run.journal.sealed() is None
+            run.pipeline.replayed_jobs.clear()
+        # The end of a batch is written with a later commit: until then it must not come back.
+        run.journal.settle(first)
+        run.journal.bury(second, "C", "r")
+        assert await run.journal.sealed() is None
+        await run.journal.pulse()
+        assert await run.journal.sealed() is None
+    assert run.pipeline.payloads["closed"] == 2
+
+
 async def test_a_buried_batch_is_kept_or_reported_as_discarded(opener: Opener) -> None:
     """Otherwise `lost` is wrong, or a batch that the store refuses for good is sent again."""
     async with opener.run() as run:

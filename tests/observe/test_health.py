@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from payloadd.observe.health import Health
-from payloadd.observe.status import JournalFigures, PayloadFigures, QueueFigures, Status, Trouble
+from payloadd.observe.status import (
+    JournalFigures,
+    PayloadFigures,
+    QueueFigures,
+    Status,
+    Trouble,
+    UploadFigures,
+)
 
 
 def test_a_code_is_to_be_logged_once_and_the_trouble_keeps_its_start() -> None:
@@ -56,6 +63,7 @@ def test_a_snapshot_has_the_figures_of_all_parts_and_does_not_change() -> None:
     health.queue_figures = lambda: QueueFigures(jobs=2)
     health.journal_figures = lambda: JournalFigures(jobs=2, payloads=2, bytes=200)
     health.busy_workers = lambda: 1
+    health.upload_figures = lambda: UploadFigures(concurrency=8)
     status = health.snapshot()
     health.report("store", "AccessDenied", "403")
     health.phase = "draining"
@@ -65,6 +73,7 @@ def test_a_snapshot_has_the_figures_of_all_parts_and_does_not_change() -> None:
         QueueFigures(jobs=2),
         JournalFigures(jobs=2, payloads=2, bytes=200),
         busy_workers=1,
+        uploads=UploadFigures(concurrency=8),
     )
     since = health.troubles["store"].since
     assert health.snapshot().troubles == {"store": Trouble("AccessDenied", "403", since)}

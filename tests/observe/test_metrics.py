@@ -8,7 +8,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from payloadd.observe.metrics import Metrics, render_gauges
-from payloadd.observe.status import JournalFigures, PayloadFigures, QueueFigures, Status
+from payloadd.observe.status import (
+    JournalFigures,
+    PayloadFigures,
+    QueueFigures,
+    Status,
+    UploadFigures,
+)
 
 if TYPE_CHECKING:
     from payloadd.observe.status import Phase
@@ -32,6 +38,7 @@ def test_gauges_are_rendered_from_a_snapshot() -> None:
         QueueFigures(jobs=1, bytes=2),
         JournalFigures(jobs=3, payloads=4, bytes=5, idempotency_keys=7, missing_payloads=8),
         busy_workers=6,
+        uploads=UploadFigures(concurrency=9, rate_limit=10.5),
     )
     samples = [sample for family in render_gauges(status) for sample in family.samples]
     assert {sample.name: sample.value for sample in samples} == {
@@ -42,6 +49,8 @@ def test_gauges_are_rendered_from_a_snapshot() -> None:
         "payloadd_idempotency_keys": 7,
         "payloadd_payloads_missing": 8,
         "payloadd_workers_busy": 6,
+        "payloadd_upload_concurrency": 9,
+        "payloadd_upload_rate_limit": 10.5,
         "payloadd_oldest_payload_seconds": 1.5,
         "payloadd_draining": 0,
     }

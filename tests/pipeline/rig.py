@@ -97,9 +97,9 @@ class Pipeline:
     """All parts of the pipeline, with a journal in memory, around one store."""
 
     def __init__(self, store: FaultyStore, workers: int = 4, **environ: str) -> None:
-        settings = config.load({"KEY_TEMPLATE": "{id}", **environ})
+        defaults = {"KEY_TEMPLATE": "{id}", "MAX_WORKERS": str(workers)}
+        settings = config.load(defaults | environ)
         self.store = store
-        self.workers = workers
         self.health = Health()
         self.metrics = Metrics(self.health.snapshot)
         self.accounting = Accounting(self.metrics)
@@ -114,17 +114,18 @@ class Pipeline:
             self.accounting,
             self.health,
             self.metrics,
-            settings.upload_timeout,
-            self.channel.release,
+            self.channel,
+            settings,
         )
-        layout = Layout("{id}", "", settings.compression, alone=settings.batch_max_payloads == 1)
-        self.batcher = Batcher(self.channel, self.journal, Layouts([(0, layout)]), settings)
+        layout = Layout.of(settings)
+        layouts = Layouts([(0, layout)])
+        self.batcher = Batcher(self.channel, layouts, settings, self.worker.admission)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Run the pipeline; after the body the channel is closed and everything is drained."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(dispatch, self.batcher, self.worker, self.workers)
+            await nursery.start(dispatch, self.batcher, self.worker)
             await nursery.start(self.feeder.refill, self.journal)
             yield
             self.feeder.finish()

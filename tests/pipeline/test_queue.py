@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from payloadd.pipeline.queue import JobChannel, NudgedError
+from payloadd.pipeline.queue import JobChannel
 from tests.support.journal import job
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ def send(count: int, payloads: int = 1, lines: bytes = b"12345\n") -> Callable[[
         pytest.param(2000, 100, send(9), 1.0, id="more-than-half-of-the-bytes"),
         pytest.param(999, 10_000, send(1), 1.0, id="few-jobs-in-all"),
         pytest.param(2000, 10_000, JobChannel.close, 1.0, id="closed"),
-        pytest.param(2000, 10_000, JobChannel.nudge, 1.0, id="nudged"),
     ],
 )
 async def test_gathering_ends_when_enough_has_come(
@@ -95,45 +94,18 @@ async def test_received_jobs_count_until_they_are_released() -> None:
     channel.send_nowait([job(2, b"123456789012")])
 
 
-async def test_sealed_batches_wait_until_fewer_bytes_are_held() -> None:
-    """A start with many sealed batches would read them all into memory at once."""
-    channel = JobChannel(9, 10)
-    with trio.fail_after(5):
-        await channel.wait_until_held_is_small()
-    channel.hold(12)
+async def test_put_back_jobs_count_towards_the_bound_on_jobs() -> None:
+    """Small payloads that a store refuses would take all memory."""
+    channel = JobChannel(3, 100)
+    channel.send_nowait([job(1), job(2)])
+    channel.receive_ready(0)
+    await channel.wait_for_job()
+    channel.receive_ready(2)
+    channel.put_back(2)
+    assert channel.has_room(1, 1)
+    assert not channel.has_room(2, 1)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(channel.wait_until_held_is_small)
+        nursery.start_soon(channel.wait_for_room, 2, 1)
         await trio.testing.wait_all_tasks_blocked()
         assert nursery.child_tasks
-        channel.release(12)
-
-
-async def test_two_tasks_may_wait_for_space_at_the_same_time() -> None:
-    """After some restarts the daemon would answer 202 and store nothing more."""
-    channel = JobChannel(9, 10)
-    channel.hold(10)
-    with trio.fail_after(5):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(channel.wait_until_held_is_small)
-            await trio.testing.wait_all_tasks_blocked()
-            nursery.start_soon(channel.wait_for_room, 1, 5)
-            await trio.testing.wait_all_tasks_blocked()
-            channel.release(10)
-
-
-async def test_a_nudge_interrupts_the_wait_and_takes_no_space() -> None:
-    """A dead letter that is tried again would wait for the next request, or refuse one."""
-    channel = JobChannel(1, 10)
-    channel.nudge()
-    channel.nudge()
-    channel.send_nowait([job(1, b"1")])
-    with pytest.raises(NudgedError):
-        await channel.wait_for_job()
-    await channel.wait_for_job()
-    assert channel.receive_nowait().seq == 1
-    with pytest.raises(trio.WouldBlock):
-        channel.receive_nowait()
-    channel.close()
-    channel.nudge()
-    with pytest.raises(trio.EndOfChannel):
-        await channel.wait_for_job()
+        channel.put_back(-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,60 +11,79 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payloadd.pipeline.retry import RetryBudget, SharedTimeout, Timer, backoff, pause
+from payloadd.storage.api import Progress
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
 
-@pytest.mark.parametrize(
-    ("attempt", "throttled", "most"),
-    [(1, False, 0.05), (2, False, 0.1), (3, False, 0.2), (1, True, 1.0), (2, True, 2.0)],
-)
-def test_backoff_doubles_from_awss_bases(attempt: int, throttled: bool, most: float) -> None:  # noqa: FBT001 - a parameter of the test
+@pytest.mark.parametrize(("attempt", "most"), [(1, 0.05), (2, 0.1), (3, 0.2)])
+def test_backoff_doubles_from_awss_base(attempt: int, most: float) -> None:
     """S3 would throttle an account whose retries are faster than those of AWS's own clients."""
-    assert backoff(attempt, 1.0, throttled=throttled) == pytest.approx(most)
-    assert backoff(attempt, 0.5, throttled=throttled) == pytest.approx(most / 2)
-    assert backoff(attempt, 0.0, throttled=throttled) == 0.0
+    assert backoff(attempt, 1.0) == pytest.approx(most)
+    assert backoff(attempt, 0.5) == pytest.approx(most / 2)
+    assert backoff(attempt, 0.0) == 0.0
 
 
-@given(st.integers(1, 10**9), st.floats(0, 1, exclude_max=True), st.booleans())
-def test_no_wait_is_longer_than_its_bound(times: int, fraction: float, throttled: bool) -> None:  # noqa: FBT001 - a parameter of the test
+@given(st.integers(1, 10**9), st.floats(0, 1, exclude_max=True))
+def test_no_wait_is_longer_than_its_bound(times: int, fraction: float) -> None:
     """A batch that has waited for a week would stay unsent long after the store works again."""
-    assert 0 <= backoff(times, fraction, throttled=throttled) <= 20
+    assert 0 <= backoff(times, fraction) <= 20
     assert 0.5 <= pause(times, fraction) <= 15
-
-
-def test_a_wait_is_as_long_as_the_store_asks_for() -> None:
-    """A store under load would get requests that it asked to delay."""
-    assert backoff(1, 0.0, throttled=True, at_least=7.0) == 7.0
 
 
 def test_the_budget_becomes_empty_and_fills_again() -> None:
     """64 workers would triple the load on a store that is already failing."""
     budget = RetryBudget()
     spent = 0
-    while budget.spend(throttled=False) == 14:
+    while budget.spend() == 14:
         spent += 1
     assert spent == 500 // 14
-    assert [budget.spend(throttled=True) for _ in range(3)] == [5, 5, None]
+    assert budget.spend() is None
     budget.refund(14)
-    assert budget.spend(throttled=False) == 14
+    assert budget.spend() == 14
     for _ in range(1000):
         budget.refund(None)
     assert budget.tokens == 500
 
 
+class Moving(Progress):
+    """The progress of an upload whose bytes move until a moment."""
+
+    def __init__(self, until: float = -math.inf) -> None:
+        super().__init__()
+        self._until = until
+
+    def has_moved(self) -> bool:
+        """Return whether bytes have moved in the last second."""
+        return trio.current_time() <= self._until
+
+
+def make_timer(until: float = -math.inf) -> Timer:
+    """Return a timer of uploads whose bytes move until a moment."""
+    return Timer(Moving(until), lambda: "key")
+
+
 @pytest.fixture
-def limit(nursery: trio.Nursery) -> SharedTimeout:
+def stalled() -> list[tuple[str, float]]:
+    """Return the keys and seconds that are reported."""
+    return []
+
+
+@pytest.fixture
+def limit(nursery: trio.Nursery, stalled: list[tuple[str, float]]) -> SharedTimeout:
     """Return a timeout of 10 s that runs."""
-    timeout = SharedTimeout(10.0)
+    timeout = SharedTimeout(10.0, lambda key, seconds: stalled.append((key, seconds)))
     nursery.start_soon(timeout.run)
     return timeout
 
 
-async def attempt(limit: SharedTimeout, seconds: float) -> float | None:
-    """Sleep for ``seconds``; return the time at which the timeout cancelled it, or None."""
-    timer = Timer()
+async def attempt(limit: SharedTimeout, seconds: float, until: float = -math.inf) -> float | None:
+    """Sleep for ``seconds``; return the time at which the timeout cancelled it, or None.
+
+    Bytes move ``until`` a moment.
+    """
+    timer = make_timer(until)
     with timer.scope:
         limit.begin(timer, trio.current_time())
         try:
@@ -99,7 +119,7 @@ async def test_a_timer_that_has_not_expired_is_used_again(
 ) -> None:
     """The first upload would shorten the time of the second, or an idle worker be cancelled."""
     assert autojump_clock.autojump_threshold == 0
-    timer = Timer()
+    timer = make_timer()
     with timer.scope:
         for _ in range(3):
             limit.begin(timer, trio.current_time())
@@ -117,7 +137,7 @@ async def test_an_operation_with_a_slow_clean_up_does_not_affect_others(
     assert autojump_clock.autojump_threshold == 0
 
     async def clean_up_slowly() -> None:
-        timer = Timer()
+        timer = make_timer()
         with timer.scope:
             limit.begin(timer, trio.current_time())
             try:
@@ -133,3 +153,31 @@ async def test_an_operation_with_a_slow_clean_up_does_not_affect_others(
         await trio.sleep(5)
         assert await attempt(limit, 99) == pytest.approx(start + 15)
     assert trio.current_time() == pytest.approx(start + 60)
+
+
+async def test_an_upload_that_progresses_is_not_cancelled(
+    limit: SharedTimeout, autojump_clock: MockClock
+) -> None:
+    """Over a slow line every large object would be cancelled, again and again, for ever."""
+    assert autojump_clock.autojump_threshold == 0
+    start = trio.current_time()
+    assert await attempt(limit, 100, until=start + 100) is None
+    ended = await attempt(limit, 100, until=start + 130)
+    assert ended is not None
+    assert start + 139 <= ended <= start + 143
+
+
+async def test_an_upload_that_hangs_is_reported_before_it_is_cancelled(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """An operator would wait a minute, and longer, for the reason why nothing is stored."""
+    assert autojump_clock.autojump_threshold == 0
+    stalled: list[tuple[str, float]] = []
+    patient = SharedTimeout(60.0, lambda key, seconds: stalled.append((key, seconds)))
+    nursery.start_soon(patient.run)
+    start = trio.current_time()
+    assert await attempt(patient, 100) == pytest.approx(start + 60)
+    key, first = stalled[0]
+    assert key == "key"
+    assert 10 < first <= 13
+    assert len(stalled) < 30

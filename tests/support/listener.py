@@ -80,6 +80,10 @@ class RecordingListener:
         self.received += jobs
         self.queued += len(jobs)
 
+    def holds(self, seq: int) -> bool:
+        """Return whether a job was offered or replayed in this run."""
+        return any(one.seq == seq for one in self.jobs_in_memory())
+
     def replayed(self, jobs: Sequence[Job]) -> None:
         """Record the members of a sealed batch."""
         self.replayed_jobs += jobs

@@ -19,7 +19,8 @@ The promises of a journal to the pipeline:
   sealed, else by ``page``.
 * **Seals hold.** Once ``seal`` has returned, the members and the key of the batch survive a crash:
   the next run gets the same members under the same key from ``sealed``, until the batch is settled
-  or buried. So an upload that is repeated replaces its object and does not make a second one.
+  or buried, and so does this run once the pipeline has forgotten the batch. So an upload that is
+  repeated replaces its object and does not make a second one.
 * **Layouts.** The journal keeps the layout (key template, object format, ...) under which each job
   was accepted: ``open_journal`` returns those of all its jobs. So after a change of settings a
   batch that a crash has interrupted gets the same key again.
@@ -126,9 +127,11 @@ class Journal(Protocol):
         ...
 
     async def sealed(self) -> Batch | None:
-        """Return the next batch that has to be uploaded as it was sealed; None after the last.
+        """Return the next sealed batch of which no job is in memory; None after the last.
 
-        These are the batches of earlier runs and revived dead letters. Each is returned once.
+        These are batches of earlier runs, revived dead letters, and batches that the pipeline has
+        sealed and forgotten (``JournalListener.holds`` is False). After None the next call begins
+        again with the first one.
         """
         ...
 
@@ -192,6 +195,10 @@ class JournalListener(Protocol):
         ...
 
     # Questions.
+
+    def holds(self, seq: int) -> bool:
+        """Return whether the job ``seq`` is in memory: queued or with a batch that is."""
+        ...
 
     def jobs_in_memory(self) -> list[Job]:
         """Return the jobs that are queued or with a worker: not settled and not buried."""

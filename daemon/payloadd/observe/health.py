@@ -3,11 +3,9 @@
 The parts that report (a worker that waits for the store, the service that drains) do not know the
 parts that show the state (the admin address, systemd). Both know Health.
 
-A part (``store``, ``journal``) can be in trouble for several causes at once: two batches that the
-store does not accept, each for a reason of its own. Each cause ends when the operation that it
-names succeeds; the trouble of the part ends with its last cause. If any success ended the trouble,
-one batch without rights beside many batches that are stored would start and end a trouble several
-times a second.
+A part (``store``, ``journal``) can be in trouble for several causes at once, such as two kinds of
+errors of the disk. Each cause ends when the operation that it names succeeds; the trouble of the
+part ends with its last cause. ``pipeline/trouble.py`` decides when the trouble of the store ends.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from payloadd.observe.status import (
     QueueFigures,
     Status,
     Trouble,
+    UploadFigures,
 )
 
 if TYPE_CHECKING:
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 class Health:
     """The state of one process.
 
-    Each of the attributes ``payload_figures``, ``queue_figures``, ``journal_figures`` and
-    ``busy_workers`` is a function that returns the figures of one part. The part, or the service,
+    Each of the attributes ``payload_figures``, ``queue_figures``, ``journal_figures``,
+    ``upload_figures`` and ``busy_workers`` is a function that returns the figures of one part. The part, or the service,
     sets it; the default returns zeros. The functions are called in the event loop for every
     snapshot, also after their part was closed.
     """
@@ -42,6 +41,7 @@ class Health:
         self.payload_figures: Callable[[], PayloadFigures] = PayloadFigures
         self.queue_figures: Callable[[], QueueFigures] = QueueFigures
         self.journal_figures: Callable[[], JournalFigures] = JournalFigures
+        self.upload_figures: Callable[[], UploadFigures] = UploadFigures
         self.busy_workers: Callable[[], int] = int
         self._causes: dict[str, dict[str, Trouble]] = {}
         """By part and cause. The cause that was reported last is the last; no part is empty."""
@@ -57,6 +57,7 @@ class Health:
             self.journal_figures(),
             self.busy_workers(),
             self.troubles,
+            self.upload_figures(),
         )
 
     @property

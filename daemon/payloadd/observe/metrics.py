@@ -108,7 +108,11 @@ def render_gauges(status: Status) -> Iterator[Metric]:
     """Yield the gauges of a snapshot."""
     draining = status.phase in ("draining", "drained")
     for name, doc, value in (
-        ("queue_jobs", "Jobs in the memory channel", status.queue.jobs),
+        (
+            "queue_jobs",
+            "Jobs in memory that wait for a worker, or for another attempt",
+            status.queue.jobs + status.queue.put_back,
+        ),
         ("queue_bytes", "Payload bytes in the memory channel", status.queue.bytes),
         ("journal_jobs", "Jobs in the journal", status.journal.jobs),
         (
@@ -127,6 +131,16 @@ def render_gauges(status: Status) -> Iterator[Metric]:
             "oldest_payload_seconds",
             "Age of the oldest accepted payload that is not stored",
             status.payloads.oldest_seconds,
+        ),
+        (
+            "upload_rate_limit",
+            "Uploads a second that the most throttled key prefix accepts; +Inf without a limit",
+            status.uploads.rate_limit,
+        ),
+        (
+            "upload_concurrency",
+            "Uploads that may be in progress at the same time",
+            status.uploads.concurrency,
         ),
         ("draining", "1 while the daemon drains, else 0", int(draining)),
     ):

@@ -8,6 +8,7 @@ status`` is rendered from a :class:`JournalStatus`. All functions here are pure.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -68,7 +69,19 @@ class QueueFigures:
     received: int = 0
     """Jobs that the dispatcher has received since the start."""
     paused: bool = False
-    """Whether the dispatcher is blocked on memory or disk, so that it receives nothing."""
+    """Whether the dispatcher is blocked on memory, disk or store, so that it receives nothing."""
+    put_back: int = 0
+    """Jobs in memory that wait for another attempt at their object."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadFigures:
+    """The limits of uploads, which follow the store."""
+
+    concurrency: int = 0
+    """Uploads that may be in progress at the same time."""
+    rate_limit: float = math.inf
+    """Uploads a second that the most throttled key prefix accepts; infinite without a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +133,7 @@ class Status:
     """Workers that have a batch."""
     troubles: Mapping[str, Trouble] = field(default_factory=dict)
     """The present troubles by part (``store``, ``journal``)."""
+    uploads: UploadFigures = UploadFigures()
 
     @property
     def lost(self) -> int:

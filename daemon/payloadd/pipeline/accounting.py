@@ -79,6 +79,8 @@ class Accounting:
         self._in_memory: dict[int, Job] = {}
         self.kept_since: float | None = None
         """The time of acceptance of the oldest job in the journal (Unix time), a second old."""
+        self.newest_found = 0
+        """The ``seq`` of the newest job that the start found in the journal; 0 without one."""
         self.rate = DrainRate()
         self.accepted = 0
         self.stored = 0
@@ -143,6 +145,15 @@ class Accounting:
     def jobs(self) -> list[Job]:
         """Return the jobs that are in memory: on their way to a worker or in its batch."""
         return list(self._in_memory.values())
+
+    def holds(self, seq: int) -> bool:
+        """Return whether the job with this ``seq`` is in memory."""
+        return seq in self._in_memory
+
+    def leave(self, batch: Batch) -> None:
+        """Note that the jobs of a batch are in the journal alone."""
+        for job in batch.jobs:
+            self._in_memory.pop(job.seq, None)
 
     def settle(self, batch: Batch) -> None:
         """Count the payloads of a batch that the store confirmed."""

@@ -1,4 +1,4 @@
-"""Form batches: first those that were sealed before a crash, then from the jobs in the channel."""
+"""Form batches from the jobs in the channel."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.pipeline.queue import NudgedError
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from payloadd.config.settings import Settings
-    from payloadd.journal.api import Journal
     from payloadd.model.job import Batch, Job
     from payloadd.model.layout import Layouts
+    from payloadd.pipeline.admission import Admission
     from payloadd.pipeline.queue import JobChannel
 
 _LONGEST_GATHERING: Final = 0.005
@@ -25,40 +23,23 @@ class Batcher:
     """Form one batch after the other, each for an idle worker."""
 
     def __init__(
-        self, channel: JobChannel, journal: Journal, layouts: Layouts, settings: Settings
+        self, channel: JobChannel, layouts: Layouts, settings: Settings, admission: Admission
     ) -> None:
         self._channel = channel
-        self._journal = journal
         self._layouts = layouts
         self._max_payloads = settings.batch_max_payloads
         self._max_bytes = settings.batch_max_bytes
         self._linger = settings.batch_linger
-        self._replaying = True
+        self._admission = admission
 
     async def next_batch(self) -> Batch | None:
         """Return the next batch, or None once the channel is closed and empty.
 
         Only one task may call this at a time.
         """
-        while True:
-            if self._replaying:
-                batch = await self._sealed()
-                if batch is not None:
-                    self._channel.hold(batch.bytes)
-                    return batch
-                self._replaying = False
-            if await self._wait_for_job():
-                return self._layouts.batch(await self._members())
-            if not self._replaying:
-                return None
-
-    async def _sealed(self) -> Batch | None:
-        self._channel.paused = True
-        try:
-            await self._channel.wait_until_held_is_small()
-            return await self._journal.sealed()
-        finally:
-            self._channel.paused = False
+        if await self._wait_for_job():
+            return self._layouts.batch(await self._members())
+        return None
 
     def next_batch_nowait(self) -> Batch | None:
         """Return the next batch if it is a single job that is ready, else None.
@@ -66,27 +47,20 @@ class Batcher:
         For a worker that has just finished: to register as idle and to get a batch from the
         dispatcher takes several task switches, a large part of the cost of a job. Where an object
         holds several jobs, they share this cost, and only one task may form batches: then the
-        result is always None.
+        result is always None. It is None, too, while uploads fail and batches have to be admitted.
         """
-        if self._max_payloads > 1 or self._replaying:
+        if self._max_payloads > 1 or not self._admission.direct:
             return None
         try:
             return self._layouts.batch([self._channel.receive_nowait()])
-        except NudgedError:
-            self._replaying = True
-            return None
         except (trio.WouldBlock, trio.EndOfChannel):
             return None
 
     async def _wait_for_job(self) -> bool:
-        """Return whether a job is ready; False if the channel is closed and empty, or nudged."""
+        """Return whether a job is ready; False if the channel is closed and empty."""
         try:
             await self._channel.wait_for_job()
         except trio.EndOfChannel:
-            return False
-        except NudgedError:
-            # There are sealed batches again; the batch that is being formed is finished first.
-            self._replaying = True
             return False
         return True
 

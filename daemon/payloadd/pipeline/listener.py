@@ -27,12 +27,14 @@ class PipelineListener:
         self.accepted = accounting.accept
         self.seconds_for = accounting.rate.seconds_for
         self.jobs_in_memory = accounting.jobs
+        self.holds = accounting.holds
         self.replayed = accounting.enter
         self.has_room = channel.has_room
 
     def opened(self, newest: int, payloads: int) -> None:
         """Begin with a journal whose newest job is ``newest`` and that has so many payloads."""
         self._accounting.found = payloads
+        self._accounting.newest_found = newest
         self._feeder.resume(newest)
 
     def closed(self, payloads: int) -> None:

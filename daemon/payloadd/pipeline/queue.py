@@ -9,7 +9,6 @@ memory as payloads that wait.
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -17,17 +16,13 @@ import trio
 from payloadd.observe.status import QueueFigures
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from payloadd.model.job import Job
 
 _LEAST_FOR_GATHERING: Final = 1000
 """Jobs that the channel must have space for, so that ``gather`` waits: a smaller channel would
 become full, and requests be refused, while the batch has space."""
-
-
-class NudgedError(Exception):
-    """The wait for a job was interrupted, because sealed batches exist in the journal."""
 
 
 class JobChannel:
@@ -46,14 +41,19 @@ class JobChannel:
         """Jobs that were received so far; the watchdog sees by it that the consumer works."""
         self.paused = False
         """Whether the consumer is blocked on memory or disk, so that it receives nothing."""
+        self.limited = False
+        """Whether some workers have to stay idle, so that the consumer may wait for the others."""
         self.ready: deque[Job] = deque()
         """Jobs that came out of the trio channel and that were not received, the oldest first."""
-        self._nudged = False
+        self.jobs_put_back = 0
+        """Jobs that were received and wait for another attempt: their bytes are held."""
+        self.nudged: Callable[[], None] = _ignore
+        """Called when there are more sealed batches in the journal."""
         self._closed = False
-        # The memory bound of the daemon: max_jobs jobs that together have max_bytes, and one nudge.
+        # The memory bound of the daemon: max_jobs jobs that together have max_bytes.
         # Jobs come in groups, as they were committed: to send, receive and wake a task for each
         # job was measurable.
-        self._send, self._receive = trio.open_memory_channel["Sequence[Job] | None"](max_jobs + 1)
+        self._send, self._receive = trio.open_memory_channel["Sequence[Job]"](max_jobs)
         self._half_empty: trio.Event | None = None
         self._gathered: trio.Event | None = None
         self._missing_payloads = self._missing_bytes = 0
@@ -62,12 +62,14 @@ class JobChannel:
 
     def figures(self) -> QueueFigures:
         """Return the content for a snapshot of the process."""
-        return QueueFigures(self.jobs, self.bytes, self.received, self.paused)
+        paused = self.paused or self.limited
+        return QueueFigures(self.jobs, self.bytes, self.received, paused, self.jobs_put_back)
 
     def has_room(self, jobs: int, size: int) -> bool:
         """Return whether ``jobs`` jobs of ``size`` bytes together fit now."""
         in_memory = self.bytes + self.bytes_held
-        return self.jobs + jobs <= self.max_jobs and in_memory + size <= self.max_bytes
+        jobs += self.jobs + self.jobs_put_back
+        return jobs <= self.max_jobs and in_memory + size <= self.max_bytes
 
     def send_nowait(self, jobs: Sequence[Job]) -> None:
         """Put all jobs into the channel, in order.
@@ -90,17 +92,13 @@ class JobChannel:
                 self._end_gathering()
 
     def nudge(self) -> None:
-        """Interrupt the consumer: its next wait raises NudgedError, once for several nudges."""
-        if not self._nudged:
-            self._nudged = True
-            self._end_gathering()
-            with suppress(trio.ClosedResourceError):
-                self._send.send_nowait(None)
+        """Report that there are more sealed batches in the journal."""
+        self.nudged()
 
     async def wait_for_job(self) -> None:
         """Return once a job is ready.
 
-        Raises NudgedError, or trio.EndOfChannel once the channel is closed and empty.
+        Raises trio.EndOfChannel once the channel is closed and empty.
         """
         if not self.ready:
             try:
@@ -112,7 +110,7 @@ class JobChannel:
     async def gather(self, payloads: int, size: int, seconds: float) -> None:
         """Wait for ``seconds``, or until ``payloads`` payloads or ``size`` bytes have come.
 
-        Returns early when the channel is half full, nudged or closed. Use it when latency does not
+        Returns early when the channel is half full or closed. Use it when latency does not
         matter: without it the consumer is woken for each group, once in every commit.
         """
         if self._closed or self.max_jobs < _LEAST_FOR_GATHERING:
@@ -144,15 +142,16 @@ class JobChannel:
         """Count ``size`` bytes of a batch that did not come through the channel as held."""
         self.bytes_held += size
 
+    def put_back(self, jobs: int) -> None:
+        """Count ``jobs`` more received jobs, or fewer, that wait for another attempt."""
+        self.jobs_put_back += jobs
+        if jobs < 0:
+            self._wake_waiting()
+
     def release(self, size: int) -> None:
         """Count ``size`` held bytes as gone."""
         self.bytes_held -= size
         self._wake_waiting()
-
-    async def wait_until_held_is_small(self) -> None:
-        """Return once fewer bytes than the bound are held."""
-        while self.bytes_held >= self.max_bytes:
-            await self._wait_for_space()
 
     async def wait_half_empty(self) -> None:
         """Return once half of the bounds, in jobs and in bytes, is free."""
@@ -181,10 +180,7 @@ class JobChannel:
         in_memory = self.bytes + self.bytes_held
         return 2 * self.jobs <= self.max_jobs and 2 * in_memory <= self.max_bytes
 
-    def _unpack(self, group: Sequence[Job] | None) -> None:
-        if group is None:
-            self._nudged = False
-            raise NudgedError
+    def _unpack(self, group: Sequence[Job]) -> None:
         self.ready.extend(group)
 
     def _count_received(self, jobs: int, size: int) -> None:
@@ -200,7 +196,6 @@ class JobChannel:
             self._gathered = None
 
     async def _wait_for_space(self) -> None:
-        # Two tasks, dispatcher and refill, may wait for the same event.
         if self._space_freed is None:
             self._space_freed = trio.Event()
         await self._space_freed.wait()
@@ -213,3 +208,7 @@ class JobChannel:
         if self._half_empty is not None and self._is_half_empty:
             self._half_empty.set()
             self._half_empty = None
+
+
+def _ignore() -> None:
+    """Do nothing: no part waits for sealed batches yet."""

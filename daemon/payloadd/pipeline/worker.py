@@ -1,52 +1,56 @@
 """Upload batches, and decide when a batch has ended; no other module decides that.
 
 A batch ends in one of two ways, stored or dead. After any other error (the network is down, rights
-are missing, the bucket does not exist yet) the worker logs the reason and tries again, for as long
-as the daemon lives.
+are missing, the bucket does not exist yet) the worker puts it back, to be tried again for as long
+as the daemon lives, and takes the next one.
 """
 
 from __future__ import annotations
 
 import random
-import time
 from typing import TYPE_CHECKING, Final, Self
 
 import trio
 
-from payloadd.errors import InvalidObjectError, StoreError, TransientStoreError, UploadOutcome
-from payloadd.model.formats import FORMATS
-from payloadd.model.job import Batch
-from payloadd.observe.logs import get_logger
-from payloadd.pipeline.retry import (
-    FIRST_PAUSE,
-    MAX_ATTEMPTS,
-    RetryBudget,
-    SharedTimeout,
-    Timer,
-    backoff,
-    pause,
+from payloadd.errors import (
+    InvalidObjectError,
+    OperatorStoreError,
+    StoreError,
+    TransientStoreError,
+    UploadOutcome,
 )
+from payloadd.model.formats import FORMATS
+from payloadd.observe.logs import get_logger
+from payloadd.pipeline.admission import Admission
+from payloadd.pipeline.dead_letter_flood import DeadLetterFlood
+from payloadd.pipeline.retry import MAX_ATTEMPTS, RetryBudget, SharedTimeout, Timer, backoff
+from payloadd.pipeline.waiting_batch import WaitingBatch
+from payloadd.storage.api import Progress, watched_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from payloadd.config.settings import Settings
     from payloadd.journal.api import Journal
     from payloadd.model.formats.api import EncodedObject
+    from payloadd.model.job import Batch
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
     from payloadd.pipeline.accounting import Accounting
+    from payloadd.pipeline.idle import Inbox
+    from payloadd.pipeline.queue import JobChannel
     from payloadd.storage.api import Store
 
 log = get_logger(__name__)
 
 _COMPRESS_IN_THREAD: Final = 64 * 1024
 """Bytes above which compression would block the event loop for longer than a thread costs."""
+_QUICK: Final = 1.0
+"""Seconds within which an attempt must have failed to be repeated at once. A slower failure would
+hold the worker, and be reported late."""
 
 # Jitter keeps workers apart; it does not have to be unpredictable.
 _random = random.Random().random  # noqa: S311
-
-Inbox = trio.MemorySendChannel[Batch]
-"""The sending end of a worker's own channel."""
 
 
 class Worker:
@@ -59,76 +63,74 @@ class Worker:
         accounting: Accounting,
         health: Health,
         metrics: Metrics,
-        upload_timeout: float,
-        release: Callable[[int], None],
+        channel: JobChannel,
+        settings: Settings,
     ) -> None:
-        """Prepare the workers of one process.
-
-        ``upload_timeout`` is in seconds. ``release`` is called with the bytes of each batch that
-        has ended.
-        """
+        """Prepare the MAX_WORKERS workers of one process; ``channel`` counts what they hold."""
         self._store = store
         self._journal = journal
         self._accounting = accounting
-        self._health = health
         self._metrics = metrics
-        self.timeout = SharedTimeout(upload_timeout)
+        self._release = channel.release
+        self.admission = Admission(
+            channel, accounting, journal, health, metrics, settings.max_workers
+        )
+        """Decides which uploads may start."""
+        self.timeout = SharedTimeout(settings.upload_timeout, self.admission.stall)
         """The timeout of uploads, in force while its ``run`` runs."""
-        self._release = release
-        self._current_batches: list[_CurrentBatch] = []
+        self._current_batches: list[CurrentBatch] = []
         health.busy_workers = self._count_busy
         self._budget = RetryBudget()
-        self._no_upload_before = 0.0
-        """By trio's clock: the store asked for fewer requests."""
-        self._recovered = trio.Event()
-        """Set when an object is stored during a trouble of the store."""
+        self._flood = DeadLetterFlood()
         self._outcomes = {
             outcome: metrics.uploads.labelled(outcome.value) for outcome in UploadOutcome
         }
         self._stored = self._outcomes[UploadOutcome.STORED]
 
     async def run(
-        self, idle: trio.MemorySendChannel[Inbox], next_nowait: Callable[[], Batch | None]
+        self, register: Callable[[Inbox], None], next_nowait: Callable[[], Batch | None]
     ) -> None:
         """Register as idle, receive a batch, upload it; return when the inbox is closed.
 
         ``next_nowait`` returns a batch that is ready, or None.
         """
-        with _CurrentBatch(idle, next_nowait) as current:
+        progress = Progress()
+        watched_progress.set(progress)
+        found = self._accounting.newest_found
+        with CurrentBatch(register, next_nowait, found) as current:
             self._current_batches.append(current)
             while True:
                 failure: StoreError | None = None
                 # One timer for all uploads until one of them fails.
-                timer = Timer()
+                timer = Timer(progress, current.key)
                 with timer.scope:
                     while failure is None and not timer.expired:
                         if not (current.present or await current.receive()):
                             return
                         failure = await self._upload(current, timer)
                 if timer.scope.cancelled_caught:
-                    reason = f"no answer within UPLOAD_TIMEOUT ({self.timeout.seconds:g} s)"
-                    failure = TransientStoreError("UploadTimeout", reason)
+                    failure = self._timed_out(current, timer)
                 if failure is not None:
                     await self._handle_failure(current, failure)
 
-    async def _upload(self, current: _CurrentBatch, timer: Timer) -> StoreError | None:
+    async def _upload(self, current: CurrentBatch, timer: Timer) -> StoreError | None:
         """Upload the current batch, then each batch that is ready when the one before has ended.
 
         Returns the error of the batch that failed, else None. The timer may have expired at the
         moment when the store answered: then it is used up, and no further upload begins with it.
         """
         while current.present and not timer.expired:
+            batch = current.batch
             if current.body is None:
-                if current.batch.sealed:
-                    await self._journal.seal(current.batch)
+                if batch.sealed and not current.sealed:
+                    await self._journal.seal(batch)
+                    current.sealed = True
                 current.body = await current.encoded()
-            # A loop: meanwhile the store may have asked another worker for a longer wait.
-            while self._no_upload_before > (start := trio.current_time()):  # noqa: ASYNC110
-                await trio.sleep_until(self._no_upload_before)
+            current.started = start = trio.current_time()
             self.timeout.begin(timer, start)
             try:
-                batch = current.batch
-                await self._store.put(batch.key, current.body, batch.members, repeat=False)
+                put = self._store.put
+                await put(batch.key, current.body, batch.members, repeat=current.repeat)
             except StoreError as error:
                 return error
             finally:
@@ -137,88 +139,69 @@ class Worker:
             current.replace()
         return None
 
-    async def _handle_failure(self, current: _CurrentBatch, error: StoreError) -> None:
-        """Wait until the current batch may be tried again, or make it a dead letter."""
-        self._outcomes[error.outcome].inc()
-        if isinstance(error, InvalidObjectError):
-            self._bury(current.batch, error)
-            current.replace()
-        elif not (isinstance(error, TransientStoreError) and await self._retry(current, error)):
-            self._report(current.batch.key, error)
-            if isinstance(error, TransientStoreError) and error.throttled:
-                self._delay_uploads(error.retry_after or 0.0)
-            await self._pause(pause(current.round, _random()))
-            current.begin_round()
+    def _timed_out(self, current: CurrentBatch, timer: Timer) -> StoreError:
+        """Return the error of an upload that did not progress for UPLOAD_TIMEOUT."""
+        self.admission.time_out(current.started)
+        sent, seconds = timer.progress.sent(), trio.current_time() - current.started
+        size = 0 if current.body is None else current.body.size
+        reason = (
+            f"no progress within UPLOAD_TIMEOUT ({self.timeout.seconds:g} s): {sent} of {size}"
+            f" bytes were sent in {seconds:.1f} s, {sent / max(seconds, 0.001) / 1000:.1f} kB/s"
+        )
+        return TransientStoreError("UploadTimeout", reason)
 
-    async def _retry(self, current: _CurrentBatch, error: TransientStoreError) -> bool:
+    async def _handle_failure(self, current: CurrentBatch, error: StoreError) -> None:
+        """Try the current batch again at once, put it back, or make it a dead letter."""
+        self._outcomes[error.outcome].inc()
+        now = trio.current_time()
+        if isinstance(error, InvalidObjectError):
+            if self._flood.refuse(now, error.code):
+                self._bury(current.batch, error)
+                current.replace()
+                return
+            error = OperatorStoreError(
+                error.code,
+                f"{error}; not a dead letter, because the store has refused more than 100 objects"
+                " in a minute with this error",
+            )
+        if isinstance(error, TransientStoreError) and not error.throttled:
+            if now - current.started < _QUICK and await self._retry(current, error):
+                return
+            current.repeat = True
+        waiting = current.put_back()
+        if isinstance(error, TransientStoreError) and error.throttled:
+            await self.admission.throttle(waiting, error, started=current.started)
+        else:
+            await self.admission.fail(waiting, error)
+        current.replace()
+
+    async def _retry(self, current: CurrentBatch, error: TransientStoreError) -> bool:
         """Wait for the next attempt of the round; return False, at once, if it has no more."""
         cost = None
-        if current.attempt < MAX_ATTEMPTS:
-            cost = self._budget.spend(throttled=error.throttled)
+        if current.attempt < MAX_ATTEMPTS and error.retry_after is None:
+            cost = self._budget.spend()
         if cost is None:
             return False
-        await self._back_off(current.attempt, error)
+        await trio.sleep(backoff(current.attempt, _random()))
         current.attempt += 1
         current.cost = cost
+        current.repeat = True
         return True
 
-    async def _pause(self, seconds: float) -> None:
-        """Wait between two rounds; the success of another worker ends the wait early.
-
-        It does not end it before FIRST_PAUSE: a batch that fails alone must not be tried again
-        with every success of another batch.
-        """
-        await trio.sleep(min(seconds, FIRST_PAUSE))
-        if seconds > FIRST_PAUSE and self._health.trouble("store") is not None:
-            with trio.move_on_after(seconds - FIRST_PAUSE):
-                await self._recovered.wait()
-
-    async def _back_off(self, attempt: int, error: TransientStoreError) -> None:
-        wait = backoff(
-            attempt,
-            _random(),
-            throttled=error.throttled,
-            at_least=error.retry_after or 0.0,
-        )
-        if error.throttled:
-            self._delay_uploads(wait)
-        await trio.sleep(wait)
-
-    def _delay_uploads(self, seconds: float) -> None:
-        """Delay the uploads of all workers: the store asks the daemon for less, not one worker."""
-        self._no_upload_before = max(self._no_upload_before, trio.current_time() + seconds)
-
-    def _settle(self, current: _CurrentBatch, size: int, seconds: float) -> None:
+    def _settle(self, current: CurrentBatch, size: int, seconds: float) -> None:
+        batch = current.batch
         self._budget.refund(current.cost)
-        self._journal.settle(current.batch)
-        self._accounting.settle(current.batch)
-        self._release(current.batch.bytes)
+        self._journal.settle(batch)
+        self._accounting.settle(batch)
+        self._release(batch.bytes)
         self._stored.inc()
         self._metrics.objects_stored.inc()
         self._metrics.object_bytes.observe(size)
         self._metrics.upload_seconds.observe(seconds)
-        if self._health.trouble("store") is not None:
-            # The store may work again: let the other workers try before their pause ends.
-            self._recovered.set()
-            self._recovered = trio.Event()
-            self._end_trouble(current.batch)
-
-    def _report(self, key: str, error: StoreError) -> None:
-        if self._health.report("store", error.code, str(error), key):
-            log.warning("store_unavailable", code=error.code, reason=str(error), key=key)
-
-    def _end_trouble(self, batch: Batch) -> None:
-        """Note that ``batch`` has ended; log it if no other batch waits for the store.
-
-        A trouble ends with the batches that have it, not with the success of another batch: while
-        the rights for one prefix are missing, every object below another prefix would end it.
-        """
-        trouble = self._health.clear("store", batch.key)
-        if trouble is not None:
-            log.info("store_available", waited=round(time.time() - trouble.since, 1))
+        if not self.admission.quiet:
+            self.admission.store(batch.key, current.started, retried=current.rounds > 0)
 
     def _bury(self, batch: Batch, error: InvalidObjectError) -> None:
-        self._end_trouble(batch)
         self._journal.bury(batch, error.code, str(error))
         self._accounting.bury(batch)
         self._release(batch.bytes)
@@ -235,48 +218,64 @@ class Worker:
         return sum([current.present for current in self._current_batches])
 
 
-class _CurrentBatch:
+class CurrentBatch:
     """The batch of one worker, its object, and its attempts so far; a context manager.
 
-    A worker without a batch registers itself with the dispatcher, or gets a batch that is ready
-    from ``following``.
+    A worker without a batch registers itself as idle, or gets a batch that is ready from
+    ``following``.
     """
 
     __slots__ = (
         "_batches",
         "_following",
-        "_idle",
+        "_found",
         "_inbox",
+        "_register",
+        "_waiting",
         "attempt",
         "batch",
         "body",
         "cost",
         "present",
-        "round",
+        "repeat",
+        "rounds",
+        "sealed",
+        "started",
     )
 
     batch: Batch
     """Exists only while ``present`` is true, as all that follow."""
     body: EncodedObject | None
     """The object; None until it is encoded."""
-    round: int
-    """The round of attempts, from 1."""
+    sealed: bool
+    """Whether the journal has sealed the batch in this run."""
+    repeat: bool
+    """Whether the store may have the object already."""
+    rounds: int
+    """The rounds of attempts that failed before."""
     attempt: int
     """The attempt within the round, from 1."""
+    started: float
+    """The start of the last attempt, by trio's clock."""
     cost: int | None
     """Tokens of the budget that the last retry of this round cost; None: no retry."""
 
     def __init__(
-        self, idle: trio.MemorySendChannel[Inbox], following: Callable[[], Batch | None]
+        self,
+        register: Callable[[Inbox], None],
+        following: Callable[[], Batch | None],
+        found: int,
     ) -> None:
         """Begin without a batch.
 
-        The dispatcher receives the inboxes of idle workers from ``idle``; ``following`` returns a
-        batch that is ready, or None.
+        ``register`` is called with the inbox when the worker is idle; ``following`` returns a batch
+        that is ready, or None. An earlier run may have stored jobs up to the ``seq`` ``found``.
         """
-        self._idle = idle
-        self._inbox, self._batches = trio.open_memory_channel[Batch](0)
+        self._found = found
+        self._register = register
+        self._inbox, self._batches = trio.open_memory_channel[WaitingBatch](0)
         self._following = following
+        self._waiting: WaitingBatch | None = None
         self.present = False
 
     def __enter__(self) -> Self:
@@ -288,12 +287,27 @@ class _CurrentBatch:
 
     async def receive(self) -> bool:
         """Register as idle and wait for a batch; return False if the inbox was closed instead."""
-        self._idle.send_nowait(self._inbox)
+        self._register(self._inbox)
         try:
-            self._begin(await self._batches.receive())
+            waiting = await self._batches.receive()
         except trio.EndOfChannel:
             return False
+        self._begin(waiting.batch)
+        if waiting.rounds or waiting.repeat or waiting.sealed:
+            self._waiting = waiting
+            self.rounds, self.sealed = waiting.rounds, waiting.sealed
+            self.repeat |= waiting.repeat
         return True
+
+    def key(self) -> str:
+        """Return the key of the object."""
+        return self.batch.key
+
+    def put_back(self) -> WaitingBatch:
+        """Return the batch as one that waits for another attempt."""
+        waiting = self._waiting or WaitingBatch(self.batch)
+        waiting.sealed, waiting.repeat = self.sealed, self.repeat
+        return waiting
 
     def replace(self) -> None:
         """Begin with the batch that is ready, or have none."""
@@ -303,6 +317,7 @@ class _CurrentBatch:
         else:
             # Else an idle worker keeps its last batch in memory, which no bound counts.
             del self.batch, self.body
+            self._waiting = None
             self.present = False
 
     async def encoded(self) -> EncodedObject:
@@ -313,18 +328,13 @@ class _CurrentBatch:
             return encode(batch.jobs)
         return await trio.to_thread.run_sync(encode, batch.jobs, abandon_on_cancel=True)
 
-    def begin_round(self) -> None:
-        """Begin the next round: attempts count from 1 again."""
-        self.round += 1
-        self.attempt = 1
-        self.cost = None
-
     def _begin(self, batch: Batch) -> None:
         self.present = True
         self.batch = batch
-        self.round = self.attempt = 1
-        self.cost = None
-        self.body = None
+        self.rounds, self.attempt = 0, 1
+        self.cost = self.body = self._waiting = None
+        self.sealed = False
+        self.repeat = batch.jobs[0].seq <= self._found
         if not batch.sealed and not _is_slow(batch):
             self.body = FORMATS[batch.format_name].encode(batch.jobs)
 

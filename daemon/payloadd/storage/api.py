@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from payloadd.config.parsers import FileUrl
+from payloadd.storage.http1.progress import Progress, watched_progress
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from payloadd.config.settings import Settings
     from payloadd.model.formats.api import EncodedObject
     from payloadd.model.job import Members
+
+__all__ = ["Progress", "Store", "open_store", "watched_progress"]
 
 _CLOSE_SECONDS: Final = 2.0
 
@@ -34,6 +37,8 @@ class Store(Protocol):
     * A reader of the store never sees a part of an object.
     * Every failure is a :class:`~payloadd.errors.StoreError`: ``TransientStoreError``,
       ``OperatorStoreError`` or ``InvalidObjectError``.
+    * The bytes of an upload may be watched (``watched_progress``), where the store has a socket of
+      its own. Without that an upload has no progress until it ends.
     * Any number of calls may be in progress at the same time, and each may be cancelled.
     """
 

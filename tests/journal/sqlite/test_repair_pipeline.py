@@ -89,7 +89,7 @@ async def accept(journal: Journal, number: int, count: int) -> None:
 async def test_every_payload_is_stored_once_or_reported(path: Path, most: int) -> None:
     """Batches of workers would be stored, listed as DAMAGED, and make the totals negative."""
     environ = {"STATE_DIR": str(path.parent), "BATCH_MAX_PAYLOADS": str(most)}
-    settings = config.load({**environ, "BATCH_LINGER": "10ms"})
+    settings = config.load({**environ, "BATCH_LINGER": "10ms", "MAX_WORKERS": "8"})
     health, metrics, store = Health(), Metrics(), GatedStore()
     accounting, channel = Accounting(metrics), JobChannel(300, 10**6)
     feeder = QueueFeeder(channel, accounting)
@@ -101,10 +101,10 @@ async def test_every_payload_is_stored_once_or_reported(path: Path, most: int) -
             assert isinstance(journal, SqliteJournal)
             database = journal._database
             repair_without_pause(database)
-            worker = Worker(store, journal, accounting, health, metrics, 60.0, channel.release)
-            batcher = Batcher(channel, journal, opened.layouts, settings)
+            worker = Worker(store, journal, accounting, health, metrics, channel, settings)
+            batcher = Batcher(channel, opened.layouts, settings, worker.admission)
             await nursery.start(feeder.refill, journal)
-            await nursery.start(dispatch, batcher, worker, 8)
+            await nursery.start(dispatch, batcher, worker)
             for number in range(1, _COUNT, 100):
                 await accept(journal, number, 100)
             await until(lambda: store.waiting == 8)

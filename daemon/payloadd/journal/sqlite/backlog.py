@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import job_rows, segments
@@ -11,16 +11,19 @@ from payloadd.journal.sqlite.damage import corrupt
 from payloadd.model.job import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from payloadd.journal.sqlite.damage import DamagedRow
-    from payloadd.journal.sqlite.job_rows import Range, Row
+    from payloadd.journal.sqlite.excluded import ExcludedRanges
+    from payloadd.journal.sqlite.job_rows import Row
     from payloadd.journal.sqlite.read_errors import ReadErrors
     from payloadd.model.job import Job
 
 BEYOND: Final = 2**62
 """A ``seq`` that no job reaches."""
+_SEALED: Final = "SELECT first FROM batches WHERE first > ? ORDER BY first LIMIT ?"
+_MOST_SEALED: Final = 100
 
 
 class Page:
@@ -42,10 +45,10 @@ class Backlog:
         self,
         connection: sqlite3.Connection,
         state_dir: Path,
-        excluded: Sequence[Range],
+        excluded: ExcludedRanges,
         read_errors: ReadErrors,
     ) -> None:
-        """Leave the ranges ``excluded`` out of all pages: sealed, dead, or stored at the start."""
+        """Leave ``excluded`` out of pages: jobs that were sealed, dead or stored at the start."""
         self._connection = connection
         self._folder = state_dir
         self._excluded = excluded
@@ -76,7 +79,7 @@ class Backlog:
 
     def _unsealed(self, after: int, end: int) -> Iterator[Row]:
         """Yield the rows after ``after`` and before ``end`` that no excluded range has."""
-        for first, last in [*self._excluded, (BEYOND, BEYOND)]:
+        for first, last in chain(self._excluded.after(after), [(BEYOND, BEYOND)]):
             if after < min(first, end) - 1:
                 yield from in_order(self._connection, after + 1, min(first, end) - 1)
             after = max(after, last)
@@ -84,6 +87,10 @@ class Backlog:
     def _is_lasting(self, error: sqlite3.Error) -> bool:
         """Return whether the disk has failed for some seconds to read a part of a segment."""
         return segments.is_unreadable(error) and self._read_errors.note(str(error))
+
+    def sealed_after(self, after: int) -> list[int]:
+        """Return the first ``seq`` of the next sealed batches after ``after``, some at a time."""
+        return [first for (first,) in self._connection.execute(_SEALED, (after, _MOST_SEALED))]
 
     def sealed(self, first: int) -> tuple[Batch | None, list[DamagedRow], int]:
         """Return the sealed batch of ``first`` with its sound members, the damaged ones, its end.

@@ -168,6 +168,10 @@ class Database(DatabaseFile):
                 self._hidden.read(page)
                 return page
 
+    def sealed_after(self, after: int) -> list[int]:
+        """Return the first ``seq`` of the next sealed batches, some at a time, in order."""
+        return self._with_repair(lambda: self._backlog.sealed_after(after))
+
     def sealed(self, first: int) -> Batch | None:
         """Return the sealed batch that begins with ``first``; None if no member can be read.
 

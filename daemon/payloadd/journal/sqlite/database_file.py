@@ -21,6 +21,7 @@ from payloadd.journal.sqlite.damage import Finding, Findings, is_corrupt
 from payloadd.journal.sqlite.deletion import RowDeletion, Vacuum
 from payloadd.journal.sqlite.disk_probe import has_room, is_full
 from payloadd.journal.sqlite.disk_reserve import DiskReserve
+from payloadd.journal.sqlite.excluded import ExcludedRanges
 from payloadd.journal.sqlite.file_check import make_sound, open_sound
 from payloadd.journal.sqlite.files_in_use import FilesInUse
 from payloadd.journal.sqlite.hidden_rows import HiddenRows
@@ -101,10 +102,8 @@ class DatabaseFile:
                 self._repair_at_start(error)
             self.high_water.begin(self.totals)
             self._hidden.begin(self._connection, self.totals, self._inventory.sealed)
-            self.sealed_firsts = [first for first, _ in self._inventory.sealed]
-            """The first ``seq`` of each batch that an earlier run sealed: it is sent again, whole,
-            under the same key."""
             self.files.note()
+            del self._inventory  # it lists all sealed batches: there may be millions
         except BaseException:
             self._connection.close()
             self.high_water.close()
@@ -144,7 +143,7 @@ class DatabaseFile:
             self.high_water.identify(self._connection, None)
         self._segments.check(self.totals.next)
         if not hasattr(self, "_excluded"):
-            self._excluded = self._inventory.apart
+            self._excluded = ExcludedRanges(self._inventory.apart)
         self._attach()
         self.compaction.unlink_dead()
 

@@ -59,6 +59,15 @@ class JobsInMemory:
         """Note that the jobs of the commit were published, or its operations queued again."""
         self._operations = ()
 
+    def ending(self) -> set[int]:
+        """Return the first ``seq`` of each batch that is settled or buried by the next commits."""
+        found: set[int] = set()
+        for operations in (self._operations, self._commit_queue.next_group.operations):
+            for operation in operations:
+                if isinstance(operation, Settle | Bury):
+                    found.add(operation.batch.jobs[0].seq)
+        return found
+
     def collect(self) -> list[Job]:
         """Return the jobs, some of them twice; none before ``start``. Called in the thread."""
         return (_call_in_loop(self._token, self._collect) or []) if self._token else []

@@ -17,7 +17,6 @@ unknown.
 from __future__ import annotations
 
 import sqlite3
-from collections import deque
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -43,6 +42,7 @@ from payloadd.journal.sqlite.operations import (
     Stage,
 )
 from payloadd.journal.sqlite.schema import KEY_BYTES, ROW_BYTES
+from payloadd.journal.sqlite.sealed_batches import SealedBatches
 from payloadd.journal.sqlite.thread import JournalThread
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class SqliteJournal:
         self._thread = JournalThread(
             self._disk, tuning.retry_interval, tuning.stall_timeout, tuning.stall_check_interval
         )
-        self._sealed = deque(database.sealed_firsts)
+        self._sealed = SealedBatches(database, self._thread, listener)
         # Waiting requests are bounded by max_bytes, the other operations by MAX_WORKERS.
         self._commit_queue = CommitQueue(tuning.most_large_rows)
         add, interval = self._commit_queue.add, tuning.maintenance_interval
@@ -219,14 +219,8 @@ class SqliteJournal:
         await group.ended.wait()
 
     async def sealed(self) -> Batch | None:
-        """Return the next batch that has to be uploaded as it was sealed; see ``Journal``."""
-        while self._sealed:
-            batch = await self._thread.read(self._database.sealed, self._sealed.popleft())
-            self._database.handed.pop("sealed", None)
-            if batch is not None:
-                self._listener.replayed(batch.jobs)
-                return batch
-        return None
+        """Return the next sealed batch that is not in memory; see ``Journal``."""
+        return await self._sealed.next_batch(self._in_memory.ending)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -357,7 +351,6 @@ class SqliteJournal:
                 case Abandon():
                     self._end_staging()
                 case Revive(firsts, payloads, more) if firsts:
-                    self._sealed += firsts
                     self._listener.revived(payloads)
                     if more:
                         self._commit_queue.add(Revive())

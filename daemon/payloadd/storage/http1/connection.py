@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import httpx
 import trio
 
+from payloadd.storage.http1.progress import watched_progress
 from payloadd.storage.http1.response import ResponseParser
 from payloadd.storage.http1.socket import TcpStream
 
@@ -62,6 +63,8 @@ class Connection:
         cancellation.
         """
         response = ResponseParser(request.method)
+        if (progress := watched_progress.get()) is not None:
+            progress.begin(self._wire)
         if request.write_timeout is None and request.read_timeout is None:
             await self._read(response, await self._write(request))
         else:
@@ -146,9 +149,12 @@ async def connect(origin: Origin, tls: ssl.SSLContext, within: float) -> Connect
             wire = TcpStream(await trio.open_tcp_stream(origin.host, origin.port))
             stream = await _secure(wire, tls, origin.host) if origin.secure else wire
     except trio.TooSlowError as error:
-        raise httpx.ConnectTimeout(f"no connection within {within:g} s") from error
+        reason = f"no connection to {origin.host}:{origin.port} within {within:g} s"
+        raise httpx.ConnectTimeout(reason) from error
     except (OSError, trio.BrokenResourceError) as error:
-        raise httpx.ConnectError(error_text(error)) from error
+        # The errors of DNS do not name the host.
+        reason = f"{origin.host}:{origin.port}: {error_text(error)}"
+        raise httpx.ConnectError(reason) from error
     return Connection(origin, wire, stream)
 
 

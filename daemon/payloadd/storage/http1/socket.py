@@ -31,6 +31,8 @@ class TcpStream(trio.abc.Stream):
         """Take the socket out of ``stream``, which must not be used afterwards."""
         self._socket = socket.socket(fileno=stream.socket.detach())
         self._socket.settimeout(0)
+        self.sent = 0
+        """Bytes that the kernel has accepted so far."""
         self._input = select.poll()
         self._input.register(self._socket, select.POLLIN)
 
@@ -57,11 +59,17 @@ class TcpStream(trio.abc.Stream):
     def _send(self, pieces: Sequence[BytesLike]) -> int:
         """Return the number of bytes that the kernel accepts now."""
         try:
-            return self._socket.sendmsg(pieces[:IOV_MAX])
+            sent = self._socket.sendmsg(pieces[:IOV_MAX])
         except BlockingIOError:
             return 0
         except OSError as error:
             raise trio.BrokenResourceError(str(error)) from error
+        self.sent += sent
+        return sent
+
+    def fileno(self) -> int:
+        """Return the file descriptor; -1 of a closed socket."""
+        return self._socket.fileno()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the kernel accepts bytes."""

@@ -1,0 +1,64 @@
+"""Sealed batches are found in the file, a few at a time, however many there are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from payloadd.journal.sqlite.excluded import ExcludedRanges
+from tests.support.journal import batch, open_rig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.journal import JournalRig
+
+pytestmark = pytest.mark.usefixtures("anywhere")
+
+
+async def seal_alone(rig: JournalRig, count: int) -> None:
+    """Accept jobs, and seal and forget each as a batch of its own."""
+    await rig.accept(1, count=count)
+    for _ in range(count):
+        one = batch(rig.channel.receive_nowait())
+        await rig.journal.seal(one)
+        rig.accounting.leave(one)
+
+
+async def test_more_batches_than_one_read_returns_come_in_order_and_once_a_pass(
+    tmp_path: Path,
+) -> None:
+    """Some batches that were put back would never be tried again."""
+    async with open_rig(tmp_path / "j") as rig:
+        await seal_alone(rig, 250)
+        for _ in range(2):
+            seqs = []
+            while (one := await rig.journal.sealed()) is not None:
+                seqs += [job.seq for job in one.jobs]
+                rig.accounting.leave(one)
+            assert seqs == [*range(1, 251)]
+
+
+async def test_a_batch_that_is_in_memory_is_not_returned(tmp_path: Path) -> None:
+    """Two workers would upload it, and the totals would be wrong for ever."""
+    async with open_rig(tmp_path / "j") as rig:
+        await seal_alone(rig, 3)
+        first = await rig.journal.sealed()
+        assert first is not None
+        found = [await rig.journal.sealed() for _ in range(3)]
+        assert [one and one.jobs[0].seq for one in found] == [2, 3, None]
+        rig.accounting.settle(first)
+        rig.journal.settle(first)
+        assert await rig.journal.sealed() is None
+        await rig.journal.pulse()
+        assert rig.database.totals.jobs == 2
+        assert await rig.journal.sealed() is None
+
+
+def test_ranges_that_touch_or_overlap_are_one() -> None:
+    """Pages would contain jobs that are stored, or cost more with every sealed batch."""
+    ranges = ExcludedRanges([(10, 12), (1, 3), (4, 5), (11, 11), (20, 30)])
+    assert [*ranges.after(0)] == [(1, 5), (10, 12), (20, 30)]
+    assert [*ranges.after(11)] == [(10, 12), (20, 30)]
+    assert [*ranges.after(31)] == []

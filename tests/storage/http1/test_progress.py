@@ -1,0 +1,67 @@
+"""The progress of an upload, as it is seen from outside."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+import trio
+
+from payloadd.storage.http1.connection import Origin, connect
+from payloadd.storage.http1.progress import Progress, watched_progress
+from payloadd.storage.http1.socket import TcpStream
+from tests.storage.http1.test_transport import answer_once, ask, raw_server, transport
+
+SIZE = 4 * 2**20
+
+
+async def test_only_bytes_that_the_peer_has_acknowledged_are_progress() -> None:
+    """The kernel takes megabytes at once: an upload over a slow line would seem to hang."""
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    listener.socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 8192)
+    port = listener.socket.getsockname()[1]
+    async with trio.open_nursery() as nursery, listener:
+        stream = TcpStream(await trio.open_tcp_stream("127.0.0.1", port))
+        peer = await listener.accept()
+        async with peer:
+            progress = Progress()
+            assert (progress.sent(), progress.has_moved()) == (0, False)
+            progress.begin(stream)
+            nursery.start_soon(stream.send_all, b"x" * SIZE)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            before = progress.sent()
+            assert before < stream.sent < SIZE
+            assert progress.has_moved()
+            assert not progress.has_moved()
+            received = 0
+            while received < SIZE:
+                received += len(await peer.receive_some(65536))
+            with trio.fail_after(10):
+                while progress.sent() < SIZE:  # noqa: ASYNC110 - the kernel reports no event
+                    await trio.sleep(0.01)
+            assert progress.has_moved()
+            progress.begin(stream)
+            assert (progress.sent(), progress.has_moved()) == (0, False)
+            stream.close()
+            assert not progress.has_moved()
+
+
+async def test_a_request_of_a_watched_task_has_progress() -> None:
+    """Every upload that takes long would be cut at UPLOAD_TIMEOUT."""
+    progress = Progress()
+    watched_progress.set(progress)
+    async with raw_server(answer_once) as url, transport() as made:
+        await made.handle_async_request(ask(url))
+        assert progress.sent() > 0
+
+
+async def test_an_error_of_dns_names_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator would not know which of the endpoints has a typing error."""
+
+    async def fail(host: str, port: int) -> trio.SocketStream:
+        del host, port
+        raise OSError(-2, "Name or service not known")
+
+    monkeypatch.setattr(trio, "open_tcp_stream", fail)
+    async with transport() as made:
+        with pytest.raises(httpx.ConnectError, match=r"s3\.example:9.*Name or service not known"):
+            await connect(Origin("s3.example", 9, secure=False), made._tls, 5.0)
