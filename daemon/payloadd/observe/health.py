@@ -31,9 +31,9 @@ class Health:
     """The state of one process.
 
     Each of the attributes ``payload_figures``, ``queue_figures``, ``journal_figures``,
-    ``upload_figures`` and ``busy_workers`` is a function that returns the figures of one part. The part, or the service,
-    sets it; the default returns zeros. The functions are called in the event loop for every
-    snapshot, also after their part was closed.
+    ``upload_figures`` and ``busy_workers`` is a function that returns the figures of one part. The
+    part, or the service, sets it; the default returns zeros. The functions are called in the event
+    loop for every snapshot, also after their part was closed.
     """
 
     def __init__(self) -> None:
