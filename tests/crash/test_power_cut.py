@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from payloadd.journal.sqlite import high_water, identity
+from payloadd.journal.sqlite import high_water, high_water_record, identity
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.schema import FILE, open_existing
 from payloadd.journal.sqlite.verify import verify
@@ -138,7 +138,7 @@ def test_payloads_of_a_log_that_is_lost_in_a_power_cut_are_counted(
         image.mkdir()
         disk.write_image(image, chance)
         (image / f"{FILE}-wal").unlink(missing_ok=True)
-        last = high_water.read(image / FILE)
+        last = high_water_record.read(image / FILE)
         with closing(Database(image / FILE)) as database:
             damage = database.high_water.damage
             missing = reported.accepted - reported.settling - set(numbers_in(database))

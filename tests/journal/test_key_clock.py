@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from payloadd.journal.key_clock import KEEP, MOST_STEP
-from payloadd.journal.sqlite import high_water
+from payloadd.journal.sqlite import high_water, high_water_record
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.operations import Expire
 from tests.support.journal import append
@@ -119,13 +119,13 @@ def test_a_record_without_the_two_times_is_read(path: Path, machine: Machine) ->
     with closing(Database(path)) as database:
         database.commit([append(1, b"key")])
         totals = database.totals
-    former = high_water._FORMER_BODY.pack(
-        *(high_water._FORMER_MAGIC, 9, machine.boot, database.high_water.identity),
+    former = high_water_record._FORMER_BODY.pack(
+        *(high_water_record._FORMER_MAGIC, 9, machine.boot, database.high_water.identity),
         *(totals.next, totals.accepted, totals.payloads, 0, 1),
     )
-    record = former + high_water._CHECKSUM.pack(zlib.crc32(former))
+    record = former + high_water_record._CHECKSUM.pack(zlib.crc32(former))
     path.with_suffix(".high").write_bytes(record)
-    found = high_water.read(path)
+    found = high_water_record.read(path)
     assert found is not None
     assert (found.number, found.time, found.uptime) == (9, 0, 0)
     with closing(Database(path)) as database:

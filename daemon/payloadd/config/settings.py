@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from payloadd.config.credential_files import read_credentials
+from payloadd.config.not_built import NOT_BUILT
 from payloadd.config.object_options import (
     ACLS,
     SSE_C,
@@ -267,25 +268,6 @@ ENVIRONMENT_NAMES: Final = {
 _CLOSE: Final = 0.88
 """Similarity (difflib) of two names from which one is probably the other, misspelt."""
 
-# Documented settings that this version does not have yet. The daemon does not start with them: it
-# would ignore them silently, such as a token file that is not enforced.
-_NOT_BUILT: Final = {
-    "AUTH_TOKENS": "bearer tokens",
-    "CLIENT_ADDRESS": "addresses of clients behind a proxy",
-    "CORS_ORIGINS": "browsers as clients",
-    "DRAIN_DELAY": "a delay between SIGTERM and the drain",
-    "ENVELOPE": "envelopes around payloads",
-    "JOURNAL_URL": "a journal that machines share",
-    "OBJECT_FORMAT": "object formats besides NDJSON",
-    "PARQUET_SCHEMA": "object formats besides NDJSON",
-    "PARQUET_SORT_BY": "object formats besides NDJSON",
-    "PUT_PRICE": "the cost metric",
-    "RATE_LIMIT": "rate limits",
-    "STREAMS": "streams",
-    "TRUSTED_PROXIES": "addresses of clients behind a proxy",
-    "WATERMARK": "watermarks",
-}
-
 
 def load(
     environ: Mapping[str, str] | None = None,
@@ -332,7 +314,7 @@ def _default(item: Field[Any], values: Mapping[str, object]) -> str | None:
 
 def _read_credentials(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Return the settings of ``$CREDENTIALS_DIRECTORY`` by name in lower case, and problems."""
-    names = {name.lower() for name in (*_NOT_BUILT, *SSE_C)}
+    names = {name.lower() for name in (*NOT_BUILT, *SSE_C)}
     pem_names = set()
     for item in fields(Settings):
         own = [name.lower() for name in ENVIRONMENT_NAMES.get(item.name, (item.name,))]
@@ -368,7 +350,7 @@ def _find(
 def _not_built(environ: Mapping[str, str], credentials: Mapping[str, str]) -> list[str]:
     refused = {
         name: f"is set, but {feature}: not built yet in this version; unset it"
-        for name, feature in _NOT_BUILT.items()
+        for name, feature in NOT_BUILT.items()
     }
     refused |= {name: f"is not allowed; allowed is: {why}" for name, why in SSE_C.items()}
     return [
@@ -406,7 +388,7 @@ def misspelt_names(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     of variables of other programs, AWS's among them.
     """
     environ = os.environ if environ is None else environ
-    known = {name for item in fields(Settings) for name in _names_of(item.name)} | set(_NOT_BUILT)
+    known = {name for item in fields(Settings) for name in _names_of(item.name)} | set(NOT_BUILT)
     own = [name for name in known if not name.startswith("AWS_") and name != "STATE_DIRECTORY"]
     close = {
         name: get_close_matches(name.upper(), own, 1, _CLOSE) for name in environ.keys() - known

@@ -11,7 +11,7 @@ import pytest
 
 from payloadd.errors import RefusedError, StartError
 from payloadd.journal.api import Receipt
-from payloadd.journal.sqlite import high_water
+from payloadd.journal.sqlite import high_water_record
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.files_in_use import FilesInUse
@@ -424,7 +424,7 @@ def test_the_mark_goes_on_in_a_new_file(path: Path) -> None:
         assert database.restore_files()
         database.commit([Append(Receipt(id_of(2), 1), [part(2)])])
         database.commit([Settle(batch(job(1), sealed=False))])
-        record = high_water.read(path)
+        record = high_water_record.read(path)
         assert record is not None
         assert (record.accepted, record.held) == (2, 1)
 

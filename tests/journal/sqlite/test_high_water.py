@@ -15,7 +15,7 @@ import trio
 
 from payloadd.errors import StartError
 from payloadd.journal.api import Receipt
-from payloadd.journal.sqlite import high_water, segments
+from payloadd.journal.sqlite import high_water, high_water_record, segments
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.operations import Append, Bury, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE, open_existing
@@ -262,7 +262,7 @@ def test_a_flipped_bit_in_a_record_reports_no_loss(folder: Path) -> None:
         broken = bytearray(whole)
         broken[chances.choice([0, 512]) + chances.randrange(76)] ^= 1 << chances.randrange(8)
         path.write_bytes(broken)
-        record = high_water.read(left / FILE)
+        record = high_water_record.read(left / FILE)
         assert record is not None
         assert record.next in (5, 6)
     path.write_bytes(bytes(1024))
@@ -318,7 +318,7 @@ def test_negative_totals_do_not_end_the_daemon(folder: Path) -> None:
     """A count that damage has made negative would raise after a durable commit."""
     with closing(Database(folder / FILE)) as database:
         database.high_water.write(Totals(5, -2, -2, 0))
-        record = high_water.read(folder / FILE)
+        record = high_water_record.read(folder / FILE)
         assert record is not None
         assert (record.next, record.held) == (5, 0)
 

@@ -12,7 +12,7 @@ import structlog.testing
 
 from payloadd.errors import StartError
 from payloadd.journal.api import Receipt
-from payloadd.journal.sqlite import high_water, identity, segments
+from payloadd.journal.sqlite import high_water_record, identity, segments
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection, try_journal
@@ -66,7 +66,7 @@ def test_the_identity_of_a_journal_never_changes(tmp_path: Path) -> None:
     for _ in range(2):
         with closing(Database(left / FILE)) as database:
             assert database.high_water.damage is None
-        record = high_water.read(left / FILE)
+        record = high_water_record.read(left / FILE)
         assert record is not None
         assert record.journal == identity_of(left) == known
     assert identity_of(make(tmp_path / "two", 3)) != known

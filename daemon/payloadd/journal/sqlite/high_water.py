@@ -27,9 +27,7 @@ finds smaller counts in SQLite's file knows that payloads are missing, and how m
 from __future__ import annotations
 
 import os
-import struct
 import uuid
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +38,17 @@ from payloadd.files import is_at, sync_folder
 from payloadd.journal.key_clock import ClockReading, KeyClock
 from payloadd.journal.sqlite import identity, segments
 from payloadd.journal.sqlite.files_in_use import put_aside
+from payloadd.journal.sqlite.high_water_record import (
+    FLAG_AT_LEAST,
+    FLAG_CLEAN,
+    FLAG_FOREIGN,
+    OPEN_FLAGS,
+    SECTOR_BYTES,
+    SUFFIX,
+    HighWaterRecord,
+    pack,
+    read,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -50,60 +59,11 @@ if TYPE_CHECKING:
 BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 """A random UUID that changes with each boot of the machine; see random(4)."""
 
-_SUFFIX: Final = ".high"
-"""Suffix of the file's name in STATE_DIR, ``journal.high``."""
 _LOST_SUFFIX: Final = ".lost"
 """Added to the name of a segment whose rows are lost, so that an operator can read its payloads."""
 
-_MAGIC: Final = b"payldhw2"
-_BODY: Final = struct.Struct("<8sQ16s16sqqqqIqq")
-"""Magic, number of the record, boot id, identity of the journal, next seq, payloads accepted, held,
-missing, flags, clock of the keys, time since boot."""
-_FORMER_MAGIC: Final = b"payldhw1"
-_FORMER_BODY: Final = struct.Struct("<8sQ16s16sqqqqI")
-"""The same without the two times."""
-_CHECKSUM: Final = struct.Struct("<I")
-_SECTOR: Final = 512
-_FLAG_CLEAN: Final = 1
-_FLAG_AT_LEAST: Final = 2
-_FLAG_FOREIGN: Final = 4
-_KEPT_FLAGS: Final = _FLAG_AT_LEAST | _FLAG_FOREIGN
-_OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+_KEPT_FLAGS: Final = FLAG_AT_LEAST | FLAG_FOREIGN
 _SEGMENTS_IN_USE: Final = "SELECT DISTINCT segment FROM jobs WHERE segment IS NOT NULL"
-
-
-@dataclass(frozen=True, slots=True)
-class HighWaterRecord:
-    """One record of ``journal.high``."""
-
-    number: int
-    boot: bytes
-    """Boot id of the machine."""
-    journal: bytes
-    """Identity of the journal."""
-    next: int
-    """``seq`` of the next job."""
-    accepted: int
-    """Payloads that were ever accepted."""
-    held: int
-    """Payloads in the journal: waiting or in dead letters."""
-    missing: int
-    """Payloads that an earlier start found missing and no operator has acknowledged yet."""
-    flags: int
-    time: int = 0
-    """Time of the clock of the Idempotency-Keys, in ms; 0 in records that do not have it."""
-    uptime: int = 0
-    """Milliseconds since the machine was booted."""
-
-    @property
-    def clean(self) -> bool:
-        """Whether the daemon was stopped in order after this record."""
-        return bool(self.flags & _FLAG_CLEAN)
-
-    @property
-    def foreign(self) -> bool:
-        """Whether an earlier start found the record of another journal."""
-        return bool(self.flags & _FLAG_FOREIGN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +98,7 @@ class HighWater:
 
         ``read_uptime``: as for ``KeyClock``.
         """
-        self._path = journal.with_suffix(_SUFFIX)
+        self._path = journal.with_suffix(SUFFIX)
         self._segments = journal.parent / segments.FOLDER
         self._existed = self._path.exists()
         self._found = read(journal)
@@ -219,7 +179,7 @@ class HighWater:
         if behind:
             self._missing += max(0, min(lost, found.held)) + unrecorded
             is_exact = found.boot == self._boot and not unrecorded
-            self._flags |= 0 if is_exact else _FLAG_AT_LEAST
+            self._flags |= 0 if is_exact else FLAG_AT_LEAST
             files = self._put_aside(name for name in names if name >= totals.next)
             following += unrecorded
             totals = replace(totals, next=following, accepted=max(found.accepted, totals.accepted))
@@ -230,9 +190,9 @@ class HighWater:
             self.write(replace(totals, payloads=0, dead_payloads=0))
             self.sync()
             totals.write(connection)
-        if self._flags & _FLAG_FOREIGN or self._missing or again or (behind and not found.clean):
+        if self._flags & FLAG_FOREIGN or self._missing or again or (behind and not found.clean):
             flags = self._flags
-            at_least, foreign = bool(flags & _FLAG_AT_LEAST), bool(flags & _FLAG_FOREIGN)
+            at_least, foreign = bool(flags & FLAG_AT_LEAST), bool(flags & FLAG_FOREIGN)
             self.damage = LostCommits(self._missing, at_least, again, files, foreign)
         return totals
 
@@ -296,11 +256,11 @@ class HighWater:
     def _open(self) -> None:
         if self._file is not None:
             return
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | _OPEN_FLAGS, 0o600)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | OPEN_FLAGS, 0o600)
         if self._found is None:
             # Allocates the space once, so that no later record fails on a full disk.
             with suppress(OSError):
-                os.pwrite(self._file, bytes(2 * _SECTOR), 0)
+                os.pwrite(self._file, bytes(2 * SECTOR_BYTES), 0)
                 os.fsync(self._file)
                 sync_folder(self._path.parent)
 
@@ -311,8 +271,7 @@ class HighWater:
         self._number += 1
         # Totals that damage has made negative must not end the daemon.
         held = max(0, totals.payloads + totals.dead_payloads)
-        body = _BODY.pack(
-            _MAGIC,
+        record = pack(
             self._number,
             self._boot,
             self._journal,
@@ -324,8 +283,7 @@ class HighWater:
             *self.key_clock.reading(),
         )
         try:
-            record = body + _CHECKSUM.pack(zlib.crc32(body))
-            os.pwrite(self._file, record, _SECTOR * (self._number & 1))
+            os.pwrite(self._file, record, SECTOR_BYTES * (self._number & 1))
             self._dirty = True
         except OSError:
             # ``suppress`` would be a measurable part of the time of this method.
@@ -345,7 +303,7 @@ class HighWater:
         """
         if self.acknowledged:
             self._flags = self._missing = 0
-        self._flags |= _FLAG_CLEAN
+        self._flags |= FLAG_CLEAN
         self.write(totals)
         self.sync()
         self.close()
@@ -355,34 +313,6 @@ class HighWater:
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
-
-
-def read(journal: Path) -> HighWaterRecord | None:
-    """Return the last valid record for ``journal``, None without one. Raises OSError."""
-    try:
-        file = os.open(journal.with_suffix(_SUFFIX), os.O_RDONLY | _OPEN_FLAGS)
-    except FileNotFoundError:
-        return None
-    try:
-        content = os.pread(file, 2 * _SECTOR, 0)
-    finally:
-        os.close(file)
-    records = [_parse(content[slot * _SECTOR :]) for slot in (0, 1)]
-    valid = (record for record in records if record is not None)
-    return max(valid, key=lambda record: record.number, default=None)
-
-
-def _parse(record: bytes) -> HighWaterRecord | None:
-    layout = _FORMER_BODY if record.startswith(_FORMER_MAGIC) else _BODY
-    size = layout.size
-    if len(record) < size + _CHECKSUM.size:
-        return None
-    body = record[:size]
-    magic, *values = layout.unpack(body)
-    known = magic in {_MAGIC, _FORMER_MAGIC}
-    if not known or _CHECKSUM.unpack_from(record, size) != (zlib.crc32(body),):
-        return None
-    return HighWaterRecord(*values)
 
 
 def _key_clock(

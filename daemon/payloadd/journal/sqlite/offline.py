@@ -17,7 +17,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from payloadd.errors import PayloaddError, StartError, StateDirError
-from payloadd.journal.sqlite import dead_letters, file_check, high_water, identity
+from payloadd.journal.sqlite import (
+    dead_letters,
+    file_check,
+    high_water_record,
+    identity,
+)
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.file_check import check_schema, find_problem
@@ -226,7 +231,7 @@ def _try_file(path: Path) -> str:
         if totals is None:
             raise StartError(f"the row of totals is missing in {FILE}")
         # A start continues after the numbers of lost rows.
-        record = high_water.read(path)
+        record = high_water_record.read(path)
         if record is not None and identity.is_foreign(connection, record.journal):
             raise StartError(identity.FOREIGN)
         following = totals[0] if totals[0] == 1 or record is None else max(totals[0], record.next)

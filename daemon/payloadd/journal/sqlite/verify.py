@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from payloadd.errors import StartError
-from payloadd.journal.sqlite import high_water, identity, job_rows, small_tables
+from payloadd.journal.sqlite import high_water_record, identity, job_rows, small_tables
 from payloadd.journal.sqlite.damage import CODE, DamagedRow, Finding, describe, is_corrupt
 from payloadd.journal.sqlite.file_check import check_schema, find_problems
 from payloadd.journal.sqlite.job_rows import IN_RANGE
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from payloadd.journal.sqlite.high_water import HighWaterRecord
+    from payloadd.journal.sqlite.high_water_record import HighWaterRecord
     from payloadd.journal.sqlite.job_rows import Row
 
 _ROWS_PER_READ: Final = 2000
@@ -85,7 +85,7 @@ def verify(connection: sqlite3.Connection, state_dir: Path) -> list[Finding]:
 def _read_record(state_dir: Path) -> HighWaterRecord | None:
     """Return the last record of ``journal.high``, None where it cannot be read."""
     with suppress(OSError):
-        return high_water.read(state_dir / FILE)
+        return high_water_record.read(state_dir / FILE)
     return None
 
 

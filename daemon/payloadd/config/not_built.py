@@ -1,0 +1,27 @@
+"""Documented settings that this version does not have yet.
+
+The daemon does not start with them: it would ignore them silently, such as a token file that is not
+enforced.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+NOT_BUILT: Final = {
+    "AUTH_TOKENS": "bearer tokens",
+    "CLIENT_ADDRESS": "addresses of clients behind a proxy",
+    "CORS_ORIGINS": "browsers as clients",
+    "DRAIN_DELAY": "a delay between SIGTERM and the drain",
+    "ENVELOPE": "envelopes around payloads",
+    "JOURNAL_URL": "a journal that machines share",
+    "OBJECT_FORMAT": "object formats besides NDJSON",
+    "PARQUET_SCHEMA": "object formats besides NDJSON",
+    "PARQUET_SORT_BY": "object formats besides NDJSON",
+    "PUT_PRICE": "the cost metric",
+    "RATE_LIMIT": "rate limits",
+    "STREAMS": "streams",
+    "TRUSTED_PROXIES": "addresses of clients behind a proxy",
+    "WATERMARK": "watermarks",
+}
+"""What each of them would give."""
