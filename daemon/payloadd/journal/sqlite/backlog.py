@@ -90,7 +90,9 @@ class Backlog:
 
     def _waiting(self, after: int, end: int, hidden: Sequence[Range]) -> Iterator[Row]:
         """Yield the rows after ``after`` and before ``end`` that no left out range has."""
-        left_out = merge(self._excluded.after(after), sorted(hidden))
+        left_out = self._excluded.after(after)
+        if hidden:
+            left_out = merge(left_out, sorted(hidden))
         for first, last in chain(left_out, [(BEYOND, BEYOND)]):
             if after < min(first, end) - 1:
                 yield from in_order(self._connection, after + 1, min(first, end) - 1)
