@@ -79,6 +79,17 @@ def test_a_step_of_the_clock_forgets_no_key(path: Path, machine: Machine, step: 
         assert not is_known(database)
 
 
+def test_keys_expire_on_a_machine_that_believes_to_be_in_1970(path: Path, machine: Machine) -> None:
+    """A machine without a battery for its clock would take milliseconds for seconds."""
+    machine.system = 5.0
+    with closing(Database(path)) as database:
+        database.commit([append(1, b"key")])
+        machine.run(KEEP - 1)
+        assert is_known(database)
+        machine.run(2)
+        assert not is_known(database)
+
+
 @pytest.mark.parametrize("step", [2 * _DAY, -2 * _DAY])
 def test_time_between_two_runs_of_one_boot_counts_exactly(
     path: Path, machine: Machine, step: float

@@ -24,6 +24,9 @@ KEEP: Final = 24 * 3600
 """Seconds for which an Idempotency-Key is known."""
 MOST_STEP: Final = 3600
 """Seconds by which the clock moves forward at most between two runs on different boots."""
+EARLIEST: Final = 10**11
+"""The earliest time of the clock, in milliseconds, a day in 1973. Earlier versions have written
+times in seconds into the journal: these numbers are smaller."""
 
 
 class ClockReading(NamedTuple):
@@ -36,7 +39,7 @@ class ClockReading(NamedTuple):
 
 
 class KeyClock:
-    """A clock in Unix time, as it was when the clock was first started."""
+    """A clock in Unix time, as it was when the clock was first started, but not before 1973."""
 
     def __init__(
         self,
@@ -52,12 +55,12 @@ class KeyClock:
         """
         self._uptime = read_uptime or uptime
         now = self._uptime()
-        self._ahead = _start(last, now, rebooted=rebooted) - now
+        self._ahead = max(EARLIEST, _start(last, now, rebooted=rebooted)) - now
         """Milliseconds by which Unix time is ahead of the time since boot."""
 
     def now(self) -> int:
-        """Return the time in whole seconds."""
-        return (self._ahead + self._uptime()) // 1000
+        """Return the time in milliseconds."""
+        return self._ahead + self._uptime()
 
     def reading(self) -> ClockReading:
         """Return a reading for ``journal.high``."""

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return a function that lets a second pass for the keys."""
-    now = [1_700_000_000.0]
-    monkeypatch.setattr(key_clock, "uptime", lambda: int(now[0] * 1000))
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function that lets milliseconds pass for the keys."""
+    now = [1_700_000_000_000]
+    monkeypatch.setattr(key_clock, "uptime", lambda: now[0])
 
-    def tick() -> None:
-        now[0] += 1
+    def tick(milliseconds: int) -> None:
+        now[0] += milliseconds
 
     return tick
 
@@ -44,38 +44,81 @@ def known(database: Database) -> set[bytes]:
 
 
 def test_the_oldest_keys_are_evicted_above_the_bound(
-    tmp_path: Path, clock: Callable[[], None]
+    tmp_path: Path, clock: Callable[[int], None]
 ) -> None:
     """One client that makes up a key for each request would fill the disk."""
     with closing(Database(tmp_path / "j")) as database:
         database.most_keys = 10
         for number in range(1, 16):
             database.commit([append(number, b"%02d" % number)])
-            clock()
+            clock(1000)
         assert known(database) == {b"%02d" % number for number in range(6, 16)}
         assert database.totals.evicted == 5
 
 
+def test_the_oldest_keys_of_a_second_are_evicted_first(
+    tmp_path: Path, clock: Callable[[int], None]
+) -> None:
+    """A key would be forgotten by the commit that accepts its request, and a retry stored twice."""
+    with closing(Database(tmp_path / "j")) as database:
+        database.most_keys = 10
+        for number in range(1, 51):
+            key = b"%02d" % (99 - number)
+            database.commit([append(number, key)])
+            again = append(100 + number, key, like=number)
+            database.commit([again])
+            assert again.earlier is not None, f"forgotten at once: {key!r}"
+            clock(1)
+        assert known(database) == {b"%02d" % (99 - number) for number in range(41, 51)}
+
+
+def test_keys_that_expire_in_seconds_are_older_than_others(
+    tmp_path: Path, clock: Callable[[int], None]
+) -> None:
+    """After an upgrade the newest keys would be evicted instead of the oldest."""
+    with closing(Database(tmp_path / "j")) as database:
+        for number in range(1, 6):
+            database.commit([append(number, b"old%d" % number)])
+            clock(1000)
+        database._connection.execute("UPDATE answers SET expires = expires / 1000, crc = NULL")
+        again = append(9, b"old1", like=1)
+        database.commit([again])
+        assert again.earlier is not None
+        database.most_keys = 5
+        for number in range(10, 13):
+            database.commit([append(number, b"new%d" % number)])
+        assert known(database) == {b"old4", b"old5", b"new10", b"new11", b"new12"}
+        # A second before "old5" expires, then after it.
+        clock((key_clock.KEEP - 2) * 1000)
+        database.commit([Expire()])
+        assert b"old5" in known(database)
+        clock(1000)
+        again = append(20, b"old5", like=5)
+        database.commit([again, Expire()])
+        assert again.earlier is None
+        assert b"old4" not in known(database)
+
+
 def test_a_bound_that_was_lowered_is_reached_in_small_steps(
-    tmp_path: Path, clock: Callable[[], None]
+    tmp_path: Path, clock: Callable[[int], None]
 ) -> None:
     """The eviction of a million keys would delay all requests for a minute."""
     with closing(Database(tmp_path / "j")) as database:
         database.commit([append(number, b"%d" % number) for number in range(1, 211)])
-        clock()
+        clock(1000)
         database.most_keys = 10
         for left in (146, 82, 18, 10, 10):
             database.commit([append(1000 + left, b"new%d" % left)])
             assert len(known(database)) == left
 
 
-def test_a_key_that_is_used_again_counts_once(tmp_path: Path, clock: Callable[[], None]) -> None:
+def test_a_key_that_is_used_again_counts_once(tmp_path: Path, clock: Callable[[int], None]) -> None:
     """The count would drift from the file, until no request is accepted any more."""
     with closing(Database(tmp_path / "j")) as database:
         database.commit([append(1, b"a"), append(2, b"a"), append(3, b"b")])
         assert known(database) == {b"a", b"b"}
         for _ in range(key_clock.KEEP):
-            clock()
+            clock(1000)
         database.commit([append(4, b"a"), Expire()])
         assert known(database) == {b"a"}
 
@@ -137,7 +180,7 @@ def test_the_count_is_exact_after_a_kill_and_a_failed_commit(tmp_path: Path) -> 
 
 
 def test_key_bytes_is_about_the_size_of_a_key_in_the_file(
-    tmp_path: Path, clock: Callable[[], None]
+    tmp_path: Path, clock: Callable[[int], None]
 ) -> None:
     """JOURNAL_MAX_BYTES would be passed by as much as this is wrong."""
     with closing(Database(tmp_path / "j")) as database:
@@ -147,7 +190,7 @@ def test_key_bytes_is_about_the_size_of_a_key_in_the_file(
             keys = [uuid.uuid5(id_of(1), str(key)).bytes for key in keys]
             some = [append(number * 1000 + n + 1, key) for n, key in enumerate(keys)]
             database.commit(some)
-            clock()
+            clock(1000)
         pages = "SELECT sum(pgsize) FROM dbstat WHERE name LIKE 'answers%'"
         (size,) = database._connection.execute(pages).fetchone()
         assert 0.7 * KEY_BYTES <= size / len(known(database)) <= 1.1 * KEY_BYTES

@@ -138,7 +138,7 @@ def test_a_commit_succeeds_after_a_transaction_was_left_open(database: Database)
     assert len(database.page(0, 9, 99)) == 1
 
 
-def test_an_idempotency_key_is_deleted_in_the_second_it_expires(
+def test_an_idempotency_key_is_deleted_when_it_expires(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a key that is deleted is still valid when it is looked up, or the reverse."""

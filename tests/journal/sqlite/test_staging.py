@@ -153,6 +153,23 @@ def test_a_refused_request_leaves_no_row(path: Path, database: Database) -> None
         database.commit([Stage(request, 100, 150)])
 
 
+def test_a_refused_request_has_no_jobs_while_its_rows_are_deleted(
+    path: Path, database: Database
+) -> None:
+    """Otherwise payloads of a refused request are stored, and stored again when it is repeated."""
+    database.commit([append(1)])
+    request = append(2, count=500)
+    commit_step(database, request, 400)
+    database.commit([Abandon()])
+    assert rows_of(path) > 100
+    while database.deletion.ranges:
+        assert seqs(database) == [1]
+        database.commit([Clear()])
+    database.commit([append(600)])
+    assert seqs(database) == [1, 502]
+    assert database.totals.jobs == 2
+
+
 def test_a_staged_request_is_removed_when_the_journal_closes(path: Path) -> None:
     """Otherwise rows of a refused request are jobs at the next start."""
     path.parent.mkdir()

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from payloadd.errors import RefusedError
+from payloadd.errors import KeyReusedError, RefusedError
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.operations import Stage
@@ -127,6 +127,36 @@ async def test_a_disk_error_refuses_a_large_request_whole(
         await until(lambda: rig.channel.jobs == 2)
         assert rig.receive_all() == [96, 97]
         await until(lambda: rows_of(path) == 2)
+        assert (rig.accounting.accepted, rig.database.totals.jobs) == (2, 2)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_large_request_whose_key_is_taken_meanwhile_is_not_stored(path: Path) -> None:
+    """The payloads of a refused request would be stored, and again if the client sends them."""
+    path.parent.mkdir()
+    async with open_rig(path, tuning=_SMALL_STEPS) as rig, trio.open_nursery() as nursery:
+        nursery.start_soon(rig.feeder.refill, rig.journal)
+        refused: list[RefusedError] = []
+
+        async def post() -> None:
+            try:
+                await rig.accept(1, b"key", 295)
+            except RefusedError as error:
+                refused.append(error)
+
+        rig.database.hold()
+        nursery.start_soon(post)
+        await rig.database.held()
+        nursery.start_soon(rig.accept, 500, b"key")
+        await wait_all_tasks_blocked()
+        rig.database.release_gate()
+        await until(lambda: refused)
+        assert isinstance(refused[0], KeyReusedError)
+        await until(lambda: rig.channel.jobs)
+        await rig.accept(600)
+        await until(lambda: rows_of(path) == 2)
+        await until(lambda: rig.channel.jobs >= 2)
+        assert rig.receive_all() == [296, 297]
         assert (rig.accounting.accepted, rig.database.totals.jobs) == (2, 2)
         nursery.cancel_scope.cancel()
 

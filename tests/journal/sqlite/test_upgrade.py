@@ -86,7 +86,7 @@ def test_keys_of_version_3_are_known(
         hashes = {str(uuid_of(id_)): key for key, id_ in old.execute("SELECT key, id FROM answers")}
     with closing(Database(path)) as database:
         for answer in keys.values():
-            now = int(accepted_at(uuid_of(answer["id"]))) + 3600
+            now = (int(accepted_at(uuid_of(answer["id"]))) + 3600) * 1000
             monkeypatch.setattr(database.high_water.key_clock, "now", lambda now=now: now)
             request = Append(Receipt(id_of(1), 1), (), hashes[answer["id"]])
             database.commit([request])

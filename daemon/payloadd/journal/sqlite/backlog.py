@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from heapq import merge
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
@@ -11,12 +12,12 @@ from payloadd.journal.sqlite.damage import corrupt
 from payloadd.model.job import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from payloadd.journal.sqlite.damage import DamagedRow
     from payloadd.journal.sqlite.excluded import ExcludedRanges
-    from payloadd.journal.sqlite.job_rows import Row
+    from payloadd.journal.sqlite.job_rows import Range, Row
     from payloadd.journal.sqlite.read_errors import ReadErrors
     from payloadd.model.job import Job
 
@@ -54,11 +55,21 @@ class Backlog:
         self._excluded = excluded
         self._read_errors = read_errors
 
-    def page(self, after: int, most_jobs: int, most_bytes: int, end: int = BEYOND) -> Page:
-        """Return the next jobs after ``after`` and before ``end``; see ``Database.page``."""
+    def page(
+        self,
+        after: int,
+        most_jobs: int,
+        most_bytes: int,
+        end: int = BEYOND,
+        hidden: Sequence[Range] = (),
+    ) -> Page:
+        """Return the next jobs after ``after`` and before ``end``; see ``Database.page``.
+
+        Leaves out the ranges ``hidden``, too: their rows wait for deletion.
+        """
         found: list[Row] = []
         size = 0
-        for row in islice(self._unsealed(after, end), most_jobs):
+        for row in islice(self._waiting(after, end, hidden), most_jobs):
             size += job_rows.size(row)
             if found and size > most_bytes:
                 break
@@ -77,9 +88,12 @@ class Backlog:
             else:
                 return Page(jobs, damaged, found[-1][0] if found else after)
 
-    def _unsealed(self, after: int, end: int) -> Iterator[Row]:
-        """Yield the rows after ``after`` and before ``end`` that no excluded range has."""
-        for first, last in chain(self._excluded.after(after), [(BEYOND, BEYOND)]):
+    def _waiting(self, after: int, end: int, hidden: Sequence[Range]) -> Iterator[Row]:
+        """Yield the rows after ``after`` and before ``end`` that no left out range has."""
+        left_out = self._excluded.after(after)
+        if hidden:
+            left_out = merge(left_out, sorted(hidden))
+        for first, last in chain(left_out, [(BEYOND, BEYOND)]):
             if after < min(first, end) - 1:
                 yield from in_order(self._connection, after + 1, min(first, end) - 1)
             after = max(after, last)

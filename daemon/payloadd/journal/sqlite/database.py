@@ -145,7 +145,8 @@ class Database(DatabaseFile):
     def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
         """Return the next jobs after the number ``after``, in order of ``seq``.
 
-        Leaves out jobs that were sealed, dead or stored at the start. Returns at most ``most_jobs``
+        Leaves out jobs that were sealed, dead or stored at the start, and rows that are no jobs
+        because their request was refused. Returns at most ``most_jobs``
         jobs and ``most_bytes`` bytes of lines, but at least one job if there is one. Damaged jobs
         become dead letters. Raises sqlite3.Error where the very first job cannot be read for
         another reason.
@@ -161,9 +162,13 @@ class Database(DatabaseFile):
         return page.jobs
 
     def _page(self, after: int, most_jobs: int, most_bytes: int) -> Page:
-        end = self.staging.first
+        def read() -> Page:
+            # Rows that wait for deletion: those of a large request that was refused in the end.
+            hidden = [range_ for range_ in self.deletion.ranges if range_[1] > after]
+            return self._backlog.page(after, most_jobs, most_bytes, self.staging.first, hidden)
+
         while True:
-            page = self._with_repair(lambda: self._backlog.page(after, most_jobs, most_bytes, end))
+            page = self._with_repair(read)
             if not page.damaged or self._bury(page.damaged):
                 self._hidden.read(page)
                 return page

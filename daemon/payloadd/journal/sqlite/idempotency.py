@@ -3,8 +3,9 @@
 Keys are kept as 16 bytes of hash. They count into JOURNAL_MAX_BYTES and may take a quarter of it:
 without a bound a client that makes up a key for each request would fill the disk. Above that the
 oldest keys are evicted early, a few with each commit that brings new ones, and a metric counts
-them. They expire by a clock of their own (``key_clock.py``). An empty collection leaves no key: a
-repetition could store nothing twice.
+them. They expire by a clock of their own (``key_clock.py``), to the millisecond: keys that expire
+together are evicted in no order, and the newest of a second may be repeated within that second. An
+empty collection leaves no key: a repetition could store nothing twice.
 
 A key is kept with the fingerprint of its request. The same key with other payloads is an error of
 the client: the receipt of the first request would make the client drop payloads that are not here.
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from payloadd.errors import KeyReusedError
 from payloadd.journal.api import Receipt
 from payloadd.journal.fingerprint import fingerprint
-from payloadd.journal.key_clock import KEEP
+from payloadd.journal.key_clock import EARLIEST, KEEP
 from payloadd.journal.sqlite.checksum import of_answer
 from payloadd.journal.sqlite.schema import KEY_BYTES
 
@@ -42,7 +43,7 @@ _AHEAD: Final = 64
 _FIND: Final = "SELECT key, id, payloads, expires, fingerprint, crc FROM answers WHERE key = ?"
 _EXPIRE: Final = """
     DELETE FROM answers WHERE key IN
-    (SELECT key FROM answers WHERE expires <= ? ORDER BY expires LIMIT ?)
+    (SELECT key FROM answers WHERE expires BETWEEN ? AND ? ORDER BY expires LIMIT ?)
 """
 _EVICT: Final = """
     DELETE FROM answers WHERE key IN (SELECT key FROM answers ORDER BY expires LIMIT ?)
@@ -64,7 +65,8 @@ def answer(
 ) -> Receipt | RefusedError | None:
     """Return the outcome for a request whose key is known, or None after noting its key.
 
-    Counts a new key in ``changes``. ``now``: the time of the ``KeyClock``.
+    Counts a new key in ``changes``. ``now``: the time of the ``KeyClock``,
+    in milliseconds.
     """
     row = connection.execute(_FIND, (append.key,)).fetchone()
     marks = fingerprint(append.parts)
@@ -72,7 +74,7 @@ def answer(
         return _earlier(row, append.receipt, marks)
     receipt = append.receipt
     if receipt.payloads:
-        values = (append.key, receipt.id.bytes, receipt.payloads, now + KEEP, marks)
+        values = (append.key, receipt.id.bytes, receipt.payloads, now + KEEP * 1000, marks)
         connection.execute(_INSERT, (*values, of_answer(values)))
         changes.keys += row is None
     return None
@@ -88,8 +90,14 @@ def find(connection: sqlite3.Connection, append: Append, now: int) -> Receipt | 
 
 def _is_valid(row: Sequence[object] | None, now: int) -> bool:
     """Return whether a key was found that has not expired."""
-    # A key whose expiry is damaged is valid: its request must not be stored twice.
-    return row is not None and not (isinstance(row[3], int) and row[3] <= now)
+    if row is None:
+        return False
+    expires = row[3]
+    if not isinstance(expires, int):
+        # A key whose expiry is damaged is valid: its request must not be stored twice.
+        return True
+    # As of rows of version 3: see EARLIEST.
+    return expires > (now if expires >= EARLIEST else now // 1000)
 
 
 def _earlier(row: Sequence[object], receipt: Receipt, marks: bytes) -> Receipt | RefusedError:
@@ -118,7 +126,9 @@ def _is_sound(row: Sequence[Any]) -> bool:
 
 def expire(connection: sqlite3.Connection, changes: CommitChanges, now: int) -> bool:
     """Delete expired keys, KEYS_PER_COMMIT at most; returns whether there may be more."""
-    count = connection.execute(_EXPIRE, (now, KEYS_PER_COMMIT)).rowcount
+    count = 0
+    for first, last in ((0, now // 1000), (EARLIEST, now)):
+        count += connection.execute(_EXPIRE, (first, last, KEYS_PER_COMMIT - count)).rowcount
     changes.keys -= count
     return count == KEYS_PER_COMMIT
 
