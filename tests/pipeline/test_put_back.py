@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import structlog.testing
 import trio
 
 from payloadd.errors import InvalidObjectError, OperatorStoreError, TransientStoreError
@@ -233,3 +234,22 @@ async def test_an_error_that_an_operator_can_fix_is_no_dead_letter(
         await trio.sleep(1000)
         assert (pipeline.accounting.dead, pipeline.accounting.open) == (0, 20)
         store.refuses = lambda _: False
+
+
+async def test_a_trouble_does_not_end_while_nothing_is_stored(autojump_clock: MockClock) -> None:
+    """`/readyz` would be silent about a store that hangs, while an upload is tried again."""
+    assert autojump_clock.autojump_threshold == 0
+    store = FaultyStore(seconds=1000.0)
+    pipeline = Pipeline(store, UPLOAD_TIMEOUT="30s")
+    with structlog.testing.capture_logs() as lines:
+        async with pipeline.open():
+            await pipeline.intake.accept([b"1"])
+            await trio.sleep(20)
+            for _ in range(300):
+                assert pipeline.health.trouble("store") is not None
+                await trio.sleep(1)
+            assert "store_available" not in [line["event"] for line in lines]
+            store.seconds = 0.0
+            await trio.sleep(100)
+            assert pipeline.health.trouble("store") is None
+    assert [line["event"] for line in lines].count("store_available") == 1

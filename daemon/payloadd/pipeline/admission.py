@@ -198,7 +198,7 @@ class Admission:
 
     def _tick(self, now: float) -> None:
         self.limits.drop_over(now)
-        if self.trouble.present and not self._any_fails:
+        if self.trouble.present and not self._any_fails and self._works:
             self.trouble.end_if_quiet(now)
         self.quiet = (
             self.put_back.is_empty
@@ -212,6 +212,14 @@ class Admission:
     @property
     def _any_fails(self) -> bool:
         return self.put_back.any_failed or self.limits.any_refuses_all
+
+    @property
+    def _works(self) -> bool:
+        """Whether an upload was stored since the last failure, or none is in progress.
+
+        A batch that is tried again is in no queue for that time, which may be UPLOAD_TIMEOUT.
+        """
+        return self.put_back.last_stored > self.trouble.last_failed or not self.idle.busy
 
     def finish(self) -> None:
         """Report the end of a trouble at the end of a drain that has stored all batches."""

@@ -76,7 +76,7 @@ class PutBackBatches:
         self._retries = UploadAllowance(*_RETRIES)
         self._succeeding = True
         """Whether the last retry was stored: then none waits for its own time."""
-        self._stored = -math.inf
+        self.last_stored = -math.inf
         """The time of the last success."""
         self.in_journal = True
         """Whether the journal may have sealed batches that are not in memory."""
@@ -140,7 +140,7 @@ class PutBackBatches:
 
     def succeed(self, *, retried: bool, now: float) -> None:
         """Note that an upload was stored; ``retried``: that of a put-back batch."""
-        self._stored = now
+        self.last_stored = now
         if retried:
             self._retries.succeed()
             self._succeeding = True
@@ -262,7 +262,7 @@ class PutBackBatches:
             return not self._failed
         if self._failed and self._succeeding:
             return False
-        others_stored = all(waiting.failed < self._stored for _, _, waiting in self._failed)
+        others_stored = all(waiting.failed < self.last_stored for _, _, waiting in self._failed)
         return others_stored and not (self.in_journal and self._succeeding)
 
     def _wait_for_limit(self, waiting: WaitingBatch) -> None:

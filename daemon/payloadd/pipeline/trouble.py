@@ -30,7 +30,7 @@ class StoreTrouble:
 
     def __init__(self, health: Health) -> None:
         self._health = health
-        self._failed = -math.inf
+        self.last_failed = -math.inf
         """The time of the last failure."""
         self._ended = -math.inf
         """The time at which the last trouble ended."""
@@ -40,7 +40,7 @@ class StoreTrouble:
 
     def report(self, now: float, code: str, reason: str, key: str) -> None:
         """Note that the upload of ``key`` has failed, or does not progress."""
-        self._failed = now
+        self.last_failed = now
         if not self.present:
             self.present = True
             relapsed = now < self._ended + _QUIET_AFTER_RELAPSE
@@ -50,7 +50,7 @@ class StoreTrouble:
 
     def end_if_quiet(self, now: float) -> None:
         """End the trouble if nothing has failed for long enough; no batch waits because of it."""
-        if now >= self._failed + self._quiet:
+        if now >= self.last_failed + self._quiet:
             self.end(now)
 
     def end(self, now: float) -> None:

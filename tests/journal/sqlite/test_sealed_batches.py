@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
+from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.excluded import ExcludedRanges
-from tests.support.journal import batch, open_rig
+from payloadd.journal.sqlite.operations import Seal
+from tests.support.journal import append, batch, job, open_rig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,3 +66,21 @@ def test_ranges_that_touch_or_overlap_are_one() -> None:
     assert [*ranges.after(0)] == [(1, 5), (10, 12), (20, 30)]
     assert [*ranges.after(11)] == [(10, 12), (20, 30)]
     assert [*ranges.after(31)] == []
+
+
+def test_a_start_needs_little_memory_for_each_sealed_batch(path: Path) -> None:
+    """A start after an outage of one prefix, with a million batches, would not fit into memory."""
+    count = 4000
+    with closing(Database(path)) as database:
+        for first in range(1, 2 * count, 2000):
+            seals = [Seal(batch(job(seq))) for seq in range(first, first + 2000, 2)]
+            database.commit([append(first, count=2000)])
+            database.commit(seals)
+    tracemalloc.start()
+    try:
+        with closing(Database(path)):
+            kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 300 * count
+    assert kept < 100 * count

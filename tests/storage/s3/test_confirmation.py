@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import threading
 import zlib
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from payloadd.errors import OperatorStoreError
 from payloadd.storage.http1.response import ResponseParser
+from payloadd.storage.s3 import confirmation
+from payloadd.storage.s3.checksums import differing_checksum
 from payloadd.storage.s3.confirmation import comparable_md5
 from payloadd.storage.s3.glance import Glance
 from tests.support.objects import MEMBERS, bytes_of, plain
@@ -21,6 +24,8 @@ from tests.support.store_behaviours import Answer, InTurn, Take
 from tests.support.store_in_memory import store_in_memory
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from payloadd.model.formats.api import EncodedObject
     from tests.support.store import Behaviour
 
@@ -87,6 +92,22 @@ async def test_a_contradiction_is_a_wrong_answer(lie: Behaviour, body: EncodedOb
     fake = FakeS3(InTurn((NO_ECHO, lie)), port=1)
     with pytest.raises(OperatorStoreError, match="WRONG_ANSWER"):
         await put_all(fake, OBJECT, body)
+
+
+async def test_checksums_of_a_large_object_are_compared_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A store that repeats another checksum than the one sent would stop the event loop."""
+    threads: list[threading.Thread] = []
+
+    def differing(pieces: Sequence[bytes], headers: Mapping[str, str]) -> str | None:
+        threads.append(threading.current_thread())
+        return differing_checksum(pieces, headers)
+
+    monkeypatch.setattr(confirmation, "differing_checksum", differing)
+    large = plain(b"x" * 300_000)
+    await put_all(FakeS3(NO_ECHO, port=1), OBJECT, large)
+    assert [one is threading.main_thread() for one in threads] == [True, False]
 
 
 async def test_a_store_whose_etags_became_md5s_is_not_trusted_by_chance() -> None:

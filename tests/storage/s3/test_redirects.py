@@ -30,6 +30,9 @@ OWN = "https://s3.example.com:9000"
     [
         (AWS, "https://bucket.s3-eu-west-1.amazonaws.com/k?x", "/k?x"),
         (AWS, "https://s3.dualstack.eu-west-3.amazonaws.com/bucket/k", "/bucket/k"),
+        (AWS, "https://bucket.s3-fips.dualstack.us-gov-west-1.amazonaws.com/k", "/k"),
+        (AWS, "https://s3-external-1.amazonaws.com/bucket/k", "/bucket/k"),
+        (AWS, "https://bucket.s3.amazonaws.com/k", "/k"),
         (AWS, "/other", "/other"),
         (OWN, "https://s3.example.com/k", "/k"),
         (OWN, "https://node-2.s3.example.com:9001/k%20k", "/k%20k"),
@@ -55,6 +58,8 @@ def test_a_redirect_within_the_domain_is_followed(
         (AWS, "https://bucket.s3.evil.example/k"),
         (AWS, "https://ec2-1-2-3-4.compute.amazonaws.com/k"),
         (AWS, "https://s3.evil-amazonaws.com/k"),
+        (AWS, "https://s3-evil-1.eu-west-1.elb.amazonaws.com/k"),
+        (AWS, "https://s3.evil.amazonaws.com/k"),
         (AWS, "https://s3.cn-north-1.amazonaws.com.cn/k"),
         (AWS, "http://bucket.s3.eu-west-1.amazonaws.com/k"),
         (OWN, "https://evil-s3.example.com/k"),

@@ -14,7 +14,7 @@ from payloadd.config.parsers import S3Url
 from payloadd.config.settings import load
 from payloadd.errors import OperatorStoreError, TransientStoreError
 from payloadd.storage.s3.store import S3Store, open_s3_store
-from tests.support.objects import MEMBERS, bytes_of, plain
+from tests.support.objects import MEMBERS, bytes_of, gzipped, plain
 from tests.support.store import FakeS3, Refusal, fake_s3
 from tests.support.store_behaviours import (
     ACCESS_DENIED,
@@ -42,9 +42,12 @@ if TYPE_CHECKING:
 OBJECT: Final = plain(b'{"a":1}\n')
 PATH: Final = "/bucket/k"
 OTHER: Final = MEMBERS._replace(last="01890a5d-ac96-774b-bcce-b302099a8058")
-NEW_BYTES: Final = plain(b'{"a":1} \n')
+NEW_BYTES: Final = gzipped(b'{"a":1} \n')
 """The object of the same batch by another version of a compression library."""
 UNKNOWN_CONDITION: Final = Rejects("if-none-match", NOT_IMPLEMENTED)
+UNSUPPORTED_CONDITION: Final = Rejects(
+    "if-none-match", Refusal(400, "InvalidArgument", "Unsupported header 'If-None-Match'")
+)
 
 
 def statuses(fake: FakeS3) -> list[tuple[str, int]]:
@@ -61,14 +64,9 @@ def statuses(fake: FakeS3) -> list[tuple[str, int]]:
         (ByMethod({"HEAD": Answer(403)}), {}, 1, [("PUT", 412), ("HEAD", 403)]),
         (ByMethod({"HEAD": Answer(405)}), {}, 1, [("PUT", 412), ("HEAD", 405)]),
         (ByMethod({"HEAD": Answer(404)}), {}, 2, [("PUT", 412), ("HEAD", 404), ("PUT", 200)]),
-        (
-            ByMethod({"HEAD": Answer(404)}),
-            {"S3_IF_NONE_MATCH": "on"},
-            1,
-            [("PUT", 412), ("HEAD", 404)],
-        ),
         (Take(conditional=False), {}, 2, [("PUT", 200)]),
         (UNKNOWN_CONDITION, {}, 2, [("PUT", 501), ("PUT", 200)]),
+        (UNSUPPORTED_CONDITION, {}, 2, [("PUT", 400), ("PUT", 200)]),
         (Locked(), {"S3_IF_NONE_MATCH": "off"}, 1, [("PUT", 403), ("HEAD", 200)]),
         (Locked(), {}, 1, [("PUT", 403), ("HEAD", 200)]),
         (Locked(Refusal(400, "InvalidRequest")), {}, 1, [("PUT", 400), ("HEAD", 200)]),
@@ -110,6 +108,13 @@ async def test_a_first_attempt_has_no_condition_unless_it_is_always_on() -> None
         (Refusal(409, "Conflict"), {}, TransientStoreError, "Conflict"),
         (Refusal(409, "Conflict"), {"S3_IF_NONE_MATCH": "off"}, OperatorStoreError, "Conflict"),
         (UNKNOWN_CONDITION, {"S3_IF_NONE_MATCH": "on"}, OperatorStoreError, "NotImplemented"),
+        (UNSUPPORTED_CONDITION, {"S3_IF_NONE_MATCH": "on"}, OperatorStoreError, "InvalidArgument"),
+        (
+            ByMethod({"HEAD": Answer(404)}),
+            {"S3_IF_NONE_MATCH": "on"},
+            OperatorStoreError,
+            "WRONG_ANSWER",
+        ),
         (NOT_IMPLEMENTED, {}, OperatorStoreError, "NotImplemented"),
         (
             PRECONDITION_FAILED,
@@ -155,6 +160,17 @@ async def test_an_object_without_metadata_is_recognized_by_its_length(
     fake.metadata[PATH].clear()
     with expected:
         await store.put("k", OBJECT if body is OBJECT else NEW_BYTES, MEMBERS, repeat=True)
+
+
+@pytest.mark.parametrize("behaviour", [TAKE, Locked()], ids=["412", "403"])
+async def test_an_object_that_is_not_compressed_has_to_be_whole(behaviour: Behaviour) -> None:
+    """A server that was killed may keep the metadata of an object and a part of its bytes."""
+    fake = FakeS3(behaviour, port=1)
+    store = await store_in_memory(fake)
+    await store.put("k", OBJECT, MEMBERS, repeat=False)
+    fake.objects[PATH] = bytes_of(OBJECT)[:-1]
+    with pytest.raises(OperatorStoreError):
+        await store.put("k", OBJECT, MEMBERS, repeat=True)
 
 
 async def test_a_store_that_does_not_know_conditions_is_remembered_and_logged_once() -> None:

@@ -7,6 +7,7 @@ Rows show only which jobs are in the file. That a job is missing is known from t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from payloadd.journal.sqlite import damage, job_rows, small_tables
@@ -16,7 +17,7 @@ from payloadd.journal.sqlite.transaction import Totals, count
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Container, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
     from payloadd.journal.sqlite.job_rows import Range
 
@@ -74,17 +75,18 @@ def read_and_repair(
         found: dict[str, list[Any]] = {}
         lost: set[str] = set()
         for table in (BATCHES, DEAD, STORED, IDENTITY):
-            checked = small_tables.check(connection, table)
+            checked = small_tables.check(connection, table, width=2)
             findings += small_tables.repair(connection, table, checked)
             found[table.name] = checked.rows
             lost |= {table.name} if checked.lost else set()
         stored = [(first, last) for last, first in ranges(found["stored"])]
         if counting:
             findings += _bury_missing_members(connection, gaps)
-        sealed, dead = ranges(found["batches"]), _dead_ranges(connection)
-        totals, problem, known = _totals(connection, segments, [*sealed, *dead, *stored])
+        sealed: list[Range] = found["batches"]
+        dead = _dead_ranges(connection)
+        totals, problem, known = _totals(connection, segments, chain(sealed, dead, stored))
         findings += problem
-        apart = sorted([*sealed, *dead, *stored])
+        apart = sorted(chain(sealed, dead, stored))
         refuse_unknown(connection, totals if known else None, lost, [*dead, *stored])
         before = totals
         strays = _bury_strays(connection, totals)
@@ -266,7 +268,7 @@ def _dead_ranges(connection: sqlite3.Connection) -> list[Range]:
 
 
 def _totals(
-    connection: sqlite3.Connection, segments: Sequence[int], known: Sequence[Range]
+    connection: sqlite3.Connection, segments: Sequence[int], known: Iterable[Range]
 ) -> tuple[Totals, list[Finding], bool]:
     """Return the totals, findings about them, and whether they were read from the file.
 

@@ -137,17 +137,21 @@ TOTALS: Final = Table(
 )
 
 
-def check(connection: sqlite3.Connection, table: Table) -> Checked:
-    """Read a table and compare each row with its checksum; changes nothing."""
+def check(connection: sqlite3.Connection, table: Table, width: int | None = None) -> Checked:
+    """Read a table and compare each row with its checksum; changes nothing.
+
+    ``width``: the columns of each row to return in ``rows``, by default all.
+    """
     checked = Checked([], [], [])
     columns = ", ".join((*table.columns, "crc"))
     query = f"SELECT {columns} FROM {table.name}"  # noqa: S608 - names of ours
-    for *values, crc in connection.execute(query).fetchall():
+    # One row after the other, and no more of it than is needed: there may be millions.
+    for *values, crc in connection.execute(query):
         row = tuple(values)
         if is_intact(table, row, crc):
-            checked.rows.append(row)
+            checked.rows.append(row[:width])
         elif (before := without_flipped_bit(table, row, crc)) is not None:
-            checked.rows.append(before)
+            checked.rows.append(before[:width])
             checked.repaired.append((row, before))
         else:
             checked.lost.append(row)

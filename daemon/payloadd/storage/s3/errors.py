@@ -177,6 +177,15 @@ def wants_content_md5(response: S3Response) -> bool:
     return _WISH.search(f"{response.code} {response.message}") is not None
 
 
+def refuses_condition(response: S3Response) -> bool:
+    """Return whether a refusal may be that of a server that does not know ``If-None-Match``."""
+    if response.status == HTTPStatus.NOT_IMPLEMENTED:
+        return True
+    if response.status != HTTPStatus.BAD_REQUEST or response.code is None:
+        return False
+    return "if-none-match" in response.message.lower()
+
+
 def _hint(code: str, message: str) -> str | None:
     """Return which setting may cause a refusal, or None."""
     for pattern, hint in _HINTS:

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 _FOLLOWED: Final = frozenset({HTTPStatus.TEMPORARY_REDIRECT, HTTPStatus.PERMANENT_REDIRECT})
 """301 and 302 are not followed: many clients turn the PUT into a GET (RFC 9110, section 15.4.3)."""
 _AWS: Final = re.compile(
-    r"s3(?:-[a-z0-9-]+)?(?:\.[a-z0-9-]+)*"
+    r"s3(?:-[a-z0-9-]+)?(?:\.dualstack)?(?:\.[a-z]{2,4}(?:-[a-z]+)+-[0-9]{1,2})?"
     r"\.(amazonaws\.com(?:\.cn)?|amazonaws\.eu|api\.aws|c2s\.ic\.gov|sc2s\.sgov\.gov)"
 )
-"""A host of S3 at AWS. Other hosts in AWS's domains belong to its customers."""
+"""A host of S3 at AWS. Other hosts in AWS's domains belong to its customers, who choose the first
+part of some names: ``s3-mine-1.eu-west-1.elb.amazonaws.com`` is a load balancer."""
 _PATH: Final = re.compile(rb"/[!-~]*")
 
 

@@ -33,7 +33,12 @@ from payloadd.storage.s3.confirmation import (
     wrong_etag,
 )
 from payloadd.storage.s3.credentials import find_access
-from payloadd.storage.s3.errors import WRONG_ANSWER, error_of, wants_content_md5
+from payloadd.storage.s3.errors import (
+    WRONG_ANSWER,
+    error_of,
+    refuses_condition,
+    wants_content_md5,
+)
 from payloadd.storage.s3.glance import Glance
 from payloadd.storage.s3.options import (
     FIRST,
@@ -148,7 +153,7 @@ class S3Store:
             raise OperatorStoreError(WRONG_ANSWER, f"{key} was confirmed, and is not there")
         if not response.successful:
             raise error_of(response)
-        if not _is_the_object(response, members, body.size):
+        if not _is_the_object(response, members, body):
             raise OperatorStoreError(WRONG_ANSWER, f"{key} is another object than the stored one")
         return True
 
@@ -224,8 +229,8 @@ class S3Store:
             self._learnt.note("Content-MD5", "sent with objects, because the store requires it")
             return await self._again(attempt, variant._replace(content_md5=True))
         if variant.conditional and response.status == HTTPStatus.PRECONDITION_FAILED:
-            return await self._compare(attempt)
-        if response.status == HTTPStatus.NOT_IMPLEMENTED and self._may_drop_condition(variant):
+            return await self._compare(attempt, response)
+        if self._may_drop_condition(variant) and refuses_condition(response):
             return await self._without_condition(attempt)
         error = await self._error_of(attempt, response)
         if error is None:
@@ -258,8 +263,10 @@ class S3Store:
         self._condition = "off"
         self._learnt.note("If-None-Match", "not sent, because the store does not know it")
 
-    async def _compare(self, attempt: _Attempt) -> None:
+    async def _compare(self, attempt: _Attempt, refusal: S3Response) -> None:
         """Return if the object under the key is that of the attempt's batch. Raises StoreError.
+
+        ``refusal`` is the answer to the PUT: it has an error code, which an answer to HEAD has not.
 
         To ask needs GetObject, and PutObject alone is enough for payloadd: if the store refuses to
         tell, the object is the batch's, because the key has an id that no other batch has.
@@ -269,11 +276,18 @@ class S3Store:
         if response.status == HTTPStatus.NOT_FOUND and self._may_drop_condition(attempt.variant):
             # Deleted meanwhile, or the store contradicts itself.
             return await self._again(attempt, attempt.variant._replace(conditional=False))
-        if response.status in {*_NOT_READABLE, HTTPStatus.NOT_FOUND}:
+        if response.status in _NOT_READABLE:
             return None
+        if response.status == HTTPStatus.NOT_FOUND:
+            raise OperatorStoreError(
+                WRONG_ANSWER,
+                "the store refuses the object because its key exists, and has no object there:"
+                " S3_IF_NONE_MATCH=off sends no condition",
+            )
         if not response.successful:
-            raise error_of(response)
-        if not _is_the_object(response, members, request.body.size):
+            error = error_of(response)
+            raise error_of(refusal) if isinstance(error, OperatorStoreError) else error
+        if not _is_the_object(response, members, request.body):
             raise OperatorStoreError(
                 WRONG_ANSWER,
                 f"another object is under the key already, with {_identity(response)};"
@@ -287,12 +301,23 @@ class S3Store:
             response = await self._send_without_body(self._head, attempt.request.key)
         except StoreError:
             return False
-        return response.successful and is_same_batch(response.headers, attempt.members)
+        members, body = attempt.members, attempt.request.body
+        return (
+            response.successful
+            and is_same_batch(response.headers, members)
+            and _is_the_object(response, members, body)
+        )
 
     async def _error_of(self, attempt: _Attempt, response: S3Response) -> StoreError | None:
         """Return the error of an answer to a PUT; None for a confirmation."""
         if response.successful:
-            problem = problem_of(response, attempt.request, self._sender.origin)
+            origin = self._sender.origin
+            if attempt.request.body.size <= _HASH_IN_THREAD:
+                problem = problem_of(response, attempt.request, origin)
+            else:
+                problem = await trio.to_thread.run_sync(
+                    problem_of, response, attempt.request, origin, abandon_on_cancel=True
+                )
             return problem or await self._compare_etag(attempt.request, response)
         error = error_of(response)
         if response.status == HTTPStatus.CONFLICT and attempt.variant.conditional:
@@ -333,15 +358,18 @@ class _Attempt(NamedTuple):
     repeat: bool
 
 
-def _is_the_object(response: S3Response, members: Members, size: int) -> bool:
+def _is_the_object(response: S3Response, members: Members, body: EncodedObject) -> bool:
     """Return whether a HEAD describes the object of a batch.
 
-    Bytes are not compared where metadata are: another version of a compression library gives other
-    bytes for the same batch. Only an object without metadata (of a version that sent none, or of a
-    store that keeps none) is recognized by its length.
+    Where metadata are, the length of a compressed object is not compared: another version of a
+    compression library gives other bytes for the same batch. Without metadata (of a version that
+    sent none, or of a store that keeps none) an object is recognized by its length.
     """
+    length = response.headers.get("content-length")
     if not any(name in response.headers for name in _IDENTITY):
-        return response.headers.get("content-length") == str(size)
+        return length == str(body.size)
+    if body.content_encoding is None and length not in {None, str(body.size)}:
+        return False
     return is_same_batch(response.headers, members)
 
 
