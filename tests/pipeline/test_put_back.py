@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from payloadd.errors import InvalidObjectError, OperatorStoreError, TransientStoreError
+from payloadd.model.job import Batch, Job, uuid_of
 from tests.pipeline.rig import FaultyStore, Pipeline, forbidden, internal_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pytest
     from trio.testing import MockClock
 
     from payloadd.errors import StoreError
@@ -233,3 +235,30 @@ async def test_an_error_that_an_operator_can_fix_is_no_dead_letter(
         await trio.sleep(1000)
         assert (pipeline.accounting.dead, pipeline.accounting.open) == (0, 20)
         store.refuses = lambda _: False
+
+
+async def test_a_batch_of_the_journal_is_not_sealed_again(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """A batch that is replayed would wait for a disk that is full."""
+    assert autojump_clock.autojump_threshold == 0
+    pipeline = Pipeline(FaultyStore(lambda attempt: forbidden() if attempt < 3 else None))
+    job = Job(1, uuid_of(1), b"1\n", 1)
+    left = [Batch((job,), "key.ndjson", "none", sealed=True)]
+    sealed: list[Batch] = []
+
+    async def next_sealed() -> Batch | None:
+        await trio.lowlevel.checkpoint()
+        return left.pop() if left else None
+
+    async def seal(batch: Batch) -> None:
+        await trio.lowlevel.checkpoint()
+        sealed.append(batch)
+
+    monkeypatch.setattr(pipeline.journal, "sealed", next_sealed)
+    monkeypatch.setattr(pipeline.journal, "seal", seal)
+    async with pipeline.open():
+        while not pipeline.accounting.stored:  # noqa: ASYNC110 - no event reports it
+            await trio.sleep(0.1)
+    assert pipeline.store.objects == {"key.ndjson": b"1\n"}
+    assert sealed == []
