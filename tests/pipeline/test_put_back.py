@@ -8,11 +8,13 @@ import structlog.testing
 import trio
 
 from payloadd.errors import InvalidObjectError, OperatorStoreError, TransientStoreError
+from payloadd.model.job import Batch, Job, uuid_of
 from tests.pipeline.rig import FaultyStore, Pipeline, forbidden, internal_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pytest
     from trio.testing import MockClock
 
     from payloadd.errors import StoreError
@@ -253,3 +255,30 @@ async def test_a_trouble_does_not_end_while_nothing_is_stored(autojump_clock: Mo
             await trio.sleep(100)
             assert pipeline.health.trouble("store") is None
     assert [line["event"] for line in lines].count("store_available") == 1
+
+
+async def test_a_batch_of_the_journal_is_not_sealed_again(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """A batch that is replayed would wait for a disk that is full."""
+    assert autojump_clock.autojump_threshold == 0
+    pipeline = Pipeline(FaultyStore(lambda attempt: forbidden() if attempt < 3 else None))
+    job = Job(1, uuid_of(1), b"1\n", 1)
+    left = [Batch((job,), "key.ndjson", "none", sealed=True)]
+    sealed: list[Batch] = []
+
+    async def next_sealed() -> Batch | None:
+        await trio.lowlevel.checkpoint()
+        return left.pop() if left else None
+
+    async def seal(batch: Batch) -> None:
+        await trio.lowlevel.checkpoint()
+        sealed.append(batch)
+
+    monkeypatch.setattr(pipeline.journal, "sealed", next_sealed)
+    monkeypatch.setattr(pipeline.journal, "seal", seal)
+    async with pipeline.open():
+        while not pipeline.accounting.stored:  # noqa: ASYNC110 - no event reports it
+            await trio.sleep(0.1)
+    assert pipeline.store.objects == {"key.ndjson": b"1\n"}
+    assert sealed == []

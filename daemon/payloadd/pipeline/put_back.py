@@ -228,7 +228,7 @@ class PutBackBatches:
             return await self._read(now) if self.in_journal else None
         self._found = True
         self._channel.hold(batch.bytes)
-        return WaitingBatch(batch, rounds=1, repeat=True)
+        return WaitingBatch(batch, rounds=1, sealed=True, repeat=True)
 
     def _has_memory(self) -> bool:
         """Return whether a batch of the journal may be read: half of the bounds is free."""
