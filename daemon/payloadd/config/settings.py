@@ -148,7 +148,7 @@ class Settings:
         metadata=_setting("60s", duration(0.1, 86400), "longest time that a connection is idle")
     )
     upload_timeout: float = field(
-        metadata=_setting("60s", duration(0.1, 3600), "longest attempt to upload an object")
+        metadata=_setting("60s", duration(0.1, 3600), "longest time without progress of an upload")
     )
     tls_cert: Path | None = field(
         metadata=_setting(None, pem_file, "certificate chain for BIND, PEM")
