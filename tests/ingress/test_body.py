@@ -87,6 +87,12 @@ def problem_of(
     return caught.value
 
 
+def raw_deflate(data: bytes) -> bytes:
+    """Compress as the deflate stream alone (RFC 1951), without the zlib header."""
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(data) + packer.flush()
+
+
 def bare_zstd(data: bytes, **parameters: Any) -> bytes:  # noqa: ANN401 - zstandard's own
     """Compress as a stream of unknown length, with the given parameters."""
     options = zstandard.ZstdCompressionParameters(**parameters)
@@ -111,6 +117,53 @@ def test_payloads_stay_unchanged() -> None:
 def test_the_member_data_is_accepted() -> None:
     """Otherwise the first clients, which call the member `data`, would be refused."""
     assert from_json(b'{"data": [1, "two"]}') == [b"1", b'"two"']
+
+
+@pytest.mark.parametrize("space", [b"", b" \t\r\n"])
+def test_arrays_and_the_member_batch_are_collections(space: bytes) -> None:
+    """Vector, Fluent Bit and libraries in the style of Segment send these by default."""
+    assert from_json(space + b'[1, {"a":\n[2]}]' + space) == [b"1", b'{"a":[2]}']
+    assert from_json(b'{"batch": [1, "two"], "sentAt": "now"}') == [b"1", b'"two"']
+    assert from_json(b"[]") == []
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    """Tools of Windows write it; it would be refused as an invalid character."""
+    mark = b"\xef\xbb\xbf"
+    assert from_json(mark + b'{"payloads":["\xc3\xa9"]}') == [b'"\xc3\xa9"']
+    assert from_json(mark + b"[1]") == [b"1"]
+    assert from_lines(mark + b"1\n2\n") == [b"1", b"2"]
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"a": [1,\n 2]}', b'\xef\xbb\xbf{"a":[1, 2]}', b'"text"', b" [1,2]\r\n", b"null"]
+)
+def test_a_document_is_one_payload(body: bytes) -> None:
+    """Webhooks and CloudEvents are documents of any shape, printed in any style."""
+    limits = bodies.Limits(MIB, MOST)
+    (payload,) = bodies.decode(body, "application/cloudevents+json", None, limits, document=True)
+    assert json.loads(bytes(payload)) == json.loads(body.decode("utf-8-sig"))
+    assert b"\n" not in bytes(payload)
+
+
+@pytest.mark.parametrize("body", [b"", b"1 2", b'{"a":1', b"\xff", b"[" * 400_000])
+def test_a_document_must_be_json(body: bytes) -> None:
+    """A broken document would be stored for good, and break its object for readers."""
+    with pytest.raises(Problem) as caught:
+        bodies.decode(body, "application/json", None, bodies.Limits(MIB, MOST), document=True)
+    assert caught.value.code == "MALFORMED"
+
+
+def test_lines_that_curl_has_joined_are_explained() -> None:
+    """`curl -d @file` removes the line breaks; the error would look like broken JSON."""
+    problem = problem_of(b'{"a":1}{"a":2}', "application/x-ndjson")
+    assert "--data-binary" in problem.detail
+    assert "--data-binary" not in problem_of(b"1\n2 3\n", "application/x-ndjson").detail
+
+
+def test_a_document_that_is_no_collection_names_the_path_for_documents() -> None:
+    """A sender of webhooks would search for an error in its JSON."""
+    assert "/v1/payload" in problem_of(b'{"event":"x"}').detail
 
 
 def test_an_empty_collection_is_accepted() -> None:
@@ -166,7 +219,7 @@ def test_json_printed_in_any_style_keeps_its_values(
     "text",
     [
         b"", b" ", b"{", b'{"payloads":[1', b'{"payloads":[1]', b'{"payloads":[1,]}',
-        b'{"payloads":[1],}', b"\xef\xbb\xbf" + b'{"payloads":[]}', b'{"payloads":[NaN]}',
+        b'{"payloads":[1],}', b'{"payloads":[]}' + b"\xef\xbb\xbf", b'{"payloads":[NaN]}',
         b'{"payloads":[-Infinity]}', b'{"payloads":["\x01"]}', b'{"payloads":["a\nb"]}',
         b'{"payloads":[01]}', b'{"payloads":[1.]}', b'{"payloads":[+1]}', b'{"payloads":[.5]}',
         b'{"payloads":[1 2]}', b'{"payloads":[tru]}', b"{'payloads':[]}", b'{"payloads":[]} x',
@@ -203,7 +256,7 @@ def test_deep_nesting_is_malformed(deep: bytes) -> None:
     assert problem_of(deep, "application/x-ndjson").code == "MALFORMED"
 
 
-@pytest.mark.parametrize("name", [b"payloads", b"data"])
+@pytest.mark.parametrize("name", [b"payloads", b"data", b"batch"])
 @pytest.mark.parametrize(
     "again",
     [
@@ -230,9 +283,10 @@ def test_a_duplicate_member_is_malformed(
 @pytest.mark.parametrize(
     "text",
     [
-        b"[1]", b"1", b'"x"', b"null", b"true", b"1e400", b"{}", b'{"payloads":null}',
+        b"1", b'"x"', b"null", b"true", b"1e400", b"{}", b'{"payloads":null}',
         b'{"payloads":{}}', b'{"payloads":"x"}', b'{"version":1,"payloads":[]}',
         b'{"token":[],"payloads":[]}', b'{"Payloads":[]}', b'{"payloads":[],"data":[]}',
+        b'{"batch":[],"data":[]}', b'{"event":"one payload"}',
     ],
 )  # fmt: skip
 def test_json_of_another_shape_is_no_collection(text: bytes) -> None:
@@ -290,6 +344,7 @@ TEXT = b'{"payloads":[' + b",".join([b'{"a": "some text"}'] * 500) + b"]}"
         (None, TEXT), ("", TEXT), ("identity", TEXT), ("gzip", gzipped(TEXT)),
         ("X-GZIP", gzipped(TEXT)), ("identity, gzip", gzipped(TEXT)),
         ("gzip", gzipped(TEXT[:9]) + gzipped(TEXT[9:])),
+        ("deflate", zlib.compress(TEXT)), ("Deflate", raw_deflate(TEXT)),
         ("zstd", zstandard.compress(TEXT)), ("Zstd", bare_zstd(TEXT, write_checksum=True)),
         ("zstd", zstandard.compress(TEXT[:9]) + zstandard.compress(TEXT[9:])),
         ("zstd", bare_zstd(TEXT, window_log=23)),
@@ -300,12 +355,12 @@ def test_all_forms_of_the_content_encodings_are_accepted(coding: str | None, bod
     assert decode(body, "application/json", coding, MIB) == [b'{"a": "some text"}'] * 500
 
 
-@pytest.mark.parametrize("coding", ["br", "deflate", "gzip, gzip", "zstd,gzip", "*", "gzip;q=1"])
+@pytest.mark.parametrize("coding", ["br", "compress", "gzip, gzip", "zstd,gzip", "*", "gzip;q=1"])
 def test_other_content_encodings_are_refused(coding: str) -> None:
     """Otherwise a client would not learn the supported encodings."""
     problem = problem_of(TEXT, coding=coding)
     assert (problem.status, problem.code) == (415, "UNSUPPORTED_ENCODING")
-    assert problem.headers == {"Accept-Encoding": "gzip, zstd"}
+    assert problem.headers == {"Accept-Encoding": "gzip, zstd, deflate"}
 
 
 @pytest.mark.parametrize(
@@ -315,6 +370,9 @@ def test_other_content_encodings_are_refused(coding: str) -> None:
         ("gzip", gzipped(TEXT)[:-1]), ("zstd", zstandard.compress(TEXT)[:-1]),
         ("gzip", gzipped(TEXT) + b"rest"), ("zstd", zstandard.compress(TEXT) + b"rest"),
         ("gzip", gzipped(TEXT)[:-8] + bytes(8)), ("gzip", zlib.compress(TEXT)),
+        ("deflate", b""), ("deflate", TEXT), ("deflate", zlib.compress(TEXT)[:-1]),
+        ("deflate", zlib.compress(TEXT) + b"rest"), ("deflate", zlib.compress(TEXT) * 2),
+        ("deflate", gzipped(TEXT)), ("deflate", raw_deflate(TEXT)[:-1]),
         ("gzip", gzipped(TEXT) * 2 + b"\x1f"), ("zstd", zstandard.compress(TEXT) + b"\x28"),
         ("zstd", bare_zstd(TEXT, window_log=24)),
     ],

@@ -45,6 +45,7 @@ _NUMBERS: Final = (
     *("18446744073709551616", "-9223372036854775809", "1" + "0" * 400 + ".5"),
 )
 _NAMES: Final = (
+    *('"batch"', '"b\\u0061tch"'),
     *('"payloads"', '"data"', '"version"', '"token"', '"other"', '"\\u0070ayloads"', '""'),
     *('"d\\u0061ta"', '"Payloads"', '"payloads "', '"\\ud800"', '"\\u0064\\u0061\\u0074\\u0061"'),
 )
@@ -72,9 +73,14 @@ def make_value(chance: random.Random, depth: int = 0) -> str:
             return chance.choice(_TEXTS)
 
 
+_ARRAY_NAMES: Final = ('"payloads"', '"payloads"', '"data"', '"batch"')
+
+
 def make_collection(chance: random.Random) -> bytes:
     """Return a JSON document that is mostly a collection."""
-    names = ['"payloads"'] if chance.random() < 0.8 else []
+    if chance.random() < 0.2:
+        return _member('"array"', chance).encode()
+    names = [chance.choice(_ARRAY_NAMES)] if chance.random() < 0.8 else []
     if chance.random() < 0.5:
         names += chance.choices(_NAMES, k=chance.randrange(4))
     chance.shuffle(names)
