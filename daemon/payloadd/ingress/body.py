@@ -71,9 +71,9 @@ def decode(
 ) -> list[bytes | Raw]:
     """Return the payloads of a request body, each without line breaks.
 
-    With ``document``, the whole body is one JSON payload. The body begins at ``start`` of ``data``: to cut off the bytes before it would be a copy. A Raw
-    refers to its payload within ``data``, so it keeps ``data`` in memory. ``data`` must not be
-    changed any more.
+    With ``document``, the whole body is one JSON payload. The body begins at ``start`` of ``data``:
+    to cut off the bytes before it would be a copy. A Raw refers to its payload within ``data``, so
+    it keeps ``data`` in memory. ``data`` must not be changed any more.
 
     Raises Problem: UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING, TOO_LARGE, MALFORMED, NOT_A_COLLECTION.
     With ``in_loop``, raises TooMuchWorkError if the body needs more than the event loop's budget.

@@ -108,7 +108,7 @@ def payloads_of_json(data: BodyBytes, start: int, *, in_loop: bool, most: int) -
     if not in_loop and data.count(b",", start) > _MANY_COMMAS:
         _check_count(body, most)
     once = in_loop and len(data) - start > _PARSED_TWICE_IN_LOOP
-    payloads: Sequence[Raw]
+    payloads: list[Raw]
     try:
         collection = _parse(_COLLECTION, body)
     except ValidationError as error:
@@ -136,15 +136,13 @@ def payloads_of_json(data: BodyBytes, start: int, *, in_loop: bool, most: int) -
 
 def _only_array(
     collection: _Collection, data: BodyBytes, start: int, *, in_loop: bool
-) -> Sequence[Raw]:
+) -> list[Raw]:
     """Return the payloads of a collection. Raises Problem if it has several arrays, or none."""
     payloads = collection.payloads
     if payloads is not UNSET and collection.data is UNSET and collection.batch is UNSET:
         return payloads
     arrays = [
-        (name, array)
-        for name in _MEMBERS
-        if (array := getattr(collection, name)) is not UNSET
+        (name, array) for name in _MEMBERS if (array := getattr(collection, name)) is not UNSET
     ]
     if not arrays:
         detail = (
@@ -156,7 +154,7 @@ def _only_array(
         _check_names(data, start, in_loop=in_loop)
         names = " and ".join(f"`{name}`" for name, _ in arrays)
         raise Problem("NOT_A_COLLECTION", f"{names} are present; send one")
-    only: Sequence[Raw] = arrays[0][1]
+    only: list[Raw] = arrays[0][1]
     return only
 
 
@@ -219,8 +217,8 @@ def _check_count(body: BodyBytes | memoryview, most: int) -> None:
         outline = _parse(_OUTLINE, body)
     except ValidationError:
         # An array, or of a wrong shape: then the caller names it.
-        array = bytes(_parse(_VALUE, body)).lstrip(b" \t\r\n")
-        if array.startswith(b"[") and _has_more(array, most):
+        document = bytes(_parse(_VALUE, body))
+        if document.startswith(b"[") and _has_more(document, most):
             raise too_many(most) from None
         return
     for array in (outline.payloads, outline.data, outline.batch):
