@@ -30,7 +30,7 @@ from payloadd.journal.open import open_journal
 from payloadd.observe.health import Health
 from payloadd.observe.logs import get_logger
 from payloadd.observe.metrics import Metrics
-from payloadd.observe.status import drained_fields, status_line
+from payloadd.observe.status import drained_fields, draining_fields, status_line
 from payloadd.open_files import ADMIN_CONNECTIONS
 from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.batching import Batcher
@@ -42,7 +42,7 @@ from payloadd.pipeline.refill import QueueFeeder
 from payloadd.pipeline.worker import Worker
 from payloadd.storage.api import open_store
 from payloadd.systemd.notify import Notifier, PassedSockets
-from payloadd.systemd.watchdog import Monitored, monitoring
+from payloadd.systemd.watchdog import WatchedParts, reporting_to_systemd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -62,6 +62,9 @@ _COLLECT_AFTER: Final = (5_000, 4, 250)
 A collection of the middle generation has to stay short, so the second number is small; the third
 makes full collections as rare as they were before.
 """
+
+_DRAIN_REPORT_INTERVAL: Final = 3.0
+"""Seconds between two lines of the log during a drain."""
 
 
 class ExitStatus(IntEnum):
@@ -133,6 +136,7 @@ async def _run_parts(runtime: Runtime) -> None:
         reload_sender, reload_requests = trio.open_memory_channel[None](1)
         root.start_soon(_reload, runtime, reload_requests)
         root.start_soon(keep_small)
+        root.start_soon(_report_drain, runtime, stop)
         await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
         async with open_store(settings) as store:
             # The bound on jobs and payload bytes in memory.
@@ -143,8 +147,8 @@ async def _run_parts(runtime: Runtime) -> None:
             journal = open_journal(settings, listener, runtime.health, runtime.metrics)
             async with journal as opened:
                 intake = Intake(opened.journal, runtime.health, settings)
-                monitored = Monitored(settings, runtime.health, opened.journal)
-                monitor = monitoring(monitored, runtime.notifier)
+                watched = WatchedParts(settings, runtime.health, opened.journal)
+                monitor = reporting_to_systemd(watched, runtime.notifier)
                 admin_app = _serve_admin(runtime, intake)
                 async with monitor, admin_app as admin, trio.open_nursery() as pipeline:
                     await _start_pipeline(runtime, pipeline, channel, feeder, opened, store)
@@ -180,6 +184,14 @@ async def _handle_signals(
                 runtime.health.phase = "draining"
                 runtime.notifier.stopping()
                 stop.set()
+
+
+async def _report_drain(runtime: Runtime, stop: trio.Event) -> None:
+    """Log the remaining work of a drain every few seconds, with the reason for which it waits."""
+    await stop.wait()
+    while True:
+        await trio.sleep(_DRAIN_REPORT_INTERVAL)
+        log.info("still_draining", **draining_fields(runtime.health.snapshot()))
 
 
 async def _reload(runtime: Runtime, requests: trio.MemoryReceiveChannel[None]) -> None:

@@ -95,6 +95,7 @@ def test_values_are_parsed_as_documented(name: str, text: str, field: str, value
         ("ADMIN_BIND", "nowhere", "or off"),
         ("STORE_URL", "s3://", "s3://bucket"),
         ("STORE_URL", "s3://Bad_Bucket", "s3://bucket"),
+        ("STORE_URL", "s3://b1/x", "3 to 63 characters"),
         ("STORE_URL", "/var/lib/objects", "file:///path"),
         ("COMPRESSION", "lz4", "none, gzip, zstd"),
         ("LOG_LEVEL", "INFO", "debug, info, warning, error"),
@@ -217,6 +218,36 @@ def test_the_readme_lists_every_setting() -> None:
         if not item.name.startswith("aws_")
     }
     assert dict(rows) == settings
+
+
+def test_a_misspelt_setting_is_found_and_foreign_variables_are_not() -> None:
+    """An operator would believe that a setting is in force."""
+    environ = {
+        "COMPRESION": "zstd", "BATCH_MAX_PAYLOAD": "9", "STORE_URI": "s3://b", "bind": "x",
+        "MAX_WORKERS": "1", "STATE_DIRECTORY": "/x", "STREAMS": "a", "PATH": "/bin", "HOME": "/",
+        "AWS_ENDPOINT_URL_SQS": "x", "AWS_REGION_NAME": "x", "LOGS_DIRECTORY": "/x",
+        "CACHE_DIRECTORY": "/x", "SSL_CERT_FILE": "x", "LOGNAME": "x", "JOURNAL_STREAM": "8:1",
+        "HTTP_TIMEOUT": "1", "MAX_RETRIES": "1", "TERM": "x", "SHELL": "x", "NO_COLOR": "1",
+    }  # fmt: skip
+    assert config.misspelt_names(environ) == {
+        "COMPRESION": "COMPRESSION",
+        "BATCH_MAX_PAYLOAD": "BATCH_MAX_PAYLOADS",
+        "STORE_URI": "STORE_URL",
+        "bind": "BIND",
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["compression", "log_level", "log_format", "s3_addressing", "durability"]
+)
+def test_the_description_of_a_choice_names_every_value(name: str) -> None:
+    """An operator would learn the allowed values only from an error."""
+    (item,) = (item for item in fields(config.Settings) if item.name == name)
+    allowed = problems(**{name.upper(): "?"})[0].split("one of ")[1].split(", ")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    row = next(line for line in readme.splitlines() if line.startswith(f"| `{name.upper()}` |"))
+    for text in (item.metadata["doc"], row):
+        assert [value for value in allowed if not re.search(rf"\b{value}\b", text)] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,7 +21,7 @@ from payloadd.ingress.server.tls import open_certificates
 from payloadd.ingress.submission import Submitter
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
-from payloadd.pipeline.intake import Buffer, Intake, OutcomeCallback, Receipt
+from payloadd.pipeline.intake import Intake, OutcomeCallback, PayloadBytes, Receipt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -64,7 +64,9 @@ class FakeIntake(Intake):
         """Return whether the fake promises that payloads survive the process."""
         return self.keeps
 
-    def submit(self, payloads: Sequence[Buffer], key: str | None, done: OutcomeCallback) -> None:
+    def submit(
+        self, payloads: Sequence[PayloadBytes], key: str | None, done: OutcomeCallback
+    ) -> None:
         """Wait until ``open`` is set; then accept, raise ``fault`` or refuse with ``late``."""
         self.asked.set()
         taken = [bytes(payload) for payload in payloads]

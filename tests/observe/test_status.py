@@ -11,6 +11,7 @@ from payloadd.observe.status import (
     Status,
     Trouble,
     drained_fields,
+    draining_fields,
     status_line,
     trouble_documents,
 )
@@ -68,3 +69,13 @@ def test_troubles_are_json_with_times_in_utc() -> None:
         }
     ]
     assert trouble_documents(Status()) == []
+
+
+def test_a_drain_names_its_work_and_its_troubles() -> None:
+    """An operator would see a daemon that does not stop, and not know why."""
+    status = replace(SERVING, troubles={"store": Trouble("AccessDenied", "AccessDenied: no", 0.0)})
+    assert draining_fields(status) == {
+        "open": 5,
+        "uploading": 2,
+        "waits_for": {"store": "AccessDenied: no"},
+    }

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import socket
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,13 +15,12 @@ import trio
 
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.lock import lock
-from tests.support.daemon import run_command, running_daemon
+from tests.support.daemon import ROOT, environment, run_command, running_daemon
 from tests.support.not_built import NAMES, VALUES
 from tests.support.rights import bound_by_permissions
+from tests.support.tools import need_tools
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.support.s3 import S3Server
 
 WRONG = {
@@ -154,6 +158,33 @@ async def test_check_tells_right_keys_from_wrong_ones(seaweed: S3Server, tmp_pat
     assert "not-the-secret" not in bad.stdout + bad.stderr
 
 
+async def test_the_readme_tries_s3_without_an_account(tmp_path: Path) -> None:
+    """The commands for a newcomer without an account would fail."""
+    need_tools("curl")
+    text = (ROOT / "README.md").read_text()
+    block = text[text.index(".venv/bin/moto_server") :].split("```")[0]
+    block = block.replace(" && .venv/bin/payloadd serve", "")
+    block = block.replace(".venv/bin/payloadd", f"{sys.executable} -m payloadd")
+    block = block.replace(
+        ".venv/bin/moto_server", str(Path(sys.executable).with_name("moto_server"))
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = f"trap 'kill $!' EXIT\n{block.replace('5000', str(port))}"
+    with trio.fail_after(60):
+        done = await trio.run_process(
+            ["sh", "-c", script],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert b"ok      delete" in done.stdout
+
+
 async def test_version_and_help(tmp_path: Path) -> None:
     """A new user could not find out the version and the commands."""
     version = await run_command("--version", folder=tmp_path)
@@ -163,6 +194,23 @@ async def test_version_and_help(tmp_path: Path) -> None:
         helped = await run_command(*arguments, folder=tmp_path)
         assert helped.returncode == 0
         assert "Usage" in helped.stdout
+
+
+async def test_the_columns_of_the_settings_are_straight(tmp_path: Path) -> None:
+    """The longest name would run into its default, and no name would be that of the variable."""
+    text = (await run_command("serve", "--help", folder=tmp_path)).stdout
+    rows = text[text.index("Settings, from") :].splitlines()[1:]
+    assert len({len(re.match(r" +\S+ +\S+ +", row)[0]) for row in rows if row}) == 1  # type: ignore[index]
+    assert any(row.split()[:1] == ["AWS_ENDPOINT_URL_S3"] for row in rows)
+
+
+async def test_a_misspelt_setting_is_a_warning(tmp_path: Path) -> None:
+    """An operator would believe that a setting is in force."""
+    done = await run_command("check", folder=tmp_path, env={"COMPRESION": "zstd"})
+    assert done.returncode == 0
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    (line,) = [line for line in lines if line["event"] == "names_ignored"]
+    assert line["similar"] == {"COMPRESION": "COMPRESSION"}
 
 
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["serve", "--frobnicate"]])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from tests.support.clients import Posts, make_collections, seeded
+from tests.support.clients import Posts, make_collections, post, seeded
 from tests.support.daemon import running_daemon
 
 if TYPE_CHECKING:
@@ -70,6 +70,31 @@ async def test_requests_during_a_drain_get_503_draining(tmp_path: Path) -> None:
             daemon.signal(signal.SIGTERM)
         assert (await daemon.drained())["stored"] >= len(posts.acknowledged)
     assert set(posts.answers) <= ANSWERS, posts.summary()
+
+
+async def test_a_drain_that_waits_says_for_what_and_a_second_signal_ends_it(
+    tmp_path: Path,
+) -> None:
+    """An operator would see a daemon that does not stop, and not know why."""
+    env = {
+        "STORE_URL": "s3://drain",
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1",  # refuses connections
+        "AWS_REGION": "x",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "DRAIN_TIMEOUT": "10m",
+    }
+    async with running_daemon(tmp_path, env) as daemon:
+        await post(daemon.url, [b"1", b"2"])
+        await daemon.wait_for_event("store_unavailable")
+        daemon.signal(signal.SIGINT)
+        line = await daemon.wait_for_event("still_draining")
+        assert line["open"] == 2
+        assert "ConnectError" in line["waits_for"]["store"]
+        daemon.signal(signal.SIGINT)
+        assert (await daemon.drained())["journaled"] == 2
+        assert daemon.process.returncode == 0
+        assert daemon.events("stopping_at_once")
 
 
 def _objects_of(payloads: Iterable[bytes]) -> list[str]:

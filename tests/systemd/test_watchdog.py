@@ -15,7 +15,7 @@ from payloadd.observe.metrics import Metrics
 from payloadd.observe.status import status_line
 from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.queue import JobChannel
-from payloadd.systemd.watchdog import Monitored, monitoring
+from payloadd.systemd.watchdog import WatchedParts, reporting_to_systemd
 from tests.support.journal import batch, job
 
 if TYPE_CHECKING:
@@ -67,17 +67,17 @@ class FakeJournal:
 class Rig:
     """The parts of a daemon that the watchdog reads."""
 
-    monitored: Monitored
+    parts: WatchedParts
     health: Health
     accounting: Accounting
     channel: JobChannel
     journal: FakeJournal
     notifier: FakeNotifier = field(default_factory=FakeNotifier)
 
-    def monitoring(self, clock: MockClock) -> Any:  # noqa: ANN401 - a context manager with fakes in it
+    def reporting(self, clock: MockClock) -> Any:  # noqa: ANN401 - a context manager with fakes in it
         """Report the rig to the fake notifier; hours pass at once."""
         assert clock.autojump_threshold == 0
-        return monitoring(self.monitored, cast("Notifier", self.notifier))
+        return reporting_to_systemd(self.parts, cast("Notifier", self.notifier))
 
 
 @pytest.fixture
@@ -89,13 +89,13 @@ def rig() -> Rig:
     channel = JobChannel(10, 1000)
     accounting = Accounting(Metrics())
     health.payload_figures, health.queue_figures = accounting.figures, channel.figures
-    monitored = Monitored(settings, health, cast("Journal", journal))
-    return Rig(monitored, health, accounting, channel, journal)
+    parts = WatchedParts(settings, health, cast("Journal", journal))
+    return Rig(parts, health, accounting, channel, journal)
 
 
 async def test_an_idle_daemon_feeds_the_watchdog(rig: Rig, autojump_clock: MockClock) -> None:
     """The watchdog would end it in every quiet night."""
-    async with rig.monitoring(autojump_clock):
+    async with rig.reporting(autojump_clock):
         await trio.sleep(10 * PERIOD)
     assert rig.notifier.alive_count >= 20  # two in each period, so that one may be lost
     assert rig.notifier.statuses == [status_line(rig.health.snapshot())]
@@ -105,7 +105,7 @@ async def test_the_watchdog_is_not_fed_while_the_journal_hangs(
     rig: Rig, autojump_clock: MockClock
 ) -> None:
     """No POST would ever be answered again, and systemd would not restart the daemon."""
-    async with rig.monitoring(autojump_clock):
+    async with rig.reporting(autojump_clock):
         await trio.sleep(PERIOD)
         rig.journal.hangs = True
         before = rig.notifier.alive_count
@@ -122,7 +122,7 @@ async def test_the_watchdog_is_not_fed_while_the_dispatcher_hangs(
     rig: Rig, autojump_clock: MockClock
 ) -> None:
     """Payloads would be accepted for ever, and none would be uploaded."""
-    async with rig.monitoring(autojump_clock):
+    async with rig.reporting(autojump_clock):
         await trio.sleep(PERIOD)
         rig.channel.send_nowait([job(1), job(2)])
         before = rig.notifier.alive_count
@@ -151,7 +151,7 @@ async def test_a_dispatcher_that_is_blocked_feeds_the_watchdog(
         rig.channel.paused = True
     else:
         rig.health.report("journal", "SQLITE_IOERR", "disk I/O error")
-    async with rig.monitoring(autojump_clock):
+    async with rig.reporting(autojump_clock):
         await trio.sleep(10 * PERIOD)
     assert rig.notifier.alive_count >= 20
 
@@ -167,7 +167,7 @@ async def test_without_a_watchdog_nothing_is_checked(
     rig.notifier.enabled, rig.notifier.watchdog_seconds = enabled, period
     rig.journal.hangs = True
     with structlog.testing.capture_logs() as lines:
-        async with rig.monitoring(autojump_clock):
+        async with rig.reporting(autojump_clock):
             await trio.sleep(10 * PERIOD)
     assert (rig.notifier.alive_count, lines) == (0, [])
     assert bool(rig.notifier.statuses) is enabled
@@ -175,7 +175,7 @@ async def test_without_a_watchdog_nothing_is_checked(
 
 async def test_the_status_line_is_sent_when_it_changes(rig: Rig, autojump_clock: MockClock) -> None:
     """An administrator would see a service that runs and stores nothing, without a reason."""
-    async with rig.monitoring(autojump_clock):
+    async with rig.reporting(autojump_clock):
         await trio.sleep(5)
         rig.health.report("store", "AccessDenied", "AccessDenied: no")
         await trio.sleep(5)
@@ -188,7 +188,7 @@ async def test_a_drain_asks_for_time_while_it_progresses(
     rig: Rig, autojump_clock: MockClock
 ) -> None:
     """Systemd would kill a drain that is nearly complete, or wait for ever for one that hangs."""
-    async with rig.monitoring(autojump_clock):
+    async with rig.reporting(autojump_clock):
         await trio.sleep(5)
         assert rig.notifier.extensions == []
         rig.health.phase = "draining"
@@ -208,6 +208,6 @@ async def test_a_drain_asks_for_time_while_it_progresses(
 async def test_no_status_line_is_sent_during_the_start(rig: Rig, autojump_clock: MockClock) -> None:
     """The line would claim figures before the daemon serves."""
     rig.health.phase = "starting"
-    async with rig.monitoring(autojump_clock):
+    async with rig.reporting(autojump_clock):
         await trio.sleep(5)
     assert rig.notifier.statuses == []

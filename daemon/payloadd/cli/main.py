@@ -21,14 +21,22 @@ from payloadd.model.keys import key_problems
 from payloadd.observe import logs
 from payloadd.systemd.notify import Notifier, is_journal
 
+log = logs.get_logger(__name__)
+
 
 def _settings_table() -> str:
     """Return a table of all settings, marked so that click does not wrap its lines."""
     rows = [
-        f"  {item.name.upper():<22} {item.metadata['default'] or '-':<32} {item.metadata['doc']}"
+        (config.ENVIRONMENT_NAMES.get(item.name, (item.name.upper(),))[0], item.metadata)
         for item in fields(config.Settings)
     ]
-    return "\b\nSettings, from the environment (name, default, meaning):\n" + "\n".join(rows)
+    name_width = max(len(name) for name, _ in rows)
+    default_width = max(len(row["default"] or "-") for _, row in rows)
+    lines = [
+        f"  {name:<{name_width}} {row['default'] or '-':<{default_width}} {row['doc']}"
+        for name, row in rows
+    ]
+    return "\b\nSettings, from the environment (name, default, meaning):\n" + "\n".join(lines)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -50,6 +58,7 @@ def serve_command() -> None:
     """
     settings = _load()
     logs.configure(settings, journald=is_journal(sys.stderr))
+    _warn_of_misspelt_names()
     # SIGABRT, which systemd's watchdog sends, writes the stacks of all threads to the log.
     faulthandler.enable()
     try:
@@ -65,6 +74,7 @@ def check_command() -> None:
     """Try the settings: open the journal, get credentials, write and delete one object."""
     settings = _load()
     logs.configure(settings)
+    _warn_of_misspelt_names()
     good = trio.run(check, settings, lambda line: click.echo(escape_controls(line)))
     sys.exit(0 if good else service.ExitStatus.WRONG_SETTINGS)
 
@@ -74,6 +84,11 @@ def _load() -> config.Settings:
         return config.load(check=key_problems)
     except SettingsError as error:
         _fail(error)
+
+
+def _warn_of_misspelt_names() -> None:
+    if names := config.misspelt_names():
+        log.warning("names_ignored", similar=names, note="these variables are no settings")
 
 
 def _fail(error: SettingsError) -> NoReturn:

@@ -187,7 +187,10 @@ def store_url(text: str) -> FileUrl | S3Url:
             return FileUrl(Path(path))
     match = re.fullmatch(r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])((?:/.*)?)", text)
     if not match:
-        raise ValueError("s3://bucket[/prefix] or file:///path")
+        raise ValueError(
+            "s3://bucket[/prefix] or file:///path; a bucket's name has 3 to 63 characters, of"
+            " a-z 0-9 . _ -, and begins and ends with a letter or digit"
+        )
     return S3Url(match[1], match[2].strip("/"))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
@@ -85,7 +86,7 @@ class Settings:
     )
     admin_bind: Address | None = field(
         metadata=_setting(
-            "127.0.0.1:8081", address_or_off, "address of health, readiness and metrics; off"
+            "127.0.0.1:8081", address_or_off, "address of health, readiness and metrics, or off"
         )
     )
     store_url: FileUrl | S3Url = field(
@@ -106,7 +107,9 @@ class Settings:
         metadata=_setting("1s", duration(0, 3600), "longest that a payload waits for its batch")
     )
     compression: str = field(
-        metadata=_setting("none", one_of("none", "gzip", "zstd"), "compression of objects")
+        metadata=_setting(
+            "none", one_of("none", "gzip", "zstd"), "compression of objects: none, gzip or zstd"
+        )
     )
     durability: Literal["memory", "disk"] = field(
         metadata=_setting(
@@ -140,17 +143,23 @@ class Settings:
     )
     log_level: Literal["debug", "info", "warning", "error"] = field(
         metadata=_setting(
-            "info", one_of("debug", "info", "warning", "error"), "least severe level that is logged"
+            "info",
+            one_of("debug", "info", "warning", "error"),
+            "least severe level that is logged: debug, info, warning or error",
         )
     )
     log_format: Literal["auto", "text", "json"] = field(
         metadata=_setting(
-            "auto", one_of("auto", "text", "json"), "auto: text on a terminal, JSON lines elsewhere"
+            "auto",
+            one_of("auto", "text", "json"),
+            "text, json or auto: text on a terminal, JSON lines elsewhere",
         )
     )
     s3_addressing: Literal["auto", "path", "virtual"] = field(
         metadata=_setting(
-            "auto", one_of("auto", "path", "virtual"), "auto: path with AWS_ENDPOINT_URL_S3"
+            "auto",
+            one_of("auto", "path", "virtual"),
+            "path, virtual or auto: path with AWS_ENDPOINT_URL_S3",
         )
     )
     aws_region: str | None = field(metadata=_setting(None, region, "region of the bucket"))
@@ -174,6 +183,9 @@ ENVIRONMENT_NAMES: Final = {
     "aws_endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
 }
 """Names of variables, first one first, of the fields that have another name or several."""
+
+_CLOSE: Final = 0.88
+"""Similarity (difflib) of two names from which one is probably the other, misspelt."""
 
 # Documented settings that this version does not have yet. The daemon does not start with them: it
 # would ignore them silently, such as a token file that is not enforced.
@@ -220,7 +232,7 @@ def load(
     credentials, problems = read_credentials(environ.get("CREDENTIALS_DIRECTORY"))
     values: dict[str, object] = {}
     for item in fields(Settings):
-        names = ENVIRONMENT_NAMES.get(item.name, (item.name.upper(),))
+        names = _names_of(item.name)
         name, text = _find(names, environ, credentials)
         text = item.metadata["default"] if text is None else text
         try:
@@ -277,3 +289,22 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             " allowed is both or none"
         )
     return problems
+
+
+def misspelt_names(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the variables that look like a misspelt setting, and the setting for each.
+
+    Only names that are close to a setting of payloadd's own are returned: the environment is full
+    of variables of other programs, AWS's among them.
+    """
+    environ = os.environ if environ is None else environ
+    known = {name for item in fields(Settings) for name in _names_of(item.name)} | set(_NOT_BUILT)
+    own = [name for name in known if not name.startswith("AWS_") and name != "STATE_DIRECTORY"]
+    close = {
+        name: get_close_matches(name.upper(), own, 1, _CLOSE) for name in environ.keys() - known
+    }
+    return {name: close[name][0] for name in sorted(close) if close[name]}
+
+
+def _names_of(field_name: str) -> tuple[str, ...]:
+    return ENVIRONMENT_NAMES.get(field_name, (field_name.upper(),))

@@ -67,8 +67,7 @@ class _Handler:
         if {"Transfer-Encoding", "Content-Length"} <= set(request.headers.keys()):
             # h11 follows Transfer-Encoding. Behind a proxy that follows Content-Length, a client
             # could smuggle a request (RFC 9112, section 6.1).
-            detail = "Transfer-Encoding and Content-Length are both present"
-            raise Problem("MALFORMED", detail, {"Connection": "close"})
+            raise Problem("MALFORMED", "Transfer-Encoding and Content-Length are both present")
         self._submitter.check(headers)
         if (request.content_length or 0) > self._submitter.max_length:
             raise too_large(self._submitter.max_length)
@@ -95,14 +94,10 @@ class _Handler:
                 left -= len(piece)
                 if left < 0:
                     raise too_large(self._submitter.max_length)
+            g.body_is_read = True
             return b"".join(pieces)
         if body is not None and body.refused:
-            problem = refusal_problem(
-                busy_error("too many request bodies at once (MAX_REQUEST_BYTES)")
-            )
-            if request.http_version != "2":
-                problem.headers["Connection"] = "close"  # the rest of the body is not read
-            raise problem
+            raise refusal_problem(busy_error("too many request bodies at once (MAX_REQUEST_BYTES)"))
         raise self._submitter.timeout_problem()
 
     @contextmanager
@@ -130,9 +125,8 @@ def bare_app(health: Health) -> QuartTrio:
     @app.after_request
     async def close_if_last(response: Response) -> Response:
         # HTTP/2 has no such header, and h2 refuses to send it (RFC 9113, section 8.2.2).
-        if request.http_version != "2" and closes_connection(
-            health, response.status_code, has_body=_request_has_body()
-        ):
+        unread_body = _request_has_body() and "body_is_read" not in g
+        if request.http_version != "2" and closes_connection(health, unread_body=unread_body):
             response.headers["Connection"] = "close"
         return response
 

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-# Errors that can be known before the body is read. The rest of the body may still arrive on the
-# connection, which can then carry no other request.
-_KNOWN_BEFORE_BODY: Final = frozenset({404, 405, 408, 413, 415})
 _PAYLOADS_IN_LOOP: Final = 2_000
 """Payloads of one request up to which the event loop joins them within its budget of about a
 millisecond."""
@@ -89,6 +86,10 @@ class Submitter:
 
     def check(self, headers: PostHeaders) -> None:
         """Refuse a request by its headers, before its body is read.
+
+        Both ways in call it with the complete head, and close the connection after the answer if
+        it raises and the request has a body (see ``closes_connection``). The order of the checks:
+        first the state of the daemon, then the client, then the form of the request.
 
         Raises Problem: DRAINING, UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING.
         """
@@ -173,11 +174,12 @@ class Submitter:
         start: int,
         on_outcome: Callable[[SubmissionOutcome], None],
     ) -> None:
-        content_type, content_encoding, key = headers
-        payloads = decode(data, content_type, content_encoding, self._limits, start, in_loop=True)
+        payloads = decode(
+            data, headers.content_type, headers.content_encoding, self._limits, start, in_loop=True
+        )
         if len(payloads) > self._max_payloads_in_loop:
             raise TooMuchWorkError
-        self._intake.submit(payloads, _check_key(key), on_outcome)
+        self._intake.submit(payloads, _check_key(headers.idempotency_key), on_outcome)
 
     def _submit_compressed(
         self,
@@ -205,9 +207,10 @@ class Submitter:
         on_outcome: Callable[[SubmissionOutcome], None],
         client: str | None,
     ) -> None:
-        content_type, content_encoding, key = headers
-        submit = partial(self._submit_lines, _check_key(key), len(data) - start, on_outcome)
-        body = LargeBody(data, start, content_type, content_encoding, submit, on_outcome, client)
+        key = _check_key(headers.idempotency_key)
+        submit = partial(self._submit_lines, key, len(data) - start, on_outcome)
+        kind, coding = headers.content_type, headers.content_encoding
+        body = LargeBody(data, start, kind, coding, submit, on_outcome, client)
         self.large_bodies.add(body)
 
     async def _submit_lines(
@@ -276,9 +279,14 @@ def _check_key(key: str | None) -> str | None:
     return key
 
 
-def closes_connection(health: Health, status: int, *, has_body: bool) -> bool:
-    """Return whether the connection closes after an answer with ``status``."""
-    return health.phase == "draining" or (has_body and status in _KNOWN_BEFORE_BODY)
+def closes_connection(health: Health, *, unread_body: bool = False) -> bool:
+    """Return whether the connection closes after an answer.
+
+    ``unread_body``: a part of the request's body was not read before the answer. It may still
+    arrive, and a server that kept the connection would read it as the next request: a client could
+    smuggle a request past a proxy (RFC 9112, sections 9.3 and 11.2).
+    """
+    return unread_body or health.phase == "draining"
 
 
 def internal_error(error: Exception) -> Problem:

@@ -14,7 +14,7 @@ from msgspec import Raw
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-Buffer = bytes | Raw
+PayloadBytes = bytes | Raw
 """A payload: bytes, or a reference to its bytes in the body of its request."""
 
 _RANDOM_BITS = 62
@@ -106,7 +106,9 @@ def accepted_at(job_id: uuid.UUID) -> float:
     return (job_id.int >> 80) / 1000
 
 
-def split(payloads: Sequence[Buffer], most_payloads: int, most_bytes: int) -> list[list[Buffer]]:
+def split(
+    payloads: Sequence[PayloadBytes], most_payloads: int, most_bytes: int
+) -> list[list[PayloadBytes]]:
     """Return ``payloads`` in their order, cut into lists that fit into one object each.
 
     A list has at most ``most_payloads`` payloads and ``most_bytes`` bytes, a line feed behind each

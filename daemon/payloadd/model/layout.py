@@ -61,7 +61,7 @@ class Layouts:
         """Return the layout of the job with this ``seq``."""
         return self._layouts[self._index(seq)]
 
-    def end(self, seq: int) -> int:
+    def next_change(self, seq: int) -> int:
         """Return the first ``seq`` after this one with another layout; 2^63 if there is none."""
         index = self._index(seq) + 1
         return self._firsts[index] if index < len(self._firsts) else _NEVER

@@ -123,6 +123,15 @@ def drained_fields(status: Status) -> dict[str, int]:
     return {"stored": payloads.stored, "journaled": payloads.journaled, "lost": status.lost}
 
 
+def draining_fields(status: Status) -> dict[str, Any]:
+    """Return the fields of the log event ``still_draining``: open payloads, and the troubles."""
+    return {
+        "open": status.payloads.open,
+        "uploading": status.busy_workers,
+        "waits_for": {part: trouble.reason for part, trouble in status.troubles.items()},
+    }
+
+
 def trouble_documents(status: Status) -> list[dict[str, Any]]:
     """Return the member ``troubles`` of the answer of ``/readyz``.
 

@@ -100,7 +100,7 @@ class Batcher:
         first = jobs[0]
         if self._layouts.layout_of(first.seq).alone:
             return jobs
-        end = self._layouts.end(first.seq)
+        end = self._layouts.next_change(first.seq)
         capacity = _BatchCapacity(first, end, self._max_payloads, self._max_bytes)
         with trio.move_on_after(self._linger):
             while capacity.wants_more:

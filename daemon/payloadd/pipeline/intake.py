@@ -9,7 +9,7 @@ import trio
 
 from payloadd.errors import RefusedError, TooLargeError
 from payloadd.journal.api import OutcomeCallback, Receipt
-from payloadd.model.job import Buffer, IdSource, Part, split, split_lines, uuid_of
+from payloadd.model.job import IdSource, Part, PayloadBytes, split, split_lines, uuid_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from payloadd.journal.api import Journal
     from payloadd.observe.health import Health
 
-__all__ = ["Buffer", "Intake", "OutcomeCallback", "Receipt"]
+__all__ = ["Intake", "OutcomeCallback", "PayloadBytes", "Receipt"]
 
 _AFTER_DRAIN = 5
 """Seconds after which a restarted daemon usually listens again."""
@@ -40,7 +40,7 @@ class Intake:
         """Whether accepted payloads survive the end of the process."""
         return self._journal.durable
 
-    async def accept(self, payloads: Sequence[Buffer], key: str | None = None) -> Receipt:
+    async def accept(self, payloads: Sequence[PayloadBytes], key: str | None = None) -> Receipt:
         """Accept all payloads of one request; return the receipt once they are durable.
 
         Raises RefusedError and TooLargeError as ``submit`` does. A cancellation during the wait
@@ -60,7 +60,9 @@ class Intake:
             raise outcome
         return outcome
 
-    def submit(self, payloads: Sequence[Buffer], key: str | None, done: OutcomeCallback) -> None:
+    def submit(
+        self, payloads: Sequence[PayloadBytes], key: str | None, done: OutcomeCallback
+    ) -> None:
         """Accept all payloads of one request; ``done`` is called with the receipt.
 
         ``key`` is the request's Idempotency-Key: a second request with the same key within 24 h

@@ -37,7 +37,7 @@ _LAST_COMMIT: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class Monitored:
+class WatchedParts:
     """The parts of the daemon that the watchdog reads."""
 
     settings: Settings
@@ -46,22 +46,22 @@ class Monitored:
 
 
 @asynccontextmanager
-async def monitoring(monitored: Monitored, notifier: Notifier) -> AsyncIterator[None]:
-    """Report ``monitored`` to systemd for as long as the body runs."""
+async def reporting_to_systemd(parts: WatchedParts, notifier: Notifier) -> AsyncIterator[None]:
+    """Report the state of ``parts`` to systemd for as long as the body runs."""
     async with trio.open_nursery() as nursery:
         if notifier.enabled:
-            nursery.start_soon(_report_status, monitored, notifier)
+            nursery.start_soon(_report_status, parts, notifier)
             if notifier.watchdog_seconds is not None:
-                nursery.start_soon(_feed_watchdog, monitored, notifier, notifier.watchdog_seconds)
+                nursery.start_soon(_feed_watchdog, parts, notifier, notifier.watchdog_seconds)
         yield
         nursery.cancel_scope.cancel()
 
 
-async def _report_status(monitored: Monitored, notifier: Notifier) -> None:
+async def _report_status(parts: WatchedParts, notifier: Notifier) -> None:
     """Send the status line when it changes, and ask for time while a drain progresses."""
     sent, seen = "", None
     while True:
-        status = monitored.health.snapshot()
+        status = parts.health.snapshot()
         line = status_line(status)
         if status.phase != "starting" and line != sent:
             sent = line
@@ -69,21 +69,21 @@ async def _report_status(monitored: Monitored, notifier: Notifier) -> None:
         if status.phase == "draining" and seen != (now := _progress(status)):
             # First the time that the settings allow for the drain. Later the next progress may be
             # one slow upload away. systemd never shortens an extension that it has granted.
-            settings = monitored.settings
+            settings = parts.settings
             whole = settings.request_timeout + settings.drain_timeout
             notifier.extend((whole if seen is None else settings.upload_timeout) + _LAST_COMMIT)
             seen = now
         await trio.sleep(_STATUS_INTERVAL)
 
 
-async def _feed_watchdog(monitored: Monitored, notifier: Notifier, period: float) -> None:
+async def _feed_watchdog(parts: WatchedParts, notifier: Notifier, period: float) -> None:
     interval = period / _MESSAGES_IN_A_PERIOD
     before = None
     while True:
         # Time for the commit that is under way and for the next one: a slow disk is not a dead one.
         with trio.move_on_after(period / 2) as commit:
-            await monitored.journal.pulse()
-        stalled = _stalled_at(monitored.health.snapshot(), monitored.settings.max_workers)
+            await parts.journal.pulse()
+        stalled = _stalled_at(parts.health.snapshot(), parts.settings.max_workers)
         if commit.cancelled_caught:
             log.error("no_sign_of_life", part="journal", seconds=interval)
         elif stalled is not None and stalled == before:

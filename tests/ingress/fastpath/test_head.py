@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payloadd.ingress.fastpath.head import MAX_HEAD_BYTES, may_become_plain, parse
+from payloadd.ingress.fastpath import head
+from payloadd.ingress.fastpath.head import MAX_HEAD_BYTES, cut_secrets, may_become_plain, parse
 from payloadd.ingress.submission import PostHeaders
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FIRST = b"POST /v1/payloads HTTP/1.1\r\n"
 HOST = b"Host: x\r\n"
@@ -110,6 +117,93 @@ def test_a_cached_head_depends_on_its_bytes_and_max_length() -> None:
             assert request is not None
             assert (request.start, request.end) == (len(head), len(head) + length)
             assert parse(head, length - 1) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Authorization: Bearer hunter2", b"PROXY-AUTHORIZATION:Basic hunter2",
+        b"aUTHORIZATION:\t hunter2 ", b"AuThOrIzAtIoN: hunter2", b"Proxy-Authorization: hunter2",
+        b"authorization: hunter2\xff", b"authorization: hunter2\tx", b"authorizatioN: hunter2",
+        b"Authorization: hunter2\r\nProxy-authorization: hunter2",
+        b"Authorization: " + b"hunter2" * 300,
+    ],
+)  # fmt: skip
+def test_a_head_with_a_secret_is_plain_and_its_secret_is_not_cached(line: bytes) -> None:
+    """Otherwise tokens would stay in memory after their requests, or make requests slow."""
+    keys = cached_heads()
+    secret = PLAIN.replace(b"Host", line + b"\r\nIdempotency-Key: k\r\nHost")
+    for _ in range(2):
+        request = parse(secret + b"abc", MAX)
+        assert request is not None
+        assert (request.start, request.end) == (len(secret), len(secret) + 3)
+        assert request.headers == PostHeaders(None, None, "k")
+    assert b"hunter2" not in b"".join(keys())
+
+
+def test_the_cache_is_seen() -> None:
+    """Otherwise the tests of secrets would prove nothing."""
+    keys = cached_heads()
+    parse(PLAIN, MAX)
+    assert keys() == [PLAIN]
+
+
+def test_heads_that_differ_in_a_token_are_parsed_once() -> None:
+    """Otherwise each request with a token would cost a parse."""
+    head._read_cached.cache_clear()
+    for token in range(9):
+        assert parse(PLAIN.replace(b"Host", b"Authorization: Bearer %d\r\nHost" % token), MAX)
+    assert head._read_cached.cache_info().currsize == 1
+    assert parse(PLAIN, MAX) is parse(PLAIN, MAX)
+
+
+def test_a_secret_header_that_is_there_twice_is_not_plain() -> None:
+    """Otherwise the fast path and Hypercorn could check different tokens."""
+    twice = b"Authorization: a\r\nauthorization: b\r\nHost"
+    assert parse(PLAIN.replace(b"Host", twice), MAX) is None
+
+
+@given(st.binary(max_size=60), st.integers(0, 200), st.integers(0, 5))
+def test_secrets_are_cut_without_a_change_of_the_rest(inserted: bytes, at: int, cut: int) -> None:
+    """Otherwise a head would be read in another way than without a cache."""
+    lines = b"Authorization: Bearer x\r\nX-uthorization: y\r\nProxy-Authorization:z\r\nHost"
+    data = PLAIN.replace(b"Host", lines)
+    data = data[:at] + inserted + data[at + cut :]
+    shorter = cut_secrets(data)
+    assert cut_secrets(shorter) == shorter
+    assert shorter.count(b"\n") == data.count(b"\n")
+    whole, short = parse(data, MAX), parse(shorter, MAX)
+    removed = len(data) - len(shorter)
+    if short is not None and data.index(b"\r\n\r\n") + 4 == short.start + removed:
+        assert whole == (short.headers, short.start + removed, short.end + removed)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PLAIN.replace(b"POST", b"GET").replace(b"Host", b"Authorization: Bearer hunter2\r\nHost"),
+        PLAIN.replace(b"Host", b"Authorization: Bearer hunter2\r\nTE: x\r\nHost"),
+        PLAIN.replace(b"Host", b"Authorization: Bearer hunter2\r\n\0: x\r\nHost"),
+    ],
+)
+def test_a_head_that_is_not_plain_is_not_cached(data: bytes) -> None:
+    """Otherwise tokens of other requests would stay in memory."""
+    keys = cached_heads()
+    assert parse(data, MAX) is None
+    assert keys() == []
+
+
+def cached_heads() -> Callable[[], list[bytes]]:
+    """Clear the cache, and return a function that returns the heads that it holds."""
+    head._read_cached.cache_clear()
+    gc.collect()
+
+    def keys() -> list[bytes]:
+        # The cache refers to its keys: lists of the arguments, or their tuples.
+        found = [each for each in gc.get_referents(head._read_cached) if isinstance(each, dict)]
+        return [part for each in found for key in each for part in key if isinstance(part, bytes)]
+
+    return keys
 
 
 def test_a_long_head_is_plain() -> None:

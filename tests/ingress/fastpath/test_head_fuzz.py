@@ -51,6 +51,7 @@ _FIELDS: Final[tuple[tuple[bytes, tuple[bytes, ...]], ...]] = (
     (b"TE", (b"trailers",)),
     (b"Trailer", (b"X",)),
     (b"X-Other", (b"", b"a", b"a,b", b"a\x01b", b"\xff", b"y" * 400)),
+    (b"Authorization", (b"Bearer x", b"", b"Basic \xff")),
     (b"X_y!#$%&'*+-.^`|~1", (b"z",)),
 )
 _ALWAYS: Final = (0, 1)

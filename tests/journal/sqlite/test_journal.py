@@ -179,7 +179,7 @@ async def test_dead_letters_count_towards_the_limit(tmp_path: Path) -> None:
             job = rig.channel.receive_nowait()
             rig.journal.bury(batch(job, sealed=False), "C", "r")
         await until(lambda: rig.database.totals.jobs == 0)
-        with pytest.raises(RefusedError, match="132 bytes of it dead letters") as caught:
+        with pytest.raises(RefusedError, match="132 of them by dead letters") as caught:
             await rig.accept(3, count=2)
         assert caught.value.code == "JOURNAL_FULL"
 

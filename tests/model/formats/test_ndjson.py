@@ -1,4 +1,4 @@
-"""NDJSON objects, not compressed and compressed."""
+"""NDJSON objects, not compressed and compressed; and what every format of objects promises."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from payloadd.config.settings import load
 from payloadd.errors import SettingsError
 from payloadd.model.formats import FORMATS
+from payloadd.model.formats.ndjson import Ndjson
 from payloadd.model.job import Job
 from tests.support.objects import bytes_of
 
@@ -28,13 +29,15 @@ DECODERS: dict[str, Callable[[bytes], bytes]] = {
     "zstd": zstandard.ZstdDecompressor().decompress,
 }
 
+NDJSON = [name for name, format_ in FORMATS.items() if isinstance(format_, Ndjson)]
+
 
 def jobs_of(lines: Sequence[bytes]) -> list[Job]:
     """Return a job for each text."""
     return [Job(seq, ID, text, 1) for seq, text in enumerate(lines, 1)]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", NDJSON)
 @given(lines=st.lists(st.binary(max_size=2000), min_size=1))
 def test_a_decoded_object_has_the_payloads_of_its_jobs(name: str, lines: list[bytes]) -> None:
     """Readers would get other bytes than those that were posted."""
@@ -53,23 +56,32 @@ def test_the_same_jobs_give_the_same_bytes(name: str) -> None:
         again = format_.encode(list(jobs))
 
     assert first == again
-    assert first.content_type == format_.content_type == "application/x-ndjson"
+    assert first.content_type == format_.content_type
     assert first.content_encoding == format_.content_encoding
+    assert name == format_.name
+
+
+@pytest.mark.parametrize("name", NDJSON)
+def test_the_headers_of_ndjson_name_the_type_and_the_compression(name: str) -> None:
+    """A reader that follows the headers would read compressed bytes as text."""
+    format_ = FORMATS[name]
+    assert format_.content_type == "application/x-ndjson"
     assert format_.content_encoding == (None if name == "none" else name)
 
 
-def test_every_format_is_a_value_of_the_setting() -> None:
-    """A new format could not be chosen, or the setting would allow a format that is missing."""
-    for name, format_ in FORMATS.items():
-        assert load({"COMPRESSION": name}).compression == name == format_.name
-    with pytest.raises(SettingsError, match=", ".join(FORMATS)):
+def test_every_compression_of_ndjson_is_a_value_of_the_setting() -> None:
+    """A compression could not be chosen, or the setting would allow one that is missing."""
+    for name in NDJSON:
+        assert load({"COMPRESSION": name}).compression == name
+    with pytest.raises(SettingsError, match=", ".join(NDJSON)):
         load({"COMPRESSION": "other"})
 
 
 def test_suffixes_and_encoders_distinguish_the_formats() -> None:
     """Two objects with other bytes would have one key, or the journal could not compare them."""
-    for attribute in ("suffix", "encoder", "content_encoding"):
+    for attribute in ("name", "suffix", "encoder"):
         assert len({getattr(one, attribute) for one in FORMATS.values()}) == len(FORMATS)
+    assert len({FORMATS[name].content_encoding for name in NDJSON}) == len(NDJSON)
 
 
 @given(st.lists(st.sampled_from([b"", b"1\n", b"x" * 70_000, b"y" * 300_000]), min_size=1))

@@ -158,7 +158,7 @@ class FastPathConnection:
         try:
             self._fast_path.submitter.check(request.headers)
         except Problem as problem:
-            self._refuse(problem)
+            self._refuse(problem, unread_body=request.end > request.start)
             return
         size = request.end - request.start
         granted = self._fast_path.submitter.memory.try_acquire(size)
@@ -294,7 +294,7 @@ class FastPathConnection:
 
     def _on_request_timeout(self) -> None:
         self._stream.stop_body_timeout()
-        self._run_guarded(self._refuse, self._fast_path.submitter.timeout_problem())
+        self._run_guarded(self._refuse_and_close, self._fast_path.submitter.timeout_problem())
 
     # --- answering -----------------------------------------------------------------------------
 
@@ -305,7 +305,7 @@ class FastPathConnection:
             self._refuse(as_problem(outcome))
 
     def _accept(self, document: bytes) -> None:
-        last = closes_connection(self._fast_path.health, 202, has_body=True)
+        last = closes_connection(self._fast_path.health)
         answer = b"%s%scontent-length: %d\r\n\r\n%s" % (
             self._fast_path.accepted_head(),
             b"connection: close\r\n" if last else b"",
@@ -314,9 +314,8 @@ class FastPathConnection:
         )
         self._send_answer(202, answer, closes=last)
 
-    def _refuse(self, problem: Problem) -> None:
-        has_body = self._request is not None and self._request.end > self._request.start
-        last = closes_connection(self._fast_path.health, problem.status, has_body=has_body)
+    def _refuse(self, problem: Problem, *, unread_body: bool = False) -> None:
+        last = closes_connection(self._fast_path.health, unread_body=unread_body)
         self._send_problem(problem, last=last)
 
     def _refuse_and_close(self, problem: Problem) -> None:

@@ -7,6 +7,7 @@ Heads that llhttp and h11 might read differently (folded lines, line ends withou
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -19,6 +20,14 @@ _FIRST_LINE: Final = b"POST /v1/payloads HTTP/1.1\r\n"
 _HEAD_END: Final = b"\r\n\r\n"
 _MAX_DIGITS: Final = 12
 _CACHED_HEAD_BYTES: Final = 1024
+_SECRET: Final = frozenset({b"authorization", b"proxy-authorization"})
+"""Headers whose values must not outlive their request: a head that has one is not cached."""
+_SECRET_ENDING: Final = b"uthorization:"
+"""The end of their names in the usual spellings: one search for all costs other heads little."""
+_SECRET_LINE: Final = re.compile(
+    rb"(?:proxy-)?authorization:([ \t]*[\x21-\x7e][\x20-\x7e]*)\r\n", re.IGNORECASE
+)
+"""A secret header whose value is visible ASCII: llhttp would accept it."""
 
 _NOT_PLAIN: Final = frozenset(
     {b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer", b"http2-settings"}
@@ -31,6 +40,14 @@ class FastPathRequest(NamedTuple):
     headers: PostHeaders
     start: int
     end: int
+
+
+class _NotCached(Exception):  # noqa: N818 - no error: the way past the cache
+    """A head that the cache must not keep; ``request`` is the request, None if it is not plain."""
+
+    def __init__(self, request: FastPathRequest | None) -> None:
+        super().__init__()
+        self.request = request
 
 
 class _HeaderCollector:
@@ -61,29 +78,62 @@ def parse(data: bytes, max_length: int) -> FastPathRequest | None:
     """
     head = data[: data.find(_HEAD_END) + len(_HEAD_END)]
     # A client repeats the same head with every request, and parsing it again was measurable. Only
-    # short heads are cached, which bounds the cache to a few MiB.
-    return (
-        _read_cached(head, max_length)
-        if len(head) <= _CACHED_HEAD_BYTES
-        else _read(head, max_length)
-    )
+    # short heads are cached, which bounds the cache to a few MiB. ``lru_cache`` keeps no call that
+    # raises; a search for secrets before each look-up would cost every request.
+    try:
+        return (
+            _read_cached(head, max_length)
+            if len(head) <= _CACHED_HEAD_BYTES
+            else _read(head, max_length)
+        )
+    except _NotCached as found:
+        return found.request
 
 
-def _read(head: bytes, max_length: int) -> FastPathRequest | None:
+def _read(head: bytes, max_length: int) -> FastPathRequest:
+    """Parse a plain head without secrets. Raises _NotCached for every other head."""
     lines = head.count(b"\r\n")
     if not head.startswith(_FIRST_LINE) or len(head) > MAX_HEAD_BYTES or head.count(b"\n") != lines:
-        return None
+        raise _NotCached(None)
+    # Other spellings are found in the parsed head, which costs them more.
+    if _SECRET_ENDING in head:
+        shorter = cut_secrets(head)
+        if removed := len(head) - len(shorter):
+            raise _NotCached(_shift(parse(shorter, max_length), removed))
     collected: dict[bytes, bytes] = {}
     try:
         httptools.HttpRequestParser(_HeaderCollector(collected)).feed_data(head)
     except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-        return None
+        raise _NotCached(None) from None
     headers = {name.lower(): value for name, value in collected.items()}
     # The first and the empty line are no headers. If there are fewer headers than other lines, a
     # header is there twice or is folded (RFC 9112, section 5.2).
-    if len(headers) != lines - 2 or not _NOT_PLAIN.isdisjoint(headers):
+    is_plain = len(headers) == lines - 2 and _NOT_PLAIN.isdisjoint(headers)
+    request = _plain_request(headers, len(head), max_length) if is_plain else None
+    if request is None or (not _SECRET.isdisjoint(headers) and any(map(headers.get, _SECRET))):
+        raise _NotCached(request)
+    return request
+
+
+def cut_secrets(head: bytes) -> bytes:
+    """Return a head without the values of its secret headers; their lines stay, with no value.
+
+    A value that is not visible ASCII stays: llhttp has to see it.
+    """
+    position = head.find(_SECRET_ENDING)
+    while position >= 0:
+        line = _SECRET_LINE.match(head, head.rfind(b"\n", 0, position) + 1)
+        if line is not None:
+            head = head[: line.start(1)] + head[line.end(1) :]
+        position = head.find(_SECRET_ENDING, position + 1)
+    return head
+
+
+def _shift(request: FastPathRequest | None, distance: int) -> FastPathRequest | None:
+    """Return a request that begins behind ``distance`` more bytes."""
+    if request is None:
         return None
-    return _plain_request(headers, len(head), max_length)
+    return FastPathRequest(request.headers, request.start + distance, request.end + distance)
 
 
 _read_cached = lru_cache(maxsize=1024)(_read)

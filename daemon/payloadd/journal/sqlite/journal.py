@@ -149,11 +149,12 @@ class SqliteJournal:
         if self._disk.in_trouble and (refusal := self._disk.refusal()) is not None:
             return refusal
         totals = self._database.totals
-        if totals.all_bytes + self._bytes + size > self._max_bytes:
+        if (used := totals.all_bytes + self._bytes) + size > self._max_bytes:
             # The time for a tenth of the payloads: then the client is not refused again at once.
             wait = self._listener.seconds_for(totals.payloads // 10)
-            dead = f", {totals.dead_bytes} bytes of it dead letters" if totals.dead_bytes else ""
-            return RefusedError("JOURNAL_FULL", f"the journal holds JOURNAL_MAX_BYTES{dead}", wait)
+            room = f"{used} of {self._max_bytes} bytes (JOURNAL_MAX_BYTES) are in use"
+            dead = f", {totals.dead_bytes} of them by dead letters" if totals.dead_bytes else ""
+            return RefusedError("JOURNAL_FULL", f"the request does not fit: {room}{dead}", wait)
         return None
 
     async def wait_for_room(self) -> None:

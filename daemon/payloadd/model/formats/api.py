@@ -1,7 +1,6 @@
 """The interface of object formats: the jobs of a batch become the bytes of one object.
 
-To add a format: write a module beside this one, add its instance to ``FORMATS`` of the package, and
-its name to the allowed values of the setting ``COMPRESSION``.
+``daemon/README.md``, "How to add", has the steps for a new format.
 """
 
 from __future__ import annotations
@@ -63,7 +62,8 @@ class ObjectFormat(Protocol):
     def encoder(self) -> str:
         """The format's version and its library's version; the journal keeps it with a sealed batch.
 
-        Two objects of the same jobs are equal byte for byte if their encoders are equal.
+        Two objects of the same jobs are equal byte for byte if their encoders are equal. A library
+        that does not tell its version is named by the version of what brings it, such as Python.
         """
 
     @property
