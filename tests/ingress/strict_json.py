@@ -58,6 +58,13 @@ def collection_in(body: bytes) -> list[bytes]:
     return [_one_line(payload) for payload in _elements(text, named[0])]
 
 
+def document_in(body: bytes) -> bytes:
+    """Return a JSON document as one payload, without line breaks. Raises InvalidJsonError."""
+    text = _text(body)
+    _value(text)
+    return _one_line(text.strip(" \t\r\n"))
+
+
 def lines_in(body: bytes) -> list[bytes]:
     """Return the payloads of an NDJSON document. Raises InvalidJsonError."""
     lines = (line.strip(" \t\r") for line in _text(body).split("\n"))

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import trio
 from msgspec.json import encode
-from quart import Response, g, request
+from quart import Response, current_app, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from payloadd.escaping import escape_controls_in_json
+from payloadd.ingress.body import ACCEPTED_TYPES
 from payloadd.ingress.large_bodies import busy_error
 from payloadd.ingress.problem import CONTENT_TYPE, Problem, refusal_problem, too_large
 from payloadd.ingress.submission import PostHeaders, closes_connection, internal_error
@@ -34,8 +35,12 @@ def make_app(submitter: Submitter, health: Health, refusals: RefusalLog) -> Quar
     """
     app = bare_app(health)
     handler = _Handler(submitter)
-    add_route(app, "POST", "/v1/payloads", handler.post_payloads)
-    add_route(app, "GET", "/healthz", healthz)
+    add_route(app, ("POST", "PUT"), "/v1/payloads", handler.post_collection)
+    add_route(app, ("POST", "PUT"), "/v1/payload", handler.post_document)
+    add_route(app, ("GET",), "/healthz", healthz)
+    for path in ("/v1/payloads", "/v1/payload"):
+        add_route(app, ("OPTIONS",), path, _allow_posts)
+    add_route(app, ("OPTIONS",), "/healthz", _allow_reads)
 
     @app.after_request
     async def note_refusal(response: Response) -> Response:
@@ -48,21 +53,40 @@ def make_app(submitter: Submitter, health: Health, refusals: RefusalLog) -> Quar
     return app
 
 
+async def _allow_posts() -> Response:
+    """Answer OPTIONS (RFC 9110, section 9.3.7)."""
+    return Response("", 204, {"Allow": "OPTIONS, POST, PUT", "Accept-Post": ACCEPTED_TYPES})
+
+
+async def _allow_reads() -> Response:
+    return Response("", 204, {"Allow": "GET, HEAD, OPTIONS"})
+
+
 async def healthz() -> Response:
     """Answer 200: the process works."""
     return json_response(200, {"status": "ok"})
 
 
 class _Handler:
-    """Handles ``POST /v1/payloads`` in Quart."""
+    """Handles the requests with payloads in Quart."""
 
     def __init__(self, submitter: Submitter) -> None:
         self._submitter = submitter
 
-    async def post_payloads(self) -> Response:
+    async def post_collection(self) -> Response:
         """Accept the payloads of one request, whole or not at all, and answer 202 with its id."""
+        return await self._post(document=False)
+
+    async def post_document(self) -> Response:
+        """Accept a request whose body is one payload."""
+        return await self._post(document=True)
+
+    async def _post(self, *, document: bool) -> Response:
         headers = PostHeaders(
-            _header("Content-Type"), _header("Content-Encoding"), _header("Idempotency-Key")
+            _header("Content-Type"),
+            _header("Content-Encoding"),
+            _header("Idempotency-Key"),
+            document,
         )
         if {"Transfer-Encoding", "Content-Length"} <= set(request.headers.keys()):
             # h11 follows Transfer-Encoding. Behind a proxy that follows Content-Length, a client
@@ -114,7 +138,9 @@ class _Handler:
 def bare_app(health: Health) -> QuartTrio:
     """Return an app without routes that answers every error with problem+json."""
     app = QuartTrio("payloadd.ingress", static_folder=None)
-    app.url_map.merge_slashes = False  # by default `//healthz` redirects
+    # By default `//healthz` and a trailing slash redirect.
+    app.url_map.merge_slashes = False
+    app.url_map.strict_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = None
     app.config["BODY_TIMEOUT"] = None
     app.config["RESPONSE_TIMEOUT"] = None  # the server bounds each send
@@ -134,14 +160,17 @@ def bare_app(health: Health) -> QuartTrio:
 
 
 def add_route(
-    app: QuartTrio, method: str, path: str, handler: Callable[[], Awaitable[Response]]
+    app: QuartTrio,
+    methods: tuple[str, ...],
+    path: str,
+    handler: Callable[[], Awaitable[Response]],
 ) -> None:
-    """Add a handler for one method of one path; OPTIONS is not added automatically."""
+    """Add a handler for methods of one path; GET includes HEAD, and nothing includes OPTIONS."""
     app.add_url_rule(
         path,
-        endpoint=f"{method} {path}",
+        endpoint=f"{methods[0]} {path}",
         view_func=handler,
-        methods=[method],
+        methods=methods,
         provide_automatic_options=False,
     )
 
@@ -188,10 +217,13 @@ async def _on_http_exception(error: HTTPException) -> Response:
             Problem("METHOD_NOT_ALLOWED", f"allowed methods: {allowed}", {"Allow": allowed})
         )
     if isinstance(error, NotFound):
-        return await _on_problem(
-            Problem("NOT_FOUND", "unknown path; the documentation lists all paths")
-        )
+        return await _on_problem(Problem("NOT_FOUND", f"unknown path; known are {_known_paths()}"))
     return await _on_problem(Problem("MALFORMED", error.description or error.name))
+
+
+def _known_paths() -> str:
+    paths = {rule.rule for rule in current_app.url_map.iter_rules()}
+    return ", ".join(sorted(paths))
 
 
 async def _on_unexpected_error(error: Exception) -> Response:

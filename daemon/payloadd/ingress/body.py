@@ -144,6 +144,8 @@ _NDJSON_TYPES: Final = (
     "application/json-lines",
     "application/x-json-stream",
 )
+ACCEPTED_TYPES: Final = ", ".join((_JSON, *_NDJSON_TYPES))
+"""The media types of a collection; every type that ends in ``+json`` is accepted, too."""
 _DECOMPRESSORS: Final[dict[str, Callable[[BodyBytes, DecompressionBounds], bytes]]] = {
     "gzip": gunzip,
     "x-gzip": gunzip,
@@ -164,7 +166,7 @@ def check_headers(
     lines = media_type in _NDJSON_TYPES and not document
     # "+json": RFC 6839, section 3.1.
     if not lines and media_type != _JSON and not media_type.endswith("+json"):
-        allowed = ", ".join((_JSON,) if document else (_JSON, *_NDJSON_TYPES))
+        allowed = _JSON if document else ACCEPTED_TYPES
         shown = "the header is missing" if content_type is None else f"not {content_type!r}"
         detail = f"Content-Type must be one of {allowed}, or end in +json, in UTF-8; {shown}"
         raise Problem("UNSUPPORTED_TYPE", detail, {"Accept-Post": allowed})

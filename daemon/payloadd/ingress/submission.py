@@ -40,11 +40,16 @@ _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 class PostHeaders(NamedTuple):
-    """The headers of a POST that matter, None if missing; lines of one header are joined."""
+    """The parts of a POST's head that matter.
+
+    A header that is missing is None; the lines of one header are joined.
+    """
 
     content_type: str | None
     content_encoding: str | None
     idempotency_key: str | None
+    document: bool = False
+    """Whether the path is the one of documents: the whole body is one payload."""
 
 
 SubmissionOutcome = Receipt | RefusedError | Problem
@@ -97,7 +102,7 @@ class Submitter:
         draining = self._health.phase == "draining" and not self._intake.durable
         if draining and (refusal := self._intake.refusal()):
             raise refusal_problem(refusal)
-        check_headers(headers.content_type, headers.content_encoding)
+        check_headers(headers.content_type, headers.content_encoding, document=headers.document)
 
     async def submit_and_wait(self, headers: PostHeaders, data: bytes, client: str | None) -> bytes:
         """Submit one request of ``client``, whole or not at all, and return the body of the 202.
@@ -175,7 +180,13 @@ class Submitter:
         on_outcome: Callable[[SubmissionOutcome], None],
     ) -> None:
         payloads = decode(
-            data, headers.content_type, headers.content_encoding, self._limits, start, in_loop=True
+            data,
+            headers.content_type,
+            headers.content_encoding,
+            self._limits,
+            start,
+            document=headers.document,
+            in_loop=True,
         )
         if len(payloads) > self._max_payloads_in_loop:
             raise TooMuchWorkError
@@ -210,7 +221,7 @@ class Submitter:
         key = _check_key(headers.idempotency_key)
         submit = partial(self._submit_lines, key, len(data) - start, on_outcome)
         kind, coding = headers.content_type, headers.content_encoding
-        body = LargeBody(data, start, kind, coding, submit, on_outcome, client)
+        body = LargeBody(data, start, kind, coding, submit, on_outcome, client, headers.document)
         self.large_bodies.add(body)
 
     async def _submit_lines(

@@ -36,6 +36,17 @@ def test_a_plain_request_is_parsed() -> None:
     assert request.headers == PostHeaders("application/json", "gzip", "k")
 
 
+@pytest.mark.parametrize("method", [b"POST", b"PUT"])
+@pytest.mark.parametrize("path", [b"payloads", b"payloads/", b"payload", b"payload/"])
+def test_all_spellings_of_the_paths_are_plain(method: bytes, path: bytes) -> None:
+    """Otherwise a client would pay ten times the cost for a trailing slash or a PUT."""
+    data = PLAIN.replace(b"POST", method).replace(b"payloads", path)
+    assert all(may_become_plain(data[:size]) for size in range(len(data)))
+    request = parse(data, MAX)
+    assert request is not None
+    assert request.headers.document is (path.rstrip(b"/") == b"payload")
+
+
 def test_a_missing_header_differs_from_an_empty_one() -> None:
     """Otherwise an empty Idempotency-Key, which is a 400, would be accepted."""
     request = parse(PLAIN.replace(b"\r\n\r\n", b"\r\nIdempotency-Key:\r\n\r\n"), MAX)
@@ -47,7 +58,8 @@ def test_a_missing_header_differs_from_an_empty_one() -> None:
     "head",
     [
         b"", PLAIN[:-1], PLAIN[:-4],
-        PLAIN.replace(b"POST", b"PUT"), PLAIN.replace(b"POST", b"post"),
+        PLAIN.replace(b"POST", b"PATCH"), PLAIN.replace(b"POST", b"post"),
+        PLAIN.replace(b"payloads", b"payloads//"), PLAIN.replace(b"payloads", b"payloads/x"),
         PLAIN.replace(b"1.1", b"1.0"), PLAIN.replace(b"/v1", b"http://x/v1"),
         PLAIN.replace(b"payloads", b"payloads?x"), b"\r\n" + PLAIN,
         FIRST + LENGTH + b"\r\n", FIRST + HOST + b"\r\n",

@@ -23,9 +23,11 @@ _ODD: Final = (
     *(b"HTTP/1.1", b"HTTP/1.0", b"POST", b"Host: y\r\n", b"content-length:", b"(", b"@", b"{"),
 )
 # The first value of each is valid, and chosen in most cases.
-_METHODS: Final = (b"POST", b"PUT", b"post", b"GET", b"PRI", b"POST ", b"")
+_PATHS: Final = (b"/v1/payloads", b"/v1/payload")
+_METHODS: Final = (b"POST", b"PUT", b"PATCH", b"post", b"GET", b"PRI", b"POST ", b"")
 _TARGETS: Final = (
-    *(b"/v1/payloads", b"/v1/payloads?", b"/v1/payloads/", b"/v1/payload%73"),
+    *(b"/v1/payloads", b"/v1/payloads/", b"/v1/payload", b"/v1/payload/", b"/v1/payloads//"),
+    *(b"/v1/payloads?", b"/v1/payload%73", b"/v1/payload?x", b"/v1/payload/s"),
     *(b"*", b"http://x/v1/payloads", b"/"),
 )
 _VERSIONS: Final = (b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"http/1.1", b"HTTP/1.1 ", b"")
@@ -68,7 +70,8 @@ def make_head(chance: random.Random) -> bytes:
     fields = [*_ALWAYS] if chance.random() < 0.97 else []
     fields += chance.choices(range(len(_FIELDS)), k=chance.choice((0, 0, 1, 2, 4)))
     chance.shuffle(fields)
-    lines = [b" ".join((pick(_METHODS), pick(_TARGETS), pick(_VERSIONS)))]
+    target = chance.choice(_TARGETS[:4]) if chance.random() < 0.8 else chance.choice(_TARGETS)
+    lines = [b" ".join((pick(_METHODS), target, pick(_VERSIONS)))]
     for index in fields:
         name, values = _FIELDS[index]
         value = chance.choice(values if chance.random() < 0.2 else values[:3])
@@ -103,7 +106,9 @@ def read_by_h11(head: bytes, length: int) -> PostHeaders:
     connection.receive_data(head)
     request = connection.next_event()
     assert isinstance(request, h11.Request), request
-    assert (request.method, request.target) == (b"POST", b"/v1/payloads")
+    assert request.method in (b"POST", b"PUT")
+    target = request.target.removesuffix(b"/")
+    assert target in _PATHS
     assert request.http_version == b"1.1"
     assert not connection.they_are_waiting_for_100_continue
     if length:
@@ -118,8 +123,12 @@ def read_by_h11(head: bytes, length: int) -> PostHeaders:
     assert connection.our_state is h11.SEND_RESPONSE
     headers = dict(request.headers)
     assert len(headers) == len(list(request.headers))
-    names = (b"content-type", b"content-encoding", b"idempotency-key")
-    return PostHeaders(*(_text(headers.get(name)) for name in names))
+    return PostHeaders(
+        _text(headers.get(b"content-type")),
+        _text(headers.get(b"content-encoding")),
+        _text(headers.get(b"idempotency-key")),
+        target == b"/v1/payload",
+    )
 
 
 def _text(value: bytes | None) -> str | None:

@@ -1,7 +1,8 @@
 """Parse the head of a plain request: pure.
 
-A plain request is ``POST /v1/payloads HTTP/1.1`` with a Content-Length within bounds, no header
-twice, and no header about transfer codings, upgrades or expectations. llhttp checks the grammar.
+A plain request is a POST or PUT to ``/v1/payloads`` or ``/v1/payload`` in HTTP/1.1, with a
+Content-Length within bounds, no header twice, and no header about transfer codings, upgrades or
+expectations. llhttp checks the grammar.
 Heads that llhttp and h11 might read differently (folded lines, line ends without CR) are not plain.
 """
 
@@ -16,7 +17,13 @@ import httptools
 from payloadd.ingress.submission import PostHeaders
 
 MAX_HEAD_BYTES: Final = 16 * 2**10
-_FIRST_LINE: Final = b"POST /v1/payloads HTTP/1.1\r\n"
+_FIRST_LINES: Final = {
+    b"%s %s%s HTTP/1.1\r\n" % (method, path, slash): path == b"/v1/payload"
+    for method in (b"POST", b"PUT")
+    for path in (b"/v1/payloads", b"/v1/payload")
+    for slash in (b"", b"/")
+}
+"""The first lines of plain requests; whether the body is one payload."""
 _HEAD_END: Final = b"\r\n\r\n"
 _MAX_DIGITS: Final = 12
 _CACHED_HEAD_BYTES: Final = 1024
@@ -64,7 +71,7 @@ def may_become_plain(data: bytes) -> bool:
     return (
         _HEAD_END not in data
         and len(data) <= MAX_HEAD_BYTES
-        and data.startswith(_FIRST_LINE[: len(data)])
+        and any(data.startswith(line[: len(data)]) for line in _FIRST_LINES)
         # A client that ends its lines in a bare LF never sends the end of a head that is awaited
         # here.
         and data.count(b"\n") == data.count(b"\r\n")
@@ -93,7 +100,8 @@ def parse(data: bytes, max_length: int) -> FastPathRequest | None:
 def _read(head: bytes, max_length: int) -> FastPathRequest:
     """Parse a plain head without secrets. Raises _NotCached for every other head."""
     lines = head.count(b"\r\n")
-    if not head.startswith(_FIRST_LINE) or len(head) > MAX_HEAD_BYTES or head.count(b"\n") != lines:
+    document = _FIRST_LINES.get(head[: head.find(b"\n") + 1])
+    if document is None or len(head) > MAX_HEAD_BYTES or head.count(b"\n") != lines:
         raise _NotCached(None)
     # Other spellings are found in the parsed head, which costs them more.
     if _SECRET_ENDING in head:
@@ -109,7 +117,9 @@ def _read(head: bytes, max_length: int) -> FastPathRequest:
     # The first and the empty line are no headers. If there are fewer headers than other lines, a
     # header is there twice or is folded (RFC 9112, section 5.2).
     is_plain = len(headers) == lines - 2 and _NOT_PLAIN.isdisjoint(headers)
-    request = _plain_request(headers, len(head), max_length) if is_plain else None
+    request = (
+        _plain_request(headers, len(head), max_length, document=document) if is_plain else None
+    )
     if request is None or (not _SECRET.isdisjoint(headers) and any(map(headers.get, _SECRET))):
         raise _NotCached(request)
     return request
@@ -140,7 +150,7 @@ _read_cached = lru_cache(maxsize=1024)(_read)
 
 
 def _plain_request(
-    headers: dict[bytes, bytes], start: int, max_length: int
+    headers: dict[bytes, bytes], start: int, max_length: int, *, document: bool
 ) -> FastPathRequest | None:
     """Return the request with these headers, None if a header makes it not plain."""
     length = headers.get(b"content-length", b"")
@@ -156,6 +166,7 @@ def _plain_request(
         _text(headers.get(b"content-type")),
         _text(headers.get(b"content-encoding")),
         _text(headers.get(b"idempotency-key")),
+        document,
     )
     return FastPathRequest(post, start, start + int(length))
 
