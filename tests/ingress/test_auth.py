@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payloadd.errors import SettingsError
-from payloadd.ingress.auth import Client, TokenFile, new_token
+from payloadd.ingress import auth
+from payloadd.ingress.auth import Client, TokenFile, _Tokens, new_token
 from payloadd.ingress.problem import Problem
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def test_other_headers_are_refused(tokens: TokenFile, header: str | None) -> Non
 def test_any_header_gets_an_answer(header: str) -> None:
     """An odd header would be answered 500."""
     tokens = object.__new__(TokenFile)
-    tokens._clients = {}
+    tokens._tokens = object.__new__(_Tokens)
+    tokens._tokens.clients, tokens._tokens._accepted = {}, {}
     with pytest.raises(Problem):
         tokens.authenticate(header)
 
@@ -135,5 +137,18 @@ def test_a_new_token_and_its_line_fit(tmp_path: Path) -> None:
     assert client == Client("sensor-1", frozenset({"clicks", "errors"}))
     assert new_token("x")[0] != new_token("x")[0]
     for wrong in (("a:b", ""), ("", ""), ("a", "UP")):
-        with pytest.raises(ValueError, match="line 1"):
+        with pytest.raises(ValueError, match="is not"):
             new_token(*wrong)
+
+
+def test_headers_are_remembered_by_their_digest_within_a_bound(
+    tokens: TokenFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon would keep tokens in memory, or ever more of them."""
+    monkeypatch.setattr(auth, "_MOST_ACCEPTED", 3)
+    for number in range(9):
+        header = basic(b"%d:w" % number)
+        assert tokens.authenticate(header) == tokens.authenticate(header)
+    accepted = tokens._tokens._accepted
+    assert 0 < len(accepted) <= 3
+    assert all(len(digest) == 32 for digest in accepted)

@@ -55,7 +55,7 @@ async def test_a_body_is_never_read_as_a_request_after_a_refusal(
 ) -> None:
     """A client could smuggle a request past a proxy that checks requests."""
 
-    def refuse(_self: Submitter, _headers: PostHeaders) -> None:
+    def refuse(_self: Submitter, _headers: PostHeaders, *_client: object) -> None:
         raise Problem(code, "refused by a test")
 
     monkeypatch.setattr(Submitter, "check", refuse)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Final
 
 NAMES: Final = (
-    *("AUTH_TOKENS", "CLIENT_ADDRESS", "CORS_ORIGINS", "DRAIN_DELAY", "ENVELOPE"),
+    *("CORS_ORIGINS", "DRAIN_DELAY", "ENVELOPE"),
     *("JOURNAL_URL", "OBJECT_FORMAT", "PARQUET_SCHEMA", "PARQUET_SORT_BY", "PUT_PRICE"),
-    *("RATE_LIMIT", "S3_ACL", "S3_CHECKSUM", "S3_EXPECTED_BUCKET_OWNER", "S3_IF_NONE_MATCH"),
+    *("S3_ACL", "S3_CHECKSUM", "S3_EXPECTED_BUCKET_OWNER", "S3_IF_NONE_MATCH"),
     *("S3_METADATA", "S3_REQUEST_PAYER", "S3_SSE", "S3_SSE_KMS_KEY_ID", "S3_STORAGE_CLASS"),
-    *("S3_TAGS", "STREAMS", "TRUSTED_PROXIES", "WATERMARK"),
+    *("S3_TAGS", "STREAMS", "WATERMARK"),
 )
 
 VALUES: Final = (
     ("DURABILITY", "store"),
     ("LOG_FORMAT", "journald"),
+    ("CLIENT_ADDRESS", "proxy"),
     ("KEY_TEMPLATE", "{stream}/{id}.ndjson"),
 )
 """Documented values that are not built yet, of settings that are built."""

@@ -13,6 +13,7 @@ import trio
 
 from payloadd.config.parsers import S3Url
 from payloadd.errors import PayloaddError, SettingsError
+from payloadd.ingress.admission import open_admission
 from payloadd.ingress.server.tls import open_certificates
 from payloadd.journal.open import check_journal
 from payloadd.model.formats.api import EncodedObject
@@ -40,6 +41,10 @@ async def check(settings: Settings, write_line: Callable[[str], None]) -> bool:
         step = "TLS"
         if open_certificates(settings) is not None:
             write_line(f"ok      TLS          {settings.tls_cert}")
+        step = "tokens"
+        if settings.auth_tokens is not None:
+            open_admission(settings)
+            write_line(f"ok      tokens       {settings.auth_tokens}")
         step = "journal"
         if (found := await check_journal(settings)) is not None:
             write_line(f"ok      journal      {found}")

@@ -73,10 +73,10 @@ class TrustedPeers:
     unix: bool
     """Whether the peers on Unix sockets are trusted."""
 
-    def __contains__(self, peer: str) -> bool:
-        """Return whether a peer, an IP address or ``unix``, is trusted."""
-        if peer == "unix":
-            return self.unix
+    def __contains__(self, peer: object) -> bool:
+        """Return whether a peer, the text of an IP address or ``unix``, is trusted."""
+        if not isinstance(peer, str) or peer == "unix":
+            return self.unix and peer == "unix"
         try:
             address = ip_address(peer)
         except ValueError:
@@ -251,6 +251,13 @@ def trusted_peers(text: str) -> TrustedPeers:
                 f"allowed are addresses, networks such as 10.0.0.0/8, and unix; {error}"
             ) from None
     return TrustedPeers(tuple(networks), unix)
+
+
+def client_address_header(text: str) -> str:
+    """Parse the name of the header in which proxies state the address of a client."""
+    if text not in {"x-forwarded-for", "forwarded"}:
+        raise ValueError("one of x-forwarded-for, forwarded; proxy: not built yet in this version")
+    return text
 
 
 def origins(text: str) -> tuple[str, ...]:

@@ -17,15 +17,20 @@ from payloadd.config.credential_files import read_credentials
 from payloadd.config.parsers import (
     Address,
     FileUrl,
+    Rate,
     S3Url,
+    TrustedPeers,
     address_or_off,
     addresses,
+    client_address_header,
     duration,
     endpoint_url,
     one_of,
+    rate,
     region,
     size,
     store_url,
+    trusted_peers,
     whole,
     words,
 )
@@ -141,6 +146,32 @@ class Settings:
     tls_client_ca: Path | None = field(
         metadata=_setting(None, Path, "clients need a certificate of these authorities, PEM")
     )
+    auth_tokens: Path | None = field(
+        metadata=_setting(
+            None, Path, "file with name:sha256-of-token lines; with it a POST needs a token"
+        )
+    )
+    rate_limit: Rate | None = field(
+        metadata=_setting(
+            None,
+            rate,
+            "requests of one client, by its name or address, such as 100/s burst 500",
+        )
+    )
+    trusted_proxies: TrustedPeers | None = field(
+        metadata=_setting(
+            None,
+            trusted_peers,
+            "addresses or networks of proxies that state a client's, or unix",
+        )
+    )
+    client_address: Literal["x-forwarded-for", "forwarded"] | None = field(
+        metadata=_setting(
+            None,
+            client_address_header,
+            "where TRUSTED_PROXIES state it: x-forwarded-for or forwarded",
+        )
+    )
     log_level: Literal["debug", "info", "warning", "error"] = field(
         metadata=_setting(
             "info",
@@ -190,8 +221,6 @@ _CLOSE: Final = 0.88
 # Documented settings that this version does not have yet. The daemon does not start with them: it
 # would ignore them silently, such as a token file that is not enforced.
 _NOT_BUILT: Final = {
-    "AUTH_TOKENS": "bearer tokens",
-    "CLIENT_ADDRESS": "addresses of clients behind a proxy",
     "CORS_ORIGINS": "browsers as clients",
     "DRAIN_DELAY": "a delay between SIGTERM and the drain",
     "ENVELOPE": "envelopes around payloads",
@@ -200,7 +229,6 @@ _NOT_BUILT: Final = {
     "PARQUET_SCHEMA": "object formats besides NDJSON",
     "PARQUET_SORT_BY": "object formats besides NDJSON",
     "PUT_PRICE": "the cost metric",
-    "RATE_LIMIT": "rate limits",
     "S3_ACL": "S3 object options",
     "S3_CHECKSUM": "S3 object options",
     "S3_EXPECTED_BUCKET_OWNER": "S3 object options",
@@ -212,7 +240,6 @@ _NOT_BUILT: Final = {
     "S3_STORAGE_CLASS": "S3 object options",
     "S3_TAGS": "S3 object options",
     "STREAMS": "streams",
-    "TRUSTED_PROXIES": "addresses of clients behind a proxy",
     "WATERMARK": "watermarks",
 }
 
@@ -282,6 +309,11 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     tls = [values.get(name) for name in ("tls_cert", "tls_key", "tls_client_ca")]
     if any(tls) and not all(tls[:2]):
         problems.append("TLS_CERT, TLS_KEY: one of the two is missing; allowed is both or none")
+    proxies = [values.get("trusted_proxies"), values.get("client_address")]
+    if any(proxies) and not all(proxies):
+        problems.append(
+            "TRUSTED_PROXIES, CLIENT_ADDRESS: one of the two is missing; allowed is both or none"
+        )
     keys = [values.get("aws_access_key_id"), values.get("aws_secret_access_key")]
     if any(keys) and not all(keys):
         problems.append(

@@ -47,7 +47,7 @@ def make_app(submitter: Submitter, health: Health, refusals: RefusalLog) -> Quar
         problem: Problem | None = g.pop("problem", None)
         if problem is not None:
             agent = _header("User-Agent")
-            refusals.note(problem, _client(), agent, request.method, _path())
+            refusals.note(problem, handler.client(), agent, request.method, _path())
         return response
 
     return app
@@ -82,22 +82,27 @@ class _Handler:
         return await self._post(document=True)
 
     async def _post(self, *, document: bool) -> Response:
-        headers = PostHeaders(
-            _header("Content-Type"),
-            _header("Content-Encoding"),
-            _header("Idempotency-Key"),
-            document,
-        )
+        headers = _post_headers(document=document)
         if {"Transfer-Encoding", "Content-Length"} <= set(request.headers.keys()):
             # h11 follows Transfer-Encoding. Behind a proxy that follows Content-Length, a client
             # could smuggle a request (RFC 9112, section 6.1).
             raise Problem("MALFORMED", "Transfer-Encoding and Content-Length are both present")
-        self._submitter.check(headers)
+        certificate_name = request.scope.get("state", {}).get("certificate_name")
+        name = self._submitter.check(
+            headers, _header("Authorization"), certificate_name, self.client
+        )
         if (request.content_length or 0) > self._submitter.max_length:
             raise too_large(self._submitter.max_length)
         body = await self._read_body()
-        answer = await self._submitter.submit_and_wait(headers, body, _client())
+        answer = await self._submitter.submit_and_wait(headers, body, self.client, name)
         return Response(answer, 202, content_type="application/json")
+
+    def client(self) -> str | None:
+        """Return the address of the client."""
+        peer = _peer()
+        if not self._submitter.behind_proxies:
+            return peer
+        return self._submitter.client_address(peer, _post_headers(document=False))
 
     async def _read_body(self) -> bytes:
         """Return the body. Raises Problem TOO_LARGE, TIMEOUT or BUSY.
@@ -142,6 +147,7 @@ def bare_app(health: Health) -> QuartTrio:
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = None
+    app.config["PATHS"] = []
     app.config["BODY_TIMEOUT"] = None
     app.config["RESPONSE_TIMEOUT"] = None  # the server bounds each send
     app.register_error_handler(Problem, _on_problem)
@@ -166,6 +172,8 @@ def add_route(
     handler: Callable[[], Awaitable[Response]],
 ) -> None:
     """Add a handler for methods of one path; GET includes HEAD, and nothing includes OPTIONS."""
+    if path not in app.config["PATHS"]:
+        app.config["PATHS"].append(path)
     app.add_url_rule(
         path,
         endpoint=f"{methods[0]} {path}",
@@ -187,8 +195,20 @@ def _header(name: str) -> str | None:
     return ", ".join(lines) if lines else None
 
 
-def _client() -> str | None:
-    """Return the client's address; Quart's is ``<local>`` on a Unix socket."""
+def _post_headers(*, document: bool) -> PostHeaders:
+    return PostHeaders(
+        _header("Content-Type"),
+        _header("Content-Encoding"),
+        _header("Idempotency-Key"),
+        document,
+        _header("Origin"),
+        _header("X-Forwarded-For"),
+        _header("Forwarded"),
+    )
+
+
+def _peer() -> str | None:
+    """Return the address of the peer; Quart's is ``<local>`` on a Unix socket."""
     address = request.remote_addr
     return "unix" if address == "<local>" else address
 
@@ -217,13 +237,12 @@ async def _on_http_exception(error: HTTPException) -> Response:
             Problem("METHOD_NOT_ALLOWED", f"allowed methods: {allowed}", {"Allow": allowed})
         )
     if isinstance(error, NotFound):
-        return await _on_problem(Problem("NOT_FOUND", f"unknown path; known are {_known_paths()}"))
+        return await _on_problem(
+            Problem(
+                "NOT_FOUND", f"unknown path; known are {', '.join(current_app.config['PATHS'])}"
+            )
+        )
     return await _on_problem(Problem("MALFORMED", error.description or error.name))
-
-
-def _known_paths() -> str:
-    paths = {rule.rule for rule in current_app.url_map.iter_rules()}
-    return ", ".join(sorted(paths))
 
 
 async def _on_unexpected_error(error: Exception) -> Response:

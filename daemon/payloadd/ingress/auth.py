@@ -29,12 +29,15 @@ log = get_logger(__name__)
 
 _CREDENTIALS: Final = re.compile(r"(bearer|basic) +([A-Za-z0-9._~+/-]{1,4096}=*)", re.IGNORECASE)
 """Scheme and token68 (RFC 9110, section 11.4)."""
+_NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _LINE: Final = re.compile(
-    r"(?P<name>[A-Za-z0-9._@-]{1,64}):(?P<digest>[0-9a-fA-F]{64})(?::(?P<streams>[^:]*))?"
+    rf"(?P<name>{_NAME.pattern}):(?P<digest>[0-9a-fA-F]{{64}})(?::(?P<streams>[^:]*))?"
 )
 _STREAM: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _CHALLENGES: Final = 'Bearer realm="payloadd"%s, Basic realm="payloadd", charset="UTF-8"'
 _TOKEN_BYTES: Final = 32
+_MOST_ACCEPTED: Final = 4096
+"""Accepted headers whose digests are remembered: one client can write its token in many ways."""
 
 
 class Client(NamedTuple):
@@ -45,6 +48,31 @@ class Client(NamedTuple):
     """The streams that the client may write to; None: all of them."""
 
 
+class _Tokens:
+    """The tokens of one state of the file: a reload replaces all of them at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file. Raises OSError or ValueError."""
+        self.clients = _parse(path.read_text(encoding="utf-8"))
+        """The clients, by the digest of their token."""
+        self._accepted: dict[bytes, Client] = {}
+        """The clients, by the digest of a whole header: a client repeats its header."""
+
+    def client(self, authorization: str) -> Client | None:
+        """Return the client of an Authorization header; None for an unknown token."""
+        header = hashlib.sha256(authorization.encode("utf-8", "surrogatepass")).digest()
+        client = self._accepted.get(header)
+        if client is not None:
+            return client
+        token = _token_of(authorization)
+        client = self.clients.get(hashlib.sha256(token).digest()) if token else None
+        if client is not None:
+            if len(self._accepted) >= _MOST_ACCEPTED:
+                self._accepted.clear()
+            self._accepted[header] = client
+        return client
+
+
 class TokenFile:
     """The tokens of a file, which can be read again while the daemon runs."""
 
@@ -52,7 +80,7 @@ class TokenFile:
         """Read the file. Raises SettingsError if it cannot be used."""
         self._path = path
         try:
-            self._clients = _parse(path.read_text(encoding="utf-8"))
+            self._tokens = _Tokens(path)
         except (OSError, ValueError) as error:
             raise SettingsError([f"AUTH_TOKENS: {path}: {error}"]) from None
 
@@ -63,21 +91,21 @@ class TokenFile:
         written may be incomplete.
         """
         try:
-            self._clients = _parse(self._path.read_text(encoding="utf-8"))
+            tokens = _Tokens(self._path)
         except (OSError, ValueError) as error:
             log.error(  # noqa: TRY400 - the reason is enough
                 "tokens_not_reloaded", path=str(self._path), reason=str(error)
             )
         else:
-            log.info("tokens_reloaded", path=str(self._path), tokens=len(self._clients))
+            self._tokens = tokens
+            log.info("tokens_reloaded", path=str(self._path), tokens=len(tokens.clients))
 
     def authenticate(self, authorization: str | None) -> Client:
         """Return the client of an Authorization header. Raises Problem UNAUTHENTICATED."""
         if not authorization:
             detail = "the request needs a token: Authorization: Bearer TOKEN"
             raise Problem("UNAUTHENTICATED", detail, {"WWW-Authenticate": _CHALLENGES % ""})
-        token = _token_of(authorization)
-        client = self._clients.get(hashlib.sha256(token).digest()) if token else None
+        client = self._tokens.client(authorization)
         if client is None:
             headers = {"WWW-Authenticate": _CHALLENGES % ', error="invalid_token"'}
             raise Problem("UNAUTHENTICATED", "the token is not known", headers)
@@ -91,6 +119,8 @@ def new_token(name: str, streams: str = "") -> tuple[str, str]:
     """
     token = secrets.token_urlsafe(_TOKEN_BYTES)
     digest = hashlib.sha256(token.encode()).hexdigest()
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a name: 1 to 64 letters, digits and ._@-")
     line = ":".join((name, digest, streams) if streams else (name, digest))
     _parse(line + "\n")
     return token, line

@@ -32,7 +32,7 @@ _SECRET: Final = frozenset({b"authorization", b"proxy-authorization"})
 _SECRET_ENDING: Final = b"uthorization:"
 """The end of their names in the usual spellings: one search for all costs other heads little."""
 _SECRET_LINE: Final = re.compile(
-    rb"(?:proxy-)?authorization:([ \t]*[\x21-\x7e][\x20-\x7e]*)\r\n", re.IGNORECASE
+    rb"(proxy-)?authorization:([ \t]*[\x21-\x7e][\x20-\x7e]*)\r\n", re.IGNORECASE
 )
 """A secret header whose value is visible ASCII: llhttp would accept it."""
 
@@ -47,6 +47,8 @@ class FastPathRequest(NamedTuple):
     headers: PostHeaders
     start: int
     end: int
+    authorization: str | None = None
+    """The value of the header Authorization."""
 
 
 class _NotCached(Exception):  # noqa: N818 - no error: the way past the cache
@@ -97,6 +99,26 @@ def parse(data: bytes, max_length: int) -> FastPathRequest | None:
         return found.request
 
 
+def parse_with_secret(data: bytes, max_length: int) -> FastPathRequest | None:
+    """Return the same as ``parse``; faster for heads with ``Authorization``, slower for others."""
+    head = data[: data.find(_HEAD_END) + len(_HEAD_END)]
+    cut = _cut_secret(head) if len(head) <= MAX_HEAD_BYTES else None
+    return parse(head, max_length) if cut is None else _parse_cut(*cut, max_length)
+
+
+def _parse_cut(
+    head: bytes, removed: int, authorization: str | None, max_length: int
+) -> FastPathRequest | None:
+    """Parse a head of which ``_cut_secret`` has cut a secret; return the request of the whole."""
+    request = parse(head, max_length)
+    if request is None:
+        return None
+    headers, start, end, other = request
+    if authorization is None:
+        authorization = other
+    return FastPathRequest(headers, start + removed, end + removed, authorization)
+
+
 def _read(head: bytes, max_length: int) -> FastPathRequest:
     """Parse a plain head without secrets. Raises _NotCached for every other head."""
     lines = head.count(b"\r\n")
@@ -104,10 +126,8 @@ def _read(head: bytes, max_length: int) -> FastPathRequest:
     if document is None or len(head) > MAX_HEAD_BYTES or head.count(b"\n") != lines:
         raise _NotCached(None)
     # Other spellings are found in the parsed head, which costs them more.
-    if _SECRET_ENDING in head:
-        shorter = cut_secrets(head)
-        if removed := len(head) - len(shorter):
-            raise _NotCached(_shift(parse(shorter, max_length), removed))
+    if _SECRET_ENDING in head and (cut := _cut_secret(head)) is not None:
+        raise _NotCached(_parse_cut(*cut, max_length))
     collected: dict[bytes, bytes] = {}
     try:
         httptools.HttpRequestParser(_HeaderCollector(collected)).feed_data(head)
@@ -125,25 +145,22 @@ def _read(head: bytes, max_length: int) -> FastPathRequest:
     return request
 
 
-def cut_secrets(head: bytes) -> bytes:
-    """Return a head without the values of its secret headers; their lines stay, with no value.
+def _cut_secret(head: bytes) -> tuple[bytes, int, str | None] | None:
+    """Cut the first secret value out of a head; return None if it has none.
 
-    A value that is not visible ASCII stays: llhttp has to see it.
+    Returns the head, in which the line stays without a value, the number of bytes that were
+    removed, and the value if the header is Authorization. A value that is not visible ASCII stays:
+    llhttp has to see it.
     """
     position = head.find(_SECRET_ENDING)
     while position >= 0:
         line = _SECRET_LINE.match(head, head.rfind(b"\n", 0, position) + 1)
         if line is not None:
-            head = head[: line.start(1)] + head[line.end(1) :]
+            start, end = line.span(2)
+            value = None if line[1] else line[2].decode("ascii").strip(" \t")
+            return head[:start] + head[end:], end - start, value
         position = head.find(_SECRET_ENDING, position + 1)
-    return head
-
-
-def _shift(request: FastPathRequest | None, distance: int) -> FastPathRequest | None:
-    """Return a request that begins behind ``distance`` more bytes."""
-    if request is None:
-        return None
-    return FastPathRequest(request.headers, request.start + distance, request.end + distance)
+    return None
 
 
 _read_cached = lru_cache(maxsize=1024)(_read)
@@ -167,8 +184,12 @@ def _plain_request(
         _text(headers.get(b"content-encoding")),
         _text(headers.get(b"idempotency-key")),
         document,
+        _text(headers.get(b"origin")),
+        _text(headers.get(b"x-forwarded-for")),
+        _text(headers.get(b"forwarded")),
     )
-    return FastPathRequest(post, start, start + int(length))
+    authorization = _text(headers.get(b"authorization"))
+    return FastPathRequest(post, start, start + int(length), authorization)
 
 
 def _text(value: bytes | None) -> str | None:
