@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 NAMES: Final = (
-    *("CORS_ORIGINS", "DRAIN_DELAY", "ENVELOPE"),
+    *("DRAIN_DELAY", "ENVELOPE"),
     *("JOURNAL_URL", "OBJECT_FORMAT", "PARQUET_SCHEMA", "PARQUET_SORT_BY", "PUT_PRICE"),
     *("S3_ACL", "S3_CHECKSUM", "S3_EXPECTED_BUCKET_OWNER", "S3_IF_NONE_MATCH"),
     *("S3_METADATA", "S3_REQUEST_PAYER", "S3_SSE", "S3_SSE_KMS_KEY_ID", "S3_STORAGE_CLASS"),

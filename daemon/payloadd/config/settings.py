@@ -26,6 +26,7 @@ from payloadd.config.parsers import (
     duration,
     endpoint_url,
     one_of,
+    origins,
     rate,
     region,
     size,
@@ -172,6 +173,11 @@ class Settings:
             "where TRUSTED_PROXIES state it: x-forwarded-for or forwarded",
         )
     )
+    cors_origins: tuple[str, ...] | None = field(
+        metadata=_setting(
+            None, origins, "origins of pages from which browsers may post (comma list), or *"
+        )
+    )
     log_level: Literal["debug", "info", "warning", "error"] = field(
         metadata=_setting(
             "info",
@@ -221,7 +227,6 @@ _CLOSE: Final = 0.88
 # Documented settings that this version does not have yet. The daemon does not start with them: it
 # would ignore them silently, such as a token file that is not enforced.
 _NOT_BUILT: Final = {
-    "CORS_ORIGINS": "browsers as clients",
     "DRAIN_DELAY": "a delay between SIGTERM and the drain",
     "ENVELOPE": "envelopes around payloads",
     "JOURNAL_URL": "a journal that machines share",

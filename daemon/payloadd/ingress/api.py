@@ -39,7 +39,7 @@ def make_app(submitter: Submitter, health: Health, refusals: RefusalLog) -> Quar
     add_route(app, ("POST", "PUT"), "/v1/payload", handler.post_document)
     add_route(app, ("GET",), "/healthz", healthz)
     for path in ("/v1/payloads", "/v1/payload"):
-        add_route(app, ("OPTIONS",), path, _allow_posts)
+        add_route(app, ("OPTIONS",), path, handler.options)
     add_route(app, ("OPTIONS",), "/healthz", _allow_reads)
 
     @app.after_request
@@ -48,14 +48,11 @@ def make_app(submitter: Submitter, health: Health, refusals: RefusalLog) -> Quar
         if problem is not None:
             agent = _header("User-Agent")
             refusals.note(problem, handler.client(), agent, request.method, _path())
+        if submitter.cors is not None:
+            response.headers.update(submitter.cors.headers(_header("Origin")))
         return response
 
     return app
-
-
-async def _allow_posts() -> Response:
-    """Answer OPTIONS (RFC 9110, section 9.3.7)."""
-    return Response("", 204, {"Allow": "OPTIONS, POST, PUT", "Accept-Post": ACCEPTED_TYPES})
 
 
 async def _allow_reads() -> Response:
@@ -80,6 +77,14 @@ class _Handler:
     async def post_document(self) -> Response:
         """Accept a request whose body is one payload."""
         return await self._post(document=True)
+
+    async def options(self) -> Response:
+        """Answer OPTIONS (RFC 9110, section 9.3.7), which may be the preflight of a browser."""
+        headers = {"Allow": "OPTIONS, POST, PUT", "Accept-Post": ACCEPTED_TYPES}
+        cors = self._submitter.cors
+        if cors is not None:
+            headers.update(cors.preflight(_header("Origin")))
+        return Response("", 204, headers)
 
     async def _post(self, *, document: bool) -> Response:
         headers = _post_headers(document=document)

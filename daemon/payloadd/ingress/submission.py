@@ -14,6 +14,7 @@ import trio
 
 from payloadd.errors import RefusedError, TooLargeError
 from payloadd.ingress.body import IN_LOOP_DECOMPRESSED_BYTES, Limits, check_headers, decode
+from payloadd.ingress.cors import Cors, json_for_text
 from payloadd.ingress.decompression import TooMuchWorkError
 from payloadd.ingress.large_bodies import LargeBodies, LargeBody, Lines
 from payloadd.ingress.problem import Problem, refusal_problem
@@ -78,6 +79,8 @@ class Submitter:
         self._intake = intake
         self._health = health
         self._admission = admission
+        self.cors = None if settings.cors_origins is None else Cors(settings.cors_origins)
+        """The headers for browsers; None without CORS_ORIGINS."""
         self._limits = Limits(settings.max_length, settings.max_payloads)
         self._max_payloads_in_loop = min(
             _PAYLOADS_IN_LOOP, _JOBS_IN_LOOP * settings.batch_max_payloads
@@ -140,7 +143,10 @@ class Submitter:
         name = None
         if self._admission is not None:
             name = self._admission.admit(authorization, certificate_name, address)
-        check_headers(headers.content_type, headers.content_encoding, document=headers.document)
+        content_type = headers.content_type
+        if self.cors is not None:
+            content_type = json_for_text(content_type)
+        check_headers(content_type, headers.content_encoding, document=headers.document)
         return name
 
     async def submit_and_wait(
@@ -203,6 +209,8 @@ class Submitter:
 
         Raises Problem if the request is refused at once; then ``on_outcome`` is not called.
         """
+        if self.cors is not None:
+            headers = headers._replace(content_type=json_for_text(headers.content_type))
         try:
             if headers.content_encoding is None:
                 self._submit_now(headers, data, start, on_outcome, name)

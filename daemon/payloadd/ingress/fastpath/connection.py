@@ -318,13 +318,21 @@ class FastPathConnection:
 
     def _accept(self, document: bytes) -> None:
         last = closes_connection(self._fast_path.health)
+        lines = b"connection: close\r\n" if last else b""
+        cors = self._fast_path.submitter.cors
+        if cors is not None:
+            lines += cors.lines(self._origin)
         answer = b"%s%scontent-length: %d\r\n\r\n%s" % (
             self._fast_path.accepted_head(),
-            b"connection: close\r\n" if last else b"",
+            lines,
             len(document),
             document,
         )
         self._send_answer(202, answer, closes=last)
+
+    @property
+    def _origin(self) -> str | None:
+        return None if self._request is None else self._request.headers.origin
 
     def _refuse(self, problem: Problem, *, unread_body: bool = False) -> None:
         last = closes_connection(self._fast_path.health, unread_body=unread_body)
@@ -338,6 +346,9 @@ class FastPathConnection:
         self._fast_path.refusals.note(problem, self._client_address(), *describe(self._head))
         self._body = bytearray()
         self._release_memory()
+        cors = self._fast_path.submitter.cors
+        if cors is not None:
+            problem.headers.update(cors.headers(self._origin))
         self._send_answer(problem.status, problem.raw(closes=last), closes=last)
 
     def _send_answer(self, status: int, answer: bytes, *, closes: bool) -> None:
