@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import h11
 
-from payloadd.ingress.fastpath.head import may_become_plain, parse
+from payloadd.ingress.fastpath.head import may_become_plain, parse, parse_with_secret
 from payloadd.ingress.submission import PostHeaders
 from tests.support.fuzz import mutate
 
@@ -54,6 +54,10 @@ _FIELDS: Final[tuple[tuple[bytes, tuple[bytes, ...]], ...]] = (
     (b"Trailer", (b"X",)),
     (b"X-Other", (b"", b"a", b"a,b", b"a\x01b", b"\xff", b"y" * 400)),
     (b"Authorization", (b"Bearer x", b"", b"Basic \xff")),
+    (b"Proxy-Authorization", (b"Basic eA==", b"", b"\xff")),
+    (b"Origin", (b"https://x.example", b"null", b"")),
+    (b"X-Forwarded-For", (b"1.2.3.4", b"1.2.3.4, [::1]:9", b"")),
+    (b"Forwarded", (b"for=1.2.3.4", b'for="[::1]"', b"")),
     (b"X_y!#$%&'*+-.^`|~1", (b"z",)),
 )
 _ALWAYS: Final = (0, 1)
@@ -88,17 +92,19 @@ def test_h11_reads_each_plain_head_in_the_same_way(fuzz: Fuzz) -> None:
         data = mutate(make_head(chance), chance, _ODD)
         may_become_plain(data[: chance.randrange(len(data) + 1)])
         request = parse(data, MAX_LENGTH)
+        assert parse_with_secret(data, MAX_LENGTH) == request, data
         if request is None:
             continue
         plain += 1
         length = request.end - request.start
         assert 0 <= length <= MAX_LENGTH
-        assert read_by_h11(data[: request.start], length) == request.headers, data
+        headers, authorization = read_by_h11(data[: request.start], length)
+        assert (headers, authorization) == (request.headers, request.authorization), data
     assert plain > 0 or fuzz.count < 1000, "the heads are too wrong to test anything"
 
 
-def read_by_h11(head: bytes, length: int) -> PostHeaders:
-    """Return the headers of a POST whose body has ``length`` bytes.
+def read_by_h11(head: bytes, length: int) -> tuple[PostHeaders, str | None]:
+    """Return the headers of a POST whose body has ``length`` bytes, and Authorization.
 
     Raises AssertionError if it is no such request, h11.RemoteProtocolError if h11 refuses it.
     """
@@ -123,12 +129,16 @@ def read_by_h11(head: bytes, length: int) -> PostHeaders:
     assert connection.our_state is h11.SEND_RESPONSE
     headers = dict(request.headers)
     assert len(headers) == len(list(request.headers))
-    return PostHeaders(
+    post = PostHeaders(
         _text(headers.get(b"content-type")),
         _text(headers.get(b"content-encoding")),
         _text(headers.get(b"idempotency-key")),
         target == b"/v1/payload",
+        _text(headers.get(b"origin")),
+        _text(headers.get(b"x-forwarded-for")),
+        _text(headers.get(b"forwarded")),
     )
+    return post, _text(headers.get(b"authorization"))
 
 
 def _text(value: bytes | None) -> str | None:
