@@ -49,19 +49,19 @@ class Admission:
 
     def admit(
         self,
-        authorization: str | None,
+        token: bytes | None,
         certificate_name: str | None,
         address: Callable[[], str | None],
     ) -> str | None:
         """Return the name of the client, None if it has none.
 
-        ``authorization`` is the header, ``certificate_name`` the name in the client's certificate,
-        and ``address`` returns the client's address. Raises Problem: UNAUTHENTICATED, FORBIDDEN,
-        RATE_LIMITED.
+        ``token`` is the digest of the client's token (see ``token_digest``), ``certificate_name``
+        the name in its certificate, and ``address`` returns its address. Raises Problem:
+        UNAUTHENTICATED, FORBIDDEN, RATE_LIMITED.
         """
         name = certificate_name
         if self._tokens is not None:
-            client = self._tokens.authenticate(authorization)
+            client = self._tokens.authenticate(token)
             name = client.name
             if client.streams is not None:
                 allowed = ", ".join(sorted(client.streams))

@@ -12,6 +12,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from payloadd.escaping import escape_controls_in_json
+from payloadd.ingress.auth import token_digest
 from payloadd.ingress.body import ACCEPTED_TYPES
 from payloadd.ingress.large_bodies import busy_error
 from payloadd.ingress.problem import CONTENT_TYPE, Problem, refusal_problem, too_large
@@ -94,7 +95,7 @@ class _Handler:
             raise Problem("MALFORMED", "Transfer-Encoding and Content-Length are both present")
         certificate_name = request.scope.get("state", {}).get("certificate_name")
         name = self._submitter.check(
-            headers, _header("Authorization"), certificate_name, self.client
+            headers, token_digest(_header("Authorization")), certificate_name, self.client
         )
         if (request.content_length or 0) > self._submitter.max_length:
             raise too_large(self._submitter.max_length)

@@ -36,8 +36,6 @@ _LINE: Final = re.compile(
 _STREAM: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _CHALLENGES: Final = 'Bearer realm="payloadd"%s, Basic realm="payloadd", charset="UTF-8"'
 _TOKEN_BYTES: Final = 32
-_MOST_ACCEPTED: Final = 4096
-"""Accepted headers whose digests are remembered: one client can write its token in many ways."""
 
 
 class Client(NamedTuple):
@@ -48,31 +46,6 @@ class Client(NamedTuple):
     """The streams that the client may write to; None: all of them."""
 
 
-class _Tokens:
-    """The tokens of one state of the file: a reload replaces all of them at once."""
-
-    def __init__(self, path: Path) -> None:
-        """Read the file. Raises OSError or ValueError."""
-        self.clients = _parse(path.read_text(encoding="utf-8"))
-        """The clients, by the digest of their token."""
-        self._accepted: dict[bytes, Client] = {}
-        """The clients, by the digest of a whole header: a client repeats its header."""
-
-    def client(self, authorization: str) -> Client | None:
-        """Return the client of an Authorization header; None for an unknown token."""
-        header = hashlib.sha256(authorization.encode("utf-8", "surrogatepass")).digest()
-        client = self._accepted.get(header)
-        if client is not None:
-            return client
-        token = _token_of(authorization)
-        client = self.clients.get(hashlib.sha256(token).digest()) if token else None
-        if client is not None:
-            if len(self._accepted) >= _MOST_ACCEPTED:
-                self._accepted.clear()
-            self._accepted[header] = client
-        return client
-
-
 class TokenFile:
     """The tokens of a file, which can be read again while the daemon runs."""
 
@@ -80,7 +53,7 @@ class TokenFile:
         """Read the file. Raises SettingsError if it cannot be used."""
         self._path = path
         try:
-            self._tokens = _Tokens(path)
+            self._clients = _read(path)
         except (OSError, ValueError) as error:
             raise SettingsError([f"AUTH_TOKENS: {path}: {error}"]) from None
 
@@ -91,25 +64,40 @@ class TokenFile:
         written may be incomplete.
         """
         try:
-            tokens = _Tokens(self._path)
+            clients = _read(self._path)
         except (OSError, ValueError) as error:
             log.error(  # noqa: TRY400 - the reason is enough
                 "tokens_not_reloaded", path=str(self._path), reason=str(error)
             )
         else:
-            self._tokens = tokens
-            log.info("tokens_reloaded", path=str(self._path), tokens=len(tokens.clients))
+            self._clients = clients
+            log.info("tokens_reloaded", path=str(self._path), tokens=len(clients))
 
-    def authenticate(self, authorization: str | None) -> Client:
-        """Return the client of an Authorization header. Raises Problem UNAUTHENTICATED."""
-        if not authorization:
+    def authenticate(self, digest: bytes | None) -> Client:
+        """Return the client with a token, of which ``token_digest`` has made ``digest``.
+
+        Raises Problem UNAUTHENTICATED.
+        """
+        if digest is None:
             detail = "the request needs a token: Authorization: Bearer TOKEN"
             raise Problem("UNAUTHENTICATED", detail, {"WWW-Authenticate": _CHALLENGES % ""})
-        client = self._tokens.client(authorization)
+        client = self._clients.get(digest)
         if client is None:
             headers = {"WWW-Authenticate": _CHALLENGES % ', error="invalid_token"'}
             raise Problem("UNAUTHENTICATED", "the token is not known", headers)
         return client
+
+
+def token_digest(authorization: str | None) -> bytes | None:
+    """Return the SHA-256 of the token in an Authorization header.
+
+    Returns None if the header is missing or empty, and b"" if it has another form: no token has
+    that digest.
+    """
+    if not authorization:
+        return None
+    token = _token_of(authorization)
+    return hashlib.sha256(token).digest() if token else b""
 
 
 def new_token(name: str, streams: str = "") -> tuple[str, str]:
@@ -138,6 +126,11 @@ def _token_of(authorization: str) -> bytes | None:
     except ValueError:
         return None
     return password if colon else None
+
+
+def _read(path: Path) -> Mapping[bytes, Client]:
+    """Return the clients of a file. Raises OSError or ValueError."""
+    return _parse(path.read_text(encoding="utf-8"))
 
 
 def _parse(text: str) -> Mapping[bytes, Client]:

@@ -121,7 +121,7 @@ class Submitter:
     def check(
         self,
         headers: PostHeaders,
-        authorization: str | None,
+        token: bytes | None,
         certificate_name: str | None,
         address: Callable[[], str | None],
     ) -> str | None:
@@ -131,10 +131,10 @@ class Submitter:
         it raises and the request has a body (see ``closes_connection``). The order of the checks:
         first the state of the daemon, then the client, then the form of the request.
 
-        ``authorization`` is the header, ``certificate_name`` the name in the client's certificate,
-        and ``address`` returns the client's address. A client has a name if it has a token or a
-        certificate. Raises Problem: DRAINING, UNAUTHENTICATED, FORBIDDEN, RATE_LIMITED,
-        UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING.
+        ``token`` is the digest of the client's token (see ``token_digest``), ``certificate_name``
+        the name in its certificate, and ``address`` returns its address. A client has a name if it
+        has a token or a certificate. Raises Problem: DRAINING, UNAUTHENTICATED, FORBIDDEN,
+        RATE_LIMITED, UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING.
         """
         # Jobs on disk outlive the drain, so a restart is no reason to refuse a request.
         draining = self._health.phase == "draining" and not self._intake.durable
@@ -142,7 +142,7 @@ class Submitter:
             raise refusal_problem(refusal)
         name = None
         if self._admission is not None:
-            name = self._admission.admit(authorization, certificate_name, address)
+            name = self._admission.admit(token, certificate_name, address)
         content_type = headers.content_type
         if self.cors is not None:
             content_type = json_for_text(content_type)

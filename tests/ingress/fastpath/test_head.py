@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from payloadd.ingress.auth import token_digest
 from payloadd.ingress.fastpath import head
 from payloadd.ingress.fastpath.head import (
     MAX_HEAD_BYTES,
@@ -166,6 +167,21 @@ def test_the_cache_is_seen() -> None:
     assert keys() == [PLAIN]
 
 
+def test_requests_with_secrets_are_remembered_within_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Clients with ever new tokens would fill the memory; others would be parsed again."""
+    head._WITH_SECRETS.clear()
+    monkeypatch.setattr(head, "_MOST_HEADS", 3)
+    data = PLAIN
+    for token in range(9):
+        data = PLAIN.replace(b"Host", b"Authorization: Bearer %d\r\nHost" % token)
+        assert parse_with_secret(data, MAX) is parse_with_secret(data, MAX)
+    assert len(head._WITH_SECRETS) == 3
+    assert parse_with_secret(data, MAX - 1) is not parse_with_secret(data, MAX)
+    assert all(len(digest) == 32 for digest, _ in head._WITH_SECRETS)
+
+
 def test_heads_that_differ_in_a_token_are_parsed_once() -> None:
     """Otherwise each request with a token would cost a parse."""
     head._read_cached.cache_clear()
@@ -196,23 +212,27 @@ def test_secrets_are_cut_without_a_change_of_the_rest(inserted: bytes, at: int, 
 def test_the_value_of_authorization_is_read_in_every_spelling() -> None:
     """Clients with a token would be refused because of their spelling."""
     for name in (b"Authorization", b"AUTHORIZATION", b"authorization", b"aUTHORIZATION"):
-        for line in (b"%s: a b ", b"Proxy-Authorization: x\r\n%s:\ta b", b"%s: a b\r\nX: y"):
+        for line in (
+            b"%s: bearer a ",
+            b"Proxy-Authorization: x\r\n%s:\tbearer a",
+            b"%s: bearer a\r\nX: y",
+        ):
             data = PLAIN.replace(b"Host", line % name + b"\r\nHost")
             for read in (parse, parse_with_secret, parse):
                 request = read(data, MAX)
                 assert request is not None
-                assert request.authorization == "a b"
+                assert request.token == token_digest("bearer a") != b""
                 assert (request.start, request.end) == (len(data), len(data) + 3)
     none = PLAIN.replace(b"Host", b"Proxy-Authorization: x\r\nHost")
     for read in (parse, parse_with_secret):
         for data, value in (
             (none, None),
             (PLAIN, None),
-            (PLAIN[:-2] + b"Authorization:\r\n\r\n", ""),
+            (PLAIN[:-2] + b"Authorization:\r\n\r\n", None),
         ):
             request = read(data, MAX)
             assert request is not None
-            assert request.authorization == value
+            assert request.token == value
 
 
 @pytest.mark.parametrize(

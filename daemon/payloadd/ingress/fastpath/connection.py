@@ -161,7 +161,7 @@ class FastPathConnection:
         try:
             self._name = self._fast_path.submitter.check(
                 request.headers,
-                request.authorization,
+                request.token,
                 self._stream.certificate_name,
                 self._client_address,
             )

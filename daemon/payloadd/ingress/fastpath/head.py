@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from hashlib import sha256
 from typing import Final, NamedTuple
 
 import httptools
 
+from payloadd.ingress.auth import token_digest
 from payloadd.ingress.submission import PostHeaders
 
 MAX_HEAD_BYTES: Final = 16 * 2**10
@@ -27,6 +29,8 @@ _FIRST_LINES: Final = {
 _HEAD_END: Final = b"\r\n\r\n"
 _MAX_DIGITS: Final = 12
 _CACHED_HEAD_BYTES: Final = 1024
+_MOST_HEADS: Final = 1024
+"""Heads in each of the two caches."""
 _SECRET: Final = frozenset({b"authorization", b"proxy-authorization"})
 """Headers whose values must not outlive their request: a head that has one is not cached."""
 _SECRET_ENDING: Final = b"uthorization:"
@@ -47,8 +51,8 @@ class FastPathRequest(NamedTuple):
     headers: PostHeaders
     start: int
     end: int
-    authorization: str | None = None
-    """The value of the header Authorization."""
+    token: bytes | None = None
+    """The digest of the token in the header Authorization (see ``token_digest``)."""
 
 
 class _NotCached(Exception):  # noqa: N818 - no error: the way past the cache
@@ -100,10 +104,22 @@ def parse(data: bytes, max_length: int) -> FastPathRequest | None:
 
 
 def parse_with_secret(data: bytes, max_length: int) -> FastPathRequest | None:
-    """Return the same as ``parse``; faster for heads with ``Authorization``, slower for others."""
+    """Return the same as ``parse``; faster for heads with ``Authorization``, slower for others.
+
+    Requests are remembered by the SHA-256 of their heads, so no secret is.
+    """
     head = data[: data.find(_HEAD_END) + len(_HEAD_END)]
-    cut = _cut_secret(head) if len(head) <= MAX_HEAD_BYTES else None
-    return parse(head, max_length) if cut is None else _parse_cut(*cut, max_length)
+    if len(head) > _CACHED_HEAD_BYTES:
+        return parse(head, max_length)
+    key = sha256(head).digest(), max_length
+    request = _WITH_SECRETS.get(key)
+    if request is None:
+        request = parse(head, max_length)
+        if request is not None:
+            if len(_WITH_SECRETS) >= _MOST_HEADS:
+                del _WITH_SECRETS[next(iter(_WITH_SECRETS))]
+            _WITH_SECRETS[key] = request
+    return request
 
 
 def _parse_cut(
@@ -114,9 +130,8 @@ def _parse_cut(
     if request is None:
         return None
     headers, start, end, other = request
-    if authorization is None:
-        authorization = other
-    return FastPathRequest(headers, start + removed, end + removed, authorization)
+    token = other if authorization is None else token_digest(authorization)
+    return FastPathRequest(headers, start + removed, end + removed, token)
 
 
 def _read(head: bytes, max_length: int) -> FastPathRequest:
@@ -163,7 +178,9 @@ def _cut_secret(head: bytes) -> tuple[bytes, int, str | None] | None:
     return None
 
 
-_read_cached = lru_cache(maxsize=1024)(_read)
+_read_cached = lru_cache(maxsize=_MOST_HEADS)(_read)
+_WITH_SECRETS: Final[dict[tuple[bytes, int], FastPathRequest]] = {}
+"""Requests with secrets, by the digest of their head and MAX_LENGTH; the oldest is first."""
 
 
 def _plain_request(
@@ -188,8 +205,8 @@ def _plain_request(
         _text(headers.get(b"x-forwarded-for")),
         _text(headers.get(b"forwarded")),
     )
-    authorization = _text(headers.get(b"authorization"))
-    return FastPathRequest(post, start, start + int(length), authorization)
+    token = token_digest(_text(headers.get(b"authorization")))
+    return FastPathRequest(post, start, start + int(length), token)
 
 
 def _text(value: bytes | None) -> str | None:
