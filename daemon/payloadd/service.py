@@ -19,11 +19,18 @@ import trio
 from payloadd.errors import SettingsError, StartError, StateDirError
 from payloadd.heap import keep_small
 from payloadd.ingress.admin import make_admin_app
+from payloadd.ingress.admission import open_admission
 from payloadd.ingress.api import make_app
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.request_memory import RequestMemory
-from payloadd.ingress.server.server import ServerOptions, bound_addresses, open_listeners, serve
+from payloadd.ingress.server.server import (
+    ServerOptions,
+    bound_addresses,
+    open_listeners,
+    public_addresses,
+    serve,
+)
 from payloadd.ingress.server.tls import open_certificates
 from payloadd.ingress.submission import Submitter
 from payloadd.journal.open import open_journal
@@ -48,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from payloadd.config.settings import Settings
+    from payloadd.ingress.admission import Admission
     from payloadd.ingress.server.tls import Certificates
     from payloadd.journal.open import OpenedJournal
     from payloadd.storage.api import Store
@@ -63,6 +71,10 @@ A collection of the middle generation has to stay short, so the second number is
 makes full collections as rare as they were before.
 """
 
+_OPEN_NOTE: Final = (
+    "every client that reaches these addresses may post; set AUTH_TOKENS (`payloadd token NAME`"
+    " makes a line of it) or TLS_CLIENT_CA, or a loopback address in BIND"
+)
 _DRAIN_REPORT_INTERVAL: Final = 3.0
 """Seconds between two lines of the log during a drain."""
 
@@ -87,6 +99,7 @@ class Runtime:
     notifier: Notifier
     passed: PassedSockets
     certificates: Certificates | None
+    admission: Admission | None
 
 
 async def run(settings: Settings) -> ExitStatus:
@@ -100,7 +113,14 @@ async def run(settings: Settings) -> ExitStatus:
     health.payload_figures = accounting.figures
     certificates = open_certificates(settings)
     runtime = Runtime(
-        settings, health, metrics, accounting, Notifier(), PassedSockets(), certificates
+        settings,
+        health,
+        metrics,
+        accounting,
+        Notifier(),
+        PassedSockets(),
+        certificates,
+        open_admission(settings),
     )
     failed = unusable = False
     problems: list[str] = []
@@ -208,17 +228,17 @@ async def _reloading(
 async def _reload(
     runtime: Runtime, store: Store, requests: trio.MemoryReceiveChannel[None]
 ) -> None:
-    """Read TLS files and credentials again after each SIGHUP.
+    """Read TLS files, tokens and credentials again after each SIGHUP.
 
     Files are read in threads: a file system may hang. Credentials come first and have a limit, so
     neither waits for the other for ever.
     """
+    files = [part for part in (runtime.certificates, runtime.admission) if part is not None]
     async for _ in requests:
         with trio.move_on_after(runtime.settings.upload_timeout):
             await store.reload()
-        if runtime.certificates is not None:
-            read = runtime.certificates.reload
-            await trio.to_thread.run_sync(read, abandon_on_cancel=True)
+        for part in files:
+            await trio.to_thread.run_sync(part.reload, abandon_on_cancel=True)
 
 
 @asynccontextmanager
@@ -270,7 +290,7 @@ async def _serve_public(
     """Accept POSTs until ``stop`` is set; returns when all requests under way are answered."""
     settings = runtime.settings
     memory = RequestMemory(settings.max_request_bytes, settings.max_length)
-    submitter = Submitter(intake, runtime.health, settings, memory)
+    submitter = Submitter(intake, runtime.health, settings, memory, runtime.admission)
     refusals = RefusalLog()
     app = make_app(submitter, runtime.health, refusals)
     fast_path = FastPath(submitter, runtime.health, runtime.metrics, refusals)
@@ -282,6 +302,7 @@ async def _serve_public(
         runtime.metrics.count_request,
         refusals,
         settings.max_connections_per_client,
+        settings.trusted_proxies or (),
     )
     listeners = runtime.passed.listeners() or await open_listeners(settings.bind)
     async with trio.open_nursery() as helpers:
@@ -294,9 +315,18 @@ async def _serve_public(
                 runtime.notifier.ready()
             if not intake.durable:
                 log.warning("durability_memory", note="queued payloads are lost on a crash")
+            _warn_if_open(settings, listeners)
             log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))
         helpers.cancel_scope.cancel()
     refusals.finish()
+
+
+def _warn_if_open(settings: Settings, listeners: list[trio.SocketListener]) -> None:
+    """Log a warning if other machines reach the public address, and no client is checked."""
+    if settings.auth_tokens is None and settings.tls_client_ca is None:
+        open_to = public_addresses(listeners)
+        if open_to:
+            log.warning("open_to_all", addresses=open_to, note=_OPEN_NOTE)
 
 
 def _reduce_garbage_collections() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payloadd.config import settings as config
-from payloadd.config.parsers import FileUrl, S3Url, TcpAddress, UnixAddress, address
+from payloadd.config.parsers import FileUrl, Rate, S3Url, TcpAddress, UnixAddress, address
 from payloadd.errors import SettingsError
 from payloadd.model.keys import key_problems
 from tests.support.not_built import NAMES, VALUES
@@ -83,6 +83,11 @@ def test_defaults_are_the_documented_ones() -> None:
             S3Url("arn:aws-cn:s3:cn-north-1:123456789012:accesspoint:telemetry", ""),
         ),
         ("LOG_LEVEL", "", "log_level", "info"),
+        ("AUTH_TOKENS", "/etc/tokens", "auth_tokens", Path("/etc/tokens")),
+        ("CORS_ORIGINS", "*", "cors_origins", ("*",)),
+        ("CORS_ORIGINS", "https://a.b, http://c:8", "cors_origins", ("https://a.b", "http://c:8")),
+        ("RATE_LIMIT", "100/s", "rate_limit", Rate(100.0, 100, "100/s")),
+        ("RATE_LIMIT", "30/m burst 5", "rate_limit", Rate(0.5, 5, "30/m burst 5")),
     ],
 )
 def test_values_are_parsed_as_documented(name: str, text: str, field: str, value: object) -> None:
@@ -124,6 +129,13 @@ def test_values_are_parsed_as_documented(name: str, text: str, field: str, value
         ("STORE_URL", "s3://arn:aws:s3:us-west-2:1:accesspoint/x", "s3://bucket"),
         ("AWS_USE_FIPS_ENDPOINT", "yes", "one of true, false"),
         ("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "1", "one of true, false"),
+        ("RATE_LIMIT", "100", "100/s burst 500"),
+        ("CORS_ORIGINS", "https://a.b/", "without a path"),
+        ("CORS_ORIGINS", "*, https://a.b", "stands alone"),
+        ("RATE_LIMIT", "0/s", "100/s burst 500"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8", "networks such as 10.0.0.0/8"),
+        ("TRUSTED_PROXIES", "proxy.example", "addresses"),
+        ("CLIENT_ADDRESS", "x-real-ip", "x-forwarded-for, forwarded"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(name: str, text: str, allowed: str) -> None:
@@ -137,10 +149,10 @@ def test_a_wrong_value_is_named_with_what_is_allowed(name: str, text: str, allow
 def test_all_wrong_settings_are_reported_together() -> None:
     """An operator would need a restart for each wrong setting."""
     found = problems(
-        MAX_WORKERS="x", BIND="x", STORE_URL="x", COMPRESSION="x", DURABILITY="x", AUTH_TOKENS="/x"
+        MAX_WORKERS="x", BIND="x", STORE_URL="x", COMPRESSION="x", DURABILITY="x", ENVELOPE="/x"
     )
     names = [problem.split(":")[0] for problem in found]
-    assert names == ["MAX_WORKERS", "BIND", "STORE_URL", "COMPRESSION", "DURABILITY", "AUTH_TOKENS"]
+    assert names == ["MAX_WORKERS", "BIND", "STORE_URL", "COMPRESSION", "DURABILITY", "ENVELOPE"]
 
 
 def test_settings_that_contradict_each_other_are_reported() -> None:
@@ -148,6 +160,8 @@ def test_settings_that_contradict_each_other_are_reported() -> None:
     found = problems(
         MAX_LENGTH="2MiB", MAX_QUEUE_BYTES="1MiB", AWS_ACCESS_KEY_ID="AKIA", TLS_CLIENT_CA="ca.pem"
     )
+    assert "CLIENT_ADDRESS" in problems(TRUSTED_PROXIES="unix")[0]
+    assert "TRUSTED_PROXIES" in problems(CLIENT_ADDRESS="forwarded")[0]
     assert [problem.split(":")[0] for problem in found] == [
         "MAX_QUEUE_BYTES",
         "TLS_CERT, TLS_KEY",

@@ -11,6 +11,7 @@ from tests.ingress.rig import COLLECTION, post
 if TYPE_CHECKING:
     import random
 
+TOKEN = "a-token"
 HEAD = b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -22,8 +23,13 @@ def mangled(chance: random.Random) -> bytes:
     client = h2.connection.H2Connection()
     client.initiate_connection()
     client.send_headers(1, [(":method", "CONNECT"), (":authority", "x")])
+    kind = "Content-Type: application/json"
     seeds = [
         post() * 3,
+        post(COLLECTION, kind, f"Authorization: Bearer {TOKEN}", "Origin: https://x.example") * 2,
+        post(b'{"a":\n1}', kind, f"authorization: bearer {TOKEN}", path="/v1/payload/") + post(),
+        post(b"[1,2]", "Content-Type: text/plain", f"Authorization: Bearer {TOKEN}"),
+        post().replace(b"POST", b"PUT") + post(b"1\n2\n", "Content-Type: application/ndjson"),
         CHUNKED + b"16\r\n" + COLLECTION + b"\r\n0\r\n\r\n" + post(),
         HEAD + b"Expect: 100-continue\r\nContent-Length: 22\r\n\r\n" + COLLECTION,
         b"GET / HTTP/1.1\r\nHost: x\r\n" + websocket + b"Sec-WebSocket-Key: eA==\r\n\r\n\x81\x05hi",

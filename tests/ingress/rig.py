@@ -12,6 +12,7 @@ import httpx
 import trio
 
 from payloadd.config import settings as config
+from payloadd.ingress.admission import open_admission
 from payloadd.ingress.api import make_app
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from payloadd.config.settings import Settings
     from payloadd.errors import RefusedError
+    from payloadd.ingress.admission import Admission
 
 ID = uuid.UUID("0198b5a2-7c00-7000-8000-000000000001")
 COLLECTION = b'{"payloads":[1,"two"]}'
@@ -168,6 +170,7 @@ class Rig:
     intake: FakeIntake = field(default_factory=FakeIntake)
     health: Health = field(default_factory=Health)
     metrics: Metrics = field(default_factory=Metrics)
+    admission: Admission | None = None
     submitter: Submitter | None = None
     fast_path: FastPath | None = None
     stop: trio.Event = field(default_factory=trio.Event)
@@ -219,7 +222,8 @@ async def running(
     rig.health.phase = "serving"
     refusals = RefusalLog()
     memory = RequestMemory(rig.settings.max_request_bytes, rig.settings.max_length)
-    submitter = rig.submitter = Submitter(rig.intake, rig.health, rig.settings, memory)
+    admission = rig.admission = open_admission(rig.settings)
+    submitter = rig.submitter = Submitter(rig.intake, rig.health, rig.settings, memory, admission)
     fast_path = rig.fast_path = (
         FastPath(submitter, rig.health, rig.metrics, refusals)
         if HAS_FAST_PATH and app is None
@@ -232,6 +236,7 @@ async def running(
     per_client = rig.settings.max_connections_per_client
     server_options = ServerOptions(
         *(max_connections, fast_path, certificates, memory, count, refusals, per_client),
+        proxies=rig.settings.trusted_proxies or (),
         **(options or {}),
     )
 

@@ -7,7 +7,7 @@ from json import JSONDecodeError, JSONDecoder
 from typing import Any, Final, NoReturn
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
-_COLLECTIONS: Final = ("payloads", "data")
+_COLLECTIONS: Final = ("payloads", "data", "batch")
 
 
 class InvalidJsonError(Exception):
@@ -39,6 +39,8 @@ def collection_in(body: bytes) -> list[bytes]:
     """
     text = _text(body)
     value = _value(text)
+    if isinstance(value, list) and not isinstance(value, _Pairs):
+        return [_one_line(payload) for payload in _elements(text, None)]
     if not isinstance(value, _Pairs):
         raise WrongShapeError(type(value).__name__)
     for name, member in value:
@@ -56,6 +58,13 @@ def collection_in(body: bytes) -> list[bytes]:
     return [_one_line(payload) for payload in _elements(text, named[0])]
 
 
+def document_in(body: bytes) -> bytes:
+    """Return a JSON document as one payload, without line breaks. Raises InvalidJsonError."""
+    text = _text(body)
+    _value(text)
+    return _one_line(text.strip(" \t\r\n"))
+
+
 def lines_in(body: bytes) -> list[bytes]:
     """Return the payloads of an NDJSON document. Raises InvalidJsonError."""
     lines = (line.strip(" \t\r") for line in _text(body).split("\n"))
@@ -67,7 +76,7 @@ def lines_in(body: bytes) -> list[bytes]:
 
 def _text(body: bytes) -> str:
     try:
-        return body.decode("utf-8")
+        return body.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise InvalidJsonError(str(error)) from None
 
@@ -95,13 +104,15 @@ def _check_strings(value: Any) -> None:  # noqa: ANN401 - JSON
                 _check_strings(element)
 
 
-def _elements(text: str, wanted: str) -> list[str]:
+def _elements(text: str, wanted: str | None) -> list[str]:
     """Return the elements of the array that is the member ``wanted``, as they are written.
 
-    The text must be a JSON object with such a member.
+    The text must be a JSON object with such a member, or an array if ``wanted`` is None.
     """
-    position = _skip_space(text, _skip_space(text, 0) + 1)
-    while True:
+    position = _skip_space(text, 0)
+    if wanted is not None:
+        position = _skip_space(text, position + 1)
+    while wanted is not None:
         name, position = _DECODER.raw_decode(text, position)
         position = _skip_space(text, _skip_space(text, position) + 1)
         if name == wanted:

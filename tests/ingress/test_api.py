@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     import httpx
+    from hypercorn.trio.tcp_server import TCPServer
     from quart import Response
 
     from tests.ingress.rig import Answer
@@ -73,7 +74,7 @@ async def test_a_collection_is_accepted(
         (JSON, b"[1, ", 400, "MALFORMED"),
         (JSON, b"[" * 50_000, 400, "MALFORMED"),
         ({**JSON, "Content-Encoding": "gzip"}, b"nonsense", 400, "MALFORMED"),
-        (JSON, b"[1]", 422, "NOT_A_COLLECTION"),
+        (JSON, b'{"a":[1]}', 422, "NOT_A_COLLECTION"),
         ({}, COLLECTION, 415, "UNSUPPORTED_TYPE"),
         ({**JSON, "Content-Encoding": "br"}, COLLECTION, 415, "UNSUPPORTED_ENCODING"),
         (JSON, b"x" * 2000, 413, "TOO_LARGE"),
@@ -106,21 +107,23 @@ async def test_a_415_names_the_supported_types_and_encodings() -> None:
         answer = await client.post(
             "/v1/payloads", headers={**JSON, "Content-Encoding": "br"}, content=b"x"
         )
-        assert answer.headers["accept-encoding"] == "gzip, zstd"
+        assert answer.headers["accept-encoding"] == "gzip, zstd, deflate"
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
         ("GET", "/", 404, "NOT_FOUND"),
-        ("POST", "/v1/payloads/", 404, "NOT_FOUND"),
+        ("POST", "/v1/payloads//", 404, "NOT_FOUND"),
+        ("POST", "/v1/payloads/x", 404, "NOT_FOUND"),
         ("POST", "//v1/payloads", 404, "NOT_FOUND"),
         ("POST", "/V1/payloads", 404, "NOT_FOUND"),
         ("GET", "/static/x", 404, "NOT_FOUND"),
         ("GET", "/metrics", 404, "NOT_FOUND"),
         ("GET", "/%00%ff", 404, "NOT_FOUND"),
         ("GET", "/v1/payloads", 405, "METHOD_NOT_ALLOWED"),
-        ("OPTIONS", "/v1/payloads", 405, "METHOD_NOT_ALLOWED"),
+        ("DELETE", "/v1/payload/", 405, "METHOD_NOT_ALLOWED"),
+        ("PATCH", "/v1/payload", 405, "METHOD_NOT_ALLOWED"),
         ("BREW", "/v1/payloads", 405, "METHOD_NOT_ALLOWED"),
         ("POST", "/healthz", 405, "METHOD_NOT_ALLOWED"),
     ],
@@ -133,7 +136,50 @@ async def test_other_paths_and_methods_are_problems(
         answer = await client.request(method, path)
         check_problem(answer, status, code)
         if status == 405:
-            assert answer.headers["allow"] == ("GET, HEAD" if path == "/healthz" else "POST")
+            allowed = "GET, HEAD, OPTIONS" if path == "/healthz" else "OPTIONS, POST, PUT"
+            assert answer.headers["allow"] == allowed
+            assert allowed in answer.json()["detail"]
+        if status == 404:
+            assert "/v1/payloads" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/payloads", "/v1/payload", "/v1/payload/", "/healthz"])
+async def test_head_and_options_say_what_is_allowed(path: str) -> None:
+    """Otherwise a proxy or a library that asks first would take the path for a wrong one."""
+    async with running() as rig, rig.client() as client:
+        answer = await client.options(path)
+        assert (answer.status_code, answer.content) == (204, b"")
+        allowed = "GET, HEAD, OPTIONS" if path == "/healthz" else "OPTIONS, POST, PUT"
+        assert answer.headers["allow"] == allowed
+        answer = await client.head(path)
+        assert answer.content == b""
+        assert answer.status_code == (200 if path == "/healthz" else 405)
+        if path != "/healthz":
+            assert answer.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+@pytest.mark.parametrize("slash", ["", "/"])
+async def test_the_path_decides_between_a_collection_and_a_document(
+    method: str, slash: str, handed_over: list[TCPServer]
+) -> None:
+    """Otherwise webhooks would be refused, or a collection be stored as one payload."""
+    body = b'{"payloads":\n[1, 2]}'
+    async with running() as rig, rig.client() as client:
+        for path in ("/v1/payloads", "/v1/payload"):
+            answer = await client.request(method, path + slash, headers=JSON, content=body)
+            assert answer.status_code == 202
+        assert rig.intake.taken == [[b"1", b"2"], [b'{"payloads":[1, 2]}']]
+        assert len(handed_over) == (rig.fast_path is None)
+
+
+async def test_a_large_document_is_one_payload() -> None:
+    """Otherwise the process for large bodies would decode a document as a collection."""
+    document = b'{"event":[%s1]}' % (b"1," * 400_000)
+    async with running() as rig, rig.client() as client:
+        answer = await client.post("/v1/payload", headers=JSON, content=document)
+        assert answer.json()["accepted"] == 1
+        assert rig.intake.taken == [[document]]
 
 
 async def test_healthz_answers_get_and_head() -> None:

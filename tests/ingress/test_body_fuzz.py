@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -12,7 +13,14 @@ from payloadd.ingress.body import Limits, decode
 from payloadd.ingress.decompression import TooMuchWorkError
 from payloadd.ingress.large_bodies import DecoderProcess, LargeBody
 from payloadd.ingress.problem import Problem
-from tests.ingress.strict_json import InvalidJsonError, WrongShapeError, collection_in, lines_in
+from tests.ingress.decoding import raw_deflate
+from tests.ingress.strict_json import (
+    InvalidJsonError,
+    WrongShapeError,
+    collection_in,
+    document_in,
+    lines_in,
+)
 from tests.support.fuzz import mutate
 
 if TYPE_CHECKING:
@@ -45,6 +53,7 @@ _NUMBERS: Final = (
     *("18446744073709551616", "-9223372036854775809", "1" + "0" * 400 + ".5"),
 )
 _NAMES: Final = (
+    *('"batch"', '"b\\u0061tch"'),
     *('"payloads"', '"data"', '"version"', '"token"', '"other"', '"\\u0070ayloads"', '""'),
     *('"d\\u0061ta"', '"Payloads"', '"payloads "', '"\\ud800"', '"\\u0064\\u0061\\u0074\\u0061"'),
 )
@@ -72,9 +81,14 @@ def make_value(chance: random.Random, depth: int = 0) -> str:
             return chance.choice(_TEXTS)
 
 
+_ARRAY_NAMES: Final = ('"payloads"', '"payloads"', '"data"', '"batch"')
+
+
 def make_collection(chance: random.Random) -> bytes:
     """Return a JSON document that is mostly a collection."""
-    names = ['"payloads"'] if chance.random() < 0.8 else []
+    if chance.random() < 0.2:
+        return _member('"array"', chance).encode()
+    names = [chance.choice(_ARRAY_NAMES)] if chance.random() < 0.8 else []
     if chance.random() < 0.5:
         names += chance.choices(_NAMES, k=chance.randrange(4))
     chance.shuffle(names)
@@ -112,15 +126,18 @@ class Case(NamedTuple):
     body: bytes
     kind: str
     coding: str | None = None
+    document: bool = False
 
 
 Outcome = list[bytes] | str
 """Payloads, or the code of the answer that refuses them."""
 
 
-def expected(body: bytes, kind: str) -> Outcome:
+def expected(body: bytes, kind: str, *, document: bool) -> Outcome:
     """Return the outcome of the reference."""
     try:
+        if document:
+            return [document_in(body)]
         payloads = collection_in(body) if kind == JSON else lines_in(body)
     except InvalidJsonError:
         return "MALFORMED"
@@ -131,8 +148,10 @@ def expected(body: bytes, kind: str) -> Outcome:
 
 def in_loop(case: Case) -> Outcome | None:
     """Return the outcome of the event loop; None if it leaves the body to the other process."""
+    body, kind, coding, document = case
     try:
-        return [bytes(payload) for payload in decode(*case, LIMITS, in_loop=True)]
+        found = decode(body, kind, coding, LIMITS, document=document, in_loop=True)
+        return [bytes(payload) for payload in found]
     except TooMuchWorkError:
         return None
     except Problem as problem:
@@ -142,9 +161,10 @@ def in_loop(case: Case) -> Outcome | None:
 def behind_a_head(case: Case) -> Outcome:
     """Return the outcome of a body that begins behind a head."""
     head = b"POST / HTTP/1.1\r\nX: \xff\r\n\r\n"
-    body, kind, coding = case
+    body, kind, coding, document = case
     try:
-        return [bytes(one) for one in decode(head + body, kind, coding, LIMITS, len(head))]
+        found = decode(head + body, kind, coding, LIMITS, len(head), document=document)
+        return [bytes(one) for one in found]
     except Problem as problem:
         return problem.code
 
@@ -155,11 +175,12 @@ def in_a_process() -> Iterator[Callable[[Case], Outcome]]:
     process = DecoderProcess()
 
     def outcome(case: Case) -> Outcome:
-        body, kind, coding = case
+        body, kind, coding, document = case
         # The constructor is not used: it asks trio for the time.
         large = object.__new__(LargeBody)
         large.data, large.start = b"head" + body, 4
         large.content_type, large.content_encoding = kind, coding
+        large.document = document
         decoded = process.decode(large, LIMITS)
         if isinstance(decoded, Problem):
             return decoded.code
@@ -186,13 +207,18 @@ def test_random_bodies_are_accepted_like_the_reference(fuzz: Fuzz) -> None:
         for chance in fuzz.cases():
             kind = chance.choice((JSON, NDJSON))
             body = make_collection(chance) if kind == JSON else make_lines(chance)
+            document = kind == JSON and chance.random() < 0.3
+            if document and chance.random() < 0.7:
+                body = make_value(chance).encode()
+            if chance.random() < 0.2:
+                body = b"\xef\xbb\xbf" + body
             if chance.random() < 0.6:
                 body = mutate(body, chance, _ODD)
-            reference = expected(body, kind)
+            reference = expected(body, kind, document=document)
             accepted += isinstance(reference, list)
-            case = Case(body, kind)
+            case = Case(body, kind, None, document)
             if chance.random() < 0.3:
-                case = _compressed(body, kind, chance)
+                case = _compressed(case, chance)
             ways = [in_loop, chance.choice((behind_a_head, process_outcome))]
             for way in ways:
                 compare(way(case), reference, case)
@@ -216,13 +242,17 @@ def compare(outcome: Outcome | None, reference: Outcome, case: Case) -> None:
         assert outcome == reference, case
 
 
-def _compressed(body: bytes, kind: str, chance: random.Random) -> Case:
-    """Return the same body in one or two members or frames."""
-    coding = chance.choice(("gzip", "zstd"))
+def _compressed(case: Case, chance: random.Random) -> Case:
+    """Return the same body in one or two members or frames, or as a deflate body."""
+    body = case.body
+    coding = chance.choice(("gzip", "zstd", "deflate"))
+    if coding == "deflate":
+        packed = chance.choice((zlib.compress, raw_deflate))(body)
+        return case._replace(body=packed, coding=coding)
     cut = chance.randrange(len(body) + 1)
     parts = (body[:cut], body[cut:]) if chance.random() < 0.5 else (body,)
     pack = zstandard.compress if coding == "zstd" else _gzip
-    return Case(b"".join(map(pack, parts)), kind, coding)
+    return case._replace(body=b"".join(map(pack, parts)), coding=coding)
 
 
 def _gzip(data: bytes) -> bytes:

@@ -6,6 +6,7 @@ connection is kept, and the accepted payloads must be equal.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -16,10 +17,12 @@ import trio.testing
 from hypercorn.trio.tcp_server import TCPServer
 
 from tests.ingress import rig as rigs
-from tests.ingress.mangled import mangled
+from tests.ingress.mangled import TOKEN, mangled
 from tests.ingress.rig import COLLECTION, post, running
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.ingress.rig import Rig, Wire
 
 START = b"POST /v1/payloads HTTP/1.1"
@@ -30,6 +33,7 @@ CHUNKED = b"Transfer-Encoding: chunked"
 IN_CHUNKS = b"16\r\n" + COLLECTION + b"\r\n0\r\n\r\n"
 TAKEN = [b"1", b'"two"']
 
+_COMPARED = ("connection", "access-control-allow-origin", "www-authenticate")
 ACCEPTED = (202, None)
 MALFORMED = (400, "MALFORMED")
 
@@ -153,7 +157,7 @@ async def test_ambiguous_requests_are_refused_and_the_connection_closed(sent: by
         (request(HOST, TYPE, LENGTH, b"Idempotency-Key: a b"), *MALFORMED, True),
         (request(HOST, TYPE, LENGTH, b"Idempotency-Key:"), *MALFORMED, True),
         (request(HOST, TYPE, LENGTH, *[b"Idempotency-Key: a"] * 2), *MALFORMED, True),
-        (request(HOST, TYPE, b"Content-Length: 3", body=b"[1]"), 422, "NOT_A_COLLECTION", True),
+        (request(HOST, TYPE, b"Content-Length: 3", body=b"{ }"), 422, "NOT_A_COLLECTION", True),
         (request(HOST, LENGTH), 415, "UNSUPPORTED_TYPE", False),
         (request(HOST, b"Content-Length: 0", body=b""), 415, "UNSUPPORTED_TYPE", True),
         (request(HOST, TYPE, b"Content-Type: text/plain", LENGTH), 415, "UNSUPPORTED_TYPE", False),
@@ -238,22 +242,24 @@ async def test_a_415_does_not_wait_for_the_body() -> None:
         assert (answer.status, answer.headers["connection"]) == (415, "close")
 
 
-async def answers(seeds: range) -> list[tuple[bytes, list[object]]]:
+async def answers(seeds: range, **settings: str) -> list[tuple[bytes, list[object]]]:
     """Return for each seed the sent bytes, the first answer, and the accepted payloads.
 
     Later answers are left out: of pipelined requests Hypercorn loses a 415 every other time.
     """
     found: list[tuple[bytes, list[object]]] = []
+    timeouts = {"REQUEST_TIMEOUT": "5s", "KEEPALIVE_TIMEOUT": "5s"}
 
     async def send_and_record(sent: bytes, received: list[object]) -> None:
         async with (
-            running(REQUEST_TIMEOUT="5s", KEEPALIVE_TIMEOUT="5s") as rig,
+            rigs.running(None, max_connections=50, options=None, **timeouts, **settings) as rig,
             rig.wire() as wire,
         ):
             await wire.send(sent)
             with suppress(EOFError, ValueError, trio.BrokenResourceError), trio.fail_after(60):
                 answer = await wire.answer()
-                received.append((answer.status, answer.headers.get("connection")))
+                shown = [answer.headers.get(name) for name in _COMPARED]
+                received.append((answer.status, *shown))
                 await wire.rest()
             received += rig.intake.taken
 
@@ -264,13 +270,24 @@ async def answers(seeds: range) -> list[tuple[bytes, list[object]]]:
     return found
 
 
+@pytest.mark.parametrize("guarded", [False, True])
 async def test_mangled_requests_are_answered_alike_on_both_paths(
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    guarded: bool,  # noqa: FBT001 - pytest passes it by name
 ) -> None:
     """Otherwise the fast path and Hypercorn would read unforeseen bytes differently."""
-    by_fast_path = await answers(range(150))
+    settings = {}
+    if guarded:
+        digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+        (tmp_path / "tokens").write_text(f"x:{digest}\n")
+        settings = {
+            "AUTH_TOKENS": str(tmp_path / "tokens"), "CORS_ORIGINS": "https://x.example",
+        }  # fmt: skip
+    seeds = range(1000, 1100) if guarded else range(150)
+    by_fast_path = await answers(seeds, **settings)
     monkeypatch.setattr(rigs, "HAS_FAST_PATH", False)
-    assert by_fast_path == await answers(range(150))
+    assert by_fast_path == await answers(seeds, **settings)
 
 
 # --- which path answers ------------------------------------------------------------------------
@@ -283,7 +300,7 @@ async def test_plain_requests_never_reach_hypercorn(monkeypatch: pytest.MonkeyPa
         for _ in range(3):
             await wire.send(post())
             assert (await wire.answer()).status == 202
-        await wire.send(post(b"[1]"))
+        await wire.send(post(b"{}"))
         assert (await wire.answer()).status == 422
         assert (rig.counted(202), rig.counted(422)) == (3, 1)
 

@@ -47,7 +47,7 @@ def refused(lines: Lines) -> Lines:
     ("request_", "status", "code"),
     [
         (post(b"[1, ", JSON, AGENT), 400, "MALFORMED"),
-        (post(b"[1]", JSON, AGENT), 422, "NOT_A_COLLECTION"),
+        (post(b"{}", JSON, AGENT), 422, "NOT_A_COLLECTION"),
         (post(COLLECTION, "Content-Type: text/html", AGENT), 415, "UNSUPPORTED_TYPE"),
         (post(COLLECTION, JSON, "Content-Encoding: br", AGENT), 415, "UNSUPPORTED_ENCODING"),
         (post(b" " * 2000, JSON, AGENT), 413, "TOO_LARGE"),
@@ -222,7 +222,7 @@ async def test_a_long_user_agent_is_shortened_and_decoded_as_utf8(log_lines: Lin
     """Otherwise a client could write 16 KiB into the log with each request."""
     async with running() as rig, rig.wire() as wire:
         agent = "User-Agent: ü\x9b" + "x" * 2000
-        await wire.send(post(b"[1]", JSON).replace(b"Host", agent.encode() + b"\r\nHost"))
+        await wire.send(post(b"{}", JSON).replace(b"Host", agent.encode() + b"\r\nHost"))
         assert (await wire.answer()).status == 422
     (line,) = refused(log_lines)
     assert line["user_agent"] == "ü\x9b" + "x" * 254
@@ -249,11 +249,11 @@ async def test_a_flood_of_refusals_writes_few_lines(
     monkeypatch.setattr(RefusalLog.__init__, "__defaults__", (lambda: now,))
     async with running() as rig, rig.wire() as wire:
         for _ in range(10):
-            await wire.send(post(b"[1]") * 100)
+            await wire.send(post(b"{}") * 100)
             for _ in range(100):
                 assert (await wire.answer()).status == 422
         now = 1.0
-        await wire.send(post(b"[1]") * 2)
+        await wire.send(post(b"{}") * 2)
         for _ in range(2):
             assert (await wire.answer()).status == 422
         assert rig.counted(422) == 1002
@@ -320,7 +320,7 @@ def test_any_head_can_be_described(head: bytes) -> None:
 CONVERSATIONS = [
     post(),
     post() * 3,
-    post(b"[1]") + post() + post(b"nonsense"),
+    post(b"{}") + post() + post(b"nonsense"),
     post(path="/v1/elsewhere"),
     post(COLLECTION, "Content-Type: text/html"),
     post(b" " * 2000),

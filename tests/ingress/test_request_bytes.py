@@ -294,10 +294,10 @@ async def test_a_refused_body_is_freed_at_once(wrong: bytes, length: int) -> Non
         try:
             if length < SIZE:
                 with suppress(Problem):
-                    rig.submitter.submit(headers, body, 0, lambda _: None, lambda: None)
+                    rig.submitter.submit(headers, body, 0, lambda _: None, lambda: None, None)
                 assert sys.getrefcount(body) == before
             with suppress(Problem):
-                await rig.submitter.submit_and_wait(headers, body, None)
+                await rig.submitter.submit_and_wait(headers, body, lambda: None, None)
             await wait_all_tasks_blocked(0.01)
             assert sys.getrefcount(body) == before
         finally:

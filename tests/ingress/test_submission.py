@@ -55,7 +55,7 @@ async def test_a_body_is_never_read_as_a_request_after_a_refusal(
 ) -> None:
     """A client could smuggle a request past a proxy that checks requests."""
 
-    def refuse(_self: Submitter, _headers: PostHeaders) -> None:
+    def refuse(_self: Submitter, _headers: PostHeaders, *_client: object) -> None:
         raise Problem(code, "refused by a test")
 
     monkeypatch.setattr(Submitter, "check", refuse)
@@ -68,7 +68,8 @@ async def test_a_body_is_never_read_as_a_request_after_a_refusal(
     ("method", "path", "status"),
     [
         ("GET", "/healthz", 200), ("GET", "/nothing", 404), ("POST", "/nothing", 404),
-        ("PUT", "/v1/payloads", 405), ("POST", "/healthz", 405),
+        ("PATCH", "/v1/payloads", 405), ("POST", "/healthz", 405),
+        ("OPTIONS", "/v1/payloads", 204),
     ],
 )  # fmt: skip
 async def test_a_body_is_never_read_as_a_request_after_an_answer_without_it(

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Final
 
 NAMES: Final = (
-    *("AUTH_TOKENS", "CLIENT_ADDRESS", "CORS_ORIGINS", "DRAIN_DELAY", "ENVELOPE"),
+    *("DRAIN_DELAY", "ENVELOPE"),
     *("JOURNAL_URL", "OBJECT_FORMAT", "PARQUET_SCHEMA", "PARQUET_SORT_BY", "PUT_PRICE"),
-    *("RATE_LIMIT", "STREAMS", "TRUSTED_PROXIES", "WATERMARK"),
+    *("STREAMS", "WATERMARK"),
 )
 
 VALUES: Final = (
     ("DURABILITY", "store"),
     ("LOG_FORMAT", "journald"),
+    ("CLIENT_ADDRESS", "proxy"),
     ("KEY_TEMPLATE", "{stream}/{id}.ndjson"),
 )
 """Documented values that are not built yet, of settings that are built."""

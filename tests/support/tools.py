@@ -11,6 +11,7 @@ import pytest
 # Debian installs daemons into /usr/sbin, which is not on the PATH of every user.
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 _PACKAGES = {
+    "chromium": "chromium",
     "curl": "curl",
     "nginx": "nginx-light",
     "wrk": "wrk",

@@ -14,6 +14,7 @@ import trio
 
 from payloadd.config.parsers import S3Url
 from payloadd.errors import OperatorStoreError, PayloaddError, SettingsError, StoreError
+from payloadd.ingress.admission import open_admission
 from payloadd.ingress.server.tls import open_certificates
 from payloadd.journal.open import check_journal
 from payloadd.model.formats.api import EncodedObject
@@ -49,6 +50,10 @@ async def check(
         report.step = "TLS"
         if open_certificates(settings) is not None:
             report.ok("TLS", _certificate_name(settings))
+        report.step = "tokens"
+        if settings.auth_tokens is not None:
+            open_admission(settings)
+            report.ok("tokens", str(settings.auth_tokens))
         report.step = "journal"
         if (found := await check_journal(settings)) is not None:
             report.ok("journal", found)

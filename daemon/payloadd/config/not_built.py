@@ -9,9 +9,6 @@ from __future__ import annotations
 from typing import Final
 
 NOT_BUILT: Final = {
-    "AUTH_TOKENS": "bearer tokens",
-    "CLIENT_ADDRESS": "addresses of clients behind a proxy",
-    "CORS_ORIGINS": "browsers as clients",
     "DRAIN_DELAY": "a delay between SIGTERM and the drain",
     "ENVELOPE": "envelopes around payloads",
     "JOURNAL_URL": "a journal that machines share",
@@ -19,9 +16,7 @@ NOT_BUILT: Final = {
     "PARQUET_SCHEMA": "object formats besides NDJSON",
     "PARQUET_SORT_BY": "object formats besides NDJSON",
     "PUT_PRICE": "the cost metric",
-    "RATE_LIMIT": "rate limits",
     "STREAMS": "streams",
-    "TRUSTED_PROXIES": "addresses of clients behind a proxy",
     "WATERMARK": "watermarks",
 }
 """What each of them would give."""

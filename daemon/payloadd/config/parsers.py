@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
@@ -52,6 +53,40 @@ class UnixAddress:
 
 
 Address = TcpAddress | UnixAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Requests per second, and how many may come at once."""
+
+    per_second: float
+    burst: int
+    text: str
+    """The value as it was written."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedPeers:
+    """Peers whose statement about the address of a client is used."""
+
+    networks: tuple[IPv4Network | IPv6Network, ...]
+    unix: bool
+    """Whether the peers on Unix sockets are trusted."""
+
+    def __contains__(self, peer: object) -> bool:
+        """Return whether a peer, the text of an IP address or ``unix``, is trusted."""
+        if not isinstance(peer, str) or peer == "unix":
+            return self.unix and peer == "unix"
+        try:
+            address = ip_address(peer)
+        except ValueError:
+            return False
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        return any(address in network for network in self.networks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,3 +260,50 @@ def words(text: str) -> str:
     if not text.strip():
         raise ValueError("a text that is not empty")
     return text
+
+
+def rate(text: str) -> Rate:
+    """Parse ``100/s``, ``6000/m`` or ``100/s burst 500``. Without a burst it is one second's."""
+    found = re.fullmatch(r"([0-9]{1,9})/(s|m|h)(?: burst ([0-9]{1,9}))?", text)
+    if found is None or not int(found[1]) or found[3] == "0":
+        raise ValueError("allowed is a number of requests, such as 100/s or 100/s burst 500")
+    per_second = int(found[1]) / _DURATION_UNITS[found[2]]
+    return Rate(per_second, int(found[3] or max(1, int(per_second))), text)
+
+
+def trusted_peers(text: str) -> TrustedPeers:
+    """Parse a comma list of IP addresses, networks, and ``unix``."""
+    networks = []
+    unix = False
+    for item in (part.strip() for part in text.split(",")):
+        if item == "unix":
+            unix = True
+            continue
+        try:
+            networks.append(ip_network(item))
+        except ValueError as error:
+            raise ValueError(
+                f"allowed are addresses, networks such as 10.0.0.0/8, and unix; {error}"
+            ) from None
+    return TrustedPeers(tuple(networks), unix)
+
+
+def client_address_header(text: str) -> str:
+    """Parse the name of the header in which proxies state the address of a client."""
+    if text not in {"x-forwarded-for", "forwarded"}:
+        raise ValueError("one of x-forwarded-for, forwarded; proxy: not built yet in this version")
+    return text
+
+
+def origins(text: str) -> tuple[str, ...]:
+    """Parse ``*``, or a comma list of origins such as ``https://example.org``."""
+    found = tuple(item.strip() for item in text.split(","))
+    for item in found:
+        if item != "*" and not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?", item):
+            raise ValueError(
+                f"{item!r} is no origin; allowed are *, and scheme://host[:port] in lower case,"
+                " without a path"
+            )
+    if "*" in found and len(found) > 1:
+        raise ValueError("* allows every origin; it stands alone")
+    return found

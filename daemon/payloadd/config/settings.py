@@ -29,16 +29,22 @@ from payloadd.config.object_options import (
 from payloadd.config.parsers import (
     Address,
     FileUrl,
+    Rate,
     S3Url,
+    TrustedPeers,
     address_or_off,
     addresses,
+    client_address_header,
     duration,
     endpoint_url,
     one_of,
+    origins,
     pem_file,
+    rate,
     region,
     size,
     store_url,
+    trusted_peers,
     truth,
     whole,
     words,
@@ -156,6 +162,37 @@ class Settings:
     tls_key: Path | None = field(metadata=_setting(None, pem_file, "key of TLS_CERT, PEM"))
     tls_client_ca: Path | None = field(
         metadata=_setting(None, pem_file, "clients need a certificate of these authorities, PEM")
+    )
+    auth_tokens: Path | None = field(
+        metadata=_setting(
+            None, Path, "file with name:sha256-of-token lines; with it a POST needs a token"
+        )
+    )
+    rate_limit: Rate | None = field(
+        metadata=_setting(
+            None,
+            rate,
+            "requests of one client, by its name or address, such as 100/s burst 500",
+        )
+    )
+    trusted_proxies: TrustedPeers | None = field(
+        metadata=_setting(
+            None,
+            trusted_peers,
+            "addresses or networks of proxies that state a client's, or unix",
+        )
+    )
+    client_address: Literal["x-forwarded-for", "forwarded"] | None = field(
+        metadata=_setting(
+            None,
+            client_address_header,
+            "where TRUSTED_PROXIES state it: x-forwarded-for or forwarded",
+        )
+    )
+    cors_origins: tuple[str, ...] | None = field(
+        metadata=_setting(
+            None, origins, "origins of pages from which browsers may post (comma list), or *"
+        )
     )
     log_level: Literal["debug", "info", "warning", "error"] = field(
         metadata=_setting(
@@ -372,6 +409,11 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     tls = [values.get(name) for name in ("tls_cert", "tls_key", "tls_client_ca")]
     if any(tls) and not all(tls[:2]):
         problems.append("TLS_CERT, TLS_KEY: one of the two is missing; allowed is both or none")
+    proxies = [values.get("trusted_proxies"), values.get("client_address")]
+    if any(proxies) and not all(proxies):
+        problems.append(
+            "TRUSTED_PROXIES, CLIENT_ADDRESS: one of the two is missing; allowed is both or none"
+        )
     keys = [values.get("aws_access_key_id"), values.get("aws_secret_access_key")]
     if any(keys) and not all(keys):
         problems.append(

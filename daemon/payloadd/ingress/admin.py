@@ -29,9 +29,9 @@ def make_admin_app(intake: Intake, health: Health, metrics: Metrics) -> QuartTri
     """Return the app of the admin address."""
     app = bare_app(health)
     handlers = _AdminHandlers(intake, health, metrics)
-    add_route(app, "GET", "/healthz", healthz)
-    add_route(app, "GET", "/readyz", handlers.readyz)
-    add_route(app, "GET", "/metrics", handlers.metrics)
+    add_route(app, ("GET",), "/healthz", healthz)
+    add_route(app, ("GET",), "/readyz", handlers.readyz)
+    add_route(app, ("GET",), "/metrics", handlers.metrics)
     return app
 
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import trio
 from msgspec.json import encode
-from quart import Response, g, request
+from quart import Response, current_app, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from payloadd.escaping import escape_controls_in_json
+from payloadd.ingress.auth import token_digest
+from payloadd.ingress.body import ACCEPTED_TYPES
 from payloadd.ingress.large_bodies import busy_error
 from payloadd.ingress.problem import CONTENT_TYPE, Problem, refusal_problem, too_large
 from payloadd.ingress.submission import PostHeaders, closes_connection, internal_error
@@ -34,18 +36,28 @@ def make_app(submitter: Submitter, health: Health, refusals: RefusalLog) -> Quar
     """
     app = bare_app(health)
     handler = _Handler(submitter)
-    add_route(app, "POST", "/v1/payloads", handler.post_payloads)
-    add_route(app, "GET", "/healthz", healthz)
+    add_route(app, ("POST", "PUT"), "/v1/payloads", handler.post_collection)
+    add_route(app, ("POST", "PUT"), "/v1/payload", handler.post_document)
+    add_route(app, ("GET",), "/healthz", healthz)
+    for path in ("/v1/payloads", "/v1/payload"):
+        add_route(app, ("OPTIONS",), path, handler.options)
+    add_route(app, ("OPTIONS",), "/healthz", _allow_reads)
 
     @app.after_request
     async def note_refusal(response: Response) -> Response:
         problem: Problem | None = g.pop("problem", None)
         if problem is not None:
             agent = _header("User-Agent")
-            refusals.note(problem, _client(), agent, request.method, _path())
+            refusals.note(problem, handler.client(), agent, request.method, _path())
+        if submitter.cors is not None:
+            response.headers.update(submitter.cors.headers(_header("Origin")))
         return response
 
     return app
+
+
+async def _allow_reads() -> Response:
+    return Response("", 204, {"Allow": "GET, HEAD, OPTIONS"})
 
 
 async def healthz() -> Response:
@@ -54,26 +66,49 @@ async def healthz() -> Response:
 
 
 class _Handler:
-    """Handles ``POST /v1/payloads`` in Quart."""
+    """Handles the requests with payloads in Quart."""
 
     def __init__(self, submitter: Submitter) -> None:
         self._submitter = submitter
 
-    async def post_payloads(self) -> Response:
+    async def post_collection(self) -> Response:
         """Accept the payloads of one request, whole or not at all, and answer 202 with its id."""
-        headers = PostHeaders(
-            _header("Content-Type"), _header("Content-Encoding"), _header("Idempotency-Key")
-        )
+        return await self._post(document=False)
+
+    async def post_document(self) -> Response:
+        """Accept a request whose body is one payload."""
+        return await self._post(document=True)
+
+    async def options(self) -> Response:
+        """Answer OPTIONS (RFC 9110, section 9.3.7), which may be the preflight of a browser."""
+        headers = {"Allow": "OPTIONS, POST, PUT", "Accept-Post": ACCEPTED_TYPES}
+        cors = self._submitter.cors
+        if cors is not None:
+            headers.update(cors.preflight(_header("Origin")))
+        return Response("", 204, headers)
+
+    async def _post(self, *, document: bool) -> Response:
+        headers = _post_headers(document=document)
         if {"Transfer-Encoding", "Content-Length"} <= set(request.headers.keys()):
             # h11 follows Transfer-Encoding. Behind a proxy that follows Content-Length, a client
             # could smuggle a request (RFC 9112, section 6.1).
             raise Problem("MALFORMED", "Transfer-Encoding and Content-Length are both present")
-        self._submitter.check(headers)
+        certificate_name = request.scope.get("state", {}).get("certificate_name")
+        name = self._submitter.check(
+            headers, token_digest(_header("Authorization")), certificate_name, self.client
+        )
         if (request.content_length or 0) > self._submitter.max_length:
             raise too_large(self._submitter.max_length)
         body = await self._read_body()
-        answer = await self._submitter.submit_and_wait(headers, body, _client())
+        answer = await self._submitter.submit_and_wait(headers, body, self.client, name)
         return Response(answer, 202, content_type="application/json")
+
+    def client(self) -> str | None:
+        """Return the address of the client."""
+        peer = _peer()
+        if not self._submitter.behind_proxies:
+            return peer
+        return self._submitter.client_address(peer, _post_headers(document=False))
 
     async def _read_body(self) -> bytes:
         """Return the body. Raises Problem TOO_LARGE, TIMEOUT or BUSY.
@@ -114,8 +149,11 @@ class _Handler:
 def bare_app(health: Health) -> QuartTrio:
     """Return an app without routes that answers every error with problem+json."""
     app = QuartTrio("payloadd.ingress", static_folder=None)
-    app.url_map.merge_slashes = False  # by default `//healthz` redirects
+    # By default `//healthz` and a trailing slash redirect.
+    app.url_map.merge_slashes = False
+    app.url_map.strict_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = None
+    app.config["PATHS"] = []
     app.config["BODY_TIMEOUT"] = None
     app.config["RESPONSE_TIMEOUT"] = None  # the server bounds each send
     app.register_error_handler(Problem, _on_problem)
@@ -134,14 +172,19 @@ def bare_app(health: Health) -> QuartTrio:
 
 
 def add_route(
-    app: QuartTrio, method: str, path: str, handler: Callable[[], Awaitable[Response]]
+    app: QuartTrio,
+    methods: tuple[str, ...],
+    path: str,
+    handler: Callable[[], Awaitable[Response]],
 ) -> None:
-    """Add a handler for one method of one path; OPTIONS is not added automatically."""
+    """Add a handler for methods of one path; GET includes HEAD, and nothing includes OPTIONS."""
+    if path not in app.config["PATHS"]:
+        app.config["PATHS"].append(path)
     app.add_url_rule(
         path,
-        endpoint=f"{method} {path}",
+        endpoint=f"{methods[0]} {path}",
         view_func=handler,
-        methods=[method],
+        methods=methods,
         provide_automatic_options=False,
     )
 
@@ -158,8 +201,20 @@ def _header(name: str) -> str | None:
     return ", ".join(lines) if lines else None
 
 
-def _client() -> str | None:
-    """Return the client's address; Quart's is ``<local>`` on a Unix socket."""
+def _post_headers(*, document: bool) -> PostHeaders:
+    return PostHeaders(
+        _header("Content-Type"),
+        _header("Content-Encoding"),
+        _header("Idempotency-Key"),
+        document,
+        _header("Origin"),
+        _header("X-Forwarded-For"),
+        _header("Forwarded"),
+    )
+
+
+def _peer() -> str | None:
+    """Return the address of the peer; Quart's is ``<local>`` on a Unix socket."""
     address = request.remote_addr
     return "unix" if address == "<local>" else address
 
@@ -189,7 +244,9 @@ async def _on_http_exception(error: HTTPException) -> Response:
         )
     if isinstance(error, NotFound):
         return await _on_problem(
-            Problem("NOT_FOUND", "unknown path; the documentation lists all paths")
+            Problem(
+                "NOT_FOUND", f"unknown path; known are {', '.join(current_app.config['PATHS'])}"
+            )
         )
     return await _on_problem(Problem("MALFORMED", error.description or error.name))
 

@@ -12,8 +12,19 @@ import codecs
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from payloadd.ingress.collection import BodyBytes, payloads_of_json, payloads_of_lines
-from payloadd.ingress.decompression import DecompressionBounds, TooMuchWorkError, gunzip, unzstd
+from payloadd.ingress.collection import (
+    BodyBytes,
+    payload_of_document,
+    payloads_of_json,
+    payloads_of_lines,
+)
+from payloadd.ingress.decompression import (
+    DecompressionBounds,
+    TooMuchWorkError,
+    gunzip,
+    inflate,
+    unzstd,
+)
 from payloadd.ingress.problem import Problem, too_large
 
 if TYPE_CHECKING:
@@ -55,18 +66,19 @@ def decode(
     limits: Limits,
     start: int = 0,
     *,
+    document: bool = False,
     in_loop: bool = False,
 ) -> list[bytes | Raw]:
     """Return the payloads of a request body, each without line breaks.
 
-    The body begins at ``start`` of ``data``: to cut off the bytes before it would be a copy. A Raw
-    refers to its payload within ``data``, so it keeps ``data`` in memory. ``data`` must not be
-    changed any more.
+    With ``document``, the whole body is one JSON payload. The body begins at ``start`` of ``data``:
+    to cut off the bytes before it would be a copy. A Raw refers to its payload within ``data``, so
+    it keeps ``data`` in memory. ``data`` must not be changed any more.
 
     Raises Problem: UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING, TOO_LARGE, MALFORMED, NOT_A_COLLECTION.
     With ``in_loop``, raises TooMuchWorkError if the body needs more than the event loop's budget.
     """
-    body_format = check_headers(content_type, content_encoding)
+    body_format = check_headers(content_type, content_encoding, document=document)
     if len(data) - start > limits.max_length:
         raise too_large(limits.max_length)
     if in_loop and len(data) - start > _IN_LOOP_BYTES:
@@ -82,6 +94,11 @@ def decode(
         _check_effort(data, start, lines=body_format.lines)
     if not data.isascii():
         _check_utf8(data, start)
+        if data.startswith(codecs.BOM_UTF8, start):
+            # RFC 8259, section 8.1: a parser may ignore it. Windows tools write it.
+            start += len(codecs.BOM_UTF8)
+    if document:
+        return [payload_of_document(data, start)]
     if body_format.lines:
         return payloads_of_lines(data, start, most=limits.max_payloads)
     return payloads_of_json(data, start, in_loop=in_loop, most=limits.max_payloads)
@@ -119,34 +136,46 @@ class BodyFormat(NamedTuple):
     """The function that decompresses the body; None if it is not compressed."""
 
 
-_IS_NDJSON: Final = {
-    "application/json": False,
-    "application/x-ndjson": True,
-    "application/jsonl": True,
-}
+_JSON: Final = "application/json"
+_NDJSON_TYPES: Final = (
+    "application/x-ndjson",
+    "application/ndjson",
+    "application/jsonl",
+    "application/json-lines",
+    "application/x-json-stream",
+)
+ACCEPTED_TYPES: Final = ", ".join((_JSON, *_NDJSON_TYPES))
+"""The media types of a collection; every type that ends in ``+json`` is accepted, too."""
 _DECOMPRESSORS: Final[dict[str, Callable[[BodyBytes, DecompressionBounds], bytes]]] = {
     "gzip": gunzip,
     "x-gzip": gunzip,
     "zstd": unzstd,
+    "deflate": inflate,
 }
 
 
 @lru_cache(maxsize=64)  # called twice a request, and clients repeat their headers
-def check_headers(content_type: str | None, content_encoding: str | None) -> BodyFormat:
-    """Return the format that these headers ask for.
+def check_headers(
+    content_type: str | None, content_encoding: str | None, *, document: bool = False
+) -> BodyFormat:
+    """Return the format that these headers ask for; ``document``: the body is one payload.
 
     Raises Problem UNSUPPORTED_TYPE or UNSUPPORTED_ENCODING, which is known before the body is read.
     """
-    lines = _IS_NDJSON.get(_media_type(content_type))
-    if lines is None:
-        allowed = ", ".join(_IS_NDJSON)
+    media_type = _media_type(content_type)
+    lines = media_type in _NDJSON_TYPES and not document
+    # "+json": RFC 6839, section 3.1.
+    if not lines and media_type != _JSON and not media_type.endswith("+json"):
+        allowed = _JSON if document else ACCEPTED_TYPES
         shown = "the header is missing" if content_type is None else f"not {content_type!r}"
-        detail = f"Content-Type must be one of {allowed}, in UTF-8; {shown}"
+        detail = f"Content-Type must be one of {allowed}, or end in +json, in UTF-8; {shown}"
         raise Problem("UNSUPPORTED_TYPE", detail, {"Accept-Post": allowed})
     coding = _coding(content_encoding)
     if coding not in {"", *_DECOMPRESSORS}:
-        detail = f"Content-Encoding must be gzip, zstd or none; not {content_encoding!r}"
-        raise Problem("UNSUPPORTED_ENCODING", detail, {"Accept-Encoding": "gzip, zstd"})
+        detail = (
+            f"Content-Encoding must be gzip, zstd, deflate or identity; not {content_encoding!r}"
+        )
+        raise Problem("UNSUPPORTED_ENCODING", detail, {"Accept-Encoding": "gzip, zstd, deflate"})
     return BodyFormat(lines, _DECOMPRESSORS.get(coding))
 
 

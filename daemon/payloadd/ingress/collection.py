@@ -30,6 +30,7 @@ class _Collection(Struct):
     token: str | None = None
     payloads: list[Raw] | UnsetType = UNSET
     data: list[Raw] | UnsetType = UNSET
+    batch: list[Raw] | UnsetType = UNSET
 
 
 class _Outline(Struct):
@@ -39,6 +40,7 @@ class _Outline(Struct):
     token: str | None = None
     payloads: Raw | UnsetType = UNSET
     data: Raw | UnsetType = UNSET
+    batch: Raw | UnsetType = UNSET
 
 
 class _MemberName(str):
@@ -53,7 +55,11 @@ class _MemberName(str):
 
 _COLLECTION: Final = Decoder(_Collection)
 _OUTLINE: Final = Decoder(_Outline)
+_ARRAY: Final = Decoder(list[Raw])
 _VALUE: Final = Decoder(Raw)
+_MEMBERS: Final = ("payloads", "data", "batch")
+"""Members that may hold the payloads."""
+_ARRAY_START: Final = re.compile(rb"[ \t\r\n]*+\[")
 
 _MAX_NAMES_IN_LOOP: Final = 1000
 """Members of the outermost object that are checked in the event loop."""
@@ -70,6 +76,10 @@ _MANY_COMMAS: Final = 500_000
 _STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
 _ARRAY_TOKEN: Final = re.compile(_STRING + rb"|[,\[\]{}]", re.DOTALL)
 """Matches the tokens that separate the elements of an array, and strings as a whole."""
+_JOINED_LINES: Final = (
+    "; a line holds one payload (curl removes the line breaks of a file with -d and --data, and"
+    " keeps them with --data-binary)"
+)
 _SHALLOW_LEVELS: Final = 5
 _MAX_STEPS: Final = 1_000_000
 """Brackets of deeper levels that are inspected one by one."""
@@ -86,7 +96,9 @@ def _shallow_pattern() -> re.Pattern[bytes]:
 
 
 def payloads_of_json(data: BodyBytes, start: int, *, in_loop: bool, most: int) -> list[bytes | Raw]:
-    """Return the payloads of one JSON document with a member ``payloads`` or ``data``.
+    """Return the payloads of one JSON document: an array, or an object with an array of them.
+
+    The object's member with the payloads is ``payloads``, ``data`` or ``batch``.
 
     Raises Problem MALFORMED or NOT_A_COLLECTION, and TOO_LARGE for more than ``most`` payloads.
     With ``in_loop``, raises TooMuchWorkError if the document needs more than the event loop's
@@ -96,30 +108,60 @@ def payloads_of_json(data: BodyBytes, start: int, *, in_loop: bool, most: int) -
     if not in_loop and data.count(b",", start) > _MANY_COMMAS:
         _check_count(body, most)
     once = in_loop and len(data) - start > _PARSED_TWICE_IN_LOOP
+    payloads: list[Raw]
     try:
         collection = _parse(_COLLECTION, body)
     except ValidationError as error:
-        if once:
-            raise TooMuchWorkError from None
-        # msgspec stops at the first wrong shape; the text behind it may be no JSON at all.
-        _parse(_VALUE, body)
-        raise Problem("NOT_A_COLLECTION", str(error)) from None
-    match collection.payloads, collection.data:
-        case (list(payloads), UnsetType()) | (UnsetType(), list(payloads)):
-            if len(payloads) > most:
-                raise too_many(most)
-            if _may_repeat_names(collection, payloads, data, start):
-                if once:
-                    raise TooMuchWorkError
-                _check_names(data, start, in_loop=in_loop)
-            if data.find(b"\n", start) >= 0 or data.find(b"\r", start) >= 0:
-                return [_one_line(payload) for payload in payloads]
-            return [*payloads]
-        case (list(), list()):
+        # msgspec stops at an array's first byte: only arrays pay for the second attempt.
+        if _ARRAY_START.match(data, start):
+            payloads = _parse(_ARRAY, body)
+        else:
+            if once:
+                raise TooMuchWorkError from None
+            # msgspec stops at the first wrong shape; the text behind it may be no JSON at all.
+            _parse(_VALUE, body)
+            raise Problem("NOT_A_COLLECTION", str(error)) from None
+    else:
+        payloads = _only_array(collection, data, start, in_loop=in_loop)
+        if _may_repeat_names(collection, payloads, data, start):
+            if once:
+                raise TooMuchWorkError
             _check_names(data, start, in_loop=in_loop)
-            raise Problem("NOT_A_COLLECTION", "`payloads` and `data` are both present; send one")
-        case _:
-            raise Problem("NOT_A_COLLECTION", "the member `payloads` is missing")
+    if len(payloads) > most:
+        raise too_many(most)
+    if data.find(b"\n", start) >= 0 or data.find(b"\r", start) >= 0:
+        return [_one_line(payload) for payload in payloads]
+    return [*payloads]
+
+
+def _only_array(
+    collection: _Collection, data: BodyBytes, start: int, *, in_loop: bool
+) -> list[Raw]:
+    """Return the payloads of a collection. Raises Problem if it has several arrays, or none."""
+    payloads = collection.payloads
+    if payloads is not UNSET and collection.data is UNSET and collection.batch is UNSET:
+        return payloads
+    arrays = [
+        (name, array) for name in _MEMBERS if (array := getattr(collection, name)) is not UNSET
+    ]
+    if not arrays:
+        detail = (
+            "the document has no array `payloads`, `data` or `batch`;"
+            " send a document that is one payload to /v1/payload"
+        )
+        raise Problem("NOT_A_COLLECTION", detail)
+    if len(arrays) > 1:
+        _check_names(data, start, in_loop=in_loop)
+        names = " and ".join(f"`{name}`" for name, _ in arrays)
+        raise Problem("NOT_A_COLLECTION", f"{names} are present; send one")
+    only: list[Raw] = arrays[0][1]
+    return only
+
+
+def payload_of_document(data: BodyBytes, start: int) -> bytes:
+    """Return a JSON document of any shape as one payload. Raises Problem MALFORMED."""
+    value = _parse(_VALUE, memoryview(data)[start:] if start else data)
+    return _one_line(value)
 
 
 def payloads_of_lines(data: BodyBytes, start: int, *, most: int) -> list[bytes | Raw]:
@@ -134,11 +176,16 @@ def payloads_of_lines(data: BodyBytes, start: int, *, most: int) -> list[bytes |
         # The empty piece behind the last line feed of a window is no line.
         last = len(lines) - (not lines[-1])
         if window.strip(b" \t\r\n"):
-            payloads += [
-                _parse(_VALUE, line, f"line {line_number}: ")
-                for line_number, line in enumerate(lines, start=number)
-                if line.strip(b" \t\r")
-            ]
+            try:
+                payloads += [
+                    _parse(_VALUE, line, f"line {line_number}: ")
+                    for line_number, line in enumerate(lines, start=number)
+                    if line.strip(b" \t\r")
+                ]
+            except Problem as problem:
+                if data.find(b"\n", start, -1) < 0 and "trailing characters" in problem.detail:
+                    raise Problem(problem.code, problem.detail + _JOINED_LINES) from None
+                raise
             if len(payloads) > most:
                 raise too_many(most)
         number += last
@@ -169,8 +216,12 @@ def _check_count(body: BodyBytes | memoryview, most: int) -> None:
     try:
         outline = _parse(_OUTLINE, body)
     except ValidationError:
-        return  # of a wrong shape: the caller names it
-    for array in (outline.payloads, outline.data):
+        # An array, or of a wrong shape: then the caller names it.
+        document = bytes(_parse(_VALUE, body))
+        if document.startswith(b"[") and _has_more(document, most):
+            raise too_many(most) from None
+        return
+    for array in (outline.payloads, outline.data, outline.batch):
         if isinstance(array, Raw) and _has_more(bytes(array), most):
             raise too_many(most)
 
@@ -213,7 +264,7 @@ def _skip_element(array: bytes, position: int, most_steps: int) -> tuple[int, in
 def _may_repeat_names(
     collection: _Collection, payloads: Sequence[Raw], data: BodyBytes, start: int
 ) -> bool:
-    """Return whether ``payloads`` or ``data`` may be a member twice: counts bytes only.
+    """Return whether a member with payloads may be there twice: counts bytes only.
 
     A false positive costs time, a false negative would lose payloads.
     """
@@ -231,11 +282,16 @@ def _may_repeat_names(
     escaped = data.find(b"\\", start) >= 0 and (
         data.find(b"\\u006", start) >= 0 or data.find(b"\\u007", start) >= 0
     )
-    return escaped or data.count(b'"payloads"', start) > 1 or data.count(b'"data"', start) > 1
+    return (
+        escaped
+        or data.count(b'"payloads"', start) > 1
+        or data.count(b'"data"', start) > 1
+        or data.count(b'"batch"', start) > 1
+    )
 
 
 def _check_names(data: BodyBytes, start: int, *, in_loop: bool) -> None:
-    """Raise Problem MALFORMED if ``payloads`` or ``data`` is a member twice, escaped or not.
+    """Raise Problem MALFORMED if a member with payloads is there twice, escaped or not.
 
     msgspec uses the last one and silently drops the others.
     """
@@ -250,7 +306,7 @@ def _check_names(data: BodyBytes, start: int, *, in_loop: bool) -> None:
         return _MemberName(name)
 
     _parse(Decoder(dict[_MemberName, Raw], dec_hook=record_name), memoryview(data)[start:])
-    for name in ("payloads", "data"):
+    for name in _MEMBERS:
         if names.count(name) > 1:
             raise Problem("MALFORMED", f"the member `{name}` occurs {names.count(name)} times")
 

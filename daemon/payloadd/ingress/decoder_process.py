@@ -44,6 +44,7 @@ class DecodeRequest(msgspec.Struct):
     content_encoding: str | None
     limits: Limits
     size: int
+    document: bool = False
 
 
 class DecodeRefusal(msgspec.Struct, tag=True):
@@ -114,7 +115,13 @@ def _serve(sock: socket.socket, head: DecodeRequest) -> None:
     """Decode one body and answer."""
     body = receive(sock, head.size)
     try:
-        payloads = decode(body, head.content_type, head.content_encoding, head.limits)
+        payloads = decode(
+            body,
+            head.content_type,
+            head.content_encoding,
+            head.limits,
+            document=head.document,
+        )
     except Problem as problem:
         send_head(sock, DecodeRefusal(problem.code, problem.detail, problem.headers))
         return

@@ -30,6 +30,10 @@ _ZSTD_SMALL_PIECE: Final = 32
 # that the frame claims.
 _MAX_ZSTD_WINDOW: Final = 8 * 2**20
 
+_DEFLATE_METHOD: Final = 8
+_LARGEST_WINDOW: Final = 7
+"""CINFO of a window of 32 KiB, the largest one (RFC 1950, section 2.2)."""
+
 _MAX_MEMBERS: Final = 100_000
 """Members of one body: an empty one takes few bytes, but each costs time."""
 
@@ -91,6 +95,43 @@ def gunzip(body: bytes | bytearray, bounds: DecompressionBounds) -> bytes:
         bounds,
         _GZIP_PIECE,
         "gzip",
+    )
+
+
+def inflate(body: bytes | bytearray, bounds: DecompressionBounds) -> bytes:
+    """Return a decompressed deflate body; raises as ``gunzip``.
+
+    RFC 9110, section 8.4.1.2, means the zlib format (RFC 1950). Some clients send the bare deflate
+    stream (RFC 1951) instead, which is recognised by the missing zlib header.
+    """
+    most = bounds.max_length if bounds.bytes is None else min(bounds.max_length, bounds.bytes)
+    wbits = zlib.MAX_WBITS if _has_zlib_header(body) else -zlib.MAX_WBITS
+    streams = 0
+
+    def begin() -> zlib._Decompress:
+        nonlocal streams
+        streams += 1
+        if streams > 1:
+            raise Problem("MALFORMED", "bytes follow the end of the deflate body")
+        return zlib.decompressobj(wbits)
+
+    return _decompress(
+        begin,
+        lambda stream, piece, size: stream.decompress(piece, most + 1 - size),
+        body,
+        bounds,
+        _GZIP_PIECE,
+        "deflate",
+    )
+
+
+def _has_zlib_header(body: bytes | bytearray) -> bool:
+    """Return whether a body begins with the two bytes of RFC 1950, section 2.2."""
+    return (
+        len(body) > 1
+        and body[0] & 0x0F == _DEFLATE_METHOD
+        and body[0] >> 4 <= _LARGEST_WINDOW
+        and (body[0] << 8 | body[1]) % 31 == 0
     )
 
 

@@ -79,7 +79,9 @@ class LargeBody:
     refuse: Callable[[Problem | RefusedError], None]
     """Is called instead if the body is refused."""
     client: str | None
-    """The address of its client: clients take turns."""
+    """The name or the address of its client: clients take turns."""
+    document: bool = False
+    """Whether the whole body is one payload."""
     since: float = field(default_factory=trio.current_time)
 
 
@@ -249,7 +251,9 @@ class DecoderProcess:
         sock = self._socket
         data = memoryview(body.data)[body.start :]
         try:
-            head = DecodeRequest(body.content_type, body.content_encoding, limits, len(data))
+            head = DecodeRequest(
+                body.content_type, body.content_encoding, limits, len(data), document=body.document
+            )
             send_head(sock, head)
             sock.sendall(data)
             match receive_answer(sock):

@@ -26,7 +26,9 @@ CONTENT_TYPE: Final = "application/problem+json"
 _KINDS: Final = {
     "MALFORMED": (400, "The request cannot be parsed"),
     "UNAUTHENTICATED": (401, "The request is not authenticated"),
+    "FORBIDDEN": (403, "The token does not allow this"),
     "NOT_FOUND": (404, "There is nothing at this path"),
+    "UNKNOWN_STREAM": (404, "There is no such stream"),
     "METHOD_NOT_ALLOWED": (405, "The method is not allowed here"),
     "TIMEOUT": (408, "The request did not arrive in time"),
     "TOO_LARGE": (413, "The request is too large"),
@@ -34,6 +36,7 @@ _KINDS: Final = {
     "UNSUPPORTED_ENCODING": (415, "The content encoding is not supported"),
     "NOT_A_COLLECTION": (422, "The document is not a collection of payloads"),
     "KEY_REUSED": (422, "The Idempotency-Key was used for another request"),
+    "RATE_LIMITED": (429, "The client sends too many requests"),
     "INTERNAL": (500, "The daemon failed"),
     "QUEUE_FULL": (503, "The queue is full"),
     "JOURNAL_FULL": (503, "The journal is full"),

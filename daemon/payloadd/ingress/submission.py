@@ -14,6 +14,7 @@ import trio
 
 from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
 from payloadd.ingress.body import IN_LOOP_DECOMPRESSED_BYTES, Limits, check_headers, decode
+from payloadd.ingress.cors import Cors, json_for_text
 from payloadd.ingress.decompression import TooMuchWorkError
 from payloadd.ingress.large_bodies import LargeBodies, LargeBody, Lines
 from payloadd.ingress.problem import Problem, refusal_problem
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from payloadd.config.settings import Settings
+    from payloadd.ingress.admission import Admission
     from payloadd.ingress.request_memory import RequestMemory
     from payloadd.observe.health import Health
     from payloadd.pipeline.intake import Intake
@@ -40,11 +42,19 @@ _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 class PostHeaders(NamedTuple):
-    """The headers of a POST that matter, None if missing; lines of one header are joined."""
+    """The parts of a POST's head that matter.
+
+    A header that is missing is None; the lines of one header are joined.
+    """
 
     content_type: str | None
     content_encoding: str | None
     idempotency_key: str | None
+    document: bool = False
+    """Whether the path is the one of documents: the whole body is one payload."""
+    origin: str | None = None
+    x_forwarded_for: str | None = None
+    forwarded: str | None = None
 
 
 SubmissionOutcome = Receipt | RefusedError | Problem
@@ -54,15 +64,23 @@ SubmissionOutcome = Receipt | RefusedError | Problem
 class Submitter:
     """Decodes request bodies and submits their payloads to the pipeline.
 
-    ``intake`` receives the payloads, ``health`` knows whether the daemon drains, and ``memory``
-    accounts for the bodies.
+    ``intake`` receives the payloads, ``health`` knows whether the daemon drains, ``memory``
+    accounts for the bodies, and ``admission`` knows the clients; None: every client may post.
     """
 
     def __init__(
-        self, intake: Intake, health: Health, settings: Settings, memory: RequestMemory
+        self,
+        intake: Intake,
+        health: Health,
+        settings: Settings,
+        memory: RequestMemory,
+        admission: Admission | None = None,
     ) -> None:
         self._intake = intake
         self._health = health
+        self._admission = admission
+        self.cors = None if settings.cors_origins is None else Cors(settings.cors_origins)
+        """The headers for browsers; None without CORS_ORIGINS."""
         self._limits = Limits(settings.max_length, settings.max_payloads)
         self._max_payloads_in_loop = min(
             _PAYLOADS_IN_LOOP, _JOBS_IN_LOOP * settings.batch_max_payloads
@@ -84,24 +102,59 @@ class Submitter:
             nursery.start_soon(self.memory.run)
             nursery.start_soon(self.large_bodies.run)
 
-    def check(self, headers: PostHeaders) -> None:
-        """Refuse a request by its headers, before its body is read.
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether each POST needs a token (AUTH_TOKENS)."""
+        return self._admission is not None and self._admission.needs_tokens
+
+    @property
+    def behind_proxies(self) -> bool:
+        """Whether proxies state the addresses of clients (TRUSTED_PROXIES)."""
+        return self._admission is not None and self._admission.behind_proxies
+
+    def client_address(self, peer: str | None, headers: PostHeaders) -> str | None:
+        """Return the address of the client of a request; ``peer`` may be a trusted proxy."""
+        if self._admission is None or peer is None:
+            return peer
+        return self._admission.client_address(peer, headers.x_forwarded_for, headers.forwarded)
+
+    def check(
+        self,
+        headers: PostHeaders,
+        token: bytes | None,
+        certificate_name: str | None,
+        address: Callable[[], str | None],
+    ) -> str | None:
+        """Refuse a request by its head, before its body is read; return the name of its client.
 
         Both ways in call it with the complete head, and close the connection after the answer if
         it raises and the request has a body (see ``closes_connection``). The order of the checks:
         first the state of the daemon, then the client, then the form of the request.
 
-        Raises Problem: DRAINING, UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING.
+        ``token`` is the digest of the client's token (see ``token_digest``), ``certificate_name``
+        the name in its certificate, and ``address`` returns its address. A client has a name if it
+        has a token or a certificate. Raises Problem: DRAINING, UNAUTHENTICATED, FORBIDDEN,
+        RATE_LIMITED, UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING.
         """
         # Jobs on disk outlive the drain, so a restart is no reason to refuse a request.
         draining = self._health.phase == "draining" and not self._intake.durable
         if draining and (refusal := self._intake.refusal()):
             raise refusal_problem(refusal)
-        check_headers(headers.content_type, headers.content_encoding)
+        name = None
+        if self._admission is not None:
+            name = self._admission.admit(token, certificate_name, address)
+        content_type = headers.content_type
+        if self.cors is not None:
+            content_type = json_for_text(content_type)
+        check_headers(content_type, headers.content_encoding, document=headers.document)
+        return name
 
-    async def submit_and_wait(self, headers: PostHeaders, data: bytes, client: str | None) -> bytes:
-        """Submit one request of ``client``, whole or not at all, and return the body of the 202.
+    async def submit_and_wait(
+        self, headers: PostHeaders, data: bytes, address: Callable[[], str | None], name: str | None
+    ) -> bytes:
+        """Submit one request, whole or not at all, and return the body of the 202.
 
+        ``address`` returns the client's address, and ``name`` is what ``check`` returned.
         The caller calls ``check`` before, and accounts for the memory of ``data`` until this method
         returns. If the caller is cancelled, that memory stays acquired until the request is
         finished.
@@ -118,7 +171,7 @@ class Submitter:
             if abandoned:
                 self.memory.release(len(data))
 
-        self.submit(headers, data, 0, record, lambda: client)
+        self.submit(headers, data, 0, record, address, name)
         try:
             await answered.wait()
         except trio.Cancelled:
@@ -145,23 +198,27 @@ class Submitter:
         data: bytes | bytearray,
         start: int,
         on_outcome: Callable[[SubmissionOutcome], None],
-        client: Callable[[], str | None],
+        address: Callable[[], str | None],
+        name: str | None,
     ) -> None:
         """Submit one request without waiting; ``on_outcome`` is called with its outcome.
 
         The body begins at ``start`` of ``data``. The caller accounts for the memory of ``data``
-        until ``on_outcome`` is called. ``client`` returns the client's address, and is only called
-        for large bodies.
+        until ``on_outcome`` is called. ``address`` returns the client's address, and is only called
+        for large bodies. ``name`` is what ``check`` returned.
 
         Raises Problem if the request is refused at once; then ``on_outcome`` is not called.
         """
+        if self.cors is not None:
+            headers = headers._replace(content_type=json_for_text(headers.content_type))
         try:
             if headers.content_encoding is None:
-                self._submit_now(headers, data, start, on_outcome)
+                self._submit_now(headers, data, start, on_outcome, name)
             else:
-                self._submit_compressed(headers, data, start, on_outcome)
+                self._submit_compressed(headers, data, start, on_outcome, name)
         except TooMuchWorkError:
-            self._submit_large(headers, data, start, on_outcome, client())
+            key = _check_key(headers.idempotency_key, name)
+            self._submit_large(headers, data, start, on_outcome, key, name or address())
         except Problem:
             raise  # not from itself: such a cycle would keep the body until a garbage collection
         except Exception as error:
@@ -173,13 +230,20 @@ class Submitter:
         data: bytes | bytearray,
         start: int,
         on_outcome: Callable[[SubmissionOutcome], None],
+        name: str | None,
     ) -> None:
         payloads = decode(
-            data, headers.content_type, headers.content_encoding, self._limits, start, in_loop=True
+            data,
+            headers.content_type,
+            headers.content_encoding,
+            self._limits,
+            start,
+            document=headers.document,
+            in_loop=True,
         )
         if len(payloads) > self._max_payloads_in_loop:
             raise TooMuchWorkError
-        self._intake.submit(payloads, _check_key(headers.idempotency_key), on_outcome)
+        self._intake.submit(payloads, _check_key(headers.idempotency_key, name), on_outcome)
 
     def _submit_compressed(
         self,
@@ -187,13 +251,14 @@ class Submitter:
         data: bytes | bytearray,
         start: int,
         on_outcome: Callable[[SubmissionOutcome], None],
+        name: str | None,
     ) -> None:
         """Submit a compressed body; acquires memory for its decompressed bytes."""
         if not self.memory.try_acquire(IN_LOOP_DECOMPRESSED_BYTES):
             raise TooMuchWorkError
         try:
             self._submit_now(
-                headers, data, start, self._releasing(IN_LOOP_DECOMPRESSED_BYTES, on_outcome)
+                headers, data, start, self._releasing(IN_LOOP_DECOMPRESSED_BYTES, on_outcome), name
             )
         except BaseException:
             self.memory.release(IN_LOOP_DECOMPRESSED_BYTES)
@@ -205,12 +270,12 @@ class Submitter:
         data: bytes | bytearray,
         start: int,
         on_outcome: Callable[[SubmissionOutcome], None],
+        key: str | None,
         client: str | None,
     ) -> None:
-        key = _check_key(headers.idempotency_key)
         submit = partial(self._submit_lines, key, len(data) - start, on_outcome)
         kind, coding = headers.content_type, headers.content_encoding
-        body = LargeBody(data, start, kind, coding, submit, on_outcome, client)
+        body = LargeBody(data, start, kind, coding, submit, on_outcome, client, headers.document)
         self.large_bodies.add(body)
 
     async def _submit_lines(
@@ -274,11 +339,17 @@ def as_problem(error: Exception) -> Problem:
             return internal_error(error)
 
 
-def _check_key(key: str | None) -> str | None:
-    """Return a valid Idempotency-Key unchanged; raises Problem MALFORMED."""
-    if key is not None and not _KEY.fullmatch(key):
+def _check_key(key: str | None, client: str | None) -> str | None:
+    """Return a valid Idempotency-Key, which is unique to the client if the client has a name.
+
+    Otherwise a client could find out the keys of another one, and use them up. The key of a client
+    without a name stays as it is. Raises Problem MALFORMED.
+    """
+    if key is None:
+        return None
+    if not _KEY.fullmatch(key):
         raise Problem("MALFORMED", "Idempotency-Key must be 1 to 255 visible ASCII characters")
-    return key
+    return key if client is None else f"{client}\0{key}"
 
 
 def closes_connection(health: Health, *, unread_body: bool = False) -> bool:

@@ -9,8 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from payloadd.ingress.auth import token_digest
 from payloadd.ingress.fastpath import head
-from payloadd.ingress.fastpath.head import MAX_HEAD_BYTES, cut_secrets, may_become_plain, parse
+from payloadd.ingress.fastpath.head import (
+    MAX_HEAD_BYTES,
+    may_become_plain,
+    parse,
+    parse_with_secret,
+)
 from payloadd.ingress.submission import PostHeaders
 
 if TYPE_CHECKING:
@@ -36,6 +42,17 @@ def test_a_plain_request_is_parsed() -> None:
     assert request.headers == PostHeaders("application/json", "gzip", "k")
 
 
+@pytest.mark.parametrize("method", [b"POST", b"PUT"])
+@pytest.mark.parametrize("path", [b"payloads", b"payloads/", b"payload", b"payload/"])
+def test_all_spellings_of_the_paths_are_plain(method: bytes, path: bytes) -> None:
+    """Otherwise a client would pay ten times the cost for a trailing slash or a PUT."""
+    data = PLAIN.replace(b"POST", method).replace(b"payloads", path)
+    assert all(may_become_plain(data[:size]) for size in range(len(data)))
+    request = parse(data, MAX)
+    assert request is not None
+    assert request.headers.document is (path.rstrip(b"/") == b"payload")
+
+
 def test_a_missing_header_differs_from_an_empty_one() -> None:
     """Otherwise an empty Idempotency-Key, which is a 400, would be accepted."""
     request = parse(PLAIN.replace(b"\r\n\r\n", b"\r\nIdempotency-Key:\r\n\r\n"), MAX)
@@ -47,7 +64,8 @@ def test_a_missing_header_differs_from_an_empty_one() -> None:
     "head",
     [
         b"", PLAIN[:-1], PLAIN[:-4],
-        PLAIN.replace(b"POST", b"PUT"), PLAIN.replace(b"POST", b"post"),
+        PLAIN.replace(b"POST", b"PATCH"), PLAIN.replace(b"POST", b"post"),
+        PLAIN.replace(b"payloads", b"payloads//"), PLAIN.replace(b"payloads", b"payloads/x"),
         PLAIN.replace(b"1.1", b"1.0"), PLAIN.replace(b"/v1", b"http://x/v1"),
         PLAIN.replace(b"payloads", b"payloads?x"), b"\r\n" + PLAIN,
         FIRST + LENGTH + b"\r\n", FIRST + HOST + b"\r\n",
@@ -138,6 +156,7 @@ def test_a_head_with_a_secret_is_plain_and_its_secret_is_not_cached(line: bytes)
         assert request is not None
         assert (request.start, request.end) == (len(secret), len(secret) + 3)
         assert request.headers == PostHeaders(None, None, "k")
+        assert parse_with_secret(secret + b"abc", MAX) == request
     assert b"hunter2" not in b"".join(keys())
 
 
@@ -146,6 +165,21 @@ def test_the_cache_is_seen() -> None:
     keys = cached_heads()
     parse(PLAIN, MAX)
     assert keys() == [PLAIN]
+
+
+def test_requests_with_secrets_are_remembered_within_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Clients with ever new tokens would fill the memory; others would be parsed again."""
+    head._WITH_SECRETS.clear()
+    monkeypatch.setattr(head, "_MOST_HEADS", 3)
+    data = PLAIN
+    for token in range(9):
+        data = PLAIN.replace(b"Host", b"Authorization: Bearer %d\r\nHost" % token)
+        assert parse_with_secret(data, MAX) is parse_with_secret(data, MAX)
+    assert len(head._WITH_SECRETS) == 3
+    assert parse_with_secret(data, MAX - 1) is not parse_with_secret(data, MAX)
+    assert all(len(digest) == 32 for digest, _ in head._WITH_SECRETS)
 
 
 def test_heads_that_differ_in_a_token_are_parsed_once() -> None:
@@ -169,13 +203,36 @@ def test_secrets_are_cut_without_a_change_of_the_rest(inserted: bytes, at: int, 
     lines = b"Authorization: Bearer x\r\nX-uthorization: y\r\nProxy-Authorization:z\r\nHost"
     data = PLAIN.replace(b"Host", lines)
     data = data[:at] + inserted + data[at + cut :]
-    shorter = cut_secrets(data)
-    assert cut_secrets(shorter) == shorter
-    assert shorter.count(b"\n") == data.count(b"\n")
-    whole, short = parse(data, MAX), parse(shorter, MAX)
-    removed = len(data) - len(shorter)
-    if short is not None and data.index(b"\r\n\r\n") + 4 == short.start + removed:
-        assert whole == (short.headers, short.start + removed, short.end + removed)
+    request = parse(data, MAX)
+    assert parse_with_secret(data, MAX) == request
+    if request is not None:
+        assert request.start == data.index(b"\r\n\r\n") + 4
+
+
+def test_the_value_of_authorization_is_read_in_every_spelling() -> None:
+    """Clients with a token would be refused because of their spelling."""
+    for name in (b"Authorization", b"AUTHORIZATION", b"authorization", b"aUTHORIZATION"):
+        for line in (
+            b"%s: bearer a ",
+            b"Proxy-Authorization: x\r\n%s:\tbearer a",
+            b"%s: bearer a\r\nX: y",
+        ):
+            data = PLAIN.replace(b"Host", line % name + b"\r\nHost")
+            for read in (parse, parse_with_secret, parse):
+                request = read(data, MAX)
+                assert request is not None
+                assert request.token == token_digest("bearer a") != b""
+                assert (request.start, request.end) == (len(data), len(data) + 3)
+    none = PLAIN.replace(b"Host", b"Proxy-Authorization: x\r\nHost")
+    for read in (parse, parse_with_secret):
+        for data, value in (
+            (none, None),
+            (PLAIN, None),
+            (PLAIN[:-2] + b"Authorization:\r\n\r\n", None),
+        ):
+            request = read(data, MAX)
+            assert request is not None
+            assert request.token == value
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import h11
 
-from payloadd.ingress.fastpath.head import may_become_plain, parse
+from payloadd.ingress.auth import token_digest
+from payloadd.ingress.fastpath.head import may_become_plain, parse, parse_with_secret
 from payloadd.ingress.submission import PostHeaders
 from tests.support.fuzz import mutate
 
@@ -23,9 +24,11 @@ _ODD: Final = (
     *(b"HTTP/1.1", b"HTTP/1.0", b"POST", b"Host: y\r\n", b"content-length:", b"(", b"@", b"{"),
 )
 # The first value of each is valid, and chosen in most cases.
-_METHODS: Final = (b"POST", b"PUT", b"post", b"GET", b"PRI", b"POST ", b"")
+_PATHS: Final = (b"/v1/payloads", b"/v1/payload")
+_METHODS: Final = (b"POST", b"PUT", b"PATCH", b"post", b"GET", b"PRI", b"POST ", b"")
 _TARGETS: Final = (
-    *(b"/v1/payloads", b"/v1/payloads?", b"/v1/payloads/", b"/v1/payload%73"),
+    *(b"/v1/payloads", b"/v1/payloads/", b"/v1/payload", b"/v1/payload/", b"/v1/payloads//"),
+    *(b"/v1/payloads?", b"/v1/payload%73", b"/v1/payload?x", b"/v1/payload/s"),
     *(b"*", b"http://x/v1/payloads", b"/"),
 )
 _VERSIONS: Final = (b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"http/1.1", b"HTTP/1.1 ", b"")
@@ -52,6 +55,10 @@ _FIELDS: Final[tuple[tuple[bytes, tuple[bytes, ...]], ...]] = (
     (b"Trailer", (b"X",)),
     (b"X-Other", (b"", b"a", b"a,b", b"a\x01b", b"\xff", b"y" * 400)),
     (b"Authorization", (b"Bearer x", b"", b"Basic \xff")),
+    (b"Proxy-Authorization", (b"Basic eA==", b"", b"\xff")),
+    (b"Origin", (b"https://x.example", b"null", b"")),
+    (b"X-Forwarded-For", (b"1.2.3.4", b"1.2.3.4, [::1]:9", b"")),
+    (b"Forwarded", (b"for=1.2.3.4", b'for="[::1]"', b"")),
     (b"X_y!#$%&'*+-.^`|~1", (b"z",)),
 )
 _ALWAYS: Final = (0, 1)
@@ -68,7 +75,8 @@ def make_head(chance: random.Random) -> bytes:
     fields = [*_ALWAYS] if chance.random() < 0.97 else []
     fields += chance.choices(range(len(_FIELDS)), k=chance.choice((0, 0, 1, 2, 4)))
     chance.shuffle(fields)
-    lines = [b" ".join((pick(_METHODS), pick(_TARGETS), pick(_VERSIONS)))]
+    target = chance.choice(_TARGETS[:4]) if chance.random() < 0.8 else chance.choice(_TARGETS)
+    lines = [b" ".join((pick(_METHODS), target, pick(_VERSIONS)))]
     for index in fields:
         name, values = _FIELDS[index]
         value = chance.choice(values if chance.random() < 0.2 else values[:3])
@@ -85,17 +93,20 @@ def test_h11_reads_each_plain_head_in_the_same_way(fuzz: Fuzz) -> None:
         data = mutate(make_head(chance), chance, _ODD)
         may_become_plain(data[: chance.randrange(len(data) + 1)])
         request = parse(data, MAX_LENGTH)
+        assert parse_with_secret(data, MAX_LENGTH) == request, data
         if request is None:
             continue
         plain += 1
         length = request.end - request.start
         assert 0 <= length <= MAX_LENGTH
-        assert read_by_h11(data[: request.start], length) == request.headers, data
+        headers, authorization = read_by_h11(data[: request.start], length)
+        assert headers == request.headers, data
+        assert token_digest(authorization) == request.token, data
     assert plain > 0 or fuzz.count < 1000, "the heads are too wrong to test anything"
 
 
-def read_by_h11(head: bytes, length: int) -> PostHeaders:
-    """Return the headers of a POST whose body has ``length`` bytes.
+def read_by_h11(head: bytes, length: int) -> tuple[PostHeaders, str | None]:
+    """Return the headers of a POST whose body has ``length`` bytes, and Authorization.
 
     Raises AssertionError if it is no such request, h11.RemoteProtocolError if h11 refuses it.
     """
@@ -103,7 +114,9 @@ def read_by_h11(head: bytes, length: int) -> PostHeaders:
     connection.receive_data(head)
     request = connection.next_event()
     assert isinstance(request, h11.Request), request
-    assert (request.method, request.target) == (b"POST", b"/v1/payloads")
+    assert request.method in (b"POST", b"PUT")
+    target = request.target.removesuffix(b"/")
+    assert target in _PATHS
     assert request.http_version == b"1.1"
     assert not connection.they_are_waiting_for_100_continue
     if length:
@@ -118,8 +131,16 @@ def read_by_h11(head: bytes, length: int) -> PostHeaders:
     assert connection.our_state is h11.SEND_RESPONSE
     headers = dict(request.headers)
     assert len(headers) == len(list(request.headers))
-    names = (b"content-type", b"content-encoding", b"idempotency-key")
-    return PostHeaders(*(_text(headers.get(name)) for name in names))
+    post = PostHeaders(
+        _text(headers.get(b"content-type")),
+        _text(headers.get(b"content-encoding")),
+        _text(headers.get(b"idempotency-key")),
+        target == b"/v1/payload",
+        _text(headers.get(b"origin")),
+        _text(headers.get(b"x-forwarded-for")),
+        _text(headers.get(b"forwarded")),
+    )
+    return post, _text(headers.get(b"authorization"))
 
 
 def _text(value: bytes | None) -> str | None:

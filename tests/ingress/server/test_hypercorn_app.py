@@ -72,7 +72,7 @@ async def test_http2_with_prior_knowledge_is_served() -> None:
         assert str(ID).encode() in body
         await trio.sleep(0.5)  # longer than REQUEST_TIMEOUT, shorter than KEEPALIVE_TIMEOUT
         rig.health.phase = "draining"
-        headers, body = await client.request(b"[1]")
+        headers, body = await client.request(b"{}")
         assert headers[b":status"] == b"422"
         assert b"NOT_A_COLLECTION" in body
 
@@ -158,7 +158,7 @@ async def test_answers_over_http2_are_counted_and_logged(
     """The metric would show no request of an HTTP/2 client, and the log no refused one."""
     async with running() as rig, rig.wire() as wire:
         client = Http2(wire)
-        for body in (COLLECTION, b"[1]", b"[2]"):
+        for body in (COLLECTION, b"{}", b'{"a":1}'):
             await client.request(body)
         assert (rig.counted(202), rig.counted(422)) == (1, 2)
     assert [line["status"] for line in log_lines] == [422, 422]

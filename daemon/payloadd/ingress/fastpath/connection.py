@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVarTuple
 
 import trio
 
-from payloadd.ingress.fastpath.head import may_become_plain, parse
+from payloadd.ingress.fastpath.head import may_become_plain, parse, parse_with_secret
 from payloadd.ingress.large_bodies import busy_error
 from payloadd.ingress.problem import Problem, refusal_problem
 from payloadd.ingress.refusal_log import address_of_client, describe
@@ -67,6 +67,9 @@ class FastPathConnection:
         """The received part of an incomplete head, or the beginning of the current request."""
         self._body = bytearray()
         self._request: FastPathRequest | None = None
+        self._parse = parse_with_secret if fast_path.submitter.needs_tokens else parse
+        self._name: str | None = None
+        """The name of the request's client."""
         self._charge = 0
         """Bytes of memory that the request has acquired (see ``request_memory.py``)."""
         self._waiter: Waiter | None = None
@@ -143,7 +146,7 @@ class FastPathConnection:
             self._stream.state.note_received(more)
             self._head = data
             return
-        request = parse(data, self._fast_path.submitter.max_length)
+        request = self._parse(data, self._fast_path.submitter.max_length)
         if request is None or len(data) > request.end:
             self._stream.state.note_received(more)
             self._pass_to_hypercorn(data)
@@ -156,7 +159,12 @@ class FastPathConnection:
         self._request = request
         self._head = data[:_KEPT_HEAD_BYTES]
         try:
-            self._fast_path.submitter.check(request.headers)
+            self._name = self._fast_path.submitter.check(
+                request.headers,
+                request.token,
+                self._stream.certificate_name,
+                self._client_address,
+            )
         except Problem as problem:
             self._refuse(problem, unread_body=request.end > request.start)
             return
@@ -275,7 +283,7 @@ class FastPathConnection:
         fast_path.unanswered += 1
         try:
             fast_path.submitter.submit(
-                request.headers, data, start, self.on_outcome, self._client_address
+                request.headers, data, start, self.on_outcome, self._client_address, self._name
             )
         except Problem as problem:
             fast_path.unanswered -= 1
@@ -290,7 +298,11 @@ class FastPathConnection:
         return len(self._head) + len(self._body) if self._waiter is None else _FASTEST
 
     def _client_address(self) -> str | None:
-        return address_of_client(self._stream.socket)
+        peer = address_of_client(self._stream.socket)
+        request = self._request
+        if request is None:
+            return peer
+        return self._fast_path.submitter.client_address(peer, request.headers)
 
     def _on_request_timeout(self) -> None:
         self._stream.stop_body_timeout()
@@ -306,13 +318,21 @@ class FastPathConnection:
 
     def _accept(self, document: bytes) -> None:
         last = closes_connection(self._fast_path.health)
+        lines = b"connection: close\r\n" if last else b""
+        cors = self._fast_path.submitter.cors
+        if cors is not None:
+            lines += cors.lines(self._origin)
         answer = b"%s%scontent-length: %d\r\n\r\n%s" % (
             self._fast_path.accepted_head(),
-            b"connection: close\r\n" if last else b"",
+            lines,
             len(document),
             document,
         )
         self._send_answer(202, answer, closes=last)
+
+    @property
+    def _origin(self) -> str | None:
+        return None if self._request is None else self._request.headers.origin
 
     def _refuse(self, problem: Problem, *, unread_body: bool = False) -> None:
         last = closes_connection(self._fast_path.health, unread_body=unread_body)
@@ -323,10 +343,12 @@ class FastPathConnection:
         self._send_problem(problem, last=True)
 
     def _send_problem(self, problem: Problem, *, last: bool) -> None:
-        client = address_of_client(self._stream.socket)
-        self._fast_path.refusals.note(problem, client, *describe(self._head))
+        self._fast_path.refusals.note(problem, self._client_address(), *describe(self._head))
         self._body = bytearray()
         self._release_memory()
+        cors = self._fast_path.submitter.cors
+        if cors is not None:
+            problem.headers.update(cors.headers(self._origin))
         self._send_answer(problem.status, problem.raw(closes=last), closes=last)
 
     def _send_answer(self, status: int, answer: bytes, *, closes: bool) -> None:

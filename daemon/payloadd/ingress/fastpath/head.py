@@ -1,7 +1,8 @@
 """Parse the head of a plain request: pure.
 
-A plain request is ``POST /v1/payloads HTTP/1.1`` with a Content-Length within bounds, no header
-twice, and no header about transfer codings, upgrades or expectations. llhttp checks the grammar.
+A plain request is a POST or PUT to ``/v1/payloads`` or ``/v1/payload`` in HTTP/1.1, with a
+Content-Length within bounds, no header twice, and no header about transfer codings, upgrades or
+expectations. llhttp checks the grammar.
 Heads that llhttp and h11 might read differently (folded lines, line ends without CR) are not plain.
 """
 
@@ -9,23 +10,33 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from hashlib import sha256
 from typing import Final, NamedTuple
 
 import httptools
 
+from payloadd.ingress.auth import token_digest
 from payloadd.ingress.submission import PostHeaders
 
 MAX_HEAD_BYTES: Final = 16 * 2**10
-_FIRST_LINE: Final = b"POST /v1/payloads HTTP/1.1\r\n"
+_FIRST_LINES: Final = {
+    b"%s %s%s HTTP/1.1\r\n" % (method, path, slash): path == b"/v1/payload"
+    for method in (b"POST", b"PUT")
+    for path in (b"/v1/payloads", b"/v1/payload")
+    for slash in (b"", b"/")
+}
+"""The first lines of plain requests; whether the body is one payload."""
 _HEAD_END: Final = b"\r\n\r\n"
 _MAX_DIGITS: Final = 12
 _CACHED_HEAD_BYTES: Final = 1024
+_MOST_HEADS: Final = 1024
+"""Heads in each of the two caches."""
 _SECRET: Final = frozenset({b"authorization", b"proxy-authorization"})
 """Headers whose values must not outlive their request: a head that has one is not cached."""
 _SECRET_ENDING: Final = b"uthorization:"
 """The end of their names in the usual spellings: one search for all costs other heads little."""
 _SECRET_LINE: Final = re.compile(
-    rb"(?:proxy-)?authorization:([ \t]*[\x21-\x7e][\x20-\x7e]*)\r\n", re.IGNORECASE
+    rb"(proxy-)?authorization:([ \t]*[\x21-\x7e][\x20-\x7e]*)\r\n", re.IGNORECASE
 )
 """A secret header whose value is visible ASCII: llhttp would accept it."""
 
@@ -40,6 +51,8 @@ class FastPathRequest(NamedTuple):
     headers: PostHeaders
     start: int
     end: int
+    token: bytes | None = None
+    """The digest of the token in the header Authorization (see ``token_digest``)."""
 
 
 class _NotCached(Exception):  # noqa: N818 - no error: the way past the cache
@@ -64,7 +77,7 @@ def may_become_plain(data: bytes) -> bool:
     return (
         _HEAD_END not in data
         and len(data) <= MAX_HEAD_BYTES
-        and data.startswith(_FIRST_LINE[: len(data)])
+        and any(data.startswith(line[: len(data)]) for line in _FIRST_LINES)
         # A client that ends its lines in a bare LF never sends the end of a head that is awaited
         # here.
         and data.count(b"\n") == data.count(b"\r\n")
@@ -90,16 +103,46 @@ def parse(data: bytes, max_length: int) -> FastPathRequest | None:
         return found.request
 
 
+def parse_with_secret(data: bytes, max_length: int) -> FastPathRequest | None:
+    """Return the same as ``parse``; faster for heads with ``Authorization``, slower for others.
+
+    Requests are remembered by the SHA-256 of their heads, so no secret is.
+    """
+    head = data[: data.find(_HEAD_END) + len(_HEAD_END)]
+    if len(head) > _CACHED_HEAD_BYTES:
+        return parse(head, max_length)
+    key = sha256(head).digest(), max_length
+    request = _WITH_SECRETS.get(key)
+    if request is None:
+        request = parse(head, max_length)
+        if request is not None:
+            if len(_WITH_SECRETS) >= _MOST_HEADS:
+                del _WITH_SECRETS[next(iter(_WITH_SECRETS))]
+            _WITH_SECRETS[key] = request
+    return request
+
+
+def _parse_cut(
+    head: bytes, removed: int, authorization: str | None, max_length: int
+) -> FastPathRequest | None:
+    """Parse a head of which ``_cut_secret`` has cut a secret; return the request of the whole."""
+    request = parse(head, max_length)
+    if request is None:
+        return None
+    headers, start, end, other = request
+    token = other if authorization is None else token_digest(authorization)
+    return FastPathRequest(headers, start + removed, end + removed, token)
+
+
 def _read(head: bytes, max_length: int) -> FastPathRequest:
     """Parse a plain head without secrets. Raises _NotCached for every other head."""
     lines = head.count(b"\r\n")
-    if not head.startswith(_FIRST_LINE) or len(head) > MAX_HEAD_BYTES or head.count(b"\n") != lines:
+    document = _FIRST_LINES.get(head[: head.find(b"\n") + 1])
+    if document is None or len(head) > MAX_HEAD_BYTES or head.count(b"\n") != lines:
         raise _NotCached(None)
     # Other spellings are found in the parsed head, which costs them more.
-    if _SECRET_ENDING in head:
-        shorter = cut_secrets(head)
-        if removed := len(head) - len(shorter):
-            raise _NotCached(_shift(parse(shorter, max_length), removed))
+    if _SECRET_ENDING in head and (cut := _cut_secret(head)) is not None:
+        raise _NotCached(_parse_cut(*cut, max_length))
     collected: dict[bytes, bytes] = {}
     try:
         httptools.HttpRequestParser(_HeaderCollector(collected)).feed_data(head)
@@ -109,38 +152,39 @@ def _read(head: bytes, max_length: int) -> FastPathRequest:
     # The first and the empty line are no headers. If there are fewer headers than other lines, a
     # header is there twice or is folded (RFC 9112, section 5.2).
     is_plain = len(headers) == lines - 2 and _NOT_PLAIN.isdisjoint(headers)
-    request = _plain_request(headers, len(head), max_length) if is_plain else None
+    request = (
+        _plain_request(headers, len(head), max_length, document=document) if is_plain else None
+    )
     if request is None or (not _SECRET.isdisjoint(headers) and any(map(headers.get, _SECRET))):
         raise _NotCached(request)
     return request
 
 
-def cut_secrets(head: bytes) -> bytes:
-    """Return a head without the values of its secret headers; their lines stay, with no value.
+def _cut_secret(head: bytes) -> tuple[bytes, int, str | None] | None:
+    """Cut the first secret value out of a head; return None if it has none.
 
-    A value that is not visible ASCII stays: llhttp has to see it.
+    Returns the head, in which the line stays without a value, the number of bytes that were
+    removed, and the value if the header is Authorization. A value that is not visible ASCII stays:
+    llhttp has to see it.
     """
     position = head.find(_SECRET_ENDING)
     while position >= 0:
         line = _SECRET_LINE.match(head, head.rfind(b"\n", 0, position) + 1)
         if line is not None:
-            head = head[: line.start(1)] + head[line.end(1) :]
+            start, end = line.span(2)
+            value = None if line[1] else line[2].decode("ascii").strip(" \t")
+            return head[:start] + head[end:], end - start, value
         position = head.find(_SECRET_ENDING, position + 1)
-    return head
+    return None
 
 
-def _shift(request: FastPathRequest | None, distance: int) -> FastPathRequest | None:
-    """Return a request that begins behind ``distance`` more bytes."""
-    if request is None:
-        return None
-    return FastPathRequest(request.headers, request.start + distance, request.end + distance)
-
-
-_read_cached = lru_cache(maxsize=1024)(_read)
+_read_cached = lru_cache(maxsize=_MOST_HEADS)(_read)
+_WITH_SECRETS: Final[dict[tuple[bytes, int], FastPathRequest]] = {}
+"""Requests with secrets, by the digest of their head and MAX_LENGTH; the oldest is first."""
 
 
 def _plain_request(
-    headers: dict[bytes, bytes], start: int, max_length: int
+    headers: dict[bytes, bytes], start: int, max_length: int, *, document: bool
 ) -> FastPathRequest | None:
     """Return the request with these headers, None if a header makes it not plain."""
     length = headers.get(b"content-length", b"")
@@ -156,8 +200,13 @@ def _plain_request(
         _text(headers.get(b"content-type")),
         _text(headers.get(b"content-encoding")),
         _text(headers.get(b"idempotency-key")),
+        document,
+        _text(headers.get(b"origin")),
+        _text(headers.get(b"x-forwarded-for")),
+        _text(headers.get(b"forwarded")),
     )
-    return FastPathRequest(post, start, start + int(length))
+    token = token_digest(_text(headers.get(b"authorization")))
+    return FastPathRequest(post, start, start + int(length), token)
 
 
 def _text(value: bytes | None) -> str | None:

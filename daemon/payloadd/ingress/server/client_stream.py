@@ -73,7 +73,6 @@ class ClientStream:
         """Whether the last answer was the last one of the connection: the client has to read it
         before the socket is closed."""
         self._final_problem: Problem | None = None
-        """The answer that ``finish`` sends."""
         self.passed_to_hypercorn = False
         """Whether Hypercorn has to serve the connection from now on."""
         self.on_end: Callable[[], object] = do_nothing
@@ -82,6 +81,7 @@ class ClientStream:
         """Called at the deadline instead of ``_end``. A reference to ``_end`` would be a cycle."""
         self.client: str | None = None
         """The client's address, if connections are counted per client."""
+        self.certificate_name: str | None = None
         self.trust = 0
         """The value of ``Certificates.trust`` when the client's certificate was checked."""
         self.evicted = False
@@ -163,6 +163,7 @@ class ClientStream:
                 state.handshaking = False
                 state.count_received = None
             self.on_end = do_nothing
+            self.certificate_name = self._transport.certificate_name
             state.wait_for_request()
             if protocol != "h2":
                 return True

@@ -50,6 +50,7 @@ def wrap_app(
             return
         stream.request_begins()
         open_requests.count += 1
+        scope["state"]["certificate_name"] = stream.certificate_name
         scope["state"]["until_due"] = partial(stream.until, stream.state.due)
         body = None
         if memory is not None:

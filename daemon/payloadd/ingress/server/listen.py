@@ -8,6 +8,7 @@ import socket
 import stat
 import weakref
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -60,6 +61,16 @@ async def open_listeners(addresses: Sequence[Address]) -> list[trio.SocketListen
 def bound_addresses(listeners: Sequence[trio.SocketListener]) -> list[str]:
     """Return the addresses of the listeners, with the ports that the kernel has chosen."""
     return [_name(listener.socket) for listener in listeners]
+
+
+def public_addresses(listeners: Sequence[trio.SocketListener]) -> list[str]:
+    """Return the addresses of the listeners that other machines may reach."""
+    return [
+        _name(listener.socket)
+        for listener in listeners
+        if listener.socket.family != socket.AF_UNIX
+        and not ip_address(listener.socket.getsockname()[0].partition("%")[0]).is_loopback
+    ]
 
 
 def close_listener(listener: trio.SocketListener) -> None:

@@ -23,7 +23,12 @@ from payloadd.ingress.server.connection_errors import log_broken_connection
 from payloadd.ingress.server.fifo_gate import FifoGate
 from payloadd.ingress.server.hypercorn_app import make_hypercorn_config, wrap_app
 from payloadd.ingress.server.hypercorn_connection import HypercornConnection
-from payloadd.ingress.server.listen import bound_addresses, close_listener, open_listeners
+from payloadd.ingress.server.listen import (
+    bound_addresses,
+    close_listener,
+    open_listeners,
+    public_addresses,
+)
 from payloadd.ingress.server.open_requests import OpenRequests
 from payloadd.ingress.server.slots import Slots
 from payloadd.ingress.server.socket_stream import NonBlockingStream
@@ -31,7 +36,7 @@ from payloadd.ingress.server.tls import TlsStream
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from quart_trio import QuartTrio
 
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
     from payloadd.ingress.server.tls import Certificates
     from payloadd.ingress.submission import Submitter
 
-__all__ = ["bound_addresses", "open_listeners", "serve"]
+__all__ = ["bound_addresses", "open_listeners", "public_addresses", "serve"]
 
 log = get_logger(__name__)
 
@@ -93,6 +98,8 @@ class ServerOptions:
     refusals: RefusalLog | None = None
     """The log of requests that are refused before they reach the app."""
     max_connections_per_client: int | None = None
+    proxies: Container[str] = ()
+    """Addresses of trusted proxies, to which ``max_connections_per_client`` does not apply."""
     open_requests: OpenRequests = field(default_factory=OpenRequests)
     """The requests that Hypercorn has in progress."""
     accept_seconds: float = 0.002
@@ -169,7 +176,9 @@ class _Server:
         self._certificates = options.certificates
         self._count = options.count
         self._refusals = options.refusals
-        self._slots = Slots(options.max_connections, options.max_connections_per_client)
+        self._slots = Slots(
+            options.max_connections, options.max_connections_per_client, options.proxies
+        )
         self._trust = 0
         self._accept_seconds = options.accept_seconds
 

@@ -27,7 +27,7 @@ from payloadd.ingress.server.log_limit import LogLimit
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, ItemsView, Iterator
+    from collections.abc import Callable, Container, ItemsView, Iterator
 
     from hypercorn.trio.worker_context import WorkerContext
 
@@ -54,8 +54,14 @@ differ."""
 class Slots:
     """The open connections of one address."""
 
-    def __init__(self, most: int, most_per_client: int | None) -> None:
-        """Allow ``most`` connections, and ``most_per_client`` of them from one IP address."""
+    def __init__(
+        self, most: int, most_per_client: int | None, not_counted: Container[str] = ()
+    ) -> None:
+        """Allow ``most`` connections, and ``most_per_client`` of them from one IP address.
+
+        The addresses ``not_counted`` are of proxies: their connections are of many clients.
+        """
+        self._not_counted = not_counted
         self._most = most
         self._most_per_client = most_per_client
         self._streams: dict[ClientStream, WorkerContext] = {}
@@ -93,6 +99,8 @@ class Slots:
         """Return whether the client with this IP address may open no further connection."""
         most = self._most_per_client
         if most is None or client is None or self._clients[client] < most:
+            return False
+        if client in self._not_counted:
             return False
         if self._refusals.allows():
             suppressed = self._refusals.suppressed()

@@ -77,6 +77,11 @@ class NonBlockingStream:
         return 0
 
     @property
+    def certificate_name(self) -> str | None:
+        """The name in the client's certificate; see ``TlsStream``."""
+        return None
+
+    @property
     def pending(self) -> bool:
         """Whether data is there that the kernel does not announce: never without TLS."""
         return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import ssl
 from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import trio
 
@@ -33,6 +33,7 @@ _MOST_UNREAD: Final = 64 * 2**10
 key updates without end and read no reply."""
 
 
+_NAMES: Final = ("commonName", "DNS")
 _PEM_BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 
 
@@ -133,6 +134,17 @@ class TlsStream(NonBlockingStream):
                 await fifo_gate.wait_turn()
                 done = self._handshake_step()
         return self._tls.selected_alpn_protocol()
+
+    @property
+    def certificate_name(self) -> str | None:
+        """The name in the client's certificate, None without a certificate or a name.
+
+        It is the common name of the subject, else the first DNS name (RFC 5280, section 4.2.1.6).
+        """
+        certificate: Any = self._tls.getpeercert() or {}
+        subject = (pair for names in certificate.get("subject", ()) for pair in names)
+        pairs = (*subject, *certificate.get("subjectAltName", ()))
+        return next((text for kind, text in pairs if kind in _NAMES and text), None)
 
     def handshake_bytes(self) -> int:
         """Return how many bytes of the handshake have arrived."""

@@ -1,0 +1,41 @@
+"""The headers for browsers."""
+
+from __future__ import annotations
+
+from payloadd.ingress.cors import Cors
+
+PAGE = "https://app.example.org"
+
+
+def test_a_listed_origin_may_send_credentials() -> None:
+    """A browser would refuse a beacon with JSON."""
+    headers = Cors((PAGE, "https://other.example.org")).headers(PAGE)
+    assert headers["Access-Control-Allow-Origin"] == PAGE
+    assert headers["Access-Control-Allow-Credentials"] == "true"
+    assert headers["Vary"] == "Origin"
+
+
+def test_another_origin_gets_no_permission() -> None:
+    """Any page could post in the name of a visitor. Caches must not mix up the answers."""
+    cors = Cors((PAGE,))
+    for origin in (None, "", "null", "https://evil.example", PAGE + "/", PAGE.upper()):
+        assert cors.headers(origin) == {"Vary": "Origin"}
+        assert cors.preflight(origin) == {"Vary": "Origin"}
+
+
+def test_any_origin_never_sends_credentials() -> None:
+    """The Fetch standard forbids the combination; browsers would refuse every answer."""
+    for headers in (Cors(("*",)).headers(PAGE), Cors(("*",)).preflight(PAGE)):
+        assert headers["Access-Control-Allow-Origin"] == "*"
+        assert "Access-Control-Allow-Credentials" not in headers
+
+
+def test_a_preflight_names_what_is_allowed() -> None:
+    """A page could send no type, compression, key or token."""
+    headers = Cors((PAGE,)).preflight(PAGE)
+    allowed = headers["Access-Control-Allow-Headers"].split(", ")
+    assert {"content-type", "content-encoding", "idempotency-key", "authorization", "prefer"} <= {
+        *allowed
+    }
+    assert "POST" in headers["Access-Control-Allow-Methods"]
+    assert int(headers["Access-Control-Max-Age"]) > 0
