@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payloadd.config import settings as config
+from payloadd.config.misspelt import misspelt_names
 from payloadd.config.parsers import FileUrl, Rate, S3Url, TcpAddress, UnixAddress, address
 from payloadd.errors import SettingsError
 from payloadd.model.keys import key_problems
@@ -260,7 +261,7 @@ def test_a_misspelt_setting_is_found_and_foreign_variables_are_not() -> None:
         "CACHE_DIRECTORY": "/x", "SSL_CERT_FILE": "x", "LOGNAME": "x", "JOURNAL_STREAM": "8:1",
         "HTTP_TIMEOUT": "1", "MAX_RETRIES": "1", "TERM": "x", "SHELL": "x", "NO_COLOR": "1",
     }  # fmt: skip
-    assert config.misspelt_names(environ) == {
+    assert misspelt_names(environ) == {
         "COMPRESION": "COMPRESSION",
         "BATCH_MAX_PAYLOAD": "BATCH_MAX_PAYLOADS",
         "STORE_URI": "STORE_URL",

@@ -17,6 +17,7 @@ from payloadd.cli.journal import journal
 from payloadd.cli.token import token
 from payloadd.cli.units import systemd
 from payloadd.config import settings as config
+from payloadd.config.misspelt import misspelt_names
 from payloadd.errors import SettingsError
 from payloadd.escaping import escape_controls
 from payloadd.model.keys import key_problems
@@ -99,7 +100,7 @@ def _load() -> config.Settings:
 
 
 def _warn_of_misspelt_names() -> None:
-    if names := config.misspelt_names():
+    if names := misspelt_names():
         log.warning("names_ignored", similar=names, note="these variables are no settings")
 
 

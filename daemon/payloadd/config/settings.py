@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import Field, dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
+from payloadd.config.contradictions import contradictions_of
 from payloadd.config.credential_files import read_credentials
 from payloadd.config.not_built import NOT_BUILT
 from payloadd.config.object_options import (
@@ -302,9 +302,6 @@ ENVIRONMENT_NAMES: Final = {
 }
 """Names of variables, first one first, of the fields that have another name or several."""
 
-_CLOSE: Final = 0.88
-"""Similarity (difflib) of two names from which one is probably the other, misspelt."""
-
 
 def load(
     environ: Mapping[str, str] | None = None,
@@ -321,7 +318,7 @@ def load(
     credentials, problems = _read_credentials(environ)
     values: dict[str, object] = {}
     for item in fields(Settings):
-        names = _names_of(item.name)
+        names = names_of(item.name)
         name, text = _find(names, environ, credentials)
         text = _default(item, values) if text is None else text
         try:
@@ -330,7 +327,7 @@ def load(
             shown = repr(hide_userinfo(str(text))) if item.repr else "(not shown)"
             problems.append(f"{name}: {shown} is not allowed; allowed is {error}")
     problems += _not_built(environ, credentials)
-    problems += _contradictions(values) + contradictions(values)
+    problems += contradictions_of(values) + contradictions(values)
     problems += [] if check is None else check(values)
     if problems:
         raise SettingsError(problems)
@@ -397,46 +394,6 @@ def _not_built(environ: Mapping[str, str], credentials: Mapping[str, str]) -> li
     ]
 
 
-def _contradictions(values: Mapping[str, Any]) -> list[str]:
-    """Return problems of settings that are allowed alone and not together."""
-    length = values.get("max_length", 0)
-    problems = [
-        f"{name.upper()}: {values[name]} bytes is not allowed;"
-        f" allowed is MAX_LENGTH ({length} bytes) or more"
-        for name in ("max_queue_bytes", "max_request_bytes", "journal_max_bytes")
-        if length > values.get(name, length)
-    ]
-    tls = [values.get(name) for name in ("tls_cert", "tls_key", "tls_client_ca")]
-    if any(tls) and not all(tls[:2]):
-        problems.append("TLS_CERT, TLS_KEY: one of the two is missing; allowed is both or none")
-    proxies = [values.get("trusted_proxies"), values.get("client_address")]
-    if any(proxies) and not all(proxies):
-        problems.append(
-            "TRUSTED_PROXIES, CLIENT_ADDRESS: one of the two is missing; allowed is both or none"
-        )
-    keys = [values.get("aws_access_key_id"), values.get("aws_secret_access_key")]
-    if any(keys) and not all(keys):
-        problems.append(
-            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: one of the two is missing;"
-            " allowed is both or none"
-        )
-    return problems
-
-
-def misspelt_names(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the variables that look like a misspelt setting, and the setting for each.
-
-    Only names that are close to a setting of payloadd's own are returned: the environment is full
-    of variables of other programs, AWS's among them.
-    """
-    environ = os.environ if environ is None else environ
-    known = {name for item in fields(Settings) for name in _names_of(item.name)} | set(NOT_BUILT)
-    own = [name for name in known if not name.startswith("AWS_") and name != "STATE_DIRECTORY"]
-    close = {
-        name: get_close_matches(name.upper(), own, 1, _CLOSE) for name in environ.keys() - known
-    }
-    return {name: close[name][0] for name in sorted(close) if close[name]}
-
-
-def _names_of(field_name: str) -> tuple[str, ...]:
+def names_of(field_name: str) -> tuple[str, ...]:
+    """Return the names of the variables of a field, the one that wins first."""
     return ENVIRONMENT_NAMES.get(field_name, (field_name.upper(),))
