@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def contradictions_of(values: Mapping[str, Any]) -> list[str]:
-    """Return a line for each contradiction in parsed settings; settings without a value may lack."""
+    """Return a line for each contradiction in parsed settings, which may be incomplete."""
     length = values.get("max_length", 0)
     problems = [
         f"{name.upper()}: {values[name]} bytes is not allowed;"
