@@ -298,8 +298,11 @@ def keeping(pipeline: Pipeline, kept: dict[str, Batch]) -> MemoryJournal:
         passed.clear()
         return None
 
-    journal.durable = True  # type: ignore[misc]
+    def settle(batch: Batch) -> None:
+        kept.pop(batch.key, None)
+
+    journal.durable = True
     journal.seal = seal  # type: ignore[method-assign]
     journal.sealed = sealed  # type: ignore[method-assign]
-    journal.settle = lambda batch: kept.pop(batch.key, None)  # type: ignore[method-assign]
+    journal.settle = settle  # type: ignore[method-assign]
     return journal
