@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from payloadd.errors import StoreError
+    from payloadd.journal.memory import MemoryJournal
     from payloadd.model.formats.api import EncodedObject
-    from payloadd.model.job import Members
+    from payloadd.model.job import Batch, Members
 
 ALONE = {"BATCH_MAX_PAYLOADS": "1"}
 
@@ -282,3 +283,55 @@ async def test_a_batch_of_the_journal_is_not_sealed_again(
             await trio.sleep(0.1)
     assert pipeline.store.objects == {"key.ndjson": b"1\n"}
     assert sealed == []
+
+
+async def test_a_batch_that_does_not_fit_into_memory_is_not_tried_all_the_time(
+    autojump_clock: MockClock,
+) -> None:
+    """An object of many megabytes that the store refuses would be sent several times a second."""
+    assert autojump_clock.autojump_threshold == 0
+    store = Picky(is_bad)
+    pipeline = Pipeline(store, MAX_QUEUE="100", BATCH_MAX_PAYLOADS="50", BATCH_LINGER="10ms")
+    kept: dict[str, Batch] = {}
+    journal = keeping(pipeline, kept)
+    assert journal.durable
+    async with pipeline.open():
+        for payload in bad(50):
+            await pipeline.intake.accept([payload])
+        await trio.sleep(10)
+        assert kept
+        before = len(store.refused)
+        await trio.sleep(100)
+        assert 10 <= len(store.refused) - before <= 100 * len(kept) / 2
+        store.refuses = lambda _: False
+        await trio.sleep(10)
+        assert pipeline.accounting.stored == 50
+
+
+def keeping(pipeline: Pipeline, kept: dict[str, Batch]) -> MemoryJournal:
+    """Make the journal of a pipeline one that keeps sealed batches, in ``kept`` by key."""
+    journal = pipeline.journal
+    passed: set[str] = set()
+
+    async def seal(batch: Batch) -> None:
+        await trio.lowlevel.checkpoint()
+        kept[batch.key] = batch
+
+    async def sealed() -> Batch | None:
+        await trio.lowlevel.checkpoint()
+        for key, batch in kept.items():
+            if key not in passed and not pipeline.accounting.holds(batch.jobs[0].seq):
+                passed.add(key)
+                pipeline.accounting.enter(batch.jobs)
+                return batch
+        passed.clear()
+        return None
+
+    def settle(batch: Batch) -> None:
+        kept.pop(batch.key, None)
+
+    journal.durable = True
+    journal.seal = seal  # type: ignore[method-assign]
+    journal.sealed = sealed  # type: ignore[method-assign]
+    journal.settle = settle  # type: ignore[method-assign]
+    return journal

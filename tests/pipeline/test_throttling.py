@@ -146,3 +146,23 @@ async def test_a_store_that_refuses_all_is_a_trouble_and_is_hardly_asked(
             while pipeline.accounting.open:  # noqa: ASYNC110 - no event reports the change
                 await trio.sleep(0.1)
     assert len(store.objects) == 1000
+
+
+async def test_a_store_that_asks_for_a_long_wait_is_reported_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    """`/readyz` would be silent for a quarter of an hour, with three waits of five minutes."""
+    assert autojump_clock.autojump_threshold == 0
+    store = ThrottlingStore(0.0, retry_after=300.0, rate=0.001)
+    pipeline = Pipeline(store, workers=4)
+    async with pipeline.open():
+        await pipeline.intake.accept([b"1"])
+        await trio.sleep(2)
+        for _ in range(250):
+            assert pipeline.health.trouble("store") is not None
+            await trio.sleep(1)
+        store.rate = None
+        await trio.sleep(60)
+        assert pipeline.accounting.stored == 1
+        await trio.sleep(10)
+        assert pipeline.health.trouble("store") is None

@@ -40,6 +40,9 @@ _LONGEST_TURN: Final = 0.2
 """Seconds between two looks at the limit of a prefix."""
 _LOOK_AGAIN: Final = 0.5
 """Seconds between two looks whether there is memory for a batch of the journal."""
+_NEXT_PASS: Final = 5.0
+"""Seconds between two passes over the sealed batches of the journal in which none was stored. Else
+a few batches that do not fit into memory would be tried several times a second each."""
 _RETRIES: Final = (4.0, 4.0, 4.0)
 """Retries at once, a second, and for each success. Where less than one in four succeeds, they stay
 at a few a second."""
@@ -82,6 +85,8 @@ class PutBackBatches:
         """Whether the journal may have sealed batches that are not in memory."""
         self._found = False
         """Whether this pass over the sealed batches of the journal has found one."""
+        self._next_pass = -math.inf
+        """The time at which the next pass may begin while no retry is stored."""
         self._journal_first = False
         self._finishing = False
         self._changed = trio.Event()
@@ -218,17 +223,22 @@ class PutBackBatches:
 
     async def _read(self, now: float) -> WaitingBatch | None:
         """Return the next sealed batch of the journal; None without one, or without memory."""
-        if not self.in_journal or not self._has_memory():
+        if not self.in_journal or not self._has_memory() or now < self._pass_due(now):
             return None
         batch = await self._journal.sealed()
         if batch is None:
             # The end of a pass: without a find there is none left.
             self.in_journal = self._found
             self._found = False
+            self._next_pass = now + _NEXT_PASS
             return await self._read(now) if self.in_journal else None
         self._found = True
         self._channel.hold(batch.bytes)
         return WaitingBatch(batch, rounds=1, sealed=True, repeat=True)
+
+    def _pass_due(self, now: float) -> float:
+        """Return the time at which the journal may be read again."""
+        return now if self._succeeding else self._next_pass
 
     def _has_memory(self) -> bool:
         """Return whether a batch of the journal may be read: half of the bounds is free."""
@@ -246,7 +256,8 @@ class PutBackBatches:
         if self._failed or self.in_journal:
             due = now if self._succeeding or not self._failed else self._failed[0][0]
             if self.in_journal:
-                due = now if self._has_memory() else min(due, now + _LOOK_AGAIN)
+                read = self._pass_due(now) if self._has_memory() else now + _LOOK_AGAIN
+                due = min(due, read) if self._failed else read
             times.append(max(due, self._retries.next_token(now)))
         return min(times)
 

@@ -43,6 +43,9 @@ _SLACK: Final = 0.05
 """Seconds by which starts may be late without a loss: the event loop does other work between."""
 _LASTING: Final = 3
 """Refusals in a row after which the store does not throttle but refuses."""
+_LONG_WAIT: Final = 5.0
+"""Seconds: a store that has stored nothing and asks for a longer wait refuses everything, too. The
+second refusal would come too late to report it."""
 
 
 class RateLimit:
@@ -68,6 +71,8 @@ class RateLimit:
         """Whether the rate of the store is not known at all: nothing was stored in between."""
         self.refusals = 1
         """Refusals in a row, without a stored upload between them."""
+        self._long_wait = not worked and retry_after > _LONG_WAIT
+        """Whether the store has asked for a long wait, and stored nothing since."""
 
     def rate(self, now: float) -> float:
         """Return the uploads a second that may start."""
@@ -103,8 +108,8 @@ class RateLimit:
 
     @property
     def refuses_all(self) -> bool:
-        """Whether the store has stored nothing since several refusals."""
-        return self.refusals >= _LASTING
+        """Whether the store has stored nothing since several refusals, or asks for a long wait."""
+        return self.refusals >= _LASTING or self._long_wait
 
     def store(self, now: float, started: float) -> None:
         """Note that an upload was stored, which had ``started``."""
@@ -117,6 +122,7 @@ class RateLimit:
             self._next = min(self._next, now + 1 / self._base)
         self._worked = True
         self.refusals = 0
+        self._long_wait = False
 
     def refuse(self, now: float, started: float, retry_after: float) -> None:
         """Note that an upload was refused, which had ``started``; lower the limit.
@@ -137,3 +143,4 @@ class RateLimit:
             self._next = max(self._next, now + 1 / self.rate(now))
         if not self._worked or self.refuses_all:
             self._next = max(self._next, now + retry_after)
+            self._long_wait = retry_after > _LONG_WAIT

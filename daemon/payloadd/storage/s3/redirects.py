@@ -23,8 +23,8 @@ _AWS: Final = re.compile(
     r"s3(?:-[a-z0-9-]+)?(?:\.dualstack)?(?:\.[a-z]{2,4}(?:-[a-z]+)+-[0-9]{1,2})?"
     r"\.(amazonaws\.com(?:\.cn)?|amazonaws\.eu|api\.aws|c2s\.ic\.gov|sc2s\.sgov\.gov)"
 )
-"""A host of S3 at AWS. Other hosts in AWS's domains belong to its customers, who choose the first
-part of some names: ``s3-mine-1.eu-west-1.elb.amazonaws.com`` is a load balancer."""
+"""A host of S3 at AWS. Other hosts in AWS's domains belong to its customers, and some names begin
+with a customer's word: ``s3-mine-1.eu-west-1.elb.amazonaws.com`` is a load balancer."""
 _PATH: Final = re.compile(rb"/[!-~]*")
 
 
