@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from payloadd.errors import StoreError
     from payloadd.journal.memory import MemoryJournal
     from payloadd.model.formats.api import EncodedObject
-    from payloadd.model.job import Batch, Members
+    from payloadd.model.job import Members
 
 ALONE = {"BATCH_MAX_PAYLOADS": "1"}
 
