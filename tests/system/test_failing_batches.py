@@ -93,9 +93,11 @@ async def test_many_failing_batches_cost_no_memory_and_few_attempts(tmp_path: Pa
             await store.wait_until_asked(count)
             metrics = await daemon.metrics()
             assert metrics["payloadd_queue_jobs"] <= 1000
-            before = store.requests
+            before = len(store.seen)
             await trio.sleep(3)
-            assert store.requests - before <= 20
+            # A refused repetition is followed by a HEAD: the store may have the object.
+            asked = [seen for seen in list(store.seen)[before:] if seen.method == "PUT"]
+            assert len(asked) <= 20
             await store.end()
             await daemon.wait_until_stored(count, within=60)
         assert set(store.puts.values()) == {1}
