@@ -40,6 +40,9 @@ _SPARE_CONNECTIONS: Final = 8
 """Connections beside one for each worker: for ``payloadd check``, and those being closed."""
 _SKEW_SECONDS: Final = 60.0
 """A smaller difference is the age of the request, not a wrong clock; S3 allows 15 minutes."""
+_LONGEST_FETCH: Final = 8.0
+"""Seconds that an upload waits for keys: less than the ten after which it is reported that the
+store does not answer. The fetch goes on, and the next attempt uses its keys."""
 _MOST_REDIRECTS: Final = 3
 """Redirects that are followed for one request."""
 
@@ -72,6 +75,8 @@ class Sender:
         self._credentials = access.credentials
         self._refusals = RefusalLimit(access.credentials)
         self._timeout = settings.upload_timeout
+        # Earlier than the timeout of the upload, which would name the store as the cause.
+        self._upload_wait = min(_LONGEST_FETCH, 0.8 * self._timeout)
         self._client = S3Client(
             settings.max_workers + _SPARE_CONNECTIONS,
             self._timeout,
@@ -104,7 +109,7 @@ class Sender:
         redirects = 0
         while True:
             endpoint = self._endpoint
-            keys = self._credentials.held() or await self.keys()
+            keys = self._credentials.held() or await self._keys(self._upload_wait)
             signer = self._signer_for(keys, endpoint.region)
             if redirected is None:
                 origin = endpoint.origin
@@ -129,16 +134,13 @@ class Sender:
             redirects += 1
             self.learnt.note("redirect", f"{endpoint.origin} redirects to {redirected.origin}")
 
-    async def keys(self) -> Keys:
-        """Return keys, within the time of one attempt.
-
-        Raises OperatorStoreError if there are none.
-        """
+    async def _keys(self, within: float) -> Keys:
+        """Return keys. Raises OperatorStoreError if there are none within ``within`` seconds."""
         try:
-            with trio.fail_after(self._timeout):
+            with trio.fail_after(within):
                 return await self._credentials.get()
         except trio.TooSlowError as error:
-            reason = f"the source of the keys did not respond within {self._timeout:g} s"
+            reason = f"the source of the keys did not respond within {within:g} s"
             raise OperatorStoreError("NoCredentials", reason) from error
 
     async def identify(self) -> str:
@@ -146,7 +148,7 @@ class Sender:
 
         Raises OperatorStoreError if there are no keys.
         """
-        keys = await self.keys()
+        keys = await self._keys(self._timeout)
         return f"access key ****{keys.access_key[-4:]}, region {self._endpoint.region}"
 
     async def reload(self) -> None:
