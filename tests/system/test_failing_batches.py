@@ -10,7 +10,7 @@ import trio
 
 from tests.support.clients import Posts, post
 from tests.support.daemon import Daemon, running_daemon
-from tests.support.store import ACCESS_DENIED, FakeS3, fake_s3
+from tests.support.store import ACCESS_DENIED, FakeS3, Seen, fake_s3
 from tests.support.store_behaviours import Answer, ByPrefix, Cycle, Refusal
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ async def test_many_failing_batches_cost_no_memory_and_few_attempts(tmp_path: Pa
             metrics = await daemon.metrics()
             assert metrics["payloadd_queue_jobs"] <= 1000
             # Repetitions count as requests, so some objects may still come for the first time.
+            asked: list[Seen] = []
             for _ in range(10):
                 before = len(store.seen)
                 await trio.sleep(3)
