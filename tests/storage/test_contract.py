@@ -333,7 +333,7 @@ async def test_an_object_is_replaced_at_once(target: Target) -> None:
             nursery.start_soon(read)
         for _ in range(_REPLACEMENTS):
             for body in (LARGE, OBJECT):
-                await store.put("a", body, MEMBERS, repeat=True)
+                await store.put("a", body, MEMBERS, repeat=False)
         nursery.cancel_scope.cancel()
     assert found
     assert set(found) <= whole, "a part of an object"
