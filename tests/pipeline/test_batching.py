@@ -13,7 +13,7 @@ from payloadd.model.layout import Layout, Layouts
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.accounting import Accounting
-from payloadd.pipeline.admission import Admission
+from payloadd.pipeline.admission import UploadAdmission
 from payloadd.pipeline.batching import Batcher
 from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
@@ -29,14 +29,14 @@ ALONE = Layout("a/{id}", "", "gzip", alone=True)
 
 def make_batcher(
     channel: JobChannel, *layouts: tuple[int, Layout], most: int = 3
-) -> tuple[Batcher, Admission]:
+) -> tuple[Batcher, UploadAdmission]:
     """Return a batcher for batches of at most ``most`` payloads, and what admits them."""
     settings = config.load({"BATCH_MAX_PAYLOADS": str(most), "BATCH_LINGER": "2s"})
     metrics = Metrics()
     accounting = Accounting(metrics)
     feeder = QueueFeeder(channel, accounting, newest=0)
     journal = MemoryJournal(PipelineListener(channel, feeder, accounting, metrics))
-    admission = Admission(channel, accounting, journal, Health(), metrics, 4)
+    admission = UploadAdmission(channel, accounting, journal, Health(), metrics, 4)
     return Batcher(channel, Layouts(layouts), settings, admission), admission
 
 

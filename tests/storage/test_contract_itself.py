@@ -64,13 +64,20 @@ class _WritesInPlace(_Faulty):
                 await trio.to_thread.run_sync(file.write, piece)
 
 
+class _error_for_cancellation:  # noqa: N801 - a context manager
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is trio.Cancelled:
+            raise TransientStoreError("CANCELLED", "it took too long")
+
+
 class _ReportsCancellation(_Faulty):
     async def put(self, key: str, body: EncodedObject, members: Members, *, repeat: bool) -> None:
-        try:
+        with _error_for_cancellation():
             await self._real.put(key, body, members, repeat=repeat)
             await trio.sleep(1)
-        except trio.Cancelled:
-            raise TransientStoreError("CANCELLED", "it took too long") from None
 
 
 class _IgnoresCancellation(_Faulty):

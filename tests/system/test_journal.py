@@ -23,7 +23,7 @@ from tests.support.store import FakeS3, Refusal, fake_s3
 if TYPE_CHECKING:
     from pathlib import Path
 
-REFUSED: Final = Refusal(400, "InvalidArgument")
+REFUSED: Final = Refusal(400, "EntityTooLarge")
 NO_ID: Final = "01900000-0000-7000-8000-000000000000"
 
 
@@ -68,14 +68,14 @@ async def test_dead_letters_of_a_running_daemon(tmp_path: Path) -> None:
         await _bury(daemon, store, tmp_path, [b'"a"', b'{"b": 2}', b"3"])
         assert (await daemon.metrics())["payloadd_payloads_dead_total"] == 3
         line = await daemon.wait_for_event("payloads_dead")
-        assert (line["level"], line["code"]) == ("error", "InvalidArgument")
+        assert (line["level"], line["code"]) == ("error", "EntityTooLarge")
 
         letters = await _dead(tmp_path)
-        assert [letter["code"] for letter in letters] == ["InvalidArgument"] * 3
+        assert [letter["code"] for letter in letters] == ["EntityTooLarge"] * 3
         first, second, third = (letter["id"] for letter in letters)
         listed = await _journal(tmp_path, "dead", "list")
         assert all(id_ in listed for id_ in (first, second, third))
-        assert "InvalidArgument" in listed
+        assert "EntityTooLarge" in listed
         assert await _journal(tmp_path, "dead", "show", second) == '{"b": 2}\n'
 
         assert "1 dead letters dropped" in await _journal(tmp_path, "dead", "drop", third)

@@ -56,7 +56,7 @@ _LEAST_CONCURRENCY: Final = 4
 _random = random.Random().random  # noqa: S311
 
 
-class Admission:
+class UploadAdmission:
     """The state of all uploads of one process."""
 
     def __init__(

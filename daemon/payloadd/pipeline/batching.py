@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from payloadd.config.settings import Settings
     from payloadd.model.job import Batch, Job
     from payloadd.model.layout import Layouts
-    from payloadd.pipeline.admission import Admission
+    from payloadd.pipeline.admission import UploadAdmission
     from payloadd.pipeline.queue import JobChannel
 
 _LONGEST_GATHERING: Final = 0.005
@@ -23,7 +23,7 @@ class Batcher:
     """Form one batch after the other, each for an idle worker."""
 
     def __init__(
-        self, channel: JobChannel, layouts: Layouts, settings: Settings, admission: Admission
+        self, channel: JobChannel, layouts: Layouts, settings: Settings, admission: UploadAdmission
     ) -> None:
         self._channel = channel
         self._layouts = layouts

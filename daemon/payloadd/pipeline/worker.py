@@ -21,7 +21,7 @@ from payloadd.errors import (
 )
 from payloadd.model.formats import FORMATS
 from payloadd.observe.logs import get_logger
-from payloadd.pipeline.admission import Admission
+from payloadd.pipeline.admission import UploadAdmission
 from payloadd.pipeline.dead_letter_flood import DeadLetterFlood
 from payloadd.pipeline.retry import MAX_ATTEMPTS, RetryBudget, SharedTimeout, Timer, backoff
 from payloadd.pipeline.waiting_batch import WaitingBatch
@@ -72,7 +72,7 @@ class Worker:
         self._accounting = accounting
         self._metrics = metrics
         self._release = channel.release
-        self.admission = Admission(
+        self.admission = UploadAdmission(
             channel, accounting, journal, health, metrics, settings.max_workers
         )
         """Decides which uploads may start."""

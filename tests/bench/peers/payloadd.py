@@ -20,6 +20,8 @@ SETTINGS: Final = {
     "STORE_URL": "s3://bench",
     # With large payloads the default would be full within seconds.
     "JOURNAL_MAX_BYTES": "16GiB",
+    # nginx answers 304 to a PUT with this condition, although RFC 9110, section 13.1.2, wants 412.
+    "S3_IF_NONE_MATCH": "off",
 }
 BATCHES: Final = {"BATCH_MAX_PAYLOADS": "1000"}
 
