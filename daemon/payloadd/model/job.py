@@ -61,6 +61,8 @@ class Members(NamedTuple):
     """The id of the first job, a UUID as text."""
     last: str
     """The id of the last job."""
+    whole: bool = True
+    """Whether no member is missing; see ``Batch.whole``."""
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +83,8 @@ class Batch:
 
     A batch whose layout allows one job only needs no seal: its key depends on that job alone.
     """
+    whole: bool = True
+    """Whether the jobs are all that were sealed: a journal may have lost damaged ones."""
     bytes: int = field(init=False)
     """Bytes of all payloads, a line feed behind each included."""
     payloads: int = field(init=False)
@@ -103,7 +107,8 @@ class Batch:
         """The number of payloads, and the ids of the first and of the last job."""
         jobs = self.jobs
         first = id_text(jobs[0].id.int)
-        return Members(self.payloads, first, first if len(jobs) == 1 else id_text(jobs[-1].id.int))
+        last = first if len(jobs) == 1 else id_text(jobs[-1].id.int)
+        return Members(self.payloads, first, last, self.whole)
 
 
 def uuid_of(number: int) -> uuid.UUID:

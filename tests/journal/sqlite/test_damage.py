@@ -12,7 +12,8 @@ from payloadd.journal.sqlite import file_check
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
-from payloadd.journal.sqlite.operations import Bury, Revive, Settle
+from payloadd.journal.sqlite.operations import Bury, Revive, Seal, Settle
+from payloadd.model.job import Batch
 from tests.journal.sqlite.damaging import change, new_findings, verified
 from tests.support.journal import append, id_of, sealed
 
@@ -103,6 +104,23 @@ def test_a_sealed_batch_with_damaged_members_keeps_its_key(
     with closing(Database(path)) as again:
         assert again.sealed_after(0) == []
     assert {one.table for one in verified(path)} == {"dead"}
+
+
+@pytest.mark.parametrize(
+    ("seqs", "whole"), [("9", True), ("1", False), ("2", False), ("3", False), ("1, 3", False)]
+)
+def test_a_batch_that_has_lost_a_member_says_so(tmp_path: Path, seqs: str, *, whole: bool) -> None:
+    """The object in the store would be taken for that of another batch."""
+    path = tmp_path / "other.db"
+    with closing(Database(path)) as database:
+        database.commit([append(number) for number in (1, 2, 3)])
+        jobs = database.page(0, 9, 9999)
+        database.commit([Seal(Batch(jobs, f"{jobs[0].id}.ndjson", "none", sealed=True))])
+    change(path, "UPDATE jobs SET payloads = 5 WHERE seq IN (%s)" % seqs)  # noqa: S608, UP031 - ours
+    for _ in range(2):  # the second time as after a crash
+        with closing(Database(path)) as database:
+            (first,) = database.sealed_after(0)
+            assert sealed(database, first).members.whole is whole
 
 
 def test_a_batch_with_gaps_can_be_buried_and_revived(path: Path) -> None:

@@ -173,6 +173,17 @@ async def test_an_object_that_is_not_compressed_has_to_be_whole(behaviour: Behav
         await store.put("k", OBJECT, MEMBERS, repeat=True)
 
 
+@pytest.mark.parametrize("behaviour", [TAKE, Locked()], ids=["412", "403"])
+async def test_the_object_of_a_batch_that_has_lost_members_is_kept(behaviour: Behaviour) -> None:
+    """The batch would wait for ever, or its object lose payloads that the journal cannot read."""
+    fake = FakeS3(behaviour, port=1)
+    store = await store_in_memory(fake)
+    await store.put("k", OBJECT, MEMBERS, repeat=False)
+    rest = OTHER._replace(whole=False)
+    await store.put("k", plain(b"1\n"), rest, repeat=True)
+    assert fake.objects[PATH] == bytes_of(OBJECT)
+
+
 async def test_a_store_that_does_not_know_conditions_is_remembered_and_logged_once() -> None:
     """Each repetition would need two requests."""
     fake = FakeS3(UNKNOWN_CONDITION, port=1)

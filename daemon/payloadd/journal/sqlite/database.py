@@ -26,6 +26,7 @@ from payloadd.journal.sqlite.files_in_use import file_gone
 from payloadd.journal.sqlite.operation_writer import carry_out
 from payloadd.journal.sqlite.restoration import restore_rows
 from payloadd.journal.sqlite.schema import MIGRATIONS
+from payloadd.model.job import id_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -180,8 +181,9 @@ class Database(DatabaseFile):
     def sealed(self, first: int) -> Batch | None:
         """Return the sealed batch that begins with ``first``; None if no member can be read.
 
-        Damaged members become dead letters. The other members are sent under the same key: where
-        the object is in the store already, it is replaced, so no payload is stored twice.
+        Damaged members become dead letters. The other members are sent under the same key, and the
+        batch is not ``whole``: an object that is in the store already has the damaged payloads too,
+        and the store may keep it.
         """
         while True:
             batch, damaged, last = self._with_repair(lambda: self._backlog.sealed(first))
@@ -194,10 +196,14 @@ class Database(DatabaseFile):
         self.handed["sealed"] = () if batch is None else batch.jobs
         if batch is None:
             job_rows.delete_each(self._connection, "batches", "first", [first])
-        elif batch.jobs[0].seq != first:
+            return None
+        if batch.jobs[0].seq != first:
             with self._transaction():
                 job_rows.delete_each(self._connection, "batches", "first", [first])
                 dead_letters.seal(self._connection, dead_letters.batch_row(batch))
+        # If the first members were damaged in an earlier run, the key has the id of another job.
+        complete = len(batch.jobs) == last - first + 1
+        batch.whole = complete and id_text(batch.id.int) in batch.key
         return batch
 
     def _bury(self, damaged: Sequence[DamagedRow]) -> bool:
