@@ -98,7 +98,7 @@ class SeaweedProcess:
             "-s3.port.lance=0",
             *flags,
             # Each bucket is a collection with its own volumes, several at its first write.
-            "-volume.max=200",
+            "-volume.max=2000",
             "-volume.minFreeSpace=1",
             "-master.volumeSizeLimitMB=100",
             "-volume.preStopSeconds=0",
