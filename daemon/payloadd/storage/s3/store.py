@@ -125,11 +125,8 @@ class S3Store:
             variant = _Variant(conditional, self._content_md5)
         else:
             variant = _PLAIN
-        if body.size <= _HASH_IN_THREAD:
-            # Not in a function of its own: to await one was measurable.
-            hashes = self._body_headers.values(body.pieces, content_md5=variant.content_md5)
-        else:
-            hashes = await self._hash_in_thread(body, variant)
+        # Not one function for both: to await one for each small body was measurable.
+        hashes = self._hash_small(body, variant) or await self._hash_in_thread(body, variant)
         request = self._put_request(key, body, members, variant, hashes)
         response = await self._sender.send(request)
         if response is not None:
@@ -179,6 +176,12 @@ class S3Store:
     async def aclose(self) -> None:
         """Close all connections, and end the processes that fetch keys."""
         await self._sender.aclose()
+
+    def _hash_small(self, body: EncodedObject, variant: _Variant) -> tuple[bytes, ...] | None:
+        """Return the values of the headers with hashes; None for a body that takes too long."""
+        if body.size > _HASH_IN_THREAD:
+            return None
+        return self._body_headers.values(body.pieces, content_md5=variant.content_md5)
 
     async def _hash_in_thread(self, body: EncodedObject, variant: _Variant) -> tuple[bytes, ...]:
         return await trio.to_thread.run_sync(
@@ -244,10 +247,7 @@ class S3Store:
         """Send the PUT of an attempt with other headers. Raises StoreError."""
         request, members = attempt.request, attempt.members
         key, body = request.key.removeprefix(self._prefix), request.body
-        if body.size <= _HASH_IN_THREAD:
-            hashes = self._body_headers.values(body.pieces, content_md5=variant.content_md5)
-        else:
-            hashes = await self._hash_in_thread(body, variant)
+        hashes = self._hash_small(body, variant) or await self._hash_in_thread(body, variant)
         request = self._put_request(key, body, members, variant, hashes)
         response = await self._sender.send(request)
         if response is not None:
