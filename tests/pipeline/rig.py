@@ -23,6 +23,7 @@ from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from payloadd.pipeline.worker import Worker
+from tests.support.inert_store import InertStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class FaultyStore:
+class FaultyStore(InertStore):
     """A store in memory; ``fault(n)`` returns the error of attempt ``n`` (1, 2, ...) at a key."""
 
     fault: Fault = lambda _: None
@@ -68,29 +69,6 @@ class FaultyStore:
     async def delete(self, key: str) -> None:
         """Remove the object."""
         del self.objects[key]
-
-    async def read_back(self, key: str, body: EncodedObject, members: Members) -> bool:
-        """Return False: objects are not compared."""
-        del key, body, members
-        return False
-
-    async def create(self) -> bool:
-        """Return False: it exists."""
-        return False
-
-    def learnt(self) -> list[str]:
-        """Return nothing."""
-        return []
-
-    async def identify(self) -> str:
-        """Return a name: every client may write."""
-        return "anonymous"
-
-    async def reload(self) -> None:
-        """Do nothing: there are no credentials."""
-
-    async def aclose(self) -> None:
-        """Do nothing: there are no connections."""
 
 
 class Pipeline:

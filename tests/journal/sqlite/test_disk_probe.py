@@ -22,28 +22,14 @@ from payloadd.journal.sqlite.read_errors import ReadErrors
 from payloadd.journal.sqlite.salvage import damaged_files
 from payloadd.journal.sqlite.segments import FOLDER
 from tests.journal.sqlite.damaging import PAGE, repair_without_pause
-from tests.support.bad_sectors import bad_sectors
 from tests.support.journal import append, contents, job, open_rig, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.support.bad_sectors import BadSectors
 
 _QUICK = Tuning(retry_interval=0.02, maintenance_interval=0.02)
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ReadErrors, "seconds", 0.2)
-    monkeypatch.setattr(ReadErrors, "pause", 0.02)
-
-
-@pytest.fixture
-def bad() -> Iterator[BadSectors]:
-    """Return the sectors that cannot be read in this test."""
-    with bad_sectors() as one:
-        yield one
+pytestmark = pytest.mark.usefixtures("quick_read_errors")
 
 
 def limit_pages(database: Database) -> None:

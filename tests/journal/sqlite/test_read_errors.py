@@ -17,7 +17,6 @@ from payloadd.journal.sqlite.operations import Seal, Settle
 from payloadd.journal.sqlite.read_errors import ReadErrors
 from payloadd.journal.sqlite.segments import FOLDER
 from tests.journal.sqlite.damaging import PAGE, leaves, new_findings, verified
-from tests.support.bad_sectors import bad_sectors
 from tests.support.journal import (
     append,
     batch,
@@ -30,25 +29,13 @@ from tests.support.journal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.bad_sectors import BadSectors
 
 _QUICK = Tuning(retry_interval=0.02)
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ReadErrors, "seconds", 0.2)
-    monkeypatch.setattr(ReadErrors, "pause", 0.02)
-
-
-@pytest.fixture
-def bad() -> Iterator[BadSectors]:
-    """Return the sectors that cannot be read in this test."""
-    with bad_sectors() as one:
-        yield one
+pytestmark = pytest.mark.usefixtures("quick_read_errors")
 
 
 def segment(path: Path) -> Path:

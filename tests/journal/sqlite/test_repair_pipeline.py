@@ -23,6 +23,7 @@ from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from payloadd.pipeline.worker import Worker
 from tests.journal.sqlite.damaging import lose_pages, repair_without_pause, verified
+from tests.support.inert_store import InertStore
 from tests.support.journal import TEST_TIMEOUT, append, id_of, until
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _COUNT = 1000
 
 
-class GatedStore:
+class GatedStore(InertStore):
     """A store in memory whose uploads wait until its gate is open."""
 
     def __init__(self) -> None:
@@ -49,32 +50,6 @@ class GatedStore:
         self.waiting += 1
         await self.gate.wait()
         self.lines.update(b"".join(body.pieces).splitlines())
-
-    async def delete(self, key: str) -> None:
-        """Do nothing."""
-
-    async def read_back(self, key: str, body: EncodedObject, members: Members) -> bool:
-        """Return False: objects are not compared."""
-        del key, body, members
-        return False
-
-    async def create(self) -> bool:
-        """Return False: it exists."""
-        return False
-
-    def learnt(self) -> list[str]:
-        """Return nothing."""
-        return []
-
-    async def identify(self) -> str:
-        """Return the name of the store."""
-        return "gated"
-
-    async def reload(self) -> None:
-        """Do nothing: there are no credentials."""
-
-    async def aclose(self) -> None:
-        """Do nothing."""
 
 
 async def accept(journal: Journal, number: int, count: int) -> None:

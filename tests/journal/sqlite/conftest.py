@@ -1,0 +1,29 @@
+"""Fixtures for tests of disks that fail."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from payloadd.journal.sqlite.read_errors import ReadErrors
+from tests.support.bad_sectors import bad_sectors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.bad_sectors import BadSectors
+
+
+@pytest.fixture
+def quick_read_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a read that fails count as damage after 0.2 s instead of ten."""
+    monkeypatch.setattr(ReadErrors, "seconds", 0.2)
+    monkeypatch.setattr(ReadErrors, "pause", 0.02)
+
+
+@pytest.fixture
+def bad() -> Iterator[BadSectors]:
+    """Return the sectors that cannot be read in this test."""
+    with bad_sectors() as one:
+        yield one
