@@ -107,6 +107,7 @@ async def test_an_interrupted_run_says_where_to_go_on(tmp_path: Path) -> None:
 def test_wrong_arguments_are_named(
     arguments: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nothing is sent then."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("1\n2\n")
     done = CliRunner().invoke(send, arguments)

@@ -15,7 +15,7 @@ import httpx
 import trio
 from click.core import ParameterSource
 
-from payloadd.cli.sending.client import Sender
+from payloadd.cli.sending.client import FileSender
 from payloadd.cli.sending.files import InputFile, total_size
 from payloadd.cli.sending.progress import report
 from payloadd.config.parsers import duration
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from payloadd.cli.sending.client import Place
 
 _TIMEOUT: Final = 60.0
-_LONGEST_PATIENCE: Final = 7 * 86_400.0
+_LONGEST_RETRIES: Final = 7 * 86_400.0
 
 
 @click.command()
@@ -88,16 +88,16 @@ def send(
     on.
     """
     files = _input_files(file)
-    patience = _patience(give_up_after)
+    retry_for = _seconds(give_up_after)
     headers = {} if token_file is None else {"Authorization": f"Bearer {_token(token_file)}"}
     target, socket_path = _target(url, stream)
 
-    async def run() -> tuple[Sender, bool]:
+    async def run() -> tuple[FileSender, bool]:
         transport = httpx.AsyncHTTPTransport(verify=ssl.create_default_context(), uds=socket_path)
         async with httpx.AsyncClient(
             transport=transport, headers=headers, timeout=_TIMEOUT
         ) as client:
-            sender = Sender(client, target, files, from_line, parallel, patience)
+            sender = FileSender(client, target, files, from_line, parallel, retry_for)
             return sender, await _run(sender, total_size(files))
 
     sender, interrupted = trio.run(run)
@@ -116,9 +116,9 @@ def _input_files(names: Sequence[str]) -> list[InputFile]:
     return files
 
 
-def _patience(text: str) -> float:
+def _seconds(text: str) -> float:
     try:
-        return duration(0, _LONGEST_PATIENCE)(text)
+        return duration(0, _LONGEST_RETRIES)(text)
     except ValueError as error:
         raise click.BadParameter(
             f"{text!r} is not allowed; allowed is {error}", param_hint="--give-up-after"
@@ -163,7 +163,7 @@ def _target(url: str, stream: str | None) -> tuple[str, str | None]:
     return str(parsed.copy_with(raw_path=path.encode())), socket_path
 
 
-async def _run(sender: Sender, total: int | None) -> bool:
+async def _run(sender: FileSender, total: int | None) -> bool:
     """Send all, with reports of the progress; return whether a signal has ended it."""
     interrupted = False
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -182,7 +182,7 @@ async def _run(sender: Sender, total: int | None) -> bool:
     return interrupted
 
 
-def _end(sender: Sender, files: Sequence[InputFile], *, interrupted: bool) -> None:
+def _end(sender: FileSender, files: Sequence[InputFile], *, interrupted: bool) -> None:
     """Print the result, and end with the exit status."""
     standard_streams.write_line(f"accepted {sender.accepted:,} payloads")
     place = sender.next_place

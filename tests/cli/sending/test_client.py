@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 import trio
-from trio.testing import MockClock
 
 from payloadd.cli.sending import cutting
-from payloadd.cli.sending.client import Place, Sender
+from payloadd.cli.sending.client import FileSender, Place
 from payloadd.cli.sending.files import InputFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from trio.testing import MockClock
 
     Answer = Callable[[httpx.Request], httpx.Response]
 
@@ -26,12 +27,6 @@ URL = "http://daemon/v1/payloads"
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make collections of two payloads."""
     monkeypatch.setattr(cutting, "MOST_PAYLOADS", 2)
-
-
-@pytest.fixture
-def autojump_clock() -> MockClock:
-    """Let waiting take no time."""
-    return MockClock(autojump_threshold=0.05)
 
 
 class FakeDaemon:
@@ -70,11 +65,11 @@ def problem(status: int, code: str, detail: str = "why", **headers: str) -> http
 
 async def run(
     daemon: FakeDaemon, path: Path, text: str, first: int = 1, *, requests: int = 1
-) -> Sender:
+) -> FileSender:
     """Send a file with this text; returns the sender after its end."""
-    path.write_text(text)
+    await trio.Path(path).write_text(text)
     async with httpx.AsyncClient(transport=httpx.MockTransport(daemon)) as client:
-        sender = Sender(client, URL, [InputFile.named(str(path))], first, requests, 60.0)
+        sender = FileSender(client, URL, [InputFile.named(str(path))], first, requests, 60.0)
         await sender.run()
     return sender
 
@@ -86,6 +81,7 @@ def path(tmp_path: Path) -> Path:
 
 
 async def test_all_is_accepted(path: Path, autojump_clock: MockClock) -> None:
+    """Each payload of the file is sent once, by several requests at a time."""
     daemon = FakeDaemon()
     sender = await run(daemon, path, "1\n2\n3\n4\n5\n", requests=3)
     assert (sender.accepted, sender.failure, sender.next_place) == (5, None, None)
@@ -96,14 +92,15 @@ async def test_all_is_accepted(path: Path, autojump_clock: MockClock) -> None:
 async def test_temporary_refusals_are_repeated_with_one_key(
     path: Path, autojump_clock: MockClock
 ) -> None:
-    busy = [
+    """The sender waits as long as the daemon asks for, and else not for long."""
+    busy: list[httpx.Response | Exception] = [
         problem(503, "BUSY", **{"Retry-After": "7"}),
         problem(429, "RATE_LIMITED", **{"Retry-After": "30"}),
         httpx.ConnectError("refused"),
         httpx.ReadTimeout("late"),
         receipt(2),
     ]
-    daemon = FakeDaemon(l3=list(busy))
+    daemon = FakeDaemon(l3=busy)
     sender = await run(daemon, path, "1\n2\n3\n4\n")
     assert (sender.accepted, sender.failure) == (4, None)
     assert len(daemon.keys[b"3\n4\n"]) == 1
@@ -116,9 +113,8 @@ async def test_temporary_refusals_are_repeated_with_one_key(
     assert len(waits) == 4
 
 
-async def test_the_sender_gives_up_after_its_patience(
-    path: Path, autojump_clock: MockClock
-) -> None:
+async def test_the_sender_gives_up_after_its_time(path: Path, autojump_clock: MockClock) -> None:
+    """A daemon that is full for ever must not hold the command for ever."""
     daemon = FakeDaemon(l3=[problem(503, "QUEUE_FULL")])
     sender = await run(daemon, path, "1\n2\n3\n4\n5\n")
     assert sender.accepted == 2
@@ -144,6 +140,7 @@ async def test_the_sender_gives_up_after_its_patience(
 async def test_a_final_refusal_ends_the_run_at_its_line(
     answer: httpx.Response, reason: str, path: Path, autojump_clock: MockClock
 ) -> None:
+    """The message names the line of the file that has to be fixed."""
     daemon = FakeDaemon(l3=[answer])
     sender = await run(daemon, path, "1\n2\n3\n4\n5\n6\n7\n8\n9\n")
     assert sender.failure == f"{path}, lines 3 to 4: {reason}"
@@ -154,14 +151,16 @@ async def test_a_final_refusal_ends_the_run_at_its_line(
 async def test_a_success_that_is_no_receipt_ends_the_run(
     path: Path, autojump_clock: MockClock
 ) -> None:
+    """Another server at the address must not look like a success."""
     sender = await run(FakeDaemon(l1=[httpx.Response(200, text="hello")]), path, "1\n")
     assert sender.failure == f"200 without a receipt: {URL} is no payloadd"
     assert sender.next_place == Place(0, 1)
 
 
 async def test_a_collection_that_is_too_large_is_sent_in_halves(
-    path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
+    """A daemon with a small MAX_LENGTH takes the file too."""
     monkeypatch.setattr(cutting, "MOST_PAYLOADS", 10)
 
     class Strict(FakeDaemon):
@@ -183,6 +182,7 @@ async def test_a_collection_that_is_too_large_is_sent_in_halves(
 async def test_other_requests_are_ended_before_the_run_ends(
     path: Path, autojump_clock: MockClock
 ) -> None:
+    """A request that would be repeated for minutes must not delay the message."""
     daemon = FakeDaemon(l1=[problem(503, "BUSY")], l3=[problem(400, "MALFORMED", "bad")])
     sender = await run(daemon, path, "1\n2\n3\n4\n5\n", requests=2)
     assert sender.failure == f"{path}, lines 3 to 4: 400 MALFORMED: bad"
@@ -191,6 +191,7 @@ async def test_other_requests_are_ended_before_the_run_ends(
 
 
 async def test_a_run_goes_on_from_a_line(path: Path, autojump_clock: MockClock) -> None:
+    """Lines before it are not sent."""
     daemon = FakeDaemon()
     sender = await run(daemon, path, "1\n2\n3\n4\n5\n", 4)
     assert (sorted(daemon.bodies), sender.accepted) == ([b"4\n", b"5\n"], 2)
@@ -199,12 +200,14 @@ async def test_a_run_goes_on_from_a_line(path: Path, autojump_clock: MockClock) 
 async def test_a_file_that_cannot_be_read_to_its_end_is_named(
     path: Path, autojump_clock: MockClock
 ) -> None:
+    """What was read before is sent, and the message says where to go on."""
     sender = await run(FakeDaemon(), path, "[1, 2, 3, 4")
     assert sender.failure == f"{path}: the array ends within its element 4"
     assert sender.next_place == Place(0, 3)
 
 
 async def test_blank_lines_are_not_sent(path: Path, autojump_clock: MockClock) -> None:
+    """A part of blank lines is no request."""
     daemon = FakeDaemon()
     sender = await run(daemon, path, "\n\n\n\n1\n")
     assert daemon.bodies == [b"1\n"]

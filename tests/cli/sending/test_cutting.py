@@ -41,6 +41,7 @@ def cut(data: bytes, first: int = 1) -> list[Collection]:
 
 @pytest.mark.usefixtures("small")
 def test_lines_keep_their_bytes_and_their_numbers() -> None:
+    """A line is sent as it is, and the numbers count every line."""
     data = b'{"a": 1}\n\n[2]\r\n' + b"3" * 50 + b"\n4\n5\n6\n7"
     found = cut(data)
     assert b"".join(one.body for one in found) == data + b"\n"
@@ -54,11 +55,13 @@ def test_lines_keep_their_bytes_and_their_numbers() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\n", b"\xef\xbb\xbf", b"[]", b" [ ] \n"])
 def test_nothing_to_send_has_no_payload(data: bytes) -> None:
+    """Empty files and empty arrays are no error."""
     lines = b"".join(b"".join(one.payloads) for one in cut(data))
     assert lines.strip(b"\xef\xbb\xbf\n") == b""
 
 
 def test_a_file_whose_first_line_is_an_array_and_that_has_more_lines_is_ndjson() -> None:
+    """NDJSON may have arrays as payloads."""
     assert [one.media_type for one in cut(b"[1,2]\n[3,4]\n")] == [NDJSON]
     assert [one.media_type for one in cut(b"[1,2]\n\n \n")] == [JSON]
     assert [one.media_type for one in cut(b"[1,\n2]\n")] == [JSON]
@@ -66,6 +69,7 @@ def test_a_file_whose_first_line_is_an_array_and_that_has_more_lines_is_ndjson()
 
 @pytest.mark.usefixtures("small")
 def test_elements_of_an_array_are_cut_as_they_are_written() -> None:
+    """Brackets and commas in strings and in nested values separate nothing."""
     data = rb'  [ {"a":[1,2,{"b":"],["}]}, "\"]," , 3,' + b'[\n4 ], "' + b"5" * 60 + b'"\n] \n'
     found = cut(data)
     assert [one.payloads for one in found] == [
@@ -90,6 +94,7 @@ def test_elements_of_an_array_are_cut_as_they_are_written() -> None:
     ],
 )
 def test_content_that_cannot_be_cut_is_named(data: bytes, reason: str) -> None:
+    """The message names the place."""
     with pytest.raises(CutError) as raised:
         cut(data)
     assert str(raised.value) == reason
@@ -98,6 +103,7 @@ def test_content_that_cannot_be_cut_is_named(data: bytes, reason: str) -> None:
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("data", [b"1\n22\n333\n4444\n5\n6\n7\n", b"[1,22,333,4444,5,6,7]"])
 def test_a_run_that_goes_on_has_the_borders_of_the_first_run(data: bytes) -> None:
+    """Other borders would have other keys, and store payloads twice."""
     whole = cut(data)
     assert [one.first for one in whole] == [1, 4, 7]
     assert cut(data, 4) == whole[1:]
@@ -125,6 +131,7 @@ _VALUES = st.recursive(
 def test_payloads_and_borders_do_not_depend_on_the_reads(
     values: list[object], sizes: list[int], indent: int | None, *, array: bool
 ) -> None:
+    """A pipe returns the bytes in other pieces than a file."""
     if array:
         data = json.dumps(values, indent=indent).encode()
     else:
@@ -145,6 +152,7 @@ def test_payloads_and_borders_do_not_depend_on_the_reads(
 
 
 def test_keys_follow_from_name_place_and_content() -> None:
+    """A changed file is not taken for the old one, nor one file for another."""
     one = Collection(5, [b"1", b"2"], NDJSON)
     assert one.key("/a") == Collection(5, [b"1", b"2"], NDJSON).key("/a")
     others = [

@@ -44,6 +44,7 @@ def _read(name: Path) -> bytes:
 
 @pytest.mark.parametrize("kind", COMPRESSED)
 def test_content_is_read_whatever_the_compression(kind: str, tmp_path: Path) -> None:
+    """The first bytes tell the compression; members and frames are joined."""
     path = tmp_path / "file"
     path.write_bytes(COMPRESSED[kind])
     assert _read(path) == TEXT
@@ -54,6 +55,7 @@ def test_content_is_read_whatever_the_compression(kind: str, tmp_path: Path) -> 
 def test_a_compressed_file_that_is_cut_off_is_an_error(
     kind: str, keep: int, tmp_path: Path
 ) -> None:
+    """Its end must not be taken for the end of the content."""
     path = tmp_path / "file"
     path.write_bytes(COMPRESSED[kind][:keep])
     with pytest.raises(READ_ERRORS):
@@ -61,6 +63,7 @@ def test_a_compressed_file_that_is_cut_off_is_an_error(
 
 
 def test_damaged_zstd_is_an_error(tmp_path: Path) -> None:
+    """Bytes behind the last frame are not ignored."""
     path = tmp_path / "file"
     path.write_bytes(zstandard.compress(TEXT) + b"garbage")
     with pytest.raises(READ_ERRORS):
@@ -68,6 +71,7 @@ def test_damaged_zstd_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_pipe_has_no_size(tmp_path: Path) -> None:
+    """The progress has no percentage then."""
     os.mkfifo(tmp_path / "pipe")
     descriptor = os.open(tmp_path / "pipe", os.O_RDWR)
     try:
@@ -85,6 +89,7 @@ def test_a_pipe_has_no_size(tmp_path: Path) -> None:
 
 
 def test_keys_use_the_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run from another folder has the same keys."""
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
     assert InputFile.named("file").identity == str(tmp_path / "file")
@@ -92,6 +97,7 @@ def test_keys_use_the_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_folders_and_missing_files_are_errors(tmp_path: Path) -> None:
+    """They are reported before anything is sent."""
     for name in (tmp_path, tmp_path / "missing"):
         with pytest.raises(OSError, match=str(name)):
             InputFile.named(str(name))

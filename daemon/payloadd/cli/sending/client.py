@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import httpx
 import trio
@@ -20,10 +21,12 @@ from payloadd.cli.sending.cutting import NDJSON, CutError, collections
 from payloadd.cli.sending.files import READ_ERRORS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from payloadd.cli.sending.cutting import Collection
     from payloadd.cli.sending.files import InputFile, OpenedFile
+
+T = TypeVar("T")
 
 _TEMPORARY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TOO_LARGE: Final = 413
@@ -57,7 +60,7 @@ class _Item(NamedTuple):
     collection: Collection
 
 
-class Sender:
+class FileSender:
     """Send files; ``accepted`` and ``position`` grow meanwhile."""
 
     def __init__(
@@ -67,18 +70,18 @@ class Sender:
         files: Sequence[InputFile],
         first_line: int,
         requests: int,
-        patience: float,
+        give_up_after: float,
     ) -> None:
         """Prepare to send ``files``, the first from ``first_line`` on, to ``url``.
 
-        At most ``requests`` requests are made at a time. ``patience``: the seconds without an
+        At most ``requests`` requests are made at a time. ``give_up_after``: the seconds without an
         accepted request after which the sender gives up.
         """
         self._client = client
         self._url = url
         self._files = files
         self._requests = requests
-        self._patience = patience
+        self._give_up_after = give_up_after
         self._next = Place(0, first_line)
         """The place that is read next."""
         # Bounded by the number of requests.
@@ -125,9 +128,9 @@ class Sender:
             if index:
                 self._next = Place(index, 1)
             try:
-                with file.open() as self._open:
+                with await _in_thread(file.open) as self._open:
                     await self._read(collections(self._open, self._next.line), index, send)
-                self._closed += self._open.position
+                    self._closed += self._open.position
             except (*READ_ERRORS, CutError) as error:
                 self.failure = self.failure or f"{file.name}: {str(error) or type(error).__name__}"
                 return
@@ -144,8 +147,7 @@ class Sender:
         send: trio.MemorySendChannel[_Item],
     ) -> None:
         while self.failure is None:
-            # In a thread: a pipe may have nothing to read for a long time.
-            collection = await trio.to_thread.run_sync(next, found, None, abandon_on_cancel=True)
+            collection = await _in_thread(partial(next, found, None))
             if collection is None:
                 return
             if not any(map(bytes.strip, collection.payloads)):
@@ -188,7 +190,8 @@ class Sender:
     async def _post(self, part: Collection, file: InputFile) -> httpx.Response:
         """Return the answer to a collection, which is no temporary refusal.
 
-        Raises _NotAcceptedError when the patience ends, or another collection was not accepted.
+        Raises _NotAcceptedError where nothing was accepted for too long, or where another
+        collection was not accepted.
         """
         headers = {"Content-Type": part.media_type, "Idempotency-Key": part.key(file.identity)}
         pause = _SHORTEST_PAUSE
@@ -209,15 +212,20 @@ class Sender:
             if wait is None:
                 wait = pause * (0.5 + _random())
                 pause = min(2 * pause, _LONGEST_PAUSE)
-            if trio.current_time() + wait > self._last_accepted + self._patience:
+            if trio.current_time() + wait > self._last_accepted + self._give_up_after:
                 place = Place(self._files.index(file), part.first)
-                reason = f"{self.waiting_for}; nothing was accepted for {self._patience:g} s"
+                reason = f"{self.waiting_for}; nothing was accepted for {self._give_up_after:g} s"
                 raise _NotAcceptedError(self._describe(place, part, reason))
             await trio.sleep(wait)
 
     def _describe(self, place: Place, part: Collection, reason: str) -> str:
         name = self._files[place.file].name
         return f"{name}, {part.unit}s {part.first} to {part.end - 1}: {reason}"
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """Return the result of a call that may read from a pipe, which may take for ever."""
+    return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
 
 
 def _is_temporary(answer: httpx.Response) -> bool:

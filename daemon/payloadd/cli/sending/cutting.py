@@ -20,7 +20,7 @@ from msgspec.json import Decoder
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from payloadd.cli.sending.files import Readable
+    from payloadd.cli.sending.files import ByteSource
 
 MOST_BYTES: Final = 2**20
 """Bytes of a collection; a longer payload is a collection of its own."""
@@ -33,7 +33,7 @@ JSON: Final = "application/json"
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _SPACE: Final = b" \t\r\n"
-_QUOTE, _COMMA, _OPENING = ord('"'), ord(","), b"[{"
+_QUOTE, _COMMA, _OPEN_BRACKETS = ord('"'), ord(","), b"[{"
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[,\[\]{}"]', re.DOTALL)
 """A whole string, a character that structures an array, or the quote of an unfinished string."""
 _VALUE: Final = Decoder(Raw)
@@ -88,7 +88,7 @@ class Collection:
         return first, self.since(self.first + half)
 
 
-def collections(file: Readable, first: int = 1) -> Iterator[Collection]:
+def collections(file: ByteSource, first: int = 1) -> Iterator[Collection]:
     """Yield the collections of a file from the line or element ``first`` on.
 
     Raises CutError, and what reading raises.
@@ -103,7 +103,7 @@ def collections(file: Readable, first: int = 1) -> Iterator[Collection]:
 class _Window:
     """The part of the content that is in memory."""
 
-    def __init__(self, file: Readable) -> None:
+    def __init__(self, file: ByteSource) -> None:
         self._file = file
         self.data = b""
         self.ended = False
@@ -202,7 +202,7 @@ def _elements(window: _Window) -> Iterator[bytes]:
                 if token.end() - token.start() == 1:
                     position = token.start()
                     break
-            elif character in _OPENING:
+            elif character in _OPEN_BRACKETS:
                 depth += 1
             elif depth == 0:
                 yield data[start : token.start()].strip(_SPACE)

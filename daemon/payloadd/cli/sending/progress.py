@@ -12,14 +12,14 @@ from payloadd.escaping import escape_controls
 from payloadd.observe import standard_streams
 
 if TYPE_CHECKING:
-    from payloadd.cli.sending.client import Sender
+    from payloadd.cli.sending.client import FileSender
 
 _REDRAW_INTERVAL: Final = 0.25
 _LINE_INTERVAL: Final = 10.0
 _LONGEST_REASON: Final = 60
 
 
-async def report(sender: Sender, total: int | None) -> None:
+async def report(sender: FileSender, total: int | None) -> None:
     """Report until it is cancelled; ``total`` is the bytes of all files, None if unknown."""
     if sys.stderr.isatty():
         await _draw(sender, total)
@@ -27,7 +27,7 @@ async def report(sender: Sender, total: int | None) -> None:
         await _write_lines(sender, total)
 
 
-async def _draw(sender: Sender, total: int | None) -> None:
+async def _draw(sender: FileSender, total: int | None) -> None:
     start = trio.current_time()
 
     def rate(_: object) -> str:
@@ -54,7 +54,7 @@ async def _draw(sender: Sender, total: int | None) -> None:
             bar.update(min(sender.position, length) - bar.pos, "")
 
 
-async def _write_lines(sender: Sender, total: int | None) -> None:
+async def _write_lines(sender: FileSender, total: int | None) -> None:
     while True:
         before = sender.accepted
         await trio.sleep(_LINE_INTERVAL)
