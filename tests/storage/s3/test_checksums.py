@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import sys
+import time
 import zlib
 
 import pytest
@@ -66,3 +67,24 @@ def test_without_awscrt_its_checksums_are_not_compared(monkeypatch: pytest.Monke
     assert digest_of("crc64nvme") is None
     assert differing_checksum(CHECK, {"x-amz-checksum-crc64nvme": "AAAA"}) is None
     assert not has_checksum({"x-amz-checksum-crc64nvme": "AAAA"})
+
+
+def test_no_checksum_slows_down_later_hashes() -> None:
+    """Each SHA-256 after a CRC-32 takes a third longer on processors of some kinds."""
+    piece = bytes(65_536)
+    digest = digest_of("crc32")
+    assert digest is not None
+    before = fastest_sha256(piece)
+    for pieces in ([piece], [piece[:100]], [piece, piece[:100]]):
+        digest(pieces)
+        assert fastest_sha256(piece) < 1.2 * before
+
+
+def fastest_sha256(piece: bytes) -> float:
+    """Return the CPU seconds of the fastest of many hashes."""
+    found = []
+    for _ in range(300):
+        start = time.thread_time()
+        hashlib.sha256(piece).digest()
+        found.append(time.thread_time() - start)
+    return min(found)
