@@ -69,22 +69,24 @@ def test_without_awscrt_its_checksums_are_not_compared(monkeypatch: pytest.Monke
     assert not has_checksum({"x-amz-checksum-crc64nvme": "AAAA"})
 
 
-def test_no_checksum_slows_down_later_hashes() -> None:
-    """Each SHA-256 after a CRC-32 takes a third longer on processors of some kinds."""
-    piece = bytes(65_536)
+def test_a_checksum_does_not_slow_down_later_hashes() -> None:
+    """Each SHA-256 after a CRC-32 would take a third longer on some processors."""
     digest = digest_of("crc32")
     assert digest is not None
-    before = fastest_sha256(piece)
+    piece = bytes(65_536)
     for pieces in ([piece], [piece[:100]], [piece, piece[:100]]):
-        digest(pieces)
-        assert fastest_sha256(piece) < 1.2 * before
+        after, otherwise = [], []
+        # In turn, so that a busy machine slows down both: the fastest of each are compared.
+        for _ in range(200):
+            digest(pieces)
+            after.append(seconds_of_sha256(piece))
+            hashlib.sha512(b"").digest()  # clears the vector registers
+            otherwise.append(seconds_of_sha256(piece))
+        assert min(after) < 1.15 * min(otherwise)
 
 
-def fastest_sha256(piece: bytes) -> float:
-    """Return the CPU seconds of the fastest of many hashes."""
-    found = []
-    for _ in range(300):
-        start = time.thread_time()
-        hashlib.sha256(piece).digest()
-        found.append(time.thread_time() - start)
-    return min(found)
+def seconds_of_sha256(piece: bytes) -> float:
+    """Return the CPU seconds of a hash."""
+    start = time.thread_time()
+    hashlib.sha256(piece).digest()
+    return time.thread_time() - start
