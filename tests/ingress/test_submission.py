@@ -49,7 +49,7 @@ async def smuggle(rig: Rig, outer: bytes, status: int) -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-@pytest.mark.parametrize("code", problem._KINDS)
+@pytest.mark.parametrize("code", problem.KINDS)
 async def test_a_body_is_never_read_as_a_request_after_a_refusal(
     code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
