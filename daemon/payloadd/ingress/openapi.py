@@ -157,10 +157,21 @@ def _operation(rule: Rule, method: str, settings: Settings) -> JsonObject:
         found["parameters"] = [*PARAMETERS.values()]
         found["requestBody"] = _request_body(operation, settings)
         found["security"] = _security(settings)
+        found["responses"]["202"]["links"] = {"repeat": _repeat(found["operationId"])}
         if settings.cors_origins is not None:
             for response in found["responses"].values():
                 response.setdefault("headers", {})["Access-Control-Allow-Origin"] = _ALLOW_ORIGIN
     return found
+
+
+def _repeat(operation_id: str) -> JsonObject:
+    """Return the link to the same request with the same Idempotency-Key."""
+    return {
+        "description": "A client without an answer repeats its request with the same key.",
+        "operationId": operation_id,
+        "parameters": {"header.Idempotency-Key": "$request.header.Idempotency-Key"},
+        "requestBody": "$request.body",
+    }
 
 
 def _request_body(operation: Operation, settings: Settings) -> JsonObject:
