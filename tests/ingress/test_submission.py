@@ -51,7 +51,7 @@ async def smuggle(rig: Rig, outer: bytes, status: int) -> None:
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("code", problem.KINDS)
 async def test_a_body_is_never_read_as_a_request_after_a_refusal(
-    code: str, monkeypatch: pytest.MonkeyPatch
+    code: str, monkeypatch: pytest.MonkeyPatch, refusals: list[Refusal]
 ) -> None:
     """A client could smuggle a request past a proxy that checks requests."""
 
@@ -61,6 +61,7 @@ async def test_a_body_is_never_read_as_a_request_after_a_refusal(
     monkeypatch.setattr(Submitter, "check", refuse)
     async with running() as rig:
         await smuggle(rig, post(INNER), Problem(code, "").status)
+    refusals.clear()  # other operations have some of these codes
 
 
 @pytest.mark.usefixtures("each_way")

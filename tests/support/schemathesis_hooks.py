@@ -52,10 +52,15 @@ for _media_type in NDJSON_TYPES:
     schemathesis.openapi.media_type(_media_type, st.lists(_VALUES, max_size=5).map(_lines_of))
 
 
+def _as_sent(body: object) -> bytes:
+    """Return a body before its compression: one value of JSON is a line of NDJSON, too."""
+    return body if isinstance(body, bytes) else json.dumps(body).encode()
+
+
 @schemathesis.serializer(*NDJSON_TYPES)
-def serialize_lines(_context: schemathesis.SerializationContext, body: bytes) -> bytes:
+def serialize_lines(_context: schemathesis.SerializationContext, body: object) -> bytes:
     """Return a body of NDJSON, which schemathesis does not know."""
-    return body
+    return _as_sent(body)
 
 
 @schemathesis.hook
@@ -89,8 +94,7 @@ def before_call(
         del headers[_CODING]
     compress = _COMPRESS.get(headers.get(_CODING, ""))
     if compress is not None and not isinstance(case.body, NotSet):
-        body = case.body if isinstance(case.body, bytes) else json.dumps(case.body).encode()
-        kwargs["data"] = compress(body)
+        kwargs["data"] = compress(_as_sent(case.body))
 
 
 def _names_no_coding(value: object) -> bool:
