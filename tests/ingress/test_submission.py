@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -16,6 +17,10 @@ from payloadd.ingress.problem import Problem
 from payloadd.ingress.submission import PostHeaders, Submitter, receipt_document
 from payloadd.pipeline.intake import Receipt
 from tests.ingress.rig import Rig, Wire, post, running
+
+if TYPE_CHECKING:
+    from tests.ingress.conftest import Refusal
+
 
 INNER = post(b'{"payloads":["smuggled"]}')
 """A body that is a request itself."""
