@@ -21,7 +21,7 @@ from payloadd.ingress.problem import CONTENT_TYPE, Problem, refusal_problem, too
 from payloadd.ingress.submission import PostHeaders, closes_connection, internal_error
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Iterator
     from contextlib import AbstractContextManager
 
     from payloadd.config.settings import Settings
@@ -196,14 +196,17 @@ def add_route(
     )
 
 
-def add_openapi(app: QuartTrio, settings: Settings) -> None:
-    """Add the description of all routes that ``app`` has now; it is rendered once."""
+def add_openapi(app: QuartTrio, settings: Settings, streams: Collection[str] = ()) -> None:
+    """Add the description of all routes that ``app`` has now; it is rendered once.
+
+    ``streams`` are the names of the streams; empty if clients must not learn them.
+    """
 
     async def describe() -> Response:
         return Response(document, 200, content_type="application/json")
 
     add_route(app, ("GET",), OPENAPI_PATH, describe)
-    document = render(app, settings)
+    document = render(app, settings, streams)
 
 
 def json_response(status: int, document: object) -> Response:
