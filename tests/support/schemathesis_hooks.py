@@ -67,8 +67,8 @@ def serialize_lines(_context: schemathesis.SerializationContext, body: object) -
 def before_load_schema(_context: schemathesis.HookContext, raw_schema: dict[str, Any]) -> None:
     """Make bytes of the examples of NDJSON: schemathesis has nothing but bytes of these types."""
     for item in raw_schema["paths"].values():
-        for operation in item.values():
-            content = operation.get("requestBody", {}).get("content", {})
+        for method in item.keys() & {"post", "put"}:
+            content = item[method]["requestBody"]["content"]
             for media_type in content.keys() & set(NDJSON_TYPES):
                 content[media_type]["example"] = content[media_type]["example"].encode()
 
