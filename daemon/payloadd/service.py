@@ -249,7 +249,7 @@ async def _serve_admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[s
     if address is None and not passed:
         yield []
         return
-    app = make_admin_app(intake, runtime.health, runtime.metrics)
+    app = make_admin_app(intake, runtime.health, runtime.metrics, runtime.settings)
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         listeners = passed or await open_listeners([address] if address else [])
@@ -292,7 +292,7 @@ async def _serve_public(
     memory = RequestMemory(settings.max_request_bytes, settings.max_length)
     submitter = Submitter(intake, runtime.health, settings, memory, runtime.admission)
     refusals = RefusalLog()
-    app = make_app(submitter, runtime.health, refusals)
+    app = make_app(submitter, runtime.health, refusals, settings)
     fast_path = FastPath(submitter, runtime.health, runtime.metrics, refusals)
     options = ServerOptions(
         settings.max_connections,

@@ -229,7 +229,7 @@ async def running(
         if HAS_FAST_PATH and app is None
         else None
     )
-    app = app or make_app(submitter, rig.health, refusals)
+    app = app or make_app(submitter, rig.health, refusals, rig.settings)
     rig.listeners = await open_listeners(rig.settings.bind)
     certificates = open_certificates(rig.settings)
     count = rig.metrics.count_request

@@ -36,7 +36,7 @@ class Admin:
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx.AsyncClient]:
         """Serve the admin app and yield a client for it."""
-        app = make_admin_app(self.intake, self.health, self.metrics)
+        app = make_admin_app(self.intake, self.health, self.metrics, config.load({}))
         async with running(app) as rig, rig.client() as client:
             yield client
 

@@ -15,20 +15,25 @@ from payloadd.escaping import escape_controls_in_json
 from payloadd.ingress.auth import token_digest
 from payloadd.ingress.body import ACCEPTED_TYPES
 from payloadd.ingress.large_bodies import busy_error
+from payloadd.ingress.openapi import render
+from payloadd.ingress.operations import OPENAPI_PATH
 from payloadd.ingress.problem import CONTENT_TYPE, Problem, refusal_problem, too_large
 from payloadd.ingress.submission import PostHeaders, closes_connection, internal_error
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Iterator
     from contextlib import AbstractContextManager
 
+    from payloadd.config.settings import Settings
     from payloadd.ingress.refusal_log import RefusalLog
     from payloadd.ingress.server.hypercorn_app import ReceivedBody
     from payloadd.ingress.submission import Submitter
     from payloadd.observe.health import Health
 
 
-def make_app(submitter: Submitter, health: Health, refusals: RefusalLog) -> QuartTrio:
+def make_app(
+    submitter: Submitter, health: Health, refusals: RefusalLog, settings: Settings
+) -> QuartTrio:
     """Return the app of the public address.
 
     ``submitter`` receives the POSTs, ``health`` knows whether the daemon drains, and ``refusals``
@@ -41,7 +46,9 @@ def make_app(submitter: Submitter, health: Health, refusals: RefusalLog) -> Quar
     add_route(app, ("GET",), "/healthz", healthz)
     for path in ("/v1/payloads", "/v1/payload"):
         add_route(app, ("OPTIONS",), path, handler.options)
-    add_route(app, ("OPTIONS",), "/healthz", _allow_reads)
+    for path in ("/healthz", OPENAPI_PATH):
+        add_route(app, ("OPTIONS",), path, _allow_reads)
+    add_openapi(app, settings)
 
     @app.after_request
     async def note_refusal(response: Response) -> Response:
@@ -187,6 +194,19 @@ def add_route(
         methods=methods,
         provide_automatic_options=False,
     )
+
+
+def add_openapi(app: QuartTrio, settings: Settings, streams: Collection[str] = ()) -> None:
+    """Add the description of all routes that ``app`` has now; it is rendered once.
+
+    ``streams`` are the names of the streams; empty if clients must not learn them.
+    """
+
+    async def describe() -> Response:
+        return Response(document, 200, content_type="application/json")
+
+    add_route(app, ("GET",), OPENAPI_PATH, describe)
+    document = render(app, settings, streams)
 
 
 def json_response(status: int, document: object) -> Response:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _METHODS: Final = "POST, PUT"
 _HEADERS: Final = "content-type, content-encoding, idempotency-key, authorization, prefer"
 _EXPOSED: Final = "Retry-After, Preference-Applied, WWW-Authenticate"
-_TEXT: Final = "text/plain"
+TEXT_TYPE: Final = "text/plain"
 _MAX_AGE: Final = "7200"
 """Seconds for which a browser may keep the answer to a preflight: 2 h, the limit of Chromium."""
 
@@ -84,6 +84,6 @@ def json_for_text(content_type: str | None) -> str | None:
     A browser sends no JSON type without a preflight, and ``navigator.sendBeacon`` with a text has
     the type ``text/plain;charset=UTF-8``. Parameters stay.
     """
-    if content_type is None or content_type[: len(_TEXT)].lower() != _TEXT:
+    if content_type is None or content_type[: len(TEXT_TYPE)].lower() != TEXT_TYPE:
         return content_type
-    return "application/json" + content_type[len(_TEXT) :]
+    return "application/json" + content_type[len(TEXT_TYPE) :]
