@@ -15,7 +15,7 @@ PROXY: Final = 1
 
 def line(source: str) -> bytes:
     """Return a header of version 1 for a client with the address ``source``."""
-    four = ip_address(source).version == 4  # noqa: PLR2004 - IPv4
+    four = ip_address(source).version == 4
     kind, destination = ("TCP4", "198.51.100.1") if four else ("TCP6", "2001:db8::2")
     return f"PROXY {kind} {source} {destination} 56324 443\r\n".encode()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -55,12 +56,12 @@ async def test_without_an_address_the_client_is_the_peer(
     header: bytes, client: str, log_lines: list[MutableMapping[str, Any]]
 ) -> None:
     """Health checks of a proxy would be refused."""
-    async with running(**PROXY, MAX_CONNECTIONS_PER_CLIENT="1") as rig:
-        async with rig.wire() as first, rig.wire() as wire:
-            await first.send(header, post())
-            assert (await first.answer()).status == 202
-            await wire.send(header, WRONG)
-            assert (await wire.answer()).status == 400
+    limited = running(**PROXY, MAX_CONNECTIONS_PER_CLIENT="1")
+    async with limited as rig, rig.wire() as first, rig.wire() as wire:
+        await first.send(header, post())
+        assert (await first.answer()).status == 202
+        await wire.send(header, WRONG)
+        assert (await wire.answer()).status == 400
     assert [one["client"] for one in log_lines] == [client]
 
 
@@ -94,10 +95,9 @@ async def test_a_header_that_is_late_is_closed(
 
 async def test_a_connection_that_ends_before_its_first_byte_is_no_fault() -> None:
     """The check of a port every few seconds would fill the log."""
-    async with running(**PROXY) as rig:
-        async with rig.wire() as wire:
-            await wire.stream.send_eof()
-            assert await wire.rest() == b""
+    async with running(**PROXY) as rig, rig.wire() as wire:
+        await wire.stream.send_eof()
+        assert await wire.rest() == b""
 
 
 async def test_a_header_in_pieces_before_a_request_in_pieces_is_read() -> None:
@@ -162,9 +162,8 @@ async def test_a_peer_on_a_unix_socket_sends_a_header(
             assert (await stream.receive_some()).startswith(b"HTTP/1.1 400")
         async with await trio.open_unix_socket(path) as stream:
             await stream.send_all(post())
-            with pytest.raises(trio.BrokenResourceError):
+            with suppress(trio.BrokenResourceError):
                 assert not await stream.receive_some()
-                raise trio.BrokenResourceError
     assert [one.get("client", one.get("proxy")) for one in log_lines] == ["192.0.2.1", "unix"]
 
 
