@@ -30,9 +30,9 @@ from payloadd.ingress.server.listen import (
     public_addresses,
 )
 from payloadd.ingress.server.open_requests import OpenRequests
-from payloadd.ingress.server.opening import ProxyHeaders, complete_handshake
 from payloadd.ingress.server.slots import Slots
 from payloadd.ingress.server.socket_stream import NonBlockingStream
+from payloadd.ingress.server.start import ProxyHeaders, complete_handshake
 from payloadd.ingress.server.tls import TlsStream
 from payloadd.observe.logs import get_logger
 

@@ -27,7 +27,7 @@ async def complete_handshake(stream: ClientStream, fifo_gate: FifoGate) -> bool:
     Returns True if the client speaks HTTP/1.1. Returns False if the connection has ended, or if the
     client speaks HTTP/2, which Hypercorn has to serve.
     """
-    with _opening(stream, stream.transport.handshake_bytes):
+    with _before_requests(stream, stream.transport.handshake_bytes):
         try:
             protocol = await stream.transport.handshake(fifo_gate)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -79,7 +79,7 @@ async def _read_proxy_header(stream: ClientStream) -> ProxyHeader | None:
     """
     reader = ProxyHeaderReader()
     header = None
-    with _opening(stream, reader.received) as scope:
+    with _before_requests(stream, reader.received) as scope:
         try:
             header = await reader.read(stream.socket)
         except (OSError, trio.ClosedResourceError):
@@ -91,7 +91,9 @@ async def _read_proxy_header(stream: ClientStream) -> ProxyHeader | None:
 
 
 @contextmanager
-def _opening(stream: ClientStream, received: Callable[[], int]) -> Iterator[trio.CancelScope]:
+def _before_requests(
+    stream: ClientStream, received: Callable[[], int]
+) -> Iterator[trio.CancelScope]:
     """Run the ``with`` block within REQUEST_TIMEOUT; it is cancelled when the connection ends.
 
     ``received`` returns how many bytes of what the block reads have arrived.

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("each_way")
 
-PROXY = {"TRUSTED_PROXIES": "127.0.0.1, unix", "CLIENT_ADDRESS": "proxy"}
-BEHIND_OTHERS = {"TRUSTED_PROXIES": "10.0.0.0/8", "CLIENT_ADDRESS": "proxy"}
+PROXY: dict[str, Any] = {"TRUSTED_PROXIES": "127.0.0.1, unix", "CLIENT_ADDRESS": "proxy"}
+BEHIND_OTHERS: dict[str, Any] = {"TRUSTED_PROXIES": "10.0.0.0/8", "CLIENT_ADDRESS": "proxy"}
 WRONG = post(b"{", "Content-Type: application/json")
 
 
