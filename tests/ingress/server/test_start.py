@@ -114,7 +114,9 @@ async def test_the_connections_of_a_stated_client_are_counted(
     log_lines: list[MutableMapping[str, Any]],
 ) -> None:
     """One client behind a proxy could take all connections, or all clients have those of one."""
-    async with running(**PROXY, MAX_CONNECTIONS_PER_CLIENT="1") as rig, rig.wire() as first:
+    # The clients may be in the network of the proxies.
+    settings = {**PROXY, "TRUSTED_PROXIES": "127.0.0.1, 192.0.2.0/24"}
+    async with running(**settings, MAX_CONNECTIONS_PER_CLIENT="1") as rig, rig.wire() as first:
         for wire, address in ((first, "192.0.2.1"), (None, "192.0.2.2")):
             async with rig.wire() as new:
                 await (wire or new).send(line(address), post())
