@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 import pytest
@@ -22,14 +23,14 @@ from tests.support.senders import (
     shared_daemon,
     wait_for,
 )
-from tests.support.tools import find_tool, need_tools
+from tests.support.tools import find_tool, give_up, need_tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.support.senders import SharedDaemon
 
+AXIOS: Final = Path("/usr/share/nodejs/axios/dist/node/axios.cjs")
 TRUSTED: Final = {"TRUSTED_PROXIES": "127.0.0.1, unix"}
 NGINX: Final = """daemon off; master_process off; pid {folder}/pid; error_log stderr warn;
 events {{}}
@@ -121,6 +122,20 @@ def test_node_without_a_length(daemon: SharedDaemon, tmp_path: Path) -> None:
     request.write('[{{"chunks":'); request.end('1}}]')"""
     assert run(tmp_path, find_tool("node"), "-e", script) == "202\n"
     daemon.wait_until_stored('{"chunks":1}')
+
+
+def test_axios(daemon: SharedDaemon, tmp_path: Path) -> None:
+    """The most used client of Node.js."""
+    need_tools("node")
+    if not AXIOS.exists():
+        give_up(f"{AXIOS} not found; on Debian: apt-get install node-axios")
+    script = f"""const axios = require("{AXIOS}")
+    axios.post("http://{daemon.address}/v1/payloads", [{{axios: 1}}, 2])
+      .then((answer) => console.log(answer.status, answer.data.accepted))"""
+    # Debian's Node.js finds the packages that axios needs by itself, others do not.
+    command = ("env", f"NODE_PATH={AXIOS.parents[3]}", find_tool("node"), "-e", script)
+    assert run(tmp_path, *command) == "202 2\n"
+    daemon.wait_until_stored('{"axios":1}')
 
 
 def test_go(daemon: SharedDaemon, tmp_path: Path) -> None:
