@@ -303,6 +303,8 @@ async def _serve_public(
         refusals,
         settings.max_connections_per_client,
         settings.trusted_proxies or (),
+        proxy_headers=settings.client_address == "proxy",
+        cors=submitter.cors,
     )
     listeners = runtime.passed.listeners() or await open_listeners(settings.bind)
     async with trio.open_nursery() as helpers:

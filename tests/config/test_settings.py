@@ -270,7 +270,8 @@ def test_a_misspelt_setting_is_found_and_foreign_variables_are_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["compression", "log_level", "log_format", "s3_addressing", "durability"]
+    "name",
+    ["compression", "log_level", "log_format", "s3_addressing", "durability", "client_address"],
 )
 def test_the_description_of_a_choice_names_every_value(name: str) -> None:
     """An operator would learn the allowed values only from an error."""

@@ -237,6 +237,8 @@ async def running(
     server_options = ServerOptions(
         *(max_connections, fast_path, certificates, memory, count, refusals, per_client),
         proxies=rig.settings.trusted_proxies or (),
+        proxy_headers=rig.settings.client_address == "proxy",
+        cors=submitter.cors,
         **(options or {}),
     )
 

@@ -13,7 +13,6 @@ NAMES: Final = (
 VALUES: Final = (
     ("DURABILITY", "store"),
     ("LOG_FORMAT", "journald"),
-    ("CLIENT_ADDRESS", "proxy"),
     ("KEY_TEMPLATE", "{stream}/{id}.ndjson"),
 )
 """Documented values that are not built yet, of settings that are built."""

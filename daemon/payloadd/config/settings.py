@@ -34,7 +34,6 @@ from payloadd.config.parsers import (
     TrustedPeers,
     address_or_off,
     addresses,
-    client_address_header,
     duration,
     endpoint_url,
     one_of,
@@ -182,11 +181,11 @@ class Settings:
             "addresses or networks of proxies that state a client's, or unix",
         )
     )
-    client_address: Literal["x-forwarded-for", "forwarded"] | None = field(
+    client_address: Literal["x-forwarded-for", "forwarded", "proxy"] | None = field(
         metadata=_setting(
             None,
-            client_address_header,
-            "where TRUSTED_PROXIES state it: x-forwarded-for or forwarded",
+            one_of("x-forwarded-for", "forwarded", "proxy"),
+            "where TRUSTED_PROXIES state it: x-forwarded-for, forwarded or proxy (PROXY header)",
         )
     )
     cors_origins: tuple[str, ...] | None = field(

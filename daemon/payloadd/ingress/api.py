@@ -234,9 +234,10 @@ def _post_headers(*, document: bool) -> PostHeaders:
 
 
 def _peer() -> str | None:
-    """Return the address of the peer; Quart's is ``<local>`` on a Unix socket."""
-    address = request.remote_addr
-    return "unix" if address == "<local>" else address
+    """Return the address of the peer, or of the client that it states in a PROXY header."""
+    stated: str | None = request.scope.get("state", {}).get("stated_address")
+    # Quart's address is ``<local>`` on a Unix socket.
+    return stated or ("unix" if request.remote_addr == "<local>" else request.remote_addr)
 
 
 def _path() -> str | None:
