@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _RETRY_AFTER: Final = 1
-"""Seconds that a client is told to wait while the daemon starts."""
+"""Seconds that a client is told to wait while the daemon starts, or is about to end."""
 
 
 def make_admin_app(intake: Intake, health: Health, metrics: Metrics) -> QuartTrio:
@@ -63,4 +63,6 @@ class _AdminHandlers:
         """Return the reason for which a POST would be refused now, None if it would be accepted."""
         if self._health.phase == "starting":
             return RefusedError("STARTING", "the daemon does not accept requests yet", _RETRY_AFTER)
+        if self._health.phase == "leaving":
+            return RefusedError("DRAINING", "the daemon is about to shut down", _RETRY_AFTER)
         return self._intake.refusal()
