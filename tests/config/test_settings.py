@@ -44,6 +44,7 @@ def test_defaults_are_the_documented_ones() -> None:
         ("MAX_LENGTH", "1kB", "max_length", 1000),
         ("MAX_LENGTH", "1 MB", "max_length", 10**6),
         ("MAX_LENGTH", "4096", "max_length", 4096),
+        ("DRAIN_DELAY", "0s", "drain_delay", 0.0),
         ("DRAIN_TIMEOUT", "500ms", "drain_timeout", 0.5),
         ("DRAIN_TIMEOUT", "1.5m", "drain_timeout", 90.0),
         ("DRAIN_TIMEOUT", "2h", "drain_timeout", 7200.0),

@@ -143,6 +143,13 @@ class Settings:
     journal_max_bytes: int = field(
         metadata=_setting("1GiB", size(1, 2**50), "largest journal; beyond it a POST gets 503")
     )
+    drain_delay: float = field(
+        metadata=_setting(
+            "0s",
+            duration(0, 3600),
+            "how long /readyz says 503 after SIGTERM before the listeners close",
+        )
+    )
     drain_timeout: float = field(
         metadata=_setting("30s", duration(0, 86400), "longest wait for uploads after SIGTERM")
     )

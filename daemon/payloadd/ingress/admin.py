@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from payloadd.pipeline.intake import Intake
 
 _RETRY_AFTER: Final = 1
-"""Seconds that a client is told to wait while the daemon starts."""
+"""Seconds that a client is told to wait while the daemon starts, or is about to end."""
 
 
 def make_admin_app(
@@ -65,4 +65,6 @@ class _AdminHandlers:
         """Return the reason for which a POST would be refused now, None if it would be accepted."""
         if self._health.phase == "starting":
             return RefusedError("STARTING", "the daemon does not accept requests yet", _RETRY_AFTER)
+        if self._health.phase == "leaving":
+            return RefusedError("DRAINING", "the daemon is about to shut down", _RETRY_AFTER)
         return self._intake.refusal()
