@@ -10,7 +10,6 @@ from typing import Final
 
 NOT_BUILT: Final = {
     "DRAIN_DELAY": "a delay between SIGTERM and the drain",
-    "ENVELOPE": "envelopes around payloads",
     "JOURNAL_URL": "a journal that machines share",
     "OBJECT_FORMAT": "object formats besides NDJSON",
     "PARQUET_SCHEMA": "object formats besides NDJSON",
