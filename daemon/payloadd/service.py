@@ -326,7 +326,8 @@ async def _serve_public(
             log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))
             await stop.wait()
             batcher.end_linger()
-            intake.uploads.wait_no_longer_than(settings.drain_timeout)
+            longest = min(settings.drain_timeout, settings.request_timeout)
+            intake.uploads.wait_no_longer_than(longest)
         helpers.cancel_scope.cancel()
     refusals.finish()
 
