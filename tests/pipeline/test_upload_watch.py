@@ -8,20 +8,26 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from payloadd.errors import InvalidObjectError
 from payloadd.journal.api import Receipt
 from payloadd.model.job import Batch, Job
 from payloadd.pipeline import upload_watch
 from payloadd.pipeline.upload_watch import StoredObjects, UploadWatch
+from tests.pipeline.rig import FaultyStore, Pipeline, first, forbidden
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
+    from payloadd.errors import RefusedError
+
 
 def receipt(first: int) -> Receipt:
+    """Return the receipt of a request whose first job has this id."""
     return Receipt(uuid.UUID(int=first), 1)
 
 
 def batch(key: str, *ids: int) -> Batch:
+    """Return a batch of jobs with these ids."""
     jobs = [Job(9000 + number, uuid.UUID(int=number), b"1\n", 1) for number in ids]
     return Batch(jobs, key, "none", sealed=True)
 
@@ -149,3 +155,38 @@ async def test_the_keys_of_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch
     for number in (14, 13, 12, 11, 10):
         watch.store(batch(str(number), number))
     assert answers == [StoredObjects(["10", "11"], 3)]
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["stored", "dead"])
+async def test_batches_that_end_late_answer_their_requests(
+    found: bool,  # noqa: FBT001 - a parameter of pytest
+    autojump_clock: MockClock,
+) -> None:
+    """A client would wait in vain for a batch that failed before it was stored, or is dead."""
+    del autojump_clock
+    fault = first(7, forbidden) if found else (lambda _: InvalidObjectError("Bad", "no"))
+    pipeline = Pipeline(FaultyStore(fault), BATCH_MAX_PAYLOADS="2", KEY_TEMPLATE="{id}.ndjson")
+    answers: list[Any] = []
+
+    def done(outcome: Receipt | RefusedError) -> None:
+        assert isinstance(outcome, Receipt)
+        pipeline.accounting.uploads.wait(outcome, 999, answers.append)
+
+    async with pipeline.open():
+        pipeline.intake.submit([b"1", b"2", b"3"], None, done, watch=True)
+        await trio.sleep(100)
+        if found:
+            assert sorted(answers[0].keys) == sorted(pipeline.store.objects)
+            assert (len(answers), len(answers[0].keys)) == (1, 2)
+        else:
+            assert answers == [None]
+
+
+async def test_batches_without_watched_requests_cost_one_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each object would pay for a feature that most clients do not use."""
+    monkeypatch.delattr(UploadWatch, "store")
+    pipeline = Pipeline(FaultyStore())
+    await pipeline.drain([b"1"], [b"2"])
+    assert len(pipeline.store.objects) == 2
