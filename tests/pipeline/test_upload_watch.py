@@ -60,10 +60,10 @@ async def test_an_object_that_is_stored_before_the_commit_is_answered_is_not_mis
 async def test_a_repetition_gets_the_objects_while_they_are_remembered() -> None:
     """A client that lost the answer could not find its objects."""
     watch, answers = UploadWatch(most_jobs=2), list[Any]()
-    for first in (10, 20):
-        watch.watch(receipt(first), 1, remembered=True)
-        watch.answered(receipt(first))
-        watch.store(batch(f"key-{first}", first))
+    for number in (10, 20):
+        watch.watch(receipt(number), 1, remembered=True)
+        watch.answered(receipt(number))
+        watch.store(batch(f"key-{number}", number))
     watch.wait(receipt(10), 5, answers.append)
     watch.wait(receipt(20), 0, answers.append)
     assert answers == [StoredObjects(["key-10"], 0), StoredObjects(["key-20"], 0)]
@@ -126,9 +126,9 @@ async def test_waits_end_in_time_and_the_request_stays_known(autojump_clock: Moc
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch.run)
-        for first, seconds, remembered in ((10, 2, True), (20, 1, False), (30, 60, False)):
-            watch.watch(receipt(first), 1, remembered=remembered)
-            watch.wait(receipt(first), seconds, note)
+        for number, seconds, remembered in ((10, 2, True), (20, 1, False), (30, 60, False)):
+            watch.watch(receipt(number), 1, remembered=remembered)
+            watch.wait(receipt(number), seconds, note)
         await trio.sleep(5)
         assert [answer for _, answer in answers] == [None, None]
         assert [round(seconds) for seconds, _ in answers] == [1, 2]

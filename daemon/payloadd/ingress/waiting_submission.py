@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from payloadd.ingress.submission import PostHeaders, SubmissionOutcome, Submitter
-
-_MOST_WAITING_TASKS: Final = 256
-"""Waiting requests from which on no further one waits in a task: half of the requests that share
-``OpenRequests``."""
 
 
 def do_nothing() -> None:
@@ -53,7 +49,7 @@ async def submit_and_wait(
             submitter.memory.release(size)
         elif isinstance(outcome, Receipt) and headers.wait:
             on_commit()
-            submitter.waits.begin(outcome, headers.wait, finish, _MOST_WAITING_TASKS)
+            submitter.waits.begin(outcome, headers.wait, finish, tasks=1)
             return
         outcomes.append(outcome)
         answered.set()

@@ -13,7 +13,7 @@ import trio
 
 from payloadd.ingress.fastpath.head import may_become_plain, parse, parse_with_secret
 from payloadd.ingress.large_bodies import busy_error
-from payloadd.ingress.preferences import Accepted, receipt_document
+from payloadd.ingress.preferences import receipt_document
 from payloadd.ingress.problem import Problem, refusal_problem
 from payloadd.ingress.refusal_log import address_of_client, describe
 from payloadd.ingress.server.client_stream import do_nothing
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from payloadd.ingress.fastpath.head import FastPathRequest
     from payloadd.ingress.fastpath.owner import Owner
+    from payloadd.ingress.preferences import Accepted
     from payloadd.ingress.request_memory import Waiter
     from payloadd.ingress.server.client_stream import ClientStream
     from payloadd.ingress.submission import SubmissionOutcome
@@ -118,7 +119,7 @@ class FastPathConnection:
         if self._stream.socket.fileno() < 0:
             return  # closed meanwhile, as above
         self._submitted = False
-        self._run_guarded(self._accept, answer)
+        self._run_guarded(self._accept, *answer)
         if self._buffers:
             self.read_pending()
 
@@ -328,12 +329,11 @@ class FastPathConnection:
 
     def _send_outcome(self, outcome: SubmissionOutcome) -> None:
         if isinstance(outcome, Receipt):
-            self._accept(Accepted(202, receipt_document(outcome)))
+            self._accept(202, receipt_document(outcome))
         else:
             self._refuse(as_problem(outcome))
 
-    def _accept(self, accepted: Accepted) -> None:
-        status, document, waited = accepted
+    def _accept(self, status: int, document: bytes, waited: int | None = None) -> None:
         last = closes_connection(self._fast_path.health)
         lines = b"connection: close\r\n" if last else b""
         if waited is not None:
