@@ -94,14 +94,20 @@ class EnvelopeMaker:
                 milliseconds % 1000,
             )
         if fields.client:
-            text += b'"client":%b,' % encode(address())
+            text += b'"client":%b,' % _json(address())
         if fields.name:
-            text += b'"name":%b,' % escape_controls_in_json(encode(name))
+            text += b'"name":%b,' % _json(name)
         if fields.stream:
-            text += b'"stream":%b,' % encode(stream)
+            text += b'"stream":%b,' % _json(stream)
         if fields.headers:
             text += b'"headers":%b,' % (headers or b"{}")
         return Envelope(text + b'"payload":')
+
+
+@lru_cache(maxsize=1024)
+def _json(text: str | None) -> bytes:
+    """Return a text as JSON, its invisible characters escaped."""
+    return escape_controls_in_json(encode(text))
 
 
 @lru_cache(maxsize=2)

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from payloadd.model.job import PayloadBytes
 
 _SUFFIX: Final = b"}"
-_WINDOW: Final = 2**18
-"""Bytes of lines that are copied at a time: no other thread runs meanwhile."""
+_WINDOW: Final = 2**17
+"""Bytes of long lines that are copied at a time: no other thread runs meanwhile."""
+_SHORT: Final = 16
+"""Bytes of a short line, in whose place more are written the larger the envelope is."""
 
 
 class Envelope(NamedTuple):
@@ -36,10 +38,11 @@ class Envelope(NamedTuple):
         """
         pieces: list[bytes] = []
         start = 0
+        window = max(1, _WINDOW * _SHORT // (_SHORT + self.size))
         while start < len(lines):
-            end = lines.rfind(b"\n", start, start + _WINDOW) + 1
+            end = lines.rfind(b"\n", start, start + window) + 1
             if not end:
-                end = lines.find(b"\n", start + _WINDOW) + 1 or len(lines)
+                end = lines.find(b"\n", start + window) + 1 or len(lines)
             text = lines[start : end - 1].replace(b"\n", self._joint)
             pieces += [self.prefix, text, _SUFFIX, b"\n"]
             start = end
