@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from payloadd.config.envelope import EnvelopeFields
 
-_SECRET: Final = re.compile(r"token|secret|passw|api-?key|credential|signature|session")
+_SECRET: Final = re.compile(r"token|secret|passw|api-?key|credential|session")
 """Parts of the names of headers that often contain a secret."""
 
 
