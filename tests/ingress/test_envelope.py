@@ -87,7 +87,7 @@ async def test_headers_are_joined_decoded_and_escaped() -> None:
 
 @pytest.mark.usefixtures("each_way")
 async def test_credentials_are_never_stored() -> None:
-    """Anyone who may read the objects could post as the client, or take over its session."""
+    """A reader of the objects could post as the client, or take over its session."""
     secret = "hunter2-hunter2"
     names = "Authorization Cookie Proxy-Authorization X-Forwarded-Authorization Set-Cookie"
     lines = [f"{name}: {secret}" for name in (*names.split(), "X-Api-Key", "X-Auth-Token")]

@@ -1,7 +1,7 @@
 """Make the envelope of a request (ENVELOPE): where its payloads came from. No I/O.
 
 A header with credentials is never part of it. A pattern with ``*`` leaves out the headers that
-often contain a secret, too; an operator who wants such a header has to write its whole name.
+often contain a secret, too; to store such a header, the operator has to write its whole name.
 """
 
 from __future__ import annotations
