@@ -166,13 +166,16 @@ async def _run_parts(runtime: Runtime) -> None:
             listener = PipelineListener(channel, feeder, runtime.accounting, runtime.metrics)
             journal = open_journal(settings, listener, runtime.health, runtime.metrics)
             async with journal as opened:
-                intake = Intake(opened.journal, runtime.health, settings)
+                uploads = runtime.accounting.uploads
+                intake = Intake(opened.journal, runtime.health, settings, uploads)
                 watched = WatchedParts(settings, runtime.health, opened.journal)
                 monitor = reporting_to_systemd(watched, runtime.notifier)
                 admin_app = _serve_admin(runtime, intake)
                 async with monitor, admin_app as admin, trio.open_nursery() as pipeline:
-                    await _start_pipeline(runtime, pipeline, channel, feeder, opened, store)
-                    await _serve_public(runtime, intake, stop, admin)
+                    batcher = await _start_pipeline(
+                        runtime, pipeline, channel, feeder, opened, store
+                    )
+                    await _serve_public(runtime, intake, stop, admin, batcher)
                     feeder.finish()
                     deadline = trio.current_time() + settings.drain_timeout
                     pipeline.cancel_scope.deadline = deadline
@@ -284,7 +287,7 @@ async def _start_pipeline(
     feeder: QueueFeeder,
     opened: OpenedJournal,
     store: Store,
-) -> None:
+) -> Batcher:
     """Start the dispatcher with its workers, and the task that refills the queue."""
     settings = runtime.settings
     worker = Worker(
@@ -299,12 +302,16 @@ async def _start_pipeline(
     batcher = Batcher(channel, opened.layouts, settings, worker.admission)
     await nursery.start(dispatch, batcher, worker)
     await nursery.start(feeder.refill, opened.journal)
+    return batcher
 
 
 async def _serve_public(
-    runtime: Runtime, intake: Intake, stop: trio.Event, admin: list[str]
+    runtime: Runtime, intake: Intake, stop: trio.Event, admin: list[str], batcher: Batcher
 ) -> None:
-    """Accept POSTs until ``stop`` is set; returns when all requests under way are answered."""
+    """Accept POSTs until ``stop`` is set; returns when all requests under way are answered.
+
+    Those that wait for their upload are answered once it is done: no batch lingers meanwhile.
+    """
     settings = runtime.settings
     memory = RequestMemory(settings.max_request_bytes, settings.max_length)
     submitter = Submitter(intake, runtime.health, settings, memory, runtime.admission)
@@ -336,6 +343,10 @@ async def _serve_public(
                 log.warning("durability_memory", note="queued payloads are lost on a crash")
             _warn_if_open(settings, listeners)
             log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))
+            await stop.wait()
+            batcher.end_linger()
+            longest = min(settings.drain_timeout, settings.request_timeout)
+            intake.uploads.wait_no_longer_than(longest)
         helpers.cancel_scope.cancel()
     refusals.finish()
 

@@ -133,6 +133,7 @@ def test_values_are_parsed_as_documented(name: str, text: str, field: str, value
         ("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "1", "one of true, false"),
         ("RATE_LIMIT", "100", "100/s burst 500"),
         ("CORS_ORIGINS", "https://a.b/", "without a path"),
+        ("ENVELOPE", "clients", "'clients' is none of them"),
         ("CORS_ORIGINS", "*, https://a.b", "stands alone"),
         ("RATE_LIMIT", "0/s", "100/s burst 500"),
         ("TRUSTED_PROXIES", "10.0.0.1/8", "networks such as 10.0.0.0/8"),

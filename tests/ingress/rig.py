@@ -23,6 +23,7 @@ from payloadd.ingress.submission import Submitter
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.intake import Intake, OutcomeCallback, PayloadBytes, Receipt
+from payloadd.pipeline.upload_watch import UploadWatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from payloadd.config.settings import Settings
     from payloadd.errors import RefusedError
     from payloadd.ingress.admission import Admission
+    from payloadd.model.envelope import Envelope
 
 ID = uuid.UUID("0198b5a2-7c00-7000-8000-000000000001")
 COLLECTION = b'{"payloads":[1,"two"]}'
@@ -60,6 +62,7 @@ class FakeIntake(Intake):
         """Requests are answered while this is set."""
         self.open.set()
         self.keeps = True
+        self.uploads = UploadWatch()
 
     @property
     def durable(self) -> bool:
@@ -67,23 +70,50 @@ class FakeIntake(Intake):
         return self.keeps
 
     def submit(
-        self, payloads: Sequence[PayloadBytes], key: str | None, done: OutcomeCallback
+        self,
+        payloads: Sequence[PayloadBytes],
+        key: str | None,
+        done: OutcomeCallback,
+        *,
+        envelope: Envelope | None = None,
+        watch: bool = False,
     ) -> None:
         """Wait until ``open`` is set; then accept, raise ``fault`` or refuse with ``late``."""
         self.asked.set()
         taken = [bytes(payload) for payload in payloads]
+        if envelope is not None:
+            taken = envelope.lines(payloads).split(b"\n")[:-1]
+        if watch:
+            done = self._watching_one_job(done, remembered=key is not None)
         if self.open.is_set():
             self._take(taken, key, done)
         else:
             trio.lowlevel.spawn_system_task(self._take_later, self.open, taken, key, done)
 
     async def submit_lines(
-        self, text: bytes, sizes: Sequence[int], key: str | None, done: OutcomeCallback
+        self,
+        text: bytes,
+        sizes: Sequence[int],
+        key: str | None,
+        done: OutcomeCallback,
+        *,
+        envelope: Envelope | None = None,
+        watch: bool = False,
     ) -> None:
         """Submit the payloads of an NDJSON text in the same way."""
         payloads = text.split(b"\n")[:-1]
         assert [*map(len, payloads)] == [*sizes]
-        self.submit(payloads, key, done)
+        self.submit(payloads, key, done, envelope=envelope, watch=watch)
+
+    def _watching_one_job(self, done: OutcomeCallback, *, remembered: bool) -> OutcomeCallback:
+        if ID.int not in self.uploads.jobs:  # all receipts are equal: others are repetitions
+            self.uploads.watch(Receipt(ID, 1), 1, remembered=remembered)
+
+        def finish(outcome: Receipt | RefusedError) -> None:
+            done(outcome)
+            self.uploads.answered(Receipt(ID, 1))
+
+        return finish
 
     async def _take_later(
         self, gate: trio.Event, taken: list[bytes], key: str | None, done: OutcomeCallback

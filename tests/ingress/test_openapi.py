@@ -31,7 +31,15 @@ if TYPE_CHECKING:
 
 PATHS: Final = {"/v1/payloads", "/v1/payload", "/healthz", "/openapi.json"}
 METHODS: Final = {"get", "post", "put", "patch", "delete", "trace"}
-BARE: Final = ("content_type", "document", "origin", "x_forwarded_for", "forwarded", "stream")
+BARE: Final = (
+    "content_type",
+    "document",
+    "origin",
+    "x_forwarded_for",
+    "forwarded",
+    "stream",
+    "kept",
+)
 """Fields of PostHeaders that are no parameters: type, path, and what browsers and proxies set."""
 
 

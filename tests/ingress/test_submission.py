@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payloadd.ingress import problem
+from payloadd.ingress.preferences import receipt_document
 from payloadd.ingress.problem import Problem
-from payloadd.ingress.submission import PostHeaders, Submitter, receipt_document
+from payloadd.ingress.submission import PostHeaders, Submitter
 from payloadd.pipeline.intake import Receipt
 from tests.ingress.rig import Rig, Wire, post, running
 

@@ -85,7 +85,7 @@ class Pipeline:
         self.feeder = QueueFeeder(self.channel, self.accounting, newest=0)
         listener = PipelineListener(self.channel, self.feeder, self.accounting, self.metrics)
         self.journal = MemoryJournal(listener)
-        self.intake = Intake(self.journal, self.health, settings)
+        self.intake = Intake(self.journal, self.health, settings, self.accounting.uploads)
         self.worker = Worker(
             store,
             self.journal,

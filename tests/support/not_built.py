@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 NAMES: Final = (
-    "ENVELOPE",
     *("JOURNAL_URL", "OBJECT_FORMAT", "PARQUET_SCHEMA", "PARQUET_SORT_BY", "PUT_PRICE"),
     *("STREAMS", "WATERMARK"),
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Final
 
 NOT_BUILT: Final = {
-    "ENVELOPE": "envelopes around payloads",
     "JOURNAL_URL": "a journal that machines share",
     "OBJECT_FORMAT": "object formats besides NDJSON",
     "PARQUET_SCHEMA": "object formats besides NDJSON",

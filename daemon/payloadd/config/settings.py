@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from payloadd.config.contradictions import contradictions_of
 from payloadd.config.credential_files import read_credentials
+from payloadd.config.envelope import EnvelopeFields, envelope
 from payloadd.config.not_built import NOT_BUILT
 from payloadd.config.object_options import (
     ACLS,
@@ -198,6 +199,11 @@ class Settings:
     cors_origins: tuple[str, ...] | None = field(
         metadata=_setting(
             None, origins, "origins of pages from which browsers may post (comma list), or *"
+        )
+    )
+    envelope: EnvelopeFields | None = field(
+        metadata=_setting(
+            None, envelope, "stored around payloads: received_at, client, name, stream, headers:X"
         )
     )
     log_level: Literal["debug", "info", "warning", "error"] = field(

@@ -17,8 +17,10 @@ from payloadd.ingress.body import ACCEPTED_TYPES
 from payloadd.ingress.large_bodies import busy_error
 from payloadd.ingress.openapi import render
 from payloadd.ingress.operations import OPENAPI_PATH
+from payloadd.ingress.preferences import seconds_to_wait
 from payloadd.ingress.problem import CONTENT_TYPE, Problem, refusal_problem, too_large
 from payloadd.ingress.submission import PostHeaders, closes_connection, internal_error
+from payloadd.ingress.waiting_submission import do_nothing, submit_and_wait
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator
@@ -79,7 +81,7 @@ class _Handler:
         self._submitter = submitter
 
     async def post_collection(self) -> Response:
-        """Accept the payloads of one request, whole or not at all, and answer 202 with its id."""
+        """Accept the payloads of one request, whole or not at all; answer 202, or 201 if stored."""
         return await self._post(document=False)
 
     async def post_document(self) -> Response:
@@ -95,7 +97,7 @@ class _Handler:
         return Response("", 204, headers)
 
     async def _post(self, *, document: bool) -> Response:
-        headers = _post_headers(document=document)
+        headers = self._post_headers(document=document)
         if {"Transfer-Encoding", "Content-Length"} <= set(request.headers.keys()):
             # h11 follows Transfer-Encoding. Behind a proxy that follows Content-Length, a client
             # could smuggle a request (RFC 9112, section 6.1).
@@ -106,16 +108,35 @@ class _Handler:
         )
         if (request.content_length or 0) > self._submitter.max_length:
             raise too_large(self._submitter.max_length)
-        body = await self._read_body()
-        answer = await self._submitter.submit_and_wait(headers, body, self.client, name)
-        return Response(answer, 202, content_type="application/json")
+        # The body is no local variable: a request that waits for its upload must not keep it.
+        answer = await submit_and_wait(
+            self._submitter, headers, await self._read_body(), self.client, name, _releasing_body()
+        )
+        applied = {}
+        if answer.waited is not None:
+            applied["Preference-Applied"] = f"wait={answer.waited}"
+        return Response(answer.body, answer.status, applied, content_type="application/json")
 
     def client(self) -> str | None:
         """Return the address of the client."""
         peer = _peer()
         if not self._submitter.behind_proxies:
             return peer
-        return self._submitter.client_address(peer, _post_headers(document=False))
+        return self._submitter.client_address(peer, self._post_headers(document=False))
+
+    def _post_headers(self, *, document: bool) -> PostHeaders:
+        patterns = self._submitter.kept_headers
+        return PostHeaders(
+            _header("Content-Type"),
+            _header("Content-Encoding"),
+            _header("Idempotency-Key"),
+            document,
+            _header("Origin"),
+            _header("X-Forwarded-For"),
+            _header("Forwarded"),
+            seconds_to_wait(_header("Prefer")),
+            None if patterns is None else patterns.select(_joined_headers()),
+        )
 
     async def _read_body(self) -> bytes:
         """Return the body. Raises Problem TOO_LARGE, TIMEOUT or BUSY.
@@ -221,16 +242,22 @@ def _header(name: str) -> str | None:
     return ", ".join(lines) if lines else None
 
 
-def _post_headers(*, document: bool) -> PostHeaders:
-    return PostHeaders(
-        _header("Content-Type"),
-        _header("Content-Encoding"),
-        _header("Idempotency-Key"),
-        document,
-        _header("Origin"),
-        _header("X-Forwarded-For"),
-        _header("Forwarded"),
-    )
+def _joined_headers() -> dict[bytes, bytes]:
+    """Return all request headers, names in lower case, the lines of each joined."""
+    joined: dict[bytes, bytes] = {}
+    for name, line in request.scope["headers"]:
+        lower = name.lower()
+        joined[lower] = b"%b, %b" % (joined[lower], line) if lower in joined else line
+    return joined
+
+
+def _releasing_body() -> Callable[[], object]:
+    """Return a function that releases the memory of the request's body.
+
+    It is called outside the context of the request.
+    """
+    body: ReceivedBody | None = request.scope.get("state", {}).get("body")
+    return do_nothing if body is None else body.release
 
 
 def _peer() -> str | None:

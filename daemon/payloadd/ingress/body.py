@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from msgspec import Raw
 
-_IN_LOOP_BYTES: Final = 512 * 2**10
+IN_LOOP_BYTES: Final = 512 * 2**10
 """Bytes of the largest body that is decoded in the event loop."""
 _UNCOUNTED_BYTES: Final = 80 * 2**10
 """Bytes of a document up to which its payloads are too few to be counted before decoding."""
@@ -81,7 +81,7 @@ def decode(
     body_format = check_headers(content_type, content_encoding, document=document)
     if len(data) - start > limits.max_length:
         raise too_large(limits.max_length)
-    if in_loop and len(data) - start > _IN_LOOP_BYTES:
+    if in_loop and len(data) - start > IN_LOOP_BYTES:
         raise TooMuchWorkError
     if body_format.decompress is not None:
         bounds = (

@@ -28,6 +28,7 @@ from payloadd.ingress.operations import (
 )
 from payloadd.ingress.problem import CONTENT_TYPE, KINDS, problem_type
 from payloadd.ingress.submission import KEY_CHARACTERS, LONGEST_KEY
+from payloadd.pipeline.intake import MOST_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Collection as Strings
@@ -70,6 +71,12 @@ PARAMETERS: Final[dict[str, JsonObject]] = {
             "minLength": 1,
             "maxLength": LONGEST_KEY,
         },
+    },
+    "wait": {
+        "name": "Prefer",
+        "in": "header",
+        "description": "`wait=N` (RFC 7240): the answer waits up to N seconds for the upload.",
+        "schema": {"type": "string"},
     },
 }
 """Parameters by the field of PostHeaders; the media types of the body stand for Content-Type."""
@@ -157,7 +164,10 @@ def _operation(rule: Rule, method: str, settings: Settings) -> JsonObject:
         found["parameters"] = [*PARAMETERS.values()]
         found["requestBody"] = _request_body(operation, settings)
         found["security"] = _security(settings)
-        found["responses"]["202"]["links"] = {"repeat": _repeat(found["operationId"])}
+        found["responses"]["201"] = _STORED
+        for status in ("201", "202"):
+            links = {"repeat": _repeat(found["operationId"])}
+            found["responses"][status] = found["responses"][status] | {"links": links}
         if settings.cors_origins is not None:
             for response in found["responses"].values():
                 response.setdefault("headers", {})["Access-Control-Allow-Origin"] = _ALLOW_ORIGIN
@@ -204,6 +214,12 @@ def _answer(operation: Operation) -> JsonObject:
     }
 
 
+_STORED: Final = {
+    "description": "The payloads are accepted and stored",
+    "headers": {"Preference-Applied": {"schema": {"type": "string"}}},
+    "content": {JSON_TYPE: {"schema": {"$ref": "#/components/schemas/StoredReceipt"}}},
+}
+"""The answer to a request with ``Prefer: wait=N`` whose payloads were stored in time."""
 _DESCRIPTIONS: Final = {
     "Receipt": "The payloads are accepted",
     "Health": "The process works",
@@ -264,6 +280,18 @@ def _schemas(settings: Settings) -> JsonObject:
             id={**_TEXT, "format": "uuid"},
             accepted={"type": "integer", "minimum": 0, "maximum": settings.max_payloads},
         ),
+        "StoredReceipt": {
+            "allOf": [
+                {"$ref": "#/components/schemas/Receipt"},
+                {
+                    "properties": {
+                        "objects": {"type": "array", "items": _TEXT, "maxItems": MOST_KEYS},
+                        "more_objects": {"type": "integer", "minimum": 1},
+                    },
+                    "required": ["objects"],
+                },
+            ]
+        },
         "Health": _object(status={"const": "ok"}),
         "Readiness": _object(status={"const": "ready"}, troubles=_TROUBLES),
         "Metrics": _TEXT,

@@ -7,27 +7,38 @@ others for the same reasons.
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
 from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
-from payloadd.ingress.body import IN_LOOP_DECOMPRESSED_BYTES, Limits, check_headers, decode
+from payloadd.ingress.body import (
+    IN_LOOP_BYTES,
+    IN_LOOP_DECOMPRESSED_BYTES,
+    Limits,
+    check_headers,
+    decode,
+)
 from payloadd.ingress.cors import Cors, json_for_text
 from payloadd.ingress.decompression import TooMuchWorkError
+from payloadd.ingress.envelope import EnvelopeMaker
 from payloadd.ingress.large_bodies import LargeBodies, LargeBody, Lines
 from payloadd.ingress.problem import Problem, refusal_problem
 from payloadd.ingress.switch_interval import SwitchInterval
+from payloadd.ingress.upload_waits import UploadWaits
 from payloadd.observe.logs import get_logger
 from payloadd.pipeline.intake import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from payloadd.config.settings import Settings
     from payloadd.ingress.admission import Admission
+    from payloadd.ingress.envelope import HeaderPatterns
     from payloadd.ingress.request_memory import RequestMemory
+    from payloadd.model.envelope import Envelope
     from payloadd.observe.health import Health
     from payloadd.pipeline.intake import Intake
 
@@ -41,6 +52,7 @@ _JOBS_IN_LOOP: Final = 256
 KEY_CHARACTERS: Final = r"[\x21-\x7e]"
 LONGEST_KEY: Final = 255
 _KEY: Final = re.compile(f"{KEY_CHARACTERS}{{1,{LONGEST_KEY}}}")
+_STREAM: Final = "default"
 
 
 class PostHeaders(NamedTuple):
@@ -57,6 +69,10 @@ class PostHeaders(NamedTuple):
     origin: str | None = None
     x_forwarded_for: str | None = None
     forwarded: str | None = None
+    wait: int | None = None
+    """Seconds of the preference ``wait`` (see ``preferences.seconds_to_wait``)."""
+    kept: bytes | None = None
+    """The headers for the envelope (see ``HeaderPatterns.select``)."""
 
 
 SubmissionOutcome = Receipt | RefusedError | Problem
@@ -83,6 +99,12 @@ class Submitter:
         self._admission = admission
         self.cors = None if settings.cors_origins is None else Cors(settings.cors_origins)
         """The headers for browsers; None without CORS_ORIGINS."""
+        self._envelopes = None if settings.envelope is None else EnvelopeMaker(settings.envelope)
+        self.kept_headers: HeaderPatterns | None = (
+            None if self._envelopes is None else self._envelopes.headers
+        )
+        """The headers that become a part of envelopes; None without any."""
+        self.waits = UploadWaits(intake, settings)
         self._limits = Limits(settings.max_length, settings.max_payloads)
         self._max_payloads_in_loop = min(
             _PAYLOADS_IN_LOOP, _JOBS_IN_LOOP * settings.batch_max_payloads
@@ -103,6 +125,7 @@ class Submitter:
             nursery.start_soon(self.switch_interval.run)
             nursery.start_soon(self.memory.run)
             nursery.start_soon(self.large_bodies.run)
+            nursery.start_soon(self.waits.run)
 
     @property
     def needs_tokens(self) -> bool:
@@ -151,49 +174,6 @@ class Submitter:
         check_headers(content_type, headers.content_encoding, document=headers.document)
         return name
 
-    async def submit_and_wait(
-        self, headers: PostHeaders, data: bytes, address: Callable[[], str | None], name: str | None
-    ) -> bytes:
-        """Submit one request, whole or not at all, and return the body of the 202.
-
-        ``address`` returns the client's address, and ``name`` is what ``check`` returned.
-        The caller calls ``check`` before, and accounts for the memory of ``data`` until this method
-        returns. If the caller is cancelled, that memory stays acquired until the request is
-        finished.
-
-        Raises Problem.
-        """
-        answered = trio.Event()
-        outcomes: list[SubmissionOutcome] = []
-        abandoned = False
-
-        def record(outcome: SubmissionOutcome) -> None:
-            outcomes.append(outcome)
-            answered.set()
-            if abandoned:
-                self.memory.release(len(data))
-
-        self.submit(headers, data, 0, record, address, name)
-        try:
-            await answered.wait()
-        except trio.Cancelled:
-            # The client is gone, but the request still waits to be decoded or committed. Unless its
-            # memory stays acquired, a client that resets its requests could fill the memory with
-            # bodies that are not counted.
-            if not outcomes:
-                abandoned = True
-                self.memory.acquire_beyond_bound(len(data))
-            raise
-        outcome = outcomes.pop()
-        if isinstance(outcome, Receipt):
-            return receipt_document(outcome)
-        try:
-            raise as_problem(outcome)
-        finally:
-            # The traceback of the exception holds this frame, and so would keep the body until a
-            # garbage collection.
-            del outcome
-
     def submit(
         self,
         headers: PostHeaders,
@@ -213,14 +193,17 @@ class Submitter:
         """
         if self.cors is not None:
             headers = headers._replace(content_type=json_for_text(headers.content_type))
+        envelope = None
+        if self._envelopes is not None:
+            envelope = self._envelopes.make(address, name, _STREAM, headers.kept)
         try:
             if headers.content_encoding is None:
-                self._submit_now(headers, data, start, on_outcome, name)
+                self._submit_now(headers, data, start, on_outcome, name, envelope)
             else:
-                self._submit_compressed(headers, data, start, on_outcome, name)
+                self._submit_compressed(headers, data, start, on_outcome, name, envelope)
         except TooMuchWorkError:
             key = _check_key(headers.idempotency_key, name)
-            self._submit_large(headers, data, start, on_outcome, key, name or address())
+            self._submit_large(headers, data, start, on_outcome, key, name or address(), envelope)
         except Problem:
             raise  # not from itself: such a cycle would keep the body until a garbage collection
         except Exception as error:
@@ -233,6 +216,7 @@ class Submitter:
         start: int,
         on_outcome: Callable[[SubmissionOutcome], None],
         name: str | None,
+        envelope: Envelope | None,
     ) -> None:
         payloads = decode(
             data,
@@ -245,7 +229,17 @@ class Submitter:
         )
         if len(payloads) > self._max_payloads_in_loop:
             raise TooMuchWorkError
-        self._intake.submit(payloads, _check_key(headers.idempotency_key, name), on_outcome)
+        key = _check_key(headers.idempotency_key, name)
+        submit = self._intake.submit
+        if envelope is None:
+            submit(payloads, key, on_outcome, watch=bool(headers.wait))
+            return
+        size = sum(map(len, payloads), len(payloads) * (1 + envelope.size))
+        self._check_size(size)
+        if size > IN_LOOP_BYTES:
+            raise TooMuchWorkError
+        with self._more_memory(size - (len(data) - start), on_outcome) as releasing:
+            submit(payloads, key, releasing, envelope=envelope, watch=bool(headers.wait))
 
     def _submit_compressed(
         self,
@@ -254,17 +248,37 @@ class Submitter:
         start: int,
         on_outcome: Callable[[SubmissionOutcome], None],
         name: str | None,
+        envelope: Envelope | None,
     ) -> None:
         """Submit a compressed body; acquires memory for its decompressed bytes."""
-        if not self.memory.try_acquire(IN_LOOP_DECOMPRESSED_BYTES):
+        with self._more_memory(IN_LOOP_DECOMPRESSED_BYTES, on_outcome) as releasing:
+            self._submit_now(headers, data, start, releasing, name, envelope)
+
+    @contextmanager
+    def _more_memory(
+        self, size: int, on_outcome: Callable[[SubmissionOutcome], None]
+    ) -> Iterator[Callable[[SubmissionOutcome], None]]:
+        """Acquire memory until the callback that is yielded is called, or the body raises.
+
+        Raises TooMuchWorkError if there is none.
+        """
+        size = max(0, size)
+        if not self.memory.try_acquire(size):
             raise TooMuchWorkError
         try:
-            self._submit_now(
-                headers, data, start, self._releasing(IN_LOOP_DECOMPRESSED_BYTES, on_outcome), name
-            )
+            yield self._releasing(size, on_outcome)
         except BaseException:
-            self.memory.release(IN_LOOP_DECOMPRESSED_BYTES)
+            self.memory.release(size)
             raise
+
+    def _check_size(self, size: int) -> None:
+        """Raise Problem TOO_LARGE if the payloads with their envelopes are too large."""
+        if size > self.max_length:
+            raise Problem(
+                "TOO_LARGE",
+                f"the payloads and what is stored around each of them (ENVELOPE) are {size} bytes;"
+                f" allowed are {self.max_length} (MAX_LENGTH)",
+            )
 
     def _submit_large(
         self,
@@ -274,8 +288,11 @@ class Submitter:
         on_outcome: Callable[[SubmissionOutcome], None],
         key: str | None,
         client: str | None,
+        envelope: Envelope | None,
     ) -> None:
-        submit = partial(self._submit_lines, key, len(data) - start, on_outcome)
+        watch = bool(headers.wait)
+        received = len(data) - start
+        submit = partial(self._submit_lines, key, received, on_outcome, envelope, watch)
         kind, coding = headers.content_type, headers.content_encoding
         body = LargeBody(data, start, kind, coding, submit, on_outcome, client, headers.document)
         self.large_bodies.add(body)
@@ -285,14 +302,23 @@ class Submitter:
         key: str | None,
         received: int,
         on_outcome: Callable[[SubmissionOutcome], None],
+        envelope: Envelope | None,
+        watch: bool,  # noqa: FBT001 - bound by _submit_large alone
         lines: Lines,
     ) -> None:
         """Submit the payloads of a large body of which ``received`` bytes were received."""
-        more = max(0, len(lines.text) - received)
+        size = len(lines.text)
+        if envelope is not None:
+            size += len(lines.sizes) * envelope.size
+        more = max(0, size - received)
         self.memory.acquire_beyond_bound(more)
         on_outcome = self._releasing(more, on_outcome)
         try:
-            await self._intake.submit_lines(lines.text, lines.sizes, key, on_outcome)
+            if envelope is not None:
+                self._check_size(size)
+            await self._intake.submit_lines(
+                lines.text, lines.sizes, key, on_outcome, envelope=envelope, watch=watch
+            )
         except Exception as error:  # noqa: BLE001 - it is answered, and logged where it is a bug
             on_outcome(as_problem(error))
 
@@ -310,20 +336,6 @@ class Submitter:
     def timeout_problem(self) -> Problem:
         """Return the 408 for a request that did not arrive in time."""
         return Problem("TIMEOUT", f"the request took longer than {self.timeout:g} seconds")
-
-
-def receipt_document(receipt: Receipt) -> bytes:
-    """Return the body of a 202."""
-    # Equal to str(receipt.id), which was measurably slower.
-    digits = b"%032x" % receipt.id.int
-    return b'{"id":"%b-%b-%b-%b-%b","accepted":%d}' % (
-        digits[:8],
-        digits[8:12],
-        digits[12:16],
-        digits[16:20],
-        digits[20:],
-        receipt.payloads,
-    )
 
 
 def as_problem(error: Exception) -> Problem:

@@ -43,12 +43,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from payloadd.errors import RefusedError
+from payloadd.journal.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     import uuid
     from collections.abc import Sequence
 
     from payloadd.model.job import Batch, Job, Part
+
+__all__ = ["Journal", "JournalListener", "OutcomeCallback", "Receipt", "fingerprint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +78,18 @@ class Journal(Protocol):
         ...
 
     def append(
-        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: OutcomeCallback
+        self,
+        receipt: Receipt,
+        parts: Sequence[Part],
+        key: bytes | None,
+        done: OutcomeCallback,
+        *,
+        marks: bytes | None = None,
     ) -> None:
         """Accept a request; call ``done`` once with its outcome.
+
+        ``marks`` is the fingerprint of the payloads as the client sent them, where ``parts`` have
+        something else around them, such as the time; None: it is the fingerprint of ``parts``.
 
         The outcome is ``receipt``, or the receipt of an earlier request where ``key``, the hash of
         an Idempotency-Key, is known, a KeyReusedError where that request had other payloads, or a

@@ -44,7 +44,13 @@ class MemoryJournal:
         """By key: receipt and fingerprint of its request, and when it expires; oldest first."""
 
     def append(
-        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: OutcomeCallback
+        self,
+        receipt: Receipt,
+        parts: Sequence[Part],
+        key: bytes | None,
+        done: OutcomeCallback,
+        *,
+        marks: bytes | None = None,
     ) -> None:
         """Queue the jobs of a request and call ``done`` before this returns.
 
@@ -52,7 +58,8 @@ class MemoryJournal:
         TooLargeError if it never has.
         """
         if key is not None and (known := self._known(key)) is not None:
-            done(known[0] if known[1] == fingerprint(parts) else KeyReusedError())
+            same = known[1] == (marks or fingerprint(parts))
+            done(known[0] if same else KeyReusedError())
             return
         self._check_room(parts)
         jobs = [Job(seq, *part) for seq, part in enumerate(parts, self._next)]
@@ -61,7 +68,7 @@ class MemoryJournal:
         self._listener.committed(jobs)
         if key is not None and receipt.payloads:
             expires = self._uptime() + KEEP * 1000
-            self._receipts[key] = (receipt, fingerprint(parts), expires)
+            self._receipts[key] = (receipt, marks or fingerprint(parts), expires)
             if len(self._receipts) > self._most_keys:
                 self._receipts.popitem(last=False)
         done(receipt)

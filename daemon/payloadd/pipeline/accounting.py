@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from payloadd.model.job import accepted_at
 from payloadd.observe.status import PayloadFigures
+from payloadd.pipeline.upload_watch import UploadWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -75,6 +76,8 @@ class Accounting:
         """Begin with zeros; ``wall_clock`` returns Unix time in seconds."""
         self._metrics = metrics
         self._wall_clock = wall_clock
+        self.uploads = UploadWatch()
+        """The requests that want to know the objects of their payloads."""
         # Bounded by the channel and by the batches of the workers.
         self._in_memory: dict[int, Job] = {}
         self.kept_since: float | None = None
@@ -158,12 +161,16 @@ class Accounting:
     def settle(self, batch: Batch) -> None:
         """Count the payloads of a batch that the store confirmed."""
         self._remove(batch)
+        if self.uploads.jobs:
+            self.uploads.store(batch)
         self.stored += batch.payloads
         self._metrics.stored.inc(batch.payloads)
 
     def bury(self, batch: Batch) -> None:
         """Count the payloads of a batch that the store refused for good."""
         self._remove(batch)
+        if self.uploads.jobs:
+            self.uploads.bury(batch)
         self.dead += batch.payloads
         self._metrics.dead.inc(batch.payloads)
 

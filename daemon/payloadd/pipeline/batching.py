@@ -30,7 +30,13 @@ class Batcher:
         self._max_payloads = settings.batch_max_payloads
         self._max_bytes = settings.batch_max_bytes
         self._linger = settings.batch_linger
+        self._lingering = trio.CancelScope()
         self._admission = admission
+
+    def end_linger(self) -> None:
+        """Close each batch from now on, and the current one, once no job is ready for it."""
+        self._linger = 0.0
+        self._lingering.cancel()
 
     async def next_batch(self) -> Batch | None:
         """Return the next batch, or None once the channel is closed and empty.
@@ -76,7 +82,7 @@ class Batcher:
             return jobs
         end = self._layouts.next_change(first.seq)
         capacity = _BatchCapacity(first, end, self._max_payloads, self._max_bytes)
-        with trio.move_on_after(self._linger):
+        with trio.move_on_after(self._linger) as self._lingering:
             while capacity.wants_more:
                 if not channel.jobs:
                     seconds = min(_LONGEST_GATHERING, self._linger / 10)

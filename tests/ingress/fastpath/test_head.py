@@ -179,7 +179,7 @@ def test_requests_with_secrets_are_remembered_within_a_bound(
         assert parse_with_secret(data, MAX) is parse_with_secret(data, MAX)
     assert len(head._WITH_SECRETS) == 3
     assert parse_with_secret(data, MAX - 1) is not parse_with_secret(data, MAX)
-    assert all(len(digest) == 32 for digest, _ in head._WITH_SECRETS)
+    assert all(len(digest) == 32 for digest, *_ in head._WITH_SECRETS)
 
 
 def test_heads_that_differ_in_a_token_are_parsed_once() -> None:

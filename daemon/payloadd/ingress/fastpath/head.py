@@ -11,12 +11,16 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import httptools
 
 from payloadd.ingress.auth import token_digest
+from payloadd.ingress.preferences import seconds_to_wait
 from payloadd.ingress.submission import PostHeaders
+
+if TYPE_CHECKING:
+    from payloadd.ingress.envelope import HeaderPatterns
 
 MAX_HEAD_BYTES: Final = 16 * 2**10
 _FIRST_LINES: Final = {
@@ -84,10 +88,13 @@ def may_become_plain(data: bytes) -> bool:
     )
 
 
-def parse(data: bytes, max_length: int) -> FastPathRequest | None:
+def parse(
+    data: bytes, max_length: int, patterns: HeaderPatterns | None = None
+) -> FastPathRequest | None:
     """Return the request at the beginning of ``data``, None if it is not plain.
 
-    ``max_length`` is the largest Content-Length in bytes.
+    ``max_length`` is the largest Content-Length in bytes; ``patterns`` are the headers that are
+    kept for the envelope.
     """
     head = data[: data.find(_HEAD_END) + len(_HEAD_END)]
     # A client repeats the same head with every request, and parsing it again was measurable. Only
@@ -95,26 +102,28 @@ def parse(data: bytes, max_length: int) -> FastPathRequest | None:
     # raises; a search for secrets before each look-up would cost every request.
     try:
         return (
-            _read_cached(head, max_length)
+            _read_cached(head, max_length, patterns)
             if len(head) <= _CACHED_HEAD_BYTES
-            else _read(head, max_length)
+            else _read(head, max_length, patterns)
         )
     except _NotCached as found:
         return found.request
 
 
-def parse_with_secret(data: bytes, max_length: int) -> FastPathRequest | None:
+def parse_with_secret(
+    data: bytes, max_length: int, patterns: HeaderPatterns | None = None
+) -> FastPathRequest | None:
     """Return the same as ``parse``; faster for heads with ``Authorization``, slower for others.
 
     Requests are remembered by the SHA-256 of their heads, so no secret is.
     """
     head = data[: data.find(_HEAD_END) + len(_HEAD_END)]
     if len(head) > _CACHED_HEAD_BYTES:
-        return parse(head, max_length)
-    key = sha256(head).digest(), max_length
+        return parse(head, max_length, patterns)
+    key = sha256(head).digest(), max_length, patterns
     request = _WITH_SECRETS.get(key)
     if request is None:
-        request = parse(head, max_length)
+        request = parse(head, max_length, patterns)
         if request is not None:
             if len(_WITH_SECRETS) >= _MOST_HEADS:
                 del _WITH_SECRETS[next(iter(_WITH_SECRETS))]
@@ -123,10 +132,14 @@ def parse_with_secret(data: bytes, max_length: int) -> FastPathRequest | None:
 
 
 def _parse_cut(
-    head: bytes, removed: int, authorization: str | None, max_length: int
+    head: bytes,
+    removed: int,
+    authorization: str | None,
+    max_length: int,
+    patterns: HeaderPatterns | None,
 ) -> FastPathRequest | None:
     """Parse a head of which ``_cut_secret`` has cut a secret; return the request of the whole."""
-    request = parse(head, max_length)
+    request = parse(head, max_length, patterns)
     if request is None:
         return None
     headers, start, end, other = request
@@ -134,7 +147,7 @@ def _parse_cut(
     return FastPathRequest(headers, start + removed, end + removed, token)
 
 
-def _read(head: bytes, max_length: int) -> FastPathRequest:
+def _read(head: bytes, max_length: int, patterns: HeaderPatterns | None) -> FastPathRequest:
     """Parse a plain head without secrets. Raises _NotCached for every other head."""
     lines = head.count(b"\r\n")
     document = _FIRST_LINES.get(head[: head.find(b"\n") + 1])
@@ -142,7 +155,7 @@ def _read(head: bytes, max_length: int) -> FastPathRequest:
         raise _NotCached(None)
     # Other spellings are found in the parsed head, which costs them more.
     if _SECRET_ENDING in head and (cut := _cut_secret(head)) is not None:
-        raise _NotCached(_parse_cut(*cut, max_length))
+        raise _NotCached(_parse_cut(*cut, max_length, patterns))
     collected: dict[bytes, bytes] = {}
     try:
         httptools.HttpRequestParser(_HeaderCollector(collected)).feed_data(head)
@@ -153,7 +166,9 @@ def _read(head: bytes, max_length: int) -> FastPathRequest:
     # header is there twice or is folded (RFC 9112, section 5.2).
     is_plain = len(headers) == lines - 2 and _NOT_PLAIN.isdisjoint(headers)
     request = (
-        _plain_request(headers, len(head), max_length, document=document) if is_plain else None
+        _plain_request(headers, len(head), max_length, patterns, document=document)
+        if is_plain
+        else None
     )
     if request is None or (not _SECRET.isdisjoint(headers) and any(map(headers.get, _SECRET))):
         raise _NotCached(request)
@@ -179,12 +194,17 @@ def _cut_secret(head: bytes) -> tuple[bytes, int, str | None] | None:
 
 
 _read_cached = lru_cache(maxsize=_MOST_HEADS)(_read)
-_WITH_SECRETS: Final[dict[tuple[bytes, int], FastPathRequest]] = {}
-"""Requests with secrets, by the digest of their head and MAX_LENGTH; the oldest is first."""
+_WITH_SECRETS: Final[dict[tuple[bytes, int, HeaderPatterns | None], FastPathRequest]] = {}
+"""Requests with secrets, by the digest of their head and the settings; the oldest is first."""
 
 
 def _plain_request(
-    headers: dict[bytes, bytes], start: int, max_length: int, *, document: bool
+    headers: dict[bytes, bytes],
+    start: int,
+    max_length: int,
+    patterns: HeaderPatterns | None,
+    *,
+    document: bool,
 ) -> FastPathRequest | None:
     """Return the request with these headers, None if a header makes it not plain."""
     length = headers.get(b"content-length", b"")
@@ -204,6 +224,8 @@ def _plain_request(
         _text(headers.get(b"origin")),
         _text(headers.get(b"x-forwarded-for")),
         _text(headers.get(b"forwarded")),
+        seconds_to_wait(_text(headers.get(b"prefer"))),
+        None if patterns is None else patterns.select(headers),
     )
     token = token_digest(_text(headers.get(b"authorization")))
     return FastPathRequest(post, start, start + int(length), token)

@@ -53,6 +53,6 @@ class Owner(Protocol):
         """Stop polling ``fd``."""
         ...
 
-    def accepted_head(self) -> bytes:
-        """Return the head of a 202 up to its Content-Length."""
+    def accepted_head(self, status: int) -> bytes:
+        """Return the head of a 202 or 201 up to its Content-Length."""
         ...

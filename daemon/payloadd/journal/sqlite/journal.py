@@ -127,7 +127,13 @@ class SqliteJournal:
         report_missing(database, health)
 
     def append(
-        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: OutcomeCallback
+        self,
+        receipt: Receipt,
+        parts: Sequence[Part],
+        key: bytes | None,
+        done: OutcomeCallback,
+        *,
+        marks: bytes | None = None,
     ) -> None:
         """Accept a request with the next commits; see ``Journal``.
 
@@ -140,7 +146,7 @@ class SqliteJournal:
             raise TooLargeError(f"the request takes {size} bytes, more than JOURNAL_MAX_BYTES")
         if (refusal := self.refusal(size)) is not None:
             raise refusal
-        self._commit_queue.append(Append(receipt, parts, key, done, size))
+        self._commit_queue.append(Append(receipt, parts, key, done, size, marks=marks))
         self._bytes += size
 
     def refusal(self, size: int = 1024) -> RefusedError | None:
