@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from payloadd.cli.sending import cutting
-from payloadd.cli.sending.cutting import JSON, NDJSON, Collection, CutError, collections
+from payloadd.cli.sending.cutting import JSON, NDJSON, CutError, FileCollection, collections
 
 
 class _SmallReads:
@@ -34,7 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cutting, "LONGEST_PAYLOAD", 200)
 
 
-def cut(data: bytes, first: int = 1) -> list[Collection]:
+def cut(data: bytes, first: int = 1) -> list[FileCollection]:
     """Return the collections of a file with this content."""
     return list(collections(io.BytesIO(data), first))
 
@@ -153,13 +153,13 @@ def test_payloads_and_borders_do_not_depend_on_the_reads(
 
 def test_keys_follow_from_name_place_and_content() -> None:
     """A changed file is not taken for the old one, nor one file for another."""
-    one = Collection(5, [b"1", b"2"], NDJSON)
-    assert one.key("/a") == Collection(5, [b"1", b"2"], NDJSON).key("/a")
+    one = FileCollection(5, [b"1", b"2"], NDJSON)
+    assert one.key("/a") == FileCollection(5, [b"1", b"2"], NDJSON).key("/a")
     others = [
         one.key("/b"),
-        Collection(6, [b"1", b"2"], NDJSON).key("/a"),
-        Collection(5, [b"1", b"3"], NDJSON).key("/a"),
-        Collection(5, [b"1", b"2"], JSON).key("/a"),
+        FileCollection(6, [b"1", b"2"], NDJSON).key("/a"),
+        FileCollection(5, [b"1", b"3"], NDJSON).key("/a"),
+        FileCollection(5, [b"1", b"2"], JSON).key("/a"),
     ]
     assert len({one.key("/a"), *others}) == 5
     assert len(one.key("/a")) <= 255

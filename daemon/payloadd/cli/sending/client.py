@@ -23,7 +23,7 @@ from payloadd.cli.sending.files import READ_ERRORS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from payloadd.cli.sending.cutting import Collection
+    from payloadd.cli.sending.cutting import FileCollection
     from payloadd.cli.sending.files import InputFile, OpenedFile
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class Place:
 
 class _Item(NamedTuple):
     place: Place
-    collection: Collection
+    collection: FileCollection
 
 
 class FileSender:
@@ -142,7 +142,7 @@ class FileSender:
 
     async def _read(
         self,
-        found: Iterator[Collection],
+        found: Iterator[FileCollection],
         index: int,
         send: trio.MemorySendChannel[_Item],
     ) -> None:
@@ -169,7 +169,7 @@ class FileSender:
                 if self.failure is not None:
                     return
 
-    async def _send(self, place: Place, collection: Collection) -> None:
+    async def _send(self, place: Place, collection: FileCollection) -> None:
         """Post a collection; in halves, if the daemon says that it is too large.
 
         Raises _NotAcceptedError.
@@ -187,7 +187,7 @@ class FileSender:
                 raise _NotAcceptedError(self._describe(place, part, _reason(answer, part)))
         del self._pending[place]
 
-    async def _post(self, part: Collection, file: InputFile) -> httpx.Response:
+    async def _post(self, part: FileCollection, file: InputFile) -> httpx.Response:
         """Return the answer to a collection, which is no temporary refusal.
 
         Raises _NotAcceptedError where nothing was accepted for too long, or where another
@@ -218,7 +218,7 @@ class FileSender:
                 raise _NotAcceptedError(self._describe(place, part, reason))
             await trio.sleep(wait)
 
-    def _describe(self, place: Place, part: Collection, reason: str) -> str:
+    def _describe(self, place: Place, part: FileCollection, reason: str) -> str:
         name = self._files[place.file].name
         return f"{name}, {part.unit}s {part.first} to {part.end - 1}: {reason}"
 
@@ -263,7 +263,7 @@ def _problem(answer: httpx.Response) -> str:
     return f"{text}: {str(detail)[:_LONGEST_DETAIL]}" if detail else text
 
 
-def _reason(answer: httpx.Response, part: Collection) -> str:
+def _reason(answer: httpx.Response, part: FileCollection) -> str:
     """Return the problem, with the line of the file where it names a line of the request."""
     text = _problem(answer)
     named = _LINE.search(text) if part.media_type == NDJSON else None

@@ -44,7 +44,7 @@ class CutError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Collection:
+class FileCollection:
     """Neighbouring lines of an NDJSON file, or elements of an array."""
 
     first: int
@@ -77,18 +77,18 @@ class Collection:
         digest.update(self.body)
         return f"payloadd-send-{digest.hexdigest()}"
 
-    def since(self, first: int) -> Collection:
+    def since(self, first: int) -> FileCollection:
         """Return the part from the line or element ``first`` on, which must be in it."""
-        return Collection(first, self.payloads[first - self.first :], self.media_type)
+        return FileCollection(first, self.payloads[first - self.first :], self.media_type)
 
-    def halves(self) -> tuple[Collection, Collection]:
+    def halves(self) -> tuple[FileCollection, FileCollection]:
         """Return its two halves; it must have two payloads at least."""
         half = len(self.payloads) // 2
-        first = Collection(self.first, self.payloads[:half], self.media_type)
+        first = FileCollection(self.first, self.payloads[:half], self.media_type)
         return first, self.since(self.first + half)
 
 
-def collections(file: ByteSource, first: int = 1) -> Iterator[Collection]:
+def collections(file: ByteSource, first: int = 1) -> Iterator[FileCollection]:
     """Yield the collections of a file from the line or element ``first`` on.
 
     Raises CutError, and what reading raises.
@@ -153,7 +153,7 @@ def _is_array(window: _Window) -> bool:
     return False
 
 
-def _lines(window: _Window) -> Iterator[Collection]:
+def _lines(window: _Window) -> Iterator[FileCollection]:
     first = 1
     while window.fill(MOST_BYTES) or window.data:
         if window.ended and len(window.data) <= MOST_BYTES:
@@ -169,22 +169,22 @@ def _lines(window: _Window) -> Iterator[Collection]:
         # The last is b"" behind the last line feed, or the lines that do not fit.
         if len(lines) > MOST_PAYLOADS or not lines[-1]:
             size -= len(lines.pop())
-        yield Collection(first, lines, NDJSON)
+        yield FileCollection(first, lines, NDJSON)
         first += len(lines)
         window.drop(size)
 
 
-def _array(window: _Window) -> Iterator[Collection]:
+def _array(window: _Window) -> Iterator[FileCollection]:
     first, elements, size = 1, list[bytes](), 0
     for element in _elements(window):
         size += len(element)
         if elements and (size > MOST_BYTES or len(elements) == MOST_PAYLOADS):
-            yield Collection(first, elements, JSON)
+            yield FileCollection(first, elements, JSON)
             first += len(elements)
             elements, size = [], len(element)
         elements.append(element)
     if first > 1 or elements != [b""]:
-        yield Collection(first, elements, JSON)
+        yield FileCollection(first, elements, JSON)
 
 
 def _elements(window: _Window) -> Iterator[bytes]:
