@@ -11,11 +11,13 @@ from quart import Response, current_app, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
+from payloadd.config.stream_names import DEFAULT_STREAM
 from payloadd.escaping import escape_controls_in_json
 from payloadd.ingress.auth import token_digest
 from payloadd.ingress.body import ACCEPTED_TYPES
 from payloadd.ingress.large_bodies import busy_error
 from payloadd.ingress.problem import CONTENT_TYPE, Problem, refusal_problem, too_large
+from payloadd.ingress.routes import COLLECTIONS, DEFAULT, DOCUMENTS, METHODS
 from payloadd.ingress.submission import PostHeaders, closes_connection, internal_error
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from payloadd.ingress.refusal_log import RefusalLog
+    from payloadd.ingress.routes import Stream
     from payloadd.ingress.server.hypercorn_app import ReceivedBody
     from payloadd.ingress.submission import Submitter
     from payloadd.observe.health import Health
@@ -36,11 +39,14 @@ def make_app(submitter: Submitter, health: Health, refusals: RefusalLog) -> Quar
     """
     app = bare_app(health)
     handler = _Handler(submitter)
-    add_route(app, ("POST", "PUT"), "/v1/payloads", handler.post_collection)
-    add_route(app, ("POST", "PUT"), "/v1/payload", handler.post_document)
+    for path, post in (
+        (COLLECTIONS, handler.post_collection),
+        (DOCUMENTS, handler.post_document),
+    ):
+        for route in (path, f"{path}/<stream>"):
+            add_route(app, METHODS, route, post)
+            add_route(app, ("OPTIONS",), route, handler.options)
     add_route(app, ("GET",), "/healthz", healthz)
-    for path in ("/v1/payloads", "/v1/payload"):
-        add_route(app, ("OPTIONS",), path, handler.options)
     add_route(app, ("OPTIONS",), "/healthz", _allow_reads)
 
     @app.after_request
@@ -71,24 +77,31 @@ class _Handler:
     def __init__(self, submitter: Submitter) -> None:
         self._submitter = submitter
 
-    async def post_collection(self) -> Response:
+    async def post_collection(self, stream: str = DEFAULT_STREAM) -> Response:
         """Accept the payloads of one request, whole or not at all, and answer 202 with its id."""
-        return await self._post(document=False)
+        return await self._post(stream, document=False)
 
-    async def post_document(self) -> Response:
+    async def post_document(self, stream: str = DEFAULT_STREAM) -> Response:
         """Accept a request whose body is one payload."""
-        return await self._post(document=True)
+        return await self._post(stream, document=True)
 
-    async def options(self) -> Response:
-        """Answer OPTIONS (RFC 9110, section 9.3.7), which may be the preflight of a browser."""
+    async def options(self, stream: str = DEFAULT_STREAM) -> Response:
+        """Answer OPTIONS (RFC 9110, section 9.3.7), which may be the preflight of a browser.
+
+        A stream that is not known gets the same answer: a page sees the 404 of its POST only if the
+        browser has sent the POST.
+        """
+        _refuse_encoded_slash()
+        del stream
         headers = {"Allow": "OPTIONS, POST, PUT", "Accept-Post": ACCEPTED_TYPES}
         cors = self._submitter.cors
         if cors is not None:
             headers.update(cors.preflight(_header("Origin")))
         return Response("", 204, headers)
 
-    async def _post(self, *, document: bool) -> Response:
-        headers = _post_headers(document=document)
+    async def _post(self, stream: str, *, document: bool) -> Response:
+        _refuse_encoded_slash()
+        headers = _post_headers(document=document, stream=self._submitter.routes.stream(stream))
         if {"Transfer-Encoding", "Content-Length"} <= set(request.headers.keys()):
             # h11 follows Transfer-Encoding. Behind a proxy that follows Content-Length, a client
             # could smuggle a request (RFC 9112, section 6.1).
@@ -175,11 +188,15 @@ def add_route(
     app: QuartTrio,
     methods: tuple[str, ...],
     path: str,
-    handler: Callable[[], Awaitable[Response]],
+    handler: Callable[..., Awaitable[Response]],
 ) -> None:
-    """Add a handler for methods of one path; GET includes HEAD, and nothing includes OPTIONS."""
-    if path not in app.config["PATHS"]:
-        app.config["PATHS"].append(path)
+    """Add a handler for methods of one path; GET includes HEAD, and nothing includes OPTIONS.
+
+    A part ``<name>`` of the path is passed to the handler, percent-decoded, by this name.
+    """
+    shown = path.replace("<", "{").replace(">", "}")
+    if shown not in app.config["PATHS"]:
+        app.config["PATHS"].append(shown)
     app.add_url_rule(
         path,
         endpoint=f"{methods[0]} {path}",
@@ -201,7 +218,7 @@ def _header(name: str) -> str | None:
     return ", ".join(lines) if lines else None
 
 
-def _post_headers(*, document: bool) -> PostHeaders:
+def _post_headers(*, document: bool, stream: Stream = DEFAULT) -> PostHeaders:
     return PostHeaders(
         _header("Content-Type"),
         _header("Content-Encoding"),
@@ -210,6 +227,7 @@ def _post_headers(*, document: bool) -> PostHeaders:
         _header("Origin"),
         _header("X-Forwarded-For"),
         _header("Forwarded"),
+        stream,
     )
 
 
@@ -223,6 +241,16 @@ def _path() -> str | None:
     """Return the path; None if the target is a whole URL, which may contain a password."""
     path: str = request.scope["path"]
     return path if path.startswith("/") else None
+
+
+def _refuse_encoded_slash() -> None:
+    """Raise NotFound if the path has a percent-encoded slash.
+
+    It is data and no delimiter (RFC 3986, section 2.2). Hypercorn decodes it nevertheless, so the
+    path would mean another one than to a proxy that checks paths.
+    """
+    if b"%2f" in request.scope.get("raw_path", b"").lower():
+        raise NotFound
 
 
 def _request_has_body() -> bool:

@@ -18,6 +18,7 @@ from payloadd.ingress.cors import Cors, json_for_text
 from payloadd.ingress.decompression import TooMuchWorkError
 from payloadd.ingress.large_bodies import LargeBodies, LargeBody, Lines
 from payloadd.ingress.problem import Problem, refusal_problem
+from payloadd.ingress.routes import DEFAULT, Routes, Stream, unknown_stream
 from payloadd.ingress.switch_interval import SwitchInterval
 from payloadd.observe.logs import get_logger
 from payloadd.pipeline.intake import Receipt
@@ -55,6 +56,8 @@ class PostHeaders(NamedTuple):
     origin: str | None = None
     x_forwarded_for: str | None = None
     forwarded: str | None = None
+    stream: Stream = DEFAULT
+    """The stream of the path."""
 
 
 SubmissionOutcome = Receipt | RefusedError | Problem
@@ -66,6 +69,7 @@ class Submitter:
 
     ``intake`` receives the payloads, ``health`` knows whether the daemon drains, ``memory``
     accounts for the bodies, and ``admission`` knows the clients; None: every client may post.
+    ``routes`` has the streams; None: the default one alone.
     """
 
     def __init__(
@@ -75,8 +79,11 @@ class Submitter:
         settings: Settings,
         memory: RequestMemory,
         admission: Admission | None = None,
+        routes: Routes | None = None,
     ) -> None:
         self._intake = intake
+        self.routes = Routes() if routes is None else routes
+        """The paths of POSTs."""
         self._health = health
         self._admission = admission
         self.cors = None if settings.cors_origins is None else Cors(settings.cors_origins)
@@ -134,7 +141,7 @@ class Submitter:
         ``token`` is the digest of the client's token (see ``token_digest``), ``certificate_name``
         the name in its certificate, and ``address`` returns its address. A client has a name if it
         has a token or a certificate. Raises Problem: DRAINING, UNAUTHENTICATED, FORBIDDEN,
-        RATE_LIMITED, UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING.
+        RATE_LIMITED, UNKNOWN_STREAM, UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING.
         """
         # Jobs on disk outlive the drain, so a restart is no reason to refuse a request.
         draining = self._health.phase == "draining" and not self._intake.durable
@@ -142,7 +149,10 @@ class Submitter:
             raise refusal_problem(refusal)
         name = None
         if self._admission is not None:
-            name = self._admission.admit(token, certificate_name, address)
+            name = self._admission.admit(token, certificate_name, address, headers.stream.name)
+        # After the check of the token: other clients do not learn which streams there are.
+        if headers.stream.number < 0:
+            raise unknown_stream(headers.stream.name)
         content_type = headers.content_type
         if self.cors is not None:
             content_type = json_for_text(content_type)
@@ -217,7 +227,7 @@ class Submitter:
             else:
                 self._submit_compressed(headers, data, start, on_outcome, name)
         except TooMuchWorkError:
-            key = _check_key(headers.idempotency_key, name)
+            key = _check_key(headers.idempotency_key, name, headers.stream)
             self._submit_large(headers, data, start, on_outcome, key, name or address())
         except Problem:
             raise  # not from itself: such a cycle would keep the body until a garbage collection
@@ -243,7 +253,9 @@ class Submitter:
         )
         if len(payloads) > self._max_payloads_in_loop:
             raise TooMuchWorkError
-        self._intake.submit(payloads, _check_key(headers.idempotency_key, name), on_outcome)
+        stream = headers.stream
+        key = _check_key(headers.idempotency_key, name, stream)
+        self._intake.submit(payloads, key, on_outcome, stream.number)
 
     def _submit_compressed(
         self,
@@ -273,7 +285,8 @@ class Submitter:
         key: str | None,
         client: str | None,
     ) -> None:
-        submit = partial(self._submit_lines, key, len(data) - start, on_outcome)
+        received, stream = len(data) - start, headers.stream.number
+        submit = partial(self._submit_lines, key, received, on_outcome, stream)
         kind, coding = headers.content_type, headers.content_encoding
         body = LargeBody(data, start, kind, coding, submit, on_outcome, client, headers.document)
         self.large_bodies.add(body)
@@ -283,6 +296,7 @@ class Submitter:
         key: str | None,
         received: int,
         on_outcome: Callable[[SubmissionOutcome], None],
+        stream: int,
         lines: Lines,
     ) -> None:
         """Submit the payloads of a large body of which ``received`` bytes were received."""
@@ -290,7 +304,7 @@ class Submitter:
         self.memory.acquire_beyond_bound(more)
         on_outcome = self._releasing(more, on_outcome)
         try:
-            await self._intake.submit_lines(lines.text, lines.sizes, key, on_outcome)
+            await self._intake.submit_lines(lines.text, lines.sizes, key, on_outcome, stream)
         except Exception as error:  # noqa: BLE001 - it is answered, and logged where it is a bug
             on_outcome(as_problem(error))
 
@@ -339,17 +353,20 @@ def as_problem(error: Exception) -> Problem:
             return internal_error(error)
 
 
-def _check_key(key: str | None, client: str | None) -> str | None:
-    """Return a valid Idempotency-Key, which is unique to the client if the client has a name.
+def _check_key(key: str | None, client: str | None, stream: Stream) -> str | None:
+    """Return a valid Idempotency-Key, unique to the stream, and to the client if it has a name.
 
-    Otherwise a client could find out the keys of another one, and use them up. The key of a client
-    without a name stays as it is. Raises Problem MALFORMED.
+    Otherwise a client could find out the keys of another one, and use them up; and a client whose
+    keys are offsets in its files would lose the second of two streams. A key of the default stream
+    and of a client without a name stays as it is: journals of earlier versions have such keys.
+    No part contains a NUL, so no two of the results are equal. Raises Problem MALFORMED.
     """
     if key is None:
         return None
     if not _KEY.fullmatch(key):
         raise Problem("MALFORMED", "Idempotency-Key must be 1 to 255 visible ASCII characters")
-    return key if client is None else f"{client}\0{key}"
+    own = key if client is None else f"{client}\0{key}"
+    return f"\0{stream.name}\0{own}" if stream.number else own
 
 
 def closes_connection(health: Health, *, unread_body: bool = False) -> bool:

@@ -40,7 +40,9 @@ class Intake:
         """Whether accepted payloads survive the end of the process."""
         return self._journal.durable
 
-    async def accept(self, payloads: Sequence[PayloadBytes], key: str | None = None) -> Receipt:
+    async def accept(
+        self, payloads: Sequence[PayloadBytes], key: str | None = None, stream: int = 0
+    ) -> Receipt:
         """Accept all payloads of one request; return the receipt once they are durable.
 
         Raises RefusedError, KeyReusedError and TooLargeError, where ``submit`` reports or raises
@@ -53,7 +55,7 @@ class Intake:
             outcomes.append(outcome)
             answered.set()
 
-        self.submit(payloads, key, done)
+        self.submit(payloads, key, done, stream)
         await answered.wait()
         (outcome,) = outcomes
         if isinstance(outcome, Receipt):
@@ -61,10 +63,15 @@ class Intake:
         raise outcome
 
     def submit(
-        self, payloads: Sequence[PayloadBytes], key: str | None, done: OutcomeCallback
+        self,
+        payloads: Sequence[PayloadBytes],
+        key: str | None,
+        done: OutcomeCallback,
+        stream: int = 0,
     ) -> None:
         """Accept all payloads of one request; ``done`` is called with the receipt.
 
+        ``stream`` is the number of the request's stream.
         ``key`` is the request's Idempotency-Key: a second request with the same key within 24 h
         gets the receipt of the first, and nothing is stored twice; with other payloads it gets a
         KeyReusedError. ``done`` is called after the commit (``DURABILITY=disk``), with a
@@ -89,7 +96,12 @@ class Intake:
         self._journal.append(receipt, parts, None if key is None else _hash(key), done)
 
     async def submit_lines(
-        self, text: bytes, sizes: Sequence[int], key: str | None, done: OutcomeCallback
+        self,
+        text: bytes,
+        sizes: Sequence[int],
+        key: str | None,
+        done: OutcomeCallback,
+        stream: int = 0,
     ) -> None:
         """Accept any number of payloads, as ``submit`` does, without blocking the event loop.
 
