@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
+from payloadd.config.stream_names import some_of
 from payloadd.errors import SettingsError, StartError, StateDirError
 from payloadd.heap import keep_small
 from payloadd.ingress.admin import make_admin_app
@@ -24,6 +25,7 @@ from payloadd.ingress.api import make_app
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.request_memory import RequestMemory
+from payloadd.ingress.routes import Routes
 from payloadd.ingress.server.server import (
     ServerOptions,
     bound_addresses,
@@ -166,13 +168,15 @@ async def _run_parts(runtime: Runtime) -> None:
             listener = PipelineListener(channel, feeder, runtime.accounting, runtime.metrics)
             journal = open_journal(settings, listener, runtime.health, runtime.metrics)
             async with journal as opened:
+                if settings.streams:
+                    runtime.metrics.name_streams(opened.names)
                 intake = Intake(opened.journal, runtime.health, settings)
                 watched = WatchedParts(settings, runtime.health, opened.journal)
                 monitor = reporting_to_systemd(watched, runtime.notifier)
                 admin_app = _serve_admin(runtime, intake)
                 async with monitor, admin_app as admin, trio.open_nursery() as pipeline:
                     await _start_pipeline(runtime, pipeline, channel, feeder, opened, store)
-                    await _serve_public(runtime, intake, stop, admin)
+                    await _serve_public(runtime, opened, intake, stop, admin)
                     feeder.finish()
                     deadline = trio.current_time() + settings.drain_timeout
                     pipeline.cancel_scope.deadline = deadline
@@ -285,12 +289,13 @@ async def _start_pipeline(
 
 
 async def _serve_public(
-    runtime: Runtime, intake: Intake, stop: trio.Event, admin: list[str]
+    runtime: Runtime, opened: OpenedJournal, intake: Intake, stop: trio.Event, admin: list[str]
 ) -> None:
     """Accept POSTs until ``stop`` is set; returns when all requests under way are answered."""
     settings = runtime.settings
     memory = RequestMemory(settings.max_request_bytes, settings.max_length)
-    submitter = Submitter(intake, runtime.health, settings, memory, runtime.admission)
+    routes = Routes(opened.streams)
+    submitter = Submitter(intake, runtime.health, settings, memory, runtime.admission, routes)
     refusals = RefusalLog()
     app = make_app(submitter, runtime.health, refusals)
     fast_path = FastPath(submitter, runtime.health, runtime.metrics, refusals)
@@ -316,7 +321,14 @@ async def _serve_public(
             if not intake.durable:
                 log.warning("durability_memory", note="queued payloads are lost on a crash")
             _warn_if_open(settings, listeners)
-            log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))
+            if runtime.admission is not None and runtime.admission.tokens is not None:
+                runtime.admission.tokens.warn_of_unknown_streams()
+            log.info(
+                "listening",
+                public=bound_addresses(listeners),
+                admin=next(iter(admin), None),
+                **({"streams": some_of(settings.streams)} if settings.streams else {}),
+            )
         helpers.cancel_scope.cancel()
     refusals.finish()
 

@@ -160,6 +160,8 @@ async def test_streams_of_tokens_that_do_not_exist_are_a_warning(
         answer = await wire.answer()
         assert (answer.status, answer.document["code"]) == (404, "UNKNOWN_STREAM")
         assert rig.admission is not None
+        assert rig.admission.tokens is not None
+        rig.admission.tokens.warn_of_unknown_streams()
         rig.admission.reload()
         write_tokens(tmp_path, web=TOKEN)
         rig.admission.reload()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DEFAULT_STREAM: Final = "default"
 """The name of the stream of requests that name none."""
 MOST_STREAMS: Final = 1000
 NAME_RULE: Final = "1 to 63 of a-z, 0-9, _ and -, a letter or digit first"
+_SHOWN: Final = 10
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
@@ -32,3 +36,9 @@ def streams(text: str) -> tuple[str, ...]:
     if len(names) > MOST_STREAMS:
         raise ValueError(f"at most {MOST_STREAMS} names, not {len(names)}")
     return names
+
+
+def some_of(names: Sequence[str]) -> list[str]:
+    """Return the first names for a line of text, and how many more there are."""
+    more = len(names) - _SHOWN
+    return [*names[:_SHOWN], *([f"{more} more"] if more > 0 else [])]

@@ -43,6 +43,11 @@ class Admission:
         """Whether proxies state the addresses of clients."""
         return self._proxies is not None
 
+    @property
+    def tokens(self) -> TokenFile | None:
+        """The tokens of clients; None without AUTH_TOKENS."""
+        return self._tokens
+
     def reload(self) -> None:
         """Read the tokens again (see ``TokenFile.reload``)."""
         if self._tokens is not None:

@@ -17,13 +17,13 @@ import secrets
 from base64 import b64decode
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from payloadd.config.stream_names import NAME_RULE, is_stream_name
+from payloadd.config.stream_names import NAME_RULE, is_stream_name, some_of
 from payloadd.errors import SettingsError
 from payloadd.ingress.problem import Problem
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
 log = get_logger(__name__)
@@ -36,8 +36,6 @@ _LINE: Final = re.compile(
 )
 _CHALLENGES: Final = 'Bearer realm="payloadd"%s, Basic realm="payloadd", charset="UTF-8"'
 _TOKEN_BYTES: Final = 32
-_SHOWN_STREAMS: Final = 10
-"""Names of streams that an answer or a line of the log lists."""
 _UNKNOWN_STREAMS_NOTE: Final = (
     "the tokens of these clients name streams that are not in STREAMS, and cannot write to them;"
     " correct STREAMS or AUTH_TOKENS"
@@ -58,9 +56,8 @@ class TokenFile:
     def __init__(self, path: Path, streams: frozenset[str] | None = None) -> None:
         """Read the file; ``streams`` are the names of the known streams, None: all are.
 
-        A stream that is not known is a warning in the log and no error: otherwise no stream could
-        leave STREAMS before all its tokens have left the file. Raises SettingsError if the file
-        cannot be used.
+        A stream that is not known is no error: otherwise no stream could leave STREAMS before all
+        its tokens have left the file. Raises SettingsError if the file cannot be used.
         """
         self._path = path
         self._streams = streams
@@ -68,7 +65,6 @@ class TokenFile:
             self._clients = _read(path)
         except (OSError, ValueError) as error:
             raise SettingsError([f"AUTH_TOKENS: {path}: {error}"]) from None
-        self._warn_of_unknown_streams()
 
     def unknown_streams(self) -> dict[str, list[str]]:
         """Return the clients whose tokens name streams that are not known, and these streams."""
@@ -80,14 +76,15 @@ class TokenFile:
         }
         return {name: streams for name, streams in found.items() if streams}
 
-    def _warn_of_unknown_streams(self) -> None:
+    def warn_of_unknown_streams(self) -> None:
+        """Log a warning if tokens name streams that are not known."""
         unknown = self.unknown_streams()
         if unknown:
             log.warning(
                 "tokens_of_unknown_streams",
                 path=str(self._path),
-                clients=_some(sorted(unknown)),
-                streams=_some(sorted({one for names in unknown.values() for one in names})),
+                clients=some_of(sorted(unknown)),
+                streams=some_of(sorted({one for names in unknown.values() for one in names})),
                 note=_UNKNOWN_STREAMS_NOTE,
             )
 
@@ -106,7 +103,7 @@ class TokenFile:
         else:
             self._clients = clients
             log.info("tokens_reloaded", path=str(self._path), tokens=len(clients))
-            self._warn_of_unknown_streams()
+            self.warn_of_unknown_streams()
 
     def authenticate(self, digest: bytes | None) -> Client:
         """Return the client with a token, of which ``token_digest`` has made ``digest``.
@@ -137,7 +134,7 @@ def token_digest(authorization: str | None) -> bytes | None:
 
 def forbidden(streams: frozenset[str]) -> Problem:
     """Return the 403 for a client whose token is for ``streams`` only."""
-    allowed = ", ".join(_some(sorted(streams)))
+    allowed = ", ".join(some_of(sorted(streams)))
     return Problem("FORBIDDEN", f"the token is for these streams only: {allowed}")
 
 
@@ -206,9 +203,3 @@ def _streams(text: str | None, number: int) -> frozenset[str] | None:
         if not is_stream_name(name):
             raise ValueError(f"line {number}: {name!r} is not the name of a stream ({NAME_RULE})")
     return frozenset(names)
-
-
-def _some(names: Sequence[str]) -> list[str]:
-    """Return the first names, and how many more there are."""
-    more = len(names) - _SHOWN_STREAMS
-    return [*names[:_SHOWN_STREAMS], *([f"{more} more"] if more > 0 else [])]

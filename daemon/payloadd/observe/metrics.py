@@ -22,10 +22,10 @@ from prometheus_client.core import (
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from payloadd.observe.status import Status
+from payloadd.observe.status import PayloadFigures, Status, StreamFigures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 # From one payload of a few bytes to a full BATCH_MAX_BYTES.
 _OBJECT_BYTES = tuple(float(2**power) for power in range(6, 26, 2))
@@ -93,15 +93,72 @@ class PlainHistogram(Collector):
         yield family
 
 
-class StatusGauges(Collector):
-    """The gauges that a snapshot of the process has, one snapshot for each scrape."""
+class StatusFamilies(Collector):
+    """The families that a snapshot of the process has, one snapshot for each scrape.
+
+    The counters of payloads are among them: with STREAMS they are those of the snapshot's streams.
+    """
 
     def __init__(self, snapshot: Callable[[], Status]) -> None:
         self._snapshot = snapshot
+        self.accepted = CounterValue()
+        self.stored = CounterValue()
+        self.dead = CounterValue()
+        self.streams: Mapping[int, str] = {}
+        """The names of streams by their numbers; empty without STREAMS."""
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families for a scrape."""
-        return render_gauges(self._snapshot())
+        status = self._snapshot()
+        if self.streams:
+            yield from render_payloads(_by_label(status.payloads, self.streams), ["stream"])
+        else:
+            figures = StreamFigures(
+                self.accepted.value,
+                self.stored.value,
+                self.dead.value,
+                status.payloads.oldest_seconds,
+            )
+            yield from render_payloads({(): figures}, [])
+        yield from render_gauges(status)
+
+
+def _by_label(
+    figures: PayloadFigures, streams: Mapping[int, str]
+) -> dict[tuple[str, ...], StreamFigures]:
+    """Return the figures of each stream by its name, zeros for one that had no payloads yet."""
+    none = StreamFigures()
+    return {(name,): figures.streams.get(number, none) for number, name in streams.items()}
+
+
+def render_payloads(
+    by_label: Mapping[tuple[str, ...], StreamFigures], labels: Sequence[str]
+) -> Iterator[Metric]:
+    """Yield the families of payloads, with a sample for each value of the ``labels``.
+
+    With the label ``stream`` there is no sum beside it: a query that adds all samples up would
+    count each payload twice.
+    """
+    accepted = CounterMetricFamily(
+        "payloadd_payloads_accepted", "Payloads answered with a 2xx", labels=labels
+    )
+    stored = CounterMetricFamily(
+        "payloadd_payloads_stored", "Payloads that the store confirmed", labels=labels
+    )
+    dead = CounterMetricFamily(
+        "payloadd_payloads_dead", "Payloads that the store refused for good", labels=labels
+    )
+    oldest = GaugeMetricFamily(
+        "payloadd_oldest_payload_seconds",
+        "Age of the oldest accepted payload that is not stored",
+        labels=labels,
+    )
+    for label, figures in by_label.items():
+        accepted.add_metric(label, figures.accepted)
+        stored.add_metric(label, figures.stored)
+        dead.add_metric(label, figures.dead)
+        oldest.add_metric(label, figures.oldest_seconds)
+    yield from (accepted, stored, dead, oldest)
 
 
 def render_gauges(status: Status) -> Iterator[Metric]:
@@ -128,11 +185,6 @@ def render_gauges(status: Status) -> Iterator[Metric]:
         ),
         ("workers_busy", "Workers that have a batch", status.busy_workers),
         (
-            "oldest_payload_seconds",
-            "Age of the oldest accepted payload that is not stored",
-            status.payloads.oldest_seconds,
-        ),
-        (
             "upload_rate_limit",
             "Uploads a second that the most throttled key prefix accepts; +Inf without a limit",
             status.uploads.rate_limit,
@@ -154,18 +206,13 @@ class Metrics:
         """Create all metrics; ``snapshot`` returns the state of the process at a scrape."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.registry.register(StatusGauges(snapshot))
+        self._status = StatusFamilies(snapshot)
+        self.registry.register(self._status)
         self.requests = self._counter("requests", "Answers given, by HTTP status", "code")
         self._answers: dict[int, CounterValue] = {}
-        self.accepted = self._counter(
-            "payloads_accepted", "Payloads answered with a 2xx"
-        ).labelled()
-        self.stored = self._counter(
-            "payloads_stored", "Payloads that the store confirmed"
-        ).labelled()
-        self.dead = self._counter(
-            "payloads_dead", "Payloads that the store refused for good"
-        ).labelled()
+        self.accepted = self._status.accepted
+        self.stored = self._status.stored
+        self.dead = self._status.dead
         self.objects_stored = self._counter(
             "objects_stored", "Objects that the store confirmed"
         ).labelled()
@@ -180,6 +227,10 @@ class Metrics:
         self.upload_seconds = self._histogram(
             "upload_seconds", "Time of one attempt at an object", _UPLOAD_SECONDS
         )
+
+    def name_streams(self, names: Mapping[int, str]) -> None:
+        """Give the counters of payloads the label ``stream``; ``names`` by the streams' numbers."""
+        self._status.streams = names
 
     def count_request(self, status: int) -> None:
         """Count an answer with this HTTP status."""
