@@ -72,10 +72,15 @@ class FaultyStore(InertStore):
 
 
 class Pipeline:
-    """All parts of the pipeline, with a journal in memory, around one store."""
+    """All parts of the pipeline, with a journal in memory, around one store.
+
+    Each payload is an object of its own, unless the settings say otherwise.
+    """
 
     def __init__(self, store: FaultyStore, workers: int = 4, **environ: str) -> None:
-        defaults = {"KEY_TEMPLATE": "{id}", "MAX_WORKERS": str(workers)}
+        defaults = {
+            "KEY_TEMPLATE": "{id}", "MAX_WORKERS": str(workers), "BATCH_MAX_PAYLOADS": "1"
+        }  # fmt: skip
         settings = config.load(defaults | environ)
         self.store = store
         self.health = Health()

@@ -93,7 +93,7 @@ class Intake:
                 for each, group in zip([id_, *more], groups, strict=False)
             ]
         receipt = Receipt(id_, len(payloads))
-        self._journal.append(receipt, parts, None if key is None else _hash(key), done)
+        self._journal.append(receipt, parts, None if key is None else _hash(key), done, stream)
 
     async def submit_lines(
         self,
@@ -115,7 +115,7 @@ class Intake:
         first = self._ids.reserve(max(1, len(groups)))
         parts = await trio.to_thread.run_sync(_parts, first, groups)
         receipt = Receipt(uuid_of(first), len(sizes))
-        self._journal.append(receipt, parts, None if key is None else _hash(key), done)
+        self._journal.append(receipt, parts, None if key is None else _hash(key), done, stream)
 
     def _check_job_count(self, jobs: int) -> None:
         if jobs > self._max_jobs:
