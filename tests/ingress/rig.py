@@ -20,6 +20,7 @@ from payloadd.ingress.request_memory import RequestMemory
 from payloadd.ingress.server.server import ServerOptions, bound_addresses, open_listeners, serve
 from payloadd.ingress.server.tls import open_certificates
 from payloadd.ingress.submission import Submitter
+from payloadd.model.streams import DEFAULT
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.intake import Intake, OutcomeCallback, PayloadBytes, Receipt
@@ -67,9 +68,14 @@ class FakeIntake(Intake):
         return self.keeps
 
     def submit(
-        self, payloads: Sequence[PayloadBytes], key: str | None, done: OutcomeCallback
+        self,
+        payloads: Sequence[PayloadBytes],
+        key: str | None,
+        done: OutcomeCallback,
+        stream: int = DEFAULT,
     ) -> None:
         """Wait until ``open`` is set; then accept, raise ``fault`` or refuse with ``late``."""
+        del stream
         self.asked.set()
         taken = [bytes(payload) for payload in payloads]
         if self.open.is_set():
@@ -78,12 +84,17 @@ class FakeIntake(Intake):
             trio.lowlevel.spawn_system_task(self._take_later, self.open, taken, key, done)
 
     async def submit_lines(
-        self, text: bytes, sizes: Sequence[int], key: str | None, done: OutcomeCallback
+        self,
+        text: bytes,
+        sizes: Sequence[int],
+        key: str | None,
+        done: OutcomeCallback,
+        stream: int = DEFAULT,
     ) -> None:
         """Submit the payloads of an NDJSON text in the same way."""
         payloads = text.split(b"\n")[:-1]
         assert [*map(len, payloads)] == [*sizes]
-        self.submit(payloads, key, done)
+        self.submit(payloads, key, done, stream)
 
     async def _take_later(
         self, gate: trio.Event, taken: list[bytes], key: str | None, done: OutcomeCallback

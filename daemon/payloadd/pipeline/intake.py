@@ -10,6 +10,7 @@ import trio
 from payloadd.errors import RefusedError, TooLargeError
 from payloadd.journal.api import OutcomeCallback, Receipt
 from payloadd.model.job import IdSource, Part, PayloadBytes, split, split_lines, uuid_of
+from payloadd.model.streams import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,9 @@ class Intake:
         """Whether accepted payloads survive the end of the process."""
         return self._journal.durable
 
-    async def accept(self, payloads: Sequence[PayloadBytes], key: str | None = None) -> Receipt:
+    async def accept(
+        self, payloads: Sequence[PayloadBytes], key: str | None = None, stream: int = DEFAULT
+    ) -> Receipt:
         """Accept all payloads of one request; return the receipt once they are durable.
 
         Raises RefusedError, KeyReusedError and TooLargeError, where ``submit`` reports or raises
@@ -53,7 +56,7 @@ class Intake:
             outcomes.append(outcome)
             answered.set()
 
-        self.submit(payloads, key, done)
+        self.submit(payloads, key, done, stream)
         await answered.wait()
         (outcome,) = outcomes
         if isinstance(outcome, Receipt):
@@ -61,9 +64,13 @@ class Intake:
         raise outcome
 
     def submit(
-        self, payloads: Sequence[PayloadBytes], key: str | None, done: OutcomeCallback
+        self,
+        payloads: Sequence[PayloadBytes],
+        key: str | None,
+        done: OutcomeCallback,
+        stream: int = DEFAULT,
     ) -> None:
-        """Accept all payloads of one request; ``done`` is called with the receipt.
+        """Accept all payloads of one request into a stream; ``done`` is called with the receipt.
 
         ``key`` is the request's Idempotency-Key: a second request with the same key within 24 h
         gets the receipt of the first, and nothing is stored twice; with other payloads it gets a
@@ -86,10 +93,15 @@ class Intake:
                 for each, group in zip([id_, *more], groups, strict=False)
             ]
         receipt = Receipt(id_, len(payloads))
-        self._journal.append(receipt, parts, None if key is None else _hash(key), done)
+        self._journal.append(receipt, parts, None if key is None else _hash(key), done, stream)
 
     async def submit_lines(
-        self, text: bytes, sizes: Sequence[int], key: str | None, done: OutcomeCallback
+        self,
+        text: bytes,
+        sizes: Sequence[int],
+        key: str | None,
+        done: OutcomeCallback,
+        stream: int = DEFAULT,
     ) -> None:
         """Accept any number of payloads, as ``submit`` does, without blocking the event loop.
 
@@ -103,7 +115,7 @@ class Intake:
         first = self._ids.reserve(max(1, len(groups)))
         parts = await trio.to_thread.run_sync(_parts, first, groups)
         receipt = Receipt(uuid_of(first), len(sizes))
-        self._journal.append(receipt, parts, None if key is None else _hash(key), done)
+        self._journal.append(receipt, parts, None if key is None else _hash(key), done, stream)
 
     def _check_job_count(self, jobs: int) -> None:
         if jobs > self._max_jobs:
