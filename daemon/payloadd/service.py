@@ -161,7 +161,7 @@ async def _run_parts(runtime: Runtime) -> None:
         root.start_soon(_report_drain, runtime, stop)
         await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
         async with open_store(settings) as store, _reloading(runtime, store, reload_requests):
-            # The bound on jobs and payload bytes in memory.
+            # The bound on jobs and payload bytes in memory, all streams together.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
             runtime.health.queue_figures = channel.figures
             feeder = QueueFeeder(channel, runtime.accounting)
@@ -283,7 +283,7 @@ async def _start_pipeline(
         channel,
         settings,
     )
-    batcher = Batcher(channel, opened.layouts, settings, worker.admission)
+    batcher = Batcher(channel, opened.layouts, settings, worker.admission, feeder)
     await nursery.start(dispatch, batcher, worker)
     await nursery.start(feeder.refill, opened.journal)
 

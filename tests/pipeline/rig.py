@@ -102,7 +102,7 @@ class Pipeline:
         )
         layout = Layout.of(settings)
         layouts = Layouts([(0, layout)])
-        self.batcher = Batcher(self.channel, layouts, settings, self.worker.admission)
+        self.batcher = Batcher(self.channel, layouts, settings, self.worker.admission, self.feeder)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:

@@ -46,6 +46,9 @@ class RecordingListener:
         self.payloads["opened"] = payloads
         self._last = self._newest = newest.get(DEFAULT, 0)
 
+    def accepted_in(self, stream: int, payloads: int) -> None:
+        """Ignore the stream: ``accepted`` has the payloads, too."""
+
     def closed(self, payloads: int) -> None:
         """Record the payloads that stay."""
         self._note("closed")

@@ -194,6 +194,10 @@ class JournalListener(Protocol):
         """Count payloads that are durable now."""
         ...
 
+    def accepted_in(self, stream: int, payloads: int) -> None:
+        """Count payloads of a stream other than the default one; ``accepted`` has them, too."""
+        ...
+
     def revived(self, payloads: int) -> None:
         """Count dead letters that are tried again; ``Journal.sealed`` returns them."""
         ...

@@ -66,6 +66,8 @@ class MemoryJournal:
         jobs = [Job(seq, *part) for seq, part in enumerate(parts, first)]
         self._following[stream] = first + len(jobs)
         self._listener.accepted(receipt.payloads)
+        if stream != DEFAULT:
+            self._listener.accepted_in(stream, receipt.payloads)
         self._listener.committed(jobs)
         if key is not None and receipt.payloads:
             expires = self._uptime() + KEEP * 1000

@@ -33,6 +33,8 @@ _FIELDS: Final = {
     "host": 64,
 }
 """The fields of a template, and the most bytes that the value of each has."""
+_PERIODS: Final = {"date": 86_400_000, "hour": 3_600_000, "minute": 60_000}
+"""The fields of time, and the milliseconds for which the value of each stays the same."""
 _ALLOWED: Final = ", ".join(f"{{{name}}}" for name in _FIELDS)
 _LONGEST_KEY: Final = 1024  # bytes of UTF-8: S3, "Object key naming guidelines"
 _LONGEST_SEGMENT: Final = 240  # NAME_MAX is 255; FileStore's temporary name takes five more
@@ -48,6 +50,11 @@ class KeyTemplate:
         self._host = host
         self._stream = stream
         self._sharded = any(name == "shard" for _, name in parts)
+        self.period = min((_PERIODS[name] for _, name in parts if name in _PERIODS), default=0)
+        """Milliseconds after which keys have another time in them; 0 if they have none.
+
+        Counted from 1970 on: days, hours and minutes in UTC have no leap seconds.
+        """
         self._minute = -1.0
         self._format = ""
 

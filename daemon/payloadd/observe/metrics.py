@@ -168,9 +168,13 @@ def render_gauges(status: Status) -> Iterator[Metric]:
         (
             "queue_jobs",
             "Jobs in memory that wait for a worker, or for another attempt",
-            status.queue.jobs + status.queue.put_back,
+            status.queue.jobs + status.queue.forming + status.queue.put_back,
         ),
-        ("queue_bytes", "Payload bytes in the memory channel", status.queue.bytes),
+        (
+            "queue_bytes",
+            "Payload bytes in memory that wait for a worker",
+            status.queue.bytes + status.queue.forming_bytes,
+        ),
         ("journal_jobs", "Jobs in the journal", status.journal.jobs),
         (
             "journal_bytes",

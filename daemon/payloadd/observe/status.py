@@ -88,6 +88,10 @@ class QueueFigures:
     """Whether the dispatcher is blocked on memory, disk or store, so that it receives nothing."""
     put_back: int = 0
     """Jobs in memory that wait for another attempt at their object."""
+    forming: int = 0
+    """Jobs that were received and that are in no worker's batch yet."""
+    forming_bytes: int = 0
+    """Bytes of the payloads of these."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import trio
 from payloadd.errors import RefusedError, TooLargeError
 from payloadd.journal.api import OutcomeCallback, Receipt
 from payloadd.model.job import IdSource, Part, PayloadBytes, split, split_lines, uuid_of
+from payloadd.model.streams import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +42,7 @@ class Intake:
         return self._journal.durable
 
     async def accept(
-        self, payloads: Sequence[PayloadBytes], key: str | None = None, stream: int = 0
+        self, payloads: Sequence[PayloadBytes], key: str | None = None, stream: int = DEFAULT
     ) -> Receipt:
         """Accept all payloads of one request; return the receipt once they are durable.
 
@@ -67,11 +68,10 @@ class Intake:
         payloads: Sequence[PayloadBytes],
         key: str | None,
         done: OutcomeCallback,
-        stream: int = 0,
+        stream: int = DEFAULT,
     ) -> None:
-        """Accept all payloads of one request; ``done`` is called with the receipt.
+        """Accept all payloads of one request into a stream; ``done`` is called with the receipt.
 
-        ``stream`` is the number of the request's stream.
         ``key`` is the request's Idempotency-Key: a second request with the same key within 24 h
         gets the receipt of the first, and nothing is stored twice; with other payloads it gets a
         KeyReusedError. ``done`` is called after the commit (``DURABILITY=disk``), with a
@@ -101,7 +101,7 @@ class Intake:
         sizes: Sequence[int],
         key: str | None,
         done: OutcomeCallback,
-        stream: int = 0,
+        stream: int = DEFAULT,
     ) -> None:
         """Accept any number of payloads, as ``submit`` does, without blocking the event loop.
 

@@ -367,6 +367,7 @@ class SqliteJournal:
         self._listener.accepted(accepted)
         await self._offer(operations, DEFAULT, jobs, time_slice)
         for stream, of_stream in others.items():
+            self._listener.accepted_in(stream, sum([job.payloads for job in of_stream]))
             if time_slice.over:
                 await time_slice.pause()
             await self._offer(operations, stream, of_stream, time_slice)
