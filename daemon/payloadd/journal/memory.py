@@ -13,6 +13,7 @@ from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
 from payloadd.journal.fingerprint import fingerprint
 from payloadd.journal.key_clock import KEEP, uptime
 from payloadd.model.job import Job
+from payloadd.model.streams import DEFAULT, first_seq
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,13 +39,19 @@ class MemoryJournal:
         """Report to ``listener``; ``read_uptime`` returns milliseconds since boot, for tests."""
         self._listener = listener
         self._most_keys = most_keys
-        self._next = 1
+        self._following: dict[int, int] = {}
+        """The ``seq`` of the next job of each stream that had one."""
         self._uptime = read_uptime or uptime
         self._receipts: OrderedDict[bytes, tuple[Receipt, bytes, int]] = OrderedDict()
         """By key: receipt and fingerprint of its request, and when it expires; oldest first."""
 
     def append(
-        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: OutcomeCallback
+        self,
+        receipt: Receipt,
+        parts: Sequence[Part],
+        key: bytes | None,
+        done: OutcomeCallback,
+        stream: int = DEFAULT,
     ) -> None:
         """Queue the jobs of a request and call ``done`` before this returns.
 
@@ -55,8 +62,9 @@ class MemoryJournal:
             done(known[0] if known[1] == fingerprint(parts) else KeyReusedError())
             return
         self._check_room(parts)
-        jobs = [Job(seq, *part) for seq, part in enumerate(parts, self._next)]
-        self._next += len(jobs)
+        first = self._following.get(stream) or first_seq(stream) + 1
+        jobs = [Job(seq, *part) for seq, part in enumerate(parts, first)]
+        self._following[stream] = first + len(jobs)
         self._listener.accepted(receipt.payloads)
         self._listener.committed(jobs)
         if key is not None and receipt.payloads:

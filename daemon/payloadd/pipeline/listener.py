@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from payloadd.model.streams import DEFAULT
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from payloadd.observe.metrics import Metrics
     from payloadd.pipeline.accounting import Accounting
     from payloadd.pipeline.queue import JobChannel
@@ -31,11 +35,11 @@ class PipelineListener:
         self.replayed = accounting.enter
         self.has_room = channel.has_room
 
-    def opened(self, newest: int, payloads: int) -> None:
-        """Begin with a journal whose newest job is ``newest`` and that has so many payloads."""
+    def opened(self, newest: Mapping[int, int], payloads: int) -> None:
+        """Begin with a journal with these newest jobs, by stream, and with so many payloads."""
         self._accounting.found = payloads
-        self._accounting.newest_found = newest
-        self._feeder.resume(newest)
+        self._accounting.newest_found = newest.get(DEFAULT, 0)
+        self._feeder.resume(newest.get(DEFAULT, 0))
 
     def closed(self, payloads: int) -> None:
         """Note the payloads that stay in the journal."""

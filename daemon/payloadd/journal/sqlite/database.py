@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import (
     dead_letters,
@@ -26,21 +27,25 @@ from payloadd.journal.sqlite.files_in_use import file_gone
 from payloadd.journal.sqlite.operation_writer import carry_out
 from payloadd.journal.sqlite.restoration import restore_rows
 from payloadd.journal.sqlite.schema import MIGRATIONS
+from payloadd.journal.sqlite.transaction import CommitChanges
 from payloadd.model.job import id_text
+from payloadd.model.streams import DEFAULT, first_seq
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from payloadd.journal.sqlite.backlog import Page
     from payloadd.journal.sqlite.damage import DamagedRow
     from payloadd.journal.sqlite.inventory import Inventory
     from payloadd.journal.sqlite.job_rows import Range
     from payloadd.journal.sqlite.operations import Operation
-    from payloadd.journal.sqlite.transaction import CommitChanges, Totals
+    from payloadd.journal.sqlite.transaction import Totals
     from payloadd.model.job import Batch, Job
     from payloadd.model.layout import Layout
 
     _State = tuple[Totals, tuple[Range, ...], int, Range | None]
+
+_NONE: Final[Mapping[int, Layout]] = MappingProxyType({})
 
 
 class Database(DatabaseFile):
@@ -87,7 +92,8 @@ class Database(DatabaseFile):
         before = self._state()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            changes = carry_out(self._connection, operations, self.totals.next, self.staging)
+            changes = CommitChanges(self.totals.next, self.following)
+            carry_out(self._connection, operations, changes, self.staging)
             # Set before the sync: the event loop asks for the totals meanwhile, to refuse requests
             # that do not fit.
             self.totals = self._write(changes)
@@ -104,6 +110,7 @@ class Database(DatabaseFile):
             self._roll_back(before)
             raise
         self.in_doubt = False
+        self.following = changes.following
         self._segments.keep()
         self.high_water.write(self.totals)
         if changes.settled:
@@ -166,7 +173,8 @@ class Database(DatabaseFile):
         def read() -> Page:
             # Rows that wait for deletion: those of a large request that was refused in the end.
             hidden = [range_ for range_ in self.deletion.ranges if range_[1] > after]
-            return self._backlog.page(after, most_jobs, most_bytes, self.staging.first, hidden)
+            end = self.staging.end_of_page(after)
+            return self._backlog.page(after, most_jobs, most_bytes, end, hidden)
 
         while True:
             page = self._with_repair(read)
@@ -275,16 +283,32 @@ class Database(DatabaseFile):
         """Whether ``oldest`` has skipped many ranges and has to be called again."""
         return self._oldest.unfinished
 
-    def layouts(self, now: Layout) -> list[tuple[int, Layout]]:
+    def open_streams(self, wanted: Sequence[str]) -> dict[int, str]:
+        """Give each of the ``wanted`` streams a number; return the names of all by number."""
+        self.streams |= dict(enumerate(wanted))
+        self.following |= {one: first_seq(one) + self.totals.next for one in self.streams}
+        return self.streams
+
+    def newest(self) -> dict[int, int]:
+        """Return the newest ``seq`` of each stream that may have jobs, by its number."""
+        return {stream: following - 1 for stream, following in self.following.items()}
+
+    def layouts(
+        self, now: Layout, others: Mapping[int, Layout] = _NONE
+    ) -> list[tuple[int, Layout]]:
         """Note that the layout ``now`` holds for the next job and those after it.
 
-        Returns all layouts, each with its first ``seq``. Raises sqlite3.Error.
+        ``others``: the layouts of other streams than the default one, by number. Returns all
+        layouts, each with its first ``seq``. Raises sqlite3.Error.
         """
         checked = self._with_repair(
             lambda: small_tables.check(self._connection, small_tables.LAYOUTS)
         )
         self.findings.add(*small_tables.repair(self._connection, small_tables.LAYOUTS, checked))
-        return layout_rows.note(self._connection, checked.rows, self.totals.next, now)
+        with self._transaction():
+            return layout_rows.note(
+                self._connection, checked.rows, self.following, {DEFAULT: now, **others}
+            )
 
     def probe(self) -> None:
         """Make a write durable, to find out whether the disk accepts writes.

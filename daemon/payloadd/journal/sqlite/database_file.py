@@ -35,6 +35,7 @@ from payloadd.journal.sqlite.schema import connect
 from payloadd.journal.sqlite.segments import Segments
 from payloadd.journal.sqlite.staging import Staging
 from payloadd.journal.sqlite.table_scan import is_unreadable
+from payloadd.model.streams import DEFAULT, DEFAULT_NAME
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ class DatabaseFile:
                 retry_reads(lambda: self._read_at_start(gaps), self._folder)
             except sqlite3.Error as error:
                 self._repair_at_start(error)
+            self.streams = {DEFAULT: DEFAULT_NAME}
+            self.following = {DEFAULT: self.totals.next}
             self.high_water.begin(self.totals)
             self._hidden.begin(self._connection, self.totals, self._inventory.sealed)
             self.files.note()

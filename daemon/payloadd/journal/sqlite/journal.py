@@ -44,6 +44,7 @@ from payloadd.journal.sqlite.operations import (
 from payloadd.journal.sqlite.schema import KEY_BYTES, ROW_BYTES
 from payloadd.journal.sqlite.sealed_batches import SealedBatches
 from payloadd.journal.sqlite.thread import JournalThread
+from payloadd.model.streams import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -127,7 +128,12 @@ class SqliteJournal:
         report_missing(database, health)
 
     def append(
-        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: OutcomeCallback
+        self,
+        receipt: Receipt,
+        parts: Sequence[Part],
+        key: bytes | None,
+        done: OutcomeCallback,
+        stream: int = DEFAULT,
     ) -> None:
         """Accept a request with the next commits; see ``Journal``.
 
@@ -140,7 +146,7 @@ class SqliteJournal:
             raise TooLargeError(f"the request takes {size} bytes, more than JOURNAL_MAX_BYTES")
         if (refusal := self.refusal(size)) is not None:
             raise refusal
-        self._commit_queue.append(Append(receipt, parts, key, done, size))
+        self._commit_queue.append(Append(receipt, parts, key, done, size, stream))
         self._bytes += size
 
     def refusal(self, size: int = 1024) -> RefusedError | None:
@@ -340,31 +346,49 @@ class SqliteJournal:
         # Once for all requests: reports for each request were a measurable part of its cost.
         accepted = 0
         jobs: list[Job] = []
+        others: dict[int, list[Job]] = {}
         for operation in operations:
             match operation:
                 case Append(receipt, earlier=None):
                     accepted += receipt.payloads
-                    jobs += operation.jobs
+                    if operation.stream == DEFAULT:
+                        jobs += operation.jobs
+                    else:
+                        others.setdefault(operation.stream, []).extend(operation.jobs)
                 case Stage(append, _, end) if append.earlier is None:
                     append.staged = end
                     self._staged = append
                 case Abandon():
                     self._end_staging()
-                case Revive(firsts, payloads, more) if firsts:
-                    self._listener.revived(payloads)
-                    if more:
-                        self._commit_queue.add(Revive())
+                case Revive() if operation.firsts:
+                    self._report_revived(operation)
                 case Expire(more=True):
                     self._commit_queue.add(Expire())
         self._listener.accepted(accepted)
-        await self._offer(operations, jobs, time_slice)
+        await self._offer(operations, DEFAULT, jobs, time_slice)
+        for stream, of_stream in others.items():
+            if time_slice.over:
+                await time_slice.pause()
+            await self._offer(operations, stream, of_stream, time_slice)
         self._commit_deletions()
 
+    def _report_revived(self, revive: Revive) -> None:
+        self._listener.revived(revive.payloads)
+        if revive.more:
+            self._commit_queue.add(Revive())
+
     async def _offer(
-        self, operations: Sequence[Operation], jobs: Sequence[Job], time_slice: TimeSlice
+        self,
+        operations: Sequence[Operation],
+        stream: int,
+        jobs: Sequence[Job],
+        time_slice: TimeSlice,
     ) -> None:
-        """Offer jobs to the pipeline; jobs behind a staged request wait until it is accepted."""
-        if self._staged is None:
+        """Offer jobs of a stream to the pipeline.
+
+        Jobs behind a staged request of their stream wait until it is accepted.
+        """
+        if self._staged is None or self._staged.stream != stream:
             await self._offer_in_portions(jobs, time_slice)
         elif any(one is self._staged for one in operations):
             own = len(self._staged.jobs)
@@ -384,7 +408,8 @@ class SqliteJournal:
     def _end_staging(self) -> None:
         """Let the pipeline read the jobs that were committed behind the staged request."""
         self._staged = None
-        self._listener.left_for_page(self._newest_behind)
+        newest, self._newest_behind = self._newest_behind, 0
+        self._listener.left_for_page(newest)
 
     def _commit_deletions(self) -> None:
         """Add an operation if rows wait for deletion and no other operation causes a commit."""
