@@ -112,7 +112,7 @@ class JournalFile(RuleBasedStateMachine):
         self.staged: list[Operation] = []
         self.large: Append | None = None
         """A request that is written in several commits."""
-        self.workers = [sealed(self.database, first) for first in self.database.sealed_after(0)]
+        self.workers = [sealed(self.database, first) for first in self.database.sealed_after({})]
         assert self.database.totals.dead_bytes == self.model.dead_bytes
         wanted = [self.model.sealed[first] for first in sorted(self.model.sealed)]
         assert [(one.key, contents(one.jobs)) for one in self.workers] == [
