@@ -86,7 +86,7 @@ class JobsInMemory:
             jobs += _unsettled(self._operations)
         # A commit that failed has given numbers to jobs that were not accepted.
         following = self._database.following
-        return [job for job in jobs if job.seq < following[stream_of(job.seq)]]
+        return [job for job in jobs if job.seq < following.get(stream_of(job.seq), 0)]
 
 
 def _unsettled(operations: Iterable[Operation]) -> list[Job]:

@@ -30,6 +30,7 @@ from payloadd.journal.sqlite.disk import DiskState, disk_error, outcome_unknown
 from payloadd.journal.sqlite.idempotency import most_keys
 from payloadd.journal.sqlite.jobs_in_memory import JobsInMemory
 from payloadd.journal.sqlite.maintenance import Maintenance
+from payloadd.journal.sqlite.offering import Offering
 from payloadd.journal.sqlite.operations import (
     Abandon,
     Append,
@@ -118,10 +119,7 @@ class SqliteJournal:
         self._in_memory = JobsInMemory(database, listener, self._commit_queue)
         self._bytes = 0
         """Bytes of the requests that wait for a commit."""
-        self._staged: Append | None = None
-        """The request that is being staged: some of its parts are written."""
-        self._newest_behind = 0
-        """The last job that was committed while a request is staged; it is offered later."""
+        self._offering = Offering(listener, tuning.offered_jobs)
         self._unknown = False
         """Whether a failed commit may come back with a crash."""
         database.most_keys = most_keys(max_bytes)
@@ -303,7 +301,7 @@ class SqliteJournal:
         self._maintenance.check_other_processes()
         self._disk.write_failed(error)
         not_begun = self._commit_queue.take_requests()
-        if self._staged is not None:
+        if self._offering.staged is not None:
             self._commit_queue.add(Abandon())
         self._bytes -= not_begun.bytes
         time_slice = TimeSlice()
@@ -357,60 +355,21 @@ class SqliteJournal:
                         others.setdefault(operation.stream, []).extend(operation.jobs)
                 case Stage(append, _, end) if append.earlier is None:
                     append.staged = end
-                    self._staged = append
+                    self._offering.staged = append
                 case Abandon():
-                    self._end_staging()
+                    self._offering.end_staging()
                 case Revive() if operation.firsts:
                     self._report_revived(operation)
                 case Expire(more=True):
                     self._commit_queue.add(Expire())
         self._listener.accepted(accepted)
-        await self._offer(operations, DEFAULT, jobs, time_slice)
-        for stream, of_stream in others.items():
-            self._listener.accepted_in(stream, sum([job.payloads for job in of_stream]))
-            if time_slice.over:
-                await time_slice.pause()
-            await self._offer(operations, stream, of_stream, time_slice)
+        await self._offering.offer(operations, jobs, others, time_slice)
         self._commit_deletions()
 
     def _report_revived(self, revive: Revive) -> None:
         self._listener.revived(revive.payloads)
         if revive.more:
             self._commit_queue.add(Revive())
-
-    async def _offer(
-        self,
-        operations: Sequence[Operation],
-        stream: int,
-        jobs: Sequence[Job],
-        time_slice: TimeSlice,
-    ) -> None:
-        """Offer jobs of a stream to the pipeline.
-
-        Jobs behind a staged request of their stream wait until it is accepted.
-        """
-        if self._staged is None or self._staged.stream != stream:
-            await self._offer_in_portions(jobs, time_slice)
-        elif any(one is self._staged for one in operations):
-            own = len(self._staged.jobs)
-            await self._offer_in_portions(jobs[:own], time_slice)
-            self._end_staging()
-            await self._offer_in_portions(jobs[own:], time_slice)
-        elif jobs:
-            self._newest_behind = jobs[-1].seq
-
-    async def _offer_in_portions(self, jobs: Sequence[Job], time_slice: TimeSlice) -> None:
-        portion = self._tuning.offered_jobs
-        for start in range(0, len(jobs), portion):
-            if start:
-                await time_slice.pause()
-            self._listener.committed(jobs[start : start + portion])
-
-    def _end_staging(self) -> None:
-        """Let the pipeline read the jobs that were committed behind the staged request."""
-        self._staged = None
-        newest, self._newest_behind = self._newest_behind, 0
-        self._listener.left_for_page(newest)
 
     def _commit_deletions(self) -> None:
         """Add an operation if rows wait for deletion and no other operation causes a commit."""

@@ -48,6 +48,8 @@ class Staging:
 
         An immutable value, so that a failed commit can restore the old one.
         """
+        self._counts_ahead = 0
+        """How far ``Totals.next`` was ahead of the first number of the staged request."""
 
     def accept(self, append: Append, changes: CommitChanges) -> None:
         """Accept a request, and write the parts that were not staged."""
@@ -102,6 +104,7 @@ class Staging:
     def _begin(self, append: Append, changes: CommitChanges) -> None:
         self.abandon()
         count = len(append.parts)
+        self._counts_ahead = changes.next - changes.following[append.stream]
         append.first = changes.reserve(count, append.stream)
         self.range = (append.first, append.first + count - 1)
         self._deletion.hide(self.range)
@@ -127,7 +130,7 @@ class Staging:
     def place(self, changes: CommitChanges, files: Segments, following: int) -> None:
         """Make rows of large and of staged jobs; use a segment where that is cheaper.
 
-        ``following`` is the next ``seq`` before the changes.
+        ``following`` is ``Totals.next`` before the changes.
         """
         jobs, size = changes.large, changes.large_bytes
         if changes.staged or self.range is not None:
@@ -137,5 +140,5 @@ class Staging:
         if size < segments.WORTH_A_SYNC:
             changes.place_in_rows(jobs)
         else:
-            name = min(following, jobs[0].seq)
+            name = following if jobs is changes.large else jobs[0].seq + self._counts_ahead
             changes.place(jobs, *files.write([job.lines for job in jobs], name))
