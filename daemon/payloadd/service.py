@@ -169,7 +169,8 @@ async def _run_parts(runtime: Runtime) -> None:
             journal = open_journal(settings, listener, runtime.health, runtime.metrics)
             async with journal as opened:
                 if settings.streams:
-                    runtime.metrics.name_streams(opened.names)
+                    runtime.accounting.stream_names = opened.names
+                    runtime.metrics.name_streams(opened.names, runtime.accounting.streams)
                 intake = Intake(opened.journal, runtime.health, settings)
                 watched = WatchedParts(settings, runtime.health, opened.journal)
                 monitor = reporting_to_systemd(watched, runtime.notifier)

@@ -18,7 +18,7 @@ from tests.support.fuzz import mutate, pieces_of
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -154,7 +154,11 @@ def make_body(chance: random.Random) -> tuple[bytes, list[bytes]]:
     if len(body) > _MOST_BYTES:
         body = b"[" * 100  # what takes long to decode is tested by itself
     coding = chance.choice(("gzip", "zstd", "deflate", "identity", "br", *[""] * 25))
-    pack = {"gzip": gzip.compress, "zstd": zstandard.compress, "deflate": zlib.compress}
+    pack: dict[str, Callable[[bytes], bytes]] = {
+        "gzip": gzip.compress,
+        "zstd": zstandard.compress,
+        "deflate": zlib.compress,
+    }
     if coding in pack and chance.random() < 0.9:
         body = pack[coding](body)
     return body, [f"Content-Encoding: {coding}".encode()] if coding else []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from payloadd.config.stream_names import DEFAULT_STREAM, NAME_RULE, is_stream_name
 from payloadd.ingress.problem import Problem
+from payloadd.model.streams import DEFAULT as DEFAULT_NUMBER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +32,7 @@ class Stream(NamedTuple):
     number: int
 
 
-DEFAULT: Final = Stream(DEFAULT_STREAM, 0)
+DEFAULT: Final = Stream(DEFAULT_STREAM, DEFAULT_NUMBER)
 
 
 class Route(NamedTuple):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -22,7 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from payloadd.observe.status import PayloadFigures, Status, StreamFigures
+from payloadd.observe.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,72 +94,62 @@ class PlainHistogram(Collector):
         yield family
 
 
-class StatusFamilies(Collector):
-    """The families that a snapshot of the process has, one snapshot for each scrape.
+class PayloadCounts(Protocol):
+    """The number of payloads by outcome, since the start of the process."""
 
-    The counters of payloads are among them: with STREAMS they are those of the snapshot's streams.
-    """
+    accepted: int
+    stored: int
+    dead: int
 
-    def __init__(self, snapshot: Callable[[], Status]) -> None:
-        self._snapshot = snapshot
+
+class PayloadCounters(Collector):
+    """The counters of payloads; with STREAMS one sample for each stream."""
+
+    def __init__(self) -> None:
         self.accepted = CounterValue()
         self.stored = CounterValue()
         self.dead = CounterValue()
-        self.streams: Mapping[int, str] = {}
+        self.names: Mapping[int, str] = {}
         """The names of streams by their numbers; empty without STREAMS."""
+        self.by_stream: Callable[[], Mapping[int, PayloadCounts]] = dict
+        """The function that returns the counts of streams, as far as they had payloads."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families for a scrape.
+
+        There is no sum beside the streams: a query that adds all samples up would count each
+        payload twice.
+        """
+        counts = self.by_stream() if self.names else {}
+        for name, doc, total, of_stream in (
+            ("accepted", "Payloads answered with a 2xx", self.accepted, _accepted),
+            ("stored", "Payloads that the store confirmed", self.stored, _stored),
+            ("dead", "Payloads that the store refused for good", self.dead, _dead),
+        ):
+            labels = ["stream"] if self.names else []
+            family = CounterMetricFamily(f"payloadd_payloads_{name}", doc, labels=labels)
+            if not self.names:
+                family.add_metric((), total.value)
+            for number, stream in self.names.items():
+                found = counts.get(number)
+                family.add_metric((stream,), 0 if found is None else of_stream(found))
+            yield family
+
+
+_accepted = attrgetter("accepted")
+_stored = attrgetter("stored")
+_dead = attrgetter("dead")
+
+
+class StatusGauges(Collector):
+    """The gauges that a snapshot of the process has, one snapshot for each scrape."""
+
+    def __init__(self, snapshot: Callable[[], Status]) -> None:
+        self._snapshot = snapshot
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families for a scrape."""
-        status = self._snapshot()
-        if self.streams:
-            yield from render_payloads(_by_label(status.payloads, self.streams), ["stream"])
-        else:
-            figures = StreamFigures(
-                self.accepted.value,
-                self.stored.value,
-                self.dead.value,
-                status.payloads.oldest_seconds,
-            )
-            yield from render_payloads({(): figures}, [])
-        yield from render_gauges(status)
-
-
-def _by_label(
-    figures: PayloadFigures, streams: Mapping[int, str]
-) -> dict[tuple[str, ...], StreamFigures]:
-    """Return the figures of each stream by its name, zeros for one that had no payloads yet."""
-    none = StreamFigures()
-    return {(name,): figures.streams.get(number, none) for number, name in streams.items()}
-
-
-def render_payloads(
-    by_label: Mapping[tuple[str, ...], StreamFigures], labels: Sequence[str]
-) -> Iterator[Metric]:
-    """Yield the families of payloads, with a sample for each value of the ``labels``.
-
-    With the label ``stream`` there is no sum beside it: a query that adds all samples up would
-    count each payload twice.
-    """
-    accepted = CounterMetricFamily(
-        "payloadd_payloads_accepted", "Payloads answered with a 2xx", labels=labels
-    )
-    stored = CounterMetricFamily(
-        "payloadd_payloads_stored", "Payloads that the store confirmed", labels=labels
-    )
-    dead = CounterMetricFamily(
-        "payloadd_payloads_dead", "Payloads that the store refused for good", labels=labels
-    )
-    oldest = GaugeMetricFamily(
-        "payloadd_oldest_payload_seconds",
-        "Age of the oldest accepted payload that is not stored",
-        labels=labels,
-    )
-    for label, figures in by_label.items():
-        accepted.add_metric(label, figures.accepted)
-        stored.add_metric(label, figures.stored)
-        dead.add_metric(label, figures.dead)
-        oldest.add_metric(label, figures.oldest_seconds)
-    yield from (accepted, stored, dead, oldest)
+        return render_gauges(self._snapshot())
 
 
 def render_gauges(status: Status) -> Iterator[Metric]:
@@ -189,6 +180,11 @@ def render_gauges(status: Status) -> Iterator[Metric]:
         ),
         ("workers_busy", "Workers that have a batch", status.busy_workers),
         (
+            "oldest_payload_seconds",
+            "Age of the oldest accepted payload that is not stored",
+            status.payloads.oldest_seconds,
+        ),
+        (
             "upload_rate_limit",
             "Uploads a second that the most throttled key prefix accepts; +Inf without a limit",
             status.uploads.rate_limit,
@@ -210,13 +206,14 @@ class Metrics:
         """Create all metrics; ``snapshot`` returns the state of the process at a scrape."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._status = StatusFamilies(snapshot)
-        self.registry.register(self._status)
+        self.registry.register(StatusGauges(snapshot))
         self.requests = self._counter("requests", "Answers given, by HTTP status", "code")
         self._answers: dict[int, CounterValue] = {}
-        self.accepted = self._status.accepted
-        self.stored = self._status.stored
-        self.dead = self._status.dead
+        self._payloads = PayloadCounters()
+        self.registry.register(self._payloads)
+        self.accepted = self._payloads.accepted
+        self.stored = self._payloads.stored
+        self.dead = self._payloads.dead
         self.objects_stored = self._counter(
             "objects_stored", "Objects that the store confirmed"
         ).labelled()
@@ -232,9 +229,14 @@ class Metrics:
             "upload_seconds", "Time of one attempt at an object", _UPLOAD_SECONDS
         )
 
-    def name_streams(self, names: Mapping[int, str]) -> None:
-        """Give the counters of payloads the label ``stream``; ``names`` by the streams' numbers."""
-        self._status.streams = names
+    def name_streams(
+        self, names: Mapping[int, str], counts: Callable[[], Mapping[int, PayloadCounts]]
+    ) -> None:
+        """Give the counters of payloads the label ``stream``.
+
+        ``names`` are the names of the streams by their numbers; ``counts`` returns their counts.
+        """
+        self._payloads.names, self._payloads.by_stream = names, counts
 
     def count_request(self, status: int) -> None:
         """Count an answer with this HTTP status."""

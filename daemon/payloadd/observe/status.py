@@ -33,20 +33,6 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamFigures:
-    """The number of payloads of one stream by outcome, since the start of the process."""
-
-    accepted: int = 0
-    """Acknowledged with a 2xx."""
-    stored: int = 0
-    """Confirmed by the store."""
-    dead: int = 0
-    """Refused by the store for good, or damaged in the journal."""
-    oldest_seconds: float = 0.0
-    """The age of the oldest open payload."""
-
-
-@dataclass(frozen=True, slots=True)
 class PayloadFigures:
     """The number of payloads by outcome, since the start of the process."""
 
@@ -66,8 +52,6 @@ class PayloadFigures:
     """The age of the oldest open payload."""
     drained_per_second: float = 0.0
     """Stored or dead, over the last ten seconds."""
-    streams: Mapping[int, StreamFigures] = field(default_factory=dict)
-    """The same of each stream that had payloads, by its number."""
 
     @property
     def lost_when_closed(self) -> int:

@@ -18,7 +18,7 @@ from payloadd.model.streams import DEFAULT, last_seq, stream_of
 from payloadd.observe.status import PayloadFigures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from payloadd.model.job import Batch, Job
     from payloadd.observe.metrics import Metrics
@@ -95,6 +95,8 @@ class Accounting:
         """The ``seq`` of the newest job that the start found in the journal, by stream."""
         self.by_stream: dict[int, StreamCounts] = {}
         """The counts of the streams other than the default one; see ``streams``."""
+        self.stream_names: Mapping[int, str] = {}
+        """The names of streams by their numbers, for the log; empty without STREAMS."""
         self.rate = DrainRate()
         self.accepted = 0
         self.stored = 0

@@ -214,7 +214,13 @@ class Worker:
             reason=str(error),
             key=batch.key,
             payloads=batch.payloads,
+            **self._stream_field(batch),
         )
+
+    def _stream_field(self, batch: Batch) -> dict[str, str]:
+        """Return the field of the log with the name of the stream, if it has one."""
+        name = self._accounting.stream_names.get(stream_of(batch.jobs[0].seq))
+        return {} if name is None else {"stream": name}
 
     def _count_busy(self) -> int:
         return sum([current.present for current in self._current_batches])
