@@ -40,14 +40,7 @@ class _Payloadd:
         return f"{self.daemon.url}{PATH}"
 
     async def accepted(self) -> int | None:
-        found = await self.daemon.metrics()
-        # With streams there is one sample for each.
-        counts = (
-            count
-            for name, count in found.items()
-            if name.partition("{")[0] == "payloadd_payloads_accepted_total"
-        )
-        return int(sum(counts))
+        return int(await self.daemon.counted("payloads_accepted"))
 
 
 def payloadd(name: str, *, batched: bool = True, **settings: str) -> Peer:
