@@ -101,8 +101,8 @@ def test_the_status_of_a_journal_is_two_columns_or_json() -> None:
 def test_streams_are_lines_of_the_status_where_there_are_several() -> None:
     """An operator could not see which stream has the backlog."""
     figures = {"default": StreamStatus(1, 2, 3, 0.5, 0), "clicks": StreamStatus(4, 5, 6, 7.5, 8)}
-    one = JournalStatus(None, *range(11), {"default": figures["default"]})
-    both = replace(one, streams=figures)
+    both = JournalStatus(None, 1, 2, 3, 4.5, 5, 6, 7, 8, 9, 10, 11, figures)
+    one = replace(both, streams={"default": figures["default"]})
     assert journal_document(both)["streams"]["clicks"]["dead_letters"] == 8
     assert [line for line in journal_lines(one) if "default" in line] == []
     assert journal_lines(both)[-1] == (

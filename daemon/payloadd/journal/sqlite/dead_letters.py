@@ -112,7 +112,7 @@ def letters(connection: sqlite3.Connection) -> list[DeadLetter]:
         "SELECT id, at, code, reason, key, payloads, bytes, retry, last FROM dead"
         " ORDER BY at, first"
     )
-    return [DeadLetter(*row, _stream_name(names, last)) for *row, last in found]
+    return [DeadLetter(*[*row[:-1], _stream_name(names, row[-1])]) for row in found]
 
 
 def _stream_name(names: Mapping[int, str], last: int) -> str | None:
