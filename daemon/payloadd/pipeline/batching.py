@@ -122,7 +122,7 @@ class Batcher:
             await queue.wait_for_change()
         except trio.EndOfChannel:
             return False
-        self._memory.receive_fitting(queue)
+        self.add_ready(queue)
         return True
 
     def add_ready(self, queue: StreamQueue) -> None:

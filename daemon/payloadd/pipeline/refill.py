@@ -227,7 +227,7 @@ class QueueFeeder:
     def _make_room(self, size: int = 0) -> None:
         if self.memory is not None:
             self.memory.make_room()
-            if size > self._channel.max_bytes:
+            if size:
                 self.memory.make_room_for(size)
 
     def _fall_behind(self, queue: StreamQueue) -> None:
@@ -239,4 +239,5 @@ class QueueFeeder:
 
 def _is_spilled(queue: StreamQueue) -> bool:
     """Return whether the next jobs of a stream take no memory."""
-    return queue.forming is not None and queue.forming.spilled and not queue.jobs
+    forming = queue.forming
+    return forming is not None and forming.spilled and forming.wants_more and not queue.jobs

@@ -20,8 +20,10 @@ class StreamQueue:
     """The jobs of one stream that wait in memory; :class:`JobChannel` bounds and counts them."""
 
     __slots__ = (
+        "_changed",
         "_missing_bytes",
         "_missing_payloads",
+        "_nudged",
         "_receive",
         "_send",
         "active",
@@ -63,6 +65,9 @@ class StreamQueue:
         # Jobs come in groups, as they were committed: to send, receive and wake a task for each
         # job was measurable.
         self._send, self._receive = trio.open_memory_channel["Sequence[Job]"](max_groups)
+        self._nudged = False
+        """Whether ``nudge`` was called, and no task has seen it yet."""
+        self._changed: trio.Event | None = None
         self.gathering: trio.Event | None = None
         """What ends ``gather``; None while it does not run."""
         self._missing_payloads = self._missing_bytes = 0
@@ -72,6 +77,8 @@ class StreamQueue:
         """Add jobs of ``size`` bytes together."""
         self._send.send_nowait(jobs)
         self.jobs += len(jobs)
+        if self._changed is not None:
+            self._wake()
         if self.gathering is not None:
             self._missing_payloads -= sum([job.payloads for job in jobs])
             self._missing_bytes -= size
@@ -80,24 +87,25 @@ class StreamQueue:
 
     def nudge(self) -> None:
         """Let ``wait_for_change`` and ``gather`` return."""
+        self._nudged = True
         self.end_gathering()
-        if not self.closed:
-            try:
-                self._send.send_nowait(())
-            except trio.WouldBlock:  # as many groups are there that wake the consumer as well
-                return
+        self._wake()
 
     async def wait_for_change(self) -> None:
         """Return once a job is ready, or after ``nudge``.
 
         Raises trio.EndOfChannel once the queue is closed and empty.
         """
-        if not self.ready:
-            try:
-                group = self._receive.receive_nowait()
-            except trio.WouldBlock:
-                group = await self._receive.receive()
-            self.ready.extend(group)
+        if self.ready or self._nudged:
+            self._nudged = False
+            return
+        try:
+            self.ready.extend(self._receive.receive_nowait())
+        except trio.WouldBlock:
+            # Not in ``receive``: jobs on the way to a task could be neither moved nor withdrawn.
+            self._changed = trio.Event()
+            await self._changed.wait()
+            self._nudged = False
 
     async def wait_for_job(self) -> None:
         """Return once a job is ready.
@@ -144,4 +152,9 @@ class StreamQueue:
         """Let the consumer end behind the last job."""
         self.closed = True
         self._send.close()
-        self.end_gathering()
+        self.nudge()
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
