@@ -193,22 +193,39 @@ async def _handle_signals(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Drain after the first SIGTERM or SIGINT, cancel all after the second; reload after SIGHUP."""
+    stopping = False
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         task_status.started()
-        async for number in signals:
-            name = signal.Signals(number).name
-            if number == signal.SIGHUP:
-                log.info("reload", signal=name)
-                with suppress(trio.WouldBlock):  # another reload is waiting to begin
-                    reload_sender.send_nowait(None)
-            elif stop.is_set():
-                log.warning("stopping_at_once", signal=name)
-                process.cancel()
-            else:
-                log.info("draining", signal=name, open=runtime.accounting.open)
-                runtime.health.phase = "draining"
-                runtime.notifier.stopping()
-                stop.set()
+        async with trio.open_nursery() as nursery:
+            async for number in signals:
+                name = signal.Signals(number).name
+                if number == signal.SIGHUP:
+                    log.info("reload", signal=name)
+                    with suppress(trio.WouldBlock):  # another reload is waiting to begin
+                        reload_sender.send_nowait(None)
+                elif stopping:
+                    log.warning("stopping_at_once", signal=name)
+                    process.cancel()
+                else:
+                    stopping = True
+                    log.info(
+                        "draining",
+                        signal=name,
+                        open=runtime.accounting.open,
+                        delay=runtime.settings.drain_delay,
+                    )
+                    nursery.start_soon(_begin_drain, runtime, stop)
+
+
+async def _begin_drain(runtime: Runtime, stop: trio.Event) -> None:
+    """Set ``stop`` after DRAIN_DELAY: balancers have seen by then that the daemon is not ready."""
+    delay = runtime.settings.drain_delay
+    runtime.notifier.stopping()
+    if delay:
+        runtime.health.phase = "leaving"
+        await trio.sleep(delay)
+    runtime.health.phase = "draining"
+    stop.set()
 
 
 async def _report_drain(runtime: Runtime, stop: trio.Event) -> None:
@@ -254,7 +271,7 @@ async def _serve_admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[s
     if address is None and not passed:
         yield []
         return
-    app = make_admin_app(intake, runtime.health, runtime.metrics)
+    app = make_admin_app(intake, runtime.health, runtime.metrics, runtime.settings)
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         listeners = passed or await open_listeners([address] if address else [])
@@ -298,7 +315,7 @@ async def _serve_public(
     routes = Routes(opened.streams)
     submitter = Submitter(intake, runtime.health, settings, memory, runtime.admission, routes)
     refusals = RefusalLog()
-    app = make_app(submitter, runtime.health, refusals)
+    app = make_app(submitter, runtime.health, refusals, settings)
     fast_path = FastPath(submitter, runtime.health, runtime.metrics, refusals)
     options = ServerOptions(
         settings.max_connections,
@@ -309,6 +326,8 @@ async def _serve_public(
         refusals,
         settings.max_connections_per_client,
         settings.trusted_proxies or (),
+        proxy_headers=settings.client_address == "proxy",
+        cors=submitter.cors,
     )
     listeners = runtime.passed.listeners() or await open_listeners(settings.bind)
     async with trio.open_nursery() as helpers:

@@ -69,6 +69,7 @@ def test_objects_may_be_larger_than_the_memory_of_the_queue() -> None:
         ("MAX_LENGTH", "1kB", "max_length", 1000),
         ("MAX_LENGTH", "1 MB", "max_length", 10**6),
         ("MAX_LENGTH", "4096", "max_length", 4096),
+        ("DRAIN_DELAY", "0s", "drain_delay", 0.0),
         ("DRAIN_TIMEOUT", "500ms", "drain_timeout", 0.5),
         ("DRAIN_TIMEOUT", "1.5m", "drain_timeout", 90.0),
         ("DRAIN_TIMEOUT", "2h", "drain_timeout", 7200.0),
@@ -305,7 +306,8 @@ def test_a_misspelt_setting_is_found_and_foreign_variables_are_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["compression", "log_level", "log_format", "s3_addressing", "durability"]
+    "name",
+    ["compression", "log_level", "log_format", "s3_addressing", "durability", "client_address"],
 )
 def test_the_description_of_a_choice_names_every_value(name: str) -> None:
     """An operator would learn the allowed values only from an error."""

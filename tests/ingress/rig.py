@@ -248,7 +248,7 @@ async def running(
         if HAS_FAST_PATH and app is None
         else None
     )
-    app = app or make_app(submitter, rig.health, refusals)
+    app = app or make_app(submitter, rig.health, refusals, rig.settings)
     rig.listeners = await open_listeners(rig.settings.bind)
     certificates = open_certificates(rig.settings)
     count = rig.metrics.count_request
@@ -256,6 +256,8 @@ async def running(
     server_options = ServerOptions(
         *(max_connections, fast_path, certificates, memory, count, refusals, per_client),
         proxies=rig.settings.trusted_proxies or (),
+        proxy_headers=rig.settings.client_address == "proxy",
+        cors=submitter.cors,
         **(options or {}),
     )
 

@@ -81,7 +81,14 @@ def test_payloads_have_the_names_of_their_streams() -> None:
 
 
 @pytest.mark.parametrize(
-    ("phase", "draining"), [("starting", 0), ("serving", 0), ("draining", 1), ("drained", 1)]
+    ("phase", "draining"),
+    [
+        ("starting", 0),
+        ("serving", 0),
+        ("leaving", 1),
+        ("draining", 1),
+        ("drained", 1),
+    ],
 )
 def test_the_gauge_of_a_drain_follows_the_phase(phase: Phase, draining: int) -> None:
     """An alert could not distinguish a drain from a daemon that accepts requests."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 NAMES: Final = (
-    *("DRAIN_DELAY", "ENVELOPE"),
+    "ENVELOPE",
     *("JOURNAL_URL", "OBJECT_FORMAT", "PARQUET_SCHEMA", "PARQUET_SORT_BY", "PUT_PRICE"),
     "WATERMARK",
 )
@@ -13,6 +13,5 @@ NAMES: Final = (
 VALUES: Final = (
     ("DURABILITY", "store"),
     ("LOG_FORMAT", "journald"),
-    ("CLIENT_ADDRESS", "proxy"),
 )
 """Documented values that are not built yet, of settings that are built."""

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NOT_BUILT: Final = {
-    "DRAIN_DELAY": "a delay between SIGTERM and the drain",
     "ENVELOPE": "envelopes around payloads",
     "JOURNAL_URL": "a journal that machines share",
     "OBJECT_FORMAT": "object formats besides NDJSON",

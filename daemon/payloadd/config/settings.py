@@ -34,7 +34,6 @@ from payloadd.config.parsers import (
     TrustedPeers,
     address_or_off,
     addresses,
-    client_address_header,
     duration,
     endpoint_url,
     one_of,
@@ -121,9 +120,7 @@ class Settings:
         metadata=_setting(None, streams, "names of streams besides the default one (comma list)")
     )
     key_template: str = field(
-        metadata=_setting(
-            _KEY_TEMPLATE, words, "key of an object; with STREAMS {stream}/ before it"
-        )
+        metadata=_setting(_KEY_TEMPLATE, words, "key of an object below the prefix")
     )
     batch_max_payloads: int = field(
         metadata=_setting("10000", whole(1, 1_000_000), "payloads per object")
@@ -151,6 +148,13 @@ class Settings:
     )
     journal_max_bytes: int = field(
         metadata=_setting("1GiB", size(1, 2**50), "largest journal; beyond it a POST gets 503")
+    )
+    drain_delay: float = field(
+        metadata=_setting(
+            "0s",
+            duration(0, 3600),
+            "how long /readyz says 503 after SIGTERM before the listeners close",
+        )
     )
     drain_timeout: float = field(
         metadata=_setting("30s", duration(0, 86400), "longest wait for uploads after SIGTERM")
@@ -190,11 +194,11 @@ class Settings:
             "addresses or networks of proxies that state a client's, or unix",
         )
     )
-    client_address: Literal["x-forwarded-for", "forwarded"] | None = field(
+    client_address: Literal["x-forwarded-for", "forwarded", "proxy"] | None = field(
         metadata=_setting(
             None,
-            client_address_header,
-            "where TRUSTED_PROXIES state it: x-forwarded-for or forwarded",
+            one_of("x-forwarded-for", "forwarded", "proxy"),
+            "where TRUSTED_PROXIES state it: x-forwarded-for, forwarded or proxy (PROXY header)",
         )
     )
     cors_origins: tuple[str, ...] | None = field(
@@ -345,8 +349,7 @@ def load(
 def _default(item: Field[Any], values: Mapping[str, object]) -> str | None:
     """Return the default of a setting, which may depend on a setting that was parsed before.
 
-    Source of S3_CHECKSUM: "Data Integrity Protections for Amazon S3", AWS SDKs and Tools reference
-    guide.
+    Source of S3_CHECKSUM: AWS SDKs and Tools reference guide, "Data Integrity Protections".
     """
     if item.name == "key_template" and values.get("streams"):
         return "{stream}/" + _KEY_TEMPLATE

@@ -30,8 +30,10 @@ class Admission:
         self._tokens = None if path is None else TokenFile(path, known)
         rate = settings.rate_limit
         self._limiter = None if rate is None else RateLimiter(rate, clock)
+        # A PROXY header has replaced the address of the peer before the first request.
+        header = settings.client_address
+        self._header = None if header == "proxy" else header
         self._proxies = settings.trusted_proxies
-        self._header = settings.client_address
 
     @property
     def needs_tokens(self) -> bool:
@@ -40,8 +42,8 @@ class Admission:
 
     @property
     def behind_proxies(self) -> bool:
-        """Whether proxies state the addresses of clients."""
-        return self._proxies is not None
+        """Whether proxies state the addresses of clients in a header of each request."""
+        return self._header is not None
 
     @property
     def tokens(self) -> TokenFile | None:

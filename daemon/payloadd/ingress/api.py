@@ -16,14 +16,17 @@ from payloadd.escaping import escape_controls_in_json
 from payloadd.ingress.auth import token_digest
 from payloadd.ingress.body import ACCEPTED_TYPES
 from payloadd.ingress.large_bodies import busy_error
+from payloadd.ingress.openapi import render
+from payloadd.ingress.operations import OPENAPI_PATH
 from payloadd.ingress.problem import CONTENT_TYPE, Problem, refusal_problem, too_large
 from payloadd.ingress.routes import COLLECTIONS, DEFAULT, DOCUMENTS, METHODS
 from payloadd.ingress.submission import PostHeaders, closes_connection, internal_error
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Iterator
     from contextlib import AbstractContextManager
 
+    from payloadd.config.settings import Settings
     from payloadd.ingress.refusal_log import RefusalLog
     from payloadd.ingress.routes import Stream
     from payloadd.ingress.server.hypercorn_app import ReceivedBody
@@ -31,7 +34,9 @@ if TYPE_CHECKING:
     from payloadd.observe.health import Health
 
 
-def make_app(submitter: Submitter, health: Health, refusals: RefusalLog) -> QuartTrio:
+def make_app(
+    submitter: Submitter, health: Health, refusals: RefusalLog, settings: Settings
+) -> QuartTrio:
     """Return the app of the public address.
 
     ``submitter`` receives the POSTs, ``health`` knows whether the daemon drains, and ``refusals``
@@ -47,7 +52,10 @@ def make_app(submitter: Submitter, health: Health, refusals: RefusalLog) -> Quar
             add_route(app, METHODS, route, post)
             add_route(app, ("OPTIONS",), route, handler.options)
     add_route(app, ("GET",), "/healthz", healthz)
-    add_route(app, ("OPTIONS",), "/healthz", _allow_reads)
+    for path in ("/healthz", OPENAPI_PATH):
+        add_route(app, ("OPTIONS",), path, _allow_reads)
+    # With AUTH_TOKENS only clients with a token learn which streams there are.
+    add_openapi(app, settings, () if submitter.needs_tokens else submitter.routes.names)
 
     @app.after_request
     async def note_refusal(response: Response) -> Response:
@@ -206,6 +214,19 @@ def add_route(
     )
 
 
+def add_openapi(app: QuartTrio, settings: Settings, streams: Collection[str] = ()) -> None:
+    """Add the description of all routes that ``app`` has now; it is rendered once.
+
+    ``streams`` are the names of the streams; empty if clients must not learn them.
+    """
+
+    async def describe() -> Response:
+        return Response(document, 200, content_type="application/json")
+
+    add_route(app, ("GET",), OPENAPI_PATH, describe)
+    document = render(app, settings, streams)
+
+
 def json_response(status: int, document: object) -> Response:
     """Return an answer with ``document`` as JSON, invisible characters escaped."""
     body = escape_controls_in_json(encode(document))
@@ -232,9 +253,10 @@ def _post_headers(*, document: bool, stream: Stream = DEFAULT) -> PostHeaders:
 
 
 def _peer() -> str | None:
-    """Return the address of the peer; Quart's is ``<local>`` on a Unix socket."""
-    address = request.remote_addr
-    return "unix" if address == "<local>" else address
+    """Return the address of the peer, or of the client that it states in a PROXY header."""
+    stated: str | None = request.scope.get("state", {}).get("stated_address")
+    # Quart's address is ``<local>`` on a Unix socket.
+    return stated or ("unix" if request.remote_addr == "<local>" else request.remote_addr)
 
 
 def _path() -> str | None:

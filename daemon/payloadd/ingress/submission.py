@@ -39,7 +39,9 @@ _PAYLOADS_IN_LOOP: Final = 2_000
 millisecond."""
 _JOBS_IN_LOOP: Final = 256
 """Jobs made of one request, within the same budget."""
-_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+KEY_CHARACTERS: Final = r"[\x21-\x7e]"
+LONGEST_KEY: Final = 255
+_KEY: Final = re.compile(f"{KEY_CHARACTERS}{{1,{LONGEST_KEY}}}")
 
 
 class PostHeaders(NamedTuple):

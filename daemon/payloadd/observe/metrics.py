@@ -154,7 +154,7 @@ class StatusGauges(Collector):
 
 def render_gauges(status: Status) -> Iterator[Metric]:
     """Yield the gauges of a snapshot."""
-    draining = status.phase in ("draining", "drained")
+    draining = status.phase in ("leaving", "draining", "drained")
     for name, doc, value in (
         (
             "queue_jobs",

@@ -16,8 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Phase = Literal["starting", "serving", "draining", "drained"]
-"""The phases of the process in their order; ``drained``: all is closed, the process ends."""
+Phase = Literal["starting", "serving", "leaving", "draining", "drained"]
+"""The phases of the process in their order.
+
+``leaving``: requests are still accepted, but ``/readyz`` says 503, so that balancers send no more
+(DRAIN_DELAY). ``drained``: all is closed, the process ends.
+"""
 
 
 @dataclass(frozen=True, slots=True)

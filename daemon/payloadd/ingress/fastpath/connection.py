@@ -13,7 +13,7 @@ import trio
 
 from payloadd.ingress.large_bodies import busy_error
 from payloadd.ingress.problem import Problem, refusal_problem
-from payloadd.ingress.refusal_log import address_of_client, describe
+from payloadd.ingress.refusal_log import describe
 from payloadd.ingress.server.client_stream import do_nothing
 from payloadd.ingress.server.connection_errors import log_broken_connection
 from payloadd.ingress.submission import as_problem, closes_connection, receipt_document
@@ -145,7 +145,7 @@ class FastPathConnection:
             return
         if more and self._may_become_plain(data):
             self._stream.state.note_received(more)
-            self._head = data
+            self._head = self._stream.head = data
             return
         request = self._parse(data)
         if request is None or len(data) > request.end:
@@ -299,7 +299,7 @@ class FastPathConnection:
         return len(self._head) + len(self._body) if self._waiter is None else _FASTEST
 
     def _client_address(self) -> str | None:
-        peer = address_of_client(self._stream.socket)
+        peer = self._stream.client_address
         request = self._request
         if request is None:
             return peer
