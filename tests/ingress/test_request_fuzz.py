@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from tests.ingress.conftest import Refusal
     from tests.ingress.rig import Answer, Rig, Wire
     from tests.support.fuzz import Fuzz
 
