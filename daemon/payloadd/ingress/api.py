@@ -99,7 +99,7 @@ class _Handler:
         A stream that is not known gets the same answer: a page sees the 404 of its POST only if the
         browser has sent the POST.
         """
-        _refuse_encoded_slash()
+        _refuse_odd_slashes()
         del stream
         headers = {"Allow": "OPTIONS, POST, PUT", "Accept-Post": ACCEPTED_TYPES}
         cors = self._submitter.cors
@@ -108,7 +108,7 @@ class _Handler:
         return Response("", 204, headers)
 
     async def _post(self, stream: str, *, document: bool) -> Response:
-        _refuse_encoded_slash()
+        _refuse_odd_slashes()
         headers = _post_headers(document=document, stream=self._submitter.routes.stream(stream))
         if {"Transfer-Encoding", "Content-Length"} <= set(request.headers.keys()):
             # h11 follows Transfer-Encoding. Behind a proxy that follows Content-Length, a client
@@ -265,13 +265,15 @@ def _path() -> str | None:
     return path if path.startswith("/") else None
 
 
-def _refuse_encoded_slash() -> None:
-    """Raise NotFound if the path has a percent-encoded slash.
+def _refuse_odd_slashes() -> None:
+    """Raise NotFound if the path has a percent-encoded slash, or begins with two slashes.
 
-    It is data and no delimiter (RFC 3986, section 2.2). Hypercorn decodes it nevertheless, so the
-    path would mean another one than to a proxy that checks paths.
+    An encoded slash is data and no delimiter (RFC 3986, section 2.2). Hypercorn decodes it, and
+    werkzeug ignores further slashes at the beginning, so the path would mean another one than to a
+    proxy that checks paths.
     """
-    if b"%2f" in request.scope.get("raw_path", b"").lower():
+    raw_path: bytes = request.scope.get("raw_path", b"")
+    if b"%2f" in raw_path.lower() or raw_path.startswith(b"//"):
         raise NotFound
 
 
