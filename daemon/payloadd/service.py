@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
+from payloadd.config.stream_names import some_of
 from payloadd.errors import SettingsError, StartError, StateDirError
 from payloadd.heap import keep_small
 from payloadd.ingress.admin import make_admin_app
@@ -24,6 +25,7 @@ from payloadd.ingress.api import make_app
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.request_memory import RequestMemory
+from payloadd.ingress.routes import Routes
 from payloadd.ingress.server.server import (
     ServerOptions,
     bound_addresses,
@@ -159,13 +161,16 @@ async def _run_parts(runtime: Runtime) -> None:
         root.start_soon(_report_drain, runtime, stop)
         await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
         async with open_store(settings) as store, _reloading(runtime, store, reload_requests):
-            # The bound on jobs and payload bytes in memory.
+            # The bound on jobs and payload bytes in memory, all streams together.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
             runtime.health.queue_figures = channel.figures
             feeder = QueueFeeder(channel, runtime.accounting)
             listener = PipelineListener(channel, feeder, runtime.accounting, runtime.metrics)
             journal = open_journal(settings, listener, runtime.health, runtime.metrics)
             async with journal as opened:
+                if settings.streams:
+                    runtime.accounting.stream_names = opened.names
+                    runtime.metrics.name_streams(opened.names, runtime.accounting.streams)
                 uploads = runtime.accounting.uploads
                 intake = Intake(opened.journal, runtime.health, settings, uploads)
                 watched = WatchedParts(settings, runtime.health, opened.journal)
@@ -175,7 +180,7 @@ async def _run_parts(runtime: Runtime) -> None:
                     batcher = await _start_pipeline(
                         runtime, pipeline, channel, feeder, opened, store
                     )
-                    await _serve_public(runtime, intake, stop, admin, batcher)
+                    await _serve_public(runtime, opened, intake, stop, admin, batcher)
                     feeder.finish()
                     deadline = trio.current_time() + settings.drain_timeout
                     pipeline.cancel_scope.deadline = deadline
@@ -299,14 +304,19 @@ async def _start_pipeline(
         channel,
         settings,
     )
-    batcher = Batcher(channel, opened.layouts, settings, worker.admission)
+    batcher = Batcher(channel, opened.layouts, settings, worker.admission, feeder)
     await nursery.start(dispatch, batcher, worker)
     await nursery.start(feeder.refill, opened.journal)
     return batcher
 
 
 async def _serve_public(
-    runtime: Runtime, intake: Intake, stop: trio.Event, admin: list[str], batcher: Batcher
+    runtime: Runtime,
+    opened: OpenedJournal,
+    intake: Intake,
+    stop: trio.Event,
+    admin: list[str],
+    batcher: Batcher,
 ) -> None:
     """Accept POSTs until ``stop`` is set; returns when all requests under way are answered.
 
@@ -314,7 +324,8 @@ async def _serve_public(
     """
     settings = runtime.settings
     memory = RequestMemory(settings.max_request_bytes, settings.max_length)
-    submitter = Submitter(intake, runtime.health, settings, memory, runtime.admission)
+    routes = Routes(opened.streams)
+    submitter = Submitter(intake, runtime.health, settings, memory, runtime.admission, routes)
     refusals = RefusalLog()
     app = make_app(submitter, runtime.health, refusals, settings)
     fast_path = FastPath(submitter, runtime.health, runtime.metrics, refusals)
@@ -342,7 +353,14 @@ async def _serve_public(
             if not intake.durable:
                 log.warning("durability_memory", note="queued payloads are lost on a crash")
             _warn_if_open(settings, listeners)
-            log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))
+            if runtime.admission is not None and runtime.admission.tokens is not None:
+                runtime.admission.tokens.warn_of_unknown_streams()
+            log.info(
+                "listening",
+                public=bound_addresses(listeners),
+                admin=next(iter(admin), None),
+                **({"streams": some_of(settings.streams)} if settings.streams else {}),
+            )
             await stop.wait()
             batcher.end_linger()
             longest = min(settings.drain_timeout, settings.request_timeout)

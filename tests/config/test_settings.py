@@ -35,6 +35,31 @@ def test_defaults_are_the_documented_ones() -> None:
     assert settings.max_queue_bytes == 64 * 2**20
     assert settings.drain_timeout == 30.0
     assert settings.aws_region is None
+    assert (settings.streams, settings.key_template) == (None, "dt={date}/hour={hour}/{id}.ndjson")
+    assert (settings.batch_max_payloads, settings.batch_max_bytes) == (10_000, 8 * 2**20)
+    assert settings.batch_linger == 1.0
+
+
+def test_keys_begin_with_the_stream_by_default() -> None:
+    """Objects of all streams would lie in one folder."""
+    settings = config.load({"STREAMS": "clicks"}, key_problems)
+    assert settings.key_template == "{stream}/dt={date}/hour={hour}/{id}.ndjson"
+    assert config.load({"KEY_TEMPLATE": "x/{stream}-{id}"}, key_problems).streams is None
+
+
+def test_a_template_without_the_stream_is_refused_with_streams() -> None:
+    """Nothing would tell the objects of one stream from those of another, for good."""
+    with pytest.raises(SettingsError) as caught:
+        config.load({"STREAMS": "clicks", "KEY_TEMPLATE": "{date}/{{stream}}/{id}"}, key_problems)
+    (problem,) = caught.value.problems
+    assert problem.startswith("KEY_TEMPLATE: '{date}/{{stream}}/{id}' is not allowed with STREAMS")
+    assert "{stream}" in problem.partition("allowed is")[2]
+
+
+def test_objects_may_be_larger_than_the_memory_of_the_queue() -> None:
+    """Large objects would need as much memory."""
+    settings = config.load({"BATCH_MAX_BYTES": "128MiB", "MAX_QUEUE_BYTES": "64MiB"}, key_problems)
+    assert settings.batch_max_bytes == 2 * settings.max_queue_bytes
 
 
 @pytest.mark.parametrize(
@@ -89,6 +114,8 @@ def test_defaults_are_the_documented_ones() -> None:
         ("CORS_ORIGINS", "*", "cors_origins", ("*",)),
         ("CORS_ORIGINS", "https://a.b, http://c:8", "cors_origins", ("https://a.b", "http://c:8")),
         ("RATE_LIMIT", "100/s", "rate_limit", Rate(100.0, 100, "100/s")),
+        ("STREAMS", "clicks", "streams", ("clicks",)),
+        ("STREAMS", "a, 0-b_c", "streams", ("a", "0-b_c")),
         ("RATE_LIMIT", "30/m burst 5", "rate_limit", Rate(0.5, 5, "30/m burst 5")),
     ],
 )
@@ -138,6 +165,14 @@ def test_values_are_parsed_as_documented(name: str, text: str, field: str, value
         ("RATE_LIMIT", "0/s", "100/s burst 500"),
         ("TRUSTED_PROXIES", "10.0.0.1/8", "networks such as 10.0.0.0/8"),
         ("TRUSTED_PROXIES", "proxy.example", "addresses"),
+        ("STREAMS", "Clicks", "1 to 63 of a-z, 0-9, _ and -"),
+        ("STREAMS", "a,", "not ''"),
+        ("STREAMS", "_a", "a letter or digit first"),
+        ("STREAMS", "a" * 64, "1 to 63"),
+        ("STREAMS", "a/b", "not 'a/b'"),
+        ("STREAMS", "a,b,a", "'a' is there twice"),
+        ("STREAMS", "a,default", "without 'default'"),
+        ("STREAMS", ",".join(f"s{number}" for number in range(1001)), "at most 1000 names"),
         ("CLIENT_ADDRESS", "x-real-ip", "x-forwarded-for, forwarded"),
     ],
 )

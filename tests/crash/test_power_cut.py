@@ -80,7 +80,7 @@ def replay(folder: Path, calls: Sequence[Call], end: int) -> tuple[Disk, Reporte
 
 def numbers_in(database: Database) -> Iterator[int]:
     """Yield the number of each waiting payload."""
-    for first in database.sealed_after(0):
+    for first in database.sealed_after({}):
         batch = database.sealed(first)
         if batch is not None:
             for job in batch.jobs:

@@ -6,6 +6,7 @@ import json
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -17,6 +18,7 @@ from payloadd.ingress.api import make_app
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.request_memory import RequestMemory
+from payloadd.ingress.routes import Routes
 from payloadd.ingress.server.server import ServerOptions, bound_addresses, open_listeners, serve
 from payloadd.ingress.server.tls import open_certificates
 from payloadd.ingress.submission import Submitter
@@ -26,7 +28,7 @@ from payloadd.pipeline.intake import Intake, OutcomeCallback, PayloadBytes, Rece
 from payloadd.pipeline.upload_watch import UploadWatch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from quart_trio import QuartTrio
 
@@ -50,6 +52,8 @@ class FakeIntake(Intake):
         """The payloads of each accepted request."""
         self.keys: list[str | None] = []
         """The Idempotency-Key of each accepted request."""
+        self.streams: list[int] = []
+        """The number of the stream of each accepted request."""
         self.fault: Exception | None = None
         """Raised instead of an answer."""
         self.late: RefusedError | None = None
@@ -74,6 +78,7 @@ class FakeIntake(Intake):
         payloads: Sequence[PayloadBytes],
         key: str | None,
         done: OutcomeCallback,
+        stream: int = 0,
         *,
         envelope: Envelope | None = None,
         watch: bool = False,
@@ -86,9 +91,10 @@ class FakeIntake(Intake):
         if watch:
             done = self._watching_one_job(done, remembered=key is not None)
         if self.open.is_set():
-            self._take(taken, key, done)
+            self._take(taken, key, done, stream)
         else:
-            trio.lowlevel.spawn_system_task(self._take_later, self.open, taken, key, done)
+            take = partial(self._take, taken, key, done, stream)
+            trio.lowlevel.spawn_system_task(self._take_later, self.open, take)
 
     async def submit_lines(
         self,
@@ -96,6 +102,7 @@ class FakeIntake(Intake):
         sizes: Sequence[int],
         key: str | None,
         done: OutcomeCallback,
+        stream: int = 0,
         *,
         envelope: Envelope | None = None,
         watch: bool = False,
@@ -103,7 +110,7 @@ class FakeIntake(Intake):
         """Submit the payloads of an NDJSON text in the same way."""
         payloads = text.split(b"\n")[:-1]
         assert [*map(len, payloads)] == [*sizes]
-        self.submit(payloads, key, done, envelope=envelope, watch=watch)
+        self.submit(payloads, key, done, stream, envelope=envelope, watch=watch)
 
     def _watching_one_job(self, done: OutcomeCallback, *, remembered: bool) -> OutcomeCallback:
         if ID.int not in self.uploads.jobs:  # all receipts are equal: others are repetitions
@@ -115,13 +122,13 @@ class FakeIntake(Intake):
 
         return finish
 
-    async def _take_later(
-        self, gate: trio.Event, taken: list[bytes], key: str | None, done: OutcomeCallback
-    ) -> None:
+    async def _take_later(self, gate: trio.Event, take: Callable[[], None]) -> None:
         await gate.wait()
-        self._take(taken, key, done)
+        take()
 
-    def _take(self, taken: list[bytes], key: str | None, done: OutcomeCallback) -> None:
+    def _take(
+        self, taken: list[bytes], key: str | None, done: OutcomeCallback, stream: int
+    ) -> None:
         if self.fault is not None:
             raise self.fault
         if self.late is not None:
@@ -129,6 +136,7 @@ class FakeIntake(Intake):
             return
         self.taken.append(taken)
         self.keys.append(key)
+        self.streams.append(stream)
         done(Receipt(ID, len(taken)))
 
     def refusal(self) -> RefusedError | None:
@@ -253,7 +261,11 @@ async def running(
     refusals = RefusalLog()
     memory = RequestMemory(rig.settings.max_request_bytes, rig.settings.max_length)
     admission = rig.admission = open_admission(rig.settings)
-    submitter = rig.submitter = Submitter(rig.intake, rig.health, rig.settings, memory, admission)
+    streams = enumerate(rig.settings.streams or (), start=1)
+    routes = Routes({"default": 0} | {name: number for number, name in streams})
+    submitter = rig.submitter = Submitter(
+        rig.intake, rig.health, rig.settings, memory, admission, routes
+    )
     fast_path = rig.fast_path = (
         FastPath(submitter, rig.health, rig.metrics, refusals)
         if HAS_FAST_PATH and app is None

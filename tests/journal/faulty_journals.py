@@ -13,14 +13,16 @@ from payloadd.journal.open import OpenedJournal, open_journal
 from payloadd.journal.sqlite import schema
 from payloadd.journal.sqlite.operations import Seal
 from payloadd.model.layout import Layout, Layouts
+from payloadd.model.streams import DEFAULT
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from payloadd.config.settings import Settings
     from payloadd.journal.api import Journal, JournalListener, OutcomeCallback, Receipt
+    from payloadd.journal.sqlite.damage import Finding
     from payloadd.model.job import Batch, Part
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
@@ -38,19 +40,30 @@ class _Altered:
 
 class _AnswersAtOnce(_Altered):
     def append(
-        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: OutcomeCallback
+        self,
+        receipt: Receipt,
+        parts: Sequence[Part],
+        key: bytes | None,
+        done: OutcomeCallback,
+        stream: int = DEFAULT,
     ) -> None:
-        self._real.append(receipt, parts, key, lambda _outcome: None)
+        self._real.append(receipt, parts, key, lambda _outcome: None, stream)
         done(receipt)
 
 
 class _AnswersFailedWrites(_Altered):
     def append(
-        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None, done: OutcomeCallback
+        self,
+        receipt: Receipt,
+        parts: Sequence[Part],
+        key: bytes | None,
+        done: OutcomeCallback,
+        stream: int = DEFAULT,
     ) -> None:
         self._real.append(
             *(receipt, parts, key),
             lambda outcome: done(receipt if isinstance(outcome, RefusedError) else outcome),
+            stream,
         )
 
 
@@ -82,6 +95,18 @@ class _ForgetsSeals(_Altered):
         pass
 
 
+class _KnowsOneStream(_Altered):
+    def append(
+        self,
+        receipt: Receipt,
+        parts: Sequence[Part],
+        key: bytes | None,
+        done: OutcomeCallback,
+        _stream: int = DEFAULT,
+    ) -> None:
+        self._real.append(receipt, parts, key, done)
+
+
 class _HidesItsAge(_Altered):
     def oldest_accepted(self, since: float | None) -> None:
         pass
@@ -106,6 +131,7 @@ stays_in_trouble = _with("stays_in_trouble", _StaysInTrouble)
 throws_dead_letters_away = _with("throws_dead_letters_away", _ThrowsDeadLettersAway)
 has_room = _with("has_room", _HasRoom)
 seals_later = _with("seals_later", _SealsLater)
+knows_one_stream = _with("knows_one_stream", _KnowsOneStream)
 forgets_seals = _with("forgets_seals", _ForgetsSeals)
 
 
@@ -126,6 +152,20 @@ async def forgets_layouts(settings: Settings, *arguments: Any) -> AsyncIterator[
     """Give all jobs the layout of the present settings."""
     async with open_journal(settings, *arguments) as opened:
         yield replace(opened, layouts=Layouts([(0, Layout.of(settings))]))
+
+
+@asynccontextmanager
+async def gives_numbers_anew(*arguments: Any) -> AsyncIterator[OpenedJournal]:  # noqa: ANN401 - passed on
+    """Give numbers to the streams in the order of the settings at each start."""
+
+    def assign(
+        _connection: sqlite3.Connection, _known: Mapping[int, str], wanted: Sequence[str]
+    ) -> tuple[dict[int, str], list[Finding]]:
+        return dict(enumerate(wanted)), []
+
+    with patch("payloadd.journal.sqlite.stream_rows.assign", assign):
+        async with open_journal(*arguments) as opened:
+            yield opened
 
 
 @asynccontextmanager

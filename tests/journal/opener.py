@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
+from unittest.mock import patch
 
 import pytest
 import trio
@@ -19,6 +20,7 @@ from payloadd.errors import RefusedError
 from payloadd.journal.api import Receipt
 from payloadd.journal.key_clock import uptime
 from payloadd.journal.open import OpenedJournal, inspect_journal, open_journal
+from payloadd.model.streams import DEFAULT, DEFAULT_NAME
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
 from tests.support.journal import TEST_TIMEOUT, append
@@ -54,20 +56,32 @@ class Run:
     journal: Journal
     layouts: Layouts
     pipeline: RecordingListener
+    streams: Mapping[str, int]
+    names: Mapping[int, str]
     outcomes: list[Receipt | RefusedError | KeyReusedError] = field(default_factory=list)
 
     async def accept(
-        self, number: int, count: int = 1, key: bytes | None = None, *, like: int | None = None
+        self,
+        number: int,
+        count: int = 1,
+        key: bytes | None = None,
+        *,
+        like: int | None = None,
+        stream: int = DEFAULT,
     ) -> Receipt:
         """Append a request of ``count`` jobs from ``number`` on; return its receipt."""
         wanted = append(number, key, count, like=like)
-        outcome = await self.outcome_of(wanted.receipt, wanted.parts, key)
+        outcome = await self.outcome_of(wanted.receipt, wanted.parts, key, stream)
         if isinstance(outcome, Receipt):
             return outcome
         raise outcome
 
     async def outcome_of(
-        self, receipt: Receipt, parts: Sequence[Part], key: bytes | None = None
+        self,
+        receipt: Receipt,
+        parts: Sequence[Part],
+        key: bytes | None = None,
+        stream: int = DEFAULT,
     ) -> Receipt | RefusedError | KeyReusedError:
         """Append a request; return its outcome, a refusal at once included."""
         outcomes: list[Receipt | RefusedError | KeyReusedError] = []
@@ -80,7 +94,7 @@ class Run:
             answered.set()
 
         try:
-            self.journal.append(receipt, parts, key, done)
+            self.journal.append(receipt, parts, key, done, stream)
         except RefusedError as refusal:
             return refusal
         await answered.wait()
@@ -97,6 +111,10 @@ class Opener:
     open: OpenFunction = open_journal
     passed: int = 0
     """Seconds that have passed besides the real ones, for the keys."""
+    streams: tuple[str, ...] = ()
+    """Streams besides the default one."""
+    key_template: str = ""
+    """KEY_TEMPLATE with the field ``{stream}``."""
 
     @asynccontextmanager
     async def run(
@@ -107,8 +125,13 @@ class Opener:
         clock = lambda: uptime() + 1000 * self.passed  # noqa: E731 - one expression
         arguments: tuple[Any, ...] = (pipeline, Health(), Metrics(), clock)
         with trio.fail_after(TEST_TIMEOUT):
-            async with self.open(self._settings(environ), *arguments) as opened:
-                yield Run(opened.journal, opened.layouts, pipeline)
+            names = patch(
+                "payloadd.journal.open._stream_names", lambda _: (DEFAULT_NAME, *self.streams)
+            )
+            with names:
+                opened = self.open(self._settings(environ), *arguments)
+                async with opened as one:
+                    yield Run(one.journal, one.layouts, pipeline, one.streams, one.names)
         assert pipeline.reports[0] == "opened"
         assert pipeline.reports[-1] == "closed"
         assert {pipeline.reports.count(name) for name in ("opened", "closed")} == {1}
@@ -124,4 +147,5 @@ class Opener:
         return inspect_journal(self._settings(_NO_MORE))
 
     def _settings(self, environ: Mapping[str, str]) -> Settings:
-        return load({"STATE_DIR": str(self.folder), **self.environ, **environ})
+        loaded = load({"STATE_DIR": str(self.folder), **self.environ, **environ})
+        return replace(loaded, key_template=self.key_template or loaded.key_template)

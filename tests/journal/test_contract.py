@@ -7,6 +7,7 @@ the promises of durable journals, and ``test_contract_itself.py`` shows that the
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -14,8 +15,9 @@ import trio
 
 from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
 from payloadd.journal.api import Receipt
+from payloadd.model.streams import count_of, first_seq, stream_of
 from tests.journal.opener import ALL, JOURNALS, Opener
-from tests.support.journal import batch, contents, id_of, job, part, until
+from tests.support.journal import batch, contents, id_number, id_of, job, part, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -296,3 +298,77 @@ async def test_an_idle_journal_has_a_pulse_and_refuses_nothing(opener: Opener) -
             await run.journal.pulse()
         await run.journal.wait_for_room()
         assert run.journal.refusal() is None
+
+
+async def test_each_stream_numbers_its_jobs_by_itself(opener: Opener) -> None:
+    """Otherwise a job of another stream ends a batch, and objects hold one payload each."""
+    opener.streams = ("clicks", "errors")
+    async with opener.run() as run:
+        assert run.streams == {"default": 0, "clicks": 1, "errors": 2}
+        assert run.names == {0: "default", 1: "clicks", 2: "errors"}
+        for number in range(1, 31):
+            await run.accept(10 * number, 1 + number % 2, stream=number % 3)
+        seqs = [one.seq for one in run.pipeline.received]
+        for stream in range(3):
+            found = [seq for seq in seqs if stream_of(seq) == stream]
+            assert found == [*range(found[0], found[0] + 15)]
+            assert found[0] > first_seq(stream)
+        assert run.pipeline.payloads["accepted"] == len(set(seqs)) == 45
+
+
+async def test_requests_of_several_streams_are_committed_together(opener: Opener) -> None:
+    """Otherwise jobs of one stream are queued as those of another, or some never are."""
+    opener.streams = tuple(f"s{number}" for number in range(1, 40))
+    async with opener.run() as run:
+        async with trio.open_nursery() as nursery:
+            for number in range(400):
+                accept = partial(run.accept, 10 * number + 1, 2, stream=number % 40)
+                nursery.start_soon(accept)
+        await run.pipeline.read_pages(run.journal)
+        assert len({one.id for one in run.pipeline.received}) == 800
+        for one in run.pipeline.received:
+            assert stream_of(one.seq) == id_number(one) // 10 % 40
+
+
+async def test_a_page_has_jobs_of_one_stream(opener: Opener) -> None:
+    """Otherwise the jobs of another stream are offered twice, or never."""
+    opener.streams = ("clicks", "errors")
+    async with opener.run() as run:
+        for stream in (0, 1, 2):
+            await run.accept(10 * stream + 1, 4, stream=stream)
+        durable, jobs = run.journal.durable, run.pipeline.received
+    async with opener.run() as run:
+        for stream in (0, 1, 2):
+            own = [one for one in jobs if stream_of(one.seq) == stream] if durable else []
+            page = await run.journal.page(first_seq(stream), 100, 10**6)
+            assert contents(page) == contents(own)
+            after = first_seq(stream) + count_of(jobs[-1].seq)
+            assert await run.journal.page(after, 100, 10**6) == []
+
+
+async def test_objects_are_stored_under_the_name_of_their_stream(opener: Opener) -> None:
+    """Otherwise a reader finds payloads of other streams, or none."""
+    opener.streams = ("clicks", "errors")
+    opener.key_template = "{{stream}}/{stream}/{id}"
+    async with opener.run() as run:
+        for stream in (0, 1, 2):
+            await run.accept(10 * stream + 1, stream=stream)
+        keys = [run.layouts.batch([one]).key for one in run.pipeline.received]
+        assert keys == [
+            f"{{stream}}/{name}/{one.id}"
+            for name, one in zip(run.names.values(), run.pipeline.received, strict=True)
+        ]
+
+
+async def test_a_large_request_does_not_hold_back_another_stream(opener: Opener) -> None:
+    """Otherwise one client delays the payloads of all streams."""
+    opener.streams = ("clicks",)
+    async with opener.run() as run:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(run.accept, 10**6, 3000, stream=1))
+            for number in range(1, 400):
+                nursery.start_soon(partial(run.accept, number, stream=number % 2))
+        await run.pipeline.read_pages(run.journal)
+        of_clicks = [one.seq for one in run.pipeline.received if stream_of(one.seq) == 1]
+        assert of_clicks == [*range(of_clicks[0], of_clicks[0] + 3200)]
+        assert len(run.pipeline.received) == 3399

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import uuid
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -14,6 +15,7 @@ from payloadd.config.settings import load
 from payloadd.journal.api import Receipt
 from payloadd.model.job import accepted_at
 from payloadd.model.layout import Layout
+from payloadd.model.streams import first_seq, stream_of
 from tests.journal.opener import ALL, DURABLE, Opener
 from tests.journal.sync_scenarios import SCENARIOS
 from tests.support.daemon import ROOT, environment
@@ -131,6 +133,84 @@ async def test_the_age_of_the_oldest_job_is_reported(opener: Opener) -> None:
         await until(lambda: run.pipeline.oldest[-1:] == [accepted_at(id_of(10))])
     async with opener.run() as run:
         await until(lambda: run.pipeline.oldest[-1:] == [accepted_at(id_of(10))])
+
+
+async def test_a_stream_keeps_its_number_and_its_jobs(opener: Opener) -> None:
+    """A batch would be stored twice, or under the name of another stream, after a restart."""
+    opener.streams = ("clicks", "errors")
+    opener.key_template = "{stream}/{id}.ndjson"
+    async with opener.run() as run:
+        for number in range(30):
+            await run.accept(10 * number + 1, stream=number % 3)
+        jobs = run.pipeline.received
+        sealed = batch(*[one for one in jobs if stream_of(one.seq) == 1][:3])
+        await run.journal.seal(sealed)
+        keys = {one.id: run.layouts.batch([one]).key for one in jobs}
+    killed = await trio.to_thread.run_sync(opener.copy)
+    killed.streams = ("views", "errors")
+    async with killed.run() as run:
+        assert run.streams == {"default": 0, "views": 3, "errors": 2}
+        assert run.names == {0: "default", 1: "clicks", 2: "errors", 3: "views"}
+        found = await run.journal.sealed()
+        assert found is not None
+        assert contents(found.jobs) == contents(sealed.jobs)
+        left = [*found.jobs]
+        for stream in run.names:
+            left += await run.journal.page(first_seq(stream), 100, 10**6)
+        assert contents(sorted(left)) == contents(sorted(jobs))
+        assert {one.id: run.layouts.batch([one]).key for one in left} == keys
+        for stream in (0, 2, 3):
+            await run.accept(1000 + stream, stream=stream)
+        new = run.pipeline.received
+        assert [stream_of(one.seq) for one in new] == [0, 2, 3]
+        newest = {stream_of(one.seq): one.seq for one in sorted(jobs)}
+        assert all(one.seq > newest.get(stream_of(one.seq), 0) for one in new)
+        assert run.layouts.batch(new[2:]).key == f"views/{new[2].id}.ndjson"
+
+
+async def test_an_operator_sees_the_streams(opener: Opener) -> None:
+    """It would be unknown which stream has the backlog, and which payloads the store refused."""
+    opener.streams = ("clicks", "errors")
+    async with opener.run() as run:
+        await run.accept(1, count=3, stream=1)
+        await run.accept(11, count=4)
+        one = run.pipeline.received[0]
+        run.journal.bury(batch(one, sealed=False), "KeyTooLongError", "too long")
+    with opener.inspect() as inspection:
+        assert [letter.stream for letter in inspection.dead()] == ["clicks"]
+        found = inspection.status().streams
+        assert [*found] == ["default", "clicks"]
+        default, clicks = found.values()
+        assert (default.jobs, default.payloads, default.dead_letters) == (4, 4, 0)
+        assert (clicks.jobs, clicks.payloads, clicks.dead_letters) == (2, 2, 1)
+        assert clicks.oldest_seconds > 0
+
+
+async def test_the_age_is_that_of_the_oldest_job_of_all_streams(opener: Opener) -> None:
+    """The backlog of one stream would not be seen."""
+    opener.streams = ("clicks", "errors")
+    old, new = id_of(1), uuid.UUID(int=id_of(5).int + (60_000 << 80))
+    async with opener.run() as run:
+        await run.outcome_of(Receipt(new, 1), [part(2)._replace(id=new)])
+        await run.outcome_of(Receipt(old, 1), [part(1)], None, 2)
+        await until(lambda: run.pipeline.oldest[-1:] == [accepted_at(old)])
+        run.journal.settle(batch(run.pipeline.received[1], sealed=False))
+        await until(lambda: run.pipeline.oldest[-1:] == [accepted_at(new)])
+
+
+async def test_sealed_batches_of_several_streams_come_by_turns(opener: Opener) -> None:
+    """The put-back batches of one stream would delay those of all others."""
+    opener.streams = ("clicks", "errors")
+    async with opener.run() as run:
+        for stream in (0, 1, 2):
+            await run.accept(100 * stream + 1, count=6, stream=stream)
+        for one in run.pipeline.received:
+            await run.journal.seal(batch(one))
+    async with opener.run() as run:
+        found = []
+        while (sealed := await run.journal.sealed()) is not None:
+            found += [stream_of(sealed.jobs[0].seq)]
+        assert found == [0, 1, 2] * 6
 
 
 @pytest.mark.skipif(not possible, reason="needs seccomp with known numbers of system calls")

@@ -33,6 +33,8 @@ _FAULTS: Final[list[tuple[OpenFunction, Check]]] = [
     (faulty.throws_dead_letters_away, _DEAD),
     (faulty.forgets_seals, durable.test_what_was_promised_is_there_after_a_kill),
     (faulty.forgets_layouts, durable.test_jobs_keep_the_layout_that_they_were_accepted_under),
+    (faulty.knows_one_stream, suite.test_each_stream_numbers_its_jobs_by_itself),
+    (faulty.gives_numbers_anew, durable.test_a_stream_keeps_its_number_and_its_jobs),
     (faulty.hides_its_age, durable.test_the_age_of_the_oldest_job_is_reported),
     (faulty.keeps_keys_for_ever, suite.test_a_key_is_known_for_a_day),
 ]

@@ -10,6 +10,7 @@ from payloadd.observe.status import (
     PayloadFigures,
     QueueFigures,
     Status,
+    StreamStatus,
     Trouble,
     drained_fields,
     draining_fields,
@@ -89,8 +90,21 @@ def test_the_status_of_a_journal_is_two_columns_or_json() -> None:
     status = JournalStatus(None, 1, 2, 3, 4.5, 5, 6, 7, 8, 9, 10, 11)
     document = journal_document(status)
     assert document.pop("process") is None
+    assert document.pop("streams") == {}
     first, *lines = journal_lines(status)
     assert first == "daemon            not running"
     assert [line[18:] for line in lines] == [str(value) for value in document.values()]
     assert [line[:18].strip().replace(" ", "_") for line in lines] == [*document]
     assert journal_lines(replace(status, process=17))[0] == "daemon            process 17"
+
+
+def test_streams_are_lines_of_the_status_where_there_are_several() -> None:
+    """An operator could not see which stream has the backlog."""
+    figures = {"default": StreamStatus(1, 2, 3, 0.5, 0), "clicks": StreamStatus(4, 5, 6, 7.5, 8)}
+    both = JournalStatus(None, 1, 2, 3, 4.5, 5, 6, 7, 8, 9, 10, 11, figures)
+    one = replace(both, streams={"default": figures["default"]})
+    assert journal_document(both)["streams"]["clicks"]["dead_letters"] == 8
+    assert [line for line in journal_lines(one) if "default" in line] == []
+    assert journal_lines(both)[-1] == (
+        "stream clicks: jobs 4, payloads 5, bytes 6, oldest seconds 7.5, dead letters 8"
+    )

@@ -44,9 +44,8 @@ class Rig:
         self.feeder = QueueFeeder(self.channel, self.accounting, newest=0)
         listener = PipelineListener(self.channel, self.feeder, self.accounting, metrics)
         self.journal = JournalWithWait(listener, most_keys)
-        self.intake = Intake(
-            self.journal, self.health, config.load({"MAX_QUEUE": str(max_jobs), **environ})
-        )
+        settings = config.load({"MAX_QUEUE": str(max_jobs), "BATCH_MAX_PAYLOADS": "1", **environ})
+        self.intake = Intake(self.journal, self.health, settings)
 
 
 async def test_one_request_becomes_one_job_a_payload_in_order() -> None:

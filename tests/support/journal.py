@@ -42,6 +42,11 @@ def id_of(number: int) -> uuid.UUID:
     return uuid.UUID(int=(1_704_067_200_000 << 80) | (0x7 << 76) | (0b10 << 62) | number)
 
 
+def id_number(job_: Job) -> int:
+    """Return the number of the id of a job; the inverse of ``id_of``."""
+    return job_.id.int & (2**62 - 1)
+
+
 def part(number: int, payloads: int = 1) -> Part:
     """Return a part whose payloads are its number."""
     return Part(id_of(number), b"%d\n" % number * payloads, payloads)

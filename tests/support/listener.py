@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from payloadd.model.streams import DEFAULT
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from payloadd.journal.api import Journal
     from payloadd.model.job import Job
@@ -38,11 +40,14 @@ class RecordingListener:
         if self.reports[-1:] != [name]:
             self.reports.append(name)
 
-    def opened(self, newest: int, payloads: int) -> None:
+    def opened(self, newest: Mapping[int, int], payloads: int) -> None:
         """Begin behind the newest job of earlier runs."""
         self._note("opened")
         self.payloads["opened"] = payloads
-        self._last = self._newest = newest
+        self._last = self._newest = newest.get(DEFAULT, 0)
+
+    def accepted_in(self, stream: int, payloads: int) -> None:
+        """Ignore the stream: ``accepted`` has the payloads, too."""
 
     def closed(self, payloads: int) -> None:
         """Record the payloads that stay."""

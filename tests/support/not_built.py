@@ -6,12 +6,11 @@ from typing import Final
 
 NAMES: Final = (
     *("JOURNAL_URL", "OBJECT_FORMAT", "PARQUET_SCHEMA", "PARQUET_SORT_BY", "PUT_PRICE"),
-    *("STREAMS", "WATERMARK"),
+    "WATERMARK",
 )
 
 VALUES: Final = (
     ("DURABILITY", "store"),
     ("LOG_FORMAT", "journald"),
-    ("KEY_TEMPLATE", "{stream}/{id}.ndjson"),
 )
 """Documented values that are not built yet, of settings that are built."""

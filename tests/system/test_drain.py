@@ -36,7 +36,12 @@ async def test_a_sigterm_under_load_loses_nothing(
     await trio.to_thread.run_sync(seaweed.make_bucket, BUCKET)
     collections = make_collections(PAYLOADS, rng)
     prefix = f"run/{repetition}"
-    env = {**seaweed.environ, "STORE_URL": f"s3://{BUCKET}/{prefix}", "DRAIN_TIMEOUT": "5m"}
+    env = {
+        **seaweed.environ,
+        "STORE_URL": f"s3://{BUCKET}/{prefix}",
+        "DRAIN_TIMEOUT": "5m",
+        "BATCH_MAX_PAYLOADS": "1",
+    }
     async with running_daemon(tmp_path, env) as daemon:
         posts = Posts(daemon.url)
         async with trio.open_nursery() as nursery:

@@ -16,12 +16,14 @@ from payloadd.errors import PayloaddError, SettingsError
 from payloadd.escaping import escape_controls, escape_controls_in_json
 from payloadd.journal.open import inspect_journal
 from payloadd.journal.sqlite.verify import format_finding
+from payloadd.model.streams import DEFAULT_NAME
 from payloadd.observe.status import journal_document, journal_lines
 from payloadd.service import ExitStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from payloadd.journal.inspection import DeadLetter
     from payloadd.journal.sqlite.offline import Inspection
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -97,15 +99,27 @@ def list_dead(*, as_json: bool) -> None:
         at = datetime.fromtimestamp(letter.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         retry = "  (will be tried again)" if letter.retry else ""
         reason = escape_controls(letter.reason)
-        click.echo(f"{letter.id}  {at}  {letter.payloads} payloads  {reason}{retry}")
+        stream = "" if letter.stream == DEFAULT_NAME else f"{_stream_of(letter)}  "
+        click.echo(f"{letter.id}  {at}  {letter.payloads} payloads  {stream}{reason}{retry}")
+
+
+def _stream_of(letter: DeadLetter) -> str:
+    return "unknown stream" if letter.stream is None else escape_controls(letter.stream)
 
 
 @dead.command()
 @click.argument("id_", metavar="ID")
 def show(id_: str) -> None:
-    """Print the payloads of a dead letter as NDJSON."""
+    """Print the payloads of a dead letter as NDJSON, and on stderr the name of its stream.
+
+    The default stream is not named.
+    """
     with _inspection() as inspection:
         lines = inspection.lines(id_)
+        letters = [letter for letter in inspection.dead() if letter.id == id_]
+    for letter in letters:
+        if letter.stream != DEFAULT_NAME:
+            click.echo(f"stream {_stream_of(letter)}", err=True)
     # Escaped for a terminal, which would execute control sequences; a file gets the exact bytes.
     sys.stdout.buffer.write(escape_controls_in_json(lines) if sys.stdout.isatty() else lines)
 

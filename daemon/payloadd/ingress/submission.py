@@ -26,6 +26,7 @@ from payloadd.ingress.decompression import TooMuchWorkError
 from payloadd.ingress.envelope import EnvelopeMaker
 from payloadd.ingress.large_bodies import LargeBodies, LargeBody, Lines
 from payloadd.ingress.problem import Problem, refusal_problem
+from payloadd.ingress.routes import DEFAULT, Routes, Stream, unknown_stream
 from payloadd.ingress.switch_interval import SwitchInterval
 from payloadd.ingress.upload_waits import UploadWaits
 from payloadd.observe.logs import get_logger
@@ -52,7 +53,6 @@ _JOBS_IN_LOOP: Final = 256
 KEY_CHARACTERS: Final = r"[\x21-\x7e]"
 LONGEST_KEY: Final = 255
 _KEY: Final = re.compile(f"{KEY_CHARACTERS}{{1,{LONGEST_KEY}}}")
-_STREAM: Final = "default"
 
 
 class PostHeaders(NamedTuple):
@@ -69,6 +69,8 @@ class PostHeaders(NamedTuple):
     origin: str | None = None
     x_forwarded_for: str | None = None
     forwarded: str | None = None
+    stream: Stream = DEFAULT
+    """The stream of the path."""
     wait: int | None = None
     """Seconds of the preference ``wait`` (see ``preferences.seconds_to_wait``)."""
     kept: bytes | None = None
@@ -84,6 +86,7 @@ class Submitter:
 
     ``intake`` receives the payloads, ``health`` knows whether the daemon drains, ``memory``
     accounts for the bodies, and ``admission`` knows the clients; None: every client may post.
+    ``routes`` has the streams; None: the default one alone.
     """
 
     def __init__(
@@ -93,8 +96,11 @@ class Submitter:
         settings: Settings,
         memory: RequestMemory,
         admission: Admission | None = None,
+        routes: Routes | None = None,
     ) -> None:
         self._intake = intake
+        self.routes = Routes() if routes is None else routes
+        """The paths of POSTs."""
         self._health = health
         self._admission = admission
         self.cors = None if settings.cors_origins is None else Cors(settings.cors_origins)
@@ -159,7 +165,7 @@ class Submitter:
         ``token`` is the digest of the client's token (see ``token_digest``), ``certificate_name``
         the name in its certificate, and ``address`` returns its address. A client has a name if it
         has a token or a certificate. Raises Problem: DRAINING, UNAUTHENTICATED, FORBIDDEN,
-        RATE_LIMITED, UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING.
+        RATE_LIMITED, UNKNOWN_STREAM, UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING.
         """
         # Jobs on disk outlive the drain, so a restart is no reason to refuse a request.
         draining = self._health.phase == "draining" and not self._intake.durable
@@ -167,7 +173,10 @@ class Submitter:
             raise refusal_problem(refusal)
         name = None
         if self._admission is not None:
-            name = self._admission.admit(token, certificate_name, address)
+            name = self._admission.admit(token, certificate_name, address, headers.stream.name)
+        # After the check of the token: other clients do not learn which streams there are.
+        if headers.stream.number < 0:
+            raise unknown_stream(headers.stream.name)
         content_type = headers.content_type
         if self.cors is not None:
             content_type = json_for_text(content_type)
@@ -195,14 +204,14 @@ class Submitter:
             headers = headers._replace(content_type=json_for_text(headers.content_type))
         envelope = None
         if self._envelopes is not None:
-            envelope = self._envelopes.make(address, name, _STREAM, headers.kept)
+            envelope = self._envelopes.make(address, name, headers.stream.name, headers.kept)
         try:
             if headers.content_encoding is None:
                 self._submit_now(headers, data, start, on_outcome, name, envelope)
             else:
                 self._submit_compressed(headers, data, start, on_outcome, name, envelope)
         except TooMuchWorkError:
-            key = _check_key(headers.idempotency_key, name)
+            key = _check_key(headers.idempotency_key, name, headers.stream)
             self._submit_large(headers, data, start, on_outcome, key, name or address(), envelope)
         except Problem:
             raise  # not from itself: such a cycle would keep the body until a garbage collection
@@ -229,17 +238,18 @@ class Submitter:
         )
         if len(payloads) > self._max_payloads_in_loop:
             raise TooMuchWorkError
-        key = _check_key(headers.idempotency_key, name)
-        submit = self._intake.submit
+        stream = headers.stream
+        key = _check_key(headers.idempotency_key, name, stream)
+        submit, number = self._intake.submit, stream.number
         if envelope is None:
-            submit(payloads, key, on_outcome, watch=bool(headers.wait))
+            submit(payloads, key, on_outcome, number, watch=bool(headers.wait))
             return
         size = sum(map(len, payloads), len(payloads) * (1 + envelope.size))
         self._check_size(size)
         if size > IN_LOOP_BYTES:
             raise TooMuchWorkError
         with self._more_memory(size - (len(data) - start), on_outcome) as releasing:
-            submit(payloads, key, releasing, envelope=envelope, watch=bool(headers.wait))
+            submit(payloads, key, releasing, number, envelope=envelope, watch=bool(headers.wait))
 
     def _submit_compressed(
         self,
@@ -290,9 +300,9 @@ class Submitter:
         client: str | None,
         envelope: Envelope | None,
     ) -> None:
-        watch = bool(headers.wait)
+        watch, stream = bool(headers.wait), headers.stream.number
         received = len(data) - start
-        submit = partial(self._submit_lines, key, received, on_outcome, envelope, watch)
+        submit = partial(self._submit_lines, key, received, on_outcome, stream, envelope, watch)
         kind, coding = headers.content_type, headers.content_encoding
         body = LargeBody(data, start, kind, coding, submit, on_outcome, client, headers.document)
         self.large_bodies.add(body)
@@ -302,6 +312,7 @@ class Submitter:
         key: str | None,
         received: int,
         on_outcome: Callable[[SubmissionOutcome], None],
+        stream: int,
         envelope: Envelope | None,
         watch: bool,  # noqa: FBT001 - bound by _submit_large alone
         lines: Lines,
@@ -317,7 +328,7 @@ class Submitter:
             if envelope is not None:
                 self._check_size(size)
             await self._intake.submit_lines(
-                lines.text, lines.sizes, key, on_outcome, envelope=envelope, watch=watch
+                lines.text, lines.sizes, key, on_outcome, stream, envelope=envelope, watch=watch
             )
         except Exception as error:  # noqa: BLE001 - it is answered, and logged where it is a bug
             on_outcome(as_problem(error))
@@ -353,17 +364,20 @@ def as_problem(error: Exception) -> Problem:
             return internal_error(error)
 
 
-def _check_key(key: str | None, client: str | None) -> str | None:
-    """Return a valid Idempotency-Key, which is unique to the client if the client has a name.
+def _check_key(key: str | None, client: str | None, stream: Stream) -> str | None:
+    """Return a valid Idempotency-Key, unique to the stream, and to the client if it has a name.
 
-    Otherwise a client could find out the keys of another one, and use them up. The key of a client
-    without a name stays as it is. Raises Problem MALFORMED.
+    Otherwise a client could find out the keys of another one, and use them up; and a client whose
+    keys are offsets in its files would lose the second of two streams. A key of the default stream
+    and of a client without a name stays as it is: journals of earlier versions have such keys.
+    No part contains a NUL, so no two of the results are equal. Raises Problem MALFORMED.
     """
     if key is None:
         return None
     if not _KEY.fullmatch(key):
         raise Problem("MALFORMED", "Idempotency-Key must be 1 to 255 visible ASCII characters")
-    return key if client is None else f"{client}\0{key}"
+    own = key if client is None else f"{client}\0{key}"
+    return f"\0{stream.name}\0{own}" if stream.number else own
 
 
 def closes_connection(health: Health, *, unread_body: bool = False) -> bool:

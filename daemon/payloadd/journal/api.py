@@ -6,17 +6,21 @@ implements ``Journal``, calls a ``JournalListener``, is opened in ``open.py``, a
 
 The promises of a journal to the pipeline:
 
-* **Numbers.** A job gets its ``seq`` when its request is committed. Later commits give higher
-  numbers, and no number is given twice, not even after a restart. The jobs of one request have
-  neighbouring numbers in the order of its payloads: the first and the last ``seq`` name all members
-  of a batch, so a gap ends a batch.
+* **Numbers.** A job gets its ``seq`` when its request is committed; it contains the number of the
+  request's stream (``payloadd.model.streams``). Within a stream later commits give higher numbers,
+  and no number is given twice, not even after a restart. The jobs of one request have neighbouring
+  numbers in the order of its payloads: the first and the last ``seq`` name all members of a batch,
+  so a gap ends a batch. Jobs that are accepted one after the other in one run have neighbouring
+  numbers, too, whatever other streams accept meanwhile.
+* **Streams.** ``open_journal`` returns the numbers of the streams. A stream keeps its number for as
+  long as the journal has jobs of it, also when the settings do not name it any more.
 * **Whole requests.** A request is committed with all its jobs or with none.
 * **Durable first.** The callback of a request and ``committed`` are called after the jobs are
   durable, from the event loop.
-* **Offered once and in order.** Each job of this run reaches the pipeline once, in the order of
-  ``seq``: with ``committed``, or with ``page`` where the pipeline had no capacity for it or
-  ``left_for_page`` named it. Jobs of earlier runs are returned by ``sealed`` if their batch was
-  sealed, else by ``page``.
+* **Offered once and in order.** Each job of this run reaches the pipeline once, within its stream
+  in the order of ``seq``: with ``committed``, or with ``page`` where the pipeline had no capacity
+  for it or ``left_for_page`` named it. Jobs of earlier runs are returned by ``sealed`` if their
+  batch was sealed, else by ``page``.
 * **Seals hold.** Once ``seal`` has returned, the members and the key of the batch survive a crash:
   the next run gets the same members under the same key from ``sealed``, until the batch is settled
   or buried, and so does this run once the pipeline has forgotten the batch. So an upload that is
@@ -44,10 +48,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from payloadd.errors import RefusedError
 from payloadd.journal.fingerprint import fingerprint
+from payloadd.model.streams import DEFAULT
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from payloadd.model.job import Batch, Job, Part
 
@@ -83,10 +88,11 @@ class Journal(Protocol):
         parts: Sequence[Part],
         key: bytes | None,
         done: OutcomeCallback,
+        stream: int = DEFAULT,
         *,
         marks: bytes | None = None,
     ) -> None:
-        """Accept a request; call ``done`` once with its outcome.
+        """Accept a request of a stream; call ``done`` once with its outcome.
 
         ``marks`` is the fingerprint of the payloads as the client sent them, where ``parts`` have
         something else around them, such as the time; None: it is the fingerprint of ``parts``.
@@ -131,9 +137,10 @@ class Journal(Protocol):
         ...
 
     async def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
-        """Return the next jobs with a ``seq`` above ``after``, in order; an empty list at the end.
+        """Return the next jobs of the stream of ``after``, in order; an empty list at its end.
 
-        Without jobs that are settled or dead, or that were sealed before the start. At most
+        Their ``seq`` is above ``after``, which may be ``first_seq`` of a stream. Without jobs that
+        are settled or dead, or that were sealed before the start. At most
         ``most_jobs`` jobs with ``most_bytes`` of payloads together, but one job of any size.
         """
         ...
@@ -157,15 +164,17 @@ class JournalListener(Protocol):
 
     # Reports about jobs.
 
-    def opened(self, newest: int, payloads: int) -> None:
-        """Note an open journal: its newest job's ``seq`` (0: none yet) and its payloads.
+    def opened(self, newest: Mapping[int, int], payloads: int) -> None:
+        """Note an open journal: the newest ``seq`` of each stream, by its number, and its payloads.
 
-        Called once and first. The payloads are those that are neither stored nor dead.
+        Called once and first. A ``seq`` may be that of a job which has left the journal; it is not
+        above the next one of its stream. A stream that is not in ``newest`` has no jobs. The
+        payloads are those that are neither stored nor dead.
         """
         ...
 
     def committed(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs that are durable now; ``Journal.page`` is asked for those that do not fit.
+        """Queue jobs of one stream that are durable; ``Journal.page`` has those that do not fit.
 
         The jobs of one commit may come in several calls. A page that is read between two of them
         may contain jobs of the later call; the listener ignores them then.
@@ -173,7 +182,10 @@ class JournalListener(Protocol):
         ...
 
     def left_for_page(self, newest: int) -> None:
-        """Note that durable jobs up to ``newest`` are not offered: ``Journal.page`` has them."""
+        """Note that durable jobs up to ``newest`` are not offered: ``Journal.page`` has them.
+
+        The jobs are those of the stream of ``newest``.
+        """
         ...
 
     def replayed(self, jobs: Sequence[Job]) -> None:
@@ -188,6 +200,10 @@ class JournalListener(Protocol):
 
     def accepted(self, payloads: int) -> None:
         """Count payloads that are durable now."""
+        ...
+
+    def accepted_in(self, stream: int, payloads: int) -> None:
+        """Count payloads of a stream other than the default one; ``accepted`` has them, too."""
         ...
 
     def revived(self, payloads: int) -> None:

@@ -25,6 +25,8 @@ class DeadLetter:
     bytes: int
     retry: int
     """1 if it is marked to be tried again, else 0."""
+    stream: str | None
+    """The name of the stream; None for lost jobs of which it is not known."""
 
 
 class JournalInspection(Protocol):

@@ -13,6 +13,7 @@ from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
 from payloadd.journal.fingerprint import fingerprint
 from payloadd.journal.key_clock import KEEP, uptime
 from payloadd.model.job import Job
+from payloadd.model.streams import DEFAULT, first_seq
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,7 +39,8 @@ class MemoryJournal:
         """Report to ``listener``; ``read_uptime`` returns milliseconds since boot, for tests."""
         self._listener = listener
         self._most_keys = most_keys
-        self._next = 1
+        self._following: dict[int, int] = {}
+        """The ``seq`` of the next job of each stream that had one."""
         self._uptime = read_uptime or uptime
         self._receipts: OrderedDict[bytes, tuple[Receipt, bytes, int]] = OrderedDict()
         """By key: receipt and fingerprint of its request, and when it expires; oldest first."""
@@ -49,6 +51,7 @@ class MemoryJournal:
         parts: Sequence[Part],
         key: bytes | None,
         done: OutcomeCallback,
+        stream: int = DEFAULT,
         *,
         marks: bytes | None = None,
     ) -> None:
@@ -62,9 +65,12 @@ class MemoryJournal:
             done(known[0] if same else KeyReusedError())
             return
         self._check_room(parts)
-        jobs = [Job(seq, *part) for seq, part in enumerate(parts, self._next)]
-        self._next += len(jobs)
+        first = self._following.get(stream) or first_seq(stream) + 1
+        jobs = [Job(seq, *part) for seq, part in enumerate(parts, first)]
+        self._following[stream] = first + len(jobs)
         self._listener.accepted(receipt.payloads)
+        if stream != DEFAULT:
+            self._listener.accepted_in(stream, receipt.payloads)
         self._listener.committed(jobs)
         if key is not None and receipt.payloads:
             expires = self._uptime() + KEEP * 1000

@@ -18,11 +18,12 @@ from payloadd.journal.sqlite.lock import StateDirLock
 from payloadd.journal.sqlite.offline import Inspection, try_journal
 from payloadd.journal.sqlite.schema import FILE, waiting_payloads
 from payloadd.model.layout import Layout, Layouts
+from payloadd.model.streams import DEFAULT, DEFAULT_NAME, first_seq
 from payloadd.observe.logs import get_logger
 from payloadd.observe.status import JournalFigures
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from payloadd.config.settings import Settings
@@ -35,10 +36,14 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OpenedJournal:
-    """A journal, and the object layouts that its jobs were accepted under."""
+    """A journal, its streams, and the object layouts that its jobs were accepted under."""
 
     journal: Journal
     layouts: Layouts
+    streams: Mapping[str, int]
+    """The numbers of the streams of the settings and of the default stream, by name."""
+    names: Mapping[int, str]
+    """The names of all streams that the journal knows, by number."""
 
 
 @asynccontextmanager
@@ -57,9 +62,14 @@ async def open_journal(
     """
     if settings.durability == "memory":
         await trio.to_thread.run_sync(_report_unused_journal, settings.state_dir / FILE)
-        listener.opened(0, 0)
+        listener.opened({}, 0)
+        names = dict(enumerate(_stream_names(settings)))
+        layouts = [(first_seq(one), Layout.of(settings, name)) for one, name in names.items()]
         yield OpenedJournal(
-            MemoryJournal(listener, read_uptime=read_uptime), Layouts([(0, Layout.of(settings))])
+            MemoryJournal(listener, read_uptime=read_uptime),
+            Layouts(layouts),
+            {name: number for number, name in names.items()},
+            names,
         )
         listener.closed(0)
         return
@@ -106,12 +116,15 @@ async def _open_sqlite(
     database.lock = lock
     report = DamageReport(database, listener)
     health.journal_figures = lambda: journal_figures(database)
-    totals = database.totals
-    listener.opened(totals.next - 1, totals.payloads + database.damaged_payloads)
+    payloads = database.totals.payloads + database.damaged_payloads
+    listener.opened(database.newest(), payloads)
     journal = SqliteJournal(database, listener, health, metrics, settings.journal_max_bytes)
+    wanted = set(_stream_names(settings))
     try:
         async with report.running(), journal.running():
-            yield OpenedJournal(journal, layouts)
+            names = database.streams
+            active = {name: number for number, name in names.items() if name in wanted}
+            yield OpenedJournal(journal, layouts, active, names)
     finally:
         await journal.aclose()
         report.report_new()
@@ -132,12 +145,19 @@ def _open_database(
     try:
         database = Database(path, settings.max_length, read_uptime)
         try:
-            return database, Layouts(database.layouts(Layout.of(settings)))
+            names = database.open_streams(_stream_names(settings))
+            layouts = {number: Layout.of(settings, name) for number, name in names.items()}
+            return database, Layouts(database.layouts(layouts.pop(DEFAULT), layouts))
         except BaseException:
             database.close()
             raise
     except (OSError, sqlite3.Error, StartError) as error:
         raise StartError(f"cannot open the journal {path}: {error}") from None
+
+
+def _stream_names(settings: Settings) -> Sequence[str]:
+    """Return the name of the default stream and those of the settings."""
+    return (DEFAULT_NAME, *(getattr(settings, "streams", None) or ()))
 
 
 def _report_unused_journal(path: Path) -> None:

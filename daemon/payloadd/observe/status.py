@@ -76,6 +76,10 @@ class QueueFigures:
     """Whether the dispatcher is blocked on memory, disk or store, so that it receives nothing."""
     put_back: int = 0
     """Jobs in memory that wait for another attempt at their object."""
+    forming: int = 0
+    """Jobs that were received and that are in no worker's batch yet."""
+    forming_bytes: int = 0
+    """Bytes of the payloads of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,17 @@ class JournalFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """The part of a ``JournalStatus`` that one stream has."""
+
+    jobs: int
+    payloads: int
+    bytes: int
+    oldest_seconds: float
+    dead_letters: int
+
+
+@dataclass(frozen=True, slots=True)
 class JournalStatus:
     """A snapshot of one journal that another process may have open; counts, bytes and ages."""
 
@@ -123,6 +138,8 @@ class JournalStatus:
     idempotency_keys: int
     file_bytes: int
     """Bytes of the files of the journal."""
+    streams: Mapping[str, StreamStatus] = field(default_factory=dict)
+    """The default stream and all others that have jobs, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +219,11 @@ def journal_document(status: JournalStatus) -> dict[str, Any]:
 def journal_lines(status: JournalStatus) -> list[str]:
     """Return the lines of ``payloadd journal status``: names and values in two columns."""
     found = journal_document(status)
-    process = found.pop("process")
+    process, streams = found.pop("process"), found.pop("streams")
     found = {"daemon": "not running" if process is None else f"process {process}", **found}
-    return [f"{name.replace('_', ' '):<18}{value}" for name, value in found.items()]
+    lines = [f"{name.replace('_', ' '):<18}{value}" for name, value in found.items()]
+    if len(streams) > 1:
+        for name, figures in streams.items():
+            shown = ", ".join(f"{key.replace('_', ' ')} {one}" for key, one in figures.items())
+            lines.append(f"stream {name}: {shown}")
+    return lines

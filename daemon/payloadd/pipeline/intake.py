@@ -10,6 +10,7 @@ import trio
 from payloadd.errors import RefusedError, TooLargeError
 from payloadd.journal.api import OutcomeCallback, Receipt, fingerprint
 from payloadd.model.job import IdSource, Part, PayloadBytes, split, split_lines, uuid_of
+from payloadd.model.streams import DEFAULT
 from payloadd.pipeline.upload_watch import MOST_KEYS, StoredObjects, UploadWatch
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ class Intake:
         """Whether accepted payloads survive the end of the process."""
         return self._journal.durable
 
-    async def accept(self, payloads: Sequence[PayloadBytes], key: str | None = None) -> Receipt:
+    async def accept(
+        self, payloads: Sequence[PayloadBytes], key: str | None = None, stream: int = DEFAULT
+    ) -> Receipt:
         """Accept all payloads of one request; return the receipt once they are durable.
 
         Raises RefusedError, KeyReusedError and TooLargeError, where ``submit`` reports or raises
@@ -63,7 +66,7 @@ class Intake:
             outcomes.append(outcome)
             answered.set()
 
-        self.submit(payloads, key, done)
+        self.submit(payloads, key, done, stream)
         await answered.wait()
         (outcome,) = outcomes
         if isinstance(outcome, Receipt):
@@ -75,11 +78,12 @@ class Intake:
         payloads: Sequence[PayloadBytes],
         key: str | None,
         done: OutcomeCallback,
+        stream: int = DEFAULT,
         *,
         envelope: Envelope | None = None,
         watch: bool = False,
     ) -> None:
-        """Accept all payloads of one request; ``done`` is called with the receipt.
+        """Accept all payloads of one request into a stream; ``done`` is called with the receipt.
 
         ``key`` is the request's Idempotency-Key: a second request with the same key within 24 h
         gets the receipt of the first, and nothing is stored twice; with other payloads it gets a
@@ -115,7 +119,7 @@ class Intake:
             marks = fingerprint([Part(id_, b"\n".join([*payloads, b""]), len(payloads))])
         receipt = Receipt(id_, len(payloads))
         append = self._append_watched if watch else self._journal.append
-        append(receipt, parts, None if key is None else _hash(key), done, marks=marks)
+        append(receipt, parts, None if key is None else _hash(key), done, stream, marks=marks)
 
     async def submit_lines(
         self,
@@ -123,6 +127,7 @@ class Intake:
         sizes: Sequence[int],
         key: str | None,
         done: OutcomeCallback,
+        stream: int = DEFAULT,
         *,
         envelope: Envelope | None = None,
         watch: bool = False,
@@ -146,7 +151,7 @@ class Intake:
             parts = await trio.to_thread.run_sync(_wrapped, parts, envelope)
         receipt = Receipt(uuid_of(first), len(sizes))
         append = self._append_watched if watch else self._journal.append
-        append(receipt, parts, None if key is None else _hash(key), done, marks=marks)
+        append(receipt, parts, None if key is None else _hash(key), done, stream, marks=marks)
 
     def _append_watched(
         self,
@@ -154,15 +159,17 @@ class Intake:
         parts: Sequence[Part],
         key: bytes | None,
         done: OutcomeCallback,
+        stream: int,
         *,
         marks: bytes | None,
     ) -> None:
         """Append a request, and watch its uploads if there is room for that."""
         if not self.uploads.watch(receipt, len(parts), remembered=key is not None):
-            self._journal.append(receipt, parts, key, done, marks=marks)
+            self._journal.append(receipt, parts, key, done, stream, marks=marks)
             return
         try:
-            self._journal.append(receipt, parts, key, self._watching(receipt, done), marks=marks)
+            watching = self._watching(receipt, done)
+            self._journal.append(receipt, parts, key, watching, stream, marks=marks)
         except BaseException:
             self.uploads.unwatch(receipt)
             raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from payloadd.observe.metrics import Metrics
     from payloadd.pipeline.accounting import Accounting
     from payloadd.pipeline.queue import JobChannel
@@ -25,16 +27,17 @@ class PipelineListener:
         self.committed = feeder.offer
         self.left_for_page = feeder.leave
         self.accepted = accounting.accept
+        self.accepted_in = accounting.accept_in
         self.seconds_for = accounting.rate.seconds_for
         self.jobs_in_memory = accounting.jobs
         self.holds = accounting.holds
         self.replayed = accounting.enter
         self.has_room = channel.has_room
 
-    def opened(self, newest: int, payloads: int) -> None:
-        """Begin with a journal whose newest job is ``newest`` and that has so many payloads."""
+    def opened(self, newest: Mapping[int, int], payloads: int) -> None:
+        """Begin with a journal with these newest jobs, by stream, and with so many payloads."""
         self._accounting.found = payloads
-        self._accounting.newest_found = newest
+        self._accounting.newest_found = dict(newest)
         self._feeder.resume(newest)
 
     def closed(self, payloads: int) -> None:

@@ -278,7 +278,7 @@ def _store_all(database: Database, layouts: Layouts, result: Result) -> None:
     database.jobs_in_memory = lambda: list(held.values())
     revive = Revive()
     database.commit([revive])
-    for first in [*database.sealed_after(0), *revive.firsts]:
+    for first in [*database.sealed_after({}), *revive.firsts]:
         batch = database.sealed(first)
         if batch is not None:
             held |= {one.seq: one for one in batch.jobs}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from payloadd.journal.key_clock import KEEP
 from payloadd.journal.sqlite.operations import Append, Bury, Expire, Revive, Seal, Settle, Stage
 from payloadd.journal.sqlite.schema import ROW_BYTES
-from payloadd.model.job import Batch, Job, Part
+from payloadd.model.job import Batch, Job
+from payloadd.model.streams import first_seq
 
 if TYPE_CHECKING:
     from payloadd.journal.api import Receipt
@@ -35,6 +36,8 @@ class Model:
     """The expected content of the file."""
 
     next: int
+    following: dict[int, int]
+    """The next number of each stream."""
     jobs: dict[int, Job]
     sealed: dict[int, Batch]
     answers: dict[bytes, Answer]
@@ -47,11 +50,21 @@ class Model:
         """The bytes of all dead letters."""
         return sum(one.bytes + len(one.jobs) * ROW_BYTES for one in self.dead.values())
 
-    def take_in(self, parts: list[Part], first: int | None = None) -> list[Job]:
-        """Give the parts their numbers, unless they have them already, and keep them."""
-        if first is None:
-            first = self.next
-            self.next += len(parts)
+    def restart(self) -> None:
+        """Let the streams go on with the number of all jobs so far."""
+        self.following = {stream: first_seq(stream) + self.next for stream in self.following}
+
+    def number(self, append: Append) -> int:
+        """Give numbers to the parts of a request; returns the first one."""
+        first = self.following[append.stream]
+        self.following[append.stream] += len(append.parts)
+        self.next += len(append.parts)
+        return first
+
+    def take_in(self, append: Append) -> list[Job]:
+        """Keep the parts of a request."""
+        first = append.first if append.staged else self.number(append)
+        parts = append.parts
         jobs = [Job(first + index, *part) for index, part in enumerate(parts)]
         self.jobs |= {job.seq: job for job in jobs}
         return jobs
@@ -62,7 +75,7 @@ class Model:
             case Append():
                 return self.accept(operation, now)
             case Stage(append, start=0) if append.earlier is None:
-                self.next += len(append.parts)
+                self.number(append)
             case Seal(batch):
                 self.sealed[batch.jobs[0].seq] = batch
             case Settle(batch):
@@ -91,7 +104,7 @@ class Model:
                 return []
             if append.parts:
                 self.answers[append.key] = Answer(append.receipt, now + KEEP, lines_of(append))
-        return self.take_in(list(append.parts), append.first if append.staged else None)
+        return self.take_in(append)
 
     def forget(self, batch: Batch) -> None:
         """Drop a batch."""

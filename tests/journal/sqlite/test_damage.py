@@ -89,7 +89,7 @@ def test_a_sealed_batch_with_damaged_members_keeps_its_key(
     change(path, "UPDATE jobs SET payloads = 5 WHERE seq IN (%s)" % seqs)  # noqa: S608, UP031 - ours
     for _ in range(2):  # the second time as after a crash
         with closing(Database(path)) as database:
-            found = [database.sealed(first) for first in database.sealed_after(0)]
+            found = [database.sealed(first) for first in database.sealed_after({})]
             if left:
                 (one,) = found
                 assert one is not None
@@ -97,12 +97,12 @@ def test_a_sealed_batch_with_damaged_members_keeps_its_key(
             else:
                 assert found in ([None], [])
     with closing(Database(path)) as database:
-        for first in database.sealed_after(0):
+        for first in database.sealed_after({}):
             database.commit([Settle(sealed(database, first))])
         assert [one.seq for one in database.page(0, 99, 9999)] == [1, 5, 6, 7, 8, 9]
         assert (database.totals.jobs, database.totals.payloads) == (6, 6)
     with closing(Database(path)) as again:
-        assert again.sealed_after(0) == []
+        assert again.sealed_after({}) == []
     assert {one.table for one in verified(path)} == {"dead"}
 
 
@@ -119,7 +119,7 @@ def test_a_batch_that_has_lost_a_member_says_so(tmp_path: Path, seqs: str, *, wh
     change(path, "UPDATE jobs SET payloads = 5 WHERE seq IN (%s)" % seqs)  # noqa: S608, UP031 - ours
     for _ in range(2):  # the second time as after a crash
         with closing(Database(path)) as database:
-            (first,) = database.sealed_after(0)
+            (first,) = database.sealed_after({})
             assert sealed(database, first).members.whole is whole
 
 

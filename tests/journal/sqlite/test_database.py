@@ -42,6 +42,7 @@ from payloadd.journal.sqlite.operations import (
 from payloadd.journal.sqlite.schema import ROW_BYTES
 from payloadd.journal.sqlite.segments import FOLDER
 from payloadd.model.job import Batch, Job, Part
+from payloadd.model.streams import first_seq, stream_of
 from tests.journal.sqlite.model import Model, lines_of
 from tests.support.journal import FaultyConnection, contents, id_of, sealed
 
@@ -56,6 +57,9 @@ _STATEMENTS: Final = (
     *("INSERT INTO stored", "DELETE FROM stored", "INSERT OR REPLACE INTO batches"),
     "INSERT INTO dead",
 )
+_STREAMS: Final = (0, 1, 2)
+_NAMES: Final = ("default", "clicks", "errors")
+_STREAM: Final = st.sampled_from(_STREAMS)
 _KEYS: Final = st.none() | st.sampled_from([b"a", b"b"])
 
 
@@ -88,7 +92,7 @@ class JournalFile(RuleBasedStateMachine):
             self.patches.enter_context(one)
         self.number = 0
         self.runs = 0
-        self.model = Model(1, {}, {}, {}, {}, set())
+        self.model = Model(1, dict.fromkeys(_STREAMS, 1), {}, {}, {}, {}, set())
         self.open()
 
     def teardown(self) -> None:
@@ -107,22 +111,33 @@ class JournalFile(RuleBasedStateMachine):
         """Open the file and read it as the pipeline does: sealed batches, then page by page."""
         self.database = Database(self.path)
         assert self.segments() == self.wanted_segments()
+        assert self.database.open_streams(_NAMES) == dict(enumerate(_NAMES))
+        self.model.restart()
         # Other tests cut the power; thousands of synced commits take their time.
         self.database._connection.execute("PRAGMA synchronous = OFF")
         self.staged: list[Operation] = []
         self.large: Append | None = None
         """A request that is written in several commits."""
-        self.workers = [sealed(self.database, first) for first in self.database.sealed_after(0)]
+        self.workers = [sealed(self.database, first) for first in self.sealed_firsts()]
         assert self.database.totals.dead_bytes == self.model.dead_bytes
         wanted = [self.model.sealed[first] for first in sorted(self.model.sealed)]
         assert [(one.key, contents(one.jobs)) for one in self.workers] == [
             (one.key, contents(one.jobs)) for one in wanted
         ]
         in_seals = {job.seq for one in wanted for job in one.jobs}
-        paged = self.pages(3, 20)
+        paged = {stream: self.pages(stream, 3, 20) for stream in _STREAMS}
         expected = [job for seq, job in sorted(self.model.jobs.items()) if seq not in in_seals]
-        assert contents(paged) == contents(expected)
-        self.free = deque(paged)
+        assert contents([job for jobs in paged.values() for job in jobs]) == contents(expected)
+        self.free = {stream: deque(jobs) for stream, jobs in paged.items()}
+
+    def sealed_firsts(self) -> list[int]:
+        """Return the first numbers of all sealed batches, which come by turns of the streams."""
+        found: list[int] = []
+        after: dict[int, int] = {}
+        while firsts := self.database.sealed_after(after):
+            found += firsts
+            after |= {stream_of(first): first for first in firsts}
+        return sorted(found)
 
     def segments(self) -> set[int]:
         """Return the names of all segments."""
@@ -142,37 +157,39 @@ class JournalFile(RuleBasedStateMachine):
             pass
         assert self.segments() >= self.wanted_segments()
 
-    def pages(self, most_jobs: int, most_bytes: int) -> list[Job]:
-        """Return the jobs of all pages."""
+    def pages(self, stream: int, most_jobs: int, most_bytes: int) -> list[Job]:
+        """Return the jobs of all pages of a stream."""
         jobs: list[Job] = []
-        while page := self.database.page(jobs[-1].seq if jobs else 0, most_jobs, most_bytes):
+        while page := self.database.page(
+            jobs[-1].seq if jobs else first_seq(stream), most_jobs, most_bytes
+        ):
             assert len(page) <= most_jobs
             assert len(page) == 1 or sum(len(job.lines) for job in page) <= most_bytes
             jobs += page
         return jobs
 
-    @rule(requests=st.lists(st.tuples(_PAYLOADS, _KEYS), min_size=1, max_size=4))
-    def ask(self, requests: list[tuple[list[int], bytes | None]]) -> None:
+    @rule(requests=st.lists(st.tuples(_PAYLOADS, _KEYS, _STREAM), min_size=1, max_size=4))
+    def ask(self, requests: list[tuple[list[int], bytes | None, int]]) -> None:
         """Commit the staged operations, with some requests: the most frequent step."""
-        for payloads, key in requests:
+        for payloads, key, stream in requests:
             parts = [Part(self.new_id(), b"1234567\n" * count, count) for count in payloads]
             receipt = Receipt(parts[0].id if parts else self.new_id(), sum(payloads))
-            self.staged.append(Append(receipt, parts, key))
+            self.staged.append(Append(receipt, parts, key, stream=stream))
         self.commit()
 
     @precondition(lambda self: self.large is None)
-    @rule(payloads=st.lists(st.integers(1, 6), min_size=2, max_size=6), key=_KEYS)
-    def begin_large(self, payloads: list[int], key: bytes | None) -> None:
+    @rule(payloads=st.lists(st.integers(1, 6), min_size=2, max_size=6), key=_KEYS, stream=_STREAM)
+    def begin_large(self, payloads: list[int], key: bytes | None, stream: int) -> None:
         """Begin a request that is written in several commits."""
         parts = [Part(self.new_id(), b"123456789\n" * count, count) for count in payloads]
-        self.large = Append(Receipt(parts[0].id, sum(payloads)), parts, key)
+        self.large = Append(Receipt(parts[0].id, sum(payloads)), parts, key, stream=stream)
 
     @precondition(lambda self: self.large is not None)
-    @rule(count=st.integers(1, 3), requests=st.integers(0, 2))
-    def continue_large(self, count: int, requests: int) -> None:
+    @rule(count=st.integers(1, 3), requests=st.lists(_STREAM, max_size=2))
+    def continue_large(self, count: int, requests: list[int]) -> None:
         """Commit the staged operations, some parts of the large request, and small requests."""
         self.stage(count)
-        self.ask([([1], None)] * requests)
+        self.ask([([1], None, stream) for stream in requests])
 
     def stage(self, count: int) -> None:
         """Stage some parts of the large request."""
@@ -190,28 +207,28 @@ class JournalFile(RuleBasedStateMachine):
         self.number += 1
         return id_of(self.number)
 
-    @precondition(lambda self: self.free)
-    @rule(sizes=st.lists(st.integers(0, 4), min_size=1, max_size=3))
-    def fill(self, sizes: list[int]) -> None:
+    @rule(sizes=st.lists(st.integers(0, 4), min_size=1, max_size=3), stream=_STREAM)
+    def fill(self, sizes: list[int], stream: int) -> None:
         """Give workers batches of neighbours; 0 is one job that goes alone."""
+        free = self.free[stream]
         for most in sizes:
-            if not self.free:
+            if not free:
                 return
-            jobs = [self.free.popleft()]
-            while len(jobs) < most and self.free and self.free[0].seq == jobs[-1].seq + 1:
-                jobs.append(self.free.popleft())
+            jobs = [free.popleft()]
+            while len(jobs) < most and free and free[0].seq == jobs[-1].seq + 1:
+                jobs.append(free.popleft())
             batch = Batch(tuple(jobs), f"key-of-{jobs[0].seq}", "none", sealed=most > 0)
             self.workers.append(batch)
             if batch.sealed:
                 self.staged.append(Seal(batch))
 
-    @precondition(lambda self: len(self.free) > 1)
-    @rule(most=st.integers(2, 4))
-    def store(self, most: int) -> None:
+    @rule(most=st.integers(2, 4), stream=_STREAM)
+    def store(self, most: int, stream: int) -> None:
         """Store a batch without an error in between: seldom drawn step by step."""
-        self.fill([most])
-        self.commit()
-        self.staged.append(Settle(self.workers.pop()))
+        if len(self.free[stream]) > 1:
+            self.fill([most], stream)
+            self.commit()
+            self.staged.append(Settle(self.workers.pop()))
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data(), stored=st.booleans())
@@ -263,7 +280,7 @@ class JournalFile(RuleBasedStateMachine):
                     assert operation.earlier == (earlier and earlier.receipt)
             if isinstance(operation, Append):
                 assert contents(operation.jobs) == contents(jobs)
-                self.free += operation.jobs
+                self.free[operation.stream] += operation.jobs
             if isinstance(operation, Revive):
                 revived = [sealed(self.database, first) for first in operation.firsts]
                 assert contents([job for one in revived for job in one.jobs]) == contents(jobs)
@@ -340,6 +357,7 @@ class JournalFile(RuleBasedStateMachine):
         assert totals.bytes == size + jobs * ROW_BYTES
         assert written == (totals.next, totals.jobs, totals.payloads, totals.bytes)
         assert (totals.next, jobs) == (self.model.next, len(self.model.jobs))
+        assert self.database.following == self.model.following
         hidden = self.database.staging.range
         ranges = [*self.database.deletion.ranges, *([] if hidden is None else [hidden])]
         assert stored == sorted((last,) for _, last in ranges)

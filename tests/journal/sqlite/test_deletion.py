@@ -162,7 +162,7 @@ def test_a_crash_revives_no_stored_job(path: Path, tmp_path: Path, steps: int) -
         for end in ("", "-wal"):
             shutil.copy(f"{path}{end}", crashed)
     with closing(Database(crashed / FILE)) as again:
-        assert again.sealed_after(0) == []
+        assert again.sealed_after({}) == []
         expected = contents([job(1), job(_LARGE + 2)])
         assert contents(again.page(0, 2 * _LARGE, 10**6)) == expected
         for _ in range(20):

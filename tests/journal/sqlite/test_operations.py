@@ -120,7 +120,7 @@ def test_a_restart_does_not_upload_dead_letters(tmp_path: Path) -> None:
         assert dead_bytes == 3 * (2 + ROW_BYTES)
     with closing(Database(path)) as new:
         assert new.page(0, 9, 99) == []
-        assert new.sealed_after(0) == []
+        assert new.sealed_after({}) == []
         assert new.totals.dead_bytes == dead_bytes
         with closing(sqlite3.connect(path)) as other, other:
             assert drop(other, [str(id_of(2))]) == 1
@@ -198,7 +198,7 @@ def test_pages_leave_out_batches_that_were_sealed_before_the_start(tmp_path: Pat
     with closing(Database(path)) as new:
         assert [one.seq for one in new.page(0, 9, 99)] == [1, 5, 8]
         assert [one.seq for one in new.page(1, 1, 99)] == [5]
-        found = [sealed(new, first) for first in new.sealed_after(0)]
+        found = [sealed(new, first) for first in new.sealed_after({})]
         assert [[one.seq for one in each.jobs] for each in found] == [[2, 3], [4], [6, 7]]
         new.commit([Settle(each) for each in found])
         assert [one.seq for one in new.page(0, 9, 99)] == [1, 5, 8]

@@ -29,7 +29,7 @@ async def seal_alone(rig: JournalRig, count: int) -> None:
     for _ in range(count):
         one = batch(rig.channel.receive_nowait())
         await rig.journal.seal(one)
-        rig.accounting.leave(one)
+        rig.accounting.leave(one.jobs)
 
 
 async def test_more_batches_than_one_read_returns_come_in_order_and_once_a_pass(
@@ -42,7 +42,7 @@ async def test_more_batches_than_one_read_returns_come_in_order_and_once_a_pass(
             seqs = []
             while (one := await rig.journal.sealed()) is not None:
                 seqs += [job.seq for job in one.jobs]
-                rig.accounting.leave(one)
+                rig.accounting.leave(one.jobs)
             assert seqs == [*range(1, 251)]
 
 

@@ -58,7 +58,7 @@ def test_all_jobs_of_version_3_are_read(name: str, tmp_path: Path) -> None:
     found: Counter[bytes] = Counter()
     with closing(Database(unpack(name, tmp_path))) as database:
         layouts = Layouts(database.layouts(_LAYOUT))
-        for first in database.sealed_after(0):
+        for first in database.sealed_after({}):
             batch = database.sealed(first)
             assert batch is not None
             found.update(line for job in batch.jobs for line in job.lines.splitlines())

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final, TypeVarTuple
 
 import trio
 
-from payloadd.ingress.fastpath.head import may_become_plain, parse, parse_with_secret
 from payloadd.ingress.large_bodies import busy_error
 from payloadd.ingress.preferences import receipt_document
 from payloadd.ingress.problem import Problem, refusal_problem
@@ -69,7 +68,9 @@ class FastPathConnection:
         """The received part of an incomplete head, or the beginning of the current request."""
         self._body = bytearray()
         self._request: FastPathRequest | None = None
-        self._parse = parse_with_secret if fast_path.submitter.needs_tokens else parse
+        heads = fast_path.heads
+        self._may_become_plain = heads.may_become_plain
+        self._parse = heads.parse_with_secret if fast_path.submitter.needs_tokens else heads.parse
         self._name: str | None = None
         """The name of the request's client."""
         self._charge = 0
@@ -158,12 +159,11 @@ class FastPathConnection:
         if not data:
             self._leave()
             return
-        if more and may_become_plain(data):
+        if more and self._may_become_plain(data):
             self._stream.state.note_received(more)
             self._head = self._stream.head = data
             return
-        submitter = self._fast_path.submitter
-        request = self._parse(data, submitter.max_length, submitter.kept_headers)
+        request = self._parse(data)
         if request is None or len(data) > request.end:
             self._stream.state.note_received(more)
             self._pass_to_hypercorn(data)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from payloadd.ingress.fastpath.connection import FastPathConnection
+from payloadd.ingress.fastpath.head import HeadParser
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +64,7 @@ class FastPath:
         self.health = health
         self.count = metrics.count_request
         self.refusals = refusals
+        self.heads = HeadParser(submitter.routes, submitter.max_length, submitter.kept_headers)
         self.unanswered = 0
         """Requests that were submitted and are not answered yet."""
         self._connections: dict[int, Readable] = {}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from payloadd.ingress.fastpath.head import HeadParser
     from payloadd.ingress.refusal_log import RefusalLog
     from payloadd.ingress.submission import Submitter
     from payloadd.observe.health import Health
@@ -26,6 +27,7 @@ class Owner(Protocol):
     submitter: Submitter
     health: Health
     refusals: RefusalLog
+    heads: HeadParser
     unanswered: int
     """Requests that were submitted and are not answered yet."""
 

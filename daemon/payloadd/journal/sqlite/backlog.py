@@ -11,10 +11,11 @@ from payloadd.journal.sqlite import job_rows, segments
 from payloadd.journal.sqlite.damage import corrupt
 from payloadd.model.formats import FORMATS
 from payloadd.model.job import Batch
+from payloadd.model.streams import first_seq, last_seq, stream_of
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from payloadd.journal.sqlite.damage import DamagedRow
@@ -27,7 +28,8 @@ log = get_logger(__name__)
 
 BEYOND: Final = 2**62
 """A ``seq`` that no job reaches."""
-_SEALED: Final = "SELECT first FROM batches WHERE first > ? ORDER BY first LIMIT ?"
+_FIRST_SEALED: Final = "SELECT min(first) FROM batches WHERE first > ?"
+_SEALED: Final = "SELECT first FROM batches WHERE first > ? AND first <= ? ORDER BY first LIMIT ?"
 _MOST_SEALED: Final = 100
 
 
@@ -108,9 +110,29 @@ class Backlog:
         """Return whether the disk has failed for some seconds to read a part of a segment."""
         return segments.is_unreadable(error) and self._read_errors.note(str(error))
 
-    def sealed_after(self, after: int) -> list[int]:
-        """Return the first ``seq`` of the next sealed batches after ``after``, some at a time."""
-        return [first for (first,) in self._connection.execute(_SEALED, (after, _MOST_SEALED))]
+    def sealed_after(self, after: Mapping[int, int]) -> list[int]:
+        """Return the first ``seq`` of the next sealed batch of each stream that has one.
+
+        ``after``: by stream, the ``seq`` up to which batches are left out. Where only one stream
+        has sealed batches, several of them are returned.
+        """
+        found: list[int] = []
+        streams = self._streams_with_batches()
+        most = 1 if len(streams) > 1 else _MOST_SEALED
+        for stream in streams:
+            bounds = (after.get(stream, first_seq(stream)), last_seq(stream), most)
+            found += [first for (first,) in self._connection.execute(_SEALED, bounds)]
+        return found
+
+    def _streams_with_batches(self) -> list[int]:
+        streams: list[int] = []
+        after = 0
+        while True:
+            (first,) = self._connection.execute(_FIRST_SEALED, (after,)).fetchone()
+            if first is None or first <= after:
+                return streams
+            streams.append(stream_of(first))
+            after = last_seq(stream_of(first))
 
     def sealed(self, first: int) -> tuple[Batch | None, list[DamagedRow], int]:
         """Return the sealed batch of ``first`` with its sound members, the damaged ones, its end.

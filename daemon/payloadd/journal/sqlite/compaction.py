@@ -8,9 +8,10 @@ for the moment) would each keep a segment of many MiB: their bytes are moved int
 from __future__ import annotations
 
 import sqlite3
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from payloadd.journal.sqlite import segments
+from payloadd.journal.sqlite import segment_rows, segments
 from payloadd.journal.sqlite.damage import Finding
 from payloadd.journal.sqlite.segments import SegmentSpan
 
@@ -34,6 +35,14 @@ _SURELY_ANY: Final = """
 """
 # Rows that wait for deletion (see deletion.py) count as alive. They are deleted between two checks.
 _LIVE: Final = "SELECT coalesce(sum(size), 0) FROM jobs WHERE segment = ?"
+_NEGATED: Final = (-(2**62), 0)
+_RANGES_PER_QUERY: Final = 100
+# CROSS JOIN: the ranges first, then the rows of each by number.
+_IN_RANGES: Final = """
+    WITH ranges(first, last) AS (VALUES %s)
+    SELECT DISTINCT segment FROM ranges CROSS JOIN jobs NOT INDEXED
+    WHERE seq BETWEEN first AND last AND segment IS NOT NULL
+"""
 _ROWS: Final = "SELECT seq, segment, start, size FROM jobs WHERE segment = ?"
 _MOVE: Final = """
     UPDATE jobs SET lines = ?, segment = NULL, start = NULL, size = NULL WHERE seq = ?
@@ -79,6 +88,18 @@ class Compaction:
                 for name in self._segments.within(first, last):
                     self._live.setdefault(name, _UNKNOWN)
 
+    def recheck_shared(self, ranges: Sequence[Range]) -> None:
+        """Have the segments that hold these jobs checked in the next round.
+
+        Asks the rows, because the names do not tell it where segments have jobs of several streams.
+        """
+        for start in range(0, len(ranges) if self._segments.names else 0, _RANGES_PER_QUERY):
+            some = ranges[start : start + _RANGES_PER_QUERY]
+            query = _IN_RANGES % ", ".join(["(?, ?)"] * len(some))
+            for (name,) in self._connection.execute(query, list(chain.from_iterable(some))):
+                if name in self._segments.names:
+                    self._live.setdefault(name, _UNKNOWN)
+
     @property
     def has_work(self) -> bool:
         """Whether there are segments to check."""
@@ -110,15 +131,21 @@ class Compaction:
 
         Where rows do that the index misses, the index is built anew instead.
         """
-        first, last = self._segments.seq_range(name)
-        # Rows with a negated number are dead letters of damage.
-        for range_ in ((first, last), (-last, -first)):
+        for range_ in self._ranges_of(name):
             if self._connection.execute(_SURELY_ANY, (*range_, name)).fetchone() is not None:
                 self._connection.execute("REINDEX jobs_segment")
                 reason = f"the index missed rows of the segment {name} and was built anew"
                 self._findings.add(Finding("jobs", reason))
                 return
         self._segments.unlink(name)
+
+    def _ranges_of(self, name: int) -> list[Range]:
+        """Return the ranges of ``seq`` that rows of a segment can have."""
+        # Rows with a negated number are dead letters of damage.
+        if self._segments.are_shared:
+            return [*segment_rows.ranges(self._connection, name), _NEGATED]
+        first, last = self._segments.seq_range(name)
+        return [(first, last), (-last, -first)]
 
     def _check(self, name: int) -> bool:
         before = self._live.pop(name, _UNKNOWN)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from payloadd.errors import StartError
 from payloadd.journal.sqlite.checksum import of_values
 from payloadd.journal.sqlite.schema import FILE
+from payloadd.model.streams import DEFAULT, MOST_NUMBERS, count_of, stream_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -189,6 +190,13 @@ def describe(first: int | None, last: int | None) -> str:
     """Return a range of ``seq`` as text for an operator."""
     if first is None or last is None:
         return "unknown numbers"
+    stream = stream_of(abs(first))
+    if DEFAULT < stream < MOST_NUMBERS and stream_of(abs(last)) == stream:
+        return f"{_numbers(count_of(abs(first)), count_of(abs(last)))} of stream {stream}"
+    return _numbers(first, last)
+
+
+def _numbers(first: int, last: int) -> str:
     return f"number {first}" if first == last else f"numbers {first} to {last}"
 
 

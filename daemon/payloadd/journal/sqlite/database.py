@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import (
     dead_letters,
@@ -18,7 +19,9 @@ from payloadd.journal.sqlite import (
     inventory,
     job_rows,
     layout_rows,
+    segment_rows,
     small_tables,
+    stream_rows,
 )
 from payloadd.journal.sqlite.damage import Finding
 from payloadd.journal.sqlite.database_file import DatabaseFile
@@ -26,21 +29,25 @@ from payloadd.journal.sqlite.files_in_use import file_gone
 from payloadd.journal.sqlite.operation_writer import carry_out
 from payloadd.journal.sqlite.restoration import restore_rows
 from payloadd.journal.sqlite.schema import MIGRATIONS
+from payloadd.journal.sqlite.transaction import CommitChanges
 from payloadd.model.job import id_text
+from payloadd.model.streams import DEFAULT, stream_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from payloadd.journal.sqlite.backlog import Page
     from payloadd.journal.sqlite.damage import DamagedRow
     from payloadd.journal.sqlite.inventory import Inventory
     from payloadd.journal.sqlite.job_rows import Range
     from payloadd.journal.sqlite.operations import Operation
-    from payloadd.journal.sqlite.transaction import CommitChanges, Totals
+    from payloadd.journal.sqlite.transaction import Totals
     from payloadd.model.job import Batch, Job
     from payloadd.model.layout import Layout
 
     _State = tuple[Totals, tuple[Range, ...], int, Range | None]
+
+_NONE: Final[Mapping[int, Layout]] = MappingProxyType({})
 
 
 class Database(DatabaseFile):
@@ -87,7 +94,8 @@ class Database(DatabaseFile):
         before = self._state()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            changes = carry_out(self._connection, operations, self.totals.next, self.staging)
+            changes = CommitChanges(self.totals.next, self.following)
+            carry_out(self._connection, operations, changes, self.staging)
             # Set before the sync: the event loop asks for the totals meanwhile, to refuse requests
             # that do not fit.
             self.totals = self._write(changes)
@@ -104,6 +112,7 @@ class Database(DatabaseFile):
             self._roll_back(before)
             raise
         self.in_doubt = False
+        self.following = changes.following
         self._segments.keep()
         self.high_water.write(self.totals)
         if changes.settled:
@@ -127,9 +136,14 @@ class Database(DatabaseFile):
         """Write the rows of a commit, large jobs into a segment; returns the new totals."""
         if changes.large or changes.staged:
             self.staging.place(changes, self._segments, self.totals.next)
+            if self._segments.are_shared and self._segments.unrecorded is not None:
+                self._record_segment(self._segments.unrecorded, changes)
         job_rows.insert(self._connection, changes.rows)
         job_rows.insert_placed(self._connection, changes.placed)
-        self.compaction.recheck(self.deletion.delete(changes.settled))
+        before = self.compaction.recheck_shared if self._segments.are_shared else None
+        deleted = self.deletion.delete(changes.settled, before)
+        if before is None:
+            self.compaction.recheck(deleted)
         # A deletion that misses rows, because pages are misplaced, would leave them to be found
         # again and stored twice.
         if self.deletion.missed:
@@ -142,6 +156,13 @@ class Database(DatabaseFile):
         if after != self.totals:
             after.write(self._connection)
         return after
+
+    def _record_segment(self, name: int, changes: CommitChanges) -> None:
+        """Note from which job of each stream on a new segment has jobs."""
+        firsts = dict(self.following)
+        for job in changes.staged[:1]:
+            firsts[stream_of(job.seq)] = min(firsts[stream_of(job.seq)], job.seq)
+        segment_rows.note(self._connection, name, firsts.values(), self._segments.names[0])
 
     def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
         """Return the next jobs after the number ``after``, in order of ``seq``.
@@ -156,9 +177,11 @@ class Database(DatabaseFile):
         while page.damaged and not page.jobs:
             page = self._page(page.last, most_jobs, most_bytes)
         if not page.jobs and not self._counted:
-            self._counted = True
-            self._recount()
-            self._check_for_unread()
+            self._unread.discard(stream_of(after))
+            if not self._unread:
+                self._counted = True
+                self._recount()
+                self._check_for_unread()
         self.handed["page"] = page.jobs
         return page.jobs
 
@@ -166,7 +189,8 @@ class Database(DatabaseFile):
         def read() -> Page:
             # Rows that wait for deletion: those of a large request that was refused in the end.
             hidden = [range_ for range_ in self.deletion.ranges if range_[1] > after]
-            return self._backlog.page(after, most_jobs, most_bytes, self.staging.first, hidden)
+            end = self.staging.end_of_page(after)
+            return self._backlog.page(after, most_jobs, most_bytes, end, hidden)
 
         while True:
             page = self._with_repair(read)
@@ -174,8 +198,8 @@ class Database(DatabaseFile):
                 self._hidden.read(page)
                 return page
 
-    def sealed_after(self, after: int) -> list[int]:
-        """Return the first ``seq`` of the next sealed batches, some at a time, in order."""
+    def sealed_after(self, after: Mapping[int, int]) -> list[int]:
+        """Return the first ``seq`` of the next sealed batches; see ``Backlog.sealed_after``."""
         return self._with_repair(lambda: self._backlog.sealed_after(after))
 
     def sealed(self, first: int) -> Batch | None:
@@ -275,16 +299,47 @@ class Database(DatabaseFile):
         """Whether ``oldest`` has skipped many ranges and has to be called again."""
         return self._oldest.unfinished
 
-    def layouts(self, now: Layout) -> list[tuple[int, Layout]]:
+    def open_streams(self, wanted: Sequence[str]) -> dict[int, str]:
+        """Give each of the ``wanted`` streams a number; return the names of all by number.
+
+        To be called once, before the first commit. Raises sqlite3.Error, and StartError where no
+        number is left.
+        """
+        table = small_tables.STREAMS
+        checked = self._with_repair(lambda: small_tables.check(self._connection, table))
+        known = stream_rows.names_of(checked.rows)
+        with self._transaction():
+            findings = small_tables.repair(self._connection, table, checked)
+            names, found = stream_rows.assign(self._connection, known, wanted)
+            if len(known) == 1 and not checked.lost and not found:
+                # Segments had jobs of the default stream alone so far.
+                for name in self._segments.names if len(names) > 1 else ():
+                    segment_rows.note(self._connection, name, [name], 0)
+        self.findings.add(*findings, *found)
+        self._know_streams(names)
+        return names
+
+    def newest(self) -> dict[int, int]:
+        """Return the newest ``seq`` of each stream that may have jobs, by its number."""
+        streams = {DEFAULT, *self._unread}
+        return {one: self.following[one] - 1 for one in streams if one in self.following}
+
+    def layouts(
+        self, now: Layout, others: Mapping[int, Layout] = _NONE
+    ) -> list[tuple[int, Layout]]:
         """Note that the layout ``now`` holds for the next job and those after it.
 
-        Returns all layouts, each with its first ``seq``. Raises sqlite3.Error.
+        ``others``: the layouts of other streams than the default one, by number. Returns all
+        layouts, each with its first ``seq``. Raises sqlite3.Error.
         """
         checked = self._with_repair(
             lambda: small_tables.check(self._connection, small_tables.LAYOUTS)
         )
         self.findings.add(*small_tables.repair(self._connection, small_tables.LAYOUTS, checked))
-        return layout_rows.note(self._connection, checked.rows, self.totals.next, now)
+        with self._transaction():
+            return layout_rows.note(
+                self._connection, checked.rows, self.following, {DEFAULT: now, **others}
+            )
 
     def probe(self) -> None:
         """Make a write durable, to find out whether the disk accepts writes.

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from payloadd.errors import StartError
 from payloadd.files import make_folder
-from payloadd.journal.sqlite import dead_letters, file_check, inventory, segments
+from payloadd.journal.sqlite import (
+    dead_letters,
+    file_check,
+    inventory,
+    segments,
+    stream_rows,
+)
 from payloadd.journal.sqlite.backlog import Backlog
 from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.damage import Finding, Findings, is_corrupt
@@ -35,6 +41,7 @@ from payloadd.journal.sqlite.schema import connect
 from payloadd.journal.sqlite.segments import Segments
 from payloadd.journal.sqlite.staging import Staging
 from payloadd.journal.sqlite.table_scan import is_unreadable
+from payloadd.model.streams import DEFAULT, DEFAULT_NAME, first_seq
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
@@ -100,6 +107,8 @@ class DatabaseFile:
                 retry_reads(lambda: self._read_at_start(gaps), self._folder)
             except sqlite3.Error as error:
                 self._repair_at_start(error)
+            self._unread = set(stream_rows.with_jobs(self._connection))
+            self._know_streams({DEFAULT: DEFAULT_NAME})
             self.high_water.begin(self.totals)
             self._hidden.begin(self._connection, self.totals, self._inventory.sealed)
             self.files.note()
@@ -108,6 +117,12 @@ class DatabaseFile:
             self._connection.close()
             self.high_water.close()
             raise
+
+    def _know_streams(self, names: dict[int, str]) -> None:
+        """Go on with these streams, by number."""
+        self.streams = names
+        self.following = {one: first_seq(one) + self.totals.next for one in names}
+        self._segments.are_shared = len(names) > 1
 
     def _read_at_start(self, gaps: Sequence[Range]) -> None:
         try:
@@ -144,6 +159,7 @@ class DatabaseFile:
         self._segments.check(self.totals.next)
         if not hasattr(self, "_excluded"):
             self._excluded = ExcludedRanges(self._inventory.apart)
+        self._segments.are_shared = stream_rows.are_several(self._connection)
         self._attach()
         self.compaction.unlink_dead()
 
@@ -223,6 +239,7 @@ class DatabaseFile:
             self._hidden.deleted,
             self._held(),
             self.high_water.identity,
+            self.streams,
         )
 
     def missing_file(self) -> str | None:

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from payloadd.errors import PayloaddError
 from payloadd.journal.inspection import DeadLetter
-from payloadd.journal.sqlite import damage, job_rows
+from payloadd.journal.sqlite import damage, job_rows, stream_rows
 from payloadd.journal.sqlite.checksum import of_values
 from payloadd.journal.sqlite.job_rows import IN_RANGE
 from payloadd.journal.sqlite.schema import ROW_BYTES
 from payloadd.model.formats import FORMATS
+from payloadd.model.streams import MOST_NUMBERS, stream_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from payloadd.journal.sqlite.job_rows import Row
@@ -106,10 +107,18 @@ def ranges(connection: sqlite3.Connection) -> list[DeadRange]:
 
 def letters(connection: sqlite3.Connection) -> list[DeadLetter]:
     """Return all dead letters, the oldest first."""
+    names = stream_rows.read(connection)
     found = connection.execute(
-        "SELECT id, at, code, reason, key, payloads, bytes, retry FROM dead ORDER BY at, first"
+        "SELECT id, at, code, reason, key, payloads, bytes, retry, last FROM dead"
+        " ORDER BY at, first"
     )
-    return [DeadLetter(*row) for row in found]
+    return [DeadLetter(*[*row[:-1], _stream_name(names, row[-1])]) for row in found]
+
+
+def _stream_name(names: Mapping[int, str], last: int) -> str | None:
+    """Return the name of the stream of a dead letter; None where its jobs are not known."""
+    number = stream_of(abs(last))
+    return names.get(number, f"stream-{number}") if number < MOST_NUMBERS else None
 
 
 def lines(connection: sqlite3.Connection, state_dir: Path, id_: str) -> bytes:

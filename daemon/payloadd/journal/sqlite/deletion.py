@@ -17,7 +17,7 @@ from payloadd.journal.sqlite import job_rows
 from payloadd.journal.sqlite.checksum import of_values
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from payloadd.journal.sqlite.job_rows import Range
 
@@ -51,10 +51,13 @@ class RowDeletion:
         self.missed = 0
         """Rows that the last call of ``delete`` should have found and did not."""
 
-    def delete(self, settled: Sequence[Range]) -> list[Range]:
+    def delete(
+        self, settled: Sequence[Range], before: Callable[[list[Range]], None] | None = None
+    ) -> list[Range]:
         """Delete small ranges of ``settled``, and some rows of the ranges that wait.
 
         Large ranges of ``settled`` wait from now on. Returns the ranges whose rows are deleted.
+        ``before`` is called with them before the deletion.
         """
         deleted = self._take_due()
         for range_ in job_rows.merge(settled):
@@ -65,6 +68,8 @@ class RowDeletion:
                 self.ranges += (range_,)
         self.missed = 0
         if deleted:
+            if before is not None:
+                before(deleted)
             self.missed = sum([last - first + 1 for first, last in deleted])
             self.missed -= job_rows.delete(self._connection, deleted)
             excused = min(self.missed, self.absent)

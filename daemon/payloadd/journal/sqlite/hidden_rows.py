@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import file_check, job_rows
 from payloadd.journal.sqlite.damage import corrupt
+from payloadd.model.streams import count_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -57,7 +58,7 @@ class HiddenRows:
         """Note that the rows of a page were read."""
         if self.unread > 0:
             for found in (page.jobs, page.damaged):
-                self.unread -= sum(row.seq < self._following for row in found)
+                self.unread -= sum(count_of(row.seq) < self._following for row in found)
 
     def delete(self, stored: Sequence[Range]) -> None:
         """Note ranges of stored jobs, whose rows are deleted or wait for deletion."""

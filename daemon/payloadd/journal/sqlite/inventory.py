@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from payloadd.journal.sqlite import damage, job_rows, small_tables
+from payloadd.journal.sqlite import damage, job_rows, small_tables, stream_rows
 from payloadd.journal.sqlite.damage import DamagedRow, Finding
 from payloadd.journal.sqlite.small_tables import BATCHES, DEAD, IDENTITY, STORED, TOTALS, ranges
 from payloadd.journal.sqlite.transaction import Totals, count
+from payloadd.model.streams import MOST_NUMBERS, count_of, first_seq, last_seq
 
 if TYPE_CHECKING:
     import sqlite3
@@ -21,16 +22,18 @@ if TYPE_CHECKING:
 
     from payloadd.journal.sqlite.job_rows import Range
 
-_LARGEST_SEQ: Final = 2**62
 _COLUMNS: Final = "seq, id, payloads, lines, segment, start, size, stream, crc"
 _COUNT: Final = "SELECT count(*) FROM jobs WHERE seq BETWEEN ? AND ?"
+_NEWEST: Final = "SELECT max(seq) FROM jobs WHERE seq BETWEEN ? AND ?"
 _BURIED: Final = "SELECT 1 FROM dead WHERE first <= 0 AND -first >= ? AND -last <= ?"
 _DEAD_MEMBERS: Final = """
     SELECT first, last, coalesce(dead.jobs, last - first + 1), dead.payloads,
         count(seq), total(jobs.payloads), total(coalesce(size, length(lines)))
     FROM dead LEFT JOIN jobs ON seq BETWEEN first AND last WHERE first > 0 GROUP BY first
 """
-_BEYOND: Final = f"SELECT {_COLUMNS} FROM jobs WHERE seq >= ? ORDER BY seq"  # noqa: S608 - names of ours
+_BEYOND: Final = f"""
+    SELECT {_COLUMNS} FROM jobs WHERE seq BETWEEN ? AND ? OR seq = ? ORDER BY seq
+"""  # noqa: S608 - names of ours
 _ORPHANED: Final = f"""
     SELECT {_COLUMNS} FROM jobs WHERE seq <= 0
     AND NOT EXISTS (SELECT 1 FROM dead WHERE seq BETWEEN first AND last) ORDER BY seq
@@ -282,10 +285,14 @@ def _totals(
             return totals, [], True
         totals.write(connection)
         return totals, [Finding("totals", "had a flipped bit and was repaired")], True
-    (newest,) = connection.execute(
-        "SELECT max(seq) FROM jobs WHERE seq < ?", (_LARGEST_SEQ,)
-    ).fetchone()
-    following = 1 + max([newest or 0, *(last for _, last in known), *segments, 0])
+    newest = [
+        number
+        for stream in stream_rows.with_jobs(connection)
+        for (number,) in connection.execute(_NEWEST, (first_seq(stream), last_seq(stream)))
+        if stream < MOST_NUMBERS
+    ]
+    lasts = [*newest, *(last for _, last in known if last > 0)]
+    following = 1 + max([*map(count_of, lasts), *segments, 0])
     connection.execute("DELETE FROM totals")
     (keys,) = connection.execute("SELECT count(*) FROM answers").fetchone()
     connection.execute(
@@ -309,12 +316,22 @@ def _without(totals: Totals, strays: Sequence[Finding]) -> Totals:
 def _bury_strays(connection: sqlite3.Connection, totals: Totals) -> list[Finding]:
     """Make dead letters of rows with an unassigned number or a lost dead letter."""
     findings: list[Finding] = []
-    beyond = connection.execute(_BEYOND, (totals.next,)).fetchall()
+    beyond = [
+        row
+        for stream in stream_rows.with_jobs(connection)
+        for row in connection.execute(_BEYOND, _unassigned(stream, totals.next)).fetchall()
+    ]
     reason = "has a number that was not assigned yet"
     findings += damage.bury_rows(connection, [_stray(row, reason) for row in beyond])
     orphaned = connection.execute(_ORPHANED).fetchall()
     reason = "belongs to a dead letter that is lost"
     return findings + damage.bury_rows(connection, [_stray(row, reason) for row in orphaned])
+
+
+def _unassigned(stream: int, following: int) -> tuple[int, int, int]:
+    """Return the range of the numbers of a stream that no job has so far, and a single one."""
+    first = first_seq(stream)
+    return (first if stream >= MOST_NUMBERS else first + following, last_seq(stream), first)
 
 
 def _stray(row: Any, reason: str) -> DamagedRow:  # noqa: ANN401 - damaged values have any type

@@ -15,6 +15,7 @@ import outcome
 import trio
 
 from payloadd.journal.sqlite.operations import Append, Bury, Settle
+from payloadd.model.streams import stream_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -84,8 +85,8 @@ class JobsInMemory:
         else:
             jobs += _unsettled(self._operations)
         # A commit that failed has given numbers to jobs that were not accepted.
-        following = self._database.totals.next
-        return [job for job in jobs if job.seq < following]
+        following = self._database.following
+        return [job for job in jobs if job.seq < following.get(stream_of(job.seq), 0)]
 
 
 def _unsettled(operations: Iterable[Operation]) -> list[Job]:

@@ -30,6 +30,7 @@ from payloadd.journal.sqlite.disk import DiskState, disk_error, outcome_unknown
 from payloadd.journal.sqlite.idempotency import most_keys
 from payloadd.journal.sqlite.jobs_in_memory import JobsInMemory
 from payloadd.journal.sqlite.maintenance import Maintenance
+from payloadd.journal.sqlite.offering import Offering
 from payloadd.journal.sqlite.operations import (
     Abandon,
     Append,
@@ -44,6 +45,7 @@ from payloadd.journal.sqlite.operations import (
 from payloadd.journal.sqlite.schema import KEY_BYTES, ROW_BYTES
 from payloadd.journal.sqlite.sealed_batches import SealedBatches
 from payloadd.journal.sqlite.thread import JournalThread
+from payloadd.model.streams import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -117,10 +119,7 @@ class SqliteJournal:
         self._in_memory = JobsInMemory(database, listener, self._commit_queue)
         self._bytes = 0
         """Bytes of the requests that wait for a commit."""
-        self._staged: Append | None = None
-        """The request that is being staged: some of its parts are written."""
-        self._newest_behind = 0
-        """The last job that was committed while a request is staged; it is offered later."""
+        self._offering = Offering(listener, tuning.offered_jobs)
         self._unknown = False
         """Whether a failed commit may come back with a crash."""
         database.most_keys = most_keys(max_bytes)
@@ -132,6 +131,7 @@ class SqliteJournal:
         parts: Sequence[Part],
         key: bytes | None,
         done: OutcomeCallback,
+        stream: int = DEFAULT,
         *,
         marks: bytes | None = None,
     ) -> None:
@@ -146,7 +146,7 @@ class SqliteJournal:
             raise TooLargeError(f"the request takes {size} bytes, more than JOURNAL_MAX_BYTES")
         if (refusal := self.refusal(size)) is not None:
             raise refusal
-        self._commit_queue.append(Append(receipt, parts, key, done, size, marks=marks))
+        self._commit_queue.append(Append(receipt, parts, key, done, size, stream, marks=marks))
         self._bytes += size
 
     def refusal(self, size: int = 1024) -> RefusedError | None:
@@ -303,7 +303,7 @@ class SqliteJournal:
         self._maintenance.check_other_processes()
         self._disk.write_failed(error)
         not_begun = self._commit_queue.take_requests()
-        if self._staged is not None:
+        if self._offering.staged is not None:
             self._commit_queue.add(Abandon())
         self._bytes -= not_begun.bytes
         time_slice = TimeSlice()
@@ -346,51 +346,32 @@ class SqliteJournal:
         # Once for all requests: reports for each request were a measurable part of its cost.
         accepted = 0
         jobs: list[Job] = []
+        others: dict[int, list[Job]] = {}
         for operation in operations:
             match operation:
                 case Append(receipt, earlier=None):
                     accepted += receipt.payloads
-                    jobs += operation.jobs
+                    if operation.stream == DEFAULT:
+                        jobs += operation.jobs
+                    else:
+                        others.setdefault(operation.stream, []).extend(operation.jobs)
                 case Stage(append, _, end) if append.earlier is None:
                     append.staged = end
-                    self._staged = append
+                    self._offering.staged = append
                 case Abandon():
-                    self._end_staging()
-                case Revive(firsts, payloads, more) if firsts:
-                    self._listener.revived(payloads)
-                    if more:
-                        self._commit_queue.add(Revive())
+                    self._offering.end_staging()
+                case Revive() if operation.firsts:
+                    self._report_revived(operation)
                 case Expire(more=True):
                     self._commit_queue.add(Expire())
         self._listener.accepted(accepted)
-        await self._offer(operations, jobs, time_slice)
+        await self._offering.offer(operations, jobs, others, time_slice)
         self._commit_deletions()
 
-    async def _offer(
-        self, operations: Sequence[Operation], jobs: Sequence[Job], time_slice: TimeSlice
-    ) -> None:
-        """Offer jobs to the pipeline; jobs behind a staged request wait until it is accepted."""
-        if self._staged is None:
-            await self._offer_in_portions(jobs, time_slice)
-        elif any(one is self._staged for one in operations):
-            own = len(self._staged.jobs)
-            await self._offer_in_portions(jobs[:own], time_slice)
-            self._end_staging()
-            await self._offer_in_portions(jobs[own:], time_slice)
-        elif jobs:
-            self._newest_behind = jobs[-1].seq
-
-    async def _offer_in_portions(self, jobs: Sequence[Job], time_slice: TimeSlice) -> None:
-        portion = self._tuning.offered_jobs
-        for start in range(0, len(jobs), portion):
-            if start:
-                await time_slice.pause()
-            self._listener.committed(jobs[start : start + portion])
-
-    def _end_staging(self) -> None:
-        """Let the pipeline read the jobs that were committed behind the staged request."""
-        self._staged = None
-        self._listener.left_for_page(self._newest_behind)
+    def _report_revived(self, revive: Revive) -> None:
+        self._listener.revived(revive.payloads)
+        if revive.more:
+            self._commit_queue.add(Revive())
 
     def _commit_deletions(self) -> None:
         """Add an operation if rows wait for deletion and no other operation causes a commit."""

@@ -22,6 +22,7 @@ from payloadd.journal.sqlite import (
     file_check,
     high_water_record,
     identity,
+    stream_rows,
 )
 from payloadd.journal.sqlite.damage import CODE
 from payloadd.journal.sqlite.database import Database
@@ -36,20 +37,24 @@ from payloadd.journal.sqlite.schema import (
     refuse_link,
 )
 from payloadd.journal.sqlite.segments import Segments, space
+from payloadd.journal.sqlite.transaction import count
 from payloadd.journal.sqlite.verify import check_jobs, check_small_tables, format_finding, verify
 from payloadd.model.job import accepted_at
-from payloadd.observe.status import JournalStatus
+from payloadd.model.streams import DEFAULT, first_seq, last_seq
+from payloadd.observe.status import JournalStatus, StreamStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from payloadd.journal.inspection import DeadLetter
     from payloadd.journal.sqlite.damage import Finding
+    from payloadd.journal.sqlite.job_rows import Range
 
 
 _OLDEST: Final = """
     SELECT id FROM jobs
-    WHERE seq > coalesce((SELECT last FROM dead WHERE first <= seq ORDER BY first DESC LIMIT 1), 0)
+    WHERE seq BETWEEN ? AND ?
+    AND seq > coalesce((SELECT last FROM dead WHERE first <= seq ORDER BY first DESC LIMIT 1), 0)
     AND NOT EXISTS (SELECT 1 FROM stored WHERE seq BETWEEN first AND last)
     ORDER BY seq LIMIT 1
 """
@@ -58,6 +63,7 @@ _READ_AT_START: Final = (
     "SELECT first, template, host, compression, alone FROM layouts",
     "SELECT first, last, payloads, bytes FROM dead",
     "SELECT first, last FROM stored",
+    "SELECT number, name FROM streams",
 )
 _BYTES_IN_SEGMENTS: Final = """
     SELECT segment, max(start + size) FROM jobs WHERE segment IS NOT NULL GROUP BY segment
@@ -98,18 +104,13 @@ class Inspection:
     def status(self) -> JournalStatus:
         """Return the current counts, bytes and ages. Raises sqlite3.Error, StartError."""
         value = self._value
-        oldest = value(_OLDEST)
-        now = time.time()
+        streams = self._streams()
         return JournalStatus(
             process=owner(self._folder),
             jobs=value("SELECT jobs FROM totals"),
             payloads=value("SELECT payloads FROM totals"),
             bytes=value("SELECT bytes FROM totals"),
-            oldest_seconds=(
-                0.0
-                if oldest is None
-                else round(max(0.0, now - accepted_at(uuid.UUID(bytes=oldest))), 3)
-            ),
+            oldest_seconds=max(one.oldest_seconds for one in streams.values()),
             sealed_batches=value("SELECT count(*) FROM batches"),
             dead_letters=value("SELECT count(*) FROM dead"),
             dead_payloads=value("SELECT coalesce(sum(payloads), 0) FROM dead"),
@@ -117,7 +118,37 @@ class Inspection:
             damaged=self._damaged(),
             idempotency_keys=value("SELECT count(*) FROM answers"),
             file_bytes=(self._folder / FILE).stat().st_size + space(self._folder),
+            streams=streams,
         )
+
+    def _streams(self) -> dict[str, StreamStatus]:
+        """Return the figures of the default stream and of each other one that has jobs, by name."""
+        names = stream_rows.read(self._connection)
+        with_jobs = {DEFAULT, *stream_rows.with_jobs(self._connection)}
+        return {
+            names.get(number, f"stream-{number}"): self._stream(number, alone=len(with_jobs) == 1)
+            for number in sorted(with_jobs)
+        }
+
+    def _stream(self, number: int, *, alone: bool) -> StreamStatus:
+        range_ = (first_seq(number) + 1, last_seq(number))
+        if alone:
+            # Counting reads all rows.
+            jobs, payloads, size = self._rows("SELECT jobs, payloads, bytes FROM totals")[0]
+        else:
+            apart = [one for table in ("dead", "stored") for one in self._ranges(table, range_)]
+            jobs, payloads, size = count(self._connection, apart, range_)
+        oldest = self._rows(_OLDEST, range_)
+        age = time.time() - accepted_at(uuid.UUID(bytes=oldest[0][0])) if oldest else 0.0
+        dead = len(self._ranges("dead", range_))
+        return StreamStatus(jobs, payloads, size, round(max(0.0, age), 3), dead)
+
+    def _ranges(self, table: str, within: Range) -> list[Range]:
+        query = f"SELECT first, last FROM {table} WHERE abs(last) BETWEEN ? AND ?"  # noqa: S608 - ours
+        return self._rows(query, within)
+
+    def _rows(self, query: str, values: Sequence[int] = ()) -> list[Any]:
+        return self._connection.execute(query, values).fetchall()
 
     def dead(self) -> list[DeadLetter]:
         """Return the dead letters, the oldest first. Raises sqlite3.Error."""

@@ -2,7 +2,7 @@
 
 The journal's thread is asked for it once a second, so the answer must not cost more with a larger
 backlog: dead letters and stored rows are skipped by their ranges, and each call continues where
-the last one ended.
+the last one ended. It looks at the first job of each stream.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import job_rows
 from payloadd.journal.sqlite.damage import corrupt
+from payloadd.model.streams import DEFAULT, last_seq, stream_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -33,43 +34,56 @@ class OldestRow:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._after = 0
-        """All jobs up to this ``seq`` are stored or dead."""
+        self._after: dict[int, int] = {}
+        """By stream: all its jobs up to this ``seq`` are stored or dead."""
+        self._position = 0
+        """Where the next call continues, if the last one was ``unfinished``."""
+        self._oldest: float | None = None
+        """When the oldest job in front of ``_position`` was accepted."""
         self.unfinished = False
         """Whether the last call skipped so many ranges that it has to be called again."""
 
     def reconsider(self, firsts: Sequence[int]) -> None:
         """Include the jobs from each of ``firsts`` on again: revived dead letters."""
-        if firsts:
-            self._after = min(self._after, min(firsts) - 1)
+        for first in firsts:
+            stream = stream_of(first)
+            self._after[stream] = min(self._after.get(stream, first), first - 1)
+            self.unfinished = False
 
     def accepted_at(self, stored: Sequence[Range]) -> float | None:
-        """Return when the oldest job was accepted, in Unix time.
+        """Return when the oldest job of all streams was accepted, in Unix time.
 
         None where there is no job, and where ``unfinished`` is True then. ``stored``: the ranges
         whose rows wait for deletion.
         """
         ranges = job_rows.merge(stored)
         lasts = [last for _, last in ranges]
-        after = self._after
+        if not self.unfinished:
+            self._position, self._oldest = self._after.get(DEFAULT, 0), None
         self.unfinished = False
         for _ in range(self.most_ranges):
+            after = self._position
             found = self._connection.execute(_NEXT, (after,)).fetchone()
             if found is None:
-                return None
+                return self._oldest
             seq, id_ = found
             if seq <= after:
                 raise corrupt(f"the rows of jobs are out of order after number {after}")
+            stream = stream_of(seq)
             index = bisect_left(lasts, seq)
-            if index < len(ranges) and ranges[index][0] <= seq:
-                after = self._after = lasts[index]
+            if seq <= self._after.get(stream, 0):
+                self._position = self._after[stream]
+            elif index < len(ranges) and ranges[index][0] <= seq:
+                self._position = self._after[stream] = lasts[index]
             elif (last := self._end_of_dead_letter(seq)) >= seq:
-                after = self._after = last
+                self._position = self._after[stream] = last
             elif isinstance(id_, bytes) and len(id_) == _ID_BYTES:
-                return int.from_bytes(id_[:6]) / 1000
+                accepted = int.from_bytes(id_[:6]) / 1000
+                self._oldest = accepted if self._oldest is None else min(self._oldest, accepted)
+                self._position = last_seq(stream)
             else:
                 # A damaged row that no page has read so far: the next job is nearly as old.
-                after = seq
+                self._position = seq
         self.unfinished = True
         return None
 

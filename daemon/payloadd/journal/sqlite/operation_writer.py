@@ -15,7 +15,6 @@ from payloadd.journal.sqlite.operations import (
     Settle,
     Stage,
 )
-from payloadd.journal.sqlite.transaction import CommitChanges
 
 if TYPE_CHECKING:
     import sqlite3
@@ -23,19 +22,19 @@ if TYPE_CHECKING:
 
     from payloadd.journal.sqlite.operations import Operation
     from payloadd.journal.sqlite.staging import Staging
+    from payloadd.journal.sqlite.transaction import CommitChanges
 
 
 def carry_out(
     connection: sqlite3.Connection,
     operations: Iterable[Operation],
-    following: int,
+    changes: CommitChanges,
     staging: Staging,
 ) -> CommitChanges:
-    """Execute operations in order; ``following`` is the ``seq`` of the next job.
+    """Execute operations in order, and add what is still to be written to ``changes``.
 
-    Returns the changes that are still to be written. Raises sqlite3.Error.
+    Returns ``changes``. Raises sqlite3.Error.
     """
-    changes = CommitChanges(following)
     for operation in operations:
         match operation:
             case Append():

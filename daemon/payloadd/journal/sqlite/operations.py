@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from payloadd.model.streams import DEFAULT
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -31,6 +33,8 @@ class Append:
     done: OutcomeCallback | None = None
     size: int = 0
     """Bytes that count towards JOURNAL_MAX_BYTES."""
+    stream: int = DEFAULT
+    """The number of the request's stream."""
     jobs: list[Job] = field(default_factory=list)
     earlier: Receipt | RefusedError | None = None
     staged: int = 0

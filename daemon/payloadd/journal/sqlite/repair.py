@@ -22,6 +22,7 @@ from payloadd.journal.sqlite import (
     job_rows,
     restoration,
     segments,
+    stream_rows,
 )
 from payloadd.journal.sqlite.damage import is_corrupt
 from payloadd.journal.sqlite.disk_probe import has_room, is_full
@@ -31,7 +32,7 @@ from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.table_scan import is_unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from payloadd.journal.sqlite.damage import Finding
@@ -58,6 +59,8 @@ class MemoryState(NamedTuple):
     """Payloads in the journal, waiting or in dead letters; 0 where the number is not known."""
     identity: bytes
     """The identity of the journal."""
+    streams: Mapping[int, str]
+    """The names of the streams by number."""
 
 
 class FileRepair:
@@ -118,6 +121,7 @@ class FileRepair:
             restoration.restore_totals(copy, state.totals)
             restoration.restore_stored(copy, state.stored)
             restoration.restore_rows(copy, state.jobs)
+            stream_rows.write(copy, state.streams.items())
         names = segments.names(self._path.parent / segments.FOLDER)
         left = restoration.without(gaps, state.jobs)
         taken = inventory.read_and_repair(copy, names, left, counting=True)

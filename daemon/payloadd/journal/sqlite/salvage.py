@@ -24,13 +24,14 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from payloadd.files import sync_folder
-from payloadd.journal.sqlite import inventory, small_tables
+from payloadd.journal.sqlite import inventory, small_tables, stream_rows
 from payloadd.journal.sqlite.damage import Finding, corrupt, start_refusal
 from payloadd.journal.sqlite.files_in_use import LOG_ENDS, put_aside
 from payloadd.journal.sqlite.job_rows import merge
 from payloadd.journal.sqlite.schema import FILE, create_copy, open_existing
 from payloadd.journal.sqlite.table_scan import TableScan, is_other_error
 from payloadd.journal.sqlite.transaction import Totals
+from payloadd.model.streams import STREAM_BITS, count_of, stream_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,6 +51,15 @@ _NEEDED_BY_DAEMON: Final = frozenset({"batches"})
 _WRONG_CHECKSUM: Final = -1
 """A value of ``crc`` that no row matches."""
 
+
+_NUMBERS: Final = (
+    "SELECT next FROM totals",
+    f"SELECT max(last) + 1 FROM batches GROUP BY last >> {STREAM_BITS}",  # noqa: S608 - ours
+    f"SELECT max(last) + 1 FROM dead GROUP BY last >> {STREAM_BITS}",  # noqa: S608 - as above
+    "SELECT first FROM layouts",
+    f"SELECT number << {STREAM_BITS} FROM streams",  # noqa: S608 - as above
+)
+"""Numbers that are not below those of the jobs in the same table."""
 
 Complete: TypeAlias = "Callable[[sqlite3.Connection, list[Range]], object]"
 """Writes state that memory has into the copy; gets the ranges in which rows may be missing."""
@@ -120,6 +130,7 @@ def _copy_all(
     for table in (
         *(small_tables.BATCHES, small_tables.STORED, small_tables.LAYOUTS),
         *(small_tables.DEAD, small_tables.IDENTITY, small_tables.TOTALS),
+        *(small_tables.STREAMS, small_tables.SEGMENTS),
     ):
         scan, ignored = _copy_table(old, copy, table, tolerant=tolerant)
         if table.name in needed:
@@ -132,9 +143,9 @@ def _copy_all(
             found.append(Finding(table.name, reason, *_ends(scan.gaps)))
     found += _copy_answers(old, copy, tolerant=tolerant)
     scan = TableScan(old, "jobs", _JOB_COLUMNS, tolerant=tolerant)
-    # Three scans: the scan of a gap halves it, so its ends must not lie far beyond the rows.
-    following = _following(copy)
-    for first, last in ((-_LARGEST_KEY, 0), (1, following - 1), (following, _LARGEST_KEY)):
+    # Several scans: the scan of a gap halves it, so its ends must not lie far beyond the rows.
+    known = stream_rows.ranges(_streams(copy), _following(copy))
+    for first, last in ((-_LARGEST_KEY, 0), *known):
         _fill(copy, "jobs", _JOB_COLUMNS, map(_without_nulls, scan.rows(first, last)))
     _fill(copy, "jobs", _JOB_COLUMNS, _partial_rows(old, scan.partial))
     if "jobs" in needed:
@@ -162,17 +173,23 @@ def _refuse_unknown(copy: sqlite3.Connection, found: list[Finding]) -> None:
 
 
 def _following(copy: sqlite3.Connection) -> int:
-    """Return the ``seq`` of the next job, as far as it is known."""
+    """Return a count that no job has reached (see ``Totals``), as far as it is known."""
     following = 1
-    for query in (
-        "SELECT next FROM totals",
-        "SELECT max(last) + 1 FROM batches",
-        "SELECT max(last) + 1 FROM dead",
-    ):
+    for query in _NUMBERS:
         for (number,) in copy.execute(query):
-            if isinstance(number, int) and following < number < _LARGEST_KEY:
-                following = number
+            if isinstance(number, int) and 0 < number < _LARGEST_KEY:
+                following = max(following, count_of(number))
     return following
+
+
+def _streams(copy: sqlite3.Connection) -> set[int]:
+    """Return the numbers of the streams that any small table names."""
+    return {
+        stream_of(number)
+        for query in _NUMBERS[1:]
+        for (number,) in copy.execute(query)
+        if isinstance(number, int) and 0 < number < _LARGEST_KEY
+    }
 
 
 def _copy_table(

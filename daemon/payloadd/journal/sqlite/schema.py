@@ -1,6 +1,7 @@
 """Tables of the journal, their versions, and the connections to the file.
 
-* ``jobs``: jobs that are accepted and not stored yet. ``seq`` is the order of acceptance. The
+* ``jobs``: jobs that are accepted and not stored yet. ``seq`` is the number of the job's stream and
+  the order of acceptance in it (see ``payloadd.model.streams``). The
   ``lines`` of a large job are in a segment (see ``segments.py``); ``segment``, ``start`` and
   ``size`` give the name of the segment, the offset and the length. The name is stored although it
   follows from ``seq``: where a segment is missing, the segment before it must not be read instead.
@@ -14,12 +15,14 @@
 * ``answers``: hashes of Idempotency-Keys and the responses to their requests.
 * ``dead``: dead letters, by the range of ``seq`` of their jobs; see ``dead_letters.py``.
 * ``identity``: one row, 16 random bytes that identify this journal; see ``identity.py``.
+* ``streams``: names of streams by number, without the default one; see ``stream_rows.py``.
+* ``segments``: from which job of each stream on a segment can have jobs; see ``segment_rows.py``.
 * ``totals``: one row of counters, so that opening a journal of millions of rows does not count
   them. ``accepted`` counts all payloads that were ever accepted; see ``high_water.py``.
 
 Every row has a checksum in ``crc`` (see ``checksum.py``). NULL means that the row was written by
-version 3 or older, which had no checksums. ``jobs.stream`` is not used yet (0 is the default
-stream). ``answers.fingerprint`` shows whether a key comes with other payloads; NULL in rows of
+version 3 or older, which had no checksums. ``jobs.stream`` is not used and 0: ``seq`` has the
+stream. ``answers.fingerprint`` shows whether a key comes with other payloads; NULL in rows of
 version 3. ``batches.encoder`` names the encoder of the object, so that a later version can check
 whether it would produce the same bytes. ``dead.jobs`` is the number of jobs where that is not
 ``last - first + 1``. Rows of ``jobs`` and ``dead`` with ``seq`` <= 0 are damaged rows; see
@@ -101,6 +104,8 @@ MIGRATIONS: Final = (
     ALTER TABLE totals ADD COLUMN accepted INTEGER NOT NULL DEFAULT 0;
     UPDATE totals SET keys = (SELECT count(*) FROM answers);
     CREATE TABLE identity (id BLOB NOT NULL, crc INTEGER);
+    CREATE TABLE streams (number INTEGER PRIMARY KEY, name TEXT NOT NULL, crc INTEGER);
+    CREATE TABLE segments (name INTEGER PRIMARY KEY, firsts BLOB NOT NULL, crc INTEGER);
     """,
 )
 """Script n upgrades ``user_version`` n to n + 1. A released script never changes."""

@@ -7,7 +7,8 @@ bytes to a file, a *segment*, and to keep only the place in the row.
 * The bytes are written and synced before the commit of their rows. So a committed row always finds
   its bytes, and bytes behind the last committed one, left by a crash or an error, are never read.
 * Nothing is appended to a segment of an earlier run, nor after an error: a new segment is begun.
-* The name of a segment is the lowest ``seq`` that a job in it can have.
+* The name of a segment is the number of the next job when it was begun, counted over all streams
+  (``Totals.next``). With the default stream alone this is the lowest ``seq`` of a job in it.
 * A segment that no row refers to is unlinked as a whole; see ``compaction.py``.
 
 Errors of these files are errors of the journal: OSError becomes sqlite3.OperationalError, with the
@@ -83,6 +84,10 @@ class Segments:
             """The names of all segments in ascending order."""
         self._folder_in_use = identity_of(self._folder)
         """The folder that has the segments; None while there is none."""
+        self.are_shared = False
+        """Whether segments have jobs of several streams."""
+        self.unrecorded: int | None = None
+        """The current segment, if no commit with jobs in it has ended; see ``segment_rows.py``."""
         self._file: int | None = None
         self._committed = 0
         """The position after the last byte that a committed row refers to."""
@@ -109,7 +114,7 @@ class Segments:
         """Append buffers to the current segment and sync them.
 
         Returns the name of the segment and the position of the first byte. Call ``keep`` or ``cut``
-        next. ``following``, the next ``seq`` before these jobs, becomes the name of a new segment.
+        next. ``following``, the number of the next job before these, is the name of a new segment.
         Raises sqlite3.OperationalError; the next call begins a new segment then.
         """
         with _as_sqlite_error(self._folder):
@@ -142,6 +147,8 @@ class Segments:
 
     def keep(self) -> None:
         """Keep the bytes of the last ``write``: their rows are committed."""
+        if self.in_doubt:
+            self.unrecorded = None
         self._committed = self._written
 
     def cut(self) -> None:
@@ -219,6 +226,7 @@ class Segments:
         # A file of this name is left of a commit that failed: no job has this number yet.
         self._file = os.open(path, _CREATE, 0o600)
         self._committed = self._written = 0
+        self.unrecorded = following
         if following not in self.names[-1:]:
             self.names.append(following)
         try:

@@ -11,6 +11,8 @@ reported, with these consequences:
   request that a crash cut off (``staging.py``); see ``inventory.py``.
 * ``batches`` and ``dead`` together: the start is refused too.
 * ``layouts``: the previous layout is used for the jobs, or the current settings are.
+* ``streams``: a stream whose jobs are there gets a name made of its number; see ``stream_rows.py``.
+* ``segments``: the search for jobs of a segment reads more rows.
 * ``identity``: the identity in ``journal.high`` is adopted.
 * ``totals``: counted again.
 
@@ -27,6 +29,7 @@ from payloadd.journal.sqlite.checksum import of_answer, of_totals, of_values
 from payloadd.journal.sqlite.damage import Finding
 from payloadd.model.formats import FORMATS
 from payloadd.model.keys import KeyTemplate
+from payloadd.model.streams import MOST_NUMBERS
 
 if TYPE_CHECKING:
     import sqlite3
@@ -100,6 +103,16 @@ def _is_layout(row: RowValues) -> bool:
     return compression in FORMATS and isinstance(alone, int)
 
 
+def _is_stream(row: RowValues) -> bool:
+    number, name = row
+    return isinstance(number, int) and 0 < number < MOST_NUMBERS and isinstance(name, str)
+
+
+def _is_segment(row: RowValues) -> bool:
+    name, firsts = row
+    return isinstance(name, int) and isinstance(firsts, bytes)
+
+
 def _is_answer(row: RowValues) -> bool:
     key, id_, payloads, expires, fingerprint = row
     return (
@@ -123,6 +136,8 @@ DEAD: Final = Table(
 )
 STORED: Final = Table("stored", ("last", "first"), lambda row: _is_range(row[1], row[0]))
 LAYOUTS: Final = Table("layouts", ("first", "template", "host", "compression", "alone"), _is_layout)
+STREAMS: Final = Table("streams", ("number", "name"), _is_stream)
+SEGMENTS: Final = Table("segments", ("name", "firsts"), _is_segment)
 ANSWERS: Final = Table(
     "answers", ("key", "id", "payloads", "expires", "fingerprint"), _is_answer, checksum=of_answer
 )

@@ -23,7 +23,7 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 from payloadd.journal.sqlite import idempotency, segments
-from payloadd.journal.sqlite.backlog import BEYOND
+from payloadd.model.streams import last_seq, stream_of
 
 if TYPE_CHECKING:
     from payloadd.journal.key_clock import KeyClock
@@ -48,6 +48,8 @@ class Staging:
 
         An immutable value, so that a failed commit can restore the old one.
         """
+        self._counts_ahead = 0
+        """How far ``Totals.next`` was ahead of the first number of the staged request."""
 
     def accept(self, append: Append, changes: CommitChanges) -> None:
         """Accept a request, and write the parts that were not staged."""
@@ -61,7 +63,7 @@ class Staging:
                 self._connection, append, changes, self.key_clock.now()
             )
         if append.earlier is None:
-            append.jobs = changes.accept(append.parts)
+            append.jobs = changes.accept(append.parts, append.stream)
 
     def stage(self, stage: Stage, changes: CommitChanges) -> None:
         """Write some parts of a request, or none if its Idempotency-Key is known."""
@@ -101,9 +103,10 @@ class Staging:
 
     def _begin(self, append: Append, changes: CommitChanges) -> None:
         self.abandon()
-        append.first = changes.next
-        changes.next += len(append.parts)
-        self.range = (append.first, changes.next - 1)
+        count = len(append.parts)
+        self._counts_ahead = changes.next - changes.following[append.stream]
+        append.first = changes.reserve(count, append.stream)
+        self.range = (append.first, append.first + count - 1)
         self._deletion.hide(self.range)
 
     def _add(self, append: Append, start: int, end: int, changes: CommitChanges) -> None:
@@ -117,15 +120,17 @@ class Staging:
             raise sqlite3.OperationalError("the first rows of a large request are gone")
         return self.range
 
-    @property
-    def first(self) -> int:
-        """The number below which all jobs are part of the journal."""
-        return BEYOND if self.range is None else self.range[0]
+    def end_of_page(self, after: int) -> int:
+        """Return the number below which all jobs of the stream of ``after`` may be read."""
+        stream = stream_of(after)
+        if self.range is not None and stream_of(self.range[0]) == stream:
+            return self.range[0]
+        return last_seq(stream) + 1
 
     def place(self, changes: CommitChanges, files: Segments, following: int) -> None:
         """Make rows of large and of staged jobs; use a segment where that is cheaper.
 
-        ``following`` is the next ``seq`` before the changes.
+        ``following`` is ``Totals.next`` before the changes.
         """
         jobs, size = changes.large, changes.large_bytes
         if changes.staged or self.range is not None:
@@ -135,5 +140,5 @@ class Staging:
         if size < segments.WORTH_A_SYNC:
             changes.place_in_rows(jobs)
         else:
-            name = min(following, jobs[0].seq)
+            name = following if jobs is changes.large else jobs[0].seq + self._counts_ahead
             changes.place(jobs, *files.write([job.lines for job in jobs], name))

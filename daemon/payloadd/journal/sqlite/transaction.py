@@ -12,7 +12,7 @@ from payloadd.model.job import Job
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from payloadd.journal.sqlite.dead_letters import DeadRange
     from payloadd.journal.sqlite.job_rows import NewRow, PlacedRow, Range
@@ -31,10 +31,16 @@ _WRITE: Final = (
 class CommitChanges:
     """The changes of one commit: new rows, ranges of settled rows, differences of the totals."""
 
-    def __init__(self, following: int) -> None:
-        """Begin without changes; ``following`` is the ``seq`` of the next job."""
-        self.next = following
-        """The ``seq`` of the next job."""
+    def __init__(self, count: int, following: Mapping[int, int]) -> None:
+        """Begin without changes.
+
+        ``count`` is ``next`` of the totals, ``following`` the ``seq`` of the next job of each
+        stream.
+        """
+        self.next = count
+        """``next`` of the totals after this commit."""
+        self.following = {**following}
+        """The ``seq`` of the next job of each stream, by the number of the stream."""
         self.requests = False
         """Whether the commit answers requests."""
         self.rows: list[NewRow] = []
@@ -64,12 +70,13 @@ class CommitChanges:
         self.evicted = 0
         """Idempotency-Keys that are deleted before they expire."""
 
-    def accept(self, parts: Sequence[Part]) -> list[Job]:
-        """Add the parts of a request with the next numbers; return them as jobs."""
+    def accept(self, parts: Sequence[Part], stream: int) -> list[Job]:
+        """Add the parts of a request with the next numbers of its stream; return them as jobs."""
         taken = []
+        seq = self.following[stream]
         for id_, lines, payloads in parts:
-            job = Job(self.next, id_, lines, payloads)
-            self.next += 1
+            job = Job(seq, id_, lines, payloads)
+            seq += 1
             self.payloads += payloads
             self.accepted += payloads
             self.bytes += len(lines)
@@ -82,8 +89,18 @@ class CommitChanges:
                 self.large.append(job)
                 self.large_bytes += len(lines)
             taken.append(job)
-        self.jobs += len(taken)
+        self.following[stream] = seq
+        count = len(taken)
+        self.next += count
+        self.jobs += count
         return taken
+
+    def reserve(self, count: int, stream: int) -> int:
+        """Use up the next ``count`` numbers of a stream; return the first of them."""
+        first = self.following[stream]
+        self.following[stream] = first + count
+        self.next += count
+        return first
 
     def stage(self, parts: Sequence[Part], first: int) -> list[Job]:
         """Add parts, numbered from ``first`` on, that are written but not counted yet."""
@@ -146,7 +163,11 @@ class CommitChanges:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The numbers of the journal: its next ``seq``, and the jobs that are neither stored nor dead.
+    """The numbers of the journal, and the jobs that are neither stored nor dead.
+
+    ``next`` is one more than all numbers that were given to jobs of any stream: with the default
+    stream alone the ``seq`` of the next job. No job has a ``seq`` whose count (``count_of``) is as
+    high, so each start goes on with this count in every stream.
 
     ``bytes`` includes ROW_BYTES for each job.
     """

@@ -11,13 +11,20 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from payloadd.errors import StartError
-from payloadd.journal.sqlite import high_water_record, identity, job_rows, small_tables
+from payloadd.journal.sqlite import (
+    high_water_record,
+    identity,
+    job_rows,
+    small_tables,
+    stream_rows,
+)
 from payloadd.journal.sqlite.damage import CODE, DamagedRow, Finding, describe, is_corrupt
 from payloadd.journal.sqlite.file_check import check_schema, find_problems
 from payloadd.journal.sqlite.job_rows import IN_RANGE
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.table_scan import TableScan, is_other_error, is_unreadable
 from payloadd.journal.sqlite.transaction import Totals, count
+from payloadd.model.streams import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,6 +38,7 @@ _LARGEST_SEQ: Final = 2**62
 _MOST_PROBLEMS: Final = 100
 _PAGE: Final = f"{IN_RANGE} LIMIT {_ROWS_PER_READ}"
 _REREADS: Final = 2
+_HIGHEST_COUNT: Final = f"SELECT max(seq & {count_of(-1)}) + 1 FROM jobs"  # noqa: S608 - a number
 _DEAD_BUT_DAMAGED: Final = f"""
     SELECT first, last, reason, jobs, payloads, id FROM dead WHERE code = '{CODE}'
 """  # noqa: S608 - a constant of ours
@@ -104,10 +112,11 @@ def _lost_commits(connection: sqlite3.Connection, record: HighWaterRecord) -> li
             if isinstance(following, int) and isinstance(accepted, int) and record.next > following:
                 missing = max(0, min(record.accepted - accepted, record.held))
                 reason = "commits are lost: journal.db-wal is missing, cut off or damaged"
-                first, last = following, record.next - 1
-                found.append(
-                    Finding("file", reason, first, last, last - first + 1, payloads=missing)
-                )
+                jobs = record.next - following
+                # With several streams it is not known how the jobs are divided among them.
+                alone = len(stream_rows.read(connection)) == 1
+                first, last = (following, record.next - 1) if alone else (None, None)
+                found.append(Finding("file", reason, first, last, jobs, payloads=missing))
     return found
 
 
@@ -120,6 +129,7 @@ def check_small_tables(connection: sqlite3.Connection) -> list[Finding]:
     for table in (
         *(small_tables.BATCHES, small_tables.DEAD, small_tables.STORED),
         *(small_tables.LAYOUTS, small_tables.ANSWERS),
+        *(small_tables.STREAMS, small_tables.SEGMENTS),
         *(small_tables.IDENTITY, small_tables.TOTALS),
     ):
         key = table.columns[0]
@@ -212,10 +222,12 @@ def _check_readable(
     scan = TableScan(
         connection, "jobs", IN_RANGE.removeprefix("SELECT ").partition(" FROM")[0], tolerant=True
     )
-    last = _newest(connection)
     damaged: list[DamagedRow] = []
-    for row in scan.rows(first, last):
-        damaged += job_rows.read_jobs([row], state_dir, tolerant=True)[1]
+    streams, following = _numbers(connection)
+    for low, high in stream_rows.ranges(streams, following):
+        if high >= first:
+            for row in scan.rows(max(low, first), high):
+                damaged += job_rows.read_jobs([row], state_dir, tolerant=True)[1]
     damaged += [DamagedRow(seq, None, 0, 0, "cannot be read") for seq in scan.partial]
     for low, high in scan.gaps:
         reason = f"rows from number {low} to {high} cannot be read"
@@ -223,14 +235,20 @@ def _check_readable(
     return damaged
 
 
-def _newest(connection: sqlite3.Connection) -> int:
-    """Return the ``seq`` of the newest job, or a larger number where it cannot be read."""
-    for query in ("SELECT next - 1 FROM totals", "SELECT max(seq) FROM jobs"):
+def _numbers(connection: sqlite3.Connection) -> tuple[list[int], int]:
+    """Return the numbers of the streams, and a count that no job has reached.
+
+    As far as they can be read.
+    """
+    streams: list[int] = []
+    with suppress(sqlite3.DatabaseError):
+        streams = list(stream_rows.read(connection))
+    for query in ("SELECT next FROM totals", _HIGHEST_COUNT):
         with suppress(sqlite3.DatabaseError):
             for (number,) in connection.execute(query):
-                if isinstance(number, int):
-                    return number
-    return _LARGEST_SEQ
+                if isinstance(number, int) and 0 < number <= count_of(-1):
+                    return streams, number
+    return streams, count_of(-1)
 
 
 def _check(
