@@ -79,7 +79,7 @@ async def test_the_daemon_answers_as_it_describes_itself(
     tokens = trio.Path(tmp_path / "tokens")
     await tokens.write_text(f"test:{hashlib.sha256(_TOKEN.encode()).hexdigest()}\n")
     # Few payloads, so that requests with one too many are made.
-    env = {"AUTH_TOKENS": str(tokens), "MAX_PAYLOADS": "20"}
+    env = {"AUTH_TOKENS": str(tokens), "MAX_PAYLOADS": "20", "STREAMS": "clicks"}
     command = (sys.executable, "-m", module)
     async with started(tmp_path, env, command) as daemon:
         await daemon.wait_for_event("listening", START_WITHIN)
