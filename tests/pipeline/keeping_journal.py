@@ -33,7 +33,13 @@ class KeepingJournal(MemoryJournal):
         self._passed = 0
         self._newest: dict[int, int] = {}
 
-    def commit(self, stream: int, *lines: bytes, ids: Sequence[uuid.UUID] | None = None) -> None:
+    def commit(
+        self,
+        stream: int,
+        *lines: bytes,
+        ids: Sequence[uuid.UUID] | None = None,
+        offered: bool = True,
+    ) -> None:
         """Accept a job for each of ``lines``, as one request of a stream."""
         first = self._newest.get(stream, stream << 48) + 1
         found = [
@@ -46,7 +52,10 @@ class KeepingJournal(MemoryJournal):
         self._listener.accepted(count)
         if stream:
             self._listener.accepted_in(stream, count)
-        self._listener.committed(found)
+        if offered:
+            self._listener.committed(found)
+        else:
+            self._listener.left_for_page(found[-1].seq)
 
     async def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
         """Return the next jobs of the stream of ``after``."""

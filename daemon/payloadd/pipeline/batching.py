@@ -59,7 +59,7 @@ class Batcher:
             channel, accounting, self._max_payloads, durable=journal.durable
         )
         if not self.alone:
-            feeder.memory = self._memory
+            feeder.form_batches(self._memory)
 
     async def next_single(self) -> Batch | None:
         """Return the next job as a batch; None once the channel is closed and empty.
