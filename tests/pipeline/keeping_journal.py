@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
 from payloadd.journal.memory import MemoryJournal
 from payloadd.model.job import Job
 from payloadd.model.streams import last_seq, stream_of
+from tests.pipeline.rig import Pipeline
 from tests.support.journal import id_of
 
 if TYPE_CHECKING:
@@ -92,3 +93,16 @@ class KeepingJournal(MemoryJournal):
         self.kept.pop(batch.jobs[0].seq, None)
         for seq in range(batch.jobs[0].seq, batch.jobs[-1].seq + 1):
             del self.jobs[seq]
+
+
+class StreamsPipeline(Pipeline):
+    """A pipeline with many streams and a journal that keeps their jobs."""
+
+    streams: ClassVar = 50
+    journal_type: ClassVar = KeepingJournal
+
+    @property
+    def kept(self) -> KeepingJournal:
+        """Return the journal."""
+        assert isinstance(self.journal, KeepingJournal)
+        return self.journal

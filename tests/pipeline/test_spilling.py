@@ -8,21 +8,22 @@ import pytest
 import trio
 
 from payloadd.model.streams import first_seq
-from tests.pipeline.keeping_journal import KeepingJournal
+from tests.pipeline.keeping_journal import KeepingJournal, StreamsPipeline
 from tests.pipeline.rig import FaultyStore, Pipeline
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
+    from payloadd.model.job import Job
+
 SMALL = {"MAX_LENGTH": "1KiB", "BATCH_MAX_PAYLOADS": "100000", "KEY_TEMPLATE": "{id}"}
 _LINE = b"x" * 99 + b"\n"
 
 
-def make(streams: int, **environ: str) -> tuple[Pipeline, KeepingJournal]:
+def make(**environ: str) -> tuple[Pipeline, KeepingJournal]:
     """Return a pipeline with a journal that keeps jobs, and this journal."""
-    pipeline = Pipeline(FaultyStore(), journal=KeepingJournal, streams=streams, **SMALL, **environ)
-    assert isinstance(pipeline.journal, KeepingJournal)
-    return pipeline, pipeline.journal
+    pipeline = StreamsPipeline(FaultyStore(), 4, **SMALL, **environ)
+    return pipeline, pipeline.kept
 
 
 def sizes(pipeline: Pipeline) -> list[int]:
@@ -35,7 +36,7 @@ async def test_many_streams_that_share_little_memory_make_large_objects(
 ) -> None:
     """A thousand streams would make a thousand times as many objects, and pay for each."""
     assert autojump_clock.autojump_threshold == 0
-    pipeline, journal = make(50, MAX_QUEUE_BYTES="50kB", BATCH_MAX_BYTES="10kB", BATCH_LINGER="5m")
+    pipeline, journal = make(MAX_QUEUE_BYTES="50kB", BATCH_MAX_BYTES="10kB", BATCH_LINGER="5m")
     most = 0
     async with pipeline.open():
         for _ in range(100):  # 500 kB in all, ten times the memory
@@ -51,7 +52,7 @@ async def test_many_streams_that_share_little_memory_make_large_objects(
 async def test_a_batch_may_be_larger_than_the_memory(autojump_clock: MockClock) -> None:
     """All would wait for the linger while the memory is full, and be idle."""
     assert autojump_clock.autojump_threshold == 0
-    pipeline, journal = make(1, MAX_QUEUE_BYTES="50kB", BATCH_MAX_BYTES="100kB", BATCH_LINGER="5m")
+    pipeline, journal = make(MAX_QUEUE_BYTES="50kB", BATCH_MAX_BYTES="100kB", BATCH_LINGER="5m")
     start = trio.current_time()
     async with pipeline.open():
         for _ in range(100):
@@ -66,7 +67,7 @@ async def test_a_batch_may_be_larger_than_the_memory(autojump_clock: MockClock) 
 async def test_a_backlog_fills_a_batch_larger_than_the_memory(autojump_clock: MockClock) -> None:
     """After a start with a backlog every object would have the size of half of the memory."""
     assert autojump_clock.autojump_threshold == 0
-    pipeline, journal = make(1, MAX_QUEUE_BYTES="50kB", BATCH_MAX_BYTES="100kB", BATCH_LINGER="1s")
+    pipeline, journal = make(MAX_QUEUE_BYTES="50kB", BATCH_MAX_BYTES="100kB", BATCH_LINGER="1s")
     journal.commit(0, *[_LINE] * 5000, offered=False)
     async with pipeline.open():
         await trio.sleep(60)
@@ -80,20 +81,17 @@ async def test_the_linger_does_not_cut_a_batch_small_while_its_stream_has_a_back
     assert autojump_clock.autojump_threshold == 0
 
     class SlowJournal(KeepingJournal):
-        async def page(self, *arguments: int) -> list:  # type: ignore[type-arg]
+        async def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
             await trio.sleep(3)
-            return await super().page(*arguments)
+            return await super().page(after, most_jobs, most_bytes)
 
-    pipeline = Pipeline(
-        FaultyStore(),
-        journal=SlowJournal,
-        **SMALL,
-        MAX_QUEUE="20",
-        BATCH_MAX_BYTES="10kB",
-        BATCH_LINGER="1s",
+    class SlowPipeline(StreamsPipeline):
+        journal_type = SlowJournal
+
+    pipeline = SlowPipeline(
+        FaultyStore(), 4, **SMALL, MAX_QUEUE="20", BATCH_MAX_BYTES="10kB", BATCH_LINGER="1s"
     )
-    assert isinstance(pipeline.journal, SlowJournal)
-    pipeline.journal.commit(0, *[_LINE] * 200, offered=False)
+    pipeline.kept.commit(0, *[_LINE] * 200, offered=False)
     async with pipeline.open():
         await trio.sleep(120)
         assert sizes(pipeline) == [10_000] * 2
@@ -104,7 +102,7 @@ async def test_members_that_cannot_be_read_back_split_a_spilled_batch(
 ) -> None:
     """The journal would delete the dead letter of a damaged row with the rows around it."""
     assert autojump_clock.autojump_threshold == 0
-    pipeline, journal = make(1, MAX_QUEUE_BYTES="5kB", BATCH_MAX_BYTES="10kB", BATCH_LINGER="5m")
+    pipeline, journal = make(MAX_QUEUE_BYTES="5kB", BATCH_MAX_BYTES="10kB", BATCH_LINGER="5m")
     async with pipeline.open():
         for _ in range(6):
             journal.commit(0, *[_LINE] * 10)
@@ -123,7 +121,12 @@ async def test_without_a_durable_journal_batches_end_when_memory_is_short(
     """Requests would be refused for the whole linger, while all workers are idle."""
     assert autojump_clock.autojump_threshold == 0
     pipeline = Pipeline(
-        FaultyStore(), **SMALL, MAX_QUEUE_BYTES="50kB", BATCH_MAX_BYTES="100kB", BATCH_LINGER="5m"
+        FaultyStore(),
+        4,
+        **SMALL,
+        MAX_QUEUE_BYTES="50kB",
+        BATCH_MAX_BYTES="100kB",
+        BATCH_LINGER="5m",
     )
     async with pipeline.open():
         for _ in range(200):
@@ -140,7 +143,7 @@ async def test_a_drain_leaves_what_it_cannot_read_back_to_the_journal(
 ) -> None:
     """The counts of the drained line would not add up."""
     assert autojump_clock.autojump_threshold == 0
-    pipeline, journal = make(3, MAX_QUEUE_BYTES="5kB", BATCH_LINGER="5m", MAX_QUEUE=most + "0")
+    pipeline, journal = make(MAX_QUEUE_BYTES="5kB", BATCH_LINGER="5m", MAX_QUEUE=most + "0")
     pipeline.store.seconds = 100.0
     with trio.move_on_after(30):
         async with pipeline.open():
@@ -154,7 +157,7 @@ async def test_a_drain_leaves_what_it_cannot_read_back_to_the_journal(
 async def test_the_figures_count_jobs_of_batches_that_are_formed(autojump_clock: MockClock) -> None:
     """`queue_bytes` would be 0 while the memory is full of batches that wait."""
     assert autojump_clock.autojump_threshold == 0
-    pipeline, journal = make(2, MAX_QUEUE_BYTES="50kB", BATCH_LINGER="5m")
+    pipeline, journal = make(MAX_QUEUE_BYTES="50kB", BATCH_LINGER="5m")
     pipeline.health.queue_figures = pipeline.channel.figures
     async with pipeline.open():
         journal.commit(1, *[_LINE] * 10)

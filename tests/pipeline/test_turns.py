@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from payloadd.errors import TransientStoreError
-from tests.pipeline.keeping_journal import KeepingJournal
-from tests.pipeline.rig import FaultyStore, Pipeline
+from tests.pipeline.keeping_journal import KeepingJournal, StreamsPipeline
+from tests.pipeline.rig import FaultyStore
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -41,10 +41,22 @@ class OrderedStore(FaultyStore):
         await super().put(key, body, members, repeat=repeat)
 
 
-def make(seconds: float, workers: int = 2, **environ: str) -> tuple[Pipeline, OrderedStore]:
+class ForgetfulJournal(KeepingJournal):
+    """A journal to which no batch may be left: all have to wait."""
+
+    durable = False
+
+
+class ForgetfulPipeline(StreamsPipeline):
+    """A pipeline with such a journal."""
+
+    journal_type = ForgetfulJournal
+
+
+def make(seconds: float, workers: int = 2, **environ: str) -> tuple[StreamsPipeline, OrderedStore]:
     """Return a pipeline with three streams and its store."""
     store = OrderedStore(seconds)
-    return Pipeline(store, workers, journal=KeepingJournal, streams=3, **environ), store
+    return StreamsPipeline(store, workers, **environ), store
 
 
 @pytest.mark.parametrize("environ", [ONE, MANY], ids=["alone", "batched"])
@@ -55,8 +67,7 @@ async def test_a_long_backlog_delays_another_stream_by_one_batch(
     """A stream with a million jobs would delay all others until it is stored."""
     assert autojump_clock.autojump_threshold == 0
     pipeline, store = make(1.0, workers=1, MAX_QUEUE=max_queue, **environ)
-    journal = pipeline.journal
-    assert isinstance(journal, KeepingJournal)
+    journal = pipeline.kept
     async with pipeline.open():
         for _ in range(20):
             journal.commit(1, *[b"1\n"] * 500)
@@ -77,11 +88,10 @@ async def test_a_throttled_stream_does_not_stop_the_others(
 ) -> None:
     """A prefix with a limit would hold up all streams once its batches fill their share."""
     assert autojump_clock.autojump_threshold == 0
-    pipeline, store = make(0.01, MAX_QUEUE="100", **environ)
-    journal = pipeline.journal
-    assert isinstance(journal, KeepingJournal)
-    journal.durable = False  # no batch is left to the journal: all have to wait
-    pipeline.worker.admission.put_back.has_room = lambda _: False  # type: ignore[method-assign]
+    store = OrderedStore(0.01)
+    pipeline = ForgetfulPipeline(store, 2, MAX_QUEUE="100", **environ)
+    journal = pipeline.kept
+    pipeline.worker.admission.put_back.has_room = lambda _: False  # type: ignore[method-assign, assignment]
     store.throttled = "s1/"
     async with pipeline.open():
         journal.commit(1, *[b"1\n"] * 5)
@@ -102,8 +112,7 @@ async def test_streams_linger_apart(autojump_clock: MockClock) -> None:
     """The payload of one stream would wait for that of another."""
     assert autojump_clock.autojump_threshold == 0
     pipeline, store = make(0.0, BATCH_MAX_PAYLOADS="100", BATCH_LINGER="5s")
-    journal = pipeline.journal
-    assert isinstance(journal, KeepingJournal)
+    journal = pipeline.kept
     async with pipeline.open():
         start = trio.current_time()
         for stream in range(3):
@@ -120,8 +129,7 @@ async def test_jobs_of_a_stream_stay_in_order_behind_its_backlog(autojump_clock:
     """A newer payload would be in an object before an older one."""
     assert autojump_clock.autojump_threshold == 0
     pipeline, store = make(0.1, workers=1, MAX_QUEUE="20", **ONE)
-    journal = pipeline.journal
-    assert isinstance(journal, KeepingJournal)
+    journal = pipeline.kept
     async with pipeline.open():
         number = 0
         for _ in range(100):
@@ -130,7 +138,7 @@ async def test_jobs_of_a_stream_stay_in_order_behind_its_backlog(autojump_clock:
                 journal.commit(stream, b"%d\n" % number)
             await trio.sleep(0.01)
         store.seconds = 0.0
-    for stream in ("s1/", "s2/"):
-        stored = [int(store.objects[key]) for key in store.keys if key.startswith(stream)]
+    for prefix in ("s1/", "s2/"):
+        stored = [int(store.objects[key]) for key in store.keys if key.startswith(prefix)]
         assert stored == sorted(stored)
         assert len(stored) == 100
