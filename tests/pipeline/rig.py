@@ -80,7 +80,11 @@ class Pipeline:
     journal_type: ClassVar[type[MemoryJournal]] = MemoryJournal
 
     def __init__(self, store: FaultyStore, workers: int = 4, **environ: str) -> None:
-        defaults = {"KEY_TEMPLATE": "{id}", "MAX_WORKERS": str(workers)}
+        defaults = {
+            "KEY_TEMPLATE": "{id}",
+            "MAX_WORKERS": str(workers),
+            "BATCH_MAX_PAYLOADS": "1",
+        }
         settings = config.load(defaults | environ)
         self.store = store
         self.health = Health()
