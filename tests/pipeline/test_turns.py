@@ -142,3 +142,18 @@ async def test_jobs_of_a_stream_stay_in_order_behind_its_backlog(autojump_clock:
         stored = [int(store.objects[key]) for key in store.keys if key.startswith(prefix)]
         assert stored == sorted(stored)
         assert len(stored) == 100
+
+
+async def test_a_stream_that_has_filled_the_memory_makes_room(autojump_clock: MockClock) -> None:
+    """The first payload of a stream would wait until half of a full memory is uploaded."""
+    assert autojump_clock.autojump_threshold == 0
+    pipeline, store = make(1.0, workers=1, MAX_QUEUE="100", **ONE)
+    journal = pipeline.kept
+    async with pipeline.open():
+        journal.commit(1, *[b"1\n"] * 100)
+        journal.commit(2, b"2\n")
+        await trio.sleep(5)
+        assert [key[:3] for key in store.keys][:3].count("s2/") == 1
+        assert pipeline.channel.jobs < 60
+        store.seconds = 0.0
+    assert pipeline.accounting.open == 0
