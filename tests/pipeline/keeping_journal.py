@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
 from payloadd.journal.memory import MemoryJournal
 from payloadd.model.job import Job
 from payloadd.model.streams import last_seq, stream_of
+from tests.pipeline.rig import Pipeline
 from tests.support.journal import id_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,13 @@ class KeepingJournal(MemoryJournal):
         self._passed = 0
         self._newest: dict[int, int] = {}
 
-    def commit(self, stream: int, *lines: bytes, ids: Sequence[uuid.UUID] | None = None) -> None:
+    def commit(
+        self,
+        stream: int,
+        *lines: bytes,
+        ids: Sequence[uuid.UUID] | None = None,
+        offered: bool = True,
+    ) -> None:
         """Accept a job for each of ``lines``, as one request of a stream."""
         first = self._newest.get(stream, stream << 48) + 1
         found = [
@@ -46,7 +53,10 @@ class KeepingJournal(MemoryJournal):
         self._listener.accepted(count)
         if stream:
             self._listener.accepted_in(stream, count)
-        self._listener.committed(found)
+        if offered:
+            self._listener.committed(found)
+        else:
+            self._listener.left_for_page(found[-1].seq)
 
     async def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
         """Return the next jobs of the stream of ``after``."""
@@ -83,3 +93,16 @@ class KeepingJournal(MemoryJournal):
         self.kept.pop(batch.jobs[0].seq, None)
         for seq in range(batch.jobs[0].seq, batch.jobs[-1].seq + 1):
             del self.jobs[seq]
+
+
+class StreamsPipeline(Pipeline):
+    """A pipeline with many streams and a journal that keeps their jobs."""
+
+    streams: ClassVar = 50
+    journal_type: ClassVar = KeepingJournal
+
+    @property
+    def kept(self) -> KeepingJournal:
+        """Return the journal."""
+        assert isinstance(self.journal, KeepingJournal)
+        return self.journal

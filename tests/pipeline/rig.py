@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
@@ -73,24 +73,18 @@ class FaultyStore(InertStore):
 
 
 class Pipeline:
-    """All parts of the pipeline, with a journal in memory, around one store.
+    """All parts of the pipeline, with a journal in memory, around one store."""
 
-    Each payload is an object of its own, unless the settings say otherwise.
-    """
+    streams: ClassVar = 1
+    """The number of streams; the keys of others than the default one begin with ``s1/``, ..."""
+    journal_type: ClassVar[type[MemoryJournal]] = MemoryJournal
 
-    def __init__(
-        self,
-        store: FaultyStore,
-        workers: int = 4,
-        *,
-        journal: type[MemoryJournal] = MemoryJournal,
-        streams: int = 1,
-        **environ: str,
-    ) -> None:
-        """``streams``: how many there are; the keys of all but the first begin with ``s1/``, ..."""
+    def __init__(self, store: FaultyStore, workers: int = 4, **environ: str) -> None:
         defaults = {
-            "KEY_TEMPLATE": "{id}", "MAX_WORKERS": str(workers), "BATCH_MAX_PAYLOADS": "1"
-        }  # fmt: skip
+            "KEY_TEMPLATE": "{id}",
+            "MAX_WORKERS": str(workers),
+            "BATCH_MAX_PAYLOADS": "1",
+        }
         settings = config.load(defaults | environ)
         self.store = store
         self.health = Health()
@@ -99,7 +93,7 @@ class Pipeline:
         self.channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
         self.feeder = QueueFeeder(self.channel, self.accounting, newest=0)
         listener = PipelineListener(self.channel, self.feeder, self.accounting, self.metrics)
-        self.journal = journal(listener)
+        self.journal = self.journal_type(listener)
         self.intake = Intake(self.journal, self.health, settings, self.accounting.uploads)
         self.worker = Worker(
             store,
@@ -111,7 +105,7 @@ class Pipeline:
             settings,
         )
         one = Layout.of(settings)
-        templates = [one.template, *(f"s{n}/{one.template}" for n in range(1, streams))]
+        templates = [one.template, *(f"s{n}/{one.template}" for n in range(1, self.streams))]
         layouts = Layouts(
             [(first_seq(n), replace(one, template=text)) for n, text in enumerate(templates)]
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import uuid
 
 from payloadd.model.job import Batch, Job
+from payloadd.model.streams import first_seq
 from payloadd.observe.metrics import Metrics
 from payloadd.observe.status import PayloadFigures
-from payloadd.pipeline.accounting import Accounting, DrainRate
+from payloadd.pipeline.accounting import Accounting, DrainRate, StreamCounts
 
 
 def job(milliseconds: int, payloads: int = 1) -> Job:
@@ -100,3 +101,14 @@ def test_retry_after_follows_from_the_measured_rate() -> None:
     assert rate.seconds_for(10**9) == 60
     now = 120.0
     assert rate.per_second() == 0.0
+
+
+def test_payloads_are_counted_for_their_streams() -> None:
+    """The metrics of one stream would contain the payloads of another."""
+    accounting = Accounting(Metrics())
+    accounting.accept(5)
+    accounting.accept_in(3, 2)
+    for number, end in ((1, accounting.settle), (2, accounting.bury)):
+        end(batch(job(number)))
+        end(batch(job(number)._replace(seq=first_seq(3) + number)))
+    assert accounting.streams() == {0: StreamCounts(3, 1, 1), 3: StreamCounts(2, 1, 1)}

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tests.pipeline.keeping_journal import KeepingJournal
-from tests.pipeline.rig import FaultyStore, Pipeline, internal_error, slow_down
+from tests.pipeline.keeping_journal import StreamsPipeline
+from tests.pipeline.rig import FaultyStore, internal_error, slow_down
 
 if TYPE_CHECKING:
     from payloadd.errors import StoreError
     from payloadd.model.formats.api import EncodedObject
     from payloadd.model.job import Members
+    from tests.pipeline.rig import Pipeline
 
 _MINUTE = 60_000
 
@@ -97,10 +98,9 @@ def test_every_job_is_stored_once_in_order_and_within_the_bounds(
     """Payloads would be lost, stored twice, out of order or under a wrong day; or memory grow."""
     store = WatchingStore(errors, seconds)
     environ = {**environ, "MAX_LENGTH": "60B", "KEY_TEMPLATE": "{hour}-{minute}/{id}"}
-    pipeline = Pipeline(store, journal=KeepingJournal, streams=4, **environ)
+    pipeline = StreamsPipeline(store, 4, **environ)
     store.pipeline = pipeline
-    journal = pipeline.journal
-    assert isinstance(journal, KeepingJournal)
+    journal = pipeline.kept
     sent: dict[bytes, tuple[int, int]] = {}
 
     async def main() -> None:

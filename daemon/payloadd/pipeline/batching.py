@@ -27,6 +27,8 @@ _GATHERING: Final = 0.005
 longer as there are streams, as each of them wakes a task."""
 _LONGEST_GATHERING: Final = 0.25
 """Seconds."""
+_MOST_READ: Final = 8000
+"""Jobs that are read back in one call; other tasks run between two calls."""
 _SHARE_OF_LINGER: Final = 10
 """Jobs gather for one part in so many of the linger at most."""
 
@@ -61,7 +63,7 @@ class Batcher:
             channel, accounting, self._max_payloads, durable=journal.durable
         )
         if not self.alone:
-            feeder.memory = self._memory
+            feeder.form_batches(self._memory)
 
     def end_linger(self) -> None:
         """Close each batch from now on, and the current ones, once no job is ready for it."""
@@ -186,9 +188,8 @@ class Batcher:
         after = forming.first - 1
         while after < forming.last:
             async with self.channel.paging:
-                page = await self._journal.page(
-                    after, forming.members - len(found), max(1, forming.bytes)
-                )
+                left = min(_MOST_READ, forming.members - len(found))
+                page = await self._journal.page(after, max(1, left), max(1, forming.bytes))
                 members = [job for job in page if job.seq <= forming.last]
                 # Before the next wait: a repair of the file has to know that they are in memory.
                 self._accounting.enter(members)

@@ -69,7 +69,9 @@ async def _send_singles(batcher: Batcher, worker: Worker) -> None:
             if batch is None:
                 return
             if admission.direct or (admitted := await admission.admit(batch)):
-                await _send(batch, worker)
+                inbox = await idle.take_for_new()  # as in _send, without the call for each object
+                await trio.lowlevel.checkpoint_if_cancelled()
+                inbox.send_nowait(WaitingBatch(batch))
             elif admitted is None:
                 queue = batcher.channel.queue_of(batch.jobs[0].seq)
                 batcher.channel.park(queue)

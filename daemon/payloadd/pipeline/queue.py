@@ -194,12 +194,12 @@ class JobChannel:
         self.forming_jobs -= jobs
         self.forming_bytes -= size
 
-    def withdraw(self, queue: StreamQueue) -> list[Job]:
-        """Remove and return all jobs of a queue that were not received."""
-        jobs = queue.clear()
+    def withdraw(self, queue: StreamQueue, keep: int) -> list[Job]:
+        """Remove and return all jobs of a queue but the first ``keep``."""
+        jobs = queue.cut(keep)
         self.jobs -= len(jobs)
         self.bytes -= sum([len(job.lines) for job in jobs])
-        if queue.has_turn:
+        if queue.has_turn and not queue.jobs:
             queue.has_turn = False
             self._turns.remove(queue)
         self._wake_waiting()

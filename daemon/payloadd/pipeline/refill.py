@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from payloadd.pipeline.stream_queue import StreamQueue
 
 _LONGEST_WAIT: Final = 1.0
-"""Seconds for which a page waits while new jobs of other streams take the space that is freed."""
+"""Seconds for which a page waits until half of the memory is free."""
+_LEAST_SHARE: Final = 8
+"""Afterwards it is smaller: one part in so many of the memory."""
 
 
 class QueueFeeder:
@@ -41,20 +43,26 @@ class QueueFeeder:
         """Begin with a journal whose newest job has the ``seq`` ``newest`` (0: no job)."""
         self._channel = channel
         self._accounting = accounting
-        self.memory: FormingMemory | None = None
-        """The batches that are formed, where several jobs become one object."""
+        self._memory: FormingMemory | None = None
+        self._ends_batches = False
+        """Whether batches end where memory is short, as no journal has their jobs."""
         # Bounded by the number of streams.
         self._behind: deque[StreamQueue] = deque()
         """The queues of the streams that are behind, the one whose turn it is in front."""
         self._waiting = False
         """Whether a page waits for space."""
-        self._new_wait = False
-        """Whether new jobs stay in the journal, because a page has waited for too long."""
+        self._waited = False
+        """Whether it has waited for a second or longer."""
         self._finishing = False
         self._closed = False
         self._changed = trio.Event()
         if newest:
             self.leave(newest)
+
+    def form_batches(self, memory: FormingMemory) -> None:
+        """Note the batches that are formed, where several jobs become one object."""
+        self._memory = memory
+        self._ends_batches = not memory.durable
 
     def resume(self, newest: Mapping[int, int]) -> None:
         """Begin with a journal that has jobs up to a ``seq`` of each stream, by its number."""
@@ -77,7 +85,7 @@ class QueueFeeder:
         queue.newest = jobs[-1].seq
         if queue.is_behind:
             return
-        if self._new_wait or not self._put_new(queue, jobs):
+        if not self._put_new(queue, jobs):
             self._fall_behind(queue)
 
     def leave(self, newest: int) -> None:
@@ -102,10 +110,7 @@ class QueueFeeder:
             return
         for queue in self._channel.streams.values():
             if queue.jobs:
-                jobs = self._channel.withdraw(queue)
-                self._accounting.leave(jobs)
-                queue.sent = jobs[0].seq - 1
-                self._fall_behind(queue)
+                self._withdraw(queue, 0)
 
     async def refill(
         self, journal: Journal, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -137,11 +142,13 @@ class QueueFeeder:
     async def _put_page(self, journal: Journal, queue: StreamQueue) -> None:
         channel = self._channel
         if not _is_spilled(queue):
-            await self._wait_for(lambda: channel.is_half_empty, channel.wait_half_empty)
+            await self._wait_for(self._may_read, channel.wait_half_empty)
         newest, sent = queue.newest, queue.sent
         # A page fills the free half. It is larger only if its one job is. Beside other streams it
         # leaves space for their new jobs.
         share = 2 if len(channel.streams) == 1 else 4
+        if not channel.is_half_empty:
+            share = _LEAST_SHARE
         most_jobs, most_bytes = max(1, channel.max_jobs // share), channel.max_bytes // share
         async with channel.paging:
             jobs = await journal.page(sent, most_jobs, most_bytes)
@@ -170,22 +177,28 @@ class QueueFeeder:
     async def _wait_for(
         self, ready: Callable[[], bool], wait: Callable[[], Awaitable[None]], size: int = 0
     ) -> None:
-        """Return once ``ready``; call ``wait`` until then, which waits for a change of memory.
-
-        New jobs of streams that have caught up do not take the memory for longer than a second.
-        """
-        start = trio.current_time()
+        """Return once ``ready``; call ``wait`` until then, which waits for a change of memory."""
         self._waiting = True
         try:
             while not ready():
                 self._make_room(size)
                 if ready():
                     return
-                self._new_wait = trio.current_time() - start >= _LONGEST_WAIT
                 with trio.move_on_after(_LONGEST_WAIT):
                     await wait()
+                self._waited = True
         finally:
-            self._waiting = self._new_wait = False
+            self._waiting = self._waited = False
+
+    def _may_read(self) -> bool:
+        """Return whether there is room for a page: half of the memory is free, or a bit of it.
+
+        New jobs of the streams that have caught up may take whatever becomes free, so that half of
+        it never is.
+        """
+        channel = self._channel
+        few = channel.max_jobs // _LEAST_SHARE, channel.max_bytes // _LEAST_SHARE
+        return channel.is_half_empty or (self._waited and channel.has_room(*few))
 
     def _put_new(self, queue: StreamQueue, jobs: Sequence[Job]) -> bool:
         """Put new jobs into the channel; return False if there is no room."""
@@ -193,19 +206,40 @@ class QueueFeeder:
             jobs = jobs[counted:]
         if self._waiting:
             self._make_room()
-        for attempt in range(2):
+        try:
+            self._put(queue, jobs)
+        except trio.WouldBlock:
+            self._make_room()
+            self._withdraw_from_largest(queue)
+            jobs = jobs[self._count_spilled(queue, jobs) :]
             try:
                 self._put(queue, jobs)
             except trio.WouldBlock:
-                if attempt or self.memory is None:
-                    break
-                self.memory.make_room()
-                if counted := self._count_spilled(queue, jobs):
-                    jobs = jobs[counted:]
-            else:
-                self._accounting.enter(jobs)
-                return True
-        return False
+                return False
+        self._accounting.enter(jobs)
+        if self._ends_batches and not self._channel.is_half_empty:
+            self._make_room()
+        return True
+
+    def _withdraw_from_largest(self, queue: StreamQueue) -> None:
+        """Leave a part of the jobs of the stream that has most of them to ``refill``.
+
+        For ``queue``: else a stream that has filled the memory would delay the jobs of all others
+        until half of its own are uploaded.
+        """
+        channel = self._channel
+        largest = max(channel.streams.values(), key=lambda one: one.jobs)
+        if largest.jobs > max(1, 2 * queue.jobs) and (
+            4 * channel.jobs > channel.max_jobs or 4 * channel.bytes > channel.max_bytes
+        ):
+            self._withdraw(largest, largest.jobs // 2)
+
+    def _withdraw(self, queue: StreamQueue, keep: int) -> None:
+        """Leave all jobs of a queue but the first ``keep`` to ``refill``."""
+        jobs = self._channel.withdraw(queue, keep)
+        self._accounting.leave(jobs)
+        queue.sent = jobs[0].seq - 1
+        self._fall_behind(queue)
 
     def _put(self, queue: StreamQueue, jobs: Sequence[Job]) -> None:
         if jobs:
@@ -225,10 +259,10 @@ class QueueFeeder:
         return counted
 
     def _make_room(self, size: int = 0) -> None:
-        if self.memory is not None:
-            self.memory.make_room()
+        if self._memory is not None:
+            self._memory.make_room()
             if size:
-                self.memory.make_room_for(size)
+                self._memory.make_room_for(size)
 
     def _fall_behind(self, queue: StreamQueue) -> None:
         if not queue.is_behind:

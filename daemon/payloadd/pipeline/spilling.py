@@ -41,7 +41,7 @@ class FormingMemory:
         """``durable``: whether the members of a batch can be read back from the journal."""
         self._channel = channel
         self._accounting = accounting
-        self._durable = durable
+        self.durable = durable
         self._receive_next = -math.inf
         """The time at which ready jobs may be received for all streams again, by trio's clock."""
         self._most_jobs = _MOST_JOBS * max(channel.max_jobs, max_payloads)
@@ -73,7 +73,8 @@ class FormingMemory:
 
     def make_room(self) -> None:
         """Spill large batches, if batches that are formed have much memory."""
-        if 2 * self._channel.jobs > self._channel.max_jobs:
+        channel = self._channel
+        if 2 * channel.jobs > channel.max_jobs or SHARE * channel.bytes > channel.max_bytes:
             self._receive_all()
         if self.is_large:
             self._shrink()
@@ -110,7 +111,7 @@ class FormingMemory:
         """Halve the memory of the batches that are formed, or end them."""
         most_jobs, most_bytes = self._channel.forming_jobs // 2, self._channel.forming_bytes // 2
         for queue in self._by_size():
-            if not self._durable:
+            if not self.durable:
                 if self._end(queue):
                     return
                 continue

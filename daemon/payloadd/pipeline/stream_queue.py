@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import trio
@@ -120,12 +121,13 @@ class StreamQueue:
         while len(self.ready) < self.jobs:
             self.ready.extend(self._receive.receive_nowait())
 
-    def clear(self) -> list[Job]:
-        """Remove and return all jobs."""
+    def cut(self, keep: int) -> list[Job]:
+        """Remove and return all jobs but the first ``keep``."""
         self.unpack()
-        jobs = list(self.ready)
-        self.ready.clear()
-        self.jobs = 0
+        jobs = list(islice(self.ready, keep, None))
+        for _ in jobs:
+            self.ready.pop()
+        self.jobs = keep
         return jobs
 
     async def gather(self, payloads: int, size: int, seconds: float) -> None:
