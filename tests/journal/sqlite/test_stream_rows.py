@@ -12,7 +12,7 @@ from payloadd.errors import StartError
 from payloadd.journal.sqlite import stream_rows
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
-from payloadd.journal.sqlite.operations import Append, Bury, Settle
+from payloadd.journal.sqlite.operations import Append, Bury, Seal, Settle
 from payloadd.model.streams import MOST_NUMBERS, count_of, first_seq, stream_of
 from tests.journal.sqlite.damaging import (
     change,
@@ -25,6 +25,7 @@ from tests.journal.sqlite.damaging import (
 from tests.support.journal import append, batch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from payloadd.model.job import Job
@@ -291,3 +292,25 @@ def test_one_stream_is_known_without_a_row(path: Path) -> None:
         assert not database._segments.are_shared
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("SELECT count(*) FROM streams").fetchone() == (0,)
+
+
+def test_a_page_does_not_look_at_the_ranges_of_other_streams(path: Path) -> None:
+    """A million sealed batches of one stream would delay the pages of all others."""
+    with closing(Database(path)) as database:
+        database.open_streams(_NAMES)
+        large = request(1, 1, 200)
+        database.commit([large, request(1001, 0, 3)])
+        database.commit([Seal(batch(one)) for one in large.jobs[::2]])
+    with closing(Database(path)) as database:
+        database.open_streams(_NAMES)
+        seen: list[tuple[int, int]] = []
+        after = database._excluded.after
+
+        def counted(seq: int) -> Iterator[tuple[int, int]]:
+            for range_ in after(seq):
+                seen.append(range_)
+                yield range_
+
+        database._excluded.after = counted  # type: ignore[method-assign]
+        assert ids(jobs_of(database, 0)) == [1001, 1002, 1003]
+        assert len(seen) <= 1
