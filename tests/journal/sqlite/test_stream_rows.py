@@ -14,6 +14,7 @@ from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.operations import Append, Bury, Seal, Settle, Stage
 from payloadd.model.streams import MOST_NUMBERS, count_of, first_seq, stream_of
+from tests.journal.opener import Opener
 from tests.journal.sqlite.damaging import (
     PAGE,
     change,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from payloadd.journal.sqlite.jobs_in_memory import JobsInMemory
     from payloadd.model.job import Job
 
 _NAMES: Final = ("default", "clicks", "errors")
@@ -366,3 +368,13 @@ def test_a_page_does_not_look_at_the_ranges_of_other_streams(path: Path) -> None
         database._excluded.after = counted  # type: ignore[method-assign]
         assert ids(jobs_of(database, 0)) == [1001, 1002, 1003]
         assert len(seen) <= 1
+
+
+async def test_jobs_of_all_streams_count_as_in_memory(tmp_path: Path) -> None:
+    """A repair of the open file would make dead letters of jobs that are about to be stored."""
+    opener = Opener(tmp_path / "state", {"DURABILITY": "disk"}, streams=("clicks", "errors"))
+    async with opener.run() as run:
+        for stream in range(3):
+            await run.accept(10 * stream + 1, 2, stream=stream)
+        in_memory: JobsInMemory = run.journal._in_memory  # type: ignore[attr-defined]
+        assert {*ids(in_memory._collect())} == {1, 2, 11, 12, 21, 22}
