@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
+from payloadd.config.stream_names import some_of
 from payloadd.errors import SettingsError, StartError, StateDirError
 from payloadd.heap import keep_small
 from payloadd.ingress.admin import make_admin_app
@@ -24,6 +25,7 @@ from payloadd.ingress.api import make_app
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.request_memory import RequestMemory
+from payloadd.ingress.routes import Routes
 from payloadd.ingress.server.server import (
     ServerOptions,
     bound_addresses,
@@ -159,20 +161,26 @@ async def _run_parts(runtime: Runtime) -> None:
         root.start_soon(_report_drain, runtime, stop)
         await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
         async with open_store(settings) as store, _reloading(runtime, store, reload_requests):
-            # The bound on jobs and payload bytes in memory.
+            # The bound on jobs and payload bytes in memory, all streams together.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
             runtime.health.queue_figures = channel.figures
             feeder = QueueFeeder(channel, runtime.accounting)
             listener = PipelineListener(channel, feeder, runtime.accounting, runtime.metrics)
             journal = open_journal(settings, listener, runtime.health, runtime.metrics)
             async with journal as opened:
-                intake = Intake(opened.journal, runtime.health, settings)
+                if settings.streams:
+                    runtime.accounting.stream_names = opened.names
+                    runtime.metrics.name_streams(opened.names, runtime.accounting.streams)
+                uploads = runtime.accounting.uploads
+                intake = Intake(opened.journal, runtime.health, settings, uploads)
                 watched = WatchedParts(settings, runtime.health, opened.journal)
                 monitor = reporting_to_systemd(watched, runtime.notifier)
                 admin_app = _serve_admin(runtime, intake)
                 async with monitor, admin_app as admin, trio.open_nursery() as pipeline:
-                    await _start_pipeline(runtime, pipeline, channel, feeder, opened, store)
-                    await _serve_public(runtime, intake, stop, admin)
+                    batcher = await _start_pipeline(
+                        runtime, pipeline, channel, feeder, opened, store
+                    )
+                    await _serve_public(runtime, opened, intake, stop, admin, batcher)
                     feeder.finish()
                     deadline = trio.current_time() + settings.drain_timeout
                     pipeline.cancel_scope.deadline = deadline
@@ -188,22 +196,39 @@ async def _handle_signals(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Drain after the first SIGTERM or SIGINT, cancel all after the second; reload after SIGHUP."""
+    stopping = False
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         task_status.started()
-        async for number in signals:
-            name = signal.Signals(number).name
-            if number == signal.SIGHUP:
-                log.info("reload", signal=name)
-                with suppress(trio.WouldBlock):  # another reload is waiting to begin
-                    reload_sender.send_nowait(None)
-            elif stop.is_set():
-                log.warning("stopping_at_once", signal=name)
-                process.cancel()
-            else:
-                log.info("draining", signal=name, open=runtime.accounting.open)
-                runtime.health.phase = "draining"
-                runtime.notifier.stopping()
-                stop.set()
+        async with trio.open_nursery() as nursery:
+            async for number in signals:
+                name = signal.Signals(number).name
+                if number == signal.SIGHUP:
+                    log.info("reload", signal=name)
+                    with suppress(trio.WouldBlock):  # another reload is waiting to begin
+                        reload_sender.send_nowait(None)
+                elif stopping:
+                    log.warning("stopping_at_once", signal=name)
+                    process.cancel()
+                else:
+                    stopping = True
+                    log.info(
+                        "draining",
+                        signal=name,
+                        open=runtime.accounting.open,
+                        delay=runtime.settings.drain_delay,
+                    )
+                    nursery.start_soon(_begin_drain, runtime, stop)
+
+
+async def _begin_drain(runtime: Runtime, stop: trio.Event) -> None:
+    """Set ``stop`` after DRAIN_DELAY: balancers have seen by then that the daemon is not ready."""
+    delay = runtime.settings.drain_delay
+    runtime.notifier.stopping()
+    if delay:
+        runtime.health.phase = "leaving"
+        await trio.sleep(delay)
+    runtime.health.phase = "draining"
+    stop.set()
 
 
 async def _report_drain(runtime: Runtime, stop: trio.Event) -> None:
@@ -249,7 +274,7 @@ async def _serve_admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[s
     if address is None and not passed:
         yield []
         return
-    app = make_admin_app(intake, runtime.health, runtime.metrics)
+    app = make_admin_app(intake, runtime.health, runtime.metrics, runtime.settings)
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         listeners = passed or await open_listeners([address] if address else [])
@@ -267,7 +292,7 @@ async def _start_pipeline(
     feeder: QueueFeeder,
     opened: OpenedJournal,
     store: Store,
-) -> None:
+) -> Batcher:
     """Start the dispatcher with its workers, and the task that refills the queue."""
     settings = runtime.settings
     worker = Worker(
@@ -279,20 +304,30 @@ async def _start_pipeline(
         channel,
         settings,
     )
-    batcher = Batcher(channel, opened.layouts, settings, worker.admission)
+    batcher = Batcher(channel, opened.layouts, settings, worker.admission, feeder)
     await nursery.start(dispatch, batcher, worker)
     await nursery.start(feeder.refill, opened.journal)
+    return batcher
 
 
 async def _serve_public(
-    runtime: Runtime, intake: Intake, stop: trio.Event, admin: list[str]
+    runtime: Runtime,
+    opened: OpenedJournal,
+    intake: Intake,
+    stop: trio.Event,
+    admin: list[str],
+    batcher: Batcher,
 ) -> None:
-    """Accept POSTs until ``stop`` is set; returns when all requests under way are answered."""
+    """Accept POSTs until ``stop`` is set; returns when all requests under way are answered.
+
+    Those that wait for their upload are answered once it is done: no batch lingers meanwhile.
+    """
     settings = runtime.settings
     memory = RequestMemory(settings.max_request_bytes, settings.max_length)
-    submitter = Submitter(intake, runtime.health, settings, memory, runtime.admission)
+    routes = Routes(opened.streams)
+    submitter = Submitter(intake, runtime.health, settings, memory, runtime.admission, routes)
     refusals = RefusalLog()
-    app = make_app(submitter, runtime.health, refusals)
+    app = make_app(submitter, runtime.health, refusals, settings)
     fast_path = FastPath(submitter, runtime.health, runtime.metrics, refusals)
     options = ServerOptions(
         settings.max_connections,
@@ -303,6 +338,8 @@ async def _serve_public(
         refusals,
         settings.max_connections_per_client,
         settings.trusted_proxies or (),
+        proxy_headers=settings.client_address == "proxy",
+        cors=submitter.cors,
     )
     listeners = runtime.passed.listeners() or await open_listeners(settings.bind)
     async with trio.open_nursery() as helpers:
@@ -316,7 +353,18 @@ async def _serve_public(
             if not intake.durable:
                 log.warning("durability_memory", note="queued payloads are lost on a crash")
             _warn_if_open(settings, listeners)
-            log.info("listening", public=bound_addresses(listeners), admin=next(iter(admin), None))
+            if runtime.admission is not None and runtime.admission.tokens is not None:
+                runtime.admission.tokens.warn_of_unknown_streams()
+            log.info(
+                "listening",
+                public=bound_addresses(listeners),
+                admin=next(iter(admin), None),
+                **({"streams": some_of(settings.streams)} if settings.streams else {}),
+            )
+            await stop.wait()
+            batcher.end_linger()
+            longest = min(settings.drain_timeout, settings.request_timeout)
+            intake.uploads.wait_no_longer_than(longest)
         helpers.cancel_scope.cancel()
     refusals.finish()
 

@@ -29,6 +29,7 @@ from tests.bench.peers import PEERS
 from tests.bench.plot import draw
 from tests.bench.report import document
 from tests.bench.share import NoSharesError
+from tests.bench.streams import streams
 from tests.support.tools import missing_tools
 
 if TYPE_CHECKING:
@@ -103,6 +104,10 @@ def _pair(options: argparse.Namespace) -> list[Section]:
         return []
 
 
+def _streams(options: argparse.Namespace) -> list[Section]:
+    return [trio.run(streams, options.duration, options.rounds, _print_progress)]
+
+
 def _hostile(options: argparse.Namespace) -> list[Section]:
     run = partial(hostile_part.hostile, options.kind or [], options.duration)
     return [trio.run(run, _print_progress)]
@@ -114,6 +119,7 @@ _PARTS: Final[dict[str, Callable[[argparse.Namespace], list[Section]]]] = {
     "latency": _latency,
     "backlog": _backlog,
     "pair": _pair,
+    "streams": _streams,
     "hostile": _hostile,
 }
 

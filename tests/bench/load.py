@@ -36,6 +36,20 @@ done = function(summary, latency, requests)
 end
 """
 
+# Called for each request: the paths in turn, so that the requests of a connection change them.
+_PATHS: Final = """
+local paths = {%(paths)s}
+local requests = {}
+init = function()
+  for index, path in ipairs(paths) do requests[index] = wrk.format(nil, path) end
+end
+local turn = 0
+request = function()
+  turn = turn %% #requests + 1
+  return requests[turn]
+end
+"""
+
 # Called before each request, returns milliseconds. Pauses are uniform between 0 and twice the mean,
 # so that the connections are not synchronous. Past the limit all connections pause until wrk's time
 # is over: stopping wrk would cut off requests under way.
@@ -70,7 +84,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Drive:
-    """The load: connections, duration and pauses."""
+    """The load: connections, duration, pauses, paths and token."""
 
     connections: int = 32
     seconds: int = 5
@@ -78,6 +92,10 @@ class Drive:
     """The largest number of POSTs; None for no limit."""
     pause: float = 0.0
     """Mean seconds between an answer and the next request of the connection."""
+    paths: tuple[str, ...] = ()
+    """Paths that requests use in turn; empty: the one of the URL."""
+    token: str | None = None
+    """The bearer token of the requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +148,10 @@ def _cpu_of_children() -> float:
 
 def _script(work: Work, drive: Drive) -> str:
     script = _SCRIPT % {"body": _lua_string(work.body())}
+    if drive.token is not None:
+        script += f'\nwrk.headers["Authorization"] = "Bearer {drive.token}"\n'
+    if drive.paths:
+        script += _PATHS % {"paths": ", ".join(map(_lua_string, drive.paths))}
     if drive.most_posts is not None or drive.pause:
         posts = 2**53 if drive.most_posts is None else drive.most_posts
         script += _DELAY % {"posts": posts, "longest": round(drive.pause * 2000)}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from tests.bench.load import Drive, Work, run_wrk
+from tests.bench.load import Work, run_wrk
 from tests.bench.peers.peer import post_once
 from tests.bench.sink import sink
 from tests.support import proc
@@ -15,7 +15,7 @@ from tests.support import proc
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.bench.load import Load
+    from tests.bench.load import Drive, Load
     from tests.bench.peers.peer import Peer, Running
     from tests.bench.sink import Sink
 
@@ -98,8 +98,8 @@ async def measure(peer: Peer, work: Work, drive: Drive, folder: Path) -> Result:
 
 async def _warm_up(running: Running, work: Work, drive: Drive, folder: Path) -> None:
     """Post until all modules are loaded and the connections to the store are made."""
-    await post_once(running.url, work.body())
-    few = Drive(drive.connections, seconds=1, most_posts=4 * drive.connections)
+    await post_once(running.url, work.body(), drive.token)
+    few = replace(drive, seconds=1, most_posts=4 * drive.connections)
     await run_wrk(running.url, work, few, folder)
 
 

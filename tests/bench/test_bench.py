@@ -49,6 +49,7 @@ async def test_a_short_run_of_all_parts_succeeds(
         "latency": [],
         "backlog": ["--jobs=2345"],
         "pair": [],
+        "streams": [],
         "hostile": ["--kind=members", "--kind=h2-headers", "--kind=slow-heads"],
     }
     # Each part runs trio itself, so each gets a thread; the threads mostly wait.
@@ -72,6 +73,8 @@ async def test_a_short_run_of_all_parts_succeeds(
         assert 2**20 < one["idle_rss"] <= one["peak_rss"]
     assert compared[0]["objects"] < compared[0]["stored"]
     assert compared[1]["objects"] == compared[1]["stored"] <= 100
+    (guarded,) = json.loads((tmp_path / "streams" / "figures.json").read_text()).values()
+    assert [one["load"]["refused"] for one in guarded] == [0, 0]
     (attacked,) = json.loads((tmp_path / "hostile" / "figures.json").read_text()).values()
     assert [one["kind"] for one in attacked] == ["members", "members", "h2-headers", "slow-heads"]
     for one in attacked:

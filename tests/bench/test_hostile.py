@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 OUTCOME = Outcome(
     kind="some",
-    batches="default",
+    batches="one payload",
     honest={"202": 100},
     p50=0.001,
     p99=0.050,

@@ -110,6 +110,34 @@ async def test_the_object_is_in_no_folder_of_data_if_the_rights_allow_that(
     assert path.endswith(".ndjson")
 
 
+@pytest.mark.parametrize("settings", [{}, {"STREAMS": "clicks,errors"}])
+async def test_the_object_of_a_check_is_beside_the_partitions(
+    state: dict[str, str], settings: dict[str, str]
+) -> None:
+    """Athena or Spark would take the probe for data, or its name for a partition."""
+    behaviour = ByMethod({"DELETE": ACCESS_DENIED})
+    good, said, store = await run_against(behaviour, state, **settings)
+    assert good, said
+    (path,) = store.objects
+    assert path.startswith("/bucket/payloadd-check-")
+    streams = "ok      streams      default, clicks, errors\n"
+    example = "ok      keys         such as " + ("clicks/dt=" if settings else "dt=")
+    assert (streams in said) is bool(settings)
+    assert example in said
+
+
+async def test_streams_of_tokens_that_do_not_exist_are_noted(
+    state: dict[str, str], tmp_path: Path
+) -> None:
+    """An operator would learn of a typing error from clients that are refused."""
+    (tmp_path / "tokens").write_text(f"ci:{'0' * 64}:clicks,gone\n")
+    tokens = {"AUTH_TOKENS": str(tmp_path / "tokens"), "STREAMS": "clicks"}
+    good, said, _ = await run_against("take", state, **tokens)
+    assert good, said
+    expected = "note    tokens       ci may write to gone, which STREAMS does not name\n"
+    assert expected in said
+
+
 async def test_a_key_template_of_the_greatest_length_is_checked(state: dict[str, str]) -> None:
     """`check` would write a key that is too long, although those of the daemon are not."""
     folders = "/".join(["f" * 240] * 4)

@@ -35,6 +35,31 @@ def test_defaults_are_the_documented_ones() -> None:
     assert settings.max_queue_bytes == 64 * 2**20
     assert settings.drain_timeout == 30.0
     assert settings.aws_region is None
+    assert (settings.streams, settings.key_template) == (None, "dt={date}/hour={hour}/{id}.ndjson")
+    assert (settings.batch_max_payloads, settings.batch_max_bytes) == (10_000, 8 * 2**20)
+    assert settings.batch_linger == 1.0
+
+
+def test_keys_begin_with_the_stream_by_default() -> None:
+    """Objects of all streams would lie in one folder."""
+    settings = config.load({"STREAMS": "clicks"}, key_problems)
+    assert settings.key_template == "{stream}/dt={date}/hour={hour}/{id}.ndjson"
+    assert config.load({"KEY_TEMPLATE": "x/{stream}-{id}"}, key_problems).streams is None
+
+
+def test_a_template_without_the_stream_is_refused_with_streams() -> None:
+    """Nothing would tell the objects of one stream from those of another, for good."""
+    with pytest.raises(SettingsError) as caught:
+        config.load({"STREAMS": "clicks", "KEY_TEMPLATE": "{date}/{{stream}}/{id}"}, key_problems)
+    (problem,) = caught.value.problems
+    assert problem.startswith("KEY_TEMPLATE: '{date}/{{stream}}/{id}' is not allowed with STREAMS")
+    assert "{stream}" in problem.partition("allowed is")[2]
+
+
+def test_objects_may_be_larger_than_the_memory_of_the_queue() -> None:
+    """Large objects would need as much memory."""
+    settings = config.load({"BATCH_MAX_BYTES": "128MiB", "MAX_QUEUE_BYTES": "64MiB"}, key_problems)
+    assert settings.batch_max_bytes == 2 * settings.max_queue_bytes
 
 
 @pytest.mark.parametrize(
@@ -44,6 +69,7 @@ def test_defaults_are_the_documented_ones() -> None:
         ("MAX_LENGTH", "1kB", "max_length", 1000),
         ("MAX_LENGTH", "1 MB", "max_length", 10**6),
         ("MAX_LENGTH", "4096", "max_length", 4096),
+        ("DRAIN_DELAY", "0s", "drain_delay", 0.0),
         ("DRAIN_TIMEOUT", "500ms", "drain_timeout", 0.5),
         ("DRAIN_TIMEOUT", "1.5m", "drain_timeout", 90.0),
         ("DRAIN_TIMEOUT", "2h", "drain_timeout", 7200.0),
@@ -88,6 +114,8 @@ def test_defaults_are_the_documented_ones() -> None:
         ("CORS_ORIGINS", "*", "cors_origins", ("*",)),
         ("CORS_ORIGINS", "https://a.b, http://c:8", "cors_origins", ("https://a.b", "http://c:8")),
         ("RATE_LIMIT", "100/s", "rate_limit", Rate(100.0, 100, "100/s")),
+        ("STREAMS", "clicks", "streams", ("clicks",)),
+        ("STREAMS", "a, 0-b_c", "streams", ("a", "0-b_c")),
         ("RATE_LIMIT", "30/m burst 5", "rate_limit", Rate(0.5, 5, "30/m burst 5")),
     ],
 )
@@ -132,10 +160,19 @@ def test_values_are_parsed_as_documented(name: str, text: str, field: str, value
         ("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "1", "one of true, false"),
         ("RATE_LIMIT", "100", "100/s burst 500"),
         ("CORS_ORIGINS", "https://a.b/", "without a path"),
+        ("ENVELOPE", "clients", "'clients' is none of them"),
         ("CORS_ORIGINS", "*, https://a.b", "stands alone"),
         ("RATE_LIMIT", "0/s", "100/s burst 500"),
         ("TRUSTED_PROXIES", "10.0.0.1/8", "networks such as 10.0.0.0/8"),
         ("TRUSTED_PROXIES", "proxy.example", "addresses"),
+        ("STREAMS", "Clicks", "1 to 63 of a-z, 0-9, _ and -"),
+        ("STREAMS", "a,", "not ''"),
+        ("STREAMS", "_a", "a letter or digit first"),
+        ("STREAMS", "a" * 64, "1 to 63"),
+        ("STREAMS", "a/b", "not 'a/b'"),
+        ("STREAMS", "a,b,a", "'a' is there twice"),
+        ("STREAMS", "a,default", "without 'default'"),
+        ("STREAMS", ",".join(f"s{number}" for number in range(1001)), "at most 1000 names"),
         ("CLIENT_ADDRESS", "x-real-ip", "x-forwarded-for, forwarded"),
     ],
 )
@@ -270,7 +307,8 @@ def test_a_misspelt_setting_is_found_and_foreign_variables_are_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["compression", "log_level", "log_format", "s3_addressing", "durability"]
+    "name",
+    ["compression", "log_level", "log_format", "s3_addressing", "durability", "client_address"],
 )
 def test_the_description_of_a_choice_names_every_value(name: str) -> None:
     """An operator would learn the allowed values only from an error."""

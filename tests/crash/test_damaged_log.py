@@ -19,6 +19,7 @@ _NO_STORE: Final = {
     "AWS_ACCESS_KEY_ID": "id",
     "AWS_SECRET_ACCESS_KEY": "secret",
     "DRAIN_TIMEOUT": "1s",
+    "BATCH_MAX_PAYLOADS": "1",
 }
 
 

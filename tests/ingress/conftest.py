@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import structlog
 import trustme
 from hypercorn.trio.tcp_server import TCPServer
 
+from payloadd.ingress.operations import EVERY_REQUEST, NO_OPERATION, OPERATIONS
+from payloadd.ingress.problem import KINDS, Problem
+from payloadd.ingress.refusal_log import RefusalLog
 from tests.ingress import rig
 from tests.ingress.tls_files import Files
 
@@ -32,8 +35,50 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert [line for line in caplog.get_records("call") if line.name != "httpx"] == []
 
 
+@pytest.fixture(autouse=True)
+def refusals(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Refusal]]:
+    """Expect that each refusal is one that ``/openapi.json`` describes; a test may clear the list.
+
+    Otherwise a client would get an answer that the description does not have.
+    """
+    seen: list[Refusal] = []
+    note = RefusalLog.note
+
+    def collect(
+        log: RefusalLog,
+        problem: Problem,
+        client: str | None,
+        user_agent: str | None = None,
+        method: str | None = None,
+        path: str | None = None,
+    ) -> None:
+        seen.append(Refusal(problem, path))
+        note(log, problem, client, user_agent, method, path)
+
+    monkeypatch.setattr(RefusalLog, "note", collect)
+    yield seen
+    assert [refusal for refusal in seen if not refusal.is_described] == []
+
+
+class Refusal(NamedTuple):
+    """A refused request; ``path`` is None if it was not parsed."""
+
+    problem: Problem
+    path: str | None
+
+    @property
+    def is_described(self) -> bool:
+        """Whether the table of operations has this answer."""
+        code, headers = self.problem.code, self.problem.headers.keys()
+        path = (self.path or "").removesuffix("/")
+        # A stream is a part of the path.
+        operation = OPERATIONS.get(path) or OPERATIONS.get(path.rpartition("/")[0])
+        own = NO_OPERATION if operation is None else operation.codes | NO_OPERATION
+        return code in own | EVERY_REQUEST and headers >= set(KINDS[code].headers)
+
+
 @pytest.fixture
-def log_lines(quiet: None) -> Iterator[list[MutableMapping[str, Any]]]:  # noqa: ARG001 - outside
+def log_lines(quiet: None) -> Iterator[list[MutableMapping[str, Any]]]:
     """Collect the log lines of a test that expects some."""
     with structlog.testing.capture_logs() as lines:
         yield lines

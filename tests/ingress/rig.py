@@ -6,6 +6,7 @@ import json
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -17,21 +18,24 @@ from payloadd.ingress.api import make_app
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.request_memory import RequestMemory
+from payloadd.ingress.routes import Routes
 from payloadd.ingress.server.server import ServerOptions, bound_addresses, open_listeners, serve
 from payloadd.ingress.server.tls import open_certificates
 from payloadd.ingress.submission import Submitter
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.intake import Intake, OutcomeCallback, PayloadBytes, Receipt
+from payloadd.pipeline.upload_watch import UploadWatch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from quart_trio import QuartTrio
 
     from payloadd.config.settings import Settings
     from payloadd.errors import RefusedError
     from payloadd.ingress.admission import Admission
+    from payloadd.model.envelope import Envelope
 
 ID = uuid.UUID("0198b5a2-7c00-7000-8000-000000000001")
 COLLECTION = b'{"payloads":[1,"two"]}'
@@ -48,6 +52,8 @@ class FakeIntake(Intake):
         """The payloads of each accepted request."""
         self.keys: list[str | None] = []
         """The Idempotency-Key of each accepted request."""
+        self.streams: list[int] = []
+        """The number of the stream of each accepted request."""
         self.fault: Exception | None = None
         """Raised instead of an answer."""
         self.late: RefusedError | None = None
@@ -60,6 +66,7 @@ class FakeIntake(Intake):
         """Requests are answered while this is set."""
         self.open.set()
         self.keeps = True
+        self.uploads = UploadWatch()
 
     @property
     def durable(self) -> bool:
@@ -67,31 +74,61 @@ class FakeIntake(Intake):
         return self.keeps
 
     def submit(
-        self, payloads: Sequence[PayloadBytes], key: str | None, done: OutcomeCallback
+        self,
+        payloads: Sequence[PayloadBytes],
+        key: str | None,
+        done: OutcomeCallback,
+        stream: int = 0,
+        *,
+        envelope: Envelope | None = None,
+        watch: bool = False,
     ) -> None:
         """Wait until ``open`` is set; then accept, raise ``fault`` or refuse with ``late``."""
         self.asked.set()
         taken = [bytes(payload) for payload in payloads]
+        if envelope is not None:
+            taken = envelope.lines(payloads).split(b"\n")[:-1]
+        if watch:
+            done = self._watching_one_job(done, remembered=key is not None)
         if self.open.is_set():
-            self._take(taken, key, done)
+            self._take(taken, key, done, stream)
         else:
-            trio.lowlevel.spawn_system_task(self._take_later, self.open, taken, key, done)
+            take = partial(self._take, taken, key, done, stream)
+            trio.lowlevel.spawn_system_task(self._take_later, self.open, take)
 
     async def submit_lines(
-        self, text: bytes, sizes: Sequence[int], key: str | None, done: OutcomeCallback
+        self,
+        text: bytes,
+        sizes: Sequence[int],
+        key: str | None,
+        done: OutcomeCallback,
+        stream: int = 0,
+        *,
+        envelope: Envelope | None = None,
+        watch: bool = False,
     ) -> None:
         """Submit the payloads of an NDJSON text in the same way."""
         payloads = text.split(b"\n")[:-1]
         assert [*map(len, payloads)] == [*sizes]
-        self.submit(payloads, key, done)
+        self.submit(payloads, key, done, stream, envelope=envelope, watch=watch)
 
-    async def _take_later(
-        self, gate: trio.Event, taken: list[bytes], key: str | None, done: OutcomeCallback
-    ) -> None:
+    def _watching_one_job(self, done: OutcomeCallback, *, remembered: bool) -> OutcomeCallback:
+        if ID.int not in self.uploads.jobs:  # all receipts are equal: others are repetitions
+            self.uploads.watch(Receipt(ID, 1), 1, remembered=remembered)
+
+        def finish(outcome: Receipt | RefusedError) -> None:
+            done(outcome)
+            self.uploads.answered(Receipt(ID, 1))
+
+        return finish
+
+    async def _take_later(self, gate: trio.Event, take: Callable[[], None]) -> None:
         await gate.wait()
-        self._take(taken, key, done)
+        take()
 
-    def _take(self, taken: list[bytes], key: str | None, done: OutcomeCallback) -> None:
+    def _take(
+        self, taken: list[bytes], key: str | None, done: OutcomeCallback, stream: int
+    ) -> None:
         if self.fault is not None:
             raise self.fault
         if self.late is not None:
@@ -99,6 +136,7 @@ class FakeIntake(Intake):
             return
         self.taken.append(taken)
         self.keys.append(key)
+        self.streams.append(stream)
         done(Receipt(ID, len(taken)))
 
     def refusal(self) -> RefusedError | None:
@@ -223,13 +261,17 @@ async def running(
     refusals = RefusalLog()
     memory = RequestMemory(rig.settings.max_request_bytes, rig.settings.max_length)
     admission = rig.admission = open_admission(rig.settings)
-    submitter = rig.submitter = Submitter(rig.intake, rig.health, rig.settings, memory, admission)
+    streams = enumerate(rig.settings.streams or (), start=1)
+    routes = Routes({"default": 0} | {name: number for number, name in streams})
+    submitter = rig.submitter = Submitter(
+        rig.intake, rig.health, rig.settings, memory, admission, routes
+    )
     fast_path = rig.fast_path = (
         FastPath(submitter, rig.health, rig.metrics, refusals)
         if HAS_FAST_PATH and app is None
         else None
     )
-    app = app or make_app(submitter, rig.health, refusals)
+    app = app or make_app(submitter, rig.health, refusals, rig.settings)
     rig.listeners = await open_listeners(rig.settings.bind)
     certificates = open_certificates(rig.settings)
     count = rig.metrics.count_request
@@ -237,6 +279,8 @@ async def running(
     server_options = ServerOptions(
         *(max_connections, fast_path, certificates, memory, count, refusals, per_client),
         proxies=rig.settings.trusted_proxies or (),
+        proxy_headers=rig.settings.client_address == "proxy",
+        cors=submitter.cors,
         **(options or {}),
     )
 

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     import httpx
 
     from payloadd.journal.api import Journal
+    from payloadd.observe.status import Phase
 
 
 class Admin:
     """The admin app and the objects that it reports on."""
 
-    def __init__(self, phase: Literal["starting", "serving", "draining"]) -> None:
+    def __init__(self, phase: Phase) -> None:
         self.fake_intake = FakeIntake()
         self.intake: Intake = self.fake_intake
         self.health = Health()
@@ -36,7 +37,7 @@ class Admin:
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx.AsyncClient]:
         """Serve the admin app and yield a client for it."""
-        app = make_admin_app(self.intake, self.health, self.metrics)
+        app = make_admin_app(self.intake, self.health, self.metrics, config.load({}))
         async with running(app) as rig, rig.client() as client:
             yield client
 
@@ -85,6 +86,13 @@ async def test_readyz_answers_503_while_the_daemon_drains() -> None:
         answer = await client.get("/readyz")
         assert (answer.status_code, answer.json()["code"]) == (503, "DRAINING")
         assert 5 <= int(answer.headers["retry-after"]) <= 8
+
+
+async def test_readyz_answers_503_before_the_listeners_close() -> None:
+    """Otherwise a load balancer would notice the end by requests that fail."""
+    async with Admin("leaving").client() as client:
+        answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()["code"]) == (503, "DRAINING")
 
 
 @pytest.mark.parametrize("refusal", [None, RefusedError("QUEUE_FULL", "x\x9b\u202ey ü", 9)])

@@ -91,15 +91,110 @@ async def test_a_refusal_comes_before_the_body(tmp_path: Path) -> None:
             assert (await wire.answer()).status == 401
 
 
-async def test_a_token_of_other_streams_is_forbidden(tmp_path: Path) -> None:
-    """The token of one team would write among the payloads of others."""
-    settings = write_tokens(tmp_path, web=TOKEN, ci__clicks="c")
-    async with running(**settings) as rig, rig.wire() as wire:
-        await wire.send(with_token("c"))
-        answer = await wire.answer()
-        assert (answer.status, answer.document["code"]) == (403, "FORBIDDEN")
-        assert "clicks" in answer.document["detail"]
+async def test_a_token_writes_to_its_streams_only(
+    tmp_path: Path, handed_over: list[TCPServer]
+) -> None:
+    """The token of one team would write among the payloads of others, on a kept connection too."""
+    settings = write_tokens(tmp_path, web=TOKEN, ci__clicks="c", main__default="m")
+    paths = ("", "/default", "/clicks", "/errors", "/clicks/")
+    allowed = {
+        TOKEN: paths, "c": ("/clicks", "/clicks/"), "m": ("", "/default"),
+    }  # fmt: skip
+    async with running(STREAMS="clicks,errors", **settings) as rig, rig.wire() as wire:
+        for path in paths:
+            for token in (TOKEN, "c", "m"):
+                # Without a body a refused request keeps its connection.
+                request = post(
+                    b"", TYPE, f"Authorization: Bearer {token}", path=f"/v1/payloads{path}"
+                )
+                await wire.send(request)
+                answer = await wire.answer()
+                assert "connection" not in answer.headers
+                code = "MALFORMED" if path in allowed[token] else "FORBIDDEN"
+                assert answer.document["code"] == code
+                if code == "FORBIDDEN":
+                    assert answer.status == 403
+                    assert {"c": "clicks", "m": "default"}[token] in answer.document["detail"]
         assert rig.intake.taken == []
+        for path, number in (("", 0), ("/clicks", 1), ("/errors", 2), ("/default", 0)):
+            await wire.send(with_token(path=f"/v1/payloads{path}"))
+            assert (await wire.answer()).status == 202
+            assert rig.intake.streams[-1] == number
+    assert len(handed_over) == (rig.fast_path is None)
+
+
+async def test_a_forbidden_stream_is_refused_before_the_body(tmp_path: Path) -> None:
+    """A client could make the daemon read and keep bodies of streams that are not its own."""
+    settings = write_tokens(tmp_path, ci__clicks="c")
+    head = "POST /v1/payloads%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer c\r\n%s\r\n\r\n"
+    async with running(STREAMS="clicks,errors", **settings) as rig:
+        for path in ("", "/errors", "/another", "/clic%4bs"):
+            for length in ("Content-Length: 9999", "Transfer-Encoding: chunked"):
+                async with rig.wire() as wire:
+                    await wire.send((head % (path, length)).encode())
+                    with trio.fail_after(10):
+                        answer = await wire.answer()
+                assert (answer.status, answer.headers["connection"]) == (403, "close")
+                assert answer.document["code"] == "FORBIDDEN"
+
+
+async def test_names_of_streams_are_not_told_to_clients_without_a_token(tmp_path: Path) -> None:
+    """Anybody could find out which streams there are."""
+    async with running(STREAMS="clicks", **write_tokens(tmp_path, web=TOKEN)) as rig:
+        answers = []
+        for path in ("/v1/payloads/clicks", "/v1/payloads/clocks"):
+            async with rig.wire() as wire:
+                await wire.send(post(path=path))
+                answers.append(await wire.answer())
+        assert [answer.status for answer in answers] == [401, 401]
+        assert answers[0].document == answers[1].document
+
+
+async def test_streams_of_tokens_that_do_not_exist_are_a_warning(
+    tmp_path: Path, log_lines: list[MutableMapping[str, Any]]
+) -> None:
+    """A typing error would be found by refused requests, or a removed stream stop the daemon."""
+    settings = write_tokens(tmp_path, web=TOKEN, ci__clicks="c", old__gone="o")
+    async with running(STREAMS="clicks,errors", **settings) as rig, rig.wire() as wire:
+        await wire.send(with_token("o", path="/v1/payloads/gone"))
+        answer = await wire.answer()
+        assert (answer.status, answer.document["code"]) == (404, "UNKNOWN_STREAM")
+        assert rig.admission is not None
+        assert rig.admission.tokens is not None
+        rig.admission.tokens.warn_of_unknown_streams()
+        rig.admission.reload()
+        write_tokens(tmp_path, web=TOKEN)
+        rig.admission.reload()
+    lines = [line for line in log_lines if line["event"] != "request_refused"]
+    warning, reloaded, again, _ = lines
+    assert warning == again
+    assert (warning["event"], warning["log_level"]) == ("tokens_of_unknown_streams", "warning")
+    assert (warning["clients"], warning["streams"]) == (["old"], ["gone"])
+    assert reloaded["event"] == "tokens_reloaded"
+
+
+async def test_idempotency_keys_are_per_stream(tmp_path: Path) -> None:
+    """A sender whose keys are offsets in its files would lose the second of two streams."""
+    settings = write_tokens(tmp_path, a="1", clicks="2")
+    async with running(STREAMS="clicks,errors", **settings) as rig, rig.wire() as wire:
+        for token in ("1", "2"):
+            for stream in ("", "/clicks", "/errors", "/default"):
+                await wire.send(
+                    with_token(token, "Idempotency-Key: k", path=f"/v1/payloads{stream}")
+                )
+                assert (await wire.answer()).status == 202
+        keys = rig.intake.keys
+        assert len(set(keys)) == 6
+        assert (keys[0], keys[4]) == (keys[3], keys[7])
+
+
+async def test_keys_of_streams_are_no_keys_of_clients() -> None:
+    """A key of one stream could be the key of a client with the name of the stream."""
+    async with running(STREAMS="clicks") as rig, rig.wire() as wire:
+        for path in ("/v1/payloads/clicks", "/v1/payloads"):
+            await wire.send(post(COLLECTION, TYPE, "Idempotency-Key: k", path=path))
+            assert (await wire.answer()).status == 202
+        assert rig.intake.keys == ["\0clicks\0k", "k"]
 
 
 async def test_idempotency_keys_are_per_client(tmp_path: Path) -> None:

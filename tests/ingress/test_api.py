@@ -115,7 +115,11 @@ async def test_a_415_names_the_supported_types_and_encodings() -> None:
     [
         ("GET", "/", 404, "NOT_FOUND"),
         ("POST", "/v1/payloads//", 404, "NOT_FOUND"),
-        ("POST", "/v1/payloads/x", 404, "NOT_FOUND"),
+        ("POST", "/v1/payloads/x", 404, "UNKNOWN_STREAM"),
+        ("POST", "/v1/payloads/x/y", 404, "NOT_FOUND"),
+        ("POST", "/v1/payloads/default%2F", 404, "NOT_FOUND"),
+        ("POST", "/v1/payload%2fdefault", 404, "NOT_FOUND"),
+        ("OPTIONS", "/v1/payloads%2Fdefault", 404, "NOT_FOUND"),
         ("POST", "//v1/payloads", 404, "NOT_FOUND"),
         ("POST", "/V1/payloads", 404, "NOT_FOUND"),
         ("GET", "/static/x", 404, "NOT_FOUND"),
@@ -124,6 +128,7 @@ async def test_a_415_names_the_supported_types_and_encodings() -> None:
         ("GET", "/v1/payloads", 405, "METHOD_NOT_ALLOWED"),
         ("DELETE", "/v1/payload/", 405, "METHOD_NOT_ALLOWED"),
         ("PATCH", "/v1/payload", 405, "METHOD_NOT_ALLOWED"),
+        ("GET", "/v1/payloads/default", 405, "METHOD_NOT_ALLOWED"),
         ("BREW", "/v1/payloads", 405, "METHOD_NOT_ALLOWED"),
         ("POST", "/healthz", 405, "METHOD_NOT_ALLOWED"),
     ],
@@ -139,11 +144,13 @@ async def test_other_paths_and_methods_are_problems(
             allowed = "GET, HEAD, OPTIONS" if path == "/healthz" else "OPTIONS, POST, PUT"
             assert answer.headers["allow"] == allowed
             assert allowed in answer.json()["detail"]
-        if status == 404:
-            assert "/v1/payloads" in answer.json()["detail"]
+        if code == "NOT_FOUND":
+            assert "/v1/payloads/{stream}" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("path", ["/v1/payloads", "/v1/payload", "/v1/payload/", "/healthz"])
+@pytest.mark.parametrize(
+    "path", ["/v1/payloads", "/v1/payload", "/v1/payload/", "/v1/payload/default", "/healthz"]
+)
 async def test_head_and_options_say_what_is_allowed(path: str) -> None:
     """Otherwise a proxy or a library that asks first would take the path for a wrong one."""
     async with running() as rig, rig.client() as client:

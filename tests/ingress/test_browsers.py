@@ -66,6 +66,41 @@ async def test_answers_before_the_body_are_shown_too() -> None:
                 assert (answer.status, shown_to(answer)) == (status, True)
 
 
+HEAD = f"POST /v1/payloads HTTP/1.1\r\nHost: a\r\n{JSON}\r\nOrigin: {HERE}\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (HEAD, 408),
+        (HEAD + b"Content-Length: 9\r\n\r\n", 408),
+        (HEAD + b"Host: b\r\n\r\n", 400),
+        (HEAD + b"no header\r\n\r\n", 400),
+        (HEAD + b"X: " + b"x" * 17_000, 400),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n", 400),
+    ],
+)
+async def test_answers_to_requests_that_are_not_parsed_are_shown_too(
+    sent: bytes, status: int
+) -> None:
+    """A page would take a timeout, or a head that is too large, for a failure of the network."""
+    async with running(CORS_ORIGINS=ORIGINS, REQUEST_TIMEOUT="0.3s") as rig:
+        for origin, shown in ((HERE, True), (THERE, False)):
+            async with rig.wire() as wire:
+                await wire.send(sent.replace(HERE.encode(), origin.encode()))
+                answer = await wire.answer()
+                assert (answer.status, shown_to(answer)) == (status, shown)
+
+
+async def test_an_answer_to_an_unknown_origin_is_shown_to_none() -> None:
+    """The origin of the request before could read the answer."""
+    async with running(CORS_ORIGINS=ORIGINS) as rig, rig.wire() as wire:
+        await wire.send(f"GET /healthz HTTP/1.1\r\nHost: x\r\nOrigin: {HERE}\r\n\r\n".encode())
+        assert shown_to(await wire.answer())
+        await wire.send(b"no HTTP\r\n\r\n")
+        assert not shown_to(await wire.answer())
+
+
 async def test_a_preflight_is_answered() -> None:
     """A browser sends no JSON before it."""
     headers = {

@@ -65,3 +65,17 @@ def test_a_long_header_is_read_within_a_bound() -> None:
     """A header of a megabyte would take time for each request."""
     header = "198.51.100.1, " + "10.0.0.2, " * 100_000 + "10.0.0.3"
     assert client_address("10.0.0.1", header, "x-forwarded-for", TRUSTED).startswith("10.")
+
+
+@pytest.mark.parametrize("start", range(12))
+def test_a_long_header_is_cut_between_entries(start: int) -> None:
+    """The end of an address could be another address, of a client that is not involved."""
+    filler = ", 10.0.0.2" * 408
+    header = "10.198.51.100" + filler + " " * start
+    assert client_address("10.0.0.1", header, "x-forwarded-for", TRUSTED).startswith("10.")
+
+
+def test_the_whole_entries_of_a_long_header_are_read() -> None:
+    """The address that the proxy has stated last would be lost."""
+    header = "1.1.1.1, " * 1000 + "198.51.100.1"
+    assert client_address("10.0.0.1", header, "x-forwarded-for", TRUSTED) == "198.51.100.1"

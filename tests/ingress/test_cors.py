@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from payloadd.ingress.cors import Cors
+from payloadd.ingress.cors import Cors, origin_in
 
 PAGE = "https://app.example.org"
 
@@ -39,3 +39,12 @@ def test_a_preflight_names_what_is_allowed() -> None:
     }
     assert "POST" in headers["Access-Control-Allow-Methods"]
     assert int(headers["Access-Control-Max-Age"]) > 0
+
+
+def test_the_origin_of_an_unparsed_request_is_in_its_head() -> None:
+    """A body could name the page that may read the answer."""
+    head = b"POST / HTTP/1.1\r\nORIGIN: \t https://a.example \r\n"
+    assert origin_in(head) == "https://a.example"
+    assert origin_in(head[:-2]) is None
+    assert origin_in(b"POST / HTTP/1.1\r\n\r\nOrigin: https://a.example\r\n") is None
+    assert origin_in(b"") is None

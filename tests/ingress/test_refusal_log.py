@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
     from pathlib import Path
 
+    from tests.ingress.conftest import Refusal
+
 Lines = list["MutableMapping[str, Any]"]
 
 JSON = "Content-Type: application/json"
@@ -261,7 +263,7 @@ async def test_a_flood_of_refusals_writes_few_lines(
     assert [line["suppressed"] for line in lines] == [0] * 10 + [990]
 
 
-def test_a_flood_of_one_code_hides_no_other() -> None:
+def test_a_flood_of_one_code_hides_no_other(refusals: list[Refusal]) -> None:
     """Otherwise the 404s of a scanner would hide that the journal is full."""
     log = RefusalLog(lambda: 0.0)
     with structlog.testing.capture_logs() as lines:
@@ -270,6 +272,7 @@ def test_a_flood_of_one_code_hides_no_other() -> None:
         log.note(Problem("JOURNAL_FULL", "x"), "::1", method="POST")
         log.finish()
         log.finish()
+    refusals.clear()
     assert Counter((line["event"], line["code"]) for line in lines) == {
         ("request_refused", "NOT_FOUND"): 10,
         ("request_refused", "JOURNAL_FULL"): 1,

@@ -21,6 +21,7 @@ from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.problem import Problem
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.submission import PostHeaders
+from payloadd.ingress.waiting_submission import do_nothing, submit_and_wait
 from tests.ingress.rig import Rig, Wire, post, running
 
 if TYPE_CHECKING:
@@ -297,7 +298,7 @@ async def test_a_refused_body_is_freed_at_once(wrong: bytes, length: int) -> Non
                     rig.submitter.submit(headers, body, 0, lambda _: None, lambda: None, None)
                 assert sys.getrefcount(body) == before
             with suppress(Problem):
-                await rig.submitter.submit_and_wait(headers, body, lambda: None, None)
+                await submit_and_wait(rig.submitter, headers, body, lambda: None, None, do_nothing)
             await wait_all_tasks_blocked(0.01)
             assert sys.getrefcount(body) == before
         finally:

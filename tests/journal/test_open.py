@@ -36,10 +36,12 @@ if TYPE_CHECKING:
 
 
 class Opening:
-    """The arguments that a journal is opened with."""
+    """The arguments that a journal is opened with; each payload is an object of its own."""
 
     def __init__(self, folder: Path, **environ: str) -> None:
-        self.settings = config.load({"STATE_DIR": str(folder), **environ})
+        self.settings = config.load(
+            {"STATE_DIR": str(folder), "BATCH_MAX_PAYLOADS": "1", **environ}
+        )
         self.metrics = Metrics()
         self.accounting = Accounting(self.metrics)
         self.channel = JobChannel(100, 10**6)

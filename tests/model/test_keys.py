@@ -20,6 +20,9 @@ ID = uuid.UUID(int=(MILLISECONDS << 80) | (7 << 76) | (2 << 62) | 42)
     ("text", "key"),
     [
         ("{date}/{hour}/{id}.ndjson", f"2026-03-04/05/{ID}.ndjson"),
+        ("dt={date}/hour={hour}/{id}.ndjson", f"dt=2026-03-04/hour=05/{ID}.ndjson"),
+        ("{stream}/{id}", f"clicks/{ID}"),
+        ("{{stream}}/{id}", f"{{stream}}/{ID}"),
         ("{minute}-{id}", f"06-{ID}"),
         ("{host}/{id}", f"a-b_c.d-/{ID}"),
         ("100%/{{x}}/%s/{id}", f"100%/{{x}}/%s/{ID}"),
@@ -28,7 +31,7 @@ ID = uuid.UUID(int=(MILLISECONDS << 80) | (7 << 76) | (2 << 62) | 42)
 )
 def test_a_key_depends_on_the_id_alone(text: str, key: str) -> None:
     """A replay after a crash would store an object again under another key."""
-    template = KeyTemplate.parse(text, host="a-b_c.d!")
+    template = KeyTemplate.parse(text, host="a-b_c.d!", stream="clicks")
 
     assert template.render(ID) == key
     assert template.render(ID) == key
@@ -72,7 +75,7 @@ def test_the_name_of_the_machine_is_the_default_host() -> None:
     ("text", "allowed"),
     [
         ("{date}", "{id}"),
-        ("{id}/{year}", "{date}, {hour}"),
+        ("{id}/{year}", "{stream}, {date}, {hour}"),
         ("{id:>40}", "{date}"),
         ("{id!r}", "{date}"),
         ("{id}{", "braces"),
@@ -88,6 +91,7 @@ def test_the_name_of_the_machine_is_the_default_host() -> None:
         ("a\x00b{id}", "control"),
         ("\udcff{id}", "UTF-8"),
         ("a" * 230 + "{id}", "240 bytes"),
+        ("a" * 142 + "{stream}{id}", "240 bytes"),
         ("ab/" * 330 + "{id}", "1024 bytes"),
     ],
 )
@@ -105,23 +109,28 @@ def test_the_prefix_counts_for_the_length_of_a_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shared"),
+    ("text", "folder", "shared"),
     [
-        ("{date}/{id}", ""),
-        ("logs/{date}/{id}", "logs/"),
-        ("dt={date}/{id}.ndjson", "dt="),
-        ("a/{host}/b/{hour}/{id}", "a/m-1/b/"),
-        ("{{x}}/{shard}/{id}", "{x}/"),
+        ("{date}/{id}", "", ""),
+        ("logs/{date}/{id}", "logs/", "logs/"),
+        ("dt={date}/{id}.ndjson", "", "dt="),
+        ("{stream}/dt={date}/{id}.ndjson", "", ""),
+        ("a/x-{stream}/dt={date}/{id}.ndjson", "a/", "a/x-"),
+        ("a/{host}/b/{hour}/{id}", "a/m-1/b/", "a/m-1/b/"),
+        ("{{x}}/{shard}/{id}", "{x}/", "{x}/"),
     ],
 )
-def test_the_first_key_of_a_check_has_the_beginning_of_all_keys(text: str, shared: str) -> None:
-    """`payloadd check` would need rights that the daemon does not need."""
+def test_the_keys_of_a_check_are_beside_the_folders_of_data(
+    text: str, folder: str, shared: str
+) -> None:
+    """A reader would take the probe for data, or a check need rights that the daemon does not."""
     (id_,) = IdSource().new_ids(1)
     template = KeyTemplate.parse(text, host="m-1")
-    first, last = template.probe_keys(id_, "prefix")
-    assert first == f"{shared}payloadd-check-{id_}.ndjson"
-    assert last == template.render(id_)
-    assert last.startswith(shared)
+    keys = template.probe_keys(id_, "prefix")
+    name = f"payloadd-check-{id_}.ndjson"
+    expected = [folder + name, shared + name, template.render(id_)]
+    assert keys == list(dict.fromkeys(expected))
+    assert keys[-1].startswith(shared)
 
 
 def test_a_key_of_a_check_is_not_longer_than_s3_allows() -> None:

@@ -15,6 +15,7 @@ from payloadd.observe.status import (
     Status,
     UploadFigures,
 )
+from payloadd.pipeline.accounting import StreamCounts
 
 if TYPE_CHECKING:
     from payloadd.observe.status import Phase
@@ -56,8 +57,38 @@ def test_gauges_are_rendered_from_a_snapshot() -> None:
     }
 
 
+def test_payloads_have_the_names_of_their_streams() -> None:
+    """An operator of one stream would not see whether its payloads are stored."""
+    metrics = Metrics()
+    metrics.accepted.inc(6)
+    assert scrape(metrics)["payloadd_payloads_accepted_total"] == 6
+    assert "stream=" not in metrics.render().decode()
+    counts = {0: StreamCounts(5, 4, 1), 7: StreamCounts(1)}
+    metrics.name_streams({0: "default", 7: "clicks", 8: "errors"}, lambda: counts)
+    lines = [line for line in metrics.render().decode().splitlines() if "stream=" in line]
+    assert lines == [
+        'payloadd_payloads_accepted_total{stream="default"} 5.0',
+        'payloadd_payloads_accepted_total{stream="clicks"} 1.0',
+        'payloadd_payloads_accepted_total{stream="errors"} 0.0',
+        'payloadd_payloads_stored_total{stream="default"} 4.0',
+        'payloadd_payloads_stored_total{stream="clicks"} 0.0',
+        'payloadd_payloads_stored_total{stream="errors"} 0.0',
+        'payloadd_payloads_dead_total{stream="default"} 1.0',
+        'payloadd_payloads_dead_total{stream="clicks"} 0.0',
+        'payloadd_payloads_dead_total{stream="errors"} 0.0',
+    ]
+    assert "payloadd_payloads_accepted_total" not in scrape(metrics)
+
+
 @pytest.mark.parametrize(
-    ("phase", "draining"), [("starting", 0), ("serving", 0), ("draining", 1), ("drained", 1)]
+    ("phase", "draining"),
+    [
+        ("starting", 0),
+        ("serving", 0),
+        ("leaving", 1),
+        ("draining", 1),
+        ("drained", 1),
+    ],
 )
 def test_the_gauge_of_a_drain_follows_the_phase(phase: Phase, draining: int) -> None:
     """An alert could not distinguish a drain from a daemon that accepts requests."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -13,6 +13,7 @@ from payloadd.config import settings as config
 from payloadd.errors import OperatorStoreError, TransientStoreError
 from payloadd.journal.memory import MemoryJournal
 from payloadd.model.layout import Layout, Layouts
+from payloadd.model.streams import first_seq
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.accounting import Accounting
@@ -72,10 +73,24 @@ class FaultyStore(InertStore):
 
 
 class Pipeline:
-    """All parts of the pipeline, with a journal in memory, around one store."""
+    """All parts of the pipeline, with a journal in memory, around one store.
 
-    def __init__(self, store: FaultyStore, workers: int = 4, **environ: str) -> None:
-        defaults = {"KEY_TEMPLATE": "{id}", "MAX_WORKERS": str(workers)}
+    Each payload is an object of its own, unless the settings say otherwise.
+    """
+
+    def __init__(
+        self,
+        store: FaultyStore,
+        workers: int = 4,
+        *,
+        journal: type[MemoryJournal] = MemoryJournal,
+        streams: int = 1,
+        **environ: str,
+    ) -> None:
+        """``streams``: how many there are; the keys of all but the first begin with ``s1/``, ..."""
+        defaults = {
+            "KEY_TEMPLATE": "{id}", "MAX_WORKERS": str(workers), "BATCH_MAX_PAYLOADS": "1"
+        }  # fmt: skip
         settings = config.load(defaults | environ)
         self.store = store
         self.health = Health()
@@ -84,8 +99,8 @@ class Pipeline:
         self.channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
         self.feeder = QueueFeeder(self.channel, self.accounting, newest=0)
         listener = PipelineListener(self.channel, self.feeder, self.accounting, self.metrics)
-        self.journal = MemoryJournal(listener)
-        self.intake = Intake(self.journal, self.health, settings)
+        self.journal = journal(listener)
+        self.intake = Intake(self.journal, self.health, settings, self.accounting.uploads)
         self.worker = Worker(
             store,
             self.journal,
@@ -95,9 +110,12 @@ class Pipeline:
             self.channel,
             settings,
         )
-        layout = Layout.of(settings)
-        layouts = Layouts([(0, layout)])
-        self.batcher = Batcher(self.channel, layouts, settings, self.worker.admission)
+        one = Layout.of(settings)
+        templates = [one.template, *(f"s{n}/{one.template}" for n in range(1, streams))]
+        layouts = Layouts(
+            [(first_seq(n), replace(one, template=text)) for n, text in enumerate(templates)]
+        )
+        self.batcher = Batcher(self.channel, layouts, settings, self.worker.admission, self.feeder)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:

@@ -23,6 +23,8 @@ from tests.support.journal import job
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
+    from payloadd.model.job import Batch
+
 BATCHED = Layout("b/{id}", "", "none", alone=False)
 ALONE = Layout("a/{id}", "", "gzip", alone=True)
 
@@ -37,14 +39,23 @@ def make_batcher(
     feeder = QueueFeeder(channel, accounting, newest=0)
     journal = MemoryJournal(PipelineListener(channel, feeder, accounting, metrics))
     admission = UploadAdmission(channel, accounting, journal, Health(), metrics, 4)
-    return Batcher(channel, Layouts(layouts), settings, admission), admission
+    return Batcher(channel, Layouts(layouts), settings, admission, feeder), admission
 
 
 async def all_batches(batcher: Batcher) -> list[list[int]]:
     """Return the ``seq`` of the members of every batch."""
     found = []
-    while (one := await batcher.next_batch()) is not None:
+    while (one := await next_batch(batcher)) is not None:
         found.append([job.seq for job in one.jobs])
+    return found
+
+
+async def next_batch(batcher: Batcher) -> Batch | None:
+    """Return the next batch of the default stream."""
+    queue = batcher.channel.queue_of(1)
+    if await batcher.form(queue) is None:
+        return None
+    (found,) = await batcher.finish(queue)
     return found
 
 
@@ -74,7 +85,7 @@ async def test_a_change_of_settings_starts_another_batch() -> None:
     """A replay after a crash would put payloads under a second key."""
     channel = closed_channel(1, 2, 3, 4, 5, 6)
     batcher, _ = make_batcher(channel, (0, BATCHED), (3, ALONE), (5, BATCHED))
-    batches = [one for _ in range(4) if (one := await batcher.next_batch()) is not None]
+    batches = [one for _ in range(4) if (one := await next_batch(batcher)) is not None]
     assert [[job.seq for job in one.jobs] for one in batches] == [[1, 2], [3], [4], [5, 6]]
     assert [one.sealed for one in batches] == [True, False, False, True]
     assert batches[1].key == f"a/{batches[1].id}.gz"
@@ -88,18 +99,18 @@ async def test_a_batch_waits_no_longer_than_the_linger(autojump_clock: MockClock
     batcher, _ = make_batcher(channel, (0, BATCHED))
     channel.send_nowait([job(1)])
     start = trio.current_time()
-    one = await batcher.next_batch()
+    one = await next_batch(batcher)
     assert one is not None
     assert trio.current_time() - start == pytest.approx(2.0)
     channel.send_nowait([job(2), job(3), job(4)])
-    assert await batcher.next_batch() is not None
+    assert await next_batch(batcher) is not None
     assert trio.current_time() - start == pytest.approx(2.0)  # full: no reason to wait
 
 
 async def test_a_single_job_that_is_ready_is_a_batch_without_waiting() -> None:
     """Each object would cost task switches, or jobs would be stored twice or not at all."""
     batcher, _ = make_batcher(closed_channel(2, 3, 4), (0, BATCHED), (3, ALONE), most=1)
-    first = await batcher.next_batch()
+    first = await batcher.next_single()
     batches = [first, batcher.next_batch_nowait(), batcher.next_batch_nowait()]
     assert [(one.jobs[0].seq, one.sealed) for one in batches if one is not None] == [
         (2, True),  # accepted under a layout with batches
@@ -107,7 +118,7 @@ async def test_a_single_job_that_is_ready_is_a_batch_without_waiting() -> None:
         (4, False),
     ]
     assert batcher.next_batch_nowait() is None
-    assert await batcher.next_batch() is None
+    assert await batcher.next_single() is None
 
 
 async def test_a_single_job_waits_for_its_admission_while_uploads_fail() -> None:
@@ -122,6 +133,6 @@ async def test_a_single_job_waits_for_its_admission_while_uploads_fail() -> None
 async def test_batches_of_several_jobs_are_not_formed_without_waiting() -> None:
     """Two tasks that form batches would leave gaps in each other's batches."""
     batcher, _ = make_batcher(closed_channel(1, 2, 3, 4), (0, BATCHED))
-    assert await batcher.next_batch() is not None
+    assert await next_batch(batcher) is not None
     assert batcher.next_batch_nowait() is None
     assert await all_batches(batcher) == [[4]]

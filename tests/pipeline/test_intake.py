@@ -7,13 +7,14 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.config import settings as config
-from payloadd.errors import RefusedError, TooLargeError
+from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
 from payloadd.journal.api import Receipt
 from payloadd.journal.memory import MemoryJournal
+from payloadd.model.envelope import Envelope
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
 from payloadd.pipeline.accounting import Accounting
-from payloadd.pipeline.intake import Intake
+from payloadd.pipeline.intake import Intake, StoredObjects
 from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
@@ -43,9 +44,8 @@ class Rig:
         self.feeder = QueueFeeder(self.channel, self.accounting, newest=0)
         listener = PipelineListener(self.channel, self.feeder, self.accounting, metrics)
         self.journal = JournalWithWait(listener, most_keys)
-        self.intake = Intake(
-            self.journal, self.health, config.load({"MAX_QUEUE": str(max_jobs), **environ})
-        )
+        settings = config.load({"MAX_QUEUE": str(max_jobs), "BATCH_MAX_PAYLOADS": "1", **environ})
+        self.intake = Intake(self.journal, self.health, settings)
 
 
 async def test_one_request_becomes_one_job_a_payload_in_order() -> None:
@@ -158,3 +158,56 @@ async def test_lines_become_jobs_when_the_journal_has_room_for_them() -> None:
     assert outcomes == [Receipt(jobs[0].id, 3)]
     await rig.intake.submit_lines(b"4\n", [1], None, outcomes.append)
     assert rig.channel.receive_nowait().lines == b"4\n"
+
+
+async def test_a_key_compares_the_payloads_without_their_envelopes() -> None:
+    """A repetition is received at another time, and would get 422 instead of the first answer."""
+    rig = Rig(99, 999, BATCH_MAX_PAYLOADS="2")
+    first, second = Envelope(b'{"at":1,"payload":'), Envelope(b'{"at":2,"payload":')
+    outcomes: list[object] = []
+    rig.intake.submit([b"1", b"2", b"3"], "k", outcomes.append, envelope=first)
+    rig.intake.submit([b"1", b"2", b"3"], "k", outcomes.append, envelope=second)
+    await rig.intake.submit_lines(b"1\n2\n3\n", [1, 1, 1], "k", outcomes.append, envelope=second)
+    rig.intake.submit([b"1", b"2", b"3"], "k", outcomes.append)
+    receipt = outcomes[0]
+    assert outcomes == [receipt] * 4
+    rig.intake.submit([b"1", b"2", b"4"], "k", outcomes.append, envelope=first)
+    await rig.intake.submit_lines(b"1\n2\n4\n", [1, 1, 1], "k", outcomes.append, envelope=first)
+    assert all(isinstance(outcome, KeyReusedError) for outcome in outcomes[4:])
+    assert len(outcomes) == 6
+    jobs = [rig.channel.receive_nowait() for _ in range(2)]
+    assert b"".join(job.lines for job in jobs) == (
+        b'{"at":1,"payload":1}\n{"at":1,"payload":2}\n{"at":1,"payload":3}\n'
+    )
+    assert (rig.channel.jobs, rig.accounting.accepted) == (0, 3)
+
+
+async def test_jobs_are_cut_by_their_size_with_envelopes() -> None:
+    """Objects would be larger than BATCH_MAX_BYTES."""
+    rig = Rig(99, 999, BATCH_MAX_PAYLOADS="9", BATCH_MAX_BYTES="25")
+    envelope = Envelope(b'{"payload":')
+    outcomes: list[object] = []
+    rig.intake.submit([b"1", b"2"], None, outcomes.append, envelope=envelope)
+    await rig.intake.submit_lines(b"1\n2\n", [1, 1], None, outcomes.append, envelope=envelope)
+    jobs = [rig.channel.receive_nowait() for _ in range(4)]
+    assert [job.lines for job in jobs] == [b'{"payload":1}\n', b'{"payload":2}\n'] * 2
+
+
+async def test_only_accepted_requests_are_watched() -> None:
+    """Refused and repeated requests would fill the memory of watched ones."""
+    rig = Rig(2, 99)
+    uploads = rig.intake.uploads
+    waits: list[object] = []
+
+    def done(outcome: Receipt | RefusedError) -> None:
+        assert isinstance(outcome, Receipt)
+        uploads.wait(outcome, 9, waits.append)
+
+    rig.intake.submit([b"1"], "k", done, watch=True)
+    rig.intake.submit([b"1"], "k", done, watch=True)
+    assert (uploads.waiting, len(uploads.jobs)) == (2, 1)
+    with pytest.raises(RefusedError):
+        rig.intake.submit([b"1", b"2"], None, done, watch=True)
+    assert (uploads.waiting, len(uploads.jobs)) == (2, 1)
+    rig.intake.submit([], None, done, watch=True)
+    assert waits == [StoredObjects([], 0)]

@@ -122,8 +122,14 @@ class Daemon:
         """Wait until the metrics count ``count`` stored payloads."""
         with trio.fail_after(within):
             # Metrics can only be polled.
-            while (await self.metrics())["payloadd_payloads_stored_total"] < count:  # noqa: ASYNC110
+            while await self.counted("payloads_stored") < count:  # noqa: ASYNC110
                 await trio.sleep(0.1)
+
+    async def counted(self, counter: str) -> float:
+        """Return the sum of a counter of payloads over all streams."""
+        name = f"payloadd_{counter}_total"
+        found = await self.metrics()
+        return sum(value for one, value in found.items() if one.partition("{")[0] == name)
 
     async def metrics(self) -> dict[str, float]:
         """Return the values of ``/metrics`` by name; a name includes its labels."""

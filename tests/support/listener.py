@@ -59,6 +59,9 @@ class RecordingListener:
             assert stream_of(seq) == stream
             self._streams[stream] = _Progress(seq, seq)
 
+    def accepted_in(self, stream: int, payloads: int) -> None:
+        """Ignore the stream: ``accepted`` has the payloads, too."""
+
     def closed(self, payloads: int) -> None:
         """Record the payloads that stay."""
         self._note("closed")

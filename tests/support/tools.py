@@ -11,9 +11,15 @@ import pytest
 # Debian installs daemons into /usr/sbin, which is not on the PATH of every user.
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 _PACKAGES = {
+    "caddy": "caddy",
     "chromium": "chromium",
     "curl": "curl",
+    "go": "golang-go",
+    "haproxy": "haproxy",
+    "java": "default-jdk-headless",
     "nginx": "nginx-light",
+    "node": "nodejs",
+    "syslog-ng": "syslog-ng-core syslog-ng-mod-http",
     "wrk": "wrk",
     "debootstrap": "debootstrap",
     "strace": "strace",

@@ -12,6 +12,7 @@ import trio
 
 from tests.support.clients import Posts, make_collections, post, seeded
 from tests.support.daemon import running_daemon
+from tests.support.loopback import http_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,7 +36,12 @@ async def test_a_sigterm_under_load_loses_nothing(
     await trio.to_thread.run_sync(seaweed.make_bucket, BUCKET)
     collections = make_collections(PAYLOADS, rng)
     prefix = f"run/{repetition}"
-    env = {**seaweed.environ, "STORE_URL": f"s3://{BUCKET}/{prefix}", "DRAIN_TIMEOUT": "5m"}
+    env = {
+        **seaweed.environ,
+        "STORE_URL": f"s3://{BUCKET}/{prefix}",
+        "DRAIN_TIMEOUT": "5m",
+        "BATCH_MAX_PAYLOADS": "1",
+    }
     async with running_daemon(tmp_path, env) as daemon:
         posts = Posts(daemon.url)
         async with trio.open_nursery() as nursery:
@@ -58,6 +64,33 @@ async def test_a_sigterm_under_load_loses_nothing(
     assert await trio.to_thread.run_sync(_read_back, seaweed, sample) == sample
     # Last, so that a loss is reported before an unexpected answer.
     assert set(posts.answers) <= ANSWERS, posts.summary()
+
+
+async def test_requests_are_accepted_for_drain_delay(tmp_path: Path) -> None:
+    """A balancer sends requests until it has seen that the daemon is not ready."""
+    async with running_daemon(tmp_path, {"DRAIN_DELAY": "1h"}) as daemon:
+        daemon.signal(signal.SIGTERM)
+        await daemon.wait_for_event("draining")
+        with trio.fail_after(60):
+            while (await daemon.ready()).status_code != 503:  # noqa: ASYNC110 - only HTTP shows it
+                await trio.sleep(0.05)
+        async with http_client() as client:
+            answer = await client.post(f"{daemon.url}/v1/payloads", json={"payloads": [1]})
+            assert answer.status_code == 202
+        await daemon.wait_until_stored(1)
+        daemon.signal(signal.SIGTERM)
+        line = await daemon.drained()
+        assert daemon.events("stopping_at_once")
+        assert (line["stored"], line["lost"]) == (1, 0)
+
+
+async def test_the_drain_begins_after_drain_delay(tmp_path: Path) -> None:
+    """A daemon that never ends is killed."""
+    async with running_daemon(tmp_path, {"DRAIN_DELAY": "100ms"}) as daemon:
+        daemon.signal(signal.SIGTERM)
+        assert (await daemon.drained())["lost"] == 0
+        assert daemon.event("draining")["delay"] == 0.1
+        assert daemon.process.returncode == 0
 
 
 async def test_requests_during_a_drain_get_503_draining(tmp_path: Path) -> None:

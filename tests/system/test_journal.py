@@ -64,7 +64,8 @@ async def _until(folder: Path, **expected: int) -> dict[str, Any]:
 
 async def test_dead_letters_of_a_running_daemon(tmp_path: Path) -> None:
     """Payloads that S3 refuses for good would be lost, or could not be retried."""
-    async with fake_s3() as store, running_daemon(tmp_path, store.environ) as daemon:
+    alone = {"BATCH_MAX_PAYLOADS": "1"}
+    async with fake_s3() as store, running_daemon(tmp_path, store.environ | alone) as daemon:
         await _bury(daemon, store, tmp_path, [b'"a"', b'{"b": 2}', b"3"])
         assert (await daemon.metrics())["payloadd_payloads_dead_total"] == 3
         line = await daemon.wait_for_event("payloads_dead")

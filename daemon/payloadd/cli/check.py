@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from payloadd.config.parsers import S3Url
+from payloadd.config.stream_names import DEFAULT_STREAM, some_of
 from payloadd.errors import OperatorStoreError, PayloaddError, SettingsError, StoreError
 from payloadd.ingress.admission import open_admission
 from payloadd.ingress.server.tls import open_certificates
@@ -45,15 +46,16 @@ async def check(
     report.ok("settings")
     report.step = "keys"
     try:
-        (example,) = IdSource().new_ids(1)
-        report.ok("keys", f"such as {KeyTemplate.parse(settings.key_template).render(example)}")
+        streams = settings.streams or ()
+        if streams:
+            report.ok("streams", ", ".join(some_of((DEFAULT_STREAM, *streams))))
+        report.ok("keys", f"such as {_example_key(settings)}")
         report.step = "TLS"
         if open_certificates(settings) is not None:
             report.ok("TLS", _certificate_name(settings))
         report.step = "tokens"
         if settings.auth_tokens is not None:
-            open_admission(settings)
-            report.ok("tokens", str(settings.auth_tokens))
+            _check_tokens(settings, report)
         report.step = "journal"
         if (found := await check_journal(settings)) is not None:
             report.ok("journal", found)
@@ -186,6 +188,24 @@ async def _check_store(settings: Settings, report: _Report, *, create: bool) -> 
         await probe.delete(key)
         for line in store.learnt():
             report.note("learnt", line)
+
+
+def _example_key(settings: Settings) -> str:
+    """Return a key as an object of a stream may have it."""
+    stream = next(iter(settings.streams or ()), DEFAULT_STREAM)
+    (example,) = IdSource().new_ids(1)
+    return KeyTemplate.parse(settings.key_template, stream=stream).render(example)
+
+
+def _check_tokens(settings: Settings, report: _Report) -> None:
+    """Read the tokens, and note the streams of tokens that are not known. Raises SettingsError."""
+    admission = open_admission(settings)
+    report.ok("tokens", str(settings.auth_tokens))
+    if admission is None or admission.tokens is None:
+        return
+    for client, streams in admission.tokens.unknown_streams().items():
+        names = ", ".join(some_of(streams))
+        report.note("tokens", f"{client} may write to {names}, which STREAMS does not name")
 
 
 def _certificate_name(settings: Settings) -> str:

@@ -288,13 +288,6 @@ def trusted_peers(text: str) -> TrustedPeers:
     return TrustedPeers(tuple(networks), unix)
 
 
-def client_address_header(text: str) -> str:
-    """Parse the name of the header in which proxies state the address of a client."""
-    if text not in {"x-forwarded-for", "forwarded"}:
-        raise ValueError("one of x-forwarded-for, forwarded; proxy: not built yet in this version")
-    return text
-
-
 def origins(text: str) -> tuple[str, ...]:
     """Parse ``*``, or a comma list of origins such as ``https://example.org``."""
     found = tuple(item.strip() for item in text.split(","))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from payloadd.config.contradictions import contradictions_of
 from payloadd.config.credential_files import read_credentials
-from payloadd.config.not_built import NOT_BUILT
+from payloadd.config.envelope import EnvelopeFields, envelope
+from payloadd.config.not_built import NOT_BUILT, not_built_problems
 from payloadd.config.object_options import (
     ACLS,
     SSE_C,
@@ -34,7 +35,6 @@ from payloadd.config.parsers import (
     TrustedPeers,
     address_or_off,
     addresses,
-    client_address_header,
     duration,
     endpoint_url,
     one_of,
@@ -49,6 +49,7 @@ from payloadd.config.parsers import (
     whole,
     words,
 )
+from payloadd.config.stream_names import streams
 from payloadd.errors import SettingsError
 from payloadd.redaction import hide_userinfo
 
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 
 LARGEST_OBJECT: Final = 512 * 2**20
 """Bytes; a dead letter is one row, and SQLite's rows have at most 10^9 (sqlite.org/limits.html)."""
+_KEY_TEMPLATE: Final = "dt={date}/hour={hour}/{id}.ndjson"
+"""Folders that Athena, Spark and DuckDB take for partitions (Apache Hive's names)."""
 
 
 def _setting(default: str | None, parse: Callable[[str], object], doc: str) -> dict[str, Any]:
@@ -114,11 +117,14 @@ class Settings:
             "file://./payloadd-data/objects", store_url, "s3://bucket[/prefix] or file:///path"
         )
     )
+    streams: tuple[str, ...] | None = field(
+        metadata=_setting(None, streams, "names of streams besides the default one (comma list)")
+    )
     key_template: str = field(
-        metadata=_setting("{date}/{hour}/{id}.ndjson", words, "key of an object below the prefix")
+        metadata=_setting(_KEY_TEMPLATE, words, "key of an object below the prefix")
     )
     batch_max_payloads: int = field(
-        metadata=_setting("1", whole(1, 1_000_000), "payloads per object")
+        metadata=_setting("10000", whole(1, 1_000_000), "payloads per object")
     )
     batch_max_bytes: int = field(
         metadata=_setting("8MiB", size(1, LARGEST_OBJECT), "uncompressed bytes per object")
@@ -143,6 +149,13 @@ class Settings:
     )
     journal_max_bytes: int = field(
         metadata=_setting("1GiB", size(1, 2**50), "largest journal; beyond it a POST gets 503")
+    )
+    drain_delay: float = field(
+        metadata=_setting(
+            "0s",
+            duration(0, 3600),
+            "how long /readyz says 503 after SIGTERM before the listeners close",
+        )
     )
     drain_timeout: float = field(
         metadata=_setting("30s", duration(0, 86400), "longest wait for uploads after SIGTERM")
@@ -182,16 +195,21 @@ class Settings:
             "addresses or networks of proxies that state a client's, or unix",
         )
     )
-    client_address: Literal["x-forwarded-for", "forwarded"] | None = field(
+    client_address: Literal["x-forwarded-for", "forwarded", "proxy"] | None = field(
         metadata=_setting(
             None,
-            client_address_header,
-            "where TRUSTED_PROXIES state it: x-forwarded-for or forwarded",
+            one_of("x-forwarded-for", "forwarded", "proxy"),
+            "where TRUSTED_PROXIES state it: x-forwarded-for, forwarded or proxy (PROXY header)",
         )
     )
     cors_origins: tuple[str, ...] | None = field(
         metadata=_setting(
             None, origins, "origins of pages from which browsers may post (comma list), or *"
+        )
+    )
+    envelope: EnvelopeFields | None = field(
+        metadata=_setting(
+            None, envelope, "stored around payloads: received_at, client, name, stream, headers:X"
         )
     )
     log_level: Literal["debug", "info", "warning", "error"] = field(
@@ -326,7 +344,7 @@ def load(
         except ValueError as error:
             shown = repr(hide_userinfo(str(text))) if item.repr else "(not shown)"
             problems.append(f"{name}: {shown} is not allowed; allowed is {error}")
-    problems += _not_built(environ, credentials)
+    problems += not_built_problems(lambda name: _find((name,), environ, credentials)[1] is not None)
     problems += contradictions_of(values) + contradictions(values)
     problems += [] if check is None else check(values)
     if problems:
@@ -335,10 +353,12 @@ def load(
 
 
 def _default(item: Field[Any], values: Mapping[str, object]) -> str | None:
-    """Return the default of a setting; AWS's variable for checksums is parsed before S3_CHECKSUM.
+    """Return the default of a setting, which may depend on a setting that was parsed before.
 
-    Source: "Data Integrity Protections for Amazon S3", AWS SDKs and Tools reference guide.
+    Source of S3_CHECKSUM: AWS SDKs and Tools reference guide, "Data Integrity Protections".
     """
+    if item.name == "key_template" and values.get("streams"):
+        return "{stream}/" + _KEY_TEMPLATE
     if item.name == "s3_checksum":
         required = values.get("aws_request_checksum_calculation") == "when_required"
         return "none" if required else "crc32"
@@ -379,19 +399,6 @@ def _find(
         if environ.get(name):
             return name, environ[name]
     return names[0], None
-
-
-def _not_built(environ: Mapping[str, str], credentials: Mapping[str, str]) -> list[str]:
-    refused = {
-        name: f"is set, but {feature}: not built yet in this version; unset it"
-        for name, feature in NOT_BUILT.items()
-    }
-    refused |= {name: f"is not allowed; allowed is: {why}" for name, why in SSE_C.items()}
-    return [
-        f"{name}: {why}"
-        for name, why in refused.items()
-        if _find((name,), environ, credentials)[1] is not None
-    ]
 
 
 def names_of(field_name: str) -> tuple[str, ...]:

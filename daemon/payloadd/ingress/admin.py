@@ -1,4 +1,4 @@
-"""The Quart-Trio app of the admin address: health, readiness, metrics."""
+"""The Quart-Trio app of the admin address: health, readiness, metrics, and their description."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ from typing import TYPE_CHECKING, Final
 from quart import Response
 
 from payloadd.errors import RefusedError
-from payloadd.ingress.api import add_route, bare_app, healthz, json_response
+from payloadd.ingress.api import add_openapi, add_route, bare_app, healthz, json_response
+from payloadd.ingress.operations import METRICS_TYPE
 from payloadd.ingress.problem import refusal_problem
 from payloadd.observe.status import trouble_documents
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
 
+    from payloadd.config.settings import Settings
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
     from payloadd.pipeline.intake import Intake
 
-# Not prometheus_client's constant, which changes with its version.
-_METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-
 _RETRY_AFTER: Final = 1
-"""Seconds that a client is told to wait while the daemon starts."""
+"""Seconds that a client is told to wait while the daemon starts, or is about to end."""
 
 
-def make_admin_app(intake: Intake, health: Health, metrics: Metrics) -> QuartTrio:
+def make_admin_app(
+    intake: Intake, health: Health, metrics: Metrics, settings: Settings
+) -> QuartTrio:
     """Return the app of the admin address."""
     app = bare_app(health)
     handlers = _AdminHandlers(intake, health, metrics)
     add_route(app, ("GET",), "/healthz", healthz)
     add_route(app, ("GET",), "/readyz", handlers.readyz)
     add_route(app, ("GET",), "/metrics", handlers.metrics)
+    add_openapi(app, settings)
     return app
 
 
@@ -57,10 +59,12 @@ class _AdminHandlers:
 
     async def metrics(self) -> Response:
         """Answer with the metrics in Prometheus's text format."""
-        return Response(self._metrics.render(), content_type=_METRICS_TYPE)
+        return Response(self._metrics.render(), content_type=METRICS_TYPE)
 
     def _refusal(self) -> RefusedError | None:
         """Return the reason for which a POST would be refused now, None if it would be accepted."""
         if self._health.phase == "starting":
             return RefusedError("STARTING", "the daemon does not accept requests yet", _RETRY_AFTER)
+        if self._health.phase == "leaving":
+            return RefusedError("DRAINING", "the daemon is about to shut down", _RETRY_AFTER)
         return self._intake.refusal()

@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from payloadd.ingress.auth import TokenFile
+from payloadd.config.stream_names import DEFAULT_STREAM
+from payloadd.ingress.auth import TokenFile, forbidden
 from payloadd.ingress.client_address import client_address
-from payloadd.ingress.problem import Problem
 from payloadd.ingress.rate_limit import RateLimiter
 
 if TYPE_CHECKING:
@@ -26,11 +26,14 @@ class Admission:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the tokens; ``clock`` returns seconds. Raises SettingsError."""
         path = settings.auth_tokens
-        self._tokens = None if path is None else TokenFile(path)
+        known = frozenset((DEFAULT_STREAM, *(settings.streams or ())))
+        self._tokens = None if path is None else TokenFile(path, known)
         rate = settings.rate_limit
         self._limiter = None if rate is None else RateLimiter(rate, clock)
+        # A PROXY header has replaced the address of the peer before the first request.
+        header = settings.client_address
+        self._header = None if header == "proxy" else header
         self._proxies = settings.trusted_proxies
-        self._header = settings.client_address
 
     @property
     def needs_tokens(self) -> bool:
@@ -39,8 +42,13 @@ class Admission:
 
     @property
     def behind_proxies(self) -> bool:
-        """Whether proxies state the addresses of clients."""
-        return self._proxies is not None
+        """Whether proxies state the addresses of clients in a header of each request."""
+        return self._header is not None
+
+    @property
+    def tokens(self) -> TokenFile | None:
+        """The tokens of clients; None without AUTH_TOKENS."""
+        return self._tokens
 
     def reload(self) -> None:
         """Read the tokens again (see ``TokenFile.reload``)."""
@@ -52,20 +60,21 @@ class Admission:
         token: bytes | None,
         certificate_name: str | None,
         address: Callable[[], str | None],
+        stream: str,
     ) -> str | None:
         """Return the name of the client, None if it has none.
 
         ``token`` is the digest of the client's token (see ``token_digest``), ``certificate_name``
-        the name in its certificate, and ``address`` returns its address. Raises Problem:
-        UNAUTHENTICATED, FORBIDDEN, RATE_LIMITED.
+        the name in its certificate, ``address`` returns its address, and ``stream`` is the name of
+        the stream that the request is for. Raises Problem: UNAUTHENTICATED, FORBIDDEN,
+        RATE_LIMITED.
         """
         name = certificate_name
         if self._tokens is not None:
             client = self._tokens.authenticate(token)
             name = client.name
-            if client.streams is not None:
-                allowed = ", ".join(sorted(client.streams))
-                raise Problem("FORBIDDEN", f"the token is for these streams only: {allowed}")
+            if client.streams is not None and stream not in client.streams:
+                raise forbidden(client.streams)
         if self._limiter is not None:
             self._limiter.count(name or address() or "")
         return name

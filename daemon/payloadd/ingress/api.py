@@ -11,24 +11,34 @@ from quart import Response, current_app, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
+from payloadd.config.stream_names import DEFAULT_STREAM
 from payloadd.escaping import escape_controls_in_json
 from payloadd.ingress.auth import token_digest
 from payloadd.ingress.body import ACCEPTED_TYPES
 from payloadd.ingress.large_bodies import busy_error
+from payloadd.ingress.openapi import render
+from payloadd.ingress.operations import OPENAPI_PATH
+from payloadd.ingress.preferences import seconds_to_wait
 from payloadd.ingress.problem import CONTENT_TYPE, Problem, refusal_problem, too_large
+from payloadd.ingress.routes import COLLECTIONS, DEFAULT, DOCUMENTS, METHODS
 from payloadd.ingress.submission import PostHeaders, closes_connection, internal_error
+from payloadd.ingress.waiting_submission import do_nothing, submit_and_wait
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Iterator
     from contextlib import AbstractContextManager
 
+    from payloadd.config.settings import Settings
     from payloadd.ingress.refusal_log import RefusalLog
+    from payloadd.ingress.routes import Stream
     from payloadd.ingress.server.hypercorn_app import ReceivedBody
     from payloadd.ingress.submission import Submitter
     from payloadd.observe.health import Health
 
 
-def make_app(submitter: Submitter, health: Health, refusals: RefusalLog) -> QuartTrio:
+def make_app(
+    submitter: Submitter, health: Health, refusals: RefusalLog, settings: Settings
+) -> QuartTrio:
     """Return the app of the public address.
 
     ``submitter`` receives the POSTs, ``health`` knows whether the daemon drains, and ``refusals``
@@ -36,12 +46,18 @@ def make_app(submitter: Submitter, health: Health, refusals: RefusalLog) -> Quar
     """
     app = bare_app(health)
     handler = _Handler(submitter)
-    add_route(app, ("POST", "PUT"), "/v1/payloads", handler.post_collection)
-    add_route(app, ("POST", "PUT"), "/v1/payload", handler.post_document)
+    for path, post in (
+        (COLLECTIONS, handler.post_collection),
+        (DOCUMENTS, handler.post_document),
+    ):
+        for route in (path, f"{path}/<stream>"):
+            add_route(app, METHODS, route, post)
+            add_route(app, ("OPTIONS",), route, handler.options)
     add_route(app, ("GET",), "/healthz", healthz)
-    for path in ("/v1/payloads", "/v1/payload"):
-        add_route(app, ("OPTIONS",), path, handler.options)
-    add_route(app, ("OPTIONS",), "/healthz", _allow_reads)
+    for path in ("/healthz", OPENAPI_PATH):
+        add_route(app, ("OPTIONS",), path, _allow_reads)
+    # With AUTH_TOKENS only clients with a token learn which streams there are.
+    add_openapi(app, settings, () if submitter.needs_tokens else submitter.routes.names)
 
     @app.after_request
     async def note_refusal(response: Response) -> Response:
@@ -71,24 +87,32 @@ class _Handler:
     def __init__(self, submitter: Submitter) -> None:
         self._submitter = submitter
 
-    async def post_collection(self) -> Response:
-        """Accept the payloads of one request, whole or not at all, and answer 202 with its id."""
-        return await self._post(document=False)
+    async def post_collection(self, stream: str = DEFAULT_STREAM) -> Response:
+        """Accept the payloads of one request, whole or not at all; answer 202, or 201 if stored."""
+        return await self._post(stream, document=False)
 
-    async def post_document(self) -> Response:
+    async def post_document(self, stream: str = DEFAULT_STREAM) -> Response:
         """Accept a request whose body is one payload."""
-        return await self._post(document=True)
+        return await self._post(stream, document=True)
 
-    async def options(self) -> Response:
-        """Answer OPTIONS (RFC 9110, section 9.3.7), which may be the preflight of a browser."""
+    async def options(self, stream: str = DEFAULT_STREAM) -> Response:
+        """Answer OPTIONS (RFC 9110, section 9.3.7), which may be the preflight of a browser.
+
+        A stream that is not known gets the same answer: a page sees the 404 of its POST only if the
+        browser has sent the POST.
+        """
+        _refuse_odd_slashes()
+        del stream
         headers = {"Allow": "OPTIONS, POST, PUT", "Accept-Post": ACCEPTED_TYPES}
         cors = self._submitter.cors
         if cors is not None:
             headers.update(cors.preflight(_header("Origin")))
         return Response("", 204, headers)
 
-    async def _post(self, *, document: bool) -> Response:
-        headers = _post_headers(document=document)
+    async def _post(self, stream: str, *, document: bool) -> Response:
+        _refuse_odd_slashes()
+        found = self._submitter.routes.stream(stream)
+        headers = self._post_headers(document=document, stream=found)
         if {"Transfer-Encoding", "Content-Length"} <= set(request.headers.keys()):
             # h11 follows Transfer-Encoding. Behind a proxy that follows Content-Length, a client
             # could smuggle a request (RFC 9112, section 6.1).
@@ -99,16 +123,36 @@ class _Handler:
         )
         if (request.content_length or 0) > self._submitter.max_length:
             raise too_large(self._submitter.max_length)
-        body = await self._read_body()
-        answer = await self._submitter.submit_and_wait(headers, body, self.client, name)
-        return Response(answer, 202, content_type="application/json")
+        # The body is no local variable: a request that waits for its upload must not keep it.
+        answer = await submit_and_wait(
+            self._submitter, headers, await self._read_body(), self.client, name, _releasing_body()
+        )
+        applied = {}
+        if answer.waited is not None:
+            applied["Preference-Applied"] = f"wait={answer.waited}"
+        return Response(answer.body, answer.status, applied, content_type="application/json")
 
     def client(self) -> str | None:
         """Return the address of the client."""
         peer = _peer()
         if not self._submitter.behind_proxies:
             return peer
-        return self._submitter.client_address(peer, _post_headers(document=False))
+        return self._submitter.client_address(peer, self._post_headers(document=False))
+
+    def _post_headers(self, *, document: bool, stream: Stream = DEFAULT) -> PostHeaders:
+        patterns = self._submitter.kept_headers
+        return PostHeaders(
+            _header("Content-Type"),
+            _header("Content-Encoding"),
+            _header("Idempotency-Key"),
+            document,
+            _header("Origin"),
+            _header("X-Forwarded-For"),
+            _header("Forwarded"),
+            stream,
+            seconds_to_wait(_header("Prefer")),
+            None if patterns is None else patterns.select(_joined_headers()),
+        )
 
     async def _read_body(self) -> bytes:
         """Return the body. Raises Problem TOO_LARGE, TIMEOUT or BUSY.
@@ -175,11 +219,15 @@ def add_route(
     app: QuartTrio,
     methods: tuple[str, ...],
     path: str,
-    handler: Callable[[], Awaitable[Response]],
+    handler: Callable[..., Awaitable[Response]],
 ) -> None:
-    """Add a handler for methods of one path; GET includes HEAD, and nothing includes OPTIONS."""
-    if path not in app.config["PATHS"]:
-        app.config["PATHS"].append(path)
+    """Add a handler for methods of one path; GET includes HEAD, and nothing includes OPTIONS.
+
+    A part ``<name>`` of the path is passed to the handler, percent-decoded, by this name.
+    """
+    shown = path.replace("<", "{").replace(">", "}")
+    if shown not in app.config["PATHS"]:
+        app.config["PATHS"].append(shown)
     app.add_url_rule(
         path,
         endpoint=f"{methods[0]} {path}",
@@ -187,6 +235,19 @@ def add_route(
         methods=methods,
         provide_automatic_options=False,
     )
+
+
+def add_openapi(app: QuartTrio, settings: Settings, streams: Collection[str] = ()) -> None:
+    """Add the description of all routes that ``app`` has now; it is rendered once.
+
+    ``streams`` are the names of the streams; empty if clients must not learn them.
+    """
+
+    async def describe() -> Response:
+        return Response(document, 200, content_type="application/json")
+
+    add_route(app, ("GET",), OPENAPI_PATH, describe)
+    document = render(app, settings, streams)
 
 
 def json_response(status: int, document: object) -> Response:
@@ -201,28 +262,47 @@ def _header(name: str) -> str | None:
     return ", ".join(lines) if lines else None
 
 
-def _post_headers(*, document: bool) -> PostHeaders:
-    return PostHeaders(
-        _header("Content-Type"),
-        _header("Content-Encoding"),
-        _header("Idempotency-Key"),
-        document,
-        _header("Origin"),
-        _header("X-Forwarded-For"),
-        _header("Forwarded"),
-    )
+def _joined_headers() -> dict[bytes, bytes]:
+    """Return all request headers, names in lower case, the lines of each joined."""
+    joined: dict[bytes, bytes] = {}
+    for name, line in request.scope["headers"]:
+        lower = name.lower()
+        joined[lower] = b"%b, %b" % (joined[lower], line) if lower in joined else line
+    return joined
+
+
+def _releasing_body() -> Callable[[], object]:
+    """Return a function that releases the memory of the request's body.
+
+    It is called outside the context of the request.
+    """
+    body: ReceivedBody | None = request.scope.get("state", {}).get("body")
+    return do_nothing if body is None else body.release
 
 
 def _peer() -> str | None:
-    """Return the address of the peer; Quart's is ``<local>`` on a Unix socket."""
-    address = request.remote_addr
-    return "unix" if address == "<local>" else address
+    """Return the address of the peer, or of the client that it states in a PROXY header."""
+    stated: str | None = request.scope.get("state", {}).get("stated_address")
+    # Quart's address is ``<local>`` on a Unix socket.
+    return stated or ("unix" if request.remote_addr == "<local>" else request.remote_addr)
 
 
 def _path() -> str | None:
     """Return the path; None if the target is a whole URL, which may contain a password."""
     path: str = request.scope["path"]
     return path if path.startswith("/") else None
+
+
+def _refuse_odd_slashes() -> None:
+    """Raise NotFound if the path has a percent-encoded slash, or begins with two slashes.
+
+    An encoded slash is data and no delimiter (RFC 3986, section 2.2). Hypercorn decodes it, and
+    werkzeug ignores further slashes at the beginning, so the path would mean another one than to a
+    proxy that checks paths.
+    """
+    raw_path: bytes = request.scope.get("raw_path", b"")
+    if b"%2f" in raw_path.lower() or raw_path.startswith(b"//"):
+        raise NotFound
 
 
 def _request_has_body() -> bool:

@@ -17,6 +17,7 @@ import secrets
 from base64 import b64decode
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from payloadd.config.stream_names import NAME_RULE, is_stream_name, some_of
 from payloadd.errors import SettingsError
 from payloadd.ingress.problem import Problem
 from payloadd.observe.logs import get_logger
@@ -33,9 +34,12 @@ _NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _LINE: Final = re.compile(
     rf"(?P<name>{_NAME.pattern}):(?P<digest>[0-9a-fA-F]{{64}})(?::(?P<streams>[^:]*))?"
 )
-_STREAM: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _CHALLENGES: Final = 'Bearer realm="payloadd"%s, Basic realm="payloadd", charset="UTF-8"'
 _TOKEN_BYTES: Final = 32
+_UNKNOWN_STREAMS_NOTE: Final = (
+    "the tokens of these clients name streams that are not in STREAMS, and cannot write to them;"
+    " correct STREAMS or AUTH_TOKENS"
+)
 
 
 class Client(NamedTuple):
@@ -49,13 +53,40 @@ class Client(NamedTuple):
 class TokenFile:
     """The tokens of a file, which can be read again while the daemon runs."""
 
-    def __init__(self, path: Path) -> None:
-        """Read the file. Raises SettingsError if it cannot be used."""
+    def __init__(self, path: Path, streams: frozenset[str] | None = None) -> None:
+        """Read the file; ``streams`` are the names of the known streams, None: all are.
+
+        A stream that is not known is no error: otherwise no stream could leave STREAMS before all
+        its tokens have left the file. Raises SettingsError if the file cannot be used.
+        """
         self._path = path
+        self._streams = streams
         try:
             self._clients = _read(path)
         except (OSError, ValueError) as error:
             raise SettingsError([f"AUTH_TOKENS: {path}: {error}"]) from None
+
+    def unknown_streams(self) -> dict[str, list[str]]:
+        """Return the clients whose tokens name streams that are not known, and these streams."""
+        if self._streams is None:
+            return {}
+        found = {
+            client.name: sorted((client.streams or frozenset()) - self._streams)
+            for client in self._clients.values()
+        }
+        return {name: streams for name, streams in found.items() if streams}
+
+    def warn_of_unknown_streams(self) -> None:
+        """Log a warning if tokens name streams that are not known."""
+        unknown = self.unknown_streams()
+        if unknown:
+            log.warning(
+                "tokens_of_unknown_streams",
+                path=str(self._path),
+                clients=some_of(sorted(unknown)),
+                streams=some_of(sorted({one for names in unknown.values() for one in names})),
+                note=_UNKNOWN_STREAMS_NOTE,
+            )
 
     def reload(self) -> None:
         """Read the file again.
@@ -72,6 +103,7 @@ class TokenFile:
         else:
             self._clients = clients
             log.info("tokens_reloaded", path=str(self._path), tokens=len(clients))
+            self.warn_of_unknown_streams()
 
     def authenticate(self, digest: bytes | None) -> Client:
         """Return the client with a token, of which ``token_digest`` has made ``digest``.
@@ -98,6 +130,12 @@ def token_digest(authorization: str | None) -> bytes | None:
         return None
     token = _token_of(authorization)
     return hashlib.sha256(token).digest() if token else b""
+
+
+def forbidden(streams: frozenset[str]) -> Problem:
+    """Return the 403 for a client whose token is for ``streams`` only."""
+    allowed = ", ".join(some_of(sorted(streams)))
+    return Problem("FORBIDDEN", f"the token is for these streams only: {allowed}")
 
 
 def new_token(name: str, streams: str = "") -> tuple[str, str]:
@@ -162,9 +200,6 @@ def _streams(text: str | None, number: int) -> frozenset[str] | None:
         return None
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if not _STREAM.fullmatch(name):
-            raise ValueError(
-                f"line {number}: {name!r} is not the name of a stream"
-                " (1 to 63 of a-z, 0-9, _ and -, a letter or digit first)"
-            )
+        if not is_stream_name(name):
+            raise ValueError(f"line {number}: {name!r} is not the name of a stream ({NAME_RULE})")
     return frozenset(names)

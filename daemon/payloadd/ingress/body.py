@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from msgspec import Raw
 
-_IN_LOOP_BYTES: Final = 512 * 2**10
+IN_LOOP_BYTES: Final = 512 * 2**10
 """Bytes of the largest body that is decoded in the event loop."""
 _UNCOUNTED_BYTES: Final = 80 * 2**10
 """Bytes of a document up to which its payloads are too few to be counted before decoding."""
@@ -81,7 +81,7 @@ def decode(
     body_format = check_headers(content_type, content_encoding, document=document)
     if len(data) - start > limits.max_length:
         raise too_large(limits.max_length)
-    if in_loop and len(data) - start > _IN_LOOP_BYTES:
+    if in_loop and len(data) - start > IN_LOOP_BYTES:
         raise TooMuchWorkError
     if body_format.decompress is not None:
         bounds = (
@@ -136,15 +136,17 @@ class BodyFormat(NamedTuple):
     """The function that decompresses the body; None if it is not compressed."""
 
 
-_JSON: Final = "application/json"
-_NDJSON_TYPES: Final = (
+JSON_TYPE: Final = "application/json"
+JSON_SUFFIX: Final = "+json"
+"""The end of other media types of JSON documents (RFC 6839, section 3.1)."""
+NDJSON_TYPES: Final = (
     "application/x-ndjson",
     "application/ndjson",
     "application/jsonl",
     "application/json-lines",
     "application/x-json-stream",
 )
-ACCEPTED_TYPES: Final = ", ".join((_JSON, *_NDJSON_TYPES))
+ACCEPTED_TYPES: Final = ", ".join((JSON_TYPE, *NDJSON_TYPES))
 """The media types of a collection; every type that ends in ``+json`` is accepted, too."""
 _DECOMPRESSORS: Final[dict[str, Callable[[BodyBytes, DecompressionBounds], bytes]]] = {
     "gzip": gunzip,
@@ -152,6 +154,9 @@ _DECOMPRESSORS: Final[dict[str, Callable[[BodyBytes, DecompressionBounds], bytes
     "zstd": unzstd,
     "deflate": inflate,
 }
+IDENTITY: Final = "identity"
+CODINGS: Final = (IDENTITY, *_DECOMPRESSORS)
+"""The content codings of a body; the header is missing, or names one of them."""
 
 
 @lru_cache(maxsize=64)  # called twice a request, and clients repeat their headers
@@ -163,10 +168,9 @@ def check_headers(
     Raises Problem UNSUPPORTED_TYPE or UNSUPPORTED_ENCODING, which is known before the body is read.
     """
     media_type = _media_type(content_type)
-    lines = media_type in _NDJSON_TYPES and not document
-    # "+json": RFC 6839, section 3.1.
-    if not lines and media_type != _JSON and not media_type.endswith("+json"):
-        allowed = _JSON if document else ACCEPTED_TYPES
+    lines = media_type in NDJSON_TYPES and not document
+    if not lines and media_type != JSON_TYPE and not media_type.endswith(JSON_SUFFIX):
+        allowed = JSON_TYPE if document else ACCEPTED_TYPES
         shown = "the header is missing" if content_type is None else f"not {content_type!r}"
         detail = f"Content-Type must be one of {allowed}, or end in +json, in UTF-8; {shown}"
         raise Problem("UNSUPPORTED_TYPE", detail, {"Accept-Post": allowed})
@@ -192,4 +196,4 @@ def _media_type(content_type: str | None) -> str:
 def _coding(content_encoding: str | None) -> str:
     """Return the coding of a body in lower case, "" for none; several are joined by commas."""
     codings = [coding.strip() for coding in (content_encoding or "").lower().split(",")]
-    return ",".join(coding for coding in codings if coding not in {"", "identity"})
+    return ",".join(coding for coding in codings if coding not in {"", IDENTITY})

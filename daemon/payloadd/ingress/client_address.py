@@ -20,7 +20,7 @@ _FORWARDED_FOR: Final = re.compile(
     r"""(?:^|;)[ \t]*for=(?:"(?P<quoted>[^"\\]*)"|(?P<token>[^;,"\s]+))""", re.IGNORECASE
 )
 _LONGEST: Final = 4096
-"""Bytes of the header that are read, from its end."""
+"""Characters of the header that are read, from its end: the entries that are whole in them."""
 
 Mode = Literal["x-forwarded-for", "forwarded"]
 
@@ -34,7 +34,11 @@ def client_address(peer: str, header: str | None, mode: Mode, trusted: TrustedPe
     search.
     """
     address = peer
-    entries = (header or "")[-_LONGEST:].split(",")
+    header = header or ""
+    entries = header[-_LONGEST:].split(",")
+    if len(header) > _LONGEST:
+        # The end of an address can be another address: 10.198.51.100 ends in 198.51.100.
+        del entries[0]
     while entries and address in trusted:
         stated = _address_in(entries.pop(), mode)
         if stated is None:

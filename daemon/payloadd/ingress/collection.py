@@ -25,7 +25,9 @@ T = TypeVar("T")
 BodyBytes = bytes | bytearray
 
 
-class _Collection(Struct):
+class Collection(Struct):
+    """A document with a collection: the payloads are in one of its arrays (``MEMBERS``)."""
+
     version: str | None = None
     token: str | None = None
     payloads: list[Raw] | UnsetType = UNSET
@@ -53,11 +55,11 @@ class _MemberName(str):
         return self is other
 
 
-_COLLECTION: Final = Decoder(_Collection)
+_COLLECTION: Final = Decoder(Collection)
 _OUTLINE: Final = Decoder(_Outline)
 _ARRAY: Final = Decoder(list[Raw])
 _VALUE: Final = Decoder(Raw)
-_MEMBERS: Final = ("payloads", "data", "batch")
+MEMBERS: Final = ("payloads", "data", "batch")
 """Members that may hold the payloads."""
 _ARRAY_START: Final = re.compile(rb"[ \t\r\n]*+\[")
 
@@ -66,7 +68,7 @@ _MAX_NAMES_IN_LOOP: Final = 1000
 _PARSED_TWICE_IN_LOOP: Final = 128 * 2**10
 """Bytes of a document that the event loop may parse a second time."""
 _MAX_NAMES: Final = 100_000
-_TWO_MEMBERS: Final = len('{"data":[],"data":[]}') - 1
+_TWOMEMBERS: Final = len('{"data":[],"data":[]}') - 1
 """Bytes besides the payloads from which a document may contain a member twice."""
 _LINES_WINDOW: Final = 2**18
 """Bytes of lines that are split at a time."""
@@ -134,15 +136,13 @@ def payloads_of_json(data: BodyBytes, start: int, *, in_loop: bool, most: int) -
     return [*payloads]
 
 
-def _only_array(
-    collection: _Collection, data: BodyBytes, start: int, *, in_loop: bool
-) -> list[Raw]:
+def _only_array(collection: Collection, data: BodyBytes, start: int, *, in_loop: bool) -> list[Raw]:
     """Return the payloads of a collection. Raises Problem if it has several arrays, or none."""
     payloads = collection.payloads
     if payloads is not UNSET and collection.data is UNSET and collection.batch is UNSET:
         return payloads
     arrays = [
-        (name, array) for name in _MEMBERS if (array := getattr(collection, name)) is not UNSET
+        (name, array) for name in MEMBERS if (array := getattr(collection, name)) is not UNSET
     ]
     if not arrays:
         detail = (
@@ -262,7 +262,7 @@ def _skip_element(array: bytes, position: int, most_steps: int) -> tuple[int, in
 
 
 def _may_repeat_names(
-    collection: _Collection, payloads: Sequence[Raw], data: BodyBytes, start: int
+    collection: Collection, payloads: Sequence[Raw], data: BodyBytes, start: int
 ) -> bool:
     """Return whether a member with payloads may be there twice: counts bytes only.
 
@@ -275,7 +275,7 @@ def _may_repeat_names(
         rest -= len('"version":"",') + len(collection.version)
     if collection.token:
         rest -= len('"token":"",') + len(collection.token)
-    if rest < _TWO_MEMBERS:
+    if rest < _TWOMEMBERS:
         return False
     # A name without an escape for a letter (U+0061 to U+007A) is written as it is. To search for a
     # backslash alone is much faster than for more.
@@ -306,7 +306,7 @@ def _check_names(data: BodyBytes, start: int, *, in_loop: bool) -> None:
         return _MemberName(name)
 
     _parse(Decoder(dict[_MemberName, Raw], dec_hook=record_name), memoryview(data)[start:])
-    for name in _MEMBERS:
+    for name in MEMBERS:
         if names.count(name) > 1:
             raise Problem("MALFORMED", f"the member `{name}` occurs {names.count(name)} times")
 

@@ -9,6 +9,7 @@ without credentials.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 _METHODS: Final = "POST, PUT"
 _HEADERS: Final = "content-type, content-encoding, idempotency-key, authorization, prefer"
 _EXPOSED: Final = "Retry-After, Preference-Applied, WWW-Authenticate"
-_TEXT: Final = "text/plain"
+TEXT_TYPE: Final = "text/plain"
+_ORIGIN: Final = re.compile(rb"(?i)\norigin:[ \t]*([!-~]+)[ \t]*\r?\n")
+_HEAD_END: Final = re.compile(rb"\n\r?\n")
 _MAX_AGE: Final = "7200"
 """Seconds for which a browser may keep the answer to a preflight: 2 h, the limit of Chromium."""
 
@@ -78,12 +81,22 @@ def _lines(headers: Mapping[str, str]) -> bytes:
     return "".join(f"{name}: {text}\r\n" for name, text in headers.items()).encode("ascii")
 
 
+def origin_in(head: bytes) -> str | None:
+    """Return the origin of a request that could not be parsed, None if none has arrived.
+
+    ``head`` is the beginning of the request, which may be incomplete, or longer than its head.
+    """
+    end = _HEAD_END.search(head)
+    found = _ORIGIN.search(head, 0, len(head) if end is None else end.end())
+    return None if found is None else found[1].decode("ascii")
+
+
 def json_for_text(content_type: str | None) -> str | None:
     """Return the type as which a body is read: ``text/plain`` is JSON.
 
     A browser sends no JSON type without a preflight, and ``navigator.sendBeacon`` with a text has
     the type ``text/plain;charset=UTF-8``. Parameters stay.
     """
-    if content_type is None or content_type[: len(_TEXT)].lower() != _TEXT:
+    if content_type is None or content_type[: len(TEXT_TYPE)].lower() != TEXT_TYPE:
         return content_type
-    return "application/json" + content_type[len(_TEXT) :]
+    return "application/json" + content_type[len(TEXT_TYPE) :]

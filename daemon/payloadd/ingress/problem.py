@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -22,28 +22,43 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE: Final = "application/problem+json"
 
-# STARTING is used on the admin address only; INTERNAL is a bug of the daemon.
-_KINDS: Final = {
-    "MALFORMED": (400, "The request cannot be parsed"),
-    "UNAUTHENTICATED": (401, "The request is not authenticated"),
-    "FORBIDDEN": (403, "The token does not allow this"),
-    "NOT_FOUND": (404, "There is nothing at this path"),
-    "UNKNOWN_STREAM": (404, "There is no such stream"),
-    "METHOD_NOT_ALLOWED": (405, "The method is not allowed here"),
-    "TIMEOUT": (408, "The request did not arrive in time"),
-    "TOO_LARGE": (413, "The request is too large"),
-    "UNSUPPORTED_TYPE": (415, "The content type is not supported"),
-    "UNSUPPORTED_ENCODING": (415, "The content encoding is not supported"),
-    "NOT_A_COLLECTION": (422, "The document is not a collection of payloads"),
-    "KEY_REUSED": (422, "The Idempotency-Key was used for another request"),
-    "RATE_LIMITED": (429, "The client sends too many requests"),
-    "INTERNAL": (500, "The daemon failed"),
-    "QUEUE_FULL": (503, "The queue is full"),
-    "JOURNAL_FULL": (503, "The journal is full"),
-    "DISK_ERROR": (503, "The disk failed"),
-    "BUSY": (503, "The daemon is busy"),
-    "DRAINING": (503, "The daemon is shutting down"),
-    "STARTING": (503, "The daemon is starting"),
+
+class Kind(NamedTuple):
+    """The parts of a problem that follow from its code."""
+
+    status: int
+    title: str
+    headers: tuple[str, ...] = ()
+    """The headers that each answer with this code has."""
+
+
+_RETRY: Final = ("Retry-After",)
+
+# STARTING is used on the admin address only; INTERNAL is a bug of the daemon. The answers of each
+# operation are in operations.py.
+KINDS: Final[Mapping[str, Kind]] = {
+    "MALFORMED": Kind(400, "The request cannot be parsed"),
+    "UNAUTHENTICATED": Kind(401, "The request is not authenticated", ("WWW-Authenticate",)),
+    "FORBIDDEN": Kind(403, "The token does not allow this"),
+    "NOT_FOUND": Kind(404, "There is nothing at this path"),
+    "UNKNOWN_STREAM": Kind(404, "There is no such stream"),
+    "METHOD_NOT_ALLOWED": Kind(405, "The method is not allowed here", ("Allow",)),
+    "TIMEOUT": Kind(408, "The request did not arrive in time"),
+    "TOO_LARGE": Kind(413, "The request is too large"),
+    "UNSUPPORTED_TYPE": Kind(415, "The content type is not supported", ("Accept-Post",)),
+    "UNSUPPORTED_ENCODING": Kind(
+        415, "The content encoding is not supported", ("Accept-Encoding",)
+    ),
+    "NOT_A_COLLECTION": Kind(422, "The document is not a collection of payloads"),
+    "KEY_REUSED": Kind(422, "The Idempotency-Key was used for another request"),
+    "RATE_LIMITED": Kind(429, "The client sends too many requests", _RETRY),
+    "INTERNAL": Kind(500, "The daemon failed"),
+    "QUEUE_FULL": Kind(503, "The queue is full", _RETRY),
+    "JOURNAL_FULL": Kind(503, "The journal is full", _RETRY),
+    "DISK_ERROR": Kind(503, "The disk failed", _RETRY),
+    "BUSY": Kind(503, "The daemon is busy", _RETRY),
+    "DRAINING": Kind(503, "The daemon is shutting down", _RETRY),
+    "STARTING": Kind(503, "The daemon is starting", _RETRY),
 }
 
 
@@ -63,7 +78,7 @@ class Problem(Exception):  # noqa: N818 - the term of RFC 9457
         super().__init__(detail)
         self.code = code
         self.detail = detail
-        self.status, self.title = _KINDS[code]
+        self.status, self.title, _ = KINDS[code]
         self.headers: dict[str, str] = dict(headers or {})
         self.members: dict[str, object] = dict(members or {})
 
@@ -71,7 +86,7 @@ class Problem(Exception):  # noqa: N818 - the term of RFC 9457
         """Return the body of the answer, invisible characters escaped."""
         document = msgspec.json.encode(
             {
-                "type": "urn:payloadd:problem:" + self.code.lower().replace("_", "-"),
+                "type": problem_type(self.code),
                 "title": self.title,
                 "status": self.status,
                 "detail": self.detail,
@@ -95,6 +110,11 @@ class Problem(Exception):  # noqa: N818 - the term of RFC 9457
         head = f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         return head.encode("ascii") + b"\r\n" + body
+
+
+def problem_type(code: str) -> str:
+    """Return the member ``type`` of the problems with a code."""
+    return "urn:payloadd:problem:" + code.lower().replace("_", "-")
 
 
 def refusal_problem(error: RefusedError, members: Mapping[str, object] | None = None) -> Problem:

@@ -7,27 +7,39 @@ others for the same reasons.
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
 from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
-from payloadd.ingress.body import IN_LOOP_DECOMPRESSED_BYTES, Limits, check_headers, decode
+from payloadd.ingress.body import (
+    IN_LOOP_BYTES,
+    IN_LOOP_DECOMPRESSED_BYTES,
+    Limits,
+    check_headers,
+    decode,
+)
 from payloadd.ingress.cors import Cors, json_for_text
 from payloadd.ingress.decompression import TooMuchWorkError
+from payloadd.ingress.envelope import EnvelopeMaker
 from payloadd.ingress.large_bodies import LargeBodies, LargeBody, Lines
 from payloadd.ingress.problem import Problem, refusal_problem
+from payloadd.ingress.routes import DEFAULT, Routes, Stream, unknown_stream
 from payloadd.ingress.switch_interval import SwitchInterval
+from payloadd.ingress.upload_waits import UploadWaits
 from payloadd.observe.logs import get_logger
 from payloadd.pipeline.intake import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from payloadd.config.settings import Settings
     from payloadd.ingress.admission import Admission
+    from payloadd.ingress.envelope import HeaderPatterns
     from payloadd.ingress.request_memory import RequestMemory
+    from payloadd.model.envelope import Envelope
     from payloadd.observe.health import Health
     from payloadd.pipeline.intake import Intake
 
@@ -38,7 +50,9 @@ _PAYLOADS_IN_LOOP: Final = 2_000
 millisecond."""
 _JOBS_IN_LOOP: Final = 256
 """Jobs made of one request, within the same budget."""
-_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+KEY_CHARACTERS: Final = r"[\x21-\x7e]"
+LONGEST_KEY: Final = 255
+_KEY: Final = re.compile(f"{KEY_CHARACTERS}{{1,{LONGEST_KEY}}}")
 
 
 class PostHeaders(NamedTuple):
@@ -55,6 +69,12 @@ class PostHeaders(NamedTuple):
     origin: str | None = None
     x_forwarded_for: str | None = None
     forwarded: str | None = None
+    stream: Stream = DEFAULT
+    """The stream of the path."""
+    wait: int | None = None
+    """Seconds of the preference ``wait`` (see ``preferences.seconds_to_wait``)."""
+    kept: bytes | None = None
+    """The headers for the envelope (see ``HeaderPatterns.select``)."""
 
 
 SubmissionOutcome = Receipt | RefusedError | Problem
@@ -66,6 +86,7 @@ class Submitter:
 
     ``intake`` receives the payloads, ``health`` knows whether the daemon drains, ``memory``
     accounts for the bodies, and ``admission`` knows the clients; None: every client may post.
+    ``routes`` has the streams; None: the default one alone.
     """
 
     def __init__(
@@ -75,12 +96,21 @@ class Submitter:
         settings: Settings,
         memory: RequestMemory,
         admission: Admission | None = None,
+        routes: Routes | None = None,
     ) -> None:
         self._intake = intake
+        self.routes = Routes() if routes is None else routes
+        """The paths of POSTs."""
         self._health = health
         self._admission = admission
         self.cors = None if settings.cors_origins is None else Cors(settings.cors_origins)
         """The headers for browsers; None without CORS_ORIGINS."""
+        self._envelopes = None if settings.envelope is None else EnvelopeMaker(settings.envelope)
+        self.kept_headers: HeaderPatterns | None = (
+            None if self._envelopes is None else self._envelopes.headers
+        )
+        """The headers that become a part of envelopes; None without any."""
+        self.waits = UploadWaits(intake, settings)
         self._limits = Limits(settings.max_length, settings.max_payloads)
         self._max_payloads_in_loop = min(
             _PAYLOADS_IN_LOOP, _JOBS_IN_LOOP * settings.batch_max_payloads
@@ -101,6 +131,7 @@ class Submitter:
             nursery.start_soon(self.switch_interval.run)
             nursery.start_soon(self.memory.run)
             nursery.start_soon(self.large_bodies.run)
+            nursery.start_soon(self.waits.run)
 
     @property
     def needs_tokens(self) -> bool:
@@ -134,7 +165,7 @@ class Submitter:
         ``token`` is the digest of the client's token (see ``token_digest``), ``certificate_name``
         the name in its certificate, and ``address`` returns its address. A client has a name if it
         has a token or a certificate. Raises Problem: DRAINING, UNAUTHENTICATED, FORBIDDEN,
-        RATE_LIMITED, UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING.
+        RATE_LIMITED, UNKNOWN_STREAM, UNSUPPORTED_TYPE, UNSUPPORTED_ENCODING.
         """
         # Jobs on disk outlive the drain, so a restart is no reason to refuse a request.
         draining = self._health.phase == "draining" and not self._intake.durable
@@ -142,55 +173,15 @@ class Submitter:
             raise refusal_problem(refusal)
         name = None
         if self._admission is not None:
-            name = self._admission.admit(token, certificate_name, address)
+            name = self._admission.admit(token, certificate_name, address, headers.stream.name)
+        # After the check of the token: other clients do not learn which streams there are.
+        if headers.stream.number < 0:
+            raise unknown_stream(headers.stream.name)
         content_type = headers.content_type
         if self.cors is not None:
             content_type = json_for_text(content_type)
         check_headers(content_type, headers.content_encoding, document=headers.document)
         return name
-
-    async def submit_and_wait(
-        self, headers: PostHeaders, data: bytes, address: Callable[[], str | None], name: str | None
-    ) -> bytes:
-        """Submit one request, whole or not at all, and return the body of the 202.
-
-        ``address`` returns the client's address, and ``name`` is what ``check`` returned.
-        The caller calls ``check`` before, and accounts for the memory of ``data`` until this method
-        returns. If the caller is cancelled, that memory stays acquired until the request is
-        finished.
-
-        Raises Problem.
-        """
-        answered = trio.Event()
-        outcomes: list[SubmissionOutcome] = []
-        abandoned = False
-
-        def record(outcome: SubmissionOutcome) -> None:
-            outcomes.append(outcome)
-            answered.set()
-            if abandoned:
-                self.memory.release(len(data))
-
-        self.submit(headers, data, 0, record, address, name)
-        try:
-            await answered.wait()
-        except trio.Cancelled:
-            # The client is gone, but the request still waits to be decoded or committed. Unless its
-            # memory stays acquired, a client that resets its requests could fill the memory with
-            # bodies that are not counted.
-            if not outcomes:
-                abandoned = True
-                self.memory.acquire_beyond_bound(len(data))
-            raise
-        outcome = outcomes.pop()
-        if isinstance(outcome, Receipt):
-            return receipt_document(outcome)
-        try:
-            raise as_problem(outcome)
-        finally:
-            # The traceback of the exception holds this frame, and so would keep the body until a
-            # garbage collection.
-            del outcome
 
     def submit(
         self,
@@ -211,14 +202,17 @@ class Submitter:
         """
         if self.cors is not None:
             headers = headers._replace(content_type=json_for_text(headers.content_type))
+        envelope = None
+        if self._envelopes is not None:
+            envelope = self._envelopes.make(address, name, headers.stream.name, headers.kept)
         try:
             if headers.content_encoding is None:
-                self._submit_now(headers, data, start, on_outcome, name)
+                self._submit_now(headers, data, start, on_outcome, name, envelope)
             else:
-                self._submit_compressed(headers, data, start, on_outcome, name)
+                self._submit_compressed(headers, data, start, on_outcome, name, envelope)
         except TooMuchWorkError:
-            key = _check_key(headers.idempotency_key, name)
-            self._submit_large(headers, data, start, on_outcome, key, name or address())
+            key = _check_key(headers.idempotency_key, name, headers.stream)
+            self._submit_large(headers, data, start, on_outcome, key, name or address(), envelope)
         except Problem:
             raise  # not from itself: such a cycle would keep the body until a garbage collection
         except Exception as error:
@@ -231,6 +225,7 @@ class Submitter:
         start: int,
         on_outcome: Callable[[SubmissionOutcome], None],
         name: str | None,
+        envelope: Envelope | None,
     ) -> None:
         payloads = decode(
             data,
@@ -243,7 +238,18 @@ class Submitter:
         )
         if len(payloads) > self._max_payloads_in_loop:
             raise TooMuchWorkError
-        self._intake.submit(payloads, _check_key(headers.idempotency_key, name), on_outcome)
+        stream = headers.stream
+        key = _check_key(headers.idempotency_key, name, stream)
+        submit, number = self._intake.submit, stream.number
+        if envelope is None:
+            submit(payloads, key, on_outcome, number, watch=bool(headers.wait))
+            return
+        size = sum(map(len, payloads), len(payloads) * (1 + envelope.size))
+        self._check_size(size)
+        if size > IN_LOOP_BYTES:
+            raise TooMuchWorkError
+        with self._more_memory(size - (len(data) - start), on_outcome) as releasing:
+            submit(payloads, key, releasing, number, envelope=envelope, watch=bool(headers.wait))
 
     def _submit_compressed(
         self,
@@ -252,17 +258,37 @@ class Submitter:
         start: int,
         on_outcome: Callable[[SubmissionOutcome], None],
         name: str | None,
+        envelope: Envelope | None,
     ) -> None:
         """Submit a compressed body; acquires memory for its decompressed bytes."""
-        if not self.memory.try_acquire(IN_LOOP_DECOMPRESSED_BYTES):
+        with self._more_memory(IN_LOOP_DECOMPRESSED_BYTES, on_outcome) as releasing:
+            self._submit_now(headers, data, start, releasing, name, envelope)
+
+    @contextmanager
+    def _more_memory(
+        self, size: int, on_outcome: Callable[[SubmissionOutcome], None]
+    ) -> Iterator[Callable[[SubmissionOutcome], None]]:
+        """Acquire memory until the callback that is yielded is called, or the body raises.
+
+        Raises TooMuchWorkError if there is none.
+        """
+        size = max(0, size)
+        if not self.memory.try_acquire(size):
             raise TooMuchWorkError
         try:
-            self._submit_now(
-                headers, data, start, self._releasing(IN_LOOP_DECOMPRESSED_BYTES, on_outcome), name
-            )
+            yield self._releasing(size, on_outcome)
         except BaseException:
-            self.memory.release(IN_LOOP_DECOMPRESSED_BYTES)
+            self.memory.release(size)
             raise
+
+    def _check_size(self, size: int) -> None:
+        """Raise Problem TOO_LARGE if the payloads with their envelopes are too large."""
+        if size > self.max_length:
+            raise Problem(
+                "TOO_LARGE",
+                f"the payloads and what is stored around each of them (ENVELOPE) are {size} bytes;"
+                f" allowed are {self.max_length} (MAX_LENGTH)",
+            )
 
     def _submit_large(
         self,
@@ -272,8 +298,11 @@ class Submitter:
         on_outcome: Callable[[SubmissionOutcome], None],
         key: str | None,
         client: str | None,
+        envelope: Envelope | None,
     ) -> None:
-        submit = partial(self._submit_lines, key, len(data) - start, on_outcome)
+        watch, stream = bool(headers.wait), headers.stream.number
+        received = len(data) - start
+        submit = partial(self._submit_lines, key, received, on_outcome, stream, envelope, watch)
         kind, coding = headers.content_type, headers.content_encoding
         body = LargeBody(data, start, kind, coding, submit, on_outcome, client, headers.document)
         self.large_bodies.add(body)
@@ -283,14 +312,24 @@ class Submitter:
         key: str | None,
         received: int,
         on_outcome: Callable[[SubmissionOutcome], None],
+        stream: int,
+        envelope: Envelope | None,
+        watch: bool,  # noqa: FBT001 - bound by _submit_large alone
         lines: Lines,
     ) -> None:
         """Submit the payloads of a large body of which ``received`` bytes were received."""
-        more = max(0, len(lines.text) - received)
+        size = len(lines.text)
+        if envelope is not None:
+            size += len(lines.sizes) * envelope.size
+        more = max(0, size - received)
         self.memory.acquire_beyond_bound(more)
         on_outcome = self._releasing(more, on_outcome)
         try:
-            await self._intake.submit_lines(lines.text, lines.sizes, key, on_outcome)
+            if envelope is not None:
+                self._check_size(size)
+            await self._intake.submit_lines(
+                lines.text, lines.sizes, key, on_outcome, stream, envelope=envelope, watch=watch
+            )
         except Exception as error:  # noqa: BLE001 - it is answered, and logged where it is a bug
             on_outcome(as_problem(error))
 
@@ -310,20 +349,6 @@ class Submitter:
         return Problem("TIMEOUT", f"the request took longer than {self.timeout:g} seconds")
 
 
-def receipt_document(receipt: Receipt) -> bytes:
-    """Return the body of a 202."""
-    # Equal to str(receipt.id), which was measurably slower.
-    digits = b"%032x" % receipt.id.int
-    return b'{"id":"%b-%b-%b-%b-%b","accepted":%d}' % (
-        digits[:8],
-        digits[8:12],
-        digits[12:16],
-        digits[16:20],
-        digits[20:],
-        receipt.payloads,
-    )
-
-
 def as_problem(error: Exception) -> Problem:
     """Return the answer for an error that kept a request from being accepted."""
     match error:
@@ -339,17 +364,20 @@ def as_problem(error: Exception) -> Problem:
             return internal_error(error)
 
 
-def _check_key(key: str | None, client: str | None) -> str | None:
-    """Return a valid Idempotency-Key, which is unique to the client if the client has a name.
+def _check_key(key: str | None, client: str | None, stream: Stream) -> str | None:
+    """Return a valid Idempotency-Key, unique to the stream, and to the client if it has a name.
 
-    Otherwise a client could find out the keys of another one, and use them up. The key of a client
-    without a name stays as it is. Raises Problem MALFORMED.
+    Otherwise a client could find out the keys of another one, and use them up; and a client whose
+    keys are offsets in its files would lose the second of two streams. A key of the default stream
+    and of a client without a name stays as it is: journals of earlier versions have such keys.
+    No part contains a NUL, so no two of the results are equal. Raises Problem MALFORMED.
     """
     if key is None:
         return None
     if not _KEY.fullmatch(key):
         raise Problem("MALFORMED", "Idempotency-Key must be 1 to 255 visible ASCII characters")
-    return key if client is None else f"{client}\0{key}"
+    own = key if client is None else f"{client}\0{key}"
+    return f"\0{stream.name}\0{own}" if stream.number else own
 
 
 def closes_connection(health: Health, *, unread_body: bool = False) -> bool:

@@ -47,6 +47,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from payloadd.errors import RefusedError
+from payloadd.journal.fingerprint import fingerprint
 from payloadd.model.streams import DEFAULT
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from payloadd.model.job import Batch, Job, Part
+
+__all__ = ["Journal", "JournalListener", "OutcomeCallback", "Receipt", "fingerprint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,13 @@ class Journal(Protocol):
         key: bytes | None,
         done: OutcomeCallback,
         stream: int = DEFAULT,
+        *,
+        marks: bytes | None = None,
     ) -> None:
         """Accept a request of a stream; call ``done`` once with its outcome.
+
+        ``marks`` is the fingerprint of the payloads as the client sent them, where ``parts`` have
+        something else around them, such as the time; None: it is the fingerprint of ``parts``.
 
         The outcome is ``receipt``, or the receipt of an earlier request where ``key``, the hash of
         an Idempotency-Key, is known, a KeyReusedError where that request had other payloads, or a
@@ -192,6 +200,10 @@ class JournalListener(Protocol):
 
     def accepted(self, payloads: int) -> None:
         """Count payloads that are durable now."""
+        ...
+
+    def accepted_in(self, stream: int, payloads: int) -> None:
+        """Count payloads of a stream other than the default one; ``accepted`` has them, too."""
         ...
 
     def revived(self, payloads: int) -> None:

@@ -52,6 +52,8 @@ class MemoryJournal:
         key: bytes | None,
         done: OutcomeCallback,
         stream: int = DEFAULT,
+        *,
+        marks: bytes | None = None,
     ) -> None:
         """Queue the jobs of a request and call ``done`` before this returns.
 
@@ -59,17 +61,20 @@ class MemoryJournal:
         TooLargeError if it never has.
         """
         if key is not None and (known := self._known(key)) is not None:
-            done(known[0] if known[1] == fingerprint(parts) else KeyReusedError())
+            same = known[1] == (marks or fingerprint(parts))
+            done(known[0] if same else KeyReusedError())
             return
         self._check_room(parts)
         first = self._following.get(stream) or first_seq(stream) + 1
         jobs = [Job(seq, *part) for seq, part in enumerate(parts, first)]
         self._following[stream] = first + len(jobs)
         self._listener.accepted(receipt.payloads)
+        if stream != DEFAULT:
+            self._listener.accepted_in(stream, receipt.payloads)
         self._listener.committed(jobs)
         if key is not None and receipt.payloads:
             expires = self._uptime() + KEEP * 1000
-            self._receipts[key] = (receipt, fingerprint(parts), expires)
+            self._receipts[key] = (receipt, marks or fingerprint(parts), expires)
             if len(self._receipts) > self._most_keys:
                 self._receipts.popitem(last=False)
         done(receipt)

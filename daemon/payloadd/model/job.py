@@ -141,49 +141,53 @@ def accepted_at(job_id: uuid.UUID) -> float:
 
 
 def split(
-    payloads: Sequence[PayloadBytes], most_payloads: int, most_bytes: int
+    payloads: Sequence[PayloadBytes], most_payloads: int, most_bytes: int, more: int = 0
 ) -> list[list[PayloadBytes]]:
     """Return ``payloads`` in their order, cut into lists that fit into one object each.
 
     A list has at most ``most_payloads`` payloads and ``most_bytes`` bytes, a line feed behind each
-    payload included. A payload larger than that is a list of its own.
+    payload included, and ``more`` bytes around each. A payload larger than that is a list of its
+    own.
     """
     # Payloads that fit into one object are not counted one by one: that was measurable.
-    if 0 < len(payloads) <= most_payloads and sum(map(len, payloads), len(payloads)) <= most_bytes:
+    if (
+        0 < len(payloads) <= most_payloads
+        and sum(map(len, payloads), len(payloads) * (1 + more)) <= most_bytes
+    ):
         return [list(payloads)]
     left = iter(payloads)
     return [
         list(islice(left, count))
-        for count in _counts(map(len, payloads), most_payloads, most_bytes)
+        for count in _counts(map(len, payloads), most_payloads, most_bytes, more)
     ]
 
 
 def split_lines(
-    text: bytes, sizes: Sequence[int], most_payloads: int, most_bytes: int
+    text: bytes, sizes: Sequence[int], most_payloads: int, most_bytes: int, more: int = 0
 ) -> list[tuple[bytes, int]]:
     """Return NDJSON cut as :func:`split` cuts: the lines of each object and their number.
 
-    ``sizes`` are the bytes of each payload without its line feed.
+    ``sizes`` are the bytes of each payload without its line feed; ``more`` bytes will be around it.
     """
     found: list[tuple[bytes, int]] = []
     start = index = 0
-    for count in _counts(sizes, most_payloads, most_bytes):
+    for count in _counts(sizes, most_payloads, most_bytes, more):
         end = start + sum(sizes[index : index + count]) + count
         found.append((text[start:end], count))
         start, index = end, index + count
     return found
 
 
-def _counts(sizes: Iterable[int], most_payloads: int, most_bytes: int) -> list[int]:
+def _counts(sizes: Iterable[int], most_payloads: int, most_bytes: int, more: int) -> list[int]:
     """Return the number of payloads of each object, for payloads of these sizes."""
     counts: list[int] = []
     free = -1
     for size in sizes:
-        if free < size + 1 or counts[-1] == most_payloads:
+        if free < size + 1 + more or counts[-1] == most_payloads:
             counts.append(0)
             free = most_bytes
         counts[-1] += 1
-        free -= size + 1
+        free -= size + 1 + more
     return counts
 
 

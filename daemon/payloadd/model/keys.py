@@ -15,6 +15,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any, Final
 
 from payloadd.config.parsers import S3Url
+from payloadd.config.stream_names import DEFAULT_STREAM
 from payloadd.model.formats import FORMATS
 from payloadd.model.job import accepted_at, id_text
 
@@ -22,8 +23,18 @@ if TYPE_CHECKING:
     import uuid
     from collections.abc import Callable, Mapping
 
-_FIELDS: Final = {"date": 10, "hour": 2, "minute": 2, "shard": 2, "id": 36, "host": 64}
+_FIELDS: Final = {
+    "stream": 63,
+    "date": 10,
+    "hour": 2,
+    "minute": 2,
+    "shard": 2,
+    "id": 36,
+    "host": 64,
+}
 """The fields of a template, and the most bytes that the value of each has."""
+_PERIODS: Final = {"date": 86_400_000, "hour": 3_600_000, "minute": 60_000}
+"""The fields of time, and the milliseconds for which the value of each stays the same."""
 _ALLOWED: Final = ", ".join(f"{{{name}}}" for name in _FIELDS)
 _LONGEST_KEY: Final = 1024  # bytes of UTF-8: S3, "Object key naming guidelines"
 _LONGEST_SEGMENT: Final = 240  # NAME_MAX is 255; FileStore's temporary name takes five more
@@ -34,25 +45,39 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 class KeyTemplate:
     """A checked template of keys; :meth:`parse` makes one."""
 
-    def __init__(self, parts: list[tuple[str, str | None]], host: str) -> None:
+    def __init__(self, parts: list[tuple[str, str | None]], host: str, stream: str) -> None:
         self._parts = parts
         self._host = host
+        self._stream = stream
         self._sharded = any(name == "shard" for _, name in parts)
+        self.period = min((_PERIODS[name] for _, name in parts if name in _PERIODS), default=0)
+        """Milliseconds after which keys have another time in them; 0 if they have none.
+
+        Counted from 1970 on: days, hours and minutes in UTC have no leap seconds.
+        """
         self._minute = -1.0
         self._format = ""
 
     @classmethod
-    def parse(cls, text: str, *, prefix: str = "", host: str | None = None) -> KeyTemplate:
+    def parse(
+        cls, text: str, *, prefix: str = "", host: str | None = None, stream: str = DEFAULT_STREAM
+    ) -> KeyTemplate:
         """Return the template in ``text``, in which ``{{`` and ``}}`` stand for braces.
 
         ``prefix`` is the store's, and only counts for the length of the keys. ``host`` is this
-        machine's name by default. Raises ValueError, whose message names the allowed values.
+        machine's name by default, and ``stream`` the name of the stream. Raises ValueError, whose
+        message names the allowed values.
         """
         parts = _split(text)
         name = re.sub(r"[^A-Za-z0-9._-]", "-", host or socket.gethostname())
-        template = cls(parts, name[: _FIELDS["host"]])
+        template = cls(parts, name[: _FIELDS["host"]], stream)
         _check(template._longest(), prefix)
         return template
+
+    @property
+    def names_stream(self) -> bool:
+        """Whether the keys contain the name of the stream."""
+        return any(name == "stream" for _, name in self._parts)
 
     def render(self, job_id: uuid.UUID) -> str:
         """Return the key of a job; date, hour and minute are those of its id, in UTC."""
@@ -68,17 +93,15 @@ class KeyTemplate:
     def probe_keys(self, job_id: uuid.UUID, prefix: str) -> list[str]:
         """Return the keys at which ``payloadd check`` may write an object, the best one first.
 
-        The first is outside of the folders of dates, hours and shards, where a reader could take it
-        for data, and has the beginning that all keys have in common: rights may be limited to that
-        beginning. It is left out if it is too long with the store's ``prefix``. The last is the key
-        of a job with this id.
+        The first is outside of the folders of dates, hours, shards and streams, where a reader
+        could take it for data. The second begins in the same way as all keys do, such as ``dt=``:
+        rights may be limited to that beginning. Both are left out if they are too long with the
+        store's ``prefix``. The last is the key of a job with this id.
         """
-        shared = f"{self._shared_beginning()}payloadd-check-{job_id}.ndjson"
-        try:
-            _check(shared, prefix)
-        except ValueError:
-            return [self.render(job_id)]
-        return [shared, self.render(job_id)]
+        beginning = self._shared_beginning()
+        folder = beginning[: beginning.rfind("/") + 1]
+        keys = [f"{start}payloadd-check-{job_id}.ndjson" for start in (folder, beginning)]
+        return [*dict.fromkeys(key for key in keys if _fits(key, prefix)), self.render(job_id)]
 
     def _shared_beginning(self) -> str:
         """Return the text at the beginning of every key of this machine."""
@@ -100,6 +123,7 @@ class KeyTemplate:
                 "hour": moment.strftime("%H"),
                 "minute": moment.strftime("%M"),
                 "host": self._host,
+                "stream": self._stream,
                 "shard": "%(shard)s",
                 "id": "%(id)s",
             }.__getitem__,
@@ -120,11 +144,18 @@ class KeyTemplate:
 def key_problems(values: Mapping[str, Any]) -> list[str]:
     """Return the problems of the setting ``KEY_TEMPLATE``, for ``config.settings.load``."""
     text, url = values.get("key_template"), values.get("store_url")
+    if text is None:
+        return []
     try:
-        if text is not None:
-            KeyTemplate.parse(text, prefix=url.prefix if isinstance(url, S3Url) else "")
+        template = KeyTemplate.parse(text, prefix=url.prefix if isinstance(url, S3Url) else "")
     except ValueError as error:
         return [f"KEY_TEMPLATE: {text!r} is not allowed; allowed is {error}"]
+    if values.get("streams") and not template.names_stream:
+        problem = (
+            f"KEY_TEMPLATE: {text!r} is not allowed with STREAMS; allowed is a template with"
+            " {stream}: otherwise nothing would tell the objects of one stream from another's"
+        )
+        return [problem]
     return []
 
 
@@ -152,6 +183,15 @@ def _split(text: str) -> list[tuple[str, str | None]]:
     if not any(name == "id" for _, name, _, _ in parsed):
         raise ValueError("a template with {id}: without it objects would overwrite each other")
     return [(literal, name) for literal, name, _, _ in parsed]
+
+
+def _fits(key: str, prefix: str) -> bool:
+    """Return whether S3 and file systems take a key below the store's ``prefix``."""
+    try:
+        _check(key, prefix)
+    except ValueError:
+        return False
+    return True
 
 
 def _check(longest: str, prefix: str) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _NEVER: Final = 2**63
 """A ``seq`` larger than that of any job."""
+_EVERY_ID: Final = (0, 2**128)
+"""A range with the numbers of all ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,20 @@ class Layouts:
         """
         index = self._index(seq) + 1
         return self._firsts[index] if index < len(self._firsts) else _NEVER
+
+    def ids_beside(self, job: Job) -> tuple[int, int]:
+        """Return the range of ids, as numbers, whose jobs may be in one object with ``job``.
+
+        The second number is not in it. A key has the time of its first job, so no job of another
+        day, hour or minute may be in the object, as far as the key names them. Ids are not always
+        in the order of ``seq``: the clock may go back.
+        """
+        period = self._templates[self._index(job.seq)].period
+        if not period:
+            return _EVERY_ID
+        milliseconds = job.id.int >> 80
+        start = milliseconds - milliseconds % period
+        return start << 80, (start + period) << 80
 
     def batch(self, jobs: Sequence[Job]) -> Batch:
         """Return the batch of ``jobs``, which have one layout."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from payloadd.config.stream_names import DEFAULT_STREAM
+
 DEFAULT: Final = 0
 """The number of the default stream."""
-DEFAULT_NAME: Final = "default"
+DEFAULT_NAME: Final = DEFAULT_STREAM
 STREAM_BITS: Final = 48
 """The bits of a ``seq`` below the number of its stream."""
 MOST_NUMBERS: Final = 2**13

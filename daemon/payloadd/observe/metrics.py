@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -25,7 +26,7 @@ from prometheus_client.registry import Collector
 from payloadd.observe.status import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 # From one payload of a few bytes to a full BATCH_MAX_BYTES.
 _OBJECT_BYTES = tuple(float(2**power) for power in range(6, 26, 2))
@@ -93,6 +94,53 @@ class PlainHistogram(Collector):
         yield family
 
 
+class PayloadCounts(Protocol):
+    """The number of payloads by outcome, since the start of the process."""
+
+    accepted: int
+    stored: int
+    dead: int
+
+
+class PayloadCounters(Collector):
+    """The counters of payloads; with STREAMS one sample for each stream."""
+
+    def __init__(self) -> None:
+        self.accepted = CounterValue()
+        self.stored = CounterValue()
+        self.dead = CounterValue()
+        self.names: Mapping[int, str] = {}
+        """The names of streams by their numbers; empty without STREAMS."""
+        self.by_stream: Callable[[], Mapping[int, PayloadCounts]] = dict
+        """The function that returns the counts of streams, as far as they had payloads."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families for a scrape.
+
+        There is no sum beside the streams: a query that adds all samples up would count each
+        payload twice.
+        """
+        counts = self.by_stream() if self.names else {}
+        for name, doc, total, of_stream in (
+            ("accepted", "Payloads answered with a 2xx", self.accepted, _accepted),
+            ("stored", "Payloads that the store confirmed", self.stored, _stored),
+            ("dead", "Payloads that the store refused for good", self.dead, _dead),
+        ):
+            labels = ["stream"] if self.names else []
+            family = CounterMetricFamily(f"payloadd_payloads_{name}", doc, labels=labels)
+            if not self.names:
+                family.add_metric((), total.value)
+            for number, stream in self.names.items():
+                found = counts.get(number)
+                family.add_metric((stream,), 0 if found is None else of_stream(found))
+            yield family
+
+
+_accepted = attrgetter("accepted")
+_stored = attrgetter("stored")
+_dead = attrgetter("dead")
+
+
 class StatusGauges(Collector):
     """The gauges that a snapshot of the process has, one snapshot for each scrape."""
 
@@ -106,14 +154,18 @@ class StatusGauges(Collector):
 
 def render_gauges(status: Status) -> Iterator[Metric]:
     """Yield the gauges of a snapshot."""
-    draining = status.phase in ("draining", "drained")
+    draining = status.phase in ("leaving", "draining", "drained")
     for name, doc, value in (
         (
             "queue_jobs",
             "Jobs in memory that wait for a worker, or for another attempt",
-            status.queue.jobs + status.queue.put_back,
+            status.queue.jobs + status.queue.forming + status.queue.put_back,
         ),
-        ("queue_bytes", "Payload bytes in the memory channel", status.queue.bytes),
+        (
+            "queue_bytes",
+            "Payload bytes in memory that wait for a worker",
+            status.queue.bytes + status.queue.forming_bytes,
+        ),
         ("journal_jobs", "Jobs in the journal", status.journal.jobs),
         (
             "journal_bytes",
@@ -157,15 +209,11 @@ class Metrics:
         self.registry.register(StatusGauges(snapshot))
         self.requests = self._counter("requests", "Answers given, by HTTP status", "code")
         self._answers: dict[int, CounterValue] = {}
-        self.accepted = self._counter(
-            "payloads_accepted", "Payloads answered with a 2xx"
-        ).labelled()
-        self.stored = self._counter(
-            "payloads_stored", "Payloads that the store confirmed"
-        ).labelled()
-        self.dead = self._counter(
-            "payloads_dead", "Payloads that the store refused for good"
-        ).labelled()
+        self._payloads = PayloadCounters()
+        self.registry.register(self._payloads)
+        self.accepted = self._payloads.accepted
+        self.stored = self._payloads.stored
+        self.dead = self._payloads.dead
         self.objects_stored = self._counter(
             "objects_stored", "Objects that the store confirmed"
         ).labelled()
@@ -180,6 +228,15 @@ class Metrics:
         self.upload_seconds = self._histogram(
             "upload_seconds", "Time of one attempt at an object", _UPLOAD_SECONDS
         )
+
+    def name_streams(
+        self, names: Mapping[int, str], counts: Callable[[], Mapping[int, PayloadCounts]]
+    ) -> None:
+        """Give the counters of payloads the label ``stream``.
+
+        ``names`` are the names of the streams by their numbers; ``counts`` returns their counts.
+        """
+        self._payloads.names, self._payloads.by_stream = names, counts
 
     def count_request(self, status: int) -> None:
         """Count an answer with this HTTP status."""

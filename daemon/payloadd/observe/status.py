@@ -16,8 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Phase = Literal["starting", "serving", "draining", "drained"]
-"""The phases of the process in their order; ``drained``: all is closed, the process ends."""
+Phase = Literal["starting", "serving", "leaving", "draining", "drained"]
+"""The phases of the process in their order.
+
+``leaving``: requests are still accepted, but ``/readyz`` says 503, so that balancers send no more
+(DRAIN_DELAY). ``drained``: all is closed, the process ends.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,10 @@ class QueueFigures:
     """Whether the dispatcher is blocked on memory, disk or store, so that it receives nothing."""
     put_back: int = 0
     """Jobs in memory that wait for another attempt at their object."""
+    forming: int = 0
+    """Jobs that were received and that are in no worker's batch yet."""
+    forming_bytes: int = 0
+    """Bytes of the payloads of these."""
 
 
 @dataclass(frozen=True, slots=True)

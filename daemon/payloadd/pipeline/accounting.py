@@ -9,20 +9,24 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from payloadd.model.job import accepted_at
+from payloadd.model.streams import DEFAULT, last_seq, stream_of
 from payloadd.observe.status import PayloadFigures
+from payloadd.pipeline.upload_watch import UploadWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from payloadd.model.job import Batch, Job
     from payloadd.observe.metrics import Metrics
 
 _RATE_SECONDS: Final = 10.0
 """The time over which the drain rate is measured: long enough to even out slow uploads."""
+_LAST_OF_DEFAULT: Final = last_seq(DEFAULT)
 _LONGEST_RETRY_AFTER: Final = 60
 """Seconds."""
 
@@ -68,6 +72,15 @@ class DrainRate:
             self._seconds.popleft()
 
 
+@dataclass(slots=True)
+class StreamCounts:
+    """The payloads of one stream by outcome, since the start of the process."""
+
+    accepted: int = 0
+    stored: int = 0
+    dead: int = 0
+
+
 class Accounting:
     """The counts of payloads of one process, and the jobs that are in memory."""
 
@@ -75,12 +88,18 @@ class Accounting:
         """Begin with zeros; ``wall_clock`` returns Unix time in seconds."""
         self._metrics = metrics
         self._wall_clock = wall_clock
+        self.uploads = UploadWatch()
+        """The requests that want to know the objects of their payloads."""
         # Bounded by the channel and by the batches of the workers.
         self._in_memory: dict[int, Job] = {}
         self.kept_since: float | None = None
         """The time of acceptance of the oldest job in the journal (Unix time), a second old."""
-        self.newest_found = 0
-        """The ``seq`` of the newest job that the start found in the journal; 0 without one."""
+        self.newest_found: dict[int, int] = {}
+        """The ``seq`` of the newest job that the start found in the journal, by stream."""
+        self.by_stream: dict[int, StreamCounts] = {}
+        """The counts of the streams other than the default one; see ``streams``."""
+        self.stream_names: Mapping[int, str] = {}
+        """The names of streams by their numbers, for the log; empty without STREAMS."""
         self.rate = DrainRate()
         self.accepted = 0
         self.stored = 0
@@ -134,6 +153,26 @@ class Accounting:
         self.accepted += payloads
         self._metrics.accepted.inc(payloads)
 
+    def accept_in(self, stream: int, payloads: int) -> None:
+        """Count acknowledged payloads, which ``accept`` has counted, for their stream."""
+        self._counts(stream).accepted += payloads
+
+    def streams(self) -> dict[int, StreamCounts]:
+        """Return the counts of each stream, by its number.
+
+        Those of the default stream are what the others leave: it costs nothing to count them.
+        """
+        others = self.by_stream.values()
+        default = StreamCounts(
+            self.accepted - sum([one.accepted for one in others]),
+            self.stored - sum([one.stored for one in others]),
+            self.dead - sum([one.dead for one in others]),
+        )
+        return {DEFAULT: default, **self.by_stream}
+
+    def _counts(self, stream: int) -> StreamCounts:
+        return self.by_stream.setdefault(stream, StreamCounts())
+
     def revive(self, payloads: int) -> None:
         """Count the payloads of dead letters that are tried again."""
         self.found += payloads
@@ -150,22 +189,30 @@ class Accounting:
         """Return whether the job with this ``seq`` is in memory."""
         return seq in self._in_memory
 
-    def leave(self, batch: Batch) -> None:
-        """Note that the jobs of a batch are in the journal alone."""
-        for job in batch.jobs:
+    def leave(self, jobs: Sequence[Job]) -> None:
+        """Note that jobs are in the journal alone."""
+        for job in jobs:
             self._in_memory.pop(job.seq, None)
 
     def settle(self, batch: Batch) -> None:
         """Count the payloads of a batch that the store confirmed."""
         self._remove(batch)
+        if self.uploads.jobs:
+            self.uploads.store(batch)
         self.stored += batch.payloads
         self._metrics.stored.inc(batch.payloads)
+        if (seq := batch.jobs[0].seq) > _LAST_OF_DEFAULT:
+            self._counts(stream_of(seq)).stored += batch.payloads
 
     def bury(self, batch: Batch) -> None:
         """Count the payloads of a batch that the store refused for good."""
         self._remove(batch)
+        if self.uploads.jobs:
+            self.uploads.bury(batch)
         self.dead += batch.payloads
         self._metrics.dead.inc(batch.payloads)
+        if (seq := batch.jobs[0].seq) > _LAST_OF_DEFAULT:
+            self._counts(stream_of(seq)).dead += batch.payloads
 
     def _remove(self, batch: Batch) -> None:
         for job in batch.jobs:

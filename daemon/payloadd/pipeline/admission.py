@@ -90,36 +90,41 @@ class UploadAdmission:
         lowest = self.limits.lowest_rate(trio.current_time())
         return UploadFigures(self.idle.concurrency, lowest)
 
-    async def admit(self, batch: Batch) -> bool:
+    async def admit(self, batch: Batch) -> bool | None:
         """Return whether a new batch may be uploaded now; if not, it is kept for later.
 
-        Waits where the batch can neither be uploaded nor kept.
+        Waits while new batches fail. Returns None where the limit of the prefix is the reason for
+        which the batch can neither be uploaded nor kept: batches with another prefix may go first.
         """
-        while True:
-            now = trio.current_time()
-            self._changed = trio.Event()
-            wait_until = self._failing.next_token(now)
-            if wait_until <= now:
-                limit = self.limits.find(batch.key, now)
-                if limit is None:
-                    self._failing.take(now)
-                    self._ahead.succeed()
-                    return True
-                if not self.put_back.waits_for_limit(batch.key) and limit.start(now):
-                    return True
-                if self.put_back.has_room(batch):
-                    await self.put_back.limit(WaitingBatch(batch))
-                    return False
-                if self._durable and self._ahead.take(now):
-                    await self.put_back.leave_to_journal(WaitingBatch(batch))
-                    return False
-                wait_until = now + _TICK
-            self._channel.paused = True
-            try:
-                with trio.move_on_at(wait_until):
-                    await self._changed.wait()
-            finally:
-                self._channel.paused = False
+        while (wait_until := self._failing.next_token(trio.current_time())) > trio.current_time():
+            await self._wait(wait_until)
+        now = trio.current_time()
+        limit = self.limits.find(batch.key, now)
+        if limit is None:
+            self._failing.take(now)
+            self._ahead.succeed()
+            return True
+        if not self.put_back.waits_for_limit(batch.key) and limit.start(now):
+            return True
+        if self.put_back.has_room(batch):
+            await self.put_back.limit(WaitingBatch(batch))
+            return False
+        if self._durable and self._ahead.take(now):
+            await self.put_back.leave_to_journal(WaitingBatch(batch))
+            return False
+        return None
+
+    async def wait_for_limit(self) -> None:
+        """Return when ``admit`` may have another result for a batch with a limit."""
+        await self._wait(trio.current_time() + _TICK)
+
+    async def _wait(self, until: float) -> None:
+        self._channel.paused += 1
+        try:
+            with trio.move_on_at(until):
+                await self._changed.wait()
+        finally:
+            self._channel.paused -= 1
 
     def store(self, key: str, started: float, *, retried: bool) -> None:
         """Note that an upload was stored, which had ``started``.
@@ -236,3 +241,4 @@ class UploadAdmission:
             or not self._failing.has_token(trio.current_time())
         )
         self._changed.set()
+        self._changed = trio.Event()

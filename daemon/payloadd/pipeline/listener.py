@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from payloadd.model.streams import DEFAULT
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -29,6 +27,7 @@ class PipelineListener:
         self.committed = feeder.offer
         self.left_for_page = feeder.leave
         self.accepted = accounting.accept
+        self.accepted_in = accounting.accept_in
         self.seconds_for = accounting.rate.seconds_for
         self.jobs_in_memory = accounting.jobs
         self.holds = accounting.holds
@@ -38,8 +37,8 @@ class PipelineListener:
     def opened(self, newest: Mapping[int, int], payloads: int) -> None:
         """Begin with a journal with these newest jobs, by stream, and with so many payloads."""
         self._accounting.found = payloads
-        self._accounting.newest_found = newest.get(DEFAULT, 0)
-        self._feeder.resume(newest.get(DEFAULT, 0))
+        self._accounting.newest_found = dict(newest)
+        self._feeder.resume(newest)
 
     def closed(self, payloads: int) -> None:
         """Note the payloads that stay in the journal."""

@@ -60,8 +60,8 @@ class PutBackBatches:
         idle: IdleWorkers,
     ) -> None:
         self._channel = channel
-        self._accounting = accounting
-        self._journal = journal
+        self.accounting = accounting
+        self.journal = journal
         self._limits = limits
         self._idle = idle
         self._most_bytes = channel.max_bytes // _SHARE
@@ -104,7 +104,7 @@ class PutBackBatches:
 
     def has_room(self, batch: Batch) -> bool:
         """Return whether ``batch`` may wait in memory."""
-        if not self._journal.durable:
+        if not self.journal.durable:
             return True
         return (
             self.batches < _MOST_BATCHES
@@ -138,8 +138,8 @@ class PutBackBatches:
         batch = waiting.batch
         if not (waiting.sealed and batch.sealed):
             # The batch of a single job, too: otherwise its jobs would be found only at a start.
-            await self._journal.seal(Batch(batch.jobs, batch.key, batch.format_name, sealed=True))
-        self._accounting.leave(batch)
+            await self.journal.seal(Batch(batch.jobs, batch.key, batch.format_name, sealed=True))
+        self.accounting.leave(batch.jobs)
         self._channel.release(batch.bytes)
         self._look_into_journal()
 
@@ -225,7 +225,7 @@ class PutBackBatches:
         """Return the next sealed batch of the journal; None without one, or without memory."""
         if not self.in_journal or not self._has_memory() or now < self._pass_due(now):
             return None
-        batch = await self._journal.sealed()
+        batch = await self.journal.sealed()
         if batch is None:
             # The end of a pass: without a find there is none left.
             self.in_journal = self._found
@@ -269,7 +269,7 @@ class PutBackBatches:
         """
         if self._limited or self._idle.busy:
             return False
-        if not self._journal.durable:
+        if not self.journal.durable:
             return not self._failed
         if self._failed and self._succeeding:
             return False

@@ -1,9 +1,9 @@
-"""The bounded memory channel between acceptance and the dispatcher.
+"""The bounded memory channels between acceptance and the dispatcher, one for each active stream.
 
-A trio memory channel counts items; a queue of payloads has to be bounded in bytes too. The sender
-never waits: a task that waits for space would be a queue without a bound. Received jobs count
-against the bytes until they are released, because payloads in the batches of workers take as much
-memory as payloads that wait.
+A trio memory channel counts items; a queue of payloads has to be bounded in bytes too, and all
+streams share one bound. The sender never waits: a task that waits for space would be a queue
+without a bound. Received jobs count against the bytes until they are released, because payloads in
+the batches of workers take as much memory as payloads that wait.
 """
 
 from __future__ import annotations
@@ -13,57 +13,84 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from payloadd.model.streams import STREAM_BITS
 from payloadd.observe.status import QueueFigures
+from payloadd.pipeline.stream_queue import StreamQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from payloadd.model.job import Job
 
-_LEAST_FOR_GATHERING: Final = 1000
-"""Jobs that the channel must have space for, so that ``gather`` waits: a smaller channel would
-become full, and requests be refused, while the batch has space."""
+LEAST_FOR_GATHERING: Final = 1000
+"""Jobs that the channel must have space for, so that it pays to wait for more of them: a smaller
+channel would become full, and requests be refused, while the batch has space."""
 
 
 class JobChannel:
-    """Both ends of the channel, and the counts of its content."""
+    """Both ends of the channels of all streams, and the counts of their content."""
 
     def __init__(self, max_jobs: int, max_bytes: int) -> None:
-        """Create an empty channel for ``max_jobs`` jobs of ``max_bytes`` bytes together."""
+        """Create channels for ``max_jobs`` jobs of ``max_bytes`` bytes, all streams together."""
         self.max_jobs = max_jobs
         self.max_bytes = max_bytes
-        # Counted here: the statistics of the trio channel cost too much for each job.
+        # Counted here: the statistics of the trio channels cost too much for each job.
         self.jobs = 0
         self.bytes = 0
         self.bytes_held = 0
         """Bytes of the payloads that were received, or counted by ``hold``, and not released."""
+        self.forming_jobs = 0
+        """Received jobs in batches that no worker has yet."""
+        self.forming_bytes = 0
+        """The bytes of these jobs; ``bytes_held`` contains them."""
         self.received = 0
         """Jobs that were received so far; the watchdog sees by it that the consumer works."""
-        self.paused = False
-        """Whether the consumer is blocked on memory or disk, so that it receives nothing."""
+        self.paused = 0
+        """Consumers that are blocked on memory, disk or store, so that they receive nothing."""
         self.limited = False
         """Whether some workers have to stay idle, so that the consumer may wait for the others."""
-        self.ready: deque[Job] = deque()
-        """Jobs that came out of the trio channel and that were not received, the oldest first."""
         self.jobs_put_back = 0
         """Jobs that were received and wait for another attempt: their bytes are held."""
         self.nudged: Callable[[], None] = _ignore
         """Called when there are more sealed batches in the journal."""
-        self._closed = False
-        # The memory bound of the daemon: max_jobs jobs that together have max_bytes.
-        # Jobs come in groups, as they were committed: to send, receive and wake a task for each
-        # job was measurable.
-        self._send, self._receive = trio.open_memory_channel["Sequence[Job]"](max_jobs)
+        self.activated: Callable[[StreamQueue], None] = _ignore_queue
+        """Called with the queue of a stream that gets its first job."""
+        self.streams: dict[int, StreamQueue] = {}
+        """The queues by number of the stream."""
+        self.paging = trio.Lock()
+        """Held while a page of the journal is read: it knows the jobs of one page at a time."""
+        self.closed = False
+        self._closed = trio.Event()
+        self._turns: deque[StreamQueue] = deque()
+        """The queues that have jobs, for a consumer of all streams; the next one in front."""
+        self._job_came: trio.Event | None = None
         self._half_empty: trio.Event | None = None
-        self._gathered: trio.Event | None = None
-        self._missing_payloads = self._missing_bytes = 0
-        """The payloads and bytes that must still come to end ``gather``."""
         self._space_freed: trio.Event | None = None
 
     def figures(self) -> QueueFigures:
         """Return the content for a snapshot of the process."""
-        paused = self.paused or self.limited
-        return QueueFigures(self.jobs, self.bytes, self.received, paused, self.jobs_put_back)
+        paused = bool(self.paused) or self.limited
+        return QueueFigures(
+            self.jobs,
+            self.bytes,
+            self.received,
+            paused,
+            self.jobs_put_back,
+            self.forming_jobs,
+            self.forming_bytes,
+        )
+
+    def queue_of(self, seq: int) -> StreamQueue:
+        """Return the queue of the stream of a job."""
+        number = seq >> STREAM_BITS
+        queue = self.streams.get(number)
+        if queue is None:
+            # The memory bound of the daemon: all queues together have max_jobs jobs, which together
+            # have max_bytes.
+            queue = self.streams[number] = StreamQueue(number, self.max_jobs)
+            if self.closed:
+                queue.close()
+        return queue
 
     def has_room(self, jobs: int, size: int) -> bool:
         """Return whether ``jobs`` jobs of ``size`` bytes together fit now."""
@@ -72,7 +99,7 @@ class JobChannel:
         return jobs <= self.max_jobs and in_memory + size <= self.max_bytes
 
     def send_nowait(self, jobs: Sequence[Job]) -> None:
-        """Put all jobs into the channel, in order.
+        """Put all jobs, which are of one stream, into its channel, in order.
 
         Raises trio.WouldBlock if they do not fit, trio.ClosedResourceError if the channel is
         closed; then no job was put into it.
@@ -81,62 +108,102 @@ class JobChannel:
         # A job that was accepted under a larger MAX_QUEUE_BYTES goes through an empty channel.
         if not self.has_room(len(jobs), size) and not (len(jobs) == 1 and self._is_empty):
             raise trio.WouldBlock
-        if jobs:
-            self._send.send_nowait(jobs)
+        if self.closed:
+            raise trio.ClosedResourceError
+        if not jobs:
+            return
+        queue = self.queue_of(jobs[0].seq)
         self.jobs += len(jobs)
         self.bytes += size
-        if self._gathered is not None:
-            self._missing_payloads -= sum([job.payloads for job in jobs])
-            self._missing_bytes -= size
-            if min(self._missing_payloads, self._missing_bytes) <= 0 or not self._is_half_empty:
-                self._end_gathering()
+        queue.put(jobs, size)
+        if not queue.has_turn and not queue.parked:
+            self._give_turn(queue)
+        if not queue.active:
+            queue.active = True
+            self.activated(queue)
+        if queue.gathering is not None and not self.is_half_empty:
+            queue.end_gathering()
 
     def nudge(self) -> None:
         """Report that there are more sealed batches in the journal."""
         self.nudged()
 
     async def wait_for_job(self) -> None:
-        """Return once a job is ready.
+        """Return once a job of any stream can be received.
 
         Raises trio.EndOfChannel once the channel is closed and empty.
         """
-        if not self.ready:
-            try:
-                group = self._receive.receive_nowait()
-            except trio.WouldBlock:
-                group = await self._receive.receive()
-            self._unpack(group)
-
-    async def gather(self, payloads: int, size: int, seconds: float) -> None:
-        """Wait for ``seconds``, or until ``payloads`` payloads or ``size`` bytes have come.
-
-        Returns early when the channel is half full or closed. Use it when latency does not
-        matter: without it the consumer is woken for each group, once in every commit.
-        """
-        if self._closed or self.max_jobs < _LEAST_FOR_GATHERING:
-            return
-        self._missing_payloads, self._missing_bytes = payloads, size
-        self._gathered = trio.Event()
-        with trio.move_on_after(seconds):
-            await self._gathered.wait()
-        self._end_gathering()
-
-    def receive_ready(self, count: int) -> list[Job]:
-        """Return the oldest ``count`` jobs of ``ready``, which must have as many."""
-        jobs = [self.ready.popleft() for _ in range(count)]
-        self._count_received(count, sum([len(job.lines) for job in jobs]))
-        return jobs
+        while not self._turns:
+            if self.closed and not any(queue.parked for queue in self.streams.values()):
+                raise trio.EndOfChannel
+            self._job_came = trio.Event()
+            await self._job_came.wait()
 
     def receive_nowait(self) -> Job:
-        """Return the oldest job.
+        """Return the oldest job of the stream whose turn it is.
 
-        Raises trio.WouldBlock if the channel is empty, else as ``wait_for_job``.
+        Raises trio.WouldBlock if no job can be received, else as ``wait_for_job``.
         """
-        if not self.ready:
-            self._unpack(self._receive.receive_nowait())
-        job = self.ready.popleft()
+        turns = self._turns
+        if not turns:
+            if self.closed:
+                raise trio.EndOfChannel
+            raise trio.WouldBlock
+        queue = turns[0]
+        if not queue.ready:
+            queue.unpack()
+        job = queue.ready.popleft()
+        queue.jobs -= 1
+        if not queue.jobs:
+            queue.has_turn = False
+            turns.popleft()
+        elif len(turns) > 1:
+            turns.rotate(-1)
         self._count_received(1, len(job.lines))
         return job
+
+    def park(self, queue: StreamQueue) -> None:
+        """Let ``receive_nowait`` leave a stream out, until ``unpark``."""
+        queue.parked = True
+        if queue.has_turn:
+            queue.has_turn = False
+            self._turns.remove(queue)
+
+    def unpark(self, queue: StreamQueue) -> None:
+        """Let ``receive_nowait`` return the jobs of a stream again."""
+        queue.parked = False
+        if queue.jobs:
+            self._give_turn(queue)
+        self._wake_consumer()
+
+    def receive_ready(self, queue: StreamQueue, count: int) -> list[Job]:
+        """Return the oldest ``count`` jobs of ``queue.ready``, which must have as many.
+
+        They are for a batch that is formed; ``end_forming`` is called for it at its end.
+        """
+        jobs = [queue.ready.popleft() for _ in range(count)]
+        size = sum([len(job.lines) for job in jobs])
+        queue.jobs -= count
+        self.forming_jobs += count
+        self.forming_bytes += size
+        self._count_received(count, size)
+        return jobs
+
+    def end_forming(self, jobs: int, size: int) -> None:
+        """Note that so many received jobs of ``size`` bytes are in no batch that is formed."""
+        self.forming_jobs -= jobs
+        self.forming_bytes -= size
+
+    def withdraw(self, queue: StreamQueue) -> list[Job]:
+        """Remove and return all jobs of a queue that were not received."""
+        jobs = queue.clear()
+        self.jobs -= len(jobs)
+        self.bytes -= sum([len(job.lines) for job in jobs])
+        if queue.has_turn:
+            queue.has_turn = False
+            self._turns.remove(queue)
+        self._wake_waiting()
+        return jobs
 
     def hold(self, size: int) -> None:
         """Count ``size`` bytes of a batch that did not come through the channel as held."""
@@ -155,33 +222,59 @@ class JobChannel:
 
     async def wait_half_empty(self) -> None:
         """Return once half of the bounds, in jobs and in bytes, is free."""
-        while not self._is_half_empty:
+        while not self.is_half_empty:
             if self._half_empty is None:
                 self._half_empty = trio.Event()
             await self._half_empty.wait()
 
     async def wait_for_room(self, jobs: int, size: int) -> None:
         """Return once ``jobs`` jobs of ``size`` bytes together fit, or nothing is in memory."""
-        while not self._is_empty and not self.has_room(jobs, size):
-            await self._wait_for_space()
+        while not self.fits(jobs, size):
+            await self.wait_for_space()
+
+    def fits(self, jobs: int, size: int) -> bool:
+        """Return whether ``wait_for_room`` would return at once."""
+        return self._is_empty or self.has_room(jobs, size)
+
+    async def wait_for_space(self) -> None:
+        """Return after the next change by which there may be more room."""
+        if self._space_freed is None:
+            self._space_freed = trio.Event()
+        await self._space_freed.wait()
+
+    async def wait_closed(self) -> None:
+        """Return once ``close`` was called."""
+        await self._closed.wait()
 
     def close(self) -> None:
-        """Close the sending end: the jobs in the channel can still be received."""
-        self._closed = True
-        self._send.close()
-        self._end_gathering()
+        """Let the consumers end behind the last job."""
+        self.closed = True
+        self._closed.set()
+        for queue in self.streams.values():
+            queue.close()
+        self._wake_consumer()
+        self._wake_waiting()
 
     @property
     def _is_empty(self) -> bool:
         return self.jobs == 0 and self.bytes_held == 0
 
     @property
-    def _is_half_empty(self) -> bool:
+    def is_half_empty(self) -> bool:
+        """Whether half of the bounds, in jobs and in bytes, is free."""
         in_memory = self.bytes + self.bytes_held
         return 2 * self.jobs <= self.max_jobs and 2 * in_memory <= self.max_bytes
 
-    def _unpack(self, group: Sequence[Job]) -> None:
-        self.ready.extend(group)
+    def _give_turn(self, queue: StreamQueue) -> None:
+        queue.has_turn = True
+        self._turns.append(queue)
+        if self._job_came is not None:
+            self._wake_consumer()
+
+    def _wake_consumer(self) -> None:
+        if self._job_came is not None:
+            self._job_came.set()
+            self._job_came = None
 
     def _count_received(self, jobs: int, size: int) -> None:
         self.jobs -= jobs
@@ -190,25 +283,19 @@ class JobChannel:
         self.received += jobs
         self._wake_waiting()
 
-    def _end_gathering(self) -> None:
-        if self._gathered is not None:
-            self._gathered.set()
-            self._gathered = None
-
-    async def _wait_for_space(self) -> None:
-        if self._space_freed is None:
-            self._space_freed = trio.Event()
-        await self._space_freed.wait()
-
     def _wake_waiting(self) -> None:
         """Wake the tasks that wait for space; cheap if none waits, as this runs for each job."""
         if self._space_freed is not None:
             self._space_freed.set()
             self._space_freed = None
-        if self._half_empty is not None and self._is_half_empty:
+        if self._half_empty is not None and self.is_half_empty:
             self._half_empty.set()
             self._half_empty = None
 
 
 def _ignore() -> None:
     """Do nothing: no part waits for sealed batches yet."""
+
+
+def _ignore_queue(_queue: StreamQueue) -> None:
+    """Do nothing: no part waits for new streams yet."""

@@ -20,6 +20,7 @@ from payloadd.errors import (
     UploadOutcome,
 )
 from payloadd.model.formats import FORMATS
+from payloadd.model.streams import DEFAULT, last_seq, stream_of
 from payloadd.observe.logs import get_logger
 from payloadd.pipeline.admission import UploadAdmission
 from payloadd.pipeline.dead_letter_flood import DeadLetterFlood
@@ -28,7 +29,7 @@ from payloadd.pipeline.waiting_batch import WaitingBatch
 from payloadd.storage.api import Progress, watched_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from payloadd.config.settings import Settings
     from payloadd.journal.api import Journal
@@ -45,6 +46,7 @@ log = get_logger(__name__)
 
 _COMPRESS_IN_THREAD: Final = 64 * 1024
 """Bytes above which compression would block the event loop for longer than a thread costs."""
+_LAST_OF_DEFAULT: Final = last_seq(DEFAULT)
 _QUICK: Final = 1.0
 """Seconds within which an attempt must have failed to be repeated at once. A slower failure would
 hold the worker, and be reported late."""
@@ -212,7 +214,13 @@ class Worker:
             reason=str(error),
             key=batch.key,
             payloads=batch.payloads,
+            **self._stream_field(batch),
         )
+
+    def _stream_field(self, batch: Batch) -> dict[str, str]:
+        """Return the field of the log with the name of the stream, if it has one."""
+        name = self._accounting.stream_names.get(stream_of(batch.jobs[0].seq))
+        return {} if name is None else {"stream": name}
 
     def _count_busy(self) -> int:
         return sum([current.present for current in self._current_batches])
@@ -229,6 +237,7 @@ class CurrentBatch:
         "_batches",
         "_following",
         "_found",
+        "_found_in_default",
         "_inbox",
         "_register",
         "_waiting",
@@ -264,14 +273,16 @@ class CurrentBatch:
         self,
         register: Callable[[Inbox], None],
         following: Callable[[], Batch | None],
-        found: int,
+        found: Mapping[int, int],
     ) -> None:
         """Begin without a batch.
 
         ``register`` is called with the inbox when the worker is idle; ``following`` returns a batch
-        that is ready, or None. An earlier run may have stored jobs up to the ``seq`` ``found``.
+        that is ready, or None. An earlier run may have stored the jobs of a stream up to the
+        ``seq`` that ``found`` has for it.
         """
         self._found = found
+        self._found_in_default = found.get(DEFAULT, 0)
         self._register = register
         self._inbox, self._batches = trio.open_memory_channel[WaitingBatch](0)
         self._following = following
@@ -334,7 +345,11 @@ class CurrentBatch:
         self.rounds, self.attempt = 0, 1
         self.cost = self.body = self._waiting = None
         self.sealed = False
-        self.repeat = batch.jobs[0].seq <= self._found
+        seq = batch.jobs[0].seq
+        if seq <= _LAST_OF_DEFAULT:
+            self.repeat = seq <= self._found_in_default
+        else:
+            self.repeat = seq <= self._found.get(stream_of(seq), 0)
         if not batch.sealed and not _is_slow(batch):
             self.body = FORMATS[batch.format_name].encode(batch.jobs)
 

@@ -66,11 +66,11 @@ async def _report_status(parts: WatchedParts, notifier: Notifier) -> None:
         if status.phase != "starting" and line != sent:
             sent = line
             notifier.status(line)
-        if status.phase == "draining" and seen != (now := _progress(status)):
+        if status.phase in ("leaving", "draining") and seen != (now := _progress(status)):
             # First the time that the settings allow for the drain. Later the next progress may be
             # one slow upload away. systemd never shortens an extension that it has granted.
             settings = parts.settings
-            whole = settings.request_timeout + settings.drain_timeout
+            whole = settings.drain_delay + settings.request_timeout + settings.drain_timeout
             notifier.extend((whole if seen is None else settings.upload_timeout) + _LAST_COMMIT)
             seen = now
         await trio.sleep(_STATUS_INTERVAL)

@@ -24,6 +24,7 @@ SETTINGS: Final = {
     "S3_IF_NONE_MATCH": "off",
 }
 BATCHES: Final = {"BATCH_MAX_PAYLOADS": "1000"}
+ALONE: Final = {"BATCH_MAX_PAYLOADS": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class _Payloadd:
         return f"{self.daemon.url}{PATH}"
 
     async def accepted(self) -> int | None:
-        return int((await self.daemon.metrics())["payloadd_payloads_accepted_total"])
+        return int(await self.daemon.counted("payloads_accepted"))
 
 
 def payloadd(name: str, *, batched: bool = True, **settings: str) -> Peer:
@@ -47,7 +48,7 @@ def payloadd(name: str, *, batched: bool = True, **settings: str) -> Peer:
 
     @asynccontextmanager
     async def start(folder: Path, store: Sink) -> AsyncIterator[Running]:
-        batches = BATCHES if batched else {}
+        batches = BATCHES if batched else ALONE
         env = {**SETTINGS, **batches, **store.environ, **settings}
         async with running_daemon(folder, env) as daemon:
             yield _Payloadd(daemon)

@@ -121,11 +121,14 @@ async def launched(
             await process.wait()
 
 
-async def post_once(url: str, body: str) -> None:
+async def post_once(url: str, body: str, token: str | None = None) -> None:
     """Post until the first answer, so that modules loaded on demand are loaded.
 
     Raises httpx.HTTPError if the answer is a refusal, or if the peer does not listen.
     """
+    headers = {"Content-Type": "application/json"}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
     async with http_client(timeout=_ANSWER_WITHIN) as client:
-        answer = await client.post(url, content=body, headers={"Content-Type": "application/json"})
+        answer = await client.post(url, content=body, headers=headers)
         answer.raise_for_status()

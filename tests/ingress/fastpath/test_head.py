@@ -11,22 +11,35 @@ from hypothesis import strategies as st
 
 from payloadd.ingress.auth import token_digest
 from payloadd.ingress.fastpath import head
-from payloadd.ingress.fastpath.head import (
-    MAX_HEAD_BYTES,
-    may_become_plain,
-    parse,
-    parse_with_secret,
-)
+from payloadd.ingress.fastpath.head import MAX_HEAD_BYTES, FastPathRequest, HeadParser
+from payloadd.ingress.routes import Route, Routes
 from payloadd.ingress.submission import PostHeaders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 FIRST = b"POST /v1/payloads HTTP/1.1\r\n"
 HOST = b"Host: x\r\n"
 LENGTH = b"Content-Length: 3\r\n"
 PLAIN = FIRST + HOST + LENGTH + b"\r\n"
 MAX = 1000
+STREAMS = {"default": 0, "clicks": 1, "errors": 2}
+
+
+@pytest.fixture
+def parser() -> HeadParser:
+    """Return a parser of heads with empty caches."""
+    return HeadParser(Routes(STREAMS), MAX)
+
+
+def parse(data: bytes) -> FastPathRequest | None:
+    """Return the request of a head, parsed without a cache."""
+    return HeadParser(Routes(STREAMS), MAX).parse(data)
+
+
+def may_become_plain(data: bytes) -> bool:
+    """Return whether a head may become plain."""
+    return HeadParser(Routes(STREAMS), MAX).may_become_plain(data)
 
 
 def test_a_plain_request_is_parsed() -> None:
@@ -36,26 +49,74 @@ def test_a_plain_request_is_parsed() -> None:
         + b"HOST: x\r\nconnection: Keep-Alive\r\nCONTENT-TYPE:\tapplication/json \r\n"
         + b"Content-Encoding: gzip\r\nIdempotency-Key: k\r\nX: \xff\r\nContent-Length: 3\r\n\r\n"
     )
-    request = parse(head + b"abc", MAX)
+    request = parse(head + b"abc")
     assert request is not None
     assert (request.start, request.end) == (len(head), len(head) + 3)
     assert request.headers == PostHeaders("application/json", "gzip", "k")
 
 
 @pytest.mark.parametrize("method", [b"POST", b"PUT"])
-@pytest.mark.parametrize("path", [b"payloads", b"payloads/", b"payload", b"payload/"])
-def test_all_spellings_of_the_paths_are_plain(method: bytes, path: bytes) -> None:
+@pytest.mark.parametrize("path", [b"payloads", b"payload"])
+@pytest.mark.parametrize("stream", ["", "/default", "/clicks", "/errors"])
+@pytest.mark.parametrize("slash", [b"", b"/"])
+def test_all_spellings_of_the_paths_are_plain(
+    method: bytes, path: bytes, stream: str, slash: bytes, parser: HeadParser
+) -> None:
     """Otherwise a client would pay ten times the cost for a trailing slash or a PUT."""
-    data = PLAIN.replace(b"POST", method).replace(b"payloads", path)
-    assert all(may_become_plain(data[:size]) for size in range(len(data)))
-    request = parse(data, MAX)
+    target = path + stream.encode() + slash
+    data = PLAIN.replace(b"POST", method).replace(b"payloads", target)
+    assert all(parser.may_become_plain(data[:size]) for size in range(len(data)))
+    request = parser.parse(data)
     assert request is not None
-    assert request.headers.document is (path.rstrip(b"/") == b"payload")
+    assert request.headers.document is (path == b"payload")
+    name = stream[1:] or "default"
+    assert request.headers.stream == (name, STREAMS[name])
+
+
+def test_a_head_of_another_stream_is_another_head(parser: HeadParser) -> None:
+    """The cache would put the payloads of one stream among those of another."""
+    token = b"Authorization: Bearer x\r\nHost"
+    for plain in (PLAIN, PLAIN.replace(b"Host", token)):
+        for read in (parser.parse, parser.parse_with_secret):
+            for name in (*STREAMS, *STREAMS):
+                request = read(plain.replace(b"payloads", f"payloads/{name}".encode()))
+                assert request is not None
+                assert request.headers.stream.number == STREAMS[name]
+
+
+def test_parsers_with_other_streams_share_no_cache() -> None:
+    """A daemon with other streams in the same process would get their numbers."""
+    data = PLAIN.replace(b"payloads", b"payloads/clicks")
+    numbers = []
+    for streams in ({"clicks": 7}, {"clicks": 8}):
+        request = HeadParser(Routes(streams), MAX).parse(data)
+        assert request is not None
+        numbers.append(request.headers.stream.number)
+    assert numbers == [7, 8]
+    assert HeadParser(Routes(), MAX).parse(data) is None
+
+
+def test_a_beginning_costs_no_search_through_all_streams() -> None:
+    """A client that sends single bytes would hold the event loop for a millisecond with each."""
+    seen = []
+
+    class Seen(dict[bytes, Route]):
+        def __iter__(self) -> Iterator[bytes]:
+            seen.append(1)
+            return super().__iter__()
+
+    parser = HeadParser(Routes({f"s{number}": number for number in range(1000)}), MAX)
+    parser._routes = Seen(parser._routes)
+    data = PLAIN.replace(b"payloads", b"payloads/s999")
+    assert all(parser.may_become_plain(data[:size]) for size in range(len(data)))
+    assert not parser.may_become_plain(PLAIN.replace(b"payloads", b"payloads/s1000")[:50])
+    assert not parser.may_become_plain(b"POST /v1/payloads/" + b"s" * 100)
+    assert seen == []
 
 
 def test_a_missing_header_differs_from_an_empty_one() -> None:
     """Otherwise an empty Idempotency-Key, which is a 400, would be accepted."""
-    request = parse(PLAIN.replace(b"\r\n\r\n", b"\r\nIdempotency-Key:\r\n\r\n"), MAX)
+    request = parse(PLAIN.replace(b"\r\n\r\n", b"\r\nIdempotency-Key:\r\n\r\n"))
     assert request is not None
     assert request.headers == PostHeaders(None, None, "")
 
@@ -91,13 +152,13 @@ def test_a_missing_header_differs_from_an_empty_one() -> None:
 )  # fmt: skip
 def test_unusual_requests_are_not_plain(head: bytes) -> None:
     """Otherwise the fast path would answer requests that only Hypercorn can handle."""
-    assert parse(head, MAX) is None
+    assert parse(head) is None
 
 
 @pytest.mark.parametrize("length", [0, MAX])
 def test_the_smallest_and_the_largest_body_are_plain(length: int) -> None:
     """Otherwise the largest allowed body would go to Hypercorn, or be refused."""
-    request = parse(PLAIN.replace(b": 3", b": %d" % length), MAX)
+    request = parse(PLAIN.replace(b": 3", b": %d" % length))
     assert request is not None
     assert request.end - request.start == length
 
@@ -122,19 +183,19 @@ def test_any_bytes_can_be_parsed(inserted: bytes, position: int, removed: int) -
     """Otherwise an unforeseen head would end the connection with a 500."""
     data = PLAIN[:position] + inserted + PLAIN[position + removed :]
     may_become_plain(data)
-    request = parse(data, MAX)
+    request = parse(data)
     assert request is None or request.start <= request.end <= request.start + MAX
 
 
-def test_a_cached_head_depends_on_its_bytes_and_max_length() -> None:
+def test_a_cached_head_depends_on_its_bytes_and_max_length(parser: HeadParser) -> None:
     """Otherwise a client would get the head of another one, or the limit of another MAX_LENGTH."""
     for _ in range(2):
-        for length in (1, 2, MAX):
+        for length in (1, 2):
             head = PLAIN.replace(b": 3", b": %d" % length)
-            request = parse(head + b"x", MAX)
+            request = parser.parse(head + b"x")
             assert request is not None
             assert (request.start, request.end) == (len(head), len(head) + length)
-            assert parse(head, length - 1) is None
+            assert HeadParser(Routes(), length - 1).parse(head) is None
 
 
 @pytest.mark.parametrize(
@@ -147,54 +208,53 @@ def test_a_cached_head_depends_on_its_bytes_and_max_length() -> None:
         b"Authorization: " + b"hunter2" * 300,
     ],
 )  # fmt: skip
-def test_a_head_with_a_secret_is_plain_and_its_secret_is_not_cached(line: bytes) -> None:
+def test_a_head_with_a_secret_is_plain_and_its_secret_is_not_cached(
+    line: bytes, parser: HeadParser
+) -> None:
     """Otherwise tokens would stay in memory after their requests, or make requests slow."""
-    keys = cached_heads()
+    keys = cached_heads(parser)
     secret = PLAIN.replace(b"Host", line + b"\r\nIdempotency-Key: k\r\nHost")
     for _ in range(2):
-        request = parse(secret + b"abc", MAX)
+        request = parser.parse(secret + b"abc")
         assert request is not None
         assert (request.start, request.end) == (len(secret), len(secret) + 3)
         assert request.headers == PostHeaders(None, None, "k")
-        assert parse_with_secret(secret + b"abc", MAX) == request
+        assert parser.parse_with_secret(secret + b"abc") == request
     assert b"hunter2" not in b"".join(keys())
 
 
-def test_the_cache_is_seen() -> None:
+def test_the_cache_is_seen(parser: HeadParser) -> None:
     """Otherwise the tests of secrets would prove nothing."""
-    keys = cached_heads()
-    parse(PLAIN, MAX)
+    keys = cached_heads(parser)
+    parser.parse(PLAIN)
     assert keys() == [PLAIN]
 
 
 def test_requests_with_secrets_are_remembered_within_a_bound(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, parser: HeadParser
 ) -> None:
     """Clients with ever new tokens would fill the memory; others would be parsed again."""
-    head._WITH_SECRETS.clear()
     monkeypatch.setattr(head, "_MOST_HEADS", 3)
     data = PLAIN
     for token in range(9):
         data = PLAIN.replace(b"Host", b"Authorization: Bearer %d\r\nHost" % token)
-        assert parse_with_secret(data, MAX) is parse_with_secret(data, MAX)
-    assert len(head._WITH_SECRETS) == 3
-    assert parse_with_secret(data, MAX - 1) is not parse_with_secret(data, MAX)
-    assert all(len(digest) == 32 for digest, _ in head._WITH_SECRETS)
+        assert parser.parse_with_secret(data) is parser.parse_with_secret(data)
+    assert len(parser._with_secrets) == 3
+    assert all(len(digest) == 32 for digest in parser._with_secrets)
 
 
-def test_heads_that_differ_in_a_token_are_parsed_once() -> None:
+def test_heads_that_differ_in_a_token_are_parsed_once(parser: HeadParser) -> None:
     """Otherwise each request with a token would cost a parse."""
-    head._read_cached.cache_clear()
     for token in range(9):
-        assert parse(PLAIN.replace(b"Host", b"Authorization: Bearer %d\r\nHost" % token), MAX)
-    assert head._read_cached.cache_info().currsize == 1
-    assert parse(PLAIN, MAX) is parse(PLAIN, MAX)
+        assert parser.parse(PLAIN.replace(b"Host", b"Authorization: Bearer %d\r\nHost" % token))
+    assert parser._read_cached.cache_info().currsize == 1
+    assert parser.parse(PLAIN) is parser.parse(PLAIN)
 
 
 def test_a_secret_header_that_is_there_twice_is_not_plain() -> None:
     """Otherwise the fast path and Hypercorn could check different tokens."""
     twice = b"Authorization: a\r\nauthorization: b\r\nHost"
-    assert parse(PLAIN.replace(b"Host", twice), MAX) is None
+    assert parse(PLAIN.replace(b"Host", twice)) is None
 
 
 @given(st.binary(max_size=60), st.integers(0, 200), st.integers(0, 5))
@@ -203,13 +263,14 @@ def test_secrets_are_cut_without_a_change_of_the_rest(inserted: bytes, at: int, 
     lines = b"Authorization: Bearer x\r\nX-uthorization: y\r\nProxy-Authorization:z\r\nHost"
     data = PLAIN.replace(b"Host", lines)
     data = data[:at] + inserted + data[at + cut :]
-    request = parse(data, MAX)
-    assert parse_with_secret(data, MAX) == request
+    parser = HeadParser(Routes(), MAX)
+    request = parser.parse(data)
+    assert parser.parse_with_secret(data) == request
     if request is not None:
         assert request.start == data.index(b"\r\n\r\n") + 4
 
 
-def test_the_value_of_authorization_is_read_in_every_spelling() -> None:
+def test_the_value_of_authorization_is_read_in_every_spelling(parser: HeadParser) -> None:
     """Clients with a token would be refused because of their spelling."""
     for name in (b"Authorization", b"AUTHORIZATION", b"authorization", b"aUTHORIZATION"):
         for line in (
@@ -218,19 +279,19 @@ def test_the_value_of_authorization_is_read_in_every_spelling() -> None:
             b"%s: bearer a\r\nX: y",
         ):
             data = PLAIN.replace(b"Host", line % name + b"\r\nHost")
-            for read in (parse, parse_with_secret, parse):
-                request = read(data, MAX)
+            for read in (parser.parse, parser.parse_with_secret, parser.parse):
+                request = read(data)
                 assert request is not None
                 assert request.token == token_digest("bearer a") != b""
                 assert (request.start, request.end) == (len(data), len(data) + 3)
     none = PLAIN.replace(b"Host", b"Proxy-Authorization: x\r\nHost")
-    for read in (parse, parse_with_secret):
+    for read in (parser.parse, parser.parse_with_secret):
         for data, value in (
             (none, None),
             (PLAIN, None),
             (PLAIN[:-2] + b"Authorization:\r\n\r\n", None),
         ):
-            request = read(data, MAX)
+            request = read(data)
             assert request is not None
             assert request.token == value
 
@@ -243,31 +304,36 @@ def test_the_value_of_authorization_is_read_in_every_spelling() -> None:
         PLAIN.replace(b"Host", b"Authorization: Bearer hunter2\r\n\0: x\r\nHost"),
     ],
 )
-def test_a_head_that_is_not_plain_is_not_cached(data: bytes) -> None:
+def test_a_head_that_is_not_plain_is_not_cached(data: bytes, parser: HeadParser) -> None:
     """Otherwise tokens of other requests would stay in memory."""
-    keys = cached_heads()
-    assert parse(data, MAX) is None
+    keys = cached_heads(parser)
+    assert parser.parse(data) is None
     assert keys() == []
 
 
-def cached_heads() -> Callable[[], list[bytes]]:
-    """Clear the cache, and return a function that returns the heads that it holds."""
-    head._read_cached.cache_clear()
+def cached_heads(parser: HeadParser) -> Callable[[], list[bytes]]:
+    """Return a function that returns the heads that the cache of a parser holds."""
     gc.collect()
 
     def keys() -> list[bytes]:
         # The cache refers to its keys: lists of the arguments, or their tuples.
-        found = [each for each in gc.get_referents(head._read_cached) if isinstance(each, dict)]
-        return [part for each in found for key in each for part in key if isinstance(part, bytes)]
+        found = [each for each in gc.get_referents(parser._read_cached) if isinstance(each, dict)]
+        parts = [part for each in found for key in each for part in _parts(key)]
+        return [part for part in parts if isinstance(part, bytes)]
 
     return keys
 
 
-def test_a_long_head_is_plain() -> None:
+def _parts(key: object) -> list[object]:
+    """Return the arguments of a cached call: a single one may be the key itself."""
+    return [*key] if isinstance(key, (tuple, list)) else [key]
+
+
+def test_a_long_head_is_plain(parser: HeadParser) -> None:
     """Otherwise a client with many cookies would be served by Hypercorn alone."""
     for size in (500, 900, 5000):
         head = PLAIN.replace(b"Host", b"Cookie: %s\r\nHost" % (b"c" * size))
         for _ in range(2):
-            request = parse(head, MAX)
+            request = parser.parse(head)
             assert request is not None
             assert request.start == len(head)

@@ -73,7 +73,7 @@ async def test_a_unix_socket_serves_its_group_and_is_removed(tmp_path: Path) -> 
         assert bound_addresses(listeners) == [f"unix:{path}"]
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
         assert rig.submitter is not None
-        app = make_app(rig.submitter, rig.health, RefusalLog())
+        app = make_app(rig.submitter, rig.health, RefusalLog(), rig.settings)
         start = partial(serve, app, listeners, rig.settings, rig.stop, ServerOptions(5))
         async with trio.open_nursery() as nursery:
             await nursery.start(start)

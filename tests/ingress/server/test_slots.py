@@ -224,7 +224,7 @@ async def test_stalled_handshakes_are_evicted(files: Files) -> None:
 async def test_probes_are_answered_while_clients_hold_the_admin_address() -> None:
     """64 silent connections would make a load balancer remove the daemon."""
     async with running() as rig, AsyncExitStack() as stack:
-        app = make_admin_app(rig.intake, rig.health, rig.metrics)
+        app = make_admin_app(rig.intake, rig.health, rig.metrics, rig.settings)
         listeners = await open_listeners(rig.settings.bind)
         rig.listeners = [*listeners, *rig.listeners]
         stop = trio.Event()

@@ -77,7 +77,7 @@ async def test_every_payload_is_stored_once_or_reported(path: Path, most: int) -
             database = journal._database
             repair_without_pause(database)
             worker = Worker(store, journal, accounting, health, metrics, channel, settings)
-            batcher = Batcher(channel, opened.layouts, settings, worker.admission)
+            batcher = Batcher(channel, opened.layouts, settings, worker.admission, feeder)
             await nursery.start(feeder.refill, journal)
             await nursery.start(dispatch, batcher, worker)
             for number in range(1, _COUNT, 100):

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final, TypeVarTuple
 
 import trio
 
-from payloadd.ingress.fastpath.head import may_become_plain, parse, parse_with_secret
 from payloadd.ingress.large_bodies import busy_error
+from payloadd.ingress.preferences import receipt_document
 from payloadd.ingress.problem import Problem, refusal_problem
-from payloadd.ingress.refusal_log import address_of_client, describe
+from payloadd.ingress.refusal_log import describe
 from payloadd.ingress.server.client_stream import do_nothing
 from payloadd.ingress.server.connection_errors import log_broken_connection
-from payloadd.ingress.submission import as_problem, closes_connection, receipt_document
+from payloadd.ingress.submission import as_problem, closes_connection
 from payloadd.pipeline.intake import Receipt
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from payloadd.ingress.fastpath.head import FastPathRequest
     from payloadd.ingress.fastpath.owner import Owner
+    from payloadd.ingress.preferences import Accepted
     from payloadd.ingress.request_memory import Waiter
     from payloadd.ingress.server.client_stream import ClientStream
     from payloadd.ingress.submission import SubmissionOutcome
@@ -67,7 +68,9 @@ class FastPathConnection:
         """The received part of an incomplete head, or the beginning of the current request."""
         self._body = bytearray()
         self._request: FastPathRequest | None = None
-        self._parse = parse_with_secret if fast_path.submitter.needs_tokens else parse
+        heads = fast_path.heads
+        self._may_become_plain = heads.may_become_plain
+        self._parse = heads.parse_with_secret if fast_path.submitter.needs_tokens else heads.parse
         self._name: str | None = None
         """The name of the request's client."""
         self._charge = 0
@@ -102,8 +105,22 @@ class FastPathConnection:
         self._fast_path.submitter.memory.release(charge)
         if self._stream.socket.fileno() < 0:
             return  # the drain's deadline closed the connection before the disk answered
+        request = self._request
+        if request is not None and request.headers.wait and isinstance(outcome, Receipt):
+            # The connection stays submitted: its next request is read after this answer.
+            self._fast_path.submitter.waits.begin(outcome, request.headers.wait, self._on_upload)
+            return
         self._submitted = False
         self._run_guarded(self._send_outcome, outcome)
+        if self._buffers:
+            self.read_pending()
+
+    def _on_upload(self, answer: Accepted) -> None:
+        """Answer the request that has waited for its upload."""
+        if self._stream.socket.fileno() < 0:
+            return  # closed meanwhile, as above
+        self._submitted = False
+        self._run_guarded(self._accept, *answer)
         if self._buffers:
             self.read_pending()
 
@@ -142,11 +159,11 @@ class FastPathConnection:
         if not data:
             self._leave()
             return
-        if more and may_become_plain(data):
+        if more and self._may_become_plain(data):
             self._stream.state.note_received(more)
-            self._head = data
+            self._head = self._stream.head = data
             return
-        request = self._parse(data, self._fast_path.submitter.max_length)
+        request = self._parse(data)
         if request is None or len(data) > request.end:
             self._stream.state.note_received(more)
             self._pass_to_hypercorn(data)
@@ -298,7 +315,7 @@ class FastPathConnection:
         return len(self._head) + len(self._body) if self._waiter is None else _FASTEST
 
     def _client_address(self) -> str | None:
-        peer = address_of_client(self._stream.socket)
+        peer = self._stream.client_address
         request = self._request
         if request is None:
             return peer
@@ -312,23 +329,25 @@ class FastPathConnection:
 
     def _send_outcome(self, outcome: SubmissionOutcome) -> None:
         if isinstance(outcome, Receipt):
-            self._accept(receipt_document(outcome))
+            self._accept(202, receipt_document(outcome))
         else:
             self._refuse(as_problem(outcome))
 
-    def _accept(self, document: bytes) -> None:
+    def _accept(self, status: int, document: bytes, waited: int | None = None) -> None:
         last = closes_connection(self._fast_path.health)
         lines = b"connection: close\r\n" if last else b""
+        if waited is not None:
+            lines += b"preference-applied: wait=%d\r\n" % waited
         cors = self._fast_path.submitter.cors
         if cors is not None:
             lines += cors.lines(self._origin)
         answer = b"%s%scontent-length: %d\r\n\r\n%s" % (
-            self._fast_path.accepted_head(),
+            self._fast_path.accepted_head(status),
             lines,
             len(document),
             document,
         )
-        self._send_answer(202, answer, closes=last)
+        self._send_answer(status, answer, closes=last)
 
     @property
     def _origin(self) -> str | None:

@@ -1,8 +1,8 @@
 """Parse the head of a plain request: pure.
 
-A plain request is a POST or PUT to ``/v1/payloads`` or ``/v1/payload`` in HTTP/1.1, with a
-Content-Length within bounds, no header twice, and no header about transfer codings, upgrades or
-expectations. llhttp checks the grammar.
+A plain request is a POST or PUT to ``/v1/payloads`` or ``/v1/payload``, or to a known stream below
+one of them, in HTTP/1.1, with a Content-Length within bounds, no header twice, and no header about
+transfer codings, upgrades or expectations. llhttp checks the grammar.
 Heads that llhttp and h11 might read differently (folded lines, line ends without CR) are not plain.
 """
 
@@ -11,21 +11,20 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import httptools
 
 from payloadd.ingress.auth import token_digest
+from payloadd.ingress.preferences import seconds_to_wait
+from payloadd.ingress.routes import BEGINNINGS
 from payloadd.ingress.submission import PostHeaders
 
+if TYPE_CHECKING:
+    from payloadd.ingress.envelope import HeaderPatterns
+    from payloadd.ingress.routes import Route, Routes
+
 MAX_HEAD_BYTES: Final = 16 * 2**10
-_FIRST_LINES: Final = {
-    b"%s %s%s HTTP/1.1\r\n" % (method, path, slash): path == b"/v1/payload"
-    for method in (b"POST", b"PUT")
-    for path in (b"/v1/payloads", b"/v1/payload")
-    for slash in (b"", b"/")
-}
-"""The first lines of plain requests; whether the body is one payload."""
 _HEAD_END: Final = b"\r\n\r\n"
 _MAX_DIGITS: Final = 12
 _CACHED_HEAD_BYTES: Final = 1024
@@ -72,92 +71,113 @@ class _HeaderCollector:
         self.on_header = headers.__setitem__
 
 
-def may_become_plain(data: bytes) -> bool:
-    """Return whether ``data`` is an incomplete head that may still become plain."""
-    return (
-        _HEAD_END not in data
-        and len(data) <= MAX_HEAD_BYTES
-        and any(data.startswith(line[: len(data)]) for line in _FIRST_LINES)
-        # A client that ends its lines in a bare LF never sends the end of a head that is awaited
-        # here.
-        and data.count(b"\n") == data.count(b"\r\n")
-    )
+class HeadParser:
+    """Parses heads, and remembers the requests of heads that clients repeat.
 
-
-def parse(data: bytes, max_length: int) -> FastPathRequest | None:
-    """Return the request at the beginning of ``data``, None if it is not plain.
-
-    ``max_length`` is the largest Content-Length in bytes.
+    ``routes`` has the known paths; ``max_length`` is the largest Content-Length in bytes;
+    ``patterns`` are the headers that are kept for the envelope.
     """
-    head = data[: data.find(_HEAD_END) + len(_HEAD_END)]
-    # A client repeats the same head with every request, and parsing it again was measurable. Only
-    # short heads are cached, which bounds the cache to a few MiB. ``lru_cache`` keeps no call that
-    # raises; a search for secrets before each look-up would cost every request.
-    try:
+
+    def __init__(
+        self, routes: Routes, max_length: int, patterns: HeaderPatterns | None = None
+    ) -> None:
+        self._routes = routes.first_lines
+        self._longest_line = max(map(len, self._routes))
+        self._max_length = max_length
+        self._patterns = patterns
+        # Each parser has caches of its own: with other settings a head means another stream.
+        self._read_cached = lru_cache(maxsize=_MOST_HEADS)(self._read)
+        self._with_secrets: dict[bytes, FastPathRequest] = {}
+        """Requests with secrets, by the digest of their head; the oldest is first."""
+
+    def may_become_plain(self, data: bytes) -> bool:
+        """Return whether ``data`` is an incomplete head that may still become plain."""
         return (
-            _read_cached(head, max_length)
-            if len(head) <= _CACHED_HEAD_BYTES
-            else _read(head, max_length)
+            _HEAD_END not in data
+            and len(data) <= MAX_HEAD_BYTES
+            and self._may_be_known(data)
+            # A client that ends its lines in a bare LF never sends the end of a head that is
+            # awaited here.
+            and data.count(b"\n") == data.count(b"\r\n")
         )
-    except _NotCached as found:
-        return found.request
 
+    def _may_be_known(self, data: bytes) -> bool:
+        """Return whether the first line is known, or may become so.
 
-def parse_with_secret(data: bytes, max_length: int) -> FastPathRequest | None:
-    """Return the same as ``parse``; faster for heads with ``Authorization``, slower for others.
+        The table is not searched for lines with the same beginning: it may have thousands of lines,
+        and a client may send single bytes.
+        """
+        end = data.find(b"\n") + 1
+        if end:
+            return data[:end] in self._routes
+        return len(data) < self._longest_line and any(
+            data.startswith(one[: len(data)]) for one in BEGINNINGS
+        )
 
-    Requests are remembered by the SHA-256 of their heads, so no secret is.
-    """
-    head = data[: data.find(_HEAD_END) + len(_HEAD_END)]
-    if len(head) > _CACHED_HEAD_BYTES:
-        return parse(head, max_length)
-    key = sha256(head).digest(), max_length
-    request = _WITH_SECRETS.get(key)
-    if request is None:
-        request = parse(head, max_length)
-        if request is not None:
-            if len(_WITH_SECRETS) >= _MOST_HEADS:
-                del _WITH_SECRETS[next(iter(_WITH_SECRETS))]
-            _WITH_SECRETS[key] = request
-    return request
+    def parse(self, data: bytes) -> FastPathRequest | None:
+        """Return the request at the beginning of ``data``, None if it is not plain."""
+        head = data[: data.find(_HEAD_END) + len(_HEAD_END)]
+        # A client repeats the same head with every request, and parsing it again was measurable.
+        # Only short heads are cached, which bounds the cache to a few MiB. ``lru_cache`` keeps no
+        # call that raises; a search for secrets before each look-up would cost every request.
+        try:
+            return self._read_cached(head) if len(head) <= _CACHED_HEAD_BYTES else self._read(head)
+        except _NotCached as found:
+            return found.request
 
+    def parse_with_secret(self, data: bytes) -> FastPathRequest | None:
+        """Return the same as ``parse``; faster for heads with ``Authorization``, slower for others.
 
-def _parse_cut(
-    head: bytes, removed: int, authorization: str | None, max_length: int
-) -> FastPathRequest | None:
-    """Parse a head of which ``_cut_secret`` has cut a secret; return the request of the whole."""
-    request = parse(head, max_length)
-    if request is None:
-        return None
-    headers, start, end, other = request
-    token = other if authorization is None else token_digest(authorization)
-    return FastPathRequest(headers, start + removed, end + removed, token)
+        Requests are remembered by the SHA-256 of their heads, so no secret is.
+        """
+        head = data[: data.find(_HEAD_END) + len(_HEAD_END)]
+        if len(head) > _CACHED_HEAD_BYTES:
+            return self.parse(head)
+        key = sha256(head).digest()
+        request = self._with_secrets.get(key)
+        if request is None:
+            request = self.parse(head)
+            if request is not None:
+                if len(self._with_secrets) >= _MOST_HEADS:
+                    del self._with_secrets[next(iter(self._with_secrets))]
+                self._with_secrets[key] = request
+        return request
 
+    def _parse_cut(
+        self, head: bytes, removed: int, authorization: str | None
+    ) -> FastPathRequest | None:
+        """Parse a head of which ``_cut_secret`` has cut a secret; return the whole's request."""
+        request = self.parse(head)
+        if request is None:
+            return None
+        headers, start, end, other = request
+        token = other if authorization is None else token_digest(authorization)
+        return FastPathRequest(headers, start + removed, end + removed, token)
 
-def _read(head: bytes, max_length: int) -> FastPathRequest:
-    """Parse a plain head without secrets. Raises _NotCached for every other head."""
-    lines = head.count(b"\r\n")
-    document = _FIRST_LINES.get(head[: head.find(b"\n") + 1])
-    if document is None or len(head) > MAX_HEAD_BYTES or head.count(b"\n") != lines:
-        raise _NotCached(None)
-    # Other spellings are found in the parsed head, which costs them more.
-    if _SECRET_ENDING in head and (cut := _cut_secret(head)) is not None:
-        raise _NotCached(_parse_cut(*cut, max_length))
-    collected: dict[bytes, bytes] = {}
-    try:
-        httptools.HttpRequestParser(_HeaderCollector(collected)).feed_data(head)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-        raise _NotCached(None) from None
-    headers = {name.lower(): value for name, value in collected.items()}
-    # The first and the empty line are no headers. If there are fewer headers than other lines, a
-    # header is there twice or is folded (RFC 9112, section 5.2).
-    is_plain = len(headers) == lines - 2 and _NOT_PLAIN.isdisjoint(headers)
-    request = (
-        _plain_request(headers, len(head), max_length, document=document) if is_plain else None
-    )
-    if request is None or (not _SECRET.isdisjoint(headers) and any(map(headers.get, _SECRET))):
-        raise _NotCached(request)
-    return request
+    def _read(self, head: bytes) -> FastPathRequest:
+        """Parse a plain head without secrets. Raises _NotCached for every other head."""
+        lines = head.count(b"\r\n")
+        route = self._routes.get(head[: head.find(b"\n") + 1])
+        if route is None or len(head) > MAX_HEAD_BYTES or head.count(b"\n") != lines:
+            raise _NotCached(None)
+        # Other spellings are found in the parsed head, which costs them more.
+        if _SECRET_ENDING in head and (cut := _cut_secret(head)) is not None:
+            raise _NotCached(self._parse_cut(*cut))
+        collected: dict[bytes, bytes] = {}
+        try:
+            httptools.HttpRequestParser(_HeaderCollector(collected)).feed_data(head)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            raise _NotCached(None) from None
+        headers = {name.lower(): value for name, value in collected.items()}
+        # The first and the empty line are no headers. If there are fewer headers than other lines,
+        # a header is there twice or is folded (RFC 9112, section 5.2).
+        is_plain = len(headers) == lines - 2 and _NOT_PLAIN.isdisjoint(headers)
+        request = None
+        if is_plain:
+            request = _plain_request(headers, len(head), self._max_length, route, self._patterns)
+        if request is None or (not _SECRET.isdisjoint(headers) and any(map(headers.get, _SECRET))):
+            raise _NotCached(request)
+        return request
 
 
 def _cut_secret(head: bytes) -> tuple[bytes, int, str | None] | None:
@@ -178,13 +198,12 @@ def _cut_secret(head: bytes) -> tuple[bytes, int, str | None] | None:
     return None
 
 
-_read_cached = lru_cache(maxsize=_MOST_HEADS)(_read)
-_WITH_SECRETS: Final[dict[tuple[bytes, int], FastPathRequest]] = {}
-"""Requests with secrets, by the digest of their head and MAX_LENGTH; the oldest is first."""
-
-
 def _plain_request(
-    headers: dict[bytes, bytes], start: int, max_length: int, *, document: bool
+    headers: dict[bytes, bytes],
+    start: int,
+    max_length: int,
+    route: Route,
+    patterns: HeaderPatterns | None,
 ) -> FastPathRequest | None:
     """Return the request with these headers, None if a header makes it not plain."""
     length = headers.get(b"content-length", b"")
@@ -200,10 +219,13 @@ def _plain_request(
         _text(headers.get(b"content-type")),
         _text(headers.get(b"content-encoding")),
         _text(headers.get(b"idempotency-key")),
-        document,
+        route.document,
         _text(headers.get(b"origin")),
         _text(headers.get(b"x-forwarded-for")),
         _text(headers.get(b"forwarded")),
+        route.stream,
+        seconds_to_wait(_text(headers.get(b"prefer"))),
+        None if patterns is None else patterns.select(headers),
     )
     token = token_digest(_text(headers.get(b"authorization")))
     return FastPathRequest(post, start, start + int(length), token)

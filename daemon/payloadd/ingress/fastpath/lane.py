@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from payloadd.ingress.fastpath.connection import FastPathConnection
+from payloadd.ingress.fastpath.head import HeadParser
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from payloadd.observe.metrics import Metrics
 
 _ACCEPTED_HEAD: Final = b"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\ndate: %s\r\n"
+_CREATED: Final = 201
 _CONNECTIONS_PER_POLL: Final = 64
 _BULK_CONNECTIONS_PER_POLL: Final = 8
 _BULK_BESIDE_COMMITS: Final = 1
@@ -62,6 +64,7 @@ class FastPath:
         self.health = health
         self.count = metrics.count_request
         self.refusals = refusals
+        self.heads = HeadParser(submitter.routes, submitter.max_length, submitter.kept_headers)
         self.unanswered = 0
         """Requests that were submitted and are not answered yet."""
         self._connections: dict[int, Readable] = {}
@@ -172,8 +175,8 @@ class FastPath:
         """Return whether requests wait for the journal."""
         return self.unanswered > 0
 
-    def accepted_head(self) -> bytes:
-        """Return the head of a 202 up to its Content-Length.
+    def accepted_head(self, status: int) -> bytes:
+        """Return the head of a 202 or 201 up to its Content-Length.
 
         It is formatted once a second: the date was measurable.
         """
@@ -181,4 +184,6 @@ class FastPath:
         if second != self._second:
             self._second = second
             self._head = _ACCEPTED_HEAD % formatdate(second, usegmt=True).encode("ascii")
+        if status == _CREATED:
+            return self._head.replace(b"202 Accepted", b"201 Created", 1)
         return self._head

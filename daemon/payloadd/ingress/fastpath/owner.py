@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from payloadd.ingress.fastpath.head import HeadParser
     from payloadd.ingress.refusal_log import RefusalLog
     from payloadd.ingress.submission import Submitter
     from payloadd.observe.health import Health
@@ -26,6 +27,7 @@ class Owner(Protocol):
     submitter: Submitter
     health: Health
     refusals: RefusalLog
+    heads: HeadParser
     unanswered: int
     """Requests that were submitted and are not answered yet."""
 
@@ -53,6 +55,6 @@ class Owner(Protocol):
         """Stop polling ``fd``."""
         ...
 
-    def accepted_head(self) -> bytes:
-        """Return the head of a 202 up to its Content-Length."""
+    def accepted_head(self, status: int) -> bytes:
+        """Return the head of a 202 or 201 up to its Content-Length."""
         ...

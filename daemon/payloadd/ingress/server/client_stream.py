@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from payloadd.ingress.cors import origin_in
 from payloadd.ingress.problem import Problem, problem_for_status
 from payloadd.ingress.refusal_log import address_of_client
 from payloadd.ingress.server.connection_state import ConnectionState, looks_complete
@@ -33,11 +34,13 @@ from payloadd.ingress.server.http2_input import PREFACE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from payloadd.ingress.cors import Cors
     from payloadd.ingress.refusal_log import RefusalLog
     from payloadd.ingress.server.fifo_gate import FifoGate
     from payloadd.ingress.server.socket_stream import NonBlockingStream
 
 _READ_BYTES: Final = 32_768
+_KEPT_HEAD_BYTES: Final = 16 * 2**10
 
 
 def do_nothing() -> None:
@@ -61,14 +64,15 @@ class ClientStream:
         """Wrap ``transport``; both timeouts are in seconds."""
         self.socket = transport.socket
         self.scope = trio.CancelScope()
-        self._transport = transport
+        self.transport = transport
         self.buffers = transport.buffers
         """Whether ``pending`` may become true."""
         self._fifo_gate = fifo_gate
         self.state = ConnectionState(request_timeout, keepalive_timeout)
         self._received = b""
         """Bytes that the fast path has read and Hypercorn has not."""
-        self._closed = False
+        self.closed = False
+        """Whether this side has ended the connection."""
         self._lingers = False
         """Whether the last answer was the last one of the connection: the client has to read it
         before the socket is closed."""
@@ -81,6 +85,8 @@ class ClientStream:
         """Called at the deadline instead of ``_end``. A reference to ``_end`` would be a cycle."""
         self.client: str | None = None
         """The client's address, if connections are counted per client."""
+        self.stated_address: str | None = None
+        """The client's address by the PROXY header of its connection; None: it is the peer's."""
         self.certificate_name: str | None = None
         self.trust = 0
         """The value of ``Certificates.trust`` when the client's certificate was checked."""
@@ -92,6 +98,9 @@ class ClientStream:
         self.count: Callable[[int], object] = count_nothing
         """Called with the status of each answer that Hypercorn or this object sends."""
         self.refusals: RefusalLog | None = None
+        self.cors: Cors | None = None
+        self.head = b""
+        """With ``cors``, the beginning of the last request that the fast path has not served."""
 
     # --- called by Hypercorn ----------------------------------------------------------------------
 
@@ -104,9 +113,12 @@ class ClientStream:
             await self._fifo_gate.wait_turn()
             data, self._received = self._received, b""
             return data
-        data = await self._transport.receive_some(min(max_bytes or _READ_BYTES, _READ_BYTES))
+        data = await self.transport.receive_some(min(max_bytes or _READ_BYTES, _READ_BYTES))
         if data:
+            begun = self.state.head_since is not None
             self.state.note_received(data)
+            if self.cors is not None and self.state.head_since is not None:
+                self.head = ((self.head if begun else b"") + data)[:_KEPT_HEAD_BYTES]
         return data
 
     async def send_all(self, data: bytes) -> None:
@@ -115,10 +127,10 @@ class ClientStream:
         Raises ``trio.BrokenResourceError`` if the client does not read it within REQUEST_TIMEOUT,
         and ``trio.ClosedResourceError`` after ``aclose``.
         """
-        if self._closed:
+        if self.closed:
             raise trio.ClosedResourceError("this side has closed the connection")
         try:
-            if not self._transport.send_now(self._prepare_answer(data)):
+            if not self.transport.send_now(self._prepare_answer(data)):
                 await self._flush()
         except trio.BrokenResourceError:
             self._end()
@@ -134,49 +146,17 @@ class ClientStream:
         read the body. Bytes that arrived after the answer are then the rest of that body and no
         new request, and the client still has to read the answer.
         """
-        if self.state.answering and not self._closed:
+        if self.state.answering and not self.closed:
             self.state.head_since = None
             self._lingers = True
         self._end()
-
-    # --- the TLS handshake ------------------------------------------------------------------------
-
-    async def handshake(self) -> bool:
-        """Complete the TLS handshake within REQUEST_TIMEOUT.
-
-        Returns True if the client speaks HTTP/1.1. Returns False if the connection has ended, or
-        if the client speaks HTTP/2, which Hypercorn has to serve.
-        """
-        if self._closed:
-            return False
-        state = self.state
-        with trio.CancelScope() as scope:
-            self.on_end = scope.cancel
-            state.handshaking = True
-            state.count_received = self._transport.handshake_bytes
-            state.expect_within(state.request_timeout)
-            try:
-                protocol = await self._transport.handshake(self._fifo_gate)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return False
-            finally:
-                state.handshaking = False
-                state.count_received = None
-            self.on_end = do_nothing
-            self.certificate_name = self._transport.certificate_name
-            state.wait_for_request()
-            if protocol != "h2":
-                return True
-            state.http2 = True
-            self.pass_to_hypercorn(b"")
-        return False
 
     # --- called by the fast path ------------------------------------------------------------------
 
     @property
     def pending(self) -> bool:
         """Whether data is there that the kernel does not announce."""
-        return self._transport.pending
+        return self.transport.pending
 
     def receive_now(self, max_bytes: int) -> bytes | None:
         """Return received data, b"" at the end of the input, None if there is none yet.
@@ -184,7 +164,7 @@ class ClientStream:
         The caller passes the bytes of an incomplete head to ``state.note_received``. Raises
         ``trio.BrokenResourceError`` if the client has reset the connection.
         """
-        return self._transport.receive_now(max_bytes)
+        return self.transport.receive_now(max_bytes)
 
     def send_now(self, answer: bytes, *, closes: bool) -> bool:
         """Send a whole answer; ``closes``: the answer announces the end of the connection.
@@ -194,7 +174,7 @@ class ClientStream:
         """
         self.state.answering = True
         self._lingers = closes
-        sent = self._transport.send_now(answer)
+        sent = self.transport.send_now(answer)
         if closes:
             self._end()
         return sent
@@ -227,6 +207,7 @@ class ClientStream:
     def pass_to_hypercorn(self, data: bytes) -> None:
         """Let Hypercorn serve the connection; ``data`` are bytes that it has to read first."""
         self._received = data
+        self.head = data[:_KEPT_HEAD_BYTES] if self.cors is not None else b""
         self.passed_to_hypercorn = True
         self._on_deadline = None
         self.state.count_received = None
@@ -234,6 +215,11 @@ class ClientStream:
         self.state.begins_http2 = data.startswith(PREFACE[:4])
 
     # --- called by the server ---------------------------------------------------------------------
+
+    @property
+    def client_address(self) -> str | None:
+        """The address of the client, None if it is gone."""
+        return self.stated_address or address_of_client(self.socket)
 
     def request_begins(self) -> None:
         """Note that the head of a request is complete."""
@@ -323,7 +309,7 @@ class ClientStream:
         (unread,) = unpack("i", ioctl(self.socket.fileno(), FIONREAD, b"\0\0\0\0"))
         if state.awaits_client:
             return bool(unread > state.bytes_received)
-        return bool(unread) or self._transport.pending
+        return bool(unread) or self.transport.pending
 
     def evict(self) -> None:
         """Close at once for another connection; a slow HTTP/1.1 client gets a 408."""
@@ -336,8 +322,8 @@ class ClientStream:
         if not quiet:
             try:
                 if problem is not None:
-                    self._transport.send_now(self._own_answer(problem))
-                self._transport.send_close()
+                    self.transport.send_now(self._own_answer(problem))
+                self.transport.send_close()
             except trio.BrokenResourceError:
                 pass  # the client has left
         self.socket.close()
@@ -352,7 +338,7 @@ class ClientStream:
             self._final_problem = self._explain_incomplete_head()
         if self._final_problem is not None and not self._lingers:
             last = self._own_answer(self._final_problem)
-        await self._transport.close_gracefully(last, linger=self._lingers or self.state.http2)
+        await self.transport.close_gracefully(last, linger=self._lingers or self.state.http2)
 
     # ----------------------------------------------------------------------------------------------
 
@@ -365,11 +351,13 @@ class ClientStream:
         """Count and log an answer that comes neither from the app nor from the fast path."""
         self.count(problem.status)
         if self.refusals is not None:
-            self.refusals.note(problem, address_of_client(self.socket))
+            self.refusals.note(problem, self.client_address)
+        if self.cors is not None:
+            problem.headers.update(self.cors.headers(origin_in(self.head)))
         return problem.raw()
 
     def _end(self) -> None:
-        self._closed = True
+        self.closed = True
         self.scope.cancel()
         self.on_end()
 
@@ -377,7 +365,7 @@ class ClientStream:
         self.state.blocked_since = trio.current_time()
         try:
             with trio.fail_after(self.state.request_timeout):
-                await self._transport.flush()
+                await self.transport.flush()
         except trio.TooSlowError as error:
             raise trio.BrokenResourceError("the client does not read") from error
         finally:

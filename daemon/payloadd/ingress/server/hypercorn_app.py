@@ -51,6 +51,7 @@ def wrap_app(
         stream.request_begins()
         open_requests.count += 1
         scope["state"]["certificate_name"] = stream.certificate_name
+        scope["state"]["stated_address"] = stream.stated_address
         scope["state"]["until_due"] = partial(stream.until, stream.state.due)
         body = None
         if memory is not None:

@@ -32,6 +32,7 @@ from payloadd.ingress.server.listen import (
 from payloadd.ingress.server.open_requests import OpenRequests
 from payloadd.ingress.server.slots import Slots
 from payloadd.ingress.server.socket_stream import NonBlockingStream
+from payloadd.ingress.server.start import ProxyHeaders, complete_handshake
 from payloadd.ingress.server.tls import TlsStream
 from payloadd.observe.logs import get_logger
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from quart_trio import QuartTrio
 
     from payloadd.config.settings import Settings
+    from payloadd.ingress.cors import Cors
     from payloadd.ingress.refusal_log import RefusalLog
     from payloadd.ingress.request_memory import RequestMemory
     from payloadd.ingress.server.tls import Certificates
@@ -100,6 +102,11 @@ class ServerOptions:
     max_connections_per_client: int | None = None
     proxies: Container[str] = ()
     """Addresses of trusted proxies, to which ``max_connections_per_client`` does not apply."""
+    proxy_headers: bool = False
+    """Whether each connection of ``proxies`` begins with a PROXY header, which states its
+    client."""
+    cors: Cors | None = None
+    """The headers for browsers of answers that come neither from the app nor the fast path."""
     open_requests: OpenRequests = field(default_factory=OpenRequests)
     """The requests that Hypercorn has in progress."""
     accept_seconds: float = 0.002
@@ -176,8 +183,11 @@ class _Server:
         self._certificates = options.certificates
         self._count = options.count
         self._refusals = options.refusals
+        self._cors = options.cors
+        self._proxy_headers = ProxyHeaders(options.proxies if options.proxy_headers else ())
+        not_counted = () if options.proxy_headers else options.proxies
         self._slots = Slots(
-            options.max_connections, options.max_connections_per_client, options.proxies
+            options.max_connections, options.max_connections_per_client, not_counted
         )
         self._trust = 0
         self._accept_seconds = options.accept_seconds
@@ -274,20 +284,23 @@ class _Server:
         """Wait for a free slot, then start to serve a connection."""
         admitted = False
         try:
-            if self._slots.refuses(client):
+            has_header = self._proxy_headers.are_sent_by(client)
+            if not has_header and self._slots.refuses(client):
                 return
             while not self._slots.has_room():
                 await self._slots.wait_for_room()
-            self._admit(transport, client, connections)
+            if has_header:
+                stream = self._admit(transport, None)
+                connections.start_soon(self._identify, stream, client, connections)
+            else:
+                self._start(self._admit(transport, client), connections)
             admitted = True
         finally:
             if not admitted:
                 transport.socket.close()
 
-    def _admit(
-        self, transport: trio.SocketStream, client: str | None, connections: trio.Nursery
-    ) -> None:
-        """Start to serve a connection: on the fast path without a task, else in its own task."""
+    def _admit(self, transport: trio.SocketStream, client: str | None) -> ClientStream:
+        """Give a slot to a connection."""
         settings = self._settings
         tls = self._certificates
         # ``trust`` is read before the context: a reload runs in a thread.
@@ -301,18 +314,39 @@ class _Server:
         stream.trust = trust
         stream.count = self._count
         stream.refusals = self._refusals
+        stream.cors = self._cors
         self._slots.add(stream, WorkerContext(None), client)
         self._occupied.set()
-        if tls is None:
+        return stream
+
+    def _start(self, stream: ClientStream, connections: trio.Nursery) -> None:
+        """Start to serve a connection: on the fast path without a task, else in its own task."""
+        if self._certificates is None:
             self._begin(stream, connections)
         else:
             connections.start_soon(self._secure, stream, connections)
         if self._draining:  # the connection was accepted just before the drain
             stream.drain()
 
+    async def _identify(
+        self, stream: ClientStream, proxy: str | None, connections: trio.Nursery
+    ) -> None:
+        """Read the PROXY header of a connection, then start to serve its client."""
+        if self._draining:
+            stream.drain()
+        header = await self._proxy_headers.read(stream, proxy)
+        if header is not None:
+            stream.stated_address = header.address
+            client = None if header.address == "unix" else header.address
+            if not self._slots.refuses(client):
+                self._slots.count(stream, client)
+                self._start(stream, connections)
+                return
+        await self._connection(stream)
+
     async def _secure(self, stream: ClientStream, connections: trio.Nursery) -> None:
         """Complete the TLS handshake, then serve HTTP/1.1 as on a connection without TLS."""
-        if await stream.handshake():
+        if await complete_handshake(stream, self.fifo_gate):
             self._begin(stream, connections)
         else:
             await self._connection(stream)

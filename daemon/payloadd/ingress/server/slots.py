@@ -124,6 +124,13 @@ class Slots:
     def add(self, stream: ClientStream, context: WorkerContext, client: str | None) -> None:
         """Add a connection; call this only after ``has_room`` has returned True."""
         self._streams[stream] = context
+        self.count(stream, client)
+
+    def count(self, stream: ClientStream, client: str | None) -> None:
+        """Count a connection for its client; None: for no client.
+
+        A client that a PROXY header states is known later than its connection.
+        """
         if self._most_per_client is not None and client is not None:
             stream.client = client
             self._clients[client] += 1

@@ -69,7 +69,7 @@ def answer(
     in milliseconds.
     """
     row = connection.execute(_FIND, (append.key,)).fetchone()
-    marks = fingerprint(append.parts)
+    marks = append.marks or fingerprint(append.parts)
     if _is_valid(row, now):
         return _earlier(row, append.receipt, marks)
     receipt = append.receipt
@@ -85,7 +85,7 @@ def find(connection: sqlite3.Connection, append: Append, now: int) -> Receipt | 
     row = connection.execute(_FIND, (append.key,)).fetchone()
     if not _is_valid(row, now):
         return None
-    return _earlier(row, append.receipt, fingerprint(append.parts))
+    return _earlier(row, append.receipt, append.marks or fingerprint(append.parts))
 
 
 def _is_valid(row: Sequence[object] | None, now: int) -> bool:

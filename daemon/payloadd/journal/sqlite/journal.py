@@ -132,6 +132,8 @@ class SqliteJournal:
         key: bytes | None,
         done: OutcomeCallback,
         stream: int = DEFAULT,
+        *,
+        marks: bytes | None = None,
     ) -> None:
         """Accept a request with the next commits; see ``Journal``.
 
@@ -144,7 +146,7 @@ class SqliteJournal:
             raise TooLargeError(f"the request takes {size} bytes, more than JOURNAL_MAX_BYTES")
         if (refusal := self.refusal(size)) is not None:
             raise refusal
-        self._commit_queue.append(Append(receipt, parts, key, done, size, stream))
+        self._commit_queue.append(Append(receipt, parts, key, done, size, stream, marks=marks))
         self._bytes += size
 
     def refusal(self, size: int = 1024) -> RefusedError | None:

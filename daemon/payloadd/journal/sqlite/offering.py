@@ -33,6 +33,7 @@ class Offering:
     ) -> None:
         """Offer jobs of several streams, by stream; ``operations`` are those of their commit."""
         for stream, jobs in others.items():
+            self._listener.accepted_in(stream, sum([job.payloads for job in jobs]))
             if time_slice.over:
                 await time_slice.pause()
             await self.offer(operations, stream, jobs, time_slice)

@@ -41,6 +41,8 @@ class Append:
     """The number of parts, from the first on, that earlier commits have written; see ``Stage``."""
     first: int = 0
     """The ``seq`` of the first part, if parts were staged."""
+    marks: bytes | None = None
+    """The fingerprint of the request, if it is not that of ``parts``."""
 
 
 @dataclass(frozen=True, slots=True)
