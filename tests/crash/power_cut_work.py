@@ -1,5 +1,7 @@
 """Use a journal at random, under strace(1): ``python -m tests.crash.power_cut_work FOLDER SEED``.
 
+An odd seed uses two streams.
+
 Before and after each commit the process writes a report to /dev/null, as JSON, so that strace
 records it between the other system calls.
 """
@@ -32,17 +34,21 @@ _LAYOUT: Final = Layout("{id}", "", "none", alone=False)
 
 
 class _Work:
-    def __init__(self, folder: Path, chance: random.Random) -> None:
+    def __init__(self, folder: Path, chance: random.Random, streams: int) -> None:
         self._path = folder / FILE
+        self._streams = streams
         self._chance = chance
         self._number = 0
-        self._waiting: list[Job] = []
+        self._waiting: list[list[Job]] = [[] for _ in range(streams)]
+        """By stream."""
         self._file = os.open(REPORT_FILE, os.O_WRONLY)
         self._database = self._open()
 
     def _open(self) -> Database:
         database = Database(self._path)
-        database.layouts(_LAYOUT)
+        names = database.open_streams(("default", "clicks")[: self._streams])
+        others = dict.fromkeys(names, _LAYOUT)
+        database.layouts(others.pop(0), others)
         database._connection.execute("PRAGMA wal_autocheckpoint = 15")
         return database
 
@@ -52,7 +58,7 @@ class _Work:
             match self._chance.randrange(8):
                 case 0 | 1 | 2 | 3:
                     self._append()
-                case 4 | 5 if self._waiting:
+                case 4 | 5 if any(self._waiting):
                     self._settle()
                 case 6:
                     self._database.high_water.sync()
@@ -70,16 +76,22 @@ class _Work:
             padding = "x" * (_LARGE if large else self._chance.randrange(600))
             lines = f'{{"n":{self._number},"p":"{padding}"}}\n'.encode()
             parts.append(Part(id_of(self._number), lines, 1))
-        request = Append(Receipt(parts[0].id, len(parts)), parts)
+        stream = self._chance.randrange(self._streams)
+        request = Append(Receipt(parts[0].id, len(parts)), parts, stream=stream)
         numbers = [part.id.int & 0xFFFF for part in parts]
         self._report("accepting", numbers)
         self._database.commit([request])
         self._report("accepted", numbers)
-        self._waiting += request.jobs
+        self._waiting[stream] += request.jobs
 
     def _settle(self) -> None:
-        jobs = self._waiting[: self._chance.randrange(1, 5)]
-        del self._waiting[: len(jobs)]
+        waiting = self._chance.choice([one for one in self._waiting if one])
+        jobs = [waiting.pop(0)]
+        # A start leaves a gap in the numbers, which ends a batch.
+        while waiting and len(jobs) < self._chance.randrange(1, 5):
+            if waiting[0].seq != jobs[-1].seq + 1:
+                break
+            jobs.append(waiting.pop(0))
         batch = Batch(tuple(jobs), f"k{jobs[0].seq}", "none", sealed=True)
         self._database.commit([Seal(batch)])
         numbers = [job.id.int & 0xFFFF for job in jobs]
@@ -94,5 +106,6 @@ class _Work:
 if __name__ == "__main__":
     segments.WORTH_A_SYNC = _LARGE  # type: ignore[misc]
     segments.SEGMENT_BYTES = 4 * _LARGE  # type: ignore[misc]
-    _Work(Path(sys.argv[1]), seeded(int(sys.argv[2]))).run()
+    seed = int(sys.argv[2])
+    _Work(Path(sys.argv[1]), seeded(seed), 1 + seed % 2).run()
     os._exit(0)

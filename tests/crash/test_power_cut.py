@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from payloadd.journal.sqlite import high_water, high_water_record, identity
+from payloadd.journal.sqlite import high_water, high_water_record, identity, stream_rows
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.schema import FILE, open_existing
 from payloadd.journal.sqlite.verify import verify
+from payloadd.model.streams import STREAM_BITS, first_seq
 from tests.crash.power_cut import Disk, can_record, record
 from tests.support.tools import give_up, need_tools
 
@@ -80,16 +81,21 @@ def replay(folder: Path, calls: Sequence[Call], end: int) -> tuple[Disk, Reporte
 
 def numbers_in(database: Database) -> Iterator[int]:
     """Yield the number of each waiting payload."""
-    for first in database.sealed_after({}):
+    firsts: list[int] = []
+    # One batch of each stream in each call.
+    while found := database.sealed_after({first >> STREAM_BITS: first for first in firsts}):
+        firsts += found
+    for first in firsts:
         batch = database.sealed(first)
         if batch is not None:
             for job in batch.jobs:
                 yield int(_NUMBER.match(job.lines)[1])  # type: ignore[index]
-    after = 0
-    while page := database.page(after, 20, 10**6):
-        after = page[-1].seq
-        for job in page:
-            yield int(_NUMBER.match(job.lines)[1])  # type: ignore[index]
+    for stream in stream_rows.with_jobs(database._connection):
+        after = first_seq(stream)
+        while page := database.page(after, 20, 10**6):
+            after = page[-1].seq
+            for job in page:
+                yield int(_NUMBER.match(job.lines)[1])  # type: ignore[index]
 
 
 def test_a_power_cut_loses_no_payload_and_reports_no_loss(

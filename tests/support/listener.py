@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from payloadd.model.streams import DEFAULT
+from payloadd.model.streams import first_seq, stream_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from payloadd.journal.api import Journal
     from payloadd.model.job import Job
+
+
+@dataclass
+class _Progress:
+    """How far a pipeline has come in a stream."""
+
+    last: int
+    """The last job that was offered."""
+    newest: int
+    """The newest job that is known."""
 
 
 class RecordingListener:
@@ -29,7 +40,7 @@ class RecordingListener:
         self.queued = 0
         self.queue_bytes = max_bytes
         self._max_jobs = max_jobs
-        self._last = self._newest = 0
+        self._streams: dict[int, _Progress] = {}
 
     def _count(self, name: str, payloads: int) -> None:
         if payloads:  # a journal may report that nothing has changed
@@ -44,7 +55,9 @@ class RecordingListener:
         """Begin behind the newest job of earlier runs."""
         self._note("opened")
         self.payloads["opened"] = payloads
-        self._last = self._newest = newest.get(DEFAULT, 0)
+        for stream, seq in newest.items():
+            assert stream_of(seq) == stream
+            self._streams[stream] = _Progress(seq, seq)
 
     def accepted_in(self, stream: int, payloads: int) -> None:
         """Ignore the stream: ``accepted`` has the payloads, too."""
@@ -54,34 +67,43 @@ class RecordingListener:
         self._note("closed")
         self.payloads["closed"] = payloads
 
+    def _progress(self, stream: int) -> _Progress:
+        start = first_seq(stream)
+        return self._streams.setdefault(stream, _Progress(start, start))
+
     def committed(self, jobs: Sequence[Job]) -> None:
         """Queue jobs, unless there are older ones to be read with ``page`` or the queue is full."""
         self._note("committed")
-        jobs = [one for one in jobs if one.seq > self._last]
+        assert len({stream_of(one.seq) for one in jobs}) <= 1, "jobs are of one stream"
+        jobs = [one for one in jobs if one.seq > self._progress(stream_of(one.seq)).last]
         if not jobs:
             return
-        read_first = self._last < self._newest
-        self._newest = jobs[-1].seq
+        progress = self._progress(stream_of(jobs[0].seq))
+        read_first = progress.last < progress.newest
+        progress.newest = jobs[-1].seq
         if not read_first and self.has_room(len(jobs), 0):
             self._receive(jobs)
 
     def left_for_page(self, newest: int) -> None:
         """Record that there are jobs to be read with ``page``."""
-        self._newest = max(self._newest, newest)
+        progress = self._progress(stream_of(newest))
+        progress.newest = max(progress.newest, newest)
 
     async def read_pages(self, journal: Journal) -> None:
-        """Read the jobs that were not queued, a few at a time."""
-        while self._last < self._newest:
-            page = await journal.page(self._last, 7, 10**6)
-            if not page:
-                break
-            self._receive(page)
+        """Read the jobs that were not queued, a few at a time, one stream after the other."""
+        for progress in list(self._streams.values()):
+            while progress.last < progress.newest:
+                page = await journal.page(progress.last, 7, 10**6)
+                if not page:
+                    break
+                self._receive(page)
 
     def _receive(self, jobs: Sequence[Job]) -> None:
-        numbers = [self._last, *[one.seq for one in jobs]]
+        progress = self._progress(stream_of(jobs[0].seq))
+        numbers = [progress.last, *[one.seq for one in jobs]]
         assert numbers == sorted(set(numbers)), "each job is offered once and in order"
-        self._last = numbers[-1]
-        self._newest = max(self._newest, self._last)
+        progress.last = numbers[-1]
+        progress.newest = max(progress.newest, progress.last)
         self.received += jobs
         self.queued += len(jobs)
 

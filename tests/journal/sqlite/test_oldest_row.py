@@ -8,6 +8,8 @@ import uuid
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import pytest
+
 from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import Tuning
@@ -18,8 +20,6 @@ from tests.support.journal import batch, open_rig, until
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 NOW = 1_704_067_200
 
@@ -80,6 +80,36 @@ def test_a_damaged_id_is_skipped(tmp_path: Path) -> None:
         database.commit([request(0), request(1)])
         database._connection.execute("UPDATE jobs SET id = 7 WHERE seq = 1")
         assert database.oldest() == NOW + 1
+
+
+@pytest.mark.parametrize("most", [2, 1000])
+def test_the_oldest_job_is_that_of_all_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """A backlog of one stream would be hidden by another, or delay every commit."""
+    monkeypatch.setattr(OldestRow, "most_ranges", most)
+    seconds = {1: 5, 2: 3, 3: 9}
+    with closing(Database(tmp_path / "j")) as database:
+        database.open_streams(("default", "a", "b", "c"))
+        requests = {stream: request(second) for stream, second in seconds.items()}
+        for stream, one in requests.items():
+            one.stream = stream
+        database.commit([request(7), *requests.values()])
+        for stream in (2, 1):
+            assert oldest(database) == NOW + seconds[stream]
+            database.commit([Bury(batch(requests[stream].jobs[0], sealed=False), "C", "r")])
+        assert oldest(database) == NOW + 7
+        database._connection.execute("UPDATE dead SET retry = 1 WHERE first < 2 << 48")
+        database.commit([Revive()])
+        assert oldest(database) == NOW + 5
+
+
+def oldest(database: Database) -> float | None:
+    """Return the time of the oldest job, asked for as often as needed."""
+    found = database.oldest()
+    while database.oldest_unfinished:
+        found = database.oldest()
+    return found
 
 
 async def test_the_age_is_right_after_many_dead_letters(

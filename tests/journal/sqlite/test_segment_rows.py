@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from payloadd.journal.sqlite import segments
+from payloadd.journal.sqlite import file_check, segments
 from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.deletion import RowDeletion
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("all_large")
 
 _NAMES = ("default", "clicks", "errors")
+_EMPTY_INDEX = (
+    "DROP INDEX jobs_segment",
+    "CREATE INDEX jobs_segment ON jobs (segment, size) WHERE segment IS NOT NULL AND segment < 0",
+    "PRAGMA writable_schema = ON",
+    "UPDATE sqlite_schema SET sql = replace(sql, ' AND segment < 0', '')",
+)
+"""Makes an index that has lost all rows."""
 
 
 @pytest.fixture(autouse=True)
@@ -104,12 +111,7 @@ def test_jobs_that_the_index_misses_are_found_before_a_segment_goes(path: Path) 
             commit(database, number, 0, 1, 2)
         before = names(path)
         wanted = all_jobs(database)
-        # As if the index had lost these rows.
-        database._connection.execute("DROP INDEX jobs_segment")
-        database._connection.execute(
-            "CREATE INDEX jobs_segment ON jobs (segment, size)"
-            " WHERE segment IS NOT NULL AND segment < 0"
-        )
+        change(path, *_EMPTY_INDEX)
         database.compaction.recheck_all()
         compaction = database.compaction
         for name in before:
@@ -117,6 +119,23 @@ def test_jobs_that_the_index_misses_are_found_before_a_segment_goes(path: Path) 
         assert names(path) == before
         assert all_jobs(database) == wanted
         assert {one.table for one in new_findings(database)} == {"jobs"}
+
+
+def test_a_start_searches_the_rows_of_all_streams(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged index would lose payloads of all streams at a start."""
+    monkeypatch.setattr(file_check, "MOST_CHECKED", 0)  # as for a large file
+    with closing(Database(path)) as database:
+        database.open_streams(_NAMES)
+        for number in range(100, 600, 100):
+            commit(database, number, 2, 1)
+        before, wanted = names(path), all_jobs(database)
+    change(path, *_EMPTY_INDEX)
+    with closing(Database(path)) as database:
+        database.open_streams(_NAMES)
+        assert names(path) == before
+        assert all_jobs(database) == wanted
 
 
 def test_ranges_of_a_segment_are_narrow_and_complete(path: Path) -> None:
@@ -135,7 +154,7 @@ def test_ranges_of_a_segment_are_narrow_and_complete(path: Path) -> None:
         assert ranges[7] == [(5, 6), (clicks + 5, clicks + 6)]
         assert (ranges[11][0][0], ranges[11][1][0]) == (7, clicks + 7)
         assert ranges[11][1][1] >= last_seq(8191)
-        change(path, "UPDATE segments SET firsts = x'00' WHERE name IN (3, 7)")
+        change(path, "UPDATE segments SET firsts = x'6400000000000000' WHERE name IN (3, 7)")
         for name, number in ((3, 100), (7, 200)):
             wide = database.compaction._ranges_of(name)
             assert all(any(low <= one.seq <= high for low, high in wide) for one in jobs[number])

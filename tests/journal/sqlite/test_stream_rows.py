@@ -12,10 +12,13 @@ from payloadd.errors import StartError
 from payloadd.journal.sqlite import stream_rows
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
-from payloadd.journal.sqlite.operations import Append, Bury, Settle
+from payloadd.journal.sqlite.operations import Append, Bury, Seal, Settle, Stage
 from payloadd.model.streams import MOST_NUMBERS, count_of, first_seq, stream_of
+from tests.journal.opener import Opener
 from tests.journal.sqlite.damaging import (
+    PAGE,
     change,
+    leaves,
     lose_pages,
     new_findings,
     repair_without_pause,
@@ -25,8 +28,10 @@ from tests.journal.sqlite.damaging import (
 from tests.support.journal import append, batch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from payloadd.journal.sqlite.jobs_in_memory import JobsInMemory
     from payloadd.model.job import Job
 
 _NAMES: Final = ("default", "clicks", "errors")
@@ -252,16 +257,66 @@ def test_damaged_jobs_are_dead_letters_of_their_stream(path: Path) -> None:
 @pytest.mark.usefixtures("three_streams")
 def test_missing_jobs_are_missed_when_all_streams_have_been_read(path: Path) -> None:
     """Jobs would become dead letters although a page with them comes later."""
-    change(path, f"DELETE FROM jobs WHERE seq = {first_seq(1) + 2}")  # noqa: S608
     with closing(Database(path)) as database:
         database.open_streams(_NAMES)
         database._counted = False  # as in a file that is too large for a check of the start
-        new_findings(database)
+        change(path, f"DELETE FROM jobs WHERE seq = {first_seq(1) + 2}")  # noqa: S608
         for stream in range(3):
             assert new_findings(database) == []
             while page := database.page(first_seq(stream), 1000, 10**6):
                 database.commit([Settle(batch(one, sealed=False)) for one in page])
+        assert [one.jobs for one in new_findings(database)] == [1]
         assert database._counted
+
+
+@pytest.mark.usefixtures("three_streams")
+def test_all_jobs_of_earlier_runs_are_counted_when_they_are_read(path: Path) -> None:
+    """A start with a large backlog would read the whole file a second time."""
+    with closing(Database(path)) as database:
+        database.open_streams(_NAMES)
+        database.commit([request(100, 1, 2)])
+        for stream in range(3):
+            assert len(jobs_of(database, stream)) == (5 if stream == 1 else 3)
+        assert database._hidden.unread == 0
+
+
+@pytest.mark.usefixtures("three_streams")
+def test_a_staged_request_hides_no_jobs_of_other_streams(path: Path) -> None:
+    """A large request of one stream would hold back the backlog of another."""
+    with closing(Database(path)) as database:
+        database.open_streams(_NAMES)
+        large = request(100, 1, 8)
+        database.commit([Stage(large, 0, 4)])
+        database.commit([request(200 + stream, stream) for stream in range(3)])
+        assert ids(jobs_of(database, 0)) == [1, 2, 3, 200]
+        assert ids(jobs_of(database, 1)) == [11, 12, 13]
+        assert ids(jobs_of(database, 2)) == [21, 22, 23, 202]
+
+
+def test_jobs_between_damaged_pages_of_a_stream_are_read(path: Path) -> None:
+    """A few damaged pages would lose a long backlog."""
+    with closing(Database(path)) as database:
+        database.open_streams(_NAMES)
+        large = [request(5000 * stream, stream, 3000) for stream in (1, 2)]
+        database.commit(list(large))
+        wanted = [one.id for each in large for one in each.jobs]
+    pages = leaves(path, wanted)
+    wrong = pages[len(pages) // 5 :: len(pages) // 5]
+    content = path.read_bytes()
+    lost = {
+        one for one in wanted for page in wrong if one.bytes in content[(page - 1) * PAGE :][:PAGE]
+    }
+    zero_pages(path, wrong)
+    with closing(Database(path)) as database:
+        database.open_streams(_NAMES)
+        found = {
+            one.id
+            for stream in (1, 2)
+            for start in range(0, 4000, 900)
+            for one in database.page(first_seq(stream) + start, 1000, 10**6)
+        }
+        assert len(lost) > 100
+        assert found == {*wanted} - lost
 
 
 @pytest.mark.usefixtures("three_streams")
@@ -291,3 +346,35 @@ def test_one_stream_is_known_without_a_row(path: Path) -> None:
         assert not database._segments.are_shared
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("SELECT count(*) FROM streams").fetchone() == (0,)
+
+
+def test_a_page_does_not_look_at_the_ranges_of_other_streams(path: Path) -> None:
+    """A million sealed batches of one stream would delay the pages of all others."""
+    with closing(Database(path)) as database:
+        database.open_streams(_NAMES)
+        large = request(1, 1, 200)
+        database.commit([large, request(1001, 0, 3)])
+        database.commit([Seal(batch(one)) for one in large.jobs[::2]])
+    with closing(Database(path)) as database:
+        database.open_streams(_NAMES)
+        seen: list[tuple[int, int]] = []
+        after = database._excluded.after
+
+        def counted(seq: int) -> Iterator[tuple[int, int]]:
+            for range_ in after(seq):
+                seen.append(range_)
+                yield range_
+
+        database._excluded.after = counted  # type: ignore[method-assign]
+        assert ids(jobs_of(database, 0)) == [1001, 1002, 1003]
+        assert len(seen) <= 1
+
+
+async def test_jobs_of_all_streams_count_as_in_memory(tmp_path: Path) -> None:
+    """A repair of the open file would make dead letters of jobs that are about to be stored."""
+    opener = Opener(tmp_path / "state", {"DURABILITY": "disk"}, streams=("clicks", "errors"))
+    async with opener.run() as run:
+        for stream in range(3):
+            await run.accept(10 * stream + 1, 2, stream=stream)
+        in_memory: JobsInMemory = run.journal._in_memory  # type: ignore[attr-defined]
+        assert {*ids(in_memory._collect())} == {1, 2, 11, 12, 21, 22}

@@ -57,7 +57,9 @@ def test_all_jobs_of_version_3_are_read(name: str, tmp_path: Path) -> None:
     manifest = MANIFEST[name]
     found: Counter[bytes] = Counter()
     with closing(Database(unpack(name, tmp_path))) as database:
-        layouts = Layouts(database.layouts(_LAYOUT))
+        assert database.open_streams(("default", "clicks")) == {0: "default", 1: "clicks"}
+        assert [*database.newest()] == [0]
+        layouts = Layouts(database.layouts(_LAYOUT, {1: _LAYOUT}))
         for first in database.sealed_after({}):
             batch = database.sealed(first)
             assert batch is not None

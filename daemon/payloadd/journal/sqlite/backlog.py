@@ -104,6 +104,8 @@ class Backlog:
         for first, last in chain(left_out, [(BEYOND, BEYOND)]):
             if after < min(first, end) - 1:
                 yield from in_order(self._connection, after + 1, min(first, end) - 1)
+            if first >= end:
+                return  # there may be millions of ranges in other streams
             after = max(after, last)
 
     def _is_lasting(self, error: sqlite3.Error) -> bool:

@@ -365,7 +365,9 @@ class SqliteJournal:
                 case Expire(more=True):
                     self._commit_queue.add(Expire())
         self._listener.accepted(accepted)
-        await self._offering.offer(operations, jobs, others, time_slice)
+        await self._offering.offer(operations, DEFAULT, jobs, time_slice)
+        if others:
+            await self._offering.offer_others(operations, others, time_slice)
         self._commit_deletions()
 
     def _report_revived(self, revive: Revive) -> None:

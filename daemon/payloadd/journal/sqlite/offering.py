@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from payloadd.model.streams import DEFAULT
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -27,31 +25,27 @@ class Offering:
         self._newest_behind = 0
         """The last job of its stream that was committed meanwhile; it is offered later."""
 
-    async def offer(
+    async def offer_others(
         self,
         operations: Sequence[Operation],
-        jobs: Sequence[Job],
         others: Mapping[int, Sequence[Job]],
         time_slice: TimeSlice,
     ) -> None:
-        """Offer the ``jobs`` of the default stream, and the jobs of others by stream.
-
-        ``operations`` are those of their commit.
-        """
-        await self._offer(operations, DEFAULT, jobs, time_slice)
-        for stream, of_stream in others.items():
-            self._listener.accepted_in(stream, sum([job.payloads for job in of_stream]))
+        """Offer jobs of several streams, by stream; ``operations`` are those of their commit."""
+        for stream, jobs in others.items():
+            self._listener.accepted_in(stream, sum([job.payloads for job in jobs]))
             if time_slice.over:
                 await time_slice.pause()
-            await self._offer(operations, stream, of_stream, time_slice)
+            await self.offer(operations, stream, jobs, time_slice)
 
-    async def _offer(
+    async def offer(
         self,
         operations: Sequence[Operation],
         stream: int,
         jobs: Sequence[Job],
         time_slice: TimeSlice,
     ) -> None:
+        """Offer jobs of one stream; ``operations`` are those of their commit."""
         if self.staged is None or self.staged.stream != stream:
             await self._offer_in_portions(jobs, time_slice)
         elif any(one is self.staged for one in operations):

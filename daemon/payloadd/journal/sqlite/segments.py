@@ -147,7 +147,7 @@ class Segments:
 
     def keep(self) -> None:
         """Keep the bytes of the last ``write``: their rows are committed."""
-        if self.in_doubt:
+        if self._written > self._committed:
             self.unrecorded = None
         self._committed = self._written
 

@@ -1,0 +1,77 @@
+"""``payloadd journal`` names the stream where there are several."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+
+from payloadd.cli.journal import journal
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.operations import Bury
+from payloadd.journal.sqlite.schema import FILE
+from tests.support.journal import append, batch, id_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from click.testing import Result
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a STATE_DIR with a dead letter in each of two streams, and a waiting job in one."""
+    with closing(Database(tmp_path / FILE)) as database:
+        database.open_streams(("default", "clicks"))
+        requests = [append(1), append(11, count=2)]
+        requests[1].stream = 1
+        database.commit(list(requests))
+        letters = [batch(one.jobs[0], sealed=False) for one in requests]
+        database.commit([Bury(one, "C", "reason") for one in letters])
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str) -> Result:
+    """Run ``payloadd journal`` on the journal in a folder."""
+    done = CliRunner().invoke(journal, arguments, env={"STATE_DIR": str(folder)})
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def test_dead_letters_are_listed_with_their_stream(folder: Path) -> None:
+    """An operator could not tell whose payloads the store has refused."""
+    default, clicks = run(folder, "dead", "list").stdout.splitlines()
+    assert "  1 payloads  reason" in default
+    assert "  1 payloads  clicks  reason" in clicks
+    letters = json.loads(run(folder, "dead", "list", "--json").stdout)
+    assert [letter["stream"] for letter in letters] == ["default", "clicks"]
+
+
+def test_a_dead_letter_is_shown_with_its_stream(folder: Path) -> None:
+    """As above; standard output has the payloads alone, so that it can be posted again."""
+    shown = run(folder, "dead", "show", str(id_of(11)))
+    assert (shown.stdout, shown.stderr) == ("11\n", "stream clicks\n")
+    shown = run(folder, "dead", "show", str(id_of(1)))
+    assert (shown.stdout, shown.stderr) == ("1\n", "")
+
+
+def test_the_status_has_a_line_for_each_stream(folder: Path) -> None:
+    """It would be unknown which stream has the backlog."""
+    lines = run(folder, "status").stdout.splitlines()
+    assert lines[-2].startswith("stream default: jobs 0, payloads 0, ")
+    assert lines[-1].startswith("stream clicks: jobs 1, payloads 1, ")
+    found = json.loads(run(folder, "status", "--json").stdout)
+    assert found["streams"]["clicks"]["dead_letters"] == 1
+
+
+def test_one_stream_is_not_named(tmp_path: Path) -> None:
+    """The text would be longer for all users without streams; JSON has the same form always."""
+    with closing(Database(tmp_path / FILE)) as database:
+        database.commit([append(1, count=3)])
+    assert "stream" not in run(tmp_path, "status").stdout
+    found = json.loads(run(tmp_path, "status", "--json").stdout)
+    assert [*found["streams"]] == ["default"]
+    assert found["streams"]["default"]["jobs"] == found["jobs"] == 3
