@@ -39,7 +39,11 @@ def main(options: list[str]) -> int:
 
 def _environment() -> dict[str, str]:
     """Return the caller's environment without variables that would change a test's outcome."""
-    removed = ("AWS_", "COVERAGE_", "PYTEST_ADDOPTS", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY")
+    removed = (
+        *("AWS_", "COVERAGE_", "PYTEST_ADDOPTS", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY"),
+        # Without bytecode each worker would compile all tests and all of Hypothesis anew.
+        "PYTHONDONTWRITEBYTECODE",
+    )
     return {name: text for name, text in os.environ.items() if not name.startswith(removed)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -17,7 +18,7 @@ from tests.support.s3 import S3Server, moto_server, seaweedfs
 from tests.support.tools import give_up, need_tools
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 # No deadline: a slow example on a busy machine is not a failure.
 settings.register_profile("payloadd", deadline=None)
@@ -92,6 +93,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Hide coverage from the processes of a test that is marked ``no_cover``.
+
+    pytest-cov measures nothing in the process of such a test: what it runs is measured in other
+    tests, and it would take twice as long.
+    """
+    hidden: dict[str, str] = {}
+    if item.get_closest_marker("no_cover"):
+        hidden = {name: text for name, text in os.environ.items() if name.startswith("COVERAGE_")}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        return (yield)
+    finally:
+        os.environ.update(hidden)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -18,6 +18,8 @@ from tests.support.failing_sync import possible
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.no_cover
+
 
 _UNKNOWN: Final = "this request is not accepted, but a crash before the disk works again"
 """The disk did not sync the bytes written over it, so a power cut may leave either."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.no_cover
+
 STORED = Answer(200, headers={"etag": '"0"'})
 DENIED = Answer(403, b"<Error><Code>InvalidAccessKeyId</Code></Error>")
 

@@ -13,6 +13,8 @@ from tests.support.daemon import END_WITHIN, PYTHONPATH, run_command, started
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.no_cover
+
 _PATCH: Final = """
 import errno, fcntl, os
 

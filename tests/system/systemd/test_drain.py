@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
+import pytest
 import trio
 
 from tests.crash.proxy import Proxy
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from tests.support.s3 import S3Server
     from tests.system.systemd.machine import Machine
     from tests.system.systemd.unit import Unit
+
+pytestmark = pytest.mark.no_cover
 
 CLIENTS: Final = 16
 STOP_SECONDS: Final = 4
