@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import TYPE_CHECKING, Final
 
 import pytest
-import structlog
 from hypothesis import settings
 
 from tests.support import ceph
 from tests.support import swift as openstack
 from tests.support.fuzz import Fuzz
+from tests.support.logging_state import restored_logging
 from tests.support.rclone import PROGRAM, rclone_server
 from tests.support.s3 import S3Server, moto_server, seaweedfs
 from tests.support.tools import give_up, need_tools
@@ -191,9 +190,5 @@ def s3_server(request: pytest.FixtureRequest) -> S3Server:
 @pytest.fixture
 def logging_restored() -> Iterator[None]:
     """Restore the logging configuration after the test."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
+    with restored_logging():
+        yield
