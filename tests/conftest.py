@@ -14,6 +14,7 @@ from tests.support.fuzz import Fuzz
 from tests.support.logging_state import restored_logging
 from tests.support.rclone import PROGRAM, rclone_server
 from tests.support.s3 import S3Server, moto_server, seaweedfs
+from tests.support.sync_filter import need_filter
 from tests.support.tools import give_up, need_tools
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 # No deadline: a slow example on a busy machine is not a failure.
 settings.register_profile("payloadd", deadline=None)
 settings.load_profile("payloadd")
+
+
+_FIRST: Final = ("test_tools.py", "test_torture.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -92,6 +96,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+    # First what takes longest: at the end the other processes would have nothing to do.
+    items.sort(key=lambda item: item.path.name not in _FIRST)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -185,6 +191,18 @@ def s3_server(request: pytest.FixtureRequest) -> S3Server:
     """Return each S3 server in turn."""
     found: S3Server = request.getfixturevalue(request.param)
     return found
+
+
+@pytest.fixture
+def failing_syncs() -> None:
+    """Skip the test where no process can make its syncs fail."""
+    need_filter("fail")
+
+
+@pytest.fixture
+def syncs_on_command() -> None:
+    """Skip the test where no process can decide about its syncs."""
+    need_filter("ask")
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from tests.journal.opener import ALL, DURABLE, Opener
 from tests.journal.sync_scenarios import SCENARIOS
 from tests.support.daemon import ROOT, environment
 from tests.support.journal import batch, contents, id_of, part, until
-from tests.support.sync_gate import possible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,7 +132,7 @@ async def test_the_age_of_the_oldest_job_is_reported(opener: Opener) -> None:
         await until(lambda: run.pipeline.oldest[-1:] == [accepted_at(id_of(10))])
 
 
-@pytest.mark.skipif(not possible, reason="needs seccomp with known numbers of system calls")
+@pytest.mark.usefixtures("syncs_on_command")
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_syncs_are_waited_for(opener: Opener, scenario: str) -> None:
     """A 2xx would be lost with the power, or a disk error would stop the daemon for ever."""

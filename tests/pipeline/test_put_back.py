@@ -15,7 +15,6 @@ from tests.pipeline.rig import FaultyStore, Pipeline, forbidden, internal_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pytest
     from trio.testing import MockClock
 
     from payloadd.errors import StoreError

@@ -19,7 +19,6 @@ from payloadd.ingress.server.fifo_gate import FifoGate
 from tests.ingress.rig import post, running
 
 if TYPE_CHECKING:
-    import pytest
     from quart_trio import QuartTrio
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
