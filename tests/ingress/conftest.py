@@ -33,7 +33,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.fixture
-def log_lines(quiet: None) -> Iterator[list[MutableMapping[str, Any]]]:  # noqa: ARG001 - outside
+def log_lines(quiet: None) -> Iterator[list[MutableMapping[str, Any]]]:
     """Collect the log lines of a test that expects some."""
     with structlog.testing.capture_logs() as lines:
         yield lines

@@ -162,8 +162,7 @@ async def test_requests_that_end_in_their_grant_get_memory_once() -> None:
     assert memory.used == 0
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_slow_senders_are_refused_for_each_class() -> None:
+async def test_slow_senders_are_refused_for_each_class(autojump_clock: MockClock) -> None:
     """Otherwise a large request at the head of the queue would delay all others."""
     memory = RequestMemory(16 * MIB, 14 * MIB)
     senders = [Sender(memory, size, 1) for size in (*[SMALL_BODY_BYTES] * 15, *[4096] * 256)]
@@ -296,8 +295,9 @@ async def test_the_wait_for_memory_does_not_count_as_slowness(autojump_clock: Mo
     assert autojump_clock.autojump_threshold == 0
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_slow_sender_is_refused_only_for_a_request_that_has_waited() -> None:
+async def test_a_slow_sender_is_refused_only_for_a_request_that_has_waited(
+    autojump_clock: MockClock,
+) -> None:
     """Otherwise a short peak would end requests that would have been complete in a moment."""
     memory = RequestMemory(4 * MIB, 4 * MIB)
     slow = Sender(memory, 4 * MIB, 10)
@@ -314,8 +314,7 @@ async def test_a_slow_sender_is_refused_only_for_a_request_that_has_waited() -> 
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_sender_that_has_just_begun_is_not_slow() -> None:
+async def test_a_sender_that_has_just_begun_is_not_slow(autojump_clock: MockClock) -> None:
     """Otherwise a request would be refused before its client could send a byte."""
     memory = RequestMemory(4 * MIB, 4 * MIB)
     sender = Sender(memory, 4 * MIB, 0)
@@ -390,8 +389,9 @@ async def test_an_empty_queue_needs_no_time(autojump_clock: MockClock) -> None:
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_the_slowest_sender_is_the_one_with_the_lowest_rate() -> None:
+async def test_the_slowest_sender_is_the_one_with_the_lowest_rate(
+    autojump_clock: MockClock,
+) -> None:
     """Otherwise a client that sends a byte a second would be safe once it has sent for long."""
     memory = RequestMemory(4 * MIB, 4 * MIB)
     old, new = Sender(memory, 2 * MIB, 100), Sender(memory, 2 * MIB, 60)

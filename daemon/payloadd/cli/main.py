@@ -1,4 +1,4 @@
-"""The command ``payloadd``: ``serve``, ``check``, ``journal``, ``systemd`` and ``token``."""
+"""The command ``payloadd`` and its subcommands."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import trio
 from payloadd import __version__, open_files, service
 from payloadd.cli.check import check
 from payloadd.cli.journal import journal
+from payloadd.cli.send import send
 from payloadd.cli.token import token
 from payloadd.cli.units import systemd
 from payloadd.config import settings as config
@@ -50,6 +51,7 @@ def main() -> None:
 
 
 main.add_command(journal)
+main.add_command(send)
 main.add_command(systemd)
 main.add_command(token)
 

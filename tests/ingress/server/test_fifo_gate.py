@@ -215,7 +215,7 @@ async def time_of_bursts(fifo_gate: FifoGate, bursts: int) -> float:
 
 
 async def test_bursts_pause_while_a_commit_is_awaited(
-    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - sleeping takes no time
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     """The committing thread would wait for the interpreter lock in each of its 30 steps."""
     fifo_gate = FifoGate(commit_is_awaited=lambda: True)
@@ -224,7 +224,7 @@ async def test_bursts_pause_while_a_commit_is_awaited(
 
 
 async def test_bursts_continue_when_the_commit_is_done(
-    autojump_clock: trio.testing.MockClock,  # noqa: ARG001 - sleeping takes no time
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Requests through Hypercorn would be slow beside a client that posts now and then."""
     answers = iter([True] + [False] * 1000)
