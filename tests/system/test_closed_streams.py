@@ -14,7 +14,7 @@ from typing import Final
 import httpx
 import pytest
 
-from payloadd.service import ExitStatus
+from payloadd.exit_status import ExitStatus
 from tests.support.daemon import END_WITHIN, environment
 from tests.support.loopback import free_port
 
