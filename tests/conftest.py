@@ -44,9 +44,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--repeat-drain",
         type=int,
-        default=2,
         metavar="N",
-        help="how often SIGTERM is sent to a daemon while it is sent 10,000 payloads (2)",
+        help="how often SIGTERM is sent to a daemon while it is sent 10,000 payloads (1, with"
+        " --all 2)",
     )
     group.addoption(
         "--outage",
@@ -121,7 +121,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Repeat tests: ``repetition`` as often as --repeat-drain says, ``s3_server`` by server."""
     if "repetition" in metafunc.fixturenames:
-        times: int = metafunc.config.getoption("--repeat-drain")
+        given: int | None = metafunc.config.getoption("--repeat-drain")
+        times = given or (2 if metafunc.config.getoption("--all") else 1)
         metafunc.parametrize("repetition", range(times))
     if "s3_server" in metafunc.fixturenames:
         long = [pytest.param(name, marks=pytest.mark.stores) for name in STORES]

@@ -76,7 +76,7 @@ async def test_a_stop_under_load_loses_nothing(machine: Machine, seaweed: S3Serv
 
 async def _stopped_under_load(unit: Unit) -> tuple[Posts, list[str]]:
     """Stop a unit while 16 clients post to it; returns their answers and the status lines."""
-    posts, status_lines = Posts(unit.url), list[str]()
+    posts, status_lines = Posts(unit.url, pause=0.1), list[str]()
     collections = [[b"%d" % number] for number in range(100_000)]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(posts.run, collections, CLIENTS)
