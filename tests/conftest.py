@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -79,6 +80,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="repeat the random choices of the torture test that printed this seed",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the measurement of a process of pytest-xdist to pytest-cov.
+
+    Coverage also measures it as a process that was started by a measured one, and would continue
+    where pytest-cov stops for a test that is marked ``no_cover``.
+    """
+    if hasattr(config, "workerinput") and "coverage" in sys.modules:
+        from coverage import Coverage  # noqa: PLC0415 - takes a tenth of a second
+
+        while started := Coverage.current():
+            started.stop()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
