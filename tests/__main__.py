@@ -6,7 +6,7 @@ status is 0 only if every test passed and enough lines are covered. ``--all`` ad
 are marked ``large``, ``--stores`` those against S3 servers that take long to install or to start;
 ``tests/README.md`` has the other options.
 
-A test spends most of its time waiting for processes, so three tests run at the same time.
+A test spends most of its time waiting for processes, so four tests run at the same time.
 
 Options are passed on to pytest. With an option that selects tests (a path, ``-k``, ``-m``,
 ``--lf``) coverage is not measured: code of the tests left out would count as not covered.
@@ -32,14 +32,18 @@ def main(options: list[str]) -> int:
     """Run pytest with ``options``; returns its exit status."""
     complete = all(option.startswith(_NOT_SELECTING) for option in options)
     coverage = ["--cov", "--cov-report=term-missing:skip-covered"] if complete else []
-    parallel = ["--numprocesses=3", "--dist=worksteal"] if complete else []
+    parallel = ["--numprocesses=4", "--dist=worksteal"] if complete else []
     command = [sys.executable, "-m", "pytest", *coverage, *parallel, *options]
     return subprocess.run(command, cwd=_ROOT, env=_environment(), check=False).returncode
 
 
 def _environment() -> dict[str, str]:
     """Return the caller's environment without variables that would change a test's outcome."""
-    removed = ("AWS_", "COVERAGE_", "PYTEST_ADDOPTS", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY")
+    removed = (
+        *("AWS_", "COVERAGE_", "PYTEST_ADDOPTS", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY"),
+        # Without bytecode each worker would compile all tests and all of Hypothesis anew.
+        "PYTHONDONTWRITEBYTECODE",
+    )
     return {name: text for name, text in os.environ.items() if not name.startswith(removed)}
 
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import logging
+import os
+import sys
 from typing import TYPE_CHECKING, Final
 
 import pytest
-import structlog
 from hypothesis import settings
 
 from tests.support import ceph
 from tests.support import swift as openstack
 from tests.support.fuzz import Fuzz
+from tests.support.logging_state import restored_logging
 from tests.support.rclone import PROGRAM, rclone_server
 from tests.support.s3 import S3Server, moto_server, seaweedfs
+from tests.support.sync_filter import need_filter
 from tests.support.tools import give_up, need_tools
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 # No deadline: a slow example on a busy machine is not a failure.
 settings.register_profile("payloadd", deadline=None)
 settings.load_profile("payloadd")
+
+
+_FIRST: Final = ("test_tools.py", "test_torture.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,9 +45,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--repeat-drain",
         type=int,
-        default=2,
         metavar="N",
-        help="how often SIGTERM is sent to a daemon while it is sent 10,000 payloads (2)",
+        help="how often SIGTERM is sent to a daemon while it is sent 10,000 payloads (1, with"
+        " --all 2)",
     )
     group.addoption(
         "--outage",
@@ -77,6 +82,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the measurement of a process of pytest-xdist to pytest-cov.
+
+    Coverage also measures it as a process that was started by a measured one, and would continue
+    where pytest-cov stops for a test that is marked ``no_cover``.
+    """
+    if hasattr(config, "workerinput") and "coverage" in sys.modules:
+        from coverage import Coverage  # noqa: PLC0415 - takes a tenth of a second
+
+        while started := Coverage.current():
+            started.stop()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the tests that take long, unless their option or their marker is given.
 
@@ -92,12 +110,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+    # First what takes longest: at the end the other processes would have nothing to do.
+    items.sort(key=lambda item: item.path.name not in _FIRST)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Hide coverage from the processes of a test that is marked ``no_cover``.
+
+    pytest-cov measures nothing in the process of such a test: what it runs is measured in other
+    tests, and it would take twice as long.
+    """
+    hidden: dict[str, str] = {}
+    if item.get_closest_marker("no_cover"):
+        hidden = {name: text for name, text in os.environ.items() if name.startswith("COVERAGE_")}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        return (yield)
+    finally:
+        os.environ.update(hidden)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Repeat tests: ``repetition`` as often as --repeat-drain says, ``s3_server`` by server."""
     if "repetition" in metafunc.fixturenames:
-        times: int = metafunc.config.getoption("--repeat-drain")
+        given: int | None = metafunc.config.getoption("--repeat-drain")
+        times = given or (2 if metafunc.config.getoption("--all") else 1)
         metafunc.parametrize("repetition", range(times))
     if "s3_server" in metafunc.fixturenames:
         long = [pytest.param(name, marks=pytest.mark.stores) for name in STORES]
@@ -170,11 +209,19 @@ def s3_server(request: pytest.FixtureRequest) -> S3Server:
 
 
 @pytest.fixture
+def failing_syncs() -> None:
+    """Skip the test where no process can make its syncs fail."""
+    need_filter("fail")
+
+
+@pytest.fixture
+def syncs_on_command() -> None:
+    """Skip the test where no process can decide about its syncs."""
+    need_filter("ask")
+
+
+@pytest.fixture
 def logging_restored() -> Iterator[None]:
     """Restore the logging configuration after the test."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
+    with restored_logging():
+        yield

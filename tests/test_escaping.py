@@ -23,6 +23,7 @@ VISIBLE = {
 JOINERS = {"\u200c", "\u200d"}
 
 
+@pytest.mark.no_cover
 def test_every_invisible_character_is_escaped() -> None:
     """Otherwise the forgotten one could change how a line is shown."""
     for code in range(sys.maxunicode + 1):
@@ -73,6 +74,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.no_cover
 @given(json_values)
 def test_an_escaped_json_document_has_the_same_value(value: object) -> None:
     """Otherwise a client would read another detail than the daemon wrote."""

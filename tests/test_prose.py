@@ -90,6 +90,7 @@ def _hits(path: Path) -> list[str]:
     return [f"{path.relative_to(ROOT)}:{line}: {word}" for line, word in sorted(found)]
 
 
+@pytest.mark.no_cover
 def test_no_forbidden_word_is_used() -> None:
     """A reader has to guess which part of the program a pronoun or a private word means."""
     hits = [hit for path in _files("daemon", "tests") for hit in _hits(path)]

@@ -11,13 +11,13 @@ import gc
 import signal
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
 from payloadd.config.stream_names import some_of
 from payloadd.errors import SettingsError, StartError, StateDirError
+from payloadd.exit_status import ExitStatus
 from payloadd.heap import keep_small
 from payloadd.ingress.admin import make_admin_app
 from payloadd.ingress.admission import open_admission
@@ -79,15 +79,6 @@ _OPEN_NOTE: Final = (
 )
 _DRAIN_REPORT_INTERVAL: Final = 3.0
 """Seconds between two lines of the log during a drain."""
-
-
-class ExitStatus(IntEnum):
-    """Exit statuses of ``payloadd serve``; click ends with 2 after a wrong command line."""
-
-    DRAINED = 0
-    INTERNAL_FAILURE = 1
-    LOST = 75
-    WRONG_SETTINGS = 78
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ from tests.support.tools import need_tools
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.no_cover
+
 WORK = Work("some", 3, 100)
 
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from tests.bench.hostile.clients import Client
 
+pytestmark = pytest.mark.no_cover
+
 OUTCOME = Outcome(
     kind="some",
     batches="one payload",

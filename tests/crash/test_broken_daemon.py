@@ -23,6 +23,8 @@ from tests.support.store import FakeS3, fake_s3
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.no_cover
+
 Case = Callable[[Daemon, FakeS3], Awaitable[list[bytes]]]
 
 _RUN: Final = "\nfrom payloadd.cli.main import main\nmain()\n"

@@ -5,11 +5,15 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
 from tests.support.clients import post
 from tests.support.daemon import running_daemon
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.no_cover
 
 # No server listens at this address, so all accepted payloads wait in the journal.
 _NO_STORE: Final = {

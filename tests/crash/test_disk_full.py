@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.no_cover
+
 _SOON: Final = 20.0
 _SETTINGS: Final = {"BATCH_MAX_PAYLOADS": "5", "BATCH_LINGER": "0s", "UPLOAD_TIMEOUT": "500ms"}
 DISKS: Final = pytest.mark.parametrize("kind", ["tmpfs", "quota"])

@@ -13,17 +13,18 @@ import pytest
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.schema import FILE
 from tests.support.daemon import ROOT, environment
-from tests.support.failing_sync import possible
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.no_cover
 
 
 _UNKNOWN: Final = "this request is not accepted, but a crash before the disk works again"
 """The disk did not sync the bytes written over it, so a power cut may leave either."""
 
 
-@pytest.mark.skipif(not possible, reason="needs seccomp with known numbers of system calls")
+@pytest.mark.usefixtures("failing_syncs")
 @pytest.mark.parametrize(
     ("before", "refused", "error"),
     [

@@ -7,6 +7,7 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
+import pytest
 import trio
 
 from payloadd.journal.sqlite.schema import FILE
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.daemon import Daemon
+
+pytestmark = pytest.mark.no_cover
 
 _CLIENTS: Final = 100
 _POSTS: Final = 5

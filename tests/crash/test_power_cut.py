@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tests.crash.power_cut import Call
     from tests.support.fuzz import Fuzz
 
+pytestmark = pytest.mark.no_cover
+
 _NUMBER: Final = re.compile(rb'{"n":(\d+),')
 _WORKS: Final = 2
 """Number of recorded processes."""

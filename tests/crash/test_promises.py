@@ -9,6 +9,8 @@ import pytest
 from tests.crash.promises import Promises
 from tests.crash.torture import read_bucket
 
+pytestmark = pytest.mark.no_cover
+
 
 @pytest.mark.parametrize(
     ("stored", "found"),

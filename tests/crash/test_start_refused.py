@@ -16,6 +16,8 @@ from tests.support.store import fake_s3
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.no_cover
+
 
 async def _refusal(folder: Path, state: Path) -> str:
     """Return the reason why a daemon does not start; AssertionError if it starts."""

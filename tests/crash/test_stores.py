@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.support.s3 import S3Server
 
-pytestmark = pytest.mark.stores
+pytestmark = [pytest.mark.stores, pytest.mark.no_cover]
 
 _PLAN: Final = (
     DaemonRun("works", "committed, not answered"),

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from tests.support.s3 import S3Server
 
+pytestmark = pytest.mark.no_cover
+
 _ALONE: Final = {"BATCH_MAX_PAYLOADS": "1"}
 _BATCHED: Final = {"BATCH_MAX_PAYLOADS": "20", "COMPRESSION": "zstd"}
 _CHANGING: Final = (
@@ -48,7 +50,8 @@ main()
     [
         pytest.param("alone", [_ALONE], SHORTEST, id="alone"),
         pytest.param("batched", [_BATCHED], SHORTEST, id="batched"),
-        pytest.param("changing", _CHANGING, SHORT, id="changing-settings"),
+        # The test below has the same settings and the same runs, with half of the jobs in rows.
+        pytest.param("changing", _CHANGING, SHORT, id="changing-settings", marks=pytest.mark.large),
     ],
 )
 async def test_acknowledged_payloads_are_stored_once_after_every_crash(

@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+import pytest
 import trio
 
 from payloadd.journal.sqlite.segments import space
@@ -16,6 +17,8 @@ from tests.support.store import FakeS3, fake_s3
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.no_cover
 
 _MIB: Final = 2**20
 _SETTINGS: Final = {

@@ -7,6 +7,7 @@ import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import pytest
 import zstandard
 
 from payloadd.ingress.body import Limits, decode
@@ -200,6 +201,7 @@ def in_a_process() -> Iterator[Callable[[Case], Outcome]]:
         process.end()
 
 
+@pytest.mark.no_cover
 def test_random_bodies_are_accepted_like_the_reference(fuzz: Fuzz) -> None:
     """Otherwise broken JSON would be stored for good, or good JSON be refused or changed."""
     accepted = 0

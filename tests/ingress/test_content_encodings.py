@@ -86,6 +86,7 @@ def test_a_decompression_bomb_uses_little_memory(coding: str) -> None:
     assert peak < 16 * MIB
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("coding", ["gzip", "zstd"])
 def test_a_million_empty_members_take_little_time(coding: str) -> None:
     """Otherwise one body of empty members would stop the daemon for a minute."""

@@ -270,6 +270,7 @@ async def answers(seeds: range, **settings: str) -> list[tuple[bytes, list[objec
     return found
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("guarded", [False, True])
 async def test_mangled_requests_are_answered_alike_on_both_paths(
     monkeypatch: pytest.MonkeyPatch,

@@ -242,6 +242,7 @@ async def test_a_password_in_the_target_is_not_logged(log_lines: Lines) -> None:
 # --- the rate ----------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 @pytest.mark.usefixtures("each_way")
 async def test_a_flood_of_refusals_writes_few_lines(
     log_lines: Lines, monkeypatch: pytest.MonkeyPatch

@@ -20,7 +20,6 @@ from tests.journal.opener import ALL, DURABLE, Opener
 from tests.journal.sync_scenarios import SCENARIOS
 from tests.support.daemon import ROOT, environment
 from tests.support.journal import batch, contents, id_of, part, until
-from tests.support.sync_gate import possible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -213,7 +212,7 @@ async def test_sealed_batches_of_several_streams_come_by_turns(opener: Opener) -
         assert found == [0, 1, 2] * 6
 
 
-@pytest.mark.skipif(not possible, reason="needs seccomp with known numbers of system calls")
+@pytest.mark.usefixtures("syncs_on_command")
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_syncs_are_waited_for(opener: Opener, scenario: str) -> None:
     """A 2xx would be lost with the power, or a disk error would stop the daemon for ever."""

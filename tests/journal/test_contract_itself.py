@@ -13,7 +13,6 @@ from tests.journal import opener as opening
 from tests.journal import test_contract as suite
 from tests.journal import test_contract_durable as durable
 from tests.journal.opener import Opener
-from tests.support.sync_gate import possible
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -83,7 +82,7 @@ def leaves(error: Exception) -> list[Exception]:
     return [error]
 
 
-@pytest.mark.skipif(not possible, reason="needs seccomp with known numbers of system calls")
+@pytest.mark.usefixtures("syncs_on_command")
 @pytest.mark.parametrize(("fault", "scenario", "message"), _DISK_FAULTS)
 def test_a_journal_that_is_faulty_on_a_faulty_disk_fails(
     tmp_path: Path, fault: OpenFunction, scenario: str, message: str

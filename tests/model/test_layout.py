@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +61,7 @@ runs = st.lists(
 )
 
 
+@pytest.mark.no_cover
 @settings(max_examples=30)
 @given(runs)
 def test_a_job_keeps_its_key_when_the_settings_change(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 import structlog.testing
 import trio
 
@@ -14,7 +15,6 @@ from tests.pipeline.rig import FaultyStore, Pipeline, forbidden, internal_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pytest
     from trio.testing import MockClock
 
     from payloadd.errors import StoreError
@@ -80,6 +80,7 @@ async def test_good_batches_flow_while_as_many_as_there_are_workers_fail(
     assert pipeline.accounting.stored == 1064
 
 
+@pytest.mark.no_cover
 async def test_the_rate_of_attempts_does_not_grow_with_the_failing_batches(
     autojump_clock: MockClock,
 ) -> None:
@@ -105,6 +106,7 @@ async def test_the_rate_of_attempts_does_not_grow_with_the_failing_batches(
     assert rates[0] <= rates[1] <= rates[2] <= 8.1
 
 
+@pytest.mark.no_cover
 async def test_an_outage_puts_a_bounded_part_of_the_backlog_back(
     autojump_clock: MockClock,
 ) -> None:

@@ -76,6 +76,8 @@ class Posts:
     ``not connected`` if the daemon cannot have received anything."""
     refusals: list[httpx.Response] = field(default_factory=list)
     """All answers other than 202."""
+    pause: float = 0.0
+    """Seconds for which a client waits after a collection that was not accepted."""
     _changed: trio.Event = field(default_factory=trio.Event)
 
     async def run(self, collections: Sequence[Sequence[bytes]], clients: int = 1) -> None:
@@ -100,11 +102,14 @@ class Posts:
 
     async def _client(self, http: httpx.AsyncClient, todo: Iterator[Sequence[bytes]]) -> None:
         for collection in todo:
-            await self._post(http, collection)
+            accepted = await self._post(http, collection)
             self._changed.set()
             self._changed = trio.Event()
+            if not accepted:
+                await trio.sleep(self.pause)
 
-    async def _post(self, http: httpx.AsyncClient, collection: Sequence[bytes]) -> None:
+    async def _post(self, http: httpx.AsyncClient, collection: Sequence[bytes]) -> bool:
+        """Post a collection; return whether it was accepted."""
         body = body_of(collection)
         headers = {
             "Host": httpx.URL(self.url).netloc.decode(),
@@ -118,17 +123,18 @@ class Posts:
             answer = await http.send(request)
         except httpx.ConnectError:
             self.answers["not connected"] += 1
-            return
+            return False
         except httpx.TransportError:
             self.answers["cut off"] += 1
-            return
+            return False
         if answer.status_code == httpx.codes.ACCEPTED:
             assert answer.json()["accepted"] == len(collection)
             self.acknowledged += collection
             self.answers["202"] += 1
-        else:
-            self.answers[f"{answer.status_code} {answer.json()['code']}"] += 1
-            self.refusals.append(answer)
+            return True
+        self.answers[f"{answer.status_code} {answer.json()['code']}"] += 1
+        self.refusals.append(answer)
+        return False
 
 
 async def post(url: str, payloads: Sequence[bytes]) -> None:

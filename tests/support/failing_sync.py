@@ -25,7 +25,7 @@ _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _ERROR, _ASK = 0x7FFF0000, 0x00050000, 0x7FC00000
 _NEW_LISTENER: Final = 8
 
-possible: Final = sys.platform == "linux" and platform.machine() in _SYSCALLS
+supported: Final = sys.platform == "linux" and platform.machine() in _SYSCALLS
 """Whether the numbers of the system calls are known for this machine."""
 
 

@@ -13,7 +13,7 @@ from tests.support.clients import seeded
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SECONDS: Final = {"short": 3.0, "long": 600.0}
+SECONDS: Final = {"short": 1.5, "long": 600.0}
 _SEEDS: Final = 2**32
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import socket
 import struct
 import zlib
@@ -171,11 +172,14 @@ class FakeS3:
         *,
         task_status: trio.TaskStatus[trio.CancelScope],
     ) -> None:
-        with trio.CancelScope() as scope:
-            task_status.started(scope)
-            await trio.serve_listeners(self._connection, listeners)
-        if self.behaviour == "black hole":
-            self._hole = _black_hole(self.port)
+        # A second descriptor of the socket: between the end of the server and the black hole, the
+        # port must not become another program's.
+        with socket.socket(fileno=os.dup(listeners[0].socket.fileno())) as listening:
+            with trio.CancelScope() as scope:
+                task_status.started(scope)
+                await trio.serve_listeners(self._connection, listeners)
+            if self.behaviour == "black hole":
+                self._hole = _black_hole(listening.dup(), self.port)
 
     async def _connection(self, stream: trio.SocketStream) -> None:
         """Respond to requests until the client or the behaviour ends the connection."""
@@ -368,11 +372,8 @@ def _is_undamaged(headers: Mapping[str, str], body: bytes) -> bool:
     )
 
 
-def _black_hole(port: int) -> list[socket.socket]:
+def _black_hole(listening: socket.socket, port: int) -> list[socket.socket]:
     """Return sockets while which exist the kernel drops every new connection to the port."""
-    listening = socket.socket()
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind(("127.0.0.1", port))
     listening.listen(0)
     sockets = [listening]
     for _ in range(4):  # fills the queue of connections that wait to be accepted

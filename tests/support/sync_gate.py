@@ -13,9 +13,7 @@ import threading
 from contextlib import suppress
 from typing import Final
 
-from tests.support.failing_sync import ask_for_syncs, possible
-
-__all__ = ["SyncGate", "possible"]
+from tests.support.failing_sync import ask_for_syncs
 
 # seccomp_unotify(2): struct seccomp_notif has 80 bytes and begins with the id of the question.
 _RECEIVE, _SEND, _SIZE = 0xC0502100, 0xC0182101, 80

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trustme
 
+from tests.support.commands import invoke
 from tests.support.daemon import run_command, running_daemon
 from tests.support.faults import Answer, Request, fault_server
 from tests.support.loopback import http_client
@@ -18,6 +19,8 @@ from tests.system.test_tls import post_with_tls
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+pytestmark = pytest.mark.no_cover
 
 STORED = Answer(200, headers={"etag": '"0"'})
 DENIED = Answer(403, b"<Error><Code>InvalidAccessKeyId</Code></Error>")
@@ -152,7 +155,8 @@ async def test_what_cannot_be_served_is_a_wrong_setting(
         "AWS_CONFIG_FILE": str(tmp_path / "config"),
         **names,
     }
-    done = await run_command(command, folder=tmp_path, env=env)
+    run = invoke if command == "check" else run_command
+    done = await run(command, folder=tmp_path, env=env)
 
     assert done.returncode == 78
     assert reason in done.stdout + done.stderr

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
 
 from tests.support.daemon import running_daemon
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.daemon import Daemon
+
+pytestmark = pytest.mark.no_cover
 
 PAGE = """<!doctype html><script>
 const url = "URL/v1/payloads", json = {"Content-Type": "application/json"}

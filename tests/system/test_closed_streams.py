@@ -14,9 +14,11 @@ from typing import Final
 import httpx
 import pytest
 
-from payloadd.service import ExitStatus
+from payloadd.exit_status import ExitStatus
 from tests.support.daemon import END_WITHIN, environment
 from tests.support.loopback import free_port
+
+pytestmark = pytest.mark.no_cover
 
 _COMMAND: Final = [sys.executable, "-m", "payloadd"]
 _CLOSED: Final = 'exec "$0" "$@" 0<&- 1>&- 2>&-'

@@ -15,6 +15,7 @@ import trio
 
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.lock import lock
+from tests.support.commands import invoke
 from tests.support.daemon import ROOT, environment, run_command, running_daemon
 from tests.support.not_built import NAMES, VALUES
 from tests.support.rights import bound_by_permissions
@@ -49,7 +50,7 @@ async def test_settings_that_are_not_built_are_reported_together(
 ) -> None:
     """A user would believe in a protection that is not there."""
     env = {**dict.fromkeys(NAMES, "1"), **dict(VALUES)}
-    done = await run_command(command, folder=tmp_path, env=env)
+    done = await invoke(command, folder=tmp_path, env=env)
     assert done.returncode == 78
     for name in NAMES:
         assert f"{name}: is set" in done.stderr, done.stderr
@@ -65,14 +66,14 @@ async def test_one_setting_that_is_not_built_refuses_the_start(
     tmp_path: Path, name: str, text: str
 ) -> None:
     """A user would believe in a protection that is not there."""
-    done = await run_command("serve", folder=tmp_path, env={name: text})
+    done = await invoke("serve", folder=tmp_path, env={name: text})
     assert done.returncode == 78
     assert name in done.stderr
 
 
 async def test_a_bad_key_template_is_a_wrong_setting(tmp_path: Path) -> None:
     """Objects would overwrite each other, or the daemon would fail at its first payload."""
-    done = await run_command("check", folder=tmp_path, env={"KEY_TEMPLATE": "{date}.ndjson"})
+    done = await invoke("check", folder=tmp_path, env={"KEY_TEMPLATE": "{date}.ndjson"})
     assert done.returncode == 78
     assert "KEY_TEMPLATE" in done.stdout + done.stderr
 
@@ -97,12 +98,13 @@ async def test_check_works_while_the_daemon_runs(tmp_path: Path) -> None:
 async def test_check_reports_a_state_dir_that_cannot_be_used(tmp_path: Path) -> None:
     """`check` would succeed, and the daemon would not start."""
     (tmp_path / "file").touch()
-    done = await run_command("check", folder=tmp_path, env={"STATE_DIR": str(tmp_path / "file")})
+    done = await invoke("check", folder=tmp_path, env={"STATE_DIR": str(tmp_path / "file")})
     assert done.returncode == 78
     assert "failed  journal" in done.stdout
     assert "STATE_DIR" in done.stdout
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("mode", [0o000, 0o400])
 @pytest.mark.parametrize("name", ["", "journal.lock", "journal.db"])
 async def test_check_and_serve_agree_on_permissions(tmp_path: Path, name: str, mode: int) -> None:
@@ -112,7 +114,7 @@ async def test_check_and_serve_agree_on_permissions(tmp_path: Path, name: str, m
     os.close(lock(state))
     Database(state / "journal.db").close()
     env = {"STATE_DIR": str(state)}
-    good = await run_command("check", folder=tmp_path, env=env, prefix=prefix)
+    good = await invoke("check", folder=tmp_path, env=env)
     assert good.returncode == 0, good.stdout
 
     (state / name).chmod(mode)
@@ -146,12 +148,12 @@ async def test_check_tells_right_keys_from_wrong_ones(seaweed: S3Server, tmp_pat
     """An operator would learn only from the first payload that keys are wrong."""
     bucket = await trio.to_thread.run_sync(seaweed.make_bucket, "check")
     env = {**seaweed.environ, "STORE_URL": f"s3://{bucket}"}
-    good = await run_command("check", folder=tmp_path, env=env)
+    good = await invoke("check", folder=tmp_path, env=env)
     assert good.returncode == 0, good.stderr
     assert not await trio.to_thread.run_sync(seaweed.keys, bucket)
 
     env["AWS_SECRET_ACCESS_KEY"] = "not-the-secret"
-    bad = await run_command("check", folder=tmp_path, env=env)
+    bad = await invoke("check", folder=tmp_path, env=env)
     assert bad.returncode == 78
     assert "SignatureDoesNotMatch" in bad.stdout + bad.stderr
     assert "Traceback" not in bad.stdout + bad.stderr
@@ -191,14 +193,14 @@ async def test_version_and_help(tmp_path: Path) -> None:
     assert version.returncode == 0
     assert "0." in version.stdout
     for arguments in (["--help"], ["serve", "--help"], ["check", "--help"]):
-        helped = await run_command(*arguments, folder=tmp_path)
+        helped = await invoke(*arguments, folder=tmp_path)
         assert helped.returncode == 0
         assert "Usage" in helped.stdout
 
 
 async def test_the_columns_of_the_settings_are_straight(tmp_path: Path) -> None:
     """The longest name would run into its default, and no name would be that of the variable."""
-    text = (await run_command("serve", "--help", folder=tmp_path)).stdout
+    text = (await invoke("serve", "--help", folder=tmp_path)).stdout
     rows = text[text.index("Settings, from") :].splitlines()[1:]
     assert len({len(re.match(r" +\S+ +\S+ +", row)[0]) for row in rows if row}) == 1  # type: ignore[index]
     assert any(row.split()[:1] == ["AWS_ENDPOINT_URL_S3"] for row in rows)
@@ -206,7 +208,7 @@ async def test_the_columns_of_the_settings_are_straight(tmp_path: Path) -> None:
 
 async def test_a_misspelt_setting_is_a_warning(tmp_path: Path) -> None:
     """An operator would believe that a setting is in force."""
-    done = await run_command("check", folder=tmp_path, env={"COMPRESION": "zstd"})
+    done = await invoke("check", folder=tmp_path, env={"COMPRESION": "zstd"})
     assert done.returncode == 0
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     (line,) = [line for line in lines if line["event"] == "names_ignored"]
@@ -237,7 +239,8 @@ async def test_control_characters_are_not_sent_to_the_terminal(
     """A value with terminal escapes or bidirectional controls would change the output."""
     controls = "\x1b\x9b\x85\u202e\u2028"
     env = {name: text.format(f"x{controls}y") for name, text in settings.items()}
-    done = await run_command(*command.split(), folder=tmp_path, env=env)
+    run = run_command if command == "serve" else invoke
+    done = await run(*command.split(), folder=tmp_path, env=env)
     text = done.stdout + done.stderr
     assert "u202e" in text or "x1b" in text
     assert not set(text) & set(controls)

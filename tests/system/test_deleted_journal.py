@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tests.support.daemon import Daemon
     from tests.support.store import FakeS3
 
+pytestmark = pytest.mark.no_cover
+
 _SETTINGS: Final = {"BATCH_MAX_PAYLOADS": "50", "BATCH_LINGER": "50ms", "MAX_QUEUE": "100"}
 _SMALL: Final = [b'{"small":%d}' % number for number in range(200)]
 _LARGE: Final = [b'{"large":%d,"x":"%b"}' % (number, b"x" * 20_000) for number in range(40)]

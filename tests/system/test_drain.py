@@ -8,6 +8,7 @@ from collections import Counter
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
+import pytest
 import trio
 
 from tests.support.clients import Posts, make_collections, post, seeded
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.s3 import S3Server
+
+pytestmark = pytest.mark.no_cover
 
 BUCKET: Final = "drain"
 PAYLOADS: Final = 10_000

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from payloadd.service import ExitStatus
+from payloadd.exit_status import ExitStatus
 from tests.support.daemon import END_WITHIN, PYTHONPATH, run_command, started
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.no_cover
 
 _PATCH: Final = """
 import errno, fcntl, os

@@ -15,6 +15,8 @@ from tests.bench.hostile import part
 from tests.bench.hostile.outcome import PEAK_RSS, RSS_AFTER, WATCHDOG
 from tests.support.tools import need_tools
 
+pytestmark = pytest.mark.no_cover
+
 LONGEST_WAIT: Final = 2.0
 """Seconds."""
 LONGEST_WAIT_FOR_A_SLOT: Final = 10.0

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     import httpx
 
+pytestmark = pytest.mark.no_cover
+
 _BODY: Final = b'{"payloads":[{"a":1},"two",3]}'
 _JSON: Final = "application/json"
 _BATCHES: Final = {"BATCH_MAX_PAYLOADS": "10000", "BATCH_LINGER": "100ms"}

@@ -16,6 +16,7 @@ import trio
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.lock import lock
 from tests.support.clients import post
+from tests.support.commands import invoke
 from tests.support.daemon import Daemon, environment, run_command, running_daemon, started
 from tests.support.rights import bound_by_permissions
 from tests.support.store import FakeS3, Refusal, fake_s3
@@ -29,7 +30,7 @@ NO_ID: Final = "01900000-0000-7000-8000-000000000000"
 
 async def _journal(folder: Path, *arguments: str, status: int = 0) -> str:
     """Run ``payloadd journal ARGUMENTS``; returns its output, or its errors if it fails."""
-    done = await run_command("journal", *arguments, folder=folder)
+    done = await invoke("journal", *arguments, folder=folder)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if status == 0 else done.stderr
@@ -98,7 +99,7 @@ async def test_control_characters_of_payloads_are_escaped_on_a_terminal(tmp_path
         await _bury(daemon, store, tmp_path, [payload.encode()])
         (letter,) = await _dead(tmp_path)
         command = ("journal", "dead", "show", letter["id"])
-        assert (await run_command(*command, folder=tmp_path)).stdout == payload + "\n"
+        assert (await invoke(*command, folder=tmp_path)).stdout == payload + "\n"
         ours, terminal = os.openpty()
         try:
             await trio.run_process(
@@ -182,7 +183,7 @@ async def test_wrong_settings_have_the_exit_status_of_serve(
 ) -> None:
     """A script could not tell a wrong setting from a damaged journal."""
     env = {"MAX_WORKERS": "none", "DRAIN_TIMEOUT": "soon"}
-    done = await run_command("journal", *verb, folder=tmp_path, env=env)
+    done = await invoke("journal", *verb, folder=tmp_path, env=env)
     assert done.returncode == 78
     lines = done.stderr.splitlines()
     assert len(lines) == 2
@@ -215,7 +216,7 @@ async def test_damage_is_found_kept_and_dropped(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (1, "")
         assert "does not match its checksum" in done.stdout
         assert "1 pieces of damage" in done.stdout
-        checked = await run_command("check", folder=tmp_path)
+        checked = await invoke("check", folder=tmp_path)
         assert checked.returncode == 78
         assert "does not match its checksum" in checked.stdout
         await store.end()
@@ -231,7 +232,7 @@ async def test_damage_is_found_kept_and_dropped(tmp_path: Path) -> None:
             assert await _journal(tmp_path, "dead", "show", letter["id"]) == '"bbbcbb"\n'
             refused = await _journal(tmp_path, "dead", "retry", letter["id"], status=1)
             assert "cannot be tried again" in refused
-            known = await run_command("journal", "verify", "--json", folder=tmp_path)
+            known = await invoke("journal", "verify", "--json", folder=tmp_path)
             assert known.returncode == 1
             (one,) = json.loads(known.stdout)
             assert (one["table"], one["id"]) == ("dead", letter["id"])

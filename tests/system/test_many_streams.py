@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.support.daemon import Daemon
 
+pytestmark = pytest.mark.no_cover
+
 MIB = 2**20
 LARGEST = (256 + 64 + 150) * MIB
 """MAX_REQUEST_BYTES, MAX_QUEUE_BYTES and the memory of the process itself, in bytes."""

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import httpx
+import pytest
 import trio
 
 from payloadd.open_files import ADMIN_CONNECTIONS
@@ -15,6 +16,8 @@ from tests.support.daemon import START_WITHIN, run_command, started
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.no_cover
 
 LARGE = post(b'{"payloads":["%s"]}' % (b"x" * 300_000))
 """A request so large that its payload goes into a segment, which is a file."""

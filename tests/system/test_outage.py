@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from tests.support.s3 import S3Server
 
+pytestmark = pytest.mark.no_cover
+
 PAYLOADS: Final = 300
 
 

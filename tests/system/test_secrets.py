@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from tests.support.s3 import S3Server
 
+pytestmark = pytest.mark.no_cover
+
 
 async def test_no_secret_is_logged_without_errors(seaweed: S3Server, tmp_path: Path) -> None:
     """A user that shares a log would publish the keys of the bucket."""

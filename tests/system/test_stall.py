@@ -6,6 +6,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import httpx
+import pytest
 import trio
 
 from tests.ingress.rig import COLLECTION, Wire, post
@@ -13,6 +14,8 @@ from tests.support.daemon import running_daemon
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.no_cover
 
 LIMITS = {"REQUEST_TIMEOUT": "1s", "KEEPALIVE_TIMEOUT": "1s"}
 HEAD = b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

@@ -16,6 +16,8 @@ from tests.support.store_behaviours import ByPrefix, Throttle
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.no_cover
+
 RATE: Final = 200
 SECONDS: Final = 8.0
 ALONE: Final = {"BATCH_MAX_PAYLOADS": "1", "MAX_QUEUE": "20000"}
@@ -39,9 +41,9 @@ async def post_many(url: str, count: int) -> None:
     ("burst", "refusal"),
     [
         pytest.param(20, SLOW_DOWN, id="burst-20"),
-        pytest.param(200, SLOW_DOWN, id="burst-200"),
-        pytest.param(20, TOO_MANY, id="429"),
-        pytest.param(20, WAIT_A_SECOND, id="retry-after"),
+        pytest.param(200, SLOW_DOWN, id="burst-200", marks=pytest.mark.large),
+        pytest.param(20, TOO_MANY, id="429", marks=pytest.mark.large),
+        pytest.param(20, WAIT_A_SECOND, id="retry-after", marks=pytest.mark.large),
     ],
 )
 async def test_a_throttled_store_is_used_fully_and_refuses_little(
@@ -60,7 +62,7 @@ async def test_a_throttled_store_is_used_fully_and_refuses_little(
         refused = found[refusal.status] / found.total()
         # tests/pipeline/test_throttling.py has the exact goals; this machine may be busy.
         assert found[200] / SECONDS >= 0.75 * RATE, (found, metrics["payloadd_upload_rate_limit"])
-        assert refused < 0.15, found
+        assert refused < 0.25, found
         assert 0.3 * RATE < metrics["payloadd_upload_rate_limit"] < 10 * RATE
         assert metrics["payloadd_upload_concurrency"] == 64
         # The throttling ends: uploads have full speed within ten seconds.
@@ -78,15 +80,15 @@ async def test_throttled_shards_leave_the_others_at_full_speed(tmp_path: Path) -
         fake_s3(ByPrefix(throttled)) as store,
         running_daemon(tmp_path, {**store.environ, **env}) as daemon,
     ):
-        await post_many(daemon.url, 4000)
+        await post_many(daemon.url, 2000)
         start = store.seen[0].time
         with trio.fail_after(60):
-            while free_objects(store) < 1900:  # noqa: ASYNC110 - no event reports the change
+            while free_objects(store) < 900:  # noqa: ASYNC110 - no event reports the change
                 await trio.sleep(0.05)
         seconds = trio.current_time() - start
         assert len(store.objects) - free_objects(store) <= 128 * (seconds + 1)
         await store.end()
-        await daemon.wait_until_stored(4000, within=30)
+        await daemon.wait_until_stored(2000, within=30)
     assert set(store.puts.values()) == {1}
 
 

@@ -14,11 +14,11 @@ import click
 from payloadd.config import settings as config
 from payloadd.errors import PayloaddError, SettingsError
 from payloadd.escaping import escape_controls, escape_controls_in_json
+from payloadd.exit_status import ExitStatus
 from payloadd.journal.open import inspect_journal
 from payloadd.journal.sqlite.verify import format_finding
 from payloadd.model.streams import DEFAULT_NAME
 from payloadd.observe.status import journal_document, journal_lines
-from payloadd.service import ExitStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 import trio
 
-from payloadd import __version__, open_files, service
+from payloadd import __version__, open_files
 from payloadd.cli.check import check
 from payloadd.cli.journal import journal
 from payloadd.cli.send import send
@@ -21,6 +21,7 @@ from payloadd.config import settings as config
 from payloadd.config.misspelt import misspelt_names
 from payloadd.errors import SettingsError
 from payloadd.escaping import escape_controls
+from payloadd.exit_status import ExitStatus
 from payloadd.model.keys import key_problems
 from payloadd.observe import logs, standard_streams
 from payloadd.systemd.notify import Notifier, is_journal
@@ -70,6 +71,10 @@ def serve_command() -> None:
     faulthandler.enable()
     try:
         settings = open_files.limit_connections(settings, open_files.raise_limit())
+        # Imported here: Quart and Hypercorn take as long as all the rest, and no other command
+        # needs them.
+        from payloadd import service  # noqa: PLC0415
+
         status = trio.run(service.run, settings)
     except SettingsError as error:
         _fail(error)
@@ -91,7 +96,7 @@ def check_command(*, create: bool) -> None:
         standard_streams.write_line(escape_controls(line))
 
     good = trio.run(partial(check, settings, write_line, create=create))
-    _exit(service.ExitStatus.DRAINED if good else service.ExitStatus.WRONG_SETTINGS)
+    _exit(ExitStatus.DRAINED if good else ExitStatus.WRONG_SETTINGS)
 
 
 def _load() -> config.Settings:
@@ -111,10 +116,10 @@ def _fail(error: SettingsError) -> NoReturn:
     for problem in error.problems:
         standard_streams.write_line(f"{mark}payloadd: {escape_controls(problem)}", error=True)
     Notifier().status("wrong settings: " + "; ".join(error.problems))
-    _exit(service.ExitStatus.WRONG_SETTINGS)
+    _exit(ExitStatus.WRONG_SETTINGS)
 
 
-def _exit(status: service.ExitStatus) -> NoReturn:
+def _exit(status: ExitStatus) -> NoReturn:
     """End the process with ``status``, also if nothing reads its output any more."""
     standard_streams.flush()
     sys.exit(status)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from contextlib import ExitStack
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -18,7 +19,6 @@ from payloadd.ingress.server.fifo_gate import FifoGate
 from tests.ingress.rig import post, running
 
 if TYPE_CHECKING:
-    import pytest
     from quart_trio import QuartTrio
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -64,6 +64,7 @@ async def test_tasks_continue_in_the_order_in_which_they_arrived() -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.no_cover
 async def test_a_thousand_bursts_do_not_block_the_event_loop() -> None:
     """A small request would wait until a thousand others are processed."""
     fifo_gate = FifoGate()
@@ -85,10 +86,10 @@ async def test_a_thousand_bursts_do_not_block_the_event_loop() -> None:
         await trio.lowlevel.checkpoint()
         passes = 0
         while left:
-            before = perf_counter()
+            before = thread_time()
             await trio.lowlevel.checkpoint()
             passes += 1
-            longest = max(longest, perf_counter() - before)
+            longest = max(longest, thread_time() - before)
         nursery.cancel_scope.cancel()
     # A pass has three bursts at first, and one when their time is known.
     assert passes > 200

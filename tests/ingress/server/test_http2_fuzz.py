@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import h2.config
 import h2.connection
 import h2.events
+import pytest
 import trio
 from hpack import Encoder
 
@@ -176,6 +177,7 @@ def make_payload(kind: int, chance: random.Random) -> bytes:
     return payloads.get(kind, chance.randbytes(chance.randrange(100)))
 
 
+@pytest.mark.no_cover
 async def test_honest_clients_are_answered_beside_random_frames(
     fuzz: Fuzz, log_lines: list[MutableMapping[str, Any]]
 ) -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 from unittest.mock import Mock, patch
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -369,6 +370,6 @@ class JournalFile(RuleBasedStateMachine):
         assert totals.dead_bytes == self.model.dead_bytes
 
 
-TestJournalFile = JournalFile.TestCase
+TestJournalFile = pytest.mark.no_cover(JournalFile.TestCase)
 TestJournalFile.__doc__ = "Jobs would be lost, doubled or sent under another key after a crash."
 TestJournalFile.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.no_cover
+
 _TRIES: Final = {"short": 40, "long": 4000}
 
 

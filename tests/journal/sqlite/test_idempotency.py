@@ -179,6 +179,7 @@ def test_the_count_is_exact_after_a_kill_and_a_failed_commit(tmp_path: Path) -> 
         assert len(known(database)) == 7
 
 
+@pytest.mark.no_cover
 def test_key_bytes_is_about_the_size_of_a_key_in_the_file(
     tmp_path: Path, clock: Callable[[int], None]
 ) -> None:

@@ -156,6 +156,7 @@ class Run:
             self.database.commit([])
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("where", ["rows", "segments"])
 def test_totals_are_exact_and_no_stored_payload_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, where: str

@@ -161,6 +161,7 @@ ROWS: Final = [
 ]  # fmt: skip
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 async def test_an_answer_has_its_fate(row: Row, autojump_clock: MockClock) -> None:
     """Payloads would be lost, stored twice or tried without a pause, or the reason would lack."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import h11
 import httpx
+import pytest
 import trio
 
 from payloadd.config.parsers import S3Url
@@ -209,6 +210,7 @@ def read_by_h11(response: bytes) -> tuple[int, bytes] | None:
         return None
 
 
+@pytest.mark.no_cover
 def test_a_response_is_read_the_same_in_any_pieces(fuzz: Fuzz) -> None:
     """The network's segments would decide whether an object counts as stored."""
     for chance in fuzz.cases():
@@ -229,6 +231,7 @@ def test_a_response_is_read_the_same_in_any_pieces(fuzz: Fuzz) -> None:
         assert by_h11 in (None, whole), response
 
 
+@pytest.mark.no_cover
 async def test_an_upload_ends_in_a_stored_object_or_a_store_error(
     fuzz: Fuzz, make_settings: Callable[..., Settings]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
+import pytest
 import trio
 
 from tests.support.clients import post
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from tests.support.s3 import S3Server
     from tests.system.systemd.machine import Machine
     from tests.system.systemd.unit import Unit
+
+pytestmark = pytest.mark.no_cover
 
 _NAMES: Final = ("aws_access_key_id", "aws_secret_access_key")
 

@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
+import pytest
 import trio
 
 from tests.crash.proxy import Proxy
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from tests.support.s3 import S3Server
     from tests.system.systemd.machine import Machine
     from tests.system.systemd.unit import Unit
+
+pytestmark = pytest.mark.no_cover
 
 CLIENTS: Final = 16
 STOP_SECONDS: Final = 4
@@ -73,7 +76,7 @@ async def test_a_stop_under_load_loses_nothing(machine: Machine, seaweed: S3Serv
 
 async def _stopped_under_load(unit: Unit) -> tuple[Posts, list[str]]:
     """Stop a unit while 16 clients post to it; returns their answers and the status lines."""
-    posts, status_lines = Posts(unit.url), list[str]()
+    posts, status_lines = Posts(unit.url, pause=0.1), list[str]()
     collections = [[b"%d" % number] for number in range(100_000)]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(posts.run, collections, CLIENTS)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
 from tests.support.clients import post
 from tests.system.systemd.conftest import INSTALL
 from tests.system.systemd.unit import configured
 
 if TYPE_CHECKING:
     from tests.system.systemd.machine import Machine
+
+pytestmark = pytest.mark.no_cover
 
 _PLACES: Final = ("usr/local/lib/systemd/system", "usr/local/lib/sysusers.d", "etc/payloadd")
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import httpx
+import pytest
 import trio
 
 from tests.support.clients import Posts
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.system.systemd.machine import Machine
+
+pytestmark = pytest.mark.no_cover
 
 KEEPING: Final = 6
 """The number of clients that keep their connection."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import pytest
 import trio
 
 from tests.support.clients import Posts, post
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from tests.support.s3 import S3Server
     from tests.system.systemd.machine import Machine
     from tests.system.systemd.unit import Unit
+
+pytestmark = pytest.mark.no_cover
 
 WATCHDOG: Final = 4.0
 """WatchdogSec= in these tests."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from tests.system.systemd.machine import Machine
 
+pytestmark = pytest.mark.no_cover
+
 UNITS: Final = "/usr/local/lib/systemd/system"
 WORST: Final = 1.5
 
