@@ -8,7 +8,9 @@ admin address closes (it answers until then), then the journal and the store clo
 from __future__ import annotations
 
 import gc
+import os
 import signal
+import socket
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -16,6 +18,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
+from payloadd import __version__
+from payloadd.config.changed import changed_settings, value_text
 from payloadd.errors import SettingsError, StartError, StateDirError
 from payloadd.heap import keep_small
 from payloadd.ingress.admin import make_admin_app
@@ -35,9 +39,11 @@ from payloadd.ingress.server.tls import open_certificates
 from payloadd.ingress.submission import Submitter
 from payloadd.journal.open import open_journal
 from payloadd.observe.health import Health
+from payloadd.observe.history import History
 from payloadd.observe.logs import get_logger
 from payloadd.observe.metrics import Metrics
 from payloadd.observe.status import drained_fields, draining_fields, status_line
+from payloadd.observe.status_document import Facts
 from payloadd.open_files import ADMIN_CONNECTIONS
 from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.batching import Batcher
@@ -47,6 +53,7 @@ from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from payloadd.pipeline.worker import Worker
+from payloadd.redaction import hide_userinfo
 from payloadd.storage.api import open_store
 from payloadd.systemd.notify import Notifier, PassedSockets
 from payloadd.systemd.watchdog import WatchedParts, reporting_to_systemd
@@ -249,15 +256,36 @@ async def _serve_admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[s
     if address is None and not passed:
         yield []
         return
-    app = make_admin_app(intake, runtime.health, runtime.metrics)
+    history = History(runtime.health.snapshot, runtime.metrics.timings)
+    facts = _facts(runtime.settings, history.started)
+    app = make_admin_app(intake, runtime.health, runtime.metrics, history, facts)
     stop = trio.Event()
-    async with trio.open_nursery() as nursery:
+    async with trio.open_nursery() as sampling, trio.open_nursery() as nursery:
+        sampling.start_soon(history.run)
         listeners = passed or await open_listeners([address] if address else [])
         await nursery.start(
             serve, app, listeners, runtime.settings, stop, ServerOptions(ADMIN_CONNECTIONS)
         )
         yield bound_addresses(listeners)
         stop.set()
+        sampling.cancel_scope.cancel()
+
+
+def _facts(settings: Settings, started: float) -> Facts:
+    """Return what the status page shows of the settings and the process."""
+    return Facts(
+        version=__version__,
+        host=socket.gethostname(),
+        process=os.getpid(),
+        started=started,
+        store=hide_userinfo(value_text(settings.store_url)),
+        durability=settings.durability,
+        max_queue=settings.max_queue,
+        max_queue_bytes=settings.max_queue_bytes,
+        journal_max_bytes=settings.journal_max_bytes,
+        max_workers=settings.max_workers,
+        changed_settings=changed_settings(settings),
+    )
 
 
 async def _start_pipeline(

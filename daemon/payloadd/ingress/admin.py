@@ -1,4 +1,4 @@
-"""The Quart-Trio app of the admin address: health, readiness, metrics."""
+"""The Quart-Trio app of the admin address: health, readiness, metrics, status page."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from quart import Response
 from payloadd.errors import RefusedError
 from payloadd.ingress.api import add_route, bare_app, healthz, json_response
 from payloadd.ingress.problem import refusal_problem
+from payloadd.ingress.status_page import StatusPage
 from payloadd.observe.status import trouble_documents
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
 
     from payloadd.observe.health import Health
+    from payloadd.observe.history import History
     from payloadd.observe.metrics import Metrics
+    from payloadd.observe.status_document import Facts
     from payloadd.pipeline.intake import Intake
 
 # Not prometheus_client's constant, which changes with its version.
@@ -25,10 +28,16 @@ _RETRY_AFTER: Final = 1
 """Seconds that a client is told to wait while the daemon starts."""
 
 
-def make_admin_app(intake: Intake, health: Health, metrics: Metrics) -> QuartTrio:
+def make_admin_app(
+    intake: Intake, health: Health, metrics: Metrics, history: History, facts: Facts
+) -> QuartTrio:
     """Return the app of the admin address."""
     app = bare_app(health)
     handlers = _AdminHandlers(intake, health, metrics)
+    page = StatusPage(health, history, facts, handlers.refusal)
+    add_route(app, ("GET",), "/", page.index)
+    add_route(app, ("GET",), "/page/<name>", page.asset)
+    add_route(app, ("GET",), "/status.json", page.status)
     add_route(app, ("GET",), "/healthz", healthz)
     add_route(app, ("GET",), "/readyz", handlers.readyz)
     add_route(app, ("GET",), "/metrics", handlers.metrics)
@@ -49,7 +58,7 @@ class _AdminHandlers:
         A trouble of the store alone does not cause a 503: requests are still accepted, and a load
         balancer that removes the daemon would not help.
         """
-        refusal = self._refusal()
+        refusal = self.refusal()
         troubles = trouble_documents(self._health.snapshot())
         if refusal is not None:
             raise refusal_problem(refusal, {"troubles": troubles})
@@ -59,7 +68,7 @@ class _AdminHandlers:
         """Answer with the metrics in Prometheus's text format."""
         return Response(self._metrics.render(), content_type=_METRICS_TYPE)
 
-    def _refusal(self) -> RefusedError | None:
+    def refusal(self) -> RefusedError | None:
         """Return the reason for which a POST would be refused now, None if it would be accepted."""
         if self._health.phase == "starting":
             return RefusedError("STARTING", "the daemon does not accept requests yet", _RETRY_AFTER)

@@ -22,6 +22,7 @@ from prometheus_client.core import (
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from payloadd.observe.history import Timings
 from payloadd.observe.status import Status
 
 if TYPE_CHECKING:
@@ -84,6 +85,16 @@ class PlainHistogram(Collector):
         """Count ``amount`` in its bucket."""
         self._counts[bisect_left(self._bounds, amount)] += 1
         self._sum += amount
+
+    @property
+    def count(self) -> int:
+        """The number of observations so far."""
+        return sum(self._counts)
+
+    @property
+    def total(self) -> float:
+        """The sum of all observations so far."""
+        return self._sum
 
     def collect(self) -> Iterator[Metric]:
         """Yield the family for a scrape, with cumulative buckets."""
@@ -187,6 +198,17 @@ class Metrics:
         if counter is None:
             counter = self._answers[status] = self.requests.labelled(str(status))
         counter.inc()
+
+    def timings(self) -> Timings:
+        """Return the numbers and durations of commits and of stored objects so far."""
+        commits, uploads = self.commit_seconds, self.upload_seconds
+        return Timings(
+            commits.count,
+            commits.total,
+            uploads.count,
+            uploads.total,
+            round(self.object_bytes.total),
+        )
 
     def render(self) -> bytes:
         """Return the exposition in Prometheus's text format 0.0.4."""
