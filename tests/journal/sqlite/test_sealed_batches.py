@@ -7,10 +7,12 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog.testing
 
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.excluded import ExcludedRanges
 from payloadd.journal.sqlite.operations import Seal
+from payloadd.model.formats.ndjson import PLAIN
 from tests.support.journal import append, batch, job, open_rig
 
 if TYPE_CHECKING:
@@ -58,6 +60,26 @@ async def test_a_batch_that_is_in_memory_is_not_returned(tmp_path: Path) -> None
         await rig.journal.pulse()
         assert rig.database.totals.jobs == 2
         assert await rig.journal.sealed() is None
+
+
+async def test_another_encoder_of_sealed_batches_is_logged_once(tmp_path: Path) -> None:
+    """An operator could not know why an object has other bytes after an upgrade."""
+    async with open_rig(tmp_path / "j") as rig:
+        await seal_alone(rig, 4)
+        for first, encoder in enumerate(("ndjson-0", "ndjson-0", PLAIN.encoder, None), start=1):
+            change = "UPDATE batches SET encoder = ? WHERE first = ?"
+            rig.database._connection.execute(change, (encoder, first))
+        with structlog.testing.capture_logs() as lines:
+            found = [await rig.journal.sealed() for _ in range(4)]
+        assert all(found)
+    assert lines == [
+        {
+            "event": "encoder_changed",
+            "log_level": "info",
+            "sealed": "ndjson-0",
+            "present": PLAIN.encoder,
+        }
+    ]
 
 
 def test_ranges_that_touch_or_overlap_are_one() -> None:

@@ -8,7 +8,9 @@ import trio
 
 from payloadd.storage.http1.connection import Origin, connect
 from payloadd.storage.http1.progress import Progress, watched_progress
+from payloadd.storage.http1.request import PieceBody
 from payloadd.storage.http1.socket import TcpStream
+from payloadd.storage.http1.transport import ProxyTransport, open_transport
 from tests.storage.http1.test_transport import answer_once, ask, raw_server, transport
 
 SIZE = 4 * 2**20
@@ -52,6 +54,44 @@ async def test_a_request_of_a_watched_task_has_progress() -> None:
     async with raw_server(answer_once) as url, transport() as made:
         await made.handle_async_request(ask(url))
         assert progress.sent() > 0
+
+
+@pytest.mark.parametrize("pieces", [(b"x" * SIZE,), (b"x" * 65_536,) * 64], ids=["one", "many"])
+async def test_a_request_through_a_proxy_has_progress(
+    monkeypatch: pytest.MonkeyPatch, pieces: tuple[bytes, ...]
+) -> None:
+    """A large upload over a slow line would be cut at UPLOAD_TIMEOUT, and NoAnswer be reported."""
+    progress = Progress()
+    watched_progress.set(progress)
+    half, rest = trio.Event(), trio.Event()
+    received = bytearray()
+
+    async def answer(stream: trio.SocketStream) -> None:
+        async for data in stream:
+            received.extend(data)
+            if len(received) >= SIZE // 2 and not half.is_set():
+                half.set()
+                await rest.wait()
+            if len(received) == received.index(b"\r\n\r\n") + 4 + SIZE:
+                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async with raw_server(answer) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        async with open_transport(1, 9.0, secure=False) as made, trio.open_nursery() as nursery:
+            assert isinstance(made, ProxyTransport)
+            request = httpx.Request(
+                "PUT",
+                "http://s3.test/k",
+                headers={"Host": "s3.test", "Content-Length": str(SIZE)},
+                stream=PieceBody(pieces),
+            )
+            nursery.start_soon(made.handle_async_request, request)
+            await half.wait()
+            assert SIZE // 3 < progress.sent() <= SIZE
+            assert progress.has_moved()
+            rest.set()
+    assert progress.sent() == SIZE
+    assert received.partition(b"\r\n\r\n")[2] == b"x" * SIZE
 
 
 async def test_an_error_of_dns_names_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

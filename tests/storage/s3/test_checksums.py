@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import sys
+import time
 import zlib
+from statistics import median
 
 import pytest
 from hypothesis import given
@@ -66,3 +68,26 @@ def test_without_awscrt_its_checksums_are_not_compared(monkeypatch: pytest.Monke
     assert digest_of("crc64nvme") is None
     assert differing_checksum(CHECK, {"x-amz-checksum-crc64nvme": "AAAA"}) is None
     assert not has_checksum({"x-amz-checksum-crc64nvme": "AAAA"})
+
+
+def test_a_checksum_does_not_slow_down_later_hashes() -> None:
+    """Each SHA-256 after a CRC-32 would take a third longer on some processors."""
+    digest = digest_of("crc32")
+    assert digest is not None
+    piece = bytes(65_536)
+    for pieces in ([piece], [piece[:100]], [piece, piece[:100]]):
+        after, otherwise = [], []
+        # In turn, so that a busy machine slows down both.
+        for _ in range(200):
+            digest(pieces)
+            after.append(seconds_of_sha256(piece))
+            hashlib.sha512(b"").digest()  # clears the vector registers
+            otherwise.append(seconds_of_sha256(piece))
+        assert median(after) < 1.15 * median(otherwise)
+
+
+def seconds_of_sha256(piece: bytes) -> float:
+    """Return the CPU seconds of a hash."""
+    start = time.thread_time()
+    hashlib.sha256(piece).digest()
+    return time.thread_time() - start

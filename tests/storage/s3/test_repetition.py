@@ -61,6 +61,13 @@ def statuses(fake: FakeS3) -> list[tuple[str, int]]:
         (TAKE, {"S3_IF_NONE_MATCH": "off"}, 2, [("PUT", 200)]),
         (TAKE, {}, 1, [("PUT", 412), ("HEAD", 200)]),
         (TAKE, {"S3_IF_NONE_MATCH": "on"}, 1, [("PUT", 412), ("HEAD", 200)]),
+        (ByMethod({"PUT": Answer(304)}), {}, 1, [("PUT", 304), ("HEAD", 200)]),
+        (
+            ByMethod({"PUT": Answer(304)}),
+            {"S3_IF_NONE_MATCH": "on"},
+            1,
+            [("PUT", 304), ("HEAD", 200)],
+        ),
         (ByMethod({"HEAD": Answer(403)}), {}, 1, [("PUT", 412), ("HEAD", 403)]),
         (ByMethod({"HEAD": Answer(405)}), {}, 1, [("PUT", 412), ("HEAD", 405)]),
         (ByMethod({"HEAD": Answer(404)}), {}, 2, [("PUT", 412), ("HEAD", 404), ("PUT", 200)]),
@@ -116,6 +123,19 @@ async def test_a_first_attempt_has_no_condition_unless_it_is_always_on() -> None
             "WRONG_ANSWER",
         ),
         (NOT_IMPLEMENTED, {}, OperatorStoreError, "NotImplemented"),
+        (ByMethod({"PUT": Answer(304)}), {}, OperatorStoreError, "WRONG_ANSWER"),
+        (
+            ByMethod({"PUT": Answer(304), "HEAD": Answer(403)}),
+            {},
+            OperatorStoreError,
+            "HTTP304",
+        ),
+        (
+            ByMethod({"PUT": Answer(304)}),
+            {"S3_IF_NONE_MATCH": "off"},
+            OperatorStoreError,
+            "HTTP304",
+        ),
         (
             PRECONDITION_FAILED,
             {"S3_IF_NONE_MATCH": "off"},

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import job_rows, segments
 from payloadd.journal.sqlite.damage import corrupt
+from payloadd.model.formats import FORMATS
 from payloadd.model.job import Batch
+from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from payloadd.journal.sqlite.job_rows import Range, Row
     from payloadd.journal.sqlite.read_errors import ReadErrors
     from payloadd.model.job import Job
+
+log = get_logger(__name__)
 
 BEYOND: Final = 2**62
 """A ``seq`` that no job reaches."""
@@ -54,6 +58,8 @@ class Backlog:
         self._folder = state_dir
         self._excluded = excluded
         self._read_errors = read_errors
+        self._encoders: set[str | None] = set()
+        """Former encoders of sealed batches that the log has named."""
 
     def page(
         self,
@@ -113,11 +119,12 @@ class Backlog:
         end is the ``seq`` of the batch's last member, ``first - 1`` without a batch.
         """
         row = self._connection.execute(
-            "SELECT last, key, compression FROM batches WHERE first = ?", (first,)
+            "SELECT last, key, compression, encoder FROM batches WHERE first = ?", (first,)
         ).fetchone()
         if row is None:
             return None, [], first - 1
-        last, key, compression = row
+        last, key, compression, encoder = row
+        self._note_encoder(encoder, compression)
         members = list(in_order(self._connection, first, last))
         try:
             jobs, damaged = job_rows.read_jobs(members, self._folder)
@@ -128,6 +135,18 @@ class Backlog:
         if not jobs:
             return None, damaged, last
         return Batch(tuple(jobs), key, compression, sealed=True), damaged, last
+
+    def _note_encoder(self, sealed: str | None, compression: str) -> None:
+        """Log once that a batch was sealed by another encoder than the present one.
+
+        Its object then has other bytes than the one that an earlier run may have uploaded under
+        the same key. Both hold the same payloads, so either of them may be in the store.
+        """
+        present = FORMATS[compression].encoder
+        # None: sealed by format version 3, or revived from a dead letter.
+        if sealed not in {None, present, *self._encoders}:
+            self._encoders.add(sealed)
+            log.info("encoder_changed", sealed=sealed, present=present)
 
 
 def in_order(connection: sqlite3.Connection, first: int, last: int) -> Iterator[Row]:

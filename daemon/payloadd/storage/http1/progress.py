@@ -11,10 +11,17 @@ import fcntl
 import struct
 import termios
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from payloadd.storage.http1.socket import TcpStream
+
+class Sending(Protocol):
+    """A connection, or the body of a request, that counts the bytes that were sent."""
+
+    sent: int
+    """Bytes that the kernel has accepted so far."""
+
+    def fileno(self) -> int:
+        """Return the file descriptor of the socket; -1 if it is closed or not known."""
 
 
 class Progress:
@@ -23,12 +30,12 @@ class Progress:
     __slots__ = ("_before", "_seen", "_stream")
 
     def __init__(self) -> None:
-        self._stream: TcpStream | None = None
+        self._stream: Sending | None = None
         self._before = 0
         """Bytes that the stream had sent before this request."""
         self._seen = 0
 
-    def begin(self, stream: TcpStream) -> None:
+    def begin(self, stream: Sending) -> None:
         """Note that a request is about to be sent over ``stream``."""
         self._stream = stream
         self._before = stream.sent
@@ -51,7 +58,7 @@ watched_progress: ContextVar[Progress | None] = ContextVar("watched_progress", d
 """The progress of the requests of this task; None if it is not watched."""
 
 
-def unacknowledged(stream: TcpStream) -> int:
+def unacknowledged(stream: Sending) -> int:
     """Return the bytes that the kernel has and the peer has not acknowledged (tcp(7), SIOCOUTQ).
 
     0 for a closed socket, and for one that has no such number.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import httpx
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
+
+_COUNTED_BYTES: Final = 65_536
 
 
 class WireRequest(NamedTuple):
@@ -44,6 +47,46 @@ class PieceBody(httpx.AsyncByteStream):
         for piece in self._left:
             return piece
         raise StopAsyncIteration
+
+
+class CountedBody(PieceBody):
+    """A body for transports of httpx that counts its bytes, for :mod:`.progress`.
+
+    The socket of such a transport is not known, so a byte counts once the kernel has accepted it:
+    when the transport asks for the piece behind it.
+    """
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        super().__init__(pieces)
+        self.sent = 0
+        self._passed = 0
+        """Bytes of the piece that the transport is sending."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self._left = _small(self.pieces)
+        self._passed = 0
+        return self
+
+    async def __anext__(self) -> bytes:
+        self.sent += self._passed
+        self._passed = 0
+        piece = await super().__anext__()
+        self._passed = len(piece)
+        return piece
+
+    def fileno(self) -> int:
+        """Return -1: the socket is not known."""
+        return -1
+
+
+def _small(pieces: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield the bytes of all pieces in pieces of at most 64 KiB, so that progress is seen."""
+    for piece in pieces:
+        if len(piece) <= _COUNTED_BYTES:
+            yield piece
+            continue
+        for start in range(0, len(piece), _COUNTED_BYTES):
+            yield piece[start : start + _COUNTED_BYTES]
 
 
 class PreparedRequest(httpx.Request):

@@ -18,8 +18,14 @@ import httpx
 import trio
 
 from payloadd.storage.http1.connection import Connection, Origin, StaleConnectionError, connect
+from payloadd.storage.http1.progress import watched_progress
 from payloadd.storage.http1.proxies import Proxies
-from payloadd.storage.http1.request import PieceBody, PreparedRequest, wire_request
+from payloadd.storage.http1.request import (
+    CountedBody,
+    PieceBody,
+    PreparedRequest,
+    wire_request,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,12 +182,16 @@ class ProxyTransport(httpx.AsyncBaseTransport):
         url = request.url.copy_with(raw_path=target)
         if url.raw_path != target:
             raise httpx.ProxyError("a path with . or .. in it cannot be sent through a proxy")
+        stream = request.stream
+        if isinstance(stream, PieceBody) and (progress := watched_progress.get()) is not None:
+            stream = CountedBody(stream.pieces)
+            progress.begin(stream)
         return await self._through[proxy].handle_async_request(
             httpx.Request(
                 request.method,
                 url,
                 headers=request.headers,
-                stream=request.stream,
+                stream=stream,
                 extensions=extensions,
             )
         )

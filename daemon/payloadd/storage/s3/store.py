@@ -75,6 +75,9 @@ _NOT_READABLE: Final = frozenset(
     }
 )
 """Statuses of a HEAD that PutObject alone does not allow, or that a server does not know."""
+_EXISTS: Final = frozenset({HTTPStatus.PRECONDITION_FAILED, HTTPStatus.NOT_MODIFIED})
+"""Statuses of a conditional PUT whose key has an object. 304 is right for GET alone (RFC 9110,
+section 13.1.2), but MinIO has sent it up to 2024, and proxies with a cache may."""
 _PERHAPS_STORED: Final = frozenset(
     {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.CONFLICT}
 )
@@ -231,7 +234,7 @@ class S3Store:
             self._content_md5 = self._is_special = True
             self._learnt.note("Content-MD5", "sent with objects, because the store requires it")
             return await self._again(attempt, variant._replace(content_md5=True))
-        if variant.conditional and response.status == HTTPStatus.PRECONDITION_FAILED:
+        if variant.conditional and response.status in _EXISTS:
             return await self._compare(attempt, response)
         if self._may_drop_condition(variant) and refuses_condition(response):
             return await self._without_condition(attempt)
@@ -278,6 +281,8 @@ class S3Store:
             # Deleted meanwhile, or the store contradicts itself.
             return await self._again(attempt, attempt.variant._replace(conditional=False))
         if response.status in _NOT_READABLE:
+            if refusal.status == HTTPStatus.NOT_MODIFIED:  # perhaps not the store's own answer
+                raise error_of(refusal)
             return None
         if response.status == HTTPStatus.NOT_FOUND:
             raise OperatorStoreError(
