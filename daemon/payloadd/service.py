@@ -258,7 +258,7 @@ async def _serve_admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[s
         return
     history = History(runtime.health.snapshot, runtime.metrics.timings)
     facts = _facts(runtime.settings, history.started)
-    app = make_admin_app(intake, runtime.health, runtime.metrics, history, facts)
+    app = make_admin_app(intake, runtime.health, runtime.metrics, (history, facts))
     stop = trio.Event()
     async with trio.open_nursery() as sampling, trio.open_nursery() as nursery:
         sampling.start_soon(history.run)

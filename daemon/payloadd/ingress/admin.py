@@ -29,15 +29,18 @@ _RETRY_AFTER: Final = 1
 
 
 def make_admin_app(
-    intake: Intake, health: Health, metrics: Metrics, history: History, facts: Facts
+    intake: Intake,
+    health: Health,
+    metrics: Metrics,
+    shown: tuple[History, Facts] | None = None,
 ) -> QuartTrio:
-    """Return the app of the admin address."""
+    """Return the app of the admin address; ``shown`` is what the status page shows."""
     app = bare_app(health)
     handlers = _AdminHandlers(intake, health, metrics)
-    page = StatusPage(health, history, facts, handlers.refusal)
-    add_route(app, ("GET",), "/", page.index)
-    add_route(app, ("GET",), "/page/<name>", page.asset)
-    add_route(app, ("GET",), "/status.json", page.status)
+    if shown is not None:
+        page = StatusPage(health, *shown, handlers.refusal)
+        for path, handler in page.routes().items():
+            add_route(app, ("GET",), path, handler)
     add_route(app, ("GET",), "/healthz", healthz)
     add_route(app, ("GET",), "/readyz", handlers.readyz)
     add_route(app, ("GET",), "/metrics", handlers.metrics)

@@ -7,6 +7,7 @@ pages every ten seconds, from a document that is rendered once for all of them.
 from __future__ import annotations
 
 import time
+from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING, Final
 
@@ -17,20 +18,22 @@ from payloadd.ingress.problem import Problem
 from payloadd.observe.status_document import status_document
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from payloadd.errors import RefusedError
     from payloadd.observe.health import Health
     from payloadd.observe.history import History
     from payloadd.observe.status_document import Facts
 
-ASSETS: Final = {
-    "page.css": "text/css; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
-    "uplot.css": "text/css; charset=utf-8",
-    "uplot.js": "text/javascript; charset=utf-8",
+_SCRIPT, _STYLE = "text/javascript; charset=utf-8", "text/css; charset=utf-8"
+_FILES: Final = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page/page.css": ("page.css", _STYLE),
+    "/page/page.js": ("page.js", _SCRIPT),
+    "/page/uplot.css": ("uplot.css", _STYLE),
+    "/page/uplot.js": ("uplot.js", _SCRIPT),
 }
-"""Files of the page and their media types."""
+"""The name and the media type of each file, by its path."""
 _SECURITY: Final = {
     # uPlot sets styles of elements by script, which style-src does not forbid.
     "Content-Security-Policy": (
@@ -59,7 +62,7 @@ class StatusPage:
         refusal: Callable[[], RefusedError | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Show ``history`` and ``facts``; ``refusal`` returns why POSTs are refused now, or None."""
+        """Show ``history`` and ``facts``; ``refusal`` returns why POSTs are refused."""
         self._health = health
         self._history = history
         self._facts = facts
@@ -67,21 +70,19 @@ class StatusPage:
         self._clock = clock
         self._files = {
             name: resources.files("payloadd.ingress").joinpath("page", name).read_bytes()
-            for name in ("index.html", *ASSETS)
+            for name, _ in _FILES.values()
         }
         self._pages: dict[str, float] = {}
         """The time of the last poll by the id of each open page."""
         self._rendered: tuple[float, bytes] = (float("-inf"), b"")
 
-    async def index(self) -> Response:
-        """Answer with the page."""
-        return self._file("index.html", "text/html; charset=utf-8")
-
-    async def asset(self, name: str) -> Response:
-        """Answer with a file of the page."""
-        if name not in ASSETS:
-            raise Problem(404, "NOT_FOUND", f"there is no file {name[:100]!r} of the page")
-        return self._file(name, ASSETS[name])
+    def routes(self) -> dict[str, Callable[[], Awaitable[Response]]]:
+        """Return the handler of each path."""
+        files = {
+            path: partial(self._file, name, media_type)
+            for path, (name, media_type) in _FILES.items()
+        }
+        return {**files, "/status.json": self.status}
 
     async def status(self) -> Response:
         """Answer with the figures, and with the history after the moment ``since``, if given."""
@@ -92,11 +93,11 @@ class StatusPage:
             try:
                 samples = self._history.since(float(since))
             except ValueError:
-                raise Problem(400, "MALFORMED", "since has to be a Unix time in seconds") from None
+                raise Problem("MALFORMED", "since has to be a Unix time in seconds") from None
             body = body[:-1] + b',"history":' + encode(samples) + b"}"
         return Response(body, 200, _SECURITY | {"Cache-Control": "no-store"}, "application/json")
 
-    def _file(self, name: str, media_type: str) -> Response:
+    async def _file(self, name: str, media_type: str) -> Response:
         headers = _SECURITY | {"Cache-Control": "no-cache"}
         return Response(self._files[name], 200, headers, content_type=media_type)
 

@@ -23,9 +23,9 @@ _BY_CODE: Final = {
     "AccessDenied": _RIGHTS,
     "AllAccessDisabled": _RIGHTS,
     "AccountProblem": _RIGHTS,
-    "KMS.DisabledException": "The KMS key is disabled: enable it, or set another S3_SSE_KMS_KEY_ID.",
-    "KMS.AccessDeniedException": "Give these credentials the right kms:GenerateDataKey for the key.",
-    "NoSuchBucket": "Create the bucket, or correct STORE_URL; `payloadd check --create` creates it.",
+    "KMS.DisabledException": "Enable the KMS key, or set another S3_SSE_KMS_KEY_ID.",
+    "KMS.AccessDeniedException": "Give these credentials the right kms:GenerateDataKey.",
+    "NoSuchBucket": "Create the bucket (`payloadd check --create`), or correct STORE_URL.",
     "InvalidAccessKeyId": _KEYS,
     "SignatureDoesNotMatch": _KEYS,
     "ExpiredToken": _KEYS,
@@ -46,8 +46,8 @@ _BY_CODE: Final = {
     "EDQUOT": _DISK,
     "EIO": _DISK,
     "EROFS": _DISK,
-    "FILE_GONE": "A file of the journal was deleted or moved while the daemon runs: move it back, or"
-    " wait until the daemon has written it again.",
+    "FILE_GONE": "A file of the journal was deleted or moved while the daemon runs: move it back,"
+    " or wait until the daemon has written it again.",
     "FILE_NOT_WRITTEN": "The journal cannot be written again: the reason says why.",
     "PAYLOADS_MISSING": "The journal has lost payloads that were acknowledged: see Damage in the"
     " README.",

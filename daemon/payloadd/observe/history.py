@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from payloadd.observe.status import Status
-
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from payloadd.observe.status import Status
 
 _STEP: Final = 1.0
 _SECONDS: Final = 120

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from payloadd.observe.advice import advice
-from payloadd.observe.history import Sample
 from payloadd.observe.status import trouble_documents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from payloadd.errors import RefusedError
+    from payloadd.observe.history import Sample
     from payloadd.observe.status import Status
 
 _RATE_SECONDS: Final = 10.0
