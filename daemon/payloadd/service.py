@@ -8,18 +8,16 @@ admin address closes (it answers until then), then the journal and the store clo
 from __future__ import annotations
 
 import gc
-import os
 import signal
-import socket
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from payloadd import __version__
-from payloadd.config.changed import changed_settings, value_text
+from payloadd.config.parsers import S3Url
 from payloadd.errors import SettingsError, StartError, StateDirError
 from payloadd.heap import keep_small
 from payloadd.ingress.admin import make_admin_app
@@ -36,12 +34,15 @@ from payloadd.ingress.server.server import (
     serve,
 )
 from payloadd.ingress.server.tls import open_certificates
+from payloadd.ingress.status_page import Shown
 from payloadd.ingress.submission import Submitter
-from payloadd.journal.open import open_journal
+from payloadd.journal.open import inspect_journal, open_journal
+from payloadd.observe.dead_letter_figures import DeadLetterFigures
 from payloadd.observe.health import Health
 from payloadd.observe.history import History
 from payloadd.observe.logs import get_logger
 from payloadd.observe.metrics import Metrics
+from payloadd.observe.put_cost import PutCost
 from payloadd.observe.status import drained_fields, draining_fields, status_line
 from payloadd.observe.status_document import Facts
 from payloadd.open_files import ADMIN_CONNECTIONS
@@ -53,7 +54,6 @@ from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from payloadd.pipeline.worker import Worker
-from payloadd.redaction import hide_userinfo
 from payloadd.storage.api import open_store
 from payloadd.systemd.notify import Notifier, PassedSockets
 from payloadd.systemd.watchdog import WatchedParts, reporting_to_systemd
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from payloadd.ingress.admission import Admission
     from payloadd.ingress.server.tls import Certificates
     from payloadd.journal.open import OpenedJournal
+    from payloadd.observe.status import DeadLetterGroup
     from payloadd.storage.api import Store
 
 log = get_logger(__name__)
@@ -164,11 +165,13 @@ async def _run_parts(runtime: Runtime) -> None:
         reload_sender, reload_requests = trio.open_memory_channel[None](1)
         root.start_soon(keep_small)
         root.start_soon(_report_drain, runtime, stop)
+        root.start_soon(_put_cost(runtime).run)
         await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
         async with open_store(settings) as store, _reloading(runtime, store, reload_requests):
             # The bound on jobs and payload bytes in memory.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
             runtime.health.queue_figures = channel.figures
+            runtime.health.credentials_expire = store.credentials_expire
             feeder = QueueFeeder(channel, runtime.accounting)
             listener = PipelineListener(channel, feeder, runtime.accounting, runtime.metrics)
             journal = open_journal(settings, listener, runtime.health, runtime.metrics)
@@ -257,11 +260,14 @@ async def _serve_admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[s
         yield []
         return
     history = History(runtime.health.snapshot, runtime.metrics.timings)
-    facts = _facts(runtime.settings, history.started)
-    app = make_admin_app(intake, runtime.health, runtime.metrics, (history, facts))
+    dead_letters = DeadLetterFigures(partial(_dead_letters, runtime.settings))
+    facts = Facts.of(runtime.settings, history.started)
+    shown = Shown(history, facts, dead_letters)
+    app = make_admin_app(intake, runtime.health, runtime.metrics, shown)
     stop = trio.Event()
     async with trio.open_nursery() as sampling, trio.open_nursery() as nursery:
         sampling.start_soon(history.run)
+        sampling.start_soon(dead_letters.run)
         listeners = passed or await open_listeners([address] if address else [])
         await nursery.start(
             serve, app, listeners, runtime.settings, stop, ServerOptions(ADMIN_CONNECTIONS)
@@ -271,21 +277,21 @@ async def _serve_admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[s
         sampling.cancel_scope.cancel()
 
 
-def _facts(settings: Settings, started: float) -> Facts:
-    """Return what the status page shows of the settings and the process."""
-    return Facts(
-        version=__version__,
-        host=socket.gethostname(),
-        process=os.getpid(),
-        started=started,
-        store=hide_userinfo(value_text(settings.store_url)),
-        durability=settings.durability,
-        max_queue=settings.max_queue,
-        max_queue_bytes=settings.max_queue_bytes,
-        journal_max_bytes=settings.journal_max_bytes,
-        max_workers=settings.max_workers,
-        changed_settings=changed_settings(settings),
-    )
+def _put_cost(runtime: Runtime) -> PutCost:
+    """Return the cost of uploads, and have it shown; files cost nothing."""
+    settings = runtime.settings
+    price = settings.put_price if isinstance(settings.store_url, S3Url) else 0.0
+    cost = PutCost(lambda: runtime.metrics.timings().uploads, price)
+    runtime.health.put_cost = cost.dollars_per_day
+    return cost
+
+
+def _dead_letters(settings: Settings) -> list[DeadLetterGroup]:
+    """Return the dead letters of the journal in use. Raises PayloaddError."""
+    if settings.durability == "memory":
+        return []
+    with inspect_journal(settings) as journal:
+        return journal.dead_groups()
 
 
 async def _start_pipeline(

@@ -6,7 +6,7 @@ from typing import Final
 
 NAMES: Final = (
     *("DRAIN_DELAY", "ENVELOPE"),
-    *("JOURNAL_URL", "OBJECT_FORMAT", "PARQUET_SCHEMA", "PARQUET_SORT_BY", "PUT_PRICE"),
+    *("JOURNAL_URL", "OBJECT_FORMAT", "PARQUET_SCHEMA", "PARQUET_SORT_BY"),
     *("STREAMS", "WATERMARK"),
 )
 

@@ -15,7 +15,6 @@ NOT_BUILT: Final = {
     "OBJECT_FORMAT": "object formats besides NDJSON",
     "PARQUET_SCHEMA": "object formats besides NDJSON",
     "PARQUET_SORT_BY": "object formats besides NDJSON",
-    "PUT_PRICE": "the cost metric",
     "STREAMS": "streams",
     "WATERMARK": "watermarks",
 }

@@ -40,6 +40,7 @@ from payloadd.config.parsers import (
     one_of,
     origins,
     pem_file,
+    price,
     rate,
     region,
     size,
@@ -233,6 +234,7 @@ class Settings:
     s3_acl: str | None = field(
         metadata=_setting(None, one_of(*ACLS), "access control list of objects")
     )
+    put_price: float = field(metadata=_setting("0.000005", price, "dollars that one PUT costs"))
     s3_tags: str | None = field(metadata=_setting(None, tags, "tags of objects: name=value&..."))
     s3_metadata: tuple[tuple[str, str], ...] | None = field(
         metadata=_setting(None, metadata, "metadata of objects: name=value,...")
@@ -326,9 +328,8 @@ def load(
         except ValueError as error:
             shown = repr(hide_userinfo(str(text))) if item.repr else "(not shown)"
             problems.append(f"{name}: {shown} is not allowed; allowed is {error}")
-    problems += _not_built(environ, credentials)
-    problems += contradictions_of(values) + contradictions(values)
-    problems += [] if check is None else check(values)
+    problems += _not_built(environ, credentials) + contradictions_of(values)
+    problems += contradictions(values) + ([] if check is None else check(values))
     if problems:
         raise SettingsError(problems)
     return Settings(**cast("dict[str, Any]", values))

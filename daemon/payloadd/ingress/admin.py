@@ -15,10 +15,9 @@ from payloadd.observe.status import trouble_documents
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
 
+    from payloadd.ingress.status_page import Shown
     from payloadd.observe.health import Health
-    from payloadd.observe.history import History
     from payloadd.observe.metrics import Metrics
-    from payloadd.observe.status_document import Facts
     from payloadd.pipeline.intake import Intake
 
 # Not prometheus_client's constant, which changes with its version.
@@ -32,13 +31,14 @@ def make_admin_app(
     intake: Intake,
     health: Health,
     metrics: Metrics,
-    shown: tuple[History, Facts] | None = None,
+    shown: Shown | None = None,
 ) -> QuartTrio:
     """Return the app of the admin address; ``shown`` is what the status page shows."""
     app = bare_app(health)
     handlers = _AdminHandlers(intake, health, metrics)
     if shown is not None:
-        page = StatusPage(health, *shown, handlers.refusal)
+        page = StatusPage(health, shown, handlers.refusal)
+        app.asgi_app = page.answer_directly(app.asgi_app)  # type: ignore[assignment]
         for path, handler in page.routes().items():
             add_route(app, ("GET",), path, handler)
     add_route(app, ("GET",), "/healthz", healthz)

@@ -1,19 +1,24 @@
 """The status page of the admin address, and the figures that it polls.
 
-A page asks for ``/status.json`` every two seconds, and is told when to ask again: beyond ten open
-pages every ten seconds, from a document that is rendered once for all of them.
+A page asks for ``/status.json`` every two seconds, and is told when to ask again. Pages beyond ten
+are told ten seconds, and get a document that is rendered once for all of them. Polls are answered
+before they reach Quart, which costs more than all the rest.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import dataclass
 from functools import partial
 from importlib import resources
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs
 
 from msgspec.json import encode
 from quart import Response, request
 
+from payloadd.escaping import escape_controls, escape_controls_in_json
 from payloadd.ingress.problem import Problem
 from payloadd.observe.status_document import status_document
 
@@ -21,11 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from payloadd.errors import RefusedError
+    from payloadd.observe.dead_letter_figures import DeadLetterFigures
     from payloadd.observe.health import Health
     from payloadd.observe.history import History
     from payloadd.observe.status_document import Facts
 
 _SCRIPT, _STYLE = "text/javascript; charset=utf-8", "text/css; charset=utf-8"
+_STATUS: Final = "/status.json"
 _FILES: Final = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page/page.css": ("page.css", _STYLE),
@@ -43,6 +50,11 @@ _SECURITY: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+_STATUS_HEADERS: Final = {
+    **_SECURITY,
+    "Cache-Control": "no-store",
+    "Content-Type": "application/json",
+}
 _FEW_PAGES: Final = 10
 _POLL_SECONDS: Final = 2
 _POLL_SECONDS_OF_MANY: Final = 10
@@ -51,21 +63,29 @@ _MOST_PAGES: Final = 1000
 _LONGEST_ID: Final = 40
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the page shows besides the state of the process."""
+
+    history: History
+    facts: Facts
+    dead_letters: DeadLetterFigures
+
+
 class StatusPage:
     """Answers the requests of the page."""
 
     def __init__(
         self,
         health: Health,
-        history: History,
-        facts: Facts,
+        shown: Shown,
         refusal: Callable[[], RefusedError | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Show ``history`` and ``facts``; ``refusal`` returns why POSTs are refused."""
+        """Show ``shown``; ``refusal`` returns why POSTs are refused."""
         self._health = health
-        self._history = history
-        self._facts = facts
+        self._shown = shown
+        self._history = shown.history
         self._refusal = refusal
         self._clock = clock
         self._files = {
@@ -73,8 +93,10 @@ class StatusPage:
             for name, _ in _FILES.values()
         }
         self._pages: dict[str, float] = {}
-        """The time of the last poll by the id of each open page."""
-        self._rendered: tuple[float, bytes] = (float("-inf"), b"")
+        """The time of the last poll by the id of each open page, in the order of these times."""
+        self._frequent: set[str] = set()
+        """The ids of the pages that poll every two seconds."""
+        self._rendered: tuple[float, bytes] = (-math.inf, b"")
 
     def routes(self) -> dict[str, Callable[[], Awaitable[Response]]]:
         """Return the handler of each path."""
@@ -82,46 +104,119 @@ class StatusPage:
             path: partial(self._file, name, media_type)
             for path, (name, media_type) in _FILES.items()
         }
-        return {**files, "/status.json": self.status}
+        return {**files, _STATUS: self.status}
 
     async def status(self) -> Response:
-        """Answer with the figures, and with the history after the moment ``since``, if given."""
-        poll_after = self._count_page(request.args.get("page", "")[:_LONGEST_ID])
-        body = self._document(poll_after)
-        since = request.args.get("since")
-        if since is not None:
+        """Answer with the figures, and with the history after the moment ``since``, if given.
+
+        Raises Problem MALFORMED for a ``since`` that is no time.
+        """
+        return Response(await self._answer(request.query_string), 200, _STATUS_HEADERS)
+
+    def answer_directly(self, app: Any) -> Callable[..., Awaitable[None]]:  # noqa: ANN401 - ASGI
+        """Return an ASGI app that answers plain polls itself, and passes the rest to ``app``."""
+        headers = [(name.lower().encode(), text.encode()) for name, text in _STATUS_HEADERS.items()]
+
+        async def call(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+            if not self._is_plain_poll(scope):
+                await app(scope, receive, send)
+                return
             try:
-                samples = self._history.since(float(since))
-            except ValueError:
-                raise Problem("MALFORMED", "since has to be a Unix time in seconds") from None
-            body = body[:-1] + b',"history":' + encode(samples) + b"}"
-        return Response(body, 200, _SECURITY | {"Cache-Control": "no-store"}, "application/json")
+                body = await self._answer(scope["query_string"])
+            except Problem:  # Quart has the handler for it
+                await app(scope, receive, send)
+                return
+            await receive()  # the empty body: Hypercorn ends no request before the app has it
+            length = (b"content-length", b"%d" % len(body))
+            start = {"type": "http.response.start", "status": 200, "headers": [*headers, length]}
+            await send(start)
+            await send({"type": "http.response.body", "body": body})
+
+        return call
+
+    def _is_plain_poll(self, scope: Any) -> bool:  # noqa: ANN401 - ASGI
+        """Return whether nothing but the document has to be sent: no end of the connection."""
+        return (
+            scope["type"] == "http"
+            and scope["path"] == _STATUS
+            and scope["method"] == "GET"
+            and self._health.phase == "serving"
+            and not any(
+                name in {b"content-length", b"transfer-encoding"} for name, _ in scope["headers"]
+            )
+        )
 
     async def _file(self, name: str, media_type: str) -> Response:
         headers = _SECURITY | {"Cache-Control": "no-cache"}
         return Response(self._files[name], 200, headers, content_type=media_type)
 
-    def _document(self, poll_after: int) -> bytes:
-        """Return the document; for many pages the one that was rendered up to 10 s ago."""
+    async def _answer(self, query_string: bytes) -> bytes:
+        """Return the document for a query. Raises Problem MALFORMED."""
+        query = parse_qs(query_string.decode(errors="replace"))
+        since = _moment(query["since"][-1]) if "since" in query else None
+        often = self._count_page(query.get("page", [""])[-1][:_LONGEST_ID])
+        await self._shown.dead_letters.refresh()
+        body = self._document(often=often)
+        if since is not None:
+            body = body[:-1] + b',"history":' + encode(self._history.since(since)) + b"}"
+        return body
+
+    def _document(self, *, often: bool) -> bytes:
+        """Return the document; for pages that poll rarely one that is up to ten seconds old."""
         now = self._clock()
         made, body = self._rendered
-        if not body or now - made >= (poll_after if poll_after > _POLL_SECONDS else 0):
-            document = status_document(
-                self._health.snapshot(), self._facts, self._refusal(), self._history.since(0)
-            )
-            document["poll_seconds"] = poll_after
-            document["now"] = self._history.now()
-            body = encode(document)
+        if not often and now < made + _POLL_SECONDS_OF_MANY:
+            return body
+        document = status_document(
+            self._health.snapshot(),
+            self._shown.facts,
+            self._refusal(),
+            self._history.since(0),
+            self._shown.dead_letters.groups,
+        )
+        document["poll_seconds"] = _POLL_SECONDS if often else _POLL_SECONDS_OF_MANY
+        document["now"] = self._history.now()
+        body = _encoded(document)
+        if not often:
             self._rendered = now, body
         return body
 
-    def _count_page(self, page: str) -> int:
-        """Note a poll of a page; return the seconds after which it should poll again."""
+    def _count_page(self, page: str) -> bool:
+        """Note a poll of a page; return whether it may poll often, as one without an id may."""
         now = self._clock()
         if page:
             self._pages.pop(page, None)
             if len(self._pages) < _MOST_PAGES:
                 self._pages[page] = now
         while self._pages and next(iter(self._pages.values())) < now - _FORGET_AFTER:
-            del self._pages[next(iter(self._pages))]
-        return _POLL_SECONDS if len(self._pages) <= _FEW_PAGES else _POLL_SECONDS_OF_MANY
+            closed = next(iter(self._pages))
+            del self._pages[closed]
+            self._frequent.discard(closed)
+        if page in self._pages and len(self._frequent) < _FEW_PAGES:
+            self._frequent.add(page)
+        return not page or page in self._frequent
+
+
+def _moment(text: str) -> float:
+    """Return a Unix time. Raises Problem MALFORMED."""
+    try:
+        moment = float(text)
+    except ValueError:
+        moment = math.nan
+    if not math.isfinite(moment):
+        raise Problem("MALFORMED", "since has to be a Unix time in seconds")
+    return moment
+
+
+def _encoded(document: dict[str, Any]) -> bytes:
+    """Return a document as JSON, with invisible characters escaped.
+
+    A number that is not finite becomes null. Bytes of a file name that are not UTF-8 are shown as
+    escapes.
+    """
+    try:
+        return escape_controls_in_json(encode(document))
+    except UnicodeEncodeError:
+        for trouble in document["troubles"]:
+            trouble["reason"] = escape_controls(trouble["reason"])
+        return escape_controls_in_json(encode(document))

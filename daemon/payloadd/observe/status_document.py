@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+import os
+import socket
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Self
 
+from payloadd import __version__
+from payloadd.config.changed import changed_settings, value_text
+from payloadd.escaping import escape_controls
 from payloadd.observe.advice import advice
 from payloadd.observe.status import trouble_documents
+from payloadd.redaction import hide_userinfo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from payloadd.config.settings import Settings
     from payloadd.errors import RefusedError
     from payloadd.observe.history import Sample
-    from payloadd.observe.status import Status
+    from payloadd.observe.status import DeadLetterGroup, Status
 
 _RATE_SECONDS: Final = 10.0
 _HOUR: Final = 3600
@@ -39,14 +46,35 @@ class Facts:
     changed_settings: Sequence[tuple[str, str, str]] = field(default=())
     """Name, value and default of the settings that differ from their defaults; no secrets."""
 
+    @classmethod
+    def of(cls, settings: Settings, started: float) -> Self:
+        """Return the facts of this process."""
+        return cls(
+            version=__version__,
+            host=socket.gethostname(),
+            process=os.getpid(),
+            started=started,
+            store=hide_userinfo(escape_controls(value_text(settings.store_url))),
+            durability=settings.durability,
+            max_queue=settings.max_queue,
+            max_queue_bytes=settings.max_queue_bytes,
+            journal_max_bytes=settings.journal_max_bytes,
+            max_workers=settings.max_workers,
+            changed_settings=changed_settings(settings),
+        )
+
 
 def status_document(
-    status: Status, facts: Facts, refusal: RefusedError | None, samples: Sequence[Sample]
+    status: Status,
+    facts: Facts,
+    refusal: RefusedError | None,
+    samples: Sequence[Sample],
+    dead_letters: Sequence[DeadLetterGroup] | None = None,
 ) -> dict[str, Any]:
     """Return the document without the history; ``samples`` are the last ones, for the rates.
 
-    Times are Unix times in seconds, sizes bytes, durations seconds; null is "no limit" or "not
-    known".
+    Times are Unix times in seconds (those of troubles are ISO 8601, as in ``/readyz``), sizes
+    bytes, durations seconds; null is "no limit" or "not known".
     """
     troubles = trouble_documents(status)
     for trouble in troubles:
@@ -56,7 +84,7 @@ def status_document(
     return {
         "phase": status.phase,
         "ready": refusal is None,
-        "refusal": None if refusal is None else {"code": refusal.code, "detail": str(refusal)},
+        "refusal": None if refusal is None else {"code": refusal.code, "detail": refusal.detail},
         "version": facts.version,
         "host": facts.host,
         "process": facts.process,
@@ -91,7 +119,10 @@ def status_document(
             "max_workers": facts.max_workers,
             "concurrency": status.uploads.concurrency,
             "rate_limit": None if math.isinf(limit) else limit,
+            "put_cost_dollars_per_day": status.put_cost_dollars_per_day,
         },
+        "credentials_expire_seconds": status.credentials_expire_seconds,
+        "dead_letters": None if dead_letters is None else list(map(asdict, dead_letters)),
         "rates": _rates(samples),
         "settings": [
             {"name": name, "value": value, "default": default}

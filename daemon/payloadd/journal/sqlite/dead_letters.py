@@ -19,6 +19,7 @@ from payloadd.journal.sqlite.checksum import of_values
 from payloadd.journal.sqlite.job_rows import IN_RANGE
 from payloadd.journal.sqlite.schema import ROW_BYTES
 from payloadd.model.formats import FORMATS
+from payloadd.observe.status import DeadLetterGroup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,8 @@ _SEAL: Final = """
     INSERT OR REPLACE INTO batches (first, last, key, compression, encoder, crc)
     VALUES (?, ?, ?, ?, ?, ?)
 """
+_GROUPS: Final = "SELECT code, count(*), sum(payloads) FROM dead GROUP BY code ORDER BY code"
+_ONLY_STREAM: Final = "default"
 _NO_RETRY: Final = (
     "a dead letter with the code DAMAGED cannot be tried again: it does not hold the payloads that"
     " were accepted. `dead show` prints the bytes that can be read, `dead drop` removes it; post"
@@ -110,6 +113,11 @@ def letters(connection: sqlite3.Connection) -> list[DeadLetter]:
         "SELECT id, at, code, reason, key, payloads, bytes, retry FROM dead ORDER BY at, first"
     )
     return [DeadLetter(*row) for row in found]
+
+
+def groups(connection: sqlite3.Connection) -> list[DeadLetterGroup]:
+    """Return the numbers of dead letters by stream and code."""
+    return [DeadLetterGroup(_ONLY_STREAM, *row) for row in connection.execute(_GROUPS)]
 
 
 def lines(connection: sqlite3.Connection, state_dir: Path, id_: str) -> bytes:
