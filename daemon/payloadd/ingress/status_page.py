@@ -1,8 +1,9 @@
 """The status page of the admin address, and the figures that it polls.
 
-A page asks for ``/status.json`` every two seconds, and is told when to ask again. Pages beyond ten
-are told ten seconds, and get a document that is rendered once for all of them. Polls are answered
-before they reach Quart, which costs more than all the rest.
+A page asks for ``/status.json`` every three seconds, and is told when to ask again. Pages beyond
+ten are told ten seconds. All pages of a kind get the same document, which is rendered at most once
+a second, or every ten seconds. Polls are answered before they reach Quart, which costs more than
+all the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from urllib.parse import parse_qs
 from msgspec.json import encode
 from quart import Response, request
 
-from payloadd.escaping import escape_controls, escape_controls_in_json
+from payloadd.escaping import escape_controls_in_json
 from payloadd.ingress.problem import Problem
 from payloadd.observe.status_document import status_document
 
@@ -56,8 +57,10 @@ _STATUS_HEADERS: Final = {
     "Content-Type": "application/json",
 }
 _FEW_PAGES: Final = 10
-_POLL_SECONDS: Final = 2
+_POLL_SECONDS: Final = 3
 _POLL_SECONDS_OF_MANY: Final = 10
+_LARGEST_AGE: Final = {_POLL_SECONDS: 1.0, _POLL_SECONDS_OF_MANY: 10.0}
+"""Seconds for which a document is sent, by the seconds after which its pages poll."""
 _FORGET_AFTER: Final = 30.0
 _MOST_PAGES: Final = 1000
 _LONGEST_ID: Final = 40
@@ -95,8 +98,9 @@ class StatusPage:
         self._pages: dict[str, float] = {}
         """The time of the last poll by the id of each open page, in the order of these times."""
         self._frequent: set[str] = set()
-        """The ids of the pages that poll every two seconds."""
-        self._rendered: tuple[float, bytes] = (-math.inf, b"")
+        """The ids of the pages that poll every three seconds."""
+        self._rendered: dict[int, tuple[float, bytes]] = {}
+        """The time and the text of the last document, by the seconds after which its pages poll."""
 
     def routes(self) -> dict[str, Callable[[], Awaitable[Response]]]:
         """Return the handler of each path."""
@@ -154,19 +158,25 @@ class StatusPage:
         """Return the document for a query. Raises Problem MALFORMED."""
         query = parse_qs(query_string.decode(errors="replace"))
         since = _moment(query["since"][-1]) if "since" in query else None
-        often = self._count_page(query.get("page", [""])[-1][:_LONGEST_ID])
+        page = query.get("page", [""])[-1][:_LONGEST_ID]
+        poll_seconds = self._count_page(page) if page else _POLL_SECONDS
         await self._shown.dead_letters.refresh()
-        body = self._document(often=often)
+        body = self._document_of_pages(poll_seconds) if page else self._document(poll_seconds)
         if since is not None:
             body = body[:-1] + b',"history":' + encode(self._history.since(since)) + b"}"
         return body
 
-    def _document(self, *, often: bool) -> bytes:
-        """Return the document; for pages that poll rarely one that is up to ten seconds old."""
+    def _document_of_pages(self, poll_seconds: int) -> bytes:
+        """Return the document that all pages get which poll after so many seconds."""
         now = self._clock()
-        made, body = self._rendered
-        if not often and now < made + _POLL_SECONDS_OF_MANY:
-            return body
+        made, body = self._rendered.get(poll_seconds, (-math.inf, b""))
+        if now >= made + _LARGEST_AGE[poll_seconds]:
+            body = self._document(poll_seconds)
+            self._rendered[poll_seconds] = now, body
+        return body
+
+    def _document(self, poll_seconds: int) -> bytes:
+        """Return the document of this moment."""
         document = status_document(
             self._health.snapshot(),
             self._shown.facts,
@@ -174,27 +184,24 @@ class StatusPage:
             self._history.since(0),
             self._shown.dead_letters.groups,
         )
-        document["poll_seconds"] = _POLL_SECONDS if often else _POLL_SECONDS_OF_MANY
+        document["poll_seconds"] = poll_seconds
         document["now"] = self._history.now()
-        body = _encoded(document)
-        if not often:
-            self._rendered = now, body
-        return body
+        # Numbers that are not finite become null.
+        return escape_controls_in_json(encode(document))
 
-    def _count_page(self, page: str) -> bool:
-        """Note a poll of a page; return whether it may poll often, as one without an id may."""
+    def _count_page(self, page: str) -> int:
+        """Note a poll of a page; return the seconds after which it should poll again."""
         now = self._clock()
-        if page:
-            self._pages.pop(page, None)
-            if len(self._pages) < _MOST_PAGES:
-                self._pages[page] = now
+        self._pages.pop(page, None)
+        if len(self._pages) < _MOST_PAGES:
+            self._pages[page] = now
         while self._pages and next(iter(self._pages.values())) < now - _FORGET_AFTER:
             closed = next(iter(self._pages))
             del self._pages[closed]
             self._frequent.discard(closed)
         if page in self._pages and len(self._frequent) < _FEW_PAGES:
             self._frequent.add(page)
-        return not page or page in self._frequent
+        return _POLL_SECONDS if page in self._frequent else _POLL_SECONDS_OF_MANY
 
 
 def _moment(text: str) -> float:
@@ -206,17 +213,3 @@ def _moment(text: str) -> float:
     if not math.isfinite(moment):
         raise Problem("MALFORMED", "since has to be a Unix time in seconds")
     return moment
-
-
-def _encoded(document: dict[str, Any]) -> bytes:
-    """Return a document as JSON, with invisible characters escaped.
-
-    A number that is not finite becomes null. Bytes of a file name that are not UTF-8 are shown as
-    escapes.
-    """
-    try:
-        return escape_controls_in_json(encode(document))
-    except UnicodeEncodeError:
-        for trouble in document["troubles"]:
-            trouble["reason"] = escape_controls(trouble["reason"])
-        return escape_controls_in_json(encode(document))

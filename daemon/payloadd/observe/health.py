@@ -86,6 +86,8 @@ class Health:
         Each code is logged once until the part works again: workers that fail in different ways
         report in turns.
         """
+        # A reason may name a file whose name is not UTF-8, and no JSON document could contain it.
+        reason = reason.encode(errors="backslashreplace").decode()
         causes = self._causes.setdefault(part, {})
         known = causes.pop(cause, None)
         since = time.time() if known is None else known.since

@@ -46,11 +46,22 @@ function time(seconds) {
 
 const part = (value, whole) => (whole > 0 ? `${Math.round((100 * value) / whole)} % of` : "of");
 
+// Replace the content of an element if what it shows has changed: a selected text stays selected.
+const shown = new Map();
+function replace(parent, data, make) {
+  const now = JSON.stringify(data);
+  if (shown.get(parent) === now) return;
+  shown.set(parent, now);
+  parent.replaceChildren(...data.map(make));
+}
+
 function showVerdict(state) {
   let text = "All is well: every payload is accepted and stored";
   let kind = "good";
-  if (state.phase !== "serving") { text = state.phase; kind = "warn"; }
-  if (state.payloads.dead > 0) { text = `${count(state.payloads.dead)} payloads are dead letters`; kind = "warn"; }
+  if (state.phase !== "serving") { text = `The daemon is ${state.phase}`; kind = "warn"; }
+  const kept = (state.dead_letters || []).reduce((sum, group) => sum + group.payloads, 0);
+  const dead = state.dead_letters ? kept : state.payloads.dead;
+  if (dead > 0) { text = `${count(dead)} payloads are dead letters`; kind = "warn"; }
   if (state.troubles.length) { text = `Trouble: ${state.troubles.map((t) => `${t.part} (${t.code})`).join(", ")}`; kind = "bad"; }
   if (state.refusal && state.phase === "serving") { text = `Requests are refused: ${state.refusal.code}`; kind = "bad"; }
   setVerdict(text, kind);
@@ -66,20 +77,16 @@ function setVerdict(text, kind) {
 function showTroubles(state) {
   const section = byId("troubles");
   section.hidden = !state.troubles.length && !state.refusal;
-  const boxes = state.troubles.map((trouble) => {
+  const boxes = state.troubles.map((trouble) => ({
+    title: `${trouble.part}: ${trouble.code}`,
+    lines: [trouble.reason, `Since ${new Date(trouble.since).toLocaleString()}.`, `What to do: ${trouble.advice}`],
+  }));
+  if (state.refusal) boxes.push({ title: `Requests get 503 ${state.refusal.code}`, lines: [state.refusal.detail] });
+  replace(section, boxes, ({ title, lines }) => {
     const box = element("div", undefined, "trouble");
-    box.append(element("h2", `${trouble.part}: ${trouble.code}`));
-    box.append(element("p", trouble.reason));
-    box.append(element("p", `Since ${new Date(trouble.since).toLocaleString()}.`));
-    box.append(element("p", `What to do: ${trouble.advice}`));
+    box.append(element("h2", title), ...lines.map((line) => element("p", line)));
     return box;
   });
-  if (state.refusal) {
-    const box = element("div", undefined, "trouble");
-    box.append(element("h2", `Requests get 503 ${state.refusal.code}`), element("p", state.refusal.detail));
-    boxes.push(box);
-  }
-  section.replaceChildren(...boxes);
 }
 
 function showFigures(state) {
@@ -99,24 +106,28 @@ function showFigures(state) {
   if (uploads.rate_limit !== null) rows.push(["upload limit", `${count(uploads.rate_limit)} /s`, "the store throttles"]);
   if (payloads.missing) rows.push(["missing", count(payloads.missing), "payloads lost by a damaged journal"]);
   if (state.credentials_expire_seconds !== undefined && state.credentials_expire_seconds !== null) {
-    rows.push(["credentials", time(state.credentials_expire_seconds), "until they expire"]);
+    const left = state.credentials_expire_seconds;
+    rows.push(["credentials", left > 0 ? time(left) : "expired", left > 0 ? "until they expire" : `${time(-left)} ago`]);
   }
-  byId("figures").replaceChildren(...rows.map(([name, value, more]) => {
+  if (uploads.put_cost_dollars_per_day >= 0.01) {
+    rows.push(["uploads cost", `$${count(uploads.put_cost_dollars_per_day)}`, "a day, at the present rate"]);
+  }
+  replace(byId("figures"), rows, ([name, value, more]) => {
     const box = element("div");
     box.append(element("dt", name), element("dd", value), element("dd", more, "more"));
     return box;
-  }));
+  });
   byId("where").textContent =
     `${state.host}, process ${state.process}, version ${state.version}, up ${time(state.now - state.started)}; ` +
     `store ${state.store}, durability ${state.durability}`;
 }
 
 function fillTable(table, rows) {
-  table.querySelector("tbody").replaceChildren(...rows.map((cells) => {
+  replace(table.querySelector("tbody"), rows, (cells) => {
     const row = element("tr");
     row.append(...cells.map((cell) => element("td", cell)));
     return row;
-  }));
+  });
 }
 
 function showTables(state) {
@@ -174,6 +185,9 @@ function drawPlots() {
 }
 
 function addSamples(state) {
+  // The clock may have been set back before another process started.
+  const first = state.history.length ? state.history[0][0] : Infinity;
+  samples = samples.filter((sample) => sample.start === state.started || sample.at < first);
   for (const row of state.history) {
     const sample = Object.fromEntries(FIELDS.map((name, index) => [name, row[index]]));
     sample.start = state.started;
@@ -184,15 +198,23 @@ function addSamples(state) {
   samples = samples.filter((sample) => sample.at > last - SPAN);
 }
 
+// Return the status and the code of an error answer, which may be one of a proxy.
+async function answerText(answer) {
+  const problem = await answer.json().catch(() => null);
+  return `the daemon answers ${answer.status}${problem && problem.code ? ` ${problem.code}` : ""}`;
+}
+
 async function poll() {
-  let next = 2;
+  let next = 3;
   try {
     const known = samples.filter((sample) => sample.start === started);
     const since = known.length ? known[known.length - 1].at : 0;
-    const answer = await fetch(`status.json?page=${id}&since=${since}`, { signal: AbortSignal.timeout(10000) });
-    if (!answer.ok) throw new Error(`status ${answer.status}`);
+    const answer = await fetch(`status.json?page=${id}&since=${since}`, { signal: AbortSignal.timeout(10000) })
+      .catch((error) => { throw new Error(error.name === "TimeoutError" ? "no answer within 10 s" : "no connection to the daemon"); });
+    if (!answer.ok) throw new Error(await answerText(answer));
     const state = await answer.json();
     failedSince = null;
+    byId("content").classList.remove("stale");
     next = state.poll_seconds;
     if (started !== null && started !== state.started && since > 0) {
       started = state.started; // another process: its whole history is missing
@@ -208,10 +230,12 @@ async function poll() {
     drawPlots();
   } catch (error) {
     failedSince = failedSince || new Date();
-    setVerdict(`No answer from the daemon since ${failedSince.toLocaleTimeString()} (${error.message})`, "bad");
+    setVerdict(`No figures since ${failedSince.toLocaleTimeString()}: ${error.message}`, "bad");
+    byId("content").classList.add("stale");
   }
   setTimeout(poll, 1000 * next);
 }
 
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => location.reload());
 makePlots();
 poll();
