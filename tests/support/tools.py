@@ -14,6 +14,7 @@ _PACKAGES = {
     "chromium": "chromium",
     "curl": "curl",
     "nginx": "nginx-light",
+    "promtool": "prometheus",
     "wrk": "wrk",
     "debootstrap": "debootstrap",
     "strace": "strace",

@@ -34,8 +34,6 @@ DENIED: Final = (
     + "</Message></Error>"
 ).encode()
 OVERFLOW: Final = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-PICTURES: Final = os.environ.get("STATUS_PAGE_PICTURES")
-"""A folder for pictures of the page, for the README."""
 
 
 @pytest.fixture(autouse=True)
@@ -59,13 +57,6 @@ async def page_of(daemon: Daemon, folder: Path) -> AsyncIterator[Browser]:
         await browser.open(f"{daemon.admin_url}/")
         await browser.wait_for(f"{KIND} !== 'unknown'")
         yield browser
-
-
-async def keep_picture(browser: Browser, name: str) -> None:
-    """Write a picture of the page, if a folder for them is set."""
-    if PICTURES is not None:
-        with open(f"{PICTURES}/{name}.png", "wb") as file:  # noqa: ASYNC230, PTH123 - by hand
-            file.write(await browser.screenshot())
 
 
 async def test_the_page_shows_the_figures_of_a_daemon_that_is_well(tmp_path: Path) -> None:
@@ -114,6 +105,30 @@ async def test_a_trouble_comes_and_goes_and_its_markup_is_text(tmp_path: Path) -
             await browser.wait_for(f"{KIND} === 'good'", 60)
             assert await browser.run("document.getElementById('troubles').hidden")
             assert browser.complaints == []
+
+
+async def test_dead_letters_are_listed_by_reason(tmp_path: Path) -> None:
+    """An operator would not see that payloads are not stored, or why."""
+    refusal = DENIED.replace(b"AccessDenied", b"EntityTooLarge")
+    async with fault_server(lambda _: Answer(400, refusal)) as store:
+        env = {
+            "STORE_URL": "s3://bucket",
+            "AWS_ENDPOINT_URL_S3": store.url,
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+        }
+        async with running_daemon(tmp_path, env) as daemon, page_of(daemon, tmp_path) as browser:
+            await browser.wait_for(f"{KIND} === 'good'")
+            await post(daemon, 3)
+            dead = "document.getElementById('dead').innerText"
+            await browser.wait_for(f"{dead}.includes('default\\tEntityTooLarge\\t3\\t3')", 30)
+            await browser.wait_for(f"{VERDICT} === '3 payloads are dead letters'")
+            async with http_client() as client:
+                document = (await client.get(f"{daemon.admin_url}/status.json")).json()
+            assert document["dead_letters"] == [
+                {"stream": "default", "code": "EntityTooLarge", "letters": 3, "payloads": 3}
+            ]
 
 
 async def test_the_page_survives_a_restart_of_the_daemon(tmp_path: Path) -> None:
