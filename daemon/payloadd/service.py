@@ -43,6 +43,7 @@ from payloadd.observe.history import History
 from payloadd.observe.logs import get_logger
 from payloadd.observe.metrics import Metrics
 from payloadd.observe.put_cost import PutCost
+from payloadd.observe.state_gauges import StateGauges
 from payloadd.observe.status import drained_fields, draining_fields, status_line
 from payloadd.observe.status_document import Facts
 from payloadd.open_files import ADMIN_CONNECTIONS
@@ -119,6 +120,8 @@ async def run(settings: Settings) -> ExitStatus:
     metrics = Metrics(health.snapshot)
     accounting = Accounting(metrics)
     health.payload_figures = accounting.figures
+    limit = settings.journal_max_bytes if settings.durability == "disk" else None
+    metrics.registry.register(StateGauges(health.snapshot, limit))
     certificates = open_certificates(settings)
     runtime = Runtime(
         settings,

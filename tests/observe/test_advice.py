@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from payloadd.config.settings import Settings, names_of
+from payloadd.errors import UploadOutcome
 from payloadd.observe import advice as texts
 from payloadd.observe.advice import advice
 from payloadd.storage.s3 import errors
@@ -24,9 +25,7 @@ OWN: Final = ("NoCredentials", "NoAnswer", "UploadTimeout", "InvalidEndpoint", "
     "code",
     [
         *sorted(
-            code
-            for code, outcome in errors.BY_CODE.items()
-            if outcome is not errors.UploadOutcome.INVALID
+            code for code, outcome in errors.BY_CODE.items() if outcome is not UploadOutcome.INVALID
         ),
         *sorted(errors.EXPIRED_KEYS | errors.REFUSED_KEYS),
         *(errors.NOT_S3, errors.WRONG_ANSWER, errors.SKEWED_CLOCK),

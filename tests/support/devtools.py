@@ -56,7 +56,7 @@ class Browser:
         """Receive results and events until the browser ends."""
         try:
             async for data in self._stream:
-                self._protocol.receive_data(data)
+                self._protocol.receive_data(bytes(data))
                 for event in self._protocol.events():
                     self._take(event)
                 self._changed.set()
@@ -97,7 +97,8 @@ class Browser:
         """Wait until a JavaScript expression is true; while it raises, it is not."""
         guarded = f"(() => {{ try {{ return {expression} }} catch {{ return false }} }})()"
         with trio.move_on_after(within):
-            while not await self.run(guarded):
+            # A page reports no such change.
+            while not await self.run(guarded):  # noqa: ASYNC110
                 await trio.sleep(0.1)
             return
         shown = await self.run("document.body.innerText")
@@ -161,11 +162,10 @@ async def chromium(folder: Path) -> AsyncIterator[Browser]:
             nursery.cancel_scope.cancel()
 
 
-async def _port(file: Path) -> int:
+async def _port(path: Path) -> int:
     """Return the port that the browser writes into its profile once it listens."""
+    file = trio.Path(path)
     with trio.fail_after(_WITHIN):
-        while True:
-            text = file.read_text() if file.exists() else ""
-            if "\n" in text:
-                return int(text.split("\n")[0])
+        while not (await file.exists() and "\n" in await file.read_text()):  # noqa: ASYNC110
             await trio.sleep(0.05)
+    return int((await file.read_text()).split("\n")[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from quart import Response
+from quart import Response, request
 
 from payloadd.errors import RefusedError
 from payloadd.ingress.api import add_route, bare_app, healthz, json_response
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 # Not prometheus_client's constant, which changes with its version.
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_OPENMETRICS: Final = "application/openmetrics-text"
+_OPENMETRICS_TYPE: Final = f"{_OPENMETRICS}; version=1.0.0; charset=utf-8"
 
 _RETRY_AFTER: Final = 1
 """Seconds that a client is told to wait while the daemon starts."""
@@ -68,7 +71,13 @@ class _AdminHandlers:
         return json_response(200, {"status": "ready", "troubles": troubles})
 
     async def metrics(self) -> Response:
-        """Answer with the metrics in Prometheus's text format."""
+        """Answer with the metrics in Prometheus's text format, or OpenMetrics if it is asked for.
+
+        Prometheus prefers OpenMetrics, and names it in Accept.
+        """
+        if _OPENMETRICS in request.headers.get("Accept", ""):
+            body = self._metrics.render_openmetrics()
+            return Response(body, content_type=_OPENMETRICS_TYPE)
         return Response(self._metrics.render(), content_type=_METRICS_TYPE)
 
     def refusal(self) -> RefusedError | None:

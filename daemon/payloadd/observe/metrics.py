@@ -19,6 +19,7 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
@@ -213,6 +214,11 @@ class Metrics:
     def render(self) -> bytes:
         """Return the exposition in Prometheus's text format 0.0.4."""
         return generate_latest(self.registry)
+
+    def render_openmetrics(self) -> bytes:
+        """Return the exposition in the text format of OpenMetrics 1.0."""
+        text: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
+        return text
 
     def _counter(self, name: str, doc: str, label: str | None = None) -> PlainCounter:
         counter = PlainCounter(f"payloadd_{name}", doc, label)
