@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import pytest
 import trio
 import trio.testing
 
@@ -9,7 +12,21 @@ from payloadd.errors import PayloaddError
 from payloadd.observe.dead_letter_figures import DeadLetterFigures
 from payloadd.observe.status import DeadLetterGroup
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 GROUP = DeadLetterGroup("default", "EntityTooLarge", 1, 2)
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read in the event loop: while a thread runs, a clock that jumps would jump."""
+
+    async def run_sync(function: Callable[[], object]) -> object:
+        await trio.lowlevel.checkpoint()
+        return function()
+
+    monkeypatch.setattr("trio.to_thread.run_sync", run_sync)
 
 
 class Reader:
@@ -38,7 +55,7 @@ async def test_the_first_request_gets_groups() -> None:
 
 
 async def test_the_journal_is_read_every_ten_seconds_at_most_and_only_on_request(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: trio.testing.MockClock, no_threads: None
 ) -> None:
     """A hundred pages would read all dead letters a hundred times, and no page once a second."""
     reader = Reader()
@@ -58,7 +75,7 @@ async def test_the_journal_is_read_every_ten_seconds_at_most_and_only_on_request
 
 
 async def test_a_journal_that_cannot_be_read_leaves_the_groups_as_they_are(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: trio.testing.MockClock, no_threads: None
 ) -> None:
     """The daemon would end, or the page would say that there are no dead letters."""
     reader = Reader()

@@ -137,11 +137,12 @@ function showTables(state) {
   fillTable(byId("settings"), state.settings.map((s) => [s.name, s.value, s.default]));
 }
 
-// Plots: a title, the labels of the lines, and the value of each line for a sample and the one before.
+// Plots: a title, the labels of the lines, and the value of each line for a sample and one of about
+// ten seconds before: a batch is stored at once, so rates of one second would jump.
 const rate = (field) => (s, b) => Math.max(0, s[field] - b[field]) / (s.at - b.at);
 const mean = (total, number) => (s, b) => (s[number] > b[number] ? (1000 * (s[total] - b[total])) / (s[number] - b[number]) : null);
 const PLOTS = [
-  { title: "Payloads a second", lines: { accepted: rate("accepted"), stored: rate("stored"), dead: rate("dead") } },
+  { title: "Payloads a second, over 10 s", lines: { accepted: rate("accepted"), stored: rate("stored"), dead: rate("dead") } },
   { title: "Bytes in the queue", unit: size, lines: { queue: (s) => s.queueBytes } },
   { title: "Bytes in the journal", unit: size, lines: { journal: (s) => s.journalBytes } },
   { title: "Age of the oldest payload, s", lines: { age: (s) => s.oldest } },
@@ -151,6 +152,10 @@ const PLOTS = [
 
 function makePlots() {
   const style = getComputedStyle(document.documentElement);
+  const binary = Array.from({ length: 50 }, (_, power) => 2 ** power);
+  const clock = (_, ticks) => ticks.map((tick) => new Date(1000 * tick).toLocaleTimeString([], {
+    hour: "2-digit", minute: "2-digit", second: ticks.length > 1 && ticks[1] - ticks[0] < 60 ? "2-digit" : undefined, hour12: false,
+  }));
   const axis = { stroke: style.getPropertyValue("--weak"), grid: { stroke: style.getPropertyValue("--line"), width: 1 } };
   for (const plot of PLOTS) {
     const box = element("div", undefined, "plot");
@@ -163,7 +168,9 @@ function makePlots() {
       series: [{}, ...Object.keys(plot.lines).map((label, index) => ({
         label, stroke: COLORS[index], width: 1.5, spanGaps: false, value: (_, v) => (v === null || v === undefined ? "–" : unit(v)),
       }))],
-      axes: [axis, { ...axis, size: 70, values: (_, ticks) => ticks.map((tick) => unit(tick)) }],
+      axes: [{ ...axis, space: 75, values: clock }, {
+        ...axis, size: 70, values: (_, ticks) => ticks.map((tick) => unit(tick)), ...(unit === size ? { incrs: binary } : {}),
+      }],
     }, [[], ...Object.keys(plot.lines).map(() => [])], box);
   }
   addEventListener("resize", () => {
@@ -175,10 +182,12 @@ function drawPlots() {
   const times = samples.map((s) => s.at);
   for (const plot of PLOTS) {
     const lines = Object.values(plot.lines).map((value) => samples.map((sample, index) => {
-      const before = samples[index - 1];
       // Counters begin at 0 after a restart: there is no rate between the two processes.
-      if (!before || sample.start !== before.start) return null;
-      return value(sample, before);
+      const fits = (before) => before && before.start === sample.start;
+      let first = index - 1;
+      if (!fits(samples[first])) return null;
+      while (fits(samples[first - 1]) && samples[first - 1].at >= sample.at - 10.5) first -= 1;
+      return value(sample, samples[first]);
     }));
     plot.chart.setData([times, ...lines]);
   }
