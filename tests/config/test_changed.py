@@ -63,7 +63,7 @@ def test_trusted_proxies_are_shown() -> None:
 
 
 def test_every_secret_is_hidden() -> None:
-    """Everyone who sees the page would have the secrets."""
+    """Every reader of the page would have the secrets."""
     hidden = {item.name.upper() for item in fields(config.Settings) if not item.repr}
     assert hidden == set(SECRETS)
     found = shown(

@@ -140,7 +140,7 @@ async def test_metrics_are_in_openmetrics_format_if_it_is_asked_for() -> None:
         expected = "application/openmetrics-text; version=1.0.0; charset=utf-8"
         assert answer.headers["content-type"] == expected
         assert answer.text.endswith("# EOF\n")
-        families = {family.name for family in parse_openmetrics(answer.text)}
+        families = {family.name for family in parse_openmetrics(answer.text)}  # type: ignore[no-untyped-call]
         assert {"payloadd_requests", "payloadd_object_bytes", "payloadd_queue_jobs"} <= families
 
 

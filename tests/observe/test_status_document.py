@@ -170,7 +170,7 @@ def test_numbers_that_are_not_finite_are_null() -> None:
 
 
 def test_the_facts_of_a_process_have_no_secret() -> None:
-    """Everyone who sees the page would have the keys of the bucket."""
+    """Every reader of the page would have the keys of the bucket."""
     settings = config.load(
         {
             "STORE_URL": "s3://bucket/prefix",

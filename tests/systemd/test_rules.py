@@ -121,7 +121,7 @@ def test_panels_of_the_dashboard_do_not_overlap() -> None:
 
 
 def test_runbooks_point_into_the_readme() -> None:
-    """The operator who is woken would look for a text that is not there."""
+    """An operator would look in the night for a text that is not there."""
     readme = README.read_text()
     anchors = {
         re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
