@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from payloadd.config.parsers import S3Url
 from payloadd.errors import SettingsError, StartError, StateDirError
 from payloadd.heap import keep_small
 from payloadd.ingress.admin import make_admin_app
@@ -36,13 +35,13 @@ from payloadd.ingress.server.server import (
 from payloadd.ingress.server.tls import open_certificates
 from payloadd.ingress.status_page import Shown
 from payloadd.ingress.submission import Submitter
-from payloadd.journal.open import inspect_journal, open_journal
+from payloadd.journal.open import dead_letter_groups, open_journal
 from payloadd.observe.dead_letter_figures import DeadLetterFigures
 from payloadd.observe.health import Health
 from payloadd.observe.history import History
 from payloadd.observe.logs import get_logger
 from payloadd.observe.metrics import Metrics
-from payloadd.observe.put_cost import PutCost
+from payloadd.observe.put_cost import put_cost_of
 from payloadd.observe.state_gauges import StateGauges
 from payloadd.observe.status import drained_fields, draining_fields, status_line
 from payloadd.observe.status_document import Facts
@@ -66,7 +65,6 @@ if TYPE_CHECKING:
     from payloadd.ingress.admission import Admission
     from payloadd.ingress.server.tls import Certificates
     from payloadd.journal.open import OpenedJournal
-    from payloadd.observe.status import DeadLetterGroup
     from payloadd.storage.api import Store
 
 log = get_logger(__name__)
@@ -168,7 +166,7 @@ async def _run_parts(runtime: Runtime) -> None:
         reload_sender, reload_requests = trio.open_memory_channel[None](1)
         root.start_soon(keep_small)
         root.start_soon(_report_drain, runtime, stop)
-        root.start_soon(_put_cost(runtime).run)
+        root.start_soon(put_cost_of(settings, runtime.metrics, runtime.health).run)
         await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
         async with open_store(settings) as store, _reloading(runtime, store, reload_requests):
             # The bound on jobs and payload bytes in memory.
@@ -263,7 +261,7 @@ async def _serve_admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[s
         yield []
         return
     history = History(runtime.health.snapshot, runtime.metrics.timings)
-    dead_letters = DeadLetterFigures(partial(_dead_letters, runtime.settings))
+    dead_letters = DeadLetterFigures(partial(dead_letter_groups, runtime.settings))
     facts = Facts.of(runtime.settings, history.started)
     shown = Shown(history, facts, dead_letters)
     app = make_admin_app(intake, runtime.health, runtime.metrics, shown)
@@ -278,23 +276,6 @@ async def _serve_admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[s
         yield bound_addresses(listeners)
         stop.set()
         sampling.cancel_scope.cancel()
-
-
-def _put_cost(runtime: Runtime) -> PutCost:
-    """Return the cost of uploads, and have it shown; files cost nothing."""
-    settings = runtime.settings
-    price = settings.put_price if isinstance(settings.store_url, S3Url) else 0.0
-    cost = PutCost(lambda: runtime.metrics.timings().uploads, price)
-    runtime.health.put_cost = cost.dollars_per_day
-    return cost
-
-
-def _dead_letters(settings: Settings) -> list[DeadLetterGroup]:
-    """Return the dead letters of the journal in use. Raises PayloaddError."""
-    if settings.durability == "memory":
-        return []
-    with inspect_journal(settings) as journal:
-        return journal.dead_groups()
 
 
 async def _start_pipeline(

@@ -7,7 +7,10 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from payloadd.observe.put_cost import PutCost
+from payloadd.config import settings as config
+from payloadd.observe.health import Health
+from payloadd.observe.metrics import Metrics
+from payloadd.observe.put_cost import PutCost, put_cost_of
 
 A_DOLLAR_A_DAY: float = 1 / 0.000005 / 86_400
 """Uploads a second that cost a dollar a day."""
@@ -73,3 +76,17 @@ async def test_samples_are_taken_every_ten_seconds(
     with trio.move_on_after(25):
         await cost.run()
     assert cost.dollars_per_day() == pytest.approx(8640)
+
+
+@pytest.mark.parametrize(("url", "cost"), [("s3://bucket", 4320.0), ("file:///x", 0.0)])
+def test_only_uploads_to_s3_cost(url: str, cost: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files in a folder would seem to cost money."""
+    now = 0.0
+    monkeypatch.setattr(PutCost.__init__, "__defaults__", (lambda: now,))
+    settings = config.load({"STORE_URL": url, "PUT_PRICE": "0.5"})
+    metrics, health = Metrics(), Health()
+    found = put_cost_of(settings, metrics, health)
+    metrics.upload_seconds.observe(0.1)
+    now = 10.0
+    found.take()
+    assert health.snapshot().put_cost_dollars_per_day == cost

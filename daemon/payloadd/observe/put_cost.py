@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from payloadd.config.parsers import S3Url
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from payloadd.config.settings import Settings
+    from payloadd.observe.health import Health
+    from payloadd.observe.metrics import Metrics
 
 log = get_logger(__name__)
 
@@ -69,3 +74,11 @@ class PutCost:
         """
         (first, before), (last, after) = self._samples[0], self._samples[-1]
         return (after - before) / (last - first) * _DAY * self._price if last > first else 0.0
+
+
+def put_cost_of(settings: Settings, metrics: Metrics, health: Health) -> PutCost:
+    """Return the cost of the uploads of this process, and have it shown; files cost nothing."""
+    price = settings.put_price if isinstance(settings.store_url, S3Url) else 0.0
+    cost = PutCost(lambda: metrics.timings().uploads, price)
+    health.put_cost = cost.dollars_per_day
+    return cost
