@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from payloadd import __version__
+from tests.support.daemon import ROOT
 from tests.support.wheel import build_wheel
 
 if TYPE_CHECKING:
@@ -58,6 +60,20 @@ def test_wheel_contains_the_units(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         units = {name.rpartition("/")[2] for name in file.namelist() if "/units/" in name}
     assert {"payloadd.service", "payloadd@.service", "payloadd.socket", "payloadd.env"} <= units
+
+
+def test_wheel_contains_the_status_page_and_the_licence_of_its_library(wheel: Path) -> None:
+    """The status page would be missing, or uPlot would be passed on without its licence."""
+    page = ROOT / "daemon" / "payloadd" / "ingress" / "page"
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+        script = file.read("payloadd/ingress/page/uplot.js").decode()
+    files = {path.name for path in page.iterdir()}
+    assert {"index.html", "page.css", "page.js", "uplot.css", "uplot.js"} <= files
+    assert {f"payloadd/ingress/page/{name}" for name in files} <= names
+    licenses = {name.partition("/licenses/")[2] for name in names if "/licenses/" in name}
+    assert licenses == {"LICENSE", "daemon/payloadd/ingress/page/uplot-LICENSE.txt"}
+    assert re.match(r"/\*! \S+/uPlot \(v\d+\.\d+\.\d+\) \*/", script)
 
 
 def test_wheel_leaves_a_package_named_daemon_alone(wheel: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import gc
 import signal
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
@@ -34,12 +35,18 @@ from payloadd.ingress.server.server import (
     serve,
 )
 from payloadd.ingress.server.tls import open_certificates
+from payloadd.ingress.status_page import Shown
 from payloadd.ingress.submission import Submitter
-from payloadd.journal.open import open_journal
+from payloadd.journal.open import dead_letter_groups, open_journal
+from payloadd.observe.dead_letter_figures import DeadLetterFigures
 from payloadd.observe.health import Health
+from payloadd.observe.history import History
 from payloadd.observe.logs import get_logger
 from payloadd.observe.metrics import Metrics
+from payloadd.observe.put_cost import put_cost_of
+from payloadd.observe.state_gauges import StateGauges
 from payloadd.observe.status import drained_fields, draining_fields, status_line
+from payloadd.observe.status_document import Facts
 from payloadd.open_files import ADMIN_CONNECTIONS
 from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.batching import Batcher
@@ -104,6 +111,8 @@ async def run(settings: Settings) -> ExitStatus:
     metrics = Metrics(health.snapshot)
     accounting = Accounting(metrics)
     health.payload_figures = accounting.figures
+    limit = settings.journal_max_bytes if settings.durability == "disk" else None
+    metrics.registry.register(StateGauges(health.snapshot, limit))
     certificates = open_certificates(settings)
     runtime = Runtime(
         settings,
@@ -150,11 +159,13 @@ async def _run_parts(runtime: Runtime) -> None:
         reload_sender, reload_requests = trio.open_memory_channel[None](1)
         root.start_soon(keep_small)
         root.start_soon(_report_drain, runtime, stop)
+        root.start_soon(put_cost_of(settings, runtime.metrics, runtime.health).run)
         await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
         async with open_store(settings) as store, _reloading(runtime, store, reload_requests):
             # The bound on jobs and payload bytes in memory, all streams together.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
             runtime.health.queue_figures = channel.figures
+            runtime.health.credentials_expire = store.credentials_expire
             feeder = QueueFeeder(channel, runtime.accounting)
             listener = PipelineListener(channel, feeder, runtime.accounting, runtime.metrics)
             journal = open_journal(settings, listener, runtime.health, runtime.metrics)
@@ -265,15 +276,22 @@ async def _serve_admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[s
     if address is None and not passed:
         yield []
         return
-    app = make_admin_app(intake, runtime.health, runtime.metrics, runtime.settings)
+    history = History(runtime.health.snapshot, runtime.metrics.timings)
+    dead_letters = DeadLetterFigures(partial(dead_letter_groups, runtime.settings))
+    facts = Facts.of(runtime.settings, history.started)
+    shown = Shown(history, facts, dead_letters)
+    app = make_admin_app(intake, runtime.health, runtime.metrics, runtime.settings, shown)
     stop = trio.Event()
-    async with trio.open_nursery() as nursery:
+    async with trio.open_nursery() as sampling, trio.open_nursery() as nursery:
+        sampling.start_soon(history.run)
+        sampling.start_soon(dead_letters.run)
         listeners = passed or await open_listeners([address] if address else [])
         await nursery.start(
             serve, app, listeners, runtime.settings, stop, ServerOptions(ADMIN_CONNECTIONS)
         )
         yield bound_addresses(listeners)
         stop.set()
+        sampling.cancel_scope.cancel()
 
 
 async def _start_pipeline(

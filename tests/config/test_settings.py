@@ -336,3 +336,15 @@ def test_a_documented_value_that_is_not_built_is_refused(name: str, text: str) -
         config.load({name: text}, key_problems)
     (problem,) = caught.value.problems
     assert problem.startswith(name)
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "1e-6", "0,5", "$1", "1.", ".5", ""])
+def test_a_price_is_a_decimal_number(text: str) -> None:
+    """The cost of uploads would be wrong, or no number."""
+    if text == "":
+        assert config.load({"PUT_PRICE": text}).put_price == 0.000005
+    else:
+        with pytest.raises(SettingsError, match=r"PUT_PRICE: .* allowed is dollars"):
+            config.load({"PUT_PRICE": text})
+    assert config.load({"PUT_PRICE": "0"}).put_price == 0
+    assert config.load({"PUT_PRICE": "0.0000004"}).put_price == 0.0000004

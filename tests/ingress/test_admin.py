@@ -6,6 +6,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Literal, cast
 
 import pytest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
 
 from payloadd.config import settings as config
 from payloadd.errors import RefusedError
@@ -133,6 +136,20 @@ async def test_metrics_are_in_prometheus_text_format_and_show_the_drain() -> Non
         assert "payloadd_draining 0.0" in answer.text
         admin.health.phase = "draining"
         assert "payloadd_draining 1.0" in (await client.get("/metrics")).text
+
+
+async def test_metrics_are_in_openmetrics_format_if_it_is_asked_for() -> None:
+    """A Prometheus that asks for OpenMetrics would get the older format."""
+    admin = Admin("serving")
+    admin.metrics.count_request(202)
+    accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3"
+    async with admin.client() as client:
+        answer = await client.get("/metrics", headers={"Accept": accept})
+        expected = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        assert answer.headers["content-type"] == expected
+        assert answer.text.endswith("# EOF\n")
+        families = {family.name for family in parse_openmetrics(answer.text)}  # type: ignore[no-untyped-call]
+        assert {"payloadd_requests", "payloadd_object_bytes", "payloadd_queue_jobs"} <= families
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
+
 from payloadd.observe.health import Health
 from payloadd.observe.status import (
     JournalFigures,
@@ -77,3 +81,20 @@ def test_a_snapshot_has_the_figures_of_all_parts_and_does_not_change() -> None:
     )
     since = health.troubles["store"].since
     assert health.snapshot().troubles == {"store": Trouble("AccessDenied", "403", since)}
+
+
+def test_a_snapshot_has_the_seconds_until_credentials_expire() -> None:
+    """An operator would have to subtract Unix times."""
+    health = Health()
+    assert health.snapshot().credentials_expire_seconds is None
+    health.credentials_expire = lambda: time.time() + 100
+    health.put_cost = lambda: 2.5
+    assert health.snapshot().credentials_expire_seconds == pytest.approx(100, abs=10)
+    assert health.snapshot().put_cost_dollars_per_day == 2.5
+
+
+def test_a_reason_with_a_file_name_that_is_not_utf_8_is_text() -> None:
+    """`/readyz` and the status page would answer 500 instead of the reason."""
+    health = Health()
+    health.report("store", "EACCES", "Permission denied: /data/\udcff")
+    assert health.troubles["store"].reason == "Permission denied: /data/\\udcff"

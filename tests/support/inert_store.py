@@ -32,6 +32,10 @@ class InertStore:
         """Return a name: every client may write."""
         return "anonymous"
 
+    def credentials_expire(self) -> float | None:
+        """Return None: there are no credentials."""
+        return None
+
     async def reload(self) -> None:
         """Do nothing: there are no credentials."""
 

@@ -33,6 +33,10 @@ _KEYS: Final = Keys("fake", "fake-secret")
 class FixedCredentials:
     """Keys that never change. Virtual time must not wait for the thread that reads others."""
 
+    def expire(self) -> float | None:
+        """Return None: they do not expire."""
+        return None
+
     def held(self) -> Keys:
         """Return the keys."""
         return _KEYS

@@ -20,6 +20,7 @@ _PACKAGES = {
     "nginx": "nginx-light",
     "node": "nodejs",
     "syslog-ng": "syslog-ng-core syslog-ng-mod-http",
+    "promtool": "prometheus",
     "wrk": "wrk",
     "debootstrap": "debootstrap",
     "strace": "strace",

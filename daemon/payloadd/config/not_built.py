@@ -18,7 +18,6 @@ NOT_BUILT: Final = {
     "OBJECT_FORMAT": "object formats besides NDJSON",
     "PARQUET_SCHEMA": "object formats besides NDJSON",
     "PARQUET_SORT_BY": "object formats besides NDJSON",
-    "PUT_PRICE": "the cost metric",
     "WATERMARK": "watermarks",
 }
 """What each of them would give."""

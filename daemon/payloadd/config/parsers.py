@@ -126,6 +126,13 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
+def price(text: str) -> float:
+    """Parse an amount of dollars, 0 or more."""
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,12})?", text):
+        raise ValueError("dollars as a decimal number, such as 0.000005")
+    return float(text)
+
+
 def size(least: int, most: int) -> Callable[[str], int]:
     """Return a parser of sizes in bytes, written ``512KiB``, ``64MiB``, ``10MB``."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from payloadd.observe.status import JournalStatus
+    from payloadd.observe.status import DeadLetterGroup, JournalStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,10 @@ class JournalInspection(Protocol):
 
     def dead(self) -> list[DeadLetter]:
         """Return the dead letters, the oldest first."""
+        ...
+
+    def dead_groups(self) -> list[DeadLetterGroup]:
+        """Return the numbers of dead letters by stream and code."""
         ...
 
     def lines(self, id_: str) -> bytes:

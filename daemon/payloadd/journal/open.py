@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from payloadd.journal.api import Journal, JournalListener
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
+    from payloadd.observe.status import DeadLetterGroup
 
 log = get_logger(__name__)
 
@@ -101,6 +102,14 @@ def inspect_journal(settings: Settings) -> Iterator[Inspection]:
     """
     with Inspection.open(settings.state_dir) as inspection:
         yield inspection
+
+
+def dead_letter_groups(settings: Settings) -> list[DeadLetterGroup]:
+    """Return the dead letters of the journal in use, by stream and code. Raises PayloaddError."""
+    if settings.durability == "memory":
+        return []
+    with inspect_journal(settings) as journal:
+        return journal.dead_groups()
 
 
 @asynccontextmanager

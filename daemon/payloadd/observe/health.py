@@ -31,9 +31,10 @@ class Health:
     """The state of one process.
 
     Each of the attributes ``payload_figures``, ``queue_figures``, ``journal_figures``,
-    ``upload_figures`` and ``busy_workers`` is a function that returns the figures of one part. The
-    part, or the service, sets it; the default returns zeros. The functions are called in the event
-    loop for every snapshot, also after their part was closed.
+    ``upload_figures``, ``busy_workers``, ``credentials_expire`` (Unix time, or None) and
+    ``put_cost`` is a function that returns the figures of one part. The part, or the service, sets
+    it; the default returns zeros. The functions are called in the event loop for every snapshot,
+    also after their part was closed.
     """
 
     def __init__(self) -> None:
@@ -43,6 +44,8 @@ class Health:
         self.journal_figures: Callable[[], JournalFigures] = JournalFigures
         self.upload_figures: Callable[[], UploadFigures] = UploadFigures
         self.busy_workers: Callable[[], int] = int
+        self.credentials_expire: Callable[[], float | None] = lambda: None
+        self.put_cost: Callable[[], float] = float
         self._causes: dict[str, dict[str, Trouble]] = {}
         """By part and cause. The cause that was reported last is the last; no part is empty."""
         self._reported: set[tuple[str, str]] = set()
@@ -50,6 +53,7 @@ class Health:
 
     def snapshot(self) -> Status:
         """Return the state of the process now."""
+        expire = self.credentials_expire()
         return Status(
             self.phase,
             self.payload_figures(),
@@ -58,6 +62,8 @@ class Health:
             self.busy_workers(),
             self.troubles,
             self.upload_figures(),
+            None if expire is None else expire - time.time(),
+            self.put_cost(),
         )
 
     @property
@@ -80,6 +86,8 @@ class Health:
         Each code is logged once until the part works again: workers that fail in different ways
         report in turns.
         """
+        # A reason may name a file whose name is not UTF-8, and no JSON document could contain it.
+        reason = reason.encode(errors="backslashreplace").decode()
         causes = self._causes.setdefault(part, {})
         known = causes.pop(cause, None)
         since = time.time() if known is None else known.since

@@ -20,9 +20,11 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from payloadd.observe.history import Timings
 from payloadd.observe.status import Status
 
 if TYPE_CHECKING:
@@ -85,6 +87,16 @@ class PlainHistogram(Collector):
         """Count ``amount`` in its bucket."""
         self._counts[bisect_left(self._bounds, amount)] += 1
         self._sum += amount
+
+    @property
+    def count(self) -> int:
+        """The number of observations so far."""
+        return sum(self._counts)
+
+    @property
+    def total(self) -> float:
+        """The sum of all observations so far."""
+        return self._sum
 
     def collect(self) -> Iterator[Metric]:
         """Yield the family for a scrape, with cumulative buckets."""
@@ -245,9 +257,25 @@ class Metrics:
             counter = self._answers[status] = self.requests.labelled(str(status))
         counter.inc()
 
+    def timings(self) -> Timings:
+        """Return the numbers and durations of commits and of stored objects so far."""
+        commits, uploads = self.commit_seconds, self.upload_seconds
+        return Timings(
+            commits.count,
+            commits.total,
+            uploads.count,
+            uploads.total,
+            round(self.object_bytes.total),
+        )
+
     def render(self) -> bytes:
         """Return the exposition in Prometheus's text format 0.0.4."""
         return generate_latest(self.registry)
+
+    def render_openmetrics(self) -> bytes:
+        """Return the exposition in the text format of OpenMetrics 1.0."""
+        text: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
+        return text
 
     def _counter(self, name: str, doc: str, label: str | None = None) -> PlainCounter:
         counter = PlainCounter(f"payloadd_{name}", doc, label)

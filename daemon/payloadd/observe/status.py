@@ -143,6 +143,16 @@ class JournalStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLetterGroup:
+    """The dead letters of one stream that have the same error code."""
+
+    stream: str
+    code: str
+    letters: int
+    payloads: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of the process at one moment."""
 
@@ -155,6 +165,10 @@ class Status:
     troubles: Mapping[str, Trouble] = field(default_factory=dict)
     """The present troubles by part (``store``, ``journal``)."""
     uploads: UploadFigures = UploadFigures()
+    credentials_expire_seconds: float | None = None
+    """Seconds until the keys of the store expire, negative afterwards; None: they do not."""
+    put_cost_dollars_per_day: float = 0.0
+    """What a day of uploads costs at the present rate."""
 
     @property
     def lost(self) -> int:

@@ -85,6 +85,10 @@ class Store(Protocol):
         """
         ...
 
+    def credentials_expire(self) -> float | None:
+        """Return when the held credentials expire, in Unix time; None if never or not known."""
+        ...
+
     async def reload(self) -> None:
         """Read files with credentials again; called after SIGHUP."""
         ...

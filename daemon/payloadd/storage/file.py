@@ -110,6 +110,9 @@ class FileStore:
         await trio.lowlevel.checkpoint()
         return f"none needed, files are written as user {os.geteuid()}"
 
+    def credentials_expire(self) -> None:
+        """Return None: files need no credentials."""
+
     async def reload(self) -> None:
         """Do nothing: files need no credentials."""
         await trio.lowlevel.checkpoint()

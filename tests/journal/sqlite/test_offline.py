@@ -13,10 +13,11 @@ from payloadd.errors import StartError
 from payloadd.journal.sqlite import file_check
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.lock import lock
-from payloadd.journal.sqlite.offline import try_journal
-from payloadd.journal.sqlite.operations import Seal
+from payloadd.journal.sqlite.offline import Inspection, try_journal
+from payloadd.journal.sqlite.operations import Bury, Seal
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS
 from payloadd.journal.sqlite.segments import FOLDER
+from payloadd.observe.status import DeadLetterGroup
 from tests.support.journal import append, batch, job
 
 if TYPE_CHECKING:
@@ -169,3 +170,22 @@ def test_a_missing_or_truncated_segment_is_reported(tmp_path: Path) -> None:
     segment.with_name(f"{9:020}.ndjson").write_bytes(b"of another journal")
     with pytest.raises(StartError, match="belongs to another journal"):
         try_journal(tmp_path)
+
+
+def test_dead_letters_are_counted_by_code(tmp_path: Path) -> None:
+    """The status page would not say why payloads are dead letters."""
+    os.close(lock(tmp_path))
+    with closing(Database(tmp_path / FILE)) as database:
+        with Inspection.open(tmp_path) as journal:
+            assert journal.dead_groups() == []
+        letters = [
+            Bury(batch(job(1), job(2), sealed=False), "EntityTooLarge", "too large"),
+            Bury(batch(job(3), sealed=False), "KeyTooLongError", "too long"),
+            Bury(batch(job(4), sealed=False), "EntityTooLarge", "still too large"),
+        ]
+        database.commit([append(1, count=4), *letters])
+        with Inspection.open(tmp_path) as journal:
+            assert journal.dead_groups() == [
+                DeadLetterGroup("default", "EntityTooLarge", 2, 3),
+                DeadLetterGroup("default", "KeyTooLongError", 1, 1),
+            ]

@@ -317,3 +317,25 @@ async def test_an_access_key_without_a_secret_key_is_not_used(
 
     with pytest.raises(OperatorStoreError, match="NoCredentials"):
         await ChainCredentials(lambda: session).get()
+
+
+async def test_the_expiry_of_keys_is_known(source: FakeSession) -> None:
+    """An operator could not see that the keys are about to expire."""
+    credentials = ChainCredentials(source)
+    assert credentials.expire() is None
+    await credentials.get()
+    expected = datetime.now(UTC) + source.lifetime
+    assert credentials.expire() == pytest.approx(expected.timestamp(), abs=60)
+
+
+async def test_keys_that_never_expire_have_no_expiry(
+    make_settings: Callable[..., Settings], no_aws: Path
+) -> None:
+    """An alert about expiry would fire for keys that stay valid."""
+    assert (await find_access(make_settings())).credentials.expire() is None
+    (no_aws / "credentials").write_text(
+        "[default]\naws_access_key_id = AKIA\naws_secret_access_key = s\n"
+    )
+    credentials = (await find_access(make_settings(**NO_KEYS))).credentials
+    await credentials.get()
+    assert credentials.expire() is None

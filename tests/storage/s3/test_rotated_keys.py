@@ -40,6 +40,10 @@ class CountingCredentials:
         self.next = OLD
         self.reloads = 0
 
+    def expire(self) -> float | None:
+        """Return None: they do not expire."""
+        return None
+
     def held(self) -> Keys:
         """Return the keys."""
         return self.keys

@@ -61,6 +61,10 @@ class RotatingCredentials:
         self.spare = spare
         self.number = 0
 
+    def expire(self) -> float | None:
+        """Return None: they do not expire."""
+        return None
+
     def held(self) -> Keys | None:
         """Return None: every request calls ``get``."""
         return None

@@ -20,6 +20,7 @@ from payloadd.journal.sqlite.job_rows import IN_RANGE
 from payloadd.journal.sqlite.schema import ROW_BYTES
 from payloadd.model.formats import FORMATS
 from payloadd.model.streams import MOST_NUMBERS, stream_of
+from payloadd.observe.status import DeadLetterGroup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +33,11 @@ _SEAL: Final = """
     INSERT OR REPLACE INTO batches (first, last, key, compression, encoder, crc)
     VALUES (?, ?, ?, ?, ?, ?)
 """
+_GROUPS: Final = """
+    SELECT last, code, count(*), sum(payloads) FROM dead
+    GROUP BY abs(last) >> 48, code ORDER BY abs(last) >> 48, code
+"""
+_UNKNOWN_STREAM: Final = "unknown"
 _NO_RETRY: Final = (
     "a dead letter with the code DAMAGED cannot be tried again: it does not hold the payloads that"
     " were accepted. `dead show` prints the bytes that can be read, `dead drop` removes it; post"
@@ -119,6 +125,15 @@ def _stream_name(names: Mapping[int, str], last: int) -> str | None:
     """Return the name of the stream of a dead letter; None where its jobs are not known."""
     number = stream_of(abs(last))
     return names.get(number, f"stream-{number}") if number < MOST_NUMBERS else None
+
+
+def groups(connection: sqlite3.Connection) -> list[DeadLetterGroup]:
+    """Return the numbers of dead letters by stream and code."""
+    names = stream_rows.read(connection)
+    return [
+        DeadLetterGroup(_stream_name(names, last) or _UNKNOWN_STREAM, *row)
+        for last, *row in connection.execute(_GROUPS)
+    ]
 
 
 def lines(connection: sqlite3.Connection, state_dir: Path, id_: str) -> bytes:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from payloadd.journal.inspection import DeadLetter
     from payloadd.journal.sqlite.damage import Finding
     from payloadd.journal.sqlite.job_rows import Range
+    from payloadd.observe.status import DeadLetterGroup
 
 
 _OLDEST: Final = """
@@ -153,6 +154,10 @@ class Inspection:
     def dead(self) -> list[DeadLetter]:
         """Return the dead letters, the oldest first. Raises sqlite3.Error."""
         return dead_letters.letters(self._connection)
+
+    def dead_groups(self) -> list[DeadLetterGroup]:
+        """Return the numbers of dead letters by stream and code. Raises sqlite3.Error."""
+        return dead_letters.groups(self._connection)
 
     def verify(self) -> list[Finding]:
         """Read and check the whole journal; return its damage. Raises sqlite3.Error."""

@@ -35,6 +35,7 @@ from payloadd.storage.s3.sigv4 import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from botocore.credentials import Credentials as BotocoreCredentials
     from botocore.session import Session
@@ -54,6 +55,10 @@ class Credentials(Protocol):
 
     def held(self) -> Keys | None:
         """Return valid keys if ``get`` would return them without a fetch; otherwise None."""
+        ...
+
+    def expire(self) -> float | None:
+        """Return when the held keys expire, in Unix time; None if they do not, or not known."""
         ...
 
     async def get(self) -> Keys:
@@ -83,6 +88,9 @@ class StaticCredentials:
     def held(self) -> Keys:
         """Return the keys."""
         return self.keys
+
+    def expire(self) -> None:
+        """Return None: nothing says when keys of the settings expire."""
 
     async def get(self) -> Keys:
         """Return the keys."""
@@ -143,6 +151,12 @@ class _HeldKeys:
         needed = getattr(self.source, "refresh_needed", None)
         return needed is None or not needed(refresh_in=0)
 
+    def expire(self) -> float | None:
+        """Return when they expire, in Unix time; None if they do not."""
+        # botocore has no public name for it.
+        expiry: datetime | None = getattr(self.source, "_expiry_time", None)
+        return None if expiry is None else expiry.timestamp()
+
 
 class ChainCredentials:
     """Keys of botocore's chain, replaced before they expire.
@@ -169,6 +183,10 @@ class ChainCredentials:
         if held is not None and (held.fresh() or (self._lock.locked() and held.usable())):
             return held.keys
         return None
+
+    def expire(self) -> float | None:
+        """Return when the held keys expire, in Unix time; None without such keys."""
+        return None if self._held is None else self._held.expire()
 
     async def get(self) -> Keys:
         """Return valid keys. Raises OperatorStoreError with the last failure if there are none."""

@@ -151,6 +151,10 @@ class Sender:
         keys = await self._keys(self._timeout)
         return f"access key ****{keys.access_key[-4:]}, region {self._endpoint.region}"
 
+    def credentials_expire(self) -> float | None:
+        """Return when the held keys expire, in Unix time; None if they do not, or not known."""
+        return self._credentials.expire()
+
     async def reload(self) -> None:
         """Read the files and run the processes again that the keys come from."""
         log.info("keys_reloaded", changed=await self._credentials.reload())

@@ -168,6 +168,10 @@ class S3Store:
         """
         return await self._sender.identify()
 
+    def credentials_expire(self) -> float | None:
+        """Return when the held keys expire, in Unix time; None if they do not, or not known."""
+        return self._sender.credentials_expire()
+
     def learnt(self) -> list[str]:
         """Return what the answers of the store have corrected, one line each."""
         return self._learnt.lines()
