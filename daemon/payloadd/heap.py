@@ -7,7 +7,7 @@ trimmed in a thread when much more of it is free than after the last trim. A C l
 these functions, such as musl, is not touched.
 
 Objects in reference cycles are freed by garbage collections, and a full collection stops the event
-loop. Full collections are rare while the daemon is busy (see ``service.py``), so this module runs
+loop. Full collections are rare while the daemon is busy (see below), so this module runs
 one when the process has grown and its CPU load is low.
 """
 
@@ -22,6 +22,12 @@ from typing import Final
 
 import trio
 
+_COLLECT_AFTER: Final = (5_000, 4, 250)
+"""Arguments of ``gc.set_threshold``: new containers, young collections, middle collections.
+
+A collection of the middle generation has to stay short, so the second number is small; the third
+makes full collections as rare as they were before.
+"""
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _OWN_MAPPING_BYTES: Final = 2**20
@@ -107,3 +113,14 @@ def resident_bytes(statm: Path = _STATM) -> int:
         return int(statm.read_bytes().split()[1]) * getpagesize()
     except OSError:
         return 0
+
+
+def reduce_garbage_collections() -> None:
+    """Exclude the objects of the start from garbage collections, and make collections rarer.
+
+    Payloads have no reference cycles, so reference counting frees them. A collection visits all
+    modules and all queued jobs, which costs CPU and long pauses of the event loop.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)

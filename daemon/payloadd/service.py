@@ -7,7 +7,6 @@ admin address closes (it answers until then), then the journal and the store clo
 
 from __future__ import annotations
 
-import gc
 import signal
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import trio
 from payloadd.config.stream_names import some_of
 from payloadd.errors import SettingsError, StartError, StateDirError
 from payloadd.exit_status import ExitStatus
-from payloadd.heap import keep_small
+from payloadd.heap import keep_small, reduce_garbage_collections
 from payloadd.ingress.admin import make_admin_app
 from payloadd.ingress.admission import open_admission
 from payloadd.ingress.api import make_app
@@ -72,13 +71,6 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 E = TypeVar("E", bound=BaseException)
-
-_COLLECT_AFTER: Final = (5_000, 4, 250)
-"""Arguments of ``gc.set_threshold``: new containers, young collections, middle collections.
-
-A collection of the middle generation has to stay short, so the second number is small; the third
-makes full collections as rare as they were before.
-"""
 
 _OPEN_NOTE: Final = (
     "every client that reaches these addresses may post; set AUTH_TOKENS (`payloadd token NAME`"
@@ -355,7 +347,7 @@ async def _serve_public(
         helpers.start_soon(submitter.run)
         async with trio.open_nursery() as nursery:
             await nursery.start(serve, app, listeners, settings, stop, options)
-            _reduce_garbage_collections()
+            reduce_garbage_collections()
             if runtime.health.phase == "starting":
                 runtime.health.phase = "serving"
                 runtime.notifier.ready()
@@ -384,17 +376,6 @@ def _warn_if_open(settings: Settings, listeners: list[trio.SocketListener]) -> N
         open_to = public_addresses(listeners)
         if open_to:
             log.warning("open_to_all", addresses=open_to, note=_OPEN_NOTE)
-
-
-def _reduce_garbage_collections() -> None:
-    """Exclude the objects of the start from garbage collections, and make collections rarer.
-
-    Payloads have no reference cycles, so reference counting frees them. A collection visits all
-    modules and all queued jobs, which costs CPU and long pauses of the event loop.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_COLLECT_AFTER)
 
 
 def _leaves(group: BaseExceptionGroup[E]) -> Iterator[E]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from payloadd import service
+from payloadd import heap
 from payloadd.ingress.server.fifo_gate import FifoGate
 from payloadd.ingress.switch_interval import SwitchInterval
 
@@ -48,5 +48,5 @@ def test_the_start_does_not_change_the_interval(monkeypatch: pytest.MonkeyPatch)
     for name in ("collect", "freeze", "set_threshold"):
         monkeypatch.setattr(gc, name, lambda *_: None)
     usual = sys.getswitchinterval()
-    service._reduce_garbage_collections()
+    heap.reduce_garbage_collections()
     assert sys.getswitchinterval() == usual
