@@ -112,6 +112,7 @@ async def test_dead_letters_are_listed_by_reason(tmp_path: Path) -> None:
     refusal = DENIED.replace(b"AccessDenied", b"EntityTooLarge")
     async with fault_server(lambda _: Answer(400, refusal)) as store:
         env = {
+            "BATCH_MAX_PAYLOADS": "1",
             "STORE_URL": "s3://bucket",
             "AWS_ENDPOINT_URL_S3": store.url,
             "AWS_REGION": "us-east-1",

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -156,8 +156,12 @@ async def _attack(
 
 def _memory(pid: int) -> tuple[int, int]:
     """Return the largest and the current resident memory of a process tree, in bytes."""
-    processes = proc.tree(pid)
-    return sum(map(proc.peak_rss, processes)), sum(map(proc.rss, processes))
+    found = []
+    for process in proc.tree(pid):
+        # A decoder process may end meanwhile; without the daemon there would be no figures at all.
+        with suppress(*(() if process == pid else (LookupError, OSError))):
+            found.append((proc.peak_rss(process), proc.rss(process)))
+    return sum(peak for peak, _ in found), sum(now for _, now in found)
 
 
 def _errors(daemon: Daemon) -> list[str]:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 import trio
 
-from payloadd.cli.sending import cutting
+from payloadd.cli.sending import client, cutting
 from payloadd.cli.sending.client import FileSender, Place
 from payloadd.cli.sending.files import InputFile
 
@@ -25,8 +25,17 @@ URL = "http://daemon/v1/payloads"
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make collections of two payloads."""
+    """Make collections of two payloads, and read without threads.
+
+    The virtual clock would jump while a thread reads.
+    """
+
+    async def call_now(call: Callable[[], object]) -> object:
+        await trio.lowlevel.checkpoint()
+        return call()
+
     monkeypatch.setattr(cutting, "MOST_PAYLOADS", 2)
+    monkeypatch.setattr(client, "_in_thread", call_now)
 
 
 class FakeDaemon:
@@ -68,8 +77,8 @@ async def run(
 ) -> FileSender:
     """Send a file with this text; returns the sender after its end."""
     await trio.Path(path).write_text(text)
-    async with httpx.AsyncClient(transport=httpx.MockTransport(daemon)) as client:
-        sender = FileSender(client, URL, [InputFile.named(str(path))], first, requests, 60.0)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(daemon)) as http:
+        sender = FileSender(http, URL, [InputFile.named(str(path))], first, requests, 60.0)
         await sender.run()
     return sender
 
