@@ -86,7 +86,9 @@ class DaemonSettings:
     )
     admin_bind: Address | None = field(
         metadata=setting(
-            "127.0.0.1:8081", address_or_off, "address of health, readiness and metrics, or off"
+            "127.0.0.1:8081",
+            address_or_off,
+            "address of the status page, health and metrics, or off",
         )
     )
     store_url: FileUrl | S3Url = field(

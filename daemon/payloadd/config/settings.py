@@ -130,7 +130,9 @@ class Settings(DaemonSettings):
     aws_ignore_configured_endpoint_urls: bool | None = field(
         metadata=setting(None, truth, "ignore AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL")
     )
-    aws_profile: str | None = field(metadata=setting(None, words, "profile of AWS's files"))
+    aws_profile: str | None = field(
+        metadata=setting(None, words, "profile of AWS's files; AWS_PROFILE does the same")
+    )
     aws_config_file: Path | None = field(
         metadata=setting(None, Path, "AWS's file with profiles; ~/.aws/config")
     )
