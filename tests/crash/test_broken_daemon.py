@@ -41,7 +41,7 @@ _ANSWERS_BEFORE_THE_COMMIT: Final = """
 import trio
 from payloadd.journal.sqlite.journal import SqliteJournal
 append_soundly = SqliteJournal.append
-def append(self, receipt, parts, key, done, **_):
+def append(self, receipt, parts, key, done, *_, **__):
     append_soundly(self, receipt, parts, key, lambda _answer: None)
     trio.lowlevel.current_trio_token().run_sync_soon(done, receipt)
 SqliteJournal.append = append

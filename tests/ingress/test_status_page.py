@@ -52,9 +52,7 @@ class Admin:
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx.AsyncClient]:
         """Serve the admin app and yield a client for it."""
-        app = make_admin_app(
-            self.intake, self.health, self.metrics, config.load({}), self.shown
-        )
+        app = make_admin_app(self.intake, self.health, self.metrics, config.load({}), self.shown)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.dead_letters.run)
             async with running(app) as rig, rig.client() as client:

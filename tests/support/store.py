@@ -104,6 +104,8 @@ class FakeS3:
     _nursery: trio.Nursery | None = None
     _listener: trio.CancelScope | None = None
     _hole: list[socket.socket] = field(default_factory=list)
+    _listening: trio.socket.SocketType = field(init=False)
+    _kept: socket.socket | None = None
     _news: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -158,6 +160,10 @@ class FakeS3:
     def down(self) -> None:
         """Close the port and every connection: the kernel refuses new connections."""
         assert self._listener is not None
+        if self.behaviour == "black hole":
+            # A second descriptor of the socket: between the end of the server and the black hole,
+            # the port must not become another program's.
+            self._kept = socket.socket(fileno=os.dup(self._listening.fileno()))
         self._listener.cancel()
         self._listener = None
 
@@ -172,14 +178,13 @@ class FakeS3:
         *,
         task_status: trio.TaskStatus[trio.CancelScope],
     ) -> None:
-        # A second descriptor of the socket: between the end of the server and the black hole, the
-        # port must not become another program's.
-        with socket.socket(fileno=os.dup(listeners[0].socket.fileno())) as listening:
-            with trio.CancelScope() as scope:
-                task_status.started(scope)
-                await trio.serve_listeners(self._connection, listeners)
-            if self.behaviour == "black hole":
-                self._hole = _black_hole(listening.dup(), self.port)
+        self._listening = listeners[0].socket
+        with trio.CancelScope() as scope:
+            task_status.started(scope)
+            await trio.serve_listeners(self._connection, listeners)
+        if self._kept is not None:
+            self._hole = _black_hole(self._kept, self.port)
+            self._kept = None
 
     async def _connection(self, stream: trio.SocketStream) -> None:
         """Respond to requests until the client or the behaviour ends the connection."""

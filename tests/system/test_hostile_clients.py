@@ -35,7 +35,7 @@ async def test_hostile_clients_delay_no_honest_client(kind: str) -> None:
     """Requests of a few kilobytes would stop the daemon for all clients."""
     need_tools("nginx")
     after = 10.0 if kind == "half-bodies-16" else 0.5
-    outcome = await part.measure(kind, "default", SECONDS, 0.5, after)
+    outcome = await part.measure(kind, "one payload", SECONDS, 0.5, after)
     assert not outcome.ended
     assert outcome.tally, "there were no hostile clients"
     assert outcome.honest.get("202"), outcome

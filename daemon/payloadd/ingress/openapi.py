@@ -24,6 +24,7 @@ from payloadd.ingress.operations import (
     METRICS_TYPE,
     OPERATIONS,
     Operation,
+    is_file_of_page,
     possible_codes,
 )
 from payloadd.ingress.problem import CONTENT_TYPE, KINDS, problem_type
@@ -119,7 +120,7 @@ def _paths(app: QuartTrio, settings: Settings, streams: Strings[str]) -> JsonObj
     paths: JsonObject = {}
     for rule in app.url_map.iter_rules():
         methods = sorted((rule.methods or set()) - _UNDESCRIBED_METHODS)
-        if methods:
+        if methods and not is_file_of_page(rule.rule):
             item = paths.setdefault(_templated(rule), _path_item(rule, streams))
             for method in methods:
                 item[method.lower()] = _operation(rule, method, settings)
@@ -225,6 +226,7 @@ _DESCRIPTIONS: Final = {
     "Health": "The process works",
     "Readiness": "Payloads are accepted",
     "Metrics": "The metrics",
+    "Figures": "The state of the process",
     "Description": "This description",
 }
 
@@ -295,6 +297,7 @@ def _schemas(settings: Settings) -> JsonObject:
         "Health": _object(status={"const": "ok"}),
         "Readiness": _object(status={"const": "ready"}, troubles=_TROUBLES),
         "Metrics": _TEXT,
+        "Figures": {"type": "object"},
         "Description": {"type": "object"},
         "Trouble": _object(
             part=_TEXT, code=_TEXT, reason=_TEXT, since={**_TEXT, "format": "date-time"}

@@ -29,7 +29,7 @@ class Operation(NamedTuple):
     description: str
     codes: frozenset[str]
     """The codes of problems besides those of every request."""
-    answer: Literal["Receipt", "Health", "Readiness", "Metrics", "Description"]
+    answer: Literal["Receipt", "Health", "Readiness", "Metrics", "Figures", "Description"]
     """The schema of an answer that is no problem."""
     body: Literal["collection", "document"] | None = None
     """The form of the body of a request; None: it has none."""
@@ -79,9 +79,22 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "/metrics": Operation(
         "Metrics", "Read the metrics in Prometheus's text format", "", frozenset(), "Metrics"
     ),
+    "/status.json": Operation(
+        "Figures",
+        "Read the figures of the status page",
+        "With `since`, a Unix time in seconds, the answer has the samples of the plots after it.",
+        frozenset(),
+        "Figures",
+    ),
     OPENAPI_PATH: Operation("Description", "Read this description", "", frozenset(), "Description"),
 }
 """The operations by their path; those of the default stream are those of all streams."""
+
+
+def is_file_of_page(path: str) -> bool:
+    """Return whether a path is the status page or a file of it, which programs do not read."""
+    return path == "/" or path.startswith("/page/")
+
 
 _CONDITIONS: Final[Mapping[str, Callable[[Settings], bool]]] = {
     "UNAUTHENTICATED": lambda settings: settings.auth_tokens is not None,

@@ -67,7 +67,7 @@ async def _send_singles(batcher: Batcher, worker: Worker) -> None:
             # A single job that is ready needs no waiting: fewer calls.
             batch = batcher.next_batch_nowait() or await batcher.next_single()
             if batch is None:
-                return
+                break
             if admission.direct or (admitted := await admission.admit(batch)):
                 inbox = await idle.take_for_new()  # as in _send, without the call for each object
                 await trio.lowlevel.checkpoint_if_cancelled()

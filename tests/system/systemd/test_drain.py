@@ -47,6 +47,7 @@ async def test_a_stop_under_load_loses_nothing(machine: Machine, seaweed: S3Serv
     async with trio.open_nursery() as nursery:
         await nursery.start(proxy.run)
         env = {**proxy.environ, "STORE_URL": f"s3://{bucket}", "MAX_WORKERS": str(WORKERS)}
+        env |= {"BATCH_MAX_PAYLOADS": "1"}
         env |= {"DRAIN_TIMEOUT": "7s", "UPLOAD_TIMEOUT": "10s"}
         limit = f"TimeoutStopSec={STOP_SECONDS}"
         async with configured(machine, env, service=limit) as unit:

@@ -7,10 +7,11 @@ then submitted. The commit that makes it durable calls back, and the callback se
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVarTuple
+from typing import TYPE_CHECKING, TypeVarTuple
 
 import trio
 
+from payloadd.ingress.fastpath import details
 from payloadd.ingress.large_bodies import busy_error
 from payloadd.ingress.preferences import receipt_document
 from payloadd.ingress.problem import Problem, refusal_problem
@@ -31,21 +32,6 @@ if TYPE_CHECKING:
     from payloadd.ingress.submission import SubmissionOutcome
 
 Ts = TypeVarTuple("Ts")
-
-_FIRST_READ_BYTES: Final = 120 * 2**10
-"""Bytes of the first read of a request: a POST of 64 KiB with its head fits. A larger buffer would
-be above the threshold from which malloc(3) asks the system for memory."""
-_BODY_READ_BYTES: Final = 262_144
-_FASTEST: Final = 2**40
-_KEPT_HEAD_BYTES: Final = 1024
-"""Bytes of each open request that are kept for the log line in case it is refused."""
-
-_NO_MEMORY: Final = "too many request bodies at once (MAX_REQUEST_BYTES); nothing was accepted"
-_TOO_SLOW: Final = (
-    "the body came too slowly while other requests waited for memory (MAX_REQUEST_BYTES);"
-    " nothing of it was accepted"
-)
-_SHORT_BODY: Final = "the body is shorter than its Content-Length"
 
 
 class FastPathConnection:
@@ -152,7 +138,7 @@ class FastPathConnection:
             self._fast_path.call_soon(self.read_pending)
 
     def _read_head(self) -> None:
-        more = self._stream.receive_now(_FIRST_READ_BYTES)
+        more = self._stream.receive_now(details.FIRST_READ_BYTES)
         if more is None:
             return
         data = self._head + more if self._head else more
@@ -174,7 +160,7 @@ class FastPathConnection:
         """Check a request whose head is complete, and receive its body."""
         self._stream.request_begins()
         self._request = request
-        self._head = data[:_KEPT_HEAD_BYTES]
+        self._head = data[: details.KEPT_HEAD_BYTES]
         try:
             self._name = self._fast_path.submitter.check(
                 request.headers,
@@ -230,7 +216,7 @@ class FastPathConnection:
         """Refuse a request that has waited too long for memory."""
         self._waiter = None
         self._stream.stop_body_timeout()
-        self._run_guarded(self._refuse_and_close, refusal_problem(busy_error(_NO_MEMORY)))
+        self._run_guarded(self._send_problem, refusal_problem(busy_error(details.NO_MEMORY)))
 
     def _start_receiving(self) -> None:
         self.since = trio.current_time()
@@ -245,7 +231,7 @@ class FastPathConnection:
     def end_slow(self) -> None:
         """Refuse the request: its body arrives slowly, and other requests wait for memory."""
         self._stream.stop_body_timeout()
-        self._run_guarded(self._refuse_and_close, refusal_problem(busy_error(_TOO_SLOW)))
+        self._run_guarded(self._send_problem, refusal_problem(busy_error(details.TOO_SLOW)))
 
     def _release_memory(self) -> None:
         charge, self._charge = self._charge, 0
@@ -264,13 +250,13 @@ class FastPathConnection:
     def _read_body(self, request: FastPathRequest) -> None:
         # The bytes behind the body stay in the socket.
         missing = request.end - request.start - len(self._body)
-        data = self._stream.receive_now(min(missing, _BODY_READ_BYTES))
+        data = self._stream.receive_now(min(missing, details.BODY_READ_BYTES))
         if data is None:
             return
         if not data:
             # The client closed within the body: the received part is dropped.
             self._stream.stop_body_timeout()
-            self._refuse_and_close(Problem("MALFORMED", _SHORT_BODY))
+            self._send_problem(Problem("MALFORMED", details.SHORT_BODY))
             return
         self._body += data
         if len(data) == missing:
@@ -312,7 +298,7 @@ class FastPathConnection:
 
         A request that waits for memory counts as faster than any other.
         """
-        return len(self._head) + len(self._body) if self._waiter is None else _FASTEST
+        return len(self._head) + len(self._body) if self._waiter is None else details.FASTEST
 
     def _client_address(self) -> str | None:
         peer = self._stream.client_address
@@ -323,7 +309,7 @@ class FastPathConnection:
 
     def _on_request_timeout(self) -> None:
         self._stream.stop_body_timeout()
-        self._run_guarded(self._refuse_and_close, self._fast_path.submitter.timeout_problem())
+        self._run_guarded(self._send_problem, self._fast_path.submitter.timeout_problem())
 
     # --- answering -----------------------------------------------------------------------------
 
@@ -355,13 +341,10 @@ class FastPathConnection:
 
     def _refuse(self, problem: Problem, *, unread_body: bool = False) -> None:
         last = closes_connection(self._fast_path.health, unread_body=unread_body)
-        self._send_problem(problem, last=last)
+        self._send_problem(problem, last)
 
-    def _refuse_and_close(self, problem: Problem) -> None:
-        """Refuse a request with an incomplete body: the connection cannot be used again."""
-        self._send_problem(problem, last=True)
-
-    def _send_problem(self, problem: Problem, *, last: bool) -> None:
+    def _send_problem(self, problem: Problem, last: bool = True) -> None:  # noqa: FBT001, FBT002
+        """Refuse a request; after an incomplete body the connection cannot be used again."""
         self._fast_path.refusals.note(problem, self._client_address(), *describe(self._head))
         self._body = bytearray()
         self._release_memory()
