@@ -157,7 +157,7 @@ class JobChannel:
         if not queue.jobs:
             queue.has_turn = False
             turns.popleft()
-        elif len(turns) > 1:
+        elif turns[-1] is not queue:
             turns.rotate(-1)
         self._count_received(1, len(job.lines))
         return job

@@ -74,6 +74,21 @@ def test_a_revived_dead_letter_is_the_oldest(tmp_path: Path) -> None:
         assert database.oldest() == NOW
 
 
+def test_a_job_before_a_revived_dead_letter_is_found(tmp_path: Path) -> None:
+    """A backlog that is stuck would have no age once a newer dead letter was tried again."""
+    with closing(Database(tmp_path / "j")) as database:
+        wanted = request(0, 2)
+        database.commit([wanted])
+        letter = Bury(batch(wanted.jobs[1], sealed=False), "C", "r")
+        database.commit([letter])
+        assert database.oldest() == NOW
+        database._connection.execute("UPDATE dead SET retry = 1")
+        database.commit([Revive()])
+        assert database.oldest() == NOW
+        database.commit([letter])
+        assert database.oldest() == NOW
+
+
 def test_a_damaged_id_is_skipped(tmp_path: Path) -> None:
     """One altered byte in the file would end the daemon."""
     with closing(Database(tmp_path / "j")) as database:

@@ -47,7 +47,9 @@ class OldestRow:
         """Include the jobs from each of ``firsts`` on again: revived dead letters."""
         for first in firsts:
             stream = stream_of(first)
-            self._after[stream] = min(self._after.get(stream, first), first - 1)
+            # No entry stays none: older jobs of the stream may not be stored either.
+            if first <= self._after.get(stream, 0):
+                self._after[stream] = first - 1
             self.unfinished = False
 
     def accepted_at(self, stored: Sequence[Range]) -> float | None:

@@ -75,20 +75,21 @@ class CommitChanges:
         taken = []
         seq = self.following[stream]
         for id_, lines, payloads in parts:
+            size = len(lines)
             job = Job(seq, id_, lines, payloads)
-            seq += 1
             self.payloads += payloads
             self.accepted += payloads
-            self.bytes += len(lines)
-            if len(lines) < segments.LARGE:
+            self.bytes += size
+            if size < segments.LARGE:
                 bare = id_.bytes
                 # As of_job does, without the call: it is made for every small job.
-                crc = crc32(lines, crc32(job_head(0, job.seq, payloads, bare)))
-                self.rows.append((job.seq, bytearray(bare), payloads, bytearray(lines), crc))
+                crc = crc32(lines, crc32(job_head(0, seq, payloads, bare)))
+                self.rows.append((seq, bytearray(bare), payloads, bytearray(lines), crc))
             else:
                 self.large.append(job)
-                self.large_bytes += len(lines)
+                self.large_bytes += size
             taken.append(job)
+            seq += 1
         self.following[stream] = seq
         count = len(taken)
         self.next += count
