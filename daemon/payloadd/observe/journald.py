@@ -106,7 +106,7 @@ def send(data: bytes) -> bool:
 def _send_as_file(sock: socket.socket, data: bytes) -> None:
     """Send an entry as the content of a memfd, which journald accepts only if it is sealed."""
     fd = os.memfd_create("payloadd-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with open(fd, "wb", buffering=0) as file:
+    with os.fdopen(fd, "wb", buffering=0) as file:
         view = memoryview(data)
         while view:
             view = view[file.write(view) :]

@@ -1,10 +1,10 @@
 """Set up logging: structlog for our own events, and the same output for the libraries' loggers.
 
 An event is a short name in snake case with fields, never a sentence with values in it:
-``listening``, ``store_unavailable``, ``drained``. Under systemd they are entries of its journal with
-fields of their own, see ``payloadd.observe.journald``. Elsewhere lines go to standard error,
-readable on a terminal and as JSON otherwise. A line that leads to journald by standard error begins
-with its priority (sd-daemon(3)).
+``listening``, ``store_unavailable``, ``drained``. Under systemd each is an entry of its journal
+with fields of its own, see ``payloadd.observe.journald``. Elsewhere lines go to standard error,
+readable on a terminal and as JSON otherwise. A line for journald on standard error begins with its
+priority (sd-daemon(3)).
 
 Values may come from outside (headers, errors of servers), so control and invisible characters in
 them are escaped, see ``payloadd.escaping``. In JSON all characters outside ASCII are escaped.

@@ -70,7 +70,7 @@ class Unit:
             {
                 name.removeprefix("PAYLOADD_").lower(): value
                 for name, value in entry.items()
-                if name.startswith("PAYLOADD_") or name == "PRIORITY"
+                if name.startswith("PAYLOADD_")
             }
             for entry in await self.entries()
             if "PAYLOADD_EVENT" in entry
