@@ -130,7 +130,7 @@ def test_a_traceback_is_in_the_message_and_in_a_field(receiver: socket.socket) -
 
 
 def test_a_library_line_is_an_entry_without_secrets(receiver: socket.socket) -> None:
-    """A secret that a library logs would be readable by all who may read the journal."""
+    """A secret that a library logs would be readable by every reader of the journal."""
     configure()
     logging.getLogger("botocore.x").critical(
         "half %s of https://a:secret@host", "done", exc_info=RuntimeError("secret")

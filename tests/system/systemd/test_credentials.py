@@ -46,7 +46,7 @@ async def test_credentials_work_and_are_not_shown(machine: Machine, seaweed: S3S
         places = {
             "environment": await machine.run("cat", f"/proc/{await unit.pid()}/environ"),
             "command line": await machine.run("cat", f"/proc/{await unit.pid()}/cmdline"),
-            "log": await machine.run("journalctl", "--no-pager", "--output=json"),
+            "log": await machine.run("journalctl", "--no-pager", "--all", "--output=json"),
             "unit": await machine.run("systemctl", "show", unit.name),
             "status": await machine.run("systemctl", "status", "--no-pager", unit.name),
         }

@@ -32,11 +32,12 @@ async def test_an_event_is_found_by_its_name_and_has_fields(machine: Machine) ->
     async with configured(machine, env) as unit:
         await unit.systemctl("start")
         await post(unit.url, [b"1"])
+        run = f"_SYSTEMD_INVOCATION_ID={await unit.show('InvocationID')}"
         with trio.fail_after(DEADLINE):
             # The journal can only be polled.
-            while not (waits := await _entries(machine, "store_unavailable")):  # noqa: ASYNC110
+            while not (waits := await _entries(machine, "store_unavailable", run)):  # noqa: ASYNC110
                 await trio.sleep(0.1)
-        (listening,) = await _entries(machine, "listening", f"_SYSTEMD_UNIT={unit.name}")
+        (listening,) = await _entries(machine, "listening", run)
         assert {name: listening[name] for name in ("PRIORITY", "SYSLOG_IDENTIFIER")} == {
             "PRIORITY": "6",
             "SYSLOG_IDENTIFIER": "payloadd",
