@@ -64,6 +64,17 @@ async def test_journald_takes_a_large_entry(machine: Machine, size: int) -> None
     assert len(entry["PAYLOADD_LARGE"]) == size
 
 
+async def test_the_last_event_of_a_run_belongs_to_the_unit(machine: Machine) -> None:
+    """`journalctl -u payloadd` would not show how it ended: journald may read it after the exit."""
+    async with configured(machine) as unit:
+        for _ in range(3):
+            await unit.systemctl("start")
+            run = f"_SYSTEMD_INVOCATION_ID={await unit.show('InvocationID')}"
+            await unit.systemctl("stop")
+            (drained,) = await _entries(machine, "drained", run)
+            assert drained["_SYSTEMD_UNIT"] == unit.name
+
+
 async def test_json_lines_in_the_journal_have_priorities(machine: Machine) -> None:
     """`journalctl -p warning` would not show warnings of a daemon that logs JSON."""
     env = {"LOG_FORMAT": "json"}
