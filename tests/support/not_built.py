@@ -9,8 +9,5 @@ NAMES: Final = (
     "WATERMARK",
 )
 
-VALUES: Final = (
-    ("DURABILITY", "store"),
-    ("LOG_FORMAT", "journald"),
-)
+VALUES: Final = (("DURABILITY", "store"),)
 """Documented values that are not built yet, of settings that are built."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import NoReturn
 
@@ -89,6 +89,9 @@ def check_command(*, create: bool) -> None:
     The right to put objects is enough. If the store lets the object be read, it is compared.
     """
     settings = _load()
+    if settings.log_format == "journald":
+        # The operator reads the lines beside the results.
+        settings = replace(settings, log_format="auto")
     logs.configure(settings)
     _warn_of_misspelt_names()
 

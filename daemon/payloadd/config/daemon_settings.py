@@ -198,10 +198,10 @@ class DaemonSettings:
             "least severe level that is logged: debug, info, warning or error",
         )
     )
-    log_format: Literal["auto", "text", "json"] = field(
+    log_format: Literal["auto", "text", "json", "journald"] = field(
         metadata=setting(
             "auto",
-            one_of("auto", "text", "json"),
-            "text, json or auto: text on a terminal, JSON lines elsewhere",
+            one_of("auto", "text", "json", "journald"),
+            "text, json, journald or auto: text on a terminal, journald under systemd, else json",
         )
     )

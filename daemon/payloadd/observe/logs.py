@@ -1,8 +1,10 @@
 """Set up logging: structlog for our own events, and the same output for the libraries' loggers.
 
 An event is a short name in snake case with fields, never a sentence with values in it:
-``listening``, ``store_unavailable``, ``drained``. Lines go to standard error, readable on
-a terminal and as JSON elsewhere. A line for journald begins with its priority (sd-daemon(3)).
+``listening``, ``store_unavailable``, ``drained``. Under systemd each is an entry of its journal
+with fields of its own, see ``payloadd.observe.journald``. Elsewhere lines go to standard error,
+readable on a terminal and as JSON otherwise. A line for journald on standard error begins with its
+priority (sd-daemon(3)).
 
 Values may come from outside (headers, errors of servers), so control and invisible characters in
 them are escaped, see ``payloadd.escaping``. In JSON all characters outside ASCII are escaped.
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 import structlog
 
 from payloadd.escaping import escape_controls, escape_controls_in_lines
+from payloadd.observe import journald as native
 from payloadd.observe import standard_streams
 from payloadd.redaction import hide_userinfo_in_sentence
 
@@ -33,8 +36,8 @@ _QUIET = ("botocore", "urllib3", "httpx", "httpcore", "h2", "hpack", "quart.serv
 # Their tracebacks hold the output of a credential_process and the answers of servers.
 _WITHOUT_TRACEBACK: Final = ("botocore", "urllib3")
 
-_PRIORITIES: Final = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
-"""Levels of syslog(3)."""
+_BYTES_AS_TEXT: Final = "latin-1"
+"""An encoding that has a character for each byte: a formatter returns a text, an entry is bytes."""
 
 Logger = structlog.stdlib.BoundLogger
 
@@ -49,16 +52,18 @@ def priority_prefix(level: str) -> str:
 
     ``level`` is a level of ``logging`` in lower case; an unknown one counts as info.
     """
-    return f"<{_PRIORITIES.get(level, 6)}>"
+    return f"<{native.priority(level)}>"
 
 
 def configure(settings: Settings, stream: TextIO | None = None, *, journald: bool = False) -> None:
-    """Send every log line of the process to ``stream`` (standard error when None).
+    """Send every log line of the process to ``stream`` (standard error when None), or to journald.
 
-    ``journald``: the stream leads to systemd-journald.
+    ``journald``: the stream leads to systemd-journald. It gets the entries by its own protocol if
+    ``LOG_FORMAT`` is ``journald`` or ``auto``; an entry that it does not take goes to the stream.
     """
     stream = sys.stderr if stream is None else stream
-    text = settings.log_format == "text" or (settings.log_format == "auto" and stream.isatty())
+    log_format = settings.log_format
+    text = log_format == "text" or (log_format != "json" and stream.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -76,17 +81,12 @@ def configure(settings: Settings, stream: TextIO | None = None, *, journald: boo
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    handler = (_JournaldHandler if journald else _StreamHandler)(stream)
+    handler: logging.Handler = (_JournaldHandler if journald else _StreamHandler)(stream)
+    handler.setFormatter(_formatter(shared, *_renderers(text=text, colors=stream.isatty())))
+    if log_format == "journald" or (log_format == "auto" and journald):
+        handler = _NativeHandler(handler)
+        handler.setFormatter(_formatter(shared, *_entry_renderers()))
     handler.addFilter(_without_secrets)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *_renderers(text=text, colors=stream.isatty()),
-            ],
-        )
-    )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
@@ -113,6 +113,31 @@ class _JournaldHandler(_StreamHandler):
         return "\n".join(prefix + line for line in super().format(record).splitlines())
 
 
+class _NativeHandler(logging.Handler):
+    """Send entries to journald; what it does not take goes to ``fallback`` as a line."""
+
+    def __init__(self, fallback: logging.Handler) -> None:
+        super().__init__()
+        self._fallback = fallback
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record; an error never reaches the code that logs, as in logging."""
+        try:
+            data = self.format(record).encode(_BYTES_AS_TEXT)
+        except Exception:  # noqa: BLE001 - the handlers of logging do the same
+            self.handleError(record)
+            return
+        if not native.send(data):
+            self._fallback.emit(record)
+
+
+def _formatter(shared: list[Any], *renderers: Any) -> logging.Formatter:  # noqa: ANN401
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+    )
+
+
 def _without_secrets(record: logging.LogRecord) -> bool:
     """Remove the parts of a library's record that may hold secrets; return True: drop no record."""
     if record.name.partition(".")[0] in _WITHOUT_TRACEBACK:
@@ -137,6 +162,15 @@ def _renderers(*, text: bool, colors: bool) -> list[Any]:
     ]
 
 
+def _entry_renderers() -> list[Any]:
+    return [structlog.processors.ExceptionRenderer(_traceback), _render_entry]
+
+
+def _render_entry(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    """Return an entry for journald (a processor of structlog, which has to return a text)."""
+    return native.entry(event).decode(_BYTES_AS_TEXT)
+
+
 def _escape_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Escape every text of a log line, the event name included (a processor of structlog)."""
     return {name: _escaped(value) for name, value in event.items()}
@@ -159,6 +193,10 @@ def _escaped(value: object) -> object:
 
 def _write_traceback(out: TextIO, exc_info: ExcInfo) -> None:
     """Write a traceback, indented: a line of an exception's text must not look like a log line."""
+    out.write(textwrap.indent(escape_controls_in_lines(_traceback(exc_info)), "  "))
+
+
+def _traceback(exc_info: ExcInfo) -> str:
     lines = io.StringIO()
     structlog.dev.plain_traceback(lines, exc_info)
-    out.write(textwrap.indent(escape_controls_in_lines(lines.getvalue()), "  "))
+    return lines.getvalue()

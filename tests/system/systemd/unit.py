@@ -65,11 +65,15 @@ class Unit:
         return [json.loads(line) for line in text.splitlines()]
 
     async def events(self) -> list[dict[str, Any]]:
-        """Return the daemon's log lines of the last run."""
+        """Return the events of the last run, with their fields as texts."""
         return [
-            json.loads(entry["MESSAGE"])
+            {
+                name.removeprefix("PAYLOADD_").lower(): value
+                for name, value in entry.items()
+                if name.startswith("PAYLOADD_")
+            }
             for entry in await self.entries()
-            if str(entry["MESSAGE"]).startswith("{")
+            if "PAYLOADD_EVENT" in entry
         ]
 
 
