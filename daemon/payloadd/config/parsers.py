@@ -289,9 +289,7 @@ def trusted_peers(text: str) -> TrustedPeers:
         try:
             networks.append(ip_network(item))
         except ValueError as error:
-            raise ValueError(
-                f"addresses, networks such as 10.0.0.0/8, and unix; {error}"
-            ) from None
+            raise ValueError(f"addresses, networks such as 10.0.0.0/8, and unix; {error}") from None
     return TrustedPeers(tuple(networks), unix)
 
 
@@ -301,8 +299,7 @@ def origins(text: str) -> tuple[str, ...]:
     for item in found:
         if item != "*" and not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?", item):
             raise ValueError(
-                "*, or origins scheme://host[:port] in lower case, without a path, not"
-                f" {item!r}"
+                f"*, or origins scheme://host[:port] in lower case, without a path, not {item!r}"
             )
     if "*" in found and len(found) > 1:
         raise ValueError("* alone, which allows every origin, or a list of origins")
