@@ -174,10 +174,11 @@ async def _run_parts(runtime: Runtime) -> None:
                     batcher = await _start_pipeline(
                         runtime, pipeline, channel, feeder, opened, store
                     )
-                    await _serve_public(runtime, opened, intake, stop, admin, batcher)
+                    began = await _serve_public(runtime, opened, intake, stop, admin, batcher)
                     feeder.finish()
-                    deadline = trio.current_time() + settings.drain_timeout
-                    pipeline.cancel_scope.deadline = deadline
+                    if not intake.durable:  # payloads of the last requests would be lost
+                        began = trio.current_time()
+                    pipeline.cancel_scope.deadline = began + settings.drain_timeout
         root.cancel_scope.cancel()
 
 
@@ -318,10 +319,11 @@ async def _serve_public(
     stop: trio.Event,
     admin: list[str],
     batcher: Batcher,
-) -> None:
-    """Accept POSTs until ``stop`` is set; returns when all requests under way are answered.
+) -> float:
+    """Accept POSTs until ``stop`` is set; return when all requests under way are answered.
 
     Those that wait for their upload are answered once it is done: no batch lingers meanwhile.
+    Returns the time at which ``stop`` was set, by trio's clock.
     """
     settings = runtime.settings
     memory = RequestMemory(settings.max_request_bytes, settings.max_length)
@@ -363,11 +365,13 @@ async def _serve_public(
                 **({"streams": some_of(settings.streams)} if settings.streams else {}),
             )
             await stop.wait()
+            began = trio.current_time()
             batcher.end_linger()
             longest = min(settings.drain_timeout, settings.request_timeout)
             intake.uploads.wait_no_longer_than(longest)
         helpers.cancel_scope.cancel()
     refusals.finish()
+    return began
 
 
 def _warn_if_open(settings: Settings, listeners: list[trio.SocketListener]) -> None:

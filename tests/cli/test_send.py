@@ -97,6 +97,7 @@ async def test_an_interrupted_run_says_where_to_go_on(tmp_path: Path) -> None:
         (["file", "./file"], "a file is named twice"),
         (["--url", "ftp://x", "file"], "allowed is http://host[:port], https://host[:port]"),
         (["--url", "unix:", "file"], "unix:/path"),
+        (["--stream", "a/b", "file"], "'a/b' is no name: 1 to 63 of a-z"),
         (["--give-up-after", "soon", "file"], "'soon' is not allowed; allowed is"),
         (["--token-file", "file", "file"], "must have one token and nothing else"),
         (["--token-file", "none", "file"], "none: No such file or directory"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -11,6 +12,7 @@ import trio
 
 from tests.support.daemon import running_daemon
 from tests.support.loopback import http_client
+from tests.support.store import fake_s3
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -98,3 +100,19 @@ async def test_a_drain_stores_the_batches_that_requests_wait_for(tmp_path: Path)
         assert [line for answer in answers for line in _lines_of(tmp_path, answer)] == [1, 1, 1, 1]
         line = await daemon.drained()
         assert (line["stored"], line["journaled"]) == (2, 0)
+
+
+async def test_the_timeout_of_a_drain_counts_from_its_beginning(tmp_path: Path) -> None:
+    """With a request that waits, a drain would take DRAIN_TIMEOUT twice, and be killed."""
+    async with fake_s3() as store:
+        store.begin("hang")
+        env = {**store.environ, "BATCH_LINGER": "10ms", "DRAIN_TIMEOUT": "4s"}
+        async with running_daemon(tmp_path, env) as daemon, trio.open_nursery() as nursery:
+            nursery.start_soon(partial(_post, daemon.url, b"[1]", chunked=False))
+            with trio.fail_after(20):
+                while not store.requests:  # noqa: ASYNC110
+                    await trio.sleep(0.05)
+            began = trio.current_time()
+            daemon.signal(signal.SIGTERM)
+            assert (await daemon.drained())["journaled"] == 1
+            assert 3 < trio.current_time() - began < 7

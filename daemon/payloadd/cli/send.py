@@ -8,7 +8,6 @@ import ssl
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
 
 import click
 import httpx
@@ -19,6 +18,7 @@ from payloadd.cli.sending.client import FileSender
 from payloadd.cli.sending.files import InputFile, total_size
 from payloadd.cli.sending.progress import report
 from payloadd.config.parsers import duration
+from payloadd.config.stream_names import NAME_RULE, is_stream_name
 from payloadd.escaping import escape_controls
 from payloadd.observe import standard_streams
 
@@ -159,7 +159,9 @@ def _target(url: str, stream: str | None) -> tuple[str, str | None]:
     if not path.endswith("/v1/payloads"):
         path += "/v1/payloads"
     if stream is not None:
-        path += f"/{quote(stream, safe='')}"
+        if not is_stream_name(stream):
+            raise click.BadParameter(f"{stream!r} is no name: {NAME_RULE}", param_hint="--stream")
+        path += f"/{stream}"
     return str(parsed.copy_with(raw_path=path.encode())), socket_path
 
 

@@ -273,7 +273,7 @@ def rate(text: str) -> Rate:
     """Parse ``100/s``, ``6000/m`` or ``100/s burst 500``. Without a burst it is one second's."""
     found = re.fullmatch(r"([0-9]{1,9})/(s|m|h)(?: burst ([0-9]{1,9}))?", text)
     if found is None or not int(found[1]) or found[3] == "0":
-        raise ValueError("allowed is a number of requests, such as 100/s or 100/s burst 500")
+        raise ValueError("a number of requests, such as 100/s or 100/s burst 500")
     per_second = int(found[1]) / _DURATION_UNITS[found[2]]
     return Rate(per_second, int(found[3] or max(1, int(per_second))), text)
 
@@ -289,9 +289,7 @@ def trusted_peers(text: str) -> TrustedPeers:
         try:
             networks.append(ip_network(item))
         except ValueError as error:
-            raise ValueError(
-                f"allowed are addresses, networks such as 10.0.0.0/8, and unix; {error}"
-            ) from None
+            raise ValueError(f"addresses, networks such as 10.0.0.0/8, and unix; {error}") from None
     return TrustedPeers(tuple(networks), unix)
 
 
@@ -301,9 +299,8 @@ def origins(text: str) -> tuple[str, ...]:
     for item in found:
         if item != "*" and not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?", item):
             raise ValueError(
-                f"{item!r} is no origin; allowed are *, and scheme://host[:port] in lower case,"
-                " without a path"
+                f"*, or origins scheme://host[:port] in lower case, without a path, not {item!r}"
             )
     if "*" in found and len(found) > 1:
-        raise ValueError("* allows every origin; it stands alone")
+        raise ValueError("* alone, which allows every origin, or a list of origins")
     return found
