@@ -64,6 +64,8 @@ def test_lines_that_curl_has_joined_are_explained() -> None:
     problem = problem_of(b'{"a":1}{"a":2}', "application/x-ndjson")
     assert "--data-binary" in problem.detail
     assert "--data-binary" not in problem_of(b"1\n2 3\n", "application/x-ndjson").detail
+    assert "--data-binary" in problem_of(b'{"a":1}{"a":2}').detail
+    assert "--data-binary" in problem_of(b"[1]\n[2]\n").detail
 
 
 def test_a_document_that_is_no_collection_names_the_path_for_documents() -> None:

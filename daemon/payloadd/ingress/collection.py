@@ -82,6 +82,10 @@ _JOINED_LINES: Final = (
     "; a line holds one payload (curl removes the line breaks of a file with -d and --data, and"
     " keeps them with --data-binary)"
 )
+_SEVERAL: Final = (
+    "; this type holds one JSON document. Lines of JSON are application/x-ndjson (curl: -H"
+    " 'Content-Type: application/x-ndjson' --data-binary @FILE)"
+)
 _SHALLOW_LEVELS: Final = 5
 _MAX_STEPS: Final = 1_000_000
 """Brackets of deeper levels that are inspected one by one."""
@@ -318,7 +322,8 @@ def _parse(decoder: Decoder[T], text: BodyBytes | memoryview, where: str = "") -
     except ValidationError:
         raise
     except DecodeError as error:
-        raise Problem("MALFORMED", f"{where}{error}") from None
+        several = not where and "trailing characters" in str(error)
+        raise Problem("MALFORMED", f"{where}{error}{_SEVERAL if several else ''}") from None
     except RecursionError:
         raise Problem("MALFORMED", f"{where}JSON is nested too deeply") from None
 
