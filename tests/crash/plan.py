@@ -49,8 +49,8 @@ SHORT: Final = (
     DaemonRun("works", "put, not settled"),
 )
 SHORTEST: Final = (
-    DaemonRun("works", "sealed, not put"),
-    DaemonRun("stores and fails", "put again, not settled"),
+    DaemonRun("stores and fails", "sealed, not put"),
+    DaemonRun("works", "put again, not settled"),
     DaemonRun("works", "SIGTERM"),
     DaemonRun("works", "put, not settled"),
 )
