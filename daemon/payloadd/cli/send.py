@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from payloadd.cli.sending.client import Place
 
 _TIMEOUT: Final = 60.0
-_LONGEST_RETRIES: Final = 7 * 86_400.0
+_LONGEST_GIVE_UP_AFTER: Final = 7 * 86_400.0
 
 
 @click.command()
@@ -76,7 +76,7 @@ def send(
     """Post the payloads of each FILE; ``-`` is the standard input.
 
     A FILE is NDJSON or one JSON array, plain or compressed with gzip or zstd. It is sent in parts.
-    What is busy or out of reach is tried again, for as long as the daemon asks for.
+    A daemon that is busy or out of reach is asked again, as late as its Retry-After says.
 
     Each part has an Idempotency-Key made of the file's path, the place in it and the content: a
     second run within 24 hours stores nothing twice. A part whose content has changed is new to the
@@ -118,7 +118,7 @@ def _input_files(names: Sequence[str]) -> list[InputFile]:
 
 def _seconds(text: str) -> float:
     try:
-        return duration(0, _LONGEST_RETRIES)(text)
+        return duration(0, _LONGEST_GIVE_UP_AFTER)(text)
     except ValueError as error:
         raise click.BadParameter(
             f"{text!r} is not allowed; allowed is {error}", param_hint="--give-up-after"
