@@ -279,9 +279,8 @@ async def _serve_admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[s
         sampling.start_soon(history.run)
         sampling.start_soon(dead_letters.run)
         listeners = passed or await open_listeners([address] if address else [])
-        await nursery.start(
-            serve, app, listeners, runtime.settings, stop, ServerOptions(ADMIN_CONNECTIONS)
-        )
+        options = ServerOptions(ADMIN_CONNECTIONS, count=runtime.metrics.requests.count)
+        await nursery.start(serve, app, listeners, runtime.settings, stop, options)
         yield bound_addresses(listeners)
         stop.set()
         sampling.cancel_scope.cancel()
@@ -337,12 +336,13 @@ async def _serve_public(
         fast_path,
         runtime.certificates,
         memory,
-        runtime.metrics.count_request,
+        runtime.metrics.requests.count,
         refusals,
         settings.max_connections_per_client,
         settings.trusted_proxies or (),
         proxy_headers=settings.client_address == "proxy",
         cors=submitter.cors,
+        metrics=runtime.metrics.requests,
     )
     listeners = runtime.passed.listeners() or await open_listeners(settings.bind)
     async with trio.open_nursery() as helpers:
