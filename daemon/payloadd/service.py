@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from payloadd.config.stream_names import some_of
+from payloadd import __version__
+from payloadd.config.changed import store_text
+from payloadd.config.stream_names import DEFAULT_STREAM, some_of
 from payloadd.errors import SettingsError, StartError, StateDirError
 from payloadd.exit_status import ExitStatus
 from payloadd.heap import keep_small, reduce_garbage_collections
@@ -362,7 +364,10 @@ async def _serve_public(
                 "listening",
                 public=bound_addresses(listeners),
                 admin=next(iter(admin), None),
-                **({"streams": some_of(settings.streams)} if settings.streams else {}),
+                version=__version__,
+                store=store_text(settings),
+                durability=settings.durability,
+                streams=some_of((DEFAULT_STREAM, *(settings.streams or ()))),
             )
             await stop.wait()
             began = trio.current_time()
