@@ -50,6 +50,9 @@ __all__ = [
 ]
 
 
+_SENT_AS_HEADER: Final = "visible ASCII characters, without spaces"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(DaemonSettings):
     """All settings, parsed: sizes in bytes, durations in seconds."""
@@ -110,13 +113,17 @@ class Settings(DaemonSettings):
         metadata=setting(None, endpoint_url, "S3 endpoint other than AWS's")
     )
     aws_access_key_id: str | None = field(
-        repr=False, metadata=setting(None, words, "static access key")
+        repr=False,
+        metadata=setting(None, header_word(_SENT_AS_HEADER, "[!-~]+"), "static access key"),
     )
     aws_secret_access_key: str | None = field(
         repr=False, metadata=setting(None, words, "static secret key")
     )
     aws_session_token: str | None = field(
-        repr=False, metadata=setting(None, words, "session token of temporary keys")
+        repr=False,
+        metadata=setting(
+            None, header_word(_SENT_AS_HEADER, "[!-~]+"), "session token of temporary keys"
+        ),
     )
     aws_ca_bundle: Path | None = field(
         metadata=setting(None, pem_file, "authorities of the certificates of S3, PEM")
