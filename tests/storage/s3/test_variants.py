@@ -34,20 +34,20 @@ REFUSAL: Final = Refusal(400, "InvalidRequest", "UNSIGNED-PAYLOAD is not support
 MD5_REQUIRED: Final = Refusal(400, "InvalidRequest", "Content-MD5 HTTP header is required")
 
 
-async def hashes_of(fake: FakeS3, puts: int = 3, **environ: str) -> list[str]:
-    """Put objects one after the other, and return the hash that each request stated."""
+async def hashes_of(fake: FakeS3, environ: dict[str, str]) -> list[str]:
+    """Put three objects one after the other, and return the hash that each request stated."""
     store = await store_in_memory(fake, **environ)
-    for number in range(puts):
+    for number in range(3):
         await store.put(f"k{number}", OBJECT, MEMBERS, repeat=False)
     await store.aclose()
-    assert len(fake.objects) == puts
+    assert len(fake.objects) == 3
     return [seen.headers["x-amz-content-sha256"] for seen in fake.seen]
 
 
 async def test_over_https_bodies_are_unsigned_once_a_checksum_was_repeated() -> None:
     """The SHA-256 of each body would be a large part of the CPU time of an upload."""
     fake = FakeS3()
-    assert await hashes_of(fake, **HTTPS) == [SIGNED, UNSIGNED, UNSIGNED]
+    assert await hashes_of(fake, HTTPS) == [SIGNED, UNSIGNED, UNSIGNED]
     assert all("x-amz-checksum-crc32" in seen.headers for seen in fake.seen)
 
 
@@ -65,7 +65,7 @@ async def test_bodies_are_signed_where_nothing_else_protects_them(
     environ: dict[str, str], behaviour: Behaviour
 ) -> None:
     """A store without checksums would keep an object that was damaged on its way."""
-    assert await hashes_of(FakeS3(behaviour), **environ) == [SIGNED] * 3
+    assert await hashes_of(FakeS3(behaviour), environ) == [SIGNED] * 3
 
 
 @pytest.mark.parametrize("refusal", [REFUSAL, ACCESS_DENIED, NOT_IMPLEMENTED])
@@ -73,14 +73,14 @@ async def test_a_store_that_refuses_unsigned_bodies_gets_signed_ones(refusal: Re
     """A bucket policy may forbid UNSIGNED-PAYLOAD: no object could be stored."""
     fake = FakeS3(Rejects("x-amz-content-sha256", refusal, UNSIGNED))
     with structlog.testing.capture_logs() as lines:
-        assert await hashes_of(fake, **HTTPS) == [SIGNED, UNSIGNED, SIGNED, SIGNED]
+        assert await hashes_of(fake, HTTPS) == [SIGNED, UNSIGNED, SIGNED, SIGNED]
     assert [line["what"] for line in lines] == ["UNSIGNED-PAYLOAD"]
 
 
 async def test_an_answer_without_the_checksum_is_followed_by_a_signed_body() -> None:
     """A gateway may lead to another server, which does not check checksums."""
     fake = FakeS3(InTurn((TAKE, Take(echo=False))))
-    assert await hashes_of(fake, **HTTPS) == [SIGNED, UNSIGNED, SIGNED, SIGNED]
+    assert await hashes_of(fake, HTTPS) == [SIGNED, UNSIGNED, SIGNED, SIGNED]
 
 
 async def test_a_refusal_of_signed_bodies_too_teaches_nothing() -> None:
@@ -106,5 +106,5 @@ async def test_a_refusal_of_signed_bodies_too_teaches_nothing() -> None:
 async def test_what_was_learnt_before_is_kept() -> None:
     """Each object would be refused first, for a header that the store requires."""
     fake = FakeS3(Wants("content-md5", MD5_REQUIRED))
-    assert await hashes_of(fake, **HTTPS) == [SIGNED, SIGNED, SIGNED, UNSIGNED]
+    assert await hashes_of(fake, HTTPS) == [SIGNED, SIGNED, SIGNED, UNSIGNED]
     assert ["content-md5" in seen.headers for seen in fake.seen] == [False, True, True, True]
