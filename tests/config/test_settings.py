@@ -348,6 +348,7 @@ def test_a_wrong_value_is_not_reported_as_missing() -> None:
     "environ",
     [
         {"STORE_URL": "s3://key:hunter2@bucket/x"},
+        {"STORE_URL": "s3://key:hunter2/x@bucket/x"},
         {"BIND": "user:hunter2@host:80"},
         {"AWS_ENDPOINT_URL_S3": "http://user:hunter2@minio:9000"},
         {"STORE_URL": "file://user:hunter2@host/x"},
