@@ -25,6 +25,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from payloadd.observe.history import Timings
+from payloadd.observe.logs import get_logger
 from payloadd.observe.status import Status
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
 _OBJECT_BYTES = tuple(float(2**power) for power in range(6, 26, 2))
 _UPLOAD_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+
+
+log = get_logger(__name__)
+
+_MISFIT_NOTE = (
+    "the column is null there, _payload has the value; payloadd_parquet_misfits_total counts them"
+)
 
 
 class CounterValue:
@@ -236,6 +244,9 @@ class Metrics:
         self.commit_seconds = self._histogram(
             "commit_seconds", "Time of one group commit of the journal", _COMMIT_SECONDS
         )
+        self._misfits = self._counter(
+            "parquet_misfits", "Values of stored payloads that do not fit their column", "column"
+        )
         self.uploads = self._counter("uploads", "Attempts at objects, by outcome", "outcome")
         self.upload_seconds = self._histogram(
             "upload_seconds", "Time of one attempt at an object", _UPLOAD_SECONDS
@@ -256,6 +267,14 @@ class Metrics:
         if counter is None:
             counter = self._answers[status] = self.requests.labelled(str(status))
         counter.inc()
+
+    def count_misfits(self, misfits: Mapping[str, int]) -> None:
+        """Count the values of an object that do not fit their columns, and are null there."""
+        for column, values in misfits.items():
+            counter = self._misfits.labelled(column)
+            if not counter.value:
+                log.warning("parquet_misfit", column=column, values=values, note=_MISFIT_NOTE)
+            counter.inc(values)
 
     def timings(self) -> Timings:
         """Return the numbers and durations of commits and of stored objects so far."""
