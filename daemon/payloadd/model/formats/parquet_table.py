@@ -101,7 +101,7 @@ def encode_table(jobs: TableJobs, options: ParquetOptions) -> tuple[pa.Buffer, d
         raise ValueError(f"{table.num_rows} lines instead of {sum(jobs.payloads)}")
     order = [(name, "ascending") for name in options.sort_by if name in table.column_names]
     if order:
-        table = table.take(pc.sort_indices(table, order, null_placement="at_end"))
+        table = table.take(pc.sort_indices(table, order))
     return _written(table, schema, order, jobs), dict(builder.misfits)
 
 
@@ -145,7 +145,7 @@ class _Builder:
 
     def add(self, ids: list[str], times: list[int], lines: list[bytes]) -> None:
         """Add a row for each payload."""
-        rows, others = self._reader.rows(lines)
+        rows, others = self._reader.rows(lines) if self._columns else ([], [])
         if others:
             self.misfits[PAYLOAD] += len(others)
         incomplete = set(others)
