@@ -79,7 +79,7 @@ def test_a_process_that_ends_at_work_is_an_error_that_an_operator_can_fix(runnin
 
 def test_what_cannot_be_encoded_is_an_error_that_an_operator_can_fix(running: Parquet) -> None:
     """A defect of the encoder would drop payloads."""
-    with pytest.raises(OperatorStoreError, match="ENCODER_FAILED: .*2 lines instead of 3"):
+    with pytest.raises(OperatorStoreError, match=r"ENCODER_FAILED: .*2 lines instead of 3"):
         running.encode([JOBS[0]._replace(payloads=3)])
     process = running._process
     running.encode(JOBS)
@@ -113,15 +113,14 @@ def test_the_encoder_names_the_version_of_pyarrow_and_the_options(tmp_path: Path
         ("a int64\n", {"PARQUET_SCHEMA": "auto"}),
     ):
         environ = settings_with(tmp_path, schema) | more
-        settings = load(environ)
-        one.configure(settings)
+        one.configure(load(environ))
         encoders.add(one.encoder)
         other = Parquet()
         other.configure(load(environ))
         assert other.encoder == one.encoder
     assert len(encoders) == 7
     with patch.object(parquet, "version", return_value="99.0.0"):
-        one.configure(settings)
+        one.configure(load({}))
     assert one.encoder.startswith("parquet-1 pyarrow-99.0.0 options-")
     with patch.object(parquet, "version", side_effect=PackageNotFoundError):
         one.configure(None)

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
-import polars
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -104,7 +104,7 @@ def test_every_type_is_read_by_every_reader(tmp_path: Path) -> None:
     columns = ", ".join(name for name in wanted if name != "time")
     found = {
         "pyarrow": rows_of(content),
-        "polars": polars.read_parquet(tmp_path / "a.parquet").to_dicts(),
+        "polars": pl.read_parquet(tmp_path / "a.parquet").to_dicts(),
         "duckdb": duckdb.sql(
             f"SELECT {columns}, epoch_us(time) AS us FROM '{tmp_path}/a.parquet'"  # noqa: S608
         ).to_arrow_table().to_pylist(),

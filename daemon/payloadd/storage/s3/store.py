@@ -269,9 +269,9 @@ class S3Store:
     async def _without_condition(self, attempt: _Attempt) -> None:
         """Send the PUT without a condition, which the store may not know. Raises StoreError."""
         request = attempt.request
-        if attempt.repeat and not request.body.kind.same_bytes:
-            if await self._has(request.key, attempt.members, request.body):
-                return
+        asks_first = attempt.repeat and not request.body.kind.same_bytes
+        if asks_first and await self._has(request.key, attempt.members, request.body):
+            return
         await self._again(attempt, attempt.variant._replace(conditional=False))
         # The store took the object, so it was the condition that it does not know.
         self._condition = "off"
