@@ -72,7 +72,8 @@ def columns(tmp_path: Path) -> Iterator[None]:
 
 async def store_around_borders(root: Path, **environ: str) -> Counter[Partition]:
     """Accept payloads around borders, one request each; return their number by partition."""
-    pipeline = Pipeline(FolderStore(root=root), BATCH_MAX_PAYLOADS="10000", **environ)
+    settings = {"BATCH_MAX_PAYLOADS": "10000", **environ}
+    pipeline = Pipeline(FolderStore(root=root), 4, **settings)
     async with pipeline.open():
         for moment in moments():
             milliseconds = round(moment.timestamp() * 1000)

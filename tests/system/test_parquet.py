@@ -34,7 +34,7 @@ async def drained(daemon: Daemon) -> int:
 
 
 async def test_payloads_are_rows_and_what_does_not_fit_is_counted(tmp_path: Path) -> None:
-    """Readers would find other rows than were posted, or nothing would say that columns are null."""
+    """Readers would find other rows, or nothing would say that values are missing."""
     async with running_daemon(tmp_path, environment(tmp_path) | {"STREAMS": "clicks"}) as daemon:
         bodies = [b'{"user":1,"time":"2026-11-27T09:30:00Z"}', b'{"user":"x"}', b"[7]"]
         await post(daemon.url, bodies)
@@ -74,7 +74,10 @@ async def test_a_batch_that_was_uploaded_before_a_change_of_the_encoder_is_not_r
             await daemon.wait_for_event("encoder_changed")
             await daemon.wait_until_stored(2)
             assert await drained(daemon) == 2
-        assert [(one.method, one.status) for one in list(store.seen)[1:]] == [("PUT", 412), ("HEAD", 200)]
+        assert [(one.method, one.status) for one in list(store.seen)[1:]] == [
+            ("PUT", 412),
+            ("HEAD", 200),
+        ]
         assert store.objects == {path: content}
         assert "user" in pq.read_table(io.BytesIO(content)).column_names
         assert store.metadata[path]["x-amz-meta-format"] == "parquet-1"
@@ -89,7 +92,9 @@ async def test_a_backlog_of_parquet_stays_parquet_when_the_format_changes(tmp_pa
             await post(daemon.url, [b'{"user":1}'])
             await drained(daemon)
         await store.end()
-        async with running_daemon(tmp_path, {**store.environ, "PARQUET_SCHEMA": "schema"}) as daemon:
+        async with running_daemon(
+            tmp_path, {**store.environ, "PARQUET_SCHEMA": "schema"}
+        ) as daemon:
             await post(daemon.url, [b'{"user":2}'])
             await daemon.wait_until_stored(2)
         await _check_kinds(store)
