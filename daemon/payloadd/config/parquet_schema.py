@@ -22,6 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
+from payloadd.config.parsers import one_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -81,8 +83,7 @@ class ParquetSchema:
 
 def object_format(text: str) -> str:
     """Parse the name of a format; Parquet is refused if pyarrow is not installed."""
-    if text not in {"ndjson", "parquet"}:
-        raise ValueError("one of ndjson, parquet")
+    text = one_of("ndjson", "parquet")(text)
     if text == "parquet" and find_spec("pyarrow") is None:
         raise ValueError(
             "ndjson: parquet needs the package pyarrow,"
