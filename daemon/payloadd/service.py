@@ -50,10 +50,12 @@ from payloadd.open_files import ADMIN_CONNECTIONS
 from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.batching import Batcher
 from payloadd.pipeline.dispatcher import dispatch
+from payloadd.pipeline.given_up import GivenUpJobs
 from payloadd.pipeline.intake import Intake
 from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
+from payloadd.pipeline.store_probe import StoreProbe
 from payloadd.pipeline.worker import Worker
 from payloadd.storage.api import open_store
 from payloadd.systemd.notify import Notifier, PassedSockets
@@ -166,7 +168,8 @@ async def _run_parts(runtime: Runtime) -> None:
                     runtime.accounting.stream_names = opened.names
                     runtime.metrics.name_streams(opened.names, runtime.accounting.streams)
                 uploads = runtime.accounting.uploads
-                intake = Intake(opened.journal, runtime.health, settings, uploads)
+                journal_parts = opened.journal, runtime.health, settings, uploads
+                intake = Intake(*journal_parts, opened.unstored)
                 watched = WatchedParts(settings, runtime.health, opened.journal)
                 monitor = reporting_to_systemd(watched, runtime.notifier)
                 admin_app = _serve_admin(runtime, intake)
@@ -307,6 +310,10 @@ async def _start_pipeline(
         settings,
     )
     batcher = Batcher(channel, opened.layouts, settings, worker.admission, feeder)
+    if opened.unstored is not None:
+        parts = opened.unstored, channel, worker.admission.put_back, worker.cancel_unwanted
+        batcher.given_up = worker.given_up = GivenUpJobs(*parts)
+        worker.admission.probe = StoreProbe(store, worker.admission, settings).run
     await nursery.start(dispatch, batcher, worker)
     await nursery.start(feeder.refill, opened.journal)
     return batcher
@@ -369,6 +376,8 @@ async def _serve_public(
             batcher.end_linger()
             longest = min(settings.drain_timeout, settings.request_timeout)
             intake.uploads.wait_no_longer_than(longest)
+            if opened.unstored is not None:
+                opened.unstored.wait_no_longer_than(longest)
         helpers.cancel_scope.cancel()
     refusals.finish()
     return began

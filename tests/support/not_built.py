@@ -9,5 +9,5 @@ NAMES: Final = (
     "WATERMARK",
 )
 
-VALUES: Final = (("DURABILITY", "store"),)
+VALUES: Final[tuple[tuple[str, str], ...]] = ()
 """Documented values that are not built yet, of settings that are built."""

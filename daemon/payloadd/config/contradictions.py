@@ -31,4 +31,10 @@ def contradictions_of(values: Mapping[str, Any]) -> list[str]:
             "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: one of the two is missing;"
             " allowed is both or none"
         )
+    linger, timeout = values.get("batch_linger"), values.get("request_timeout")
+    if values.get("durability") == "store" and linger and timeout and linger >= timeout:
+        problems.append(
+            f"BATCH_LINGER: {linger:g} s is not allowed with DURABILITY=store; allowed is less than"
+            f" REQUEST_TIMEOUT ({timeout:g} s): requests wait for their batch"
+        )
     return problems

@@ -116,9 +116,11 @@ class DaemonSettings:
             "none", one_of("none", "gzip", "zstd"), "compression of objects: none, gzip or zstd"
         )
     )
-    durability: Literal["memory", "disk"] = field(
+    durability: Literal["memory", "store", "disk"] = field(
         metadata=setting(
-            "disk", one_of("disk", "memory"), "disk: 2xx after fsync; memory: lost on a crash"
+            "disk",
+            one_of("disk", "store", "memory"),
+            "disk: 2xx after fsync; store: when the store has it; memory: lost on a crash",
         )
     )
     state_dir: Path = field(

@@ -13,6 +13,7 @@ from payloadd.pipeline.intake import Receipt
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from payloadd.errors import RefusedError
     from payloadd.ingress.submission import PostHeaders, SubmissionOutcome, Submitter
 
 
@@ -54,7 +55,7 @@ async def submit_and_wait(
         outcomes.append(outcome)
         answered.set()
 
-    def finish(answer: Accepted) -> None:
+    def finish(answer: Accepted | RefusedError) -> None:
         outcomes.append(answer)
         answered.set()
 

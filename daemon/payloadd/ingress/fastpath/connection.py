@@ -13,7 +13,7 @@ import trio
 
 from payloadd.ingress.fastpath import details
 from payloadd.ingress.large_bodies import busy_error
-from payloadd.ingress.preferences import receipt_document
+from payloadd.ingress.preferences import Accepted, receipt_document
 from payloadd.ingress.problem import Problem, refusal_problem
 from payloadd.ingress.refusal_log import describe
 from payloadd.ingress.server.client_stream import do_nothing
@@ -24,9 +24,9 @@ from payloadd.pipeline.intake import Receipt
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from payloadd.errors import RefusedError
     from payloadd.ingress.fastpath.head import FastPathRequest
     from payloadd.ingress.fastpath.owner import Owner
-    from payloadd.ingress.preferences import Accepted
     from payloadd.ingress.request_memory import Waiter
     from payloadd.ingress.server.client_stream import ClientStream
     from payloadd.ingress.submission import SubmissionOutcome
@@ -101,12 +101,12 @@ class FastPathConnection:
         if self._buffers:
             self.read_pending()
 
-    def _on_upload(self, answer: Accepted) -> None:
+    def _on_upload(self, answer: Accepted | RefusedError) -> None:
         """Answer the request that has waited for its upload."""
         if self._stream.socket.fileno() < 0:
             return  # closed meanwhile, as above
         self._submitted = False
-        self._run_guarded(self._accept, *answer)
+        self._run_guarded(self._send_outcome, answer)
         if self._buffers:
             self.read_pending()
 
@@ -313,9 +313,11 @@ class FastPathConnection:
 
     # --- answering -----------------------------------------------------------------------------
 
-    def _send_outcome(self, outcome: SubmissionOutcome) -> None:
+    def _send_outcome(self, outcome: SubmissionOutcome | Accepted) -> None:
         if isinstance(outcome, Receipt):
             self._accept(202, receipt_document(outcome))
+        elif isinstance(outcome, Accepted):
+            self._accept(*outcome)
         else:
             self._refuse(as_problem(outcome))
 

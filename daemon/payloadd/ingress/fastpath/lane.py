@@ -64,7 +64,12 @@ class FastPath:
         self.health = health
         self.count = metrics.count_request
         self.refusals = refusals
-        self.heads = HeadParser(submitter.routes, submitter.max_length, submitter.kept_headers)
+        self.heads = HeadParser(
+            submitter.routes,
+            submitter.max_length,
+            submitter.kept_headers,
+            submitter.waits.seconds_to_wait,
+        )
         self.unanswered = 0
         """Requests that were submitted and are not answered yet."""
         self._connections: dict[int, Readable] = {}
