@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.json import encode
 
+from payloadd.errors import RefusedError
 from payloadd.escaping import escape_controls_in_json
+from payloadd.pipeline.intake import StoredObjects
 
 if TYPE_CHECKING:
-    from payloadd.pipeline.intake import Receipt, StoredObjects
+    from payloadd.pipeline.intake import Receipt
 
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - a token of HTTP, no secret
 _WORD: Final = rf'{_TOKEN}|"(?:[^"\\]|\\.)*+"'
@@ -53,6 +55,11 @@ def seconds_to_wait(prefer: str | None) -> int | None:
             return min(int(seconds[:11]), _MOST_SECONDS)
         position = found.end()
     return None
+
+
+WaitOutcome = StoredObjects | RefusedError | None
+"""The objects of a request that is stored, None if it is not stored yet, the error if it was not
+promised."""
 
 
 class Accepted(NamedTuple):

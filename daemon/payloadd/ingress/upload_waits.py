@@ -5,21 +5,29 @@ With ``DURABILITY=store`` every request waits, whatever it prefers: it gets a 20
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from payloadd.ingress.preferences import accepted, seconds_to_wait
-from payloadd.pipeline.intake import StoredObjects
+from payloadd.ingress.preferences import seconds_to_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from payloadd.config.settings import Settings
-    from payloadd.errors import RefusedError
-    from payloadd.ingress.preferences import Accepted
-    from payloadd.pipeline.intake import Intake, Receipt, StoreOutcome
+    from payloadd.ingress.preferences import WaitOutcome
+    from payloadd.pipeline.intake import Intake, Receipt, StoredObjects
 
 _MOST_TASKS: Final = 256
 """Requests that wait in a task each: half of those that share ``OpenRequests``."""
+
+
+class UploadCallback(Protocol):
+    """Gets the receipt of a request that has waited, the outcome, and the seconds granted.
+
+    No seconds: the preference was not applied.
+    """
+
+    def __call__(self, receipt: Receipt, outcome: WaitOutcome, waited: int | None = None) -> object:
+        """Answer the request."""
 
 
 class UploadWaits:
@@ -56,25 +64,17 @@ class UploadWaits:
         self,
         receipt: Receipt,
         seconds: int,
-        answer: Callable[[Accepted | RefusedError], object],
+        answer: UploadCallback,
         tasks: int = 0,
     ) -> None:
-        """Call ``answer`` with a 201 once all payloads of a request are stored, else with the 202.
+        """Call ``answer`` once all payloads of a request are stored, or after a time.
 
-        Where a request is not promised before it is stored, an error takes the place of the 202.
         Must be called by the callback that gets ``receipt``. ``seconds`` is what the client
         prefers; no request waits longer than REQUEST_TIMEOUT. ``tasks`` is the number of tasks that
         wait for the answer, 0 or 1: their number has a smaller bound.
         """
         if self._unstored is not None:
-
-            def conclude(outcome: StoreOutcome) -> None:
-                if isinstance(outcome, StoredObjects):
-                    answer(accepted(receipt, outcome))
-                else:
-                    answer(outcome)
-
-            self._unstored.wait(conclude)
+            self._unstored.wait(answer)
             return
         granted = min(seconds, max(1, int(self._longest)))
         tasks_in_all = self._tasks + tasks
@@ -83,6 +83,6 @@ class UploadWaits:
 
         def finish(objects: StoredObjects | None) -> None:
             self._tasks -= tasks
-            answer(accepted(receipt, objects, granted))
+            answer(receipt, objects, granted)
 
         self._uploads.wait(receipt, min(granted, self._longest) if may_wait else 0, finish)

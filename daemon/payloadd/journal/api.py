@@ -97,11 +97,11 @@ class UnstoredRequests(Protocol):
     given_up: Callable[[], object]
     """Called after requests were given up: their jobs are in memory for nothing."""
 
-    def wait(self, done: Callable[[StoreOutcome], object]) -> None:
+    def wait(self, done: Callable[[Receipt, StoreOutcome], object]) -> None:
         """Call ``done`` with the outcome of the request of which ``append`` passes the receipt.
 
-        Only the callback of ``append`` may call it. ``done`` is called once, before this returns if
-        the outcome is known, and must not raise.
+        Its first argument is that receipt. Only the callback of ``append`` may call it. ``done`` is
+        called once, before this returns if the outcome is known, and must not raise.
         """
         ...
 

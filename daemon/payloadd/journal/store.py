@@ -49,6 +49,8 @@ _TICK: Final = 0.1
 """Seconds between two looks for requests whose time is over."""
 _TIME_SLICE: Final = 0.002
 """Seconds of answers, after which other tasks run."""
+_ANSWERS: Final = 8
+"""Answers after which the clock is read."""
 _DOWN_AFTER: Final = 2.0
 """Seconds without a stored object after which a store in trouble counts as down: while some uploads
 fail and others succeed, another daemon would do no better."""
@@ -62,37 +64,55 @@ _MOST_OBJECTS: Final = 200_000
 
 
 class _Request:
-    """A request that is not stored yet."""
+    """A request of one job that is not stored yet. Most are: it has only what these need."""
 
-    __slots__ = ("count", "due", "joined", "key", "keys", "left", "marks", "receipt", "waiters")
+    __slots__ = ("due", "receipt", "waiter")
 
-    def __init__(self, receipt: Receipt, count: int, due: float) -> None:
+    def __init__(self, receipt: Receipt, due: float) -> None:
         self.receipt = receipt
-        self.count = self.left = count
-        """Its jobs, and those of them that are not stored."""
         self.due = due
         """The time at which it is given up."""
-        self.key: bytes | None = None
-        self.marks = b""
-        """The fingerprint, if it has a key."""
-        self.keys: dict[str, int] | None = None
-        """The position of its first job in each object, by the object's key."""
-        self.waiters: list[Callable[[StoreOutcome], object]] = []
-        """The callbacks for the outcome: of the request, and of its repetitions."""
-        self.joined = 0
-        """Repetitions that wait for its outcome."""
+        self.waiter: Callable[[Receipt, StoreOutcome], object] = _forget_outcome
+        """The callback for the outcome."""
 
-    def store(self, number: int, key: str) -> None:
-        """Note that the job with the id ``number`` is stored in the object ``key``."""
-        if self.keys is None:
-            self.keys = {}
-        self.keys.setdefault(key, number - self.receipt.id.int)
+    def answer(self, outcome: StoreOutcome) -> None:
+        """Call back with the outcome."""
+        self.waiter(self.receipt, outcome)
+
+
+class _KeptRequest(_Request):
+    """A request of several jobs, or with a key: others may wait for its outcome, too."""
+
+    __slots__ = ("count", "joined", "key", "left", "marks", "positions")
+
+    def __init__(
+        self, receipt: Receipt, due: float, count: int, key: bytes | None, marks: bytes
+    ) -> None:
+        super().__init__(receipt, due)
+        self.count = self.left = count
+        """Its jobs, and those of them that are not stored."""
+        self.key = key
+        self.marks = marks
+        """The fingerprint, if it has a key."""
+        self.positions: dict[str, int] = {}
+        """The position of its first job in each object, by the object's key."""
+        self.joined: list[Callable[[Receipt, StoreOutcome], object]] = []
+        """The callbacks of its repetitions."""
+
+    def answer(self, outcome: StoreOutcome) -> None:
+        """Call back with the outcome, its repetitions too."""
+        for done in (self.waiter, *self.joined):
+            done(self.receipt, outcome)
+
+    def store(self, number: int, key: str) -> bool:
+        """Note that the job with the id ``number`` is in the object ``key``; return if all are."""
+        self.positions.setdefault(key, number - self.receipt.id.int)
         self.left -= 1
+        return not self.left
 
     def objects(self) -> StoredObjects:
         """Return the objects of a request that is stored, in the order of its payloads."""
-        positions = self.keys or {}
-        keys = sorted(positions, key=positions.__getitem__)
+        keys = sorted(self.positions, key=self.positions.__getitem__)
         return StoredObjects(keys[:MOST_KEYS], max(0, len(keys) - MOST_KEYS))
 
 
@@ -110,15 +130,18 @@ class StoreJournal(MemoryJournal):
         """Give requests up after ``seconds``; the trouble of the store is in ``health``."""
         super().__init__(listener, most_keys, read_uptime)
         self._health = health
-        self.seconds = seconds
+        self._waits = max(_TICK, seconds - 2 * _TICK)
+        """Seconds from the last tick to the one that gives a request up."""
         self.given_up: Callable[[], object] = _ignore
         """Called after requests were given up: their jobs are in memory for nothing."""
         # Bounded by the jobs that the queue holds.
         self._jobs: dict[int, _Request] = {}
         """The requests by the ids of their jobs that are not stored, the oldest first."""
-        self._current: _Request | StoredObjects | None = None
-        """The request whose receipt ``append`` has just passed to its callback."""
-        self._running: dict[bytes, _Request] = {}
+        self._current: _Request | None = None
+        """The request of the receipt that ``append`` passes to its callback; None: it is stored."""
+        self._current_stored: tuple[Receipt, StoredObjects] | None = None
+        """The receipt and the objects then."""
+        self._running: dict[bytes, _KeptRequest] = {}
         """Requests with a key that are not stored."""
         self._known_keys: OrderedDict[bytes, tuple[Receipt, bytes, int, StoredObjects]] = (
             OrderedDict()
@@ -153,70 +176,70 @@ class StoreJournal(MemoryJournal):
             marks = marks or fingerprint(parts)
             if self._join(key, marks, done):
                 return
-        self._check_room(parts)
         count = len(parts)
+        if not count:
+            self._pass_stored(receipt, StoredObjects([], 0), done)
+            return
+        self._check_room(parts)
         if not self._jobs:
             self._now = trio.current_time()
             self._job_came.set()
-        request = _Request(receipt, count, self._now + self.seconds - 2 * _TICK)
-        first = receipt.id.int
-        if count == 1:
-            self._jobs[first] = request
+        due, first = self._now + self._waits, receipt.id.int
+        if count == 1 and key is None:
+            self._jobs[first] = request = _Request(receipt, due)
         else:
+            request = kept = _KeptRequest(receipt, due, count, key, marks or b"")
             self._jobs.update(dict.fromkeys(range(first, first + count), request))
-        if key is not None and marks is not None and count:
-            request.key, request.marks = key, marks
-            self._running[key] = request
+            if key is not None:
+                self._running[key] = kept
         self._listener.taken(receipt.payloads)
         self._listener.committed(self._numbered(parts, stream))
         self._current = request
         done(receipt)
-        self._current = None
 
     def _join(self, key: bytes, marks: bytes, done: OutcomeCallback) -> bool:
         """Answer a request whose key is known as its original, and return whether it is."""
         running = self._running.get(key)
-        found: _Request | StoredObjects
+        kept = self._kept(key)
         if running is not None:
-            receipt, known, found = running.receipt, running.marks, running
-        elif (kept := self._kept(key)) is not None:
-            receipt, known, found = kept
-        else:
-            return False
-        if known != marks:
-            done(KeyReusedError())
-            return True
-        if running is not None:
+            if running.marks != marks:
+                done(KeyReusedError())
+                return True
             if self._joined >= _MOST_JOINED:
                 raise self._queue_full()
-            running.joined += 1
-            self._joined += 1
-        self._current = found
-        done(receipt)
-        self._current = None
-        return True
+            self._current = running
+            done(running.receipt)
+        elif kept is not None:
+            receipt, known, _, objects = kept
+            if known == marks:
+                self._pass_stored(receipt, objects, done)
+            else:
+                done(KeyReusedError())
+        return running is not None or kept is not None
 
-    def _kept(self, key: bytes) -> tuple[Receipt, bytes, _Request | StoredObjects] | None:
-        """Return receipt, fingerprint and objects of a stored request; None if not known."""
+    def _pass_stored(self, receipt: Receipt, objects: StoredObjects, done: OutcomeCallback) -> None:
+        """Pass the receipt of a request that is stored."""
+        self._current, self._current_stored = None, (receipt, objects)
+        done(receipt)
+
+    def _kept(self, key: bytes) -> tuple[Receipt, bytes, int, StoredObjects] | None:
+        """Return what is kept of a stored request; None if its key is not known any more."""
         kept = self._known_keys.get(key)
-        if kept is None:
-            return None
-        receipt, marks, expires, objects = kept
-        if expires <= self._uptime():
+        if kept is not None and kept[2] <= self._uptime():
             self._forget(key)
             return None
-        return receipt, marks, objects
+        return kept
 
-    def wait(self, done: Callable[[StoreOutcome], object]) -> None:
+    def wait(self, done: Callable[[Receipt, StoreOutcome], object]) -> None:
         """Call ``done`` with the outcome of the request of which ``append`` passes the receipt."""
-        current = self._current
-        assert current is not None, "only the callback of append may wait"  # noqa: S101
-        if isinstance(current, StoredObjects):
-            done(current)
-        elif not current.count:
-            done(current.objects())
-        else:
-            current.waiters.append(done)
+        request = self._current
+        if request is not None and request.waiter is _forget_outcome:
+            request.waiter = done
+        elif isinstance(request, _KeptRequest):
+            request.joined.append(done)
+            self._joined += 1
+        elif self._current_stored is not None:
+            done(*self._current_stored)
 
     def wants(self, job: Job) -> bool:
         """Return whether the request of ``job`` waits for it."""
@@ -234,21 +257,20 @@ class StoreJournal(MemoryJournal):
             if request is None:
                 continue  # given up
             found = objects
-            if request.count > 1:
-                request.store(number, key)
-                if request.left:
+            if isinstance(request, _KeptRequest):
+                if not request.store(number, key):
                     continue
                 found = request.objects()
+                if request.key is not None:
+                    self._remember(request.key, request, found)
             payloads += request.receipt.payloads
-            if request.key is not None:
-                self._remember(request.key, request, found)
             self._answers.append((request, found))
         if payloads:
             self._listener.acknowledged(batch.jobs[0].seq, payloads)
         if self._answers:
             self._answer_due.set()
 
-    def _remember(self, key: bytes, request: _Request, objects: StoredObjects) -> None:
+    def _remember(self, key: bytes, request: _KeptRequest, objects: StoredObjects) -> None:
         self._running.pop(key, None)
         expires = self._uptime() + KEEP * 1000
         self._known_keys[key] = request.receipt, request.marks, expires, objects
@@ -270,10 +292,13 @@ class StoreJournal(MemoryJournal):
 
     def _fail(self, request: _Request, error: RefusedError) -> None:
         first = request.receipt.id.int
-        for number in range(first, first + request.count):
-            self._jobs.pop(number, None)
-        if request.key is not None:
-            self._running.pop(request.key, None)
+        if isinstance(request, _KeptRequest):
+            for number in range(first, first + request.count):
+                self._jobs.pop(number, None)
+            if request.key is not None:
+                self._running.pop(request.key, None)
+        else:
+            del self._jobs[first]
         self._answers.append((request, error))
         self._answer_due.set()
 
@@ -291,10 +316,11 @@ class StoreJournal(MemoryJournal):
             await self._answer_due.wait()
             end = perf_counter() + _TIME_SLICE
             while answers and perf_counter() < end:
-                request, outcome = answers.popleft()
-                self._joined -= request.joined
-                for done in request.waiters:
-                    done(outcome)
+                for _ in range(min(_ANSWERS, len(answers))):
+                    request, outcome = answers.popleft()
+                    request.answer(outcome)
+                    if isinstance(request, _KeptRequest):
+                        self._joined -= len(request.joined)
             if not answers:
                 self._answer_due = trio.Event()
             await trio.lowlevel.checkpoint()
@@ -358,3 +384,7 @@ class StoreJournal(MemoryJournal):
 
 def _ignore() -> None:
     """Do nothing: no part has jobs in memory yet."""
+
+
+def _forget_outcome(_receipt: Receipt, _outcome: StoreOutcome) -> None:
+    """Do nothing: the client of the request is gone."""

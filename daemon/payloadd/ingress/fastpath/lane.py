@@ -89,7 +89,7 @@ class FastPath:
         self._closed = False
         """Whether ``run`` has ended: a later commit must not use the closed descriptors."""
         self._second = 0
-        self._head = b""
+        self._head = self._created_head = b""
 
     async def run(self) -> None:
         """Serve the connections until cancelled."""
@@ -189,6 +189,5 @@ class FastPath:
         if second != self._second:
             self._second = second
             self._head = _ACCEPTED_HEAD % formatdate(second, usegmt=True).encode("ascii")
-        if status == _CREATED:
-            return self._head.replace(b"202 Accepted", b"201 Created", 1)
-        return self._head
+            self._created_head = self._head.replace(b"202 Accepted", b"201 Created", 1)
+        return self._created_head if status == _CREATED else self._head
