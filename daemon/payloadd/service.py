@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from payloadd.config.stream_names import some_of
+from payloadd import __version__
+from payloadd.config.changed import store_text
+from payloadd.config.stream_names import DEFAULT_STREAM, some_of
 from payloadd.errors import SettingsError, StartError, StateDirError
 from payloadd.exit_status import ExitStatus
 from payloadd.heap import keep_small, reduce_garbage_collections
@@ -50,12 +52,11 @@ from payloadd.open_files import ADMIN_CONNECTIONS
 from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.batching import Batcher
 from payloadd.pipeline.dispatcher import dispatch
-from payloadd.pipeline.given_up import GivenUpJobs
 from payloadd.pipeline.intake import Intake
 from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
-from payloadd.pipeline.store_probe import StoreProbe
+from payloadd.pipeline.unstored import attach
 from payloadd.pipeline.worker import Worker
 from payloadd.storage.api import open_store
 from payloadd.systemd.notify import Notifier, PassedSockets
@@ -282,9 +283,8 @@ async def _serve_admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[s
         sampling.start_soon(history.run)
         sampling.start_soon(dead_letters.run)
         listeners = passed or await open_listeners([address] if address else [])
-        await nursery.start(
-            serve, app, listeners, runtime.settings, stop, ServerOptions(ADMIN_CONNECTIONS)
-        )
+        options = ServerOptions(ADMIN_CONNECTIONS, count=runtime.metrics.requests.count)
+        await nursery.start(serve, app, listeners, runtime.settings, stop, options)
         yield bound_addresses(listeners)
         stop.set()
         sampling.cancel_scope.cancel()
@@ -311,9 +311,7 @@ async def _start_pipeline(
     )
     batcher = Batcher(channel, opened.layouts, settings, worker.admission, feeder)
     if opened.unstored is not None:
-        parts = opened.unstored, channel, worker.admission.put_back, worker.cancel_unwanted
-        batcher.given_up = worker.given_up = GivenUpJobs(*parts)
-        worker.admission.probe = StoreProbe(store, worker.admission, settings).run
+        attach(opened.unstored, batcher, worker, store, settings)
     await nursery.start(dispatch, batcher, worker)
     await nursery.start(feeder.refill, opened.journal)
     return batcher
@@ -344,12 +342,13 @@ async def _serve_public(
         fast_path,
         runtime.certificates,
         memory,
-        runtime.metrics.count_request,
+        runtime.metrics.requests.count,
         refusals,
         settings.max_connections_per_client,
         settings.trusted_proxies or (),
         proxy_headers=settings.client_address == "proxy",
         cors=submitter.cors,
+        metrics=runtime.metrics.requests,
     )
     listeners = runtime.passed.listeners() or await open_listeners(settings.bind)
     async with trio.open_nursery() as helpers:
@@ -369,15 +368,16 @@ async def _serve_public(
                 "listening",
                 public=bound_addresses(listeners),
                 admin=next(iter(admin), None),
-                **({"streams": some_of(settings.streams)} if settings.streams else {}),
+                version=__version__,
+                store=store_text(settings),
+                durability=settings.durability,
+                streams=some_of((DEFAULT_STREAM, *(settings.streams or ()))),
             )
             await stop.wait()
             began = trio.current_time()
             batcher.end_linger()
             longest = min(settings.drain_timeout, settings.request_timeout)
-            intake.uploads.wait_no_longer_than(longest)
-            if opened.unstored is not None:
-                opened.unstored.wait_no_longer_than(longest)
+            intake.wait_no_longer_than(longest)
         helpers.cancel_scope.cancel()
     refusals.finish()
     return began

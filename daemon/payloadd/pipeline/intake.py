@@ -206,6 +206,12 @@ class Intake:
 
         return finish
 
+    def wait_no_longer_than(self, seconds: float) -> None:
+        """Let no request, also no later one, wait for the store for longer than ``seconds``."""
+        self.uploads.wait_no_longer_than(seconds)
+        if self.unstored is not None:
+            self.unstored.wait_no_longer_than(seconds)
+
     def _check_job_count(self, jobs: int) -> None:
         if jobs > self._max_jobs:
             raise TooLargeError(
