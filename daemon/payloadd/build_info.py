@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -18,17 +17,23 @@ _PACKAGE: Final = Path(__file__).parent
 _GIT_SECONDS: Final = 5.0
 
 
-@cache
-def commit(package: Path = _PACKAGE) -> str | None:
-    """Return the commit that this program was built from, or None if it is not known.
+def recorded_commit(package: Path = _PACKAGE) -> str | None:
+    """Return the commit that the build of this package recorded, or None, as in a checkout.
 
-    It ends with ``-modified`` if files differed from the commit. The first call in a checkout runs
-    git, which takes some milliseconds.
+    It ends with ``-modified`` if files differed from the commit.
     """
     try:
         return (package / "commit.txt").read_text(encoding="ascii").strip() or None
     except (OSError, ValueError):
-        return _commit_of_checkout(package.parents[1])
+        return None
+
+
+def commit(package: Path = _PACKAGE) -> str | None:
+    """Return the recorded commit, that of the checkout, or None if neither is known.
+
+    In a checkout it runs git, which takes some milliseconds.
+    """
+    return recorded_commit(package) or _commit_of_checkout(package.parents[1])
 
 
 def version_text() -> str:

@@ -9,7 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from payloadd import __version__
-from payloadd.build_info import commit
+from payloadd.build_info import recorded_commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +24,7 @@ class StateGauges(Collector):
         """Render ``snapshot``; ``journal_max_bytes`` is None without a journal on disk."""
         self._snapshot = snapshot
         self._journal_max_bytes = journal_max_bytes
+        self._commit = recorded_commit() or ""
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families for a scrape."""
@@ -55,8 +56,8 @@ class StateGauges(Collector):
         )
         build = GaugeMetricFamily(
             "payloadd_build_info",
-            "Version, commit (empty if not known) and Python",
+            "Version, commit (empty if the build did not record it), Python",
             labels=["version", "commit", "python"],
         )
-        build.add_metric([__version__, commit() or "", platform.python_version()], 1)
+        build.add_metric([__version__, self._commit, platform.python_version()], 1)
         yield build
