@@ -51,7 +51,7 @@ def _settings_table() -> str:
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=lambda context, _, given: given and _print_version(context),
+    callback=lambda context, _, given: _print_version(context) if given else None,
     help="Show version, commit and Python, and exit.",
 )
 def main() -> None:

@@ -104,7 +104,7 @@ def _entries(entries: Iterator[tuple[str, str]] | tuple[tuple[str, str], ...]) -
 
 
 def _paragraph(text: str) -> Iterator[str]:
-    """Yield the lines of a paragraph; after click's ``\\b`` lines are not filled."""
+    """Yield the lines of a paragraph; after click's mark (a backspace) they are not filled."""
     kept = text.startswith("\b")
     if kept:
         yield ".nf"

@@ -138,9 +138,7 @@ def remove(root: Path) -> None:
 def run(instance: int | None, arguments: tuple[str, ...]) -> None:
     """Run a COMMAND of payloadd with the settings, credentials and user of the unit.
 
-    \b
-    payloadd systemd run check
-    payloadd systemd run journal dead list
+    For example: `payloadd systemd run check`, `payloadd systemd run journal dead list`.
     """
     unit = "payloadd.service" if instance is None else f"payloadd@{instance}.service"
     with _errors():
