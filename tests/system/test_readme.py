@@ -40,10 +40,8 @@ ALONE: Final = (
 """Blocks that each run in a folder of their own."""
 NO_BUCKET: Final = "When something is wrong: $ curl http://127.0.0.1:8081/readyz"
 JOURNAL: Final = "The journal: $ payloadd journal status"
-UNDER_SYSTEMD: Final = {
-    "systemd: $ payloadd systemd run check",
-    "The log: $ journalctl -u payloadd PAYLOADD_EVENT=",
-}
+RUN_UNDER_SYSTEMD: Final = "systemd: $ payloadd systemd run check"
+LOG_UNDER_SYSTEMD: Final = "The log: $ journalctl -u payloadd -o cat PAYLOADD"
 """Blocks that system/systemd/test_readme.py runs in a machine with systemd."""
 
 RUN_ELSEWHERE: Final = {
@@ -52,7 +50,7 @@ RUN_ELSEWHERE: Final = {
         "system/test_installers.py installs the wheel with pip in a new environment and starts it;"
         " .ci/run runs the tests in a new environment"
     ),
-    "curl: curl --json '{\"a\": 1}' http://127.0.0.": "system/test_senders.py",
+    "curl: curl --json '{\"a\": 1}' http://127.0.0.1:": "system/test_senders.py",
     "S3: .venv/bin/pip install 'moto[s3,server]'": "system/test_command_line.py",
     "Installing it: pipx install .              # or: uv too": "system/test_installers.py",
     'Installing it: eval "$(_PAYLOADD_COMPLETE=bash_source p': "cli/test_shell_files.py",
@@ -96,7 +94,8 @@ def stored_lines(session: Session) -> list[str]:
 def test_every_block_of_commands_is_run_or_has_a_reason() -> None:
     """A command of the README could stop working, and no test would say so."""
     console = [one.name for one in readme_blocks("console")]
-    assert sorted(console) == sorted([*FIRST, LOG, *ALONE, NO_BUCKET, JOURNAL, *UNDER_SYSTEMD])
+    under_systemd = (RUN_UNDER_SYSTEMD, LOG_UNDER_SYSTEMD)
+    assert sorted(console) == sorted([*FIRST, LOG, *ALONE, NO_BUCKET, JOURNAL, *under_systemd])
     shell = [one.name for one in readme_blocks("sh")]
     assert sorted({*shell}) == sorted([*RUN_ELSEWHERE, *NOT_RUN])
 

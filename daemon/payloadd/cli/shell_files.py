@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
 import click
-from click.shell_completion import ShellComplete, get_completion_class
+from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
 
 from payloadd import __version__
 from payloadd.config import settings as config
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _NAME: Final = "payloadd"
+_SHELLS: Final = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 _SECTIONS: Final = (
     (
         "EXIT STATUS",
@@ -47,10 +48,9 @@ _SECTIONS: Final = (
 
 def completion(shell: str, command: click.Command) -> str:
     """Return the script with which ``shell`` (bash, zsh or fish) completes the command line."""
-    found = get_completion_class(shell)
-    assert found is not None, shell
-    # Not the source() of the class: that for bash runs bash, and warns where there is none.
-    return ShellComplete.source(found(command, {}, _NAME, "_PAYLOADD_COMPLETE"))
+    made = _SHELLS[shell](command, {}, _NAME, "_PAYLOADD_COMPLETE")
+    # Not made.source(): that for bash runs bash, and warns where there is none.
+    return ShellComplete.source(made)
 
 
 def man_page(command: click.Command) -> str:
