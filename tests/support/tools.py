@@ -23,6 +23,8 @@ _PACKAGES = {
     "promtool": "prometheus",
     "wrk": "wrk",
     "debootstrap": "debootstrap",
+    "dh_virtualenv": "dh-virtualenv debhelper",
+    "dpkg-buildpackage": "dpkg-dev",
     "strace": "strace",
     "bash": "bash",
     "fish": "fish",
