@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from payloadd.config.stream_names import some_of
+from payloadd import __version__
+from payloadd.config.changed import store_text
+from payloadd.config.stream_names import DEFAULT_STREAM, some_of
 from payloadd.errors import SettingsError, StartError, StateDirError
 from payloadd.exit_status import ExitStatus
 from payloadd.heap import keep_small, reduce_garbage_collections
@@ -37,6 +39,7 @@ from payloadd.ingress.server.tls import open_certificates
 from payloadd.ingress.status_page import Shown
 from payloadd.ingress.submission import Submitter
 from payloadd.journal.open import dead_letter_groups, open_journal
+from payloadd.model.formats.configuration import open_formats
 from payloadd.observe.dead_letter_figures import DeadLetterFigures
 from payloadd.observe.health import Health
 from payloadd.observe.history import History
@@ -153,7 +156,9 @@ async def _run_parts(runtime: Runtime) -> None:
         root.start_soon(_report_drain, runtime, stop)
         root.start_soon(put_cost_of(settings, runtime.metrics, runtime.health).run)
         await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
-        async with open_store(settings) as store, _reloading(runtime, store, reload_requests):
+        formats = open_formats(settings)
+        reloading = partial(_reloading, runtime, requests=reload_requests)
+        async with formats, open_store(settings) as store, reloading(store):
             # The bound on jobs and payload bytes in memory, all streams together.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
             runtime.health.queue_figures = channel.figures
@@ -279,9 +284,8 @@ async def _serve_admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[s
         sampling.start_soon(history.run)
         sampling.start_soon(dead_letters.run)
         listeners = passed or await open_listeners([address] if address else [])
-        await nursery.start(
-            serve, app, listeners, runtime.settings, stop, ServerOptions(ADMIN_CONNECTIONS)
-        )
+        options = ServerOptions(ADMIN_CONNECTIONS, count=runtime.metrics.requests.count)
+        await nursery.start(serve, app, listeners, runtime.settings, stop, options)
         yield bound_addresses(listeners)
         stop.set()
         sampling.cancel_scope.cancel()
@@ -337,12 +341,13 @@ async def _serve_public(
         fast_path,
         runtime.certificates,
         memory,
-        runtime.metrics.count_request,
+        runtime.metrics.requests.count,
         refusals,
         settings.max_connections_per_client,
         settings.trusted_proxies or (),
         proxy_headers=settings.client_address == "proxy",
         cors=submitter.cors,
+        metrics=runtime.metrics.requests,
     )
     listeners = runtime.passed.listeners() or await open_listeners(settings.bind)
     async with trio.open_nursery() as helpers:
@@ -362,7 +367,10 @@ async def _serve_public(
                 "listening",
                 public=bound_addresses(listeners),
                 admin=next(iter(admin), None),
-                **({"streams": some_of(settings.streams)} if settings.streams else {}),
+                version=__version__,
+                store=store_text(settings),
+                durability=settings.durability,
+                streams=some_of((DEFAULT_STREAM, *(settings.streams or ()))),
             )
             await stop.wait()
             began = trio.current_time()

@@ -59,7 +59,7 @@ async def test_settings_that_are_not_built_are_reported_together(
     assert "not built yet" in done.stderr
 
 
-@pytest.mark.parametrize(("name", "text"), [("OBJECT_FORMAT", "parquet"), *VALUES])
+@pytest.mark.parametrize(("name", "text"), [("WATERMARK", "on"), *VALUES])
 async def test_one_setting_that_is_not_built_refuses_the_start(
     tmp_path: Path, name: str, text: str
 ) -> None:
