@@ -10,7 +10,8 @@ _RIGHTS: Final = (
     " others; `payloadd check` tries it."
 )
 _KEYS: Final = (
-    "The access key is wrong, disabled or expired. Set new credentials; SIGHUP reads files again."
+    "The access key is wrong, disabled or expired. Set new credentials: files are read again within"
+    " 10 s, environment variables (payloadd.env) at a restart."
 )
 _NO_KEYS: Final = (
     "Set credentials, for example AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; the reason says what"

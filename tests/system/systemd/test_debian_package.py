@@ -73,10 +73,8 @@ def _build(folder: Path) -> Path:
 async def test_the_package_installs_a_service(empty_machine: Machine, tmp_path: Path) -> None:
     """An administrator with many machines would have to write a package."""
     machine = empty_machine
-    python = subprocess.run(
-        ["/usr/bin/python3", *_PYTHON[1:]], check=True, capture_output=True, text=True
-    ).stdout
-    if python != await machine.run(*_PYTHON):
+    own = await trio.run_process(["/usr/bin/python3", *_PYTHON[1:]], capture_stdout=True)
+    if own.stdout.decode() != await machine.run(*_PYTHON):
         pytest.skip("the machine has another Python than the builder")
     package = await trio.to_thread.run_sync(partial(_build, tmp_path))
     shutil.copy(package, machine.root / "payloadd.deb")
