@@ -57,6 +57,7 @@ from payloadd.pipeline.intake import Intake
 from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
+from payloadd.pipeline.unstored import attach
 from payloadd.pipeline.worker import Worker
 from payloadd.storage.api import open_store
 from payloadd.systemd.notify import Notifier, PassedSockets
@@ -171,7 +172,8 @@ async def _run_parts(runtime: Runtime) -> None:
                     runtime.accounting.stream_names = opened.names
                     runtime.metrics.name_streams(opened.names, runtime.accounting.streams)
                 uploads = runtime.accounting.uploads
-                intake = Intake(opened.journal, runtime.health, settings, uploads)
+                journal_parts = opened.journal, runtime.health, settings, uploads
+                intake = Intake(*journal_parts, opened.unstored)
                 watched = WatchedParts(settings, runtime.health, opened.journal)
                 monitor = reporting_to_systemd(watched, runtime.notifier)
                 admin_app = _serve_admin(runtime, intake)
@@ -311,6 +313,8 @@ async def _start_pipeline(
         settings,
     )
     batcher = Batcher(channel, opened.layouts, settings, worker.admission, feeder)
+    if opened.unstored is not None:
+        attach(opened.unstored, batcher, worker, store, settings)
     await nursery.start(dispatch, batcher, worker)
     await nursery.start(feeder.refill, opened.journal)
     return batcher
@@ -376,7 +380,7 @@ async def _serve_public(
             began = trio.current_time()
             batcher.end_linger()
             longest = min(settings.drain_timeout, settings.request_timeout)
-            intake.uploads.wait_no_longer_than(longest)
+            intake.wait_no_longer_than(longest)
         helpers.cancel_scope.cancel()
     refusals.finish()
     return began

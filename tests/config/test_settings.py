@@ -17,7 +17,7 @@ from payloadd.config.parquet_schema import ParquetSchema
 from payloadd.config.parsers import FileUrl, Rate, S3Url, TcpAddress, UnixAddress, address
 from payloadd.errors import SettingsError
 from payloadd.model.keys import key_problems
-from tests.support.not_built import NAMES, VALUES
+from tests.support.not_built import NAMES
 
 
 def problems(**environ: str) -> list[str]:
@@ -495,15 +495,6 @@ def test_a_documented_setting_that_is_not_built_is_refused(name: str, tmp_path: 
     assert problem.startswith(f"{name}: is set")
     (tmp_path / name.lower()).write_text("x")
     assert problems(CREDENTIALS_DIRECTORY=str(tmp_path)) == [problem]
-
-
-@pytest.mark.parametrize(("name", "text"), VALUES)
-def test_a_documented_value_that_is_not_built_is_refused(name: str, text: str) -> None:
-    """The same for one value of a setting that is built."""
-    with pytest.raises(SettingsError) as caught:
-        config.load({name: text}, key_problems)
-    (problem,) = caught.value.problems
-    assert problem.startswith(name)
 
 
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "1e-6", "0,5", "$1", "1.", ".5", ""])

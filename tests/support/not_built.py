@@ -5,6 +5,3 @@ from __future__ import annotations
 from typing import Final
 
 NAMES: Final = ("JOURNAL_URL", "WATERMARK")
-
-VALUES: Final = (("DURABILITY", "store"),)
-"""Documented values that are not built yet, of settings that are built."""

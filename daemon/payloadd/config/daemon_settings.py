@@ -133,9 +133,11 @@ class DaemonSettings:
     parquet_sort_by: tuple[str, ...] | None = field(
         metadata=setting(None, sort_columns, "columns by which the rows of an object are sorted")
     )
-    durability: Literal["memory", "disk"] = field(
+    durability: Literal["memory", "store", "disk"] = field(
         metadata=setting(
-            "disk", one_of("disk", "memory"), "disk: 2xx after fsync; memory: lost on a crash"
+            "disk",
+            one_of("disk", "store", "memory"),
+            "disk: 2xx after fsync; store: when the store has it; memory: lost on a crash",
         )
     )
     state_dir: Path = field(

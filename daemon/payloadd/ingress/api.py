@@ -18,7 +18,6 @@ from payloadd.ingress.body import ACCEPTED_TYPES
 from payloadd.ingress.large_bodies import busy_error
 from payloadd.ingress.openapi import render
 from payloadd.ingress.operations import OPENAPI_PATH
-from payloadd.ingress.preferences import seconds_to_wait
 from payloadd.ingress.problem import CONTENT_TYPE, Problem, refusal_problem, too_large
 from payloadd.ingress.routes import COLLECTIONS, DEFAULT, DOCUMENTS, METHODS
 from payloadd.ingress.submission import PostHeaders, closes_connection, internal_error
@@ -150,7 +149,7 @@ class _Handler:
             _header("X-Forwarded-For"),
             _header("Forwarded"),
             stream,
-            seconds_to_wait(_header("Prefer")),
+            self._submitter.waits.seconds_to_wait(_header("Prefer")),
             None if patterns is None else patterns.select(_joined_headers()),
         )
 

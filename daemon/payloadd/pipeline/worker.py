@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
     from payloadd.pipeline.accounting import Accounting
+    from payloadd.pipeline.given_up import GivenUpJobs
     from payloadd.pipeline.idle import Inbox
     from payloadd.pipeline.queue import JobChannel
     from payloadd.storage.api import Store
@@ -78,6 +79,8 @@ class Worker:
         """Decides which uploads may start."""
         self.timeout = SharedTimeout(settings.upload_timeout, self.admission.stall)
         """The timeout of uploads, in force while its ``run`` runs."""
+        self.given_up: GivenUpJobs | None = None
+        """The jobs whose requests were given up; None where that does not happen."""
         self._current_batches: list[CurrentBatch] = []
         health.busy_workers = self._count_busy
         self._budget = RetryBudget()
@@ -104,7 +107,7 @@ class Worker:
             while True:
                 failure: StoreError | None = None
                 # One timer for all uploads until one of them fails.
-                timer = Timer(progress, current.key)
+                timer = current.timer = Timer(progress, current.key)
                 with timer.scope:
                     while failure is None and not timer.expired:
                         if not (current.present or await current.receive()):
@@ -112,7 +115,9 @@ class Worker:
                         failure = await self._upload(current, timer)
                 if timer.scope.cancelled_caught:
                     failure = self._timed_out(current, timer)
-                if failure is not None:
+                if failure is not None and self._is_given_up(current):
+                    self._end_given_up(current, failure)
+                elif failure is not None:
                     await self._handle_failure(current, failure)
 
     async def _upload(self, current: CurrentBatch, timer: Timer) -> StoreError | None:
@@ -123,6 +128,10 @@ class Worker:
         """
         while current.present and not timer.expired:
             batch = current.batch
+            if self.given_up is not None and not self.given_up.is_wanted(batch):
+                self.given_up.drop(batch.jobs)
+                current.replace()
+                continue
             if current.body is None:
                 if batch.sealed and not current.sealed:
                     await self._journal.seal(batch)
@@ -149,11 +158,32 @@ class Worker:
         self.admission.time_out(current.started)
         sent, seconds = timer.progress.sent(), trio.current_time() - current.started
         size = 0 if current.body is None else current.body.size
+        limit = f"no progress within UPLOAD_TIMEOUT ({self.timeout.seconds:g} s)"
+        if self._is_given_up(current):
+            limit = "not confirmed within REQUEST_TIMEOUT"
         reason = (
-            f"no progress within UPLOAD_TIMEOUT ({self.timeout.seconds:g} s): {sent} of {size}"
+            f"{limit}: {sent} of {size}"
             f" bytes were sent in {seconds:.1f} s, {sent / max(seconds, 0.001) / 1000:.1f} kB/s"
         )
         return TransientStoreError("UploadTimeout", reason)
+
+    def cancel_unwanted(self, is_wanted: Callable[[Batch], bool]) -> None:
+        """Cancel the uploads of batches that are not wanted."""
+        for current in self._current_batches:
+            if current.present and not is_wanted(current.batch):
+                current.timer.expired = True
+                current.timer.scope.cancel()
+
+    def _is_given_up(self, current: CurrentBatch) -> bool:
+        return self.given_up is not None and not self.given_up.is_wanted(current.batch)
+
+    def _end_given_up(self, current: CurrentBatch, error: StoreError) -> None:
+        """Drop a batch whose upload has failed, or took too long for its requests."""
+        assert self.given_up is not None  # noqa: S101
+        self._outcomes[error.outcome].inc()
+        self.admission.give_up(current.batch.key, error)
+        self.given_up.drop(current.batch.jobs)
+        current.replace()
 
     async def _handle_failure(self, current: CurrentBatch, error: StoreError) -> None:
         """Try the current batch again at once, put it back, or make it a dead letter."""
@@ -256,6 +286,7 @@ class CurrentBatch:
         "rounds",
         "sealed",
         "started",
+        "timer",
     )
 
     batch: Batch
@@ -272,6 +303,8 @@ class CurrentBatch:
     """The attempt within the round, from 1."""
     started: float
     """The start of the last attempt, by trio's clock."""
+    timer: Timer
+    """The timer of the attempt."""
     cost: int | None
     """Tokens of the budget that the last retry of this round cost; None: no retry."""
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, TypeVarTuple
 
 import trio
 
+from payloadd.errors import RefusedError
 from payloadd.ingress.fastpath import details
 from payloadd.ingress.large_bodies import busy_error
-from payloadd.ingress.preferences import receipt_document
+from payloadd.ingress.preferences import accepted, receipt_document
 from payloadd.ingress.problem import Problem, refusal_problem
 from payloadd.ingress.refusal_log import describe
 from payloadd.ingress.server.client_stream import do_nothing
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from payloadd.ingress.fastpath.head import FastPathRequest
     from payloadd.ingress.fastpath.owner import Owner
-    from payloadd.ingress.preferences import Accepted
+    from payloadd.ingress.preferences import WaitOutcome
     from payloadd.ingress.request_memory import Waiter
     from payloadd.ingress.server.client_stream import ClientStream
     from payloadd.ingress.submission import SubmissionOutcome
@@ -105,12 +106,15 @@ class FastPathConnection:
         if self._buffers:
             self.read_pending()
 
-    def _on_upload(self, answer: Accepted) -> None:
+    def _on_upload(self, receipt: Receipt, outcome: WaitOutcome, waited: int | None = None) -> None:
         """Answer the request that has waited for its upload."""
         if self._stream.socket.fileno() < 0:
             return  # closed meanwhile, as above
         self._submitted = False
-        self._run_guarded(self._accept, *answer)
+        if isinstance(outcome, RefusedError):
+            self._run_guarded(self._send_outcome, outcome)
+        else:
+            self._run_guarded(self._accept, *accepted(receipt, outcome, waited))
         if self._buffers:
             self.read_pending()
 

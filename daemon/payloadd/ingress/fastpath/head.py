@@ -21,6 +21,8 @@ from payloadd.ingress.routes import BEGINNINGS
 from payloadd.ingress.submission import PostHeaders
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from payloadd.ingress.envelope import HeaderPatterns
     from payloadd.ingress.routes import Route, Routes
 
@@ -75,12 +77,18 @@ class HeadParser:
     """Parses heads, and remembers the requests of heads that clients repeat.
 
     ``routes`` has the known paths; ``max_length`` is the largest Content-Length in bytes;
-    ``patterns`` are the headers that are kept for the envelope.
+    ``patterns`` are the headers that are kept for the envelope, and ``seconds_of`` returns the
+    seconds that a request waits, by its header Prefer.
     """
 
     def __init__(
-        self, routes: Routes, max_length: int, patterns: HeaderPatterns | None = None
+        self,
+        routes: Routes,
+        max_length: int,
+        patterns: HeaderPatterns | None = None,
+        seconds_of: Callable[[str | None], int | None] = seconds_to_wait,
     ) -> None:
+        self._seconds_of = seconds_of
         self._routes = routes.first_lines
         self._longest_line = max(map(len, self._routes))
         self._max_length = max_length
@@ -175,6 +183,9 @@ class HeadParser:
         request = None
         if is_plain:
             request = _plain_request(headers, len(head), self._max_length, route, self._patterns)
+            if request is not None:
+                wait = self._seconds_of(_text(headers.get(b"prefer")))
+                request = request._replace(headers=request.headers._replace(wait=wait))
         if request is None or (not _SECRET.isdisjoint(headers) and any(map(headers.get, _SECRET))):
             raise _NotCached(request)
         return request
@@ -224,7 +235,7 @@ def _plain_request(
         _text(headers.get(b"x-forwarded-for")),
         _text(headers.get(b"forwarded")),
         route.stream,
-        seconds_to_wait(_text(headers.get(b"prefer"))),
+        None,  # see _read
         None if patterns is None else patterns.select(headers),
     )
     token = token_digest(_text(headers.get(b"authorization")))

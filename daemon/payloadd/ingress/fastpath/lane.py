@@ -64,7 +64,12 @@ class FastPath:
         self.health = health
         self.requests = metrics.requests
         self.refusals = refusals
-        self.heads = HeadParser(submitter.routes, submitter.max_length, submitter.kept_headers)
+        self.heads = HeadParser(
+            submitter.routes,
+            submitter.max_length,
+            submitter.kept_headers,
+            submitter.waits.seconds_to_wait,
+        )
         self.unanswered = 0
         """Requests that were submitted and are not answered yet."""
         self._connections: dict[int, Readable] = {}
@@ -84,7 +89,7 @@ class FastPath:
         self._closed = False
         """Whether ``run`` has ended: a later commit must not use the closed descriptors."""
         self._second = 0
-        self._head = b""
+        self._head = self._created_head = b""
 
     async def run(self) -> None:
         """Serve the connections until cancelled."""
@@ -184,6 +189,5 @@ class FastPath:
         if second != self._second:
             self._second = second
             self._head = _ACCEPTED_HEAD % formatdate(second, usegmt=True).encode("ascii")
-        if status == _CREATED:
-            return self._head.replace(b"202 Accepted", b"201 Created", 1)
-        return self._head
+            self._created_head = self._head.replace(b"202 Accepted", b"201 Created", 1)
+        return self._created_head if status == _CREATED else self._head
