@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from payloadd.cli import units
 from payloadd.cli.main import main
 from payloadd.cli.units import COMPLETIONS, FILES, LINK, MAN_PAGE, transient_unit
 from payloadd.config import settings as config
-from tests.support.daemon import PYTHONPATH, ROOT
+from tests.support.daemon import ROOT
 
 UNITS: Final = ROOT / "systemd"
 PLACE: Final = "usr/local/lib/systemd/system"
@@ -122,8 +123,8 @@ def test_a_command_that_is_on_the_path_needs_no_link(
 def test_a_command_gets_what_the_unit_says_about_its_process() -> None:
     """The operator would check other settings than those of the daemon."""
     text = (UNITS / "payloadd@.service").read_text() + "Environment=A=1 \\\n  B=2\n"
-    assert transient_unit(text, "3") == [
-        *("systemd-run", "--quiet", "--collect", "--wait", "--pipe"),
+    assert transient_unit(text, "3", "x") == [
+        *("systemd-run", "--unit=x", "--quiet", "--collect", "--wait", "--pipe"),
         "--property=EnvironmentFile=-/etc/payloadd/payloadd.env",
         "--property=Environment=ADMIN_BIND=127.0.0.3:8081",
         "--property=EnvironmentFile=-/etc/payloadd/payloadd@3.env",
@@ -136,24 +137,43 @@ def test_a_command_gets_what_the_unit_says_about_its_process() -> None:
     ]
 
 
-def test_a_command_replaces_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The exit status of the command would be lost."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, text in (("systemctl", "echo User=payloadd"), ("systemd-run", 'echo "$@"; exit 7')):
-        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
-        (programs / name).chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, "-m", "payloadd", "systemd", "run", "journal", "status", "--json"],
-        env={"PATH": f"{programs}:/usr/bin:/bin", "PYTHONPATH": PYTHONPATH},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 7
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with systemctl and systemd-run, which are alone on the PATH."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name, text in (("systemctl", 'echo "User=payloadd"'), ("systemd-run", "exit 7")):
+        (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{folder}/ran\n{text}\n')
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def test_the_status_of_a_command_is_passed_on(programs: Path) -> None:
+    """A script could not see that a check failed."""
+    result = CliRunner().invoke(main, ["systemd", "run", "journal", "status", "--json"])
+    assert result.exit_code == 7
+    cat, ran = (programs / "ran").read_text().splitlines()
+    assert cat == "systemctl cat payloadd.service"
     command = Path(sys.executable).with_name("payloadd")
-    end = f"--property=User=payloadd -- {command} journal status --json\n"
-    assert done.stdout.endswith(end)
+    assert ran.endswith(f" --property=User=payloadd -- {command} journal status --json")
+
+
+def test_a_command_that_is_interrupted_is_stopped(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check that waits for a slow store would go on in the background."""
+    run = subprocess.run
+
+    def interrupted(command: list[str], *, check: bool, **options: object) -> object:
+        if command[0] == "systemd-run":
+            raise KeyboardInterrupt
+        return run(command, check=check, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    result = CliRunner().invoke(main, ["systemd", "run", "check"])
+    assert result.exit_code == 130
+    assert f"systemctl stop payloadd-command-{os.getpid()}" in (programs / "ran").read_text()
 
 
 def test_a_command_for_an_unknown_unit_is_one_line(

@@ -148,12 +148,23 @@ def run(instance: int | None, arguments: tuple[str, ...]) -> None:
             stdout=subprocess.PIPE,
             text=True,
         )
-        command = transient_unit(shown.stdout, str(instance or ""))
-        os.execvp(command[0], [*command, _command(Path("/")), *arguments])  # noqa: S606 - same
+        name = f"payloadd-command-{os.getpid()}"
+        command = transient_unit(shown.stdout, str(instance or ""), name)
+        status = _run_unit(name, [*command, _command(Path("/")), *arguments])
+    sys.exit(status)
 
 
-def transient_unit(unit: str, instance: str) -> list[str]:
-    """Return systemd-run with what the text of a unit (systemctl cat) says about its process.
+def _run_unit(name: str, command: list[str]) -> int:
+    """Run systemd-run until the unit ends; return its status. Ctrl-C ends the unit too."""
+    try:
+        return subprocess.run(command, check=False).returncode  # noqa: S603 - no input
+    except KeyboardInterrupt:
+        _run("systemctl", "stop", name)
+        return 130
+
+
+def transient_unit(unit: str, instance: str, name: str) -> list[str]:
+    """Return systemd-run ``name`` with what a unit (systemctl cat) says about its process.
 
     The sandbox is left out, and so is RuntimeDirectory=, which is deleted at the end.
     """
@@ -165,7 +176,8 @@ def transient_unit(unit: str, instance: str) -> list[str]:
         if line.partition("=")[0] in _OF_THE_PROCESS
     )
     options = [f"--property={line}" for line in properties]
-    return ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", *options, "--"]
+    run = ["systemd-run", f"--unit={name}", "--quiet", "--collect", "--wait", "--pipe"]
+    return [*run, *options, "--"]
 
 
 def _source(name: str) -> str:
