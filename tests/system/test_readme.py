@@ -53,6 +53,9 @@ RUN_ELSEWHERE: Final = {
     "curl: curl --json '{\"a\": 1}' http://127.0.0.1:": "system/test_senders.py",
     "S3: .venv/bin/pip install 'moto[s3,server]'": "system/test_command_line.py",
     "Installing it: pipx install .              # or: uv too": "system/test_installers.py",
+    "Installing it: apt-get install dh-virtualenv debhelper": (
+        "system/systemd/test_debian_package.py"
+    ),
     'Installing it: eval "$(_PAYLOADD_COMPLETE=bash_source p': "cli/test_shell_files.py",
     "systemd: python3 -m venv /opt/payloadd": "system/systemd/conftest.py, for its tests",
 }
