@@ -114,7 +114,7 @@ def test_every_exit_status_is_explained() -> None:
 
 def test_the_lines_for_kubernetes_fit_the_daemon() -> None:
     """Kubernetes would kill the daemon in the middle of a drain, or send it nothing."""
-    (block,) = readme_blocks("yaml")
+    (block,) = (one for one in readme_blocks("yaml") if one.heading == "Containers")
     manifest: dict[str, Any] = yaml.safe_load(block.text)
     pod = manifest["spec"]["template"]["spec"]
     (container,) = pod["containers"]
