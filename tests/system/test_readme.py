@@ -15,6 +15,7 @@ from tests.support.readme import Block, Session, assert_same, blocks, masked, re
 from tests.support.s3 import S3Server, moto_server
 from tests.support.senders import wait_for
 from tests.support.tools import need_tools
+from tests.system.systemd.conftest import INSTALL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,6 +102,15 @@ def test_every_block_of_commands_is_run_or_has_a_reason() -> None:
     assert sorted(console) == sorted([*FIRST, LOG, *ALONE, NO_BUCKET, JOURNAL, *under_systemd])
     shell = [one.name for one in readme_blocks("sh")]
     assert sorted({*shell}) == sorted([*RUN_ELSEWHERE, *NOT_RUN])
+
+
+def test_the_tests_of_the_units_install_as_the_readme_says() -> None:
+    """They would test another installation than the one that an administrator makes."""
+    commands = block("systemd: python3 -m venv /opt/payloadd").text.splitlines()
+    edited = [one for one in commands if not one.startswith("editor ")]
+    # The wheel of the checkout, and each test starts the unit with its own settings.
+    changed = [one.replace("install .", "install payloadd").replace(" --now", "") for one in edited]
+    assert tuple(changed) == INSTALL
 
 
 def test_a_reader_of_the_first_pages_sees_what_they_show(session: Session) -> None:
