@@ -11,7 +11,8 @@ from typing import NoReturn
 import click
 import trio
 
-from payloadd import __version__, open_files
+from payloadd import open_files
+from payloadd.build_info import version_text
 from payloadd.cli.check import check
 from payloadd.cli.journal import journal
 from payloadd.cli.send import send
@@ -46,7 +47,14 @@ def _settings_table() -> str:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(__version__, prog_name="payloadd")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda context, _, given: _print_version(context) if given else None,
+    help="Show version, commit and Python, and exit.",
+)
 def main() -> None:
     """Take JSON payloads by HTTP POST and store them in S3."""
     standard_streams.open_missing()
@@ -104,6 +112,11 @@ def check_command(*, create: bool) -> None:
 
     good = trio.run(partial(check, settings, write_line, create=create))
     _exit(ExitStatus.DRAINED if good else ExitStatus.WRONG_SETTINGS)
+
+
+def _print_version(context: click.Context) -> None:
+    click.echo(version_text())
+    context.exit()
 
 
 def _load() -> config.Settings:
