@@ -66,11 +66,12 @@ def _too_long_linger(values: Mapping[str, Any]) -> list[str]:
     linger, timeout = values.get("batch_linger", 0), values.get("request_timeout", math.inf)
     if values.get("durability") != "store" or linger < timeout:
         return []
-    return [
+    problem = (
         f"BATCH_LINGER, REQUEST_TIMEOUT: {linger:g}s and {timeout:g}s are not allowed together with"
         " DURABILITY=store, where requests wait for their batch; allowed is a BATCH_LINGER below"
         " REQUEST_TIMEOUT"
-    ]
+    )
+    return [problem]
 
 
 def _incomplete(missing: list[str], present: list[str]) -> str:

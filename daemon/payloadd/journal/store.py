@@ -315,15 +315,19 @@ class StoreJournal(MemoryJournal):
         while True:
             await self._answer_due.wait()
             end = perf_counter() + _TIME_SLICE
+            self._send_some(min(_ANSWERS, len(answers)))
             while answers and perf_counter() < end:
-                for _ in range(min(_ANSWERS, len(answers))):
-                    request, outcome = answers.popleft()
-                    request.answer(outcome)
-                    if isinstance(request, _KeptRequest):
-                        self._joined -= len(request.joined)
+                self._send_some(min(_ANSWERS, len(answers)))
             if not answers:
                 self._answer_due = trio.Event()
             await trio.lowlevel.checkpoint()
+
+    def _send_some(self, count: int) -> None:
+        for _ in range(count):
+            request, outcome = self._answers.popleft()
+            request.answer(outcome)
+            if isinstance(request, _KeptRequest):
+                self._joined -= len(request.joined)
 
     async def _give_up_overdue(self) -> None:
         while True:
