@@ -337,14 +337,14 @@ class StoreJournal(MemoryJournal):
             await trio.sleep(_TICK)
             self._now = trio.current_time()
             # All requests may wait for the same time, so the oldest ends first.
-            overdue = False
+            error = None
             while self._jobs:
                 oldest = next(iter(self._jobs.values()))
                 if min(oldest.due, self._last_due) > self._now:
                     break
-                self._fail(oldest, self._unavailable("has not confirmed the payloads in time"))
-                overdue = True
-            if overdue:
+                error = error or self._unavailable("has not confirmed the payloads in time")
+                self._fail(oldest, error)
+            if error is not None:
                 self.given_up()
 
     def wait_no_longer_than(self, seconds: float) -> None:
