@@ -39,6 +39,7 @@ from payloadd.ingress.server.tls import open_certificates
 from payloadd.ingress.status_page import Shown
 from payloadd.ingress.submission import Submitter
 from payloadd.journal.open import dead_letter_groups, open_journal
+from payloadd.model.formats.configuration import open_formats
 from payloadd.observe.dead_letter_figures import DeadLetterFigures
 from payloadd.observe.health import Health
 from payloadd.observe.history import History
@@ -156,7 +157,9 @@ async def _run_parts(runtime: Runtime) -> None:
         root.start_soon(_report_drain, runtime, stop)
         root.start_soon(put_cost_of(settings, runtime.metrics, runtime.health).run)
         await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
-        async with open_store(settings) as store, _reloading(runtime, store, reload_requests):
+        formats = open_formats(settings)
+        reloading = partial(_reloading, runtime, requests=reload_requests)
+        async with formats, open_store(settings) as store, reloading(store):
             # The bound on jobs and payload bytes in memory, all streams together.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
             runtime.health.queue_figures = channel.figures

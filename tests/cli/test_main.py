@@ -42,7 +42,7 @@ async def test_wrong_settings_are_reported_in_the_format_of_the_log(
         assert all(line.startswith("payloadd: ") for line in lines)
         return
     found = [json.loads(line) for line in lines]
-    assert {(line["level"], line["event"]) for line in found} == {("critical", "settings_wrong")}
+    assert {(line["level"], line["event"]) for line in found} == {("error", "settings_wrong")}
     assert [line["setting"] for line in found] == ["MAX_WORKERS", "COMPRESSION"]
     assert found[1]["problem"].startswith("COMPRESSION: 'lz4' is not allowed; allowed is one of")
 

@@ -126,7 +126,7 @@ def _fail_as_logged(error: SettingsError, settings: config.Settings) -> NoReturn
         _fail(error)
     logs.configure(settings, journald=journald)
     for problem in error.problems:
-        log.critical("settings_wrong", setting=problem.partition(":")[0], problem=problem)
+        log.error("settings_wrong", setting=problem.partition(":")[0], problem=problem)
     _end_with_wrong_settings(error)
 
 

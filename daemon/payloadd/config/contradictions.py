@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final
 
+from payloadd.config.parquet_schema import parquet_problems
 from payloadd.config.parsers import size_text
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ def contradictions_of(values: Mapping[str, Any], given: Collection[str] = ()) ->
         present = [name for name in needing if values.get(name)]
         if missing and present:
             problems.append(_incomplete(missing, present))
-    problems += _too_long_linger(values)
-    return problems
+    return problems + _too_long_linger(values) + parquet_problems(values)
 
 
 def _too_long(length: int, name: str, limit: int, given: Collection[str]) -> str:

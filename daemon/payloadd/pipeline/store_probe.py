@@ -17,7 +17,7 @@ import trio
 from payloadd.config.parsers import S3Url
 from payloadd.errors import OperatorStoreError, StoreError
 from payloadd.model.formats.api import EncodedObject
-from payloadd.model.formats.ndjson import CONTENT_TYPE
+from payloadd.model.formats.ndjson import PLAIN_KIND
 from payloadd.model.job import IdSource, Members
 from payloadd.model.keys import KeyTemplate
 
@@ -43,7 +43,7 @@ class StoreProbe:
         url = settings.store_url
         prefix = url.prefix if isinstance(url, S3Url) else ""
         self._keys = KeyTemplate.parse(settings.key_template).probe_keys(id_, prefix)
-        self._body = EncodedObject([b"{}\n"], CONTENT_TYPE, None)
+        self._body = EncodedObject([b"{}\n"], PLAIN_KIND)
         self._members = Members(1, str(id_), str(id_))
 
     async def run(self) -> None:

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-_COMPRESS_IN_THREAD: Final = 64 * 1024
-"""Bytes above which compression would block the event loop for longer than a thread costs."""
 _LAST_OF_DEFAULT: Final = last_seq(DEFAULT)
 _QUICK: Final = 1.0
 """Seconds within which an attempt must have failed to be repeated at once. A slower failure would
@@ -87,6 +85,8 @@ class Worker:
         health.busy_workers = self._count_busy
         self._budget = RetryBudget()
         self._flood = DeadLetterFlood()
+        self._encoder = trio.CapacityLimiter(1)
+        """Lets one batch at a time wait in a thread for a process that encodes it."""
         self._outcomes = {
             outcome: metrics.uploads.labelled(outcome.value) for outcome in UploadOutcome
         }
@@ -102,7 +102,7 @@ class Worker:
         progress = Progress()
         watched_progress.set(progress)
         found = self._accounting.newest_found
-        with CurrentBatch(register, next_nowait, found) as current:
+        with CurrentBatch(register, next_nowait, found, self._encoder) as current:
             self._current_batches.append(current)
             while True:
                 failure: StoreError | None = None
@@ -136,7 +136,10 @@ class Worker:
                 if batch.sealed and not current.sealed:
                     await self._journal.seal(batch)
                     current.sealed = True
-                current.body = await current.encoded()
+                try:
+                    current.body = await current.encoded()
+                except StoreError as error:
+                    return error
             current.started = start = trio.current_time()
             self.timeout.begin(timer, start)
             try:
@@ -146,7 +149,7 @@ class Worker:
                 return error
             finally:
                 self.timeout.end(timer)
-            self._settle(current, current.body.size, trio.current_time() - start)
+            self._settle(current, current.body, trio.current_time() - start)
             current.replace()
         return None
 
@@ -220,16 +223,18 @@ class Worker:
         current.repeat = True
         return True
 
-    def _settle(self, current: CurrentBatch, size: int, seconds: float) -> None:
+    def _settle(self, current: CurrentBatch, body: EncodedObject, seconds: float) -> None:
         batch = current.batch
         self._budget.refund(current.cost)
         self._journal.settle(batch)
-        self._accounting.settle(batch, size)
+        self._accounting.settle(batch, body.size)
         self._release(batch.bytes)
         self._stored.inc()
         self._metrics.objects_stored.inc()
-        self._metrics.object_bytes.observe(size)
+        self._metrics.object_bytes.observe(body.size)
         self._metrics.upload_seconds.observe(seconds)
+        if body.misfits:
+            self._metrics.count_misfits(body.misfits)
         if not self.admission.quiet:
             self.admission.store(batch.key, current.started, retried=current.rounds > 0)
 
@@ -265,6 +270,7 @@ class CurrentBatch:
 
     __slots__ = (
         "_batches",
+        "_encoder",
         "_following",
         "_found",
         "_found_in_default",
@@ -307,13 +313,15 @@ class CurrentBatch:
         register: Callable[[Inbox], None],
         following: Callable[[], Batch | None],
         found: Mapping[int, int],
+        encoder: trio.CapacityLimiter,
     ) -> None:
         """Begin without a batch.
 
         ``register`` is called with the inbox when the worker is idle; ``following`` returns a batch
         that is ready, or None. An earlier run may have stored the jobs of a stream up to the
-        ``seq`` that ``found`` has for it.
+        ``seq`` that ``found`` has for it. ``encoder`` limits the batches that wait for a process.
         """
+        self._encoder = encoder
         self._found = found
         self._found_in_default = found.get(DEFAULT, 0)
         self._register = register
@@ -365,12 +373,15 @@ class CurrentBatch:
             self.present = False
 
     async def encoded(self) -> EncodedObject:
-        """Return the object of the batch; compress a large one in a thread."""
+        """Return the object of the batch; compress a large one in a thread. Raises StoreError."""
         batch = self.batch
-        encode = FORMATS[batch.format_name].encode
+        its_format = FORMATS[batch.format_name]
         if not _is_slow(batch):
-            return encode(batch.jobs)
-        return await trio.to_thread.run_sync(encode, batch.jobs, abandon_on_cancel=True)
+            return its_format.encode(batch.jobs)
+        limiter = self._encoder if its_format.most_in_loop < 0 else None
+        return await trio.to_thread.run_sync(
+            its_format.encode, batch.jobs, abandon_on_cancel=True, limiter=limiter
+        )
 
     def _begin(self, batch: Batch) -> None:
         self.present = True
@@ -389,4 +400,4 @@ class CurrentBatch:
 
 def _is_slow(batch: Batch) -> bool:
     """Return whether encoding the batch would block the event loop for too long."""
-    return batch.bytes > _COMPRESS_IN_THREAD and FORMATS[batch.format_name].cpu_bound
+    return batch.bytes > FORMATS[batch.format_name].most_in_loop
