@@ -25,6 +25,7 @@ from payloadd.escaping import escape_controls
 from payloadd.exit_status import ExitStatus
 from payloadd.model.keys import key_problems
 from payloadd.observe import logs, standard_streams
+from payloadd.observe.status import wrong_settings_line
 from payloadd.systemd.notify import Notifier, is_journal
 
 log = logs.get_logger(__name__)
@@ -152,7 +153,7 @@ def _fail(error: SettingsError) -> NoReturn:
 
 
 def _end_with_wrong_settings(error: SettingsError) -> NoReturn:
-    Notifier().status("wrong settings: " + "; ".join(error.problems))
+    Notifier().status(wrong_settings_line(error.problems))
     _exit(ExitStatus.WRONG_SETTINGS)
 
 
