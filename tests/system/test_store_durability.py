@@ -90,6 +90,7 @@ async def test_answers_come_from_the_store_in_every_way_in(tmp_path: Path) -> No
             for kind in _KINDS:
                 refused = await _post(daemon.url, kind, b"[9]", Idempotency_Key="refused")
                 assert (refused.status_code, refused.json()["code"]) == (502, "STORE_REFUSED")
+                assert "Retry-After" not in refused.headers
             await store.end()
             metrics = await daemon.metrics()
             assert metrics["payloadd_payloads_accepted_total"] == 3 * 9002
