@@ -28,12 +28,13 @@ from tests.support.daemon import START_WITHIN, Daemon, started
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from tests.support.s3 import S3Server
 
 _CLIENTS: Final = 16
+_DAEMONS: Final = 3
 _TIMEOUT: Final = 30.0
 _SETTINGS: Final = {
     "DURABILITY": "store",
@@ -46,6 +47,13 @@ _SETTINGS: Final = {
     "STATE_DIR": "/proc/never",
 }
 _REFUSALS: Final = frozenset({"STORE_UNAVAILABLE", "QUEUE_FULL", "DRAINING"})
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return once ``condition`` holds."""
+    with trio.fail_after(2 * START_WITHIN):
+        while not condition():  # noqa: ASYNC110 - no event reports the change
+            await trio.sleep(0.02)
 
 
 class FleetClients:
@@ -75,14 +83,13 @@ class FleetClients:
             count = rng.choice((1, 1, rng.randint(2, 30)))
             payloads = [make_payload(next(self._numbers), rng) for _ in range(count)]
             repeats = rng.random() < 0.5
-            while not await self._post(payloads, rng) and repeats and not self.stopping:
+            while not await self._post(payloads, rng) and repeats and not self.stopping:  # noqa: ASYNC110 - the client's pause
                 await trio.sleep(rng.random() / 10)
             await trio.sleep(rng.random() / 50)
 
     async def _post(self, payloads: Sequence[bytes], rng: random.Random) -> bool:
         """Post to one of the daemons; return whether the payloads were acknowledged."""
-        while not self.ports:
-            await trio.sleep(0.02)
+        await until(lambda: self.ports)
         port = rng.choice([*self.ports.values()])
         self.sent.update(payloads)
         answer = None
@@ -124,12 +131,13 @@ class Fleet:
         self.daemons: dict[int, Daemon] = {}
         self.killed = 0
         self.ending = False
+        """Whether daemons are drained, and not started again."""
 
     async def run(self, number: int) -> None:
         """Run the daemon of this number, again and again, until ``end`` was called."""
         folder = self._folder / str(number)
         folder.mkdir()
-        while not self.ending:
+        while not self._is_ending():
             async with started(folder, self._environ) as daemon:
                 await daemon.wait_for_event("listening", START_WITHIN)
                 self.daemons[number] = daemon
@@ -138,23 +146,23 @@ class Fleet:
                 self._clients.ports.pop(number, None)
                 errors = [one for one in daemon.log if one["level"] in {"error", "critical"}]
                 assert not errors, errors
-                if self.ending:
+                if self._is_ending():
                     line = daemon.event("drained")
                     assert (status, line["journaled"], line["lost"]) == (0, 0, 0)
 
+    def _is_ending(self) -> bool:
+        return self.ending
+
     async def kill(self, number: int) -> None:
         """Kill a daemon, once it listens."""
-        while number not in self._clients.ports:
-            await trio.sleep(0.02)
+        await until(lambda: number in self._clients.ports)
         self.killed += 1
         self._clients.ports.pop(number)
         self.daemons[number].process.kill()
 
     async def end(self) -> None:
         """Drain all daemons."""
-        for number in self.daemons:
-            while number not in self._clients.ports:
-                await trio.sleep(0.02)
+        await until(lambda: len(self._clients.ports) == len(self.daemons))
         self.ending = True
         for daemon in self.daemons.values():
             daemon.process.terminate()
@@ -176,16 +184,14 @@ async def torture_fleet(
         environ = {**proxy.environ, **_SETTINGS, "STORE_URL": f"s3://{bucket}/a"}
         fleet = Fleet(folder, environ, clients)
         async with trio.open_nursery() as nursery:
-            for number in range(3):
+            for number in range(_DAEMONS):
                 nursery.start_soon(fleet.run, number)
-            with trio.fail_after(START_WITHIN):
-                while len(clients.ports) < 3:  # noqa: ASYNC110
-                    await trio.sleep(0.02)
+            await until(lambda: len(clients.ports) == _DAEMONS)
             nursery.start_soon(clients.run)
             for event in events:
                 await trio.sleep(rng.uniform(0.2, 0.6))
                 if event == "kill":
-                    await fleet.kill(rng.randrange(3))
+                    await fleet.kill(rng.randrange(_DAEMONS))
                 else:
                     await faults.set_state(event)  # type: ignore[arg-type]
             await faults.end()

@@ -27,7 +27,7 @@ async def test_a_fleet_without_disks_keeps_every_promise(
     long_torture: bool,  # noqa: FBT001 - a fixture
 ) -> None:
     """A machine that dies would take acknowledged payloads along, or store them twice."""
-    events = _SHORT
+    events: tuple[str, ...] = _SHORT
     if long_torture:
         rng = seeded(seed)
         events = tuple("kill" if rng.random() < 0.7 else rng.choice(_STATES) for _ in range(100))

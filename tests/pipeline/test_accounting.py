@@ -131,5 +131,5 @@ def test_payloads_that_were_not_acknowledged_are_not_lost() -> None:
     assert accounting.jobs() == [first]
     assert accounting.streams()[1] == StreamCounts(accepted=1, stored=1)
     accounting.bury(batch(first))
-    assert (accounting.open, accounting.dead, accounting.lost) == (0, 1, 0)
+    assert (accounting.open, accounting.dead, accounting.lost) == (0, 3, 0)
     assert metrics.accepted.value == 1
