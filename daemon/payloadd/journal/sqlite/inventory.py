@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from payloadd.journal.sqlite import damage, job_rows, small_tables, stream_rows
+from payloadd.journal.sqlite import block_rows, damage, job_rows, small_tables, stream_rows
 from payloadd.journal.sqlite.damage import DamagedRow, Finding
 from payloadd.journal.sqlite.small_tables import BATCHES, DEAD, IDENTITY, STORED, TOTALS, ranges
 from payloadd.journal.sqlite.transaction import Totals, count
@@ -83,6 +83,8 @@ def read_and_repair(
             found[table.name] = checked.rows
             lost |= {table.name} if checked.lost else set()
         stored = [(first, last) for last, first in ranges(found["stored"])]
+        # Most starts have none left: the caller has unpacked them in small transactions.
+        findings += block_rows.unpack_in_transaction(connection)
         if counting:
             findings += _bury_missing_members(connection, gaps)
         sealed: list[Range] = found["batches"]

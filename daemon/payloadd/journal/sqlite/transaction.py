@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from payloadd.journal.sqlite import segments
-from payloadd.journal.sqlite.checksum import crc32, job_head, of_job, of_totals
+from payloadd.journal.sqlite import block_rows, segments
+from payloadd.journal.sqlite.checksum import of_job, of_totals
 from payloadd.journal.sqlite.schema import KEY_BYTES, ROW_BYTES
 from payloadd.model.job import Job
 
@@ -43,11 +43,14 @@ class CommitChanges:
         """The ``seq`` of the next job of each stream, by the number of the stream."""
         self.requests = False
         """Whether the commit answers requests."""
+        self.small: list[Job] = []
+        """Jobs that are written as a block."""
         self.rows: list[NewRow] = []
+        """Rows of staged jobs that contain their payloads."""
         self.placed: list[PlacedRow] = []
         """Rows of jobs whose payloads are in a segment."""
         self.large: list[Job] = []
-        """Jobs whose payloads may go into a segment. They get a row when that is decided."""
+        """Jobs whose payloads may go into a segment; ``Staging.place`` decides it."""
         self.large_bytes = 0
         self.staged: list[Job] = []
         """Jobs of the request that is being staged. They have no row yet either."""
@@ -81,10 +84,7 @@ class CommitChanges:
             self.accepted += payloads
             self.bytes += size
             if size < segments.LARGE:
-                bare = id_.bytes
-                # As of_job does, without the call: it is made for every small job.
-                crc = crc32(lines, crc32(job_head(0, seq, payloads, bare)))
-                self.rows.append((seq, bytearray(bare), payloads, bytearray(lines), crc))
+                self.small.append(job)
             else:
                 self.large.append(job)
                 self.large_bytes += size
@@ -214,7 +214,7 @@ class Totals:
 
 
 class Count(NamedTuple):
-    """The contents of a range of ``jobs``."""
+    """The contents of a range of jobs."""
 
     jobs: int
     payloads: int
@@ -227,14 +227,21 @@ def count(
 ) -> Count:
     """Count the jobs in ``within``, without the ranges ``apart``, which do not overlap.
 
-    Reads all rows of the range. Raises sqlite3.Error.
+    ``within`` is a stream, or all of them. Reads all rows of the range and the heads of all blocks.
+    Raises sqlite3.Error.
     """
+    apart = list(apart)
     jobs, payloads, size = _count(connection, within)
     for range_ in apart:
         # A damaged row may contain any value.
         if isinstance(range_[0], int) and isinstance(range_[1], int) and range_[0] > 0:
             less = _count(connection, range_)
             jobs, payloads, size = jobs - less[0], payloads - less[1], size - less[2]
+    for one in block_rows.waiting(connection, apart):
+        if within[0] <= one.first <= within[1]:
+            jobs += one.last - one.first + 1
+            payloads += one.payloads
+            size += one.size
     return Count(jobs, payloads, size + jobs * ROW_BYTES)
 
 
