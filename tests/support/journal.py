@@ -7,7 +7,7 @@ import threading
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import trio
 
@@ -117,6 +117,11 @@ def compact_segments(database: Database) -> None:
         pass
 
 
+def unpack(database: Database) -> None:
+    """Unpack all blocks, so that all jobs have rows."""
+    database.blocks.unpack_all(database._connection)
+
+
 class FaultyConnection:
     """A connection that records its statements, and fails those that begin with ``fails``."""
 
@@ -131,6 +136,22 @@ class FaultyConnection:
         if self.fails is not None and statement.startswith(self.fails):
             raise sqlite3.OperationalError("disk I/O error")
         return self._connection.execute(statement, *arguments)
+
+    def executemany(self, statement: str, *arguments: Any) -> sqlite3.Cursor:  # noqa: ANN401 - as above
+        """Run a statement with many rows, or fail."""
+        self.statements.append(statement)
+        if self.fails is not None and statement.startswith(self.fails):
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._connection.executemany(statement, *arguments)
+
+    def __enter__(self) -> Self:
+        """Commit or roll back after the body, as a connection does."""
+        self._connection.__enter__()
+        return self
+
+    def __exit__(self, *arguments: Any) -> bool | None:  # noqa: ANN401 - as above
+        """Commit or roll back."""
+        return self._connection.__exit__(*arguments)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as above
         return getattr(self._connection, name)
