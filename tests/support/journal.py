@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import uuid
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -13,6 +13,7 @@ import trio
 
 from payloadd.journal.api import Receipt
 from payloadd.journal.open import journal_figures
+from payloadd.journal.sqlite import block_rows
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import DEFAULT_TUNING, SqliteJournal, Tuning
 from payloadd.journal.sqlite.operations import Append
@@ -122,6 +123,18 @@ def unpack(database: Database) -> None:
     database.blocks.unpack_all(database._connection)
 
 
+def jobs_in_file(path: Path) -> int:
+    """Return how many jobs a file has that is in use, in rows and in blocks.
+
+    Without settled jobs in blocks.
+    """
+    with closing(sqlite3.connect(path)) as other:
+        stored = other.execute("SELECT first, last FROM stored").fetchall()
+        (rows,) = other.execute("SELECT count(*) FROM jobs").fetchone()
+        found = block_rows.waiting(other, stored)
+        return int(rows) + sum(one.last - one.first + 1 for one in found)
+
+
 class FaultyConnection:
     """A connection that records its statements, and fails those that begin with ``fails``."""
 
@@ -149,7 +162,7 @@ class FaultyConnection:
         self._connection.__enter__()
         return self
 
-    def __exit__(self, *arguments: Any) -> bool | None:  # noqa: ANN401 - as above
+    def __exit__(self, *arguments: object) -> bool | None:
         """Commit or roll back."""
         return self._connection.__exit__(*arguments)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from payloadd.journal.sqlite.block_format import BlockHead, NewBlock
-    from payloadd.journal.sqlite.job_rows import Range, Row
+    from payloadd.journal.sqlite.job_rows import Row
 
 COLUMNS: Final = "number, crc, head, lines"
 _INSERT: Final = "INSERT INTO blocks VALUES (?, ?, ?, ?)"
@@ -173,4 +173,3 @@ def _bury_lost(connection: sqlite3.Connection, number: int, lines: object) -> Fi
     values = (seq, b"", 0, text, None, None, None, 0, WRONG_CHECKSUM)
     connection.execute(_INSERT_JOB, values)
     return found
-

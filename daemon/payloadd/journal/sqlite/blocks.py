@@ -43,12 +43,12 @@ class _Block:
 
     __slots__ = ("left", "noted", "number", "runs", "since", "size")
 
-    def __init__(self, block: NewBlock, since: int, jobs: int) -> None:
+    def __init__(self, block: NewBlock, since: list[int], jobs: int) -> None:
         self.number = block.number
         self.runs = block.runs
         self.size = len(block.head) + len(block.lines)
         self.since = since
-        """When one of its jobs was accepted, in Unix ms."""
+        """When the first job of each run was accepted, in Unix ms."""
         self.left = jobs
         """How many of its jobs are not settled."""
         self.noted: list[_Noted] = []
@@ -76,7 +76,8 @@ class _Runs:
 
     def __init__(self) -> None:
         self.firsts: list[int] = []
-        self.entries: list[tuple[int, int, _Block]] = []
+        self.entries: list[tuple[int, int, _Block, int]] = []
+        """First and last ``seq``, their block, and ``_Block.since`` of the run."""
 
     def within(self, first: int, last: int) -> slice:
         """Return which entries have jobs of a range."""
@@ -91,14 +92,14 @@ class _Runs:
         found = self.entries[where]
         left = []
         if found:
-            low, _, block = found[0]
+            low, _, block, since = found[0]
             if low < first:
-                left.append((low, first - 1, block))
-            _, high, block = found[-1]
+                left.append((low, first - 1, block, since))
+            _, high, block, since = found[-1]
             if high > last:
-                left.append((last + 1, high, block))
+                left.append((last + 1, high, block, since))
         self.entries[where] = left
-        self.firsts[where] = [low for low, _, _ in left]
+        self.firsts[where] = [one[0] for one in left]
 
 
 class _Commit:
@@ -162,9 +163,12 @@ class Blocks:
 
     @property
     def oldest(self) -> float | None:
-        """When the oldest job in a block was accepted, in Unix time, about; None without jobs."""
-        found = next((one for one in self._blocks.values() if one.left), None)
-        return None if found is None else found.since / 1000
+        """When the oldest job in a block was accepted, in Unix time; None without jobs.
+
+        To the time between two jobs of one stream in one commit.
+        """
+        found = [runs.entries[0][3] for runs in self._streams.values() if runs.entries]
+        return min(found) / 1000 if found else None
 
     def noted(self) -> list[Range]:
         """Return the ranges in ``stored`` whose jobs are in blocks."""
@@ -199,7 +203,12 @@ class Blocks:
 
     def _write(self, connection: sqlite3.Connection, block: NewBlock, jobs: Sequence[Job]) -> None:
         block_rows.insert(connection, block)
-        self._commit.written.append(_Block(block, jobs[0].id.int >> 80, len(jobs)))
+        since = []
+        index = 0
+        for first, last in block.runs:
+            since.append(jobs[index].id.int >> 80)
+            index += last - first + 1
+        self._commit.written.append(_Block(block, since, index))
 
     def settle(self, connection: sqlite3.Connection, settled: Sequence[Range]) -> list[Range]:
         """Remove settled jobs from their blocks, and delete some blocks that have no others.
@@ -220,10 +229,7 @@ class Blocks:
         if commit.noted:
             connection.executemany(
                 _NOTE,
-                [
-                    (one.first, one.last, of_values((one.last, one.first)))
-                    for one in commit.noted
-                ],
+                [(one.first, one.last, of_values((one.last, one.first))) for one in commit.noted],
             )
         return rows
 
@@ -236,7 +242,7 @@ class Blocks:
             commit.settled.append((first, last))
         noted = None
         after = first
-        for low, high, block in found:
+        for low, high, block, _ in found:
             start, end = max(low, first), min(high, last)
             if after < start:
                 rows.append((after, start - 1))
@@ -304,13 +310,13 @@ class Blocks:
         self._bytes += block.size
         self._runs += len(block.runs)
         streams = self._streams
-        for first, last in block.runs:
+        for (first, last), since in zip(block.runs, block.since, strict=True):
             stream = stream_of(first)
             runs = streams.get(stream)
             if runs is None:
                 runs = streams[stream] = _Runs()
             runs.firsts.append(first)
-            runs.entries.append((first, last, block))
+            runs.entries.append((first, last, block, since))
 
     def _forget(self, blocks: Sequence[_Block], noted: Sequence[_Noted]) -> None:
         """Forget deleted blocks and ranges that are not in ``stored`` any more."""
@@ -329,7 +335,7 @@ class Blocks:
             return
         before = None
         rows: list[Row] = []
-        for low, high, block in runs.entries[runs.within(first, last)]:
+        for low, high, block, _ in runs.entries[runs.within(first, last)]:
             if block is not before:
                 rows, before = self._read(connection, block), block
             start, end = max(low, first), min(high, last)
@@ -366,7 +372,7 @@ class Blocks:
         for first, last in ranges:
             runs = self._streams.get(stream_of(first))
             if runs is not None:
-                for _, _, block in runs.entries[runs.within(first, last)]:
+                for _, _, block, _ in runs.entries[runs.within(first, last)]:
                     blocks[block.number] = block
         if blocks:
             self._unpack(connection, list(blocks.values()))
@@ -374,12 +380,7 @@ class Blocks:
     def _unpack(self, connection: sqlite3.Connection, blocks: Sequence[_Block]) -> None:
         with connection:
             connection.execute("BEGIN IMMEDIATE")
-            rows = [
-                row
-                for block in blocks
-                if block.left
-                for row in self._left(connection, block)
-            ]
+            rows = [row for block in blocks if block.left for row in self._left(connection, block)]
             rows.sort(key=lambda row: row[0])
             block_rows.insert_jobs(connection, rows)
             forgotten = _without_blocks(blocks)

@@ -32,6 +32,7 @@ from payloadd.model.streams import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
     from payloadd.journal.sqlite.high_water_record import HighWaterRecord
     from payloadd.journal.sqlite.job_rows import Range, Row
 
