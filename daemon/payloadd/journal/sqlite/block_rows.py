@@ -30,7 +30,9 @@ _INSERT: Final = "INSERT INTO blocks VALUES (?, ?, ?, ?)"
 _HEADS: Final = "SELECT number, crc, head FROM blocks ORDER BY number"
 _ALL: Final = f"SELECT {COLUMNS} FROM blocks ORDER BY number"  # noqa: S608 - names of ours
 ONE: Final = f"SELECT {COLUMNS} FROM blocks WHERE number = ?"  # noqa: S608 - as above
-_INSERT_JOB: Final = "INSERT OR IGNORE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+# Only in a damaged file a job of a block has a row already: a sound one is better than that.
+_INSERT_JOB: Final = "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_DAMAGED: Final = "INSERT OR IGNORE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _ID_BYTES: Final = 16
 _BYTES_AT_A_TIME: Final = 2 * 2**20
 """Bytes of blocks that are unpacked in one transaction: a disk that is nearly full takes it."""
@@ -98,8 +100,11 @@ def _waiting_in(head: BlockHead, excluded: ExcludedRanges) -> Iterator[BlockCoun
 
 
 def insert_jobs(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
-    """Insert unpacked jobs; the row of a job that has one already stays."""
-    connection.executemany(_INSERT_JOB, rows)
+    """Insert unpacked jobs, in the order of ``rows``."""
+    damaged = [row for row in rows if row[8] == WRONG_CHECKSUM]
+    sound = [row for row in rows if row[8] != WRONG_CHECKSUM] if damaged else rows
+    connection.executemany(_INSERT_JOB, sound)
+    connection.executemany(_INSERT_DAMAGED, damaged)
 
 
 def delete(connection: sqlite3.Connection, numbers: Sequence[int]) -> int:
@@ -171,5 +176,5 @@ def _bury_lost(connection: sqlite3.Connection, number: int, lines: object) -> Fi
     (seq,) = connection.execute("SELECT first FROM dead WHERE id = ?", (found.id,)).fetchone()
     text = lines if isinstance(lines, bytes | str) else b""
     values = (seq, b"", 0, text, None, None, None, 0, WRONG_CHECKSUM)
-    connection.execute(_INSERT_JOB, values)
+    connection.execute(_INSERT_DAMAGED, values)
     return found

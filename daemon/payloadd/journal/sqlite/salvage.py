@@ -28,7 +28,7 @@ from payloadd.journal.sqlite import block_rows, inventory, small_tables, stream_
 from payloadd.journal.sqlite.block_format import WRONG_CHECKSUM
 from payloadd.journal.sqlite.damage import Finding, corrupt, start_refusal
 from payloadd.journal.sqlite.files_in_use import LOG_ENDS, put_aside
-from payloadd.journal.sqlite.job_rows import merge
+from payloadd.journal.sqlite.job_rows import is_surely_sound, merge
 from payloadd.journal.sqlite.schema import FILE, create_copy, open_existing
 from payloadd.journal.sqlite.table_scan import TableScan, is_other_error
 from payloadd.journal.sqlite.transaction import Totals
@@ -145,7 +145,7 @@ def _copy_all(
     # Several scans: the scan of a gap halves it, so its ends must not lie far beyond the rows.
     known = stream_rows.ranges(_streams(copy), _following(copy))
     for first, last in ((-_LARGEST_KEY, 0), *known):
-        _fill(copy, "jobs", _JOB_COLUMNS, map(_without_nulls, scan.rows(first, last)))
+        _fill_jobs(copy, map(_without_nulls, scan.rows(first, last)))
     _fill(copy, "jobs", _JOB_COLUMNS, _partial_rows(old, scan.partial))
     if "jobs" in needed:
         _refuse_empty(scan, "jobs")
@@ -275,6 +275,19 @@ def _fill(
     for row in rows:
         ignored += 1 - copy.execute(statement, row).rowcount
     return ignored
+
+
+def _fill_jobs(copy: sqlite3.Connection, rows: Iterator[tuple[Any, ...]]) -> None:
+    """Insert rows of jobs; of two with the same number a sound one is kept, if there is one.
+
+    A misplaced page of another table looks like rows of jobs.
+    """
+    marks = ", ".join("?" * (_JOB_COLUMNS.count(",") + 1))
+    into = f"INTO jobs ({_JOB_COLUMNS}) VALUES ({marks})"
+    for row in rows:
+        inserted = copy.execute(f"INSERT OR IGNORE {into}", row).rowcount
+        if not inserted and is_surely_sound(row):
+            copy.execute(f"INSERT OR REPLACE {into}", row)
 
 
 def _without_nulls(row: tuple[Any, ...]) -> tuple[Any, ...]:
