@@ -216,8 +216,8 @@ class Blocks:
         Returns the ranges whose jobs are not in blocks.
         """
         self.missed = 0
-        if not settled and not self._done:
-            return []
+        if not self._blocks or not (settled or self._done):
+            return [*settled]
         commit = self._commit
         rows: list[Range] = []
         for first, last in job_rows.merge(settled):

@@ -103,7 +103,7 @@ class Database(DatabaseFile):
         before = self._state()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            changes = CommitChanges(self.totals.next, self.following)
+            changes = CommitChanges(self.totals.next, self.following, self.in_rows)
             carry_out(self._connection, operations, changes, self.staging)
             # Set before the sync: the event loop asks for the totals meanwhile, to refuse requests
             # that do not fit.
@@ -156,6 +156,8 @@ class Database(DatabaseFile):
             self.staging.place(changes, self._segments, self.totals.next)
             if self._segments.are_shared and self._segments.unrecorded is not None:
                 self._record_segment(self._segments.unrecorded, changes)
+        if changes.alone:
+            changes.place_in_rows(changes.alone)
         if changes.small:
             self.blocks.write(self._connection, changes.small, self.totals.next)
         job_rows.insert(self._connection, changes.rows)
@@ -372,9 +374,12 @@ class Database(DatabaseFile):
             lambda: small_tables.check(self._connection, small_tables.LAYOUTS)
         )
         self.findings.add(*small_tables.repair(self._connection, small_tables.LAYOUTS, checked))
+        now_by_stream = {DEFAULT: now, **others}
+        # Jobs that are stored one by one would be noted one by one until their block is deleted.
+        self.in_rows = frozenset(one for one, layout in now_by_stream.items() if layout.alone)
         with self._transaction():
             return layout_rows.note(
-                self._connection, checked.rows, self.following, {DEFAULT: now, **others}
+                self._connection, checked.rows, self.following, now_by_stream
             )
 
     def probe(self) -> None:

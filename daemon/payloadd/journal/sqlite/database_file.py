@@ -104,6 +104,8 @@ class DatabaseFile:
         self._connection, found, gaps = open_sound(path)
         self._hidden = HiddenRows(sound=bool(found))
         self.blocks = Blocks()
+        self.in_rows: frozenset[int] = frozenset()
+        """The streams whose jobs get rows at once, not a place in a block."""
         try:
             self.findings.add(*found)
             try:

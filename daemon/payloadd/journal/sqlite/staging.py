@@ -134,13 +134,13 @@ class Staging:
         """
         jobs, size = changes.large, changes.large_bytes
         if changes.staged or self.range is not None:
-            changes.small += jobs
+            changes.place_in_file(jobs)
             jobs = changes.staged
             size = sum([len(job.lines) for job in jobs])
         if size >= segments.WORTH_A_SYNC:
             name = following if jobs is changes.large else jobs[0].seq + self._counts_ahead
             changes.place(jobs, *files.write([job.lines for job in jobs], name))
         elif jobs is changes.large:
-            changes.small += jobs
+            changes.place_in_file(jobs)
         else:
             changes.place_in_rows(jobs)

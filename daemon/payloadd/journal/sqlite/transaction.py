@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from payloadd.journal.sqlite import block_rows, segments
-from payloadd.journal.sqlite.checksum import of_job, of_totals
+from payloadd.journal.sqlite.checksum import crc32, job_head, of_job, of_lines, of_totals
 from payloadd.journal.sqlite.schema import KEY_BYTES, ROW_BYTES
 from payloadd.model.job import Job
+from payloadd.model.streams import stream_of
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     from payloadd.journal.sqlite.dead_letters import DeadRange
     from payloadd.journal.sqlite.job_rows import NewRow, PlacedRow, Range
@@ -31,12 +32,15 @@ _WRITE: Final = (
 class CommitChanges:
     """The changes of one commit: new rows, ranges of settled rows, differences of the totals."""
 
-    def __init__(self, count: int, following: Mapping[int, int]) -> None:
+    def __init__(
+        self, count: int, following: Mapping[int, int], in_rows: Container[int] = ()
+    ) -> None:
         """Begin without changes.
 
         ``count`` is ``next`` of the totals, ``following`` the ``seq`` of the next job of each
-        stream.
+        stream. The small jobs of the streams ``in_rows`` are written as rows, not as a block.
         """
+        self._in_rows = in_rows
         self.next = count
         """``next`` of the totals after this commit."""
         self.following = {**following}
@@ -45,8 +49,10 @@ class CommitChanges:
         """Whether the commit answers requests."""
         self.small: list[Job] = []
         """Jobs that are written as a block."""
+        self.alone: list[Job] = []
+        """Jobs that are written as rows."""
         self.rows: list[NewRow] = []
-        """Rows of staged jobs that contain their payloads."""
+        """Rows that contain their payloads."""
         self.placed: list[PlacedRow] = []
         """Rows of jobs whose payloads are in a segment."""
         self.large: list[Job] = []
@@ -76,6 +82,7 @@ class CommitChanges:
     def accept(self, parts: Sequence[Part], stream: int) -> list[Job]:
         """Add the parts of a request with the next numbers of its stream; return them as jobs."""
         taken = []
+        small = self.alone if stream in self._in_rows else self.small
         seq = self.following[stream]
         for id_, lines, payloads in parts:
             size = len(lines)
@@ -84,7 +91,7 @@ class CommitChanges:
             self.accepted += payloads
             self.bytes += size
             if size < segments.LARGE:
-                self.small.append(job)
+                small.append(job)
             else:
                 self.large.append(job)
                 self.large_bytes += size
@@ -154,12 +161,18 @@ class CommitChanges:
             self.placed.append((job.seq, bytearray(id_), job.payloads, segment, start, size, crc))
             start += size
 
+    def place_in_file(self, jobs: Sequence[Job]) -> None:
+        """Write large jobs as small ones are written."""
+        for job in jobs:
+            (self.alone if stream_of(job.seq) in self._in_rows else self.small).append(job)
+
     def place_in_rows(self, jobs: Sequence[Job]) -> None:
         """Make rows of jobs that contain their payloads."""
-        for job in jobs:
-            id_ = job.id.bytes
-            crc = of_job(job.seq, id_, job.payloads, job.lines)
-            self.rows.append((job.seq, bytearray(id_), job.payloads, job.lines, crc))
+        for seq, id_, lines, payloads in jobs:
+            bare = id_.bytes
+            # As of_job does, without the call.
+            crc = of_lines(lines, crc32(job_head(0, seq, payloads, bare)))
+            self.rows.append((seq, bytearray(bare), payloads, bytearray(lines), crc))
 
 
 @dataclass(frozen=True, slots=True)
