@@ -93,9 +93,7 @@ def _unpack_blocks(journal: sqlite3.Connection) -> None:
     assert all(head for _, head in block_rows.heads(journal)), "the head of a block is damaged"
     stored = journal.execute("SELECT first, last FROM stored").fetchall()
     found = Counter(
-        seq
-        for one in block_rows.waiting(journal, stored)
-        for seq in range(one.first, one.last + 1)
+        seq for one in block_rows.waiting(journal, stored) for seq in range(one.first, one.last + 1)
     )
     found.update(seq for (seq,) in journal.execute("SELECT seq FROM jobs"))
     assert not [seq for seq, times in found.items() if times > 1], "jobs are there twice"

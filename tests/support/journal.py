@@ -28,6 +28,7 @@ from payloadd.pipeline.refill import QueueFeeder
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
+    from types import TracebackType
 
     from payloadd.errors import RefusedError
     from payloadd.journal.sqlite.operations import Operation
@@ -162,9 +163,14 @@ class FaultyConnection:
         self._connection.__enter__()
         return self
 
-    def __exit__(self, *arguments: object) -> bool | None:
+    def __exit__(
+        self,
+        type_: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
         """Commit or roll back."""
-        return self._connection.__exit__(*arguments)
+        return self._connection.__exit__(type_, error, traceback)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as above
         return getattr(self._connection, name)

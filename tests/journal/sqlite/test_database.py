@@ -57,7 +57,12 @@ _PAYLOADS: Final = st.lists(st.integers(1, 3), max_size=6)
 _STATEMENTS: Final = (
     *("COMMIT", "UPDATE totals", "INSERT INTO jobs", "DELETE FROM jobs", "DELETE FROM batches"),
     *("INSERT INTO stored", "DELETE FROM stored", "INSERT OR REPLACE INTO batches"),
-    *("INSERT INTO dead", "INSERT INTO blocks", "DELETE FROM blocks", "INSERT OR REPLACE INTO jobs"),
+    *(
+        "INSERT INTO dead",
+        "INSERT INTO blocks",
+        "DELETE FROM blocks",
+        "INSERT OR REPLACE INTO jobs",
+    ),
 )
 _STREAMS: Final = (0, 1, 2)
 _NAMES: Final = ("default", "clicks", "errors")

@@ -378,9 +378,7 @@ class Database(DatabaseFile):
         # Jobs that are stored one by one would be noted one by one until their block is deleted.
         self.in_rows = frozenset(one for one, layout in now_by_stream.items() if layout.alone)
         with self._transaction():
-            return layout_rows.note(
-                self._connection, checked.rows, self.following, now_by_stream
-            )
+            return layout_rows.note(self._connection, checked.rows, self.following, now_by_stream)
 
     def probe(self) -> None:
         """Make a write durable, to find out whether the disk accepts writes.
