@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
@@ -14,12 +15,22 @@ from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.operations import Settle
 from payloadd.journal.sqlite.schema import FILE
-from tests.journal.sqlite.damaging import change, new_findings, repair_without_pause, verified
+from payloadd.model.job import Part
+from tests.journal.sqlite.damaging import (
+    PAGE,
+    change,
+    new_findings,
+    repair_without_pause,
+    verified,
+    zero_pages,
+)
 from tests.journal.sqlite.in_blocks import accepted, counts, killed, seqs
 from tests.support.journal import (
+    append,
     batch,
     id_of,
     job,
+    unpack,
 )
 
 if TYPE_CHECKING:
@@ -126,6 +137,39 @@ def test_a_lost_block_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert database.damaged_payloads == 1
         assert database.totals.jobs == 6
         assert database.blocks.noted() == []
+
+
+@pytest.mark.parametrize("page", ["first", "others"])
+def test_damaged_pages_of_blocks_lose_only_their_jobs(
+    path: Path, database: Database, page: str
+) -> None:
+    """The daemon would not start, or payloads would be missing silently."""
+    accepted(database, 3)
+    unpack(database)
+    sizes = (1, 3000, 20_000)
+    for number, size in enumerate(sizes, 4):
+        one = append(number)
+        one.parts = [Part(id_of(number), b"x" * size + b"\n", 1)]
+        database.commit([one])
+    image = killed(path, "killed")
+    change(image, "PRAGMA wal_checkpoint(TRUNCATE)")
+    with closing(sqlite3.connect(image)) as connection:
+        query = "SELECT rootpage FROM sqlite_schema WHERE name = 'blocks'"
+        (root,) = connection.execute(query).fetchone()
+    content = image.read_bytes()
+    pages = [content[start : start + PAGE] for start in range(0, len(content), PAGE)]
+    overflow = [number for number, one in enumerate(pages, 1) if one.count(b"x") > 4000]
+    assert len(overflow) >= 4
+    zero_pages(image, [root] if page == "first" else overflow[2:])
+    assert "file" in {one.table for one in verified(image)}
+    with closing(Database(image)) as again:
+        assert seqs(again) == ([1, 2, 3] if page == "first" else [1, 2, 3, 4, 5])
+        found = [one for one in new_findings(again) if one.payloads]
+        assert sum(one.payloads for one in found) == again.damaged_payloads == 6 - len(seqs(again))
+        if page == "others":
+            assert [(one.first, one.last) for one in found] == [(6, 6)]
+        again.commit([append(7)])
+        assert seqs(again)[-1] == 7
 
 
 def test_lost_ranges_of_stored_jobs_refuse_the_start(path: Path, database: Database) -> None:

@@ -35,6 +35,7 @@ _ID_BYTES: Final = 16
 _JOB_BYTES: Final = 12 + _ID_BYTES
 _MANY: Final = 4 * 2**10
 """Bytes of lines from which ``of_lines`` is faster than ``crc32``."""
+_BEYOND: Final = 2**62
 _UNSIGNED: Final = 0xFFFFFFFF
 WRONG_CHECKSUM: Final = -1
 """A value of ``crc`` that no row matches."""
@@ -125,8 +126,8 @@ def read_head(number: int, crc: object, head: object) -> BlockHead | None:
     return BlockHead(ranges, payloads, sizes, checksums, head[start:])
 
 
-def rows_of(head: BlockHead, lines: object) -> Iterator[Row]:
-    """Yield each job of a block as a row of ``jobs``, in order of ``seq``.
+def rows_of(head: BlockHead, lines: object, first: int = 0, last: int = _BEYOND) -> Iterator[Row]:
+    """Yield each job of a block from ``first`` to ``last`` as a row of ``jobs``, in order.
 
     A job whose lines do not match their checksum gets a row that does not match its own.
     """
@@ -134,8 +135,10 @@ def rows_of(head: BlockHead, lines: object) -> Iterator[Row]:
     start = 0
     columns = zip(head.seqs(), head.payloads, head.sizes, head.checksums, strict=True)
     for index, (seq, payloads, size, wanted) in enumerate(columns):
-        found = text[start : start + size]
         start += size
+        if not first <= seq <= last:
+            continue
+        found = text[start - size : start]
         id_ = head.ids[_ID_BYTES * index : _ID_BYTES * (index + 1)]
         sound = len(found) == size and of_lines(found) == wanted
         crc = of_job(seq, id_, payloads, found) if sound else WRONG_CHECKSUM

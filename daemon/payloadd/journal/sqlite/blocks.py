@@ -333,21 +333,18 @@ class Blocks:
         runs = self._streams.get(stream_of(first))
         if runs is None:
             return
-        before = None
-        rows: list[Row] = []
         for low, high, block, _ in runs.entries[runs.within(first, last)]:
-            if block is not before:
-                rows, before = self._read(connection, block), block
-            start, end = max(low, first), min(high, last)
-            yield from [row for row in rows if start <= row[0] <= end]
+            yield from self._read(connection, block, max(low, first), min(high, last))
 
-    def _read(self, connection: sqlite3.Connection, block: _Block) -> list[Row]:
+    def _read(
+        self, connection: sqlite3.Connection, block: _Block, first: int, last: int
+    ) -> Iterator[Row]:
         """Return the jobs of a block as rows, damaged ones where its head is damaged."""
         number, crc, head, lines = block_rows.read(connection, block.number)
         known = read_head(number, crc, head)
         if known is None or known.runs != block.runs:
-            return list(lost_rows(block.runs))
-        return list(rows_of(known, lines))
+            return (row for row in lost_rows(block.runs) if first <= row[0] <= last)
+        return rows_of(known, lines, first, last)
 
     def unpack_oldest(self, connection: sqlite3.Connection) -> None:
         """Unpack some of the oldest blocks, in a transaction."""
@@ -396,7 +393,7 @@ class Blocks:
 
     def _left(self, connection: sqlite3.Connection, block: _Block) -> list[Row]:
         """Return those jobs of a block that are not settled, as rows."""
-        rows = self._read(connection, block)
+        rows = list(self._read(connection, block, block.runs[0][0], block.runs[-1][1]))
         return rows if len(rows) == block.left else [row for row in rows if self.has(row[0])]
 
 

@@ -23,11 +23,11 @@ from payloadd.journal.sqlite import (
     small_tables,
     stream_rows,
 )
-from payloadd.journal.sqlite.damage import Finding
+from payloadd.journal.sqlite.damage import Finding, is_corrupt
 from payloadd.journal.sqlite.database_file import DatabaseFile
 from payloadd.journal.sqlite.files_in_use import file_gone
 from payloadd.journal.sqlite.operation_writer import carry_out
-from payloadd.journal.sqlite.operations import Bury
+from payloadd.journal.sqlite.operations import Append, Bury, Stage
 from payloadd.journal.sqlite.restoration import restore_rows
 from payloadd.journal.sqlite.schema import MIGRATIONS
 from payloadd.journal.sqlite.transaction import CommitChanges
@@ -97,9 +97,7 @@ class Database(DatabaseFile):
     def _commit(self, operations: Iterable[Operation]) -> None:
         if self._segments.in_doubt:
             self.probe()
-        if self.blocks.is_full:
-            self.blocks.unpack_oldest(self._connection)
-        self._unpack_buried(operations)
+        self._unpack_some(operations)
         before = self._state()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -128,8 +126,16 @@ class Database(DatabaseFile):
         if changes.settled:
             self._hidden.delete(changes.settled)
 
-    def _unpack_buried(self, operations: Iterable[Operation]) -> None:
-        """Unpack the blocks of batches that become dead letters: those need rows."""
+    def _unpack_some(self, operations: Iterable[Operation]) -> None:
+        """Unpack the oldest blocks if there are too many, and those of new dead letters."""
+        if self.blocks.is_full:
+            try:
+                self.blocks.unpack_oldest(self._connection)
+            except sqlite3.Error as error:
+                # A full disk must not keep stored jobs from being deleted.
+                accepts = any(isinstance(one, Append | Stage) for one in operations)
+                if accepts or is_corrupt(error):
+                    raise
         batches = [one.batch for one in operations if isinstance(one, Bury)]
         if batches:
             ranges = [(batch.jobs[0].seq, batch.jobs[-1].seq) for batch in batches]

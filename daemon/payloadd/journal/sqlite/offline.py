@@ -66,6 +66,7 @@ _READ_AT_START: Final = (
     "SELECT first, last, payloads, bytes FROM dead",
     "SELECT first, last FROM stored",
     "SELECT number, name FROM streams",
+    "SELECT number, crc, head FROM blocks",
 )
 _BYTES_IN_SEGMENTS: Final = """
     SELECT segment, max(start + size) FROM jobs WHERE segment IS NOT NULL GROUP BY segment
