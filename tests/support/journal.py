@@ -26,12 +26,13 @@ from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from pathlib import Path
     from types import TracebackType
 
     from payloadd.errors import RefusedError
     from payloadd.journal.sqlite.operations import Operation
+    from payloadd.journal.sqlite.transaction import CommitChanges, Totals
 
 TEST_TIMEOUT: Final = 20.0
 """Seconds after which a test that waits has failed."""
@@ -193,20 +194,21 @@ class FaultyDatabase(Database):
         self._reads = threading.Event()
         self._reads.set()
 
-    def commit(self, operations: Iterable[Operation]) -> None:
+    def commit(self, operations: Sequence[Operation]) -> None:
         """Commit, or fail after the last operation."""
         self._inside.set()
         assert self._gate.wait(TEST_TIMEOUT)
         operations = list(operations)
-        super().commit(operations if self.write_error is None else self._cut_short(operations))
+        super().commit(operations)
         if operations:
             self.commits.append(operations)
 
-    def _cut_short(self, operations: list[Operation]) -> Iterable[Operation]:
-        yield from operations
+    def _write(self, changes: CommitChanges) -> Totals:
+        totals = super()._write(changes)
         if self.write_error is not None:
             self.failures += 1
             raise self.write_error()
+        return totals
 
     def probe(self) -> None:
         """Write, or fail."""

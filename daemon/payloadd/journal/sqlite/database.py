@@ -80,7 +80,7 @@ class Database(DatabaseFile):
         with suppress(sqlite3.Error):
             self.compaction.unlink_dead()
 
-    def commit(self, operations: Iterable[Operation]) -> None:
+    def commit(self, operations: Sequence[Operation]) -> None:
         """Carry out all operations in one transaction and make them durable.
 
         Raises sqlite3.Error; no operation is carried out then, and ``in_doubt`` tells whether a
@@ -94,7 +94,7 @@ class Database(DatabaseFile):
                 raise
             self._commit(operations)
 
-    def _commit(self, operations: Iterable[Operation]) -> None:
+    def _commit(self, operations: Sequence[Operation]) -> None:
         if self._segments.in_doubt:
             self.probe()
         self._unpack_some(operations)
@@ -126,7 +126,7 @@ class Database(DatabaseFile):
         if changes.settled:
             self._hidden.delete(changes.settled)
 
-    def _unpack_some(self, operations: Iterable[Operation]) -> None:
+    def _unpack_some(self, operations: Sequence[Operation]) -> None:
         """Unpack the oldest blocks if there are too many, and those of new dead letters."""
         if self.blocks.is_full:
             try:
@@ -136,8 +136,9 @@ class Database(DatabaseFile):
                 accepts = any(isinstance(one, Append | Stage) for one in operations)
                 if accepts or is_corrupt(error):
                     raise
-        batches = [one.batch for one in operations if isinstance(one, Bury)]
-        if batches:
+        # Of this form, because nearly no commit has one.
+        if Bury in map(type, operations):
+            batches = [one.batch for one in operations if isinstance(one, Bury)]
             ranges = [(batch.jobs[0].seq, batch.jobs[-1].seq) for batch in batches]
             self.blocks.unpack(self._connection, ranges)
 
