@@ -30,10 +30,6 @@ Lines = list["MutableMapping[str, Any]"]
 JSON = "Content-Type: application/json"
 AGENT = "User-Agent: shipper/1"
 HEAD = b"POST /v1/payloads HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
-WEBSOCKET = (
-    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
-)
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
@@ -159,9 +155,9 @@ async def test_a_408_is_logged(log_lines: Lines, sent: bytes, agent: str | None)
         (b"\x16\x03\x01 TLS on the wrong port\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n\r\n", 400),  # no Host
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 20_000, 400),
-        (WEBSOCKET, 404),
     ],
 )
+@pytest.mark.usefixtures("each_way")
 async def test_a_request_that_never_reached_the_app_is_logged(
     log_lines: Lines, sent: bytes, status: int
 ) -> None:

@@ -81,7 +81,7 @@ def make_app(
 
 
 async def _allow_reads() -> Response:
-    return Response("", 204, {"Allow": "GET, HEAD, OPTIONS"})
+    return _no_content({"Allow": "GET, HEAD, OPTIONS"})
 
 
 async def healthz() -> Response:
@@ -115,7 +115,7 @@ class _Handler:
         cors = self._submitter.cors
         if cors is not None:
             headers.update(cors.preflight(_header("Origin")))
-        return Response("", 204, headers)
+        return _no_content(headers)
 
     async def _post(self, stream: str, *, document: bool) -> Response:
         _refuse_odd_slashes()
@@ -268,6 +268,14 @@ def json_response(status: int, document: object) -> Response:
     """Return an answer with ``document`` as JSON, invisible characters escaped."""
     body = escape_controls_in_json(encode(document))
     return Response(body, status, content_type="application/json")
+
+
+def _no_content(headers: dict[str, str]) -> Response:
+    """Return a 204, which describes no content (RFC 9110, sections 8.3 and 8.6)."""
+    response = Response("", 204, headers)
+    for name in ("Content-Type", "Content-Length"):
+        response.headers.pop(name, None)
+    return response
 
 
 def _header(name: str) -> str | None:
