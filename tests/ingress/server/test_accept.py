@@ -115,7 +115,7 @@ async def _accept_one(sent: bytes, *, reset: bool = False, strict: bool = False)
         found = acceptor.accept_now(strict=strict)
     close_listener(listener)
     if found is not None:
-        await trio.aclose_forcefully(found[0])
+        found[0].close()
     return found is not None
 
 
