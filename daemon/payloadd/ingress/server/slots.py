@@ -127,8 +127,9 @@ class Slots:
 
     def remove(self, stream: ClientStream) -> None:
         """Free the slot of a connection that has ended; an evicted one has no slot any more."""
-        if self._streams.pop(stream, None) is None:
+        if stream not in self._streams:
             return
+        del self._streams[stream]
         client = stream.client
         if client is not None:
             self._clients[client] -= 1
