@@ -68,7 +68,7 @@ class ClientStream:
     """One accepted connection. All that Hypercorn does for it runs in ``scope``."""
 
     __slots__ = (
-        "_answered", "_final_problem", "_fifo_gate", "_limits", "_lingers", "_on_deadline",
+        "__weakref__", "_answered", "_final_problem", "_fifo_gate", "_limits", "_lingers", "_on_deadline",
         "_received", "_scope", "buffers", "certificate_name", "client", "client_closes", "closed",
         "context", "cors", "count", "evicted", "head", "on_end", "passed_to_hypercorn", "refusals",
         "share", "socket", "state", "stated_address", "transport", "trust",
