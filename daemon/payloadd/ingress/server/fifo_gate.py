@@ -49,7 +49,7 @@ class FifoGate:
         """
         self._busy = busy
         self._commit_is_awaited = commit_is_awaited
-        self._waiting: deque[trio.lowlevel.Task | Callable[[], object]] = deque()
+        self._waiting: deque[trio.lowlevel.Task] = deque()
         self._not_empty = trio.Event()
         self._burst = _PASS_SECONDS / _BURSTS_PER_PASS
         """Seconds that one burst takes, with all that it causes: a moving average."""
@@ -67,14 +67,6 @@ class FifoGate:
 
         await trio.lowlevel.wait_task_rescheduled(abandon)
 
-    def call_in_turn(self, burst: Callable[[], object]) -> None:
-        """Call ``burst`` when its turn has come, for a caller without a task.
-
-        ``burst`` must not raise. It is called even if its result is no longer needed.
-        """
-        self._waiting.append(burst)
-        self._not_empty.set()
-
     async def run(self) -> None:
         """Let a few waiting tasks continue in each pass of the event loop, until cancelled."""
         while True:
@@ -83,17 +75,13 @@ class FifoGate:
             burst_limit = max(1, int(_PASS_SECONDS / self._burst))
             count = min(len(self._waiting), _BURSTS_PER_PASS, burst_limit)
             for _ in range(count):
-                waiting = self._waiting.popleft()
-                if isinstance(waiting, trio.lowlevel.Task):
-                    trio.lowlevel.reschedule(waiting)
-                else:
-                    waiting()
+                trio.lowlevel.reschedule(self._waiting.popleft())
             if self._waiting:
                 self._busy()
             else:
                 self._not_empty = trio.Event()
             # The tasks run in the next pass, and this task continues in that pass or in the one
-            # after it. The time since ``started`` is what the bursts and the other tasks took.
+            # after it. The time in between is what the bursts and the other tasks took.
             await trio.lowlevel.checkpoint()
             if count:
                 taken = (perf_counter() - started) / count

@@ -1,12 +1,14 @@
 """TLS handshakes without tasks: a slow one costs a socket and the state of OpenSSL.
 
 A step of a handshake takes up to a millisecond for a signature. So the steps of all connections
-stand in one queue (see ``fifo_gate``), and few of them run between two passes of the event loop.
+stand in one queue, and few of them run between two passes of the event loop.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from collections import deque
+from time import perf_counter
+from typing import TYPE_CHECKING, Final, cast
 
 import trio
 
@@ -17,21 +19,61 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from payloadd.ingress.server.client_stream import ClientStream
-    from payloadd.ingress.server.fifo_gate import FifoGate
     from payloadd.ingress.server.poller import Watcher
     from payloadd.ingress.server.tls import TlsStream
+
+_PASS_SECONDS: Final = 0.001
+"""Seconds after which other tasks run; at least one step is made before."""
+
+
+class HandshakeQueue:
+    """The steps of handshakes that wait for their turn, first in, first out.
+
+    There are no pauses for commits, as ``FifoGate`` makes them: OpenSSL works without Python's
+    global interpreter lock.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], object]] = deque()
+        self._not_empty = trio.Event()
+        self._next_at_once = 0.0
+
+    def add(self, step: Callable[[], object]) -> None:
+        """Call ``step``, which must not raise, when its turn has come.
+
+        A single step is made at once: a turn costs a pass of the event loop.
+        """
+        if not self._waiting and perf_counter() > self._next_at_once:
+            step()
+            self._next_at_once = perf_counter() + _PASS_SECONDS
+            return
+        self._waiting.append(step)
+        self._not_empty.set()
+
+    async def run(self) -> None:
+        """Make some steps in each pass of the event loop, until cancelled."""
+        while True:
+            await self._not_empty.wait()
+            end = perf_counter() + _PASS_SECONDS
+            while self._waiting:
+                self._waiting.popleft()()
+                if perf_counter() > end:
+                    break
+            else:
+                self._not_empty = trio.Event()
+            await trio.lowlevel.checkpoint()
 
 
 class Handshake(Watched):
     """The handshake of one connection, within REQUEST_TIMEOUT."""
 
-    __slots__ = ("_done", "_ended", "_gate", "_stream", "_waits", "_transport")
+    __slots__ = ("_done", "_ended", "_queue", "_stream", "_transport", "_waits")
 
     def __init__(
         self,
         watcher: Watcher,
         stream: ClientStream,
-        gate: FifoGate,
+        queue: HandshakeQueue,
         done: Callable[[ClientStream, bool], object],
     ) -> None:
         """Prepare the handshake; ``start`` begins it.
@@ -41,7 +83,7 @@ class Handshake(Watched):
         super().__init__(watcher, stream.socket.fileno())
         self._stream = stream
         self._transport = cast("TlsStream", stream.transport)
-        self._gate = gate
+        self._queue = queue
         self._done = done
         self._waits = False
         """Whether received bytes wait for their turn."""
@@ -69,7 +111,7 @@ class Handshake(Watched):
             return
         if received:
             self._waits = True
-            self._gate.call_in_turn(self._take_turn)
+            self._queue.add(self._take_turn)
 
     def _take_turn(self) -> None:
         self._waits = False

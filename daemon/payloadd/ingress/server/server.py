@@ -22,7 +22,7 @@ from payloadd.ingress.server.client_stream import ClientStream, Ending, count_no
 from payloadd.ingress.server.connection_errors import log_broken_connection
 from payloadd.ingress.server.deadlines import DeadlineWheel
 from payloadd.ingress.server.fifo_gate import FifoGate
-from payloadd.ingress.server.handshake import Handshake
+from payloadd.ingress.server.handshake import Handshake, HandshakeQueue
 from payloadd.ingress.server.hypercorn_app import make_hypercorn_config, wrap_app
 from payloadd.ingress.server.hypercorn_connection import HypercornConnection
 from payloadd.ingress.server.lingering import Lingering
@@ -135,6 +135,7 @@ async def serve(
             helpers.start_soon(server.wheel.run)
             helpers.start_soon(server.end_untrusted)
             helpers.start_soon(server.fifo_gate.run)
+            helpers.start_soon(server.handshakes.run)
             helpers.start_soon(server.watcher.run)
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as accepting:
@@ -173,6 +174,7 @@ class _Server:
             if fast_path is None
             else FifoGate(fast_path.submitter.switch_interval.shorten, fast_path.awaits_commit)
         )
+        self.handshakes = HandshakeQueue()
         self._open_requests = options.open_requests
         self._app = wrap_app(
             app, settings.request_timeout, self.fifo_gate, self._open_requests, options.memory
@@ -304,7 +306,7 @@ class _Server:
         else:
             done = partial(self._after_handshake, connections)
             try:
-                Handshake(self.watcher, stream, self.fifo_gate, done).start()
+                Handshake(self.watcher, stream, self.handshakes, done).start()
             except OSError as error:
                 log.warning("connection_not_watched", reason=str(error))
                 self._finish(connections, stream)

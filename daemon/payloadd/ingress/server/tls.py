@@ -77,6 +77,10 @@ class Certificates:
         # Without ``password``, OpenSSL would ask for a key's passphrase on the terminal.
         context.load_cert_chain(certificate, key, password=lambda: b"")
         context.set_alpn_protocols(["h2", "http/1.1"])
+        # A client that reconnects uses one ticket (RFC 8446, section 4.6.1); OpenSSL would send
+        # two. OpenSSL makes the key of the tickets for each context: it is never on a disk, no
+        # other process knows it, and a reload replaces it.
+        context.num_tickets = 1
         if client_ca is None:
             return context, frozenset()
         context.load_verify_locations(client_ca)
