@@ -15,12 +15,20 @@ from payloadd.config.stream_names import DEFAULT_STREAM
 from payloadd.escaping import escape_controls_in_json
 from payloadd.ingress.auth import token_digest
 from payloadd.ingress.body import ACCEPTED_TYPES
+from payloadd.ingress.http_grammar import path_of_target
 from payloadd.ingress.large_bodies import busy_error
 from payloadd.ingress.openapi import render
 from payloadd.ingress.operations import OPENAPI_PATH
 from payloadd.ingress.preferences import seconds_to_wait
-from payloadd.ingress.problem import CONTENT_TYPE, Problem, refusal_problem, too_large
-from payloadd.ingress.routes import COLLECTIONS, DEFAULT, DOCUMENTS, METHODS
+from payloadd.ingress.problem import (
+    CONTENT_TYPE,
+    Problem,
+    method_not_allowed,
+    not_found,
+    refusal_problem,
+    too_large,
+)
+from payloadd.ingress.routes import COLLECTIONS, DEFAULT, DOCUMENTS, METHODS, has_odd_slashes
 from payloadd.ingress.submission import PostHeaders, closes_connection, internal_error
 from payloadd.ingress.waiting_submission import do_nothing, submit_and_wait
 
@@ -247,7 +255,13 @@ def add_openapi(app: QuartTrio, settings: Settings, streams: Collection[str] = (
         return Response(document, 200, content_type="application/json")
 
     add_route(app, ("GET",), OPENAPI_PATH, describe)
-    document = render(app, settings, streams)
+    document = app.config["DESCRIPTION"] = render(app, settings, streams)
+
+
+def description_of(app: QuartTrio) -> bytes:
+    """Return the description that ``add_openapi`` has added."""
+    document: bytes = app.config["DESCRIPTION"]
+    return document
 
 
 def json_response(status: int, document: object) -> Response:
@@ -294,14 +308,8 @@ def _path() -> str | None:
 
 
 def _refuse_odd_slashes() -> None:
-    """Raise NotFound if the path has a percent-encoded slash, or begins with two slashes.
-
-    An encoded slash is data and no delimiter (RFC 3986, section 2.2). Hypercorn decodes it, and
-    werkzeug ignores further slashes at the beginning, so the path would mean another one than to a
-    proxy that checks paths.
-    """
-    raw_path: bytes = request.scope.get("raw_path", b"")
-    if b"%2f" in raw_path.lower() or raw_path.startswith(b"//"):
+    """Raise NotFound if the path may mean another one to a proxy (see ``has_odd_slashes``)."""
+    if has_odd_slashes(path_of_target(request.scope.get("raw_path", b""))):
         raise NotFound
 
 
@@ -319,15 +327,9 @@ async def _on_http_exception(error: HTTPException) -> Response:
     """Convert an error of Quart itself into a Problem."""
     if isinstance(error, MethodNotAllowed):
         allowed = ", ".join(sorted(error.valid_methods or ()))
-        return await _on_problem(
-            Problem("METHOD_NOT_ALLOWED", f"allowed methods: {allowed}", {"Allow": allowed})
-        )
+        return await _on_problem(method_not_allowed(allowed))
     if isinstance(error, NotFound):
-        return await _on_problem(
-            Problem(
-                "NOT_FOUND", f"unknown path; known are {', '.join(current_app.config['PATHS'])}"
-            )
-        )
+        return await _on_problem(not_found(current_app.config["PATHS"]))
     return await _on_problem(Problem("MALFORMED", error.description or error.name))
 
 

@@ -70,6 +70,16 @@ class Routes:
         return self._streams.get(name) or Stream(name, _UNKNOWN)
 
 
+def has_odd_slashes(raw_path: bytes) -> bool:
+    """Return whether a path has a percent-encoded slash, or begins with two slashes.
+
+    An encoded slash is data and no delimiter (RFC 3986, section 2.2), but it is decoded before the
+    path is compared, and further slashes at the beginning are ignored. So the path would mean
+    another one than to a proxy that checks paths.
+    """
+    return b"%2f" in raw_path.lower() or raw_path.startswith(b"//")
+
+
 def unknown_stream(name: str) -> Problem:
     """Return the 404 for a stream that is not known; ``name`` may be any text."""
     detail = f"there is no stream {name[:_SHOWN_NAME]!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from payloadd.ingress.preferences import accepted
@@ -38,8 +39,11 @@ class UploadWaits:
 
     def begin(
         self, receipt: Receipt, seconds: int, answer: Callable[[Accepted], object], tasks: int = 0
-    ) -> None:
+    ) -> Callable[[], None]:
         """Call ``answer`` with a 201 once all payloads of a request are stored, else with the 202.
+
+        Returns a function that ends the wait: ``answer`` is called with the 202, if it was not
+        called before.
 
         Must be called by the callback that gets ``receipt``. ``seconds`` is what the client
         prefers; no request waits longer than REQUEST_TIMEOUT. ``tasks`` is the number of tasks that
@@ -55,3 +59,4 @@ class UploadWaits:
             answer(accepted(receipt, objects, granted))
 
         self._uploads.wait(receipt, min(granted, self._longest) if may_wait else 0, finish)
+        return partial(self._uploads.end_wait, receipt, finish)

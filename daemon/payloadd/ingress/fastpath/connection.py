@@ -2,19 +2,25 @@
 
 The event loop calls the methods, and no method waits. A request is read as a head and a body and is
 then submitted. The commit that makes it durable calls back, and the callback sends the answer.
+Pipelined requests are processed one at a time: what follows a request is kept until its answer is
+sent, and meanwhile nothing is read.
 """
 
 from __future__ import annotations
 
+import select
 from functools import partial
-from typing import TYPE_CHECKING, TypeVarTuple
+from typing import TYPE_CHECKING, Final, TypeVarTuple
 
 import trio
 
-from payloadd.ingress.fastpath import details
-from payloadd.ingress.large_bodies import busy_error
+from payloadd.ingress.cors import origin_in
+from payloadd.ingress.fastpath.answers import CLOSE, CONTINUE, KEEP, Page, without_body
+from payloadd.ingress.fastpath.framing import ChunkedBody, SizedBody
+from payloadd.ingress.fastpath.head import Http2Error
+from payloadd.ingress.fastpath.incoming_body import IncomingBody
 from payloadd.ingress.preferences import receipt_document
-from payloadd.ingress.problem import Problem, refusal_problem
+from payloadd.ingress.problem import Problem, not_http, too_large
 from payloadd.ingress.refusal_log import describe
 from payloadd.ingress.server.client_stream import do_nothing
 from payloadd.ingress.server.connection_errors import log_broken_connection
@@ -26,12 +32,29 @@ if TYPE_CHECKING:
 
     from payloadd.ingress.fastpath.head import FastPathRequest
     from payloadd.ingress.fastpath.owner import Owner
+    from payloadd.ingress.fastpath.targets import Reply
     from payloadd.ingress.preferences import Accepted
-    from payloadd.ingress.request_memory import Waiter
     from payloadd.ingress.server.client_stream import ClientStream
     from payloadd.ingress.submission import SubmissionOutcome
 
 Ts = TypeVarTuple("Ts")
+
+_FIRST_READ_BYTES: Final = 120 * 2**10
+"""Bytes of the first read of a request: a POST of 64 KiB with its head fits. A larger buffer would
+be above the threshold from which malloc(3) asks the system for memory."""
+_KEPT_HEAD_BYTES: Final = 1024
+"""Bytes of each open request that are kept for the log line in case it is refused."""
+
+# What a connection waits for.
+_INPUT: Final = 0
+_COMMIT: Final = 1
+"""The request is submitted and has no outcome yet."""
+_UPLOAD: Final = 2
+"""The request is accepted, and is answered after its upload (``Prefer: wait``)."""
+_TURN: Final = 3
+"""Memory for a body, or a later pass of the event loop."""
+_ROOM: Final = 4
+"""Room in the socket's buffer for the rest of an answer."""
 
 
 class FastPathConnection:
@@ -51,38 +74,51 @@ class FastPathConnection:
         self._fd = stream.socket.fileno()
         self._buffers = stream.buffers
         self._head = b""
-        """The received part of an incomplete head, or the beginning of the current request."""
-        self._body = bytearray()
+        """The beginning of the current request, for its log line."""
+        self._rest = b""
+        """Received bytes of an incomplete head, or bytes that follow the current request."""
+        self._rest_charge = 0
+        """Bytes of memory acquired for requests that follow the current one."""
         self._request: FastPathRequest | None = None
         heads = fast_path.heads
-        self._may_become_plain = heads.may_become_plain
         self._parse = heads.parse_with_secret if fast_path.submitter.needs_tokens else heads.parse
         self._name: str | None = None
         """The name of the request's client."""
+        self._body: IncomingBody | None = None
+        """The body, while it is received."""
         self._charge = 0
-        """Bytes of memory that the request has acquired (see ``request_memory.py``)."""
-        self._waiter: Waiter | None = None
-        """The request's entry in the queue for memory."""
-        self._watched = False
-        """Whether the request memory watches how fast the body arrives."""
-        self.since = 0.0
-        """Time at which the body got its memory, on trio's clock."""
-        self._submitted = False
-        """Whether the request is submitted and not answered yet."""
-        self._registered = True
+        """Bytes of memory of the request that is submitted (see ``request_memory.py``)."""
+        self._awaits = _INPUT
+        self._first = True
+        """Whether no request has begun: HTTP/2 may begin only then."""
+        self._last = False
+        """Whether the connection ends after the current answer."""
+        self._events = select.EPOLLIN
+        """The events for which the socket is polled, 0 for none."""
         self._bulk = False
         """Whether a body is being received that takes more than one read."""
+        self._end_wait: Callable[[], object] = do_nothing
+        """Ends the wait for an upload: the request is answered."""
         self._left = False
         fast_path.register(self._fd, self)
         stream.on_end = self._leave
 
     def on_readable(self) -> None:
-        """Read the input of the socket."""
-        if self._submitted:
+        """Handle an event of the socket."""
+        awaits = self._awaits
+        if awaits == _INPUT:
+            if not self._left:  # which may have changed in the same pass
+                self._run_guarded(self._read)
+        elif awaits == _UPLOAD:
+            # The client has ended its side, or is gone, and does not get its 201: it may still
+            # read the 202. Otherwise it would keep its slot until the upload.
+            self._poll(0)
+            self._end_wait()
+        elif awaits == _ROOM:
+            self._run_guarded(self._send_rest)
+        else:
             # The client sends the next request before it has the answer: read it afterwards.
-            self._unregister()
-        elif not (self._left or self._waiter):  # either may have changed in the same pass
-            self._run_guarded(self._read)
+            self._poll(0)
 
     def on_outcome(self, outcome: SubmissionOutcome) -> None:
         """Answer the submitted request; see ``OutcomeCallback``."""
@@ -93,26 +129,32 @@ class FastPathConnection:
             return  # the drain's deadline closed the connection before the disk answered
         request = self._request
         if request is not None and request.headers.wait and isinstance(outcome, Receipt):
-            # The connection stays submitted: its next request is read after this answer.
-            self._fast_path.submitter.waits.begin(outcome, request.headers.wait, self._on_upload)
+            self._await_upload(outcome, request.headers.wait)
             return
-        self._submitted = False
         self._run_guarded(self._send_outcome, outcome)
         if self._buffers:
             self.read_pending()
 
+    def _await_upload(self, receipt: Receipt, seconds: int) -> None:
+        self._awaits = _UPLOAD
+        end_wait = self._fast_path.submitter.waits.begin(receipt, seconds, self._on_upload)
+        if self._awaits == _UPLOAD:  # else it is answered already
+            self._end_wait = end_wait
+            if not self._left:
+                self._poll(select.EPOLLRDHUP)
+
     def _on_upload(self, answer: Accepted) -> None:
         """Answer the request that has waited for its upload."""
-        if self._stream.socket.fileno() < 0:
+        self._end_wait = do_nothing
+        if self._left or self._stream.socket.fileno() < 0:
             return  # closed meanwhile, as above
-        self._submitted = False
         self._run_guarded(self._accept, *answer)
         if self._buffers:
             self.read_pending()
 
     def read_pending(self) -> None:
         """Read input that the kernel does not report: TLS may have decrypted more than was read."""
-        if self._stream.pending and not (self._submitted or self._waiter or self._left):
+        if self._stream.pending and self._awaits == _INPUT and not self._left:
             self._run_guarded(self._read)
 
     def _run_guarded(self, step: Callable[[*Ts], object], *arguments: *Ts) -> None:
@@ -129,147 +171,202 @@ class FastPathConnection:
 
     def _read(self) -> None:
         """Read once, and read again soon if TLS holds more input."""
-        if self._request is None:
+        if self._body is None:
             self._read_head()
         else:
-            self._read_body(self._request)
+            self._read_body(self._body)
         # In a pass of its own: a client that sends quickly must not keep the others waiting.
         if self._buffers and self._stream.pending:
             self._fast_path.call_soon(self.read_pending)
 
     def _read_head(self) -> None:
-        more = self._stream.receive_now(details.FIRST_READ_BYTES)
-        if more is None:
-            return
-        data = self._head + more if self._head else more
-        if not data:
+        more = self._stream.receive_now(_FIRST_READ_BYTES)
+        if more:
+            self._process(self._rest + more if self._rest else more, more)
+        elif more is not None:
+            self._end_input()
+
+    def _end_input(self) -> None:
+        """Handle the end of the input, which came between two requests or within a head."""
+        if self._rest:
+            self._refuse_head(not_http())
+        else:
             self._leave()
-            return
-        if more and self._may_become_plain(data):
-            self._stream.state.note_received(more)
-            self._head = self._stream.head = data
-            return
-        request = self._parse(data)
-        if request is None or len(data) > request.end:
-            self._stream.state.note_received(more)
-            self._pass_to_hypercorn(data)
-            return
-        self._begin_request(request, data)
+
+    def _process(self, data: bytes, more: bytes) -> None:
+        """Begin the request at the beginning of ``data``, which ends with ``more``, new bytes."""
+        try:
+            request = self._parse(data)
+        except Problem as problem:
+            self._rest = data
+            self._refuse_head(problem)
+        except Http2Error:
+            if self._first:
+                self._pass_to_hypercorn(data)
+            else:
+                self._refuse_head(not_http())
+        else:
+            if request is not None:
+                self._begin_request(request, data)
+            else:
+                self._stream.state.note_received(more)
+                self._rest = self._stream.head = data
+                if not self._events:
+                    self._poll(select.EPOLLIN)
 
     def _begin_request(self, request: FastPathRequest, data: bytes) -> None:
         """Check a request whose head is complete, and receive its body."""
         self._stream.request_begins()
         self._request = request
-        self._head = data[: details.KEPT_HEAD_BYTES]
+        self._first = False
+        self._head = data[:_KEPT_HEAD_BYTES]
+        self._rest = b""
+        special = request.special
+        if special is not None:
+            self._last = special.closes
+            if special.reply is not None:
+                self._reply(special.reply, request, data)
+                return
+        submitter = self._fast_path.submitter
         try:
-            self._name = self._fast_path.submitter.check(
+            self._name = submitter.check(
                 request.headers,
                 request.token,
                 self._stream.certificate_name,
                 self._client_address,
             )
         except Problem as problem:
-            self._refuse(problem, unread_body=request.end > request.start)
+            self._refuse_unread(problem, request, data)
             return
         size = request.end - request.start
-        granted = self._fast_path.submitter.memory.try_acquire(size)
-        self._charge = size if granted else 0
-        if granted and len(data) == request.end:
-            self._submit(request, data, request.start)
+        chunked = False
+        if special is not None:
+            chunked = special.chunked
+            if size > submitter.max_length:
+                self._refuse_unread(too_large(submitter.max_length), request, data)
+                return
+        if not chunked and len(data) >= request.end and submitter.memory.try_acquire(size):
+            self._charge = size
+            if len(data) == request.end:
+                self._submit(request, data, request.start)
+            else:
+                self._keep_rest(data[request.end :])
+                self._submit(request, data[request.start : request.end], 0)
             return
-        # The buffer grows with the input: a client that only announces a length uses no memory. It
-        # is no list of pieces: a client that sends single bytes would use a page for each.
-        self._body = bytearray(data[request.start :])
-        self._stream.start_body_timeout(
-            self._stream.state.due, self._on_request_timeout, self._count_received
-        )
-        if granted:
-            self._start_receiving()
-            self._register(bulk=True)
+        framing = ChunkedBody(submitter.max_length) if chunked else SizedBody(size)
+        self._body = IncomingBody(framing, submitter.memory, self)
+        self._receive(self._body, data[request.start :])
+
+    def _keep_rest(self, rest: bytes) -> None:
+        """Keep the bytes behind the current request.
+
+        They count as memory of requests. If there is none, the current answer is the last one: a
+        client may repeat requests without an answer (RFC 9112, section 9.3.2).
+        """
+        if not self._last and self._fast_path.submitter.memory.try_acquire(len(rest)):
+            self._rest, self._rest_charge = rest, len(rest)
         else:
-            # The received part is no more than one read; the rest stays in the socket.
-            self._unregister()
-            memory = self._fast_path.submitter.memory
-            self._waiter = memory.enqueue(size, self._on_memory_granted, self._on_memory_refused)
+            self._last = True
 
-    def _on_memory_granted(self) -> None:
-        """Record that the request has acquired its memory, and continue it soon."""
-        self._waiter = None
-        if self._request is not None:
-            self._charge = self._request.end - self._request.start
-        self._start_receiving()
-        # In a pass of its own: the memory of one large body is enough for hundreds of small ones.
-        self._fast_path.call_soon(self._continue_with_memory)
-
-    def _continue_with_memory(self) -> None:
-        """Receive the body, unless the request has ended or was submitted in the meantime."""
-        if self._request is not None and not (self._submitted or self._left):
-            self._run_guarded(self._resume, self._request)
-            self.read_pending()
-
-    def _resume(self, request: FastPathRequest) -> None:
-        self._register(bulk=True)
-        if len(self._body) == self._charge:
-            self._submit_body(request)
-
-    def _on_memory_refused(self) -> None:
-        """Refuse a request that has waited too long for memory."""
-        self._waiter = None
-        self._stream.stop_body_timeout()
-        self._run_guarded(self._send_problem, refusal_problem(busy_error(details.NO_MEMORY)))
-
-    def _start_receiving(self) -> None:
-        self.since = trio.current_time()
-        self._watched = True
-        self._fast_path.submitter.memory.watch(self)
-
-    @property
-    def received(self) -> int:
-        """Bytes of the body received so far."""
-        return len(self._body)
-
-    def end_slow(self) -> None:
-        """Refuse the request: its body arrives slowly, and other requests wait for memory."""
-        self._stream.stop_body_timeout()
-        self._run_guarded(self._send_problem, refusal_problem(busy_error(details.TOO_SLOW)))
-
-    def _release_memory(self) -> None:
-        charge, self._charge = self._charge, 0
+    def _release_rest(self) -> bytes:
+        """Return the kept bytes, and release their memory."""
+        rest, self._rest = self._rest, b""
+        charge, self._rest_charge = self._rest_charge, 0
         if charge:
             self._fast_path.submitter.memory.release(charge)
-        if self._waiter is not None:
-            self._fast_path.submitter.memory.cancel_wait(self._waiter)
-            self._waiter = None
-        self._unwatch()
+        return rest
 
-    def _unwatch(self) -> None:
-        if self._watched:
-            self._watched = False
-            self._fast_path.submitter.memory.unwatch(self)
-
-    def _read_body(self, request: FastPathRequest) -> None:
-        # The bytes behind the body stay in the socket.
-        missing = request.end - request.start - len(self._body)
-        data = self._stream.receive_now(min(missing, details.BODY_READ_BYTES))
-        if data is None:
-            return
-        if not data:
+    def _read_body(self, body: IncomingBody) -> None:
+        data = self._stream.receive_now(body.framing.read_bytes)
+        if data:
+            self._receive(body, data)
+        elif data is not None:
             # The client closed within the body: the received part is dropped.
-            self._stream.stop_body_timeout()
-            self._send_problem(Problem("MALFORMED", details.SHORT_BODY))
-            return
-        self._body += data
-        if len(data) == missing:
-            self._submit_body(request)
+            self._send_problem(body.framing.ended_early())
 
-    def _submit_body(self, request: FastPathRequest) -> None:
-        body, self._body = self._body, bytearray()
-        self._stream.stop_body_timeout()
-        self._unwatch()
-        self._submit(request, body, 0)
+    def _receive(self, body: IncomingBody, data: bytes) -> None:
+        """Add received bytes to the body, and go on."""
+        try:
+            used = body.framing.feed(data)
+        except Problem as problem:
+            self._send_problem(problem)
+            return
+        if used < len(data):
+            if body.framing.complete:
+                self._keep_rest(data[used:])
+            else:
+                self._rest = data[used:]
+        self._advance(body)
+
+    def _advance(self, body: IncomingBody) -> None:
+        """Submit a complete body; else wait for memory, for a turn, or for more input."""
+        acquired = body.acquire()
+        if acquired and body.framing.complete:
+            self._submit_body(body)
+            return
+        if not body.timed:
+            body.timed = True
+            due = self._stream.state.due
+            self._stream.start_body_timeout(due, self._on_request_timeout, self._count_received)
+        if not acquired:
+            self._awaits = _TURN
+            self._poll(0)
+        elif self._rest:
+            self._awaits = _TURN
+            self._fast_path.call_soon(self._resume)
+        else:
+            self._awaits = _INPUT
+            self._invite(body)
+            self._poll(select.EPOLLIN, bulk=True)
+
+    def _invite(self, body: IncomingBody) -> None:
+        """Send the 100 for which the client may wait."""
+        special = None if self._request is None else self._request.special
+        if special is not None and special.expects and not body.invited:
+            body.invited = True
+            if not self._stream.transport.send_now(CONTINUE):
+                raise trio.BrokenResourceError("the client reads no answers")
+
+    def on_memory(self) -> None:
+        """Continue soon: the body has acquired its memory."""
+        # In a pass of its own: the memory of one large body is enough for hundreds of small ones.
+        self._fast_path.call_soon(self._resume)
+
+    def on_body_refused(self, problem: Problem) -> None:
+        """Refuse the request: its body arrives slowly, or there is no memory for it."""
+        self._run_guarded(self._send_problem, problem)
+
+    def _resume(self) -> None:
+        """Continue after a wait, unless the request has ended in the meantime."""
+        if self._awaits == _TURN and not self._left:
+            self._awaits = _INPUT
+            self._run_guarded(self._process_rest)
+            self.read_pending()
+
+    def _process_rest(self) -> None:
+        """Process received bytes: of the body, if there is one, else of the next request."""
+        body = self._body
+        if body is None:
+            rest = self._release_rest()
+            self._process(rest, rest)
+        elif self._rest and not body.framing.complete:
+            rest, self._rest = self._rest, b""
+            self._receive(body, rest)
+        else:
+            self._advance(body)
+
+    def _submit_body(self, body: IncomingBody) -> None:
+        request = self._request
+        data = body.finish()
+        self._body = None
+        self._charge = body.charge
+        if body.timed:
+            self._stream.stop_body_timeout()
+        if request is not None:
+            self._submit(request, data, 0)
 
     def _submit(self, request: FastPathRequest, data: bytes | bytearray, start: int) -> None:
-        self._submitted = True
+        self._awaits = _COMMIT
         # The decompressed size is unknown, so each compressed body is deferred: it may take up to
         # the event loop's budget for one body before the decoder process gets it.
         if (
@@ -290,15 +387,11 @@ class FastPathConnection:
             )
         except Problem as problem:
             fast_path.unanswered -= 1
-            self._submitted = False
             self._refuse(problem)
 
     def _count_received(self) -> int:
-        """Return the received bytes of a request with an incomplete body.
-
-        A request that waits for memory counts as faster than any other.
-        """
-        return len(self._head) + len(self._body) if self._waiter is None else details.FASTEST
+        """Return the received bytes of a request with an incomplete body."""
+        return len(self._head) + (0 if self._body is None else self._body.progress())
 
     def _client_address(self) -> str | None:
         peer = self._stream.client_address
@@ -308,7 +401,6 @@ class FastPathConnection:
         return self._fast_path.submitter.client_address(peer, request.headers)
 
     def _on_request_timeout(self) -> None:
-        self._stream.stop_body_timeout()
         self._run_guarded(self._send_problem, self._fast_path.submitter.timeout_problem())
 
     # --- answering -----------------------------------------------------------------------------
@@ -320,79 +412,137 @@ class FastPathConnection:
             self._refuse(as_problem(outcome))
 
     def _accept(self, status: int, document: bytes, waited: int | None = None) -> None:
-        last = closes_connection(self._fast_path.health)
-        lines = b"connection: close\r\n" if last else b""
-        if waited is not None:
-            lines += b"preference-applied: wait=%d\r\n" % waited
-        cors = self._fast_path.submitter.cors
-        if cors is not None:
-            lines += cors.lines(self._origin)
-        answer = b"%s%scontent-length: %d\r\n\r\n%s" % (
-            self._fast_path.accepted_head(status),
-            lines,
-            len(document),
-            document,
+        closes = self._last or closes_connection(self._fast_path.health)
+        request = self._request
+        origin = None if request is None else request.headers.origin
+        answer = self._fast_path.answers.accepted(
+            status, document, waited, origin, CLOSE if closes else self._keep_line(request)
         )
-        self._send_answer(status, answer, closes=last)
+        self._send_answer(status, answer, closes=closes)
 
-    @property
-    def _origin(self) -> str | None:
-        return None if self._request is None else self._request.headers.origin
+    def _reply(self, reply: Reply, request: FastPathRequest, data: bytes) -> None:
+        """Answer a request whose body is not read."""
+        if not isinstance(reply, Page):
+            self._refuse_unread(reply(), request, data)
+            return
+        if len(data) > request.start and not request.has_body:
+            self._keep_rest(data[request.start :])
+        closes = self._last or closes_connection(
+            self._fast_path.health, unread_body=request.has_body
+        )
+        connection = CLOSE if closes else self._keep_line(request)
+        answer = self._fast_path.answers.page(reply, request.headers.origin, connection)
+        self._send_answer(reply.status, self._shortened(answer), closes=closes)
+
+    def _refuse_unread(self, problem: Problem, request: FastPathRequest, data: bytes) -> None:
+        """Refuse a request before its body is read."""
+        self._head = data[: request.start]
+        if len(data) > request.start and not request.has_body:
+            self._keep_rest(data[request.start :])
+        self._refuse(problem, unread_body=request.has_body)
 
     def _refuse(self, problem: Problem, *, unread_body: bool = False) -> None:
-        last = closes_connection(self._fast_path.health, unread_body=unread_body)
-        self._send_problem(problem, last)
+        closes = self._last or closes_connection(self._fast_path.health, unread_body=unread_body)
+        self._send_problem(problem, closes)
 
-    def _send_problem(self, problem: Problem, last: bool = True) -> None:  # noqa: FBT001, FBT002
+    def _send_problem(self, problem: Problem, closes: bool = True) -> None:  # noqa: FBT001, FBT002
         """Refuse a request; after an incomplete body the connection cannot be used again."""
+        request = self._request
         self._fast_path.refusals.note(problem, self._client_address(), *describe(self._head))
-        self._body = bytearray()
-        self._release_memory()
-        cors = self._fast_path.submitter.cors
-        if cors is not None:
-            problem.headers.update(cors.headers(self._origin))
-        self._send_answer(problem.status, problem.raw(closes=last), closes=last)
+        self._drop_body()
+        origin = None if request is None else request.headers.origin
+        connection = CLOSE if closes else self._keep_line(request)
+        answer = self._fast_path.answers.problem(problem, origin, connection)
+        self._send_answer(problem.status, self._shortened(answer), closes=closes)
+
+    def _refuse_head(self, problem: Problem) -> None:
+        """Refuse input that is no valid head; what follows it cannot be read."""
+        self._stream.request_begins()
+        self._fast_path.refusals.note(problem, self._stream.client_address)
+        answer = self._fast_path.answers.problem(problem, origin_in(self._release_rest()), CLOSE)
+        self._send_answer(problem.status, answer, closes=True)
+
+    def _keep_line(self, request: FastPathRequest | None) -> bytes:
+        """Return the header line of an answer after which the connection is kept."""
+        special = None if request is None else request.special
+        return KEEP if special is not None and special.keeps else b""
+
+    def _shortened(self, answer: bytes) -> bytes:
+        """Return an answer without its body if the request must not get one."""
+        special = None if self._request is None else self._request.special
+        return without_body(answer) if special is not None and special.without_body else answer
 
     def _send_answer(self, status: int, answer: bytes, *, closes: bool) -> None:
         self._fast_path.count(status)
         self._request = None
         self._head = b""
         sent = self._stream.send_now(answer, closes=closes)
+        if sent or self._left:
+            self._after_answer()
+        else:
+            self._awaits = _ROOM
+            self._stream.await_room()
+            self._poll(select.EPOLLOUT)
+
+    def _send_rest(self) -> None:
+        """Send more of an answer for which the socket had no room."""
+        if self._stream.send_more():
+            self._after_answer()
+            self.read_pending()
+
+    def _after_answer(self) -> None:
+        """Read the next request."""
         self._stream.request_ends()
         if self._left:
             return
-        if not sent:
-            self._pass_to_hypercorn(b"")
-        elif self._bulk or not self._registered:
-            self._register()
+        if self._rest:
+            # In a pass of its own, as other connections that have input.
+            self._awaits = _TURN
+            self._fast_path.call_soon(self._resume)
+        else:
+            self._awaits = _INPUT
+            if self._events != select.EPOLLIN or self._bulk:
+                self._poll(select.EPOLLIN)
 
     # --- polling and leaving -------------------------------------------------------------------
 
-    def _register(self, *, bulk: bool = False) -> None:
-        if self._bulk is not bulk:
-            self._unregister()
-            self._bulk = bulk
-        if not (self._registered or self._left):
-            self._fast_path.register(self._fd, self, bulk=bulk)
-            self._registered = True
-
-    def _unregister(self) -> None:
-        if self._registered:
-            self._registered = False
+    def _poll(self, events: int, *, bulk: bool = False) -> None:
+        """Poll the socket for other events; 0: for none."""
+        if self._left or (events == self._events and bulk is self._bulk):
+            return
+        if self._events:
+            self._events = 0
             self._fast_path.unregister(self._fd, bulk=self._bulk)
+        if events:
+            self._fast_path.register(self._fd, self, events, bulk=bulk)
+        self._events, self._bulk = events, bulk
 
     def _pass_to_hypercorn(self, data: bytes) -> None:
         """Leave the connection to Hypercorn, which reads ``data`` before the socket."""
+        self._stream.state.note_received(data)
         self._stream.pass_to_hypercorn(data)
         self._leave()
+
+    def _drop_body(self) -> None:
+        """Drop the body of the request, and release its memory."""
+        body, self._body = self._body, None
+        if body is not None:
+            if body.timed:
+                self._stream.stop_body_timeout()
+            body.release()
+            self._rest = b""
+        charge, self._charge = self._charge, 0
+        if charge:
+            self._fast_path.submitter.memory.release(charge)
 
     def _leave(self) -> None:
         """Leave the fast path."""
         if not self._left:
             self._left = True
-            self._body = bytearray()
-            if not self._submitted:
-                self._release_memory()
-            self._unregister()
+            if self._awaits != _COMMIT:  # else the body is still in use
+                self._drop_body()
+            self._release_rest()
+            if self._events:
+                self._fast_path.unregister(self._fd, bulk=self._bulk)
             self._stream.on_end = do_nothing
             self._on_leave(self._stream)

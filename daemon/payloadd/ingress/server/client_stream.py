@@ -224,6 +224,31 @@ class ClientStream:
             return False
         return True
 
+    def await_room(self) -> None:
+        """Note that an answer has to wait for room; the client has REQUEST_TIMEOUT to read it."""
+        now = trio.current_time()
+        self.state.blocked_since = now
+        self.state.deadline = now + self.state.request_timeout
+        self._on_deadline = self._abandon
+
+    def send_more(self) -> bool:
+        """Send more of an answer that had no room; return whether that was the rest of it.
+
+        Raises ``trio.BrokenResourceError`` if the client has reset the connection.
+        """
+        if not self.transport.send_more():
+            return False
+        self.state.blocked_since = None
+        self.stop_body_timeout()
+        return True
+
+    def _abandon(self) -> None:
+        """End the connection of a client that does not read its answer."""
+        self.transport.drop_unsent()
+        self.state.blocked_since = None
+        self._on_deadline = None
+        self._end()
+
     def start_body_timeout(
         self, due: float, late: Callable[[], object], received: Callable[[], int]
     ) -> None:

@@ -5,6 +5,8 @@
 - ``Upgrade: h2c`` is ignored, as RFC 9113, section 3.1, recommends: a proxy that checks requests
   would see only the first one. A client may still speak HTTP/2 from its first byte (prior
   knowledge).
+- Heads and chunk sizes that two parsers may read differently are refused; see ``strict_input``.
+- ``Upgrade: websocket`` is ignored, too.
 - PRIORITY is ignored.
 - The frames of an HTTP/2 client are processed in small pieces; see ``http2_input``.
 - Bodies in many small chunks are also processed in small pieces, and chunks that arrived together
@@ -42,6 +44,7 @@ from payloadd.ingress.server.http2_input import (
     FrameBudget,
     FrameCutter,
 )
+from payloadd.ingress.server.strict_input import StrictBuffer
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
@@ -277,6 +280,20 @@ def _awaits_body(connection: h2.connection.H2Connection, stream_id: int) -> bool
     return stream is not None and stream.state_machine.state is h2.stream.StreamState.OPEN
 
 
+def _without_websocket(request: h11.Request) -> h11.Request:
+    """Return a request without ``Upgrade: websocket``, which Hypercorn would accept."""
+    headers = [*request.headers]
+    kept = [one for one in headers if one[0] != b"upgrade" or one[1].lower() != b"websocket"]
+    if len(kept) == len(headers):
+        return request
+    return h11.Request(
+        method=request.method,
+        target=request.target,
+        headers=kept,
+        http_version=request.http_version,
+    )
+
+
 class _JoinedBody:
     """Pass the chunks of a body that arrived together to ``stream`` as one piece.
 
@@ -341,6 +358,8 @@ class _Http1(H11Protocol):
             wrapper.server,
             wrapper.send,
         )
+        # Before h11 has read anything; it offers no way to choose the buffer.
+        self.connection._receive_buffer = StrictBuffer()  # type: ignore[union-attr]  # noqa: SLF001
         self._body: _JoinedBody | None = None
         self._has_length = False
 
@@ -358,7 +377,7 @@ class _Http1(H11Protocol):
     async def _create_stream(self, request: h11.Request) -> None:
         names = {name for name, _ in request.headers}
         self._has_length = b"content-length" in names and b"transfer-encoding" not in names
-        await super()._create_stream(request)
+        await super()._create_stream(_without_websocket(request))
         if isinstance(self.stream, HTTPStream):
             self._body = _JoinedBody(self.stream)
             self.stream.handle = self._body.handle  # type: ignore[method-assign]

@@ -95,6 +95,14 @@ class NonBlockingStream:
         self._unsent = data[sent:]
         return not self._unsent
 
+    def send_more(self) -> bool:
+        """Send more of what ``send_now`` had no room for; return whether that was the rest."""
+        return NonBlockingStream.send_now(self, self._unsent)
+
+    def drop_unsent(self) -> None:
+        """Forget what ``send_now`` had no room for."""
+        self._unsent = b""
+
     async def flush(self) -> None:
         """Send the bytes that ``send_now`` had no room for, without a time limit.
 
