@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tracemalloc
 
 import pytest
@@ -74,12 +75,13 @@ async def test_a_connection_is_closed_at_the_wish_of_the_client(header: bytes) -
 
 async def test_bytes_read_by_the_fast_path_are_received_first(nursery: trio.Nursery) -> None:
     """The fast path could not hand a connection over to Hypercorn."""
-    ours, theirs = trio.socket.socketpair()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
     fifo_gate = FifoGate()
     nursery.start_soon(fifo_gate.run)
-    stream = ClientStream(NonBlockingStream(trio.SocketStream(ours)), 5, 5, fifo_gate)
+    stream = ClientStream(NonBlockingStream(ours), 5, 5, fifo_gate)
     stream.pass_to_hypercorn(b"POST")
-    nursery.start_soon(trio.SocketStream(theirs).send_all, b" /v1")
+    nursery.start_soon(trio.SocketStream(trio.socket.from_stdlib_socket(theirs)).send_all, b" /v1")
     assert [await stream.receive_some(100), await stream.receive_some(100)] == [b"POST", b" /v1"]
     theirs.close()
     await stream.finish()
@@ -276,11 +278,12 @@ async def test_an_answer_arrives_although_the_body_was_not_read(size: int) -> No
 
 async def test_a_request_after_an_answer_before_the_drain_is_served(nursery: trio.Nursery) -> None:
     """The client was allowed to continue, and its next request would be cut off."""
-    ours, theirs = trio.socket.socketpair()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
     fifo_gate = FifoGate()
     nursery.start_soon(fifo_gate.run)
-    stream = ClientStream(NonBlockingStream(trio.SocketStream(ours)), 5, 5, fifo_gate)
-    client = trio.SocketStream(theirs)
+    stream = ClientStream(NonBlockingStream(ours), 5, 5, fifo_gate)
+    client = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
     stream.request_begins()
     await stream.send_all(b"HTTP/1.1 202 \r\ncontent-length: 0\r\n\r\n")
     stream.drain()

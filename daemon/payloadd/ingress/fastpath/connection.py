@@ -367,6 +367,8 @@ class FastPathConnection:
 
     def _submit(self, request: FastPathRequest, data: bytes | bytearray, start: int) -> None:
         self._awaits = _COMMIT
+        if self._last:
+            self._note_last(request)
         # The decompressed size is unknown, so each compressed body is deferred: it may take up to
         # the event loop's budget for one body before the decoder process gets it.
         if (
@@ -377,6 +379,10 @@ class FastPathConnection:
         else:
             submit = partial(self._submit_now, request, data, start)
             self._fast_path.defer(partial(self._run_guarded, submit))
+
+    def _note_last(self, request: FastPathRequest) -> None:
+        """Note whether the client sends nothing after this request, which is complete."""
+        self._stream.client_closes = request.special is not None and request.special.closes
 
     def _submit_now(self, request: FastPathRequest, data: bytes | bytearray, start: int) -> None:
         fast_path = self._fast_path
@@ -425,8 +431,10 @@ class FastPathConnection:
         if not isinstance(reply, Page):
             self._refuse_unread(reply(), request, data)
             return
-        if len(data) > request.start and not request.has_body:
-            self._keep_rest(data[request.start :])
+        if not request.has_body:
+            self._note_last(request)
+            if len(data) > request.start:
+                self._keep_rest(data[request.start :])
         closes = self._last or closes_connection(
             self._fast_path.health, unread_body=request.has_body
         )

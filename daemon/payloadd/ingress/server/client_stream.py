@@ -17,10 +17,8 @@ which closes the socket: a client needs time to read its last answer.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from fcntl import ioctl
+from enum import Enum, auto
 from math import inf
-from struct import unpack
-from termios import FIONREAD
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -29,10 +27,14 @@ from payloadd.ingress.cors import origin_in
 from payloadd.ingress.problem import Problem, problem_for_status
 from payloadd.ingress.refusal_log import address_of_client
 from payloadd.ingress.server.connection_state import ConnectionState, looks_complete
+from payloadd.ingress.server.deadlines import TickClock
 from payloadd.ingress.server.http2_input import PREFACE
+from payloadd.ingress.server.socket_stream import CLOSE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from hypercorn.trio.worker_context import WorkerContext
 
     from payloadd.ingress.cors import Cors
     from payloadd.ingress.refusal_log import RefusalLog
@@ -51,8 +53,26 @@ def count_nothing(_status: int) -> None:
     """Count no answer: the admin address has no metric of its own."""
 
 
+class Ending(Enum):
+    """How far ``ClientStream.finish_now`` has come."""
+
+    CLOSED = auto()
+    """The socket is closed."""
+    LINGERS = auto()
+    """The client has to read its last answer; what it still sends has to be discarded."""
+    UNSENT = auto()
+    """Bytes have to be sent for which there is no room yet."""
+
+
 class ClientStream:
     """One accepted connection. All that Hypercorn does for it runs in ``scope``."""
+
+    __slots__ = (
+        "__weakref__", "_answered", "_final_problem", "_fifo_gate", "_limits", "_lingers", "_on_deadline",
+        "_received", "_scope", "buffers", "certificate_name", "client", "client_closes", "closed",
+        "context", "cors", "count", "evicted", "head", "on_end", "passed_to_hypercorn", "refusals",
+        "share", "socket", "state", "stated_address", "transport", "trust",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -60,15 +80,16 @@ class ClientStream:
         request_timeout: float,
         keepalive_timeout: float,
         fifo_gate: FifoGate,
+        clock: TickClock | None = None,
     ) -> None:
         """Wrap ``transport``; both timeouts are in seconds."""
         self.socket = transport.socket
-        self.scope = trio.CancelScope()
         self.transport = transport
         self.buffers = transport.buffers
         """Whether ``pending`` may become true."""
         self._fifo_gate = fifo_gate
-        self.state = ConnectionState(request_timeout, keepalive_timeout)
+        self.state = ConnectionState(request_timeout, keepalive_timeout, clock or TickClock())
+        self._scope: trio.CancelScope | None = None
         self._received = b""
         """Bytes that the fast path has read and Hypercorn has not."""
         self.closed = False
@@ -76,9 +97,14 @@ class ClientStream:
         self._lingers = False
         """Whether the last answer was the last one of the connection: the client has to read it
         before the socket is closed."""
+        self.client_closes = False
+        """Whether the client has announced that the current request is its last one, and the
+        request is complete: the client sends nothing more (RFC 9112, section 9.6)."""
         self._final_problem: Problem | None = None
         self.passed_to_hypercorn = False
         """Whether Hypercorn has to serve the connection from now on."""
+        self.context: WorkerContext | None = None
+        """Hypercorn's context of the connection, once Hypercorn serves it."""
         self.on_end: Callable[[], object] = do_nothing
         """Called when the connection ends, for an owner that has no task in ``scope``."""
         self._on_deadline: Callable[[], object] | None = None
@@ -90,10 +116,12 @@ class ClientStream:
         self.certificate_name: str | None = None
         self.trust = 0
         """The value of ``Certificates.trust`` when the client's certificate was checked."""
+        self.share = 0
+        """The share of ``DeadlineWheel`` to which the connection belongs."""
         self.evicted = False
         """Whether the connection was closed for another one; ``finish`` then does nothing."""
         self._answered: trio.Event | None = None
-        self._limits: dict[trio.CancelScope, float] = {}
+        self._limits: dict[trio.CancelScope, float] | None = None
         """The scopes of ``until``, each with its time."""
         self.count: Callable[[int], object] = count_nothing
         """Called with the status of each answer that Hypercorn or this object sends."""
@@ -101,6 +129,15 @@ class ClientStream:
         self.cors: Cors | None = None
         self.head = b""
         """With ``cors``, the beginning of the last request that the fast path has not served."""
+
+    @property
+    def scope(self) -> trio.CancelScope:
+        """The scope of Hypercorn's tasks; it is cancelled when the connection ends."""
+        if self._scope is None:
+            self._scope = trio.CancelScope()
+            if self.closed:
+                self._scope.cancel()
+        return self._scope
 
     # --- called by Hypercorn ----------------------------------------------------------------------
 
@@ -272,12 +309,13 @@ class ClientStream:
         trio's own deadlines do not follow ``postpone``: after a stall of the event loop they
         would expire before the bytes in the socket are read.
         """
-        self._limits[scope] = due
+        limits = self._limits = {} if self._limits is None else self._limits
+        limits[scope] = due
         try:
             with scope:
                 yield scope
         finally:
-            del self._limits[scope]
+            del limits[scope]
 
     def check_deadlines(self, now: float) -> None:
         """End the connection if its deadline has passed; ``finish`` then answers the client."""
@@ -291,8 +329,9 @@ class ClientStream:
     def postpone(self, seconds: float) -> None:
         """Move every deadline by ``seconds`` in which the event loop did not read the socket."""
         self.state.postpone(seconds)
-        for scope in self._limits:
-            self._limits[scope] += seconds
+        if self._limits:
+            for scope in self._limits:
+                self._limits[scope] += seconds
 
     def end_after_requests(self) -> None:
         """Close after the answers to the current requests; accept no further request."""
@@ -319,7 +358,7 @@ class ClientStream:
     def close_now(self) -> None:
         """Close the socket at once, without an answer."""
         self.on_end = do_nothing
-        self.socket.close()
+        self.transport.close()
 
     @property
     def has_unread_input(self) -> bool:
@@ -331,9 +370,9 @@ class ClientStream:
         state = self.state
         if state.ignores_input or self.socket.fileno() < 0:
             return False
-        (unread,) = unpack("i", ioctl(self.socket.fileno(), FIONREAD, b"\0\0\0\0"))
+        unread = self.transport.unread
         if state.awaits_client:
-            return bool(unread > state.bytes_received)
+            return unread > state.bytes_received
         return bool(unread) or self.transport.pending
 
     def evict(self) -> None:
@@ -351,21 +390,59 @@ class ClientStream:
                 self.transport.send_close()
             except trio.BrokenResourceError:
                 pass  # the client has left
-        self.socket.close()
+        self.transport.close()
+
+    def finish_now(self) -> Ending:
+        """Send a last answer if one is due, and close, as far as that is possible without a wait.
+
+        This is no checkpoint. If not all is sent, a task has to await ``finish``. If the client
+        still has to read its answer, the caller discards input until the end or the deadline.
+        """
+        if self.evicted:
+            return Ending.CLOSED
+        self._begin_to_close()
+        transport = self.transport
+        try:
+            if not transport.is_sent:
+                return Ending.UNSENT
+            last = self._last_answer()
+            if last and not transport.send_now(last):
+                return Ending.UNSENT
+            transport.send_close()
+            if self._lingers and not (self.client_closes and not transport.unread):
+                # A task sends the rest of TLS's close_notify, if there is no room for it.
+                return Ending.LINGERS if transport.shut_down() else Ending.UNSENT
+        except trio.BrokenResourceError:
+            pass  # the client has left
+        transport.close()
+        return Ending.CLOSED
 
     async def finish(self) -> None:
         """Send a last answer if one is due, and close (see ``close_gracefully``)."""
         if self.evicted:
             return
-        self.state.closing_since = trio.current_time()
-        last = b""
-        if self.state.head_since is not None:
-            self._final_problem = self._explain_incomplete_head()
-        if self._final_problem is not None and not self._lingers:
-            last = self._own_answer(self._final_problem)
+        self._begin_to_close()
+        last = self._last_answer()
         await self.transport.close_gracefully(last, linger=self._lingers or self.state.http2)
 
     # ----------------------------------------------------------------------------------------------
+
+    def _begin_to_close(self) -> None:
+        now = trio.current_time()
+        self.state.closing_since = now
+        self.state.deadline = now + CLOSE_SECONDS
+        self._on_deadline = None
+
+    def _last_answer(self) -> bytes:
+        """Return the answer that ends the connection, b"" without one or after the first call."""
+        if self.state.head_since is not None:
+            self._final_problem = self._explain_incomplete_head()
+            self.state.head_since = None
+        problem, self._final_problem = self._final_problem, None
+        if problem is None or self._lingers:
+            return b""
+        self._lingers = True
+        return self._own_answer(problem)
 
     def _explain_incomplete_head(self) -> Problem:
         if self.state.draining:
@@ -383,7 +460,8 @@ class ClientStream:
 
     def _end(self) -> None:
         self.closed = True
-        self.scope.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
         self.on_end()
 
     async def _flush(self) -> None:

@@ -27,9 +27,7 @@ from payloadd.ingress.server.log_limit import LogLimit
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, ItemsView, Iterator
-
-    from hypercorn.trio.worker_context import WorkerContext
+    from collections.abc import Callable, Container, Iterator
 
     from payloadd.ingress.server.client_stream import ClientStream
 
@@ -64,7 +62,7 @@ class Slots:
         self._not_counted = not_counted
         self._most = most
         self._most_per_client = most_per_client
-        self._streams: dict[ClientStream, WorkerContext] = {}
+        self._streams: dict[ClientStream, None] = {}
         self._clients: Counter[str] = Counter()
         self._chosen: list[tuple[EvictionRank, ClientStream]] = []
         """Connections to evict; the last one is evicted first."""
@@ -86,14 +84,6 @@ class Slots:
 
     def __contains__(self, stream: ClientStream) -> bool:
         return stream in self._streams
-
-    def items(self) -> ItemsView[ClientStream, WorkerContext]:
-        """Return the connections, each with its Hypercorn context."""
-        return self._streams.items()
-
-    def context(self, stream: ClientStream) -> WorkerContext:
-        """Return the Hypercorn context of a connection."""
-        return self._streams[stream]
 
     def refuses(self, client: str | None) -> bool:
         """Return whether the client with this IP address may open no further connection."""
@@ -121,9 +111,9 @@ class Slots:
         with trio.move_on_after(_PAUSE):
             await self._freed.wait()
 
-    def add(self, stream: ClientStream, context: WorkerContext, client: str | None) -> None:
+    def add(self, stream: ClientStream, client: str | None) -> None:
         """Add a connection; call this only after ``has_room`` has returned True."""
-        self._streams[stream] = context
+        self._streams[stream] = None
         self.count(stream, client)
 
     def count(self, stream: ClientStream, client: str | None) -> None:
@@ -137,8 +127,9 @@ class Slots:
 
     def remove(self, stream: ClientStream) -> None:
         """Free the slot of a connection that has ended; an evicted one has no slot any more."""
-        if self._streams.pop(stream, None) is None:
+        if stream not in self._streams:
             return
+        del self._streams[stream]
         client = stream.client
         if client is not None:
             self._clients[client] -= 1

@@ -8,16 +8,17 @@ anyway. So this class waits before it reads and does not yield after a write.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, ClassVar, Final
+import socket
+from fcntl import ioctl
+from struct import unpack
+from termios import FIONREAD
+from typing import ClassVar, Final
 
 import trio
 
-if TYPE_CHECKING:
-    from payloadd.ingress.server.fifo_gate import FifoGate
-
-_CLOSE_SECONDS: Final = 2.0
+CLOSE_SECONDS: Final = 2.0
 """Seconds that the end of a connection may take."""
-_DISCARDED_BYTES: Final = 16 * 2**20
+MOST_DISCARDED: Final = 16 * 2**20
 """Bytes that are read and discarded at the end of a connection, at most."""
 _DISCARDED_PER_READ: Final = 65_536
 
@@ -30,13 +31,19 @@ class NonBlockingStream:
     ``trio.ClosedResourceError``.
     """
 
+    __slots__ = ("_unsent", "accepted", "awaited", "socket")
+
     buffers: ClassVar = False
     """Whether ``pending`` may become true."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
-        """Use the socket of ``stream``."""
-        self.socket = stream.socket
+    def __init__(self, connected: socket.socket) -> None:
+        """Use a connected socket, which must not block."""
+        self.socket = connected
         self._unsent = b""
+        self.awaited = False
+        """Whether a task has waited for the socket: trio then has to know when it is closed."""
+        self.accepted = False
+        """Whether the connection was accepted just now: its first bytes are probably there."""
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """Wait for data and return up to ``max_bytes`` of it; b"" at the end of the input."""
@@ -54,6 +61,7 @@ class NonBlockingStream:
         """
         if self.socket.fileno() < 0:
             raise trio.ClosedResourceError("this side has closed the connection")
+        self.awaited = True
         await trio.lowlevel.wait_readable(self.socket)
 
     def receive_now(self, max_bytes: int) -> bytes | None:
@@ -68,23 +76,10 @@ class NonBlockingStream:
         except OSError as error:
             raise trio.BrokenResourceError from error
 
-    async def handshake(self, fifo_gate: FifoGate) -> str | None:  # noqa: ARG002 - see TlsStream
-        """Return None: without TLS there is no handshake and no protocol to agree on."""
-        return None
-
-    def handshake_bytes(self) -> int:
-        """Return how many bytes of the handshake have arrived."""
-        return 0
-
-    @property
-    def certificate_name(self) -> str | None:
-        """The name in the client's certificate; see ``TlsStream``."""
-        return None
-
     @property
     def pending(self) -> bool:
-        """Whether data is there that the kernel does not announce: never without TLS."""
-        return False
+        """Whether to read without waiting until the kernel announces input."""
+        return self.accepted
 
     def send_now(self, data: bytes) -> bool:
         """Send as much of ``data`` as there is room for; return whether that was all.
@@ -116,6 +111,7 @@ class NonBlockingStream:
         while self._unsent:
             if self.socket.fileno() < 0:
                 raise trio.ClosedResourceError("this side has closed the connection")
+            self.awaited = True
             await trio.lowlevel.wait_writable(self.socket)
             NonBlockingStream.send_now(self, self._unsent)
 
@@ -127,14 +123,41 @@ class NonBlockingStream:
     def send_close(self) -> None:
         """Announce the end of the connection without waiting; without TLS, do nothing."""
 
-    async def send_eof(self) -> None:
-        """Close the sending side of the connection."""
-        # Not by trio's stream: the traceback of its error keeps the connection until a garbage
-        # collection in Python 3.13.
+    @property
+    def is_sent(self) -> bool:
+        """Whether all bytes of ``send_now`` are sent."""
+        return not self._unsent
+
+    @property
+    def unread(self) -> int:
+        """The number of bytes that the kernel has received and that are not read yet."""
+        (unread,) = unpack("i", ioctl(self.socket.fileno(), FIONREAD, b"\0\0\0\0"))
+        return int(unread)
+
+    def send_eof(self) -> None:
+        """Close the sending side of the connection, after all bytes are sent."""
         try:
-            self.socket.shutdown(trio.socket.SHUT_WR)
+            self.socket.shutdown(socket.SHUT_WR)
         except OSError:
             raise trio.BrokenResourceError from None
+
+    def shut_down(self) -> bool:
+        """Close the sending side if all bytes are sent; return whether it is closed."""
+        if self._unsent:
+            return False
+        self.send_eof()
+        return True
+
+    def close(self) -> None:
+        """Close the socket; a task that waits for it gets a ``trio.ClosedResourceError``."""
+        if self.awaited and self.socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.socket)
+        self.socket.close()
+
+    def discard_now(self) -> int | None:
+        """Read and discard some input; return its length, 0 at the end, None if there is none."""
+        data = NonBlockingStream.receive_now(self, _DISCARDED_PER_READ)
+        return None if data is None else len(data)
 
     async def close_gracefully(self, last: bytes, *, linger: bool) -> None:
         """Send ``last``, let the client read it, and close the socket. This takes 2 s at most.
@@ -145,7 +168,7 @@ class NonBlockingStream:
         answer that was sent before.
         """
         try:
-            with trio.move_on_after(_CLOSE_SECONDS):
+            with trio.move_on_after(CLOSE_SECONDS):
                 await self.flush()
                 if last:
                     await self.send_all(last)
@@ -155,10 +178,12 @@ class NonBlockingStream:
                     self.send_close()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client has left, or the connection was evicted
-        self.socket.close()
+        self.close()
 
     async def _discard_input(self) -> None:
-        await self.send_eof()
-        left = _DISCARDED_BYTES
+        self.send_close()
+        await self.flush()
+        self.send_eof()
+        left = MOST_DISCARDED
         while left > 0 and (data := await self.receive_some(_DISCARDED_PER_READ)):
             left -= len(data)
