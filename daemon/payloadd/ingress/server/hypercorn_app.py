@@ -30,16 +30,13 @@ if TYPE_CHECKING:
 
 def wrap_app(
     app: QuartTrio,
-    send_timeout: float,
     fifo_gate: FifoGate,
     open_requests: OpenRequests,
     memory: RequestMemory | None = None,
 ) -> AppWrapper:
     """Return ``app`` as Hypercorn calls it; ``scope["state"]["until_due"]`` limits its body's time.
 
-    A client that does not read a part of its answer within ``send_timeout`` seconds loses its
-    connection: the stream ensures that on the socket, and this function where Hypercorn waits for
-    HTTP/2's window. A request waits at ``fifo_gate`` before it begins and before it is answered,
+    A request waits at ``fifo_gate`` before it begins and before it is answered,
     and is counted in ``open_requests`` until then. Its body takes its memory from ``memory``.
     """
 
@@ -48,8 +45,6 @@ def wrap_app(
         if scope["type"] != "http":
             stream.refuse_connection(Problem("NOT_FOUND", "there are no websockets here"))
             return
-        stream.request_begins()
-        open_requests.count += 1
         scope["state"]["certificate_name"] = stream.certificate_name
         scope["state"]["stated_address"] = stream.stated_address
         scope["state"]["until_due"] = partial(stream.until, stream.state.due)
@@ -65,10 +60,7 @@ def wrap_app(
             if message["type"] == "http.response.start":
                 await fifo_gate.wait_turn()
                 count(message["status"])
-            with stream.state.sending(), trio.move_on_after(send_timeout) as time_limit:
-                await send(message)
-            if time_limit.cancelled_caught:
-                await stream.aclose()
+            await send(message)
 
         try:
             await fifo_gate.wait_turn()

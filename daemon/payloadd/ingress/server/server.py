@@ -177,7 +177,7 @@ class _Server:
         self.handshakes = HandshakeQueue()
         self._open_requests = options.open_requests
         self._app = wrap_app(
-            app, settings.request_timeout, self.fifo_gate, self._open_requests, options.memory
+            app, self.fifo_gate, self._open_requests, options.memory
         )
         self._config = make_hypercorn_config()
         self._settings = settings
