@@ -179,6 +179,12 @@ class _Handler:
         left = self._submitter.max_length
         state = request.scope.get("state", {})
         body: ReceivedBody | None = state.get("body")
+        whole = None if body is None else body.receive_whole()
+        if whole is not None:
+            if len(whole) > left:
+                raise too_large(left)
+            g.body_is_read = True
+            return whole
         reading = trio.CancelScope() if body is None else body.reading
         within: Callable[[trio.CancelScope], AbstractContextManager[object, bool]]
         within = state.get("until_due", self._until_timeout)

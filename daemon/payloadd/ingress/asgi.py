@@ -27,7 +27,7 @@ class ClientLeftError(Exception):
     """The client has left before the end of the body."""
 
 
-class ReceivedBody:
+class IncomingMessages:
     """The body of a request; iterating over it receives the pieces."""
 
     def __init__(self, _length: int | None, _most: int | None) -> None:
@@ -35,7 +35,7 @@ class ReceivedBody:
         self.receive: ASGIReceiveCallable | None = None
         self._complete = False
 
-    def __aiter__(self) -> ReceivedBody:
+    def __aiter__(self) -> IncomingMessages:
         return self
 
     async def __anext__(self) -> bytes:
@@ -50,7 +50,7 @@ class ReceivedBody:
 
 
 class _Request(TrioRequest):
-    body_class = ReceivedBody  # type: ignore[assignment] # it has the part that handlers use
+    body_class = IncomingMessages  # type: ignore[assignment] # it has the part that handlers use
 
 
 class _Connection(TrioASGIHTTPConnection):

@@ -7,13 +7,16 @@ its frames are made at once, and sent together with those of other answers.
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
+from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 import h2.errors
 import h2.exceptions
 import trio
 from h2.utilities import SizeLimitDict
+from hpack import Decoder
 from hypercorn.protocol.events import Body, EndBody, Request, Response
 from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
 from hypercorn.protocol.http_stream import HTTPStream
@@ -23,7 +26,10 @@ from priority.priority import DeadlockError
 from payloadd.ingress.server.http2_input import LARGEST_HEADER_LIST
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import h2.events
+    from hpack.struct import HeaderTuple
     from hypercorn.protocol import ProtocolWrapper
     from hypercorn.protocol.events import Event as StreamEvent
 
@@ -35,6 +41,10 @@ _CLOSED_STREAMS: Final = 512
 it has forgotten by closing the connection."""
 _MOST_PSEUDO_HEADERS: Final = 5
 """Of a request: four, and ``:protocol``. They come first, as h2 checks (RFC 9113, section 8.3)."""
+_REFERENCES: Final = re.compile(rb"[\x81-\xfe]{1,64}", re.DOTALL)
+"""A header block of indexed fields of one byte each (RFC 7541, section 6.1)."""
+_MOST_BLOCKS: Final = 16
+"""Header blocks that are remembered for each connection."""
 
 
 class _EndedStream:
@@ -50,6 +60,34 @@ class _Streams(dict[int, Any]):
     def __missing__(self, stream_id: int) -> _EndedStream:
         """Return a stream that drops all events."""
         return _EndedStream()
+
+
+class _RememberingDecoder(Decoder):
+    """Decode the header block of each request (HPACK, RFC 7541), and remember repeated blocks.
+
+    A client that repeats a request sends a block of references to its earlier headers alone. Such a
+    block changes nothing in the table of headers, so the next one of the same bytes has the same
+    headers, until another block changes the table.
+    """
+
+    def __init__(self, largest: int) -> None:
+        """Allow header lists of ``largest`` bytes."""
+        super().__init__(largest)
+        self._known: dict[bytes, list[HeaderTuple]] = {}
+
+    def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:  # noqa: FBT001, FBT002
+        """Return the headers; raises HPACKError."""
+        data = bytes(data)
+        if _REFERENCES.fullmatch(data) is None or not raw:
+            self._known.clear()
+            return super().decode(data, raw)
+        found = self._known.get(data)
+        if found is None:
+            found = list(super().decode(data, raw))
+            if len(self._known) >= _MOST_BLOCKS:
+                self._known.clear()
+            self._known[data] = found
+        return found
 
 
 class Http2(H2Protocol):
@@ -74,12 +112,14 @@ class Http2(H2Protocol):
         self._open_requests = open_requests
         self._answers: dict[int, tuple[Response, bytes]] = {}
         """Answers that have begun, and that are held back until they are complete."""
+        self._second = 0
+        self._added: list[tuple[bytes, bytes]] = []
         connection = self.connection
         # The headers of answers come from the app, and are correct.
         connection.config.validate_outbound_headers = False
         connection.config.normalize_outbound_headers = False
         # Hypercorn announces this limit to the client, but does not enforce it.
-        connection.decoder.max_header_list_size = LARGEST_HEADER_LIST
+        connection.decoder = _RememberingDecoder(LARGEST_HEADER_LIST)
         connection._closed_streams = SizeLimitDict(size_limit=_CLOSED_STREAMS)  # noqa: SLF001
         self.streams = _Streams()
 
@@ -134,7 +174,8 @@ class Http2(H2Protocol):
             return
         connection = self.connection
         try:
-            connection.send_headers(stream_id, _headers_of(head), end_stream=not body)
+            headers = [(b":status", b"%d" % head.status_code), *head.headers, *self._more_headers()]
+            connection.send_headers(stream_id, headers, end_stream=not body)
             if body:
                 connection.send_data(stream_id, body, end_stream=True)
         except h2.exceptions.ProtocolError:
@@ -143,6 +184,14 @@ class Http2(H2Protocol):
             await self.has_data.set()  # answers of one commit are sent together
         else:
             await self._flush()  # the client does not read: its next requests have to wait
+
+    def _more_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers that Hypercorn adds: the date, which is formatted once a second."""
+        second = int(time())
+        if second != self._second:
+            self._second = second
+            self._added = self.config.response_headers("h2")
+        return self._added
 
     async def _send_parts(self, head: Response, body: bytes, event: StreamEvent) -> None:
         """Send an answer as Hypercorn does."""
@@ -213,6 +262,3 @@ class Http2(H2Protocol):
         can move all of them.
         """
 
-
-def _headers_of(head: Response) -> list[tuple[bytes, bytes]]:
-    return [(b":status", b"%d" % head.status_code), *head.headers]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from payloadd.ingress.server.connection_state import ConnectionState
     from payloadd.ingress.server.fifo_gate import FifoGate
     from payloadd.ingress.server.open_requests import OpenRequests
+    from payloadd.ingress.server.request_tasks import RequestMessages
 
 
 def wrap_app(
@@ -36,8 +37,8 @@ def wrap_app(
 ) -> AppWrapper:
     """Return ``app`` as Hypercorn calls it; ``scope["state"]["until_due"]`` limits its body's time.
 
-    A request waits at ``fifo_gate`` before it begins and before it is answered,
-    and is counted in ``open_requests`` until then. Its body takes its memory from ``memory``.
+    A request waits at ``fifo_gate`` before it is answered, and is counted in ``open_requests`` until
+    then. Its body takes its memory from ``memory``.
     """
 
     async def call(scope: Any, receive: Any, send: Any, _spawn: Any, _soon: Any) -> None:  # noqa: ANN401 - ASGI's types are a union of dicts without a common tag
@@ -48,9 +49,11 @@ def wrap_app(
         scope["state"]["certificate_name"] = stream.certificate_name
         scope["state"]["stated_address"] = stream.stated_address
         scope["state"]["until_due"] = partial(stream.until, stream.state.due)
+        messages: RequestMessages = scope["state"].pop("messages")
         body = None
         if memory is not None:
             body = ReceivedBody(memory, receive, _content_length(scope), stream.state)
+            body.messages = messages
             scope["state"]["body"] = body
             receive = body.receive
 
@@ -63,7 +66,6 @@ def wrap_app(
             await send(message)
 
         try:
-            await fifo_gate.wait_turn()
             await app(scope, receive, send_in_time)
         except* Exception as group:  # noqa: BLE001 - it is logged, and Hypercorn answers 500
             log_broken_connection(group)
@@ -123,6 +125,8 @@ class ReceivedBody:
         self._memory = memory
         self._state = state
         self._receive = receive
+        self.messages: RequestMessages | None = None
+        """The messages behind ``receive``."""
         self._length = length
         self._charge = 0
         """Bytes of memory that the body has acquired."""
@@ -132,6 +136,22 @@ class ReceivedBody:
         self.refused = False
         self.since = trio.current_time()
         self.received = 0
+
+    def receive_whole(self) -> bytes | None:
+        """Return a body that has arrived in one message, if there is memory for it; else None.
+
+        This does not wait, so it needs no time limit.
+        """
+        body = None if self._begun or self.messages is None else self.messages.whole
+        if self.messages is None or body is None:
+            return None
+        size = max(len(body), self._length)
+        if not self._memory.try_acquire(size):
+            return None
+        self._begun = True
+        self._charge = size
+        self.messages.drop_whole()
+        return body
 
     async def receive(self) -> Any:  # noqa: ANN401 - ASGI's own types
         """Return the next message of the request (see ASGI)."""

@@ -63,6 +63,18 @@ class RequestMessages:
             self._room = None
         return message
 
+    @property
+    def whole(self) -> bytes | None:
+        """The body, if all of it has arrived in one message that is not received yet."""
+        if self._messages and not self._messages[0]["more_body"]:
+            body: bytes = self._messages[0]["body"]
+            return body
+        return None
+
+    def drop_whole(self) -> None:
+        """Drop the message that ``whole`` has returned."""
+        self._messages.popleft()
+
     def end(self) -> None:
         """Cancel the app, or note that it has ended."""
         self.scope.cancel()
@@ -97,6 +109,7 @@ class RequestTasks:
         messages = RequestMessages()
         if scope["type"] == "http":
             self._begin()
+            scope["state"]["messages"] = messages
         self._group.spawn(_run_app, app, scope, messages, send)
         return messages.put
 
