@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from payloadd.config import settings as config
 from payloadd.errors import PayloaddError, SettingsError
@@ -108,15 +110,21 @@ def _stream_of(letter: DeadLetter) -> str:
 
 
 @dead.command()
+@as_json
 @click.argument("id_", metavar="ID")
-def show(id_: str) -> None:
+def show(id_: str, *, as_json: bool) -> None:
     """Print the payloads of a dead letter as NDJSON, and on stderr the name of its stream.
 
-    The default stream is not named.
+    The default stream is not named. With --json: one object, which has what `dead list` says of the
+    dead letter, its payloads as `content`, and as `unparsed` (base64) the lines of a damaged one
+    that are not JSON.
     """
     with _inspection() as inspection:
         lines = inspection.lines(id_)
         letters = [letter for letter in inspection.dead() if letter.id == id_]
+    if as_json:
+        click.echo(_letter_document(letters, lines))
+        return
     for letter in letters:
         if letter.stream != DEFAULT_NAME:
             click.echo(f"stream {_stream_of(letter)}", err=True)
@@ -124,20 +132,41 @@ def show(id_: str) -> None:
     sys.stdout.buffer.write(escape_controls_in_json(lines) if sys.stdout.isatty() else lines)
 
 
+def _letter_document(letters: list[DeadLetter], lines: bytes) -> bytes:
+    """Return a dead letter with its payloads as JSON. A daemon may revive it meanwhile."""
+    content, unparsed = [], []
+    for line in lines.removesuffix(b"\n").split(b"\n"):
+        try:
+            msgspec.json.decode(line.decode())
+        except (ValueError, RecursionError):
+            unparsed.append(base64.b64encode(line).decode())
+        else:
+            content.append(msgspec.Raw(line))
+    known = asdict(letters[0]) if letters else {}
+    document = msgspec.json.encode({**known, "content": content, "unparsed": unparsed})
+    return escape_controls_in_json(document)
+
+
 @dead.command()
+@as_json
 @click.argument("ids", nargs=-1, metavar="[ID]...")
-def retry(ids: tuple[str, ...]) -> None:
+def retry(ids: tuple[str, ...], *, as_json: bool) -> None:
     """Queue dead letters for upload again, all of them without an ID."""
     with _inspection() as inspection:
         count = inspection.retry(ids)
         running = inspection.status().process is not None
+    if as_json:
+        click.echo(json.dumps({"retried": count, "running": running}))
+        return
     when = "within a second" if running else "when the daemon is started"
     click.echo(f"{count} dead letters will be tried again {when}")
 
 
 @dead.command()
+@as_json
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
-def drop(ids: tuple[str, ...]) -> None:
+def drop(ids: tuple[str, ...], *, as_json: bool) -> None:
     """Remove dead letters; their payloads are lost."""
     with _inspection() as inspection:
-        click.echo(f"{inspection.drop(ids)} dead letters dropped")
+        dropped = inspection.drop(ids)
+    click.echo(json.dumps({"dropped": dropped}) if as_json else f"{dropped} dead letters dropped")

@@ -79,6 +79,8 @@ class StreamCounts:
     accepted: int = 0
     stored: int = 0
     dead: int = 0
+    stored_bytes: int = 0
+    """Bytes of the stored objects."""
 
 
 class Accounting:
@@ -167,6 +169,7 @@ class Accounting:
             self.accepted - sum([one.accepted for one in others]),
             self.stored - sum([one.stored for one in others]),
             self.dead - sum([one.dead for one in others]),
+            self._metrics.stored_bytes.value - sum([one.stored_bytes for one in others]),
         )
         return {DEFAULT: default, **self.by_stream}
 
@@ -194,15 +197,18 @@ class Accounting:
         for job in jobs:
             self._in_memory.pop(job.seq, None)
 
-    def settle(self, batch: Batch) -> None:
-        """Count the payloads of a batch that the store confirmed."""
+    def settle(self, batch: Batch, size: int = 0) -> None:
+        """Count the payloads of a batch that the store confirmed as an object of ``size`` bytes."""
         self._remove(batch)
         if self.uploads.jobs:
             self.uploads.store(batch)
         self.stored += batch.payloads
-        self._metrics.stored.inc(batch.payloads)
+        self._metrics.stored.value += batch.payloads
+        self._metrics.stored_bytes.value += size
         if (seq := batch.jobs[0].seq) > _LAST_OF_DEFAULT:
-            self._counts(stream_of(seq)).stored += batch.payloads
+            counts = self._counts(stream_of(seq))
+            counts.stored += batch.payloads
+            counts.stored_bytes += size
 
     def bury(self, batch: Batch) -> None:
         """Count the payloads of a batch that the store refused for good."""

@@ -194,7 +194,7 @@ class Worker:
         batch = current.batch
         self._budget.refund(current.cost)
         self._journal.settle(batch)
-        self._accounting.settle(batch)
+        self._accounting.settle(batch, size)
         self._release(batch.bytes)
         self._stored.inc()
         self._metrics.objects_stored.inc()

@@ -235,7 +235,9 @@ def _of(results: Sequence[Measured], kind: str, daemon: str) -> list[Measured]:
 def _ratio(rounds: Sequence[Measured], base: Sequence[Measured]) -> str:
     if not base:
         return ""
-    return f"{median(one.cpu_us / other.cpu_us for one, other in zip(rounds, base, strict=True)):.2f}"
+    return (
+        f"{median(one.cpu_us / other.cpu_us for one, other in zip(rounds, base, strict=True)):.2f}"
+    )
 
 
 def _memory(idle: Idle) -> Section:

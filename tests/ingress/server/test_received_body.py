@@ -12,6 +12,7 @@ from payloadd.ingress.request_memory import MAX_WAIT, RequestMemory
 from payloadd.ingress.server.connection_state import ConnectionState
 from payloadd.ingress.server.deadlines import TickClock
 from payloadd.ingress.server.hypercorn_app import ReceivedBody
+from payloadd.observe.request_metrics import RequestMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +39,8 @@ class Request:
         """Bytes of memory in use at each read from the connection."""
         self._messages = iter(messages)
         self.state = ConnectionState(30, 60, TickClock())
-        self.body = ReceivedBody(memory, self._receive, length, self.state)
+        self.metrics = RequestMetrics()
+        self.body = ReceivedBody(memory, self._receive, length, self.state, self.metrics)
 
     async def _receive(self) -> dict[str, Any]:
         self.used_at_reads.append(self.memory.used)

@@ -1,30 +1,27 @@
-"""One connection on the fast path: its requests and their answers.
+"""One connection on the fast path: it receives requests, one at a time.
 
 The event loop calls the methods, and no method waits. A request is read as a head and a body and is
 then submitted. The commit that makes it durable calls back, and the callback sends the answer.
-Pipelined requests are processed one at a time: what follows a request is kept until its answer is
-sent, and meanwhile nothing is read.
+What follows a request is kept until its answer is sent, and meanwhile nothing is read: a client
+that does not wait for its answers (RFC 9112, section 9.3.2) is slowed down by its own requests.
 """
 
 from __future__ import annotations
 
 import select
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVarTuple
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.ingress.cors import origin_in
-from payloadd.ingress.fastpath.answers import CLOSE, CONTINUE, KEEP, Page, without_body
+from payloadd.ingress.fastpath.answering import AnsweringConnection
+from payloadd.ingress.fastpath.answers import CONTINUE
 from payloadd.ingress.fastpath.framing import ChunkedBody, SizedBody
 from payloadd.ingress.fastpath.head import Http2Error
 from payloadd.ingress.fastpath.incoming_body import IncomingBody
-from payloadd.ingress.preferences import receipt_document
 from payloadd.ingress.problem import Problem, not_http, too_large
-from payloadd.ingress.refusal_log import describe
 from payloadd.ingress.server.client_stream import do_nothing
-from payloadd.ingress.server.connection_errors import log_broken_connection
-from payloadd.ingress.submission import as_problem, closes_connection
 from payloadd.pipeline.intake import Receipt
 
 if TYPE_CHECKING:
@@ -32,12 +29,9 @@ if TYPE_CHECKING:
 
     from payloadd.ingress.fastpath.head import FastPathRequest
     from payloadd.ingress.fastpath.owner import Owner
-    from payloadd.ingress.fastpath.targets import Reply
     from payloadd.ingress.preferences import Accepted
     from payloadd.ingress.server.client_stream import ClientStream
     from payloadd.ingress.submission import SubmissionOutcome
-
-Ts = TypeVarTuple("Ts")
 
 _FIRST_READ_BYTES: Final = 120 * 2**10
 """Bytes of the first read of a request: a POST of 64 KiB with its head fits. A larger buffer would
@@ -57,8 +51,8 @@ _ROOM: Final = 4
 """Room in the socket's buffer for the rest of an answer."""
 
 
-class FastPathConnection:
-    """One connection on the fast path; ``on_leave`` is called when it leaves the fast path."""
+class FastPathConnection(AnsweringConnection):
+    """Receives the requests of one connection; ``on_leave`` is called when it leaves."""
 
     decoded_immediately: int = 80 * 2**10
     """Bytes of a body up to which it is decoded as soon as it is complete; larger bodies are
@@ -68,18 +62,12 @@ class FastPathConnection:
     def __init__(
         self, fast_path: Owner, stream: ClientStream, on_leave: Callable[[ClientStream], object]
     ) -> None:
-        self._fast_path = fast_path
-        self._stream = stream
-        self._on_leave = on_leave
-        self._fd = stream.socket.fileno()
+        super().__init__(fast_path, stream, on_leave)
         self._buffers = stream.buffers
-        self._head = b""
-        """The beginning of the current request, for its log line."""
         self._rest = b""
         """Received bytes of an incomplete head, or bytes that follow the current request."""
         self._rest_charge = 0
         """Bytes of memory acquired for requests that follow the current one."""
-        self._request: FastPathRequest | None = None
         heads = fast_path.heads
         self._parse = heads.parse_with_secret if fast_path.submitter.needs_tokens else heads.parse
         self._name: str | None = None
@@ -91,15 +79,8 @@ class FastPathConnection:
         self._awaits = _INPUT
         self._first = True
         """Whether no request has begun: HTTP/2 may begin only then."""
-        self._last = False
-        """Whether the connection ends after the current answer."""
-        self._events = select.EPOLLIN
-        """The events for which the socket is polled, 0 for none."""
-        self._bulk = False
-        """Whether a body is being received that takes more than one read."""
         self._end_wait: Callable[[], object] = do_nothing
         """Ends the wait for an upload: the request is answered."""
-        self._left = False
         fast_path.register(self._fd, self)
         stream.on_end = self._leave
 
@@ -116,6 +97,7 @@ class FastPathConnection:
             self._end_wait()
         elif awaits == _ROOM:
             self._run_guarded(self._send_rest)
+            self.read_pending()
         else:
             # The client sends the next request before it has the answer: read it afterwards.
             self._poll(0)
@@ -140,8 +122,7 @@ class FastPathConnection:
         end_wait = self._fast_path.submitter.waits.begin(receipt, seconds, self._on_upload)
         if self._awaits == _UPLOAD:  # else it is answered already
             self._end_wait = end_wait
-            if not self._left:
-                self._poll(select.EPOLLRDHUP)
+            self._run_guarded(self._poll, select.EPOLLRDHUP)
 
     def _on_upload(self, answer: Accepted) -> None:
         """Answer the request that has waited for its upload."""
@@ -157,17 +138,7 @@ class FastPathConnection:
         if self._stream.pending and self._awaits == _INPUT and not self._left:
             self._run_guarded(self._read)
 
-    def _run_guarded(self, step: Callable[[*Ts], object], *arguments: *Ts) -> None:
-        """Call ``step``; a lost client, or a bug, ends this connection and no other."""
-        try:
-            step(*arguments)
-        except trio.BrokenResourceError:
-            self._leave()
-        except Exception as error:  # noqa: BLE001 - it is logged
-            log_broken_connection(ExceptionGroup("on the fast path", [error]))
-            self._leave()
-
-    # --- receiving -----------------------------------------------------------------------------
+    # --- heads ---------------------------------------------------------------------------------
 
     def _read(self) -> None:
         """Read once, and read again soon if TLS holds more input."""
@@ -184,39 +155,37 @@ class FastPathConnection:
         if more:
             self._process(self._rest + more if self._rest else more, more)
         elif more is not None:
-            self._end_input()
-
-    def _end_input(self) -> None:
-        """Handle the end of the input, which came between two requests or within a head."""
-        if self._rest:
-            self._refuse_head(not_http())
-        else:
-            self._leave()
+            # The client has ended its side between two requests, or within a head.
+            if self._rest:
+                self._refuse_head(not_http(), self._release_rest())
+            else:
+                self._leave()
 
     def _process(self, data: bytes, more: bytes) -> None:
         """Begin the request at the beginning of ``data``, which ends with ``more``, new bytes."""
         try:
             request = self._parse(data)
         except Problem as problem:
-            self._rest = data
-            self._refuse_head(problem)
+            self._rest = b""
+            self._refuse_head(problem, data)
         except Http2Error:
+            self._rest = b""
             if self._first:
                 self._pass_to_hypercorn(data)
             else:
-                self._refuse_head(not_http())
+                self._refuse_head(not_http(), data)
         else:
             if request is not None:
                 self._begin_request(request, data)
             else:
                 self._stream.state.note_received(more)
                 self._rest = self._stream.head = data
-                if not self._events:
-                    self._poll(select.EPOLLIN)
+                self._poll(select.EPOLLIN)
 
     def _begin_request(self, request: FastPathRequest, data: bytes) -> None:
         """Check a request whose head is complete, and receive its body."""
         self._stream.request_begins()
+        self._began = perf_counter()
         self._request = request
         self._first = False
         self._head = data[:_KEPT_HEAD_BYTES]
@@ -225,15 +194,15 @@ class FastPathConnection:
         if special is not None:
             self._last = special.closes
             if special.reply is not None:
-                self._reply(special.reply, request, data)
+                if not special.timed:
+                    self._began = None
+                self._begin_reply(request, data)
+                self._reply(special.reply, request)
                 return
         submitter = self._fast_path.submitter
         try:
             self._name = submitter.check(
-                request.headers,
-                request.token,
-                self._stream.certificate_name,
-                self._client_address,
+                request.headers, request.token, self._stream.certificate_name, self._client_address
             )
         except Problem as problem:
             self._refuse_unread(problem, request, data)
@@ -247,6 +216,7 @@ class FastPathConnection:
                 return
         if not chunked and len(data) >= request.end and submitter.memory.try_acquire(size):
             self._charge = size
+            self._fast_path.requests.body_bytes += size
             if len(data) == request.end:
                 self._submit(request, data, request.start)
             else:
@@ -256,6 +226,25 @@ class FastPathConnection:
         framing = ChunkedBody(submitter.max_length) if chunked else SizedBody(size)
         self._body = IncomingBody(framing, submitter.memory, self)
         self._receive(self._body, data[request.start :])
+
+    def _begin_reply(self, request: FastPathRequest, data: bytes) -> None:
+        """Prepare an answer that does not depend on a body: what follows is the next request."""
+        self._head = data[: request.start]
+        if not request.has_body:
+            self._note_last(request)
+            if len(data) > request.start:
+                self._keep_rest(data[request.start :])
+
+    def _refuse_unread(self, problem: Problem, request: FastPathRequest, data: bytes) -> None:
+        """Refuse a request before its body is read."""
+        self._begin_reply(request, data)
+        self._refuse(problem, unread_body=request.has_body)
+
+    def _note_last(self, request: FastPathRequest) -> None:
+        """Note whether the client sends nothing after this request, which is complete."""
+        self._stream.client_closes = request.special is not None and request.special.closes
+
+    # --- bytes behind the current request --------------------------------------------------------
 
     def _keep_rest(self, rest: bytes) -> None:
         """Keep the bytes behind the current request.
@@ -276,6 +265,23 @@ class FastPathConnection:
             self._fast_path.submitter.memory.release(charge)
         return rest
 
+    def _continue(self) -> None:
+        """Process the kept bytes, or read."""
+        if self._rest:
+            # In a pass of its own, as other connections that have input.
+            self._awaits = _TURN
+            self._fast_path.call_soon(self._resume)
+        else:
+            self._awaits = _INPUT
+            if self._events != select.EPOLLIN or self._bulk:
+                self._poll(select.EPOLLIN)
+
+    def _await_room(self) -> None:
+        self._awaits = _ROOM
+        self._poll(select.EPOLLOUT)
+
+    # --- bodies --------------------------------------------------------------------------------
+
     def _read_body(self, body: IncomingBody) -> None:
         data = self._stream.receive_now(body.framing.read_bytes)
         if data:
@@ -286,11 +292,14 @@ class FastPathConnection:
 
     def _receive(self, body: IncomingBody, data: bytes) -> None:
         """Add received bytes to the body, and go on."""
+        before = body.received
         try:
             used = body.framing.feed(data)
         except Problem as problem:
             self._send_problem(problem)
             return
+        finally:
+            self._fast_path.requests.body_bytes += body.received - before
         if used < len(data):
             if body.framing.complete:
                 self._keep_rest(data[used:])
@@ -355,6 +364,33 @@ class FastPathConnection:
         else:
             self._advance(body)
 
+    def _drop_body(self) -> None:
+        """Drop the body of the request, and release its memory."""
+        body, self._body = self._body, None
+        if body is not None:
+            if body.timed:
+                self._stream.stop_body_timeout()
+            body.release()
+            self._release_rest()
+        charge, self._charge = self._charge, 0
+        if charge:
+            self._fast_path.submitter.memory.release(charge)
+
+    def _drop_input(self) -> None:
+        """Drop all input; a submitted body is still in use."""
+        if self._awaits != _COMMIT:
+            self._drop_body()
+        self._release_rest()
+
+    def _count_received(self) -> int:
+        """Return the received bytes of a request with an incomplete body."""
+        return len(self._head) + (0 if self._body is None else self._body.progress())
+
+    def _on_request_timeout(self) -> None:
+        self._run_guarded(self._send_problem, self._fast_path.submitter.timeout_problem())
+
+    # --- submitting ----------------------------------------------------------------------------
+
     def _submit_body(self, body: IncomingBody) -> None:
         request = self._request
         data = body.finish()
@@ -371,18 +407,12 @@ class FastPathConnection:
             self._note_last(request)
         # The decompressed size is unknown, so each compressed body is deferred: it may take up to
         # the event loop's budget for one body before the decoder process gets it.
-        if (
-            len(data) - start <= self.decoded_immediately
-            and request.headers.content_encoding is None
-        ):
+        plain = request.headers.content_encoding is None
+        if plain and len(data) - start <= self.decoded_immediately:
             self._submit_now(request, data, start)
         else:
             submit = partial(self._submit_now, request, data, start)
             self._fast_path.defer(partial(self._run_guarded, submit))
-
-    def _note_last(self, request: FastPathRequest) -> None:
-        """Note whether the client sends nothing after this request, which is complete."""
-        self._stream.client_closes = request.special is not None and request.special.closes
 
     def _submit_now(self, request: FastPathRequest, data: bytes | bytearray, start: int) -> None:
         fast_path = self._fast_path
@@ -394,163 +424,3 @@ class FastPathConnection:
         except Problem as problem:
             fast_path.unanswered -= 1
             self._refuse(problem)
-
-    def _count_received(self) -> int:
-        """Return the received bytes of a request with an incomplete body."""
-        return len(self._head) + (0 if self._body is None else self._body.progress())
-
-    def _client_address(self) -> str | None:
-        peer = self._stream.client_address
-        request = self._request
-        if request is None:
-            return peer
-        return self._fast_path.submitter.client_address(peer, request.headers)
-
-    def _on_request_timeout(self) -> None:
-        self._run_guarded(self._send_problem, self._fast_path.submitter.timeout_problem())
-
-    # --- answering -----------------------------------------------------------------------------
-
-    def _send_outcome(self, outcome: SubmissionOutcome) -> None:
-        if isinstance(outcome, Receipt):
-            self._accept(202, receipt_document(outcome))
-        else:
-            self._refuse(as_problem(outcome))
-
-    def _accept(self, status: int, document: bytes, waited: int | None = None) -> None:
-        closes = self._last or closes_connection(self._fast_path.health)
-        request = self._request
-        origin = None if request is None else request.headers.origin
-        answer = self._fast_path.answers.accepted(
-            status, document, waited, origin, CLOSE if closes else self._keep_line(request)
-        )
-        self._send_answer(status, answer, closes=closes)
-
-    def _reply(self, reply: Reply, request: FastPathRequest, data: bytes) -> None:
-        """Answer a request whose body is not read."""
-        if not isinstance(reply, Page):
-            self._refuse_unread(reply(), request, data)
-            return
-        if not request.has_body:
-            self._note_last(request)
-            if len(data) > request.start:
-                self._keep_rest(data[request.start :])
-        closes = self._last or closes_connection(
-            self._fast_path.health, unread_body=request.has_body
-        )
-        connection = CLOSE if closes else self._keep_line(request)
-        answer = self._fast_path.answers.page(reply, request.headers.origin, connection)
-        self._send_answer(reply.status, self._shortened(answer), closes=closes)
-
-    def _refuse_unread(self, problem: Problem, request: FastPathRequest, data: bytes) -> None:
-        """Refuse a request before its body is read."""
-        self._head = data[: request.start]
-        if len(data) > request.start and not request.has_body:
-            self._keep_rest(data[request.start :])
-        self._refuse(problem, unread_body=request.has_body)
-
-    def _refuse(self, problem: Problem, *, unread_body: bool = False) -> None:
-        closes = self._last or closes_connection(self._fast_path.health, unread_body=unread_body)
-        self._send_problem(problem, closes)
-
-    def _send_problem(self, problem: Problem, closes: bool = True) -> None:  # noqa: FBT001, FBT002
-        """Refuse a request; after an incomplete body the connection cannot be used again."""
-        request = self._request
-        self._fast_path.refusals.note(problem, self._client_address(), *describe(self._head))
-        self._drop_body()
-        origin = None if request is None else request.headers.origin
-        connection = CLOSE if closes else self._keep_line(request)
-        answer = self._fast_path.answers.problem(problem, origin, connection)
-        self._send_answer(problem.status, self._shortened(answer), closes=closes)
-
-    def _refuse_head(self, problem: Problem) -> None:
-        """Refuse input that is no valid head; what follows it cannot be read."""
-        self._stream.request_begins()
-        self._fast_path.refusals.note(problem, self._stream.client_address)
-        answer = self._fast_path.answers.problem(problem, origin_in(self._release_rest()), CLOSE)
-        self._send_answer(problem.status, answer, closes=True)
-
-    def _keep_line(self, request: FastPathRequest | None) -> bytes:
-        """Return the header line of an answer after which the connection is kept."""
-        special = None if request is None else request.special
-        return KEEP if special is not None and special.keeps else b""
-
-    def _shortened(self, answer: bytes) -> bytes:
-        """Return an answer without its body if the request must not get one."""
-        special = None if self._request is None else self._request.special
-        return without_body(answer) if special is not None and special.without_body else answer
-
-    def _send_answer(self, status: int, answer: bytes, *, closes: bool) -> None:
-        self._fast_path.count(status)
-        self._request = None
-        self._head = b""
-        sent = self._stream.send_now(answer, closes=closes)
-        if sent or self._left:
-            self._after_answer()
-        else:
-            self._awaits = _ROOM
-            self._stream.await_room()
-            self._poll(select.EPOLLOUT)
-
-    def _send_rest(self) -> None:
-        """Send more of an answer for which the socket had no room."""
-        if self._stream.send_more():
-            self._after_answer()
-            self.read_pending()
-
-    def _after_answer(self) -> None:
-        """Read the next request."""
-        self._stream.request_ends()
-        if self._left:
-            return
-        if self._rest:
-            # In a pass of its own, as other connections that have input.
-            self._awaits = _TURN
-            self._fast_path.call_soon(self._resume)
-        else:
-            self._awaits = _INPUT
-            if self._events != select.EPOLLIN or self._bulk:
-                self._poll(select.EPOLLIN)
-
-    # --- polling and leaving -------------------------------------------------------------------
-
-    def _poll(self, events: int, *, bulk: bool = False) -> None:
-        """Poll the socket for other events; 0: for none."""
-        if self._left or (events == self._events and bulk is self._bulk):
-            return
-        if self._events:
-            self._events = 0
-            self._fast_path.unregister(self._fd, bulk=self._bulk)
-        if events:
-            self._fast_path.register(self._fd, self, events, bulk=bulk)
-        self._events, self._bulk = events, bulk
-
-    def _pass_to_hypercorn(self, data: bytes) -> None:
-        """Leave the connection to Hypercorn, which reads ``data`` before the socket."""
-        self._stream.state.note_received(data)
-        self._stream.pass_to_hypercorn(data)
-        self._leave()
-
-    def _drop_body(self) -> None:
-        """Drop the body of the request, and release its memory."""
-        body, self._body = self._body, None
-        if body is not None:
-            if body.timed:
-                self._stream.stop_body_timeout()
-            body.release()
-            self._rest = b""
-        charge, self._charge = self._charge, 0
-        if charge:
-            self._fast_path.submitter.memory.release(charge)
-
-    def _leave(self) -> None:
-        """Leave the fast path."""
-        if not self._left:
-            self._left = True
-            if self._awaits != _COMMIT:  # else the body is still in use
-                self._drop_body()
-            self._release_rest()
-            if self._events:
-                self._fast_path.unregister(self._fd, bulk=self._bulk)
-            self._stream.on_end = do_nothing
-            self._on_leave(self._stream)

@@ -21,13 +21,13 @@ from payloadd.ingress.preferences import seconds_to_wait
 from payloadd.ingress.problem import head_too_large, not_http
 from payloadd.ingress.routes import DEFAULT, Route
 from payloadd.ingress.submission import PostHeaders
+from payloadd.observe.request_metrics import PAYLOAD, PAYLOADS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from payloadd.ingress.envelope import HeaderPatterns
     from payloadd.ingress.fastpath.targets import Reply, Targets
-    from payloadd.ingress.http_grammar import RequestLine
     from payloadd.ingress.routes import Routes
 
 MAX_HEAD_BYTES: Final = 16 * 2**10
@@ -48,6 +48,7 @@ _SECRET_LINE: Final = re.compile(
 _PLAIN_LINE: Final = b"POST / HTTP/1.1\r\n"
 """The first line for llhttp, which does not know all methods."""
 _HTTP2: Final = b"PRI * HTTP/2.0\r\n\r\n"
+_TIMED: Final = frozenset({PAYLOADS, PAYLOAD})
 _NO_TOKENS: Final[frozenset[bytes]] = frozenset()
 
 
@@ -66,6 +67,8 @@ class Special(NamedTuple):
     """Whether the client waits for a 100 before it sends the body."""
     without_body: bool = False
     """Whether the answer has no body, as that to a HEAD."""
+    timed: bool = True
+    """Whether the time of the request is measured: its path takes payloads."""
 
 
 _PLAIN: Final = Special()
@@ -80,6 +83,8 @@ class FastPathRequest(NamedTuple):
     """Equal to ``start`` for a chunked body."""
     token: bytes | None = None
     """The digest of the token in the header Authorization (see ``token_digest``)."""
+    route: str = PAYLOADS
+    """The label of the route in metrics."""
     special: Special | None = None
     """None for a plain request: a kept-alive POST with a length of up to MAX_LENGTH."""
 
@@ -87,6 +92,17 @@ class FastPathRequest(NamedTuple):
     def has_body(self) -> bool:
         """Whether the request announces a body."""
         return self.end > self.start or (self.special is not None and self.special.chunked)
+
+
+class _Start(NamedTuple):
+    """What the first line of a head says."""
+
+    found: Route | Reply
+    label: str
+    """The label of the route in metrics."""
+    old: bool = False
+    """Whether it is of HTTP/1.0."""
+    without_body: bool = False
 
 
 class Http2Error(Exception):
@@ -192,61 +208,63 @@ class HeadParser:
         if _SECRET_ENDING in head and (cut := _cut_secret(head)) is not None:
             raise _NotCached(self._parse_cut(*cut))
         end = head.find(b"\n") + 1
-        route: Route | Reply | None = self._routes.get(head[:end])
-        line = None
-        if route is None:
-            line = _request_line(head, end)
-            route = self._targets.find(line.method.decode("ascii").upper(), line.target)
+        route = self._routes.get(head[:end])
+        start = self._first_line(head, end) if route is None else _Start(route, _label(route))
         headers = _headers(_PLAIN_LINE + head[end:], lines - 2)
-        request = self._request(headers, len(head), route, line)
+        request = self._request(headers, len(head), start)
         if not _SECRET.isdisjoint(headers) and any(map(headers.get, _SECRET)):
             raise _NotCached(request)
         return request
 
-    def _request(
-        self,
-        headers: Mapping[bytes, bytes],
-        start: int,
-        route: Route | Reply,
-        line: RequestLine | None,
-    ) -> FastPathRequest:
-        """Return the request with these headers, whose head has ``start`` bytes.
+    def _first_line(self, head: bytes, end: int) -> _Start:
+        """Read a first line, which ends at ``end``. Raises Problem MALFORMED and Http2Error."""
+        line = parse_request_line(head[: end - len(b"\r\n")])
+        if line is None:
+            if head == _HTTP2:
+                raise Http2Error
+            raise not_http()
+        method = line.method.decode("ascii").upper()
+        found, label = self._targets.find(method, line.target)
+        return _Start(found, label, old=line.minor == 0, without_body=method == "HEAD")
 
-        ``line`` is None for the usual first lines. Raises Problem MALFORMED.
+    def _request(self, headers: Mapping[bytes, bytes], size: int, start: _Start) -> FastPathRequest:
+        """Return the request with these headers, whose head has ``size`` bytes.
+
+        Raises Problem MALFORMED.
         """
-        old = line is not None and line.minor == 0
+        found, label, old, without_body = start
         host = headers.get(b"host")
         if (host is None and not old) or (host is not None and not is_host(host.strip(b" \t"))):
             raise not_http()
         length = _length(headers, old=old)
-        posts, reply = (route, None) if isinstance(route, Route) else (None, route)
+        route, reply = (found, None) if isinstance(found, Route) else (None, found)
         post = PostHeaders(
             _text(headers.get(b"content-type")),
             _text(headers.get(b"content-encoding")),
             _text(headers.get(b"idempotency-key")),
-            posts is not None and posts.document,
+            route is not None and route.document,
             _text(headers.get(b"origin")),
             _text(headers.get(b"x-forwarded-for")),
             _text(headers.get(b"forwarded")),
-            DEFAULT if posts is None else posts.stream,
+            DEFAULT if route is None else route.stream,
             seconds_to_wait(_text(headers.get(b"prefer"))),
             None if self._patterns is None else self._patterns.select(headers),
         )
         token = token_digest(_text(headers.get(b"authorization")))
-        tokens = _tokens(headers, b"connection")
-        closes = b"close" in tokens or (old and b"keep-alive" not in tokens)
+        options = _tokens(headers, b"connection")
+        closes = b"close" in options or (old and b"keep-alive" not in options)
         special = Special(
             reply,
-            closes,
-            old and not closes,
-            length is None,
-            not old and b"100-continue" in _tokens(headers, b"expect"),
-            line is not None and line.method.upper() == b"HEAD",
+            closes=closes,
+            keeps=old and not closes,
+            chunked=length is None,
+            expects=not old and b"100-continue" in _tokens(headers, b"expect"),
+            without_body=without_body,
+            timed=label in _TIMED,
         )
-        end = start + (length or 0)
-        if special == _PLAIN and (length or 0) <= self._max_length:
-            return FastPathRequest(post, start, end, token)
-        return FastPathRequest(post, start, end, token, special)
+        length = length or 0
+        plain = special == _PLAIN and length <= self._max_length
+        return FastPathRequest(post, size, size + length, token, label, None if plain else special)
 
 
 def _check_beginning(data: bytes) -> None:
@@ -258,14 +276,8 @@ def _check_beginning(data: bytes) -> None:
         raise not_http()
 
 
-def _request_line(head: bytes, end: int) -> RequestLine:
-    """Return the first line of a head, which ends at ``end``."""
-    line = parse_request_line(head[: end - len(b"\r\n")])
-    if line is None:
-        if head == _HTTP2:
-            raise Http2Error
-        raise not_http()
-    return line
+def _label(route: Route) -> str:
+    return PAYLOAD if route.document else PAYLOADS
 
 
 def _headers(text: bytes, count: int) -> dict[bytes, bytes]:

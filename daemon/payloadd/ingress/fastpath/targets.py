@@ -17,7 +17,14 @@ from payloadd.ingress.fastpath.answers import Page
 from payloadd.ingress.http_grammar import path_of_target
 from payloadd.ingress.operations import OPENAPI_PATH
 from payloadd.ingress.problem import Problem, method_not_allowed, not_found
-from payloadd.ingress.routes import COLLECTIONS, DOCUMENTS, METHODS, Route, has_odd_slashes
+from payloadd.ingress.routes import (
+    COLLECTIONS,
+    DOCUMENTS,
+    METHODS,
+    Route,
+    has_odd_slashes,
+    route_label,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,14 +59,18 @@ class Targets:
             OPENAPI_PATH: Page(200, _JSON, description),
         }
 
-    def find(self, method: str, target: bytes) -> Route | Reply:
-        """Return the route of a POST, or the answer to any other request.
+    def find(self, method: str, target: bytes) -> tuple[Route | Reply, str]:
+        """Return the route of a POST, or the answer to any other request; and its label.
 
-        ``method`` is in upper case.
+        ``method`` is in upper case. The label is that of metrics (see ``route_label``).
         """
         raw = path_of_target(target)
+        path = unquote(raw.decode("ascii"))
+        return self._find(method, raw, path), route_label(path)
+
+    def _find(self, method: str, raw: bytes, path: str) -> Route | Reply:
         # Werkzeug ignores further slashes at the beginning, and one at the end.
-        path = "/" + unquote(raw.decode("ascii")).lstrip("/").removesuffix("/")
+        path = "/" + path.lstrip("/").removesuffix("/")
         page = self._pages.get(path)
         if page is not None:
             return _read_page(page, method)

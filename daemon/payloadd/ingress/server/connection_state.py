@@ -78,9 +78,7 @@ class ConnectionState:
         "head_since", "http2", "received", "request_timeout", "requests", "waits_for_memory",
     )  # fmt: skip
 
-    def __init__(
-        self, request_timeout: float, keepalive_timeout: float, clock: TickClock
-    ) -> None:
+    def __init__(self, request_timeout: float, keepalive_timeout: float, clock: TickClock) -> None:
         """Start with an idle connection; both timeouts are in seconds."""
         self._clock = clock
         self.request_timeout = request_timeout

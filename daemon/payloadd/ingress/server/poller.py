@@ -87,5 +87,3 @@ class Watched:
         if self.watched:
             self.watched = False
             self._watcher.unregister(self._fd, bulk=False)
-
-

@@ -18,7 +18,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState as HypercornState
 
 from payloadd.ingress.server.accept import Acceptor
-from payloadd.ingress.server.client_stream import ClientStream, Ending, count_nothing
+from payloadd.ingress.server.client_stream import ClientStream, Ending
 from payloadd.ingress.server.connection_errors import log_broken_connection
 from payloadd.ingress.server.deadlines import DeadlineWheel
 from payloadd.ingress.server.fifo_gate import FifoGate
@@ -39,6 +39,7 @@ from payloadd.ingress.server.socket_stream import NonBlockingStream
 from payloadd.ingress.server.start import ProxyHeaders
 from payloadd.ingress.server.tls import TlsStream
 from payloadd.observe.logs import get_logger
+from payloadd.observe.request_metrics import CountAnswer, RequestMetrics, count_nothing
 
 if TYPE_CHECKING:
     import socket
@@ -94,8 +95,8 @@ class ServerOptions:
     """With certificates, all connections use TLS."""
     memory: RequestMemory | None = None
     """The memory for the bodies that Hypercorn reads."""
-    count: Callable[[int], object] = count_nothing
-    """Called with the status of each answer that the fast path does not send."""
+    count: CountAnswer = count_nothing
+    """Called for each answer that the fast path does not send."""
     refusals: RefusalLog | None = None
     """The log of requests that are refused before they reach the app."""
     max_connections_per_client: int | None = None
@@ -106,6 +107,8 @@ class ServerOptions:
     client."""
     cors: Cors | None = None
     """The headers for browsers of answers that come neither from the app nor the fast path."""
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    """Gets the number of connections, and counts the bytes of bodies that Hypercorn reads."""
     open_requests: OpenRequests = field(default_factory=OpenRequests)
     """The requests that Hypercorn has in progress."""
     accept_seconds: float = 0.002
@@ -176,9 +179,8 @@ class _Server:
         )
         self.handshakes = HandshakeQueue()
         self._open_requests = options.open_requests
-        self._app = wrap_app(
-            app, self.fifo_gate, self._open_requests, options.memory
-        )
+        per_request = (self._open_requests, options.metrics, options.memory)
+        self._app = wrap_app(app, self.fifo_gate, *per_request)
         self._config = make_hypercorn_config()
         self._settings = settings
         self._fast_path = options.fast_path
@@ -192,6 +194,7 @@ class _Server:
             options.max_connections, options.max_connections_per_client, not_counted
         )
         self._slots.on_evict = self.wheel.remove
+        options.metrics.connections = self._slots.__len__
         self._trust = 0
         self._accept_seconds = options.accept_seconds
 
