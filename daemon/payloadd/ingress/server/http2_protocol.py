@@ -135,6 +135,10 @@ class Http2(H2Protocol):
             else:
                 await self._send_data(stream_id)
 
+    async def flush(self) -> None:
+        """Send the frames that wait for ``send_task``."""
+        await self._flush()
+
     async def stream_send(self, event: StreamEvent) -> None:
         """Send a part of an answer, or hold it back until the answer is complete."""
         stream_id = event.stream_id
