@@ -234,7 +234,7 @@ class HeadParser:
         """
         found, label, old, without_body = start
         host = headers.get(b"host")
-        if (host is None and not old) or (host is not None and not is_host(host.strip(b" \t"))):
+        if (host is None and not old) or (host is not None and not is_host(host)):
             raise not_http()
         length = _length(headers, old=old)
         route, reply = (found, None) if isinstance(found, Route) else (None, found)
@@ -287,7 +287,7 @@ def _headers(text: bytes, count: int) -> dict[bytes, bytes]:
     """
     collected: dict[bytes, bytes] = {}
     _feed(text, collected.__setitem__)
-    headers = {name.lower(): value for name, value in collected.items()}
+    headers = {name.lower(): value.strip(b" \t") for name, value in collected.items()}
     return headers if len(headers) == count else _joined_headers(text, count)
 
 
@@ -324,12 +324,11 @@ def _length(headers: Mapping[bytes, bytes], *, old: bool) -> int | None:
     coding, length = headers.get(b"transfer-encoding"), headers.get(b"content-length")
     if coding is not None:
         # The framing of a request with both, or of one of HTTP/1.0, is faulty (section 6.1).
-        if length is not None or old or coding.strip(b" \t").lower() != b"chunked":
+        if length is not None or old or coding.lower() != b"chunked":
             raise not_http()
         return None
     if length is None:
         return 0
-    length = length.strip(b" \t")
     if not length.isdigit() or len(length) > _MAX_DIGITS:
         raise not_http()
     return int(length)
@@ -362,4 +361,4 @@ def _cut_secret(head: bytes) -> tuple[bytes, int, str | None] | None:
 
 
 def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1").strip(" \t")
+    return None if value is None else value.decode("latin-1")

@@ -64,7 +64,7 @@ class StrictBuffer(ReceiveBuffer):
         if self._in_chunks:
             self._in_chunks = False
             _check_trailers(lines)
-        elif lines[0] != _PREFACE_LINE:
+        elif lines != [_PREFACE_LINE]:
             _check_head(lines)
         self._extract(len(block))
         return [bytearray(line) for line in lines]
