@@ -184,8 +184,9 @@ def _post_headers(request: h11.Request, headers: dict[bytes, bytes]) -> PostHead
 
 def read_target(target: bytes) -> tuple[bytes, str | None]:
     """Return the path without the stream, and the name of the stream; None: there is none."""
-    if target.startswith(b"http://"):
-        target = b"/" + target.removeprefix(b"http://").partition(b"/")[2]
+    scheme, _, rest = target.partition(b"://")
+    if b"/" not in scheme and rest:
+        target = b"/" + rest.partition(b"/")[2]
     if target.startswith(b"//") or b"%2f" in target.lower():
         return target, None
     parts = unquote_to_bytes(target).removesuffix(b"/").split(b"/")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import httptools
 
 from payloadd.ingress.auth import token_digest
-from payloadd.ingress.http_grammar import is_host, parse_request_line
+from payloadd.ingress.http_grammar import is_host, is_length, parse_request_line
 from payloadd.ingress.preferences import seconds_to_wait
 from payloadd.ingress.problem import head_too_large, not_http
 from payloadd.ingress.routes import DEFAULT, Route
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 MAX_HEAD_BYTES: Final = 16 * 2**10
 _HEAD_END: Final = b"\r\n\r\n"
-_MAX_DIGITS: Final = 20
-"""Digits of a Content-Length; the same bound as h11's."""
 _CACHED_HEAD_BYTES: Final = 1024
 _MOST_HEADS: Final = 1024
 """Heads in each of the two caches."""
@@ -329,7 +327,7 @@ def _length(headers: Mapping[bytes, bytes], *, old: bool) -> int | None:
         return None
     if length is None:
         return 0
-    if not length.isdigit() or len(length) > _MAX_DIGITS:
+    if not is_length(length):
         raise not_http()
     return int(length)
 

@@ -13,7 +13,7 @@ from typing import Final
 import h11
 from h11._receivebuffer import ReceiveBuffer
 
-from payloadd.ingress.http_grammar import is_chunk_line, is_host, parse_request_line
+from payloadd.ingress.http_grammar import is_chunk_line, is_host, is_length, parse_request_line
 
 MAX_HEAD_BYTES: Final = 16 * 2**10
 """Bytes of the head of a request, the empty line included."""
@@ -87,8 +87,8 @@ def _check_head(lines: list[bytes]) -> None:
     if line is None:
         raise h11.LocalProtocolError("illegal request line")
     lengths, codings = _values(lines, b"content-length"), _values(lines, b"transfer-encoding")
-    if len(lengths) > 1 or any(b"," in length for length in lengths):
-        raise h11.LocalProtocolError("two lengths")
+    if len(lengths) > 1 or not all(map(is_length, lengths)):
+        raise h11.LocalProtocolError("two lengths, or an illegal one")
     if codings and (lengths or line.minor == 0):
         raise h11.LocalProtocolError("Transfer-Encoding beside a length, or in HTTP/1.0")
     if not all(map(is_host, _values(lines, b"host"))):
