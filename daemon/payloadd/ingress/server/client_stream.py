@@ -165,11 +165,26 @@ class ClientStream:
         Raises ``trio.BrokenResourceError`` if the client does not read it within REQUEST_TIMEOUT,
         and ``trio.ClosedResourceError`` after ``aclose``.
         """
+        if not self.begin_to_send(data):
+            await self.send_rest()
+
+    def begin_to_send(self, data: bytes) -> bool:
+        """Send as much of ``data`` as there is room for; return whether that was all.
+
+        Call it only while nothing waits for room. Raises the errors of ``send_all``.
+        """
         if self.closed:
             raise trio.ClosedResourceError("this side has closed the connection")
         try:
-            if not self.transport.send_now(self._prepare_answer(data)):
-                await self._flush()
+            return self.transport.send_now(self._prepare_answer(data))
+        except trio.BrokenResourceError:
+            self._end()
+            raise
+
+    async def send_rest(self) -> None:
+        """Send what ``begin_to_send`` had no room for. Raises the errors of ``send_all``."""
+        try:
+            await self._flush()
         except trio.BrokenResourceError:
             self._end()
             raise

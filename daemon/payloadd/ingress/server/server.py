@@ -180,7 +180,7 @@ class _Server:
         self.handshakes = HandshakeQueue()
         self._open_requests = options.open_requests
         per_request = (self._open_requests, options.metrics, options.memory)
-        self._app = wrap_app(app, settings.request_timeout, self.fifo_gate, *per_request)
+        self._app = wrap_app(app, self.fifo_gate, *per_request)
         self._config = make_hypercorn_config()
         self._settings = settings
         self._fast_path = options.fast_path
