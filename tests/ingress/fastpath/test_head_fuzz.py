@@ -16,7 +16,7 @@ from payloadd.ingress.fastpath.targets import Targets
 from payloadd.ingress.preferences import seconds_to_wait
 from payloadd.ingress.problem import Problem
 from payloadd.ingress.routes import DEFAULT, Routes
-from payloadd.ingress.server.strict_input import StrictBuffer
+from payloadd.ingress.server.strict_input import StrictConnection
 from payloadd.ingress.submission import PostHeaders
 from tests.support.fuzz import mutate
 
@@ -134,8 +134,7 @@ def by_fast_path(parse: Callable[[bytes], FastPathRequest | None], data: bytes) 
 
 def by_h11(data: bytes) -> Outcome:
     """Return what h11 reads from the strict buffer of our server."""
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=2**20)
-    connection._receive_buffer = StrictBuffer()  # as the server does it
+    connection = StrictConnection()
     connection.receive_data(data)
     try:
         request = connection.next_event()

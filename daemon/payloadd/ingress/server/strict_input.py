@@ -25,6 +25,24 @@ _TOO_LARGE: Final = 431
 """Request Header Fields Too Large (RFC 6585, section 5)."""
 
 
+class StrictConnection(h11.Connection):
+    """The state of an HTTP/1.1 connection, with strict input.
+
+    What follows a request with ``Connection: close`` is dropped, as RFC 9112, section 9.6, demands;
+    h11 would make an error of it, and the request would be refused although it is accepted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._receive_buffer = StrictBuffer()
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
+        """Return the next event (see h11)."""
+        if self.their_state is h11.MUST_CLOSE:
+            self._receive_buffer = StrictBuffer()
+        return super().next_event()
+
+
 class StrictBuffer(ReceiveBuffer):
     """The received bytes of one connection, from which h11 takes heads, chunk sizes and trailers.
 
