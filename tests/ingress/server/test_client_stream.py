@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import tracemalloc
+from contextlib import suppress
 
 import pytest
 import trio
@@ -301,7 +302,7 @@ async def test_a_client_that_only_sends_is_closed_after_its_refusal() -> None:
     """A client could send for ever, and the connection would never end."""
     async with running(REQUEST_TIMEOUT="300ms") as rig, rig.wire() as wire:
         await wire.send(b"POST /no HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
-        with trio.fail_after(20), pytest.raises(trio.BrokenResourceError):
+        with trio.fail_after(20), suppress(trio.BrokenResourceError):
             while True:
                 await wire.send(b" " * 1000)
                 await trio.sleep(0.02)  # as above

@@ -57,8 +57,6 @@ class FastPathConnection(AnsweringConnection):
         self, fast_path: Owner, stream: ClientStream, on_leave: Callable[[ClientStream], object]
     ) -> None:
         super().__init__(fast_path, stream, on_leave)
-        self._rest = b""
-        """Received bytes of an incomplete head, or bytes that follow the current request."""
         self._rest_charge = 0
         """Bytes of memory acquired for requests that follow the current one."""
         heads = fast_path.heads
@@ -188,10 +186,11 @@ class FastPathConnection(AnsweringConnection):
             if size > submitter.max_length:
                 self._refuse_unread(too_large(submitter.max_length), request, data)
                 return
-        if not chunked and len(data) >= request.end and submitter.memory.try_acquire(size):
+        received = len(data)
+        if not chunked and received >= request.end and submitter.memory.try_acquire(size):
             self._charge = size
             self._fast_path.requests.body_bytes += size
-            if len(data) == request.end:
+            if received == request.end:
                 self._submit(request, data, request.start)
             else:
                 self._keep_rest(data[request.end :])
@@ -241,14 +240,13 @@ class FastPathConnection(AnsweringConnection):
 
     def _continue(self) -> None:
         """Process the kept bytes, or read."""
-        if self._rest:
+        if self._rest and not self._left:
             # In a pass of its own, as other connections that have input.
             self._awaits = TURN
             self._fast_path.call_soon(self._resume)
         else:
             self._awaits = INPUT
-            if self._events != select.EPOLLIN or self._bulk:
-                self._poll(select.EPOLLIN)
+            self._poll(select.EPOLLIN)
 
     # --- bodies --------------------------------------------------------------------------------
 
