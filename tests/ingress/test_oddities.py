@@ -251,8 +251,8 @@ async def test_a_415_does_not_wait_for_the_body() -> None:
 async def answers(seeds: range, **settings: str) -> list[tuple[bytes, list[object]]]:
     """Return for each seed the sent bytes, the first answer, and the accepted payloads.
 
-    A 100 is no answer. Later answers are left out: of pipelined requests Hypercorn loses a 415 every
-    other time.
+    A 100 is no answer. Later answers are left out: of pipelined requests Hypercorn loses a 415
+    every other time.
     """
     found: list[tuple[bytes, list[object]]] = []
     timeouts = {"REQUEST_TIMEOUT": "5s", "KEEPALIVE_TIMEOUT": "5s"}

@@ -286,7 +286,9 @@ async def test_the_wait_for_memory_does_not_count_as_slowness(autojump_clock: Mo
     async def receive() -> dict[str, object]:
         return {"type": "http.request", "body": b"x", "more_body": True}
 
-    body = ReceivedBody(memory, receive, MIB, ConnectionState(30, 60, TickClock()), RequestMetrics())
+    body = ReceivedBody(
+        memory, receive, MIB, ConnectionState(30, 60, TickClock()), RequestMetrics()
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(body.receive)
         await trio.sleep(3)

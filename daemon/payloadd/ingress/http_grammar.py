@@ -19,6 +19,8 @@ _HOST: Final = re.compile(
     rb"(?:\[[0-9A-Fa-f:.]+\]|\[[vV][0-9A-Fa-f]+\.[!$&'()*+,;=:0-9A-Za-z._~-]+\]"
     rb"|(?:[!$&'()*+,;=0-9A-Za-z._~-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?"
 )
+_LENGTH: Final = re.compile(rb"[0-9]{1,19}")
+"""A Content-Length that fits into 64 bits."""
 _QUOTED: Final = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
 _CHUNK_LINE: Final = re.compile(
     rb"0*[0-9A-Fa-f]{1,16}(?:;%b(?:=(?:%b)?|=%b)?)*" % (TOKEN, TOKEN, _QUOTED)
@@ -60,6 +62,11 @@ def path_of_target(target: bytes) -> bytes:
 def is_host(value: bytes) -> bool:
     """Return whether ``value`` is valid as the header Host; an empty one is."""
     return _HOST.fullmatch(value) is not None
+
+
+def is_length(value: bytes) -> bool:
+    """Return whether ``value`` is valid as the header Content-Length."""
+    return _LENGTH.fullmatch(value) is not None
 
 
 def is_chunk_line(line: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import tracemalloc
+from contextlib import suppress
 
 import pytest
 import trio
@@ -274,6 +275,37 @@ async def test_an_answer_arrives_although_the_body_was_not_read(size: int) -> No
         with trio.fail_after(10):
             assert (await wire.answer()).status == 200
         assert rig.counted(408) == 0
+
+
+@pytest.fixture
+def short_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the end of a connection little time."""
+    for module in ("client_stream", "lingering", "socket_stream"):
+        monkeypatch.setattr(f"payloadd.ingress.server.{module}.CLOSE_SECONDS", 0.15)
+
+
+@pytest.mark.usefixtures("short_ends")
+async def test_a_client_that_sends_its_refused_body_slowly_receives_the_answer() -> None:
+    """A reset connection gives no reason: the client would send the same body again and again."""
+    async with running(KEEPALIVE_TIMEOUT="500ms") as rig, rig.wire() as wire:
+        await wire.send(b"POST /no HTTP/1.1\r\nHost: x\r\nContent-Length: 400000\r\n\r\n")
+        for _ in range(20):
+            await wire.send(b" " * 20_000)
+            await trio.sleep(0.03)  # the pace of the client, not a wait for an event
+        answer = await wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (404, "close")
+        assert await wire.rest() == b""
+
+
+@pytest.mark.usefixtures("short_ends")
+async def test_a_client_that_only_sends_is_closed_after_its_refusal() -> None:
+    """A client could send for ever, and the connection would never end."""
+    async with running(REQUEST_TIMEOUT="300ms") as rig, rig.wire() as wire:
+        await wire.send(b"POST /no HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
+        with trio.fail_after(20), suppress(trio.BrokenResourceError):
+            while True:
+                await wire.send(b" " * 1000)
+                await trio.sleep(0.02)  # as above
 
 
 async def test_a_request_after_an_answer_before_the_drain_is_served(nursery: trio.Nursery) -> None:

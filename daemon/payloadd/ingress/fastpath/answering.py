@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import select
-from typing import TYPE_CHECKING, TypeVarTuple
+from typing import TYPE_CHECKING, Final, TypeVarTuple
 
 import trio
 
@@ -23,11 +23,24 @@ if TYPE_CHECKING:
     from payloadd.ingress.fastpath.head import FastPathRequest
     from payloadd.ingress.fastpath.owner import Owner
     from payloadd.ingress.fastpath.targets import Reply
+    from payloadd.ingress.preferences import Accepted
     from payloadd.ingress.problem import Problem
     from payloadd.ingress.server.client_stream import ClientStream
     from payloadd.ingress.submission import SubmissionOutcome
 
 Ts = TypeVarTuple("Ts")
+
+
+# What a connection waits for.
+INPUT: Final = 0
+COMMIT: Final = 1
+"""The request is submitted and has no outcome yet."""
+UPLOAD: Final = 2
+"""The request is accepted, and is answered after its upload (``Prefer: wait``)."""
+TURN: Final = 3
+"""Memory for a body, or a later pass of the event loop."""
+ROOM: Final = 4
+"""Room in the socket's buffer for the rest of an answer."""
 
 
 class AnsweringConnection:
@@ -48,6 +61,12 @@ class AnsweringConnection:
         self._request: FastPathRequest | None = None
         self._began: float | None = None
         """When the head of a request with payloads was complete, by ``perf_counter``."""
+        self._buffers = stream.buffers
+        self._awaits = INPUT
+        self._rest = b""
+        """Received bytes of an incomplete head, or bytes that follow the current request."""
+        self._end_wait: Callable[[], object] = do_nothing
+        """Ends the wait for an upload: the request is answered."""
         self._last = False
         """Whether the connection ends after the current answer."""
         self._events = select.EPOLLIN
@@ -60,12 +79,12 @@ class AnsweringConnection:
         """Handle an event of the socket."""
         raise NotImplementedError
 
-    def _await_room(self) -> None:
-        """Wait for room for the rest of an answer."""
+    def read_pending(self) -> None:
+        """Read input that the kernel does not report."""
         raise NotImplementedError
 
     def _continue(self) -> None:
-        """Read the next request: the answer is sent."""
+        """Read the next request, unless the connection has left: the answer is sent."""
         raise NotImplementedError
 
     def _drop_body(self) -> None:
@@ -112,6 +131,22 @@ class AnsweringConnection:
             connection = self._connection_line(closes=closes)
         answer = self._fast_path.answers.accepted(status, document, waited, origin, connection)
         self._send_answer(status, answer, closes=closes)
+
+    def _await_upload(self, receipt: Receipt, seconds: int) -> None:
+        self._awaits = UPLOAD
+        end_wait = self._fast_path.submitter.waits.begin(receipt, seconds, self._on_upload)
+        if self._awaits == UPLOAD:  # else it is answered already
+            self._end_wait = end_wait
+            self._run_guarded(self._poll, select.EPOLLRDHUP)
+
+    def _on_upload(self, answer: Accepted) -> None:
+        """Answer the request that has waited for its upload."""
+        self._end_wait = do_nothing
+        if self._left or self._stream.socket.fileno() < 0:
+            return  # closed meanwhile, as above
+        self._run_guarded(self._accept, *answer)
+        if self._buffers:
+            self.read_pending()
 
     def _reply(self, reply: Reply, request: FastPathRequest) -> None:
         """Answer a request whose body is not read."""
@@ -168,19 +203,21 @@ class AnsweringConnection:
         self._head = b""
         sent = self._stream.send_now(answer, closes=closes)
         if sent or self._left:
-            self._end_request()
+            self._stream.request_ends()
+            # Without the call for a usual request, which was measurable.
+            if self._rest or self._bulk or self._events != select.EPOLLIN:
+                self._continue()
+            else:
+                self._awaits = INPUT
         else:
+            self._awaits = ROOM
             self._stream.await_room()
-            self._await_room()
+            self._poll(select.EPOLLOUT)
 
     def _send_rest(self) -> None:
         """Send more of an answer for which the socket had no room."""
         if self._stream.send_more():
-            self._end_request()
-
-    def _end_request(self) -> None:
-        self._stream.request_ends()
-        if not self._left:
+            self._stream.request_ends()
             self._continue()
 
     # --- polling and leaving -------------------------------------------------------------------

@@ -15,13 +15,19 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.ingress.fastpath.answering import AnsweringConnection
+from payloadd.ingress.fastpath.answering import (
+    COMMIT,
+    INPUT,
+    ROOM,
+    TURN,
+    UPLOAD,
+    AnsweringConnection,
+)
 from payloadd.ingress.fastpath.answers import CONTINUE
 from payloadd.ingress.fastpath.framing import ChunkedBody, SizedBody
 from payloadd.ingress.fastpath.head import Http2Error
 from payloadd.ingress.fastpath.incoming_body import IncomingBody
 from payloadd.ingress.problem import Problem, not_http, too_large
-from payloadd.ingress.server.client_stream import do_nothing
 from payloadd.pipeline.intake import Receipt
 
 if TYPE_CHECKING:
@@ -29,7 +35,6 @@ if TYPE_CHECKING:
 
     from payloadd.ingress.fastpath.head import FastPathRequest
     from payloadd.ingress.fastpath.owner import Owner
-    from payloadd.ingress.preferences import Accepted
     from payloadd.ingress.server.client_stream import ClientStream
     from payloadd.ingress.submission import SubmissionOutcome
 
@@ -38,17 +43,6 @@ _FIRST_READ_BYTES: Final = 120 * 2**10
 be above the threshold from which malloc(3) asks the system for memory."""
 _KEPT_HEAD_BYTES: Final = 1024
 """Bytes of each open request that are kept for the log line in case it is refused."""
-
-# What a connection waits for.
-_INPUT: Final = 0
-_COMMIT: Final = 1
-"""The request is submitted and has no outcome yet."""
-_UPLOAD: Final = 2
-"""The request is accepted, and is answered after its upload (``Prefer: wait``)."""
-_TURN: Final = 3
-"""Memory for a body, or a later pass of the event loop."""
-_ROOM: Final = 4
-"""Room in the socket's buffer for the rest of an answer."""
 
 
 class FastPathConnection(AnsweringConnection):
@@ -63,9 +57,6 @@ class FastPathConnection(AnsweringConnection):
         self, fast_path: Owner, stream: ClientStream, on_leave: Callable[[ClientStream], object]
     ) -> None:
         super().__init__(fast_path, stream, on_leave)
-        self._buffers = stream.buffers
-        self._rest = b""
-        """Received bytes of an incomplete head, or bytes that follow the current request."""
         self._rest_charge = 0
         """Bytes of memory acquired for requests that follow the current one."""
         heads = fast_path.heads
@@ -76,26 +67,23 @@ class FastPathConnection(AnsweringConnection):
         """The body, while it is received."""
         self._charge = 0
         """Bytes of memory of the request that is submitted (see ``request_memory.py``)."""
-        self._awaits = _INPUT
         self._first = True
         """Whether no request has begun: HTTP/2 may begin only then."""
-        self._end_wait: Callable[[], object] = do_nothing
-        """Ends the wait for an upload: the request is answered."""
         fast_path.register(self._fd, self)
         stream.on_end = self._leave
 
     def on_readable(self) -> None:
         """Handle an event of the socket."""
         awaits = self._awaits
-        if awaits == _INPUT:
+        if awaits == INPUT:
             if not self._left:  # which may have changed in the same pass
                 self._run_guarded(self._read)
-        elif awaits == _UPLOAD:
+        elif awaits == UPLOAD:
             # The client has ended its side, or is gone, and does not get its 201: it may still
             # read the 202. Otherwise it would keep its slot until the upload.
             self._poll(0)
             self._end_wait()
-        elif awaits == _ROOM:
+        elif awaits == ROOM:
             self._run_guarded(self._send_rest)
             self.read_pending()
         else:
@@ -117,25 +105,9 @@ class FastPathConnection(AnsweringConnection):
         if self._buffers:
             self.read_pending()
 
-    def _await_upload(self, receipt: Receipt, seconds: int) -> None:
-        self._awaits = _UPLOAD
-        end_wait = self._fast_path.submitter.waits.begin(receipt, seconds, self._on_upload)
-        if self._awaits == _UPLOAD:  # else it is answered already
-            self._end_wait = end_wait
-            self._run_guarded(self._poll, select.EPOLLRDHUP)
-
-    def _on_upload(self, answer: Accepted) -> None:
-        """Answer the request that has waited for its upload."""
-        self._end_wait = do_nothing
-        if self._left or self._stream.socket.fileno() < 0:
-            return  # closed meanwhile, as above
-        self._run_guarded(self._accept, *answer)
-        if self._buffers:
-            self.read_pending()
-
     def read_pending(self) -> None:
         """Read input that the kernel does not report: TLS may have decrypted more than was read."""
-        if self._stream.pending and self._awaits == _INPUT and not self._left:
+        if self._stream.pending and self._awaits == INPUT and not self._left:
             self._run_guarded(self._read)
 
     # --- heads ---------------------------------------------------------------------------------
@@ -214,10 +186,11 @@ class FastPathConnection(AnsweringConnection):
             if size > submitter.max_length:
                 self._refuse_unread(too_large(submitter.max_length), request, data)
                 return
-        if not chunked and len(data) >= request.end and submitter.memory.try_acquire(size):
+        received = len(data)
+        if not chunked and received >= request.end and submitter.memory.try_acquire(size):
             self._charge = size
             self._fast_path.requests.body_bytes += size
-            if len(data) == request.end:
+            if received == request.end:
                 self._submit(request, data, request.start)
             else:
                 self._keep_rest(data[request.end :])
@@ -267,18 +240,13 @@ class FastPathConnection(AnsweringConnection):
 
     def _continue(self) -> None:
         """Process the kept bytes, or read."""
-        if self._rest:
+        if self._rest and not self._left:
             # In a pass of its own, as other connections that have input.
-            self._awaits = _TURN
+            self._awaits = TURN
             self._fast_path.call_soon(self._resume)
         else:
-            self._awaits = _INPUT
-            if self._events != select.EPOLLIN or self._bulk:
-                self._poll(select.EPOLLIN)
-
-    def _await_room(self) -> None:
-        self._awaits = _ROOM
-        self._poll(select.EPOLLOUT)
+            self._awaits = INPUT
+            self._poll(select.EPOLLIN)
 
     # --- bodies --------------------------------------------------------------------------------
 
@@ -318,15 +286,15 @@ class FastPathConnection(AnsweringConnection):
             due = self._stream.state.due
             self._stream.start_body_timeout(due, self._on_request_timeout, self._count_received)
         if not acquired:
-            self._awaits = _TURN
+            self._awaits = TURN
             self._poll(0)
         elif self._rest:
-            self._awaits = _TURN
+            self._awaits = TURN
             self._fast_path.call_soon(self._resume)
         else:
-            self._awaits = _INPUT
+            self._awaits = INPUT
             self._invite(body)
-            self._poll(select.EPOLLIN, bulk=True)
+            self._poll(select.EPOLLIN, bulk=body.framing.bulk)
 
     def _invite(self, body: IncomingBody) -> None:
         """Send the 100 for which the client may wait."""
@@ -347,8 +315,8 @@ class FastPathConnection(AnsweringConnection):
 
     def _resume(self) -> None:
         """Continue after a wait, unless the request has ended in the meantime."""
-        if self._awaits == _TURN and not self._left:
-            self._awaits = _INPUT
+        if self._awaits == TURN and not self._left:
+            self._awaits = INPUT
             self._run_guarded(self._process_rest)
             self.read_pending()
 
@@ -378,7 +346,7 @@ class FastPathConnection(AnsweringConnection):
 
     def _drop_input(self) -> None:
         """Drop all input; a submitted body is still in use."""
-        if self._awaits != _COMMIT:
+        if self._awaits != COMMIT:
             self._drop_body()
         self._release_rest()
 
@@ -402,7 +370,7 @@ class FastPathConnection(AnsweringConnection):
             self._submit(request, data, 0)
 
     def _submit(self, request: FastPathRequest, data: bytes | bytearray, start: int) -> None:
-        self._awaits = _COMMIT
+        self._awaits = COMMIT
         if self._last:
             self._note_last(request)
         # The decompressed size is unknown, so each compressed body is deferred: it may take up to

@@ -22,6 +22,8 @@ _READ_BYTES: Final = 256 * 2**10
 """Bytes of one read of a body with a Content-Length."""
 _CHUNKED_READ_BYTES: Final = 64 * 2**10
 """Bytes of one read of a chunked body: it may consist of chunks of one byte each."""
+_SMALL_BYTES: Final = 64 * 2**10
+"""Bytes of a body, or of its rest, that count as one read."""
 _PARTS_PER_STEP: Final = 256
 """Parts of a chunked body that are parsed at a time."""
 _EMPTY_LINE: Final = b"\r\n\r\n"
@@ -59,6 +61,11 @@ class Framing(Protocol):
         """Bytes to read from the connection next, at most."""
         ...
 
+    @property
+    def bulk(self) -> bool:
+        """Whether more than one read is missing, as far as that is known."""
+        ...
+
     def feed(self, data: bytes) -> int:
         """Add received bytes; return how many of them were used.
 
@@ -89,6 +96,11 @@ class SizedBody:
     def read_bytes(self) -> int:
         """The missing bytes at most: what follows the body stays in the socket."""
         return min(self.needed - len(self.data), _READ_BYTES)
+
+    @property
+    def bulk(self) -> bool:
+        """Whether more than one read is missing."""
+        return self.needed - len(self.data) > _SMALL_BYTES
 
     def feed(self, data: bytes) -> int:
         """Add received bytes; return how many of them belong to the body."""
@@ -140,6 +152,11 @@ class ChunkedBody:
     def needed(self) -> int:
         """The bytes received so far."""
         return len(self.data)
+
+    @property
+    def bulk(self) -> bool:
+        """Whether the body is large: nothing is known of the rest."""
+        return len(self.data) > _SMALL_BYTES
 
     def feed(self, data: bytes) -> int:
         """Add received bytes; return how many of them were used."""

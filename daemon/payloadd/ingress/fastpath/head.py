@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import httptools
 
 from payloadd.ingress.auth import token_digest
-from payloadd.ingress.http_grammar import is_host, parse_request_line
+from payloadd.ingress.http_grammar import is_host, is_length, parse_request_line
 from payloadd.ingress.preferences import seconds_to_wait
 from payloadd.ingress.problem import head_too_large, not_http
 from payloadd.ingress.routes import DEFAULT, Route
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 MAX_HEAD_BYTES: Final = 16 * 2**10
 _HEAD_END: Final = b"\r\n\r\n"
-_MAX_DIGITS: Final = 20
-"""Digits of a Content-Length; the same bound as h11's."""
 _CACHED_HEAD_BYTES: Final = 1024
 _MOST_HEADS: Final = 1024
 """Heads in each of the two caches."""
@@ -234,7 +232,7 @@ class HeadParser:
         """
         found, label, old, without_body = start
         host = headers.get(b"host")
-        if (host is None and not old) or (host is not None and not is_host(host.strip(b" \t"))):
+        if (host is None and not old) or (host is not None and not is_host(host)):
             raise not_http()
         length = _length(headers, old=old)
         route, reply = (found, None) if isinstance(found, Route) else (None, found)
@@ -287,7 +285,7 @@ def _headers(text: bytes, count: int) -> dict[bytes, bytes]:
     """
     collected: dict[bytes, bytes] = {}
     _feed(text, collected.__setitem__)
-    headers = {name.lower(): value for name, value in collected.items()}
+    headers = {name.lower(): value.strip(b" \t") for name, value in collected.items()}
     return headers if len(headers) == count else _joined_headers(text, count)
 
 
@@ -324,13 +322,12 @@ def _length(headers: Mapping[bytes, bytes], *, old: bool) -> int | None:
     coding, length = headers.get(b"transfer-encoding"), headers.get(b"content-length")
     if coding is not None:
         # The framing of a request with both, or of one of HTTP/1.0, is faulty (section 6.1).
-        if length is not None or old or coding.strip(b" \t").lower() != b"chunked":
+        if length is not None or old or coding.lower() != b"chunked":
             raise not_http()
         return None
     if length is None:
         return 0
-    length = length.strip(b" \t")
-    if not length.isdigit() or len(length) > _MAX_DIGITS:
+    if not is_length(length):
         raise not_http()
     return int(length)
 
@@ -362,4 +359,4 @@ def _cut_secret(head: bytes) -> tuple[bytes, int, str | None] | None:
 
 
 def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1").strip(" \t")
+    return None if value is None else value.decode("latin-1")

@@ -433,13 +433,26 @@ class ClientStream:
         transport.close()
         return Ending.CLOSED
 
+    def waits_to_close(self) -> bool:
+        """Return whether a client that goes on sending may still read its last answer.
+
+        A client that sends a body which was refused reads the answer only when it has sent all of
+        it. It has REQUEST_TIMEOUT for that, as for a body that is accepted.
+        """
+        state = self.state
+        since = state.closing_since
+        if since is None or state.draining:
+            return False
+        return trio.current_time() < since + state.request_timeout
+
     async def finish(self) -> None:
         """Send a last answer if one is due, and close (see ``close_gracefully``)."""
         if self.evicted:
             return
         self._begin_to_close()
         last = self._last_answer()
-        await self.transport.close_gracefully(last, linger=self._lingers or self.state.http2)
+        linger = self._lingers or self.state.http2
+        await self.transport.close_gracefully(last, linger=linger, waits=self.waits_to_close)
 
     # ----------------------------------------------------------------------------------------------
 

@@ -265,4 +265,3 @@ class Http2(H2Protocol):
         Hypercorn keeps a tree of up to 1,000 streams that need not exist, and one frame of 14 bytes
         can move all of them.
         """
-

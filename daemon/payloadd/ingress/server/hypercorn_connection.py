@@ -39,7 +39,7 @@ from payloadd.ingress.server.connection_state import looks_complete, never
 from payloadd.ingress.server.http2_input import PREFACE, FloodError, FrameBudget, FrameCutter
 from payloadd.ingress.server.http2_protocol import Http2
 from payloadd.ingress.server.request_tasks import RequestTasks
-from payloadd.ingress.server.strict_input import StrictBuffer
+from payloadd.ingress.server.strict_input import StrictConnection
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
@@ -349,8 +349,7 @@ class _Http1(H11Protocol):
             wrapper.server,
             wrapper.send,
         )
-        # Before h11 has read anything; it offers no way to choose the buffer.
-        self.connection._receive_buffer = StrictBuffer()  # type: ignore[union-attr]  # noqa: SLF001
+        self.connection = StrictConnection()
         self._body: _JoinedBody | None = None
         self._has_length = False
 

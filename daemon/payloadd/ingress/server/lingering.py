@@ -13,7 +13,7 @@ import trio
 
 from payloadd.ingress.server.client_stream import do_nothing
 from payloadd.ingress.server.poller import Watched
-from payloadd.ingress.server.socket_stream import MOST_DISCARDED
+from payloadd.ingress.server.socket_stream import CLOSE_SECONDS, MOST_DISCARDED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +55,8 @@ class Lingering(Watched):
         self._left -= size
         if not size or self._left <= 0:
             self._end()
+        elif self._stream.waits_to_close():
+            self._stream.state.deadline = trio.current_time() + CLOSE_SECONDS
 
     def _end(self) -> None:
         self._stream.on_end = do_nothing

@@ -12,13 +12,16 @@ import socket
 from fcntl import ioctl
 from struct import unpack
 from termios import FIONREAD
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import trio
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 CLOSE_SECONDS: Final = 2.0
-"""Seconds that the end of a connection may take."""
-MOST_DISCARDED: Final = 16 * 2**20
+"""Seconds that the end of a connection may take, unless its client goes on sending."""
+MOST_DISCARDED: Final = 64 * 2**20
 """Bytes that are read and discarded at the end of a connection, at most."""
 _DISCARDED_PER_READ: Final = 65_536
 
@@ -159,31 +162,36 @@ class NonBlockingStream:
         data = NonBlockingStream.receive_now(self, _DISCARDED_PER_READ)
         return None if data is None else len(data)
 
-    async def close_gracefully(self, last: bytes, *, linger: bool) -> None:
-        """Send ``last``, let the client read it, and close the socket. This takes 2 s at most.
+    async def close_gracefully(
+        self, last: bytes, *, linger: bool, waits: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Send ``last``, let the client read it, and close the socket.
 
         A socket that is closed with unread input resets the connection, and the client loses the
         last answer (RFC 9112, section 9.6). So this side closes its sending side first, and reads
-        and discards the input that still arrives, up to 16 MiB. ``linger``: do the same for an
-        answer that was sent before.
+        and discards the input that still arrives, up to 64 MiB: for 2 s, and longer while ``waits``
+        returns True and the client sends. ``linger``: do the same for an answer that was sent
+        before.
         """
         try:
-            with trio.move_on_after(CLOSE_SECONDS):
+            with trio.move_on_after(CLOSE_SECONDS) as time_limit:
                 await self.flush()
                 if last:
                     await self.send_all(last)
                 if last or linger:
-                    await self._discard_input()
+                    await self._discard_input(waits, time_limit)
                 else:
                     self.send_close()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client has left, or the connection was evicted
         self.close()
 
-    async def _discard_input(self) -> None:
+    async def _discard_input(self, waits: Callable[[], bool], time_limit: trio.CancelScope) -> None:
         self.send_close()
         await self.flush()
         self.send_eof()
         left = MOST_DISCARDED
         while left > 0 and (data := await self.receive_some(_DISCARDED_PER_READ)):
             left -= len(data)
+            if waits():
+                time_limit.deadline = trio.current_time() + CLOSE_SECONDS

@@ -13,7 +13,7 @@ from typing import Final
 import h11
 from h11._receivebuffer import ReceiveBuffer
 
-from payloadd.ingress.http_grammar import is_chunk_line, is_host, parse_request_line
+from payloadd.ingress.http_grammar import is_chunk_line, is_host, is_length, parse_request_line
 
 MAX_HEAD_BYTES: Final = 16 * 2**10
 """Bytes of the head of a request, the empty line included."""
@@ -23,6 +23,24 @@ _PREFACE_LINE: Final = b"PRI * HTTP/2.0"
 _INVISIBLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _TOO_LARGE: Final = 431
 """Request Header Fields Too Large (RFC 6585, section 5)."""
+
+
+class StrictConnection(h11.Connection):
+    """The state of an HTTP/1.1 connection, with strict input.
+
+    What follows a request with ``Connection: close`` is dropped, as RFC 9112, section 9.6, demands;
+    h11 would make an error of it, and the request would be refused although it is accepted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._receive_buffer = StrictBuffer()
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
+        """Return the next event (see h11)."""
+        if self.their_state is h11.MUST_CLOSE:
+            self._receive_buffer = StrictBuffer()
+        return super().next_event()
 
 
 class StrictBuffer(ReceiveBuffer):
@@ -64,7 +82,7 @@ class StrictBuffer(ReceiveBuffer):
         if self._in_chunks:
             self._in_chunks = False
             _check_trailers(lines)
-        elif lines[0] != _PREFACE_LINE:
+        elif lines != [_PREFACE_LINE]:
             _check_head(lines)
         self._extract(len(block))
         return [bytearray(line) for line in lines]
@@ -87,8 +105,8 @@ def _check_head(lines: list[bytes]) -> None:
     if line is None:
         raise h11.LocalProtocolError("illegal request line")
     lengths, codings = _values(lines, b"content-length"), _values(lines, b"transfer-encoding")
-    if len(lengths) > 1 or any(b"," in length for length in lengths):
-        raise h11.LocalProtocolError("two lengths")
+    if len(lengths) > 1 or not all(map(is_length, lengths)):
+        raise h11.LocalProtocolError("two lengths, or an illegal one")
     if codings and (lengths or line.minor == 0):
         raise h11.LocalProtocolError("Transfer-Encoding beside a length, or in HTTP/1.0")
     if not all(map(is_host, _values(lines, b"host"))):
