@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import pairwise
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def test_a_body_with_a_length_ends_after_it() -> None:
     """The next request would be a part of the body, or the other way round."""
     body = SizedBody(5)
     assert (body.feed(b"ab"), body.complete, body.read_bytes, body.bulk) == (2, False, 3, False)
-    assert (body.feed(b"cdefg"), body.complete, body.data) == (3, True, b"abcde")
+    assert (body.feed(b"cdefg"), body.complete, body.data) == (3, True, bytearray(b"abcde"))
     assert SizedBody(0).complete
     assert SizedBody(10**6).bulk
     assert SizedBody(10**9).read_bytes < 10**6
@@ -63,7 +64,7 @@ def test_chunks_may_be_cut_anywhere(cuts: list[int]) -> None:
     """A body in small packets would be misread: its end may lie in two of them."""
     data = CHUNKS + NEXT
     places = [0, *sorted(cuts), len(data)]
-    pieces = [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+    pieces = [data[start:end] for start, end in pairwise(places)]
     assert fed(pieces) == (b"\r\n\r\nxabc", NEXT)
 
 
@@ -78,7 +79,7 @@ def test_a_body_of_many_empty_lines_is_parsed_in_steps(monkeypatch: pytest.Monke
     inside = b"\r\n\r\n" * 100
     body = ChunkedBody(MOST)
     data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(inside), inside)
-    steps = []
+    steps: list[int] = []
     while not body.complete:
         steps.append(body.feed(data[sum(steps) :]))
     assert sum(steps) == len(data)
@@ -119,8 +120,7 @@ def test_endless_extensions_and_trailers_are_refused_and_not_kept(start: bytes) 
     tracemalloc.start()
     try:
         with pytest.raises(Problem) as raised:
-            for _ in range(10_000):
-                body.feed(more)
+            [body.feed(more) for _ in range(10_000)]
         assert tracemalloc.get_traced_memory()[1] < 10**6
     finally:
         tracemalloc.stop()
