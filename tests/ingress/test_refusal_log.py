@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -378,14 +379,14 @@ def counted(rig: Rig) -> Counter[int]:
     return counts
 
 
-async def test_a_socket_for_both_protocols_states_ipv4_addresses_as_such() -> None:
+def test_a_socket_for_both_protocols_states_ipv4_addresses_as_such() -> None:
     """A client would have two limits on its rate, and two names in the log."""
-    with trio.socket.socket(trio.socket.AF_INET6) as listening:
-        listening.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 0)
-        await listening.bind(("::ffff:127.0.0.1", 0))
+    with socket.socket(socket.AF_INET6) as listening:
+        listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listening.bind(("::ffff:127.0.0.1", 0))
         listening.listen()
-        async with await trio.open_tcp_stream("127.0.0.1", listening.getsockname()[1]):
-            accepted, _ = await listening.accept()
+        with socket.create_connection(("127.0.0.1", listening.getsockname()[1])):
+            accepted, _ = listening.accept()
             with accepted:
                 assert accepted.getpeername()[0] == "::ffff:127.0.0.1"
                 assert address_of_client(accepted) == "127.0.0.1"

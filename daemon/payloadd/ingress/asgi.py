@@ -16,8 +16,6 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 
 F = TypeVar("F")

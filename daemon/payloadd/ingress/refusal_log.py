@@ -17,7 +17,6 @@ from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
     from socket import socket
 
     from payloadd.ingress.problem import Problem

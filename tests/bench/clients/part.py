@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import trio
+import trio.lowlevel
 import trustme
 
 from tests.bench.clients.kinds import KINDS, Idle, Kind
@@ -67,6 +68,11 @@ class Measured:
         """CPU microseconds of a stored payload."""
         return self.cpu_seconds * 1e6 / self.stored
 
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return self.answers / self.seconds
+
 
 async def clients(
     names: Collection[str],
@@ -95,10 +101,10 @@ async def clients(
 
 def _peers(kind: Kind, folder: Path) -> list[Peer]:
     tls = {"TLS_CERT": str(folder / "cert.pem"), "TLS_KEY": str(folder / "key.pem")}
-    settings = {"MAX_CONNECTIONS": "10000", **(tls if kind.tls else {})}
-    found = [payloadd("payloadd", **settings)]
+    settings = tls if kind.tls else {}
+    found = [payloadd("payloadd", batched=True, **settings)]
     if kind.go and GO.missing() is None:
-        found.append(replace(GO, name="Go", start=partial(GO.start, **(tls if kind.tls else {}))))
+        found.append(replace(GO, name="Go", start=partial(GO.start, **settings)))
     return found
 
 
@@ -180,7 +186,7 @@ async def _idle(place: Path, report: Callable[[str], object]) -> Idle:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     number = min(IDLE_CONNECTIONS, hard - _SPARE_DESCRIPTORS)
-    peer = payloadd("payloadd", MAX_CONNECTIONS=str(number))
+    peer = payloadd("payloadd")
     with tempfile.TemporaryDirectory(dir=place) as inner, ExitStack() as stack:
         folder = Path(inner)
         async with sink(folder, 1) as store, peer.start(folder, store) as running:
@@ -189,7 +195,7 @@ async def _idle(place: Path, report: Callable[[str], object]) -> Idle:
             for count in range(number):
                 stack.enter_context(socket.create_connection(("127.0.0.1", port)))
                 if not count % 100:
-                    await trio.sleep(0)
+                    await trio.lowlevel.checkpoint()
             await trio.sleep(_PAUSE_FOR_RSS)  # the accepts of another process can only be polled
             found = Idle(number, before, proc.rss(running.pid))
     report(f"{number} idle connections: {found.after / MIB:.0f} MiB, {found.bytes_each:.0f} each")
@@ -212,7 +218,7 @@ def _costs(kinds: dict[str, Kind], results: Sequence[Measured], connections: int
                 "to kept alive": _ratio(ours[name], base),
                 "Go, CPU µs a payload": f"{median(one.cpu_us for one in go):.1f}" if go else "",
                 "ratio to Go": _ratio(ours[name], go),
-                "answers a second": f"{median(one.answers / one.seconds for one in ours[name]):.0f}",
+                "answers a second": f"{median(one.rate for one in ours[name]):.0f}",
                 "p99 ms": f"{median(one.p99 for one in ours[name]) / 1000:.1f}",
                 "not 2xx": str(sum(one.refused + one.broken for one in ours[name])),
             }

@@ -77,7 +77,7 @@ async def test_a_connection_is_closed_at_the_wish_of_the_client(header: bytes) -
 async def test_bytes_read_by_the_fast_path_are_received_first(nursery: trio.Nursery) -> None:
     """The fast path could not hand a connection over to Hypercorn."""
     ours, theirs = socket.socketpair()
-    ours.setblocking(False)
+    ours.settimeout(0)
     fifo_gate = FifoGate()
     nursery.start_soon(fifo_gate.run)
     stream = ClientStream(NonBlockingStream(ours), 5, 5, fifo_gate)
@@ -311,7 +311,7 @@ async def test_a_client_that_only_sends_is_closed_after_its_refusal() -> None:
 async def test_a_request_after_an_answer_before_the_drain_is_served(nursery: trio.Nursery) -> None:
     """The client was allowed to continue, and its next request would be cut off."""
     ours, theirs = socket.socketpair()
-    ours.setblocking(False)
+    ours.settimeout(0)
     fifo_gate = FifoGate()
     nursery.start_soon(fifo_gate.run)
     stream = ClientStream(NonBlockingStream(ours), 5, 5, fifo_gate)

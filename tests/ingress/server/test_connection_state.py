@@ -12,9 +12,9 @@ from payloadd.ingress.server.connection_state import (
     MIN_AGE,
     ConnectionState,
     EvictionRank,
+    TickClock,
     looks_complete,
 )
-from payloadd.ingress.server.deadlines import TickClock
 
 if TYPE_CHECKING:
     from trio.testing import MockClock

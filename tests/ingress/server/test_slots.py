@@ -294,7 +294,7 @@ async def test_http2_clients_that_have_left_before_their_turn_are_evicted(left: 
     """Clients that connect, send frames and leave would fill all slots, and others wait seconds."""
     here, there = socket.socketpair()
     with there:
-        here.setblocking(False)
+        here.settimeout(0)
         transport = NonBlockingStream(here)
         stream = ClientStream(transport, 30.0, 60.0, FifoGate())
         stream.pass_to_hypercorn(PREFACE)

@@ -21,7 +21,7 @@ Pair = tuple[NonBlockingStream, trio.SocketStream]
 def pair() -> Iterator[Pair]:
     """Connect two sockets."""
     ours, theirs = socket.socketpair()
-    ours.setblocking(False)
+    ours.settimeout(0)
     with ours, theirs:
         yield (
             NonBlockingStream(ours),

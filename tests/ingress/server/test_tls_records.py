@@ -107,7 +107,7 @@ async def test_replies_of_tls_are_sent_and_limited(files: Files) -> None:
     certificates = open_certificates(config.load(files.environ))
     assert certificates is not None
     ours, theirs = socket.socketpair()
-    ours.setblocking(False)
+    ours.settimeout(0)
     with ours, theirs:
         stream = TlsStream(ours, certificates.context)
         stream._outgoing.write(b"new keys")  # as OpenSSL does for a key update

@@ -11,7 +11,7 @@ from payloadd.ingress.cors import origin_in
 from payloadd.ingress.fastpath.answers import CLOSE, KEEP, Page, without_body
 from payloadd.ingress.preferences import receipt_document
 from payloadd.ingress.refusal_log import describe
-from payloadd.ingress.server.client_stream import do_nothing
+from payloadd.ingress.server.client_connection import do_nothing
 from payloadd.ingress.server.connection_errors import log_broken_connection
 from payloadd.ingress.submission import as_problem, closes_connection
 from payloadd.observe.request_metrics import OTHER

@@ -101,7 +101,7 @@ class Acceptor:
             if found is None:
                 return None
             accepted, address = found
-            accepted.setblocking(False)
+            accepted.settimeout(0)
             if not strict or not _is_abandoned(accepted):
                 return accepted, address[0] if isinstance(address, tuple) else None
             accepted.close()

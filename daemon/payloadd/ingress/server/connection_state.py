@@ -21,8 +21,6 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from payloadd.ingress.server.deadlines import TickClock
-
 MIN_AGE: Final = 0.25
 """Seconds before a connection is judged by the bytes that it has received: a request can take
 this long to arrive from the other side of the world."""
@@ -32,6 +30,16 @@ _UNREAD_SECONDS: Final = 1.0
 """Seconds after which a client that does not read its answer counts as slow."""
 _HEAD_END: Final = b"\r\n\r\n"
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,12})[ \t]*\r\n")
+
+
+class TickClock:
+    """A time that all connections share, and that costs no call to read."""
+
+    __slots__ = ("next_tick",)
+
+    def __init__(self) -> None:
+        self.next_tick = trio.current_time()
+        """The time of the next tick, in seconds on trio's clock."""
 
 
 class EvictionRank(NamedTuple):

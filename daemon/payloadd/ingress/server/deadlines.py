@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from payloadd.ingress.server.connection_state import TickClock
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from payloadd.ingress.server.client_stream import ClientStream
+    from payloadd.ingress.server.client_connection import ClientConnection
 
 _TICK: Final = 0.25
 """Seconds between two ticks."""
@@ -29,16 +31,6 @@ _LONGEST_RECOVERY: Final = 5.0
 """Seconds after a stall, at most, in which the sockets are read and no deadline is checked."""
 
 
-class TickClock:
-    """A time that all connections share, and that costs no call to read."""
-
-    __slots__ = ("next_tick",)
-
-    def __init__(self) -> None:
-        self.next_tick = trio.current_time()
-        """The time of the next tick, in seconds on trio's clock."""
-
-
 class DeadlineWheel:
     """The open connections in shares of equal size. Each tick checks one share.
 
@@ -51,7 +43,7 @@ class DeadlineWheel:
         late = shortest_timeout / _TICKS_PER_TIMEOUT
         self._tick = min(_TICK, late)
         count = max(1, min(_MOST_SHARES, int(late / self._tick)))
-        self._shares: list[dict[ClientStream, None]] = [{} for _ in range(count)]
+        self._shares: list[dict[ClientConnection, None]] = [{} for _ in range(count)]
         self._turn = 0
         self._added = 0
         self._occupied = trio.Event()
@@ -59,11 +51,11 @@ class DeadlineWheel:
         self.draining = False
         """Whether each tick checks all connections: in a drain, a second is long."""
 
-    def __iter__(self) -> Iterator[ClientStream]:
+    def __iter__(self) -> Iterator[ClientConnection]:
         for share in self._shares:
             yield from share
 
-    def add(self, stream: ClientStream) -> None:
+    def add(self, stream: ClientConnection) -> None:
         """Check the deadlines of a connection until ``remove`` is called."""
         self._added += 1
         stream.share = self._added % len(self._shares)
@@ -72,7 +64,7 @@ class DeadlineWheel:
             self.clock.next_tick = trio.current_time() + self._tick
             self._occupied.set()
 
-    def remove(self, stream: ClientStream) -> None:
+    def remove(self, stream: ClientConnection) -> None:
         """Check no further deadline of a connection."""
         self._shares[stream.share].pop(stream, None)
 

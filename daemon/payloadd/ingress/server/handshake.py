@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import trio
 
-from payloadd.ingress.server.client_stream import do_nothing
+from payloadd.ingress.server.client_connection import do_nothing
 from payloadd.ingress.server.poller import Watched
 
 if TYPE_CHECKING:

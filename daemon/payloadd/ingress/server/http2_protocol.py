@@ -28,7 +28,7 @@ from payloadd.ingress.server.http2_input import LARGEST_HEADER_LIST
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import h2.events
+    from h2.events import PriorityUpdated, RequestReceived
     from hpack.struct import HeaderTuple
     from hypercorn.protocol import ProtocolWrapper
     from hypercorn.protocol.events import Event as StreamEvent
@@ -135,6 +135,10 @@ class Http2(H2Protocol):
             else:
                 await self._send_data(stream_id)
 
+    async def flush(self) -> None:
+        """Send the frames that wait for ``send_task``."""
+        await self._flush()
+
     async def stream_send(self, event: StreamEvent) -> None:
         """Send a part of an answer, or hold it back until the answer is complete."""
         stream_id = event.stream_id
@@ -212,7 +216,7 @@ class Http2(H2Protocol):
         if limit.cancelled_caught:
             await self._client.aclose()
 
-    async def _create_stream(self, request: h2.events.RequestReceived) -> None:
+    async def _create_stream(self, request: RequestReceived) -> None:
         """Start the app for a request, or refuse the request.
 
         Hypercorn also makes a buffer for the answer; few answers need it (see ``_send_parts``).
@@ -255,7 +259,7 @@ class Http2(H2Protocol):
                 self.connection.reset_stream(stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
         await super()._close_stream(stream_id)
 
-    async def _priority_updated(self, event: h2.events.PriorityUpdated) -> None:
+    async def _priority_updated(self, event: PriorityUpdated) -> None:
         """Do nothing: RFC 9113, section 5.3.2, deprecates the priorities of HTTP/2's first version.
 
         Hypercorn keeps a tree of up to 1,000 streams that need not exist, and one frame of 14 bytes

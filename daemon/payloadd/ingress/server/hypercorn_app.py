@@ -42,8 +42,9 @@ def wrap_app(
 ) -> AppWrapper:
     """Return ``app`` as Hypercorn calls it; ``scope["state"]["until_due"]`` limits its body's time.
 
-    A request waits at ``fifo_gate`` before it is answered, and is counted in ``open_requests`` until
-    then. Its body takes its memory from ``memory``, and ``metrics`` counts the bytes of the body.
+    A request waits at ``fifo_gate`` before it is answered, and is counted in ``open_requests``
+    until then. Its body takes its memory from ``memory``, and ``metrics`` counts the bytes of the
+    body.
     """
 
     async def call(scope: Any, receive: Any, send: Any, _spawn: Any, _soon: Any) -> None:  # noqa: ANN401 - ASGI's types are a union of dicts without a common tag
@@ -70,6 +71,7 @@ def wrap_app(
 
         async def send_in_time(message: Any) -> None:  # noqa: ANN401 - as above
             if message["type"] == "http.response.start":
+                messages.drop_rest()
                 await fifo_gate.wait_turn()
                 count(message["status"])
             await send(message)

@@ -165,9 +165,9 @@ class HypercornConnection(TCPServer):
         self._open_requests.count += 1
 
     @property
-    def _http2(self) -> H2Protocol | None:
+    def _http2(self) -> Http2 | None:
         protocol = self.protocol.protocol
-        return protocol if isinstance(protocol, H2Protocol) else None
+        return protocol if isinstance(protocol, Http2) else None
 
     async def _receive(self) -> bytes:
         return bytes(await self.stream.receive_some(MAX_RECV))
@@ -213,7 +213,7 @@ class HypercornConnection(TCPServer):
         # h11 answers 400 if the last request is incomplete.
         await self._pass_on(b"")
 
-    async def _read_http2(self, protocol: H2Protocol, data: bytes) -> None:
+    async def _read_http2(self, protocol: Http2, data: bytes) -> None:
         state = self._client.state
         state.awaits_turn = False
         cutter = FrameCutter()
@@ -238,6 +238,7 @@ class HypercornConnection(TCPServer):
         while state.requests and not state.is_blocked(trio.current_time()):
             with trio.move_on_after(_BLOCKED_CHECK_SECONDS):
                 await self._client.wait_until_answered()
+        await protocol.flush()
 
     async def _refuse_flood(self, protocol: H2Protocol, error: FloodError) -> None:
         log.debug("http2_flood", reason=str(error))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from payloadd.ingress.server.client_stream import do_nothing
+from payloadd.ingress.server.client_connection import do_nothing
 from payloadd.ingress.server.poller import Watched
 from payloadd.ingress.server.socket_stream import CLOSE_SECONDS, MOST_DISCARDED
 

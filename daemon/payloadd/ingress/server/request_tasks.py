@@ -26,17 +26,19 @@ Message = Any
 class RequestMessages:
     """The messages of a request that its app has not received yet: one at most, and the end."""
 
-    __slots__ = ("_messages", "_reader", "_room", "scope")
+    __slots__ = ("_dropping", "_messages", "_reader", "_room", "scope")
 
     def __init__(self) -> None:
         self._messages: deque[Message] = deque()
         self._reader: trio.lowlevel.Task | None = None
         self._room: trio.Event | None = None
+        self._dropping = False
+        """Whether the app receives no further message."""
         self.scope = trio.CancelScope()
         """The scope of the app."""
 
     async def put(self, message: Message) -> None:
-        """Wait for room and add a message; after the end of the app, drop it."""
+        """Wait for room and add a message, or drop it if the app has begun to answer."""
         if message["type"] == "http.disconnect":
             self.end()
             return
@@ -44,9 +46,11 @@ class RequestMessages:
         if messages and not message["body"]:
             messages[-1]["more_body"] = message["more_body"]
             return
-        while messages and not self.scope.cancel_called:
+        while messages and not self._dropping:
             self._room = trio.Event()
             await self._room.wait()
+        if self._dropping:
+            return
         messages.append(message)
         if self._reader is not None:
             trio.lowlevel.reschedule(self._reader)
@@ -75,12 +79,20 @@ class RequestMessages:
         """Drop the message that ``whole`` has returned."""
         self._messages.popleft()
 
-    def end(self) -> None:
-        """Cancel the app, or note that it has ended."""
-        self.scope.cancel()
+    def drop_rest(self) -> None:
+        """Drop all further messages: the app has begun to answer, and reads no more of the body.
+
+        Otherwise a client that has to read the answer, but is still sending, would wait for ever.
+        """
+        self._dropping = True
         if self._room is not None:
             self._room.set()
             self._room = None
+
+    def end(self) -> None:
+        """Cancel the app, or note that it has ended."""
+        self.scope.cancel()
+        self.drop_rest()
 
     def _abandon(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self._reader = None

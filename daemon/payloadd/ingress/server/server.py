@@ -8,17 +8,17 @@ omitted: the apps own nothing that has to be opened or closed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState as HypercornState
 
 from payloadd.ingress.server.accept import Acceptor
-from payloadd.ingress.server.client_stream import ClientStream, Ending
+from payloadd.ingress.server.client_connection import Ending
+from payloadd.ingress.server.client_stream import ClientStream
 from payloadd.ingress.server.connection_errors import log_broken_connection
 from payloadd.ingress.server.deadlines import DeadlineWheel
 from payloadd.ingress.server.fifo_gate import FifoGate
@@ -32,89 +32,28 @@ from payloadd.ingress.server.listen import (
     open_listeners,
     public_addresses,
 )
-from payloadd.ingress.server.open_requests import OpenRequests
-from payloadd.ingress.server.poller import Poller, Watcher
+from payloadd.ingress.server.options import ServerOptions
+from payloadd.ingress.server.poller import Poller
 from payloadd.ingress.server.slots import Slots
 from payloadd.ingress.server.socket_stream import NonBlockingStream
 from payloadd.ingress.server.start import ProxyHeaders
 from payloadd.ingress.server.tls import TlsStream
 from payloadd.observe.logs import get_logger
-from payloadd.observe.request_metrics import CountAnswer, RequestMetrics, count_nothing
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Container
 
     from quart_trio import QuartTrio
 
     from payloadd.config.settings import Settings
-    from payloadd.ingress.cors import Cors
-    from payloadd.ingress.refusal_log import RefusalLog
-    from payloadd.ingress.request_memory import RequestMemory
-    from payloadd.ingress.server.tls import Certificates
-    from payloadd.ingress.submission import Submitter
 
-__all__ = ["bound_addresses", "open_listeners", "public_addresses", "serve"]
+__all__ = ["ServerOptions", "bound_addresses", "open_listeners", "public_addresses", "serve"]
 
 log = get_logger(__name__)
 
 _TRUST_CHECK_SECONDS: Final = 0.25
 _ACCEPTED_PER_PASS: Final = 64
 """Connections that are accepted before other tasks run, at most."""
-
-
-class FastPathService(Watcher, Protocol):
-    """The fast path as the server calls it."""
-
-    submitter: Submitter
-
-    def awaits_commit(self) -> bool:
-        """Return whether requests wait for the journal."""
-        ...
-
-    async def run(self) -> None:
-        """Serve until cancelled."""
-        ...
-
-    def enter(self, stream: ClientStream, leave: Callable[[ClientStream], object]) -> None:
-        """Serve a new connection; call ``leave`` when Hypercorn has to serve it, or when it ends.
-
-        Raises OSError if the system can watch no further connection.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ServerOptions:
-    """The options of one address."""
-
-    max_connections: int
-    fast_path: FastPathService | None = None
-    """Answers plain requests before they reach the app."""
-    certificates: Certificates | None = None
-    """With certificates, all connections use TLS."""
-    memory: RequestMemory | None = None
-    """The memory for the bodies that Hypercorn reads."""
-    count: CountAnswer = count_nothing
-    """Called for each answer that the fast path does not send."""
-    refusals: RefusalLog | None = None
-    """The log of requests that are refused before they reach the app."""
-    max_connections_per_client: int | None = None
-    proxies: Container[str] = ()
-    """Addresses of trusted proxies, to which ``max_connections_per_client`` does not apply."""
-    proxy_headers: bool = False
-    """Whether each connection of ``proxies`` begins with a PROXY header, which states its
-    client."""
-    cors: Cors | None = None
-    """The headers for browsers of answers that come neither from the app nor the fast path."""
-    metrics: RequestMetrics = field(default_factory=RequestMetrics)
-    """Gets the number of connections, and counts the bytes of bodies that Hypercorn reads."""
-    open_requests: OpenRequests = field(default_factory=OpenRequests)
-    """The requests that Hypercorn has in progress."""
-    accept_seconds: float = 0.002
-    """Seconds in which connections are accepted before other tasks run."""
-    drain_margin: float = 5.0
-    """Seconds, in addition to REQUEST_TIMEOUT, in which clients can read the last answers."""
 
 
 async def serve(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from payloadd.ingress.server.client_stream import do_nothing
+from payloadd.ingress.server.client_connection import do_nothing
 from payloadd.ingress.server.log_limit import LogLimit
 from payloadd.ingress.server.proxy_header import ProxyHeader, ProxyHeaderError, ProxyHeaderReader
 from payloadd.observe.logs import get_logger
