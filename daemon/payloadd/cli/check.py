@@ -18,10 +18,13 @@ from payloadd.errors import OperatorStoreError, PayloaddError, SettingsError, St
 from payloadd.ingress.admission import open_admission
 from payloadd.ingress.server.tls import open_certificates
 from payloadd.journal.open import check_journal
+from payloadd.model.formats import FORMATS
 from payloadd.model.formats.api import EncodedObject
-from payloadd.model.formats.ndjson import CONTENT_TYPE
+from payloadd.model.formats.configuration import open_formats
+from payloadd.model.formats.ndjson import PLAIN_KIND
 from payloadd.model.job import IdSource, Members
 from payloadd.model.keys import KeyTemplate
+from payloadd.model.layout import Layout
 from payloadd.storage.api import open_store
 
 if TYPE_CHECKING:
@@ -50,6 +53,9 @@ async def check(
         if streams:
             report.ok("streams", ", ".join(some_of((DEFAULT_STREAM, *streams))))
         report.ok("keys", f"such as {_example_key(settings)}")
+        report.step = "format"
+        if settings.object_format == "parquet":
+            await _check_parquet(settings, report)
         report.step = "TLS"
         if open_certificates(settings) is not None:
             report.ok("TLS", _certificate_name(settings))
@@ -103,7 +109,7 @@ class _Probe:
         url = settings.store_url
         prefix = url.prefix if isinstance(url, S3Url) else ""
         self._keys = KeyTemplate.parse(settings.key_template).probe_keys(probe_id, prefix)
-        self._body = EncodedObject([b"{}\n"], CONTENT_TYPE, None)
+        self._body = EncodedObject([b"{}\n"], PLAIN_KIND)
         self._members = Members(1, str(probe_id), str(probe_id))
 
     async def write(self, *, create: bool) -> str:
@@ -194,7 +200,19 @@ def _example_key(settings: Settings) -> str:
     """Return a key as an object of a stream may have it."""
     stream = next(iter(settings.streams or ()), DEFAULT_STREAM)
     (example,) = IdSource().new_ids(1)
-    return KeyTemplate.parse(settings.key_template, stream=stream).render(example)
+    layout = Layout.of(settings, stream)
+    key = KeyTemplate.parse(layout.template, stream=stream).render(example)
+    return key + FORMATS[layout.format_name].suffix
+
+
+async def _check_parquet(settings: Settings, report: _Report) -> None:
+    """Start the process that encodes Parquet. Raises PayloaddError."""
+    async with open_formats(settings):
+        encoder = FORMATS["parquet"].encoder
+    schema = settings.parquet_schema
+    names = [column.name for column in schema.columns] if schema else []
+    columns = "columns of each batch" if schema and schema.seen else f"{len(names)} columns"
+    report.ok("format", f"{encoder.rpartition(' ')[0]}, {columns} of PARQUET_SCHEMA")
 
 
 def _check_tokens(settings: Settings, report: _Report) -> None:

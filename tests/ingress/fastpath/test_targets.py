@@ -1,4 +1,4 @@
-"""What is at the targets of the public address; ``test_api.py`` compares the answers of both ways."""
+"""What is at the targets of the public address; ``test_api.py`` compares both ways in."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Answers:
         self._cors = cors
         self._second = -1
         self._date = ""
-        self._accepted_head = b""
+        self._accepted_head = self._created_head = b""
 
     def accepted(
         self,
@@ -58,9 +58,7 @@ class Answers:
         second = int(time.time())
         if second != self._second:
             self._begin_second(second)
-        head = self._accepted_head
-        if status == _CREATED:
-            head = head.replace(b"202 Accepted", b"201 Created", 1)
+        head = self._created_head if status == _CREATED else self._accepted_head
         lines = connection
         if waited is not None:
             lines += b"preference-applied: wait=%d\r\n" % waited
@@ -95,6 +93,7 @@ class Answers:
         self._second = second
         self._date = formatdate(second, usegmt=True)
         self._accepted_head = _ACCEPTED_HEAD % self._date.encode("ascii")
+        self._created_head = self._accepted_head.replace(b"202 Accepted", b"201 Created", 1)
 
 
 def without_body(answer: bytes) -> bytes:

@@ -70,6 +70,7 @@ class FastPath:
             Targets(submitter.routes, description),
             submitter.max_length,
             submitter.kept_headers,
+            submitter.waits.seconds_to_wait,
         )
         self.answers = Answers(submitter.cors)
         self.unanswered = 0
