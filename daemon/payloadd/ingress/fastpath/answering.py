@@ -35,7 +35,7 @@ Ts = TypeVarTuple("Ts")
 # What a connection waits for.
 INPUT: Final = 0
 COMMIT: Final = 1
-"""The request is submitted and has no outcome yet."""
+"""The request is submitted and has no outcome yet, or has to be stored before its answer."""
 UPLOAD: Final = 2
 """The request is accepted, and is answered after its upload (``Prefer: wait``)."""
 TURN: Final = 3
@@ -134,9 +134,10 @@ class AnsweringConnection:
         self._send_answer(status, answer, closes=closes)
 
     def _await_upload(self, receipt: Receipt, seconds: int) -> None:
-        self._awaits = UPLOAD
+        """Answer once the payloads are stored, or their upload has taken too long."""
         end_wait = self._fast_path.submitter.waits.begin(receipt, seconds, self._on_upload)
-        if self._awaits == UPLOAD:  # else it is answered already
+        if end_wait is not None and self._awaits == COMMIT:  # else it is answered already
+            self._awaits = UPLOAD
             self._end_wait = end_wait
             self._run_guarded(self._poll, select.EPOLLRDHUP)
 
@@ -144,7 +145,7 @@ class AnsweringConnection:
         """Answer the request that has waited for its upload."""
         self._end_wait = do_nothing
         if self._left or self._stream.socket.fileno() < 0:
-            return  # closed meanwhile, as above
+            return  # the connection was closed in the meantime
         if isinstance(outcome, RefusedError):
             self._run_guarded(self._send_outcome, outcome)
         else:

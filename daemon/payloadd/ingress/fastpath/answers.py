@@ -42,7 +42,7 @@ class Answers:
 
     def __init__(self, cors: Cors | None) -> None:
         self._cors = cors
-        self._second = 0
+        self._second = -1
         self._date = ""
         self._accepted_head = self._created_head = b""
 
