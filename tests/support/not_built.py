@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 NAMES: Final = (
-    *("JOURNAL_URL", "OBJECT_FORMAT", "PARQUET_SCHEMA", "PARQUET_SORT_BY"),
+    *("OBJECT_FORMAT", "PARQUET_SCHEMA", "PARQUET_SORT_BY"),
     "WATERMARK",
 )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from payloadd.config.shared_journal import shared_journal_problems
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -31,4 +33,4 @@ def contradictions_of(values: Mapping[str, Any]) -> list[str]:
             "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: one of the two is missing;"
             " allowed is both or none"
         )
-    return problems
+    return problems + shared_journal_problems(values)
