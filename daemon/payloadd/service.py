@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from payloadd.config.stream_names import some_of
+from payloadd import __version__
+from payloadd.config.changed import store_text
+from payloadd.config.stream_names import DEFAULT_STREAM, some_of
 from payloadd.errors import SettingsError, StartError, StateDirError
 from payloadd.exit_status import ExitStatus
 from payloadd.heap import keep_small, reduce_garbage_collections
@@ -279,9 +281,8 @@ async def _serve_admin(runtime: Runtime, intake: Intake) -> AsyncIterator[list[s
         sampling.start_soon(history.run)
         sampling.start_soon(dead_letters.run)
         listeners = passed or await open_listeners([address] if address else [])
-        await nursery.start(
-            serve, app, listeners, runtime.settings, stop, ServerOptions(ADMIN_CONNECTIONS)
-        )
+        options = ServerOptions(ADMIN_CONNECTIONS, count=runtime.metrics.requests.count)
+        await nursery.start(serve, app, listeners, runtime.settings, stop, options)
         yield bound_addresses(listeners)
         stop.set()
         sampling.cancel_scope.cancel()
@@ -337,12 +338,13 @@ async def _serve_public(
         fast_path,
         runtime.certificates,
         memory,
-        runtime.metrics.count_request,
+        runtime.metrics.requests.count,
         refusals,
         settings.max_connections_per_client,
         settings.trusted_proxies or (),
         proxy_headers=settings.client_address == "proxy",
         cors=submitter.cors,
+        metrics=runtime.metrics.requests,
     )
     listeners = runtime.passed.listeners() or await open_listeners(settings.bind)
     async with trio.open_nursery() as helpers:
@@ -362,7 +364,10 @@ async def _serve_public(
                 "listening",
                 public=bound_addresses(listeners),
                 admin=next(iter(admin), None),
-                **({"streams": some_of(settings.streams)} if settings.streams else {}),
+                version=__version__,
+                store=store_text(settings),
+                durability=settings.durability,
+                streams=some_of((DEFAULT_STREAM, *(settings.streams or ()))),
             )
             await stop.wait()
             began = trio.current_time()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from payloadd.cli.journal import journal
+from payloadd.cli.journal import _letter_document, journal
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.operations import Bury
 from payloadd.journal.sqlite.schema import FILE
@@ -56,6 +56,30 @@ def test_a_dead_letter_is_shown_with_its_stream(folder: Path) -> None:
     assert (shown.stdout, shown.stderr) == ("11\n", "stream clicks\n")
     shown = run(folder, "dead", "show", str(id_of(1)))
     assert (shown.stdout, shown.stderr) == ("1\n", "")
+
+
+def test_a_dead_letter_is_shown_as_one_json_object(folder: Path) -> None:
+    """A program would have to read two streams, and the list, to know what the payloads are."""
+    shown = run(folder, "dead", "show", "--json", str(id_of(11)))
+    assert shown.stderr == ""
+    found = json.loads(shown.stdout)
+    (listed,) = json.loads(run(folder, "dead", "list", "--json").stdout)[1:]
+    assert found == {**listed, "content": [11], "unparsed": []}
+
+
+def test_lines_that_are_no_json_are_shown_in_base64() -> None:
+    """The document of a damaged dead letter would not be JSON, or would lack a part."""
+    lines = b'1.50\n{"a":"\xc2\x9b"}\n{"a\n\xff\n'
+    found = _letter_document([], lines)
+    assert found == b'{"content":[1.50,{"a":"\\u009b"}],"unparsed":["eyJh","/w=="]}'
+
+
+def test_changes_of_dead_letters_are_reported_as_json(folder: Path) -> None:
+    """A program would have to take the number out of a sentence."""
+    retried = run(folder, "dead", "retry", "--json", str(id_of(1)))
+    assert json.loads(retried.stdout) == {"retried": 1, "running": False}
+    dropped = run(folder, "dead", "drop", "--json", str(id_of(1)), str(id_of(11)))
+    assert json.loads(dropped.stdout) == {"dropped": 2}
 
 
 def test_the_status_has_a_line_for_each_stream(folder: Path) -> None:

@@ -240,8 +240,12 @@ class Rig:
 
     def counted(self, code: int) -> float:
         """Return how many answers with this status were counted."""
-        name, labels = "payloadd_requests_total", {"code": str(code)}
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+        return sum(
+            sample.value
+            for family in self.metrics.requests.collect()
+            for sample in family.samples
+            if sample.name == "payloadd_requests_total" and sample.labels["code"] == str(code)
+        )
 
 
 @asynccontextmanager
@@ -274,13 +278,14 @@ async def running(
     app = app or make_app(submitter, rig.health, refusals, rig.settings)
     rig.listeners = await open_listeners(rig.settings.bind)
     certificates = open_certificates(rig.settings)
-    count = rig.metrics.count_request
+    count = rig.metrics.requests.count
     per_client = rig.settings.max_connections_per_client
     server_options = ServerOptions(
         *(max_connections, fast_path, certificates, memory, count, refusals, per_client),
         proxies=rig.settings.trusted_proxies or (),
         proxy_headers=rig.settings.client_address == "proxy",
         cors=submitter.cors,
+        metrics=rig.metrics.requests,
         **(options or {}),
     )
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from payloadd.config.parsers import UnixAddress
 from payloadd.errors import RefusedError
 from payloadd.ingress.problem import Problem
-from payloadd.ingress.refusal_log import RefusalLog, describe
+from payloadd.ingress.refusal_log import RefusalLog, address_of_client, describe
 from tests.ingress.rig import COLLECTION, Rig, post, running
 
 if TYPE_CHECKING:
@@ -374,11 +374,22 @@ async def test_every_answer_is_counted_once(sent: bytes, half_closes: bool) -> N
 
 def counted(rig: Rig) -> Counter[int]:
     """Return how many answers of each status were counted."""
-    (family,) = rig.metrics.requests.collect()
-    return Counter(
-        {
-            int(sample.labels["code"]): int(sample.value)
-            for sample in family.samples
-            if sample.name == "payloadd_requests_total"
-        }
-    )
+    counts: Counter[int] = Counter()
+    for family in rig.metrics.requests.collect():
+        for sample in family.samples:
+            if sample.name == "payloadd_requests_total" and sample.value:
+                counts[int(sample.labels["code"])] += int(sample.value)
+    return counts
+
+
+async def test_a_socket_for_both_protocols_states_ipv4_addresses_as_such() -> None:
+    """A client would have two limits on its rate, and two names in the log."""
+    with trio.socket.socket(trio.socket.AF_INET6) as listening:
+        listening.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 0)
+        await listening.bind(("::ffff:127.0.0.1", 0))
+        listening.listen()
+        async with await trio.open_tcp_stream("127.0.0.1", listening.getsockname()[1]):
+            accepted, _ = await listening.accept()
+            with accepted:
+                assert accepted.getpeername()[0] == "::ffff:127.0.0.1"
+                assert address_of_client(accepted) == "127.0.0.1"

@@ -108,7 +108,8 @@ def test_payloads_are_counted_for_their_streams() -> None:
     accounting = Accounting(Metrics())
     accounting.accept(5)
     accounting.accept_in(3, 2)
-    for number, end in ((1, accounting.settle), (2, accounting.bury)):
-        end(batch(job(number)))
-        end(batch(job(number)._replace(seq=first_seq(3) + number)))
-    assert accounting.streams() == {0: StreamCounts(3, 1, 1), 3: StreamCounts(2, 1, 1)}
+    accounting.settle(batch(job(1)), 50)
+    accounting.settle(batch(job(1)._replace(seq=first_seq(3) + 1)), 70)
+    accounting.bury(batch(job(2)))
+    accounting.bury(batch(job(2)._replace(seq=first_seq(3) + 2)))
+    assert accounting.streams() == {0: StreamCounts(3, 1, 1, 50), 3: StreamCounts(2, 1, 1, 70)}

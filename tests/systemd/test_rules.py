@@ -30,7 +30,7 @@ def exposition() -> str:
     )
     metrics = Metrics(lambda: status)
     metrics.registry.register(StateGauges(lambda: status, 100))
-    metrics.count_request(202)
+    metrics.requests.count(202)
     metrics.uploads.labelled("stored")
     return metrics.render().decode()
 

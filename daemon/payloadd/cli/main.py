@@ -64,7 +64,10 @@ def serve_command() -> None:
     Without settings it listens on 127.0.0.1:8080 (admin on 127.0.0.1:8081) and writes objects to
     ./payloadd-data.
     """
-    settings = _load()
+    try:
+        settings = config.load(check=key_problems)
+    except SettingsError as error:
+        _fail_as_logged(error, config.for_log())
     logs.configure(settings, journald=is_journal(sys.stderr))
     _warn_of_misspelt_names()
     # SIGABRT, which systemd's watchdog sends, writes the stacks of all threads to the log.
@@ -77,7 +80,7 @@ def serve_command() -> None:
 
         status = trio.run(service.run, settings)
     except SettingsError as error:
-        _fail(error)
+        _fail_as_logged(error, settings)
     _exit(status)
 
 
@@ -114,10 +117,28 @@ def _warn_of_misspelt_names() -> None:
         log.warning("names_ignored", similar=names, note="these variables are no settings")
 
 
+def _fail_as_logged(error: SettingsError, settings: config.Settings) -> NoReturn:
+    """Report wrong settings in the format of the log, and end the process."""
+    journald = is_journal(sys.stderr)
+    if settings.log_format == "text" or (
+        not journald and logs.is_text(settings.log_format, sys.stderr)
+    ):
+        _fail(error)
+    logs.configure(settings, journald=journald)
+    for problem in error.problems:
+        log.critical("settings_wrong", setting=problem.partition(":")[0], problem=problem)
+    _end_with_wrong_settings(error)
+
+
 def _fail(error: SettingsError) -> NoReturn:
+    """Report wrong settings as lines for readers, and end the process."""
     mark = logs.priority_prefix("error") if is_journal(sys.stderr) else ""
     for problem in error.problems:
         standard_streams.write_line(f"{mark}payloadd: {escape_controls(problem)}", error=True)
+    _end_with_wrong_settings(error)
+
+
+def _end_with_wrong_settings(error: SettingsError) -> NoReturn:
     Notifier().status("wrong settings: " + "; ".join(error.problems))
     _exit(ExitStatus.WRONG_SETTINGS)
 

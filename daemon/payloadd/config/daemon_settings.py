@@ -201,7 +201,7 @@ class DaemonSettings:
     log_level: Literal["debug", "info", "warning", "error"] = field(
         metadata=setting(
             "info",
-            one_of("debug", "info", "warning", "error"),
+            one_of("debug", "info", "warning", "error", warn="warning"),
             "least severe level that is logged: debug, info, warning or error",
         )
     )

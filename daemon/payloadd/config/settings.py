@@ -164,24 +164,51 @@ def load(
     environ = os.environ if environ is None else environ
     credentials, problems = _read_credentials(environ)
     values: dict[str, object] = {}
+    given = set()
     for item in fields(Settings):
         names = names_of(item.name)
         name, text = _find(names, environ, credentials)
-        text = _default(item, values) if text is None else text
+        if text is None:
+            text = default_text(item, values)
+        else:
+            given.add(item.name)
         try:
-            values[item.name] = None if text is None else item.metadata["parse"](text)
+            values[item.name] = _parsed(item, text)
         except ValueError as error:
             shown = repr(hide_userinfo(str(text))) if item.repr else "(not shown)"
-            problems.append(f"{name}: {shown} is not allowed; allowed is {error}")
+            problems.append(f"{name}: {shown} is not allowed; allowed is {error}{_hint(text)}")
     problems += not_built_problems(lambda name: _find((name,), environ, credentials)[1] is not None)
-    problems += contradictions_of(values) + contradictions(values)
+    problems += contradictions_of(values, given) + contradictions(values)
     problems += [] if check is None else check(values)
     if problems:
         raise SettingsError(problems)
     return Settings(**cast("dict[str, Any]", values))
 
 
-def _default(item: Field[Any], values: Mapping[str, object]) -> str | None:
+def for_log(environ: Mapping[str, str] | None = None) -> Settings:
+    """Return the defaults, with LOG_FORMAT of the environment if its value is valid.
+
+    Messages about wrong settings are logged with it.
+    """
+    environ = os.environ if environ is None else environ
+    try:
+        return load({"LOG_FORMAT": environ.get("LOG_FORMAT", "")})
+    except SettingsError:
+        return load({})
+
+
+def _parsed(item: Field[Any], text: str | None) -> object:
+    """Return the value of a setting; spaces around it do not count. Raises ValueError."""
+    return None if text is None else item.metadata["parse"](text.strip() or text)
+
+
+def _hint(text: str | None) -> str:
+    """Return a clause about quotes, which some programs that set the environment keep."""
+    quoted = text is not None and len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return " (the quotes around it are a part of the value)" if quoted else ""
+
+
+def default_text(item: Field[Any], values: Mapping[str, object]) -> str | None:
     """Return the default of a setting, which may depend on a setting that was parsed before.
 
     Source of S3_CHECKSUM: AWS SDKs and Tools reference guide, "Data Integrity Protections".

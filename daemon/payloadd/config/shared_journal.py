@@ -33,7 +33,8 @@ def shared_journal_problems(values: Mapping[str, Any]) -> list[str]:
     durability = values.get("durability", "disk")
     if values.get("journal_url") is None or durability == "disk":
         return []
-    return [
-        f"JOURNAL_URL, DURABILITY: {durability!r} is not allowed together with JOURNAL_URL; allowed"
-        " is DURABILITY=disk, or JOURNAL_URL unset"
-    ]
+    problem = (
+        f"JOURNAL_URL, DURABILITY: {durability} is not allowed together with JOURNAL_URL;"
+        " allowed is DURABILITY=disk, or no JOURNAL_URL"
+    )
+    return [problem]

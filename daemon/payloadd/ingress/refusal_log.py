@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from payloadd.ingress.client_address import without_mapping
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
@@ -133,7 +134,10 @@ def address_of_client(socket: SocketType) -> str | None:
         peer = socket.getpeername()
     except OSError:
         return None
-    return str(peer[0]) if isinstance(peer, tuple) else "unix"
+    if not isinstance(peer, tuple):
+        return "unix"
+    address = str(peer[0])
+    return without_mapping(address) if address.startswith("::ffff:") else address
 
 
 def _shortened(text: str | None) -> str | None:

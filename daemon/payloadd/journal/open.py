@@ -13,12 +13,14 @@ import trio
 
 from payloadd.errors import PayloaddError, StartError
 from payloadd.journal.memory import MemoryJournal
+from payloadd.journal.sqlite.damage import Finding
 from payloadd.journal.sqlite.damage_report import DamageReport
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import SqliteJournal
 from payloadd.journal.sqlite.lock import StateDirLock
 from payloadd.journal.sqlite.offline import Inspection, try_journal
 from payloadd.journal.sqlite.schema import FILE, waiting_payloads
+from payloadd.journal.sqlite.verify import format_finding
 from payloadd.model.layout import Layout, Layouts
 from payloadd.model.streams import DEFAULT, DEFAULT_NAME, first_seq
 from payloadd.observe.logs import get_logger
@@ -66,7 +68,7 @@ async def open_journal(
     """
     if settings.journal_url is not None:
         wanted = _stream_names(settings)
-        arguments = (settings, settings.journal_url, wanted, listener, health, metrics, read_uptime)
+        arguments = (settings, wanted, listener, health, metrics, read_uptime)
         async with _postgres("opening").open_postgres(*arguments) as shared:
             active = {name: one for one, name in shared.names.items() if name in wanted}
             yield OpenedJournal(shared.journal, shared.layouts, active, shared.names)
@@ -128,6 +130,11 @@ def inspect_journal(settings: Settings, lane: int | None = None) -> Iterator[Jou
         raise PayloaddError("a journal in STATE_DIR has no lanes: JOURNAL_URL is not set")
     with Inspection.open(settings.state_dir) as inspection:
         yield inspection
+
+
+def damage_line(found: object) -> str:
+    """Return a piece of damage, as ``JournalInspection.verify`` finds it, as a line of text."""
+    return format_finding(found) if isinstance(found, Finding) else str(found)
 
 
 def dead_letter_groups(settings: Settings) -> list[DeadLetterGroup]:

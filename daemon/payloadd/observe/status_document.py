@@ -9,11 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from payloadd import __version__
-from payloadd.config.changed import changed_settings, value_text
-from payloadd.escaping import escape_controls
+from payloadd.config.changed import changed_settings, store_text
 from payloadd.observe.advice import advice
 from payloadd.observe.status import trouble_documents
-from payloadd.redaction import hide_userinfo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +52,7 @@ class Facts:
             host=socket.gethostname(),
             process=os.getpid(),
             started=started,
-            store=hide_userinfo(escape_controls(value_text(settings.store_url))),
+            store=store_text(settings),
             durability=settings.durability,
             max_queue=settings.max_queue,
             max_queue_bytes=settings.max_queue_bytes,

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from payloadd.model.job import accepted_at
-from payloadd.model.streams import DEFAULT, last_seq, stream_of
+from payloadd.model.streams import DEFAULT, MOST_NUMBERS, last_seq, stream_of
 from payloadd.observe.status import PayloadFigures
 from payloadd.pipeline.upload_watch import UploadWatch
 
@@ -79,6 +79,8 @@ class StreamCounts:
     accepted: int = 0
     stored: int = 0
     dead: int = 0
+    stored_bytes: int = 0
+    """Bytes of the stored objects."""
 
 
 class Accounting:
@@ -162,16 +164,18 @@ class Accounting:
 
         Those of the default stream are what the others leave: it costs nothing to count them.
         """
-        others = self.by_stream.values()
+        others = [one for number, one in self.by_stream.items() if number != DEFAULT]
         default = StreamCounts(
             self.accepted - sum([one.accepted for one in others]),
             self.stored - sum([one.stored for one in others]),
             self.dead - sum([one.dead for one in others]),
+            self._metrics.stored_bytes.value - sum([one.stored_bytes for one in others]),
         )
-        return {DEFAULT: default, **self.by_stream}
+        return {**self.by_stream, DEFAULT: default}
 
     def _counts(self, stream: int) -> StreamCounts:
-        return self.by_stream.setdefault(stream, StreamCounts())
+        # A journal that machines share gives the streams of other lanes numbers above these.
+        return self.by_stream.setdefault(stream % MOST_NUMBERS, StreamCounts())
 
     def revive(self, payloads: int) -> None:
         """Count the payloads of dead letters that are tried again."""
@@ -194,15 +198,18 @@ class Accounting:
         for job in jobs:
             self._in_memory.pop(job.seq, None)
 
-    def settle(self, batch: Batch) -> None:
-        """Count the payloads of a batch that the store confirmed."""
+    def settle(self, batch: Batch, size: int = 0) -> None:
+        """Count the payloads of a batch that the store confirmed as an object of ``size`` bytes."""
         self._remove(batch)
         if self.uploads.jobs:
             self.uploads.store(batch)
         self.stored += batch.payloads
-        self._metrics.stored.inc(batch.payloads)
+        self._metrics.stored.value += batch.payloads
+        self._metrics.stored_bytes.value += size
         if (seq := batch.jobs[0].seq) > _LAST_OF_DEFAULT:
-            self._counts(stream_of(seq)).stored += batch.payloads
+            counts = self._counts(stream_of(seq))
+            counts.stored += batch.payloads
+            counts.stored_bytes += size
 
     def bury(self, batch: Batch) -> None:
         """Count the payloads of a batch that the store refused for good."""

@@ -15,17 +15,22 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from heapq import heappop, heappush
+from contextlib import suppress
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from payloadd.errors import LaneLostError
 from payloadd.model.job import Batch
+from payloadd.model.streams import stream_of
 from payloadd.pipeline.allowance import UploadAllowance
 from payloadd.pipeline.waiting_batch import WaitingBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from payloadd.journal.api import Journal
     from payloadd.pipeline.accounting import Accounting
     from payloadd.pipeline.idle import IdleWorkers
@@ -91,6 +96,7 @@ class PutBackBatches:
         self._finishing = False
         self._changed = trio.Event()
         channel.nudged = self._look_into_journal
+        channel.forgotten = self.forget
 
     @property
     def any_failed(self) -> bool:
@@ -138,10 +144,29 @@ class PutBackBatches:
         batch = waiting.batch
         if not (waiting.sealed and batch.sealed):
             # The batch of a single job, too: otherwise its jobs would be found only at a start.
-            await self.journal.seal(Batch(batch.jobs, batch.key, batch.format_name, sealed=True))
+            with suppress(LaneLostError):  # forgotten as well: another process has it
+                await self.journal.seal(
+                    Batch(batch.jobs, batch.key, batch.format_name, sealed=True)
+                )
         self.accounting.leave(batch.jobs)
         self._channel.release(batch.bytes)
         self._look_into_journal()
+
+    def forget(self, streams: Collection[int]) -> None:
+        """Drop the batches of these streams that wait in memory: another process has them."""
+        gone = [one[2] for one in self._failed if _is_of(one[2], streams)]
+        self._failed = [one for one in self._failed if not _is_of(one[2], streams)]
+        heapify(self._failed)
+        for prefix, waiting in self._limited.items():
+            gone += [one for one in waiting if _is_of(one, streams)]
+            self._limited[prefix] = deque(one for one in waiting if not _is_of(one, streams))
+        self._limited = {prefix: waiting for prefix, waiting in self._limited.items() if waiting}
+        self._turns = [one for one in self._turns if one[2] in self._limited]
+        heapify(self._turns)
+        for waiting_batch in gone:
+            self._count(waiting_batch, -1)
+            self.accounting.leave(waiting_batch.batch.jobs)
+            self._channel.release(waiting_batch.batch.bytes)
 
     def succeed(self, *, retried: bool, now: float) -> None:
         """Note that an upload was stored; ``retried``: that of a put-back batch."""
@@ -304,3 +329,7 @@ class PutBackBatches:
         """Note that there are more sealed batches: of put-back batches or revived dead letters."""
         self.in_journal = self._found = True
         self.wake()
+
+
+def _is_of(waiting: WaitingBatch, streams: Collection[int]) -> bool:
+    return stream_of(waiting.batch.jobs[0].seq) in streams

@@ -100,7 +100,8 @@ class QueueFeeder:
         self._channel.nudge()
 
     def forget(self, streams: Collection[int]) -> None:
-        """Drop the jobs of these streams that no batch has received; no more of them will come."""
+        """Drop the jobs of these streams that no worker has; no more of them will come."""
+        self._channel.forgotten(streams)
         for number in streams:
             queue = self._channel.streams.get(number)
             if queue is not None:

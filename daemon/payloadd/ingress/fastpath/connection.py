@@ -7,6 +7,7 @@ then submitted. The commit that makes it durable calls back, and the callback se
 from __future__ import annotations
 
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, TypeVarTuple
 
 import trio
@@ -19,6 +20,7 @@ from payloadd.ingress.refusal_log import describe
 from payloadd.ingress.server.client_stream import do_nothing
 from payloadd.ingress.server.connection_errors import log_broken_connection
 from payloadd.ingress.submission import as_problem, closes_connection
+from payloadd.observe.request_metrics import PAYLOAD, PAYLOADS
 from payloadd.pipeline.intake import Receipt
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ class FastPathConnection:
         """The received part of an incomplete head, or the beginning of the current request."""
         self._body = bytearray()
         self._request: FastPathRequest | None = None
+        self._began = 0.0
+        """When the head of the request was complete, by ``perf_counter``."""
         heads = fast_path.heads
         self._may_become_plain = heads.may_become_plain
         self._parse = heads.parse_with_secret if fast_path.submitter.needs_tokens else heads.parse
@@ -159,27 +163,28 @@ class FastPathConnection:
     def _begin_request(self, request: FastPathRequest, data: bytes) -> None:
         """Check a request whose head is complete, and receive its body."""
         self._stream.request_begins()
+        self._began = perf_counter()
         self._request = request
         self._head = data[: details.KEPT_HEAD_BYTES]
+        submitter = self._fast_path.submitter
         try:
-            self._name = self._fast_path.submitter.check(
-                request.headers,
-                request.token,
-                self._stream.certificate_name,
-                self._client_address,
+            self._name = submitter.check(
+                request.headers, request.token, self._stream.certificate_name, self._client_address
             )
         except Problem as problem:
             self._refuse(problem, unread_body=request.end > request.start)
             return
         size = request.end - request.start
-        granted = self._fast_path.submitter.memory.try_acquire(size)
+        granted = submitter.memory.try_acquire(size)
         self._charge = size if granted else 0
         if granted and len(data) == request.end:
+            self._fast_path.requests.body_bytes += size
             self._submit(request, data, request.start)
             return
         # The buffer grows with the input: a client that only announces a length uses no memory. It
         # is no list of pieces: a client that sends single bytes would use a page for each.
         self._body = bytearray(data[request.start :])
+        self._fast_path.requests.body_bytes += len(self._body)
         self._stream.start_body_timeout(
             self._stream.state.due, self._on_request_timeout, self._count_received
         )
@@ -189,8 +194,8 @@ class FastPathConnection:
         else:
             # The received part is no more than one read; the rest stays in the socket.
             self._unregister()
-            memory = self._fast_path.submitter.memory
-            self._waiter = memory.enqueue(size, self._on_memory_granted, self._on_memory_refused)
+            granted_later, refused_later = self._on_memory_granted, self._on_memory_refused
+            self._waiter = submitter.memory.enqueue(size, granted_later, refused_later)
 
     def _on_memory_granted(self) -> None:
         """Record that the request has acquired its memory, and continue it soon."""
@@ -259,6 +264,7 @@ class FastPathConnection:
             self._send_problem(Problem("MALFORMED", details.SHORT_BODY))
             return
         self._body += data
+        self._fast_path.requests.body_bytes += len(data)
         if len(data) == missing:
             self._submit_body(request)
 
@@ -272,10 +278,8 @@ class FastPathConnection:
         self._submitted = True
         # The decompressed size is unknown, so each compressed body is deferred: it may take up to
         # the event loop's budget for one body before the decoder process gets it.
-        if (
-            len(data) - start <= self.decoded_immediately
-            and request.headers.content_encoding is None
-        ):
+        plain = request.headers.content_encoding is None
+        if plain and len(data) - start <= self.decoded_immediately:
             self._submit_now(request, data, start)
         else:
             submit = partial(self._submit_now, request, data, start)
@@ -327,12 +331,8 @@ class FastPathConnection:
         cors = self._fast_path.submitter.cors
         if cors is not None:
             lines += cors.lines(self._origin)
-        answer = b"%s%scontent-length: %d\r\n\r\n%s" % (
-            self._fast_path.accepted_head(status),
-            lines,
-            len(document),
-            document,
-        )
+        head = self._fast_path.accepted_head(status)
+        answer = b"%s%scontent-length: %d\r\n\r\n%s" % (head, lines, len(document), document)
         self._send_answer(status, answer, closes=last)
 
     @property
@@ -354,7 +354,8 @@ class FastPathConnection:
         self._send_answer(problem.status, problem.raw(closes=last), closes=last)
 
     def _send_answer(self, status: int, answer: bytes, *, closes: bool) -> None:
-        self._fast_path.count(status)
+        route = PAYLOAD if self._request and self._request.headers.document else PAYLOADS
+        self._fast_path.requests.count(status, route, self._began)
         self._request = None
         self._head = b""
         sent = self._stream.send_now(answer, closes=closes)

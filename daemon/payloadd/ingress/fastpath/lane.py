@@ -62,7 +62,7 @@ class FastPath:
     ) -> None:
         self.submitter = submitter
         self.health = health
-        self.count = metrics.count_request
+        self.requests = metrics.requests
         self.refusals = refusals
         self.heads = HeadParser(submitter.routes, submitter.max_length, submitter.kept_headers)
         self.unanswered = 0

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from payloadd.ingress.refusal_log import RefusalLog
     from payloadd.ingress.submission import Submitter
     from payloadd.observe.health import Health
+    from payloadd.observe.request_metrics import RequestMetrics
 
 
 class Readable(Protocol):
@@ -27,14 +28,10 @@ class Owner(Protocol):
     submitter: Submitter
     health: Health
     refusals: RefusalLog
+    requests: RequestMetrics
     heads: HeadParser
     unanswered: int
     """Requests that were submitted and are not answered yet."""
-
-    @property
-    def count(self) -> Callable[[int], object]:
-        """The function that counts an answer by its status."""
-        ...
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` in a later pass of the event loop."""

@@ -30,6 +30,7 @@ from payloadd.ingress.problem import Problem, problem_for_status
 from payloadd.ingress.refusal_log import address_of_client
 from payloadd.ingress.server.connection_state import ConnectionState, looks_complete
 from payloadd.ingress.server.http2_input import PREFACE
+from payloadd.observe.request_metrics import OTHER, CountAnswer, count_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,14 +42,12 @@ if TYPE_CHECKING:
 
 _READ_BYTES: Final = 32_768
 _KEPT_HEAD_BYTES: Final = 16 * 2**10
+NOT_KNOWN: Final = (OTHER, None)
+"""The route and the start of a request without a complete head."""
 
 
 def do_nothing() -> None:
     """Do nothing."""
-
-
-def count_nothing(_status: int) -> None:
-    """Count no answer: the admin address has no metric of its own."""
 
 
 class ClientStream:
@@ -95,8 +94,10 @@ class ClientStream:
         self._answered: trio.Event | None = None
         self._limits: dict[trio.CancelScope, float] = {}
         """The scopes of ``until``, each with its time."""
-        self.count: Callable[[int], object] = count_nothing
-        """Called with the status of each answer that Hypercorn or this object sends."""
+        self.count: CountAnswer = count_nothing
+        """Called for each answer that Hypercorn or this object sends."""
+        self.counted_as: tuple[str, float | None] = NOT_KNOWN
+        """The route and the start of the request that Hypercorn has in progress (HTTP/1.1)."""
         self.refusals: RefusalLog | None = None
         self.cors: Cors | None = None
         self.head = b""
@@ -349,7 +350,7 @@ class ClientStream:
 
     def _own_answer(self, problem: Problem) -> bytes:
         """Count and log an answer that comes neither from the app nor from the fast path."""
-        self.count(problem.status)
+        self._count(problem.status)
         if self.refusals is not None:
             self.refusals.note(problem, self.client_address)
         if self.cors is not None:
@@ -384,5 +385,9 @@ class ClientStream:
         empty_error = status >= 400 and b"\r\ncontent-length: 0\r\n" in head  # noqa: PLR2004
         if empty_error:
             return self._own_answer(problem_for_status(status))
-        self.count(status)
+        self._count(status)
         return data
+
+    def _count(self, status: int) -> None:
+        self.count(status, *self.counted_as)
+        self.counted_as = NOT_KNOWN

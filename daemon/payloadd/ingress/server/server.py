@@ -18,7 +18,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState as HypercornState
 
 from payloadd.ingress.server.accept import Acceptor
-from payloadd.ingress.server.client_stream import ClientStream, count_nothing
+from payloadd.ingress.server.client_stream import ClientStream
 from payloadd.ingress.server.connection_errors import log_broken_connection
 from payloadd.ingress.server.fifo_gate import FifoGate
 from payloadd.ingress.server.hypercorn_app import make_hypercorn_config, wrap_app
@@ -35,6 +35,7 @@ from payloadd.ingress.server.socket_stream import NonBlockingStream
 from payloadd.ingress.server.start import ProxyHeaders, complete_handshake
 from payloadd.ingress.server.tls import TlsStream
 from payloadd.observe.logs import get_logger
+from payloadd.observe.request_metrics import CountAnswer, RequestMetrics, count_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
@@ -95,8 +96,8 @@ class ServerOptions:
     """With certificates, all connections use TLS."""
     memory: RequestMemory | None = None
     """The memory for the bodies that Hypercorn reads."""
-    count: Callable[[int], object] = count_nothing
-    """Called with the status of each answer that the fast path does not send."""
+    count: CountAnswer = count_nothing
+    """Called for each answer that the fast path does not send."""
     refusals: RefusalLog | None = None
     """The log of requests that are refused before they reach the app."""
     max_connections_per_client: int | None = None
@@ -107,6 +108,8 @@ class ServerOptions:
     client."""
     cors: Cors | None = None
     """The headers for browsers of answers that come neither from the app nor the fast path."""
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    """Gets the number of connections, and counts the bytes of bodies that Hypercorn reads."""
     open_requests: OpenRequests = field(default_factory=OpenRequests)
     """The requests that Hypercorn has in progress."""
     accept_seconds: float = 0.002
@@ -174,9 +177,8 @@ class _Server:
             else FifoGate(fast_path.submitter.switch_interval.shorten, fast_path.awaits_commit)
         )
         self._open_requests = options.open_requests
-        self._app = wrap_app(
-            app, settings.request_timeout, self.fifo_gate, self._open_requests, options.memory
-        )
+        per_request = (self._open_requests, options.metrics, options.memory)
+        self._app = wrap_app(app, settings.request_timeout, self.fifo_gate, *per_request)
         self._config = make_hypercorn_config()
         self._settings = settings
         self._fast_path = options.fast_path
@@ -189,6 +191,7 @@ class _Server:
         self._slots = Slots(
             options.max_connections, options.max_connections_per_client, not_counted
         )
+        options.metrics.connections = self._slots.__len__
         self._trust = 0
         self._accept_seconds = options.accept_seconds
 

@@ -1,4 +1,4 @@
-"""The commit of one group: how far it has come, and what the pipeline and the clients hear of it."""
+"""The commit of one group: how far it has come, and the reports and answers that follow."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import psycopg
@@ -43,6 +44,24 @@ _NO_RETRY: Final = (
     " were accepted. `dead show` prints the bytes that can be read, `dead drop` removes it; post"
     " the right payloads again. Nothing was changed"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class WrongChecksum:
+    """A row that does not match its checksum."""
+
+    table: str
+    stream: int
+    """The number of the stream."""
+    first: int
+    """The number of the first job of the row in its lane and stream."""
+    last: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.table}  stream {self.stream}, jobs {self.first} to {self.last}"
+            "  the row does not match its checksum"
+        )
 
 
 class PostgresInspection:
@@ -161,7 +180,10 @@ class PostgresInspection:
         return [DeadLetterGroup(*row) for row in self._connection.execute(_GROUPS)]
 
     def lines(self, id_: str) -> bytes:
-        """Return the payloads of a dead letter as NDJSON. Raises PayloaddError for an unknown id."""
+        """Return the payloads of a dead letter as NDJSON.
+
+        Raises PayloaddError for an unknown id.
+        """
         self._find([id_])
         row = self._connection.execute(
             "SELECT stream, last, last - first + 1, crc, body, jobs, code FROM payloadd.dead"
@@ -212,9 +234,9 @@ class PostgresInspection:
             raise PayloaddError(f"no dead letter {', '.join(unknown)}; nothing was changed")
         return [uuid.UUID(one) for one in dict.fromkeys(ids)]
 
-    def verify(self) -> list[str]:
-        """Read and check every row; return a line for each one that is damaged."""
-        found: list[str] = []
+    def verify(self) -> list[WrongChecksum]:
+        """Read and check every row; return those that are damaged."""
+        found: list[WrongChecksum] = []
         for lane in self.lanes():
             for part in range(schema.PARTS):
                 table = schema.rows_table(lane, part)
@@ -228,8 +250,8 @@ class PostgresInspection:
             )
         return found
 
-    def _verify(self, table: str, query: str) -> list[str]:
-        found: list[str] = []
+    def _verify(self, table: str, query: str) -> list[WrongChecksum]:
+        found: list[WrongChecksum] = []
         with (
             self._connection.transaction(),
             self._connection.cursor("verify", binary=True) as cursor,
@@ -237,10 +259,7 @@ class PostgresInspection:
             cursor.itersize = 100
             for stream, last, jobs, crc, body in cursor.execute(schema.statement(query)):
                 if rows.checksum(stream, last, jobs, body) != crc:
-                    first = last - jobs + 1
-                    found.append(
-                        f"{table}: stream {stream}, jobs {first} to {last}: wrong checksum"
-                    )
+                    found.append(WrongChecksum(table, stream, last - jobs + 1, last))
         return found
 
 

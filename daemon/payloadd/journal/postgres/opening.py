@@ -42,16 +42,15 @@ class OpenedPostgres(NamedTuple):
 @asynccontextmanager
 async def open_postgres(
     settings: Settings,
-    url: str,
     stream_names: Sequence[str],
     listener: JournalListener,
     health: Health,
     metrics: Metrics,
     read_uptime: Callable[[], int] | None = None,
-    *,
     tuning: Tuning = DEFAULT_TUNING,
 ) -> AsyncIterator[OpenedPostgres]:
-    """Open the journal while the body runs. Raises StartError."""
+    """Open the journal of JOURNAL_URL while the body runs. Raises StartError."""
+    url = str(settings.journal_url)
     session = Session(url, SharedClock(read_uptime))
     new = {name: Layout.of(settings, name) for name in stream_names}
     try:
@@ -117,18 +116,9 @@ def try_postgres(url: str, *, create: bool) -> Tried:
             made = create and schema.make(connection)
             version = schema.version_of(connection)
             schema.check_version(version)
-            may_make = connection.execute(
-                "SELECT has_database_privilege(current_database(), 'CREATE')"
-            ).fetchone()
-            if version is None and not (may_make and may_make[0]):
-                raise StartError(
-                    "it has no tables, and the role may not make them;"
-                    " `payloadd check --create` with another role does"
-                )
-            lanes = 0
-            if version is not None:
-                row = connection.execute("SELECT count(*) FROM payloadd.lanes").fetchone()
-                lanes = row[0] if row else 0
+            lanes = _count_lanes(connection) if version is not None else 0
+            if version is None:
+                _check_rights(connection)
             found = f"{connecting.address(url)}, PostgreSQL {_version(connection)}, {lanes} lanes"
             if made:
                 found += ", tables made"
@@ -137,6 +127,23 @@ def try_postgres(url: str, *, create: bool) -> Tried:
             return Tried(found, _promises(connection))
     except (psycopg.Error, StartError) as error:
         raise cannot_open(url, error) from None
+
+
+def _count_lanes(connection: psycopg.Connection[tuple[object, ...]]) -> object:
+    row = connection.execute("SELECT count(*) FROM payloadd.lanes").fetchone()
+    return row[0] if row else 0
+
+
+def _check_rights(connection: psycopg.Connection[tuple[object, ...]]) -> None:
+    """Raise StartError unless the role may make the tables."""
+    row = connection.execute(
+        "SELECT has_database_privilege(current_database(), 'CREATE')"
+    ).fetchone()
+    if not (row and row[0]):
+        raise StartError(
+            "it has no tables, and the role may not make them;"
+            " `payloadd check --create` with another role does"
+        )
 
 
 def _version(connection: psycopg.Connection[tuple[object, ...]]) -> str:

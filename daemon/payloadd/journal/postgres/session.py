@@ -190,14 +190,11 @@ class Session:
             )
 
     def stream_names(self, lane: Lane) -> dict[int, str]:
-        """Return the names of the streams of a lane by their numbers in the pipeline."""
-        missing = set(lane.streams) - self.names.keys()
-        if missing:
+        """Return the names of all streams by their numbers, also of those of a lane."""
+        if not set(lane.streams) <= self.names.keys():
             self.names = _read_streams(self.connection)
-        return {
-            lane.slot * MOST_NUMBERS + number: self.names.get(number, f"stream-{number}")
-            for number in {*lane.streams, *(self.names if lane is self._own else ())}
-        }
+        unknown = {number: f"stream-{number}" for number in lane.streams}
+        return {**unknown, **self.names}
 
     def commit(self, commit: Commit, *, now: bool = False) -> None:
         """Write a commit, with the checkpoints that are due; ``now``: due are all changes."""

@@ -51,6 +51,7 @@ from payloadd.storage.s3.options import (
 from payloadd.storage.s3.request import RequestTemplate, S3Request
 from payloadd.storage.s3.sender import Sender
 from payloadd.storage.s3.sigv4 import BODY_HASH
+from payloadd.storage.s3.variants import PutVariants, needs_signed_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from payloadd.model.job import Members
     from payloadd.storage.s3.credentials import Access
     from payloadd.storage.s3.response import S3Response
+    from payloadd.storage.s3.variants import Variant
 
 _HASH_IN_THREAD: Final = 256 * 1024
 """Bytes above which hashing blocks the event loop for longer than a thread costs."""
@@ -84,17 +86,6 @@ _PERHAPS_STORED: Final = frozenset(
 """Statuses with which stores refuse to replace an object: object lock, retention, write once."""
 
 
-class _Variant(NamedTuple):
-    """The headers of one PUT that depend on what was learnt about the store."""
-
-    conditional: bool
-    """With ``If-None-Match: *``: S3 keeps an object that exists (RFC 9110, section 13.1.2)."""
-    content_md5: bool
-
-
-_PLAIN: Final = _Variant(conditional=False, content_md5=False)
-
-
 class S3Store:
     """A store in a bucket; see :class:`~payloadd.storage.api.Store`."""
 
@@ -111,10 +102,12 @@ class S3Store:
         self._learnt = self._sender.learnt
         self._options = object_options(settings)
         self._body_headers = BodyHeaders(settings.s3_checksum)
-        self._condition = settings.s3_if_none_match
-        self._content_md5 = False
-        self._is_special = self._condition == "on"
-        """Whether first attempts have more than the plain headers."""
+        self._variants = PutVariants(
+            settings.s3_if_none_match,
+            self._learnt,
+            may_be_unsigned=self._body_headers.may_be_unsigned
+            and self._sender.origin.startswith("https:"),
+        )
         self._etags_are_md5: bool | None = None
         """None until the first ETag was compared."""
         self._delete = RequestTemplate("DELETE", self._options.other, (BODY_HASH,))
@@ -123,17 +116,15 @@ class S3Store:
 
     async def put(self, key: str, body: EncodedObject, members: Members, *, repeat: bool) -> None:
         """Store one object in one attempt. Raises StoreError."""
-        if repeat or self._is_special:
-            conditional = self._condition == "on" or (repeat and self._condition == "auto")
-            variant = _Variant(conditional, self._content_md5)
-        else:
-            variant = _PLAIN
+        variant = self._variants.repeated if repeat else self._variants.first
         # Not one function for both: to await one for each small body was measurable.
         hashes = self._hash_small(body, variant) or await self._hash_in_thread(body, variant)
         request = self._put_request(key, body, members, variant, hashes)
         response = await self._sender.send(request)
         if response is not None:
             await self._conclude(_Attempt(request, members, variant, repeat), response)
+        elif self._variants.awaits_checksum:
+            self._variants.note_checksum()
 
     async def delete(self, key: str) -> None:
         """Delete one object; a missing object is no error. Raises StoreError."""
@@ -184,16 +175,18 @@ class S3Store:
         """Close all connections, and end the processes that fetch keys."""
         await self._sender.aclose()
 
-    def _hash_small(self, body: EncodedObject, variant: _Variant) -> tuple[bytes, ...] | None:
+    def _hash_small(self, body: EncodedObject, variant: Variant) -> tuple[bytes, ...] | None:
         """Return the values of the headers with hashes; None for a body that takes too long."""
         if body.size > _HASH_IN_THREAD:
             return None
-        return self._body_headers.values(body.pieces, content_md5=variant.content_md5)
+        return self._values(body, variant)
 
-    async def _hash_in_thread(self, body: EncodedObject, variant: _Variant) -> tuple[bytes, ...]:
-        return await trio.to_thread.run_sync(
-            lambda: self._body_headers.values(body.pieces, content_md5=variant.content_md5),
-            abandon_on_cancel=True,
+    async def _hash_in_thread(self, body: EncodedObject, variant: Variant) -> tuple[bytes, ...]:
+        return await trio.to_thread.run_sync(self._values, body, variant, abandon_on_cancel=True)
+
+    def _values(self, body: EncodedObject, variant: Variant) -> tuple[bytes, ...]:
+        return self._body_headers.values(
+            body.pieces, content_md5=variant.content_md5, signed_body=variant.signed_body
         )
 
     def _put_request(
@@ -201,7 +194,7 @@ class S3Store:
         key: str,
         body: EncodedObject,
         members: Members,
-        variant: _Variant,
+        variant: Variant,
         hashes: tuple[bytes, ...],
     ) -> S3Request:
         payloads, first, last, _ = members
@@ -210,7 +203,7 @@ class S3Store:
         return S3Request(template, self._prefix + key, values, body)
 
     def _new_put_template(
-        self, content_type: str, content_encoding: str | None, variant: _Variant
+        self, content_type: str, content_encoding: str | None, variant: Variant
     ) -> RequestTemplate:
         """Return the template of the PUTs of one object format."""
         headers = {"content-type": content_type, **self._options.put}
@@ -235,9 +228,10 @@ class S3Store:
         """
         variant = attempt.variant
         if not variant.content_md5 and wants_content_md5(response):
-            self._content_md5 = self._is_special = True
-            self._learnt.note("Content-MD5", "sent with objects, because the store requires it")
+            self._variants.note_content_md5()
             return await self._again(attempt, variant._replace(content_md5=True))
+        if needs_signed_body(variant, response):
+            return await self._with_signed_body(attempt)
         if variant.conditional and response.status in _EXISTS:
             return await self._compare(attempt, response)
         if self._may_drop_condition(variant) and refuses_condition(response):
@@ -250,7 +244,7 @@ class S3Store:
             return None
         raise error
 
-    async def _again(self, attempt: _Attempt, variant: _Variant) -> None:
+    async def _again(self, attempt: _Attempt, variant: Variant) -> None:
         """Send the PUT of an attempt with other headers. Raises StoreError."""
         request, members = attempt.request, attempt.members
         key, body = request.key.removeprefix(self._prefix), request.body
@@ -260,15 +254,20 @@ class S3Store:
         if response is not None:
             await self._conclude(_Attempt(request, members, variant, attempt.repeat), response)
 
-    def _may_drop_condition(self, variant: _Variant) -> bool:
-        return variant.conditional and self._condition != "on"
+    def _may_drop_condition(self, variant: Variant) -> bool:
+        return variant.conditional and self._variants.drops_condition
+
+    async def _with_signed_body(self, attempt: _Attempt) -> None:
+        """Send the PUT with a signed body. Raises StoreError."""
+        await self._again(attempt, attempt.variant._replace(signed_body=True))
+        # The store took the object, so it was the unsigned body that it refused.
+        self._variants.note_signed_body()
 
     async def _without_condition(self, attempt: _Attempt) -> None:
         """Send the PUT without a condition, which the store may not know. Raises StoreError."""
         await self._again(attempt, attempt.variant._replace(conditional=False))
         # The store took the object, so it was the condition that it does not know.
-        self._condition = "off"
-        self._learnt.note("If-None-Match", "not sent, because the store does not know it")
+        self._variants.note_unknown_condition()
 
     async def _compare(self, attempt: _Attempt, refusal: S3Response) -> None:
         """Return if the object under the key is that of the attempt's batch. Raises StoreError.
@@ -366,7 +365,7 @@ class _Attempt(NamedTuple):
 
     request: S3Request
     members: Members
-    variant: _Variant
+    variant: Variant
     repeat: bool
 
 
