@@ -9,12 +9,15 @@ import signal
 import subprocess
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 
 from tests.support.processes import free_ports
 from tests.support.tools import give_up
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _USER: Final = "postgres"
 """The server refuses to run as root."""
@@ -124,6 +127,13 @@ class PostgresServer:
             text + self._standby_lines(), encoding="ascii"
         )
         self._run("pg_ctl", "-D", self.data, "-l", self.log, "-w", "start")
+
+    def reconfigure(self, settings: Mapping[str, str]) -> None:
+        """Change settings of the running server that need no restart."""
+        self.settings |= settings
+        for name, value in settings.items():
+            self.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+        self.execute("SELECT pg_reload_conf()")
 
     def _standby_lines(self) -> str:
         path = self.data / "postgresql.auto.conf"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -101,7 +102,8 @@ async def tcp_proxy(target: int) -> AsyncIterator[TcpProxy]:
     """Run a proxy for a port of the loopback while the body runs."""
     proxy = TcpProxy(target)
     async with trio.open_nursery() as nursery:
-        (listener,) = await nursery.start(trio.serve_tcp, proxy._serve, 0)
+        serve = partial(trio.serve_tcp, host="127.0.0.1")
+        (listener,) = await nursery.start(serve, proxy._serve, 0)
         proxy.port = listener.socket.getsockname()[1]
         yield proxy
         nursery.cancel_scope.cancel()

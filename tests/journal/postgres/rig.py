@@ -1,4 +1,4 @@
-"""Processes of a fleet, each as a journal with a recording pipeline, in one process of the tests."""
+"""Processes of a fleet: each is a journal with a recording pipeline, in the process of the test."""
 
 from __future__ import annotations
 

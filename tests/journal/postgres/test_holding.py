@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from payloadd.errors import LaneLostError
+from payloadd.journal.postgres.inspection import PostgresInspection
 from payloadd.model.streams import MOST_NUMBERS, STREAM_BITS, count_of, first_seq, stream_of
 from tests.journal.postgres.rig import Member, member
 from tests.support.databases import new_database
@@ -117,8 +118,6 @@ async def test_a_dead_letter_of_a_lane_without_an_owner_is_tried_again(url: str)
             await first.accept(1, count=2)
             first.journal.bury(batch(first.pipeline.received[0], sealed=False), "C", "r")
             first.journal.settle(batch(first.pipeline.received[1], sealed=False))
-        from payloadd.journal.postgres.inspection import PostgresInspection
-
         with PostgresInspection.open(url) as inspection:
             assert inspection.retry([]) == 1
         await until(lambda: other.pipeline.payloads.get("revived") == 1)

@@ -38,6 +38,8 @@ class Attempt:
         self.group = group
         self.commit = Commit(group.appends, [seal.batch for seal in group.seals])
         self.committed = False
+        self.failures = 0
+        """Errors so far."""
 
     def note(self, outcome: Outcome) -> None:
         """Note what became of the commit; it is not asked again once it is committed."""

@@ -5,6 +5,7 @@ Nothing here needs a lease: the owners of the lanes see within a second what was
 
 from __future__ import annotations
 
+import socket
 import time
 import uuid
 from contextlib import closing, contextmanager
@@ -271,5 +272,6 @@ def _age(milliseconds: int | None) -> float:
 
 def _process(owners: Sequence[str]) -> int | None:
     """Return the id of the process that holds lanes, if it is one of this machine."""
-    ids = [int(owner.rpartition(":")[2]) for owner in owners if owner.rpartition(":")[2].isdigit()]
+    here = socket.gethostname()
+    ids = [int(pid) for host, pid, _ in (one.rsplit(":", 2) for one in owners) if host == here]
     return ids[0] if ids else None

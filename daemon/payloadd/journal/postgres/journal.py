@@ -271,6 +271,8 @@ class PostgresJournal:
             else:
                 return
         began = trio.current_time()
+        if attempt is not None:
+            attempt.failures += 1
         while not await self._connect_again(error, attempt):
             if attempt and trio.current_time() > began + self._tuning.doubt_timeout:
                 attempt.refuse(outcome_unknown(reason(error)))
@@ -292,6 +294,10 @@ class PostgresJournal:
             if attempt is not None:
                 attempt.note(outcome)
             await self._holder.ensure_own()
+            if attempt is not None and attempt.failures > 1 and not attempt.committed:
+                # Nothing of it is there, and the server may refuse it again, as with a full disk.
+                attempt.refuse(refused(reason(error)))
+                await self.calls.once(self.session.probe)
         except FAILURES as another:
             self.state.failed(another)
             return False

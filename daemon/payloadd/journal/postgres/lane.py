@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from payloadd.journal.postgres.rows import ROW_BYTES
-from payloadd.journal.postgres.schema import PARTS
+from payloadd.journal.postgres.schema import PARTS, rows_table
 from payloadd.journal.postgres.settled import SettledNumbers
 from payloadd.model.streams import MOST_NUMBERS, STREAM_BITS, count_of, stream_of
 
@@ -199,6 +199,11 @@ class Lane:
         self.ends[self.part] = {number: one.following - 1 for number, one in self.streams.items()}
         self.part, self.part_bytes = following, 0
         return True
+
+    def free_table(self) -> str | None:
+        """Return the name of a table without rows, None if there is none."""
+        free = [part for part in range(PARTS) if part != self.part and part not in self.ends]
+        return rows_table(self.number, free[0]) if free else None
 
     def settled_parts(self) -> list[int]:
         """Return the tables all of whose rows are settled."""

@@ -6,6 +6,8 @@ counts the *beat* up; another process that sees the same beat for the time of a 
 lane. It has to see that on one connection without a pause: after a failover, for which all owners
 were cut off, each of them has time to return.
 
+An owner that loses its connection keeps its lanes by its name, which no other process has.
+
 An owner that was stopped within a transaction holds a lock on its lane. Therefore its backend is
 ended before its lane is taken. Functions raise psycopg.Error.
 """
@@ -42,7 +44,7 @@ _TAKE: Final = statement(f"""
 """)
 _KEEP: Final = statement(f"""
     UPDATE payloadd.lanes SET {_OWNED}
-    WHERE lane = %(lane)s AND epoch = %(epoch)s RETURNING epoch
+    WHERE lane = %(lane)s AND owner = %(owner)s RETURNING epoch
 """)
 _END_BACKEND: Final = """
     SELECT pg_terminate_backend(a.pid, 3000) FROM payloadd.lanes l JOIN pg_stat_activity a
@@ -77,35 +79,36 @@ class SeenLane(NamedTuple):
     empty: bool
 
 
-def owner_name() -> str:
-    """Return the name of this process for operators: host and process id."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+def new_owner() -> str:
+    """Return a new name for the owner of lanes: host, process id, and a random part."""
+    return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(8).hex()}"
 
 
-def get_free(connection: Connection[Any]) -> tuple[int, int]:
+def get_free(connection: Connection[Any], owner: str) -> tuple[int, int]:
     """Get a lane that is free, one with jobs first, or a new one; return its number and epoch."""
     while True:
-        row = connection.execute(_FREE, {"owner": owner_name()}).fetchone()
+        row = connection.execute(_FREE, {"owner": owner}).fetchone()
         if row is not None:
             return row[0], row[1]
         make_lane(connection)
 
 
-def take(connection: Connection[Any], seen: SeenLane) -> int | None:
+def take(connection: Connection[Any], seen: SeenLane, owner: str) -> int | None:
     """Take a lane as it was seen; return its epoch, or None if another process was faster."""
     connection.execute(_END_BACKEND, (seen.lane,))
-    row = connection.execute(_TAKE, {"owner": owner_name(), **seen._asdict()}).fetchone()
+    row = connection.execute(_TAKE, {"owner": owner, **seen._asdict()}).fetchone()
     return None if row is None else row[0]
 
 
-def keep(connection: Connection[Any], lane: int, epoch: int) -> int | None:
+def keep(connection: Connection[Any], lane: int, owner: str) -> int | None:
     """Keep a lane on a new connection; return its epoch, or None if another process has it.
 
-    When this returns, the outcome of every earlier transaction of this process is final.
+    It is kept for as long as it has the name of this owner: an earlier attempt, whose answer was
+    lost, may have counted the epoch up. When this returns, the outcome of every earlier transaction
+    of this process is final.
     """
     connection.execute(_END_BACKEND, (lane,))
-    values = {"owner": owner_name(), "lane": lane, "epoch": epoch}
-    row = connection.execute(_KEEP, values).fetchone()
+    row = connection.execute(_KEEP, {"owner": owner, "lane": lane}).fetchone()
     return None if row is None else row[0]
 
 

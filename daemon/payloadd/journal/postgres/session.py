@@ -26,6 +26,7 @@ from payloadd.journal.postgres.transaction import (
     checkpoint_written,
     fence,
     write_checkpoint,
+    write_probe,
 )
 from payloadd.model.layout import Layout
 from payloadd.model.streams import DEFAULT, MOST_NUMBERS
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 CHECKPOINT_INTERVAL: Final = 0.2
 """Seconds between two checkpoints of a lane: what is settled meanwhile is stored again by a new
 owner, under the same key."""
+_PROBE_BYTES: Final = 2**20
 _ANY_MARKED: Final = "SELECT FROM payloadd.dead WHERE retry AND lane = ANY(%b) LIMIT 1"
 _REVIVE: Final = """
     WITH revived AS (
@@ -75,6 +77,7 @@ class Session:
         self._url = url
         self._clock = clock
         self.keys = SharedKeys(clock)
+        self._owner = leases.new_owner()
         self._connection: Connection[Any] | None = None
         self.lanes: dict[int, Lane] = {}
         """The held lanes by slot."""
@@ -112,8 +115,12 @@ class Session:
         connection = connecting.connect(self._url)
         # Known before the first statement, so that one that hangs can be ended.
         self._connection = connection
-        connecting.prepare(connection, self._note_cut_off)
-        self._clock.read(connection)
+        try:
+            connecting.prepare(connection, self._note_cut_off)
+            self._clock.read(connection)
+        except BaseException:
+            self.disconnect()
+            raise
 
     def disconnect(self) -> None:
         """Close the connection; what it was doing has no effect, or is committed."""
@@ -141,7 +148,7 @@ class Session:
     def get_own(self) -> Lane:
         """Get a lane for requests; return it."""
         with self.connection.transaction():
-            number, epoch = leases.get_free(self.connection)
+            number, epoch = leases.get_free(self.connection, self._owner)
             self._own = self._load(number, epoch)
         return self._own
 
@@ -234,7 +241,7 @@ class Session:
         self.cut_off = False
         lost: list[Lane] = []
         for lane in [*self.lanes.values()]:
-            epoch = leases.keep(self.connection, lane.number, lane.epoch)
+            epoch = leases.keep(self.connection, lane.number, self._owner)
             if epoch is None:
                 lost.append(lane)
             else:
@@ -257,6 +264,17 @@ class Session:
             return Outcome.UNKNOWN
         known = any(self.keys.holds(self.connection, one) for one in keyed)
         return Outcome.COMMITTED if known else Outcome.ABSENT
+
+    def probe(self) -> None:
+        """Write a row and take it back: fails where the server has no space for rows."""
+        table = self.own.free_table()
+        if table is not None:
+            with (
+                self.connection.transaction(force_rollback=True),
+                self.connection.cursor() as cursor,
+            ):
+                fence(cursor, [self.own])
+                write_probe(cursor, table, bytes(_PROBE_BYTES))
 
     def find_lost(self) -> list[Lane]:
         """Return the lanes that another process has, after a transaction failed at its fence."""
@@ -292,7 +310,7 @@ class Session:
 
     def take(self, seen: SeenLane) -> Lane | None:
         """Take a lane over; None where another process was faster."""
-        epoch = leases.take(self.connection, seen)
+        epoch = leases.take(self.connection, seen, self._owner)
         return None if epoch is None else self._load(seen.lane, epoch)
 
     def finish(self) -> None:

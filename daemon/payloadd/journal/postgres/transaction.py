@@ -161,6 +161,19 @@ class Commit:
         return connection.execute(query.encode(), values).fetchone() is not None
 
 
+def write_probe(cursor: Cursor[Any], table: str, body: bytes) -> None:
+    """Write a row of no stream into a table that is empty, for a transaction that is rolled back.
+
+    TRUNCATE makes a new file first, which the end of the transaction removes: nothing stays.
+    """
+    cursor.execute(f"TRUNCATE {table}".encode())
+    insert = (
+        f"INSERT INTO {table} (stream, last, jobs, payloads, size, crc, body)"
+        " VALUES (-1, 0, 0, 0, 0, 0, %b)"
+    )
+    cursor.execute(insert.encode(), (body,))
+
+
 def fence(cursor: Cursor[Any], lanes: Sequence[Lane]) -> None:
     """Let the transaction fail unless this process holds the lanes."""
     held = sorted((lane.number, lane.epoch) for lane in lanes)
