@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ import trio
 from payloadd.errors import LaneLostError
 from payloadd.journal.postgres.inspection import PostgresInspection
 from payloadd.model.streams import MOST_NUMBERS, STREAM_BITS, count_of, first_seq, stream_of
-from tests.journal.postgres.rig import Member, member
+from tests.journal.postgres.rig import QUICK, Member, member
 from tests.support.databases import new_database
 from tests.support.journal import batch, until
 
@@ -137,3 +138,23 @@ async def test_two_processes_do_not_take_one_lane(url: str) -> None:
         await until(lambda: 1 in one.lanes + two.lanes)
         await trio.sleep(0.3)
         assert sorted(one.lanes + two.lanes) == [1, 2, 3]
+
+
+async def test_a_batch_that_is_stored_does_not_come_back_before_the_next_checkpoint(
+    url: str,
+) -> None:
+    """It would be stored twice, and counted twice."""
+    async with member(url, replace(QUICK, maintenance_interval=10**6)) as one:
+        await one.accept(1, count=4)
+        jobs = one.pipeline.received
+        first, second = batch(*jobs[:2]), batch(*jobs[2:])
+        for each in (first, second):
+            await one.journal.seal(each)
+        one.pipeline.received = []
+        await one.journal.pulse()  # a checkpoint, so that the next one is not due
+        one.journal.settle(first)
+        await one.accept(10)
+        found = await one.journal.sealed()
+        assert found is not None
+        assert found.key == second.key
+        assert await one.journal.sealed() is None

@@ -167,6 +167,9 @@ class PostgresJournal:
 
     def _is_ending(self, first: int) -> bool:
         """Return whether the end of the batch with this first ``seq`` waits for a commit."""
+        lane = self.session.lanes.get(slot_of(first))
+        if lane is not None and lane.is_ended(first):
+            return True
         ends = self._queue.next_group.ends
         return any(one.batch.jobs[0].seq == first for one in ends)
 

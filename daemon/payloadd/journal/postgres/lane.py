@@ -97,8 +97,8 @@ class Lane:
         """By table that is not filled but has rows: the last number of each stream in it."""
         self.dirty = False
         """Whether there are changes that no checkpoint has."""
-        self.ended: list[tuple[int, int]] = []
-        """Stream and first number of each sealed batch that is settled or dead."""
+        self.ended: dict[tuple[int, int], None] = {}
+        """Stream and first number of each sealed batch that is settled or dead, and has a row."""
         self.buried: list[BuriedBatch] = []
         self.damaged: list[DamagedRow] = []
         self.detached: list[Batch] = []
@@ -179,11 +179,15 @@ class Lane:
         self.detached.append(batch)
         self.dirty = True
 
+    def is_ended(self, first_seq: int) -> bool:
+        """Return whether the sealed batch with this first ``seq`` is settled or dead."""
+        return (number_of(first_seq), count_of(first_seq)) in self.ended
+
     def _end(self, batch: Batch) -> None:
         stream, first, last = range_of(batch.jobs)
         self.stream(stream).settled.add(first, last)
         if batch.sealed:
-            self.ended.append((stream, first))
+            self.ended[stream, first] = None
             self.sealed -= 1
         count = len(batch.jobs)
         self.jobs -= count

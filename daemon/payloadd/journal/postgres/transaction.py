@@ -199,7 +199,8 @@ def write_checkpoint(cursor: Cursor[Any], lane: Lane) -> None:
 def checkpoint_written(lane: Lane) -> None:
     """Note that ``write_checkpoint`` is committed."""
     lane.dirty = False
-    lane.ended, lane.buried, lane.damaged, lane.detached = [], [], [], []
+    lane.ended = {}
+    lane.buried, lane.damaged, lane.detached = [], [], []
 
 
 def _seal_row(lane: Lane, batch: Batch) -> tuple[object, ...]:
