@@ -5,14 +5,13 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 import trio
 
 from payloadd.journal.postgres.inspection import PostgresInspection
 from payloadd.journal.postgres.opening import try_postgres
-from tests.crash.store_faults import StoreFaults
 from tests.support.clients import body_of
 from tests.support.daemon import START_WITHIN, Daemon, started
 from tests.support.loopback import http_client
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from payloadd.observe.status import JournalStatus
+    from tests.crash.store_faults import StoreFaults
 
 MEMBERS: Final = 3
 CLIENTS: Final = 16
@@ -351,8 +351,3 @@ def _check_logs(members: list[Member]) -> None:
     for one in members:
         assert "internal_failure" not in one.output, one.output
         assert "Traceback" not in one.output, one.output
-
-
-def events_in(output: str, name: str) -> list[Any]:
-    """Return the lines of a log with an event."""
-    return [line for line in output.splitlines() if f'"event": "{name}"' in line]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,6 +16,8 @@ from tests.support.clients import seeded
 from tests.support.postgres import need_postgres
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.support.s3 import S3Server
 
 pytestmark = [pytest.mark.no_cover, pytest.mark.large]
@@ -35,8 +36,17 @@ _ALL: Final = [*_SHORT, "cut past the lease", "freeze"]
 _LONG: Final = 50
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Return a folder that the user of PostgreSQL may enter."""
+    with tempfile.TemporaryDirectory(prefix="payloadd-fleet-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 async def test_a_fleet_stores_every_acknowledged_payload_once(
     seaweed: S3Server,
+    open_folder: Path,
     seed: int,
     long_torture: bool,  # noqa: FBT001 - a fixture
 ) -> None:
@@ -45,11 +55,9 @@ async def test_a_fleet_stores_every_acknowledged_payload_once(
     rng = seeded(seed)
     plan = [*_ALL, *rng.choices(_ALL, k=_LONG - len(_ALL))] if long_torture else _SHORT
     bucket = seaweed.make_bucket(f"fleet-{seed}")
-    with tempfile.TemporaryDirectory(prefix="payloadd-fleet-") as folder:
-        Path(folder).chmod(0o755)
-        async with s3_proxy(seaweed) as proxy, open_store_faults(seaweed, proxy) as faults:
-            environ = {**proxy.environ, "STORE_URL": f"s3://{bucket}/fleet"}
-            clients = await torture_fleet(Path(folder), environ, faults, plan, rng)
+    async with s3_proxy(seaweed) as proxy, open_store_faults(seaweed, proxy) as faults:
+        environ = {**proxy.environ, "STORE_URL": f"s3://{bucket}/fleet"}
+        clients = await torture_fleet(open_folder, environ, faults, plan, rng)
     stored = read_bucket(seaweed.objects(bucket))
     acknowledged = clients.acknowledged
     print(clients.answers, len(acknowledged), "payloads")  # noqa: T201 - to tune the plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import trio
 
@@ -18,7 +18,7 @@ from tests.support.journal import TEST_TIMEOUT
 from tests.support.listener import RecordingListener
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from payloadd.journal.postgres.journal import PostgresJournal
 
@@ -36,8 +36,7 @@ class Member(Run):
     @property
     def shared(self) -> PostgresJournal:
         """The journal by its own type."""
-        journal: Any = self.journal
-        return journal
+        return cast("PostgresJournal", self.journal)
 
     @property
     def lanes(self) -> list[int]:
@@ -58,14 +57,19 @@ class Member(Run):
 
 
 @asynccontextmanager
-async def member(url: str, tuning: Tuning = QUICK, **environ: str) -> AsyncIterator[Member]:
+async def member(
+    url: str,
+    tuning: Tuning = QUICK,
+    read_uptime: Callable[[], int] | None = None,
+    **environ: str,
+) -> AsyncIterator[Member]:
     """Run one process of a fleet at the journal ``url``; a test that hangs fails."""
     settings = load({"JOURNAL_URL": url, "BATCH_MAX_PAYLOADS": "9", **environ})
     pipeline = RecordingListener(100_000, 10**8)
     health, metrics = Health(), Metrics()
     names = ("default", *(settings.streams or ()))
     with trio.fail_after(TEST_TIMEOUT):
-        opening = open_postgres(settings, names, pipeline, health, metrics, None, tuning)
+        opening = open_postgres(settings, names, pipeline, health, metrics, read_uptime, tuning)
         async with opening as (journal, layouts, known):
             numbers = {name: number for number, name in known.items()}
             one = Member(journal, layouts, pipeline, numbers, known)
