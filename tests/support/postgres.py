@@ -193,9 +193,7 @@ class PostgresServer:
         )
 
     def _run(self, program: str, *arguments: object) -> None:
-        command = [str(self._programs / program), *map(str, arguments)]
-        if os.getuid() == 0:
-            command = ["setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--init-groups", *command]
+        command = unprivileged([str(self._programs / program), *map(str, arguments)])
         with (self.folder / "programs.log").open("ab") as log:
             subprocess.run(
                 command,
@@ -206,3 +204,10 @@ class PostgresServer:
                 check=True,
                 timeout=_TIMEOUT,
             )
+
+
+def unprivileged(command: list[str]) -> list[str]:
+    """Return a command that runs ``command`` as the server's user, if this is root."""
+    if os.getuid() != 0:
+        return command
+    return ["setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--init-groups", *command]

@@ -47,11 +47,13 @@ async def test_tables_of_stored_jobs_are_emptied_in_turns(
                 kept.append(one.pipeline.received[-1])
             else:
                 one.journal.settle(batch(one.pipeline.received[-1], sealed=False))
-            await one.journal.pulse()
+            own = one.shared.session.own
+            await until(lambda: own.part_bytes < 20_000)  # noqa: B023
             if number == 20:
+                await one.journal.pulse()
                 assert contents(await one.journal.page(*ALL)) == contents(kept)
                 one.journal.settle(batch(kept.pop(0), sealed=False))
-        await until(lambda: sum(rows(url)) < 30)
+        await until(lambda: sum(rows(url)) < 39)
         assert contents(await one.journal.page(*ALL)) == contents(kept)
     async with member(url) as one:
         assert contents(await one.journal.page(*ALL)) == contents(kept)
@@ -96,3 +98,61 @@ async def test_large_requests_are_cut_into_rows(url: str) -> None:
         page = await one.journal.page(2, 100, 500_000)
         assert contents(page) == contents(jobs[2:3])
         assert contents(await one.journal.page(*ALL)) == contents(jobs)
+
+
+async def test_a_few_old_jobs_do_not_keep_a_table(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that the store does not take for a week would keep the payloads of the week."""
+    monkeypatch.setattr(lanes, "PART_BYTES", 20_000)
+    async with member(url) as one:
+        await one.accept(1, count=6)
+        kept = list(one.pipeline.received)
+        await one.journal.seal(batch(*kept[1:3]))
+        for number in range(1, 50):
+            lines = [part(10 * number)._replace(lines=b"%05000d\n" % number)]
+            await one.outcome_of(Receipt(id_of(10 * number), 1), lines)
+            one.journal.settle(batch(one.pipeline.received[-1], sealed=False))
+            own = one.shared.session.own
+            await until(lambda: own.part_bytes < 20_000)  # noqa: B023
+        await one.journal.pulse()
+        assert sum(rows(url)) < 40
+        assert contents(await one.journal.page(*ALL)) == contents(kept)
+    async with member(url) as one:
+        sealed = await one.journal.sealed()
+        assert sealed is not None
+        assert contents(sealed.jobs) == contents(kept[1:3])
+        assert contents(await one.journal.page(*ALL)) == contents([kept[0], *kept[3:]])
+
+
+async def test_thousands_of_old_batches_take_no_memory(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch that the store does not take would cost memory, in each process that has it."""
+    monkeypatch.setattr(lanes, "_MOST_RANGES", 10)
+    async with member(url) as one:
+        await one.accept(1, count=80)
+        jobs = list(one.pipeline.received)
+        old = [batch(job) for job in jobs[::2]]
+        for each in old:
+            await one.journal.seal(each)
+        for job in jobs[1::2]:
+            one.journal.settle(batch(job, sealed=False))
+        one.pipeline.received.clear()
+        stream = one.shared.session.own.stream(0)
+        await until(lambda: stream.settled.low == 80)
+        assert one.shared.session.own.payloads == 40
+        found = [await one.journal.sealed() for _ in old]
+        assert [each and contents(each.jobs) for each in found] == [
+            contents(each.jobs) for each in old
+        ]
+        one.journal.settle(old[0])
+        one.journal.bury(old[1], "C", "r")
+    async with member(url) as one:
+        assert one.pipeline.payloads["opened"] == 38
+        found = [await one.journal.sealed() for _ in old[2:]]
+        assert [each and contents(each.jobs) for each in found] == [
+            contents(each.jobs) for each in old[2:]
+        ]
+        assert await one.journal.sealed() is None
+        assert await one.journal.page(*ALL) == []

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PART_BYTES: Final = 64 * 2**20
 """Bytes of rows after which the next table is filled."""
+_MOST_RANGES: Final = 2000
 _STREAM_MASK: Final = MOST_NUMBERS - 1
 _ROW_OVERHEAD: Final = 100
 
@@ -197,12 +198,34 @@ class Lane:
 
     def turn(self) -> bool:
         """Fill the next table if this one is full and the next one is empty."""
-        following = (self.part + 1) % PARTS
-        if self.part_bytes < PART_BYTES or following in self.ends:
+        if self.part_bytes < PART_BYTES or self.next_part in self.ends:
             return False
         self.ends[self.part] = {number: one.following - 1 for number, one in self.streams.items()}
-        self.part, self.part_bytes = following, 0
+        self.part, self.part_bytes = self.next_part, 0
         return True
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the present table is full, and the next one has unsettled jobs."""
+        return self.part_bytes >= PART_BYTES and self.next_part in self.ends
+
+    @property
+    def next_part(self) -> int:
+        """The table that is filled next; of those with rows it has the oldest."""
+        return (self.part + 1) % PARTS
+
+    @property
+    def has_many_ranges(self) -> bool:
+        """Whether the settled numbers take much memory: many old batches are not settled."""
+        return sum([len(stream.settled) for stream in self.streams.values()]) > _MOST_RANGES
+
+    def holes(self, part: int) -> list[tuple[int, int, int]]:
+        """Return stream, first and last number of the unsettled jobs of a table and before it."""
+        return [
+            (number, first, last)
+            for number, end in self.ends[part].items()
+            for first, last in self.stream(number).settled.holes(end)
+        ]
 
     def free_table(self) -> str | None:
         """Return the name of a table without rows, None if there is none."""

@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 
 from payloadd.errors import StartError
 from payloadd.journal.postgres import connection as connecting
-from payloadd.journal.postgres import leases, reading, schema
+from payloadd.journal.postgres import leases, reading, schema, tables
 from payloadd.journal.postgres.keys import SharedKeys
 from payloadd.journal.postgres.lane import slot_of
 from payloadd.journal.postgres.rows import ROW_BYTES
@@ -364,25 +364,16 @@ class Session:
         row = self.connection.execute("SELECT count(*) FROM payloadd.lanes").fetchone()
         return self.keys.maintain(self.connection, most_bytes * (row[0] if row else 1))
 
-    def free_parts(self) -> int:
-        """Empty the tables whose rows are all settled; fill the next ones. Returns how many."""
-        emptied = 0
+    def free_parts(self) -> None:
+        """Empty the tables whose rows are all settled, and fill the next ones."""
         for lane in self.lanes.values():
             turned = lane.turn()
-            parts = lane.settled_parts()
-            if not (turned or parts):
-                continue
-            with self.connection.transaction(), self.connection.cursor() as cursor:
-                fence(cursor, [lane])
-                write_checkpoint(cursor, lane)
-                for part in parts:
-                    table = schema.rows_table(lane.number, part)
-                    cursor.execute(schema.statement(f"TRUNCATE {table}"))
-            checkpoint_written(lane)
-            for part in parts:
-                del lane.ends[part]
-            emptied += len(parts)
-        return emptied
+            if turned or lane.settled_parts():
+                tables.empty(self.connection, lane, lane.settled_parts())
+            elif lane.is_stuck:
+                tables.move_rest(self.connection, lane)
+            if lane.has_many_ranges:
+                tables.detach(self.connection, lane)
 
     def page(self, after: int, most_jobs: int, most_bytes: int) -> reading.Page:
         """Return the next jobs of a stream of a lane; none where the lane is lost."""
