@@ -6,9 +6,13 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from payloadd.config.parsers import size_text
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+MOST_LENGTH: Final = 64 * 2**20
+"""Bytes of the largest request that a shared journal takes."""
 _ALLOWED: Final = "postgresql://[user[:password]@]host[:port]/database[?sslmode=...]"
 
 
@@ -30,11 +34,17 @@ def journal_url(text: str) -> str:
 
 def shared_journal_problems(values: Mapping[str, Any]) -> list[str]:
     """Return a line for each setting that JOURNAL_URL does not go with."""
-    durability = values.get("durability", "disk")
-    if values.get("journal_url") is None or durability == "disk":
+    if values.get("journal_url") is None:
         return []
-    problem = (
-        f"JOURNAL_URL, DURABILITY: {durability} is not allowed together with JOURNAL_URL;"
-        " allowed is DURABILITY=disk, or no JOURNAL_URL"
-    )
-    return [problem]
+    problems = []
+    if (durability := values.get("durability", "disk")) != "disk":
+        problems.append(
+            f"JOURNAL_URL, DURABILITY: {durability} is not allowed together with JOURNAL_URL;"
+            " allowed is DURABILITY=disk, or no JOURNAL_URL"
+        )
+    if (length := values.get("max_length", 0)) > MOST_LENGTH:
+        problems.append(
+            f"MAX_LENGTH: {size_text(length)} is not allowed with JOURNAL_URL; allowed is"
+            f" {size_text(MOST_LENGTH)} or less: a commit has to end within the lease of a lane"
+        )
+    return problems

@@ -78,6 +78,9 @@ class PutBackBatches:
         self._turns: list[tuple[float, int, str]] = []
         """The prefixes of these, as a heap by the time at which each may start an upload."""
         self._number = count()
+        # A few for each lane that this process has lost or given back.
+        self._forgotten: set[int] = set()
+        """Streams whose jobs another process has; their numbers are not used again."""
         self.batches = 0
         """Batches in memory."""
         self._bytes = 0
@@ -120,6 +123,8 @@ class PutBackBatches:
 
     async def fail(self, waiting: WaitingBatch, due: float) -> None:
         """Keep a batch that has failed until it is ``due``."""
+        if self._drop_if_forgotten(waiting):
+            return
         waiting.rounds += 1
         waiting.repeat = True
         waiting.failed = min(waiting.failed, trio.current_time())
@@ -133,6 +138,8 @@ class PutBackBatches:
 
     async def limit(self, waiting: WaitingBatch) -> None:
         """Keep a batch until the limit of its prefix allows another upload."""
+        if self._drop_if_forgotten(waiting):
+            return
         if self.has_room(waiting.batch):
             self._wait_for_limit(waiting)
             self.wake()
@@ -154,6 +161,7 @@ class PutBackBatches:
 
     def forget(self, streams: Collection[int]) -> None:
         """Drop the batches of these streams that wait in memory: another process has them."""
+        self._forgotten.update(streams)
         gone = [one[2] for one in self._failed if _is_of(one[2], streams)]
         self._failed = [one for one in self._failed if not _is_of(one[2], streams)]
         heapify(self._failed)
@@ -165,8 +173,18 @@ class PutBackBatches:
         heapify(self._turns)
         for waiting_batch in gone:
             self._count(waiting_batch, -1)
-            self.accounting.leave(waiting_batch.batch.jobs)
-            self._channel.release(waiting_batch.batch.bytes)
+            self._drop(waiting_batch)
+
+    def _drop_if_forgotten(self, waiting: WaitingBatch) -> bool:
+        """Drop a batch of a stream that another process has; return whether it is one."""
+        if self._forgotten and _is_of(waiting, self._forgotten):
+            self._drop(waiting)
+            return True
+        return False
+
+    def _drop(self, waiting: WaitingBatch) -> None:
+        self.accounting.leave(waiting.batch.jobs)
+        self._channel.release(waiting.batch.bytes)
 
     def succeed(self, *, retried: bool, now: float) -> None:
         """Note that an upload was stored; ``retried``: that of a put-back batch."""

@@ -15,13 +15,16 @@ The clock is that of the server, so that all processes have the same.
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
 
 from payloadd.errors import KeyReusedError
 from payloadd.journal.api import Receipt
 from payloadd.journal.fingerprint import fingerprint
 from payloadd.journal.key_clock import KEEP, uptime
-from payloadd.journal.postgres.schema import KEY_TABLES, statement
+from payloadd.journal.postgres.schema import KEY_TABLES, statement, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,12 +52,14 @@ _KNOWN: Final = statement(
     f"SELECT key, id, payloads, marks FROM ({_ALL}) k WHERE key = ANY(%b) AND expires > %b"
 )
 _GIVEN: Final = """
-    INSERT INTO payloadd.keys_{number} (key, id, payloads, marks, expires)
+    INSERT INTO payloadd.keys_{number} AS k (key, id, payloads, marks, expires)
     SELECT key, id, payloads, marks, %b::bigint
     FROM unnest(%b::bytea[], %b::uuid[], %b::bigint[], %b::bytea[]) g(key, id, payloads, marks)
     {where}
     ORDER BY key
-    ON CONFLICT (key) DO NOTHING RETURNING key
+    ON CONFLICT (key) DO UPDATE SET id = excluded.id, payloads = excluded.payloads,
+    marks = excluded.marks, expires = excluded.expires WHERE k.expires <= %b::bigint
+    RETURNING key
 """
 _UNKNOWN: Final = (
     f"WHERE NOT EXISTS (SELECT FROM ({_ALL}) k WHERE k.key = g.key AND k.expires > %b::bigint)"
@@ -65,7 +70,6 @@ _INSERT_UNKNOWN: Final = [
 _INSERT_AGAIN: Final = [
     statement(_GIVEN.format(number=number, where="")) for number in range(KEY_TABLES)
 ]
-_TRUNCATE: Final = [statement(f"TRUNCATE payloadd.keys_{number}") for number in range(KEY_TABLES)]
 _SIZES: Final = """
     SELECT k.number, k.period, pg_total_relation_size(c.oid), greatest(c.reltuples, 0)
     FROM payloadd.key_tables k
@@ -99,20 +103,23 @@ class SharedKeys:
 
     def __init__(self, clock: SharedClock) -> None:
         self._clock = clock
-        self._emptied: set[int] = set()
-        """Periods whose table has no keys of an earlier period."""
+        self._prepared: set[int] = set()
+        """Periods whose table was emptied, or could not be."""
         self.count = 0
         """Keys that are known, about."""
 
     def prepare(self, connection: Connection[Any]) -> list[int]:
-        """Return the periods for a commit now, with tables that are ready for new keys."""
+        """Return the periods for a commit now; their tables are emptied before, if that is due.
+
+        A table with keys of an earlier period works, too: they have expired, and are replaced.
+        """
         now = self._clock.now()
         period = now // _PERIOD
         periods = [period - 1, period] if now % _PERIOD < _BOTH else [period]
         for one in periods:
-            if one not in self._emptied:
-                _empty_table(connection, one)
-                self._emptied = {one, *[known for known in self._emptied if known > one - 2]}
+            if one not in self._prepared:
+                empty_table(connection, one)
+                self._prepared = {one, *[known for known in self._prepared if known > one - 2]}
         return periods
 
     def insert(
@@ -146,6 +153,7 @@ class SharedKeys:
             else:
                 query = _INSERT_UNKNOWN[period % KEY_TABLES]
                 values.append(now)
+            values.append(now)
             cursor.execute(query, values)
             fresh = {key: fresh[key] for (key,) in cursor.fetchall()}
         known = self._find(cursor, [key for key in first if key not in fresh], now)
@@ -187,29 +195,38 @@ class SharedKeys:
         self._clock.read(connection)
         sizes = connection.execute(_SIZES).fetchall()
         self.count = int(sum(count for *_, count in sizes))
+        if sum(size for _, _, size, _ in sizes) <= most_bytes:
+            return 0
         period = self._clock.now() // _PERIOD
-        evicted = 0
-        if sum(size for _, _, size, _ in sizes) > most_bytes:
-            old = [one for one in sizes if 0 <= one[1] < period - 1 and one[3]]
-            for number, known, _, count in old[:1]:
-                _empty_table(connection, known, again=True)
-                evicted = int(count) if known > period - 4 else 0
-                del number
-        return evicted
+        old = [(known, count) for _, known, _, count in sizes if 0 <= known < period - 1 and count]
+        if not old or not empty_table(connection, old[0][0], again=True):
+            return 0
+        known, count = old[0]
+        return int(count) if (period - known) * _PERIOD <= KEEP * 1000 else 0
 
 
-def _empty_table(connection: Connection[Any], period: int, *, again: bool = False) -> None:
-    """Empty the table of a period, unless another process has; ``again``: it has its own keys."""
+def empty_table(connection: Connection[Any], period: int, *, again: bool = False) -> bool:
+    """Empty the table of a period, unless another process has; return whether it was emptied.
+
+    ``again``: it has keys of this period. Does nothing while another session reads the table.
+    """
     number = period % KEY_TABLES
-    with connection.transaction():
-        row = connection.execute(
+    emptied = False
+    with (
+        suppress(psycopg.errors.LockNotAvailable),
+        connection.transaction(),
+        connection.cursor() as cursor,
+    ):
+        row = cursor.execute(
             "SELECT period FROM payloadd.key_tables WHERE number = %s FOR UPDATE", (number,)
         ).fetchone()
         if row is not None and (row[0] < period or (again and row[0] == period)):
-            connection.execute(_TRUNCATE[number])
-            connection.execute(
+            truncate(cursor, f"payloadd.keys_{number}")
+            cursor.execute(
                 "UPDATE payloadd.key_tables SET period = %s WHERE number = %s", (period, number)
             )
+            emptied = True
+    return emptied
 
 
 def _marks(append: Append) -> bytes:

@@ -13,7 +13,7 @@ from payloadd.journal.postgres import connection as connecting
 from payloadd.journal.postgres import schema
 from payloadd.journal.postgres.holding import KnownStreams
 from payloadd.journal.postgres.journal import PostgresJournal
-from payloadd.journal.postgres.keys import KEY_BYTES, SharedClock
+from payloadd.journal.postgres.keys import SharedClock
 from payloadd.journal.postgres.session import Session
 from payloadd.journal.postgres.tuning import DEFAULT_TUNING, Tuning
 from payloadd.model.layout import Layout, Layouts
@@ -67,7 +67,8 @@ async def open_postgres(
     finally:
         with trio.move_on_after(connecting.ANSWER_TIMEOUT, shield=True):
             await trio.to_thread.run_sync(session.disconnect, abandon_on_cancel=True)
-        listener.closed(session.left)
+        held = sum([lane.payloads for lane in session.lanes.values()])
+        listener.closed(session.left + held)
 
 
 class _Own(NamedTuple):
@@ -90,12 +91,14 @@ def cannot_open(url: str, error: Exception) -> StartError:
 
 
 def figures(session: Session) -> JournalFigures:
-    """Return the contents of the held lanes for a snapshot of the process."""
+    """Return the contents of the held lanes for a snapshot of the process.
+
+    The bytes are those of the own lane, which JOURNAL_MAX_BYTES bounds.
+    """
     lanes = list(session.lanes.values())
-    keys = session.keys.count
-    size = sum([lane.bytes + lane.dead_bytes for lane in lanes]) + keys * KEY_BYTES
+    size = session.own.bytes + session.own.dead_bytes if session.has_own else 0
     jobs, payloads = sum([one.jobs for one in lanes]), sum([one.payloads for one in lanes])
-    return JournalFigures(jobs, payloads, size, keys)
+    return JournalFigures(jobs, payloads, size, session.keys.count)
 
 
 class Tried(NamedTuple):

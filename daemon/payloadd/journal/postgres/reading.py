@@ -97,9 +97,16 @@ def page(
     return found
 
 
-def _wanted(jobs: Iterable[Job], stream: StreamOfLane, after: int, base: int) -> Iterator[Job]:
+def _wanted(jobs: Sequence[Job], stream: StreamOfLane, after: int, base: int) -> Iterator[Job]:
     """Yield the jobs behind ``after`` that are not settled, and not sealed by another run."""
-    out = [*stream.settled.ranges(), *stream.sealed]
+    if not jobs:
+        return
+    begin, end = jobs[0].seq - base, jobs[-1].seq - base
+    out = [
+        (first, last)
+        for first, last in (*stream.settled.ranges(), *stream.sealed)
+        if first <= end and last >= begin
+    ]
     for job in jobs:
         number = job.seq - base
         if job.seq > after and not any(first <= number <= last for first, last in out):

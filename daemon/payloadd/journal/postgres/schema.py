@@ -13,7 +13,7 @@ from psycopg import sql
 from payloadd.errors import StartError
 
 if TYPE_CHECKING:
-    from psycopg import Connection
+    from psycopg import Connection, Cursor
 
 SCHEMA: Final = "payloadd"
 VERSION: Final = 1
@@ -152,6 +152,15 @@ def rows_table(lane: int, part: int) -> str:
 def statement(text: str) -> sql.SQL:
     """Return SQL that was put together from constants of this package and from numbers."""
     return sql.SQL(text)
+
+
+def truncate(cursor: Cursor[Any], table: str) -> None:
+    """Empty a table. Raises LockNotAvailable at once while another session reads it.
+
+    To wait would stop all that come behind: readers wait for a lock that waits.
+    """
+    cursor.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE NOWAIT".encode())
+    cursor.execute(f"TRUNCATE {table}".encode())
 
 
 def version_of(connection: Connection[Any]) -> int | None:

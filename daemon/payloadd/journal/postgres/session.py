@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg.types.json import Jsonb
 
+from payloadd.config.settings import reread_credentials
 from payloadd.errors import StartError
 from payloadd.journal.postgres import connection as connecting
 from payloadd.journal.postgres import leases, reading, schema, tables
@@ -110,9 +111,13 @@ class Session:
         self.cut_off = True
 
     def connect(self) -> None:
-        """Make a new connection in place of the present one. Raises StartError, too."""
+        """Make a new connection in place of the present one. Raises StartError, too.
+
+        A file of systemd's credentials is read again: it may have a new password.
+        """
         self.disconnect()
-        connection = connecting.connect(self._url)
+        (url,) = reread_credentials("journal_url")
+        connection = connecting.connect(url or self._url)
         # Known before the first statement, so that one that hangs can be ended.
         self._connection = connection
         try:
@@ -270,6 +275,7 @@ class Session:
         table = self.own.free_table()
         if table is not None:
             with (
+                suppress(psycopg.errors.LockNotAvailable),
                 self.connection.transaction(force_rollback=True),
                 self.connection.cursor() as cursor,
             ):

@@ -10,11 +10,14 @@ Functions run in the journal's thread and raise psycopg.Error.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
 
 from payloadd.journal.postgres import lane as lanes
 from payloadd.journal.postgres import reading
-from payloadd.journal.postgres.schema import rows_table
+from payloadd.journal.postgres.schema import rows_table, truncate
 from payloadd.journal.postgres.transaction import checkpoint_written, fence, write_checkpoint
 
 if TYPE_CHECKING:
@@ -42,19 +45,35 @@ _MOST_DETACHED: Final = 200
 
 
 def empty(connection: Connection[Any], lane: Lane, parts: Sequence[int]) -> None:
-    """Truncate tables of a lane, whose rows are all settled, and write a checkpoint."""
+    """Truncate tables of a lane, whose rows are all settled, and write a checkpoint.
+
+    Does nothing while another session reads one of the tables, such as pg_dump.
+    """
+    with suppress(psycopg.errors.LockNotAvailable):
+        _empty(connection, lane, parts)
+
+
+def _empty(connection: Connection[Any], lane: Lane, parts: Sequence[int]) -> None:
     with connection.transaction(), connection.cursor() as cursor:
         fence(cursor, [lane])
         write_checkpoint(cursor, lane)
         for part in parts:
-            cursor.execute(f"TRUNCATE {rows_table(lane.number, part)}".encode())
+            truncate(cursor, rows_table(lane.number, part))
     checkpoint_written(lane)
     for part in parts:
         del lane.ends[part]
 
 
 def move_rest(connection: Connection[Any], lane: Lane) -> None:
-    """Move the rows with unsettled jobs out of the oldest table, if they are few; truncate it."""
+    """Move the rows with unsettled jobs out of the oldest table, if they are few; truncate it.
+
+    Does nothing while another session reads the table.
+    """
+    with suppress(psycopg.errors.LockNotAvailable):
+        _move_rest(connection, lane)
+
+
+def _move_rest(connection: Connection[Any], lane: Lane) -> None:
     part = lane.next_part
     holes = lane.holes(part)
     columns = [list(column) for column in zip(*holes, strict=True)] or [[], [], []]
@@ -66,7 +85,7 @@ def move_rest(connection: Connection[Any], lane: Lane) -> None:
         if size * _WORTH_IT > lanes.PART_BYTES:
             return
         cursor.execute(_MOVE.format(old=old, new=new).encode(), columns)
-        cursor.execute(f"TRUNCATE {old}".encode())
+        truncate(cursor, old)
     del lane.ends[part]
     lane.part_bytes += size
 

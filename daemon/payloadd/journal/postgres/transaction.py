@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 
 from payloadd.journal.postgres import rows
 from payloadd.journal.postgres.lane import range_of, slot_of
-from payloadd.journal.postgres.schema import rows_table
+from payloadd.journal.postgres.schema import rows_table, truncate
 from payloadd.model.formats import FORMATS
 from payloadd.model.job import IdSource, Job, accepted_at
 
@@ -166,7 +166,7 @@ def write_probe(cursor: Cursor[Any], table: str, body: bytes) -> None:
 
     TRUNCATE makes a new file first, which the end of the transaction removes: nothing stays.
     """
-    cursor.execute(f"TRUNCATE {table}".encode())
+    truncate(cursor, table)
     insert = (
         f"INSERT INTO {table} (stream, last, jobs, payloads, size, crc, body)"
         " VALUES (-1, 0, 0, 0, 0, 0, %b)"
