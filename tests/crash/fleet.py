@@ -44,7 +44,7 @@ _SMALL: Final = {
 }
 
 
-class Database:
+class DatabasePair:
     """A primary with a synchronous standby; daemons reach it through a proxy each."""
 
     def __init__(self, folder: Path) -> None:
@@ -102,7 +102,7 @@ class Database:
         return self.primary.url(_DATABASE, proxy.port)
 
 
-class Member:
+class FleetDaemon:
     """One daemon of the fleet, which is started again when it has ended."""
 
     def __init__(self, folder: Path, environ: Mapping[str, str], proxy: TcpProxy) -> None:
@@ -144,10 +144,10 @@ class Member:
         self.signal(signal.SIGTERM)
 
 
-class Clients:
-    """Clients that repeat each request, with its key, at any daemon until it is accepted."""
+class FleetClients:
+    """FleetClients that repeat each request, with its key, at any daemon until it is accepted."""
 
-    def __init__(self, members: list[Member], rng: random.Random) -> None:
+    def __init__(self, members: list[FleetDaemon], rng: random.Random) -> None:
         self._members = members
         self._rng = rng
         self._stopping = False
@@ -205,8 +205,8 @@ class Fleet:
 
     def __init__(
         self,
-        database: Database,
-        members: list[Member],
+        database: DatabasePair,
+        members: list[FleetDaemon],
         faults: StoreFaults,
         rng: random.Random,
     ) -> None:
@@ -227,7 +227,7 @@ class Fleet:
             "store lies": self._store_lies,
         }
 
-    def _member(self) -> Member:
+    def _member(self) -> FleetDaemon:
         return self._rng.choice(self._members)
 
     async def _kill(self) -> None:
@@ -256,7 +256,7 @@ class Fleet:
     async def _cut_for_long(self) -> None:
         await self._cut_off(self._member(), PAST_THE_LEASE)
 
-    async def _cut_off(self, one: Member, seconds: float) -> None:
+    async def _cut_off(self, one: FleetDaemon, seconds: float) -> None:
         one.proxy.cut()
         await trio.sleep(seconds)
         one.proxy.restore()
@@ -288,12 +288,12 @@ async def torture_fleet(
     faults: StoreFaults,
     plan: list[str],
     rng: random.Random,
-) -> Clients:
+) -> FleetClients:
     """Run the events of ``plan``, then let the fleet store everything; returns the clients.
 
     Raises AssertionError if something stays in the journal, or a daemon fails.
     """
-    database = Database(folder)
+    database = DatabasePair(folder)
     try:
         await trio.to_thread.run_sync(database.start)
         async with AsyncExitStack() as stack:
@@ -307,8 +307,8 @@ async def torture_fleet(
                 home = folder / f"member{number}"
                 home.mkdir()
                 own = {**_SMALL, **environ, "JOURNAL_URL": database.url(proxy)}
-                members.append(Member(home, own, proxy))
-            clients = Clients(members, rng)
+                members.append(FleetDaemon(home, own, proxy))
+            clients = FleetClients(members, rng)
             fleet = Fleet(database, members, faults, rng)
             async with trio.open_nursery() as nursery:
                 for one in members:
@@ -333,7 +333,7 @@ async def torture_fleet(
             await trio.to_thread.run_sync(database.stop)
 
 
-async def _wait_until_empty(database: Database, members: list[Member]) -> None:
+async def _wait_until_empty(database: DatabasePair, members: list[FleetDaemon]) -> None:
     """Return once nothing is left to store."""
     with trio.move_on_after(90):
         while True:
@@ -346,7 +346,7 @@ async def _wait_until_empty(database: Database, members: list[Member]) -> None:
     raise AssertionError("\n".join([str(status), str(database.owners()), *logs]))
 
 
-def _check_logs(members: list[Member]) -> None:
+def _check_logs(members: list[FleetDaemon]) -> None:
     """Raise AssertionError if a daemon has failed by itself."""
     for one in members:
         assert "internal_failure" not in one.output, one.output

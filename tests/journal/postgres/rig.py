@@ -10,7 +10,7 @@ import trio
 
 from payloadd.config.settings import load
 from payloadd.journal.postgres.opening import open_postgres
-from payloadd.journal.postgres.tuning import Tuning
+from payloadd.journal.postgres.times import LeaseTimes
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
 from tests.journal.opener import Run
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from payloadd.journal.postgres.journal import PostgresJournal
 
-QUICK: Final = Tuning(
+QUICK: Final = LeaseTimes(
     retry_interval=0.05, maintenance_interval=0.05, beat_interval=0.1, lease=1.0, doubt_timeout=2.0
 )
 
@@ -59,7 +59,7 @@ class Member(Run):
 @asynccontextmanager
 async def member(
     url: str,
-    tuning: Tuning = QUICK,
+    tuning: LeaseTimes = QUICK,
     read_uptime: Callable[[], int] | None = None,
     **environ: str,
 ) -> AsyncIterator[Member]:

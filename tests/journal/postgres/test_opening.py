@@ -154,7 +154,7 @@ def test_a_journal_of_a_newer_version_is_refused() -> None:
 
 
 def test_the_password_is_not_shown() -> None:
-    """Everyone who reads the log would have it."""
+    """Every reader of the log would have it."""
     (port,) = free_ports(1)
     url = f"postgresql://someone:very-secret@127.0.0.1:{port}/journal"
     with pytest.raises(StartError, match=rf"127\.0\.0\.1:{port}/journal") as caught:

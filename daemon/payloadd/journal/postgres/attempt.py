@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from payloadd.journal.postgres.lane import slot_of
-from payloadd.journal.postgres.session import Outcome
+from payloadd.journal.postgres.session import CommitOutcome
 from payloadd.journal.postgres.state import outcome_unknown
 from payloadd.journal.postgres.transaction import Commit
 from payloadd.model.streams import DEFAULT
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from payloadd.errors import RefusedError
     from payloadd.journal.api import JournalListener
-    from payloadd.journal.postgres.commit_queue import CommitGroup
     from payloadd.journal.postgres.lane import Lane
-    from payloadd.journal.postgres.operations import Append
+    from payloadd.journal.postgres.operations import PendingRequest
+    from payloadd.journal.postgres.pending import CommittedTogether
     from payloadd.model.job import Job
 
 _TURN: Final = 0.002
@@ -34,18 +34,18 @@ _OFFERED: Final = 8000
 class Attempt:
     """A group, and how far its commit has come."""
 
-    def __init__(self, group: CommitGroup) -> None:
+    def __init__(self, group: CommittedTogether) -> None:
         self.group = group
         self.commit = Commit(group.appends, [seal.batch for seal in group.seals])
         self.committed = False
         self.failures = 0
         """Errors so far."""
 
-    def note(self, outcome: Outcome) -> None:
+    def note(self, outcome: CommitOutcome) -> None:
         """Note what became of the commit; it is not asked again once it is committed."""
-        if outcome is Outcome.COMMITTED:
+        if outcome is CommitOutcome.COMMITTED:
             self.committed = True
-        elif outcome is Outcome.UNKNOWN:
+        elif outcome is CommitOutcome.UNKNOWN:
             self.refuse(outcome_unknown("another process has taken the lane"))
 
     def refuse(self, refusal: RefusedError) -> None:
@@ -92,7 +92,7 @@ async def _offer(jobs: Sequence[Job], listener: JournalListener) -> None:
         listener.committed(jobs[start : start + _OFFERED])
 
 
-async def _answer(appends: Sequence[Append]) -> None:
+async def _answer(appends: Sequence[PendingRequest]) -> None:
     end = time.perf_counter() + _TURN
     for index, append in enumerate(appends):
         if append.done is None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from payloadd.journal.postgres.session import Session
-    from payloadd.journal.postgres.tuning import Tuning
+    from payloadd.journal.postgres.times import LeaseTimes
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -34,7 +34,7 @@ class DatabaseCalls:
     def __init__(
         self,
         session: Session,
-        tuning: Tuning,
+        tuning: LeaseTimes,
         recover: Callable[[Exception], Awaitable[None]],
     ) -> None:
         """``recover`` makes the next call possible after an error. The lock is held then."""

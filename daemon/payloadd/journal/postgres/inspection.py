@@ -199,7 +199,7 @@ class PostgresInspection:
             return bytes(body[jobs * rows.ENTRY_BYTES :])
         try:
             return b"".join(job.lines for job in rows.decode(stream, last, width, crc, body, 0))
-        except rows.DamagedRowError:
+        except rows.WrongChecksumError:
             return bytes(body[width * rows.ENTRY_BYTES :])
 
     def retry(self, ids: Sequence[str]) -> int:

@@ -20,17 +20,22 @@ import trio
 from payloadd.errors import LaneLostError, RefusedError, TooLargeError
 from payloadd.journal.postgres.attempt import Attempt, publish
 from payloadd.journal.postgres.calls import FAILURES, DatabaseCalls
-from payloadd.journal.postgres.commit_queue import CommitGroup, CommitQueue
 from payloadd.journal.postgres.connection import reason
 from payloadd.journal.postgres.holding import LaneHolder
 from payloadd.journal.postgres.keys import KEY_BYTES
 from payloadd.journal.postgres.lane import BuriedBatch, slot_of
-from payloadd.journal.postgres.operations import Append, Bury, Seal, Settle
+from payloadd.journal.postgres.operations import (
+    PendingRequest,
+    PendingSeal,
+    RefusedBatch,
+    StoredBatch,
+)
+from payloadd.journal.postgres.pending import CommittedTogether, PendingOperations
 from payloadd.journal.postgres.rows import ROW_BYTES
 from payloadd.journal.postgres.schema import FENCED
-from payloadd.journal.postgres.sealed_batches import SealedBatches
+from payloadd.journal.postgres.sealed_batches import SealedBatchReader
 from payloadd.journal.postgres.state import DatabaseState, outcome_unknown, refused
-from payloadd.journal.postgres.tuning import DEFAULT_TUNING, Tuning
+from payloadd.journal.postgres.times import DEFAULT_TIMES, LeaseTimes
 from payloadd.model.streams import DEFAULT
 from payloadd.observe.logs import get_logger
 
@@ -39,7 +44,7 @@ if TYPE_CHECKING:
 
     from payloadd.journal.api import JournalListener, OutcomeCallback, Receipt
     from payloadd.journal.postgres.holding import KnownStreams
-    from payloadd.journal.postgres.lane import DamagedRow
+    from payloadd.journal.postgres.lane import UnreadableRow
     from payloadd.journal.postgres.session import Session
     from payloadd.model.job import Batch, Job, Part
     from payloadd.observe.health import Health
@@ -61,7 +66,7 @@ class PostgresJournal:
         metrics: Metrics,
         max_bytes: int,
         known: KnownStreams,
-        tuning: Tuning = DEFAULT_TUNING,
+        tuning: LeaseTimes = DEFAULT_TIMES,
     ) -> None:
         """Use an open session; ``max_bytes`` is JOURNAL_MAX_BYTES."""
         self.session = session
@@ -71,12 +76,12 @@ class PostgresJournal:
         self._tuning = tuning
         self.calls = DatabaseCalls(session, tuning, self._recover)
         self.state = DatabaseState(health)
-        self._queue = CommitQueue()
+        self._queue = PendingOperations()
         self._bytes = 0
         """Bytes of the requests that wait for a commit."""
         self._current: Attempt | None = None
         """The commit under way."""
-        self._sealed = SealedBatches(self.calls, listener, self._is_ending, self._bury_damaged)
+        self._sealed = SealedBatchReader(self.calls, listener, self._is_ending, self._bury_damaged)
         self._holder = LaneHolder(self.calls, self._recover, listener, metrics, known, max_bytes)
 
     def append(
@@ -100,7 +105,7 @@ class PostgresJournal:
             raise TooLargeError(f"the request takes {size} bytes, more than JOURNAL_MAX_BYTES")
         if (refusal := self.refusal(size)) is not None:
             raise refusal
-        self._queue.append(Append(receipt, parts, key, done, size, stream, marks))
+        self._queue.append(PendingRequest(receipt, parts, key, done, size, stream, marks))
         self._bytes += size
 
     def refusal(self, size: int = 1024) -> RefusedError | None:
@@ -125,7 +130,7 @@ class PostgresJournal:
 
     async def seal(self, batch: Batch) -> None:
         """Make the members and the key of ``batch`` durable; see ``Journal``."""
-        seal = Seal(batch)
+        seal = PendingSeal(batch)
         self._queue.seal(seal)
         await seal.ended.wait()
         if seal.lost:
@@ -133,11 +138,11 @@ class PostgresJournal:
 
     def settle(self, batch: Batch) -> None:
         """Remove a stored batch with one of the next commits."""
-        self._queue.end(Settle(batch))
+        self._queue.end(StoredBatch(batch))
 
     def bury(self, batch: Batch, code: str, reason: str) -> None:
         """Make a dead letter of a refused batch with one of the next commits."""
-        self._queue.end(Bury(batch, code, reason))
+        self._queue.end(RefusedBatch(batch, code, reason))
 
     async def page(self, after: int, most_jobs: int, most_bytes: int) -> list[Job]:
         """Return the next jobs behind ``after``; see ``Journal``."""
@@ -149,7 +154,7 @@ class PostgresJournal:
                 if found.jobs or not found.damaged:
                     return found.jobs
 
-    async def _bury_damaged(self, seq: int, rows: Sequence[DamagedRow]) -> None:
+    async def _bury_damaged(self, seq: int, rows: Sequence[UnreadableRow]) -> None:
         """Make dead letters of rows of the lane of ``seq`` that cannot be read. The lock is held.
 
         The jobs of such a row are settled with the next checkpoint.
@@ -238,7 +243,7 @@ class PostgresJournal:
             finally:
                 attempt.group.ended.set()
 
-    def _end_batches(self, group: CommitGroup) -> None:
+    def _end_batches(self, group: CommittedTogether) -> None:
         """Note stored and dead batches in their lanes; the next checkpoint makes it durable."""
         lanes = self.session.lanes
         for one in group.ends:
@@ -246,7 +251,7 @@ class PostgresJournal:
             if lane is None:
                 # Another process has the lane, and stores the batch again under the same key.
                 self._listener.revived(one.batch.payloads)
-            elif isinstance(one, Settle):
+            elif isinstance(one, StoredBatch):
                 lane.settle(one.batch)
             else:
                 lane.bury(BuriedBatch(one.batch, one.code, one.reason, int(time.time())))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from psycopg import Connection, Cursor
 
     from payloadd.errors import RefusedError
-    from payloadd.journal.postgres.operations import Append
+    from payloadd.journal.postgres.operations import PendingRequest
 
 KEY_BYTES: Final = 150
 """Bytes that a key takes in its table and its index, about."""
@@ -123,7 +123,7 @@ class SharedKeys:
         return periods
 
     def insert(
-        self, cursor: Cursor[Any], appends: Sequence[Append], periods: Sequence[int]
+        self, cursor: Cursor[Any], appends: Sequence[PendingRequest], periods: Sequence[int]
     ) -> set[bytes]:
         """Set ``earlier`` of requests whose key is known; note the keys of the others.
 
@@ -131,7 +131,7 @@ class SharedKeys:
         processes that are under way are waited for.
         """
         now = self._clock.now()
-        first: dict[bytes, Append] = {}
+        first: dict[bytes, PendingRequest] = {}
         for append in appends:
             append.earlier = None
             if append.key is not None:
@@ -180,7 +180,7 @@ class SharedKeys:
             for key, id_, payloads, marks in cursor.fetchall()
         }
 
-    def holds(self, connection: Connection[Any], append: Append) -> bool:
+    def holds(self, connection: Connection[Any], append: PendingRequest) -> bool:
         """Return whether the key of a request is known with the receipt of this request."""
         found = self._find(
             connection.cursor(), [append.key] if append.key else [], self._clock.now()
@@ -229,9 +229,9 @@ def empty_table(connection: Connection[Any], period: int, *, again: bool = False
     return emptied
 
 
-def _marks(append: Append) -> bytes:
+def _marks(append: PendingRequest) -> bytes:
     return append.marks or fingerprint(append.parts)
 
 
-def _earlier(receipt: Receipt, marks: bytes, append: Append) -> Receipt | RefusedError:
+def _earlier(receipt: Receipt, marks: bytes, append: PendingRequest) -> Receipt | RefusedError:
     return receipt if marks == _marks(append) else KeyReusedError()

@@ -39,7 +39,7 @@ def number_of(seq: int) -> int:
     return stream_of(seq) & _STREAM_MASK
 
 
-class DamagedRow(NamedTuple):
+class UnreadableRow(NamedTuple):
     """A row that does not match its checksum."""
 
     stream: int
@@ -101,7 +101,7 @@ class Lane:
         self.ended: dict[tuple[int, int], None] = {}
         """Stream and first number of each sealed batch that is settled or dead, and has a row."""
         self.buried: list[BuriedBatch] = []
-        self.damaged: list[DamagedRow] = []
+        self.damaged: list[UnreadableRow] = []
         self.detached: list[Batch] = []
         """Sealed batches whose payloads are copied out of the rows."""
 
@@ -152,7 +152,7 @@ class Lane:
         self.sealed += 1 if jobs > 0 else -1
         self.dirty = True
 
-    def bury_damaged(self, row: DamagedRow) -> int:
+    def bury_damaged(self, row: UnreadableRow) -> int:
         """Note that a row cannot be read; return how many payloads that are not stored it has."""
         stream, first = self.stream(row.stream), row.last - row.jobs + 1
         holes = [

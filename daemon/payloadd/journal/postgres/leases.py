@@ -1,7 +1,8 @@
 """Leases of lanes: get one, show signs of life, take one whose owner shows none, give it back.
 
-The *epoch* of a lane says whose it is: whoever gets a lane counts it up, and each transaction of a
-former owner fails at its fence (``payloadd.fence``). So no clock decides who may write. An owner
+The *epoch* of a lane identifies its owner: a process that gets a lane counts it up, and each
+transaction of a former owner fails at its fence (``payloadd.fence``). So no clock decides which
+process may write. An owner
 counts the *beat* up; another process that sees the same beat for the time of a lease takes the
 lane. It has to see that on one connection without a pause: after a failover, for which all owners
 were cut off, each of them has time to return.

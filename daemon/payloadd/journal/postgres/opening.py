@@ -15,7 +15,7 @@ from payloadd.journal.postgres.holding import KnownStreams
 from payloadd.journal.postgres.journal import PostgresJournal
 from payloadd.journal.postgres.keys import SharedClock
 from payloadd.journal.postgres.session import Session
-from payloadd.journal.postgres.tuning import DEFAULT_TUNING, Tuning
+from payloadd.journal.postgres.times import DEFAULT_TIMES, LeaseTimes
 from payloadd.model.layout import Layout, Layouts
 from payloadd.observe.logs import get_logger
 from payloadd.observe.status import JournalFigures
@@ -47,7 +47,7 @@ async def open_postgres(
     health: Health,
     metrics: Metrics,
     read_uptime: Callable[[], int] | None = None,
-    tuning: Tuning = DEFAULT_TUNING,
+    tuning: LeaseTimes = DEFAULT_TIMES,
 ) -> AsyncIterator[OpenedPostgres]:
     """Open the journal of JOURNAL_URL while the body runs. Raises StartError."""
     url = str(settings.journal_url)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
-class Append:
+class PendingRequest:
     """Accept one request.
 
     The commit sets ``jobs``, or ``earlier`` where the request's Idempotency-Key is known.
@@ -37,7 +37,7 @@ class Append:
 
 
 @dataclass(slots=True, eq=False)
-class Seal:
+class PendingSeal:
     """Fix the members, the key and the format of an object before its first upload."""
 
     batch: Batch
@@ -48,14 +48,14 @@ class Seal:
 
 
 @dataclass(slots=True, eq=False)
-class Settle:
+class StoredBatch:
     """Remove a batch that the store has confirmed."""
 
     batch: Batch
 
 
 @dataclass(slots=True, eq=False)
-class Bury:
+class RefusedBatch:
     """Make a dead letter of a batch that the store refused for good."""
 
     batch: Batch

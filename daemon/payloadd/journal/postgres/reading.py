@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from payloadd.journal.postgres import rows
-from payloadd.journal.postgres.lane import DamagedRow, number_of
+from payloadd.journal.postgres.lane import UnreadableRow, number_of
 from payloadd.journal.postgres.schema import PARTS, rows_table
 from payloadd.model.job import Batch
 from payloadd.model.streams import count_of, stream_of
@@ -57,20 +57,20 @@ _OLDEST_SEALED: Final = b"SELECT min(accepted) FROM payloadd.batches WHERE lane 
 _TO_THE_END: Final = 2**62
 
 
-class Page(NamedTuple):
+class StreamPage(NamedTuple):
     """Jobs that were read, and damaged rows among them."""
 
     jobs: list[Job]
-    damaged: list[DamagedRow]
+    damaged: list[UnreadableRow]
 
 
 def page(
     connection: Connection[Any], lane: Lane, after: int, most_jobs: int, most_bytes: int
-) -> Page:
+) -> StreamPage:
     """Return the next jobs of a stream behind the ``seq`` ``after``; see ``Journal.page``."""
     number = number_of(after)
     stream = lane.streams.get(number)
-    found = Page([], [])
+    found = StreamPage([], [])
     if stream is None:
         return found
     position = max(count_of(after), stream.settled.low)
@@ -83,8 +83,8 @@ def page(
             base = lane.base(number)
             try:
                 members = rows.decode(number, last, jobs, crc, body, base)
-            except rows.DamagedRowError:
-                found.damaged.append(DamagedRow(number, last, jobs, payloads, row_size, body))
+            except rows.WrongChecksumError:
+                found.damaged.append(UnreadableRow(number, last, jobs, payloads, row_size, body))
                 members = []
             for job in _wanted(members, stream, base + position, base):
                 size += len(job.lines)
@@ -160,7 +160,7 @@ class SealedRow(NamedTuple):
     batch: Batch | None
     """None where it is gone, or where no member can be read."""
     encoder: str | None
-    damaged: list[DamagedRow]
+    damaged: list[UnreadableRow]
 
 
 def sealed(connection: Connection[Any], lane: Lane, first_seq: int) -> SealedRow:
@@ -171,12 +171,12 @@ def sealed(connection: Connection[Any], lane: Lane, first_seq: int) -> SealedRow
         return SealedRow(None, None, [])
     last, count, key, format_name, encoder, crc, body = row
     base = lane.base(stream)
-    damaged: list[DamagedRow] = []
+    damaged: list[UnreadableRow] = []
     if body is not None:
         try:
             jobs = rows.decode(stream, last, last - first + 1, crc, body, base)
-        except rows.DamagedRowError:
-            damaged.append(DamagedRow(stream, last, last - first + 1, 0, len(body), body))
+        except rows.WrongChecksumError:
+            damaged.append(UnreadableRow(stream, last, last - first + 1, 0, len(body), body))
             jobs = []
     else:
         jobs = []
@@ -186,8 +186,8 @@ def sealed(connection: Connection[Any], lane: Lane, first_seq: int) -> SealedRow
             for end, members, payloads, size, row_crc, row_body in read:
                 try:
                     decoded = rows.decode(stream, end, members, row_crc, row_body, base)
-                except rows.DamagedRowError:
-                    damaged.append(DamagedRow(stream, end, members, payloads, size, row_body))
+                except rows.WrongChecksumError:
+                    damaged.append(UnreadableRow(stream, end, members, payloads, size, row_body))
                     decoded = []
                 jobs += [job for job in decoded if first <= job.seq - base <= last]
                 position = end

@@ -40,7 +40,7 @@ class NewRow(NamedTuple):
     body: bytes
 
 
-class DamagedRowError(Exception):
+class WrongChecksumError(Exception):
     """A row does not match its checksum."""
 
 
@@ -79,10 +79,10 @@ def checksum(stream: int, last: int, jobs: int, body: bytes) -> int:
 def decode(stream: int, last: int, jobs: int, crc: int, body: bytes, base: int) -> list[Job]:
     """Return the jobs of a row; ``base`` is added to their numbers and makes their ``seq``.
 
-    Raises DamagedRowError.
+    Raises WrongChecksumError.
     """
     if checksum(stream, last, jobs, body) != crc:
-        raise DamagedRowError
+        raise WrongChecksumError
     found: list[Job] = []
     start = jobs * _ENTRY.size
     seq = base + last - jobs + 1

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
     from payloadd.journal.api import JournalListener
     from payloadd.journal.postgres.calls import DatabaseCalls
-    from payloadd.journal.postgres.lane import DamagedRow
+    from payloadd.journal.postgres.lane import UnreadableRow
     from payloadd.journal.postgres.reading import SealedRow
     from payloadd.model.job import Batch
 
 log = get_logger(__name__)
 
 
-class SealedBatches:
+class SealedBatchReader:
     """A pass over the sealed batches of the held lanes after the other."""
 
     def __init__(
@@ -34,7 +34,7 @@ class SealedBatches:
         calls: DatabaseCalls,
         listener: JournalListener,
         is_ending: Callable[[int], bool],
-        bury_damaged: Callable[[int, Sequence[DamagedRow]], Awaitable[None]],
+        bury_damaged: Callable[[int, Sequence[UnreadableRow]], Awaitable[None]],
     ) -> None:
         """``is_ending`` returns whether the end of a batch, by its first ``seq``, is not written.
 

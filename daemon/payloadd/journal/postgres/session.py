@@ -62,7 +62,7 @@ _DEAD_BYTES: Final = f"SELECT lane, sum(size + jobs * {ROW_BYTES}) FROM payloadd
 _NUMBER_STREAMS: Final = "LOCK TABLE payloadd.streams IN SHARE ROW EXCLUSIVE MODE"
 
 
-class Outcome(Enum):
+class CommitOutcome(Enum):
     """What became of a commit whose answer was lost."""
 
     COMMITTED = "committed"
@@ -236,7 +236,7 @@ class Session:
                 "the standby does not confirm: the wait for synchronous replication was cut off"
             )
 
-    def recover(self, in_doubt: Commit | None) -> tuple[list[Lane], Outcome]:
+    def recover(self, in_doubt: Commit | None) -> tuple[list[Lane], CommitOutcome]:
         """Connect again, and keep the lanes; return those that are lost.
 
         Also returns what became of ``in_doubt``, a commit whose outcome was not known. It is as
@@ -253,22 +253,22 @@ class Session:
                 lane.epoch = epoch
         if self.cut_off:
             self._confirm()
-        outcome = Outcome.ABSENT if in_doubt is None else self._outcome(in_doubt, lost)
+        outcome = CommitOutcome.ABSENT if in_doubt is None else self._outcome(in_doubt, lost)
         self.drop(lost)
         return lost, outcome
 
-    def _outcome(self, in_doubt: Commit, lost: Sequence[Lane]) -> Outcome:
+    def _outcome(self, in_doubt: Commit, lost: Sequence[Lane]) -> CommitOutcome:
         if in_doubt.is_there(self.connection):
             in_doubt.applied(self.lanes)
-            return Outcome.COMMITTED
+            return CommitOutcome.COMMITTED
         if in_doubt.own not in lost or not in_doubt.rows:
-            return Outcome.ABSENT
+            return CommitOutcome.ABSENT
         # Another process may have stored the jobs and emptied the table already.
         keyed = [one for one in in_doubt.appends if one.key and not one.earlier and one.jobs]
         if not keyed:
-            return Outcome.UNKNOWN
+            return CommitOutcome.UNKNOWN
         known = any(self.keys.holds(self.connection, one) for one in keyed)
-        return Outcome.COMMITTED if known else Outcome.ABSENT
+        return CommitOutcome.COMMITTED if known else CommitOutcome.ABSENT
 
     def probe(self) -> None:
         """Write a row and take it back: fails where the server has no space for rows."""
@@ -381,11 +381,11 @@ class Session:
             if lane.has_many_ranges:
                 tables.detach(self.connection, lane)
 
-    def page(self, after: int, most_jobs: int, most_bytes: int) -> reading.Page:
+    def page(self, after: int, most_jobs: int, most_bytes: int) -> reading.StreamPage:
         """Return the next jobs of a stream of a lane; none where the lane is lost."""
         lane = self.lanes.get(slot_of(after))
         if lane is None:
-            return reading.Page([], [])
+            return reading.StreamPage([], [])
         return reading.page(self.connection, lane, after, most_jobs, most_bytes)
 
     def sealed_after(self, after: Mapping[int, int]) -> list[int]:

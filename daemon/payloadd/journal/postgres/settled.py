@@ -39,7 +39,7 @@ class SettledNumbers:
         return list(zip(self._firsts, self._lasts, strict=True))
 
     def add(self, first: int, last: int) -> None:
-        """Settle the numbers ``first`` to ``last``; some of them may be settled already."""
+        """StoredBatch the numbers ``first`` to ``last``; some of them may be settled already."""
         firsts, lasts = self._firsts, self._lasts
         if first <= self.low + 1:
             self.low = max(self.low, last)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from psycopg import Connection, Cursor
 
     from payloadd.journal.postgres.keys import SharedKeys
-    from payloadd.journal.postgres.lane import BuriedBatch, DamagedRow, Lane
-    from payloadd.journal.postgres.operations import Append
+    from payloadd.journal.postgres.lane import BuriedBatch, Lane, UnreadableRow
+    from payloadd.journal.postgres.operations import PendingRequest
     from payloadd.journal.postgres.rows import NewRow
     from payloadd.model.job import Batch
 
@@ -67,7 +67,7 @@ _DETACH: Final = b"""
 class Commit:
     """The requests and seals of one commit, and what they wrote."""
 
-    def __init__(self, appends: Sequence[Append], seals: Sequence[Batch]) -> None:
+    def __init__(self, appends: Sequence[PendingRequest], seals: Sequence[Batch]) -> None:
         self.appends = appends
         self.seals = seals
         self.rows: list[NewRow] = []
@@ -238,7 +238,7 @@ def encode_batch(stream: int, last: int, batch: Batch) -> tuple[int, bytes]:
     return rows.encode(stream, last, jobs)
 
 
-def _damaged_row(lane: Lane, row: DamagedRow) -> tuple[object, ...]:
+def _damaged_row(lane: Lane, row: UnreadableRow) -> tuple[object, ...]:
     """Return the dead letter of a row that cannot be read; it keeps the bytes that are there."""
     (id_,) = IdSource().new_ids(1)
     first = row.last - row.jobs + 1

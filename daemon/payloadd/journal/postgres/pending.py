@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 if TYPE_CHECKING:
-    from payloadd.journal.postgres.operations import Append, Bury, Seal, Settle
+    from payloadd.journal.postgres.operations import (
+        PendingRequest,
+        PendingSeal,
+        RefusedBatch,
+        StoredBatch,
+    )
 
 _SMALL: Final = 64 * 2**10
 _SMALL_PARTS: Final = 64
@@ -26,13 +31,13 @@ _LINGER: Final = 0.05
 """Seconds that stored batches wait for a request to share its commit."""
 
 
-class CommitGroup:
+class CommittedTogether:
     """What is committed together."""
 
     def __init__(self) -> None:
-        self.appends: list[Append] = []
-        self.seals: list[Seal] = []
-        self.ends: list[Settle | Bury] = []
+        self.appends: list[PendingRequest] = []
+        self.seals: list[PendingSeal] = []
+        self.ends: list[StoredBatch | RefusedBatch] = []
         self.bytes = 0
         """Bytes of the requests, as they count towards JOURNAL_MAX_BYTES."""
         self.flush = False
@@ -45,15 +50,15 @@ class _Waiting:
     """Requests of one kind, oldest first."""
 
     def __init__(self) -> None:
-        self.requests: deque[Append] = deque()
+        self.requests: deque[PendingRequest] = deque()
         self.bytes = self.parts = 0
 
-    def add(self, append: Append) -> None:
+    def add(self, append: PendingRequest) -> None:
         self.requests.append(append)
         self.bytes += append.size
         self.parts += len(append.parts)
 
-    def move_portion(self, group: CommitGroup) -> None:
+    def move_portion(self, group: CommittedTogether) -> None:
         """Move requests into ``group``: at least one, if one waits."""
         requests = self.requests
         if self.bytes <= _PORTION and self.parts <= _MOST_PARTS:
@@ -75,12 +80,12 @@ class _Waiting:
             self.parts -= len(append.parts)
 
 
-class CommitQueue:
+class PendingOperations:
     """Everything that waits for a commit."""
 
     def __init__(self) -> None:
         self._small, self._large = _Waiting(), _Waiting()
-        self.next_group = CommitGroup()
+        self.next_group = CommittedTogether()
         """The seals and the ended batches of the next commit."""
         self._few_parts: trio.Event | None = None
         """Set once few parts of large requests wait; None while no task waits for that."""
@@ -99,20 +104,20 @@ class CommitQueue:
     def _requests_wait(self) -> bool:
         return bool(self._small.requests or self._large.requests)
 
-    def append(self, append: Append) -> None:
+    def append(self, append: PendingRequest) -> None:
         """Add a request."""
         is_small = append.size <= _SMALL and len(append.parts) <= _SMALL_PARTS
         (self._small if is_small else self._large).add(append)
         if not self._is_urgent:
             self.commit_soon()
 
-    def seal(self, seal: Seal) -> CommitGroup:
+    def seal(self, seal: PendingSeal) -> CommittedTogether:
         """Add a seal, for which a worker waits; return its group."""
         self.next_group.seals.append(seal)
         self.commit_soon()
         return self.next_group
 
-    def end(self, operation: Settle | Bury) -> None:
+    def end(self, operation: StoredBatch | RefusedBatch) -> None:
         """Add a batch that is stored or dead."""
         self.next_group.ends.append(operation)
         if not self._filled.is_set():
@@ -135,9 +140,9 @@ class CommitQueue:
             # event loop lets them share this commit.
             await trio.lowlevel.checkpoint()
 
-    def take_group(self) -> CommitGroup:
+    def take_group(self) -> CommittedTogether:
         """Remove and return the group of the next commit."""
-        group, self.next_group = self.next_group, CommitGroup()
+        group, self.next_group = self.next_group, CommittedTogether()
         self._small.move_portion(group)
         self._large.move_portion(group)
         self._several = len(group.appends) > 1
@@ -147,9 +152,9 @@ class CommitQueue:
         self._wake_waiting()
         return group
 
-    def take_requests(self) -> list[Append]:
+    def take_requests(self) -> list[PendingRequest]:
         """Remove and return all waiting requests, to refuse them."""
-        found: list[Append] = []
+        found: list[PendingRequest] = []
         for waiting in (self._small, self._large):
             found += waiting.requests
             waiting.requests.clear()

@@ -9,7 +9,7 @@ from payloadd.journal.postgres.connection import ANSWER_TIMEOUT, LEASE
 
 
 @dataclass(frozen=True, slots=True)
-class Tuning:
+class LeaseTimes:
     """They are no settings: the daemon uses the defaults, and tests use smaller values."""
 
     retry_interval: float = 0.5
@@ -26,4 +26,4 @@ class Tuning:
     answer_timeout: float = ANSWER_TIMEOUT
 
 
-DEFAULT_TUNING: Final = Tuning()
+DEFAULT_TIMES: Final = LeaseTimes()
