@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from payloadd.journal.postgres.journal import PostgresJournal
 
 QUICK: Final = LeaseTimes(
-    retry_interval=0.05, maintenance_interval=0.05, beat_interval=0.1, lease=1.0, doubt_timeout=2.0
+    retry_interval=0.05, maintenance_interval=0.15, beat_interval=0.3, lease=1.5, doubt_timeout=2.0
 )
 
 

@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import asdict, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
-from psycopg.types.json import Jsonb
 
 from payloadd.config.settings import reread_credentials
-from payloadd.errors import StartError
 from payloadd.journal.postgres import connection as connecting
-from payloadd.journal.postgres import leases, reading, schema, tables
+from payloadd.journal.postgres import dead_letters, layouts, leases, reading, schema, tables
 from payloadd.journal.postgres.keys import SharedKeys
 from payloadd.journal.postgres.lane import slot_of
-from payloadd.journal.postgres.rows import ROW_BYTES
 from payloadd.journal.postgres.transaction import (
     Commit,
-    checkpoint_written,
     fence,
-    write_checkpoint,
     write_probe,
 )
-from payloadd.model.layout import Layout
-from payloadd.model.streams import DEFAULT, MOST_NUMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -40,26 +32,12 @@ if TYPE_CHECKING:
     from payloadd.journal.postgres.keys import SharedClock
     from payloadd.journal.postgres.lane import Lane
     from payloadd.journal.postgres.leases import SeenLane
+    from payloadd.model.layout import Layout
 
 CHECKPOINT_INTERVAL: Final = 0.2
 """Seconds between two checkpoints of a lane: what is settled meanwhile is stored again by a new
 owner, under the same key."""
 _PROBE_BYTES: Final = 2**20
-_ANY_MARKED: Final = "SELECT FROM payloadd.dead WHERE retry AND lane = ANY(%b) LIMIT 1"
-_REVIVE: Final = """
-    WITH revived AS (
-        DELETE FROM payloadd.dead d USING (
-            SELECT lane, stream, first FROM payloadd.dead WHERE retry AND lane = ANY(%b)
-            ORDER BY lane, stream, first LIMIT 100) m
-        WHERE d.lane = m.lane AND d.stream = m.stream AND d.first = m.first RETURNING d.*)
-    INSERT INTO payloadd.batches
-    (lane, stream, first, last, jobs, payloads, size, accepted, key, format, crc, body)
-    SELECT lane, stream, first, last, jobs, payloads, size,
-    ('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint, key, format, crc, body
-    FROM revived RETURNING lane, stream, jobs, payloads, size
-"""
-_DEAD_BYTES: Final = f"SELECT lane, sum(size + jobs * {ROW_BYTES}) FROM payloadd.dead GROUP BY lane"
-_NUMBER_STREAMS: Final = "LOCK TABLE payloadd.streams IN SHARE ROW EXCLUSIVE MODE"
 
 
 class CommitOutcome(Enum):
@@ -139,15 +117,15 @@ class Session:
         if self._connection is not None:
             connecting.shut(self._connection)
 
-    def open(self, layouts: Mapping[str, Layout]) -> None:
+    def open(self, of_streams: Mapping[str, Layout]) -> None:
         """Connect, make the tables where they are missing, and get a lane of its own.
 
-        ``layouts``: the layouts of new jobs by the name of their stream.
+        ``of_streams``: the layouts of new jobs by the name of their stream.
         """
         self.connect()
         schema.make(self.connection)
-        self._layouts = layouts
-        self.names = _number_streams(self.connection, [*layouts])
+        self._layouts = of_streams
+        self.names = layouts.number_streams(self.connection, [*of_streams])
         self.get_own()
 
     def get_own(self) -> Lane:
@@ -168,43 +146,16 @@ class Session:
 
         Of the own lane those of new jobs are noted before.
         """
-        found = self.connection.execute(
-            "SELECT stream, first, layout FROM payloadd.layouts WHERE lane = %s"
-            " ORDER BY stream, first",
-            (lane.number,),
-        ).fetchall()
-        known = {(stream, first): _layout(values) for stream, first, values in found}
+        known = layouts.read(self.connection, lane)
         if lane is self._own:
-            newest = {stream: layout for (stream, _), layout in known.items()}
-            for stream, name in self.names.items():
-                layout = self._layouts.get(name)
-                if layout is not None and newest.get(stream) != layout:
-                    first = lane.stream(stream).following
-                    known[stream, first] = layout
-                    self._note_layout(lane, stream, first, layout)
+            new = {number: self._layouts.get(name) for number, name in self.names.items()}
+            known |= layouts.note_new(self.connection, lane, known, new)
         return [(lane.base(stream) + first, one) for (stream, first), one in known.items()]
-
-    def _note_layout(self, lane: Lane, stream: int, first: int, layout: Layout) -> None:
-        with self.connection.transaction(), self.connection.cursor() as cursor:
-            fence(cursor, [lane])
-            cursor.execute(
-                "INSERT INTO payloadd.layouts (lane, stream, first, layout) VALUES (%s, %s, %s, %s)"
-                " ON CONFLICT (lane, stream, first) DO UPDATE SET layout = excluded.layout",
-                (lane.number, stream, first, Jsonb(asdict(layout))),
-            )
-            # Those that no unsettled job needs.
-            low = lane.stream(stream).settled.low
-            cursor.execute(
-                "DELETE FROM payloadd.layouts l WHERE lane = %(lane)s AND stream = %(stream)s"
-                " AND EXISTS (SELECT FROM payloadd.layouts n WHERE n.lane = %(lane)s"
-                " AND n.stream = %(stream)s AND n.first > l.first AND n.first <= %(low)s + 1)",
-                {"lane": lane.number, "stream": stream, "low": low},
-            )
 
     def stream_names(self, lane: Lane) -> dict[int, str]:
         """Return the names of all streams by their numbers, also of those of a lane."""
         if not set(lane.streams) <= self.names.keys():
-            self.names = _read_streams(self.connection)
+            self.names = layouts.read_streams(self.connection)
         unknown = {number: f"stream-{number}" for number in lane.streams}
         return {**unknown, **self.names}
 
@@ -333,34 +284,11 @@ class Session:
 
     def revive(self) -> int:
         """Turn dead letters that are marked into sealed batches, a few; return the payloads."""
-        held = {lane.number: lane for lane in self.lanes.values()}
-        if self.connection.execute(_ANY_MARKED, (list(held),)).fetchone() is None:
-            return 0
-        revived: list[tuple[Lane, int, int, int]] = []
-        try:
-            with self.connection.transaction(), self.connection.cursor() as cursor:
-                fence(cursor, [*held.values()])
-                for number, stream, *counts in cursor.execute(_REVIVE, (list(held),)).fetchall():
-                    lane = held[number]
-                    lane.stream(stream)
-                    revived.append((lane, *counts))
-                    lane.revive(*counts)
-                for lane in {one[0] for one in revived}:
-                    write_checkpoint(cursor, lane)
-        except BaseException:
-            for lane, jobs, payloads, size in revived:
-                lane.revive(-jobs, -payloads, -size)
-            raise
-        for lane in {one[0] for one in revived}:
-            checkpoint_written(lane)
-        return sum([payloads for _, _, payloads, _ in revived])
+        return dead_letters.revive(self.connection, list(self.lanes.values()))
 
     def count_dead(self) -> None:
         """Count the bytes of dead letters again: an operator may have dropped some."""
-        sizes = dict(self.connection.execute(_DEAD_BYTES).fetchall())
-        for lane in self.lanes.values():
-            if not lane.buried:
-                lane.dead_bytes = int(sizes.get(lane.number, 0))
+        dead_letters.count(self.connection, list(self.lanes.values()))
 
     def maintain_keys(self, most_bytes: int) -> int:
         """Count the keys, and keep them within ``most_bytes`` for each lane.
@@ -403,32 +331,3 @@ class Session:
         """Return when the oldest job of the held lanes was accepted, in milliseconds."""
         times = [reading.oldest(self.connection, lane) for lane in self.lanes.values()]
         return min([one for one in times if one is not None], default=None)
-
-
-def _layout(values: Mapping[str, Any]) -> Layout:
-    known = {one.name for one in fields(Layout)}
-    return Layout(**{name: one for name, one in values.items() if name in known})
-
-
-def _read_streams(connection: Connection[Any]) -> dict[int, str]:
-    return dict(connection.execute("SELECT number, name FROM payloadd.streams").fetchall())
-
-
-def _number_streams(connection: Connection[Any], wanted: Sequence[str]) -> dict[int, str]:
-    """Give a number to each stream that has none; return the names of all by number."""
-    names = _read_streams(connection)
-    if set(wanted) <= set(names.values()):
-        return names
-    with connection.transaction():
-        connection.execute(_NUMBER_STREAMS)
-        names = _read_streams(connection)
-        for name in wanted:
-            if name not in names.values():
-                number = max(names, default=DEFAULT) + 1
-                if number >= MOST_NUMBERS:
-                    raise StartError("STREAMS: the journal has no number left for another stream")
-                names[number] = name
-                connection.execute(
-                    "INSERT INTO payloadd.streams (number, name) VALUES (%s, %s)", (number, name)
-                )
-    return names
