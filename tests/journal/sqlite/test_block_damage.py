@@ -14,7 +14,7 @@ from payloadd.journal.sqlite import file_check
 from payloadd.journal.sqlite.damage import CODE, corrupt
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
-from payloadd.journal.sqlite.operations import Clear, Settle
+from payloadd.journal.sqlite.operations import Clear, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.model.job import Part
 from tests.journal.sqlite.damaging import (
@@ -25,13 +25,15 @@ from tests.journal.sqlite.damaging import (
     verified,
     zero_pages,
 )
-from tests.journal.sqlite.in_blocks import accepted, counts, killed, seqs
+from tests.journal.sqlite.in_blocks import accepted, counts, jobs_of, killed, seqs
 from tests.support.journal import (
     append,
     batch,
+    contents,
     disk_full,
     id_of,
     job,
+    sealed,
     unpack,
 )
 
@@ -151,6 +153,33 @@ def test_a_journal_that_is_written_again_has_all_jobs_once(path: Path, database:
         database.commit([Clear()])
     assert seqs(database) == [3, 7]
     assert verified(path) == []
+
+
+def test_a_member_that_is_lost_beside_a_block_is_the_only_one(
+    path: Path, database: Database
+) -> None:
+    """The members in blocks would be reported as lost, and stored."""
+    requests = accepted(database, 3)
+    unpack(database)
+    requests += accepted(database, 3, first=4)
+    jobs = jobs_of(requests)
+    database.commit([Seal(batch(*jobs))])
+    change(path, "DELETE FROM jobs WHERE seq = 2")
+    found = sealed(database, 1)
+    assert contents(found.jobs) == contents([jobs[0], *jobs[2:]])
+    assert (database.totals.jobs, database.damaged_payloads) == (5, 1)
+
+
+def test_a_repair_keeps_the_stored_ranges_of_blocks(path: Path, database: Database) -> None:
+    """Stored payloads would be stored again where their ranges are lost in the file."""
+    database._hidden.sound = True
+    requests = accepted(database, 6)
+    database.commit([Settle(batch(*requests[0].jobs[1:3], sealed=False))])
+    change(path, "DELETE FROM stored")
+    assert database._repair(corrupt("malformed"))
+    assert seqs(database) == [1, 4, 5, 6]
+    with closing(Database(killed(path, "killed"))) as again:
+        assert seqs(again) == [1, 4, 5, 6]
 
 
 def test_a_lost_block_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
