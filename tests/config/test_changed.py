@@ -27,6 +27,16 @@ def test_defaults_are_not_shown() -> None:
     assert shown(MAX_QUEUE="10000", BATCH_LINGER="1000ms", MAX_QUEUE_BYTES="65536KiB") == {}
 
 
+def test_a_default_that_depends_on_another_setting_is_not_shown() -> None:
+    """An operator would look for the line that sets KEY_TEMPLATE, and there is none."""
+    assert shown(STREAMS="clicks") == {"STREAMS": "clicks"}
+    required = {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}
+    assert shown(**required) == required
+    changed = changed_settings(config.load({"STREAMS": "clicks", "KEY_TEMPLATE": "{stream}/{id}"}))
+    default = "{stream}/dt={date}/hour={hour}/{id}.ndjson"
+    assert ("KEY_TEMPLATE", "{stream}/{id}", default) in changed
+
+
 @pytest.mark.parametrize(
     ("name", "text", "value", "default"),
     [

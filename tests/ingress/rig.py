@@ -14,7 +14,7 @@ import trio
 
 from payloadd.config import settings as config
 from payloadd.ingress.admission import open_admission
-from payloadd.ingress.api import make_app
+from payloadd.ingress.api import description_of, make_app
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.request_memory import RequestMemory
@@ -67,6 +67,7 @@ class FakeIntake(Intake):
         self.open.set()
         self.keeps = True
         self.uploads = UploadWatch()
+        self.unstored = None
 
     @property
     def durable(self) -> bool:
@@ -240,8 +241,12 @@ class Rig:
 
     def counted(self, code: int) -> float:
         """Return how many answers with this status were counted."""
-        name, labels = "payloadd_requests_total", {"code": str(code)}
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+        return sum(
+            sample.value
+            for family in self.metrics.requests.collect()
+            for sample in family.samples
+            if sample.name == "payloadd_requests_total" and sample.labels["code"] == str(code)
+        )
 
 
 @asynccontextmanager
@@ -266,21 +271,22 @@ async def running(
     submitter = rig.submitter = Submitter(
         rig.intake, rig.health, rig.settings, memory, admission, routes
     )
-    fast_path = rig.fast_path = (
-        FastPath(submitter, rig.health, rig.metrics, refusals)
-        if HAS_FAST_PATH and app is None
-        else None
-    )
-    app = app or make_app(submitter, rig.health, refusals, rig.settings)
+    fast_path = None
+    if app is None:
+        app = make_app(submitter, rig.health, refusals, rig.settings)
+        if HAS_FAST_PATH:
+            fast_path = FastPath(submitter, rig.health, rig.metrics, refusals, description_of(app))
+    rig.fast_path = fast_path
     rig.listeners = await open_listeners(rig.settings.bind)
     certificates = open_certificates(rig.settings)
-    count = rig.metrics.count_request
+    count = rig.metrics.requests.count
     per_client = rig.settings.max_connections_per_client
     server_options = ServerOptions(
         *(max_connections, fast_path, certificates, memory, count, refusals, per_client),
         proxies=rig.settings.trusted_proxies or (),
         proxy_headers=rig.settings.client_address == "proxy",
         cors=submitter.cors,
+        metrics=rig.metrics.requests,
         **(options or {}),
     )
 

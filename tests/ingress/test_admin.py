@@ -141,7 +141,7 @@ async def test_metrics_are_in_prometheus_text_format_and_show_the_drain() -> Non
 async def test_metrics_are_in_openmetrics_format_if_it_is_asked_for() -> None:
     """A Prometheus that asks for OpenMetrics would get the older format."""
     admin = Admin("serving")
-    admin.metrics.count_request(202)
+    admin.metrics.requests.count(202)
     accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3"
     async with admin.client() as client:
         answer = await client.get("/metrics", headers={"Accept": accept})

@@ -40,6 +40,8 @@ def test_every_line_is_json_with_time_level_and_event() -> None:
     ours, library, failure = (json.loads(line) for line in stream.getvalue().splitlines())
     assert ours.items() >= {"event": "stored", "payloads": 3, "level": "info"}.items()
     assert ours["timestamp"].endswith("Z")
+    for line in (ours, library, failure):
+        assert [*line][:3] == ["timestamp", "level", "event"]
     assert library["event"] == "half done"
     assert failure["exception"][0]["exc_type"] == "ValueError"
 

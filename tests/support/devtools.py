@@ -66,6 +66,14 @@ class Browser:
 
     async def call(self, method: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
         """Call a method of the protocol and return its result."""
+        return _result(await self._answer(method, **arguments))
+
+    async def _evaluate(self, expression: str) -> dict[str, Any]:
+        return await self._answer(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
+
+    async def _answer(self, method: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
         self._calls += 1
         number = self._calls
         text = json.dumps({"id": number, "method": method, "params": arguments})
@@ -73,10 +81,8 @@ class Browser:
         with trio.fail_after(_WITHIN):
             while number not in self._results:
                 await self._changed.wait()
-        answer = self._results.pop(number)
-        assert "error" not in answer, answer
-        result: dict[str, Any] = answer["result"]
-        return result
+        answer: dict[str, Any] = self._results.pop(number)
+        return answer
 
     async def open(self, url: str) -> None:
         """Open a page and collect what it logs from then on."""
@@ -87,20 +93,21 @@ class Browser:
 
     async def run(self, expression: str) -> Any:  # noqa: ANN401 - JSON
         """Return the value of a JavaScript expression; a promise is awaited."""
-        result = await self.call(
-            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
-        )
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
+        return _value(await self._evaluate(expression))
 
     async def wait_for(self, expression: str, within: float = _WITHIN) -> None:
-        """Wait until a JavaScript expression is true; while it raises, it is not."""
+        """Wait until a JavaScript expression is true.
+
+        While it raises, or while the page reloads itself, it is not.
+        """
         guarded = f"(() => {{ try {{ return {expression} }} catch {{ return false }} }})()"
         with trio.move_on_after(within):
-            # A page reports no such change.
-            while not await self.run(guarded):  # noqa: ASYNC110
+            while True:
+                answer = await self._evaluate(guarded)
+                if not _is_of_a_left_page(answer) and _value(answer):
+                    return
+                # A page reports no such change.
                 await trio.sleep(0.1)
-            return
         shown = await self.run("document.body.innerText")
         raise AssertionError(f"{expression} was not true within {within} s:\n{shown}")
 
@@ -138,6 +145,23 @@ class Browser:
             self.complaints.append(document["params"]["entry"]["text"])
         elif document["method"] == "Runtime.exceptionThrown":
             self.complaints.append(str(document["params"]["exceptionDetails"]))
+
+
+def _result(answer: dict[str, Any]) -> dict[str, Any]:
+    assert "error" not in answer, answer
+    result: dict[str, Any] = answer["result"]
+    return result
+
+
+def _value(answer: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
+    result = _result(answer)
+    assert "exceptionDetails" not in result, result
+    return result["result"].get("value")
+
+
+def _is_of_a_left_page(answer: dict[str, Any]) -> bool:
+    """Return whether a page was reloaded, or left for another one, during an evaluation."""
+    return "navigated" in answer.get("error", {}).get("message", "")
 
 
 @asynccontextmanager

@@ -146,10 +146,11 @@ class Wants:
 
 @dataclass(frozen=True)
 class Rejects:
-    """Refuse requests with a header whose name begins with ``prefix``."""
+    """Refuse requests with a header whose name begins with ``prefix``, and has ``value`` if set."""
 
     prefix: str
     refusal: Refusal
+    value: str = ""
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,10 @@ def choose(  # noqa: PLR0911, C901, PLR0912 - a table, one case for each behavio
             missing = request.method == "PUT" and behaviour.header not in request.headers
             return behaviour.refusal if missing else TAKE
         case Rejects():
-            found = any(name.startswith(behaviour.prefix) for name in request.headers)
+            found = any(
+                name.startswith(behaviour.prefix) and behaviour.value in {"", text}
+                for name, text in request.headers.items()
+            )
             return behaviour.refusal if found else TAKE
         case Locked():
             return behaviour.refusal if request.method == "PUT" and known else TAKE

@@ -32,9 +32,10 @@ async def test_every_refused_request_is_in_the_log(tmp_path: Path) -> None:
             assert (await stream.receive_some()).startswith(b"HTTP/1.1 400 ")
         metrics = await daemon.metrics()
         counts = {
-            code: metrics[f'payloadd_requests_total{{code="{code}"}}'] for code in (422, 404, 400)
+            (code, route): metrics[f'payloadd_requests_total{{code="{code}",route="{route}"}}']
+            for code, route in ((422, "payloads"), (404, "other"), (400, "other"))
         }
-        assert counts == {422: FLOOD, 404: 1, 400: 1}
+        assert counts == {(422, "payloads"): FLOOD, (404, "other"): 1, (400, "other"): 1}
         daemon.signal(signal.SIGTERM)
         assert await daemon.wait() == 0
     lines = daemon.events("request_refused")

@@ -173,7 +173,10 @@ async def test_the_page_fits_a_phone_follows_the_scheme_and_shows_the_focus(
             await browser.wait_for(f"{OVERFLOW} <= 0", 10)
         back = "getComputedStyle(document.body).backgroundColor"
         await browser.wait_for(f"{back} === 'rgb(255, 255, 255)'")
+        await browser.run("window.isLight = true")
         await browser.show_as(390, 800, "dark")
+        # The page reloads itself, so that its plots are drawn in the other colours.
+        await browser.wait_for("window.isLight === undefined && document.readyState === 'complete'")
         await browser.wait_for(f"{back} === 'rgb(13, 17, 23)'")
         await browser.wait_for(f"{VERDICT}.startsWith('All is well')")
         focused = set()

@@ -53,7 +53,7 @@ async def test_streams_have_objects_and_counters_of_their_own(
     """Payloads would be mixed, or the operator of one stream see the figures of another."""
     env = {"STREAMS": "clicks,errors", "BATCH_LINGER": "50ms", "DURABILITY": durability}
     async with running_daemon(tmp_path, env) as daemon:
-        assert daemon.event("listening")["streams"] == ["clicks", "errors"]
+        assert daemon.event("listening")["streams"] == ["default", "clicks", "errors"]
         for number in range(3):
             for size, name in enumerate(NAMES, start=1):
                 body = b"".join(b'"%s %d %d"\n' % (name.encode(), number, i) for i in range(size))
@@ -115,7 +115,7 @@ async def test_a_daemon_without_streams_names_none(tmp_path: Path) -> None:
     async with running_daemon(tmp_path, {"BATCH_LINGER": "0s"}) as daemon:
         await post(daemon.url, [b"1"])
         await daemon.wait_until_stored(1)
-        assert "streams" not in daemon.event("listening")
+        assert daemon.event("listening")["streams"] == ["default"]
 
 
 async def test_wrong_names_of_streams_refuse_the_start(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import NoReturn
 import click
 import trio
 
-from payloadd import __version__, open_files
+from payloadd import open_files
+from payloadd.build_info import version_text
 from payloadd.cli.check import check
 from payloadd.cli.journal import journal
 from payloadd.cli.send import send
@@ -24,6 +25,8 @@ from payloadd.escaping import escape_controls
 from payloadd.exit_status import ExitStatus
 from payloadd.model.keys import key_problems
 from payloadd.observe import logs, standard_streams
+from payloadd.observe.status import wrong_settings_line
+from payloadd.observe.unhandled_errors import escape_unhandled_errors
 from payloadd.systemd.notify import Notifier, is_journal
 
 log = logs.get_logger(__name__)
@@ -45,10 +48,18 @@ def _settings_table() -> str:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(__version__, prog_name="payloadd")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda context, _, given: _print_version(context) if given else None,
+    help="Show version, commit and Python, and exit.",
+)
 def main() -> None:
     """Take JSON payloads by HTTP POST and store them in S3."""
     standard_streams.open_missing()
+    escape_unhandled_errors()
 
 
 main.add_command(journal)
@@ -64,7 +75,10 @@ def serve_command() -> None:
     Without settings it listens on 127.0.0.1:8080 (admin on 127.0.0.1:8081) and writes objects to
     ./payloadd-data.
     """
-    settings = _load()
+    try:
+        settings = config.load(check=key_problems)
+    except SettingsError as error:
+        _fail_as_logged(error, config.for_log())
     logs.configure(settings, journald=is_journal(sys.stderr))
     _warn_of_misspelt_names()
     # SIGABRT, which systemd's watchdog sends, writes the stacks of all threads to the log.
@@ -77,7 +91,7 @@ def serve_command() -> None:
 
         status = trio.run(service.run, settings)
     except SettingsError as error:
-        _fail(error)
+        _fail_as_logged(error, settings)
     _exit(status)
 
 
@@ -102,6 +116,11 @@ def check_command(*, create: bool) -> None:
     _exit(ExitStatus.DRAINED if good else ExitStatus.WRONG_SETTINGS)
 
 
+def _print_version(context: click.Context) -> None:
+    click.echo(version_text())
+    context.exit()
+
+
 def _load() -> config.Settings:
     try:
         return config.load(check=key_problems)
@@ -114,11 +133,29 @@ def _warn_of_misspelt_names() -> None:
         log.warning("names_ignored", similar=names, note="these variables are no settings")
 
 
+def _fail_as_logged(error: SettingsError, settings: config.Settings) -> NoReturn:
+    """Report wrong settings in the format of the log, and end the process."""
+    journald = is_journal(sys.stderr)
+    if settings.log_format == "text" or (
+        not journald and logs.is_text(settings.log_format, sys.stderr)
+    ):
+        _fail(error)
+    logs.configure(settings, journald=journald)
+    for problem in error.problems:
+        log.error("settings_wrong", setting=problem.partition(":")[0], problem=problem)
+    _end_with_wrong_settings(error)
+
+
 def _fail(error: SettingsError) -> NoReturn:
+    """Report wrong settings as lines for readers, and end the process."""
     mark = logs.priority_prefix("error") if is_journal(sys.stderr) else ""
     for problem in error.problems:
         standard_streams.write_line(f"{mark}payloadd: {escape_controls(problem)}", error=True)
-    Notifier().status("wrong settings: " + "; ".join(error.problems))
+    _end_with_wrong_settings(error)
+
+
+def _end_with_wrong_settings(error: SettingsError) -> NoReturn:
+    Notifier().status(wrong_settings_line(error.problems))
     _exit(ExitStatus.WRONG_SETTINGS)
 
 

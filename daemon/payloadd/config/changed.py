@@ -6,8 +6,8 @@ import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
-from payloadd.config.parsers import FileUrl, S3Url, TrustedPeers
-from payloadd.config.settings import Settings, names_of
+from payloadd.config.parsers import FileUrl, S3Url, TrustedPeers, size_text
+from payloadd.config.settings import Settings, default_text, names_of
 from payloadd.escaping import escape_controls
 from payloadd.redaction import hide_userinfo
 
@@ -19,7 +19,6 @@ NOT_SHOWN: Final = "(not shown)"
 _SIZE: Final = re.compile(r"[0-9]+[KMG]iB")
 _DURATION: Final = re.compile(r"[0-9]+(?:ms|s|m|h)")
 """The defaults of the settings that are sizes and durations."""
-_UNITS: Final = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def changed_settings(settings: Settings) -> list[tuple[str, str, str]]:
@@ -29,8 +28,9 @@ def changed_settings(settings: Settings) -> list[tuple[str, str, str]]:
     invisible characters are escaped.
     """
     found = []
+    values = {item.name: getattr(settings, item.name) for item in fields(settings)}
     for item in fields(settings):
-        default: str | None = item.metadata["default"]
+        default = default_text(item, values)
         value = getattr(settings, item.name)
         if value == (None if default is None else item.metadata["parse"](default)):
             continue
@@ -43,16 +43,15 @@ def _shown(item: Field[Any], value: object) -> str:
     """Return a value in the unit of its default, if it has one."""
     default = item.metadata["default"] or ""
     if isinstance(value, int) and _SIZE.fullmatch(default):
-        return _size_text(value)
+        return size_text(value)
     if isinstance(value, float) and _DURATION.fullmatch(default):
         return f"{value:g}s"
     return escape_controls(hide_userinfo(value_text(value)))
 
 
-def _size_text(size: int) -> str:
-    """Return a size in the largest unit of which it is a whole number."""
-    unit, name = next(((one, name) for one, name in _UNITS if size % one == 0), (1, "B"))
-    return f"{size // unit}{name}"
+def store_text(settings: Settings) -> str:
+    """Return STORE_URL without a password, for the log and the status page."""
+    return escape_controls(hide_userinfo(value_text(settings.store_url)))
 
 
 def value_text(value: Any) -> str:  # noqa: ANN401 - of any setting

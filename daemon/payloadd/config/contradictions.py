@@ -1,34 +1,87 @@
-"""Settings that are allowed alone and not together."""
+"""Settings that are allowed alone and not together.
+
+A message names the setting that an operator has set: the other one may be at its default.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from payloadd.config.parquet_schema import parquet_problems
+from payloadd.config.parsers import size_text
+from payloadd.config.shared_journal import shared_journal_problems
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
+
+_COMPLETE: Final = (
+    ("tls_cert", "tls_key"),
+    ("trusted_proxies", "client_address"),
+    ("aws_access_key_id", "aws_secret_access_key"),
+)
+"""Settings that need each other."""
+_NEEDS_TLS: Final = "tls_client_ca"
 
 
-def contradictions_of(values: Mapping[str, Any]) -> list[str]:
-    """Return a line for each contradiction in parsed settings, which may be incomplete."""
-    length = values.get("max_length", 0)
+def contradictions_of(values: Mapping[str, Any], given: Collection[str] = ()) -> list[str]:
+    """Return a line for each contradiction in parsed settings, which may be incomplete.
+
+    ``given`` are the names of the fields that an operator has set.
+    """
     problems = [
-        f"{name.upper()}: {values[name]} bytes is not allowed;"
-        f" allowed is MAX_LENGTH ({length} bytes) or more"
+        _too_long(values["max_length"], name, values[name], given)
         for name in ("max_queue_bytes", "max_request_bytes", "journal_max_bytes")
-        if length > values.get(name, length)
+        if values.get("max_length", 0) > values.get(name, values.get("max_length", 0))
     ]
-    tls = [values.get(name) for name in ("tls_cert", "tls_key", "tls_client_ca")]
-    if any(tls) and not all(tls[:2]):
-        problems.append("TLS_CERT, TLS_KEY: one of the two is missing; allowed is both or none")
-    proxies = [values.get("trusted_proxies"), values.get("client_address")]
-    if any(proxies) and not all(proxies):
-        problems.append(
-            "TRUSTED_PROXIES, CLIENT_ADDRESS: one of the two is missing; allowed is both or none"
+    for names in _COMPLETE:
+        needing = (*names, _NEEDS_TLS) if "tls_cert" in names else names
+        # A wrong value has a message of its own.
+        missing = [name for name in names if not values.get(name) and name in values]
+        present = [name for name in needing if values.get(name)]
+        if missing and present:
+            problems.append(_incomplete(missing, present))
+    return [
+        *problems,
+        *_too_long_linger(values),
+        *parquet_problems(values),
+        *shared_journal_problems(values),
+    ]
+
+
+def _too_long(length: int, name: str, limit: int, given: Collection[str]) -> str:
+    """Return the problem of a MAX_LENGTH that is larger than another setting."""
+    name, long, short = name.upper(), size_text(length), size_text(limit)
+    if name.lower() not in given:
+        return (
+            f"MAX_LENGTH: {long} is not allowed with {name}={short}, its default;"
+            f" allowed is at most {short}, or a larger {name}"
         )
-    keys = [values.get("aws_access_key_id"), values.get("aws_secret_access_key")]
-    if any(keys) and not all(keys):
-        problems.append(
-            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: one of the two is missing;"
-            " allowed is both or none"
+    if "max_length" not in given:
+        return (
+            f"{name}: {short} is not allowed; allowed is MAX_LENGTH ({long}, its default) or more"
         )
-    return problems
+    return (
+        f"MAX_LENGTH, {name}: {long} and {short} are not allowed together;"
+        f" allowed is a MAX_LENGTH of {name} at most"
+    )
+
+
+def _too_long_linger(values: Mapping[str, Any]) -> list[str]:
+    """Return the problem of requests that would time out before their batch is full."""
+    linger, timeout = values.get("batch_linger", 0), values.get("request_timeout", math.inf)
+    if values.get("durability") != "store" or linger < timeout:
+        return []
+    problem = (
+        f"BATCH_LINGER, REQUEST_TIMEOUT: {linger:g}s and {timeout:g}s are not allowed together with"
+        " DURABILITY=store, where requests wait for their batch; allowed is a BATCH_LINGER below"
+        " REQUEST_TIMEOUT"
+    )
+    return [problem]
+
+
+def _incomplete(missing: list[str], present: list[str]) -> str:
+    """Return the problem of settings that are not set, where others need them."""
+    absent, there = (", ".join(names).upper() for names in (missing, present))
+    are, is_ = ("is" if len(names) == 1 else "are" for names in (missing, present))
+    return f"{absent}: {are} not set, but {there} {is_}; allowed is all of them or none"

@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from payloadd.config.envelope import EnvelopeFields, envelope
+from payloadd.config.parquet_schema import (
+    ParquetSchema,
+    object_format,
+    parquet_schema,
+    sort_columns,
+)
 from payloadd.config.parsers import (
     Address,
     FileUrl,
@@ -30,6 +36,7 @@ from payloadd.config.parsers import (
     whole,
     words,
 )
+from payloadd.config.shared_journal import journal_url
 from payloadd.config.stream_names import streams
 
 if TYPE_CHECKING:
@@ -72,7 +79,7 @@ class DaemonSettings:
         )
     )
     max_connections: int = field(
-        metadata=setting("1024", whole(1, 100_000), "client connections at once")
+        metadata=setting("10000", whole(1, 100_000), "client connections at once")
     )
     max_connections_per_client: int | None = field(
         metadata=setting(None, whole(1, 100_000), "client connections at once from one address")
@@ -99,6 +106,9 @@ class DaemonSettings:
     streams: tuple[str, ...] | None = field(
         metadata=setting(None, streams, "names of streams besides the default one (comma list)")
     )
+    object_format: Literal["ndjson", "parquet"] = field(
+        metadata=setting("ndjson", object_format, "format of objects: ndjson or parquet")
+    )
     key_template: str = field(
         metadata=setting(KEY_TEMPLATE, words, "key of an object below the prefix")
     )
@@ -116,15 +126,31 @@ class DaemonSettings:
             "none", one_of("none", "gzip", "zstd"), "compression of objects: none, gzip or zstd"
         )
     )
-    durability: Literal["memory", "disk"] = field(
+    parquet_schema: ParquetSchema | None = field(
         metadata=setting(
-            "disk", one_of("disk", "memory"), "disk: 2xx after fsync; memory: lost on a crash"
+            None, parquet_schema, "file with the columns of Parquet, or auto: from each batch"
+        )
+    )
+    parquet_sort_by: tuple[str, ...] | None = field(
+        metadata=setting(None, sort_columns, "columns by which the rows of an object are sorted")
+    )
+    durability: Literal["memory", "store", "disk"] = field(
+        metadata=setting(
+            "disk",
+            one_of("disk", "store", "memory"),
+            "disk: 2xx after fsync; store: when the store has it; memory: lost on a crash",
         )
     )
     state_dir: Path = field(
         metadata=setting(
             "./payloadd-data", Path, "folder of the journal; $STATE_DIRECTORY under systemd"
         )
+    )
+    journal_url: str | None = field(
+        repr=False,
+        metadata=setting(
+            None, journal_url, "postgresql://...: a journal that machines share, not STATE_DIR"
+        ),
     )
     journal_max_bytes: int = field(
         metadata=setting("1GiB", size(1, 2**50), "largest journal; beyond it a POST gets 503")
@@ -194,7 +220,7 @@ class DaemonSettings:
     log_level: Literal["debug", "info", "warning", "error"] = field(
         metadata=setting(
             "info",
-            one_of("debug", "info", "warning", "error"),
+            one_of("debug", "info", "warning", "error", warn="warning"),
             "least severe level that is logged: debug, info, warning or error",
         )
     )

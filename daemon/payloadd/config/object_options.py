@@ -64,15 +64,17 @@ def header_word(what: str, pattern: str = r"[!-~]{1,1024}") -> Callable[[str], s
 
 
 def encryption(text: str) -> str:
-    """Parse the value of ``x-amz-server-side-encryption``."""
-    if text not in _SSE:
+    """Parse the value of ``x-amz-server-side-encryption``, in any case."""
+    name = next((one for one in _SSE if one.lower() == text.lower()), None)
+    if name is None:
         sse_c = re.search(r"sse-?c|customer", text, re.IGNORECASE) is not None
         raise ValueError("one of " + ", ".join(_SSE) + (_NO_SSE_C if sse_c else ""))
-    return text
+    return name
 
 
 def checksum(text: str) -> str:
-    """Parse the name of a checksum; those of awscrt are refused if it is not installed."""
+    """Parse the name of a checksum, in any case; those of awscrt are refused without it."""
+    text = text.lower()
     if text not in CHECKSUMS:
         raise ValueError("one of " + ", ".join(CHECKSUMS))
     if text in _WITH_AWSCRT and find_spec("awscrt") is None:
@@ -149,4 +151,5 @@ def contradictions(values: Mapping[str, Any]) -> list[str]:
     if not values.get("s3_sse_kms_key_id") or sse in _KMS:
         return []
     allowed = " or ".join(_KMS)
-    return [f"S3_SSE_KMS_KEY_ID: is set with S3_SSE={sse or ''}; allowed is S3_SSE={allowed}"]
+    present = f"is set with S3_SSE={sse}" if sse else "is set, but S3_SSE is not"
+    return [f"S3_SSE_KMS_KEY_ID: {present}; allowed is S3_SSE={allowed}"]

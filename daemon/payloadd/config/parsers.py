@@ -11,24 +11,48 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from payloadd.config.credential_files import PEM_BEGIN
+from payloadd.config.reasons import (
+    ACCESS_POINT,
+    LARGEST_PORT,
+    is_host,
+    is_unicode,
+    why_no_address,
+    why_no_endpoint,
+    why_no_store,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SIZE_UNITS: Final = {
-    "": 1,
-    "B": 1,
-    "kB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
+_SIZE_UNITS: Final[dict[str, int]] = {"": 1, "b": 1} | {
+    unit: base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for unit, base in (
+        (f"{letter}b", 1000),
+        (f"{letter}ib", 1024),
+        (f"{letter}i", 1024),
+        (letter, 1024),
+    )
 }
-_DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+"""Bytes by the unit in lower case. A letter alone counts in 1024, as in systemd and nginx."""
+_SIZE_NAMES: Final = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+_DURATION_UNITS: Final = {
+    name: seconds
+    for names, seconds in (
+        ("ms msec millisecond milliseconds", 0.001),
+        ("s sec secs second seconds", 1.0),
+        ("m min mins minute minutes", 60.0),
+        ("h hr hrs hour hours", 3600.0),
+        ("d day days", 86400.0),
+    )
+    for name in names.split()
+}
+"""Seconds by the unit in lower case."""
+_NUMBER: Final = r"[0-9]{1,12}(?:\.[0-9]{1,6})?"
+_DURATION_PART: Final = re.compile(rf"({_NUMBER})\s?([a-z]+)\s?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +131,6 @@ class S3Url:
     prefix: str
 
 
-_BUCKET: Final = r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]"
-_ACCESS_POINT: Final = (
-    r"arn:[a-z0-9-]+:s3[a-z-]*:[a-z0-9-]*:[0-9]{12}:"
-    r"(?:outpost[:/][a-z0-9-]+[:/])?accesspoint[:/][A-Za-z0-9.-]+"
-)
-"""ARN of an access point; its last part follows ``:`` or ``/``, as in AWS's tools."""
-
-
 def whole(least: int, most: int) -> Callable[[str], int]:
     """Return a parser of whole numbers from ``least`` to ``most``."""
 
@@ -134,42 +150,75 @@ def price(text: str) -> float:
 
 
 def size(least: int, most: int) -> Callable[[str], int]:
-    """Return a parser of sizes in bytes, written ``512KiB``, ``64MiB``, ``10MB``."""
+    """Return a parser of sizes in bytes, written ``512KiB``, ``10MB``, ``1.5G``, ``4096``.
+
+    ``10M`` is 10 MiB, ``10MB`` are 10,000,000 bytes. Capital letters mean the same.
+    """
 
     def parse(text: str) -> int:
-        match = re.fullmatch(r"([0-9]{1,12})\s?([A-Za-z]*)", text)
+        match = re.fullmatch(rf"({_NUMBER})\s?([a-z]*)", text.lower())
         if match and match[2] in _SIZE_UNITS:
-            value = int(match[1]) * _SIZE_UNITS[match[2]]
+            value = round(float(match[1]) * _SIZE_UNITS[match[2]])
             if least <= value <= most:
                 return value
         raise ValueError(
-            f"a size from {least} to {most} bytes, in B, kB, MB, GB, KiB, MiB or GiB (64MiB)"
+            f"a size from {size_text(least)} to {size_text(most)}, in bytes or with one of the"
+            " units kB, MB, GB (powers of 1000), KiB, MiB, GiB, K, M and G (powers of 1024)"
         )
 
     return parse
 
 
+def size_text(value: int) -> str:
+    """Return a size in the largest unit of which it is a whole number."""
+    unit, name = next((unit, name) for unit, name in _SIZE_NAMES if value % unit == 0)
+    return f"{value // unit}{name}"
+
+
 def duration(least: float, most: float) -> Callable[[str], float]:
-    """Return a parser of durations in seconds, written ``500ms``, ``30s``, ``5m``, ``1h``."""
+    """Return a parser of durations in seconds, written ``500ms``, ``30s``, ``1m30s``, ``30``.
+
+    A number without a unit is seconds.
+    """
 
     def parse(text: str) -> float:
-        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s?(ms|s|m|h)", text)
-        if match:
-            value = float(match[1]) * _DURATION_UNITS[match[2]]
-            if least <= value <= most:
-                return value
-        raise ValueError(f"a duration from {least:g}s to {most:g}s, in ms, s, m or h (30s)")
+        value = _seconds(text.lower())
+        if value is not None and least <= value <= most:
+            return value
+        raise ValueError(
+            f"a duration from {least:g}s to {most:g}s, in ms, s, m or h (30s, 1m30s);"
+            " a number alone is seconds"
+        )
 
     return parse
 
 
-def one_of(*allowed: str) -> Callable[[str], str]:
-    """Return a parser that accepts only the words ``allowed``."""
+def _seconds(text: str) -> float | None:
+    """Return the seconds of a duration in lower case, None if it is none."""
+    if re.fullmatch(_NUMBER, text):
+        return float(text)
+    parts = _DURATION_PART.findall(text)
+    if (
+        not parts
+        or _DURATION_PART.sub("", text)
+        or any(one not in _DURATION_UNITS for _, one in parts)
+    ):
+        return None
+    return sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts)
+
+
+def one_of(*allowed: str, **others: str) -> Callable[[str], str]:
+    """Return a parser that accepts only the words ``allowed``, in any case.
+
+    ``others`` are words that are accepted too, each with the word that it stands for.
+    """
+    known = {word.lower(): word for word in allowed} | others
 
     def parse(text: str) -> str:
-        if text not in allowed:
+        word = known.get(text.lower())
+        if word is None:
             raise ValueError("one of " + ", ".join(allowed))
-        return text
+        return word
 
     return parse
 
@@ -199,9 +248,11 @@ def address(text: str) -> Address:
     """Parse ``host:port``, ``[v6]:port`` or ``unix:/path``."""
     if text.startswith("unix:/"):
         return UnixAddress(text.removeprefix("unix:"))
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/@]+)):([0-9]{1,5})", text)
-    if not match or int(match[3]) > 65535:  # noqa: PLR2004 - the largest port there is
-        raise ValueError("host:port, [v6]:port or unix:/path (port 0 to 65535)")
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:*\[\]/@]+)):([0-9]{1,5})", text)
+    if not match or int(match[3]) > LARGEST_PORT or not is_host(match[1], match[2]):
+        raise ValueError(
+            "host:port, [v6]:port or unix:/path (port 0 to 65535); " + why_no_address(text)
+        )
     return TcpAddress(match[1] or match[2], int(match[3]))
 
 
@@ -212,42 +263,38 @@ def addresses(text: str) -> tuple[Address, ...]:
 
 def address_or_off(text: str) -> Address | None:
     """Parse an address; returns None for ``off``."""
-    if text == "off":
+    if text.lower() == "off":
         return None
     try:
         return address(text)
     except ValueError as error:
-        raise ValueError(f"{error}, or off") from None
+        raise ValueError(f"off, or {error}") from None
 
 
 def store_url(text: str) -> FileUrl | S3Url:
     """Parse ``s3://bucket[/prefix]`` or ``file:///path``."""
-    if re.fullmatch(r"file://(?:(?!%00)[^\0])+", text):
-        path = unquote(text.removeprefix("file://"))
+    scheme, mark, rest = text.partition("://")
+    kind = scheme.lower() + mark
+    if kind == "file://" and re.fullmatch(r"(?:(?!%00)[^\0])+", rest):
+        path = unquote(rest)
         # Refuse file://user:password@host/path: it names another machine.
         if path.startswith(("/", ".")) or not re.search("[:@]", path):
             return FileUrl(Path(path))
-    match = re.fullmatch(rf"s3://({_BUCKET}|{_ACCESS_POINT})((?:/.*)?)", text)
-    if not match:
-        raise ValueError(
-            "s3://bucket[/prefix] or file:///path; a bucket's name has 3 to 63 characters, of"
-            " a-z 0-9 . _ -, and begins and ends with a letter or digit"
-        )
-    return S3Url(match[1], match[2].strip("/"))
+    if kind == "s3://":
+        match = re.fullmatch(rf"({ACCESS_POINT}|[^/]*)((?:/.*)?)", rest)
+        if match and why_no_store(kind, match[1], match[2]) is None:
+            return S3Url(match[1], match[2].strip("/"))
+    bucket, _, prefix = rest.partition("/")
+    raise ValueError(f"s3://bucket[/prefix] or file:///path; {why_no_store(kind, bucket, prefix)}")
 
 
 def endpoint_url(text: str) -> str:
     """Parse an http(s) URL without credentials, query or fragment."""
-    try:
-        parts = urlsplit(text)
-        # A label of a host name has 63 bytes at most (RFC 1035, section 2.3.4).
-        labels = max(map(len, (parts.hostname or "").split(".")))
-        good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-        good = good and labels <= 63 and text.isascii()  # noqa: PLR2004 - see above
-    except ValueError:
-        good = False
-    if not good or "@" in text or "?" in text or "#" in text:
-        raise ValueError("http://host[:port] or https://host[:port], without user, query, fragment")
+    reason = why_no_endpoint(text)
+    if reason is not None:
+        raise ValueError(
+            "http://host[:port] or https://host[:port], without user, query, fragment; " + reason
+        )
     return text.rstrip("/")
 
 
@@ -260,19 +307,18 @@ def region(text: str) -> str:
 
 def words(text: str) -> str:
     """Parse any UTF-8 text that is not blank."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("a text in UTF-8") from None
+    if not is_unicode(text):
+        raise ValueError("a text in UTF-8")
     if not text.strip():
         raise ValueError("a text that is not empty")
     return text
 
 
 def rate(text: str) -> Rate:
-    """Parse ``100/s``, ``6000/m`` or ``100/s burst 500``. Without a burst it is one second's."""
-    found = re.fullmatch(r"([0-9]{1,9})/(s|m|h)(?: burst ([0-9]{1,9}))?", text)
-    if found is None or not int(found[1]) or found[3] == "0":
+    """Parse ``100/s``, ``6000/min`` or ``100/s burst 500``. Without a burst it is one second's."""
+    found = re.fullmatch(r"([0-9]{1,9})\s?/\s?([a-z]+)(?:,? burst ([0-9]{1,9}))?", text.lower())
+    known = found is not None and found[2] in _DURATION_UNITS
+    if found is None or not known or not int(found[1]) or found[3] == "0":
         raise ValueError("a number of requests, such as 100/s or 100/s burst 500")
     per_second = int(found[1]) / _DURATION_UNITS[found[2]]
     return Rate(per_second, int(found[3] or max(1, int(per_second))), text)

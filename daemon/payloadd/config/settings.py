@@ -50,6 +50,9 @@ __all__ = [
 ]
 
 
+_SENT_AS_HEADER: Final = "visible ASCII characters, without spaces"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(DaemonSettings):
     """All settings, parsed: sizes in bytes, durations in seconds."""
@@ -90,6 +93,13 @@ class Settings(DaemonSettings):
     s3_checksum: str = field(
         metadata=setting("crc32", checksum, "crc32, crc32c, crc64nvme, sha256 or none")
     )
+    s3_content_encoding: Literal["on", "off"] = field(
+        metadata=setting(
+            "off",
+            one_of("on", "off"),
+            "on: compressed objects have a Content-Encoding, so that HTTP clients decompress them",
+        )
+    )
     s3_if_none_match: Literal["auto", "on", "off"] = field(
         metadata=setting(
             "auto", one_of("auto", "on", "off"), "let S3 keep an object that exists; auto: repeats"
@@ -110,13 +120,17 @@ class Settings(DaemonSettings):
         metadata=setting(None, endpoint_url, "S3 endpoint other than AWS's")
     )
     aws_access_key_id: str | None = field(
-        repr=False, metadata=setting(None, words, "static access key")
+        repr=False,
+        metadata=setting(None, header_word(_SENT_AS_HEADER, "[!-~]+"), "static access key"),
     )
     aws_secret_access_key: str | None = field(
         repr=False, metadata=setting(None, words, "static secret key")
     )
     aws_session_token: str | None = field(
-        repr=False, metadata=setting(None, words, "session token of temporary keys")
+        repr=False,
+        metadata=setting(
+            None, header_word(_SENT_AS_HEADER, "[!-~]+"), "session token of temporary keys"
+        ),
     )
     aws_ca_bundle: Path | None = field(
         metadata=setting(None, pem_file, "authorities of the certificates of S3, PEM")
@@ -164,30 +178,58 @@ def load(
     environ = os.environ if environ is None else environ
     credentials, problems = _read_credentials(environ)
     values: dict[str, object] = {}
+    given = set()
     for item in fields(Settings):
         names = names_of(item.name)
         name, text = _find(names, environ, credentials)
-        text = _default(item, values) if text is None else text
+        if text is None:
+            text = default_text(item, values)
+        else:
+            given.add(item.name)
         try:
-            values[item.name] = None if text is None else item.metadata["parse"](text)
+            values[item.name] = _parsed(item, text)
         except ValueError as error:
             shown = repr(hide_userinfo(str(text))) if item.repr else "(not shown)"
-            problems.append(f"{name}: {shown} is not allowed; allowed is {error}")
+            problems.append(f"{name}: {shown} is not allowed; allowed is {error}{_hint(text)}")
     problems += not_built_problems(lambda name: _find((name,), environ, credentials)[1] is not None)
-    problems += contradictions_of(values) + contradictions(values)
+    problems += contradictions_of(values, given) + contradictions(values)
     problems += [] if check is None else check(values)
     if problems:
         raise SettingsError(problems)
     return Settings(**cast("dict[str, Any]", values))
 
 
-def _default(item: Field[Any], values: Mapping[str, object]) -> str | None:
+def for_log(environ: Mapping[str, str] | None = None) -> Settings:
+    """Return the defaults, with LOG_FORMAT of the environment if its value is valid.
+
+    Messages about wrong settings are logged with it.
+    """
+    environ = os.environ if environ is None else environ
+    try:
+        return load({"LOG_FORMAT": environ.get("LOG_FORMAT", "")})
+    except SettingsError:
+        return load({})
+
+
+def _parsed(item: Field[Any], text: str | None) -> object:
+    """Return the value of a setting; spaces around it do not count. Raises ValueError."""
+    return None if text is None else item.metadata["parse"](text.strip() or text)
+
+
+def _hint(text: str | None) -> str:
+    """Return a clause about quotes, which some programs that set the environment keep."""
+    quoted = text is not None and len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return " (the quotes around it are a part of the value)" if quoted else ""
+
+
+def default_text(item: Field[Any], values: Mapping[str, object]) -> str | None:
     """Return the default of a setting, which may depend on a setting that was parsed before.
 
     Source of S3_CHECKSUM: AWS SDKs and Tools reference guide, "Data Integrity Protections".
     """
-    if item.name == "key_template" and values.get("streams"):
-        return "{stream}/" + KEY_TEMPLATE
+    if item.name == "key_template":
+        suffix = ".ndjson" if values.get("object_format") == "parquet" else ""
+        return ("{stream}/" if values.get("streams") else "") + KEY_TEMPLATE.removesuffix(suffix)
     if item.name == "s3_checksum":
         required = values.get("aws_request_checksum_calculation") == "when_required"
         return "none" if required else "crc32"

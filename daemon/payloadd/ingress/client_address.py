@@ -8,7 +8,7 @@ client's. Anything in front of it may have been written by the client.
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
@@ -56,13 +56,25 @@ def _address_in(entry: str, mode: Mode) -> str | None:
             return None
         text = found["quoted"] if found["token"] is None else found["token"]
     try:
-        return str(ip_address(text))
+        return without_mapping(text)
     except ValueError:
         pass
     node = _NODE.fullmatch(text)
     if node is None:
         return None
     try:
-        return str(ip_address(node["v6"] or node["v4"]))
+        return without_mapping(node["v6"] or node["v4"])
     except ValueError:
         return None
+
+
+def without_mapping(text: str) -> str:
+    """Return an IP address as text, an IPv4-mapped one (RFC 4291, section 2.5.5.2) as IPv4.
+
+    Sockets for both protocols and some proxies state IPv4 addresses so: one client would have two
+    addresses. Raises ValueError for a text that is no address.
+    """
+    address = ip_address(text)
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(address)

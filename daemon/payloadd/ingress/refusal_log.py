@@ -12,12 +12,12 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from payloadd.ingress.client_address import without_mapping
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from trio.socket import SocketType
+    from socket import socket
 
     from payloadd.ingress.problem import Problem
 
@@ -127,13 +127,16 @@ def describe(head: bytes) -> RequestDescription:
     )
 
 
-def address_of_client(socket: SocketType) -> str | None:
+def address_of_client(connected: socket) -> str | None:
     """Return the address of the peer, ``unix`` for a Unix socket, None if the client is gone."""
     try:
-        peer = socket.getpeername()
+        peer = connected.getpeername()
     except OSError:
         return None
-    return str(peer[0]) if isinstance(peer, tuple) else "unix"
+    if not isinstance(peer, tuple):
+        return "unix"
+    address = str(peer[0])
+    return without_mapping(address) if address.startswith("::ffff:") else address
 
 
 def _shortened(text: str | None) -> str | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from payloadd.config.stream_names import DEFAULT_STREAM, NAME_RULE, is_stream_name
 from payloadd.ingress.problem import Problem
 from payloadd.model.streams import DEFAULT as DEFAULT_NUMBER
+from payloadd.observe.request_metrics import OTHER, PAYLOAD, PAYLOADS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +22,19 @@ METHODS: Final = ("POST", "PUT")
 BEGINNINGS: Final = tuple(f"{method} {DOCUMENTS}".encode("ascii") for method in METHODS)
 """The beginnings of the first lines of all routes."""
 _UNKNOWN: Final = -1
+_LABELS: Final = {
+    COLLECTIONS: PAYLOADS,
+    DOCUMENTS: PAYLOAD,
+    "/healthz": "healthz",
+    "/readyz": "readyz",
+    "/metrics": "metrics",
+    "/openapi.json": "openapi",
+    "": "page",
+    "/status.json": "page",
+}
+"""The labels ``route`` of metrics by path."""
+_LABELS_BELOW: Final = {COLLECTIONS: PAYLOADS, DOCUMENTS: PAYLOAD, "/page": "page"}
+"""Those of all paths that have one part more."""
 _SHOWN_NAME: Final = 80
 """Characters of a stream's name that an answer and a line of the log repeat."""
 
@@ -68,6 +82,25 @@ class Routes:
     def stream(self, name: str) -> Stream:
         """Return the stream with a name, which may be any text."""
         return self._streams.get(name) or Stream(name, _UNKNOWN)
+
+
+def has_odd_slashes(raw_path: bytes) -> bool:
+    """Return whether a path has a percent-encoded slash, or begins with two slashes.
+
+    An encoded slash is data and no delimiter (RFC 3986, section 2.2), but it is decoded before the
+    path is compared, and further slashes at the beginning are ignored. So the path would mean
+    another one than to a proxy that checks paths.
+    """
+    return b"%2f" in raw_path.lower() or raw_path.startswith(b"//")
+
+
+def route_label(path: str) -> str:
+    """Return the label ``route`` of a path in metrics, one of a fixed set.
+
+    The path may be any text. All streams have the label of the path without a stream.
+    """
+    path = path.removesuffix("/")
+    return _LABELS.get(path) or _LABELS_BELOW.get(path.rpartition("/")[0], OTHER)
 
 
 def unknown_stream(name: str) -> Problem:

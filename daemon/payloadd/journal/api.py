@@ -48,15 +48,24 @@ from typing import TYPE_CHECKING, Protocol
 
 from payloadd.errors import RefusedError
 from payloadd.journal.fingerprint import fingerprint
+from payloadd.model.stored_objects import StoredObjects
 from payloadd.model.streams import DEFAULT
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from payloadd.model.job import Batch, Job, Part
 
-__all__ = ["Journal", "JournalListener", "OutcomeCallback", "Receipt", "fingerprint"]
+__all__ = [
+    "Journal",
+    "JournalListener",
+    "OutcomeCallback",
+    "Receipt",
+    "StoreOutcome",
+    "UnstoredRequests",
+    "fingerprint",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,41 @@ OutcomeCallback = Callable[[Receipt | RefusedError], None]
 
 It must not raise, and must return within microseconds: all requests of the commit wait for it.
 """
+
+
+StoreOutcome = StoredObjects | RefusedError
+"""The outcome of a request that waits for the store: its objects, or the error of its answer."""
+
+
+class UnstoredRequests(Protocol):
+    """The requests that are answered when the store has all of their payloads.
+
+    Only ``DURABILITY=store`` has them: there the callback of ``Journal.append`` is called when the
+    request is queued, and calls ``wait``.
+    """
+
+    given_up: Callable[[], object]
+    """Called after requests were given up: their jobs are in memory for nothing."""
+
+    def wait(self, done: Callable[[Receipt, StoreOutcome], object]) -> None:
+        """Call ``done`` with the outcome of the request of which ``append`` passes the receipt.
+
+        Its first argument is that receipt. Only the callback of ``append`` may call it. ``done`` is
+        called once, before this returns if the outcome is known, and must not raise.
+        """
+        ...
+
+    def wants(self, job: Job) -> bool:
+        """Return whether the request of ``job`` waits for it: it is neither stored nor given up."""
+        ...
+
+    def wait_no_longer_than(self, seconds: float) -> None:
+        """Give up all requests, also later ones, ``seconds`` from now: the daemon drains."""
+        ...
+
+    async def run(self) -> None:
+        """Answer requests until cancelled."""
+        ...
 
 
 class Journal(Protocol):
@@ -120,7 +164,8 @@ class Journal(Protocol):
     async def seal(self, batch: Batch) -> None:
         """Make the members and the key of ``batch`` durable, and return then.
 
-        Never fails: it waits for as long as the disk refuses writes.
+        It waits for as long as the disk refuses writes. Raises LaneLostError, and nothing else, if
+        another process has taken over the jobs of the batch; then it must not be uploaded.
         """
         ...
 
@@ -192,6 +237,20 @@ class JournalListener(Protocol):
         """Note the members of a sealed batch of an earlier run, which go straight to a worker."""
         ...
 
+    def taken_over(self, newest: Mapping[int, int], payloads: int) -> None:
+        """Note the jobs of a lane of a shared journal that this process stores from now on.
+
+        The streams are new ones of the pipeline. ``newest`` and ``payloads`` are as for ``opened``.
+        """
+        ...
+
+    def taken_away(self, streams: Collection[int], payloads: int) -> None:
+        """Forget the jobs of these streams: another process stores them.
+
+        ``payloads``: those that were neither stored nor dead.
+        """
+        ...
+
     def closed(self, payloads: int) -> None:
         """Note the payloads that are in the journal at its end: neither stored nor dead."""
         ...
@@ -204,6 +263,17 @@ class JournalListener(Protocol):
 
     def accepted_in(self, stream: int, payloads: int) -> None:
         """Count payloads of a stream other than the default one; ``accepted`` has them, too."""
+        ...
+
+    def taken(self, payloads: int) -> None:
+        """Count payloads that are queued and not acknowledged; ``acknowledged`` may follow."""
+        ...
+
+    def acknowledged(self, seq: int, payloads: int) -> None:
+        """Count payloads that ``taken`` has counted, as acknowledged; ``seq`` is of their stream.
+
+        It has the effect of ``accepted`` and ``accepted_in``.
+        """
         ...
 
     def revived(self, payloads: int) -> None:

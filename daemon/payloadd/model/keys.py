@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from string import Formatter
 from typing import TYPE_CHECKING, Any, Final
 
+from payloadd.config.daemon_settings import KEY_TEMPLATE
 from payloadd.config.parsers import S3Url
 from payloadd.config.stream_names import DEFAULT_STREAM
 from payloadd.model.formats import FORMATS
@@ -37,6 +38,7 @@ _PERIODS: Final = {"date": 86_400_000, "hour": 3_600_000, "minute": 60_000}
 """The fields of time, and the milliseconds for which the value of each stays the same."""
 _ALLOWED: Final = ", ".join(f"{{{name}}}" for name in _FIELDS)
 _LONGEST_KEY: Final = 1024  # bytes of UTF-8: S3, "Object key naming guidelines"
+_SUFFIX: Final = ".ndjson"  # the default template has none with OBJECT_FORMAT=parquet
 _LONGEST_SEGMENT: Final = 240  # NAME_MAX is 255; FileStore's temporary name takes five more
 _LONGEST_SUFFIX: Final = max(len(one.suffix) for one in FORMATS.values())
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -146,10 +148,19 @@ def key_problems(values: Mapping[str, Any]) -> list[str]:
     text, url = values.get("key_template"), values.get("store_url")
     if text is None:
         return []
+    prefix = url.prefix if isinstance(url, S3Url) else ""
     try:
-        template = KeyTemplate.parse(text, prefix=url.prefix if isinstance(url, S3Url) else "")
+        template = KeyTemplate.parse(text)
     except ValueError as error:
         return [f"KEY_TEMPLATE: {text!r} is not allowed; allowed is {error}"]
+    if not _fits(template._longest(), prefix):  # noqa: SLF001 - of this module
+        is_default = text.removesuffix(_SUFFIX).endswith(KEY_TEMPLATE.removesuffix(_SUFFIX))
+        names = "STORE_URL" if is_default else "STORE_URL, KEY_TEMPLATE"
+        problem = (
+            f"{names}: the prefix has {len(prefix.encode())} bytes; allowed are"
+            f" {_LONGEST_KEY} bytes with the longest key and the longest suffix behind it"
+        )
+        return [problem]
     if values.get("streams") and not template.names_stream:
         problem = (
             f"KEY_TEMPLATE: {text!r} is not allowed with STREAMS; allowed is a template with"
@@ -179,7 +190,10 @@ def _split(text: str) -> list[tuple[str, str | None]]:
         raise ValueError(f"{_ALLOWED}, and {{{{ }}}} for braces ({error})") from None
     for _, name, spec, conversion in parsed:
         if name is not None and (name not in _FIELDS or spec or conversion):
-            raise ValueError(f"the fields {_ALLOWED}")
+            wrong = (
+                f"{{{name}{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}}}"
+            )
+            raise ValueError(f"the fields {_ALLOWED}; {wrong} is none of them")
     if not any(name == "id" for _, name, _, _ in parsed):
         raise ValueError("a template with {id}: without it objects would overwrite each other")
     return [(literal, name) for literal, name, _, _ in parsed]
@@ -198,7 +212,12 @@ def _check(longest: str, prefix: str) -> None:
     """Raise ValueError if S3 or a file system would refuse the longest key of a template."""
     segments = longest.split("/")
     if not {"", ".", ".."}.isdisjoint(segments):
-        raise ValueError("a key with no / at its ends or doubled, and no . or .. between slashes")
+        where = next(one for one in segments if one in {"", ".", ".."})
+        found = repr(where) if where else _odd_slash(longest)
+        raise ValueError(
+            "a key with no / at its ends or doubled, and no . or .. between slashes;"
+            f" this one has {found}"
+        )
     if not is_text(prefix + longest) or _CONTROL.search(longest):
         raise ValueError("UTF-8 without control characters")
     sizes = [len(segment.encode()) for segment in segments]
@@ -206,5 +225,13 @@ def _check(longest: str, prefix: str) -> None:
     if max(sizes) > _LONGEST_SEGMENT or total > _LONGEST_KEY:
         raise ValueError(
             f"at most {_LONGEST_SEGMENT} bytes between slashes and {_LONGEST_KEY} bytes in all,"
-            " the prefix of STORE_URL and the longest suffix counted"
+            " the prefix of STORE_URL and the longest suffix counted;"
+            f" this one has up to {max(sizes)} and {total}"
         )
+
+
+def _odd_slash(key: str) -> str:
+    """Return which slash of a key has nothing before or after it."""
+    if key.startswith("/"):
+        return "one at its beginning"
+    return "one at its end" if key.endswith("/") else "a doubled one"

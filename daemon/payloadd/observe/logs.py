@@ -39,6 +39,8 @@ _WITHOUT_TRACEBACK: Final = ("botocore", "urllib3")
 _BYTES_AS_TEXT: Final = "latin-1"
 """An encoding that has a character for each byte: a formatter returns a text, an entry is bytes."""
 
+_FIRST_FIELDS: Final = ("timestamp", "level", "event", "logger")
+
 Logger = structlog.stdlib.BoundLogger
 
 
@@ -63,7 +65,7 @@ def configure(settings: Settings, stream: TextIO | None = None, *, journald: boo
     """
     stream = sys.stderr if stream is None else stream
     log_format = settings.log_format
-    text = log_format == "text" or (log_format != "json" and stream.isatty())
+    text = is_text(log_format, stream)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -92,6 +94,11 @@ def configure(settings: Settings, stream: TextIO | None = None, *, journald: boo
     root.setLevel(settings.log_level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def is_text(log_format: str, stream: TextIO) -> bool:
+    """Return whether lines on ``stream`` are for readers, and no JSON."""
+    return log_format == "text" or (log_format != "json" and stream.isatty())
 
 
 class _StreamHandler(logging.StreamHandler[TextIO]):
@@ -158,6 +165,7 @@ def _renderers(*, text: bool, colors: bool) -> list[Any]:
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [
         structlog.processors.ExceptionRenderer(tracebacks),
+        _time_first,
         structlog.processors.JSONRenderer(ensure_ascii=True),
     ]
 
@@ -169,6 +177,15 @@ def _entry_renderers() -> list[Any]:
 def _render_entry(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     """Return an entry for journald (a processor of structlog, which has to return a text)."""
     return native.entry(event).decode(_BYTES_AS_TEXT)
+
+
+def _time_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Return the event with time, level and event at its beginning (a processor of structlog).
+
+    A reader of raw lines, or of a log that cuts long ones, finds them at the same place in each.
+    """
+    first = {name: event.pop(name) for name in _FIRST_FIELDS if name in event}
+    return {**first, **event}
 
 
 def _escape_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -1,15 +1,13 @@
 """The metrics of the process, in Prometheus's format (all names begin with ``payloadd_``).
 
 There is one instance in a process and no module-level registry, so that a test can run two daemons
-side by side. Counters and histograms are plain ints, which become Prometheus's families at a
-scrape: the event loop's thread alone changes them, and the library's own counters take a lock for
-each change. Gauges are rendered from a snapshot of the process, see ``observe.status``.
+side by side. Counters and histograms are plain numbers, see ``observe.instruments``; those of
+answers are in ``observe.request_metrics``. Gauges are rendered from a snapshot of the process, see
+``observe.status``.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from itertools import accumulate
 from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,7 +15,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
     Metric,
 )
 from prometheus_client.openmetrics import exposition as openmetrics
@@ -25,10 +22,13 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from payloadd.observe.history import Timings
+from payloadd.observe.instruments import CounterValue, PlainCounter, PlainHistogram
+from payloadd.observe.logs import get_logger
+from payloadd.observe.request_metrics import RequestMetrics
 from payloadd.observe.status import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
 # From one payload of a few bytes to a full BATCH_MAX_BYTES.
 _OBJECT_BYTES = tuple(float(2**power) for power in range(6, 26, 2))
@@ -36,74 +36,11 @@ _UPLOAD_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
 _COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 
 
-class CounterValue:
-    """A number that rises."""
+log = get_logger(__name__)
 
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def inc(self, by: int = 1) -> None:
-        """Add ``by``."""
-        self.value += by
-
-
-class PlainCounter(Collector):
-    """A Prometheus counter without locks: one value, or one for each value of its label."""
-
-    def __init__(self, name: str, doc: str, label: str | None = None) -> None:
-        self._name = name
-        self._doc = doc
-        self._labels = [] if label is None else [label]
-        self._values: dict[tuple[str, ...], CounterValue] = {}
-
-    def labelled(self, *label_value: str) -> CounterValue:
-        """Return the counter for a value of the label, the same object at each call.
-
-        A caller that counts often keeps the object. Without a label: no argument.
-        """
-        return self._values.setdefault(label_value, CounterValue())
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the family for a scrape."""
-        family = CounterMetricFamily(self._name, self._doc, labels=self._labels)
-        for label_value, counter in self._values.items():
-            family.add_metric(label_value, counter.value)
-        yield family
-
-
-class PlainHistogram(Collector):
-    """A Prometheus histogram without labels and locks."""
-
-    def __init__(self, name: str, doc: str, bounds: Sequence[float]) -> None:
-        self._name = name
-        self._doc = doc
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, amount: float) -> None:
-        """Count ``amount`` in its bucket."""
-        self._counts[bisect_left(self._bounds, amount)] += 1
-        self._sum += amount
-
-    @property
-    def count(self) -> int:
-        """The number of observations so far."""
-        return sum(self._counts)
-
-    @property
-    def total(self) -> float:
-        """The sum of all observations so far."""
-        return self._sum
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the family for a scrape, with cumulative buckets."""
-        names = [*map(str, self._bounds), "+Inf"]
-        family = HistogramMetricFamily(self._name, self._doc)
-        family.add_metric([], list(zip(names, accumulate(self._counts), strict=True)), self._sum)
-        yield family
+_MISFIT_NOTE = (
+    "the column is null there; _payload has the value, unless PARQUET_SCHEMA switches it off"
+)
 
 
 class PayloadCounts(Protocol):
@@ -112,6 +49,7 @@ class PayloadCounts(Protocol):
     accepted: int
     stored: int
     dead: int
+    stored_bytes: int
 
 
 class PayloadCounters(Collector):
@@ -121,6 +59,7 @@ class PayloadCounters(Collector):
         self.accepted = CounterValue()
         self.stored = CounterValue()
         self.dead = CounterValue()
+        self.stored_bytes = CounterValue()
         self.names: Mapping[int, str] = {}
         """The names of streams by their numbers; empty without STREAMS."""
         self.by_stream: Callable[[], Mapping[int, PayloadCounts]] = dict
@@ -134,12 +73,18 @@ class PayloadCounters(Collector):
         """
         counts = self.by_stream() if self.names else {}
         for name, doc, total, of_stream in (
-            ("accepted", "Payloads answered with a 2xx", self.accepted, _accepted),
-            ("stored", "Payloads that the store confirmed", self.stored, _stored),
-            ("dead", "Payloads that the store refused for good", self.dead, _dead),
+            ("payloads_accepted", "Payloads answered with a 2xx", self.accepted, _accepted),
+            ("payloads_stored", "Payloads that the store confirmed", self.stored, _stored),
+            ("payloads_dead", "Payloads that the store refused for good", self.dead, _dead),
+            (
+                "stored_bytes",
+                "Bytes of the objects that the store confirmed, as stored",
+                self.stored_bytes,
+                _stored_bytes,
+            ),
         ):
             labels = ["stream"] if self.names else []
-            family = CounterMetricFamily(f"payloadd_payloads_{name}", doc, labels=labels)
+            family = CounterMetricFamily(f"payloadd_{name}", doc, labels=labels)
             if not self.names:
                 family.add_metric((), total.value)
             for number, stream in self.names.items():
@@ -151,6 +96,7 @@ class PayloadCounters(Collector):
 _accepted = attrgetter("accepted")
 _stored = attrgetter("stored")
 _dead = attrgetter("dead")
+_stored_bytes = attrgetter("stored_bytes")
 
 
 class StatusGauges(Collector):
@@ -219,13 +165,14 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(StatusGauges(snapshot))
-        self.requests = self._counter("requests", "Answers given, by HTTP status", "code")
-        self._answers: dict[int, CounterValue] = {}
+        self.requests = RequestMetrics()
+        self.registry.register(self.requests)
         self._payloads = PayloadCounters()
         self.registry.register(self._payloads)
         self.accepted = self._payloads.accepted
         self.stored = self._payloads.stored
         self.dead = self._payloads.dead
+        self.stored_bytes = self._payloads.stored_bytes
         self.objects_stored = self._counter(
             "objects_stored", "Objects that the store confirmed"
         ).labelled()
@@ -235,6 +182,9 @@ class Metrics:
         ).labelled()
         self.commit_seconds = self._histogram(
             "commit_seconds", "Time of one group commit of the journal", _COMMIT_SECONDS
+        )
+        self._misfits = self._counter(
+            "parquet_misfits", "Values of stored payloads that do not fit their column", "column"
         )
         self.uploads = self._counter("uploads", "Attempts at objects, by outcome", "outcome")
         self.upload_seconds = self._histogram(
@@ -250,12 +200,13 @@ class Metrics:
         """
         self._payloads.names, self._payloads.by_stream = names, counts
 
-    def count_request(self, status: int) -> None:
-        """Count an answer with this HTTP status."""
-        counter = self._answers.get(status)
-        if counter is None:
-            counter = self._answers[status] = self.requests.labelled(str(status))
-        counter.inc()
+    def count_misfits(self, misfits: Mapping[str, int]) -> None:
+        """Count the values of an object that do not fit their columns, and are null there."""
+        for column, values in misfits.items():
+            counter = self._misfits.labelled(column)
+            if not counter.value:
+                log.warning("parquet_misfit", column=column, values=values, note=_MISFIT_NOTE)
+            counter.inc(values)
 
     def timings(self) -> Timings:
         """Return the numbers and durations of commits and of stored objects so far."""

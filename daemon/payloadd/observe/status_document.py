@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from payloadd import __version__
-from payloadd.config.changed import changed_settings, value_text
-from payloadd.escaping import escape_controls
+from payloadd.config.changed import changed_settings, store_text
+from payloadd.config.stream_names import DEFAULT_STREAM, some_of
 from payloadd.observe.advice import advice
 from payloadd.observe.status import trouble_documents
-from payloadd.redaction import hide_userinfo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +53,7 @@ class Facts:
             host=socket.gethostname(),
             process=os.getpid(),
             started=started,
-            store=hide_userinfo(escape_controls(value_text(settings.store_url))),
+            store=store_text(settings),
             durability=settings.durability,
             max_queue=settings.max_queue,
             max_queue_bytes=settings.max_queue_bytes,
@@ -62,6 +61,16 @@ class Facts:
             max_workers=settings.max_workers,
             changed_settings=changed_settings(settings),
         )
+
+
+def start_fields(settings: Settings) -> dict[str, object]:
+    """Return the fields of the log event ``listening`` that say which daemon it is."""
+    return {
+        "version": __version__,
+        "store": store_text(settings),
+        "durability": settings.durability,
+        "streams": some_of((DEFAULT_STREAM, *(settings.streams or ()))),
+    }
 
 
 def status_document(

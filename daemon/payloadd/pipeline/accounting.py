@@ -1,7 +1,8 @@
 """Count payloads from acceptance to the store, and measure how fast they leave.
 
-``found + accepted == stored + dead + open`` holds at any time. The snapshot of the process (with it
-the ``drained`` line and the gauges), the counters and ``Retry-After`` are made from these counts.
+``found + accepted + unpromised == stored + dead + open`` holds at any time. The snapshot of the
+process (with it the ``drained`` line and the gauges), the counters and ``Retry-After`` are made
+from these counts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from payloadd.model.job import accepted_at
-from payloadd.model.streams import DEFAULT, last_seq, stream_of
+from payloadd.model.streams import DEFAULT, MOST_NUMBERS, last_seq, stream_of
 from payloadd.observe.status import PayloadFigures
 from payloadd.pipeline.upload_watch import UploadWatch
 
@@ -79,6 +80,8 @@ class StreamCounts:
     accepted: int = 0
     stored: int = 0
     dead: int = 0
+    stored_bytes: int = 0
+    """Bytes of the stored objects."""
 
 
 class Accounting:
@@ -108,13 +111,18 @@ class Accounting:
         """Payloads that were in the journal at the start, or dead letters that are tried again."""
         self.journaled = 0
         """Payloads that were in the journal when it was closed."""
+        self.unpromised = 0
+        """Payloads that came in without being acknowledged (``DURABILITY=store``), those aside that
+        were dropped."""
+        self.promises_stored = False
+        """Whether payloads are acknowledged when they are stored: then none that is open was."""
         self.unkept = 0
         """Payloads that the store refused for good and that no journal keeps."""
 
     @property
     def open(self) -> int:
         """Payloads that are neither stored nor dead."""
-        return self.found + self.accepted - self.stored - self.dead
+        return self.found + self.accepted + self.unpromised - self.stored - self.dead
 
     @property
     def lost(self) -> int:
@@ -135,6 +143,7 @@ class Accounting:
             self.unkept,
             self.oldest_age(),
             self.rate.per_second(),
+            self.open if self.promises_stored else 0,
         )
 
     def oldest_age(self) -> float:
@@ -157,21 +166,40 @@ class Accounting:
         """Count acknowledged payloads, which ``accept`` has counted, for their stream."""
         self._counts(stream).accepted += payloads
 
+    def take(self, payloads: int) -> None:
+        """Count payloads that are queued and not acknowledged."""
+        self.promises_stored = True
+        self.unpromised += payloads
+
+    def acknowledge(self, seq: int, payloads: int) -> None:
+        """Count payloads of ``take`` as acknowledged; ``seq`` is of their stream."""
+        self.unpromised -= payloads
+        self.accept(payloads)
+        if seq > _LAST_OF_DEFAULT:
+            self.accept_in(stream_of(seq), payloads)
+
+    def drop(self, jobs: Sequence[Job]) -> None:
+        """Note that jobs which were not acknowledged are dropped."""
+        self.leave(jobs)
+        self.unpromised -= sum([job.payloads for job in jobs])
+
     def streams(self) -> dict[int, StreamCounts]:
         """Return the counts of each stream, by its number.
 
         Those of the default stream are what the others leave: it costs nothing to count them.
         """
-        others = self.by_stream.values()
+        others = [one for number, one in self.by_stream.items() if number != DEFAULT]
         default = StreamCounts(
             self.accepted - sum([one.accepted for one in others]),
             self.stored - sum([one.stored for one in others]),
             self.dead - sum([one.dead for one in others]),
+            self._metrics.stored_bytes.value - sum([one.stored_bytes for one in others]),
         )
-        return {DEFAULT: default, **self.by_stream}
+        return {**self.by_stream, DEFAULT: default}
 
     def _counts(self, stream: int) -> StreamCounts:
-        return self.by_stream.setdefault(stream, StreamCounts())
+        # A journal that machines share gives the streams of other lanes numbers above these.
+        return self.by_stream.setdefault(stream % MOST_NUMBERS, StreamCounts())
 
     def revive(self, payloads: int) -> None:
         """Count the payloads of dead letters that are tried again."""
@@ -194,15 +222,18 @@ class Accounting:
         for job in jobs:
             self._in_memory.pop(job.seq, None)
 
-    def settle(self, batch: Batch) -> None:
-        """Count the payloads of a batch that the store confirmed."""
+    def settle(self, batch: Batch, size: int = 0) -> None:
+        """Count the payloads of a batch that the store confirmed as an object of ``size`` bytes."""
         self._remove(batch)
         if self.uploads.jobs:
             self.uploads.store(batch)
         self.stored += batch.payloads
-        self._metrics.stored.inc(batch.payloads)
+        self._metrics.stored.value += batch.payloads
+        self._metrics.stored_bytes.value += size
         if (seq := batch.jobs[0].seq) > _LAST_OF_DEFAULT:
-            self._counts(stream_of(seq)).stored += batch.payloads
+            counts = self._counts(stream_of(seq))
+            counts.stored += batch.payloads
+            counts.stored_bytes += size
 
     def bury(self, batch: Batch) -> None:
         """Count the payloads of a batch that the store refused for good."""

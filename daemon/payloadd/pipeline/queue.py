@@ -18,7 +18,7 @@ from payloadd.observe.status import QueueFigures
 from payloadd.pipeline.stream_queue import StreamQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from payloadd.model.job import Job
 
@@ -53,6 +53,8 @@ class JobChannel:
         """Jobs that were received and wait for another attempt: their bytes are held."""
         self.nudged: Callable[[], None] = _ignore
         """Called when there are more sealed batches in the journal."""
+        self.forgotten: Callable[[Collection[int]], None] = _ignore_streams
+        """Called with the numbers of streams whose jobs another process has."""
         self.activated: Callable[[StreamQueue], None] = _ignore_queue
         """Called with the queue of a stream that gets its first job."""
         self.streams: dict[int, StreamQueue] = {}
@@ -197,12 +199,26 @@ class JobChannel:
     def withdraw(self, queue: StreamQueue, keep: int) -> list[Job]:
         """Remove and return all jobs of a queue but the first ``keep``."""
         jobs = queue.cut(keep)
+        self._count_removed(queue, jobs)
+        return jobs
+
+    def _count_removed(self, queue: StreamQueue, jobs: Sequence[Job]) -> None:
+        """Count jobs of a queue that were removed and not received."""
         self.jobs -= len(jobs)
         self.bytes -= sum([len(job.lines) for job in jobs])
         if queue.has_turn and not queue.jobs:
             queue.has_turn = False
             self._turns.remove(queue)
         self._wake_waiting()
+
+    def drop_first(self, queue: StreamQueue, is_wanted: Callable[[Job], bool]) -> list[Job]:
+        """Remove and return the oldest jobs of a queue, up to the first that is wanted."""
+        queue.unpack()
+        jobs: list[Job] = []
+        while queue.ready and not is_wanted(queue.ready[0]):
+            jobs.append(queue.ready.popleft())
+        queue.jobs -= len(jobs)
+        self._count_removed(queue, jobs)
         return jobs
 
     def hold(self, size: int) -> None:
@@ -299,3 +315,7 @@ def _ignore() -> None:
 
 def _ignore_queue(_queue: StreamQueue) -> None:
     """Do nothing: no part waits for new streams yet."""
+
+
+def _ignore_streams(_streams: Collection[int]) -> None:
+    """Do nothing: no part holds batches yet."""

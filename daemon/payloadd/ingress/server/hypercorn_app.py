@@ -6,14 +6,17 @@ import logging
 import sys
 from functools import partial
 from math import inf
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
 from hypercorn.config import Config
 
 from payloadd.ingress.problem import Problem
+from payloadd.ingress.routes import route_label
 from payloadd.ingress.server.connection_errors import log_broken_connection
 from payloadd.ingress.server.http2_input import LARGEST_HEADER_LIST
+from payloadd.observe.request_metrics import PAYLOAD, PAYLOADS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,21 +29,22 @@ if TYPE_CHECKING:
     from payloadd.ingress.server.connection_state import ConnectionState
     from payloadd.ingress.server.fifo_gate import FifoGate
     from payloadd.ingress.server.open_requests import OpenRequests
+    from payloadd.ingress.server.request_tasks import RequestMessages
+    from payloadd.observe.request_metrics import RequestMetrics
 
 
 def wrap_app(
     app: QuartTrio,
-    send_timeout: float,
     fifo_gate: FifoGate,
     open_requests: OpenRequests,
+    metrics: RequestMetrics,
     memory: RequestMemory | None = None,
 ) -> AppWrapper:
     """Return ``app`` as Hypercorn calls it; ``scope["state"]["until_due"]`` limits its body's time.
 
-    A client that does not read a part of its answer within ``send_timeout`` seconds loses its
-    connection: the stream ensures that on the socket, and this function where Hypercorn waits for
-    HTTP/2's window. A request waits at ``fifo_gate`` before it begins and before it is answered,
-    and is counted in ``open_requests`` until then. Its body takes its memory from ``memory``.
+    A request waits at ``fifo_gate`` before it is answered, and is counted in ``open_requests``
+    until then. Its body takes its memory from ``memory``, and ``metrics`` counts the bytes of the
+    body.
     """
 
     async def call(scope: Any, receive: Any, send: Any, _spawn: Any, _soon: Any) -> None:  # noqa: ANN401 - ASGI's types are a union of dicts without a common tag
@@ -48,30 +52,31 @@ def wrap_app(
         if scope["type"] != "http":
             stream.refuse_connection(Problem("NOT_FOUND", "there are no websockets here"))
             return
-        stream.request_begins()
-        open_requests.count += 1
+        route = route_label(scope["path"])
+        began = perf_counter() if route in {PAYLOADS, PAYLOAD} else None
+        if not stream.state.http2:
+            stream.counted_as = route, began
         scope["state"]["certificate_name"] = stream.certificate_name
         scope["state"]["stated_address"] = stream.stated_address
         scope["state"]["until_due"] = partial(stream.until, stream.state.due)
+        messages: RequestMessages = scope["state"].pop("messages")
         body = None
         if memory is not None:
-            body = ReceivedBody(memory, receive, _content_length(scope), stream.state)
+            body = ReceivedBody(memory, receive, _content_length(scope), stream.state, metrics)
+            body.messages = messages
             scope["state"]["body"] = body
             receive = body.receive
 
-        count = _Http2AnswerCounter(stream).count
+        count = _Http2AnswerCounter(stream, route, began).count
 
         async def send_in_time(message: Any) -> None:  # noqa: ANN401 - as above
             if message["type"] == "http.response.start":
+                messages.drop_rest()
                 await fifo_gate.wait_turn()
                 count(message["status"])
-            with stream.state.sending(), trio.move_on_after(send_timeout) as time_limit:
-                await send(message)
-            if time_limit.cancelled_caught:
-                await stream.aclose()
+            await send(message)
 
         try:
-            await fifo_gate.wait_turn()
             await app(scope, receive, send_in_time)
         except* Exception as group:  # noqa: BLE001 - it is logged, and Hypercorn answers 500
             log_broken_connection(group)
@@ -92,15 +97,17 @@ class _Http2AnswerCounter:
     Hypercorn answers before the app does, and the app's answer is not sent.
     """
 
-    def __init__(self, stream: ClientStream) -> None:
+    def __init__(self, stream: ClientStream, route: str, began: float | None) -> None:
         self._stream = stream
+        self._route = route
+        self._began = began
         self._counted = False
 
     def count(self, status: int) -> None:
         """Count an answer with ``status``, unless the request has been counted."""
         if self._stream.state.http2 and not self._counted:
             self._counted = True
-            self._stream.count(status)
+            self._stream.count(status, self._route, self._began)
 
 
 def _content_length(scope: Any) -> int:  # noqa: ANN401 - as above
@@ -126,11 +133,18 @@ class ReceivedBody:
         receive: Callable[[], Awaitable[Any]],
         length: int,
         state: ConnectionState,
+        metrics: RequestMetrics,
     ) -> None:
-        """Read the body from the ASGI callable ``receive``; ``length`` is its Content-Length."""
+        """Read the body from the ASGI callable ``receive``; ``length`` is its Content-Length.
+
+        ``metrics`` counts its bytes.
+        """
         self._memory = memory
         self._state = state
+        self._metrics = metrics
         self._receive = receive
+        self.messages: RequestMessages | None = None
+        """The messages behind ``receive``."""
         self._length = length
         self._charge = 0
         """Bytes of memory that the body has acquired."""
@@ -141,13 +155,32 @@ class ReceivedBody:
         self.since = trio.current_time()
         self.received = 0
 
+    def receive_whole(self) -> bytes | None:
+        """Return a body that has arrived in one message, if there is memory for it; else None.
+
+        This does not wait, so it needs no time limit.
+        """
+        body = None if self._begun or self.messages is None else self.messages.whole
+        if self.messages is None or body is None:
+            return None
+        size = max(len(body), self._length)
+        if not self._memory.try_acquire(size):
+            return None
+        self._begun = True
+        self._charge = size
+        self._metrics.body_bytes += len(body)
+        self.messages.drop_whole()
+        return body
+
     async def receive(self) -> Any:  # noqa: ANN401 - ASGI's own types
         """Return the next message of the request (see ASGI)."""
         if not self._begun:
             self._begun = True
             await self._acquire(self._length)
         message = await self._receive()
-        self.received += len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        self._metrics.body_bytes += size
+        self.received += size
         await self._acquire(self.received)
         # The rest of a refused request is dropped: Hypercorn cannot end the request before the
         # app has received it.

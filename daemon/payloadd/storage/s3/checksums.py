@@ -3,8 +3,8 @@
 Source: "Checking object integrity for data uploads in Amazon S3", Amazon S3 user guide. A checksum
 is sent as a header and not as a trailer: several S3 servers refuse trailers.
 
-The signature covers the SHA-256 of a body over https too, where S3 would accept UNSIGNED-PAYLOAD
-with a checksum: a server that ignores checksum headers checks the body by its signature alone.
+Over https the signature need not cover the SHA-256 of a body, if the store checks the checksum; see
+``variants.py``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     Digest = Callable[[Sequence[bytes]], bytes]
 
 CONTENT_MD5: Final = "content-md5"
+UNSIGNED: Final = b"UNSIGNED-PAYLOAD"
+"""The value of ``x-amz-content-sha256`` for a body that the signature does not cover."""
 HEADER: Final = "x-amz-checksum-{}"
 _CRC64_BYTES: Final = 8
 _CRC32_BYTES: Final = 4
@@ -117,20 +119,24 @@ class BodyHeaders:
         self.checksum = None if checksum == "none" else HEADER.format(checksum)
         """The name of the header with the checksum."""
         self._digest = digest_of(checksum)
+        self.may_be_unsigned = checksum not in {"none", "sha256"}
+        """Whether there is a checksum that costs less than the SHA-256 of the signature."""
 
     def names(self, *, content_md5: bool) -> tuple[str, ...]:
         """Return the names of the headers; ``content_md5`` adds Content-MD5 (RFC 1864)."""
         names = (BODY_HASH,) if self.checksum is None else (self.checksum, BODY_HASH)
         return (CONTENT_MD5, *names) if content_md5 else names
 
-    def values(self, pieces: Sequence[bytes], *, content_md5: bool) -> tuple[bytes, ...]:
+    def values(
+        self, pieces: Sequence[bytes], *, content_md5: bool, signed_body: bool = True
+    ) -> tuple[bytes, ...]:
         """Return the values for a body, in the order of the names."""
-        sha = sha256(pieces)
-        values: tuple[bytes, ...] = (hexlify(sha),)
+        sha = sha256(pieces) if signed_body else None
+        values: tuple[bytes, ...] = (UNSIGNED if sha is None else hexlify(sha),)
         digest = self._digest
         if digest is not None:
             # One SHA-256 serves both. A CRC costs a small part of the SHA-256.
-            found = sha if digest is sha256 else digest(pieces)
+            found = sha if sha is not None and digest is sha256 else digest(pieces)
             values = (b2a_base64(found, newline=False), *values)
         if content_md5:
             values = (b2a_base64(md5(pieces), newline=False), *values)

@@ -21,7 +21,7 @@ from payloadd.errors import (
     StoreError,
     TransientStoreError,
 )
-from payloadd.model.formats.api import EncodedObject
+from payloadd.model.formats.api import EncodedObject, ObjectKind
 from payloadd.model.keys import is_text
 from payloadd.storage.s3.bucket import create_bucket
 from payloadd.storage.s3.checksums import BodyHeaders
@@ -45,12 +45,15 @@ from payloadd.storage.s3.options import (
     IF_NONE_MATCH,
     LAST,
     PAYLOADS,
+    describes,
+    identity,
     is_same_batch,
     object_options,
 )
 from payloadd.storage.s3.request import RequestTemplate, S3Request
 from payloadd.storage.s3.sender import Sender
 from payloadd.storage.s3.sigv4 import BODY_HASH
+from payloadd.storage.s3.variants import PutVariants, needs_signed_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,12 +63,12 @@ if TYPE_CHECKING:
     from payloadd.model.job import Members
     from payloadd.storage.s3.credentials import Access
     from payloadd.storage.s3.response import S3Response
+    from payloadd.storage.s3.variants import Variant
 
 _HASH_IN_THREAD: Final = 256 * 1024
 """Bytes above which hashing blocks the event loop for longer than a thread costs."""
-_NO_BODY: Final = EncodedObject((), "", None)
+_NO_BODY: Final = EncodedObject((), ObjectKind("", ""))
 _NO_BODY_HASH: Final = (hashlib.sha256(b"").hexdigest().encode(),)
-_IDENTITY: Final = (PAYLOADS, FIRST, LAST)
 _NOT_READABLE: Final = frozenset(
     {
         HTTPStatus.UNAUTHORIZED,
@@ -84,17 +87,6 @@ _PERHAPS_STORED: Final = frozenset(
 """Statuses with which stores refuse to replace an object: object lock, retention, write once."""
 
 
-class _Variant(NamedTuple):
-    """The headers of one PUT that depend on what was learnt about the store."""
-
-    conditional: bool
-    """With ``If-None-Match: *``: S3 keeps an object that exists (RFC 9110, section 13.1.2)."""
-    content_md5: bool
-
-
-_PLAIN: Final = _Variant(conditional=False, content_md5=False)
-
-
 class S3Store:
     """A store in a bucket; see :class:`~payloadd.storage.api.Store`."""
 
@@ -111,10 +103,12 @@ class S3Store:
         self._learnt = self._sender.learnt
         self._options = object_options(settings)
         self._body_headers = BodyHeaders(settings.s3_checksum)
-        self._condition = settings.s3_if_none_match
-        self._content_md5 = False
-        self._is_special = self._condition == "on"
-        """Whether first attempts have more than the plain headers."""
+        self._variants = PutVariants(
+            settings.s3_if_none_match,
+            self._learnt,
+            may_be_unsigned=self._body_headers.may_be_unsigned
+            and self._sender.origin.startswith("https:"),
+        )
         self._etags_are_md5: bool | None = None
         """None until the first ETag was compared."""
         self._delete = RequestTemplate("DELETE", self._options.other, (BODY_HASH,))
@@ -123,17 +117,19 @@ class S3Store:
 
     async def put(self, key: str, body: EncodedObject, members: Members, *, repeat: bool) -> None:
         """Store one object in one attempt. Raises StoreError."""
-        if repeat or self._is_special:
-            conditional = self._condition == "on" or (repeat and self._condition == "auto")
-            variant = _Variant(conditional, self._content_md5)
-        else:
-            variant = _PLAIN
+        variant = self._variants.repeated if repeat else self._variants.first
+        # A reader may be in the middle of the object that other bytes would replace.
+        asks_first = repeat and not variant.conditional and not body.kind.same_bytes
+        if asks_first and await self._has(self._prefix + key, members, body):
+            return
         # Not one function for both: to await one for each small body was measurable.
         hashes = self._hash_small(body, variant) or await self._hash_in_thread(body, variant)
         request = self._put_request(key, body, members, variant, hashes)
         response = await self._sender.send(request)
         if response is not None:
             await self._conclude(_Attempt(request, members, variant, repeat), response)
+        elif self._variants.awaits_checksum:
+            self._variants.note_checksum()
 
     async def delete(self, key: str) -> None:
         """Delete one object; a missing object is no error. Raises StoreError."""
@@ -153,7 +149,7 @@ class S3Store:
             raise OperatorStoreError(WRONG_ANSWER, f"{key} was confirmed, and is not there")
         if not response.successful:
             raise error_of(response)
-        if not _is_the_object(response, members, body):
+        if not describes(response.headers, members, body):
             raise OperatorStoreError(WRONG_ANSWER, f"{key} is another object than the stored one")
         return True
 
@@ -184,16 +180,18 @@ class S3Store:
         """Close all connections, and end the processes that fetch keys."""
         await self._sender.aclose()
 
-    def _hash_small(self, body: EncodedObject, variant: _Variant) -> tuple[bytes, ...] | None:
+    def _hash_small(self, body: EncodedObject, variant: Variant) -> tuple[bytes, ...] | None:
         """Return the values of the headers with hashes; None for a body that takes too long."""
         if body.size > _HASH_IN_THREAD:
             return None
-        return self._body_headers.values(body.pieces, content_md5=variant.content_md5)
+        return self._values(body, variant)
 
-    async def _hash_in_thread(self, body: EncodedObject, variant: _Variant) -> tuple[bytes, ...]:
-        return await trio.to_thread.run_sync(
-            lambda: self._body_headers.values(body.pieces, content_md5=variant.content_md5),
-            abandon_on_cancel=True,
+    async def _hash_in_thread(self, body: EncodedObject, variant: Variant) -> tuple[bytes, ...]:
+        return await trio.to_thread.run_sync(self._values, body, variant, abandon_on_cancel=True)
+
+    def _values(self, body: EncodedObject, variant: Variant) -> tuple[bytes, ...]:
+        return self._body_headers.values(
+            body.pieces, content_md5=variant.content_md5, signed_body=variant.signed_body
         )
 
     def _put_request(
@@ -201,21 +199,17 @@ class S3Store:
         key: str,
         body: EncodedObject,
         members: Members,
-        variant: _Variant,
+        variant: Variant,
         hashes: tuple[bytes, ...],
     ) -> S3Request:
         payloads, first, last, _ = members
         values = (*hashes, first.encode(), last.encode(), b"%d" % payloads)
-        template = self._put_template(body.content_type, body.content_encoding, variant)
+        template = self._put_template(body.kind, variant)
         return S3Request(template, self._prefix + key, values, body)
 
-    def _new_put_template(
-        self, content_type: str, content_encoding: str | None, variant: _Variant
-    ) -> RequestTemplate:
-        """Return the template of the PUTs of one object format."""
-        headers = {"content-type": content_type, **self._options.put}
-        if content_encoding is not None:
-            headers["content-encoding"] = content_encoding
+    def _new_put_template(self, kind: ObjectKind, variant: Variant) -> RequestTemplate:
+        """Return the template of the PUTs of one kind of objects."""
+        headers = self._options.of_kind(kind)
         if variant.conditional:
             headers[IF_NONE_MATCH] = "*"
         varying = (
@@ -235,9 +229,10 @@ class S3Store:
         """
         variant = attempt.variant
         if not variant.content_md5 and wants_content_md5(response):
-            self._content_md5 = self._is_special = True
-            self._learnt.note("Content-MD5", "sent with objects, because the store requires it")
+            self._variants.note_content_md5()
             return await self._again(attempt, variant._replace(content_md5=True))
+        if needs_signed_body(variant, response):
+            return await self._with_signed_body(attempt)
         if variant.conditional and response.status in _EXISTS:
             return await self._compare(attempt, response)
         if self._may_drop_condition(variant) and refuses_condition(response):
@@ -246,11 +241,13 @@ class S3Store:
         if error is None:
             return None
         repeat = attempt.repeat or response.repeated
-        if repeat and response.status in _PERHAPS_STORED and await self._has(attempt):
-            return None
+        if repeat and response.status in _PERHAPS_STORED:
+            request = attempt.request
+            if await self._has(request.key, attempt.members, request.body):
+                return None
         raise error
 
-    async def _again(self, attempt: _Attempt, variant: _Variant) -> None:
+    async def _again(self, attempt: _Attempt, variant: Variant) -> None:
         """Send the PUT of an attempt with other headers. Raises StoreError."""
         request, members = attempt.request, attempt.members
         key, body = request.key.removeprefix(self._prefix), request.body
@@ -260,15 +257,24 @@ class S3Store:
         if response is not None:
             await self._conclude(_Attempt(request, members, variant, attempt.repeat), response)
 
-    def _may_drop_condition(self, variant: _Variant) -> bool:
-        return variant.conditional and self._condition != "on"
+    def _may_drop_condition(self, variant: Variant) -> bool:
+        return variant.conditional and self._variants.drops_condition
+
+    async def _with_signed_body(self, attempt: _Attempt) -> None:
+        """Send the PUT with a signed body. Raises StoreError."""
+        await self._again(attempt, attempt.variant._replace(signed_body=True))
+        # The store took the object, so it was the unsigned body that it refused.
+        self._variants.note_signed_body()
 
     async def _without_condition(self, attempt: _Attempt) -> None:
         """Send the PUT without a condition, which the store may not know. Raises StoreError."""
+        request = attempt.request
+        asks_first = attempt.repeat and not request.body.kind.same_bytes
+        if asks_first and await self._has(request.key, attempt.members, request.body):
+            return
         await self._again(attempt, attempt.variant._replace(conditional=False))
         # The store took the object, so it was the condition that it does not know.
-        self._condition = "off"
-        self._learnt.note("If-None-Match", "not sent, because the store does not know it")
+        self._variants.note_unknown_condition()
 
     async def _compare(self, attempt: _Attempt, refusal: S3Response) -> None:
         """Return if the object under the key is that of the attempt's batch. Raises StoreError.
@@ -297,27 +303,26 @@ class S3Store:
         if not response.successful:
             error = error_of(response)
             raise error_of(refusal) if isinstance(error, OperatorStoreError) else error
-        if members.whole and not _is_the_object(response, members, request.body):
+        if members.whole and not describes(response.headers, members, request.body):
             raise OperatorStoreError(
                 WRONG_ANSWER,
-                f"another object is under the key already, with {_identity(response)};"
+                f"another object is under the key already, with {identity(response.headers)};"
                 " delete or rename it",
             )
         return None
 
-    async def _has(self, attempt: _Attempt) -> bool:
-        """Return whether the store is known to have the object of an attempt."""
+    async def _has(self, key: str, members: Members, body: EncodedObject) -> bool:
+        """Return whether the store is known to have the object of a batch under ``key``."""
         try:
-            response = await self._send_without_body(self._head, attempt.request.key)
+            response = await self._send_without_body(self._head, key)
         except StoreError:
             return False
-        members, body = attempt.members, attempt.request.body
         if not members.whole:
             return response.successful
         return (
             response.successful
             and is_same_batch(response.headers, members)
-            and _is_the_object(response, members, body)
+            and describes(response.headers, members, body)
         )
 
     async def _error_of(self, attempt: _Attempt, response: S3Response) -> StoreError | None:
@@ -366,29 +371,8 @@ class _Attempt(NamedTuple):
 
     request: S3Request
     members: Members
-    variant: _Variant
+    variant: Variant
     repeat: bool
-
-
-def _is_the_object(response: S3Response, members: Members, body: EncodedObject) -> bool:
-    """Return whether a HEAD describes the object of a batch.
-
-    Where metadata are, the length of a compressed object is not compared: another version of a
-    compression library gives other bytes for the same batch. Without metadata (of a version that
-    sent none, or of a store that keeps none) an object is recognized by its length.
-    """
-    length = response.headers.get("content-length")
-    if not any(name in response.headers for name in _IDENTITY):
-        return length == str(body.size)
-    if body.content_encoding is None and length not in {None, str(body.size)}:
-        return False
-    return is_same_batch(response.headers, members)
-
-
-def _identity(response: S3Response) -> str:
-    found = [response.headers.get(name, "?")[:40] for name in _IDENTITY]
-    text = "{} payloads from {} to {}".format(*found)
-    return "".join(char for char in text if char.isprintable())
 
 
 async def open_s3_store(settings: Settings, url: S3Url) -> S3Store:
