@@ -116,7 +116,9 @@ async def test_an_answer_that_does_not_fit_waits_for_the_window(window: int) -> 
 
     async with running(app) as rig, rig.wire() as wire:
         client = Client(wire)
-        sizes = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window}
+        sizes: dict[h2.settings.SettingCodes | int, int] = {
+            h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window
+        }
         client.http.update_settings(sizes)
         for stream in (1, 3):
             client.ask(stream)
