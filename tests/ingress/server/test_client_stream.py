@@ -280,7 +280,7 @@ async def test_an_answer_arrives_although_the_body_was_not_read(size: int) -> No
 @pytest.fixture
 def short_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the end of a connection little time."""
-    for module in ("client_stream", "lingering", "socket_stream"):
+    for module in ("client_connection", "lingering", "socket_stream"):
         monkeypatch.setattr(f"payloadd.ingress.server.{module}.CLOSE_SECONDS", 0.15)
 
 
