@@ -10,8 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from payloadd.ingress.request_memory import MAX_WAIT, SMALL_BODY_BYTES, RequestMemory
-from payloadd.ingress.server.connection_state import ConnectionState
-from payloadd.ingress.server.connection_state import TickClock
+from payloadd.ingress.server.connection_state import ConnectionState, TickClock
 from payloadd.ingress.server.hypercorn_app import ReceivedBody
 from payloadd.observe.request_metrics import RequestMetrics
 
