@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 NOT_BUILT: Final = {
     "JOURNAL_URL": "a journal that machines share",
-    "OBJECT_FORMAT": "object formats besides NDJSON",
-    "PARQUET_SCHEMA": "object formats besides NDJSON",
-    "PARQUET_SORT_BY": "object formats besides NDJSON",
     "WATERMARK": "watermarks",
 }
 """What each of them would give."""

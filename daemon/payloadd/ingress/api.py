@@ -19,7 +19,6 @@ from payloadd.ingress.http_grammar import path_of_target
 from payloadd.ingress.large_bodies import busy_error
 from payloadd.ingress.openapi import render
 from payloadd.ingress.operations import OPENAPI_PATH
-from payloadd.ingress.preferences import seconds_to_wait
 from payloadd.ingress.problem import (
     CONTENT_TYPE,
     Problem,
@@ -165,7 +164,7 @@ class _Handler:
             _text(joined, b"x-forwarded-for"),
             _text(joined, b"forwarded"),
             stream,
-            seconds_to_wait(_text(joined, b"prefer")),
+            self._submitter.waits.seconds_to_wait(_text(joined, b"prefer")),
             None if patterns is None else patterns.select(joined),
         )
 

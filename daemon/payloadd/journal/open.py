@@ -5,11 +5,11 @@ from __future__ import annotations
 import sqlite3
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.errors import StartError
+from payloadd.errors import PayloaddError, StartError
 from payloadd.journal.memory import MemoryJournal
 from payloadd.journal.sqlite.damage_report import DamageReport
 from payloadd.journal.sqlite.database import Database
@@ -17,6 +17,7 @@ from payloadd.journal.sqlite.journal import SqliteJournal
 from payloadd.journal.sqlite.lock import StateDirLock
 from payloadd.journal.sqlite.offline import Inspection, try_journal
 from payloadd.journal.sqlite.schema import FILE, waiting_payloads
+from payloadd.journal.store import StoreJournal
 from payloadd.model.layout import Layout, Layouts
 from payloadd.model.streams import DEFAULT, DEFAULT_NAME, first_seq
 from payloadd.observe.logs import get_logger
@@ -24,15 +25,19 @@ from payloadd.observe.status import JournalFigures
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from payloadd.config.settings import Settings
-    from payloadd.journal.api import Journal, JournalListener
+    from payloadd.journal.api import Journal, JournalListener, UnstoredRequests
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
     from payloadd.observe.status import DeadLetterGroup
 
 log = get_logger(__name__)
+
+NO_JOURNAL: Final = (
+    "there is no journal with DURABILITY=store: what was answered with 201 is in the store, and"
+    " nothing else is kept"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,8 @@ class OpenedJournal:
     """The numbers of the streams of the settings and of the default stream, by name."""
     names: Mapping[int, str]
     """The names of all streams that the journal knows, by number."""
+    unstored: UnstoredRequests | None = None
+    """The requests that wait for the store, with ``DURABILITY=store``."""
 
 
 @asynccontextmanager
@@ -61,17 +68,10 @@ async def open_journal(
     machine's. Raises StartError if STATE_DIR cannot be used, the journal is in use by another
     process, or its file cannot be opened.
     """
-    if settings.durability == "memory":
-        await trio.to_thread.run_sync(_report_unused_journal, settings.state_dir / FILE)
+    if settings.durability != "disk":
+        await trio.to_thread.run_sync(_report_unused_journal, settings)
         listener.opened({}, 0)
-        names = dict(enumerate(_stream_names(settings)))
-        layouts = [(first_seq(one), Layout.of(settings, name)) for one, name in names.items()]
-        yield OpenedJournal(
-            MemoryJournal(listener, read_uptime=read_uptime),
-            Layouts(layouts),
-            {name: number for number, name in names.items()},
-            names,
-        )
+        yield _without_disk(settings, listener, health, read_uptime)
         listener.closed(0)
         return
     lock = await trio.to_thread.run_sync(StateDirLock, settings.state_dir)
@@ -82,6 +82,24 @@ async def open_journal(
         lock.close()
 
 
+def _without_disk(
+    settings: Settings,
+    listener: JournalListener,
+    health: Health,
+    read_uptime: Callable[[], int] | None,
+) -> OpenedJournal:
+    """Return the journal of DURABILITY=memory or DURABILITY=store."""
+    names = dict(enumerate(_stream_names(settings)))
+    layouts = [(first_seq(one), Layout.of(settings, name)) for one, name in names.items()]
+    of_settings = Layouts(layouts), {name: number for number, name in names.items()}, names
+    if settings.durability == "memory":
+        return OpenedJournal(MemoryJournal(listener, read_uptime=read_uptime), *of_settings)
+    timeout = settings.request_timeout
+    journal = StoreJournal(listener, health, timeout, read_uptime=read_uptime)
+    health.journal_figures = journal.figures
+    return OpenedJournal(journal, *of_settings, unstored=journal)
+
+
 async def check_journal(settings: Settings) -> str | None:
     """Try a journal without changing it; return a description, or None if none would be used.
 
@@ -89,6 +107,8 @@ async def check_journal(settings: Settings) -> str | None:
     """
     if settings.durability == "memory":
         return None
+    if settings.durability == "store":
+        return NO_JOURNAL
     return await trio.to_thread.run_sync(try_journal, settings.state_dir)
 
 
@@ -96,17 +116,19 @@ async def check_journal(settings: Settings) -> str | None:
 def inspect_journal(settings: Settings) -> Iterator[Inspection]:
     """Open the durable journal of the settings for a look from another process than the daemon's.
 
-    A journal of another kind returns its own ``JournalInspection`` here. DURABILITY is not asked:
+    A journal of another kind returns its own ``JournalInspection`` here. With another DURABILITY,
     STATE_DIR may have a journal of an earlier run. Raises PayloaddError if
     there is no journal, or it cannot be read.
     """
+    if settings.durability == "store" and not (settings.state_dir / FILE).exists():
+        raise PayloaddError(NO_JOURNAL)
     with Inspection.open(settings.state_dir) as inspection:
         yield inspection
 
 
 def dead_letter_groups(settings: Settings) -> list[DeadLetterGroup]:
     """Return the dead letters of the journal in use, by stream and code. Raises PayloaddError."""
-    if settings.durability == "memory":
+    if settings.durability != "disk":
         return []
     with inspect_journal(settings) as journal:
         return journal.dead_groups()
@@ -169,13 +191,15 @@ def _stream_names(settings: Settings) -> Sequence[str]:
     return (DEFAULT_NAME, *(getattr(settings, "streams", None) or ()))
 
 
-def _report_unused_journal(path: Path) -> None:
+def _report_unused_journal(settings: Settings) -> None:
     """Log a warning if payloads wait in a journal that this daemon does not open."""
+    path = settings.state_dir / FILE
     with suppress(sqlite3.Error, StartError):
         if waiting := waiting_payloads(path):
             log.warning(
                 "journal_left_alone",
                 path=str(path),
                 payloads=waiting,
-                note="DURABILITY=memory does not store them; a start with DURABILITY=disk does",
+                note=f"DURABILITY={settings.durability} does not store them;"
+                " a start with DURABILITY=disk does",
             )

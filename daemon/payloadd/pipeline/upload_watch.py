@@ -17,27 +17,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
+from payloadd.model.stored_objects import MOST_KEYS, StoredObjects
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from payloadd.journal.api import Receipt
     from payloadd.model.job import Batch
 
+__all__ = ["MOST_KEYS", "StoredObjects", "UploadWatch"]
+
 _MOST_JOBS: Final = 20_000
 """Jobs of all watched and remembered requests together: about 10 MiB."""
-MOST_KEYS: Final = 1000
-"""Keys that are kept of one request, those of its first jobs."""
 _TICK: Final = 0.1
 """Seconds by which an answer may be late."""
-
-
-class StoredObjects(NamedTuple):
-    """The objects in which the payloads of a request are."""
-
-    keys: list[str]
-    """The keys below the store's prefix, in the order of the payloads; 1,000 at most."""
-    more: int
-    """The number of objects whose keys are left out."""
 
 
 class _Waiter(NamedTuple):

@@ -24,7 +24,7 @@ _NO_CONTENT: Final = 204
 _HEAD_END: Final = b"\r\n\r\n"
 
 
-class Page(NamedTuple):
+class FixedAnswer(NamedTuple):
     """A fixed answer."""
 
     status: int
@@ -42,9 +42,9 @@ class Answers:
 
     def __init__(self, cors: Cors | None) -> None:
         self._cors = cors
-        self._second = 0
+        self._second = -1
         self._date = ""
-        self._accepted_head = b""
+        self._accepted_head = self._created_head = b""
 
     def accepted(
         self,
@@ -58,9 +58,7 @@ class Answers:
         second = int(time.time())
         if second != self._second:
             self._begin_second(second)
-        head = self._accepted_head
-        if status == _CREATED:
-            head = head.replace(b"202 Accepted", b"201 Created", 1)
+        head = self._created_head if status == _CREATED else self._accepted_head
         lines = connection
         if waited is not None:
             lines += b"preference-applied: wait=%d\r\n" % waited
@@ -68,7 +66,7 @@ class Answers:
             lines += self._cors.lines(origin)
         return b"%s%scontent-length: %d\r\n\r\n%s" % (head, lines, len(document), document)
 
-    def page(self, page: Page, origin: str | None, connection: bytes) -> bytes:
+    def page(self, page: FixedAnswer, origin: str | None, connection: bytes) -> bytes:
         """Return a fixed answer."""
         self._begin_second(int(time.time()))
         status = HTTPStatus(page.status)
@@ -95,6 +93,7 @@ class Answers:
         self._second = second
         self._date = formatdate(second, usegmt=True)
         self._accepted_head = _ACCEPTED_HEAD % self._date.encode("ascii")
+        self._created_head = self._accepted_head.replace(b"202 Accepted", b"201 Created", 1)
 
 
 def without_body(answer: bytes) -> bytes:

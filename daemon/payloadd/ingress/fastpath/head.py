@@ -128,7 +128,8 @@ class HeadParser:
     """Parses heads, and remembers the requests of heads that clients repeat.
 
     ``routes`` has the usual first lines, ``targets`` all others; ``max_length`` is the largest
-    Content-Length in bytes; ``patterns`` are the headers that are kept for the envelope.
+    Content-Length in bytes; ``patterns`` are the headers that are kept for the envelope, and
+    ``seconds_of`` returns the seconds that a request waits, by its header Prefer.
     """
 
     def __init__(
@@ -137,7 +138,9 @@ class HeadParser:
         targets: Targets,
         max_length: int,
         patterns: HeaderPatterns | None = None,
+        seconds_of: Callable[[str | None], int | None] = seconds_to_wait,
     ) -> None:
+        self._seconds_of = seconds_of
         self._routes = routes.first_lines
         self._targets = targets
         self._max_length = max_length
@@ -245,7 +248,7 @@ class HeadParser:
             _text(headers.get(b"x-forwarded-for")),
             _text(headers.get(b"forwarded")),
             DEFAULT if route is None else route.stream,
-            seconds_to_wait(_text(headers.get(b"prefer"))),
+            self._seconds_of(_text(headers.get(b"prefer"))),
             None if self._patterns is None else self._patterns.select(headers),
         )
         token = token_digest(_text(headers.get(b"authorization")))

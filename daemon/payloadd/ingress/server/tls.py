@@ -16,6 +16,7 @@ import trio
 
 from payloadd.errors import SettingsError
 from payloadd.ingress.server.socket_stream import NonBlockingStream
+from payloadd.ingress.server.tls_problem import tls_problem
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Certificates:
         try:
             self.context, self._authorities = self._load()
         except (OSError, ssl.SSLError) as error:
-            raise SettingsError([f"TLS_CERT, TLS_KEY, TLS_CLIENT_CA: {error}"]) from None
+            raise SettingsError([tls_problem(certificate, key, client_ca, error)]) from None
 
     def reload(self) -> None:
         """Read the files again for new connections.
@@ -61,7 +62,7 @@ class Certificates:
         try:
             self.context, authorities = self._load()
         except (OSError, ssl.SSLError) as error:
-            log.error("tls_not_reloaded", reason=str(error))  # noqa: TRY400 - the file is wrong, not the code
+            log.error("tls_not_reloaded", reason=tls_problem(*self._files, error))  # noqa: TRY400 - the file is wrong, not the code
             return
         removed = len(self._authorities - authorities)
         if removed:
