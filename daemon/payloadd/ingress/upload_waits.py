@@ -63,11 +63,11 @@ class UploadWaits:
 
     def begin(
         self, receipt: Receipt, seconds: int, answer: UploadCallback, tasks: int = 0
-    ) -> Callable[[], object]:
+    ) -> Callable[[], object] | None:
         """Call ``answer`` once all payloads of a request are stored, or after a time.
 
         Returns a function that ends the wait: ``answer`` is called as after the time, if it was not
-        called before. Where all requests wait, it does nothing: there is no other answer.
+        called before. Returns None where all requests wait: there is no other answer.
 
         Must be called by the callback that gets ``receipt``. ``seconds`` is what the client
         prefers; no request waits longer than REQUEST_TIMEOUT. ``tasks`` is the number of tasks that
@@ -75,7 +75,7 @@ class UploadWaits:
         """
         if self._unstored is not None:
             self._unstored.wait(answer)
-            return _keep_waiting
+            return None
         granted = min(seconds, max(1, int(self._longest)))
         tasks_in_all = self._tasks + tasks
         may_wait = self._uploads.waiting < self._most and tasks_in_all <= _MOST_TASKS
@@ -87,7 +87,3 @@ class UploadWaits:
 
         self._uploads.wait(receipt, min(granted, self._longest) if may_wait else 0, finish)
         return partial(self._uploads.end_wait, receipt, finish)
-
-
-def _keep_waiting() -> None:
-    """Do nothing."""

@@ -136,7 +136,8 @@ class AnsweringConnection:
     def _await_upload(self, receipt: Receipt, seconds: int) -> None:
         self._awaits = UPLOAD
         end_wait = self._fast_path.submitter.waits.begin(receipt, seconds, self._on_upload)
-        if self._awaits == UPLOAD:  # else it is answered already
+        # Else it is answered already, or waits in any case: to poll for less was measurable.
+        if self._awaits == UPLOAD and end_wait is not None:
             self._end_wait = end_wait
             self._run_guarded(self._poll, select.EPOLLRDHUP)
 
