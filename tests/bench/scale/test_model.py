@@ -131,10 +131,7 @@ class _Ran:
 async def test_the_model_is_what_one_and_three_processes_do(tmp_path: Path) -> None:
     """The table would be a calculation without a relation to the program."""
     need_tools("nginx", "wrk")
-    folders = [tmp_path / "1", tmp_path / "3"]
-    for folder in folders:
-        folder.mkdir()
-    one, three = await _run(1, folders[0]), await _run(3, folders[1])
+    one, three = await _run(1, _new(tmp_path, "1")), await _run(3, _new(tmp_path, "3"))
     costs = Costs(one.cpu / one.rate, 0.0, 0.0)
     prices = Prices(put_seconds=0.01)
     for ran, processes in ((one, 1), (three, 3)):
@@ -144,6 +141,11 @@ async def test_the_model_is_what_one_and_three_processes_do(tmp_path: Path) -> N
     assert three.cpu == pytest.approx(expected.cpu, rel=0.5)
     assert 0.2 < three.p99 < 2 * expected.p99
     assert expected.waiting == pytest.approx(three.rate * (0.125 + 0.01))
+
+
+def _new(folder: Path, name: str) -> Path:
+    (folder / name).mkdir()
+    return folder / name
 
 
 async def _run(processes: int, folder: Path) -> _Ran:
