@@ -26,6 +26,10 @@ _SMALL_BYTES: Final = 64 * 2**10
 """Bytes of a body, or of its rest, that count as one read."""
 _PARTS_PER_STEP: Final = 256
 """Parts of a chunked body that are parsed at a time."""
+_LINES_PER_STEP: Final = 1024
+_BYTES_PER_STEP: Final = 8 * 2**10
+"""Bytes of a chunked body that are parsed at a time, if the input has more line ends than that: two
+for each chunk."""
 _EMPTY_LINE: Final = b"\r\n\r\n"
 _HEAD: Final = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 _OVERHEAD_BYTES: Final = 16 * 2**10
@@ -155,11 +159,13 @@ class ChunkedBody:
 
     @property
     def bulk(self) -> bool:
-        """Whether the body is large: nothing is known of the rest."""
-        return len(self.data) > _SMALL_BYTES
+        """Whether much has been received: nothing is known of the rest."""
+        return self._received > _SMALL_BYTES
 
     def feed(self, data: bytes) -> int:
         """Add received bytes; return how many of them were used."""
+        if len(data) > _BYTES_PER_STEP and data.count(b"\r\n") > _LINES_PER_STEP:
+            data = data[:_BYTES_PER_STEP]
         try:
             used = self._parse(data)
         except httptools.HttpParserError:
