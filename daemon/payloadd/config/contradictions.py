@@ -40,6 +40,11 @@ def contradictions_of(values: Mapping[str, Any], given: Collection[str] = ()) ->
         present = [name for name in needing if values.get(name)]
         if missing and present:
             problems.append(_incomplete(missing, present))
+    if values.get("watermark") == "on" and values.get("durability", "disk") != "disk":
+        problems.append(
+            f"WATERMARK: 'on' is not allowed with DURABILITY={values['durability']}; allowed is"
+            " DURABILITY=disk: only a journal on a disk knows after a crash what was accepted"
+        )
     return problems + _too_long_linger(values) + parquet_problems(values)
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 NOT_BUILT: Final = {
     "JOURNAL_URL": "a journal that machines share",
-    "WATERMARK": "watermarks",
 }
 """What each of them would give."""
 

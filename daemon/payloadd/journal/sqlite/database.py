@@ -295,6 +295,11 @@ class Database(DatabaseFile):
         return self._oldest.accepted_at(self.deletion.ranges)
 
     @property
+    def oldest_by_stream(self) -> Mapping[int, tuple[int, int]]:
+        """What ``oldest`` has found: by stream, ``seq`` and milliseconds of the oldest job."""
+        return self._oldest.by_stream
+
+    @property
     def oldest_unfinished(self) -> bool:
         """Whether ``oldest`` has skipped many ranges and has to be called again."""
         return self._oldest.unfinished

@@ -101,7 +101,7 @@ class Maintenance:
                 since = await self._thread.write(self._database.oldest)
                 if not self._database.oldest_unfinished:
                     self._oldest = since
-                    self._listener.oldest_accepted(since)
+                    self._listener.oldest_accepted(since, self._database.oldest_by_stream)
                     break
         except sqlite3.Error:
             if self._oldest is None and self._database.totals.jobs:

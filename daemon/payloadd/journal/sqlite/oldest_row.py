@@ -40,6 +40,8 @@ class OldestRow:
         """Where the next call continues, if the last one was ``unfinished``."""
         self._oldest: float | None = None
         """When the oldest job in front of ``_position`` was accepted."""
+        self.by_stream: dict[int, tuple[int, int]] = {}
+        """By stream: the ``seq`` of its oldest job, and the time of acceptance in milliseconds."""
         self.unfinished = False
         """Whether the last call skipped so many ranges that it has to be called again."""
 
@@ -62,6 +64,7 @@ class OldestRow:
         lasts = [last for _, last in ranges]
         if not self.unfinished:
             self._position, self._oldest = self._after.get(DEFAULT, 0), None
+            self.by_stream = {}
         self.unfinished = False
         for _ in range(self.most_ranges):
             after = self._position
@@ -80,6 +83,7 @@ class OldestRow:
             elif (last := self._end_of_dead_letter(seq)) >= seq:
                 self._position = self._after[stream] = last
             elif isinstance(id_, bytes) and len(id_) == _ID_BYTES:
+                self.by_stream[stream] = (seq, int.from_bytes(id_[:6]))
                 accepted = int.from_bytes(id_[:6]) / 1000
                 self._oldest = accepted if self._oldest is None else min(self._oldest, accepted)
                 self._position = last_seq(stream)
