@@ -81,11 +81,13 @@ class Rig:
         return self.watermarks.in_flight.ids
 
     async def report(self) -> None:
-        """Report the oldest jobs once a second, as the journal does."""
+        """Report the oldest jobs once a second, as they were a second ago."""
+        await trio.sleep(0.5)
         while True:
+            found = dict(self.oldest)
             await trio.sleep(1)
             number = self.accounting.oldest_jobs.number + 1
-            self.accounting.oldest_jobs = OldestJobs(dict(self.oldest), number)
+            self.accounting.oldest_jobs = OldestJobs(found, number)
 
 
 @pytest.fixture
@@ -164,6 +166,24 @@ async def test_a_request_that_is_committed_late_holds_the_watermark(
             rig.accounting.stored = 1
             await trio.sleep(100)
             assert rig.store.until() > 400_000
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_report_that_was_read_before_the_marks_does_not_count(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    """A job that was committed in between would be passed."""
+    rig = Rig(tmp_path, {0: "default"})
+    async with trio.open_nursery() as nursery:
+        begin(nursery, rig)
+        async with rig.watermarks.written(rig.stop):
+            await trio.sleep(59.7)
+            accepted = rig.ids.reserve(1) >> 80
+            rig.oldest[0] = (1, accepted)
+            rig.accounting.accepted = 1
+            await trio.sleep(30)
+            assert rig.store.puts == 2
+            assert rig.store.until() <= accepted - START
         nursery.cancel_scope.cancel()
 
 
