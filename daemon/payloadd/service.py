@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from payloadd import __version__
-from payloadd.config.changed import store_text
-from payloadd.config.stream_names import DEFAULT_STREAM, some_of
 from payloadd.errors import SettingsError, StartError, StateDirError
 from payloadd.exit_status import ExitStatus
 from payloadd.heap import keep_small, reduce_garbage_collections
@@ -47,8 +44,13 @@ from payloadd.observe.logs import get_logger
 from payloadd.observe.metrics import Metrics
 from payloadd.observe.put_cost import put_cost_of
 from payloadd.observe.state_gauges import StateGauges
-from payloadd.observe.status import drained_fields, draining_fields, status_line
-from payloadd.observe.status_document import Facts
+from payloadd.observe.status import (
+    drained_fields,
+    draining_fields,
+    status_line,
+    wrong_settings_line,
+)
+from payloadd.observe.status_document import Facts, start_fields
 from payloadd.open_files import ADMIN_CONNECTIONS
 from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.batching import Batcher
@@ -111,17 +113,10 @@ async def run(settings: Settings) -> ExitStatus:
     health.payload_figures = accounting.figures
     limit = settings.journal_max_bytes if settings.durability == "disk" else None
     metrics.registry.register(StateGauges(health.snapshot, limit))
-    certificates = open_certificates(settings)
-    runtime = Runtime(
-        settings,
-        health,
-        metrics,
-        accounting,
-        Notifier(),
-        PassedSockets(),
-        certificates,
-        open_admission(settings),
-    )
+    # Before the notifier, which takes its address from the environment: the caller reports errors.
+    certificates, admission = open_certificates(settings), open_admission(settings)
+    figures = (settings, health, metrics, accounting)
+    runtime = Runtime(*figures, Notifier(), PassedSockets(), certificates, admission)
     failed = unusable = False
     problems: list[str] = []
     try:
@@ -133,10 +128,12 @@ async def run(settings: Settings) -> ExitStatus:
         for error in _leaves(group):
             unusable |= isinstance(error, StateDirError)
             log.critical("cannot_start", reason=str(error))
+            runtime.notifier.status(f"cannot start: {error}")
     except* Exception:
         failed = True
         log.critical("internal_failure", exc_info=True)
     if problems:
+        runtime.notifier.status(wrong_settings_line(problems))
         raise SettingsError(problems)
     if runtime.health.phase == "starting":
         return ExitStatus.WRONG_SETTINGS if unusable else ExitStatus.INTERNAL_FAILURE
@@ -355,10 +352,7 @@ async def _serve_public(
                 "listening",
                 public=bound_addresses(listeners),
                 admin=next(iter(admin), None),
-                version=__version__,
-                store=store_text(settings),
-                durability=settings.durability,
-                streams=some_of((DEFAULT_STREAM, *(settings.streams or ()))),
+                **start_fields(settings),
             )
             await stop.wait()
             began = trio.current_time()

@@ -103,6 +103,7 @@ def test_objects_may_be_larger_than_the_memory_of_the_queue() -> None:
         ("ADMIN_BIND", "OFF", "admin_bind", None),
         ("STORE_URL", "S3://bucket/Prefix ", "store_url", S3Url("bucket", "Prefix")),
         ("STORE_URL", "s3://my_bucket.x", "store_url", S3Url("my_bucket.x", "")),
+        ("RATE_LIMIT", "60/min", "rate_limit", Rate(1.0, 1, "60/min")),
         ("RATE_LIMIT", "100 / s, burst 5", "rate_limit", Rate(100.0, 5, "100 / s, burst 5")),
         ("DRAIN_TIMEOUT", "500ms", "drain_timeout", 0.5),
         ("DRAIN_TIMEOUT", "1.5m", "drain_timeout", 90.0),
@@ -245,6 +246,7 @@ def test_values_are_parsed_as_documented(name: str, text: str, field: str, value
         ("AWS_USE_FIPS_ENDPOINT", "yes", "one of true, false"),
         ("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "1", "one of true, false"),
         ("RATE_LIMIT", "100", "100/s burst 500"),
+        ("RATE_LIMIT", "100/fortnight", "100/s burst 500"),
         ("CORS_ORIGINS", "https://a.b/", "without a path, not 'https://a.b/'"),
         ("ENVELOPE", "clients", "'clients' is none of them"),
         ("CORS_ORIGINS", "*, https://a.b", "allowed is * alone"),
@@ -360,6 +362,7 @@ def test_a_wrong_value_is_not_reported_as_missing() -> None:
     "environ",
     [
         {"STORE_URL": "s3://key:hunter2@bucket/x"},
+        {"STORE_URL": "s3://key:hunter2/x@bucket/x"},
         {"BIND": "user:hunter2@host:80"},
         {"AWS_ENDPOINT_URL_S3": "http://user:hunter2@minio:9000"},
         {"STORE_URL": "file://user:hunter2@host/x"},

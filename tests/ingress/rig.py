@@ -67,6 +67,7 @@ class FakeIntake(Intake):
         self.open.set()
         self.keeps = True
         self.uploads = UploadWatch()
+        self.unstored = None
 
     @property
     def durable(self) -> bool:

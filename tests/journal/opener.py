@@ -39,7 +39,11 @@ if TYPE_CHECKING:
     from payloadd.model.layout import Layouts
 
 DURABLE: Final = [pytest.param({"DURABILITY": "disk"}, id="sqlite")]
-JOURNALS: Final = [*DURABLE, pytest.param({"DURABILITY": "memory"}, id="memory")]
+JOURNALS: Final = [
+    *DURABLE,
+    pytest.param({"DURABILITY": "memory"}, id="memory"),
+    pytest.param({"DURABILITY": "store"}, id="store"),
+]
 ALL: Final = (0, 10_000, 10**9)
 """Arguments of ``page`` for the whole backlog of a test."""
 _NO_MORE: Final[dict[str, str]] = {}

@@ -315,15 +315,19 @@ class StoreJournal(MemoryJournal):
         while True:
             await self._answer_due.wait()
             end = perf_counter() + _TIME_SLICE
+            self._send_some(min(_ANSWERS, len(answers)))
             while answers and perf_counter() < end:
-                for _ in range(min(_ANSWERS, len(answers))):
-                    request, outcome = answers.popleft()
-                    request.answer(outcome)
-                    if isinstance(request, _KeptRequest):
-                        self._joined -= len(request.joined)
+                self._send_some(min(_ANSWERS, len(answers)))
             if not answers:
                 self._answer_due = trio.Event()
             await trio.lowlevel.checkpoint()
+
+    def _send_some(self, count: int) -> None:
+        for _ in range(count):
+            request, outcome = self._answers.popleft()
+            request.answer(outcome)
+            if isinstance(request, _KeptRequest):
+                self._joined -= len(request.joined)
 
     async def _give_up_overdue(self) -> None:
         while True:
@@ -333,14 +337,14 @@ class StoreJournal(MemoryJournal):
             await trio.sleep(_TICK)
             self._now = trio.current_time()
             # All requests may wait for the same time, so the oldest ends first.
-            overdue = False
+            error = None
             while self._jobs:
                 oldest = next(iter(self._jobs.values()))
                 if min(oldest.due, self._last_due) > self._now:
                     break
-                self._fail(oldest, self._unavailable("has not confirmed the payloads in time"))
-                overdue = True
-            if overdue:
+                error = error or self._unavailable("has not confirmed the payloads in time")
+                self._fail(oldest, error)
+            if error is not None:
                 self.given_up()
 
     def wait_no_longer_than(self, seconds: float) -> None:

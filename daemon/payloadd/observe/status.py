@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 Phase = Literal["starting", "serving", "leaving", "draining", "drained"]
 """The phases of the process in their order.
@@ -194,6 +194,11 @@ def status_line(status: Status) -> str:
     for part, trouble in status.troubles.items():
         line += f"; waiting for the {part}: {trouble.reason}"
     return line
+
+
+def wrong_settings_line(problems: Sequence[str]) -> str:
+    """Return the line that ``systemctl status`` shows after a start with wrong settings."""
+    return "wrong settings: " + "; ".join(problems)
 
 
 def drained_fields(status: Status) -> dict[str, int]:
