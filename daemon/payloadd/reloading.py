@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from payloadd.storage.api import Store
 
 
-class FilesInUse(Protocol):
+class ReloadedPart(Protocol):
     """A part of the daemon that has read files."""
 
     def reload(self) -> None:
@@ -24,7 +24,7 @@ class FilesInUse(Protocol):
 @asynccontextmanager
 async def reloading(
     settings: Settings,
-    files: Sequence[FilesInUse],
+    files: Sequence[ReloadedPart],
     requests: trio.MemoryReceiveChannel[None],
     store: Store,
 ) -> AsyncIterator[None]:
@@ -37,7 +37,7 @@ async def reloading(
 
 async def _reload(
     settings: Settings,
-    files: Sequence[FilesInUse],
+    files: Sequence[ReloadedPart],
     requests: trio.MemoryReceiveChannel[None],
     store: Store,
 ) -> None:

@@ -140,7 +140,9 @@ class RecordingListener:
         """Record discarded payloads."""
         self._count("discarded", payloads)
 
-    def oldest_accepted(self, since: float | None) -> None:
+    def oldest_accepted(
+        self, since: float | None, by_stream: Mapping[int, tuple[int, int]] | None = None
+    ) -> None:
         """Record the time, unless it is the last one again."""
         if self.oldest[-1:] != [since]:
             self.oldest.append(since)

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from typing import TYPE_CHECKING, Any
 
 from tests.support.clients import post
-from tests.support.daemon import PYTHONPATH, running_daemon
+from tests.support.clock_step import clock_step
+from tests.support.daemon import running_daemon
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_CLOCK = """
-import os, time
-_time, _time_ns, _step = time.time, time.time_ns, int(os.environ["CLOCK_STEP"])
-time.time = lambda: _time() + _step
-time.time_ns = lambda: _time_ns() + _step * 10**9
-"""
-
 
 def environment(folder: Path, step: int) -> dict[str, str]:
     """Return the settings of a daemon whose clock is ``step`` seconds off."""
-    (folder / "clock").mkdir(exist_ok=True)
-    (folder / "clock" / "sitecustomize.py").write_text(_CLOCK)
     return {
-        "PYTHONPATH": os.pathsep.join([str(folder / "clock"), PYTHONPATH]),
-        "CLOCK_STEP": str(step),
+        **clock_step(folder, step),
         "WATERMARK": "on",
         "STREAMS": "clicks",
         "BATCH_LINGER": "50ms",

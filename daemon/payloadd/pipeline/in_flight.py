@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from payloadd.model.job import AscendingIds, Part
 
 
-class Append(Protocol):
+class AppendFunction(Protocol):
     """The type of ``Journal.append``."""
 
     def __call__(  # noqa: D102 - see ``Journal``
@@ -62,7 +62,7 @@ class InFlight:
         finally:
             self._end(began)
 
-    def counting(self, append: Append) -> Append:
+    def counting(self, append: AppendFunction) -> AppendFunction:
         """Return a function that does what ``append`` does, and counts the request meanwhile."""
 
         def append_counted(

@@ -49,6 +49,31 @@ def test_stored_and_dead_jobs_are_skipped(tmp_path: Path) -> None:
         assert database.oldest() == NOW + 1
 
 
+def test_the_oldest_job_of_each_stream_is_found(tmp_path: Path) -> None:
+    """A watermark of one stream would pass its jobs, or wait for those of another."""
+    with closing(Database(tmp_path / "j")) as database:
+        names = database.open_streams(["default", "clicks"])
+        (clicks,) = [number for number, name in names.items() if name == "clicks"]
+        database.oldest()
+        assert database.oldest_by_stream == {}
+        ours, theirs = [request(5), request(1)], [request(9, 3), request(7)]
+        for one in theirs:
+            one.stream = clicks
+        database.commit([*ours, *theirs])
+        seqs = [one.jobs[0].seq for one in (*ours, *theirs)]
+        database.oldest()
+        wanted = {0: (seqs[0], (NOW + 5) * 1000), clicks: (seqs[2], (NOW + 9) * 1000)}
+        assert database.oldest_by_stream == wanted
+        database.commit([Settle(batch(*theirs[0].jobs, sealed=False))])
+        database.commit([Bury(batch(ours[0].jobs[0], sealed=False), "C", "r")])
+        database.oldest()
+        wanted = {0: (seqs[1], (NOW + 1) * 1000), clicks: (seqs[3], (NOW + 7) * 1000)}
+        assert database.oldest_by_stream == wanted
+        database.commit([Settle(batch(one.jobs[0], sealed=False)) for one in (ours[1], theirs[1])])
+        database.oldest()
+        assert database.oldest_by_stream == {}
+
+
 def test_a_call_continues_where_the_last_one_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
