@@ -51,6 +51,8 @@ class RecordingListener:
         if self.reports[-1:] != [name]:
             self.reports.append(name)
 
+    oldest_by_stream: Mapping[int, tuple[int, int]] | None = None
+
     def opened(self, newest: Mapping[int, int], payloads: int) -> None:
         """Begin behind the newest job of earlier runs."""
         self._note("opened")
@@ -144,6 +146,7 @@ class RecordingListener:
         self, since: float | None, by_stream: Mapping[int, tuple[int, int]] | None = None
     ) -> None:
         """Record the time, unless it is the last one again."""
+        self.oldest_by_stream = by_stream
         if self.oldest[-1:] != [since]:
             self.oldest.append(since)
 

@@ -50,10 +50,11 @@ def _watermark_without_disk(values: Mapping[str, Any]) -> list[str]:
     if values.get("watermark") != "on" or (values.get("durability") == "disk" and not shared):
         return []
     other = "JOURNAL_URL" if shared else f"DURABILITY={values.get('durability')}"
-    return [
+    problem = (
         f"WATERMARK: 'on' is not allowed with {other}; allowed is a journal in STATE_DIR"
         " (DURABILITY=disk): only that knows after a crash what watermarks have promised"
-    ]
+    )
+    return [problem]
 
 
 def _too_long(length: int, name: str, limit: int, given: Collection[str]) -> str:

@@ -279,7 +279,8 @@ class JournalListener(Protocol):
         """Note when the oldest job in the journal was accepted, in Unix time; None without jobs.
 
         ``by_stream``: for each stream with jobs that are neither stored nor dead, the lowest
-        ``seq`` of them and its time of acceptance in milliseconds; None where that is not known.
+        ``seq`` of them, and its time of acceptance in milliseconds or that of a job of the same
+        commit; None where that is not known.
         """
         ...
 

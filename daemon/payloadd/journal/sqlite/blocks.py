@@ -170,6 +170,14 @@ class Blocks:
         found = [runs.entries[0][3] for runs in self._streams.values() if runs.entries]
         return min(found) / 1000 if found else None
 
+    def oldest_by_stream(self) -> dict[int, tuple[int, int]]:
+        """Return, for each stream with jobs in blocks, the lowest ``seq`` and a time in Unix ms.
+
+        It is the time of acceptance of a job of the stream that was committed with this one.
+        """
+        streams = self._streams.items()
+        return {one: (runs.firsts[0], runs.entries[0][3]) for one, runs in streams if runs.entries}
+
     def noted(self) -> list[Range]:
         """Return the ranges in ``stored`` whose jobs are in blocks."""
         return [(one.first, one.last) for one in self._noted.values()]

@@ -54,6 +54,9 @@ _NONE: Final[Mapping[int, Layout]] = MappingProxyType({})
 class Database(DatabaseFile):
     """One open journal file, with its segments. Methods raise sqlite3.Error."""
 
+    oldest_by_stream: Mapping[int, tuple[int, int]] = MappingProxyType({})
+    """What the last ``oldest`` has found; see ``JournalListener.oldest_accepted``."""
+
     def close(self) -> None:
         """Close all files. SQLite checkpoints its log into the database file.
 
@@ -330,6 +333,10 @@ class Database(DatabaseFile):
         """
         found = self._oldest.accepted_at(self.deletion.ranges)
         in_blocks = self.blocks.oldest
+        by_stream = self.blocks.oldest_by_stream()
+        for stream, job in self._oldest.by_stream.items():
+            by_stream[stream] = min(job, by_stream.get(stream, job))
+        self.oldest_by_stream = by_stream
         if self._oldest.unfinished or in_blocks is None:
             return found
         return in_blocks if found is None else min(found, in_blocks)
@@ -338,11 +345,6 @@ class Database(DatabaseFile):
     def deletion_waits(self) -> bool:
         """Whether rows or blocks of stored jobs wait for deletion."""
         return bool(self.deletion.ranges) or self.blocks.deletion_waits
-
-    @property
-    def oldest_by_stream(self) -> Mapping[int, tuple[int, int]]:
-        """What ``oldest`` has found: by stream, ``seq`` and milliseconds of the oldest job."""
-        return self._oldest.by_stream
 
     @property
     def oldest_unfinished(self) -> bool:
