@@ -139,7 +139,7 @@ class OldestPayload(RuleBasedStateMachine):
             assert self.database.oldest() == oldest
             first = min(self.open, default=0)
             wanted = {} if oldest is None else {0: (first, round(oldest * 1000))}
-            assert self.database.oldest_by_stream == wanted
+            assert self.database.oldest_row.by_stream == wanted
 
 
 OldestPayload.TestCase.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)

@@ -161,19 +161,10 @@ class Blocks:
         """Whether there are blocks that can be deleted."""
         return bool(self._done)
 
-    @property
-    def oldest(self) -> float | None:
-        """When the oldest job in a block was accepted, in Unix time; None without jobs.
+    def oldest_by_stream(self) -> dict[int, tuple[int, int]]:
+        """Return, for each stream with jobs in blocks, the lowest ``seq``, and its time in Unix ms.
 
         To the time between two jobs of one stream in one commit.
-        """
-        found = [runs.entries[0][3] for runs in self._streams.values() if runs.entries]
-        return min(found) / 1000 if found else None
-
-    def oldest_by_stream(self) -> dict[int, tuple[int, int]]:
-        """Return, for each stream with jobs in blocks, the lowest ``seq`` and a time in Unix ms.
-
-        It is the time of acceptance of a job of the stream that was committed with this one.
         """
         streams = self._streams.items()
         return {one: (runs.firsts[0], runs.entries[0][3]) for one, runs in streams if runs.entries}
