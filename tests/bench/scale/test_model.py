@@ -177,7 +177,7 @@ async def _run(processes: int, folder: Path) -> _Ran:
 
 
 async def _start(stack: AsyncExitStack, folder: Path, store: Sink) -> Running:
-    folder.mkdir()
+    await trio.Path(folder).mkdir()
     running = await stack.enter_async_context(STORED.start(folder, store))
     await post_once(running.url, WORKS["single"].body())
     return running

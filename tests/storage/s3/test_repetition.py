@@ -131,6 +131,20 @@ async def test_an_object_of_another_batch_is_replaced_where_no_condition_is_sent
     assert fake.objects[PATH] == bytes_of(NEW_BYTES)
 
 
+@pytest.mark.parametrize("condition", ["auto", "on", "off"])
+async def test_an_object_that_is_no_batch_replaces_any_other(condition: str) -> None:
+    """A watermark would keep its first value for ever."""
+    fake = FakeS3(port=1)
+    store = await store_in_memory(fake, S3_IF_NONE_MATCH=condition)
+    await store.replace("k", OBJECT)
+    await store.replace("k", NEW_BYTES)
+    assert statuses(fake) == [("PUT", 200), ("PUT", 200)]
+    assert fake.objects[PATH] == bytes_of(NEW_BYTES)
+    fake.behaviour = ACCESS_DENIED
+    with pytest.raises(OperatorStoreError, match="AccessDenied"):
+        await store.replace("k", OBJECT)
+
+
 async def test_a_first_attempt_has_no_condition_unless_it_is_always_on() -> None:
     """Stores that do not know If-None-Match would need two requests for each object."""
     for condition, sent in {"auto": None, "off": None, "on": "*"}.items():
