@@ -26,6 +26,7 @@ from payloadd.exit_status import ExitStatus
 from payloadd.model.keys import key_problems
 from payloadd.observe import logs, standard_streams
 from payloadd.observe.status import wrong_settings_line
+from payloadd.observe.unhandled_errors import escape_unhandled_errors
 from payloadd.systemd.notify import Notifier, is_journal
 
 log = logs.get_logger(__name__)
@@ -58,6 +59,7 @@ def _settings_table() -> str:
 def main() -> None:
     """Take JSON payloads by HTTP POST and store them in S3."""
     standard_streams.open_missing()
+    escape_unhandled_errors()
 
 
 main.add_command(journal)
