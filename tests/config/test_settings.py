@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from payloadd.config import settings as config
 from payloadd.config.misspelt import misspelt_names
+from payloadd.config.not_built import NOT_BUILT
 from payloadd.config.parquet_schema import ParquetSchema
 from payloadd.config.parsers import FileUrl, Rate, S3Url, TcpAddress, UnixAddress, address
 from payloadd.errors import SettingsError
 from payloadd.model.keys import key_problems
-from tests.support.not_built import NAMES
 
 
 def problems(**environ: str) -> list[str]:
@@ -281,6 +281,15 @@ def test_all_wrong_settings_are_reported_together() -> None:
     assert names == ["MAX_WORKERS", "BIND", "STORE_URL", "COMPRESSION", "DURABILITY", "ENVELOPE"]
 
 
+def test_a_batch_must_not_outlast_the_requests_that_wait_for_it() -> None:
+    """With DURABILITY=store each request would time out while its batch fills."""
+    slow = {"BATCH_LINGER": "30s", "DURABILITY": "store"}
+    (problem,) = problems(**slow)
+    assert problem.startswith("BATCH_LINGER, REQUEST_TIMEOUT: 30s and 30s are not allowed")
+    config.load({**slow, "REQUEST_TIMEOUT": "31s"})
+    config.load({"BATCH_LINGER": "30s"})
+
+
 def test_settings_that_contradict_each_other_are_reported() -> None:
     """The largest request could never be queued, and uploads would fail without half of a key."""
     found = problems(
@@ -493,12 +502,14 @@ def test_the_description_of_a_choice_names_every_value(name: str) -> None:
         assert [value for value in allowed if not re.search(rf"\b{value}\b", text)] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_documented_setting_that_is_not_built_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_documented_setting_that_is_not_built_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A user would rely on a feature that is missing."""
-    (problem,) = problems(**{name: "x"})
-    assert problem.startswith(f"{name}: is set")
-    (tmp_path / name.lower()).write_text("x")
+    monkeypatch.setitem(NOT_BUILT, "LATER", "a feature")
+    (problem,) = problems(LATER="x")
+    assert problem.startswith("LATER: is set, but a feature: not built yet")
+    (tmp_path / "later").write_text("x")
     assert problems(CREDENTIALS_DIRECTORY=str(tmp_path)) == [problem]
 
 

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import trio
 
+from payloadd.config.contradictions import contradictions_of
 from payloadd.config.settings import load
 from payloadd.errors import OperatorStoreError, SettingsError
 from payloadd.model.streams import first_seq
@@ -327,6 +328,8 @@ def test_watermarks_need_a_journal_on_a_disk(tmp_path: Path) -> None:
     """After a crash a watermark would pass payloads that were lost."""
     with pytest.raises(SettingsError, match="WATERMARK: 'on' is not allowed with DURABILITY=memo"):
         load({"WATERMARK": "on", "DURABILITY": "memory"})
+    (problem,) = contradictions_of({"watermark": "on", "durability": "disk", "journal_url": "x"})
+    assert problem.startswith("WATERMARK: 'on' is not allowed with JOURNAL_URL")
     parts = Accounting(Metrics()), list, KeptObjects(), NAMES
     assert isinstance(watermarks_of(load({}), *parts), NoWatermarks)
     settings = load({"WATERMARK": "on", "STATE_DIR": str(tmp_path)})

@@ -94,11 +94,11 @@ async def store_events(folder: Path, environ: dict[str, str]) -> None:
 
 def duckdb_counts(files: str) -> Counts:
     """Count with DuckDB, one query for each partition."""
-    rows = duckdb.sql(f"SELECT DISTINCT dt::VARCHAR, hour FROM {files}").fetchall()  # noqa: S608
+    rows = duckdb.sql(f"SELECT DISTINCT dt::VARCHAR, hour FROM {files}").fetchall()
     found: Counts = Counter()
     for day, hour in rows:
         query = (
-            f"SELECT split_part(filename, '/', -4), count(*) FROM {files}"  # noqa: S608
+            f"SELECT split_part(filename, '/', -4), count(*) FROM {files}"
             f" WHERE dt = '{day}' AND hour = '{hour}' GROUP BY ALL"
         )
         for stream, count in duckdb.sql(query).fetchall():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from payloadd.config.parquet_schema import parquet_problems
 from payloadd.config.parsers import size_text
+from payloadd.config.shared_journal import shared_journal_problems
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -40,12 +41,26 @@ def contradictions_of(values: Mapping[str, Any], given: Collection[str] = ()) ->
         present = [name for name in needing if values.get(name)]
         if missing and present:
             problems.append(_incomplete(missing, present))
-    if values.get("watermark") == "on" and values.get("durability", "disk") != "disk":
-        problems.append(
-            f"WATERMARK: 'on' is not allowed with DURABILITY={values['durability']}; allowed is"
-            " DURABILITY=disk: only a journal on a disk knows after a crash what was accepted"
-        )
-    return problems + _too_long_linger(values) + parquet_problems(values)
+    return [
+        *problems,
+        *_watermark_without_disk(values),
+        *_too_long_linger(values),
+        *parquet_problems(values),
+        *shared_journal_problems(values),
+    ]
+
+
+def _watermark_without_disk(values: Mapping[str, Any]) -> list[str]:
+    """Return the problem of watermarks whose promises no file would keep."""
+    shared = values.get("journal_url") is not None
+    if values.get("watermark") != "on" or (values.get("durability") == "disk" and not shared):
+        return []
+    other = "JOURNAL_URL" if shared else f"DURABILITY={values.get('durability')}"
+    problem = (
+        f"WATERMARK: 'on' is not allowed with {other}; allowed is a journal in STATE_DIR"
+        " (DURABILITY=disk): only that knows after a crash what watermarks have promised"
+    )
+    return [problem]
 
 
 def _too_long(length: int, name: str, limit: int, given: Collection[str]) -> str:

@@ -36,6 +36,7 @@ from payloadd.config.parsers import (
     whole,
     words,
 )
+from payloadd.config.shared_journal import journal_url
 from payloadd.config.stream_names import streams
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class DaemonSettings:
         )
     )
     max_connections: int = field(
-        metadata=setting("1024", whole(1, 100_000), "client connections at once")
+        metadata=setting("10000", whole(1, 100_000), "client connections at once")
     )
     max_connections_per_client: int | None = field(
         metadata=setting(None, whole(1, 100_000), "client connections at once from one address")
@@ -151,6 +152,12 @@ class DaemonSettings:
         metadata=setting(
             "./payloadd-data", Path, "folder of the journal; $STATE_DIRECTORY under systemd"
         )
+    )
+    journal_url: str | None = field(
+        repr=False,
+        metadata=setting(
+            None, journal_url, "postgresql://...: a journal that machines share, not STATE_DIR"
+        ),
     )
     journal_max_bytes: int = field(
         metadata=setting("1GiB", size(1, 2**50), "largest journal; beyond it a POST gets 503")

@@ -8,9 +8,9 @@ never ahead of the truth:
   watermark, which is durable before it is written (``watermark_file.py``).
 * Two marks are made, with a wait between them until every request that began before the first one
   has its outcome. So jobs before the first mark have a lower ``seq`` than jobs behind the second.
-* Once the job with the lowest ``seq`` that is neither stored nor dead is behind the second mark,
-  all jobs before the first one are stored or dead: the first mark is the watermark. Jobs that an
-  earlier run has left are before every mark.
+* Once the job with the lowest ``seq`` that is neither stored nor dead, or another job of the same
+  commit, is behind the second mark, all jobs before the first one are stored or dead: the first
+  mark is the watermark. Jobs that an earlier run has left are before every mark.
 * A process writes its watermarks before it accepts its first payload. After a drain that has stored
   everything they are ``closed``: a reader need not wait for this process. So the next start waits
   until the store has taken watermarks that are not closed.

@@ -16,7 +16,12 @@ from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.oldest_row import OldestRow
 from payloadd.journal.sqlite.operations import Append, Bury, Revive, Settle
 from payloadd.model.job import Part
-from tests.support.journal import batch, open_rig, until
+from tests.support.journal import (
+    batch,
+    open_rig,
+    unpack,
+    until,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +42,8 @@ def test_stored_and_dead_jobs_are_skipped(tmp_path: Path) -> None:
         requests = [request(0, 200), request(1), request(2), request(3)]
         database.commit(list(requests))
         assert database.oldest() == NOW
+        unpack(database)
+        assert database.oldest() == NOW
         database.commit([Settle(batch(*requests[0].jobs, sealed=False))])
         assert database.deletion.ranges  # the rows of stored jobs are deleted a few at a time
         assert database.oldest() == NOW + 1
@@ -49,29 +56,41 @@ def test_stored_and_dead_jobs_are_skipped(tmp_path: Path) -> None:
         assert database.oldest() == NOW + 1
 
 
-def test_the_oldest_job_of_each_stream_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_the_oldest_job_of_each_stream_is_found(tmp_path: Path, *, in_blocks: bool) -> None:
     """A watermark of one stream would pass its jobs, or wait for those of another."""
     with closing(Database(tmp_path / "j")) as database:
         names = database.open_streams(["default", "clicks"])
         (clicks,) = [number for number, name in names.items() if name == "clicks"]
+        if not in_blocks:
+            database.in_rows = frozenset(names)
         database.oldest()
-        assert database.oldest_by_stream == {}
+        assert database.oldest_row.by_stream == {}
         ours, theirs = [request(5), request(1)], [request(9, 3), request(7)]
         for one in theirs:
             one.stream = clicks
-        database.commit([*ours, *theirs])
+        for pair in zip(ours, theirs, strict=True):
+            database.commit(list(pair))
         seqs = [one.jobs[0].seq for one in (*ours, *theirs)]
+        assert database.blocks.has(seqs[0]) is in_blocks
         database.oldest()
         wanted = {0: (seqs[0], (NOW + 5) * 1000), clicks: (seqs[2], (NOW + 9) * 1000)}
-        assert database.oldest_by_stream == wanted
+        assert database.oldest_row.by_stream == wanted
         database.commit([Settle(batch(*theirs[0].jobs, sealed=False))])
         database.commit([Bury(batch(ours[0].jobs[0], sealed=False), "C", "r")])
         database.oldest()
         wanted = {0: (seqs[1], (NOW + 1) * 1000), clicks: (seqs[3], (NOW + 7) * 1000)}
-        assert database.oldest_by_stream == wanted
-        database.commit([Settle(batch(one.jobs[0], sealed=False)) for one in (ours[1], theirs[1])])
+        assert database.oldest_row.by_stream == wanted
+        # One job of a stream in a row, a later one in a block.
+        later = request(8)
+        database.in_rows = frozenset()
+        database.commit([later])
         database.oldest()
-        assert database.oldest_by_stream == {}
+        assert database.oldest_row.by_stream == wanted
+        settled = (ours[1], theirs[1], later)
+        database.commit([Settle(batch(one.jobs[0], sealed=False)) for one in settled])
+        database.oldest()
+        assert database.oldest_row.by_stream == {}
 
 
 def test_a_call_continues_where_the_last_one_ended(
@@ -118,6 +137,7 @@ def test_a_damaged_id_is_skipped(tmp_path: Path) -> None:
     """One altered byte in the file would end the daemon."""
     with closing(Database(tmp_path / "j")) as database:
         database.commit([request(0), request(1)])
+        unpack(database)
         database._connection.execute("UPDATE jobs SET id = 7 WHERE seq = 1")
         assert database.oldest() == NOW + 1
 
@@ -147,7 +167,7 @@ def test_the_oldest_job_is_that_of_all_streams(
 def oldest(database: Database) -> float | None:
     """Return the time of the oldest job, asked for as often as needed."""
     found = database.oldest()
-    while database.oldest_unfinished:
+    while database.oldest_row.unfinished:
         found = database.oldest()
     return found
 

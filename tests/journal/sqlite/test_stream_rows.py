@@ -25,7 +25,11 @@ from tests.journal.sqlite.damaging import (
     verified,
     zero_pages,
 )
-from tests.support.journal import append, batch
+from tests.support.journal import (
+    append,
+    batch,
+    unpack,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,6 +163,7 @@ def test_a_repair_of_the_open_file_keeps_names_and_jobs(path: Path) -> None:
         names = database.open_streams(_NAMES)
         more = [request(100 * stream + 100, stream, 50) for stream in range(3)]
         database.commit(more)
+        unpack(database)
         jobs = [one for each in more for one in each.jobs]
         database.jobs_in_memory = lambda: jobs
         assert lose_pages(database, path, [one.id for one in jobs])
@@ -240,7 +245,7 @@ def test_rows_with_numbers_that_no_job_has_become_dead_letters(path: Path) -> No
 @pytest.mark.usefixtures("three_streams")
 def test_damaged_jobs_are_dead_letters_of_their_stream(path: Path) -> None:
     """An operator could not tell which payloads have to be sent again."""
-    change(path, f"UPDATE jobs SET payloads = 7 WHERE seq = {first_seq(2) + 2}")  # noqa: S608
+    change(path, f"UPDATE jobs SET payloads = 7 WHERE seq = {first_seq(2) + 2}")
     (finding,) = [one for one in verified(path) if one.table == "jobs"]
     assert finding.first == first_seq(2) + 2
     with closing(Database(path)) as database:
@@ -260,7 +265,7 @@ def test_missing_jobs_are_missed_when_all_streams_have_been_read(path: Path) -> 
     with closing(Database(path)) as database:
         database.open_streams(_NAMES)
         database._counted = False  # as in a file that is too large for a check of the start
-        change(path, f"DELETE FROM jobs WHERE seq = {first_seq(1) + 2}")  # noqa: S608
+        change(path, f"DELETE FROM jobs WHERE seq = {first_seq(1) + 2}")
         for stream in range(3):
             assert new_findings(database) == []
             while page := database.page(first_seq(stream), 1000, 10**6):

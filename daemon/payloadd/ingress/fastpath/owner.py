@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+import select
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from payloadd.ingress.fastpath.answers import Answers
     from payloadd.ingress.fastpath.head import HeadParser
     from payloadd.ingress.refusal_log import RefusalLog
+    from payloadd.ingress.server.poller import Readable
     from payloadd.ingress.submission import Submitter
     from payloadd.observe.health import Health
     from payloadd.observe.request_metrics import RequestMetrics
-
-
-class Readable(Protocol):
-    """A connection that is called when its socket has input."""
-
-    def on_readable(self) -> None:
-        """Read the input."""
-        ...
 
 
 class Owner(Protocol):
@@ -30,6 +25,7 @@ class Owner(Protocol):
     refusals: RefusalLog
     requests: RequestMetrics
     heads: HeadParser
+    answers: Answers
     unanswered: int
     """Requests that were submitted and are not answered yet."""
 
@@ -41,8 +37,10 @@ class Owner(Protocol):
         """Call ``work``, which may take some milliseconds, after all small requests."""
         ...
 
-    def register(self, fd: int, connection: Readable, *, bulk: bool = False) -> None:
-        """Call ``connection`` when ``fd`` has input; ``bulk``: the input is part of a large body.
+    def register(
+        self, fd: int, connection: Readable, events: int = select.EPOLLIN, *, bulk: bool = False
+    ) -> None:
+        """Call ``connection`` at ``events`` of ``fd``; ``bulk``: its input is part of a large body.
 
         Raises OSError if the system can poll no more sockets.
         """
@@ -50,8 +48,4 @@ class Owner(Protocol):
 
     def unregister(self, fd: int, *, bulk: bool) -> None:
         """Stop polling ``fd``."""
-        ...
-
-    def accepted_head(self, status: int) -> bytes:
-        """Return the head of a 202 or 201 up to its Content-Length."""
         ...

@@ -57,14 +57,15 @@ _ALTERED: Final = "does not match its checksum"
 _NO_JOB: Final = "is not a job"
 
 
-def _insertions(values: str) -> dict[int, str]:
+def _insertions(values: str, insert: str = "INSERT") -> dict[int, str]:
     return {
-        count: f"INSERT INTO jobs VALUES {', '.join([values] * count)}"  # noqa: S608 - only marks
+        count: f"{insert} INTO jobs VALUES {', '.join([values] * count)}"
         for count in _ROWS_PER_STATEMENT
     }
 
 
 _INSERTS: Final = _insertions("(?, ?, ?, ?, NULL, NULL, NULL, 0, ?)")
+_REPLACEMENTS: Final = _insertions("(?, ?, ?, ?, NULL, NULL, NULL, 0, ?)", "INSERT OR REPLACE")
 _PLACED_INSERTS: Final = _insertions("(?, ?, ?, x'', ?, ?, ?, 0, ?)")
 
 
@@ -72,6 +73,12 @@ def insert(connection: sqlite3.Connection, rows: Sequence[NewRow]) -> None:
     """Insert rows that hold their lines."""
     for some in _portions(rows):
         connection.execute(_INSERTS[len(some)], list(chain.from_iterable(some)))
+
+
+def replace(connection: sqlite3.Connection, rows: Sequence[NewRow]) -> None:
+    """Insert rows that hold their lines, in place of those that have the same numbers."""
+    for some in _portions(rows):
+        connection.execute(_REPLACEMENTS[len(some)], list(chain.from_iterable(some)))
 
 
 def insert_placed(connection: sqlite3.Connection, rows: Sequence[PlacedRow]) -> None:
@@ -168,6 +175,11 @@ def _is_shaped(row: Row) -> bool:
         and stream == 0
         and (crc is None or isinstance(crc, int))
     )
+
+
+def is_surely_sound(row: Row) -> bool:
+    """Return whether a row that holds its lines matches its checksum; False without a checksum."""
+    return row[8] is not None and row[4] is None and _is_shaped(row) and _is_sound(row, row[3])
 
 
 def _is_span(segment: object, start: object, length: object) -> bool:
