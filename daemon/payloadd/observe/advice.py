@@ -62,8 +62,6 @@ _STORE: Final = {
     **dict.fromkeys(("IncorrectEndpoint", "InvalidEndpoint", "InvalidRegionName"), _ENDPOINT),
     "NoSuchBucket": "Create the bucket (`payloadd check --create`), or correct STORE_URL.",
     "InvalidBucketName": "Correct the bucket of STORE_URL.",
-    "ENCODER_FAILED": "The process that encodes Parquet has failed; the reason says how. Batches"
-    " wait: give it memory (or lower BATCH_MAX_BYTES), or install payloadd[parquet] again.",
     "RequestTimeTooSkewed": "Set the clock of this machine (NTP), or that of the store.",
     **dict.fromkeys(
         (
