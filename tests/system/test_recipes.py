@@ -105,12 +105,12 @@ async def test_the_recipes_for_local_files_count_what_was_posted(tmp_path: Path)
     duckdb.sql(changed(compaction, **{"'day.parquet'": f"'{tmp_path}/day.parquet'"}))
     found = duckdb.sql(
         f"SELECT count(*), sum(price), count(_payload) FROM '{tmp_path}/day.parquet'"
-    )  # noqa: S608
+    )
     assert [str(value) for value in found.fetchall()[0]] == ["3", "4.50", "0"]
     complete = duckdb.sql(recipe("Complete until", tmp_path, day))
     ((until, dead, silent),) = complete.project("epoch_ms(complete_until), dead, silent").fetchall()
     accepted = duckdb.sql(
-        f"SELECT max(epoch_ms(_accepted_at)) FROM '{tmp_path}/day.parquet'"  # noqa: S608
+        f"SELECT max(epoch_ms(_accepted_at)) FROM '{tmp_path}/day.parquet'"
     ).fetchall()[0][0]
     assert (dead, silent) == (0, None)
     assert until > accepted
