@@ -12,7 +12,7 @@ import trio
 
 from payloadd.journal.postgres.inspection import PostgresInspection
 from payloadd.journal.postgres.opening import try_postgres
-from tests.support.clients import body_of
+from tests.support.clients import WholeBody, body_of
 from tests.support.daemon import START_WITHIN, Daemon, started
 from tests.support.loopback import http_client
 from tests.support.postgres import PostgresServer
@@ -188,7 +188,7 @@ class FleetClients:
             answer = None
             with trio.move_on_after(patience), suppress(httpx.HTTPError):
                 answer = await http.post(
-                    f"{url}/v1/payloads", content=body_of(payloads), headers=headers
+                    f"{url}/v1/payloads", content=WholeBody(body_of(payloads)), headers=headers
                 )
             if answer is not None and answer.is_success:
                 self.answers["accepted"] += 1
