@@ -192,6 +192,7 @@ class FleetClients:
             patience = self._rng.choice([0.5, 5.0, 25.0])
             answer = None
             with trio.move_on_after(patience), suppress(httpx.HTTPError):
+                headers["Host"] = httpx.URL(url).netloc.decode()
                 stream = WholeBody(body)
                 request = httpx.Request(
                     "POST", f"{url}/v1/payloads", headers=headers, stream=stream
