@@ -57,6 +57,20 @@ class KeyReusedError(RefusedError):
         super().__init__("KEY_REUSED", detail, 1)
 
 
+class StoreRefusedError(RefusedError):
+    """The store has refused the payloads of a request for good; another attempt is refused too.
+
+    ``reason_code`` is the store's own name of the error.
+    """
+
+    def __init__(self, reason_code: str) -> None:
+        detail = (
+            f"the store refuses the object with these payloads for good ({reason_code}); the"
+            " daemon keeps none of them"
+        )
+        super().__init__("STORE_REFUSED", detail, 1)
+
+
 class UploadOutcome(Enum):
     """The result of one upload attempt: the label of ``payloadd_uploads_total``."""
 

@@ -15,15 +15,12 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from payloadd import __version__
-from payloadd.config.changed import store_text
-from payloadd.config.stream_names import DEFAULT_STREAM, some_of
 from payloadd.errors import SettingsError, StartError, StateDirError
 from payloadd.exit_status import ExitStatus
 from payloadd.heap import keep_small, reduce_garbage_collections
 from payloadd.ingress.admin import make_admin_app
 from payloadd.ingress.admission import open_admission
-from payloadd.ingress.api import make_app
+from payloadd.ingress.api import description_of, make_app
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.request_memory import RequestMemory
@@ -39,6 +36,7 @@ from payloadd.ingress.server.tls import open_certificates
 from payloadd.ingress.status_page import Shown
 from payloadd.ingress.submission import Submitter
 from payloadd.journal.open import dead_letter_groups, open_journal
+from payloadd.model.formats.configuration import open_formats
 from payloadd.observe.dead_letter_figures import DeadLetterFigures
 from payloadd.observe.health import Health
 from payloadd.observe.history import History
@@ -46,8 +44,13 @@ from payloadd.observe.logs import get_logger
 from payloadd.observe.metrics import Metrics
 from payloadd.observe.put_cost import put_cost_of
 from payloadd.observe.state_gauges import StateGauges
-from payloadd.observe.status import drained_fields, draining_fields, status_line
-from payloadd.observe.status_document import Facts
+from payloadd.observe.status import (
+    drained_fields,
+    draining_fields,
+    status_line,
+    wrong_settings_line,
+)
+from payloadd.observe.status_document import Facts, start_fields
 from payloadd.open_files import ADMIN_CONNECTIONS
 from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.batching import Batcher
@@ -56,6 +59,7 @@ from payloadd.pipeline.intake import Intake
 from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
+from payloadd.pipeline.unstored import attach
 from payloadd.pipeline.worker import Worker
 from payloadd.storage.api import open_store
 from payloadd.systemd.notify import Notifier, PassedSockets
@@ -107,17 +111,10 @@ async def run(settings: Settings) -> ExitStatus:
     health.payload_figures = accounting.figures
     limit = settings.journal_max_bytes if settings.durability == "disk" else None
     metrics.registry.register(StateGauges(health.snapshot, limit))
-    certificates = open_certificates(settings)
-    runtime = Runtime(
-        settings,
-        health,
-        metrics,
-        accounting,
-        Notifier(),
-        PassedSockets(),
-        certificates,
-        open_admission(settings),
-    )
+    # Before the notifier, which takes its address from the environment: the caller reports errors.
+    certificates, admission = open_certificates(settings), open_admission(settings)
+    figures = (settings, health, metrics, accounting)
+    runtime = Runtime(*figures, Notifier(), PassedSockets(), certificates, admission)
     failed = unusable = False
     problems: list[str] = []
     try:
@@ -129,10 +126,12 @@ async def run(settings: Settings) -> ExitStatus:
         for error in _leaves(group):
             unusable |= isinstance(error, StateDirError)
             log.critical("cannot_start", reason=str(error))
+            runtime.notifier.status(f"cannot start: {error}")
     except* Exception:
         failed = True
         log.critical("internal_failure", exc_info=True)
     if problems:
+        runtime.notifier.status(wrong_settings_line(problems))
         raise SettingsError(problems)
     if runtime.health.phase == "starting":
         return ExitStatus.WRONG_SETTINGS if unusable else ExitStatus.INTERNAL_FAILURE
@@ -155,7 +154,9 @@ async def _run_parts(runtime: Runtime) -> None:
         root.start_soon(_report_drain, runtime, stop)
         root.start_soon(put_cost_of(settings, runtime.metrics, runtime.health).run)
         await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
-        async with open_store(settings) as store, _reloading(runtime, store, reload_requests):
+        formats = open_formats(settings)
+        reloading = partial(_reloading, runtime, requests=reload_requests)
+        async with formats, open_store(settings) as store, reloading(store):
             # The bound on jobs and payload bytes in memory, all streams together.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
             runtime.health.queue_figures = channel.figures
@@ -168,7 +169,8 @@ async def _run_parts(runtime: Runtime) -> None:
                     runtime.accounting.stream_names = opened.names
                     runtime.metrics.name_streams(opened.names, runtime.accounting.streams)
                 uploads = runtime.accounting.uploads
-                intake = Intake(opened.journal, runtime.health, settings, uploads)
+                journal_parts = opened.journal, runtime.health, settings, uploads
+                intake = Intake(*journal_parts, opened.unstored)
                 watched = WatchedParts(settings, runtime.health, opened.journal)
                 monitor = reporting_to_systemd(watched, runtime.notifier)
                 admin_app = _serve_admin(runtime, intake)
@@ -308,6 +310,8 @@ async def _start_pipeline(
         settings,
     )
     batcher = Batcher(channel, opened.layouts, settings, worker.admission, feeder)
+    if opened.unstored is not None:
+        attach(opened.unstored, batcher, worker, store, settings)
     await nursery.start(dispatch, batcher, worker)
     await nursery.start(feeder.refill, opened.journal)
     return batcher
@@ -332,7 +336,7 @@ async def _serve_public(
     submitter = Submitter(intake, runtime.health, settings, memory, runtime.admission, routes)
     refusals = RefusalLog()
     app = make_app(submitter, runtime.health, refusals, settings)
-    fast_path = FastPath(submitter, runtime.health, runtime.metrics, refusals)
+    fast_path = FastPath(submitter, runtime.health, runtime.metrics, refusals, description_of(app))
     options = ServerOptions(
         settings.max_connections,
         fast_path,
@@ -364,16 +368,13 @@ async def _serve_public(
                 "listening",
                 public=bound_addresses(listeners),
                 admin=next(iter(admin), None),
-                version=__version__,
-                store=store_text(settings),
-                durability=settings.durability,
-                streams=some_of((DEFAULT_STREAM, *(settings.streams or ()))),
+                **start_fields(settings),
             )
             await stop.wait()
             began = trio.current_time()
             batcher.end_linger()
             longest = min(settings.drain_timeout, settings.request_timeout)
-            intake.uploads.wait_no_longer_than(longest)
+            intake.wait_no_longer_than(longest)
         helpers.cancel_scope.cancel()
     refusals.finish()
     return began

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from payloadd.cli.journal import _letter_document, journal
+from payloadd.cli.journal import _for_terminal, _letter_document, journal
+from payloadd.journal.sqlite import stream_rows
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.operations import Bury
 from payloadd.journal.sqlite.schema import FILE
@@ -72,6 +73,27 @@ def test_lines_that_are_no_json_are_shown_in_base64() -> None:
     lines = b'1.50\n{"a":"\xc2\x9b"}\n{"a\n\xff\n'
     found = _letter_document([], lines)
     assert found == b'{"content":[1.50,{"a":"\\u009b"}],"unparsed":["eyJh","/w=="]}'
+
+
+def test_no_control_of_a_dead_letter_reaches_a_terminal() -> None:
+    """A client could write to the terminal of the operator; damaged lines may be no JSON."""
+    lines = '{"a":"\u009b\u202e ü"}\n\x1b[2J\x9b\n'.encode("latin-1", "ignore") + b"\xff\t\r\n"
+    shown = _for_terminal('{"a":"\u009b ü"}\n'.encode() + lines)
+    assert shown.startswith('{"a":"\\u009b ü"}\n'.encode())
+    assert not {0x1B, 0x9B, 0x0D} & set(shown.decode().encode("utf-32-le")[::4])
+    assert shown.count(b"\n") == 4
+
+
+def test_names_of_streams_cannot_write_to_a_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged journal, or one of another program, may have any text."""
+    evil = "x\x1b[2J\x9b"
+    monkeypatch.setattr(stream_rows, "read", lambda _: {0: "default", 1: evil})
+    for arguments in (("status",), ("dead", "list"), ("dead", "show", str(id_of(11)))):
+        shown = run(folder, *arguments)
+        assert not {"\x1b", "\x9b"} & set(shown.stdout + shown.stderr)
+        assert "x\\u001b[2J" in shown.stdout + shown.stderr
 
 
 def test_changes_of_dead_letters_are_reported_as_json(folder: Path) -> None:

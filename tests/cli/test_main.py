@@ -42,7 +42,7 @@ async def test_wrong_settings_are_reported_in_the_format_of_the_log(
         assert all(line.startswith("payloadd: ") for line in lines)
         return
     found = [json.loads(line) for line in lines]
-    assert {(line["level"], line["event"]) for line in found} == {("critical", "settings_wrong")}
+    assert {(line["level"], line["event"]) for line in found} == {("error", "settings_wrong")}
     assert [line["setting"] for line in found] == ["MAX_WORKERS", "COMPRESSION"]
     assert found[1]["problem"].startswith("COMPRESSION: 'lz4' is not allowed; allowed is one of")
 
@@ -53,15 +53,32 @@ async def test_wrong_settings_of_check_are_lines_for_readers(tmp_path: Path) -> 
     assert (done.returncode, done.stderr[:22]) == (78, "payloadd: MAX_WORKERS:")
 
 
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"AUTH_TOKENS": "absent"},
+        {
+            "STORE_URL": "s3://bucket",
+            "AWS_CA_BUNDLE": "absent",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        },
+    ],
+)
 async def test_settings_that_are_found_wrong_later_are_reported_in_the_same_way(
-    tmp_path: Path,
+    tmp_path: Path, env: dict[str, str]
 ) -> None:
-    """Half of the messages would have another format."""
-    env = {"AUTH_TOKENS": str(tmp_path / "absent")}
-    done = await run_command("serve", folder=tmp_path, env=env)
+    """Half of the messages would have another format, and `systemctl status` would show none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(tmp_path / "notify"))
+        env = {**env, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        done = await run_command("serve", folder=tmp_path, env=env)
+        receiver.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        status = receiver.recv(4096).decode()
     assert done.returncode == 78
     (line,) = done.stderr.splitlines()
-    assert json.loads(line)["setting"] == "AUTH_TOKENS"
+    found = json.loads(line)
+    assert found["setting"] in env
+    assert status == f"STATUS=wrong settings: {found['problem']}"
 
 
 async def test_check_writes_its_log_beside_its_results(

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+import pytest
 from click.testing import CliRunner
 
 from payloadd.cli import units
 from payloadd.cli.main import main
-from payloadd.cli.units import FILES
+from payloadd.cli.units import COMPLETIONS, FILES, LINK, MAN_PAGE, transient_unit
 from payloadd.config import settings as config
 from tests.support.daemon import ROOT
-
-if TYPE_CHECKING:
-    import pytest
 
 UNITS: Final = ROOT / "systemd"
 PLACE: Final = "usr/local/lib/systemd/system"
@@ -34,7 +33,9 @@ def run(*arguments: str, root: Path, status: int = 0) -> str:
 def files(root: Path) -> dict[str, str]:
     """Return every file below ``root``."""
     return {
-        str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()
+        str(path.relative_to(root)): path.read_text()
+        for path in root.rglob("*")
+        if path.is_file() and not path.is_symlink()
     }
 
 
@@ -45,6 +46,7 @@ def test_an_installation_is_complete_and_can_be_repeated(tmp_path: Path) -> None
     assert set(first) == {str(place) for place in FILES.values()} | {
         f"{PLACE}/payloadd.target.d/instances.conf",
         "etc/payloadd/payloadd.env",
+        *map(str, (MAN_PAGE, *COMPLETIONS.values())),
     }
     command = str(Path(sys.executable).with_name("payloadd"))
     assert f"ExecStart={command} serve" in first[f"{PLACE}/payloadd.service"]
@@ -54,6 +56,7 @@ def test_an_installation_is_complete_and_can_be_repeated(tmp_path: Path) -> None
     run("install", "--instances", "3", root=tmp_path)
     again = run("install", root=tmp_path)
     assert "wrote" not in again
+    assert "linked" not in again
     after = files(tmp_path)
     assert after["etc/payloadd/payloadd.env"] == "MAX_WORKERS=1\n"
     assert after[f"{PLACE}/payloadd.target.d/instances.conf"] == (
@@ -66,6 +69,7 @@ def test_a_removal_leaves_the_settings(tmp_path: Path) -> None:
     run("install", root=tmp_path)
     run("remove", root=tmp_path)
     assert set(files(tmp_path)) == {"etc/payloadd/payloadd.env"}
+    assert not (tmp_path / LINK).is_symlink()
     assert not list((tmp_path / PLACE).iterdir())
     assert run("remove", root=tmp_path) == ""
 
@@ -79,6 +83,107 @@ def test_units_in_an_image_name_the_path_inside_the_image(
     unit = (tmp_path / PLACE / "payloadd@.service").read_text()
     assert "ExecStart=/usr/lib/payloadd/bin/payloadd serve" in unit
     assert "/opt/payloadd" not in unit
+
+
+def test_the_command_is_on_the_path_after_an_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator would have to know the folder of the virtual environment by heart."""
+    run("install", root=tmp_path)
+    assert (tmp_path / LINK).readlink() == Path(sys.executable).with_name("payloadd")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "opt/new/bin/python3"))
+    assert "linked" in run("install", root=tmp_path)
+    assert (tmp_path / LINK).readlink() == Path("/opt/new/bin/payloadd")
+
+
+@pytest.mark.parametrize("target", [None, "/opt/other/bin/tool"])
+def test_another_program_on_the_path_is_kept(tmp_path: Path, target: str | None) -> None:
+    """An installation or a removal would delete a program of the administrator."""
+    link = tmp_path / LINK
+    link.parent.mkdir(parents=True)
+    link.write_text("program") if target is None else link.symlink_to(target)
+    assert f"kept     {link}" in run("install", root=tmp_path)
+    run("remove", root=tmp_path)
+    assert link.is_symlink() or link.read_text() == "program"
+
+
+def test_a_command_that_is_on_the_path_needs_no_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link would lead to itself."""
+    command = tmp_path / LINK
+    command.parent.mkdir(parents=True)
+    command.write_text("the command")
+    monkeypatch.setattr(sys, "executable", str(command.with_name("python3")))
+    run("install", root=tmp_path)
+    run("remove", root=tmp_path)
+    assert command.read_text() == "the command"
+
+
+def test_a_command_gets_what_the_unit_says_about_its_process() -> None:
+    """The operator would check other settings than those of the daemon."""
+    text = (UNITS / "payloadd@.service").read_text() + "Environment=A=1 \\\n  B=2\n"
+    assert transient_unit(text, "3", "x") == [
+        *("systemd-run", "--unit=x", "--quiet", "--collect", "--wait", "--pipe"),
+        "--property=EnvironmentFile=-/etc/payloadd/payloadd.env",
+        "--property=Environment=ADMIN_BIND=127.0.0.3:8081",
+        "--property=EnvironmentFile=-/etc/payloadd/payloadd@3.env",
+        *("--property=User=payloadd", "--property=Group=payloadd"),
+        *("--property=StateDirectory=payloadd/3", "--property=StateDirectoryMode=0700"),
+        "--property=WorkingDirectory=/var/lib/payloadd/3",
+        "--property=UMask=0027",
+        "--property=Environment=A=1    B=2",
+        "--",
+    ]
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with systemctl and systemd-run, which are alone on the PATH."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name, text in (("systemctl", 'echo "User=payloadd"'), ("systemd-run", "exit 7")):
+        (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{folder}/ran\n{text}\n')
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def test_the_status_of_a_command_is_passed_on(programs: Path) -> None:
+    """A script could not see that a check failed."""
+    result = CliRunner().invoke(main, ["systemd", "run", "journal", "status", "--json"])
+    assert result.exit_code == 7
+    cat, ran = (programs / "ran").read_text().splitlines()
+    assert cat == "systemctl cat payloadd.service"
+    command = Path(sys.executable).with_name("payloadd")
+    assert ran.endswith(f" --property=User=payloadd -- {command} journal status --json")
+
+
+def test_a_command_that_is_interrupted_is_stopped(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check that waits for a slow store would go on in the background."""
+    run = subprocess.run
+
+    def interrupted(command: list[str], *, check: bool, **options: object) -> object:
+        if command[0] == "systemd-run":
+            raise KeyboardInterrupt
+        return run(command, check=check, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    result = CliRunner().invoke(main, ["systemd", "run", "check"])
+    assert result.exit_code == 130
+    assert f"systemctl stop payloadd-command-{os.getpid()}" in (programs / "ran").read_text()
+
+
+def test_a_command_for_an_unknown_unit_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The operator would see a traceback on a machine without systemd."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = CliRunner().invoke(main, ["systemd", "run", "check"])
+    assert result.exit_code == 1
+    assert result.output.startswith("payloadd: ")
 
 
 def test_a_write_error_is_one_line(tmp_path: Path) -> None:

@@ -43,7 +43,11 @@ ON_DISK: Final = [pytest.param({"DURABILITY": "disk"}, id="sqlite")]
 SHARED: Final = [pytest.param({"JOURNAL_URL": "new"}, id="postgres")]
 """The fixture ``database_of`` replaces ``new`` by the URL of a new database."""
 DURABLE: Final = [*ON_DISK, *SHARED]
-JOURNALS: Final = [*DURABLE, pytest.param({"DURABILITY": "memory"}, id="memory")]
+JOURNALS: Final = [
+    *DURABLE,
+    pytest.param({"DURABILITY": "memory"}, id="memory"),
+    pytest.param({"DURABILITY": "store"}, id="store"),
+]
 ALL: Final = (0, 10_000, 10**9)
 """Arguments of ``page`` for the whole backlog of a test."""
 _NO_MORE: Final[dict[str, str]] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 from payloadd import __version__
 from payloadd.observe.metrics import Metrics
 from payloadd.observe.state_gauges import StateGauges
@@ -39,11 +41,13 @@ def test_limits_costs_and_version_have_samples() -> None:
         credentials_expire_seconds=60.5,
         put_cost_dollars_per_day=2.5,
     )
+    python = platform.python_version()
+    labels = f'commit="",python="{python}",version="{__version__}"'
     assert scrape(status) == [
         "payloadd_journal_free_bytes 70.0",
         "payloadd_credentials_expire_seconds 60.5",
         "payloadd_put_cost_dollars_per_day 2.5",
-        f'payloadd_build_info{{version="{__version__}"}} 1.0',
+        f"payloadd_build_info{{{labels}}} 1.0",
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec.json import encode
 
+from payloadd import __version__
 from payloadd.config import settings as config
 from payloadd.errors import RefusedError
 from payloadd.observe.history import Sample
@@ -20,7 +21,7 @@ from payloadd.observe.status import (
     Trouble,
     UploadFigures,
 )
-from payloadd.observe.status_document import Facts, status_document
+from payloadd.observe.status_document import Facts, start_fields, status_document
 
 FACTS = Facts(
     version="1.2",
@@ -186,3 +187,14 @@ def test_the_facts_of_a_process_have_no_secret() -> None:
     assert "AKIASECRETKEY" not in text
     assert "the-secret" not in text
     assert "the-token" not in text
+
+
+def test_the_start_is_logged_with_what_the_daemon_is() -> None:
+    """The log of several daemons would not say which of them stores where."""
+    settings = config.load({"STORE_URL": "s3://bucket/a", "STREAMS": "clicks"})
+    assert start_fields(settings) == {
+        "version": __version__,
+        "store": "s3://bucket/a",
+        "durability": "disk",
+        "streams": ["default", "clicks"],
+    }

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import structlog.testing
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from payloadd.errors import InvalidObjectError, StoreError, TransientStoreError
+from payloadd.errors import (
+    InvalidObjectError,
+    OperatorStoreError,
+    StoreError,
+    TransientStoreError,
+)
+from payloadd.model.formats import FORMATS
+from payloadd.model.formats.api import EncodedObject
+from payloadd.model.formats.ndjson import PLAIN_KIND
 from tests.pipeline.rig import (
     FaultyStore,
     Pipeline,
@@ -22,10 +31,9 @@ from tests.pipeline.rig import (
 from tests.support.journal import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from payloadd.model.formats.api import EncodedObject
-    from payloadd.model.job import Members
+    from payloadd.model.job import Job, Members
 
 
 @pytest.mark.parametrize("error", [forbidden, internal_error, slow_down])
@@ -222,3 +230,47 @@ async def test_a_batch_that_becomes_a_dead_letter_ends_its_trouble(
         store.error = InvalidObjectError("KeyTooLongError", "too long")
     assert pipeline.accounting.dead == 1
     assert not pipeline.health.troubles
+
+
+class BrokenFormat:
+    """A format whose first ``failures`` calls of ``encode`` fail, and that counts threads."""
+
+    name = "parquet"
+    suffix = ".parquet"
+    kind = PLAIN_KIND
+    encoder = "broken-1"
+    most_in_loop = -1
+
+    def __init__(self, failures: int) -> None:
+        self._failures = failures
+        self._running = 0
+        self.most_running = 0
+
+    def encode(self, jobs: Sequence[Job]) -> EncodedObject:
+        """Return the lines of the jobs, and one misfit; or raise the error of an encoder."""
+        self._running += 1
+        self.most_running = max(self.most_running, self._running)
+        time.sleep(0.001)
+        self._running -= 1
+        if self._failures:
+            self._failures -= 1
+            raise OperatorStoreError("ENCODER_FAILED", "the test says so")
+        return EncodedObject([job.lines for job in jobs], self.kind, {"a": 1})
+
+
+async def test_a_batch_that_cannot_be_encoded_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect of the encoder would end the daemon, or make dead letters of all payloads."""
+    broken = BrokenFormat(failures=3)
+    monkeypatch.setitem(cast("dict[str, Any]", FORMATS), "parquet", broken)
+    pipeline = Pipeline(FaultyStore(), OBJECT_FORMAT="parquet")
+    with structlog.testing.capture_logs() as lines:
+        async with pipeline.open():
+            for number in range(20):
+                await pipeline.intake.accept([b"%d" % number])
+            await until(lambda: pipeline.health.troubles)
+            assert pipeline.health.troubles["store"].code == "ENCODER_FAILED"
+    assert len(pipeline.store.objects) == pipeline.accounting.stored == 20
+    assert broken.most_running == 1
+    assert pipeline.value("parquet_misfits_total", column="a") == 20
+    misfits = [line for line in lines if line["event"] == "parquet_misfit"]
+    assert [(line["column"], line["values"]) for line in misfits] == [("a", 1)]

@@ -70,12 +70,12 @@ class Posts:
 
     url: str
     acknowledged: list[bytes] = field(default_factory=list)
-    """Payloads of every 202."""
+    """Payloads of every 202 and 201."""
     answers: Counter[str] = field(default_factory=Counter)
     """The number of each answer: ``202``, ``503 QUEUE_FULL``; ``cut off`` without an answer, and
     ``not connected`` if the daemon cannot have received anything."""
     refusals: list[httpx.Response] = field(default_factory=list)
-    """All answers other than 202."""
+    """All answers other than these."""
     pause: float = 0.0
     """Seconds for which a client waits after a collection that was not accepted."""
     _changed: trio.Event = field(default_factory=trio.Event)
@@ -127,10 +127,10 @@ class Posts:
         except httpx.TransportError:
             self.answers["cut off"] += 1
             return False
-        if answer.status_code == httpx.codes.ACCEPTED:
+        if answer.is_success:
             assert answer.json()["accepted"] == len(collection)
             self.acknowledged += collection
-            self.answers["202"] += 1
+            self.answers[f"{answer.status_code}"] += 1
             return True
         self.answers[f"{answer.status_code} {answer.json()['code']}"] += 1
         self.refusals.append(answer)

@@ -132,6 +132,15 @@ class RecordingListener:
         """Record accepted payloads."""
         self._count("accepted", payloads)
 
+    def taken(self, payloads: int) -> None:
+        """Record payloads that are queued, as accepted; ``acknowledged`` tells them apart."""
+        self._count("accepted", payloads)
+
+    def acknowledged(self, seq: int, payloads: int) -> None:
+        """Record payloads of ``taken`` that are acknowledged."""
+        assert stream_of(seq) in self._streams
+        self._count("acknowledged", payloads)
+
     def revived(self, payloads: int) -> None:
         """Record revived payloads."""
         self._count("revived", payloads)

@@ -1,8 +1,9 @@
-"""The logging configuration of the process of the tests."""
+"""The logging configuration of the process of the tests, and its hook for unhandled errors."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def restored_logging() -> Iterator[None]:
-    """Restore the logging configuration after the block."""
+    """Restore the logging configuration, and the hook, after the block."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, hook = root.handlers[:], root.level, sys.excepthook
     try:
         yield
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+        sys.excepthook = hook
         structlog.reset_defaults()

@@ -8,9 +8,16 @@ import ssl
 import httpx
 
 
-def http_client(connections: int = 10, timeout: float = 60.0) -> httpx.AsyncClient:
-    """Return a client without proxies; it loads no certificates, which is slow."""
+def http_client(
+    connections: int = 10, timeout: float = 60.0, *, http2: bool = False
+) -> httpx.AsyncClient:
+    """Return a client without proxies; it loads no certificates, which is slow.
+
+    ``http2``: it speaks nothing else.
+    """
     return httpx.AsyncClient(
+        http1=not http2,
+        http2=http2,
         trust_env=False,
         timeout=timeout,
         verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),

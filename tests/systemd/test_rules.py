@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -14,7 +15,11 @@ from payloadd.observe.metrics import Metrics
 from payloadd.observe.state_gauges import StateGauges
 from payloadd.observe.status import Status, Trouble
 from tests.support.daemon import ROOT
+from tests.support.readme import prose, readme_blocks
 from tests.support.tools import find_tool, need_tools
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RULES: Final = ROOT / "systemd" / "payloadd.rules.yml"
 DASHBOARD: Final = ROOT / "systemd" / "payloadd.dashboard.json"
@@ -71,6 +76,14 @@ def test_promtool_finds_no_fault_in_the_rules() -> None:
     assert "12 rules found" in promtool("check", "rules", "--lint-fatal", str(RULES))
 
 
+def test_prometheus_accepts_the_configuration_of_the_readme(tmp_path: Path) -> None:
+    """An operator would have to find out how the alerts get into Prometheus."""
+    (block,) = (one for one in readme_blocks("yaml") if one.heading == "Operating it")
+    (tmp_path / "prometheus.yml").write_text(block.text)
+    shutil.copy(RULES, tmp_path)
+    assert "12 rules found" in promtool("check", "config", str(tmp_path / "prometheus.yml"))
+
+
 def test_each_alert_fires_for_its_fault_and_for_no_other() -> None:
     """An operator would be woken for nothing, or not be woken."""
     promtool("test", "rules", str(ROOT / "tests" / "systemd" / "rules_test.yml"))
@@ -122,13 +135,12 @@ def test_panels_of_the_dashboard_do_not_overlap() -> None:
 
 def test_runbooks_point_into_the_readme() -> None:
     """An operator would look in the night for a text that is not there."""
-    readme = README.read_text()
-    anchors = {
-        re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.+)$", readme, re.MULTILINE)
+    headings = re.split(r"^#+ (.+)$", prose(README.read_text()), flags=re.MULTILINE)
+    sections = {
+        re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-"): text
+        for title, text in zip(headings[1::2], headings[2::2], strict=True)
     }
     runbooks = re.findall(r"runbook: 'README\.md#(\S+): \"(.+)\"'", RULES.read_text())
     assert len(runbooks) == 12
     for anchor, text in runbooks:
-        assert anchor in anchors
-        assert text in readme
+        assert text in sections[anchor]

@@ -8,21 +8,24 @@ it; that it does not is a note and no failure.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from payloadd.cli.running_daemon import status_notes, status_of_daemon
 from payloadd.config.parsers import S3Url
 from payloadd.config.stream_names import DEFAULT_STREAM, some_of
 from payloadd.errors import OperatorStoreError, PayloaddError, SettingsError, StoreError
 from payloadd.ingress.admission import open_admission
 from payloadd.ingress.server.tls import open_certificates
 from payloadd.journal.open import check_journal
+from payloadd.model.formats import FORMATS
 from payloadd.model.formats.api import EncodedObject
-from payloadd.model.formats.ndjson import CONTENT_TYPE
+from payloadd.model.formats.configuration import open_formats
+from payloadd.model.formats.ndjson import PLAIN_KIND
 from payloadd.model.job import IdSource, Members
 from payloadd.model.keys import KeyTemplate
+from payloadd.model.layout import Layout
 from payloadd.storage.api import open_store
 
 if TYPE_CHECKING:
@@ -51,6 +54,9 @@ async def check(
         if streams:
             report.ok("streams", ", ".join(some_of((DEFAULT_STREAM, *streams))))
         report.ok("keys", f"such as {_example_key(settings)}")
+        report.step = "format"
+        if settings.object_format == "parquet":
+            await _check_parquet(settings, report)
         report.step = "TLS"
         if open_certificates(settings) is not None:
             report.ok("TLS", _certificate_name(settings))
@@ -58,9 +64,12 @@ async def check(
         if settings.auth_tokens is not None:
             _check_tokens(settings, report)
         report.step = "journal"
-        note = partial(report.note, "journal")
-        if (found := await check_journal(settings, note, create=create)) is not None:
+        notes: list[str] = []
+        if (found := await check_journal(settings, notes.append, create=create)) is not None:
             report.ok("journal", found)
+        for line in notes:
+            report.note("journal", line)
+        await _check_daemon(settings, found or "", report)
         await _check_store(settings, report, create=create)
     except SettingsError as error:
         report.failed("; ".join(error.problems))
@@ -105,7 +114,7 @@ class _Probe:
         url = settings.store_url
         prefix = url.prefix if isinstance(url, S3Url) else ""
         self._keys = KeyTemplate.parse(settings.key_template).probe_keys(probe_id, prefix)
-        self._body = EncodedObject([b"{}\n"], CONTENT_TYPE, None)
+        self._body = EncodedObject([b"{}\n"], PLAIN_KIND)
         self._members = Members(1, str(probe_id), str(probe_id))
 
     async def write(self, *, create: bool) -> str:
@@ -172,6 +181,24 @@ class _Probe:
             raise PayloaddError(f"no answer within UPLOAD_TIMEOUT ({seconds:g} s)") from None
 
 
+async def _check_daemon(settings: Settings, journal: str, report: _Report) -> None:
+    """Note what is wrong with the daemon that uses the journal, if one runs.
+
+    No failure: a daemon that waits for the store does so until the settings are right.
+    """
+    document = await status_of_daemon(settings)
+    if document is None:
+        return
+    # Another daemon may have the address.
+    if settings.durability == "disk" and not journal.endswith(f" process {document['process']}"):
+        return
+    notes = status_notes(document)
+    for note in notes:
+        report.note("daemon", note)
+    if not notes:
+        report.ok("daemon", "accepts requests")
+
+
 async def _check_store(settings: Settings, report: _Report, *, create: bool) -> None:
     """Check credentials and store. Raises PayloaddError."""
     report.step = "store"
@@ -196,7 +223,19 @@ def _example_key(settings: Settings) -> str:
     """Return a key as an object of a stream may have it."""
     stream = next(iter(settings.streams or ()), DEFAULT_STREAM)
     (example,) = IdSource().new_ids(1)
-    return KeyTemplate.parse(settings.key_template, stream=stream).render(example)
+    layout = Layout.of(settings, stream)
+    key = KeyTemplate.parse(layout.template, stream=stream).render(example)
+    return key + FORMATS[layout.format_name].suffix
+
+
+async def _check_parquet(settings: Settings, report: _Report) -> None:
+    """Start the process that encodes Parquet. Raises PayloaddError."""
+    async with open_formats(settings):
+        encoder = FORMATS["parquet"].encoder
+    schema = settings.parquet_schema
+    names = [column.name for column in schema.columns] if schema else []
+    columns = "columns of each batch" if schema and schema.seen else f"{len(names)} columns"
+    report.ok("format", f"{encoder.rpartition(' ')[0]}, {columns} of PARQUET_SCHEMA")
 
 
 def _check_tokens(settings: Settings, report: _Report) -> None:

@@ -15,7 +15,11 @@ import msgspec
 
 from payloadd.config import settings as config
 from payloadd.errors import PayloaddError, SettingsError
-from payloadd.escaping import escape_controls, escape_controls_in_json
+from payloadd.escaping import (
+    escape_controls,
+    escape_controls_in_json,
+    escape_controls_in_lines,
+)
 from payloadd.exit_status import ExitStatus
 from payloadd.journal.open import damage_line, inspect_journal
 from payloadd.model.streams import DEFAULT_NAME
@@ -66,7 +70,7 @@ def status(*, as_json: bool, lane: int | None) -> None:
         click.echo(json.dumps(journal_document(found)))
         return
     for line in journal_lines(found):
-        click.echo(line)
+        click.echo(escape_controls(line))
 
 
 @journal.command()
@@ -107,13 +111,13 @@ def list_dead(*, as_json: bool, lane: int | None) -> None:
     for letter in letters:
         at = datetime.fromtimestamp(letter.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         retry = "  (will be tried again)" if letter.retry else ""
-        reason = escape_controls(letter.reason)
         stream = "" if letter.stream == DEFAULT_NAME else f"{_stream_of(letter)}  "
-        click.echo(f"{letter.id}  {at}  {letter.payloads} payloads  {stream}{reason}{retry}")
+        line = f"{letter.id}  {at}  {letter.payloads} payloads  {stream}{letter.reason}{retry}"
+        click.echo(escape_controls(line))
 
 
 def _stream_of(letter: DeadLetter) -> str:
-    return "unknown stream" if letter.stream is None else escape_controls(letter.stream)
+    return "unknown stream" if letter.stream is None else letter.stream
 
 
 @dead.command()
@@ -134,9 +138,15 @@ def show(id_: str, *, as_json: bool) -> None:
         return
     for letter in letters:
         if letter.stream != DEFAULT_NAME:
-            click.echo(f"stream {_stream_of(letter)}", err=True)
+            click.echo(escape_controls(f"stream {_stream_of(letter)}"), err=True)
     # Escaped for a terminal, which would execute control sequences; a file gets the exact bytes.
-    sys.stdout.buffer.write(escape_controls_in_json(lines) if sys.stdout.isatty() else lines)
+    sys.stdout.buffer.write(_for_terminal(lines) if sys.stdout.isatty() else lines)
+
+
+def _for_terminal(lines: bytes) -> bytes:
+    """Return lines with all controls escaped. Those of a damaged dead letter may be no JSON."""
+    text = escape_controls_in_json(lines).decode(errors="surrogateescape")
+    return escape_controls_in_lines(text).encode()
 
 
 def _letter_document(letters: list[DeadLetter], lines: bytes) -> bytes:

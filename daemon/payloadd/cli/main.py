@@ -11,7 +11,8 @@ from typing import NoReturn
 import click
 import trio
 
-from payloadd import __version__, open_files
+from payloadd import open_files
+from payloadd.build_info import version_text
 from payloadd.cli.check import check
 from payloadd.cli.journal import journal
 from payloadd.cli.send import send
@@ -24,6 +25,8 @@ from payloadd.escaping import escape_controls
 from payloadd.exit_status import ExitStatus
 from payloadd.model.keys import key_problems
 from payloadd.observe import logs, standard_streams
+from payloadd.observe.status import wrong_settings_line
+from payloadd.observe.unhandled_errors import escape_unhandled_errors
 from payloadd.systemd.notify import Notifier, is_journal
 
 log = logs.get_logger(__name__)
@@ -45,10 +48,18 @@ def _settings_table() -> str:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(__version__, prog_name="payloadd")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda context, _, given: _print_version(context) if given else None,
+    help="Show version, commit and Python, and exit.",
+)
 def main() -> None:
     """Take JSON payloads by HTTP POST and store them in S3."""
     standard_streams.open_missing()
+    escape_unhandled_errors()
 
 
 main.add_command(journal)
@@ -105,6 +116,11 @@ def check_command(*, create: bool) -> None:
     _exit(ExitStatus.DRAINED if good else ExitStatus.WRONG_SETTINGS)
 
 
+def _print_version(context: click.Context) -> None:
+    click.echo(version_text())
+    context.exit()
+
+
 def _load() -> config.Settings:
     try:
         return config.load(check=key_problems)
@@ -126,7 +142,7 @@ def _fail_as_logged(error: SettingsError, settings: config.Settings) -> NoReturn
         _fail(error)
     logs.configure(settings, journald=journald)
     for problem in error.problems:
-        log.critical("settings_wrong", setting=problem.partition(":")[0], problem=problem)
+        log.error("settings_wrong", setting=problem.partition(":")[0], problem=problem)
     _end_with_wrong_settings(error)
 
 
@@ -139,7 +155,7 @@ def _fail(error: SettingsError) -> NoReturn:
 
 
 def _end_with_wrong_settings(error: SettingsError) -> NoReturn:
-    Notifier().status("wrong settings: " + "; ".join(error.problems))
+    Notifier().status(wrong_settings_line(error.problems))
     _exit(ExitStatus.WRONG_SETTINGS)
 
 

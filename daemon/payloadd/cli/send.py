@@ -110,7 +110,8 @@ def _input_files(names: Sequence[str]) -> list[InputFile]:
         try:
             files.append(InputFile.named(name))
         except OSError as error:
-            raise click.BadParameter(f"{name}: {error.strerror}", param_hint="FILE") from None
+            problem = f"{escape_controls(name)}: {error.strerror}"
+            raise click.BadParameter(problem, param_hint="FILE") from None
     if len({file.identity for file in files}) < len(files):
         raise click.BadParameter("a file is named twice", param_hint="FILE")
     return files
@@ -131,10 +132,12 @@ def _token(path: Path) -> str:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
-        raise click.BadParameter(f"{path}: {reason}", param_hint="--token-file") from None
+        problem = f"{escape_controls(str(path))}: {reason}"
+        raise click.BadParameter(problem, param_hint="--token-file") from None
     if not token or not token.isprintable() or " " in token:
         raise click.BadParameter(
-            f"{path} must have one token and nothing else", param_hint="--token-file"
+            f"{escape_controls(str(path))} must have one token and nothing else",
+            param_hint="--token-file",
         )
     return token
 

@@ -5,8 +5,10 @@ A message names the setting that an operator has set: the other one may be at it
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
+from payloadd.config.parquet_schema import parquet_problems
 from payloadd.config.parsers import size_text
 from payloadd.config.shared_journal import shared_journal_problems
 
@@ -39,7 +41,8 @@ def contradictions_of(values: Mapping[str, Any], given: Collection[str] = ()) ->
         present = [name for name in needing if values.get(name)]
         if missing and present:
             problems.append(_incomplete(missing, present))
-    return problems + shared_journal_problems(values)
+    problems += shared_journal_problems(values)
+    return problems + _too_long_linger(values) + parquet_problems(values)
 
 
 def _too_long(length: int, name: str, limit: int, given: Collection[str]) -> str:
@@ -58,6 +61,19 @@ def _too_long(length: int, name: str, limit: int, given: Collection[str]) -> str
         f"MAX_LENGTH, {name}: {long} and {short} are not allowed together;"
         f" allowed is a MAX_LENGTH of {name} at most"
     )
+
+
+def _too_long_linger(values: Mapping[str, Any]) -> list[str]:
+    """Return the problem of requests that would time out before their batch is full."""
+    linger, timeout = values.get("batch_linger", 0), values.get("request_timeout", math.inf)
+    if values.get("durability") != "store" or linger < timeout:
+        return []
+    problem = (
+        f"BATCH_LINGER, REQUEST_TIMEOUT: {linger:g}s and {timeout:g}s are not allowed together with"
+        " DURABILITY=store, where requests wait for their batch; allowed is a BATCH_LINGER below"
+        " REQUEST_TIMEOUT"
+    )
+    return [problem]
 
 
 def _incomplete(missing: list[str], present: list[str]) -> str:

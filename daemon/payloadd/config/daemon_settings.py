@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from payloadd.config.envelope import EnvelopeFields, envelope
+from payloadd.config.parquet_schema import (
+    ParquetSchema,
+    object_format,
+    parquet_schema,
+    sort_columns,
+)
 from payloadd.config.parsers import (
     Address,
     FileUrl,
@@ -73,7 +79,7 @@ class DaemonSettings:
         )
     )
     max_connections: int = field(
-        metadata=setting("1024", whole(1, 100_000), "client connections at once")
+        metadata=setting("10000", whole(1, 100_000), "client connections at once")
     )
     max_connections_per_client: int | None = field(
         metadata=setting(None, whole(1, 100_000), "client connections at once from one address")
@@ -100,6 +106,9 @@ class DaemonSettings:
     streams: tuple[str, ...] | None = field(
         metadata=setting(None, streams, "names of streams besides the default one (comma list)")
     )
+    object_format: Literal["ndjson", "parquet"] = field(
+        metadata=setting("ndjson", object_format, "format of objects: ndjson or parquet")
+    )
     key_template: str = field(
         metadata=setting(KEY_TEMPLATE, words, "key of an object below the prefix")
     )
@@ -117,9 +126,19 @@ class DaemonSettings:
             "none", one_of("none", "gzip", "zstd"), "compression of objects: none, gzip or zstd"
         )
     )
-    durability: Literal["memory", "disk"] = field(
+    parquet_schema: ParquetSchema | None = field(
         metadata=setting(
-            "disk", one_of("disk", "memory"), "disk: 2xx after fsync; memory: lost on a crash"
+            None, parquet_schema, "file with the columns of Parquet, or auto: from each batch"
+        )
+    )
+    parquet_sort_by: tuple[str, ...] | None = field(
+        metadata=setting(None, sort_columns, "columns by which the rows of an object are sorted")
+    )
+    durability: Literal["memory", "store", "disk"] = field(
+        metadata=setting(
+            "disk",
+            one_of("disk", "store", "memory"),
+            "disk: 2xx after fsync; store: when the store has it; memory: lost on a crash",
         )
     )
     state_dir: Path = field(

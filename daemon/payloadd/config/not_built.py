@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NOT_BUILT: Final = {
-    "OBJECT_FORMAT": "object formats besides NDJSON",
-    "PARQUET_SCHEMA": "object formats besides NDJSON",
-    "PARQUET_SORT_BY": "object formats besides NDJSON",
     "WATERMARK": "watermarks",
 }
 """What each of them would give."""

@@ -315,9 +315,10 @@ def words(text: str) -> str:
 
 
 def rate(text: str) -> Rate:
-    """Parse ``100/s``, ``6000/m`` or ``100/s burst 500``. Without a burst it is one second's."""
-    found = re.fullmatch(r"([0-9]{1,9})\s?/\s?(s|m|h)(?:,? burst ([0-9]{1,9}))?", text.lower())
-    if found is None or not int(found[1]) or found[3] == "0":
+    """Parse ``100/s``, ``6000/min`` or ``100/s burst 500``. Without a burst it is one second's."""
+    found = re.fullmatch(r"([0-9]{1,9})\s?/\s?([a-z]+)(?:,? burst ([0-9]{1,9}))?", text.lower())
+    known = found is not None and found[2] in _DURATION_UNITS
+    if found is None or not known or not int(found[1]) or found[3] == "0":
         raise ValueError("a number of requests, such as 100/s or 100/s burst 500")
     per_second = int(found[1]) / _DURATION_UNITS[found[2]]
     return Rate(per_second, int(found[3] or max(1, int(per_second))), text)

@@ -20,6 +20,7 @@ ACCESS_POINT: Final = (
 )
 """ARN of an access point; its last part follows ``:`` or ``/``, as in AWS's tools."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_NO_USER: Final = "a user or a password does not belong in it"
 _LONGEST_LABEL: Final = 63
 """Bytes of a part of a host's name (RFC 1035, section 2.3.4)."""
 
@@ -88,7 +89,7 @@ def why_no_store(kind: str, bucket: str, prefix: str) -> str | None:
             "the address of an S3 server belongs in AWS_ENDPOINT_URL_S3, the bucket here",
         ),
         (kind != "s3://", "it begins with neither s3:// nor file://"),
-        ("@" in bucket, "a user or a password does not belong in it"),
+        ("@" in bucket, _NO_USER),
         (not is_unicode(prefix), "the prefix is not UTF-8"),
         (_CONTROL.search(bucket + prefix), "it has a control character"),
     )
@@ -98,7 +99,9 @@ def why_no_store(kind: str, bucket: str, prefix: str) -> str | None:
     if bucket.startswith("arn:"):
         known = re.fullmatch(ACCESS_POINT, bucket) is not None
         return None if known else "an ARN has to be that of an access point"
-    return why_no_bucket(bucket)
+    reason = why_no_bucket(bucket)
+    # What looks like the bucket may be a part of a password that has a slash.
+    return _NO_USER if reason is not None and "@" in prefix else reason
 
 
 def why_no_endpoint(text: str) -> str | None:
@@ -108,7 +111,7 @@ def why_no_endpoint(text: str) -> str | None:
             not re.match("https?://", text, re.IGNORECASE),
             "it does not begin with http:// or https://",
         ),
-        ("@" in text, "a user or a password does not belong in it"),
+        ("@" in text, _NO_USER),
         ("?" in text, "a query does not belong in it"),
         ("#" in text, "a fragment does not belong in it"),
         (

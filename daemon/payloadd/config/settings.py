@@ -50,6 +50,9 @@ __all__ = [
 ]
 
 
+_SENT_AS_HEADER: Final = "visible ASCII characters, without spaces"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(DaemonSettings):
     """All settings, parsed: sizes in bytes, durations in seconds."""
@@ -90,6 +93,13 @@ class Settings(DaemonSettings):
     s3_checksum: str = field(
         metadata=setting("crc32", checksum, "crc32, crc32c, crc64nvme, sha256 or none")
     )
+    s3_content_encoding: Literal["on", "off"] = field(
+        metadata=setting(
+            "off",
+            one_of("on", "off"),
+            "on: compressed objects have a Content-Encoding, so that HTTP clients decompress them",
+        )
+    )
     s3_if_none_match: Literal["auto", "on", "off"] = field(
         metadata=setting(
             "auto", one_of("auto", "on", "off"), "let S3 keep an object that exists; auto: repeats"
@@ -110,13 +120,17 @@ class Settings(DaemonSettings):
         metadata=setting(None, endpoint_url, "S3 endpoint other than AWS's")
     )
     aws_access_key_id: str | None = field(
-        repr=False, metadata=setting(None, words, "static access key")
+        repr=False,
+        metadata=setting(None, header_word(_SENT_AS_HEADER, "[!-~]+"), "static access key"),
     )
     aws_secret_access_key: str | None = field(
         repr=False, metadata=setting(None, words, "static secret key")
     )
     aws_session_token: str | None = field(
-        repr=False, metadata=setting(None, words, "session token of temporary keys")
+        repr=False,
+        metadata=setting(
+            None, header_word(_SENT_AS_HEADER, "[!-~]+"), "session token of temporary keys"
+        ),
     )
     aws_ca_bundle: Path | None = field(
         metadata=setting(None, pem_file, "authorities of the certificates of S3, PEM")
@@ -213,8 +227,9 @@ def default_text(item: Field[Any], values: Mapping[str, object]) -> str | None:
 
     Source of S3_CHECKSUM: AWS SDKs and Tools reference guide, "Data Integrity Protections".
     """
-    if item.name == "key_template" and values.get("streams"):
-        return "{stream}/" + KEY_TEMPLATE
+    if item.name == "key_template":
+        suffix = ".ndjson" if values.get("object_format") == "parquet" else ""
+        return ("{stream}/" if values.get("streams") else "") + KEY_TEMPLATE.removesuffix(suffix)
     if item.name == "s3_checksum":
         required = values.get("aws_request_checksum_calculation") == "when_required"
         return "none" if required else "crc32"

@@ -63,7 +63,8 @@ class _AdminHandlers:
         """Answer 200 while POSTs are accepted, else 503; both list the troubles.
 
         A trouble of the store alone does not cause a 503: requests are still accepted, and a load
-        balancer that removes the daemon would not help.
+        balancer that removes the daemon would not help. With ``DURABILITY=store`` it would: a
+        request that no daemon can store is refused at once.
         """
         refusal = self.refusal()
         troubles = trouble_documents(self._health.snapshot())

@@ -10,10 +10,6 @@ It imports few modules, so that it starts quickly and takes little memory.
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import struct
 import sys
 from array import array
 from contextlib import suppress
@@ -21,19 +17,18 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
+from payloadd.child_process import receive, receive_message, send_message, serve_as_child
 from payloadd.ingress.body import Limits, decode
 from payloadd.ingress.problem import Problem
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
 T = TypeVar("T")
 
-LENGTH: Final = struct.Struct("!I")
 SIZES: Final = "I"
 """Type code of the array with the payloads' lengths."""
-_NICENESS: Final = 5
-"""Gives the event loop and the journal precedence where cores are few."""
 _PAYLOADS_PER_BLOCK: Final = 1000
 
 
@@ -69,46 +64,20 @@ _ANSWER_DECODER: Final[msgspec.msgpack.Decoder[DecodeRefusal | DecodeResult]] = 
 
 def send_head(sock: socket.socket, head: DecodeRequest | DecodeRefusal | DecodeResult) -> None:
     """Send a head. Raises OSError."""
-    data = msgspec.msgpack.encode(head)
-    sock.sendall(LENGTH.pack(len(data)) + data)
+    send_message(sock, msgspec.msgpack.encode(head))
 
 
 def receive_answer(sock: socket.socket) -> DecodeRefusal | DecodeResult:
     """Return the head of an answer. Raises OSError, EOFError, msgspec.DecodeError."""
-    return _ANSWER_DECODER.decode(_receive_framed(sock))
-
-
-def receive(sock: socket.socket, size: int) -> bytes:
-    """Return exactly ``size`` bytes. Raises OSError, and EOFError if the socket ends before."""
-    data = sock.recv(size, socket.MSG_WAITALL) if size else b""
-    if len(data) == size:
-        return data
-    # A signal or a full buffer may cut the read short.
-    whole = bytearray(data)
-    while len(whole) < size:
-        more = sock.recv(size - len(whole), socket.MSG_WAITALL)
-        if not more:
-            raise EOFError("the other side has closed")
-        whole += more
-    return bytes(whole)
-
-
-def _receive_framed(sock: socket.socket) -> bytes:
-    (size,) = LENGTH.unpack(receive(sock, LENGTH.size))
-    return receive(sock, size)
+    return _ANSWER_DECODER.decode(receive_message(sock))
 
 
 def main(file: int) -> None:
     """Decode the bodies that arrive on the socket ``file`` until it is closed."""
-    # A terminal's Ctrl-C and systemd's SIGTERM are handled by the daemon.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    with suppress(OSError):  # a sandbox may not allow it
-        os.nice(_NICENESS)
     decode_head = msgspec.msgpack.Decoder(DecodeRequest).decode
-    with socket.socket(fileno=file) as sock, suppress(EOFError, ConnectionError):
+    with serve_as_child(file) as sock, suppress(EOFError, ConnectionError):
         while True:
-            _serve(sock, decode_head(_receive_framed(sock)))
+            _serve(sock, decode_head(receive_message(sock)))
 
 
 def _serve(sock: socket.socket, head: DecodeRequest) -> None:

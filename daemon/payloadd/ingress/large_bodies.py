@@ -8,26 +8,21 @@ process.
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from array import array
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
 
+from payloadd.child_process import ChildProcess, receive
 from payloadd.errors import RefusedError
 from payloadd.ingress.decoder_process import (
     SIZES,
     DecodeRefusal,
     DecodeRequest,
     DecodeResult,
-    receive,
     receive_answer,
     send_head,
 )
@@ -50,10 +45,7 @@ _MAX_EXPECTED_WAIT: Final = 10.0
 """Seconds that a body is expected to wait at most; with more it is refused at once."""
 _IDLE_TIMEOUT: Final = 60.0
 _BUSY_INTERVAL: Final = 0.5
-_END_TIMEOUT: Final = 1.0
 _RETRY_AFTER: Final = 2
-_KEPT_ENVIRONMENT: Final = ("PATH", "PYTHON", "LANG", "LC_", "LD_LIBRARY_PATH", "COV", "TZ")
-"""Prefixes of the environment variables that the process gets: no variable with secrets."""
 
 
 @dataclass(slots=True)
@@ -214,41 +206,15 @@ class LargeBodies:
             await trio.to_thread.run_sync(process.end)
 
 
-class DecoderProcess:
-    """The process and the socket to it. The methods block."""
+class DecoderProcess(ChildProcess):
+    """The process that decodes bodies. The methods block."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", "payloadd.ingress.decoder_process", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env={
-                    name: text
-                    for name, text in os.environ.items()
-                    if name.startswith(_KEPT_ENVIRONMENT)
-                },
-                start_new_session=True,
-            )
-        self.end_timeout = _END_TIMEOUT
-        """Seconds after which ``end`` kills the process."""
-        self._socket = ours
-
-    @property
-    def pid(self) -> int:
-        """The id of the process."""
-        return self._process.pid
-
-    @property
-    def ended(self) -> bool:
-        """Whether the process has ended."""
-        return self._process.poll() is not None
+        super().__init__("payloadd.ingress.decoder_process")
 
     def decode(self, body: LargeBody, limits: Limits) -> Lines | Problem:
         """Have a body decoded by the process. Raises OSError, EOFError, ValueError."""
-        sock = self._socket
+        sock = self.socket
         data = memoryview(body.data)[body.start :]
         try:
             head = DecodeRequest(
@@ -265,18 +231,6 @@ class DecoderProcess:
                     return Lines(receive(sock, size), sizes)
         except msgspec.DecodeError as error:
             raise ValueError(str(error)) from error
-
-    def end(self) -> None:
-        """End the process. It ends by itself when its socket closes, unless it is decoding."""
-        # This wakes a thread that is blocked on the socket.
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        try:
-            self._process.wait(self.end_timeout)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 def busy_error(detail: str) -> RefusedError:

@@ -51,8 +51,9 @@ _ALLOW_ORIGIN: Final[JsonObject] = {
     "description": "The page of a browser may read the answer (CORS_ORIGINS).",
     "schema": _TEXT,
 }
-_STATUS_OF_ANSWER: Final = {"Receipt": "202"}
-"""Statuses of answers that are no problem, if they are not 200."""
+_OK: Final = "200"
+_CREATED: Final = "201"
+_ACCEPTED: Final = "202"
 
 PARAMETERS: Final[dict[str, JsonObject]] = {
     "content_encoding": {
@@ -155,18 +156,21 @@ def _operation(rule: Rule, method: str, settings: Settings) -> JsonObject:
         "operationId": method.lower() + operation.name + ("OfStream" if of_stream else ""),
         "summary": operation.summary,
         "responses": {
-            _STATUS_OF_ANSWER.get(operation.answer, "200"): _answer(operation),
+            **_answers(operation, settings),
             **dict(_problems(operation, possible_codes(operation, settings, of_stream=of_stream))),
         },
     }
     if operation.description:
         found["description"] = operation.description
     if operation.body is not None:
-        found["parameters"] = [*PARAMETERS.values()]
+        found["parameters"] = [
+            one
+            for name, one in PARAMETERS.items()
+            if name != "wait" or settings.durability != "store"
+        ]
         found["requestBody"] = _request_body(operation, settings)
         found["security"] = _security(settings)
-        found["responses"]["201"] = _STORED
-        for status in ("201", "202"):
+        for status in found["responses"].keys() & {_CREATED, _ACCEPTED}:
             links = {"repeat": _repeat(found["operationId"])}
             found["responses"][status] = found["responses"][status] | {"links": links}
         if settings.cors_origins is not None:
@@ -213,6 +217,15 @@ def _answer(operation: Operation) -> JsonObject:
         "description": _DESCRIPTIONS[operation.answer],
         "content": {media_type: {"schema": {"$ref": f"#/components/schemas/{operation.answer}"}}},
     }
+
+
+def _answers(operation: Operation, settings: Settings) -> JsonObject:
+    """Return the answers that are no problem, by status."""
+    if operation.body is None:
+        return {_OK: _answer(operation)}
+    if settings.durability == "store":
+        return {_CREATED: {name: one for name, one in _STORED.items() if name != "headers"}}
+    return {_ACCEPTED: _answer(operation), _CREATED: _STORED}
 
 
 _STORED: Final = {

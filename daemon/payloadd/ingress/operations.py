@@ -41,8 +41,9 @@ EVERY_REQUEST: Final = frozenset({"MALFORMED", "TIMEOUT", "INTERNAL", "DRAINING"
 """Codes that a request of every operation may get: invalid HTTP, slow input, a bug, a drain."""
 NO_OPERATION: Final = frozenset({"NOT_FOUND", "METHOD_NOT_ALLOWED"})
 """Codes of requests with an unknown path, or a method that the path does not have."""
-_JOURNAL: Final = frozenset({"QUEUE_FULL", "JOURNAL_FULL", "DISK_ERROR"})
+_JOURNAL: Final = frozenset({"QUEUE_FULL", "JOURNAL_FULL", "DISK_ERROR", "STORE_UNAVAILABLE"})
 _POST: Final = _JOURNAL | {
+    "STORE_REFUSED",
     *("UNAUTHENTICATED", "FORBIDDEN", "RATE_LIMITED", "UNKNOWN_STREAM", "BUSY"),
     *("TOO_LARGE", "UNSUPPORTED_TYPE", "UNSUPPORTED_ENCODING", "KEY_REUSED"),
 }
@@ -71,7 +72,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         "Readiness",
         "Learn whether payloads are accepted",
         "A trouble is a condition that an operator has to fix. A trouble of the store alone causes"
-        " no 503: requests are still accepted.",
+        " no 503: requests are still accepted, but with DURABILITY=store.",
         _JOURNAL | {"STARTING"},
         "Readiness",
         problem="Unready",
@@ -100,9 +101,11 @@ _CONDITIONS: Final[Mapping[str, Callable[[Settings], bool]]] = {
     "UNAUTHENTICATED": lambda settings: settings.auth_tokens is not None,
     "FORBIDDEN": lambda settings: settings.auth_tokens is not None,
     "RATE_LIMITED": lambda settings: settings.rate_limit is not None,
-    "QUEUE_FULL": lambda settings: settings.durability == "memory",
-    "JOURNAL_FULL": lambda settings: settings.durability != "memory",
-    "DISK_ERROR": lambda settings: settings.durability != "memory",
+    "QUEUE_FULL": lambda settings: settings.durability != "disk",
+    "JOURNAL_FULL": lambda settings: settings.durability == "disk",
+    "DISK_ERROR": lambda settings: settings.durability == "disk",
+    "STORE_UNAVAILABLE": lambda settings: settings.durability == "store",
+    "STORE_REFUSED": lambda settings: settings.durability == "store",
 }
 """Whether a code is possible with these settings; codes without an entry always are."""
 

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.json import encode
 
+from payloadd.errors import RefusedError
 from payloadd.escaping import escape_controls_in_json
+from payloadd.pipeline.intake import StoredObjects
 
 if TYPE_CHECKING:
-    from payloadd.pipeline.intake import Receipt, StoredObjects
+    from payloadd.pipeline.intake import Receipt
 
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - a token of HTTP, no secret
 _WORD: Final = rf'{_TOKEN}|"(?:[^"\\]|\\.)*+"'
@@ -55,6 +57,11 @@ def seconds_to_wait(prefer: str | None) -> int | None:
     return None
 
 
+WaitOutcome = StoredObjects | RefusedError | None
+"""The objects of a request that is stored, None if it is not stored yet, the error if it was not
+promised."""
+
+
 class Accepted(NamedTuple):
     """The answer to an accepted request."""
 
@@ -78,15 +85,26 @@ def receipt_document(receipt: Receipt) -> bytes:
     )
 
 
-def accepted(receipt: Receipt, objects: StoredObjects | None, wait: int) -> Accepted:
+def accepted(receipt: Receipt, objects: StoredObjects | None, wait: int | None = None) -> Accepted:
     """Return the 201 with the keys of the objects, or the 202 if they are not known.
 
-    ``wait`` is the number of seconds that was granted. ``more_objects`` is the number of keys that
-    are left out.
+    ``wait`` is the number of seconds that was granted; None: the preference was not applied.
+    ``more_objects`` is the number of keys that are left out.
     """
     document = receipt_document(receipt)
     if objects is None:
         return Accepted(202, document)
-    keys = escape_controls_in_json(encode(objects.keys))
+    keys = objects.keys
+    text = _one_key(keys[0]) if len(keys) == 1 else _key_list(keys)
     more = b',"more_objects":%d' % objects.more if objects.more else b""
-    return Accepted(201, b'%b,"objects":%b%b}' % (document[:-1], keys, more), wait)
+    return Accepted(201, b'%b,"objects":%b%b}' % (document[:-1], text, more), wait)
+
+
+def _key_list(keys: list[str]) -> bytes:
+    return escape_controls_in_json(encode(keys))
+
+
+@lru_cache(maxsize=64)
+def _one_key(key: str) -> bytes:
+    """Return the list of one key: thousands of requests may be in one object."""
+    return _key_list([key])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
+from payloadd.errors import KeyReusedError, RefusedError, StoreRefusedError, TooLargeError
 from payloadd.ingress.body import (
     IN_LOOP_BYTES,
     IN_LOOP_DECOMPRESSED_BYTES,
@@ -72,7 +72,7 @@ class PostHeaders(NamedTuple):
     stream: Stream = DEFAULT
     """The stream of the path."""
     wait: int | None = None
-    """Seconds of the preference ``wait`` (see ``preferences.seconds_to_wait``)."""
+    """Seconds that the answer waits for the store (see ``UploadWaits.seconds_to_wait``)."""
     kept: bytes | None = None
     """The headers for the envelope (see ``HeaderPatterns.select``)."""
 
@@ -354,7 +354,7 @@ def as_problem(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
-        case KeyReusedError():
+        case KeyReusedError() | StoreRefusedError():
             return Problem(error.code, error.detail)
         case RefusedError():
             return refusal_problem(error)

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from payloadd.ingress.preferences import Accepted, receipt_document
+from payloadd.errors import RefusedError
+from payloadd.ingress.preferences import Accepted, accepted, receipt_document
 from payloadd.ingress.submission import as_problem
 from payloadd.pipeline.intake import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from payloadd.ingress.preferences import WaitOutcome
     from payloadd.ingress.submission import PostHeaders, SubmissionOutcome, Submitter
 
 
@@ -54,8 +56,11 @@ async def submit_and_wait(
         outcomes.append(outcome)
         answered.set()
 
-    def finish(answer: Accepted) -> None:
-        outcomes.append(answer)
+    def finish(receipt: Receipt, outcome: WaitOutcome, waited: int | None = None) -> None:
+        if isinstance(outcome, RefusedError):
+            outcomes.append(outcome)
+        else:
+            outcomes.append(accepted(receipt, outcome, waited))
         answered.set()
 
     submitter.submit(headers, data, 0, record, address, name)

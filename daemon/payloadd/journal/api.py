@@ -48,6 +48,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from payloadd.errors import RefusedError
 from payloadd.journal.fingerprint import fingerprint
+from payloadd.model.stored_objects import StoredObjects
 from payloadd.model.streams import DEFAULT
 
 if TYPE_CHECKING:
@@ -56,7 +57,15 @@ if TYPE_CHECKING:
 
     from payloadd.model.job import Batch, Job, Part
 
-__all__ = ["Journal", "JournalListener", "OutcomeCallback", "Receipt", "fingerprint"]
+__all__ = [
+    "Journal",
+    "JournalListener",
+    "OutcomeCallback",
+    "Receipt",
+    "StoreOutcome",
+    "UnstoredRequests",
+    "fingerprint",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,41 @@ OutcomeCallback = Callable[[Receipt | RefusedError], None]
 
 It must not raise, and must return within microseconds: all requests of the commit wait for it.
 """
+
+
+StoreOutcome = StoredObjects | RefusedError
+"""The outcome of a request that waits for the store: its objects, or the error of its answer."""
+
+
+class UnstoredRequests(Protocol):
+    """The requests that are answered when the store has all of their payloads.
+
+    Only ``DURABILITY=store`` has them: there the callback of ``Journal.append`` is called when the
+    request is queued, and calls ``wait``.
+    """
+
+    given_up: Callable[[], object]
+    """Called after requests were given up: their jobs are in memory for nothing."""
+
+    def wait(self, done: Callable[[Receipt, StoreOutcome], object]) -> None:
+        """Call ``done`` with the outcome of the request of which ``append`` passes the receipt.
+
+        Its first argument is that receipt. Only the callback of ``append`` may call it. ``done`` is
+        called once, before this returns if the outcome is known, and must not raise.
+        """
+        ...
+
+    def wants(self, job: Job) -> bool:
+        """Return whether the request of ``job`` waits for it: it is neither stored nor given up."""
+        ...
+
+    def wait_no_longer_than(self, seconds: float) -> None:
+        """Give up all requests, also later ones, ``seconds`` from now: the daemon drains."""
+        ...
+
+    async def run(self) -> None:
+        """Answer requests until cancelled."""
+        ...
 
 
 class Journal(Protocol):
@@ -219,6 +263,17 @@ class JournalListener(Protocol):
 
     def accepted_in(self, stream: int, payloads: int) -> None:
         """Count payloads of a stream other than the default one; ``accepted`` has them, too."""
+        ...
+
+    def taken(self, payloads: int) -> None:
+        """Count payloads that are queued and not acknowledged; ``acknowledged`` may follow."""
+        ...
+
+    def acknowledged(self, seq: int, payloads: int) -> None:
+        """Count payloads that ``taken`` has counted, as acknowledged; ``seq`` is of their stream.
+
+        It has the effect of ``accepted`` and ``accepted_in``.
+        """
         ...
 
     def revived(self, payloads: int) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from payloadd.journal.api import JournalListener, OutcomeCallback, Receipt
     from payloadd.model.job import Batch, Part
 
-_MOST_KEYS: Final = 100_000
+MOST_KEYS: Final = 100_000
 """Idempotency-Keys that are known at a time; a new key replaces the oldest one."""
 
 
@@ -33,7 +33,7 @@ class MemoryJournal:
     def __init__(
         self,
         listener: JournalListener,
-        most_keys: int = _MOST_KEYS,
+        most_keys: int = MOST_KEYS,
         read_uptime: Callable[[], int] | None = None,
     ) -> None:
         """Report to ``listener``; ``read_uptime`` returns milliseconds since boot, for tests."""
@@ -65,19 +65,22 @@ class MemoryJournal:
             done(known[0] if same else KeyReusedError())
             return
         self._check_room(parts)
-        first = self._following.get(stream) or first_seq(stream) + 1
-        jobs = [Job(seq, *part) for seq, part in enumerate(parts, first)]
-        self._following[stream] = first + len(jobs)
         self._listener.accepted(receipt.payloads)
         if stream != DEFAULT:
             self._listener.accepted_in(stream, receipt.payloads)
-        self._listener.committed(jobs)
+        self._listener.committed(self._numbered(parts, stream))
         if key is not None and receipt.payloads:
             expires = self._uptime() + KEEP * 1000
             self._receipts[key] = (receipt, marks or fingerprint(parts), expires)
             if len(self._receipts) > self._most_keys:
                 self._receipts.popitem(last=False)
         done(receipt)
+
+    def _numbered(self, parts: Sequence[Part], stream: int) -> list[Job]:
+        """Return the parts of a request as the next jobs of a stream."""
+        first = self._following.get(stream) or first_seq(stream) + 1
+        self._following[stream] = first + len(parts)
+        return [Job(seq, *part) for seq, part in enumerate(parts, first)]
 
     def _known(self, key: bytes) -> tuple[Receipt, bytes, int] | None:
         """Return the receipt and the fingerprint of a key that has not expired, or None."""

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -21,6 +21,7 @@ from payloadd.journal.sqlite.lock import StateDirLock
 from payloadd.journal.sqlite.offline import Inspection, try_journal
 from payloadd.journal.sqlite.schema import FILE, waiting_payloads
 from payloadd.journal.sqlite.verify import format_finding
+from payloadd.journal.store import StoreJournal
 from payloadd.model.layout import Layout, Layouts
 from payloadd.model.streams import DEFAULT, DEFAULT_NAME, first_seq
 from payloadd.observe.logs import get_logger
@@ -28,16 +29,20 @@ from payloadd.observe.status import JournalFigures
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from payloadd.config.settings import Settings
-    from payloadd.journal.api import Journal, JournalListener
+    from payloadd.journal.api import Journal, JournalListener, UnstoredRequests
     from payloadd.journal.inspection import JournalInspection
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
     from payloadd.observe.status import DeadLetterGroup
 
 log = get_logger(__name__)
+
+NO_JOURNAL: Final = (
+    "there is no journal with DURABILITY=store: what was answered with 201 is in the store, and"
+    " nothing else is kept"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ class OpenedJournal:
     """The numbers of the streams of the settings and of the default stream, by name."""
     names: Mapping[int, str]
     """The names of all streams that the journal knows, by number."""
+    unstored: UnstoredRequests | None = None
+    """The requests that wait for the store, with ``DURABILITY=store``."""
 
 
 @asynccontextmanager
@@ -73,17 +80,10 @@ async def open_journal(
             active = {name: one for one, name in shared.names.items() if name in wanted}
             yield OpenedJournal(shared.journal, shared.layouts, active, shared.names)
         return
-    if settings.durability == "memory":
-        await trio.to_thread.run_sync(_report_unused_journal, settings.state_dir / FILE)
+    if settings.durability != "disk":
+        await trio.to_thread.run_sync(_report_unused_journal, settings)
         listener.opened({}, 0)
-        names = dict(enumerate(_stream_names(settings)))
-        layouts = [(first_seq(one), Layout.of(settings, name)) for one, name in names.items()]
-        yield OpenedJournal(
-            MemoryJournal(listener, read_uptime=read_uptime),
-            Layouts(layouts),
-            {name: number for number, name in names.items()},
-            names,
-        )
+        yield _without_disk(settings, listener, health, read_uptime)
         listener.closed(0)
         return
     lock = await trio.to_thread.run_sync(StateDirLock, settings.state_dir)
@@ -92,6 +92,24 @@ async def open_journal(
             yield opened
     finally:
         lock.close()
+
+
+def _without_disk(
+    settings: Settings,
+    listener: JournalListener,
+    health: Health,
+    read_uptime: Callable[[], int] | None,
+) -> OpenedJournal:
+    """Return the journal of DURABILITY=memory or DURABILITY=store."""
+    names = dict(enumerate(_stream_names(settings)))
+    layouts = [(first_seq(one), Layout.of(settings, name)) for one, name in names.items()]
+    of_settings = Layouts(layouts), {name: number for number, name in names.items()}, names
+    if settings.durability == "memory":
+        return OpenedJournal(MemoryJournal(listener, read_uptime=read_uptime), *of_settings)
+    timeout = settings.request_timeout
+    journal = StoreJournal(listener, health, timeout, read_uptime=read_uptime)
+    health.journal_figures = journal.figures
+    return OpenedJournal(journal, *of_settings, unstored=journal)
 
 
 async def check_journal(
@@ -110,6 +128,8 @@ async def check_journal(
         return str(tried.found)
     if settings.durability == "memory":
         return None
+    if settings.durability == "store":
+        return NO_JOURNAL
     return await trio.to_thread.run_sync(try_journal, settings.state_dir)
 
 
@@ -117,7 +137,7 @@ async def check_journal(
 def inspect_journal(settings: Settings, lane: int | None = None) -> Iterator[JournalInspection]:
     """Open the durable journal of the settings for a look from another process than the daemon's.
 
-    DURABILITY is not asked: STATE_DIR may have a journal of an earlier run. ``lane``: the only lane
+    With another DURABILITY, STATE_DIR may have a journal of an earlier run. ``lane``: the only lane
     of a shared journal that is looked into, None for all. Raises PayloaddError if there is no
     journal, or it cannot be read.
     """
@@ -128,6 +148,8 @@ def inspect_journal(settings: Settings, lane: int | None = None) -> Iterator[Jou
         return
     if lane is not None:
         raise PayloaddError("a journal in STATE_DIR has no lanes: JOURNAL_URL is not set")
+    if settings.durability == "store" and not (settings.state_dir / FILE).exists():
+        raise PayloaddError(NO_JOURNAL)
     with Inspection.open(settings.state_dir) as inspection:
         yield inspection
 
@@ -139,7 +161,7 @@ def damage_line(found: object) -> str:
 
 def dead_letter_groups(settings: Settings) -> list[DeadLetterGroup]:
     """Return the dead letters of the journal in use, by stream and code. Raises PayloaddError."""
-    if settings.durability == "memory":
+    if settings.durability != "disk":
         return []
     with inspect_journal(settings) as journal:
         return journal.dead_groups()
@@ -212,13 +234,15 @@ def _stream_names(settings: Settings) -> Sequence[str]:
     return (DEFAULT_NAME, *(getattr(settings, "streams", None) or ()))
 
 
-def _report_unused_journal(path: Path) -> None:
+def _report_unused_journal(settings: Settings) -> None:
     """Log a warning if payloads wait in a journal that this daemon does not open."""
+    path = settings.state_dir / FILE
     with suppress(sqlite3.Error, StartError):
         if waiting := waiting_payloads(path):
             log.warning(
                 "journal_left_alone",
                 path=str(path),
                 payloads=waiting,
-                note="DURABILITY=memory does not store them; a start with DURABILITY=disk does",
+                note=f"DURABILITY={settings.durability} does not store them;"
+                " a start with DURABILITY=disk does",
             )

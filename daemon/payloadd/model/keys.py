@@ -38,6 +38,7 @@ _PERIODS: Final = {"date": 86_400_000, "hour": 3_600_000, "minute": 60_000}
 """The fields of time, and the milliseconds for which the value of each stays the same."""
 _ALLOWED: Final = ", ".join(f"{{{name}}}" for name in _FIELDS)
 _LONGEST_KEY: Final = 1024  # bytes of UTF-8: S3, "Object key naming guidelines"
+_SUFFIX: Final = ".ndjson"  # the default template has none with OBJECT_FORMAT=parquet
 _LONGEST_SEGMENT: Final = 240  # NAME_MAX is 255; FileStore's temporary name takes five more
 _LONGEST_SUFFIX: Final = max(len(one.suffix) for one in FORMATS.values())
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -153,7 +154,8 @@ def key_problems(values: Mapping[str, Any]) -> list[str]:
     except ValueError as error:
         return [f"KEY_TEMPLATE: {text!r} is not allowed; allowed is {error}"]
     if not _fits(template._longest(), prefix):  # noqa: SLF001 - of this module
-        names = "STORE_URL" if text.endswith(KEY_TEMPLATE) else "STORE_URL, KEY_TEMPLATE"
+        is_default = text.removesuffix(_SUFFIX).endswith(KEY_TEMPLATE.removesuffix(_SUFFIX))
+        names = "STORE_URL" if is_default else "STORE_URL, KEY_TEMPLATE"
         problem = (
             f"{names}: the prefix has {len(prefix.encode())} bytes; allowed are"
             f" {_LONGEST_KEY} bytes with the longest key and the longest suffix behind it"

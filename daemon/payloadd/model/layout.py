@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import TYPE_CHECKING, Final, Self
 
-from payloadd.model.formats import FORMATS
+from payloadd.model.formats import FORMATS, PARQUET, format_of
 from payloadd.model.job import Batch
 from payloadd.model.keys import KeyTemplate
 from payloadd.model.streams import DEFAULT_NAME, first_seq, stream_of
@@ -49,9 +49,12 @@ class Layout:
     def of(cls, settings: Settings, stream: str = DEFAULT_NAME) -> Self:
         """Return the layout of new jobs of the stream with this name."""
         template = _with_stream(settings.key_template, stream)
+        format_name = format_of(settings)
+        if format_name == PARQUET.name:
+            template = template.removesuffix(PARQUET.suffix)
         # Kept only where it is part of the key: it may change with every start.
         host = socket.gethostname() if "{host}" in template else ""
-        return cls(template, host, settings.compression, alone=settings.batch_max_payloads == 1)
+        return cls(template, host, format_name, alone=settings.batch_max_payloads == 1)
 
 
 class Layouts:

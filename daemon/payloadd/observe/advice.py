@@ -10,7 +10,8 @@ _RIGHTS: Final = (
     " others; `payloadd check` tries it."
 )
 _KEYS: Final = (
-    "The access key is wrong, disabled or expired. Set new credentials; SIGHUP reads files again."
+    "The access key is wrong, disabled or expired. Set new credentials: files are read again within"
+    " 10 s, environment variables (payloadd.env) at a restart."
 )
 _NO_KEYS: Final = (
     "Set credentials, for example AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; the reason says what"
@@ -93,7 +94,8 @@ _STORE: Final = {
     "CertificateError": "The certificate of the store is not trusted: set AWS_CA_BUNDLE, or correct"
     " the endpoint or the clock.",
     "ProxyError": "The proxy refuses: check HTTPS_PROXY and NO_PROXY.",
-    "NoAnswer": _NETWORK,
+    "NoAnswer": "The store is reached and does not answer, or is very slow. See its own status, the"
+    " network and the proxy; uploads go on by themselves.",
     "UploadTimeout": _NETWORK + " On a slow line raise UPLOAD_TIMEOUT.",
     "NOT_S3": "Another server answers: a login page, a proxy or a wrong port. Correct"
     " AWS_ENDPOINT_URL_S3 or the network.",

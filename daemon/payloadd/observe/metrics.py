@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from payloadd.observe.history import Timings
 from payloadd.observe.instruments import CounterValue, PlainCounter, PlainHistogram
+from payloadd.observe.logs import get_logger
 from payloadd.observe.request_metrics import RequestMetrics
 from payloadd.observe.status import Status
 
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
 _OBJECT_BYTES = tuple(float(2**power) for power in range(6, 26, 2))
 _UPLOAD_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+
+
+log = get_logger(__name__)
+
+_MISFIT_NOTE = (
+    "the column is null there; _payload has the value, unless PARQUET_SCHEMA switches it off"
+)
 
 
 class PayloadCounts(Protocol):
@@ -175,6 +183,9 @@ class Metrics:
         self.commit_seconds = self._histogram(
             "commit_seconds", "Time of one group commit of the journal", _COMMIT_SECONDS
         )
+        self._misfits = self._counter(
+            "parquet_misfits", "Values of stored payloads that do not fit their column", "column"
+        )
         self.uploads = self._counter("uploads", "Attempts at objects, by outcome", "outcome")
         self.upload_seconds = self._histogram(
             "upload_seconds", "Time of one attempt at an object", _UPLOAD_SECONDS
@@ -188,6 +199,14 @@ class Metrics:
         ``names`` are the names of the streams by their numbers; ``counts`` returns their counts.
         """
         self._payloads.names, self._payloads.by_stream = names, counts
+
+    def count_misfits(self, misfits: Mapping[str, int]) -> None:
+        """Count the values of an object that do not fit their columns, and are null there."""
+        for column, values in misfits.items():
+            counter = self._misfits.labelled(column)
+            if not counter.value:
+                log.warning("parquet_misfit", column=column, values=values, note=_MISFIT_NOTE)
+            counter.inc(values)
 
     def timings(self) -> Timings:
         """Return the numbers and durations of commits and of stored objects so far."""

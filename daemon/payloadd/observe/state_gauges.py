@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from payloadd import __version__
+from payloadd.build_info import recorded_commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ class StateGauges(Collector):
         """Render ``snapshot``; ``journal_max_bytes`` is None without a journal on disk."""
         self._snapshot = snapshot
         self._journal_max_bytes = journal_max_bytes
+        self._commit = recorded_commit() or ""
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families for a scrape."""
@@ -51,6 +54,10 @@ class StateGauges(Collector):
             "What a day of uploads costs at the rate of the last ten minutes",
             status.put_cost_dollars_per_day,
         )
-        build = GaugeMetricFamily("payloadd_build_info", "The version", labels=["version"])
-        build.add_metric([__version__], 1)
+        build = GaugeMetricFamily(
+            "payloadd_build_info",
+            "Version, commit (empty if the build did not record it), Python",
+            labels=["version", "commit", "python"],
+        )
+        build.add_metric([__version__, self._commit, platform.python_version()], 1)
         yield build

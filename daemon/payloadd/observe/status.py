@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 Phase = Literal["starting", "serving", "leaving", "draining", "drained"]
 """The phases of the process in their order.
@@ -56,11 +56,13 @@ class PayloadFigures:
     """The age of the oldest open payload."""
     drained_per_second: float = 0.0
     """Stored or dead, over the last ten seconds."""
+    unpromised: int = 0
+    """Of the open payloads those that were not acknowledged: they may be dropped."""
 
     @property
     def lost_when_closed(self) -> int:
         """The payloads that no store and no journal has. Valid once the journal is closed."""
-        return max(0, self.open - self.journaled) + self.unkept
+        return max(0, self.open - self.journaled - self.unpromised) + self.unkept
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class UploadFigures:
 
 @dataclass(frozen=True, slots=True)
 class JournalFigures:
-    """The content of the journal; zeros with ``DURABILITY=memory``."""
+    """The content of the journal; zeros where nothing is kept on a disk, but for the keys."""
 
     jobs: int = 0
     payloads: int = 0
@@ -192,6 +194,11 @@ def status_line(status: Status) -> str:
     for part, trouble in status.troubles.items():
         line += f"; waiting for the {part}: {trouble.reason}"
     return line
+
+
+def wrong_settings_line(problems: Sequence[str]) -> str:
+    """Return the line that ``systemctl status`` shows after a start with wrong settings."""
+    return "wrong settings: " + "; ".join(problems)
 
 
 def drained_fields(status: Status) -> dict[str, int]:

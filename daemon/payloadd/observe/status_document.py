@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from payloadd import __version__
 from payloadd.config.changed import changed_settings, store_text
+from payloadd.config.stream_names import DEFAULT_STREAM, some_of
 from payloadd.observe.advice import advice
 from payloadd.observe.status import trouble_documents
 
@@ -60,6 +61,16 @@ class Facts:
             max_workers=settings.max_workers,
             changed_settings=changed_settings(settings),
         )
+
+
+def start_fields(settings: Settings) -> dict[str, object]:
+    """Return the fields of the log event ``listening`` that say which daemon it is."""
+    return {
+        "version": __version__,
+        "store": store_text(settings),
+        "durability": settings.durability,
+        "streams": some_of((DEFAULT_STREAM, *(settings.streams or ()))),
+    }
 
 
 def status_document(

@@ -1,7 +1,8 @@
 """Count payloads from acceptance to the store, and measure how fast they leave.
 
-``found + accepted == stored + dead + open`` holds at any time. The snapshot of the process (with it
-the ``drained`` line and the gauges), the counters and ``Retry-After`` are made from these counts.
+``found + accepted + unpromised == stored + dead + open`` holds at any time. The snapshot of the
+process (with it the ``drained`` line and the gauges), the counters and ``Retry-After`` are made
+from these counts.
 """
 
 from __future__ import annotations
@@ -110,13 +111,18 @@ class Accounting:
         """Payloads that were in the journal at the start, or dead letters that are tried again."""
         self.journaled = 0
         """Payloads that were in the journal when it was closed."""
+        self.unpromised = 0
+        """Payloads that came in without being acknowledged (``DURABILITY=store``), those aside that
+        were dropped."""
+        self.promises_stored = False
+        """Whether payloads are acknowledged when they are stored: then none that is open was."""
         self.unkept = 0
         """Payloads that the store refused for good and that no journal keeps."""
 
     @property
     def open(self) -> int:
         """Payloads that are neither stored nor dead."""
-        return self.found + self.accepted - self.stored - self.dead
+        return self.found + self.accepted + self.unpromised - self.stored - self.dead
 
     @property
     def lost(self) -> int:
@@ -137,6 +143,7 @@ class Accounting:
             self.unkept,
             self.oldest_age(),
             self.rate.per_second(),
+            self.open if self.promises_stored else 0,
         )
 
     def oldest_age(self) -> float:
@@ -158,6 +165,23 @@ class Accounting:
     def accept_in(self, stream: int, payloads: int) -> None:
         """Count acknowledged payloads, which ``accept`` has counted, for their stream."""
         self._counts(stream).accepted += payloads
+
+    def take(self, payloads: int) -> None:
+        """Count payloads that are queued and not acknowledged."""
+        self.promises_stored = True
+        self.unpromised += payloads
+
+    def acknowledge(self, seq: int, payloads: int) -> None:
+        """Count payloads of ``take`` as acknowledged; ``seq`` is of their stream."""
+        self.unpromised -= payloads
+        self.accept(payloads)
+        if seq > _LAST_OF_DEFAULT:
+            self.accept_in(stream_of(seq), payloads)
+
+    def drop(self, jobs: Sequence[Job]) -> None:
+        """Note that jobs which were not acknowledged are dropped."""
+        self.leave(jobs)
+        self.unpromised -= sum([job.payloads for job in jobs])
 
     def streams(self) -> dict[int, StreamCounts]:
         """Return the counts of each stream, by its number.

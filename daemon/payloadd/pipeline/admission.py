@@ -33,6 +33,8 @@ from payloadd.pipeline.trouble import StoreTrouble
 from payloadd.pipeline.waiting_batch import WaitingBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from payloadd.errors import StoreError
     from payloadd.journal.api import Journal
     from payloadd.model.job import Batch
@@ -82,6 +84,8 @@ class UploadAdmission:
         self._changed = trio.Event()
         self.quiet = False
         """Whether nothing fails and nothing waits: successes need not be noted."""
+        self.probe: Callable[[], Awaitable[None]] | None = None
+        """A task that tries the store while nothing is uploaded (``StoreProbe``); None without."""
         self.direct = True
         """Whether a worker may start the next new batch without asking ``admit``."""
         health.upload_figures = self._figures
@@ -173,6 +177,11 @@ class UploadAdmission:
             wait = max(wait, error.retry_after)
         await self.put_back.fail(waiting, now + wait)
 
+    def give_up(self, key: str, error: StoreError) -> None:
+        """Note that the upload of ``key`` failed and is not tried again."""
+        self.quiet = False
+        self.trouble.report(trio.current_time(), error.code, str(error), key)
+
     def time_out(self, started: float) -> None:
         """Note that an upload, which had ``started``, did not progress: halve the concurrency.
 
@@ -222,9 +231,12 @@ class UploadAdmission:
     def _works(self) -> bool:
         """Whether an upload was stored since the last failure, or none is in progress.
 
-        A batch that is tried again is in no queue for that time, which may be UPLOAD_TIMEOUT.
+        A batch that is tried again is in no queue for that time, which may be UPLOAD_TIMEOUT. Where
+        batches may be given up, that none is in progress says nothing.
         """
-        return self.put_back.last_stored > self.trouble.last_failed or not self.idle.busy
+        if self.put_back.last_stored > self.trouble.last_failed:
+            return True
+        return self.probe is None and not self.idle.busy
 
     def finish(self) -> None:
         """Report the end of a trouble at the end of a drain that has stored all batches."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from payloadd.model.layout import Layouts
     from payloadd.pipeline.accounting import Accounting
     from payloadd.pipeline.admission import UploadAdmission
+    from payloadd.pipeline.given_up import GivenUpJobs
     from payloadd.pipeline.queue import JobChannel
     from payloadd.pipeline.refill import QueueFeeder
     from payloadd.pipeline.stream_queue import StreamQueue
@@ -57,6 +58,8 @@ class Batcher:
         accounting = admission.put_back.accounting
         self._journal: Journal = journal
         self._accounting: Accounting = accounting
+        self.given_up: GivenUpJobs | None = None
+        """The jobs whose requests were given up; None where that does not happen."""
         self.alone = settings.batch_max_payloads == 1
         """Whether every payload is an object of its own: no batch is formed and none spilled."""
         self._memory = FormingMemory(
@@ -153,7 +156,10 @@ class Batcher:
             return []
         if not forming.spilled:
             self.channel.end_forming(forming.members, forming.bytes)
-            return [self._layouts.batch(forming.jobs)]
+            jobs = forming.jobs
+            if self.given_up is not None:
+                jobs = self.given_up.left_of(jobs)
+            return [self._layouts.batch(jobs)] if jobs else []
         jobs = await self._read_back(forming)
         return [self._layouts.batch(run) for run in _neighbours(jobs)]
 

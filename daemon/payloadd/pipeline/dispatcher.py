@@ -41,6 +41,8 @@ async def dispatch(
     async with trio.open_nursery() as timers:
         timers.start_soon(worker.timeout.run)
         timers.start_soon(admission.run)
+        if admission.probe is not None:
+            timers.start_soon(admission.probe)
         async with trio.open_nursery() as nursery:
             for _ in range(idle.count):
                 nursery.start_soon(worker.run, idle.register, batcher.next_batch_nowait)

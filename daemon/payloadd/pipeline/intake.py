@@ -8,20 +8,28 @@ from typing import TYPE_CHECKING
 import trio
 
 from payloadd.errors import RefusedError, TooLargeError
-from payloadd.journal.api import OutcomeCallback, Receipt, fingerprint
+from payloadd.journal.api import OutcomeCallback, Receipt, StoreOutcome, fingerprint
 from payloadd.model.job import IdSource, Part, PayloadBytes, split, split_lines, uuid_of
 from payloadd.model.streams import DEFAULT
 from payloadd.pipeline.upload_watch import MOST_KEYS, StoredObjects, UploadWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from payloadd.config.settings import Settings
-    from payloadd.journal.api import Journal
+    from payloadd.journal.api import Journal, UnstoredRequests
     from payloadd.model.envelope import Envelope
     from payloadd.observe.health import Health
 
-__all__ = ["MOST_KEYS", "Intake", "OutcomeCallback", "PayloadBytes", "Receipt", "StoredObjects"]
+__all__ = [
+    "MOST_KEYS",
+    "Intake",
+    "OutcomeCallback",
+    "PayloadBytes",
+    "Receipt",
+    "StoreOutcome",
+    "StoredObjects",
+]
 
 _AFTER_DRAIN = 5
 """Seconds after which a restarted daemon usually listens again."""
@@ -36,8 +44,13 @@ class Intake:
         health: Health,
         settings: Settings,
         uploads: UploadWatch | None = None,
+        unstored: UnstoredRequests | None = None,
     ) -> None:
-        """Append to ``journal``; ``uploads`` watches requests, and is that of the accounting."""
+        """Append to ``journal``; ``uploads`` watches requests, and is that of the accounting.
+
+        ``unstored`` are the requests that the journal answers when they are stored; None: it
+        answers when they are accepted.
+        """
         self._journal = journal
         self._health = health
         self._max_payloads = settings.batch_max_payloads
@@ -45,11 +58,16 @@ class Intake:
         self._max_jobs = settings.max_queue
         self._ids = IdSource()
         self.uploads = UploadWatch() if uploads is None else uploads
+        self.unstored = unstored
+        """The requests that wait for the store, if each request does (``DURABILITY=store``)."""
+        self._watch: Callable[..., None] = (
+            self._append_watched if unstored is None else journal.append
+        )
 
     @property
     def durable(self) -> bool:
-        """Whether accepted payloads survive the end of the process."""
-        return self._journal.durable
+        """Whether payloads that were answered with a 2xx survive the end of the process."""
+        return self._journal.durable or self.unstored is not None
 
     async def accept(
         self, payloads: Sequence[PayloadBytes], key: str | None = None, stream: int = DEFAULT
@@ -118,7 +136,7 @@ class Intake:
         if envelope is not None and key is not None:
             marks = fingerprint([Part(id_, b"\n".join([*payloads, b""]), len(payloads))])
         receipt = Receipt(id_, len(payloads))
-        append = self._append_watched if watch else self._journal.append
+        append = self._watch if watch else self._journal.append
         append(receipt, parts, None if key is None else _hash(key), done, stream, marks=marks)
 
     async def submit_lines(
@@ -150,7 +168,7 @@ class Intake:
                 marks = await trio.to_thread.run_sync(fingerprint, parts)
             parts = await trio.to_thread.run_sync(_wrapped, parts, envelope)
         receipt = Receipt(uuid_of(first), len(sizes))
-        append = self._append_watched if watch else self._journal.append
+        append = self._watch if watch else self._journal.append
         append(receipt, parts, None if key is None else _hash(key), done, stream, marks=marks)
 
     def _append_watched(
@@ -187,6 +205,12 @@ class Intake:
                 self.uploads.answered(receipt)
 
         return finish
+
+    def wait_no_longer_than(self, seconds: float) -> None:
+        """Let no request, also no later one, wait for the store for longer than ``seconds``."""
+        self.uploads.wait_no_longer_than(seconds)
+        if self.unstored is not None:
+            self.unstored.wait_no_longer_than(seconds)
 
     def _check_job_count(self, jobs: int) -> None:
         if jobs > self._max_jobs:

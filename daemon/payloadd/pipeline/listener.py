@@ -28,6 +28,8 @@ class PipelineListener:
         self.left_for_page = feeder.leave
         self.accepted = accounting.accept
         self.accepted_in = accounting.accept_in
+        self.taken = accounting.take
+        self.acknowledged = accounting.acknowledge
         self.seconds_for = accounting.rate.seconds_for
         self.jobs_in_memory = accounting.jobs
         self.holds = accounting.holds

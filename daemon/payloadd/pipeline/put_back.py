@@ -29,7 +29,7 @@ from payloadd.pipeline.allowance import UploadAllowance
 from payloadd.pipeline.waiting_batch import WaitingBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from payloadd.journal.api import Journal
     from payloadd.pipeline.accounting import Accounting
@@ -198,6 +198,28 @@ class PutBackBatches:
         """Try batches that failed without a wait: the store works again."""
         self._succeeding = True
         self.wake()
+
+    def drop(self, is_wanted: Callable[[Batch], bool]) -> list[Batch]:
+        """Remove and return the batches in memory that are not wanted."""
+        dropped: list[WaitingBatch] = []
+
+        def keep(waiting: WaitingBatch) -> bool:
+            if is_wanted(waiting.batch):
+                return True
+            dropped.append(waiting)
+            return False
+
+        self._failed = [entry for entry in self._failed if keep(entry[2])]
+        heapify(self._failed)
+        limited = {prefix: deque(filter(keep, some)) for prefix, some in self._limited.items()}
+        self._limited = {prefix: some for prefix, some in limited.items() if some}
+        self._turns = [turn for turn in self._turns if turn[2] in self._limited]
+        heapify(self._turns)
+        for waiting in dropped:
+            self._count(waiting, -1)
+        if dropped:
+            self.wake()
+        return [waiting.batch for waiting in dropped]
 
     def finish(self) -> None:
         """Let ``next_ready`` return None when no batch is worth another wait."""

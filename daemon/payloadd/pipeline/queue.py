@@ -199,12 +199,26 @@ class JobChannel:
     def withdraw(self, queue: StreamQueue, keep: int) -> list[Job]:
         """Remove and return all jobs of a queue but the first ``keep``."""
         jobs = queue.cut(keep)
+        self._count_removed(queue, jobs)
+        return jobs
+
+    def _count_removed(self, queue: StreamQueue, jobs: Sequence[Job]) -> None:
+        """Count jobs of a queue that were removed and not received."""
         self.jobs -= len(jobs)
         self.bytes -= sum([len(job.lines) for job in jobs])
         if queue.has_turn and not queue.jobs:
             queue.has_turn = False
             self._turns.remove(queue)
         self._wake_waiting()
+
+    def drop_first(self, queue: StreamQueue, is_wanted: Callable[[Job], bool]) -> list[Job]:
+        """Remove and return the oldest jobs of a queue, up to the first that is wanted."""
+        queue.unpack()
+        jobs: list[Job] = []
+        while queue.ready and not is_wanted(queue.ready[0]):
+            jobs.append(queue.ready.popleft())
+        queue.jobs -= len(jobs)
+        self._count_removed(queue, jobs)
         return jobs
 
     def hold(self, size: int) -> None:

@@ -17,27 +17,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
+from payloadd.model.stored_objects import MOST_KEYS, StoredObjects
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from payloadd.journal.api import Receipt
     from payloadd.model.job import Batch
 
+__all__ = ["MOST_KEYS", "StoredObjects", "UploadWatch"]
+
 _MOST_JOBS: Final = 20_000
 """Jobs of all watched and remembered requests together: about 10 MiB."""
-MOST_KEYS: Final = 1000
-"""Keys that are kept of one request, those of its first jobs."""
 _TICK: Final = 0.1
 """Seconds by which an answer may be late."""
-
-
-class StoredObjects(NamedTuple):
-    """The objects in which the payloads of a request are."""
-
-    keys: list[str]
-    """The keys below the store's prefix, in the order of the payloads; 1,000 at most."""
-    more: int
-    """The number of objects whose keys are left out."""
 
 
 class _Waiter(NamedTuple):
@@ -142,6 +135,14 @@ class UploadWatch:
             request.waiters.append(_Waiter(due, done))
             self.waiting += 1
             self._changed.set()
+
+    def end_wait(self, receipt: Receipt, done: Callable[[StoredObjects | None], object]) -> None:
+        """Call ``done``, which ``wait`` was called with, with None unless it has been called."""
+        request = self._requests.get(receipt.id.int)
+        ended = [] if request is None else [one for one in request.waiters if one.done is done]
+        if request is not None and ended:
+            request.waiters = [one for one in request.waiters if one.done is not done]
+            self._call(request, ended, None)
 
     def store(self, batch: Batch) -> None:
         """Note that a batch is stored."""

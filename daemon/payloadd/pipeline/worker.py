@@ -39,14 +39,13 @@ if TYPE_CHECKING:
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
     from payloadd.pipeline.accounting import Accounting
+    from payloadd.pipeline.given_up import GivenUpJobs
     from payloadd.pipeline.idle import Inbox
     from payloadd.pipeline.queue import JobChannel
     from payloadd.storage.api import Store
 
 log = get_logger(__name__)
 
-_COMPRESS_IN_THREAD: Final = 64 * 1024
-"""Bytes above which compression would block the event loop for longer than a thread costs."""
 _LAST_OF_DEFAULT: Final = last_seq(DEFAULT)
 _QUICK: Final = 1.0
 """Seconds within which an attempt must have failed to be repeated at once. A slower failure would
@@ -81,10 +80,14 @@ class Worker:
         """Decides which uploads may start."""
         self.timeout = SharedTimeout(settings.upload_timeout, self.admission.stall)
         """The timeout of uploads, in force while its ``run`` runs."""
+        self.given_up: GivenUpJobs | None = None
+        """The jobs whose requests were given up; None where that does not happen."""
         self._current_batches: list[CurrentBatch] = []
         health.busy_workers = self._count_busy
         self._budget = RetryBudget()
         self._flood = DeadLetterFlood()
+        self._encoder = trio.CapacityLimiter(1)
+        """Lets one batch at a time wait in a thread for a process that encodes it."""
         self._outcomes = {
             outcome: metrics.uploads.labelled(outcome.value) for outcome in UploadOutcome
         }
@@ -100,12 +103,12 @@ class Worker:
         progress = Progress()
         watched_progress.set(progress)
         found = self._accounting.newest_found
-        with CurrentBatch(register, next_nowait, found) as current:
+        with CurrentBatch(register, next_nowait, found, self._encoder) as current:
             self._current_batches.append(current)
             while True:
                 failure: StoreError | None = None
                 # One timer for all uploads until one of them fails.
-                timer = Timer(progress, current.key)
+                timer = current.timer = Timer(progress, current.key)
                 with timer.scope:
                     while failure is None and not timer.expired:
                         if not (current.present or await current.receive()):
@@ -113,7 +116,9 @@ class Worker:
                         failure = await self._upload(current, timer)
                 if timer.scope.cancelled_caught:
                     failure = self._timed_out(current, timer)
-                if failure is not None:
+                if failure is not None and self._is_given_up(current):
+                    self._end_given_up(current, failure)
+                elif failure is not None:
                     await self._handle_failure(current, failure)
 
     async def _upload(self, current: CurrentBatch, timer: Timer) -> StoreError | None:
@@ -124,6 +129,10 @@ class Worker:
         """
         while current.present and not timer.expired:
             batch = current.batch
+            if self.given_up is not None and not self.given_up.is_wanted(batch):
+                self.given_up.drop(batch.jobs)
+                current.replace()
+                continue
             if current.body is None:
                 if batch.sealed and not current.sealed:
                     try:
@@ -133,7 +142,10 @@ class Worker:
                         current.replace()
                         continue
                     current.sealed = True
-                current.body = await current.encoded()
+                try:
+                    current.body = await current.encoded()
+                except StoreError as error:
+                    return error
             current.started = start = trio.current_time()
             self.timeout.begin(timer, start)
             try:
@@ -143,7 +155,7 @@ class Worker:
                 return error
             finally:
                 self.timeout.end(timer)
-            self._settle(current, current.body.size, trio.current_time() - start)
+            self._settle(current, current.body, trio.current_time() - start)
             current.replace()
         return None
 
@@ -152,11 +164,32 @@ class Worker:
         self.admission.time_out(current.started)
         sent, seconds = timer.progress.sent(), trio.current_time() - current.started
         size = 0 if current.body is None else current.body.size
+        limit = f"no progress within UPLOAD_TIMEOUT ({self.timeout.seconds:g} s)"
+        if self._is_given_up(current):
+            limit = "not confirmed within REQUEST_TIMEOUT"
         reason = (
-            f"no progress within UPLOAD_TIMEOUT ({self.timeout.seconds:g} s): {sent} of {size}"
+            f"{limit}: {sent} of {size}"
             f" bytes were sent in {seconds:.1f} s, {sent / max(seconds, 0.001) / 1000:.1f} kB/s"
         )
         return TransientStoreError("UploadTimeout", reason)
+
+    def cancel_unwanted(self, is_wanted: Callable[[Batch], bool]) -> None:
+        """Cancel the uploads of batches that are not wanted."""
+        for current in self._current_batches:
+            if current.present and not is_wanted(current.batch):
+                current.timer.expired = True
+                current.timer.scope.cancel()
+
+    def _is_given_up(self, current: CurrentBatch) -> bool:
+        return self.given_up is not None and not self.given_up.is_wanted(current.batch)
+
+    def _end_given_up(self, current: CurrentBatch, error: StoreError) -> None:
+        """Drop a batch whose upload has failed, or took too long for its requests."""
+        assert self.given_up is not None  # noqa: S101
+        self._outcomes[error.outcome].inc()
+        self.admission.give_up(current.batch.key, error)
+        self.given_up.drop(current.batch.jobs)
+        current.replace()
 
     async def _handle_failure(self, current: CurrentBatch, error: StoreError) -> None:
         """Try the current batch again at once, put it back, or make it a dead letter."""
@@ -196,16 +229,18 @@ class Worker:
         current.repeat = True
         return True
 
-    def _settle(self, current: CurrentBatch, size: int, seconds: float) -> None:
+    def _settle(self, current: CurrentBatch, body: EncodedObject, seconds: float) -> None:
         batch = current.batch
         self._budget.refund(current.cost)
         self._journal.settle(batch)
-        self._accounting.settle(batch, size)
+        self._accounting.settle(batch, body.size)
         self._release(batch.bytes)
         self._stored.inc()
         self._metrics.objects_stored.inc()
-        self._metrics.object_bytes.observe(size)
+        self._metrics.object_bytes.observe(body.size)
         self._metrics.upload_seconds.observe(seconds)
+        if body.misfits:
+            self._metrics.count_misfits(body.misfits)
         if not self.admission.quiet:
             self.admission.store(batch.key, current.started, retried=current.rounds > 0)
 
@@ -246,6 +281,7 @@ class CurrentBatch:
 
     __slots__ = (
         "_batches",
+        "_encoder",
         "_following",
         "_found",
         "_found_in_default",
@@ -261,6 +297,7 @@ class CurrentBatch:
         "rounds",
         "sealed",
         "started",
+        "timer",
     )
 
     batch: Batch
@@ -277,6 +314,8 @@ class CurrentBatch:
     """The attempt within the round, from 1."""
     started: float
     """The start of the last attempt, by trio's clock."""
+    timer: Timer
+    """The timer of the attempt."""
     cost: int | None
     """Tokens of the budget that the last retry of this round cost; None: no retry."""
 
@@ -285,13 +324,15 @@ class CurrentBatch:
         register: Callable[[Inbox], None],
         following: Callable[[], Batch | None],
         found: Mapping[int, int],
+        encoder: trio.CapacityLimiter,
     ) -> None:
         """Begin without a batch.
 
         ``register`` is called with the inbox when the worker is idle; ``following`` returns a batch
         that is ready, or None. An earlier run may have stored the jobs of a stream up to the
-        ``seq`` that ``found`` has for it.
+        ``seq`` that ``found`` has for it. ``encoder`` limits the batches that wait for a process.
         """
+        self._encoder = encoder
         self._found = found
         self._found_in_default = found.get(DEFAULT, 0)
         self._register = register
@@ -343,12 +384,15 @@ class CurrentBatch:
             self.present = False
 
     async def encoded(self) -> EncodedObject:
-        """Return the object of the batch; compress a large one in a thread."""
+        """Return the object of the batch; compress a large one in a thread. Raises StoreError."""
         batch = self.batch
-        encode = FORMATS[batch.format_name].encode
+        its_format = FORMATS[batch.format_name]
         if not _is_slow(batch):
-            return encode(batch.jobs)
-        return await trio.to_thread.run_sync(encode, batch.jobs, abandon_on_cancel=True)
+            return its_format.encode(batch.jobs)
+        limiter = self._encoder if its_format.most_in_loop < 0 else None
+        return await trio.to_thread.run_sync(
+            its_format.encode, batch.jobs, abandon_on_cancel=True, limiter=limiter
+        )
 
     def _begin(self, batch: Batch) -> None:
         self.present = True
@@ -367,4 +411,4 @@ class CurrentBatch:
 
 def _is_slow(batch: Batch) -> bool:
     """Return whether encoding the batch would block the event loop for too long."""
-    return batch.bytes > _COMPRESS_IN_THREAD and FORMATS[batch.format_name].cpu_bound
+    return batch.bytes > FORMATS[batch.format_name].most_in_loop

@@ -15,13 +15,11 @@ import trio.testing
 import trustme
 
 from payloadd.config import settings as config
-from payloadd.errors import SettingsError
 from payloadd.ingress.server.tls import open_certificates
 from tests.ingress.rig import COLLECTION, Rig, Wire, post
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
-    from pathlib import Path
+    from collections.abc import MutableMapping
 
     from hypercorn.trio.tcp_server import TCPServer
 
@@ -246,23 +244,3 @@ async def test_certificates_are_reloaded(
     certificates.reload()
     assert certificates.context is not before
     assert [line["event"] for line in log_lines] == ["tls_not_reloaded", "tls_reloaded"]
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda folder: (folder / "cert.pem").unlink(),
-        lambda folder: (folder / "key.pem").write_text("no key"),
-        lambda folder: (
-            trustme.CA().issue_cert("x").private_key_pem.write_to_path(folder / "key.pem")
-        ),
-    ],
-    ids=["missing", "no-key", "another-key"],
-)
-def test_certificate_files_that_cannot_be_used_are_refused(
-    files: Files, spoil: Callable[[Path], object]
-) -> None:
-    """The daemon would start, and no client could connect."""
-    spoil(files.folder)
-    with pytest.raises(SettingsError, match="TLS_CERT, TLS_KEY"):
-        open_certificates(config.load(files.environ))

@@ -50,23 +50,23 @@ def test_a_decoded_object_has_the_payloads_of_its_jobs(name: str, lines: list[by
 def test_the_same_jobs_give_the_same_bytes(name: str) -> None:
     """A replay after a crash would store other bytes under the same key."""
     format_ = FORMATS[name]
-    jobs = jobs_of([b'{"a":1}\n' * 100, b"x" * 100_000, b"2\n"])
+    jobs = [Job(1, ID, b'{"a":1}\n' * 100, 100), *jobs_of([b'"%b"\n' % (b"x" * 100_000), b"2\n"])]
     first = format_.encode(jobs)
     with patch("time.time", lambda: 0.0):
         again = format_.encode(list(jobs))
 
     assert first == again
-    assert first.content_type == format_.content_type
-    assert first.content_encoding == format_.content_encoding
+    assert first.kind is format_.kind
     assert name == format_.name
 
 
 @pytest.mark.parametrize("name", NDJSON)
-def test_the_headers_of_ndjson_name_the_type_and_the_compression(name: str) -> None:
+def test_the_kind_of_ndjson_names_the_type_and_the_compression(name: str) -> None:
     """A reader that follows the headers would read compressed bytes as text."""
-    format_ = FORMATS[name]
-    assert format_.content_type == "application/x-ndjson"
-    assert format_.content_encoding == (None if name == "none" else name)
+    kind = FORMATS[name].kind
+    assert (kind.content_type, kind.version) == ("application/x-ndjson", "ndjson-1")
+    assert kind.compression == (None if name == "none" else name)
+    assert kind.same_bytes == (name == "none")
 
 
 def test_every_compression_of_ndjson_is_a_value_of_the_setting() -> None:
@@ -81,7 +81,7 @@ def test_suffixes_and_encoders_distinguish_the_formats() -> None:
     """Two objects with other bytes would have one key, or the journal could not compare them."""
     for attribute in ("name", "suffix", "encoder"):
         assert len({getattr(one, attribute) for one in FORMATS.values()}) == len(FORMATS)
-    assert len({FORMATS[name].content_encoding for name in NDJSON}) == len(NDJSON)
+    assert len({FORMATS[name].kind.compression for name in NDJSON}) == len(NDJSON)
 
 
 @given(st.lists(st.sampled_from([b"", b"1\n", b"x" * 70_000, b"y" * 300_000]), min_size=1))

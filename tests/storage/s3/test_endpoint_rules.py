@@ -105,6 +105,7 @@ REFUSED = [
     ),
     ({"AWS_REGION": "eu_west_1"}, {}, "bucket", "region was not a valid DNS name"),
     ({}, {"s3.addressing_style": "pth"}, "bucket", "one of auto, path, virtual"),
+    ({"AWS_REGION": ""}, {"region": "a b"}, "bucket", "AWS configuration: region: 'a b' is not"),
     ({}, {"use_fips_endpoint": "yes"}, "bucket", "use_fips_endpoint: 'yes' is not allowed"),
     ({"AWS_REGION": "eu-west-1"}, {"s3.use_arn_region": "false"}, ACCESS_POINT, "region"),
 ]

@@ -58,7 +58,9 @@ def statuses(fake: FakeS3) -> list[tuple[str, int]]:
 @pytest.mark.parametrize(
     ("behaviour", "environ", "puts", "asked"),
     [
-        (TAKE, {"S3_IF_NONE_MATCH": "off"}, 2, [("PUT", 200)]),
+        (TAKE, {"S3_IF_NONE_MATCH": "off"}, 1, [("HEAD", 200)]),
+        (ByMethod({"HEAD": Answer(403)}), {"S3_IF_NONE_MATCH": "off"}, 2,
+         [("HEAD", 403), ("PUT", 200)]),
         (TAKE, {}, 1, [("PUT", 412), ("HEAD", 200)]),
         (TAKE, {"S3_IF_NONE_MATCH": "on"}, 1, [("PUT", 412), ("HEAD", 200)]),
         (ByMethod({"PUT": Answer(304)}), {}, 1, [("PUT", 304), ("HEAD", 200)]),
@@ -72,14 +74,14 @@ def statuses(fake: FakeS3) -> list[tuple[str, int]]:
         (ByMethod({"HEAD": Answer(405)}), {}, 1, [("PUT", 412), ("HEAD", 405)]),
         (ByMethod({"HEAD": Answer(404)}), {}, 2, [("PUT", 412), ("HEAD", 404), ("PUT", 200)]),
         (Take(conditional=False), {}, 2, [("PUT", 200)]),
-        (UNKNOWN_CONDITION, {}, 2, [("PUT", 501), ("PUT", 200)]),
-        (UNSUPPORTED_CONDITION, {}, 2, [("PUT", 400), ("PUT", 200)]),
-        (Locked(), {"S3_IF_NONE_MATCH": "off"}, 1, [("PUT", 403), ("HEAD", 200)]),
+        (UNKNOWN_CONDITION, {}, 1, [("PUT", 501), ("HEAD", 200)]),
+        (UNSUPPORTED_CONDITION, {}, 1, [("PUT", 400), ("HEAD", 200)]),
+        (Locked(), {"S3_IF_NONE_MATCH": "off"}, 1, [("HEAD", 200)]),
         (Locked(), {}, 1, [("PUT", 403), ("HEAD", 200)]),
         (Locked(Refusal(400, "InvalidRequest")), {}, 1, [("PUT", 400), ("HEAD", 200)]),
         (Locked(Refusal(409, "ObjectLocked")), {}, 1, [("PUT", 409), ("HEAD", 200)]),
     ],
-)
+)  # fmt: skip
 async def test_a_repetition_of_a_stored_object_is_settled(
     behaviour: Behaviour,
     environ: dict[str, str],
@@ -95,6 +97,38 @@ async def test_a_repetition_of_a_stored_object_is_settled(
     await store.put("k", NEW_BYTES, MEMBERS, repeat=True)
     assert statuses(fake) == asked
     assert fake.puts[PATH] == puts
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "environ", "asked"),
+    [
+        (TAKE, {"S3_IF_NONE_MATCH": "off"}, [("PUT", 200)]),
+        (UNKNOWN_CONDITION, {}, [("PUT", 501), ("PUT", 200)]),
+        (UNSUPPORTED_CONDITION, {}, [("PUT", 400), ("PUT", 200)]),
+        (Locked(), {"S3_IF_NONE_MATCH": "off"}, [("PUT", 403), ("HEAD", 200)]),
+    ],
+)
+async def test_a_repetition_with_the_same_bytes_replaces_the_object(
+    behaviour: Behaviour, environ: dict[str, str], asked: list[tuple[str, int]]
+) -> None:
+    """Each repetition would cost a request more, and the right to read objects."""
+    fake = FakeS3(port=1)
+    store = await store_in_memory(fake, **environ)
+    await store.put("k", OBJECT, MEMBERS, repeat=False)
+    fake.seen.clear()
+    fake.behaviour = behaviour
+    await store.put("k", OBJECT, MEMBERS, repeat=True)
+    assert statuses(fake) == asked
+
+
+async def test_an_object_of_another_batch_is_replaced_where_no_condition_is_sent() -> None:
+    """The rows of the batch would be in no object."""
+    fake = FakeS3(port=1)
+    store = await store_in_memory(fake, S3_IF_NONE_MATCH="off")
+    await store.put("k", OBJECT, OTHER, repeat=False)
+    await store.put("k", NEW_BYTES, MEMBERS, repeat=True)
+    assert statuses(fake)[1:] == [("HEAD", 200), ("PUT", 200)]
+    assert fake.objects[PATH] == bytes_of(NEW_BYTES)
 
 
 async def test_a_first_attempt_has_no_condition_unless_it_is_always_on() -> None:

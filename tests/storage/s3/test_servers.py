@@ -47,16 +47,20 @@ async def test_the_prefix_of_the_store_is_put_before_every_key(
     assert stored == {f"pre fix/ü/{key}": bytes_of(OBJECT) for key in KEYS}
 
 
-async def test_an_object_has_content_type_and_content_encoding(
-    make_settings: Callable[..., Settings], s3_server: S3Server, bucket: str
+@pytest.mark.parametrize("choice", ["off", "on"])
+async def test_an_object_has_a_content_encoding_if_it_is_asked_for(
+    make_settings: Callable[..., Settings], s3_server: S3Server, bucket: str, choice: str
 ) -> None:
-    """Readers would not know how to decode an object."""
-    async with open_store(make_settings(STORE_URL=f"s3://{bucket}", **s3_server.environ)) as store:
+    """HTTP clients would decompress a file whose name says that it is compressed."""
+    environ = {"STORE_URL": f"s3://{bucket}", "S3_CONTENT_ENCODING": choice}
+    async with open_store(make_settings(**environ, **s3_server.environ)) as store:
         await store.put("a.gz", gzipped(gzip.compress(bytes_of(OBJECT))), MEMBERS, repeat=False)
 
     head = await trio.to_thread.run_sync(s3_server.head, bucket, "a.gz")
     stored = await trio.to_thread.run_sync(s3_server.objects, bucket)
-    assert (head["ContentType"], head["ContentEncoding"]) == ("application/x-ndjson", "gzip")
+    assert head["ContentType"] == "application/x-ndjson"
+    assert head.get("ContentEncoding") == (None if choice == "off" else "gzip")
+    assert head["Metadata"]["format"] == "ndjson-1"
     assert gzip.decompress(stored["a.gz"]) == bytes_of(OBJECT)
 
 

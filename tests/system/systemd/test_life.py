@@ -58,7 +58,10 @@ async def test_a_wrong_setting_is_in_the_status_and_causes_no_restart(machine: M
         assert await unit.show("StatusText") != ""
         assert await unit.show("ExecMainStatus") == "78"
         assert await unit.show("NRestarts") == "0"
-        assert {entry["PRIORITY"] for entry in await unit.entries()} == {"3"}
+        entries = await unit.entries()
+        assert {entry["PRIORITY"] for entry in entries} == {"3"}
+        named = {entry["PAYLOADD_SETTING"] for entry in entries}
+        assert named == {"MAX_WORKERS", "DRAIN_TIMEOUT"}
 
 
 async def test_a_reload_keeps_the_process(machine: Machine) -> None:

@@ -9,14 +9,29 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from payloadd.model.job import Job
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ObjectKind:
+    """What the objects of one format have in common, which a store may keep beside the bytes."""
+
+    content_type: str
+    """The ``Content-Type`` (RFC 9110, section 8.3)."""
+    version: str
+    """The name of the format and its version, such as ``ndjson-1``."""
+    compression: str | None = None
+    """The coding of the whole object (RFC 9110, section 8.4.1), which the suffix of its key names.
+    None: the object is not compressed, or only parts within it are."""
+    same_bytes: bool = True
+    """Whether the same jobs give the same bytes with every version of every library."""
+
+
 @dataclass(slots=True)
 class EncodedObject:
-    """The bytes of one object, and the two headers that tell a reader how to decode them.
+    """The bytes of one object, and its kind.
 
     The bytes are in ``pieces``, one behind the other: joining the pieces of a large batch would
     need its size in memory once more. Not frozen: to construct a frozen dataclass takes several
@@ -24,10 +39,9 @@ class EncodedObject:
     """
 
     pieces: Sequence[bytes]
-    content_type: str
-    """The ``Content-Type`` (RFC 9110, section 8.3)."""
-    content_encoding: str | None
-    """The ``Content-Encoding`` (RFC 9110, section 8.4); None: no compression around the type."""
+    kind: ObjectKind
+    misfits: Mapping[str, int] | None = None
+    """By column, the values that do not fit into it; None for a format without columns."""
     size: int = field(init=False)
     """Bytes of all pieces."""
 
@@ -36,27 +50,24 @@ class EncodedObject:
 
 
 class ObjectFormat(Protocol):
-    """A format of objects; its instances have no state and may be used in several threads.
+    """A format of objects; its instances may be used in several threads.
 
     The same jobs always give the same bytes: a replay after a crash then overwrites an object with
-    itself. Where the bytes depend on the version of a library, ``encoder`` names that version.
+    itself. Where the bytes depend on the version of a library or on settings, ``encoder`` names
+    them, and ``kind.same_bytes`` is False: a store is asked for the object before it is replaced.
     """
 
     @property
     def name(self) -> str:
-        """The value of ``COMPRESSION``, and of the column ``compression`` in the journal."""
+        """The name in :data:`~payloadd.model.formats.FORMATS`, and in the journal."""
 
     @property
     def suffix(self) -> str:
         """The end of every key, with its dot; empty if ``KEY_TEMPLATE`` is the whole key."""
 
     @property
-    def content_type(self) -> str:
-        """The ``Content-Type`` of every object."""
-
-    @property
-    def content_encoding(self) -> str | None:
-        """The ``Content-Encoding`` of every object, or None."""
+    def kind(self) -> ObjectKind:
+        """The kind of every object."""
 
     @property
     def encoder(self) -> str:
@@ -67,9 +78,15 @@ class ObjectFormat(Protocol):
         """
 
     @property
-    def cpu_bound(self) -> bool:
-        """Whether to encode a large batch takes so long that it has to run in a thread."""
+    def most_in_loop(self) -> int:
+        """Bytes of payloads up to which ``encode`` may run in the event loop, not in a thread.
+
+        -1: ``encode`` waits for another process, which encodes one batch at a time.
+        """
 
     def encode(self, jobs: Sequence[Job]) -> EncodedObject:
-        """Return the object that holds the payloads of ``jobs`` (at least one), in their order."""
+        """Return the object that holds the payloads of ``jobs`` (at least one), in their order.
+
+        Raises OperatorStoreError if that is not possible now.
+        """
         ...

@@ -6,13 +6,14 @@ jobs always give the same bytes.
 
 from __future__ import annotations
 
+import sys
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 import zstandard
 
-from payloadd.model.formats.api import EncodedObject
+from payloadd.model.formats.api import EncodedObject, ObjectKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,6 +33,10 @@ _PIECE_BYTES: Final = 65_536
 """Bytes of a piece: joining small jobs up to this size costs less than to hash and send each."""
 
 _VERSION: Final = "ndjson-1"
+PLAIN_KIND: Final = ObjectKind(CONTENT_TYPE, _VERSION)
+"""Lines that are not compressed."""
+_COMPRESS_IN_LOOP: Final = 64 * 1024
+"""Bytes above which compression would block the event loop for longer than a thread costs."""
 
 
 class _Compressor(Protocol):
@@ -48,28 +53,23 @@ class Ndjson:
 
     name: str
     suffix: str
-    content_encoding: str | None
+    kind: ObjectKind
     encoder: str
     new_compressor: Callable[[int], _Compressor] | None = None
     """Returns a compressor for that many bytes; None: the lines are the object."""
-    content_type: str = CONTENT_TYPE
-
-    @property
-    def cpu_bound(self) -> bool:
-        """Whether the lines are compressed."""
-        return self.new_compressor is not None
+    most_in_loop: int = _COMPRESS_IN_LOOP
 
     def encode(self, jobs: Sequence[Job]) -> EncodedObject:
         """Return the object of ``jobs`` (at least one)."""
-        pieces = _pieces(jobs)
+        pieces = pieces_of(jobs)
         if self.new_compressor is not None:
             # A compressor may not be shared between threads, and is cheap to construct.
             compressor = self.new_compressor(sum(map(len, pieces)))
             pieces = [*map(compressor.compress, pieces), compressor.flush()]
-        return EncodedObject(pieces, self.content_type, self.content_encoding)
+        return EncodedObject(pieces, self.kind)
 
 
-def _pieces(jobs: Sequence[Job]) -> list[bytes]:
+def pieces_of(jobs: Sequence[Job]) -> list[bytes]:
     """Return the lines of all jobs in pieces of about 64 KiB.
 
     Small jobs are joined. The lines of a job that has the size of a piece are not copied.
@@ -94,6 +94,13 @@ def _zstd(size: int) -> _Compressor:
 
 _ZSTD_LIBRARY: Final = ".".join(map(str, zstandard.ZSTD_VERSION))
 
-PLAIN: Final = Ndjson("none", "", None, _VERSION)
-GZIP: Final = Ndjson("gzip", ".gz", "gzip", f"{_VERSION} zlib-{zlib.ZLIB_RUNTIME_VERSION}", _gzip)
-ZSTD: Final = Ndjson("zstd", ".zst", "zstd", f"{_VERSION} zstd-{_ZSTD_LIBRARY}", _zstd)
+
+def _compressed(coding: str) -> ObjectKind:
+    return ObjectKind(CONTENT_TYPE, _VERSION, coding, same_bytes=False)
+
+
+PLAIN: Final = Ndjson("none", "", PLAIN_KIND, _VERSION, most_in_loop=sys.maxsize)
+GZIP: Final = Ndjson(
+    "gzip", ".gz", _compressed("gzip"), f"{_VERSION} zlib-{zlib.ZLIB_RUNTIME_VERSION}", _gzip
+)
+ZSTD: Final = Ndjson("zstd", ".zst", _compressed("zstd"), f"{_VERSION} zstd-{_ZSTD_LIBRARY}", _zstd)

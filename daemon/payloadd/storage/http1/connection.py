@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import httpx
@@ -153,9 +154,21 @@ async def connect(origin: Origin, tls: ssl.SSLContext, within: float) -> Connect
         raise httpx.ConnectTimeout(reason) from error
     except (OSError, trio.BrokenResourceError) as error:
         # The errors of DNS do not name the host.
-        reason = f"{origin.host}:{origin.port}: {error_text(error)}"
+        reason = f"{origin.host}:{origin.port}: {_connect_text(error)}"
         raise httpx.ConnectError(reason) from error
     return Connection(origin, wire, stream)
+
+
+def _connect_text(error: OSError | trio.BrokenResourceError) -> str:
+    """Return why no connection came about, once for each reason.
+
+    trio tries each address of a host, and repeats the address in every error.
+    """
+    attempts = error.__cause__
+    if not isinstance(attempts, BaseExceptionGroup):
+        return error_text(error)
+    numbers = [one.errno for one in attempts.exceptions if isinstance(one, OSError)]
+    return "; ".join(dict.fromkeys(os.strerror(one) for one in numbers if one)) or error_text(error)
 
 
 async def _secure(wire: TcpStream, tls: ssl.SSLContext, host: str) -> trio.abc.Stream:

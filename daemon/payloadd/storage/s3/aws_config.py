@@ -142,7 +142,7 @@ def read_configuration(settings: Settings, session: Session) -> AwsConfiguration
         endpoint = settings.aws_endpoint_url or _endpoint_of_profile(session, profile)
     bundle = session.get_config_variable("ca_bundle")
     return AwsConfiguration(
-        region=None if found is None else _checked_region(found),
+        region=None if found is None else _checked_region(found, settings),
         endpoint=endpoint,
         options=_options(settings, session, profile),
         ca_bundle=None if bundle is None else Path(bundle).expanduser(),
@@ -165,11 +165,13 @@ def _check_booleans(profile: dict[str, Any]) -> None:
         raise SettingsError(problems)
 
 
-def _checked_region(text: str) -> str:
+def _checked_region(text: str, settings: Settings) -> str:
+    """Return a valid region, which is that of the profile unless the settings have one."""
+    name = "AWS configuration: region" if settings.aws_region is None else "AWS_REGION"
     try:
         return region(text)
     except ValueError as error:
-        raise SettingsError([f"AWS_REGION: {text!r} is not allowed; allowed is {error}"]) from None
+        raise SettingsError([f"{name}: {text!r} is not allowed; allowed is {error}"]) from None
 
 
 def _endpoint_of_profile(session: Session, profile: dict[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ import hashlib
 from typing import TYPE_CHECKING, Final
 
 from payloadd.errors import OperatorStoreError
-from payloadd.model.formats.api import EncodedObject
+from payloadd.model.formats.api import EncodedObject, ObjectKind
 from payloadd.storage.s3.endpoint import DEFAULT_REGION
 from payloadd.storage.s3.errors import NOT_S3, error_of
 from payloadd.storage.s3.request import RequestTemplate, S3Request
@@ -62,7 +62,7 @@ def _requests(configuration: AwsConfiguration) -> list[S3Request]:
 def _request(document: str) -> S3Request:
     body = document.encode()
     values = (hashlib.sha256(body).hexdigest().encode(),)
-    return S3Request(_CREATE, "", values, EncodedObject((body,), _XML, None))
+    return S3Request(_CREATE, "", values, EncodedObject((body,), ObjectKind(_XML, "")))
 
 
 async def _send(sender: Sender, request: S3Request) -> S3Response:

@@ -5,17 +5,21 @@ Source: "PutObject" and "HeadObject", Amazon S3 API reference. All of them are s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from payloadd.config.settings import Settings
+    from payloadd.model.formats.api import EncodedObject, ObjectKind
     from payloadd.model.job import Members
 
 META = "x-amz-meta-"
 PAYLOADS, FIRST, LAST = (f"{META}{name}" for name in ("payloads", "first", "last"))
 """Metadata with the identity of a batch."""
+_IDENTITY: Final = (PAYLOADS, FIRST, LAST)
+_FORMAT: Final = f"{META}format"
+"""Metadata with the format of an object and its version."""
 IF_NONE_MATCH = "if-none-match"
 
 
@@ -28,6 +32,15 @@ class ObjectOptions(NamedTuple):
     """The headers of every HEAD and DELETE."""
     has_metadata: bool
     """Whether an operator chose metadata, which may be too long for a store."""
+    names_compression: bool
+    """Whether objects that are compressed have a ``Content-Encoding``."""
+
+    def of_kind(self, kind: ObjectKind) -> dict[str, str]:
+        """Return the headers of every PUT of an object of this kind."""
+        headers = {"content-type": kind.content_type, _FORMAT: kind.version, **self.put}
+        if self.names_compression and kind.compression is not None:
+            headers["content-encoding"] = kind.compression
+        return headers
 
 
 def object_options(settings: Settings) -> ObjectOptions:
@@ -44,7 +57,10 @@ def object_options(settings: Settings) -> ObjectOptions:
         "x-amz-tagging": settings.s3_tags,
     }
     metadata = {f"{META}{name}": value for name, value in settings.s3_metadata or ()}
-    return ObjectOptions(_set(other | put) | metadata, _set(other), bool(metadata))
+    names_compression = settings.s3_content_encoding == "on"
+    return ObjectOptions(
+        _set(other | put) | metadata, _set(other), bool(metadata), names_compression
+    )
 
 
 def _set(headers: Mapping[str, str | None]) -> dict[str, str]:
@@ -55,3 +71,25 @@ def is_same_batch(headers: Mapping[str, str], members: Members) -> bool:
     """Return whether the headers of a HEAD name the batch ``members``."""
     found = headers.get(PAYLOADS), headers.get(FIRST), headers.get(LAST)
     return found == (str(members.payloads), members.first, members.last)
+
+
+def describes(headers: Mapping[str, str], members: Members, body: EncodedObject) -> bool:
+    """Return whether the headers of a HEAD describe the object of a batch.
+
+    Where metadata are, the length is compared only for a kind that has the same bytes always:
+    another version of a library gives other bytes for the same batch. Without metadata (of a
+    version that sent none, or of a store that keeps none) an object is recognized by its length.
+    """
+    length = headers.get("content-length")
+    if not any(name in headers for name in _IDENTITY):
+        return length == str(body.size)
+    if body.kind.same_bytes and length not in {None, str(body.size)}:
+        return False
+    return is_same_batch(headers, members)
+
+
+def identity(headers: Mapping[str, str]) -> str:
+    """Return the identity of a batch in the headers of a HEAD, for a message."""
+    found = [headers.get(name, "?")[:40] for name in _IDENTITY]
+    text = "{} payloads from {} to {}".format(*found)
+    return "".join(char for char in text if char.isprintable())

@@ -21,7 +21,7 @@ from payloadd.errors import (
     StoreError,
     TransientStoreError,
 )
-from payloadd.model.formats.api import EncodedObject
+from payloadd.model.formats.api import EncodedObject, ObjectKind
 from payloadd.model.keys import is_text
 from payloadd.storage.s3.bucket import create_bucket
 from payloadd.storage.s3.checksums import BodyHeaders
@@ -45,6 +45,8 @@ from payloadd.storage.s3.options import (
     IF_NONE_MATCH,
     LAST,
     PAYLOADS,
+    describes,
+    identity,
     is_same_batch,
     object_options,
 )
@@ -65,9 +67,8 @@ if TYPE_CHECKING:
 
 _HASH_IN_THREAD: Final = 256 * 1024
 """Bytes above which hashing blocks the event loop for longer than a thread costs."""
-_NO_BODY: Final = EncodedObject((), "", None)
+_NO_BODY: Final = EncodedObject((), ObjectKind("", ""))
 _NO_BODY_HASH: Final = (hashlib.sha256(b"").hexdigest().encode(),)
-_IDENTITY: Final = (PAYLOADS, FIRST, LAST)
 _NOT_READABLE: Final = frozenset(
     {
         HTTPStatus.UNAUTHORIZED,
@@ -117,6 +118,10 @@ class S3Store:
     async def put(self, key: str, body: EncodedObject, members: Members, *, repeat: bool) -> None:
         """Store one object in one attempt. Raises StoreError."""
         variant = self._variants.repeated if repeat else self._variants.first
+        # A reader may be in the middle of the object that other bytes would replace.
+        asks_first = repeat and not variant.conditional and not body.kind.same_bytes
+        if asks_first and await self._has(self._prefix + key, members, body):
+            return
         # Not one function for both: to await one for each small body was measurable.
         hashes = self._hash_small(body, variant) or await self._hash_in_thread(body, variant)
         request = self._put_request(key, body, members, variant, hashes)
@@ -144,7 +149,7 @@ class S3Store:
             raise OperatorStoreError(WRONG_ANSWER, f"{key} was confirmed, and is not there")
         if not response.successful:
             raise error_of(response)
-        if not _is_the_object(response, members, body):
+        if not describes(response.headers, members, body):
             raise OperatorStoreError(WRONG_ANSWER, f"{key} is another object than the stored one")
         return True
 
@@ -199,16 +204,12 @@ class S3Store:
     ) -> S3Request:
         payloads, first, last, _ = members
         values = (*hashes, first.encode(), last.encode(), b"%d" % payloads)
-        template = self._put_template(body.content_type, body.content_encoding, variant)
+        template = self._put_template(body.kind, variant)
         return S3Request(template, self._prefix + key, values, body)
 
-    def _new_put_template(
-        self, content_type: str, content_encoding: str | None, variant: Variant
-    ) -> RequestTemplate:
-        """Return the template of the PUTs of one object format."""
-        headers = {"content-type": content_type, **self._options.put}
-        if content_encoding is not None:
-            headers["content-encoding"] = content_encoding
+    def _new_put_template(self, kind: ObjectKind, variant: Variant) -> RequestTemplate:
+        """Return the template of the PUTs of one kind of objects."""
+        headers = self._options.of_kind(kind)
         if variant.conditional:
             headers[IF_NONE_MATCH] = "*"
         varying = (
@@ -240,8 +241,10 @@ class S3Store:
         if error is None:
             return None
         repeat = attempt.repeat or response.repeated
-        if repeat and response.status in _PERHAPS_STORED and await self._has(attempt):
-            return None
+        if repeat and response.status in _PERHAPS_STORED:
+            request = attempt.request
+            if await self._has(request.key, attempt.members, request.body):
+                return None
         raise error
 
     async def _again(self, attempt: _Attempt, variant: Variant) -> None:
@@ -265,6 +268,10 @@ class S3Store:
 
     async def _without_condition(self, attempt: _Attempt) -> None:
         """Send the PUT without a condition, which the store may not know. Raises StoreError."""
+        request = attempt.request
+        asks_first = attempt.repeat and not request.body.kind.same_bytes
+        if asks_first and await self._has(request.key, attempt.members, request.body):
+            return
         await self._again(attempt, attempt.variant._replace(conditional=False))
         # The store took the object, so it was the condition that it does not know.
         self._variants.note_unknown_condition()
@@ -296,27 +303,26 @@ class S3Store:
         if not response.successful:
             error = error_of(response)
             raise error_of(refusal) if isinstance(error, OperatorStoreError) else error
-        if members.whole and not _is_the_object(response, members, request.body):
+        if members.whole and not describes(response.headers, members, request.body):
             raise OperatorStoreError(
                 WRONG_ANSWER,
-                f"another object is under the key already, with {_identity(response)};"
+                f"another object is under the key already, with {identity(response.headers)};"
                 " delete or rename it",
             )
         return None
 
-    async def _has(self, attempt: _Attempt) -> bool:
-        """Return whether the store is known to have the object of an attempt."""
+    async def _has(self, key: str, members: Members, body: EncodedObject) -> bool:
+        """Return whether the store is known to have the object of a batch under ``key``."""
         try:
-            response = await self._send_without_body(self._head, attempt.request.key)
+            response = await self._send_without_body(self._head, key)
         except StoreError:
             return False
-        members, body = attempt.members, attempt.request.body
         if not members.whole:
             return response.successful
         return (
             response.successful
             and is_same_batch(response.headers, members)
-            and _is_the_object(response, members, body)
+            and describes(response.headers, members, body)
         )
 
     async def _error_of(self, attempt: _Attempt, response: S3Response) -> StoreError | None:
@@ -367,27 +373,6 @@ class _Attempt(NamedTuple):
     members: Members
     variant: Variant
     repeat: bool
-
-
-def _is_the_object(response: S3Response, members: Members, body: EncodedObject) -> bool:
-    """Return whether a HEAD describes the object of a batch.
-
-    Where metadata are, the length of a compressed object is not compared: another version of a
-    compression library gives other bytes for the same batch. Without metadata (of a version that
-    sent none, or of a store that keeps none) an object is recognized by its length.
-    """
-    length = response.headers.get("content-length")
-    if not any(name in response.headers for name in _IDENTITY):
-        return length == str(body.size)
-    if body.content_encoding is None and length not in {None, str(body.size)}:
-        return False
-    return is_same_batch(response.headers, members)
-
-
-def _identity(response: S3Response) -> str:
-    found = [response.headers.get(name, "?")[:40] for name in _IDENTITY]
-    text = "{} payloads from {} to {}".format(*found)
-    return "".join(char for char in text if char.isprintable())
 
 
 async def open_s3_store(settings: Settings, url: S3Url) -> S3Store:
