@@ -41,8 +41,12 @@ def contradictions_of(values: Mapping[str, Any], given: Collection[str] = ()) ->
         present = [name for name in needing if values.get(name)]
         if missing and present:
             problems.append(_incomplete(missing, present))
-    problems += shared_journal_problems(values)
-    return problems + _too_long_linger(values) + parquet_problems(values)
+    return [
+        *problems,
+        *_too_long_linger(values),
+        *parquet_problems(values),
+        *shared_journal_problems(values),
+    ]
 
 
 def _too_long(length: int, name: str, limit: int, given: Collection[str]) -> str:
