@@ -35,9 +35,10 @@ async def test_payloads_go_through_a_shared_journal(tmp_path: Path) -> None:
         line = await daemon.drained()
         assert (line["stored"], line["journaled"], line["lost"]) == (3, 0, 0)
     assert not (tmp_path / "state").exists()
-    for lane, code in (("1", 0), ("7", 1)):
-        found = await run_command("journal", "verify", "--lane", lane, folder=tmp_path, env=environ)
-        assert found.returncode == code
-    assert "has no lane 7" in found.stderr
+    sound = await run_command("journal", "verify", "--lane", "1", folder=tmp_path, env=environ)
+    assert (sound.returncode, sound.stdout) == (0, "no damage\n")
+    other = await run_command("journal", "verify", "--lane", "7", folder=tmp_path, env=environ)
+    assert other.returncode == 1
+    assert "has no lane 7" in other.stderr
     stored = b"".join(path.read_bytes() for path in (tmp_path / "objects").rglob("*.ndjson"))
     assert sorted(stored.split()) == [b"1", b"2", b"3"]
