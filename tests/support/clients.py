@@ -45,7 +45,7 @@ def body_of(payloads: Iterable[bytes]) -> bytes:
     return b'{"version": "1", "payloads": [' + b", ".join(payloads) + b"]}"
 
 
-class _Body(httpx.AsyncByteStream):
+class WholeBody(httpx.AsyncByteStream):
     """A request body in one piece.
 
     httpx uses an async generator. If the daemon closes the connection while a body is sent, trio
@@ -117,7 +117,7 @@ class Posts:
             "Content-Length": str(len(body)),
         }
         request = httpx.Request(
-            "POST", f"{self.url}/v1/payloads", headers=headers, stream=_Body(body)
+            "POST", f"{self.url}/v1/payloads", headers=headers, stream=WholeBody(body)
         )
         try:
             answer = await http.send(request)
