@@ -279,6 +279,15 @@ def test_all_wrong_settings_are_reported_together() -> None:
     assert names == ["MAX_WORKERS", "BIND", "STORE_URL", "COMPRESSION", "DURABILITY", "ENVELOPE"]
 
 
+def test_a_batch_must_not_outlast_the_requests_that_wait_for_it() -> None:
+    """With DURABILITY=store each request would time out while its batch fills."""
+    slow = {"BATCH_LINGER": "30s", "DURABILITY": "store"}
+    (problem,) = problems(**slow)
+    assert problem.startswith("BATCH_LINGER, REQUEST_TIMEOUT: 30s and 30s are not allowed")
+    config.load({**slow, "REQUEST_TIMEOUT": "31s"})
+    config.load({"BATCH_LINGER": "30s"})
+
+
 def test_settings_that_contradict_each_other_are_reported() -> None:
     """The largest request could never be queued, and uploads would fail without half of a key."""
     found = problems(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from payloadd.journal.sqlite import block_rows
 from payloadd.journal.sqlite.schema import MIGRATIONS, ROW_BYTES
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def _read(journal: sqlite3.Connection, segments: Path) -> JournalContents:
     assert journal.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     if journal.execute("PRAGMA user_version").fetchone() != (len(MIGRATIONS),):
         return JournalContents()  # killed before it created its tables
+    _unpack_blocks(journal)
     journal.execute(_WAITING)
     _assert_consistent(journal)
     lines = _lines(journal, segments)
@@ -84,6 +86,20 @@ def _read(journal: sqlite3.Connection, segments: Path) -> JournalContents:
         *journal.execute("SELECT count(*) FROM dead").fetchone(),
         *journal.execute("SELECT count(DISTINCT segment) FROM waiting").fetchone(),
     )
+
+
+def _unpack_blocks(journal: sqlite3.Connection) -> None:
+    """Give all jobs in blocks a row; AssertionError if one has a row or a second block already."""
+    assert all(head for _, head in block_rows.heads(journal)), "the head of a block is damaged"
+    stored = journal.execute("SELECT first, last FROM stored").fetchall()
+    found = Counter(
+        seq for one in block_rows.waiting(journal, stored) for seq in range(one.first, one.last + 1)
+    )
+    found.update(seq for (seq,) in journal.execute("SELECT seq FROM jobs"))
+    assert not [seq for seq, times in found.items() if times > 1], "jobs are there twice"
+    with journal:
+        journal.execute("BEGIN")
+        assert not block_rows.unpack_in_transaction(journal)
 
 
 def _lines(journal: sqlite3.Connection, segments: Path) -> Iterator[bytes]:

@@ -172,7 +172,7 @@ class PostingClients:
         self.under_way += 1
         with trio.move_on_after(_TIMEOUT):
             with suppress(*GONE):
-                answer = await _ask(await self._port_of_daemon(), body_of(payloads), headers)
+                answer = await ask(await self._port_of_daemon(), body_of(payloads), headers)
         self.under_way -= 1
         self.answers[_name(answer)] += 1
         self._answered.set()
@@ -187,7 +187,8 @@ def _name(answer: Answer | None) -> str:
     return "202" if status == _ACCEPTED else f"{status} {json.loads(body).get('code')}"
 
 
-async def _ask(port: int, body: bytes, headers: list[tuple[str, str]]) -> Answer | None:
+async def ask(port: int, body: bytes, headers: list[tuple[str, str]]) -> Answer | None:
+    """Return status and body of the answer to one POST. Raises one of ``GONE`` without one."""
     wire = await connect(port)
     try:
         return await _exchange(wire, port, body, headers)

@@ -80,7 +80,7 @@ async def test_a_journal_of_a_newer_version_refuses_the_start(tmp_path: Path) ->
             await post(daemon.url, [b"1"])
         with closing(sqlite3.connect(state / "journal.db")) as journal:
             journal.execute("PRAGMA user_version = 99")
-            assert journal.execute("SELECT payloads FROM jobs").fetchall() == [(1,)]
+            assert journal.execute("SELECT payloads FROM totals").fetchall() == [(1,)]
     reason = await _refusal(tmp_path, state)
     assert "99" in reason
     assert "newer" in reason

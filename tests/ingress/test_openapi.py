@@ -135,6 +135,21 @@ async def test_codes_that_the_settings_rule_out_are_not_listed(tokens: tuple[str
     assert "security" not in document["paths"]["/healthz"]["get"]
 
 
+async def test_answers_that_wait_for_the_store_are_described() -> None:
+    """Otherwise a client would wait for a 202 that never comes."""
+    document = await description(DURABILITY="store")
+    validate(document)
+    operation = document["paths"]["/v1/payloads"]["post"]
+    assert "202" not in operation["responses"]
+    assert "headers" not in operation["responses"]["201"]
+    assert "Prefer" not in {parameter["name"] for parameter in operation["parameters"]}
+    codes = _codes(document, "/v1/payloads")
+    assert codes >= {"STORE_UNAVAILABLE", "STORE_REFUSED", "QUEUE_FULL", "KEY_REUSED"}
+    assert not codes & {"JOURNAL_FULL", "DISK_ERROR"}
+    codes = _codes(await description(), "/v1/payloads")
+    assert not codes & {"STORE_UNAVAILABLE", "STORE_REFUSED"}
+
+
 def test_a_certificate_is_needed_beside_the_token(tokens: tuple[str, Path], files: Files) -> None:
     """Otherwise a client would learn of the certificate by a connection that is closed."""
     authority = files.environ["TLS_CERT"]

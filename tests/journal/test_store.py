@@ -243,7 +243,7 @@ async def test_what_is_not_stored_in_time_is_given_up(autojump_clock: object) ->
             assert _SECONDS - 1 < client.time - began <= _SECONDS
         assert rig.given_up == 1
         assert [rig.journal.wants(rig.job(number)) for number in (1, 3, 4)] == [False, False, True]
-        rig.store(1, 3)  # stored too late, which nobody was promised
+        rig.store(1, 3)  # stored too late: they were not promised
         rig.store(4)
         assert await third.outcome() == in_object("k")
         assert rig.listener.payloads["acknowledged"] == 1

@@ -113,3 +113,23 @@ def test_payloads_are_counted_for_their_streams() -> None:
     accounting.bury(batch(job(2)))
     accounting.bury(batch(job(2)._replace(seq=first_seq(3) + 2)))
     assert accounting.streams() == {0: StreamCounts(3, 1, 1, 50), 3: StreamCounts(2, 1, 1, 70)}
+
+
+def test_payloads_that_were_not_acknowledged_are_not_lost() -> None:
+    """A daemon that is stopped at once would report lost payloads that no client was promised."""
+    metrics = Metrics()
+    accounting = Accounting(metrics)
+    accounting.take(6)
+    first, second, third = job(1, 3), job(2, 2), job(3)._replace(seq=first_seq(1) + 1)
+    accounting.enter([first, second, third])
+    assert (accounting.open, accounting.accepted, accounting.lost) == (6, 0, 0)
+    accounting.acknowledge(third.seq, 1)
+    accounting.settle(batch(third))
+    accounting.drop([second])
+    assert (accounting.open, accounting.accepted, accounting.stored) == (3, 1, 1)
+    assert accounting.lost == 0
+    assert accounting.jobs() == [first]
+    assert accounting.streams()[1] == StreamCounts(accepted=1, stored=1)
+    accounting.bury(batch(first))
+    assert (accounting.open, accounting.dead, accounting.lost) == (0, 3, 0)
+    assert metrics.accepted.value == 1

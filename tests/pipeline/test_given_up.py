@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from payloadd.journal.api import JournalListener, StoreOutcome
+    from payloadd.model.formats.api import EncodedObject
+    from payloadd.model.job import Members
 
 _TIMEOUT: Final = 30.0
 _BATCHES: Final = {"BATCH_MAX_PAYLOADS": "10", "BATCH_LINGER": "1s"}
@@ -47,7 +49,7 @@ class StorePipeline(Pipeline):
         self.health = health
         assert isinstance(self.journal, StoreJournal)
         self.requests = self.journal
-        settings = config.load({"KEY_TEMPLATE": "{id}", **environ})
+        settings = config.load({"KEY_TEMPLATE": "{id}", "BATCH_MAX_PAYLOADS": "1"} | environ)
         self.intake = Intake(self.journal, health, settings, unstored=self.journal)
         attach(self.journal, self.batcher, self.worker, store, settings)
 
@@ -192,3 +194,29 @@ async def test_a_request_is_refused_if_the_store_refuses_its_object(
         assert pipeline.is_empty()
     figures = pipeline.accounting.figures()
     assert (figures.lost_when_closed, figures.accepted, figures.dead) == (0, 0, 1)
+
+
+class _Halves(FaultyStore):
+    """A store that refuses the payload 1 for good, and the payload 2 for a while."""
+
+    async def put(self, key: str, body: EncodedObject, members: Members, *, repeat: bool) -> None:
+        if b"".join(body.pieces) == b"1\n":
+            await trio.sleep(1.4)  # between the second and the third round of the other one
+            raise InvalidObjectError("InvalidTag", "no")
+        await super().put(key, body, members, repeat=repeat)
+
+
+async def test_the_rest_of_a_refused_request_is_dropped_where_it_waits(
+    autojump_clock: object,
+) -> None:
+    """A part of a request that was refused would be stored later, and take memory meanwhile."""
+    del autojump_clock
+    store = _Halves(fault=first(6, internal_error))
+    pipeline = StorePipeline(store)
+    async with pipeline.open():
+        pipeline.post(b"1", b"2")
+        await _wait_until_answered(pipeline, 1)
+        assert pipeline.codes == {b"1": "STORE_REFUSED"}
+        await trio.sleep(20)
+        assert pipeline.is_empty()
+    assert store.objects == {}

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sqlite3
 import threading
 import uuid
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import trio
 
 from payloadd.journal.api import Receipt
 from payloadd.journal.open import journal_figures
+from payloadd.journal.sqlite import block_rows
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import DEFAULT_TUNING, SqliteJournal, Tuning
 from payloadd.journal.sqlite.operations import Append
@@ -25,11 +26,13 @@ from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from pathlib import Path
+    from types import TracebackType
 
     from payloadd.errors import RefusedError
     from payloadd.journal.sqlite.operations import Operation
+    from payloadd.journal.sqlite.transaction import CommitChanges, Totals
 
 TEST_TIMEOUT: Final = 20.0
 """Seconds after which a test that waits has failed."""
@@ -117,6 +120,23 @@ def compact_segments(database: Database) -> None:
         pass
 
 
+def unpack(database: Database) -> None:
+    """Unpack all blocks, so that all jobs have rows."""
+    database.blocks.unpack_all(database._connection)
+
+
+def jobs_in_file(path: Path) -> int:
+    """Return how many jobs a file has that is in use, in rows and in blocks.
+
+    Without settled jobs in blocks.
+    """
+    with closing(sqlite3.connect(path)) as other:
+        stored = other.execute("SELECT first, last FROM stored").fetchall()
+        (rows,) = other.execute("SELECT count(*) FROM jobs").fetchone()
+        found = block_rows.waiting(other, stored)
+        return int(rows) + sum(one.last - one.first + 1 for one in found)
+
+
 class FaultyConnection:
     """A connection that records its statements, and fails those that begin with ``fails``."""
 
@@ -131,6 +151,27 @@ class FaultyConnection:
         if self.fails is not None and statement.startswith(self.fails):
             raise sqlite3.OperationalError("disk I/O error")
         return self._connection.execute(statement, *arguments)
+
+    def executemany(self, statement: str, *arguments: Any) -> sqlite3.Cursor:  # noqa: ANN401 - as above
+        """Run a statement with many rows, or fail."""
+        self.statements.append(statement)
+        if self.fails is not None and statement.startswith(self.fails):
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._connection.executemany(statement, *arguments)
+
+    def __enter__(self) -> Self:
+        """Commit or roll back after the body, as a connection does."""
+        self._connection.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        type_: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """Commit or roll back."""
+        return self._connection.__exit__(type_, error, traceback)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as above
         return getattr(self._connection, name)
@@ -153,20 +194,21 @@ class FaultyDatabase(Database):
         self._reads = threading.Event()
         self._reads.set()
 
-    def commit(self, operations: Iterable[Operation]) -> None:
+    def commit(self, operations: Sequence[Operation]) -> None:
         """Commit, or fail after the last operation."""
         self._inside.set()
         assert self._gate.wait(TEST_TIMEOUT)
         operations = list(operations)
-        super().commit(operations if self.write_error is None else self._cut_short(operations))
+        super().commit(operations)
         if operations:
             self.commits.append(operations)
 
-    def _cut_short(self, operations: list[Operation]) -> Iterable[Operation]:
-        yield from operations
+    def _write(self, changes: CommitChanges) -> Totals:
+        totals = super()._write(changes)
         if self.write_error is not None:
             self.failures += 1
             raise self.write_error()
+        return totals
 
     def probe(self) -> None:
         """Write, or fail."""

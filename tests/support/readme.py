@@ -33,6 +33,7 @@ _MASKS: Final = (
     (r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}", "<id>"),
     (r"\bdt=\d{4}-\d\d-\d\d/hour=\d\d\b", "dt=<date>/hour=<hour>"),
     (r"(?m)^(daemon +process) \d+$|(in use by process) \d+", r"\1\2 <process>"),
+    (r"(access key \*{4})\w+", r"\1<key>"),
     (r"(?m)\b(written as user) \d+$", r"\1 <user>"),
     (r"(?m)^(oldest seconds +)[\d.]+$", r"\1<seconds>"),
     (r"(?m)^((?:file )?bytes +)\d+$", r"\1<bytes>"),

@@ -138,11 +138,8 @@ def wait_until_ready(server: S3Server, process: SeaweedProcess | Processes) -> N
 
 
 @contextmanager
-def moto_server(*, checked: bool = True) -> Iterator[S3Server]:
-    """Run moto's server in a thread, with an IAM user and every signature checked.
-
-    Without ``checked`` it takes any keys, as a server that was started by hand does.
-    """
+def moto_server() -> Iterator[S3Server]:
+    """Run moto's server in a thread, with an IAM user and every signature checked."""
     # Imported here: the import takes seconds, and most tests do not need it.
     from moto.server import ThreadedMotoServer  # noqa: PLC0415
 
@@ -154,9 +151,6 @@ def moto_server(*, checked: bool = True) -> Iterator[S3Server]:
         host, port = server.get_host_and_port()
         endpoint = f"http://{host}:{port}"
         unchecked = S3Server(endpoint, "no-user", "no-secret")
-        if not checked:
-            yield unchecked
-            return
         user = moto_user(unchecked, "t", ["s3:*", "iam:*"], "*")
         with _moto_authentication():
             yield user

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from tests.support.store import FakeS3
+    from tests.support.store import Behaviour, FakeS3
 
 _SETTINGS: Final = {
     "DURABILITY": "store",
@@ -90,6 +90,7 @@ async def test_answers_come_from_the_store_in_every_way_in(tmp_path: Path) -> No
             for kind in _KINDS:
                 refused = await _post(daemon.url, kind, b"[9]", Idempotency_Key="refused")
                 assert (refused.status_code, refused.json()["code"]) == (502, "STORE_REFUSED")
+                assert "Retry-After" not in refused.headers
             await store.end()
             metrics = await daemon.metrics()
             assert metrics["payloadd_payloads_accepted_total"] == 3 * 9002
@@ -128,7 +129,7 @@ async def test_repetitions_join_the_request_that_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("behaviour", ["down", "hang"])
-async def test_an_outage_is_a_503_and_costs_no_memory(tmp_path: Path, behaviour: Any) -> None:
+async def test_an_outage_is_a_503_and_costs_no_memory(tmp_path: Path, behaviour: Behaviour) -> None:
     """Clients would wait without end, and a balancer send them to a daemon that cannot store."""
     async with (
         fake_s3() as store,
@@ -147,9 +148,9 @@ async def test_an_outage_is_a_503_and_costs_no_memory(tmp_path: Path, behaviour:
             for number in range(60):
                 nursery.start_soon(post, _KINDS[number % 3])
         found = {(one.status_code, one.json()["code"]) for one in answers}
-        assert (503, "STORE_UNAVAILABLE") in found
-        assert found <= {(503, "STORE_UNAVAILABLE"), (503, "QUEUE_FULL")}
-        assert all(1 <= int(one.headers["Retry-After"]) for one in answers)
+        assert {(503, "STORE_UNAVAILABLE")} <= found
+        assert not found - {(503, "STORE_UNAVAILABLE"), (503, "QUEUE_FULL")}
+        assert min(int(one.headers["Retry-After"]) for one in answers) >= 1
         if behaviour == "down":
             with trio.fail_after(20):
                 while (await daemon.ready()).status_code == 200:  # noqa: ASYNC110

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from payloadd.cli.running_daemon import status_notes, status_of_daemon
 from payloadd.config.parsers import S3Url
 from payloadd.config.stream_names import DEFAULT_STREAM, some_of
 from payloadd.errors import OperatorStoreError, PayloaddError, SettingsError, StoreError
@@ -65,6 +66,7 @@ async def check(
         report.step = "journal"
         if (found := await check_journal(settings)) is not None:
             report.ok("journal", found)
+        await _check_daemon(settings, found or "", report)
         await _check_store(settings, report, create=create)
     except SettingsError as error:
         report.failed("; ".join(error.problems))
@@ -174,6 +176,24 @@ class _Probe:
                 yield
         except trio.TooSlowError:
             raise PayloaddError(f"no answer within UPLOAD_TIMEOUT ({seconds:g} s)") from None
+
+
+async def _check_daemon(settings: Settings, journal: str, report: _Report) -> None:
+    """Note what is wrong with the daemon that uses the journal, if one runs.
+
+    No failure: a daemon that waits for the store does so until the settings are right.
+    """
+    document = await status_of_daemon(settings)
+    if document is None:
+        return
+    # Another daemon may have the address.
+    if settings.durability == "disk" and not journal.endswith(f" process {document['process']}"):
+        return
+    notes = status_notes(document)
+    for note in notes:
+        report.note("daemon", note)
+    if not notes:
+        report.ok("daemon", "accepts requests")
 
 
 async def _check_store(settings: Settings, report: _Report, *, create: bool) -> None:

@@ -25,6 +25,7 @@ from payloadd.journal.sqlite.segments import FOLDER
 from payloadd.journal.sqlite.verify import verify
 from payloadd.model.job import Batch, IdSource, Job, Part
 from payloadd.model.layout import Layout, Layouts
+from tests.support.journal import unpack
 
 if TYPE_CHECKING:
     import random
@@ -139,11 +140,19 @@ def make_base(folder: Path, rng: random.Random) -> Base:
         maker.batch(with_segment[start : start + 12], put=not start)
     maker.accept(10, 60)
     settled = maker.batch(maker.accept(200, 100), put=True)
+    unpack(database)
+    in_blocks: list[Job] = []
     for number in range(60):
-        maker.accept(5, 250, b"%016d" % number)
+        in_blocks += maker.accept(5, 250, b"%016d" % number)
     maker.accept(70, 9000)
-    maker.accept(30, 5000)
+    in_blocks += maker.accept(30, 5000)
+    # The first one ends within a block.
+    batches = [
+        maker.batch(in_blocks[start : start + _MEMBERS], put=start < 2 * _MEMBERS)
+        for start in range(0, 3 * _MEMBERS, _MEMBERS)
+    ]
     database.commit([Settle(settled)])
+    database.commit([Settle(batches[0])])
     for end in ("", "-wal"):
         shutil.copy(folder / f"{FILE}{end}", folder / f"copy{end}")
     record = (folder / HIGH_WATER).read_bytes()
@@ -151,7 +160,8 @@ def make_base(folder: Path, rng: random.Random) -> Base:
     (folder / HIGH_WATER).write_bytes(record)
     with closing(sqlite3.connect(folder / "copy")) as copy:
         copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        assert copy.execute("SELECT count(*) FROM stored").fetchone() == (1,)
+        assert copy.execute("SELECT count(*) FROM stored").fetchone() == (2,)
+        assert copy.execute("SELECT count(*) FROM blocks").fetchone() > (50,)
     (folder / "copy").replace(folder / FILE)
     for path in folder.iterdir():
         if path.name not in {FILE, FOLDER, HIGH_WATER}:

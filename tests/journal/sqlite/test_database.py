@@ -27,6 +27,7 @@ from payloadd.errors import KeyReusedError
 from payloadd.journal.api import Receipt
 from payloadd.journal.key_clock import KEEP
 from payloadd.journal.sqlite import dead_letters
+from payloadd.journal.sqlite.blocks import Blocks
 from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.deletion import RowDeletion
@@ -40,8 +41,8 @@ from payloadd.journal.sqlite.operations import (
     Settle,
     Stage,
 )
-from payloadd.journal.sqlite.schema import ROW_BYTES
 from payloadd.journal.sqlite.segments import FOLDER
+from payloadd.journal.sqlite.transaction import count
 from payloadd.model.job import Batch, Job, Part
 from payloadd.model.streams import first_seq, stream_of
 from tests.journal.sqlite.model import Model, lines_of
@@ -56,7 +57,12 @@ _PAYLOADS: Final = st.lists(st.integers(1, 3), max_size=6)
 _STATEMENTS: Final = (
     *("COMMIT", "UPDATE totals", "INSERT INTO jobs", "DELETE FROM jobs", "DELETE FROM batches"),
     *("INSERT INTO stored", "DELETE FROM stored", "INSERT OR REPLACE INTO batches"),
-    "INSERT INTO dead",
+    *(
+        "INSERT INTO dead",
+        "INSERT INTO blocks",
+        "DELETE FROM blocks",
+        "INSERT OR REPLACE INTO jobs",
+    ),
 )
 _STREAMS: Final = (0, 1, 2)
 _NAMES: Final = ("default", "clicks", "errors")
@@ -89,6 +95,11 @@ class JournalFile(RuleBasedStateMachine):
             # Rows of some batches are deleted by one commit, others by several.
             patch.object(RowDeletion, "small_range", 1),
             patch.object(RowDeletion, "rows_per_commit", 1),
+            # Some jobs are stored while they are in blocks, others get rows before.
+            patch.object(Blocks, "most_blocks", 5),
+            patch.object(Blocks, "jobs_at_a_time", 4),
+            patch.object(Blocks, "deleted_per_commit", 1),
+            patch("payloadd.journal.sqlite.blocks._BLOCK_BYTES", 60),
         ):
             self.patches.enter_context(one)
         self.number = 0
@@ -330,7 +341,7 @@ class JournalFile(RuleBasedStateMachine):
         for end in ("", "-wal"):
             shutil.copy(f"{old}{end}", f"{self.path}{end}")
         # A killed process deletes nothing.
-        with patch.multiple(self.database, deletion=Mock(), compaction=Mock()):
+        with patch.multiple(self.database, deletion=Mock(), compaction=Mock(), blocks=Mock()):
             self.database.close()
         self.open()
 
@@ -341,11 +352,10 @@ class JournalFile(RuleBasedStateMachine):
             return
         totals = self.database.totals
         with closing(sqlite3.connect(self.path)) as other:
-            counted = other.execute(
-                "SELECT count(*), total(payloads), total(coalesce(size, length(lines))) FROM jobs"
-                " WHERE NOT EXISTS (SELECT 1 FROM dead WHERE seq BETWEEN first AND last)"
-                " AND NOT EXISTS (SELECT 1 FROM stored WHERE seq BETWEEN first AND last)"
-            ).fetchone()
+            apart = "SELECT first, last FROM dead UNION ALL SELECT first, last FROM stored"
+            counted = count(other, other.execute(apart).fetchall())
+            rows = {seq for (seq,) in other.execute("SELECT seq FROM jobs")}
+            blocks = other.execute("SELECT count(*) FROM blocks").fetchone()
             written = other.execute("SELECT next, jobs, payloads, bytes FROM totals").fetchone()
             dead = {
                 letter.id: (letter.payloads, dead_letters.lines(other, self.folder, letter.id))
@@ -355,12 +365,19 @@ class JournalFile(RuleBasedStateMachine):
             keys = other.execute("SELECT key FROM answers ORDER BY key").fetchall()
         jobs, payloads, size = counted
         assert (totals.jobs, totals.payloads) == (jobs, payloads)
-        assert totals.bytes == size + jobs * ROW_BYTES
+        in_blocks = {seq for seq in self.model.jobs if self.database.blocks.has(seq)}
+        assert self.model.jobs.keys() - in_blocks == self.model.jobs.keys() & rows
+        assert in_blocks or not blocks[0] or self.database.blocks.deletion_waits
+        assert totals.bytes == size
         assert written == (totals.next, totals.jobs, totals.payloads, totals.bytes)
         assert (totals.next, jobs) == (self.model.next, len(self.model.jobs))
         assert self.database.following == self.model.following
         hidden = self.database.staging.range
-        ranges = [*self.database.deletion.ranges, *([] if hidden is None else [hidden])]
+        ranges = [
+            *self.database.deletion.ranges,
+            *self.database.blocks.noted(),
+            *([] if hidden is None else [hidden]),
+        ]
         assert stored == sorted((last,) for _, last in ranges)
         assert keys == [(key,) for key in sorted(self.model.answers)]
         assert dead == {

@@ -29,6 +29,7 @@ from tests.support.journal import (
     id_of,
     job,
     open_rig,
+    unpack,
     until,
 )
 
@@ -55,9 +56,10 @@ def rows_of(path: Path) -> int:
 
 
 def store(database: Database, first: int, last: int) -> None:
-    """Append the jobs ``first`` to ``last``, seal them as a batch and settle it."""
+    """Append the jobs ``first`` to ``last`` as rows, seal them as a batch and settle it."""
     request = append(first, count=last - first + 1)
     database.commit([request])
+    unpack(database)
     stored = batch(*request.jobs)
     database.commit([Seal(stored)])
     database.commit([Settle(stored)])
@@ -103,6 +105,7 @@ def test_rows_do_not_pile_up_with_several_batches_per_commit(path: Path) -> None
     request = append(1, count=20 * _LARGE)
     with closing(Database(path)) as database:
         database.commit([request])
+        unpack(database)
         batches = [batch(*jobs) for jobs in zip(*[iter(request.jobs)] * 100, strict=True)]
         database.commit([Seal(one) for one in batches])
         for some in zip(*[iter(batches[::2] + batches[1::2])] * 5, strict=True):
@@ -167,13 +170,14 @@ def test_a_crash_revives_no_stored_job(path: Path, tmp_path: Path, steps: int) -
         assert contents(again.page(0, 2 * _LARGE, 10**6)) == expected
         for _ in range(20):
             again.commit([Clear()])
+        unpack(again)
         assert rows_of(crashed / FILE) == 2
         assert contents(again.page(0, 2 * _LARGE, 10**6)) == expected
 
 
 @pytest.mark.parametrize(
     "fails",
-    ["COMMIT", "INSERT INTO jobs", "UPDATE totals", "DELETE FROM jobs", "INSERT INTO stored"],
+    ["COMMIT", "INSERT INTO blocks", "UPDATE totals", "DELETE FROM jobs", "INSERT INTO stored"],
 )
 def test_a_failed_commit_rolls_its_deletion_back(
     path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
@@ -183,6 +187,7 @@ def test_a_failed_commit_rolls_its_deletion_back(
         store(database, 1, _LARGE)
         request = append(_LARGE + 1, count=_LARGE)
         database.commit([request])
+        unpack(database)
         second = batch(*request.jobs)
         database.commit([Seal(second)])
         before = database.deletion.ranges
@@ -204,6 +209,7 @@ def test_a_failed_commit_rolls_its_deletion_back(
 async def settle_a_batch(rig: JournalRig) -> None:
     """Append a large batch, seal it, and settle it."""
     await rig.accept(1, count=_LARGE)
+    unpack(rig.database)
     stored = batch(*[rig.channel.receive_nowait() for _ in range(_LARGE)])
     await rig.journal.seal(stored)
     rig.journal.settle(stored)

@@ -16,7 +16,16 @@ from trio.testing import wait_all_tasks_blocked
 from payloadd.errors import RefusedError
 from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.operations import Append, Seal, Settle
-from tests.support.journal import TEST_TIMEOUT, append, batch, disk_full, make_rig, open_rig, until
+from tests.support.journal import (
+    TEST_TIMEOUT,
+    append,
+    batch,
+    disk_full,
+    make_rig,
+    open_rig,
+    unpack,
+    until,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +78,7 @@ async def test_operations_behind_a_read_are_committed_at_the_end(tmp_path: Path,
         except* ZeroDivisionError:
             assert end == "raised"
     assert rig.accounting.accepted == 3
+    unpack(rig.database)
     rows = rig.database._connection.execute("SELECT seq FROM jobs").fetchall()
     assert rows == [(2,), (3,)]
     assert rig.database.totals.payloads == 1

@@ -32,6 +32,7 @@ from tests.support.journal import (
     job,
     open_rig,
     sealed,
+    unpack,
     until,
 )
 
@@ -76,6 +77,7 @@ def test_few_or_small_jobs_stay_in_their_rows(path: Path, database: Database) ->
     database.commit(of_sizes(LARGE, LARGE - 1))
     assert segments_of(path) == []
     database.commit(of_sizes(LARGE - 1, WORTH_A_SYNC, LARGE))
+    unpack(database)
     assert stored(path) == [
         (1, LARGE, None, None, None),
         (2, LARGE - 1, None, None, None),

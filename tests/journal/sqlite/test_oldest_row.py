@@ -16,7 +16,12 @@ from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.oldest_row import OldestRow
 from payloadd.journal.sqlite.operations import Append, Bury, Revive, Settle
 from payloadd.model.job import Part
-from tests.support.journal import batch, open_rig, until
+from tests.support.journal import (
+    batch,
+    open_rig,
+    unpack,
+    until,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +41,8 @@ def test_stored_and_dead_jobs_are_skipped(tmp_path: Path) -> None:
         assert database.oldest() is None
         requests = [request(0, 200), request(1), request(2), request(3)]
         database.commit(list(requests))
+        assert database.oldest() == NOW
+        unpack(database)
         assert database.oldest() == NOW
         database.commit([Settle(batch(*requests[0].jobs, sealed=False))])
         assert database.deletion.ranges  # the rows of stored jobs are deleted a few at a time
@@ -93,6 +100,7 @@ def test_a_damaged_id_is_skipped(tmp_path: Path) -> None:
     """One altered byte in the file would end the daemon."""
     with closing(Database(tmp_path / "j")) as database:
         database.commit([request(0), request(1)])
+        unpack(database)
         database._connection.execute("UPDATE jobs SET id = 7 WHERE seq = 1")
         assert database.oldest() == NOW + 1
 

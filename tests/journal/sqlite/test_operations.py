@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from payloadd.journal.sqlite.operations import Operation
 
 pytestmark = pytest.mark.usefixtures("anywhere")
 
@@ -43,12 +43,6 @@ def with_dead_letters(database: Database, count: int) -> None:
     requests = [append(number) for number in range(1, count + 1)]
     database.commit(requests)
     database.commit([Bury(batch(one.jobs[0], sealed=False), "C", "r") for one in requests])
-
-
-def failing(*operations: Operation) -> Iterator[Operation]:
-    """Yield the operations, then raise the error of a full disk."""
-    yield from operations
-    raise disk_full()
 
 
 def test_only_marked_dead_letters_are_revived(tmp_path: Path, database: Database) -> None:
@@ -88,8 +82,11 @@ def test_a_revival_whose_commit_failed_is_repeated_once(tmp_path: Path, database
     mark(tmp_path / "j", 1)
     revive = Revive()
     before = replace(database.totals)
-    with pytest.raises(sqlite3.OperationalError):
-        database.commit(failing(revive))
+    with (
+        patch.object(database, "_write", side_effect=disk_full()),
+        pytest.raises(sqlite3.OperationalError),
+    ):
+        database.commit([revive])
     assert database.totals == before
     database.commit([revive])
     assert revive.firsts == [1]

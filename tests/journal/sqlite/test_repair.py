@@ -18,7 +18,17 @@ from tests.journal.sqlite.damaging import (
     repair_without_pause,
     verified,
 )
-from tests.support.journal import append, batch, contents, id_of, job, make_rig, open_rig, until
+from tests.support.journal import (
+    append,
+    batch,
+    contents,
+    id_of,
+    job,
+    make_rig,
+    open_rig,
+    unpack,
+    until,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -180,6 +190,7 @@ def test_the_newest_damaged_files_are_kept(path: Path) -> None:
         for number in range(1, 1 + 5 * 200, 200):
             request = append(number, count=200)
             database.commit([request])
+            unpack(database)
             lose_pages(database, path, [one.id for one in request.jobs])
             assert database.page(number - 1, 999, 10**6) == []
             reasons = [one.reason for one in new_findings(database)]

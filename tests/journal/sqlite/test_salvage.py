@@ -16,13 +16,20 @@ from payloadd.journal.sqlite.operations import Settle
 from payloadd.journal.sqlite.salvage import damaged_files
 from payloadd.journal.sqlite.schema import FILE
 from tests.journal.sqlite.damaging import (
-    PAGE,
+    leaves,
     new_findings,
     repair_without_pause,
     verified,
     zero_pages,
 )
-from tests.support.journal import append, batch, contents, job
+from tests.support.journal import (
+    append,
+    batch,
+    contents,
+    id_of,
+    job,
+    unpack,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +41,7 @@ def test_a_damaged_page_loses_only_its_rows(tmp_path: Path) -> None:
     with closing(Database(path)) as database:
         for number in range(1, 2001, 100):
             database.commit([append(number, count=100)])
-    zero_pages(path, [25])
+    zero_pages(path, leaves(path, [id_of(1000)]))
     assert verified(path)
     with closing(Database(path)) as database:
         jobs = database.page(0, 9999, 10**7)
@@ -62,8 +69,7 @@ def test_a_running_daemon_repairs_a_damaged_page(
     path = tmp_path / FILE
     with closing(Database(path)) as database:
         database.commit([append(1, count=2000)])
-    pages = path.stat().st_size // PAGE
-    zero_pages(path, range(pages - 2, pages + 1))
+    zero_pages(path, leaves(path, [id_of(1990)]))
     with closing(Database(path)) as database:
         database.commit([append(2001, count=5)])
         jobs = database.page(0, 9999, 10**7)
@@ -83,7 +89,7 @@ def test_a_file_that_cannot_be_repaired_is_used_as_it_is(
     with closing(Database(path)) as database:
         for number in range(1, 2001, 100):
             database.commit([append(number, count=100)])
-    zero_pages(path, [25])
+    zero_pages(path, leaves(path, [id_of(1000)]))
 
     def full(*_: object, **__: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
@@ -123,7 +129,9 @@ def test_a_truncated_file_keeps_its_first_jobs(tmp_path: Path) -> None:
     """SQLite reads nothing of a truncated file, so the whole backlog would be lost."""
     path = tmp_path / FILE
     with closing(Database(path)) as database:
-        database.commit([append(1, count=4000)])
+        for number in range(1, 4001, 100):
+            database.commit([append(number, count=100)])
+            unpack(database)
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2 + 100)
     with closing(Database(path)) as database:

@@ -26,6 +26,8 @@ from tests.support.journal import (
     disk_full,
     id_of,
     job,
+    jobs_in_file,
+    unpack,
 )
 
 if TYPE_CHECKING:
@@ -62,12 +64,6 @@ def seqs(database: Database) -> list[int]:
     return [one.seq for one in database.page(*_ALL)]
 
 
-def rows_of(path: Path) -> int:
-    """Return how many rows of jobs the file has."""
-    with closing(sqlite3.connect(path)) as other:
-        return int(other.execute("SELECT count(*) FROM jobs").fetchone()[0])
-
-
 def verified(path: Path) -> Sequence[Finding]:
     """Return the damage that another process finds in the journal."""
     with Inspection.open(path.parent) as looking:
@@ -84,7 +80,7 @@ def test_a_staged_request_is_accepted_by_its_last_commit(path: Path, database: D
     request = append(1, count=6)
     for end in (2, 5):
         commit_step(database, request, end)
-        assert rows_of(path) == end
+        assert jobs_in_file(path) == end
         assert (database.totals.jobs, database.totals.accepted, seqs(database)) == (0, 0, [])
         with Inspection.open(path.parent) as looking:
             assert looking.status().payloads == 0
@@ -129,7 +125,7 @@ def test_a_kill_between_two_commits_leaves_nothing_of_the_request(
             assert again.high_water.damage is None
             while again.deletion.ranges:
                 again.commit([Clear()])
-            assert rows_of(image) == len(found[-1])
+            assert jobs_in_file(image) == len(found[-1])
             again.commit([append(20)])
             assert seqs(again)[-1] == again.totals.next - 1
         assert verified(image) == []
@@ -145,7 +141,7 @@ def test_a_refused_request_leaves_no_row(path: Path, database: Database) -> None
     database.commit([append(500)])
     while database.deletion.ranges:
         database.commit([Clear()])
-    assert rows_of(path) == 1
+    assert jobs_in_file(path) == 1
     assert seqs(database) == [201]
     with pytest.raises(sqlite3.OperationalError, match="are gone"):
         database.commit([request])
@@ -161,7 +157,7 @@ def test_a_refused_request_has_no_jobs_while_its_rows_are_deleted(
     request = append(2, count=500)
     commit_step(database, request, 400)
     database.commit([Abandon()])
-    assert rows_of(path) > 100
+    assert jobs_in_file(path) > 100
     while database.deletion.ranges:
         assert seqs(database) == [1]
         database.commit([Clear()])
@@ -178,6 +174,7 @@ def test_a_staged_request_is_removed_when_the_journal_closes(path: Path) -> None
         database.commit([stored])
         sealed = batch(*stored.jobs)
         database.commit([Seal(sealed)])
+        unpack(database)
         commit_step(database, append(101, count=3), 2)
         database.commit([Settle(sealed)])
         assert database.deletion.ranges
@@ -192,7 +189,7 @@ def test_a_large_request_with_a_known_key_is_not_written(path: Path, database: D
     retry = append(6, b"k", count=5, like=1)
     commit_step(database, retry, 2)
     assert retry.earlier == first.receipt
-    assert rows_of(path) == 5
+    assert jobs_in_file(path) == 5
     retry.staged = 0
     database.commit([retry])
     assert (retry.earlier, retry.jobs, seqs(database)) == (first.receipt, [], [1, 2, 3, 4, 5])
@@ -212,7 +209,7 @@ def test_a_key_that_becomes_known_meanwhile_ends_a_staged_request(
     database.commit([large])
     assert (large.earlier, large.jobs, seqs(database)) == (small.receipt, [], [6])
     database.commit([Clear()])
-    assert rows_of(path) == 1
+    assert jobs_in_file(path) == 1
 
 
 def test_a_staged_request_with_the_key_of_another_one_is_refused(
@@ -230,7 +227,7 @@ def test_a_staged_request_with_the_key_of_another_one_is_refused(
     database.commit([late])
     assert isinstance(late.earlier, KeyReusedError)
     database.commit([Clear()])
-    assert rows_of(path) == 2
+    assert jobs_in_file(path) == 2
 
 
 def test_a_failed_step_is_rolled_back(database: Database) -> None:
@@ -261,7 +258,7 @@ def test_a_repair_of_the_file_refuses_the_staged_request(path: Path, database: D
     assert seqs(database) == [6]
     while database.deletion.ranges:
         database.commit([Clear()])
-    assert rows_of(path) == 1
+    assert jobs_in_file(path) == 1
 
 
 def places(path: Path) -> list[tuple[int, int | None]]:
@@ -305,6 +302,7 @@ def test_segments_are_in_the_order_of_their_jobs(
     database.commit([request, behind])
     after = large(8, 1, WORTH_A_SYNC)
     database.commit([after])
+    unpack(database)
     assert places(path) == [
         *[(1, 1), (2, 2), (3, 3), (4, None), (5, None), (6, None), (7, None), (8, 8)]
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -21,6 +20,7 @@ from tests.support.journal import (
     append,
     disk_full,
     id_of,
+    jobs_in_file,
     open_rig,
     until,
 )
@@ -46,12 +46,6 @@ def path(tmp_path: Path) -> Path:
 def seqs(database: Database) -> list[int]:
     """Return the numbers of all jobs that can be read."""
     return [one.seq for one in database.page(*_ALL)]
-
-
-def rows_of(path: Path) -> int:
-    """Return how many rows of jobs the file has."""
-    with closing(sqlite3.connect(path)) as other:
-        return int(other.execute("SELECT count(*) FROM jobs").fetchone()[0])
 
 
 async def test_small_requests_are_answered_while_a_large_one_is_written(path: Path) -> None:
@@ -126,7 +120,7 @@ async def test_a_disk_error_refuses_a_large_request_whole(
         await rig.accept(300)
         await until(lambda: rig.channel.jobs == 2)
         assert rig.receive_all() == [96, 97]
-        await until(lambda: rows_of(path) == 2)
+        await until(lambda: jobs_in_file(path) == 2)
         assert (rig.accounting.accepted, rig.database.totals.jobs) == (2, 2)
         nursery.cancel_scope.cancel()
 
@@ -154,7 +148,7 @@ async def test_a_large_request_whose_key_is_taken_meanwhile_is_not_stored(path: 
         assert isinstance(refused[0], KeyReusedError)
         await until(lambda: rig.channel.jobs)
         await rig.accept(600)
-        await until(lambda: rows_of(path) == 2)
+        await until(lambda: jobs_in_file(path) == 2)
         await until(lambda: rig.channel.jobs >= 2)
         assert rig.receive_all() == [296, 297]
         assert (rig.accounting.accepted, rig.database.totals.jobs) == (2, 2)

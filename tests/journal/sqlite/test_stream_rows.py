@@ -25,7 +25,11 @@ from tests.journal.sqlite.damaging import (
     verified,
     zero_pages,
 )
-from tests.support.journal import append, batch
+from tests.support.journal import (
+    append,
+    batch,
+    unpack,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,6 +163,7 @@ def test_a_repair_of_the_open_file_keeps_names_and_jobs(path: Path) -> None:
         names = database.open_streams(_NAMES)
         more = [request(100 * stream + 100, stream, 50) for stream in range(3)]
         database.commit(more)
+        unpack(database)
         jobs = [one for each in more for one in each.jobs]
         database.jobs_in_memory = lambda: jobs
         assert lose_pages(database, path, [one.id for one in jobs])

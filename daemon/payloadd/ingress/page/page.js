@@ -97,7 +97,7 @@ function showFigures(state) {
     ["not stored yet", count(payloads.open), `oldest: ${time(payloads.oldest_seconds)}`],
     ["dead letters", count(payloads.dead), "payloads since the start"],
     ["queue", size(queue.bytes), `${part(queue.bytes, queue.max_bytes)} ${size(queue.max_bytes)}; ${count(queue.jobs)} jobs`],
-    ["journal", size(journal.bytes), `${part(journal.bytes, journal.max_bytes)} ${size(journal.max_bytes)}; ${count(journal.jobs)} jobs`],
+    ["journal", ...(state.durability === "disk" ? [size(journal.bytes), `${part(journal.bytes, journal.max_bytes)} ${size(journal.max_bytes)}; ${count(journal.jobs)} jobs`] : ["none", `durability ${state.durability}`])],
     ["workers busy", count(uploads.busy_workers), `of ${count(uploads.concurrency)}`],
     ["objects", `${count(rates.objects_per_hour)} /h`, `mean size ${size(rates.mean_object_bytes)}`],
     ["a commit takes", time(rates.mean_commit_seconds), "mean of the last 10 s"],

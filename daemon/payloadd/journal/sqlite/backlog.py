@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from payloadd.journal.sqlite.blocks import Blocks
     from payloadd.journal.sqlite.damage import DamagedRow
     from payloadd.journal.sqlite.excluded import ExcludedRanges
     from payloadd.journal.sqlite.job_rows import Range, Row
@@ -54,12 +55,14 @@ class Backlog:
         state_dir: Path,
         excluded: ExcludedRanges,
         read_errors: ReadErrors,
+        blocks: Blocks,
     ) -> None:
         """Leave ``excluded`` out of pages: jobs that were sealed, dead or stored at the start."""
         self._connection = connection
         self._folder = state_dir
         self._excluded = excluded
         self._read_errors = read_errors
+        self._blocks = blocks
         self._encoders: set[str | None] = set()
         """Former encoders of sealed batches that the log has named."""
 
@@ -103,10 +106,17 @@ class Backlog:
             left_out = merge(left_out, sorted(hidden))
         for first, last in chain(left_out, [(BEYOND, BEYOND)]):
             if after < min(first, end) - 1:
-                yield from in_order(self._connection, after + 1, min(first, end) - 1)
+                yield from self._rows(after + 1, min(first, end) - 1)
             if first >= end:
                 return  # there may be millions of ranges in other streams
             after = max(after, last)
+
+    def _rows(self, first: int, last: int) -> Iterator[Row]:
+        """Yield the jobs of a range, whether they have rows or are in blocks, in order."""
+        rows = in_order(self._connection, first, last)
+        if not self._blocks.has_any(first, last):
+            return rows
+        return merge(rows, self._blocks.rows(self._connection, first, last), key=_seq)
 
     def _is_lasting(self, error: sqlite3.Error) -> bool:
         """Return whether the disk has failed for some seconds to read a part of a segment."""
@@ -149,7 +159,7 @@ class Backlog:
             return None, [], first - 1
         last, key, compression, encoder = row
         self._note_encoder(encoder, compression)
-        members = list(in_order(self._connection, first, last))
+        members = list(self._rows(first, last))
         try:
             jobs, damaged = job_rows.read_jobs(members, self._folder)
         except sqlite3.Error as error:
@@ -171,6 +181,10 @@ class Backlog:
         if sealed not in {None, present, *self._encoders}:
             self._encoders.add(sealed)
             log.info("encoder_changed", sealed=sealed, present=present)
+
+
+def _seq(row: Row) -> int:
+    return row[0]
 
 
 def in_order(connection: sqlite3.Connection, first: int, last: int) -> Iterator[Row]:

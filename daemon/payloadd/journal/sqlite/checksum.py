@@ -16,7 +16,7 @@ from payloadd.journal.crc import crc32, of_lines
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["crc32", "job_head", "of_answer", "of_job", "of_totals", "of_values"]
+__all__ = ["crc32", "job_head", "of_answer", "of_job", "of_lines", "of_totals", "of_values"]
 
 job_head = Struct("<qqq16s").pack
 """Packs stream, seq, payloads and id: the bytes in front of a job's lines."""

@@ -23,10 +23,11 @@ from payloadd.journal.sqlite import (
     small_tables,
     stream_rows,
 )
-from payloadd.journal.sqlite.damage import Finding
+from payloadd.journal.sqlite.damage import Finding, is_corrupt
 from payloadd.journal.sqlite.database_file import DatabaseFile
 from payloadd.journal.sqlite.files_in_use import file_gone
 from payloadd.journal.sqlite.operation_writer import carry_out
+from payloadd.journal.sqlite.operations import Append, Bury, Stage
 from payloadd.journal.sqlite.restoration import restore_rows
 from payloadd.journal.sqlite.schema import MIGRATIONS
 from payloadd.journal.sqlite.transaction import CommitChanges
@@ -60,6 +61,9 @@ class Database(DatabaseFile):
         """
         if self.restore_files(immediately=True):
             self.free_space()
+            # So that other programs find all jobs in rows. Else the next start does it.
+            with suppress(sqlite3.Error):
+                self.blocks.unpack_all(self._connection)
         self._segments.close()
         try:
             self._connection.close()
@@ -72,9 +76,11 @@ class Database(DatabaseFile):
         with suppress(sqlite3.Error):
             self.deletion.finish()
         with suppress(sqlite3.Error):
+            self.blocks.delete_done(self._connection)
+        with suppress(sqlite3.Error):
             self.compaction.unlink_dead()
 
-    def commit(self, operations: Iterable[Operation]) -> None:
+    def commit(self, operations: Sequence[Operation]) -> None:
         """Carry out all operations in one transaction and make them durable.
 
         Raises sqlite3.Error; no operation is carried out then, and ``in_doubt`` tells whether a
@@ -88,13 +94,14 @@ class Database(DatabaseFile):
                 raise
             self._commit(operations)
 
-    def _commit(self, operations: Iterable[Operation]) -> None:
+    def _commit(self, operations: Sequence[Operation]) -> None:
         if self._segments.in_doubt:
             self.probe()
+        self._unpack_some(operations)
         before = self._state()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            changes = CommitChanges(self.totals.next, self.following)
+            changes = CommitChanges(self.totals.next, self.following, self.in_rows)
             carry_out(self._connection, operations, changes, self.staging)
             # Set before the sync: the event loop asks for the totals meanwhile, to refuse requests
             # that do not fit.
@@ -113,10 +120,27 @@ class Database(DatabaseFile):
             raise
         self.in_doubt = False
         self.following = changes.following
+        self.blocks.keep()
         self._segments.keep()
         self.high_water.write(self.totals)
         if changes.settled:
             self._hidden.delete(changes.settled)
+
+    def _unpack_some(self, operations: Sequence[Operation]) -> None:
+        """Unpack the oldest blocks if there are too many, and those of new dead letters."""
+        if self.blocks.is_full:
+            try:
+                self.blocks.unpack_oldest(self._connection)
+            except sqlite3.Error as error:
+                # A full disk must not keep stored jobs from being deleted.
+                accepts = any(isinstance(one, Append | Stage) for one in operations)
+                if accepts or is_corrupt(error):
+                    raise
+        # Of this form, because nearly no commit has one.
+        if Bury in map(type, operations):
+            batches = [one.batch for one in operations if isinstance(one, Bury)]
+            ranges = [(batch.jobs[0].seq, batch.jobs[-1].seq) for batch in batches]
+            self.blocks.unpack(self._connection, ranges)
 
     def _refuse_requests(self, changes: CommitChanges) -> None:
         """Raise an error for a commit that answers requests, into a file that is deleted."""
@@ -129,6 +153,7 @@ class Database(DatabaseFile):
 
     def _roll_back(self, before: _State) -> None:
         self.totals, self.deletion.ranges, self.deletion.absent, self.staging.range = before
+        self.blocks.drop()
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
@@ -138,16 +163,21 @@ class Database(DatabaseFile):
             self.staging.place(changes, self._segments, self.totals.next)
             if self._segments.are_shared and self._segments.unrecorded is not None:
                 self._record_segment(self._segments.unrecorded, changes)
+        if changes.alone:
+            changes.place_in_rows(changes.alone)
+        if changes.small:
+            self.blocks.write(self._connection, changes.small, self.totals.next)
         job_rows.insert(self._connection, changes.rows)
         job_rows.insert_placed(self._connection, changes.placed)
+        in_rows = self.blocks.settle(self._connection, changes.settled)
         before = self.compaction.recheck_shared if self._segments.are_shared else None
-        deleted = self.deletion.delete(changes.settled, before)
+        deleted = self.deletion.delete(in_rows, before)
         if before is None:
             self.compaction.recheck(deleted)
         # A deletion that misses rows, because pages are misplaced, would leave them to be found
         # again and stored twice.
-        if self.deletion.missed:
-            self._hidden.check(self._connection, self.deletion.missed)
+        if missed := self.deletion.missed + self.blocks.missed:
+            self._hidden.check(self._connection, missed)
         # After all seals of this commit: it may settle a batch that it has sealed itself.
         job_rows.delete_each(self._connection, "batches", "first", changes.unsealed)
         idempotency.evict(self._connection, changes, self.totals.keys, self.most_keys)
@@ -239,9 +269,10 @@ class Database(DatabaseFile):
         if (missing := self.missing_file()) is not None:
             # The files may be moved back.
             raise file_gone(missing)
-        jobs = self.jobs_in_memory()
         result = None
         try:
+            self.blocks.unpack(self._connection, [(row.seq, row.seq) for row in damaged])
+            jobs = self._in_rows(self.jobs_in_memory())
             with self._transaction():
                 if not restore_rows(self._connection, jobs):
                     result = inventory.bury(self._connection, damaged, self.totals, self._is_sound)
@@ -257,6 +288,7 @@ class Database(DatabaseFile):
         """Make a dead letter of the members of a sealed batch that have no rows."""
 
         def bury() -> Inventory:
+            self.blocks.unpack(self._connection, [(first, last)])
             with self._transaction():
                 result = inventory.bury_absent(self._connection, first, last, self.totals)
                 self._hidden.check(self._connection, len(result.findings))
@@ -273,6 +305,10 @@ class Database(DatabaseFile):
             self.findings.add(Finding("jobs", reason, jobs=self._hidden.unread))
             self._repair(error)
 
+    def _in_rows(self, jobs: Iterable[Job]) -> list[Job]:
+        """Return those of the jobs that are not in blocks."""
+        return [job for job in jobs if not self.blocks.has(job.seq)]
+
     def _is_sound(self) -> bool:
         return self._hidden.is_sound(self._connection)
 
@@ -280,7 +316,7 @@ class Database(DatabaseFile):
         """Compare the totals with the rows, once, when the whole backlog has been read."""
 
         def compare() -> Inventory:
-            jobs = self.jobs_in_memory()
+            jobs = self._in_rows(self.jobs_in_memory())
             with self._transaction():
                 restore_rows(self._connection, jobs)
                 return inventory.compare(self._connection, self.totals, (), is_sound=self._is_sound)
@@ -292,7 +328,16 @@ class Database(DatabaseFile):
 
         None where there is none, or where ``oldest_unfinished`` is True.
         """
-        return self._oldest.accepted_at(self.deletion.ranges)
+        found = self._oldest.accepted_at(self.deletion.ranges)
+        in_blocks = self.blocks.oldest
+        if self._oldest.unfinished or in_blocks is None:
+            return found
+        return in_blocks if found is None else min(found, in_blocks)
+
+    @property
+    def deletion_waits(self) -> bool:
+        """Whether rows or blocks of stored jobs wait for deletion."""
+        return bool(self.deletion.ranges) or self.blocks.deletion_waits
 
     @property
     def oldest_unfinished(self) -> bool:
@@ -336,10 +381,11 @@ class Database(DatabaseFile):
             lambda: small_tables.check(self._connection, small_tables.LAYOUTS)
         )
         self.findings.add(*small_tables.repair(self._connection, small_tables.LAYOUTS, checked))
+        now_by_stream = {DEFAULT: now, **others}
+        # Jobs that are stored one by one would be noted one by one until their block is deleted.
+        self.in_rows = frozenset(one for one, layout in now_by_stream.items() if layout.alone)
         with self._transaction():
-            return layout_rows.note(
-                self._connection, checked.rows, self.following, {DEFAULT: now, **others}
-            )
+            return layout_rows.note(self._connection, checked.rows, self.following, now_by_stream)
 
     def probe(self) -> None:
         """Make a write durable, to find out whether the disk accepts writes.

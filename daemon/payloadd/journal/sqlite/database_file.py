@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from payloadd.errors import StartError
 from payloadd.files import make_folder
 from payloadd.journal.sqlite import (
+    block_rows,
     dead_letters,
     file_check,
     inventory,
@@ -22,6 +23,7 @@ from payloadd.journal.sqlite import (
     stream_rows,
 )
 from payloadd.journal.sqlite.backlog import Backlog
+from payloadd.journal.sqlite.blocks import Blocks
 from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.damage import Finding, Findings, is_corrupt
 from payloadd.journal.sqlite.deletion import RowDeletion, Vacuum
@@ -101,6 +103,9 @@ class DatabaseFile:
         """The version of the data (PRAGMA data_version) when dead letters were counted."""
         self._connection, found, gaps = open_sound(path)
         self._hidden = HiddenRows(sound=bool(found))
+        self.blocks = Blocks()
+        self.in_rows: frozenset[int] = frozenset()
+        """The streams whose jobs get rows at once, not a place in a block."""
         try:
             self.findings.add(*found)
             try:
@@ -135,6 +140,7 @@ class DatabaseFile:
 
         ``gaps``: ranges of jobs whose pages cannot be read.
         """
+        self.findings.add(*block_rows.unpack_all(self._connection))
         small = self._path.stat().st_size <= file_check.MOST_CHECKED
         self._inventory = inventory.read_and_repair(
             self._connection,
@@ -173,8 +179,10 @@ class DatabaseFile:
     def _attach(self) -> None:
         """Create the objects that use the connection which is open now."""
         self.vacuum = Vacuum(self._connection)
-        self._backlog = Backlog(self._connection, self._folder, self._excluded, self._read_errors)
-        self.deletion = RowDeletion(self._connection)
+        self._backlog = Backlog(
+            self._connection, self._folder, self._excluded, self._read_errors, self.blocks
+        )
+        self.deletion = RowDeletion(self._connection, self.blocks.noted())
         self.staging = Staging(self._connection, self.deletion, self.high_water.key_clock)
         self._oldest = OldestRow(self._connection)
         self.compaction = Compaction(self._connection, self._folder, self._segments, self.findings)
@@ -221,6 +229,8 @@ class DatabaseFile:
             return False
         self._connection = connect(self._path)
         self.files.note()
+        # The copy has their jobs in rows.
+        self.blocks = Blocks()
         self._attach()
         self._hidden.repaired()
         self.compaction.recheck_all()
@@ -234,7 +244,7 @@ class DatabaseFile:
         self.staging.abandon()
         return MemoryState(
             self.totals,
-            self.deletion.ranges,
+            (*self.deletion.ranges, *self.blocks.noted()),
             self.jobs_in_memory(),
             self._hidden.deleted,
             self._held(),
@@ -287,6 +297,7 @@ class DatabaseFile:
                 lambda copy, gaps: results.append(self._file_repair.complete(copy, gaps, state)),
             )
             self._reconnect()
+            self.blocks = Blocks()
             self._hidden.repaired()
             self._adopt(results[0])
         elif self.files.problem() is not None:
@@ -298,7 +309,8 @@ class DatabaseFile:
         if self._segments.missing():
             gone = self._segments.forget_missing()
             with self._transaction():
-                restore_rows(self._connection, state.jobs, gone)
+                in_rows = [job for job in state.jobs if not self.blocks.has(job.seq)]
+                restore_rows(self._connection, in_rows, gone)
         self._attach()
         self.compaction.recheck_all()
         self.high_water.recreate(self.totals)

@@ -17,7 +17,7 @@ from payloadd.journal.sqlite import job_rows
 from payloadd.journal.sqlite.checksum import of_values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
 
     from payloadd.journal.sqlite.job_rows import Range
 
@@ -40,10 +40,14 @@ class RowDeletion:
     small_range = 64
     """Rows up to which a range is deleted by the commit that settles it."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        """Read the ranges from the table ``stored``."""
+    def __init__(self, connection: sqlite3.Connection, in_blocks: Container[Range] = ()) -> None:
+        """Read the ranges from the table ``stored``.
+
+        ``in_blocks``: those whose jobs are in blocks, which have no rows.
+        """
         self._connection = connection
-        self.ranges: tuple[Range, ...] = tuple(map(self._left, connection.execute(_RANGES)))
+        found = [one for one in connection.execute(_RANGES) if one not in in_blocks]
+        self.ranges: tuple[Range, ...] = tuple(map(self._left, found))
         """Ranges that wait for deletion, the next one first. A tuple, so that a commit that fails
         can restore the old value."""
         self.absent = sum(map(self._absent_of, self.ranges))

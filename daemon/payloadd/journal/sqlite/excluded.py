@@ -29,3 +29,19 @@ class ExcludedRanges:
         """Yield the ranges that do not end before ``seq``, in order."""
         for index in range(bisect_left(self._lasts, seq), len(self._lasts)):
             yield self._firsts[index], self._lasts[index]
+
+    def has(self, seq: int) -> bool:
+        """Return whether a number is in one of the ranges."""
+        index = bisect_left(self._lasts, seq)
+        return index < len(self._lasts) and self._firsts[index] <= seq
+
+    def outside(self, first: int, last: int) -> Iterator[Range]:
+        """Yield the parts of a range that no other range has, in order."""
+        for start, end in self.after(first):
+            if start > last:
+                break
+            if first < start:
+                yield first, start - 1
+            first = end + 1
+        if first <= last:
+            yield first, last

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from payloadd.journal.sqlite import damage, job_rows, small_tables, stream_rows
+from payloadd.journal.sqlite import block_rows, damage, job_rows, small_tables, stream_rows
 from payloadd.journal.sqlite.damage import DamagedRow, Finding
 from payloadd.journal.sqlite.small_tables import BATCHES, DEAD, IDENTITY, STORED, TOTALS, ranges
 from payloadd.journal.sqlite.transaction import Totals, count
@@ -83,6 +83,10 @@ def read_and_repair(
             found[table.name] = checked.rows
             lost |= {table.name} if checked.lost else set()
         stored = [(first, last) for last, first in ranges(found["stored"])]
+        # Most starts have none left: the caller has unpacked them in small transactions.
+        damaged_blocks = block_rows.unpack_in_transaction(connection)
+        findings += damaged_blocks
+        lost |= {"blocks"} if damaged_blocks else set()
         if counting:
             findings += _bury_missing_members(connection, gaps)
         sealed: list[Range] = found["batches"]
@@ -205,6 +209,9 @@ def refuse_unknown(
         raise damage.start_refusal(
             "it is not known which jobs are sealed and which are dead letters"
         )
+    if "stored" in lost and (totals is None or "blocks" in lost):
+        # Missing jobs would hide how many of the others are stored.
+        raise damage.start_refusal("it is not known which jobs are stored already")
     if "stored" in lost and totals is not None:
         surplus = count(connection, apart).jobs - totals.jobs
         if surplus > 0:

@@ -170,6 +170,11 @@ def _is_shaped(row: Row) -> bool:
     )
 
 
+def is_surely_sound(row: Row) -> bool:
+    """Return whether a row that holds its lines matches its checksum; False without a checksum."""
+    return row[8] is not None and row[4] is None and _is_shaped(row) and _is_sound(row, row[3])
+
+
 def _is_span(segment: object, start: object, length: object) -> bool:
     return (
         isinstance(segment, int)

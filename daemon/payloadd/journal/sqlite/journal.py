@@ -377,5 +377,5 @@ class SqliteJournal:
 
     def _commit_deletions(self) -> None:
         """Add an operation if rows wait for deletion and no other operation causes a commit."""
-        if self._database.deletion.ranges and not self._commit_queue.next_group.operations:
+        if self._database.deletion_waits and not self._commit_queue.next_group.operations:
             self._commit_queue.add(Clear())

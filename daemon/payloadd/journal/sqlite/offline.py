@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from payloadd.errors import PayloaddError, StartError, StateDirError
 from payloadd.journal.sqlite import (
+    block_rows,
     dead_letters,
     file_check,
     high_water_record,
@@ -40,7 +41,7 @@ from payloadd.journal.sqlite.segments import Segments, space
 from payloadd.journal.sqlite.transaction import count
 from payloadd.journal.sqlite.verify import check_jobs, check_small_tables, format_finding, verify
 from payloadd.model.job import accepted_at
-from payloadd.model.streams import DEFAULT, first_seq, last_seq
+from payloadd.model.streams import DEFAULT, first_seq, last_seq, stream_of
 from payloadd.observe.status import JournalStatus, StreamStatus
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ _READ_AT_START: Final = (
     "SELECT first, last, payloads, bytes FROM dead",
     "SELECT first, last FROM stored",
     "SELECT number, name FROM streams",
+    "SELECT number, crc, head FROM blocks",
 )
 _BYTES_IN_SEGMENTS: Final = """
     SELECT segment, max(start + size) FROM jobs WHERE segment IS NOT NULL GROUP BY segment
@@ -104,6 +106,14 @@ class Inspection:
 
     def status(self) -> JournalStatus:
         """Return the current counts, bytes and ages. Raises sqlite3.Error, StartError."""
+        # A running daemon may move jobs from blocks into rows meanwhile.
+        self._connection.execute("BEGIN")
+        try:
+            return self._status()
+        finally:
+            self._connection.execute("ROLLBACK")
+
+    def _status(self) -> JournalStatus:
         value = self._value
         streams = self._streams()
         return JournalStatus(
@@ -125,13 +135,22 @@ class Inspection:
     def _streams(self) -> dict[str, StreamStatus]:
         """Return the figures of the default stream and of each other one that has jobs, by name."""
         names = stream_rows.read(self._connection)
-        with_jobs = {DEFAULT, *stream_rows.with_jobs(self._connection)}
+        stored = self._rows("SELECT first, last FROM stored")
+        in_blocks: dict[int, int] = {}
+        for one in block_rows.waiting(self._connection, stored):
+            stream = stream_of(one.first)
+            in_blocks[stream] = min(one.accepted, in_blocks.get(stream, one.accepted))
+        with_jobs = {DEFAULT, *stream_rows.with_jobs(self._connection), *in_blocks}
+        alone = len(with_jobs) == 1
         return {
-            names.get(number, f"stream-{number}"): self._stream(number, alone=len(with_jobs) == 1)
+            names.get(number, f"stream-{number}"): self._stream(
+                number, in_blocks.get(number), alone=alone
+            )
             for number in sorted(with_jobs)
         }
 
-    def _stream(self, number: int, *, alone: bool) -> StreamStatus:
+    def _stream(self, number: int, in_blocks: int | None, *, alone: bool) -> StreamStatus:
+        """Return the figures of a stream; ``in_blocks``: the oldest job in a block, in Unix ms."""
         range_ = (first_seq(number) + 1, last_seq(number))
         if alone:
             # Counting reads all rows.
@@ -140,7 +159,9 @@ class Inspection:
             apart = [one for table in ("dead", "stored") for one in self._ranges(table, range_)]
             jobs, payloads, size = count(self._connection, apart, range_)
         oldest = self._rows(_OLDEST, range_)
-        age = time.time() - accepted_at(uuid.UUID(bytes=oldest[0][0])) if oldest else 0.0
+        times = [] if in_blocks is None else [in_blocks / 1000]
+        times += [accepted_at(uuid.UUID(bytes=id_)) for (id_,) in oldest]
+        age = time.time() - min(times) if times else 0.0
         dead = len(self._ranges("dead", range_))
         return StreamStatus(jobs, payloads, size, round(max(0.0, age), 3), dead)
 

@@ -24,10 +24,11 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from payloadd.files import sync_folder
-from payloadd.journal.sqlite import inventory, small_tables, stream_rows
+from payloadd.journal.sqlite import block_rows, inventory, small_tables, stream_rows
+from payloadd.journal.sqlite.block_format import WRONG_CHECKSUM
 from payloadd.journal.sqlite.damage import Finding, corrupt, start_refusal
 from payloadd.journal.sqlite.files_in_use import LOG_ENDS, put_aside
-from payloadd.journal.sqlite.job_rows import merge
+from payloadd.journal.sqlite.job_rows import is_surely_sound, merge
 from payloadd.journal.sqlite.schema import FILE, create_copy, open_existing
 from payloadd.journal.sqlite.table_scan import TableScan, is_other_error
 from payloadd.journal.sqlite.transaction import Totals
@@ -48,9 +49,7 @@ _JOB_COLUMNS: Final = "seq, id, payloads, lines, segment, start, size, stream, c
 _HEAD_COLUMNS: Final = "seq, id, payloads, segment, start, size, stream"
 _NEEDED: Final = frozenset({"jobs", "batches", "stored"})
 _NEEDED_BY_DAEMON: Final = frozenset({"batches"})
-_WRONG_CHECKSUM: Final = -1
-"""A value of ``crc`` that no row matches."""
-
+_BLOCK_HEAD: Final = "SELECT number, crc, head, x'' FROM blocks WHERE number = ?"
 
 _NUMBERS: Final = (
     "SELECT next FROM totals",
@@ -146,10 +145,11 @@ def _copy_all(
     # Several scans: the scan of a gap halves it, so its ends must not lie far beyond the rows.
     known = stream_rows.ranges(_streams(copy), _following(copy))
     for first, last in ((-_LARGEST_KEY, 0), *known):
-        _fill(copy, "jobs", _JOB_COLUMNS, map(_without_nulls, scan.rows(first, last)))
+        _fill_jobs(copy, map(_without_nulls, scan.rows(first, last)))
     _fill(copy, "jobs", _JOB_COLUMNS, _partial_rows(old, scan.partial))
     if "jobs" in needed:
         _refuse_empty(scan, "jobs")
+    found += _copy_blocks(old, copy, tolerant=tolerant)
     gaps = merge([(first, last) for first, last in scan.gaps if first > 0 and last < _LARGEST_KEY])
     if "stored" in needed:
         # A running daemon has the totals and the ranges of ``stored`` in memory.
@@ -157,6 +157,40 @@ def _copy_all(
     if scan.failed:
         found.append(Finding("jobs", "some of its pages cannot be read", *_ends(gaps)))
     return found, gaps
+
+
+def _copy_blocks(
+    old: sqlite3.Connection, copy: sqlite3.Connection, *, tolerant: bool
+) -> list[Finding]:
+    """Copy the jobs of blocks into rows of ``jobs``; jobs whose lines are lost are damaged."""
+    scan = TableScan(old, "blocks", block_rows.COLUMNS, tolerant=tolerant)
+    following = max(2, _following(copy))
+    for first, last in (
+        (-_LARGEST_KEY, 0),
+        (1, following - 1),
+        (following, _LARGEST_KEY),
+    ):
+        _fill(copy, "blocks", block_rows.COLUMNS, map(_block, scan.rows(first, last)))
+    for number in scan.partial:
+        row: tuple[Any, ...] = (number, WRONG_CHECKSUM, b"", b"")
+        with suppress(sqlite3.DatabaseError):
+            row = old.execute(_BLOCK_HEAD, (number,)).fetchone() or row
+        _fill(copy, "blocks", block_rows.COLUMNS, iter([_block(row)]))
+    found = block_rows.unpack_in_transaction(copy)
+    if scan.failed:
+        found.append(Finding("blocks", "some of its pages cannot be read"))
+    return found
+
+
+def _block(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a row of ``blocks`` with other values for NULLs that the table rejects."""
+    number, crc, head, lines = row
+    return (
+        number,
+        WRONG_CHECKSUM if crc is None else crc,
+        b"" if head is None else head,
+        b"" if lines is None else lines,
+    )
 
 
 def _refuse_unknown(copy: sqlite3.Connection, found: list[Finding]) -> None:
@@ -243,13 +277,26 @@ def _fill(
     return ignored
 
 
+def _fill_jobs(copy: sqlite3.Connection, rows: Iterator[tuple[Any, ...]]) -> None:
+    """Insert rows of jobs; of two with the same number a sound one is kept, if there is one.
+
+    A misplaced page of another table looks like rows of jobs.
+    """
+    marks = ", ".join("?" * (_JOB_COLUMNS.count(",") + 1))
+    into = f"INTO jobs ({_JOB_COLUMNS}) VALUES ({marks})"
+    for row in rows:
+        inserted = copy.execute(f"INSERT OR IGNORE {into}", row).rowcount
+        if not inserted and is_surely_sound(row):
+            copy.execute(f"INSERT OR REPLACE {into}", row)
+
+
 def _without_nulls(row: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a row of ``jobs`` with other values for NULLs that the table rejects."""
     if None not in row[1:4] and row[7] is not None:
         return row
     seq, id_, payloads, lines, *place, stream, _ = row
     replaced = (b"" if id_ is None else id_, payloads or 0, b"" if lines is None else lines)
-    return (seq, *replaced, *place, stream or 0, _WRONG_CHECKSUM)
+    return (seq, *replaced, *place, stream or 0, WRONG_CHECKSUM)
 
 
 def _partial_rows(old: sqlite3.Connection, seqs: list[int]) -> Iterator[tuple[Any, ...]]:
@@ -260,7 +307,7 @@ def _partial_rows(old: sqlite3.Connection, seqs: list[int]) -> Iterator[tuple[An
         with suppress(sqlite3.DatabaseError):
             row = old.execute(query, (seq,)).fetchone() or row
         seq_, id_, payloads, *place, stream = row
-        yield _without_nulls((seq_, id_, payloads, b"", *place, stream, _WRONG_CHECKSUM))
+        yield _without_nulls((seq_, id_, payloads, b"", *place, stream, WRONG_CHECKSUM))
 
 
 def _refuse_empty(scan: TableScan, table: str) -> None:

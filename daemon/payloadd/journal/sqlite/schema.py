@@ -5,6 +5,8 @@
   ``lines`` of a large job are in a segment (see ``segments.py``); ``segment``, ``start`` and
   ``size`` give the name of the segment, the offset and the length. The name is stored although it
   follows from ``seq``: where a segment is missing, the segment before it must not be read instead.
+* ``blocks``: small jobs that were accepted a short time ago, those of a commit in one row; see
+  ``block_format.py`` and ``blocks.py``. A job is in ``jobs`` or in a block, never in both.
 * ``batches``: sealed batches, by the range of ``seq`` of their members. Members are neighbours,
   so sealing a thousand jobs writes one row.
 * ``stored``: ranges of ``seq`` whose jobs are stored, until their rows are deleted; see
@@ -106,6 +108,9 @@ MIGRATIONS: Final = (
     CREATE TABLE identity (id BLOB NOT NULL, crc INTEGER);
     CREATE TABLE streams (number INTEGER PRIMARY KEY, name TEXT NOT NULL, crc INTEGER);
     CREATE TABLE segments (name INTEGER PRIMARY KEY, firsts BLOB NOT NULL, crc INTEGER);
+    CREATE TABLE blocks (
+        number INTEGER PRIMARY KEY, crc INTEGER NOT NULL, head BLOB NOT NULL, lines BLOB NOT NULL
+    );
     """,
 )
 """Script n upgrades ``user_version`` n to n + 1. A released script never changes."""

@@ -128,17 +128,19 @@ class Staging:
         return last_seq(stream) + 1
 
     def place(self, changes: CommitChanges, files: Segments, following: int) -> None:
-        """Make rows of large and of staged jobs; use a segment where that is cheaper.
+        """Make rows of staged jobs, and put large ones into a segment where that is cheaper.
 
         ``following`` is ``Totals.next`` before the changes.
         """
         jobs, size = changes.large, changes.large_bytes
         if changes.staged or self.range is not None:
-            changes.place_in_rows(jobs)
+            changes.place_in_file(jobs)
             jobs = changes.staged
             size = sum([len(job.lines) for job in jobs])
-        if size < segments.WORTH_A_SYNC:
-            changes.place_in_rows(jobs)
-        else:
+        if size >= segments.WORTH_A_SYNC:
             name = following if jobs is changes.large else jobs[0].seq + self._counts_ahead
             changes.place(jobs, *files.write([job.lines for job in jobs], name))
+        elif jobs is changes.large:
+            changes.place_in_file(jobs)
+        else:
+            changes.place_in_rows(jobs)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from payloadd.journal.sqlite import segments
-from payloadd.journal.sqlite.checksum import crc32, job_head, of_job, of_totals
+from payloadd.journal.sqlite import block_rows, segments
+from payloadd.journal.sqlite.checksum import crc32, job_head, of_job, of_lines, of_totals
 from payloadd.journal.sqlite.schema import KEY_BYTES, ROW_BYTES
 from payloadd.model.job import Job
+from payloadd.model.streams import stream_of
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     from payloadd.journal.sqlite.dead_letters import DeadRange
     from payloadd.journal.sqlite.job_rows import NewRow, PlacedRow, Range
@@ -31,23 +32,31 @@ _WRITE: Final = (
 class CommitChanges:
     """The changes of one commit: new rows, ranges of settled rows, differences of the totals."""
 
-    def __init__(self, count: int, following: Mapping[int, int]) -> None:
+    def __init__(
+        self, count: int, following: Mapping[int, int], in_rows: Container[int] = ()
+    ) -> None:
         """Begin without changes.
 
         ``count`` is ``next`` of the totals, ``following`` the ``seq`` of the next job of each
-        stream.
+        stream. The small jobs of the streams ``in_rows`` are written as rows, not as a block.
         """
+        self._in_rows = in_rows
         self.next = count
         """``next`` of the totals after this commit."""
         self.following = {**following}
         """The ``seq`` of the next job of each stream, by the number of the stream."""
         self.requests = False
         """Whether the commit answers requests."""
+        self.small: list[Job] = []
+        """Jobs that are written as a block."""
+        self.alone: list[Job] = []
+        """Jobs that are written as rows."""
         self.rows: list[NewRow] = []
+        """Rows that contain their payloads."""
         self.placed: list[PlacedRow] = []
         """Rows of jobs whose payloads are in a segment."""
         self.large: list[Job] = []
-        """Jobs whose payloads may go into a segment. They get a row when that is decided."""
+        """Jobs whose payloads may go into a segment; ``Staging.place`` decides it."""
         self.large_bytes = 0
         self.staged: list[Job] = []
         """Jobs of the request that is being staged. They have no row yet either."""
@@ -73,6 +82,7 @@ class CommitChanges:
     def accept(self, parts: Sequence[Part], stream: int) -> list[Job]:
         """Add the parts of a request with the next numbers of its stream; return them as jobs."""
         taken = []
+        small = self.alone if stream in self._in_rows else self.small
         seq = self.following[stream]
         for id_, lines, payloads in parts:
             size = len(lines)
@@ -81,10 +91,7 @@ class CommitChanges:
             self.accepted += payloads
             self.bytes += size
             if size < segments.LARGE:
-                bare = id_.bytes
-                # As of_job does, without the call: it is made for every small job.
-                crc = crc32(lines, crc32(job_head(0, seq, payloads, bare)))
-                self.rows.append((seq, bytearray(bare), payloads, bytearray(lines), crc))
+                small.append(job)
             else:
                 self.large.append(job)
                 self.large_bytes += size
@@ -154,12 +161,18 @@ class CommitChanges:
             self.placed.append((job.seq, bytearray(id_), job.payloads, segment, start, size, crc))
             start += size
 
+    def place_in_file(self, jobs: Sequence[Job]) -> None:
+        """Write large jobs as small ones are written."""
+        for job in jobs:
+            (self.alone if stream_of(job.seq) in self._in_rows else self.small).append(job)
+
     def place_in_rows(self, jobs: Sequence[Job]) -> None:
         """Make rows of jobs that contain their payloads."""
-        for job in jobs:
-            id_ = job.id.bytes
-            crc = of_job(job.seq, id_, job.payloads, job.lines)
-            self.rows.append((job.seq, bytearray(id_), job.payloads, job.lines, crc))
+        for seq, id_, lines, payloads in jobs:
+            bare = id_.bytes
+            # As of_job does, without the call.
+            crc = of_lines(lines, crc32(job_head(0, seq, payloads, bare)))
+            self.rows.append((seq, bytearray(bare), payloads, bytearray(lines), crc))
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +227,7 @@ class Totals:
 
 
 class Count(NamedTuple):
-    """The contents of a range of ``jobs``."""
+    """The contents of a range of jobs."""
 
     jobs: int
     payloads: int
@@ -227,14 +240,21 @@ def count(
 ) -> Count:
     """Count the jobs in ``within``, without the ranges ``apart``, which do not overlap.
 
-    Reads all rows of the range. Raises sqlite3.Error.
+    ``within`` is a stream, or all of them. Reads all rows of the range and the heads of all blocks.
+    Raises sqlite3.Error.
     """
+    apart = list(apart)
     jobs, payloads, size = _count(connection, within)
     for range_ in apart:
         # A damaged row may contain any value.
         if isinstance(range_[0], int) and isinstance(range_[1], int) and range_[0] > 0:
             less = _count(connection, range_)
             jobs, payloads, size = jobs - less[0], payloads - less[1], size - less[2]
+    for one in block_rows.waiting(connection, apart):
+        if within[0] <= one.first <= within[1]:
+            jobs += one.last - one.first + 1
+            payloads += one.payloads
+            size += one.size
     return Count(jobs, payloads, size + jobs * ROW_BYTES)
 
 

@@ -7,17 +7,21 @@ row that does not match its checksum is read again: the daemon may have moved or
 from __future__ import annotations
 
 import sqlite3
+from bisect import bisect_right
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from payloadd.errors import StartError
 from payloadd.journal.sqlite import (
+    block_rows,
     high_water_record,
     identity,
     job_rows,
     small_tables,
     stream_rows,
 )
+from payloadd.journal.sqlite.block_format import read_head, rows_of
 from payloadd.journal.sqlite.damage import CODE, DamagedRow, Finding, describe, is_corrupt
 from payloadd.journal.sqlite.file_check import check_schema, find_problems
 from payloadd.journal.sqlite.job_rows import IN_RANGE
@@ -28,10 +32,9 @@ from payloadd.model.streams import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from payloadd.journal.sqlite.high_water_record import HighWaterRecord
-    from payloadd.journal.sqlite.job_rows import Row
+    from payloadd.journal.sqlite.job_rows import Range, Row
 
 _ROWS_PER_READ: Final = 2000
 _LARGEST_SEQ: Final = 2**62
@@ -142,9 +145,20 @@ def check_small_tables(connection: sqlite3.Connection) -> list[Finding]:
 
 def _check_members(connection: sqlite3.Connection) -> list[Finding]:
     """Return the batches and dead letters of which members are missing."""
+    connection.execute("BEGIN")
+    try:
+        in_blocks = sorted((one.first, one.last) for one in block_rows.waiting(connection, ()))
+        return _missing_members(connection, in_blocks)
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def _missing_members(connection: sqlite3.Connection, in_blocks: Sequence[Range]) -> list[Finding]:
     found = []
     for first, last, present in connection.execute(_MEMBERS).fetchall():
         missing = last - first + 1 - present
+        if missing:
+            missing -= _overlap(in_blocks, first, last)
         if missing:
             reason = f"{missing} members of this sealed batch are missing"
             found.append(Finding("batches", reason, first, last, missing))
@@ -153,6 +167,16 @@ def _check_members(connection: sqlite3.Connection) -> list[Finding]:
             reason = f"{jobs - present} members of this dead letter are missing"
             found.append(Finding("dead", reason, first, last, jobs - present))
     return found
+
+
+def _overlap(ranges: Sequence[Range], first: int, last: int) -> int:
+    """Return how many numbers of a range are in ``ranges``, which are in order."""
+    count = 0
+    for low, high in ranges[max(0, bisect_right(ranges, (first, first)) - 1) :]:
+        if low > last:
+            break
+        count += max(0, min(high, last) - max(low, first) + 1)
+    return count
 
 
 def _check_totals(connection: sqlite3.Connection) -> list[Finding]:
@@ -190,9 +214,34 @@ def check_jobs(connection: sqlite3.Connection, state_dir: Path) -> list[Finding]
 
     Raises sqlite3.Error.
     """
-    found: list[Finding] = []
+    # Blocks first: a running daemon moves jobs from blocks into rows.
+    found = _check_blocks(connection)
     for damaged in _damaged_rows(connection, state_dir):
         found += _join_neighbours(damaged)
+    return found
+
+
+def _check_blocks(connection: sqlite3.Connection) -> list[Finding]:
+    """Return the damage of blocks, of those jobs too that are settled."""
+    found: list[Finding] = []
+    try:
+        numbers = connection.execute("SELECT number FROM blocks ORDER BY number").fetchall()
+    except sqlite3.Error as error:
+        return [Finding("blocks", _reason(error))]
+    for (number,) in numbers:
+        try:
+            row = connection.execute(block_rows.ONE, (number,)).fetchone()
+        except sqlite3.Error as error:
+            found.append(Finding("blocks", f"block {number} cannot be read: {_reason(error)}"))
+            continue
+        if row is None:
+            continue  # deleted meanwhile
+        head = read_head(*row[:3])
+        if head is None:
+            found.append(Finding("blocks", f"the list of the jobs in block {number} is damaged"))
+        else:
+            rows = list(rows_of(head, row[3]))
+            found += _join_neighbours(job_rows.read_jobs(rows, Path())[1])
     return found
 
 

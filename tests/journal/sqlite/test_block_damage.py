@@ -1,0 +1,196 @@
+"""Damaged and lost blocks: each job is stored, or listed as DAMAGED."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from payloadd.errors import StartError
+from payloadd.journal.sqlite import file_check
+from payloadd.journal.sqlite.damage import CODE
+from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.offline import Inspection
+from payloadd.journal.sqlite.operations import Settle
+from payloadd.journal.sqlite.schema import FILE
+from payloadd.model.job import Part
+from tests.journal.sqlite.damaging import (
+    PAGE,
+    change,
+    new_findings,
+    repair_without_pause,
+    verified,
+    zero_pages,
+)
+from tests.journal.sqlite.in_blocks import accepted, counts, killed, seqs
+from tests.support.journal import (
+    append,
+    batch,
+    id_of,
+    job,
+    unpack,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+_ALL: Final = (0, 10_000, 10**9)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return the path of a journal."""
+    return tmp_path / FILE
+
+
+@pytest.fixture
+def database(path: Path) -> Iterator[Database]:
+    """Return an open journal."""
+    with closing(Database(path)) as one:
+        yield one
+
+
+def test_a_damaged_line_damages_one_job(path: Path, database: Database) -> None:
+    """A payload would be stored altered, or the others of its commit would be lost."""
+    accepted(database, 5)
+    image = killed(path, "killed")
+    change(image, "UPDATE blocks SET lines = replace(CAST(lines AS TEXT), '3', '4')")
+    change(image, "UPDATE blocks SET lines = CAST(lines AS BLOB)")
+    (finding,) = verified(image)
+    assert (finding.table, finding.first, finding.last) == ("jobs", 3, 3)
+    with closing(Database(image)) as again:
+        assert seqs(again) == [1, 2, 4, 5]
+        (found,) = new_findings(again)
+        assert (found.first, found.last, found.jobs, found.payloads) == (3, 3, 1, 1)
+        assert again.totals.jobs == 4
+    with Inspection.open(image.parent) as other:
+        (letter,) = other.dead()
+        assert (letter.code, other.lines(letter.id)) == (CODE, b"4\n")
+        assert str(id_of(3)) in letter.reason
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_damaged_head_is_listed(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch, *, checked: bool
+) -> None:
+    """Payloads would be missing silently."""
+    if not checked:
+        monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
+    accepted(database, 2, 3, 2)
+    image = killed(path, "killed")
+    change(image, "UPDATE blocks SET head = zeroblob(length(head)) WHERE number = 3")
+    assert {one.table for one in verified(image)} == {"blocks", "totals"}
+    with closing(Database(image)) as again:
+        assert seqs(again) == [1, 2, 6, 7]
+        assert again.page(7, 9, 99) == []
+        assert again.totals.jobs == 4
+        assert again.damaged_payloads == 3
+        assert "list of the jobs" in new_findings(again)[0].reason
+    with Inspection.open(image.parent) as other:
+        letters = other.dead()
+        assert {one.code for one in letters} == {CODE}
+        assert sum(one.payloads for one in letters) == 3
+        assert b"".join(other.lines(one.id) for one in letters) == b"3\n4\n5\n"
+        other.drop([one.id for one in letters])
+    assert verified(image) == []
+
+
+def test_a_head_that_is_damaged_in_a_running_daemon_is_listed_by_numbers(
+    path: Path, database: Database
+) -> None:
+    """It is known which jobs were in it."""
+    accepted(database, 2, 3)
+    database.commit([Settle(batch(job(4), sealed=False))])
+    change(path, "UPDATE blocks SET head = zeroblob(length(head)) WHERE number = 3")
+    assert seqs(database) == [1, 2]
+    found = new_findings(database)
+    assert [(one.first, one.last) for one in found] == [(3, 3), (5, 5)]
+    assert database.totals.jobs == 2
+
+
+def test_a_damaged_block_is_written_again_from_memory(path: Path, database: Database) -> None:
+    """Payloads that a worker is about to store would be reported as damaged."""
+    requests = accepted(database, 2, 3)
+    change(path, "UPDATE blocks SET lines = zeroblob(length(lines)) WHERE number = 3")
+    database.jobs_in_memory = lambda: requests[1].jobs[1:]
+    assert seqs(database) == [1, 2, 4, 5]
+    assert [(one.first, one.last) for one in new_findings(database)] == [(3, 3)]
+    database.commit([Settle(batch(*requests[1].jobs[1:], sealed=False))])
+    assert (database.totals.jobs, seqs(database)) == (2, [1, 2])
+
+
+def test_a_lost_block_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Payloads would be missing silently, or a worker's payloads after a crash."""
+    monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
+    with closing(Database(path)) as database:
+        repair_without_pause(database)
+        requests = accepted(database, 2, 3, 2)
+        database._hidden.sound = False
+        monkeypatch.setattr(file_check, "find_problem", lambda _: "misplaced")
+        change(path, "DELETE FROM blocks WHERE number = 3")
+        database.jobs_in_memory = lambda: requests[1].jobs[1:]
+        assert seqs(database) == [1, 2, 4, 5, 6, 7]
+        assert database.damaged_payloads == 1
+        assert database.totals.jobs == 6
+        assert database.blocks.noted() == []
+
+
+@pytest.mark.parametrize("page", ["first", "others"])
+def test_damaged_pages_of_blocks_lose_only_their_jobs(
+    path: Path, database: Database, page: str
+) -> None:
+    """The daemon would not start, or payloads would be missing silently."""
+    accepted(database, 3)
+    unpack(database)
+    sizes = (1, 3000, 20_000)
+    for number, size in enumerate(sizes, 4):
+        one = append(number)
+        one.parts = [Part(id_of(number), b"x" * size + b"\n", 1)]
+        database.commit([one])
+    image = killed(path, "killed")
+    change(image, "PRAGMA wal_checkpoint(TRUNCATE)")
+    with closing(sqlite3.connect(image)) as connection:
+        query = "SELECT rootpage FROM sqlite_schema WHERE name = 'blocks'"
+        (root,) = connection.execute(query).fetchone()
+    content = image.read_bytes()
+    pages = [content[start : start + PAGE] for start in range(0, len(content), PAGE)]
+    overflow = [number for number, one in enumerate(pages, 1) if one.count(b"x") > 4000]
+    assert len(overflow) >= 4
+    zero_pages(image, [root] if page == "first" else overflow[2:])
+    assert "file" in {one.table for one in verified(image)}
+    with closing(Database(image)) as again:
+        assert seqs(again) == ([1, 2, 3] if page == "first" else [1, 2, 3, 4, 5])
+        found = [one for one in new_findings(again) if one.payloads]
+        assert sum(one.payloads for one in found) == again.damaged_payloads == 6 - len(seqs(again))
+        if page == "others":
+            assert [(one.first, one.last) for one in found] == [(6, 6)]
+        again.commit([append(7)])
+        assert seqs(again)[-1] == 7
+
+
+def test_lost_ranges_of_stored_jobs_refuse_the_start(path: Path, database: Database) -> None:
+    """Stored payloads in blocks would be stored once more."""
+    requests = accepted(database, 6)
+    database.commit([Settle(batch(*requests[0].jobs[1:3], sealed=False))])
+    image = killed(path, "killed")
+    change(image, "UPDATE stored SET first = 'x'")
+    with pytest.raises(StartError, match="stored already"):
+        Database(image)
+    assert counts(image) == (0, 1, 1)
+    change(image, "UPDATE totals SET jobs = 7")
+    with pytest.raises(StartError, match="which jobs are stored"):
+        Database(image)
+
+
+def test_a_flipped_bit_of_a_stored_range_is_repaired_first(path: Path, database: Database) -> None:
+    """Jobs that are stored would get rows again."""
+    requests = accepted(database, 6)
+    database.commit([Settle(batch(*requests[0].jobs[1:3], sealed=False))])
+    image = killed(path, "killed")
+    change(image, "UPDATE stored SET first = 0")
+    with closing(Database(image)) as again:
+        assert seqs(again) == [1, 4, 5, 6]
