@@ -20,7 +20,7 @@ from payloadd.exit_status import ExitStatus
 from payloadd.heap import keep_small, reduce_garbage_collections
 from payloadd.ingress.admin import make_admin_app
 from payloadd.ingress.admission import open_admission
-from payloadd.ingress.api import make_app
+from payloadd.ingress.api import description_of, make_app
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.request_memory import RequestMemory
@@ -336,7 +336,7 @@ async def _serve_public(
     submitter = Submitter(intake, runtime.health, settings, memory, runtime.admission, routes)
     refusals = RefusalLog()
     app = make_app(submitter, runtime.health, refusals, settings)
-    fast_path = FastPath(submitter, runtime.health, runtime.metrics, refusals)
+    fast_path = FastPath(submitter, runtime.health, runtime.metrics, refusals, description_of(app))
     options = ServerOptions(
         settings.max_connections,
         fast_path,

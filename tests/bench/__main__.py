@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from tests.bench.backlog import backlog
+from tests.bench.clients import part as clients_part
+from tests.bench.clients.kinds import KINDS as CLIENTS
 from tests.bench.compare import WORKS, compare, sections
 from tests.bench.growth import growth
 from tests.bench.hostile import part as hostile_part
@@ -113,6 +115,14 @@ def _hostile(options: argparse.Namespace) -> list[Section]:
     return [trio.run(run, _print_progress)]
 
 
+def _clients(options: argparse.Namespace) -> list[Section]:
+    if missing := clients_part.missing():
+        _print_progress(f"left out: clients: {missing}")
+        return []
+    found = partial(clients_part.clients, options.client or [], options.connections)
+    return trio.run(found, options.duration, options.rounds, _print_progress)
+
+
 _PARTS: Final[dict[str, Callable[[argparse.Namespace], list[Section]]]] = {
     "peers": _peers,
     "growth": _growth,
@@ -121,6 +131,7 @@ _PARTS: Final[dict[str, Callable[[argparse.Namespace], list[Section]]]] = {
     "pair": _pair,
     "streams": _streams,
     "hostile": _hostile,
+    "clients": _clients,
 }
 
 
@@ -154,6 +165,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         action="append",
         choices=[*KINDS],
         help="kind of hostile clients, by default all; repeatable",
+    )
+    add(
+        "--client",
+        action="append",
+        choices=[*CLIENTS],
+        help="form of client of the part clients, by default all; repeatable",
     )
     add("--rounds", type=int, default=3, help="how often each part is measured")
     add("--duration", type=int, default=5, help="seconds of load, of each kind")

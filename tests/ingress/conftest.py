@@ -91,6 +91,12 @@ def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
+def by_hypercorn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test with Hypercorn alone: it is about this way in."""
+    monkeypatch.setattr(rig, "HAS_FAST_PATH", False)
+
+
+@pytest.fixture
 def files(tmp_path: Path) -> Files:
     """Write a certificate for the server."""
     made = Files(tmp_path, trustme.CA())

@@ -14,7 +14,7 @@ import trio
 
 from payloadd.config import settings as config
 from payloadd.ingress.admission import open_admission
-from payloadd.ingress.api import make_app
+from payloadd.ingress.api import description_of, make_app
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.request_memory import RequestMemory
@@ -271,12 +271,12 @@ async def running(
     submitter = rig.submitter = Submitter(
         rig.intake, rig.health, rig.settings, memory, admission, routes
     )
-    fast_path = rig.fast_path = (
-        FastPath(submitter, rig.health, rig.metrics, refusals)
-        if HAS_FAST_PATH and app is None
-        else None
-    )
-    app = app or make_app(submitter, rig.health, refusals, rig.settings)
+    fast_path = None
+    if app is None:
+        app = make_app(submitter, rig.health, refusals, rig.settings)
+        if HAS_FAST_PATH:
+            fast_path = FastPath(submitter, rig.health, rig.metrics, refusals, description_of(app))
+    rig.fast_path = fast_path
     rig.listeners = await open_listeners(rig.settings.bind)
     certificates = open_certificates(rig.settings)
     count = rig.metrics.requests.count

@@ -72,20 +72,13 @@ async def exchange(rig: Rig, wire: Wire, sent: bytes) -> tuple[int, str | None, 
         request(HOST, TYPE, LENGTH, b"Connection: upgrade", b"Upgrade: h2c"),
         request(HOST, TYPE, LENGTH, b"TE: trailers"),
         request(HOST, TYPE, LENGTH, b"Expect: something-else"),
-        request(HOST, TYPE, LENGTH, b"X: \xff\x7f\x01"),
+        request(HOST, TYPE, LENGTH, b"X: \xff"),
         request(HOST, TYPE, LENGTH, b"X:"),
+        request(HOST, TYPE, LENGTH, b"X: " + b"y" * 16_000),
         request(HOST, TYPE, LENGTH, *[b"X-%d: y" % number for number in range(500)]),
-        request(HOST, TYPE, LENGTH, b"X: " + b"y" * 17_000),
-        request(HOST, TYPE, LENGTH, LENGTH),
-        request(HOST, TYPE, b"Content-Length: 22, 22"),
         request(HOST, TYPE, b"Content-Length: 0022"),
         request(HOST, TYPE, CHUNKED, body=IN_CHUNKS),
         request(HOST, TYPE, CHUNKED.upper().replace(b"CHUNKED", b"Chunked"), body=IN_CHUNKS),
-        request(HOST, b"Content-Type:\r\n application/json", LENGTH),
-        request(HOST, TYPE, LENGTH, b"X: a\r\n\tb"),
-        request(HOST, b"X: a\nY: b", TYPE, LENGTH),
-        request(HOST, TYPE, LENGTH).replace(b"\r\n", b"\n"),
-        request(HOST, TYPE, LENGTH + b"\n\n" + COLLECTION, body=b"")[: -len(b"\r\n\r\n")],
         request(HOST, TYPE, LENGTH, start=b"POST http://x/v1/payloads HTTP/1.1"),
         request(HOST, TYPE, LENGTH, start=b"POST /v1/payloads?x=1 HTTP/1.1"),
         request(HOST, TYPE, LENGTH, start=b"POST /v1/payload%73 HTTP/1.1"),
@@ -137,6 +130,19 @@ async def test_a_request_for_one_answer_is_accepted_and_the_connection_closed(se
         request(HOST, TYPE, LENGTH, start=b"POST  /v1/payloads HTTP/1.1"),
         b"\r\n" + request(HOST, TYPE, LENGTH),
         request(HOST, TYPE, LENGTH, b"Transfer-Encoding: identity"),
+        request(HOST, TYPE, LENGTH, b"X: \xff\x7f\x01"),
+        request(HOST, TYPE, LENGTH, b"X: " + b"y" * 17_000),
+        request(HOST, TYPE, LENGTH, LENGTH),
+        request(HOST, TYPE, b"Content-Length: 22, 22"),
+        request(HOST, b"Content-Type:\r\n application/json", LENGTH),
+        request(HOST, TYPE, LENGTH, b"X: a\r\n\tb"),
+        request(HOST, b"X: a\nY: b", TYPE, LENGTH),
+        request(HOST, TYPE, LENGTH).replace(b"\r\n", b"\n"),
+        request(HOST, TYPE, LENGTH + b"\n\n" + COLLECTION, body=b"")[: -len(b"\r\n\r\n")],
+        request(HOST, TYPE, LENGTH, b"X: \x01"),
+        request(HOST, TYPE, LENGTH, b"X: \x7f"),
+        request(b"Host: a b", TYPE, LENGTH),
+        request(HOST, TYPE, CHUNKED, body=IN_CHUNKS, start=b"POST /v1/payloads HTTP/1.0"),
         START + b"\r\n" + b"X: y\r\n" * 20_000,
         START + b"\r\nX: " + b"y" * 60_000,
     ],
@@ -245,7 +251,8 @@ async def test_a_415_does_not_wait_for_the_body() -> None:
 async def answers(seeds: range, **settings: str) -> list[tuple[bytes, list[object]]]:
     """Return for each seed the sent bytes, the first answer, and the accepted payloads.
 
-    Later answers are left out: of pipelined requests Hypercorn loses a 415 every other time.
+    A 100 is no answer. Later answers are left out: of pipelined requests Hypercorn loses a 415
+    every other time.
     """
     found: list[tuple[bytes, list[object]]] = []
     timeouts = {"REQUEST_TIMEOUT": "5s", "KEEPALIVE_TIMEOUT": "5s"}
@@ -257,7 +264,9 @@ async def answers(seeds: range, **settings: str) -> list[tuple[bytes, list[objec
         ):
             await wire.send(sent)
             with suppress(EOFError, ValueError, trio.BrokenResourceError), trio.fail_after(60):
-                answer = await wire.answer()
+                # Whether a 100 is sent depends on when the body is read.
+                while (answer := await wire.answer()).status == 100:
+                    pass
                 shown = [answer.headers.get(name) for name in _COMPARED]
                 received.append((answer.status, *shown))
                 await wire.rest()
@@ -306,18 +315,14 @@ async def test_plain_requests_never_reach_hypercorn(monkeypatch: pytest.MonkeyPa
         assert (rig.counted(202), rig.counted(422)) == (3, 1)
 
 
-async def test_hypercorn_keeps_a_connection_that_it_got(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise two readers of one connection would each have half of a request."""
-    runs = []
-    run = TCPServer.run
-
-    async def counted(server: TCPServer) -> None:
-        runs.append(server)
-        await run(server)
-
-    monkeypatch.setattr(TCPServer, "run", counted)
+async def test_no_request_of_http_1_reaches_hypercorn(handed_over: list[TCPServer]) -> None:
+    """Such a request would cost twenty times as much."""
+    page = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     async with running() as rig, rig.wire() as wire:
-        for sent in (post(), b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", post(), post()):
+        for sent in (post(), page, request(HOST, TYPE, CHUNKED, body=IN_CHUNKS), page * 2 + post()):
             await wire.send(sent)
-            assert (await wire.answer()).status in {200, 202}
-        assert len(runs) == 1
+            for _ in range(sent.count(b" HTTP/1.1")):
+                assert (await wire.answer()).status in {200, 202}
+        await wire.send(b"nonsense\r\n\r\n")
+        assert (await wire.answer()).status == 400
+    assert not handed_over

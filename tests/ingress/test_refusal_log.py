@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,6 @@ Lines = list["MutableMapping[str, Any]"]
 JSON = "Content-Type: application/json"
 AGENT = "User-Agent: shipper/1"
 HEAD = b"POST /v1/payloads HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
-WEBSOCKET = (
-    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
-)
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
@@ -159,9 +156,9 @@ async def test_a_408_is_logged(log_lines: Lines, sent: bytes, agent: str | None)
         (b"\x16\x03\x01 TLS on the wrong port\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n\r\n", 400),  # no Host
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 20_000, 400),
-        (WEBSOCKET, 404),
     ],
 )
+@pytest.mark.usefixtures("each_way")
 async def test_a_request_that_never_reached_the_app_is_logged(
     log_lines: Lines, sent: bytes, status: int
 ) -> None:
@@ -382,14 +379,14 @@ def counted(rig: Rig) -> Counter[int]:
     return counts
 
 
-async def test_a_socket_for_both_protocols_states_ipv4_addresses_as_such() -> None:
+def test_a_socket_for_both_protocols_states_ipv4_addresses_as_such() -> None:
     """A client would have two limits on its rate, and two names in the log."""
-    with trio.socket.socket(trio.socket.AF_INET6) as listening:
-        listening.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 0)
-        await listening.bind(("::ffff:127.0.0.1", 0))
+    with socket.socket(socket.AF_INET6) as listening:
+        listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listening.bind(("::ffff:127.0.0.1", 0))
         listening.listen()
-        async with await trio.open_tcp_stream("127.0.0.1", listening.getsockname()[1]):
-            accepted, _ = await listening.accept()
+        with socket.create_connection(("127.0.0.1", listening.getsockname()[1])):
+            accepted, _ = listening.accept()
             with accepted:
                 assert accepted.getpeername()[0] == "::ffff:127.0.0.1"
                 assert address_of_client(accepted) == "127.0.0.1"

@@ -267,7 +267,7 @@ async def test_a_grant_after_the_end_of_the_fast_path_writes_to_no_file(
     """Otherwise eight bytes would be written to the file that reuses the closed descriptor."""
     async with limited() as rig:
         assert rig.submitter is not None
-        fast_path = FastPath(rig.submitter, rig.health, rig.metrics, RefusalLog())
+        fast_path = FastPath(rig.submitter, rig.health, rig.metrics, RefusalLog(), b"{}")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fast_path.run)
             await wait_all_tasks_blocked()

@@ -89,6 +89,24 @@ _ODD_BYTES: Final = (
     *(b"\xff", b"clicks", b"errors", b"Transfer-Encoding: chunked\r\n", b"0", b"-", b"HTTP/1.1"),
     *(b"Authorization: Bearer clicks-only\r\n", b"\r\n\r\n", b" \r\n", b"POST /v1/payloads"),
 )
+_ODD_CHUNKS: Final = (
+    *(
+        b"\r",
+        b"\n",
+        b"\r\n",
+        b"\0",
+        b" ",
+        b";",
+        b"0",
+        b"1",
+        b"f",
+        b"x",
+        b"-",
+        b"0\r\n\r\n",
+        b"\r\n\r\n",
+    ),
+    *(b"Content-Length: 3\r\n", b"X : y\r\n", b" x\r\n", b"\xff", b'"', b"=", b"ffffffffffffffff1"),
+)
 _LAST: Final = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 """The last request of each connection: the server closes after its answer."""
 _MOST_BYTES: Final = 50_000
@@ -119,7 +137,10 @@ def make_head(chance: random.Random, size: int, *more: bytes) -> bytes:
     if chance.random() < 0.3:
         lines += chance.choices(_MORE, k=chance.choice((1, 1, 2)))
     chance.shuffle(lines)
-    first = b"%s %s %s" % (method, path, chance.choice(_VERSIONS))
+    version = chance.choice(_VERSIONS)
+    if version == b"HTTP/1.0":  # Hypercorn never keeps such a connection
+        lines = [line for line in lines if line != b"Connection: keep-alive"]
+    first = b"%s %s %s" % (method, path, version)
     return b"\r\n".join((first, *lines, b"", b""))
 
 
@@ -165,18 +186,31 @@ def make_body(chance: random.Random) -> tuple[bytes, list[bytes]]:
     return body, [f"Content-Encoding: {coding}".encode()] if coding else []
 
 
-def make_request(chance: random.Random) -> bytes:
-    """Return a request that is mostly valid."""
+def make_request(chance: random.Random, *, odd: bool = True) -> bytes:
+    """Return a request that is mostly valid; its framing is valid unless ``odd``."""
     body, more = make_body(chance)
-    if chance.random() < 0.05:
+    if chance.random() < 0.25:
         head = make_head(chance, 0, *more)
         head = head.replace(b"Content-Length: 0", b"Transfer-Encoding: chunked", 1)
-        body = b"".join(b"%x\r\n%s\r\n" % (len(one), one) for one in pieces_of(body, chance))
-        return head + body + b"0\r\n\r\n"
+        return head + make_chunks(body, chance, odd=odd)
     head = make_head(chance, len(body), *more)
-    if chance.random() < 0.1:
+    if odd and chance.random() < 0.1:
         head = mutate(head, chance, _ODD_BYTES)
     return head + body
+
+
+def make_chunks(body: bytes, chance: random.Random, *, odd: bool) -> bytes:
+    """Return a body in chunks, with extensions and trailers now and then."""
+    chunks = b"".join(
+        chance.choice((b"%x", b"%X", b"00%x")) % len(one)
+        + chance.choice((b"", b"", b"", b";a", b';a="b;\\" ";c=d'))
+        + b"\r\n%b\r\n" % one
+        for one in pieces_of(body, chance)
+        if one
+    )
+    trailers = chance.choice((b"", b"", b"X: y\r\n", b"Idempotency-Key: k\r\nX:\r\n"))
+    whole = chunks + chance.choice((b"0", b"0", b"000", b"0;a")) + b"\r\n" + trailers + b"\r\n"
+    return mutate(whole, chance, _ODD_CHUNKS) if odd and chance.random() < 0.3 else whole
 
 
 class Outcome(NamedTuple):
@@ -211,6 +245,19 @@ async def outcome_of(rig: Rig, requests: list[list[bytes]]) -> Outcome:
     return Outcome(shown, intake.taken, intake.streams, intake.keys)
 
 
+def alike(fast: Outcome, reference: Outcome) -> bool:
+    """Return whether the fast path may have this outcome.
+
+    Where the chunks of a body are malformed and its head is refused too, Hypercorn answers 400: it
+    reads the chunks first. In both cases nothing is accepted, and the connection ends.
+    """
+    *first, last = reference.answers or [()]
+    if fast == reference or "MALFORMED" not in str(last):
+        return fast == reference
+    *others, end = fast.answers or [()]
+    return others == first and "close" in end and end[0] != 202 and fast[1:] == reference[1:]
+
+
 async def outcomes_of(sides: Sequence[Rig], requests: list[list[bytes]]) -> list[Outcome]:
     """Send the same requests to several servers at the same time."""
     found: dict[int, Outcome] = {}
@@ -232,9 +279,12 @@ async def _final(wire: Wire) -> Answer:
 
 
 def _shown(answer: Answer) -> tuple[object, ...]:
-    """Return what has to be equal of an answer."""
+    """Return what has to be equal of an answer; both ways may find different faults in a body."""
     headers = [answer.headers.get(name) for name in _COMPARED]
-    return answer.status, *headers, answer.document if answer.body else None
+    document = answer.document if answer.body else None
+    if isinstance(document, dict) and document.get("code") == "MALFORMED":
+        del document["detail"]
+    return answer.status, *headers, document
 
 
 async def test_both_ways_in_answer_alike_and_accept_the_same(
@@ -261,12 +311,53 @@ async def test_both_ways_in_answer_alike_and_accept_the_same(
             with trio.fail_after(60):
                 found = await outcomes_of((reference, fast), pieces)
             expected = found[0]
-            assert found[1] == expected, requests
+            assert alike(found[1], expected), requests
             accepted.update(expected.streams)
             codes.update(answer[0] for answer in expected.answers)
     refusals.clear()  # some of the paths are too odd for the description
     enough = accepted == {0, 1, 2} and {202, 401, 403, 404} <= codes
     assert enough or fuzz.count < 200, "the requests are too wrong to test anything"
+
+
+async def test_requests_in_one_write_are_answered_like_single_ones(
+    fuzz: Fuzz, tmp_path: Path, refusals: list[Refusal]
+) -> None:
+    """A client that does not wait for its answers would get those of other requests, or none."""
+    path = tmp_path / "tokens"
+    path.write_text("".join(f"{_line(*item)}\n" for item in _TOKENS.items()))
+    settings = {"AUTH_TOKENS": str(path), "STREAMS": _STREAMS, "MAX_PAYLOADS": "20"}
+    answers = 0
+    async with rigs.running(None, max_connections=50, options=None, **settings) as rig:
+        for chance in fuzz.cases():
+            requests = [make_request(chance, odd=False) for _ in range(chance.randrange(2, 9))]
+            with trio.fail_after(60):
+                expected = await outcome_of(rig, [[request] for request in requests])
+                found = await pipelined_outcome_of(rig, requests, chance)
+            assert found == expected, requests
+            answers += len(expected.answers)
+    refusals.clear()  # as above
+    assert answers > fuzz.count or fuzz.count < 200, "nearly all connections end at once"
+
+
+async def pipelined_outcome_of(rig: Rig, requests: list[bytes], chance: random.Random) -> Outcome:
+    """Send all requests of a connection, cut at random places, without waiting for an answer."""
+    intake = rig.intake
+    intake.taken, intake.streams, intake.keys = [], [], []
+    answers: list[Answer] = []
+    async with rig.wire() as wire, trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def _send() -> None:
+            with suppress(trio.BrokenResourceError):
+                for piece in pieces_of(b"".join([*requests, _LAST]), chance):
+                    await wire.send(piece)
+                    if chance.random() < 0.5:
+                        await trio.lowlevel.checkpoint()
+
+        with suppress(trio.BrokenResourceError, EOFError):
+            while True:
+                answers.append(await _final(wire))
+    return Outcome([*map(_shown, answers)], intake.taken, intake.streams, intake.keys)
 
 
 def _pieces(request: bytes, chance: random.Random) -> list[bytes]:

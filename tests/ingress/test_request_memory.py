@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from payloadd.ingress.request_memory import MAX_WAIT, SMALL_BODY_BYTES, RequestMemory
-from payloadd.ingress.server.connection_state import ConnectionState
+from payloadd.ingress.server.connection_state import ConnectionState, TickClock
 from payloadd.ingress.server.hypercorn_app import ReceivedBody
 from payloadd.observe.request_metrics import RequestMetrics
 
@@ -285,7 +285,9 @@ async def test_the_wait_for_memory_does_not_count_as_slowness(autojump_clock: Mo
     async def receive() -> dict[str, object]:
         return {"type": "http.request", "body": b"x", "more_body": True}
 
-    body = ReceivedBody(memory, receive, MIB, ConnectionState(30, 60), RequestMetrics())
+    body = ReceivedBody(
+        memory, receive, MIB, ConnectionState(30, 60, TickClock()), RequestMetrics()
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(body.receive)
         await trio.sleep(3)

@@ -78,7 +78,7 @@ class DaemonSettings:
         )
     )
     max_connections: int = field(
-        metadata=setting("1024", whole(1, 100_000), "client connections at once")
+        metadata=setting("10000", whole(1, 100_000), "client connections at once")
     )
     max_connections_per_client: int | None = field(
         metadata=setting(None, whole(1, 100_000), "client connections at once from one address")

@@ -8,24 +8,34 @@ from typing import TYPE_CHECKING
 import trio
 from msgspec.json import encode
 from quart import Response, current_app, g, request
-from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from payloadd.config.stream_names import DEFAULT_STREAM
 from payloadd.escaping import escape_controls_in_json
+from payloadd.ingress.asgi import App
 from payloadd.ingress.auth import token_digest
 from payloadd.ingress.body import ACCEPTED_TYPES
+from payloadd.ingress.http_grammar import path_of_target
 from payloadd.ingress.large_bodies import busy_error
 from payloadd.ingress.openapi import render
 from payloadd.ingress.operations import OPENAPI_PATH
-from payloadd.ingress.problem import CONTENT_TYPE, Problem, refusal_problem, too_large
-from payloadd.ingress.routes import COLLECTIONS, DEFAULT, DOCUMENTS, METHODS
+from payloadd.ingress.problem import (
+    CONTENT_TYPE,
+    Problem,
+    method_not_allowed,
+    not_found,
+    refusal_problem,
+    too_large,
+)
+from payloadd.ingress.routes import COLLECTIONS, DEFAULT, DOCUMENTS, METHODS, has_odd_slashes
 from payloadd.ingress.submission import PostHeaders, closes_connection, internal_error
 from payloadd.ingress.waiting_submission import do_nothing, submit_and_wait
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator
     from contextlib import AbstractContextManager
+
+    from quart_trio import QuartTrio
 
     from payloadd.config.settings import Settings
     from payloadd.ingress.refusal_log import RefusalLog
@@ -72,7 +82,7 @@ def make_app(
 
 
 async def _allow_reads() -> Response:
-    return Response("", 204, {"Allow": "GET, HEAD, OPTIONS"})
+    return _no_content({"Allow": "GET, HEAD, OPTIONS"})
 
 
 async def healthz() -> Response:
@@ -106,21 +116,23 @@ class _Handler:
         cors = self._submitter.cors
         if cors is not None:
             headers.update(cors.preflight(_header("Origin")))
-        return Response("", 204, headers)
+        return _no_content(headers)
 
     async def _post(self, stream: str, *, document: bool) -> Response:
         _refuse_odd_slashes()
         found = self._submitter.routes.stream(stream)
-        headers = self._post_headers(document=document, stream=found)
-        if {"Transfer-Encoding", "Content-Length"} <= set(request.headers.keys()):
+        joined = _joined_headers()
+        headers = self._post_headers(joined, document=document, stream=found)
+        length = joined.get(b"content-length", b"")
+        if b"transfer-encoding" in joined and length:
             # h11 follows Transfer-Encoding. Behind a proxy that follows Content-Length, a client
             # could smuggle a request (RFC 9112, section 6.1).
             raise Problem("MALFORMED", "Transfer-Encoding and Content-Length are both present")
         certificate_name = request.scope.get("state", {}).get("certificate_name")
         name = self._submitter.check(
-            headers, token_digest(_header("Authorization")), certificate_name, self.client
+            headers, token_digest(_text(joined, b"authorization")), certificate_name, self.client
         )
-        if (request.content_length or 0) > self._submitter.max_length:
+        if length.isdigit() and int(length) > self._submitter.max_length:
             raise too_large(self._submitter.max_length)
         # The body is no local variable: a request that waits for its upload must not keep it.
         answer = await submit_and_wait(
@@ -136,21 +148,24 @@ class _Handler:
         peer = _peer()
         if not self._submitter.behind_proxies:
             return peer
-        return self._submitter.client_address(peer, self._post_headers(document=False))
+        headers = self._post_headers(_joined_headers(), document=False)
+        return self._submitter.client_address(peer, headers)
 
-    def _post_headers(self, *, document: bool, stream: Stream = DEFAULT) -> PostHeaders:
+    def _post_headers(
+        self, joined: dict[bytes, bytes], *, document: bool, stream: Stream = DEFAULT
+    ) -> PostHeaders:
         patterns = self._submitter.kept_headers
         return PostHeaders(
-            _header("Content-Type"),
-            _header("Content-Encoding"),
-            _header("Idempotency-Key"),
+            _text(joined, b"content-type"),
+            _text(joined, b"content-encoding"),
+            _text(joined, b"idempotency-key"),
             document,
-            _header("Origin"),
-            _header("X-Forwarded-For"),
-            _header("Forwarded"),
+            _text(joined, b"origin"),
+            _text(joined, b"x-forwarded-for"),
+            _text(joined, b"forwarded"),
             stream,
-            self._submitter.waits.seconds_to_wait(_header("Prefer")),
-            None if patterns is None else patterns.select(_joined_headers()),
+            self._submitter.waits.seconds_to_wait(_text(joined, b"prefer")),
+            None if patterns is None else patterns.select(joined),
         )
 
     async def _read_body(self) -> bytes:
@@ -163,6 +178,12 @@ class _Handler:
         left = self._submitter.max_length
         state = request.scope.get("state", {})
         body: ReceivedBody | None = state.get("body")
+        whole = None if body is None else body.receive_whole()
+        if whole is not None:
+            if len(whole) > left:
+                raise too_large(left)
+            g.body_is_read = True
+            return whole
         reading = trio.CancelScope() if body is None else body.reading
         within: Callable[[trio.CancelScope], AbstractContextManager[object, bool]]
         within = state.get("until_due", self._until_timeout)
@@ -191,7 +212,7 @@ class _Handler:
 
 def bare_app(health: Health) -> QuartTrio:
     """Return an app without routes that answers every error with problem+json."""
-    app = QuartTrio("payloadd.ingress", static_folder=None)
+    app = App("payloadd.ingress", static_folder=None)
     # By default `//healthz` and a trailing slash redirect.
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
@@ -246,7 +267,13 @@ def add_openapi(app: QuartTrio, settings: Settings, streams: Collection[str] = (
         return Response(document, 200, content_type="application/json")
 
     add_route(app, ("GET",), OPENAPI_PATH, describe)
-    document = render(app, settings, streams)
+    document = app.config["DESCRIPTION"] = render(app, settings, streams)
+
+
+def description_of(app: QuartTrio) -> bytes:
+    """Return the description that ``add_openapi`` has added."""
+    document: bytes = app.config["DESCRIPTION"]
+    return document
 
 
 def json_response(status: int, document: object) -> Response:
@@ -255,10 +282,23 @@ def json_response(status: int, document: object) -> Response:
     return Response(body, status, content_type="application/json")
 
 
+def _no_content(headers: dict[str, str]) -> Response:
+    """Return a 204, which describes no content (RFC 9110, sections 8.3 and 8.6)."""
+    response = Response("", 204, headers)
+    for name in ("Content-Type", "Content-Length"):
+        response.headers.pop(name, None)
+    return response
+
+
 def _header(name: str) -> str | None:
     """Return a request header, all its lines joined (RFC 9110, section 5.3)."""
     lines = request.headers.getlist(name)
     return ", ".join(lines) if lines else None
+
+
+def _text(joined: dict[bytes, bytes], name: bytes) -> str | None:
+    value = joined.get(name)
+    return None if value is None else value.decode("latin-1")
 
 
 def _joined_headers() -> dict[bytes, bytes]:
@@ -293,14 +333,8 @@ def _path() -> str | None:
 
 
 def _refuse_odd_slashes() -> None:
-    """Raise NotFound if the path has a percent-encoded slash, or begins with two slashes.
-
-    An encoded slash is data and no delimiter (RFC 3986, section 2.2). Hypercorn decodes it, and
-    werkzeug ignores further slashes at the beginning, so the path would mean another one than to a
-    proxy that checks paths.
-    """
-    raw_path: bytes = request.scope.get("raw_path", b"")
-    if b"%2f" in raw_path.lower() or raw_path.startswith(b"//"):
+    """Raise NotFound if the path may mean another one to a proxy (see ``has_odd_slashes``)."""
+    if has_odd_slashes(path_of_target(request.scope.get("raw_path", b""))):
         raise NotFound
 
 
@@ -318,15 +352,9 @@ async def _on_http_exception(error: HTTPException) -> Response:
     """Convert an error of Quart itself into a Problem."""
     if isinstance(error, MethodNotAllowed):
         allowed = ", ".join(sorted(error.valid_methods or ()))
-        return await _on_problem(
-            Problem("METHOD_NOT_ALLOWED", f"allowed methods: {allowed}", {"Allow": allowed})
-        )
+        return await _on_problem(method_not_allowed(allowed))
     if isinstance(error, NotFound):
-        return await _on_problem(
-            Problem(
-                "NOT_FOUND", f"unknown path; known are {', '.join(current_app.config['PATHS'])}"
-            )
-        )
+        return await _on_problem(not_found(current_app.config["PATHS"]))
     return await _on_problem(Problem("MALFORMED", error.description or error.name))
 
 

@@ -16,7 +16,7 @@ import msgspec
 from payloadd.escaping import escape_controls_in_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from payloadd.errors import RefusedError
 
@@ -136,6 +136,26 @@ def too_many(max_payloads: int) -> Problem:
     return Problem("TOO_LARGE", detail)
 
 
+def not_found(paths: Iterable[str]) -> Problem:
+    """Return the 404 for an unknown path; ``paths`` are the known ones."""
+    return Problem("NOT_FOUND", f"unknown path; known are {', '.join(paths)}")
+
+
+def method_not_allowed(allowed: str) -> Problem:
+    """Return the 405 for a path that has only the methods ``allowed``, separated by commas."""
+    return Problem("METHOD_NOT_ALLOWED", f"allowed methods: {allowed}", {"Allow": allowed})
+
+
+def not_http() -> Problem:
+    """Return the 400 for input that is not HTTP, or that two parsers might read differently."""
+    return Problem("MALFORMED", "the request is not HTTP")
+
+
+def head_too_large() -> Problem:
+    """Return the 400 for a head of more bytes than are read."""
+    return Problem("MALFORMED", "the request's head is too large")
+
+
 def problem_for_status(status: int) -> Problem:
     """Return an answer with a body instead of an empty one of Hypercorn.
 
@@ -144,5 +164,5 @@ def problem_for_status(status: int) -> Problem:
     if status == 500:  # noqa: PLR2004 - an app that ended without an answer
         return Problem("INTERNAL", "the request was not answered")
     if status == 431:  # noqa: PLR2004 - Request Header Fields Too Large
-        return Problem("MALFORMED", "the request's head is too large")
-    return Problem("MALFORMED", "the request is not HTTP")
+        return head_too_large()
+    return not_http()

@@ -17,8 +17,7 @@ from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from trio.socket import SocketType
+    from socket import socket
 
     from payloadd.ingress.problem import Problem
 
@@ -128,10 +127,10 @@ def describe(head: bytes) -> RequestDescription:
     )
 
 
-def address_of_client(socket: SocketType) -> str | None:
+def address_of_client(connected: socket) -> str | None:
     """Return the address of the peer, ``unix`` for a Unix socket, None if the client is gone."""
     try:
-        peer = socket.getpeername()
+        peer = connected.getpeername()
     except OSError:
         return None
     if not isinstance(peer, tuple):

@@ -84,6 +84,16 @@ class Routes:
         return self._streams.get(name) or Stream(name, _UNKNOWN)
 
 
+def has_odd_slashes(raw_path: bytes) -> bool:
+    """Return whether a path has a percent-encoded slash, or begins with two slashes.
+
+    An encoded slash is data and no delimiter (RFC 3986, section 2.2), but it is decoded before the
+    path is compared, and further slashes at the beginning are ignored. So the path would mean
+    another one than to a proxy that checks paths.
+    """
+    return b"%2f" in raw_path.lower() or raw_path.startswith(b"//")
+
+
 def route_label(path: str) -> str:
     """Return the label ``route`` of a path in metrics, one of a fixed set.
 

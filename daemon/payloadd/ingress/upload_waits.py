@@ -5,6 +5,7 @@ With ``DURABILITY=store`` every request waits, whatever it prefers: it gets a 20
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from payloadd.ingress.preferences import seconds_to_wait
@@ -66,8 +67,12 @@ class UploadWaits:
         seconds: int,
         answer: UploadCallback,
         tasks: int = 0,
-    ) -> None:
+    ) -> Callable[[], None] | None:
         """Call ``answer`` once all payloads of a request are stored, or after a time.
+
+        Returns a function that ends the wait: ``answer`` is called without an outcome, unless it
+        was called before. Returns None if the wait cannot be ended: without an upload the request
+        is not promised.
 
         Must be called by the callback that gets ``receipt``. ``seconds`` is what the client
         prefers; no request waits longer than REQUEST_TIMEOUT. ``tasks`` is the number of tasks that
@@ -75,7 +80,7 @@ class UploadWaits:
         """
         if self._unstored is not None:
             self._unstored.wait(answer)
-            return
+            return None
         granted = min(seconds, max(1, int(self._longest)))
         tasks_in_all = self._tasks + tasks
         may_wait = self._uploads.waiting < self._most and tasks_in_all <= _MOST_TASKS
@@ -86,3 +91,4 @@ class UploadWaits:
             answer(receipt, objects, granted)
 
         self._uploads.wait(receipt, min(granted, self._longest) if may_wait else 0, finish)
+        return partial(self._uploads.end_wait, receipt, finish)

@@ -136,6 +136,14 @@ class UploadWatch:
             self.waiting += 1
             self._changed.set()
 
+    def end_wait(self, receipt: Receipt, done: Callable[[StoredObjects | None], object]) -> None:
+        """Call ``done``, which ``wait`` was called with, with None unless it has been called."""
+        request = self._requests.get(receipt.id.int)
+        ended = [] if request is None else [one for one in request.waiters if one.done is done]
+        if request is not None and ended:
+            request.waiters = [one for one in request.waiters if one.done is not done]
+            self._call(request, ended, None)
+
     def store(self, batch: Batch) -> None:
         """Note that a batch is stored."""
         for request, position in self._members(batch).items():

@@ -37,10 +37,10 @@ def _peer(
     """Return a peer that runs the program of ``command``, in its own folder."""
 
     @asynccontextmanager
-    async def start(folder: Path, store: Sink) -> AsyncIterator[Running]:
+    async def start(folder: Path, store: Sink, **settings: str) -> AsyncIterator[Running]:
         program = await command(folder)
         with listening_socket() as listener:
-            env = {**_ENVIRON, **store.environ}
+            env = {**_ENVIRON, **store.environ, **settings}
             async with launched(program, listener, folder, env) as running:
                 # If this process kept the socket open, clients of an ended peer would wait for
                 # ever.

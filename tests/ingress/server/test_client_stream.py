@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import tracemalloc
+from contextlib import suppress
 
 import pytest
 import trio
@@ -74,12 +76,13 @@ async def test_a_connection_is_closed_at_the_wish_of_the_client(header: bytes) -
 
 async def test_bytes_read_by_the_fast_path_are_received_first(nursery: trio.Nursery) -> None:
     """The fast path could not hand a connection over to Hypercorn."""
-    ours, theirs = trio.socket.socketpair()
+    ours, theirs = socket.socketpair()
+    ours.settimeout(0)
     fifo_gate = FifoGate()
     nursery.start_soon(fifo_gate.run)
-    stream = ClientStream(NonBlockingStream(trio.SocketStream(ours)), 5, 5, fifo_gate)
+    stream = ClientStream(NonBlockingStream(ours), 5, 5, fifo_gate)
     stream.pass_to_hypercorn(b"POST")
-    nursery.start_soon(trio.SocketStream(theirs).send_all, b" /v1")
+    nursery.start_soon(trio.SocketStream(trio.socket.from_stdlib_socket(theirs)).send_all, b" /v1")
     assert [await stream.receive_some(100), await stream.receive_some(100)] == [b"POST", b" /v1"]
     theirs.close()
     await stream.finish()
@@ -274,13 +277,45 @@ async def test_an_answer_arrives_although_the_body_was_not_read(size: int) -> No
         assert rig.counted(408) == 0
 
 
+@pytest.fixture
+def short_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the end of a connection little time."""
+    for module in ("client_stream", "lingering", "socket_stream"):
+        monkeypatch.setattr(f"payloadd.ingress.server.{module}.CLOSE_SECONDS", 0.15)
+
+
+@pytest.mark.usefixtures("short_ends")
+async def test_a_client_that_sends_its_refused_body_slowly_receives_the_answer() -> None:
+    """A reset connection gives no reason: the client would send the same body again and again."""
+    async with running(KEEPALIVE_TIMEOUT="500ms") as rig, rig.wire() as wire:
+        await wire.send(b"POST /no HTTP/1.1\r\nHost: x\r\nContent-Length: 400000\r\n\r\n")
+        for _ in range(20):
+            await wire.send(b" " * 20_000)
+            await trio.sleep(0.03)  # the pace of the client, not a wait for an event
+        answer = await wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (404, "close")
+        assert await wire.rest() == b""
+
+
+@pytest.mark.usefixtures("short_ends")
+async def test_a_client_that_only_sends_is_closed_after_its_refusal() -> None:
+    """A client could send for ever, and the connection would never end."""
+    async with running(REQUEST_TIMEOUT="300ms") as rig, rig.wire() as wire:
+        await wire.send(b"POST /no HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
+        with trio.fail_after(20), suppress(trio.BrokenResourceError):
+            while True:
+                await wire.send(b" " * 1000)
+                await trio.sleep(0.02)  # as above
+
+
 async def test_a_request_after_an_answer_before_the_drain_is_served(nursery: trio.Nursery) -> None:
     """The client was allowed to continue, and its next request would be cut off."""
-    ours, theirs = trio.socket.socketpair()
+    ours, theirs = socket.socketpair()
+    ours.settimeout(0)
     fifo_gate = FifoGate()
     nursery.start_soon(fifo_gate.run)
-    stream = ClientStream(NonBlockingStream(trio.SocketStream(ours)), 5, 5, fifo_gate)
-    client = trio.SocketStream(theirs)
+    stream = ClientStream(NonBlockingStream(ours), 5, 5, fifo_gate)
+    client = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
     stream.request_begins()
     await stream.send_all(b"HTTP/1.1 202 \r\ncontent-length: 0\r\n\r\n")
     stream.drain()

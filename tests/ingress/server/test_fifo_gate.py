@@ -109,7 +109,7 @@ async def test_the_fast_path_yields_after_a_time_limit() -> None:
 
     async with running() as rig:
         assert rig.submitter is not None
-        fast_path = FastPath(rig.submitter, rig.health, rig.metrics, RefusalLog())
+        fast_path = FastPath(rig.submitter, rig.health, rig.metrics, RefusalLog(), b"{}")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fast_path.run)
             for _ in range(left):
@@ -171,7 +171,7 @@ async def test_many_connections_are_accepted_in_one_pass(monkeypatch: pytest.Mon
     accepted: Counter[int] = Counter()
     accept = Acceptor.accept_now
 
-    def count(self: Acceptor, *, strict: bool) -> tuple[trio.SocketStream, str | None] | None:
+    def count(self: Acceptor, *, strict: bool) -> tuple[socket.socket, str | None] | None:
         found = accept(self, strict=strict)
         accepted[passes.now] += found is not None
         return found

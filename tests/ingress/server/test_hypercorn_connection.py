@@ -49,6 +49,7 @@ REQUEST = [
 # --- chunked bodies -----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("by_hypercorn")
 @pytest.mark.parametrize("size", [1, 3, 60_000])
 async def test_chunks_that_arrive_together_are_passed_on_together(
     size: int, monkeypatch: pytest.MonkeyPatch
@@ -103,6 +104,7 @@ async def test_a_request_is_answered_after_the_end_of_the_input(sent: bytes) -> 
         assert len(rig.intake.taken) == (0 if sent == GET else 60)
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_late_answer_is_sent_after_the_end_of_the_input() -> None:
     """With a slow disk, the client would send all payloads again."""
     async with running() as rig, rig.wire() as wire:
@@ -117,6 +119,7 @@ async def test_a_late_answer_is_sent_after_the_end_of_the_input() -> None:
             assert await wire.rest() == b""
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_an_incomplete_request_before_the_end_of_the_input_is_refused() -> None:
     """Half of a collection would be accepted, or hold its slot until REQUEST_TIMEOUT."""
     async with running() as rig, rig.wire() as wire:

@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from payloadd.ingress.request_memory import MAX_WAIT, RequestMemory
-from payloadd.ingress.server.connection_state import ConnectionState
+from payloadd.ingress.server.connection_state import ConnectionState, TickClock
 from payloadd.ingress.server.hypercorn_app import ReceivedBody
 from payloadd.observe.request_metrics import RequestMetrics
 
@@ -37,7 +37,7 @@ class Request:
         self.used_at_reads: list[int] = []
         """Bytes of memory in use at each read from the connection."""
         self._messages = iter(messages)
-        self.state = ConnectionState(30, 60)
+        self.state = ConnectionState(30, 60, TickClock())
         self.metrics = RequestMetrics()
         self.body = ReceivedBody(memory, self._receive, length, self.state, self.metrics)
 

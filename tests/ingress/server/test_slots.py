@@ -10,7 +10,6 @@ import h2.config
 import h2.connection
 import pytest
 import trio
-from hypercorn.trio.worker_context import WorkerContext
 
 from payloadd.config.parsers import UnixAddress
 from payloadd.ingress.admin import make_admin_app
@@ -295,11 +294,12 @@ async def test_http2_clients_that_have_left_before_their_turn_are_evicted(left: 
     """Clients that connect, send frames and leave would fill all slots, and others wait seconds."""
     here, there = socket.socketpair()
     with there:
-        transport = NonBlockingStream(trio.SocketStream(trio.socket.from_stdlib_socket(here)))
+        here.settimeout(0)
+        transport = NonBlockingStream(here)
         stream = ClientStream(transport, 30.0, 60.0, FifoGate())
         stream.pass_to_hypercorn(PREFACE)
         slots = Slots(1, None)
-        slots.add(stream, WorkerContext(None), None)
+        slots.add(stream, None)
         if left:
             there.shutdown(socket.SHUT_WR)
         assert slots.has_room() is left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,9 +20,13 @@ Pair = tuple[NonBlockingStream, trio.SocketStream]
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     """Connect two sockets."""
-    ours, theirs = trio.socket.socketpair()
+    ours, theirs = socket.socketpair()
+    ours.settimeout(0)
     with ours, theirs:
-        yield NonBlockingStream(trio.SocketStream(ours)), trio.SocketStream(theirs)
+        yield (
+            NonBlockingStream(ours),
+            trio.SocketStream(trio.socket.from_stdlib_socket(theirs)),
+        )
 
 
 async def test_data_and_the_end_of_the_input_are_received(pair: Pair) -> None:

@@ -1,27 +1,33 @@
-"""One connection on the fast path: its requests and their answers.
+"""One connection on the fast path: it receives requests, one at a time.
 
 The event loop calls the methods, and no method waits. A request is read as a head and a body and is
 then submitted. The commit that makes it durable calls back, and the callback sends the answer.
+What follows a request is kept until its answer is sent, and meanwhile nothing is read: a client
+that does not wait for its answers (RFC 9112, section 9.3.2) is slowed down by its own requests.
 """
 
 from __future__ import annotations
 
+import select
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeVarTuple
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.errors import RefusedError
-from payloadd.ingress.fastpath import details
-from payloadd.ingress.large_bodies import busy_error
-from payloadd.ingress.preferences import accepted, receipt_document
-from payloadd.ingress.problem import Problem, refusal_problem
-from payloadd.ingress.refusal_log import describe
-from payloadd.ingress.server.client_stream import do_nothing
-from payloadd.ingress.server.connection_errors import log_broken_connection
-from payloadd.ingress.submission import as_problem, closes_connection
-from payloadd.observe.request_metrics import PAYLOAD, PAYLOADS
+from payloadd.ingress.fastpath.answering import (
+    COMMIT,
+    INPUT,
+    ROOM,
+    TURN,
+    UPLOAD,
+    AnsweringConnection,
+)
+from payloadd.ingress.fastpath.answers import CONTINUE
+from payloadd.ingress.fastpath.framing import ChunkedBody, SizedBody
+from payloadd.ingress.fastpath.head import Http2Error
+from payloadd.ingress.fastpath.incoming_body import IncomingBody
+from payloadd.ingress.problem import Problem, not_http, too_large
 from payloadd.pipeline.intake import Receipt
 
 if TYPE_CHECKING:
@@ -29,16 +35,18 @@ if TYPE_CHECKING:
 
     from payloadd.ingress.fastpath.head import FastPathRequest
     from payloadd.ingress.fastpath.owner import Owner
-    from payloadd.ingress.preferences import WaitOutcome
-    from payloadd.ingress.request_memory import Waiter
     from payloadd.ingress.server.client_stream import ClientStream
     from payloadd.ingress.submission import SubmissionOutcome
 
-Ts = TypeVarTuple("Ts")
+_FIRST_READ_BYTES: Final = 120 * 2**10
+"""Bytes of the first read of a request: a POST of 64 KiB with its head fits. A larger buffer would
+be above the threshold from which malloc(3) asks the system for memory."""
+_KEPT_HEAD_BYTES: Final = 1024
+"""Bytes of each open request that are kept for the log line in case it is refused."""
 
 
-class FastPathConnection:
-    """One connection on the fast path; ``on_leave`` is called when it leaves the fast path."""
+class FastPathConnection(AnsweringConnection):
+    """Receives the requests of one connection; ``on_leave`` is called when it leaves."""
 
     decoded_immediately: int = 80 * 2**10
     """Bytes of a body up to which it is decoded as soon as it is complete; larger bodies are
@@ -48,46 +56,39 @@ class FastPathConnection:
     def __init__(
         self, fast_path: Owner, stream: ClientStream, on_leave: Callable[[ClientStream], object]
     ) -> None:
-        self._fast_path = fast_path
-        self._stream = stream
-        self._on_leave = on_leave
-        self._fd = stream.socket.fileno()
-        self._buffers = stream.buffers
-        self._head = b""
-        """The received part of an incomplete head, or the beginning of the current request."""
-        self._body = bytearray()
-        self._request: FastPathRequest | None = None
-        self._began = 0.0
-        """When the head of the request was complete, by ``perf_counter``."""
+        super().__init__(fast_path, stream, on_leave)
+        self._rest_charge = 0
+        """Bytes of memory acquired for requests that follow the current one."""
         heads = fast_path.heads
-        self._may_become_plain = heads.may_become_plain
         self._parse = heads.parse_with_secret if fast_path.submitter.needs_tokens else heads.parse
         self._name: str | None = None
         """The name of the request's client."""
+        self._body: IncomingBody | None = None
+        """The body, while it is received."""
         self._charge = 0
-        """Bytes of memory that the request has acquired (see ``request_memory.py``)."""
-        self._waiter: Waiter | None = None
-        """The request's entry in the queue for memory."""
-        self._watched = False
-        """Whether the request memory watches how fast the body arrives."""
-        self.since = 0.0
-        """Time at which the body got its memory, on trio's clock."""
-        self._submitted = False
-        """Whether the request is submitted and not answered yet."""
-        self._registered = True
-        self._bulk = False
-        """Whether a body is being received that takes more than one read."""
-        self._left = False
+        """Bytes of memory of the request that is submitted (see ``request_memory.py``)."""
+        self._first = True
+        """Whether no request has begun: HTTP/2 may begin only then."""
         fast_path.register(self._fd, self)
         stream.on_end = self._leave
 
     def on_readable(self) -> None:
-        """Read the input of the socket."""
-        if self._submitted:
+        """Handle an event of the socket."""
+        awaits = self._awaits
+        if awaits == INPUT:
+            if not self._left:  # which may have changed in the same pass
+                self._run_guarded(self._read)
+        elif awaits == UPLOAD:
+            # The client has ended its side, or is gone, and does not get its 201: it may still
+            # read the 202. Otherwise it would keep its slot until the upload.
+            self._poll(0)
+            self._end_wait()
+        elif awaits == ROOM:
+            self._run_guarded(self._send_rest)
+            self.read_pending()
+        else:
             # The client sends the next request before it has the answer: read it afterwards.
-            self._unregister()
-        elif not (self._left or self._waiter):  # either may have changed in the same pass
-            self._run_guarded(self._read)
+            self._poll(0)
 
     def on_outcome(self, outcome: SubmissionOutcome) -> None:
         """Answer the submitted request; see ``OutcomeCallback``."""
@@ -98,188 +99,280 @@ class FastPathConnection:
             return  # the drain's deadline closed the connection before the disk answered
         request = self._request
         if request is not None and request.headers.wait and isinstance(outcome, Receipt):
-            # The connection stays submitted: its next request is read after this answer.
-            self._fast_path.submitter.waits.begin(outcome, request.headers.wait, self._on_upload)
+            self._await_upload(outcome, request.headers.wait)
             return
-        self._submitted = False
         self._run_guarded(self._send_outcome, outcome)
-        if self._buffers:
-            self.read_pending()
-
-    def _on_upload(self, receipt: Receipt, outcome: WaitOutcome, waited: int | None = None) -> None:
-        """Answer the request that has waited for its upload."""
-        if self._stream.socket.fileno() < 0:
-            return  # closed meanwhile, as above
-        self._submitted = False
-        if isinstance(outcome, RefusedError):
-            self._run_guarded(self._send_outcome, outcome)
-        else:
-            self._run_guarded(self._accept, *accepted(receipt, outcome, waited))
         if self._buffers:
             self.read_pending()
 
     def read_pending(self) -> None:
         """Read input that the kernel does not report: TLS may have decrypted more than was read."""
-        if self._stream.pending and not (self._submitted or self._waiter or self._left):
+        if self._stream.pending and self._awaits == INPUT and not self._left:
             self._run_guarded(self._read)
 
-    def _run_guarded(self, step: Callable[[*Ts], object], *arguments: *Ts) -> None:
-        """Call ``step``; a lost client, or a bug, ends this connection and no other."""
-        try:
-            step(*arguments)
-        except trio.BrokenResourceError:
-            self._leave()
-        except Exception as error:  # noqa: BLE001 - it is logged
-            log_broken_connection(ExceptionGroup("on the fast path", [error]))
-            self._leave()
-
-    # --- receiving -----------------------------------------------------------------------------
+    # --- heads ---------------------------------------------------------------------------------
 
     def _read(self) -> None:
         """Read once, and read again soon if TLS holds more input."""
-        if self._request is None:
+        if self._body is None:
             self._read_head()
         else:
-            self._read_body(self._request)
+            self._read_body(self._body)
         # In a pass of its own: a client that sends quickly must not keep the others waiting.
         if self._buffers and self._stream.pending:
             self._fast_path.call_soon(self.read_pending)
 
     def _read_head(self) -> None:
-        more = self._stream.receive_now(details.FIRST_READ_BYTES)
-        if more is None:
-            return
-        data = self._head + more if self._head else more
-        if not data:
-            self._leave()
-            return
-        if more and self._may_become_plain(data):
-            self._stream.state.note_received(more)
-            self._head = self._stream.head = data
-            return
-        request = self._parse(data)
-        if request is None or len(data) > request.end:
-            self._stream.state.note_received(more)
-            self._pass_to_hypercorn(data)
-            return
-        self._begin_request(request, data)
+        more = self._stream.receive_now(_FIRST_READ_BYTES)
+        if more:
+            self._process(self._rest + more if self._rest else more, more)
+        elif more is not None:
+            # The client has ended its side between two requests, or within a head.
+            if self._rest:
+                self._refuse_head(not_http(), self._release_rest())
+            else:
+                self._leave()
+
+    def _process(self, data: bytes, more: bytes) -> None:
+        """Begin the request at the beginning of ``data``, which ends with ``more``, new bytes."""
+        try:
+            request = self._parse(data)
+        except Problem as problem:
+            self._rest = b""
+            self._refuse_head(problem, data)
+        except Http2Error:
+            self._rest = b""
+            if self._first:
+                self._pass_to_hypercorn(data)
+            else:
+                self._refuse_head(not_http(), data)
+        else:
+            if request is not None:
+                self._begin_request(request, data)
+            else:
+                self._stream.state.note_received(more)
+                self._rest = self._stream.head = data
+                self._poll(select.EPOLLIN)
 
     def _begin_request(self, request: FastPathRequest, data: bytes) -> None:
         """Check a request whose head is complete, and receive its body."""
         self._stream.request_begins()
         self._began = perf_counter()
         self._request = request
-        self._head = data[: details.KEPT_HEAD_BYTES]
+        self._first = False
+        self._head = data[:_KEPT_HEAD_BYTES]
+        self._rest = b""
+        special = request.special
+        if special is not None:
+            self._last = special.closes
+            if special.reply is not None:
+                if not special.timed:
+                    self._began = None
+                self._begin_reply(request, data)
+                self._reply(special.reply, request)
+                return
         submitter = self._fast_path.submitter
         try:
             self._name = submitter.check(
                 request.headers, request.token, self._stream.certificate_name, self._client_address
             )
         except Problem as problem:
-            self._refuse(problem, unread_body=request.end > request.start)
+            self._refuse_unread(problem, request, data)
             return
         size = request.end - request.start
-        granted = submitter.memory.try_acquire(size)
-        self._charge = size if granted else 0
-        if granted and len(data) == request.end:
+        chunked = False
+        if special is not None:
+            chunked = special.chunked
+            if size > submitter.max_length:
+                self._refuse_unread(too_large(submitter.max_length), request, data)
+                return
+        received = len(data)
+        if not chunked and received >= request.end and submitter.memory.try_acquire(size):
+            self._charge = size
             self._fast_path.requests.body_bytes += size
-            self._submit(request, data, request.start)
+            if received == request.end:
+                self._submit(request, data, request.start)
+            else:
+                self._keep_rest(data[request.end :])
+                self._submit(request, data[request.start : request.end], 0)
             return
-        # The buffer grows with the input: a client that only announces a length uses no memory. It
-        # is no list of pieces: a client that sends single bytes would use a page for each.
-        self._body = bytearray(data[request.start :])
-        self._fast_path.requests.body_bytes += len(self._body)
-        self._stream.start_body_timeout(
-            self._stream.state.due, self._on_request_timeout, self._count_received
-        )
-        if granted:
-            self._start_receiving()
-            self._register(bulk=True)
+        framing = ChunkedBody(submitter.max_length) if chunked else SizedBody(size)
+        self._body = IncomingBody(framing, submitter.memory, self)
+        self._receive(self._body, data[request.start :])
+
+    def _begin_reply(self, request: FastPathRequest, data: bytes) -> None:
+        """Prepare an answer that does not depend on a body: what follows is the next request."""
+        self._head = data[: request.start]
+        if not request.has_body:
+            self._note_last(request)
+            if len(data) > request.start:
+                self._keep_rest(data[request.start :])
+
+    def _refuse_unread(self, problem: Problem, request: FastPathRequest, data: bytes) -> None:
+        """Refuse a request before its body is read."""
+        self._begin_reply(request, data)
+        self._refuse(problem, unread_body=request.has_body)
+
+    def _note_last(self, request: FastPathRequest) -> None:
+        """Note whether the client sends nothing after this request, which is complete."""
+        self._stream.client_closes = request.special is not None and request.special.closes
+
+    # --- bytes behind the current request --------------------------------------------------------
+
+    def _keep_rest(self, rest: bytes) -> None:
+        """Keep the bytes behind the current request.
+
+        They count as memory of requests. If there is none, the current answer is the last one: a
+        client may repeat requests without an answer (RFC 9112, section 9.3.2).
+        """
+        if not self._last and self._fast_path.submitter.memory.try_acquire(len(rest)):
+            self._rest, self._rest_charge = rest, len(rest)
         else:
-            # The received part is no more than one read; the rest stays in the socket.
-            self._unregister()
-            granted_later, refused_later = self._on_memory_granted, self._on_memory_refused
-            self._waiter = submitter.memory.enqueue(size, granted_later, refused_later)
+            self._last = True
 
-    def _on_memory_granted(self) -> None:
-        """Record that the request has acquired its memory, and continue it soon."""
-        self._waiter = None
-        if self._request is not None:
-            self._charge = self._request.end - self._request.start
-        self._start_receiving()
+    def _release_rest(self) -> bytes:
+        """Return the kept bytes, and release their memory."""
+        rest, self._rest = self._rest, b""
+        charge, self._rest_charge = self._rest_charge, 0
+        if charge:
+            self._fast_path.submitter.memory.release(charge)
+        return rest
+
+    def _continue(self) -> None:
+        """Process the kept bytes, or read."""
+        if self._rest and not self._left:
+            # In a pass of its own, as other connections that have input.
+            self._awaits = TURN
+            self._fast_path.call_soon(self._resume)
+        else:
+            self._awaits = INPUT
+            self._poll(select.EPOLLIN)
+
+    # --- bodies --------------------------------------------------------------------------------
+
+    def _read_body(self, body: IncomingBody) -> None:
+        data = self._stream.receive_now(body.framing.read_bytes)
+        if data:
+            self._receive(body, data)
+        elif data is not None:
+            # The client closed within the body: the received part is dropped.
+            self._send_problem(body.framing.ended_early())
+
+    def _receive(self, body: IncomingBody, data: bytes) -> None:
+        """Add received bytes to the body, and go on."""
+        before = body.received
+        try:
+            used = body.framing.feed(data)
+        except Problem as problem:
+            self._send_problem(problem)
+            return
+        finally:
+            self._fast_path.requests.body_bytes += body.received - before
+        if used < len(data):
+            if body.framing.complete:
+                self._keep_rest(data[used:])
+            else:
+                self._rest = data[used:]
+        self._advance(body)
+
+    def _advance(self, body: IncomingBody) -> None:
+        """Submit a complete body; else wait for memory, for a turn, or for more input."""
+        acquired = body.acquire()
+        if acquired and body.framing.complete:
+            self._submit_body(body)
+            return
+        if not body.timed:
+            body.timed = True
+            due = self._stream.state.due
+            self._stream.start_body_timeout(due, self._on_request_timeout, self._count_received)
+        if not acquired:
+            self._awaits = TURN
+            self._poll(0)
+        elif self._rest:
+            self._awaits = TURN
+            self._fast_path.call_soon(self._resume)
+        else:
+            self._awaits = INPUT
+            self._invite(body)
+            self._poll(select.EPOLLIN, bulk=body.framing.bulk)
+
+    def _invite(self, body: IncomingBody) -> None:
+        """Send the 100 for which the client may wait."""
+        special = None if self._request is None else self._request.special
+        if special is not None and special.expects and not body.invited:
+            body.invited = True
+            if not self._stream.transport.send_now(CONTINUE):
+                raise trio.BrokenResourceError("the client reads no answers")
+
+    def on_memory(self) -> None:
+        """Continue soon: the body has acquired its memory."""
         # In a pass of its own: the memory of one large body is enough for hundreds of small ones.
-        self._fast_path.call_soon(self._continue_with_memory)
+        self._fast_path.call_soon(self._resume)
 
-    def _continue_with_memory(self) -> None:
-        """Receive the body, unless the request has ended or was submitted in the meantime."""
-        if self._request is not None and not (self._submitted or self._left):
-            self._run_guarded(self._resume, self._request)
+    def on_body_refused(self, problem: Problem) -> None:
+        """Refuse the request: its body arrives slowly, or there is no memory for it."""
+        self._run_guarded(self._send_problem, problem)
+
+    def _resume(self) -> None:
+        """Continue after a wait, unless the request has ended in the meantime."""
+        if self._awaits == TURN and not self._left:
+            self._awaits = INPUT
+            self._run_guarded(self._process_rest)
             self.read_pending()
 
-    def _resume(self, request: FastPathRequest) -> None:
-        self._register(bulk=True)
-        if len(self._body) == self._charge:
-            self._submit_body(request)
+    def _process_rest(self) -> None:
+        """Process received bytes: of the body, if there is one, else of the next request."""
+        body = self._body
+        if body is None:
+            rest = self._release_rest()
+            self._process(rest, rest)
+        elif self._rest and not body.framing.complete:
+            rest, self._rest = self._rest, b""
+            self._receive(body, rest)
+        else:
+            self._advance(body)
 
-    def _on_memory_refused(self) -> None:
-        """Refuse a request that has waited too long for memory."""
-        self._waiter = None
-        self._stream.stop_body_timeout()
-        self._run_guarded(self._send_problem, refusal_problem(busy_error(details.NO_MEMORY)))
-
-    def _start_receiving(self) -> None:
-        self.since = trio.current_time()
-        self._watched = True
-        self._fast_path.submitter.memory.watch(self)
-
-    @property
-    def received(self) -> int:
-        """Bytes of the body received so far."""
-        return len(self._body)
-
-    def end_slow(self) -> None:
-        """Refuse the request: its body arrives slowly, and other requests wait for memory."""
-        self._stream.stop_body_timeout()
-        self._run_guarded(self._send_problem, refusal_problem(busy_error(details.TOO_SLOW)))
-
-    def _release_memory(self) -> None:
+    def _drop_body(self) -> None:
+        """Drop the body of the request, and release its memory."""
+        body, self._body = self._body, None
+        if body is not None:
+            if body.timed:
+                self._stream.stop_body_timeout()
+            body.release()
+            self._release_rest()
         charge, self._charge = self._charge, 0
         if charge:
             self._fast_path.submitter.memory.release(charge)
-        if self._waiter is not None:
-            self._fast_path.submitter.memory.cancel_wait(self._waiter)
-            self._waiter = None
-        self._unwatch()
 
-    def _unwatch(self) -> None:
-        if self._watched:
-            self._watched = False
-            self._fast_path.submitter.memory.unwatch(self)
+    def _drop_input(self) -> None:
+        """Drop all input; a submitted body is still in use."""
+        if self._awaits != COMMIT:
+            self._drop_body()
+        self._release_rest()
 
-    def _read_body(self, request: FastPathRequest) -> None:
-        # The bytes behind the body stay in the socket.
-        missing = request.end - request.start - len(self._body)
-        data = self._stream.receive_now(min(missing, details.BODY_READ_BYTES))
-        if data is None:
-            return
-        if not data:
-            # The client closed within the body: the received part is dropped.
+    def _count_received(self) -> int:
+        """Return the received bytes of a request with an incomplete body."""
+        return len(self._head) + (0 if self._body is None else self._body.progress())
+
+    def _on_request_timeout(self) -> None:
+        self._run_guarded(self._send_problem, self._fast_path.submitter.timeout_problem())
+
+    # --- submitting ----------------------------------------------------------------------------
+
+    def _submit_body(self, body: IncomingBody) -> None:
+        request = self._request
+        data = body.finish()
+        self._body = None
+        self._charge = body.charge
+        if body.timed:
             self._stream.stop_body_timeout()
-            self._send_problem(Problem("MALFORMED", details.SHORT_BODY))
-            return
-        self._body += data
-        self._fast_path.requests.body_bytes += len(data)
-        if len(data) == missing:
-            self._submit_body(request)
-
-    def _submit_body(self, request: FastPathRequest) -> None:
-        body, self._body = self._body, bytearray()
-        self._stream.stop_body_timeout()
-        self._unwatch()
-        self._submit(request, body, 0)
+        if request is not None:
+            self._submit(request, data, 0)
 
     def _submit(self, request: FastPathRequest, data: bytes | bytearray, start: int) -> None:
-        self._submitted = True
+        self._awaits = COMMIT
+        if self._last:
+            self._note_last(request)
         # The decompressed size is unknown, so each compressed body is deferred: it may take up to
         # the event loop's budget for one body before the decoder process gets it.
         plain = request.headers.content_encoding is None
@@ -298,106 +391,4 @@ class FastPathConnection:
             )
         except Problem as problem:
             fast_path.unanswered -= 1
-            self._submitted = False
             self._refuse(problem)
-
-    def _count_received(self) -> int:
-        """Return the received bytes of a request with an incomplete body.
-
-        A request that waits for memory counts as faster than any other.
-        """
-        return len(self._head) + len(self._body) if self._waiter is None else details.FASTEST
-
-    def _client_address(self) -> str | None:
-        peer = self._stream.client_address
-        request = self._request
-        if request is None:
-            return peer
-        return self._fast_path.submitter.client_address(peer, request.headers)
-
-    def _on_request_timeout(self) -> None:
-        self._stream.stop_body_timeout()
-        self._run_guarded(self._send_problem, self._fast_path.submitter.timeout_problem())
-
-    # --- answering -----------------------------------------------------------------------------
-
-    def _send_outcome(self, outcome: SubmissionOutcome) -> None:
-        if isinstance(outcome, Receipt):
-            self._accept(202, receipt_document(outcome))
-        else:
-            self._refuse(as_problem(outcome))
-
-    def _accept(self, status: int, document: bytes, waited: int | None = None) -> None:
-        last = closes_connection(self._fast_path.health)
-        lines = b"connection: close\r\n" if last else b""
-        if waited is not None:
-            lines += b"preference-applied: wait=%d\r\n" % waited
-        cors = self._fast_path.submitter.cors
-        if cors is not None:
-            lines += cors.lines(self._origin)
-        head = self._fast_path.accepted_head(status)
-        answer = b"%s%scontent-length: %d\r\n\r\n%s" % (head, lines, len(document), document)
-        self._send_answer(status, answer, closes=last)
-
-    @property
-    def _origin(self) -> str | None:
-        return None if self._request is None else self._request.headers.origin
-
-    def _refuse(self, problem: Problem, *, unread_body: bool = False) -> None:
-        last = closes_connection(self._fast_path.health, unread_body=unread_body)
-        self._send_problem(problem, last)
-
-    def _send_problem(self, problem: Problem, last: bool = True) -> None:  # noqa: FBT001, FBT002
-        """Refuse a request; after an incomplete body the connection cannot be used again."""
-        self._fast_path.refusals.note(problem, self._client_address(), *describe(self._head))
-        self._body = bytearray()
-        self._release_memory()
-        cors = self._fast_path.submitter.cors
-        if cors is not None:
-            problem.headers.update(cors.headers(self._origin))
-        self._send_answer(problem.status, problem.raw(closes=last), closes=last)
-
-    def _send_answer(self, status: int, answer: bytes, *, closes: bool) -> None:
-        route = PAYLOAD if self._request and self._request.headers.document else PAYLOADS
-        self._fast_path.requests.count(status, route, self._began)
-        self._request = None
-        self._head = b""
-        sent = self._stream.send_now(answer, closes=closes)
-        self._stream.request_ends()
-        if self._left:
-            return
-        if not sent:
-            self._pass_to_hypercorn(b"")
-        elif self._bulk or not self._registered:
-            self._register()
-
-    # --- polling and leaving -------------------------------------------------------------------
-
-    def _register(self, *, bulk: bool = False) -> None:
-        if self._bulk is not bulk:
-            self._unregister()
-            self._bulk = bulk
-        if not (self._registered or self._left):
-            self._fast_path.register(self._fd, self, bulk=bulk)
-            self._registered = True
-
-    def _unregister(self) -> None:
-        if self._registered:
-            self._registered = False
-            self._fast_path.unregister(self._fd, bulk=self._bulk)
-
-    def _pass_to_hypercorn(self, data: bytes) -> None:
-        """Leave the connection to Hypercorn, which reads ``data`` before the socket."""
-        self._stream.pass_to_hypercorn(data)
-        self._leave()
-
-    def _leave(self) -> None:
-        """Leave the fast path."""
-        if not self._left:
-            self._left = True
-            self._body = bytearray()
-            if not self._submitted:
-                self._release_memory()
-            self._unregister()
-            self._stream.on_end = do_nothing
-            self._on_leave(self._stream)

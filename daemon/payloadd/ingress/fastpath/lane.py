@@ -1,11 +1,9 @@
-"""The fast path for plain requests, in front of Hypercorn.
+"""The fast path: HTTP/1.x in front of Hypercorn, which serves HTTP/2.
 
-Hypercorn and Quart need most of their time per request for features that a plain POST does not use.
-Each connection starts on the fast path. While its requests are plain (see ``head.py``) and come one
-at a time, they are submitted in the same way as those of the Quart app, and answered in one write.
-At the first request that is not plain, or is wrong, the bytes read so far are put back in front of
-the stream, and Hypercorn keeps the connection. So the fast path answers no unusual HTTP: in doubt,
-it passes the connection on.
+Hypercorn and Quart need most of their time per request for features that a POST does not use. The
+fast path serves all requests of HTTP/1.x itself, and submits them in the same way as the Quart app.
+Hypercorn and the Quart app stay the reference: they serve HTTP/1.x where there is no fast path, and
+tests compare the two.
 
 One task serves all connections of the fast path. A task for each connection would be woken once for
 its request and once for its commit, and spend much of its CPU time in the scheduler. Here one
@@ -16,16 +14,16 @@ from __future__ import annotations
 
 import os
 import select
-import time
 from collections import deque
-from email.utils import formatdate
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from payloadd.ingress.fastpath.answers import Answers
 from payloadd.ingress.fastpath.connection import FastPathConnection
 from payloadd.ingress.fastpath.head import HeadParser
+from payloadd.ingress.fastpath.targets import Targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
 
-_ACCEPTED_HEAD: Final = b"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\ndate: %s\r\n"
-_CREATED: Final = 201
 _CONNECTIONS_PER_POLL: Final = 64
 _BULK_CONNECTIONS_PER_POLL: Final = 8
 _BULK_BESIDE_COMMITS: Final = 1
@@ -53,12 +49,17 @@ _TIME_SLICE: Final = 0.002
 class FastPath:
     """Serves the connections of the fast path.
 
-    ``submitter`` receives the requests, ``metrics`` counts the answers, and ``refusals`` logs the
-    refused requests.
+    ``submitter`` receives the requests, ``metrics`` counts the answers, ``refusals`` logs the
+    refused requests, and ``description`` is the answer to ``GET /openapi.json``.
     """
 
     def __init__(
-        self, submitter: Submitter, health: Health, metrics: Metrics, refusals: RefusalLog
+        self,
+        submitter: Submitter,
+        health: Health,
+        metrics: Metrics,
+        refusals: RefusalLog,
+        description: bytes,
     ) -> None:
         self.submitter = submitter
         self.health = health
@@ -66,10 +67,12 @@ class FastPath:
         self.refusals = refusals
         self.heads = HeadParser(
             submitter.routes,
+            Targets(submitter.routes, description),
             submitter.max_length,
             submitter.kept_headers,
             submitter.waits.seconds_to_wait,
         )
+        self.answers = Answers(submitter.cors)
         self.unanswered = 0
         """Requests that were submitted and are not answered yet."""
         self._connections: dict[int, Readable] = {}
@@ -88,8 +91,6 @@ class FastPath:
         self._epoll.register(self._wakeup, select.EPOLLIN)
         self._closed = False
         """Whether ``run`` has ended: a later commit must not use the closed descriptors."""
-        self._second = 0
-        self._head = self._created_head = b""
 
     async def run(self) -> None:
         """Serve the connections until cancelled."""
@@ -162,12 +163,14 @@ class FastPath:
         """
         FastPathConnection(self, stream, leave).read_pending()
 
-    def register(self, fd: int, connection: Readable, *, bulk: bool = False) -> None:
-        """Call ``connection`` when ``fd`` has input; ``bulk``: the input is part of a large body.
+    def register(
+        self, fd: int, connection: Readable, events: int = select.EPOLLIN, *, bulk: bool = False
+    ) -> None:
+        """Call ``connection`` at ``events`` of ``fd``; ``bulk``: its input is part of a large body.
 
         Raises OSError if the system can poll no more sockets.
         """
-        (self._bulk_epoll if bulk else self._epoll).register(fd, select.EPOLLIN)
+        (self._bulk_epoll if bulk else self._epoll).register(fd, events)
         self._connections[fd] = connection
 
     def unregister(self, fd: int, *, bulk: bool) -> None:
@@ -179,15 +182,3 @@ class FastPath:
     def awaits_commit(self) -> bool:
         """Return whether requests wait for the journal."""
         return self.unanswered > 0
-
-    def accepted_head(self, status: int) -> bytes:
-        """Return the head of a 202 or 201 up to its Content-Length.
-
-        It is formatted once a second: the date was measurable.
-        """
-        second = int(time.time())
-        if second != self._second:
-            self._second = second
-            self._head = _ACCEPTED_HEAD % formatdate(second, usegmt=True).encode("ascii")
-            self._created_head = self._head.replace(b"202 Accepted", b"201 Created", 1)
-        return self._created_head if status == _CREATED else self._head

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import select
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from payloadd.ingress.fastpath.answers import Answers
     from payloadd.ingress.fastpath.head import HeadParser
     from payloadd.ingress.refusal_log import RefusalLog
     from payloadd.ingress.submission import Submitter
@@ -15,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Readable(Protocol):
-    """A connection that is called when its socket has input."""
+    """A connection that is called at the events of its socket."""
 
     def on_readable(self) -> None:
-        """Read the input."""
+        """Handle an event, usually input."""
         ...
 
 
@@ -30,6 +32,7 @@ class Owner(Protocol):
     refusals: RefusalLog
     requests: RequestMetrics
     heads: HeadParser
+    answers: Answers
     unanswered: int
     """Requests that were submitted and are not answered yet."""
 
@@ -41,8 +44,10 @@ class Owner(Protocol):
         """Call ``work``, which may take some milliseconds, after all small requests."""
         ...
 
-    def register(self, fd: int, connection: Readable, *, bulk: bool = False) -> None:
-        """Call ``connection`` when ``fd`` has input; ``bulk``: the input is part of a large body.
+    def register(
+        self, fd: int, connection: Readable, events: int = select.EPOLLIN, *, bulk: bool = False
+    ) -> None:
+        """Call ``connection`` at ``events`` of ``fd``; ``bulk``: its input is part of a large body.
 
         Raises OSError if the system can poll no more sockets.
         """
@@ -50,8 +55,4 @@ class Owner(Protocol):
 
     def unregister(self, fd: int, *, bulk: bool) -> None:
         """Stop polling ``fd``."""
-        ...
-
-    def accepted_head(self, status: int) -> bytes:
-        """Return the head of a 202 or 201 up to its Content-Length."""
         ...

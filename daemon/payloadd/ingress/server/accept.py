@@ -27,6 +27,9 @@ log = get_logger(__name__)
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _EXHAUSTED_PAUSE: Final = 0.1
 """Seconds."""
+_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+_UNSENT_BYTES: Final = 2**14
+"""Bytes in the kernel, not sent yet, from which on a socket is not writable; as trio sets it."""
 _SHORT_WAIT: Final = struct.pack("ll", 0, 1000)
 """A millisecond as struct timeval (socket(7), SO_RCVTIMEO)."""
 # Errors of the connection, not of the listener (accept(2), "Error handling").
@@ -58,6 +61,11 @@ class Acceptor:
         self._socket = socket.socket(fileno=listener.socket.fileno())
         self._socket.settimeout(0)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _SHORT_WAIT)
+        if self._socket.family != socket.AF_UNIX:
+            # Linux copies these options to each accepted socket (accept(2) does not say so, but
+            # the socket of the listener is cloned), which saves two system calls a connection.
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _UNSENT_BYTES)
         self._exhausted = False
         self._limit = LogLimit()
 
@@ -81,22 +89,21 @@ class Acceptor:
         """
         os.set_blocking(self._socket.fileno(), False)
 
-    def accept_now(self, *, strict: bool = False) -> tuple[trio.SocketStream, str | None] | None:
+    def accept_now(self, *, strict: bool = False) -> tuple[socket.socket, str | None] | None:
         """Return a connection and its client's IP address; None if no connection is waiting.
 
-        Connections whose clients have left without a byte are closed: after a burst of them, a
-        client that connects would otherwise wait until each of them got its objects. With
-        ``strict``, connections of HTTP/2 clients that have ended their side are closed, too. The
-        address is None for a Unix socket. Raises OSError if the listener is broken.
+        With ``strict``, connections whose clients have left without a byte, or have left after the
+        beginning of HTTP/2, are closed: they need no slot. The address is None for a Unix socket.
+        Raises OSError if the listener is broken.
         """
         for _ in range(_MOST_ABANDONED):
             found = self._accept()
             if found is None:
                 return None
             accepted, address = found
-            if not _is_abandoned(accepted, strict=strict):
-                stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
-                return stream, address[0] if isinstance(address, tuple) else None
+            accepted.settimeout(0)
+            if not strict or not _is_abandoned(accepted):
+                return accepted, address[0] if isinstance(address, tuple) else None
             accepted.close()
         return None
 
@@ -129,13 +136,13 @@ def has_left(descriptor: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _is_abandoned(accepted: socket.socket, *, strict: bool) -> bool:
+def _is_abandoned(accepted: socket.socket) -> bool:
     try:
-        beginning = accepted.recv(len(_PREFACE_START), socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        beginning = accepted.recv(len(_PREFACE_START), socket.MSG_PEEK)
     except BlockingIOError:
         return False
     except OSError:
         return True  # the client has reset the connection
-    if strict and beginning == _PREFACE_START:
+    if beginning == _PREFACE_START:
         return has_left(accepted.fileno())
     return not beginning

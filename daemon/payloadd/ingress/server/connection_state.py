@@ -32,6 +32,16 @@ _HEAD_END: Final = b"\r\n\r\n"
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,12})[ \t]*\r\n")
 
 
+class TickClock:
+    """A time that all connections share, and that costs no call to read."""
+
+    __slots__ = ("next_tick",)
+
+    def __init__(self) -> None:
+        self.next_tick = trio.current_time()
+        """The time of the next tick, in seconds on trio's clock."""
+
+
 class EvictionRank(NamedTuple):
     """The rank of a connection for eviction: the lowest rank is closed first."""
 
@@ -69,8 +79,16 @@ class ConnectionState:
     attributes that belong to the deadline.
     """
 
-    def __init__(self, request_timeout: float, keepalive_timeout: float) -> None:
+    __slots__ = (
+        "_clock", "_created", "_keepalive_timeout", "_request_since", "_sending", "answering",
+        "awaits_body", "awaits_turn", "begins_http2", "blocked_since", "closing_since",
+        "count_received", "deadline", "draining", "ends_after_requests", "handshaking",
+        "head_since", "http2", "received", "request_timeout", "requests", "waits_for_memory",
+    )  # fmt: skip
+
+    def __init__(self, request_timeout: float, keepalive_timeout: float, clock: TickClock) -> None:
         """Start with an idle connection; both timeouts are in seconds."""
+        self._clock = clock
         self.request_timeout = request_timeout
         self._keepalive_timeout = keepalive_timeout
         self.requests = 0
@@ -90,8 +108,6 @@ class ConnectionState:
         self.draining = False
         self.ends_after_requests = False
         """Whether the connection ends after the answers to the current requests."""
-        self._just_answered = False
-        """Whether an answer was sent after the last call of ``is_overdue``."""
         self._created = trio.current_time()
         self.deadline = self._created + keepalive_timeout
         self.handshaking = False
@@ -111,7 +127,7 @@ class ConnectionState:
         """When the client stopped reading the bytes that are being sent."""
         self.closing_since: float | None = None
         """When the connection began to close."""
-        self._sending: list[float] = []
+        self._sending: list[float] | None = None
         """Start times of all sends of the app that are not finished."""
 
     # --- the deadline -----------------------------------------------------------------------------
@@ -133,7 +149,6 @@ class ConnectionState:
         self.head_since = None
         self.answering = False
         self.requests += 1
-        self._just_answered = False
         self.deadline = inf
 
     @property
@@ -145,11 +160,6 @@ class ConnectionState:
 
     def is_overdue(self, now: float) -> bool:
         """Return whether the deadline has passed."""
-        if self._just_answered:
-            # The idle time begins here, slightly late: reading the clock after each answer
-            # costs three calls per request.
-            self._just_answered = False
-            self.deadline = now + self._keepalive_timeout
         return now >= self.deadline
 
     def request_ends(self, *, last: bool) -> bool:
@@ -158,7 +168,7 @@ class ConnectionState:
         ``last``: the answer announced the end of the connection.
         """
         self.requests -= 1
-        if self.requests > 0:
+        if self.requests > 0 or self.closing_since is not None:
             return False
         if self.draining:
             # An answer that was sent before the drain did not announce the end.
@@ -167,7 +177,9 @@ class ConnectionState:
         if self.head_since is not None:
             self._begin_head(self.head_since)
         else:
-            self._just_answered = True
+            # The idle time begins a little late, at the next tick: reading the clock after each
+            # answer costs three calls per request.
+            self.deadline = self._clock.next_tick + self._keepalive_timeout
         return False
 
     def switch_to_http2(self) -> None:
@@ -183,7 +195,6 @@ class ConnectionState:
         if self.requests > 0:
             return False
         if not self.http2:
-            self._just_answered = False
             self.deadline = min(self.deadline, trio.current_time() + _DRAIN_GRACE)
         return self.http2
 
@@ -206,11 +217,9 @@ class ConnectionState:
 
     def expect_within(self, seconds: float) -> None:
         """Set the deadline ``seconds`` from now; during a drain, to a second at most."""
-        self._just_answered = False
         self.deadline = trio.current_time() + min(seconds, _DRAIN_GRACE if self.draining else inf)
 
     def _begin_head(self, since: float) -> None:
-        self._just_answered = False
         self.head_since = since
         self.deadline = since + (_DRAIN_GRACE if self.draining else self.request_timeout)
 
@@ -220,11 +229,12 @@ class ConnectionState:
     def sending(self) -> Iterator[None]:
         """Note that the ``with`` block sends a part of an answer, which the client has to read."""
         began = trio.current_time()
-        self._sending.append(began)
+        sending = self._sending = [] if self._sending is None else self._sending
+        sending.append(began)
         try:
             yield
         finally:
-            self._sending.remove(began)
+            sending.remove(began)
 
     @property
     def awaits_client(self) -> bool:
@@ -250,7 +260,8 @@ class ConnectionState:
 
     @property
     def _all_blocked_since(self) -> float | None:
-        return max(self._sending) if 0 < self.requests == len(self._sending) else self.blocked_since
+        sending = self._sending
+        return max(sending) if sending and self.requests == len(sending) else self.blocked_since
 
     def eviction_rank(self, now: float, *, brief: bool = False) -> EvictionRank | None:
         """Return the rank for eviction; None if the connection must stay open.
@@ -266,9 +277,9 @@ class ConnectionState:
         if self._all_blocked_since is not None:
             return EvictionRank(2, 0.0) if self.is_blocked(now) else None
         idle_since = None if self.handshaking else self._idle_since
-        if brief and self._just_answered:
-            idle_since = now
         if idle_since is not None:
+            if brief:
+                idle_since = min(idle_since, now)
             old = brief or now - idle_since >= MIN_AGE
             return EvictionRank(1, idle_since) if old else None
         rate = self._bytes_per_second(now) if self.awaits_client else None
@@ -276,8 +287,11 @@ class ConnectionState:
 
     @property
     def _idle_since(self) -> float | None:
-        """When the connection became idle, to a quarter of a second; None if it is not idle."""
-        if self.requests > 0 or self.head_since is not None or self._just_answered:
+        """When the connection became idle, late by one tick at most; None if it is not idle.
+
+        The time of an answer may be in the future, see ``request_ends``.
+        """
+        if self.requests > 0 or self.head_since is not None:
             return None
         return self.deadline - self._keepalive_timeout
 

@@ -70,7 +70,9 @@ class FifoGate:
     async def run(self) -> None:
         """Let a few waiting tasks continue in each pass of the event loop, until cancelled."""
         while True:
-            await self._not_empty.wait()
+            if not self._waiting:
+                self._not_empty = trio.Event()
+                await self._not_empty.wait()
             started = perf_counter()
             burst_limit = max(1, int(_PASS_SECONDS / self._burst))
             count = min(len(self._waiting), _BURSTS_PER_PASS, burst_limit)
@@ -78,8 +80,6 @@ class FifoGate:
                 trio.lowlevel.reschedule(self._waiting.popleft())
             if self._waiting:
                 self._busy()
-            else:
-                self._not_empty = trio.Event()
             # The tasks run in the next pass, and this task continues in that pass or in the one
             # after it. The time in between is what the bursts and the other tasks took.
             await trio.lowlevel.checkpoint()

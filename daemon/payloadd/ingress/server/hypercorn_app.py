@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from payloadd.ingress.server.connection_state import ConnectionState
     from payloadd.ingress.server.fifo_gate import FifoGate
     from payloadd.ingress.server.open_requests import OpenRequests
+    from payloadd.ingress.server.request_tasks import RequestMessages
     from payloadd.observe.request_metrics import RequestMetrics
 
 
 def wrap_app(
     app: QuartTrio,
-    send_timeout: float,
     fifo_gate: FifoGate,
     open_requests: OpenRequests,
     metrics: RequestMetrics,
@@ -42,11 +42,9 @@ def wrap_app(
 ) -> AppWrapper:
     """Return ``app`` as Hypercorn calls it; ``scope["state"]["until_due"]`` limits its body's time.
 
-    A client that does not read a part of its answer within ``send_timeout`` seconds loses its
-    connection: the stream ensures that on the socket, and this function where Hypercorn waits for
-    HTTP/2's window. A request waits at ``fifo_gate`` before it begins and before it is answered,
-    and is counted in ``open_requests`` until then. Its body takes its memory from ``memory``,
-    and ``metrics`` counts the bytes of the body.
+    A request waits at ``fifo_gate`` before it is answered, and is counted in ``open_requests``
+    until then. Its body takes its memory from ``memory``, and ``metrics`` counts the bytes of the
+    body.
     """
 
     async def call(scope: Any, receive: Any, send: Any, _spawn: Any, _soon: Any) -> None:  # noqa: ANN401 - ASGI's types are a union of dicts without a common tag
@@ -54,18 +52,18 @@ def wrap_app(
         if scope["type"] != "http":
             stream.refuse_connection(Problem("NOT_FOUND", "there are no websockets here"))
             return
-        stream.request_begins()
         route = route_label(scope["path"])
         began = perf_counter() if route in {PAYLOADS, PAYLOAD} else None
         if not stream.state.http2:
             stream.counted_as = route, began
-        open_requests.count += 1
         scope["state"]["certificate_name"] = stream.certificate_name
         scope["state"]["stated_address"] = stream.stated_address
         scope["state"]["until_due"] = partial(stream.until, stream.state.due)
+        messages: RequestMessages = scope["state"].pop("messages")
         body = None
         if memory is not None:
             body = ReceivedBody(memory, receive, _content_length(scope), stream.state, metrics)
+            body.messages = messages
             scope["state"]["body"] = body
             receive = body.receive
 
@@ -73,15 +71,12 @@ def wrap_app(
 
         async def send_in_time(message: Any) -> None:  # noqa: ANN401 - as above
             if message["type"] == "http.response.start":
+                messages.drop_rest()
                 await fifo_gate.wait_turn()
                 count(message["status"])
-            with stream.state.sending(), trio.move_on_after(send_timeout) as time_limit:
-                await send(message)
-            if time_limit.cancelled_caught:
-                await stream.aclose()
+            await send(message)
 
         try:
-            await fifo_gate.wait_turn()
             await app(scope, receive, send_in_time)
         except* Exception as group:  # noqa: BLE001 - it is logged, and Hypercorn answers 500
             log_broken_connection(group)
@@ -148,6 +143,8 @@ class ReceivedBody:
         self._state = state
         self._metrics = metrics
         self._receive = receive
+        self.messages: RequestMessages | None = None
+        """The messages behind ``receive``."""
         self._length = length
         self._charge = 0
         """Bytes of memory that the body has acquired."""
@@ -157,6 +154,23 @@ class ReceivedBody:
         self.refused = False
         self.since = trio.current_time()
         self.received = 0
+
+    def receive_whole(self) -> bytes | None:
+        """Return a body that has arrived in one message, if there is memory for it; else None.
+
+        This does not wait, so it needs no time limit.
+        """
+        body = None if self._begun or self.messages is None else self.messages.whole
+        if self.messages is None or body is None:
+            return None
+        size = max(len(body), self._length)
+        if not self._memory.try_acquire(size):
+            return None
+        self._begun = True
+        self._charge = size
+        self._metrics.body_bytes += len(body)
+        self.messages.drop_whole()
+        return body
 
     async def receive(self) -> Any:  # noqa: ANN401 - ASGI's own types
         """Return the next message of the request (see ASGI)."""

@@ -5,6 +5,8 @@
 - ``Upgrade: h2c`` is ignored, as RFC 9113, section 3.1, recommends: a proxy that checks requests
   would see only the first one. A client may still speak HTTP/2 from its first byte (prior
   knowledge).
+- Heads and chunk sizes that two parsers may read differently are refused; see ``strict_input``.
+- ``Upgrade: websocket`` is ignored, too.
 - PRIORITY is ignored.
 - The frames of an HTTP/2 client are processed in small pieces; see ``http2_input``.
 - Bodies in many small chunks are also processed in small pieces, and chunks that arrived together
@@ -26,8 +28,7 @@ import h2.exceptions
 import h2.stream
 import h11
 import trio
-from h2.utilities import SizeLimitDict
-from hypercorn.events import Closed, RawData
+from hypercorn.events import Closed, RawData, Updated
 from hypercorn.protocol.events import Body, EndBody
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
@@ -35,13 +36,10 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 
 from payloadd.ingress.server.connection_state import looks_complete, never
-from payloadd.ingress.server.http2_input import (
-    LARGEST_HEADER_LIST,
-    PREFACE,
-    FloodError,
-    FrameBudget,
-    FrameCutter,
-)
+from payloadd.ingress.server.http2_input import PREFACE, FloodError, FrameBudget, FrameCutter
+from payloadd.ingress.server.http2_protocol import Http2
+from payloadd.ingress.server.request_tasks import RequestTasks
+from payloadd.ingress.server.strict_input import StrictConnection
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
@@ -63,9 +61,6 @@ _MOST_BREAKS: Final = 128
 """Line breaks of HTTP/1.1 that are passed on at a time: two per chunk."""
 _LEAST_PIECE: Final = 512
 """Bytes."""
-_CLOSED_STREAMS: Final = 512
-"""Closed streams that h2 remembers for each connection. h2 answers a late frame of a stream that
-it has forgotten by closing the connection."""
 _PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
 _RECEIVED_WHOLE: Final = (h11.DONE, h11.MUST_CLOSE)
 """States of an HTTP/1.1 client whose request is complete."""
@@ -113,8 +108,42 @@ class HypercornConnection(TCPServer):
                 vars(part).clear()
         vars(self).clear()
 
+    async def protocol_send(self, event: Event) -> None:
+        """Send the bytes of an answer, or end the connection."""
+        if isinstance(event, Updated):
+            # Instead of a new task for each idle time.
+            if event.idle and self.context.terminated.is_set():
+                await self._close_idle()
+        elif isinstance(event, RawData) and self._client.transport.is_sent:
+            await self._send(event.data)
+        else:
+            await super().protocol_send(event)
+
+    async def _send(self, data: bytes) -> None:
+        """Send ``data``; as long as there is room, without the lock that Hypercorn takes."""
+        client = self._client
+        try:
+            if not client.begin_to_send(data):
+                with trio.CancelScope(shield=True):
+                    async with self.send_lock:
+                        await client.send_rest()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self.protocol.handle(Closed())
+
+    async def _idle_timeout(self) -> None:
+        """Wait for the drain, and end the connection if it is idle then; see ``protocol_send``."""
+        await self.context.terminated.wait()
+        http2 = self._http2
+        if http2 is None or http2.idle:
+            await self._close_idle()
+
+    async def _close_idle(self) -> None:
+        with trio.CancelScope(shield=True):
+            await self._initiate_server_close()
+
     async def _read_data(self) -> None:
         """Pass input to the protocol until the client, or this side, ends the connection."""
+        self.protocol.task_group = cast("Any", RequestTasks(self._task_group, self._begin_request))
         self.protocol.protocol = _Http1(self.protocol)
         self._client.state.awaits_body = self._awaits_body
         try:
@@ -130,10 +159,15 @@ class HypercornConnection(TCPServer):
         await self.protocol.handle(Closed())
         await self.stream.aclose()
 
+    def _begin_request(self) -> None:
+        """Count a request; ``wrap_app`` counts its end."""
+        self._client.request_begins()
+        self._open_requests.count += 1
+
     @property
-    def _http2(self) -> H2Protocol | None:
+    def _http2(self) -> Http2 | None:
         protocol = self.protocol.protocol
-        return protocol if isinstance(protocol, H2Protocol) else None
+        return protocol if isinstance(protocol, Http2) else None
 
     async def _receive(self) -> bytes:
         return bytes(await self.stream.receive_some(MAX_RECV))
@@ -142,22 +176,24 @@ class HypercornConnection(TCPServer):
         await self.protocol.handle(RawData(data))
 
     async def _read_preface(self) -> bytes:
-        """Pass on the preface of HTTP/2, if the input starts with it; return the bytes after it.
+        """Read the preface of HTTP/2, if the input starts with it; return the bytes after it.
 
         In HTTP/1.1, return the first bytes, b"" at the end of the input.
         """
-        seen = 0
-        while True:
-            data = await self._receive()
-            part = PREFACE[seen : seen + len(data)]
-            if not data or not data.startswith(part):
-                return data
-            # h11 recognises the preface, and passes on the bytes that it has buffered.
-            await self._pass_on(part)
-            seen += len(part)
-            if seen == len(PREFACE):
-                self._client.state.switch_to_http2()
-                return data[len(part) :]
+        data = await self._receive()
+        while data and len(data) < len(PREFACE) and PREFACE.startswith(data):
+            more = await self._receive()
+            if not more:
+                break
+            data += more
+        if not data.startswith(PREFACE):
+            return data
+        self._client.state.switch_to_http2()
+        protocol = Http2(self.protocol, self._client, self._open_requests)
+        self.protocol.protocol = protocol
+        await protocol.initiate()
+        await self._pass_on(PREFACE)
+        return data[len(PREFACE) :]
 
     async def _read_http1(self, data: bytes) -> None:
         state = self._client.state
@@ -177,8 +213,7 @@ class HypercornConnection(TCPServer):
         # h11 answers 400 if the last request is incomplete.
         await self._pass_on(b"")
 
-    async def _read_http2(self, protocol: H2Protocol, data: bytes) -> None:
-        self._bound_http2(protocol)
+    async def _read_http2(self, protocol: Http2, data: bytes) -> None:
         state = self._client.state
         state.awaits_turn = False
         cutter = FrameCutter()
@@ -203,25 +238,7 @@ class HypercornConnection(TCPServer):
         while state.requests and not state.is_blocked(trio.current_time()):
             with trio.move_on_after(_BLOCKED_CHECK_SECONDS):
                 await self._client.wait_until_answered()
-
-    def _bound_http2(self, protocol: H2Protocol) -> None:
-        """Set limits that Hypercorn and h2 lack; call this before the first frame is processed."""
-        connection = protocol.connection
-        # Hypercorn announces this limit to the client, but does not enforce it.
-        connection.decoder.max_header_list_size = LARGEST_HEADER_LIST
-        connection._closed_streams = SizeLimitDict(size_limit=_CLOSED_STREAMS)  # noqa: SLF001
-        protocol._priority_updated = _ignore_priority  # type: ignore[assignment,method-assign]  # noqa: SLF001
-        protocol.streams = _Streams()
-        create = protocol._create_stream  # noqa: SLF001
-
-        async def create_or_refuse(request: h2.events.RequestReceived) -> None:
-            if self._open_requests.refuses(len(protocol.streams)):
-                refused = h2.errors.ErrorCodes.REFUSED_STREAM
-                connection.reset_stream(request.stream_id, refused)
-            else:
-                await create(request)
-
-        protocol._create_stream = create_or_refuse  # type: ignore[method-assign]  # noqa: SLF001
+        await protocol.flush()
 
     async def _refuse_flood(self, protocol: H2Protocol, error: FloodError) -> None:
         log.debug("http2_flood", reason=str(error))
@@ -263,18 +280,24 @@ def _piece_size(data: bytes) -> int:
     )
 
 
-async def _ignore_priority(_event: h2.events.PriorityUpdated) -> None:
-    """Do nothing: RFC 9113, section 5.3.2, deprecates the priorities of HTTP/2's first version.
-
-    Hypercorn keeps a tree of up to 1,000 streams that need not exist, and one frame of 14 bytes
-    can move all of them.
-    """
-
-
 def _awaits_body(connection: h2.connection.H2Connection, stream_id: int) -> bool:
     """Return whether the client has not ended its side of a stream."""
     stream = connection.streams.get(stream_id)
     return stream is not None and stream.state_machine.state is h2.stream.StreamState.OPEN
+
+
+def _without_websocket(request: h11.Request) -> h11.Request:
+    """Return a request without ``Upgrade: websocket``, which Hypercorn would accept."""
+    headers = [*request.headers]
+    kept = [one for one in headers if one[0] != b"upgrade" or one[1].lower() != b"websocket"]
+    if len(kept) == len(headers):
+        return request
+    return h11.Request(
+        method=request.method,
+        target=request.target,
+        headers=kept,
+        http_version=request.http_version,
+    )
 
 
 class _JoinedBody:
@@ -311,21 +334,6 @@ class _JoinedBody:
             await handle(event)
 
 
-class _EndedStream:
-    """Drop the frames of a stream that has ended on this side."""
-
-    async def handle(self, event: object) -> None:
-        """Do nothing."""
-
-
-class _Streams(dict[int, Any]):
-    """The streams of a connection. Hypercorn fails with KeyError for data of an ended stream."""
-
-    def __missing__(self, stream_id: int) -> _EndedStream:
-        """Return a stream that drops all events."""
-        return _EndedStream()
-
-
 class _Http1(H11Protocol):
     """Hypercorn's HTTP/1.1 protocol, without upgrades to HTTP/2 and with joined chunks."""
 
@@ -341,6 +349,7 @@ class _Http1(H11Protocol):
             wrapper.server,
             wrapper.send,
         )
+        self.connection = StrictConnection()
         self._body: _JoinedBody | None = None
         self._has_length = False
 
@@ -358,7 +367,7 @@ class _Http1(H11Protocol):
     async def _create_stream(self, request: h11.Request) -> None:
         names = {name for name, _ in request.headers}
         self._has_length = b"content-length" in names and b"transfer-encoding" not in names
-        await super()._create_stream(request)
+        await super()._create_stream(_without_websocket(request))
         if isinstance(self.stream, HTTPStream):
             self._body = _JoinedBody(self.stream)
             self.stream.handle = self._body.handle  # type: ignore[method-assign]

@@ -8,114 +8,52 @@ omitted: the apps own nothing that has to be opened or closed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState as HypercornState
 
 from payloadd.ingress.server.accept import Acceptor
+from payloadd.ingress.server.client_connection import Ending
 from payloadd.ingress.server.client_stream import ClientStream
 from payloadd.ingress.server.connection_errors import log_broken_connection
+from payloadd.ingress.server.deadlines import DeadlineWheel
 from payloadd.ingress.server.fifo_gate import FifoGate
+from payloadd.ingress.server.handshake import Handshake, HandshakeQueue
 from payloadd.ingress.server.hypercorn_app import make_hypercorn_config, wrap_app
 from payloadd.ingress.server.hypercorn_connection import HypercornConnection
+from payloadd.ingress.server.lingering import Lingering
 from payloadd.ingress.server.listen import (
     bound_addresses,
     close_listener,
     open_listeners,
     public_addresses,
 )
-from payloadd.ingress.server.open_requests import OpenRequests
+from payloadd.ingress.server.options import ServerOptions
+from payloadd.ingress.server.poller import Poller
 from payloadd.ingress.server.slots import Slots
 from payloadd.ingress.server.socket_stream import NonBlockingStream
-from payloadd.ingress.server.start import ProxyHeaders, complete_handshake
+from payloadd.ingress.server.start import ProxyHeaders
 from payloadd.ingress.server.tls import TlsStream
 from payloadd.observe.logs import get_logger
-from payloadd.observe.request_metrics import CountAnswer, RequestMetrics, count_nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    import socket
 
     from quart_trio import QuartTrio
 
     from payloadd.config.settings import Settings
-    from payloadd.ingress.cors import Cors
-    from payloadd.ingress.refusal_log import RefusalLog
-    from payloadd.ingress.request_memory import RequestMemory
-    from payloadd.ingress.server.tls import Certificates
-    from payloadd.ingress.submission import Submitter
 
-__all__ = ["bound_addresses", "open_listeners", "public_addresses", "serve"]
+__all__ = ["ServerOptions", "bound_addresses", "open_listeners", "public_addresses", "serve"]
 
 log = get_logger(__name__)
 
-_TICK: Final = 0.25
-"""Seconds between two checks of all deadlines."""
-_TICKS_PER_TIMEOUT: Final = 10
-_LATE: Final = 0.1
-"""Seconds by which a tick may be late before the event loop counts as stalled."""
-_LONGEST_RECOVERY: Final = 5.0
-"""Seconds after a stall, at most, in which the sockets are read and no deadline is checked."""
+_TRUST_CHECK_SECONDS: Final = 0.25
 _ACCEPTED_PER_PASS: Final = 64
 """Connections that are accepted before other tasks run, at most."""
-
-
-class FastPathService(Protocol):
-    """The fast path as the server calls it."""
-
-    submitter: Submitter
-
-    def awaits_commit(self) -> bool:
-        """Return whether requests wait for the journal."""
-        ...
-
-    async def run(self) -> None:
-        """Serve until cancelled."""
-        ...
-
-    def enter(self, stream: ClientStream, leave: Callable[[ClientStream], object]) -> None:
-        """Serve a new connection; call ``leave`` when Hypercorn has to serve it, or when it ends.
-
-        Raises OSError if the system can watch no further connection.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ServerOptions:
-    """The options of one address."""
-
-    max_connections: int
-    fast_path: FastPathService | None = None
-    """Answers plain requests before they reach the app."""
-    certificates: Certificates | None = None
-    """With certificates, all connections use TLS."""
-    memory: RequestMemory | None = None
-    """The memory for the bodies that Hypercorn reads."""
-    count: CountAnswer = count_nothing
-    """Called for each answer that the fast path does not send."""
-    refusals: RefusalLog | None = None
-    """The log of requests that are refused before they reach the app."""
-    max_connections_per_client: int | None = None
-    proxies: Container[str] = ()
-    """Addresses of trusted proxies, to which ``max_connections_per_client`` does not apply."""
-    proxy_headers: bool = False
-    """Whether each connection of ``proxies`` begins with a PROXY header, which states its
-    client."""
-    cors: Cors | None = None
-    """The headers for browsers of answers that come neither from the app nor the fast path."""
-    metrics: RequestMetrics = field(default_factory=RequestMetrics)
-    """Gets the number of connections, and counts the bytes of bodies that Hypercorn reads."""
-    open_requests: OpenRequests = field(default_factory=OpenRequests)
-    """The requests that Hypercorn has in progress."""
-    accept_seconds: float = 0.002
-    """Seconds in which connections are accepted before other tasks run."""
-    drain_margin: float = 5.0
-    """Seconds, in addition to REQUEST_TIMEOUT, in which clients can read the last answers."""
 
 
 async def serve(
@@ -136,10 +74,11 @@ async def serve(
     server = _Server(app, settings, options)
     try:
         async with trio.open_nursery() as helpers:
-            helpers.start_soon(server.enforce_deadlines)
+            helpers.start_soon(server.wheel.run)
+            helpers.start_soon(server.end_untrusted)
             helpers.start_soon(server.fifo_gate.run)
-            if options.fast_path is not None:
-                helpers.start_soon(options.fast_path.run)
+            helpers.start_soon(server.handshakes.run)
+            helpers.start_soon(server.watcher.run)
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as accepting:
                     for listener in listeners:
@@ -169,16 +108,18 @@ class _Server:
         self._draining = False
         self._drain_ended = False
         self._empty = trio.Event()
-        self._occupied = trio.Event()
         fast_path = options.fast_path
+        self.watcher = Poller() if fast_path is None else fast_path
+        self.wheel = DeadlineWheel(min(settings.request_timeout, settings.keepalive_timeout))
         self.fifo_gate = (
             FifoGate()
             if fast_path is None
             else FifoGate(fast_path.submitter.switch_interval.shorten, fast_path.awaits_commit)
         )
+        self.handshakes = HandshakeQueue()
         self._open_requests = options.open_requests
         per_request = (self._open_requests, options.metrics, options.memory)
-        self._app = wrap_app(app, settings.request_timeout, self.fifo_gate, *per_request)
+        self._app = wrap_app(app, self.fifo_gate, *per_request)
         self._config = make_hypercorn_config()
         self._settings = settings
         self._fast_path = options.fast_path
@@ -191,6 +132,7 @@ class _Server:
         self._slots = Slots(
             options.max_connections, options.max_connections_per_client, not_counted
         )
+        self._slots.on_evict = self.wheel.remove
         options.metrics.connections = self._slots.__len__
         self._trust = 0
         self._accept_seconds = options.accept_seconds
@@ -214,45 +156,13 @@ class _Server:
                         break
                 await acceptor.pause_if_exhausted()
 
-    async def enforce_deadlines(self) -> None:
-        """End connections whose deadline has passed, up to a quarter of a second later.
-
-        If the event loop was blocked, or the process was stopped, the clients did not cause the
-        delay: every deadline is moved by it, and the sockets are read before any deadline is
-        checked.
-        """
-        shortest = min(self._settings.request_timeout, self._settings.keepalive_timeout)
-        tick = min(_TICK, shortest / _TICKS_PER_TIMEOUT)
-        not_before = 0.0
-        while True:
-            # Sleep until a connection exists.
-            await self._occupied.wait()
-            began = trio.current_time()
-            await trio.sleep(tick)
-            if not self._slots:
-                self._occupied = trio.Event()
-            now = trio.current_time()
-            late = now - began - tick
-            if late > _LATE:
-                not_before = now + min(late, _LONGEST_RECOVERY)
-                for stream in self._slots:
-                    stream.postpone(late)
-            if now >= not_before:
-                # A copy, because a connection that ends during its check is removed.
-                for stream in list(self._slots):
-                    stream.check_deadlines(now)
-            if self._certificates is not None and self._certificates.trust != self._trust:
-                await self._end_untrusted(self._certificates.trust)
-
     async def drain(self) -> None:
         """Close every connection as soon as it has no request in progress."""
-        self._draining = True
-        for stream, context in list(self._slots.items()):
+        self._draining = self.wheel.draining = True
+        for stream in list(self._slots):
             stream.drain()
             if stream.state.http2:
-                # Hypercorn then sends GOAWAY. For HTTP/1.1 it would close the connection at once,
-                # even while a request arrives.
-                await context.terminated.set()
+                await _terminate(stream)
 
     async def wait_empty(self) -> None:
         """Wait until all connections are closed, after ``drain``."""
@@ -267,22 +177,27 @@ class _Server:
         for stream in self._slots:
             stream.close_now()
         self._slots.clear()
+        self.wheel.clear()
 
-    async def _end_untrusted(self, trust: int) -> None:
+    async def end_untrusted(self) -> None:
         """End connections that were accepted before an authority of clients was removed.
 
         Requests in progress are answered. The server does not ask the client for its certificate
         again: TLS 1.3 allows that only with clients that announce it, and HTTP/2 forbids it.
         """
-        self._trust = trust
-        for stream, context in list(self._slots.items()):
-            if stream.trust < trust:
-                stream.end_after_requests()
-                if stream.state.http2:
-                    await context.terminated.set()
+        certificates = self._certificates
+        while certificates is not None:
+            await trio.sleep(_TRUST_CHECK_SECONDS)
+            trust, self._trust = self._trust, certificates.trust
+            if trust != self._trust:
+                for stream in list(self._slots):
+                    if stream.trust < self._trust:
+                        stream.end_after_requests()
+                        if stream.state.http2:
+                            await _terminate(stream)
 
     async def _enter(
-        self, transport: trio.SocketStream, client: str | None, connections: trio.Nursery
+        self, connected: socket.socket, client: str | None, connections: trio.Nursery
     ) -> None:
         """Wait for a free slot, then start to serve a connection."""
         admitted = False
@@ -293,41 +208,50 @@ class _Server:
             while not self._slots.has_room():
                 await self._slots.wait_for_room()
             if has_header:
-                stream = self._admit(transport, None)
+                stream = self._admit(connected, None)
                 connections.start_soon(self._identify, stream, client, connections)
             else:
-                self._start(self._admit(transport, client), connections)
+                self._start(self._admit(connected, client), connections)
             admitted = True
         finally:
             if not admitted:
-                transport.socket.close()
+                connected.close()
 
-    def _admit(self, transport: trio.SocketStream, client: str | None) -> ClientStream:
+    def _admit(self, connected: socket.socket, client: str | None) -> ClientStream:
         """Give a slot to a connection."""
         settings = self._settings
         tls = self._certificates
         # ``trust`` is read before the context: a reload runs in a thread.
         trust = 0 if tls is None else tls.trust
         socket_stream = (
-            NonBlockingStream(transport) if tls is None else TlsStream(transport, tls.context)
+            NonBlockingStream(connected) if tls is None else TlsStream(connected, tls.context)
         )
         stream = ClientStream(
-            socket_stream, settings.request_timeout, settings.keepalive_timeout, self.fifo_gate
+            socket_stream,
+            settings.request_timeout,
+            settings.keepalive_timeout,
+            self.fifo_gate,
+            self.wheel.clock,
         )
         stream.trust = trust
         stream.count = self._count
         stream.refusals = self._refusals
         stream.cors = self._cors
-        self._slots.add(stream, WorkerContext(None), client)
-        self._occupied.set()
+        self._slots.add(stream, client)
+        self.wheel.add(stream)
         return stream
 
     def _start(self, stream: ClientStream, connections: trio.Nursery) -> None:
-        """Start to serve a connection: on the fast path without a task, else in its own task."""
+        """Start to serve a connection, without a task until Hypercorn has to serve it."""
         if self._certificates is None:
             self._begin(stream, connections)
         else:
-            connections.start_soon(self._secure, stream, connections)
+            done = partial(self._after_handshake, connections)
+            try:
+                Handshake(self.watcher, stream, self.handshakes, done).start()
+            except OSError as error:
+                log.warning("connection_not_watched", reason=str(error))
+                self._finish(connections, stream)
         if self._draining:  # the connection was accepted just before the drain
             stream.drain()
 
@@ -347,28 +271,61 @@ class _Server:
                 return
         await self._connection(stream)
 
-    async def _secure(self, stream: ClientStream, connections: trio.Nursery) -> None:
-        """Complete the TLS handshake, then serve HTTP/1.1 as on a connection without TLS."""
-        if await complete_handshake(stream, self.fifo_gate):
-            self._begin(stream, connections)
+    def _after_handshake(
+        self,
+        connections: trio.Nursery,
+        stream: ClientStream,
+        complete: bool,  # noqa: FBT001 - see Handshake
+    ) -> None:
+        """Serve a connection after its TLS handshake."""
+        if not complete:
+            self._finish(connections, stream)
+            return
+        transport = cast("TlsStream", stream.transport)
+        stream.certificate_name = transport.certificate_name
+        if transport.protocol == "h2":
+            stream.state.http2 = True
+            stream.pass_to_hypercorn(b"")
+            connections.start_soon(self._connection, stream)
         else:
-            await self._connection(stream)
+            self._begin(stream, connections)
 
     def _begin(self, stream: ClientStream, connections: trio.Nursery) -> None:
         if self._fast_path is not None:
+            transport = stream.transport
+            transport.accepted = True
             try:
-                self._fast_path.enter(stream, partial(self._leave_fast_path, connections))
+                self._fast_path.enter(stream, partial(self._finish, connections))
             except OSError as error:
                 log.warning("connection_not_watched", reason=str(error))
             else:
                 return
+            finally:
+                transport.accepted = False
         stream.pass_to_hypercorn(b"")
         connections.start_soon(self._connection, stream)
 
-    def _leave_fast_path(self, connections: trio.Nursery, stream: ClientStream) -> None:
+    def _finish(self, connections: trio.Nursery, stream: ClientStream) -> None:
+        """Close a connection that has left the fast path, or have Hypercorn serve it."""
         # After the end of the drain no task may start; ``close_remaining`` closes the connection.
-        if not (self._drain_ended or stream.evicted):
-            connections.start_soon(self._connection, stream)
+        if self._drain_ended or stream.evicted:
+            return
+        if not stream.passed_to_hypercorn:
+            ending = stream.finish_now()
+            if ending is Ending.CLOSED:
+                self._remove(stream)
+                return
+            if ending is Ending.LINGERS:
+                Lingering(self.watcher, stream, self._remove).start()
+                return
+        connections.start_soon(self._connection, stream)
+
+    def _remove(self, stream: ClientStream) -> None:
+        """Free the slot of a connection that is closed."""
+        self.wheel.remove(stream)
+        self._slots.remove(stream)
+        if self._draining and not self._slots:
+            self._empty.set()
 
     async def _connection(self, stream: ClientStream) -> None:
         """Serve a connection in a task until it ends, and close it."""
@@ -376,10 +333,8 @@ class _Server:
             await self._serve_requests(stream)
             await stream.finish()
         finally:
-            stream.socket.close()
-            self._slots.remove(stream)
-            if self._draining and not self._slots:
-                self._empty.set()
+            stream.transport.close()
+            self._remove(stream)
 
     async def _serve_requests(self, stream: ClientStream) -> None:
         """Serve the requests of a connection; an error ends only this connection."""
@@ -394,7 +349,22 @@ class _Server:
 
     def _hypercorn(self, stream: ClientStream) -> HypercornConnection:
         state = HypercornState(cast("Any", {"stream": stream}))
-        context = self._slots.context(stream)
+        context = _context_of(stream)
         return HypercornConnection(
             self._app, self._config, context, state, stream, self.fifo_gate, self._open_requests
         )
+
+
+async def _terminate(stream: ClientStream) -> None:
+    """Have Hypercorn send GOAWAY to an HTTP/2 client.
+
+    For HTTP/1.1 it would close the connection at once, even while a request arrives.
+    """
+    await _context_of(stream).terminated.set()
+
+
+def _context_of(stream: ClientStream) -> WorkerContext:
+    """Return Hypercorn's context of a connection."""
+    if stream.context is None:
+        stream.context = WorkerContext(None)
+    return stream.context

@@ -8,8 +8,9 @@ Clients that send a small request a few times per second cannot either: after a 
 no connection could be evicted, connections that have been idle for less than a quarter of a second
 can be evicted, too.
 
-To find such connections, all connections are ranked. One ranking chooses enough of them for many
-new connections, and each one is checked again before it is closed.
+To find such connections, they are ranked, some thousand at a time: a ranking of ten thousand would
+hold the event loop for ten milliseconds. One ranking chooses enough of them for many new
+connections, and each one is checked again before it is closed.
 """
 
 from __future__ import annotations
@@ -27,9 +28,7 @@ from payloadd.ingress.server.log_limit import LogLimit
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, ItemsView, Iterator
-
-    from hypercorn.trio.worker_context import WorkerContext
+    from collections.abc import Callable, Container, Iterator
 
     from payloadd.ingress.server.client_stream import ClientStream
 
@@ -37,13 +36,15 @@ log = get_logger(__name__)
 
 _LEAST_CHOSEN: Final = 64
 """Connections that one ranking chooses, at least."""
+_RANKED_AT_ONCE: Final = 2048
+"""Connections that one ranking compares, at most: about 2 ms."""
 _CHOSEN_SHARE: Final = 16
 """One of this many connections is chosen, so that the cost of the ranking per new connection does
 not grow with their number."""
 _CHOICE_SECONDS: Final = 1.0
 """Seconds for which a choice is valid."""
 _PAUSE: Final = 0.1
-"""Seconds between two rankings if the first one found no connection."""
+"""Seconds in which all connections are ranked, at most once, while none can be evicted."""
 _BRIEF_AFTER: Final = 0.3
 """Seconds without a connection to evict, after which a short idle time is enough."""
 _IDLE_TOLERANCE: Final = 0.3
@@ -64,11 +65,15 @@ class Slots:
         self._not_counted = not_counted
         self._most = most
         self._most_per_client = most_per_client
-        self._streams: dict[ClientStream, WorkerContext] = {}
+        self._streams: dict[ClientStream, None] = {}
         self._clients: Counter[str] = Counter()
         self._chosen: list[tuple[EvictionRank, ClientStream]] = []
         """Connections to evict; the last one is evicted first."""
         self._chosen_at = 0.0
+        self._unranked: list[ClientStream] = []
+        """Connections that the next rankings compare; the last ones are ranked first."""
+        self._pause = _PAUSE
+        """Seconds until the next ranking if the last one found no connection."""
         self._asked_at = 0.0
         self._in_vain_since: float | None = None
         """Since when no connection could be evicted; None if the last new one got a slot."""
@@ -86,14 +91,6 @@ class Slots:
 
     def __contains__(self, stream: ClientStream) -> bool:
         return stream in self._streams
-
-    def items(self) -> ItemsView[ClientStream, WorkerContext]:
-        """Return the connections, each with its Hypercorn context."""
-        return self._streams.items()
-
-    def context(self, stream: ClientStream) -> WorkerContext:
-        """Return the Hypercorn context of a connection."""
-        return self._streams[stream]
 
     def refuses(self, client: str | None) -> bool:
         """Return whether the client with this IP address may open no further connection."""
@@ -117,13 +114,13 @@ class Slots:
         return len(self._streams) < self._most or self._evict(trio.current_time())
 
     async def wait_for_room(self) -> None:
-        """Wait until a connection has ended, or until the next ranking is due (0.1 s)."""
-        with trio.move_on_after(_PAUSE):
+        """Wait until a connection has ended, or until the next ranking is due (0.1 s or less)."""
+        with trio.move_on_after(self._pause):
             await self._freed.wait()
 
-    def add(self, stream: ClientStream, context: WorkerContext, client: str | None) -> None:
+    def add(self, stream: ClientStream, client: str | None) -> None:
         """Add a connection; call this only after ``has_room`` has returned True."""
-        self._streams[stream] = context
+        self._streams[stream] = None
         self.count(stream, client)
 
     def count(self, stream: ClientStream, client: str | None) -> None:
@@ -137,8 +134,9 @@ class Slots:
 
     def remove(self, stream: ClientStream) -> None:
         """Free the slot of a connection that has ended; an evicted one has no slot any more."""
-        if self._streams.pop(stream, None) is None:
+        if stream not in self._streams:
             return
+        del self._streams[stream]
         client = stream.client
         if client is not None:
             self._clients[client] -= 1
@@ -165,7 +163,7 @@ class Slots:
         brief = since is not None and now - since >= _BRIEF_AFTER
         if self._evict_chosen(now, brief=brief):
             return True
-        if since is not None and not brief and now - self._chosen_at < _PAUSE:
+        if since is not None and not brief and now - self._chosen_at < self._pause:
             return False
         self._choose(now, brief=brief)
         if self._evict_chosen(now, brief=brief):
@@ -192,15 +190,21 @@ class Slots:
         return False
 
     def _choose(self, now: float, *, brief: bool) -> None:
+        if not self._unranked:
+            self._unranked = list(reversed(self._streams))  # the oldest connections are last
+        part = self._unranked[-_RANKED_AT_ONCE:]
+        del self._unranked[-_RANKED_AT_ONCE:]
         found = [
             (eviction_rank, stream)
-            for stream in self._streams
-            if (eviction_rank := _rank(stream, now, brief=brief)) is not None
+            for stream in part
+            if stream in self._streams
+            and (eviction_rank := _rank(stream, now, brief=brief)) is not None
         ]
-        most = max(_LEAST_CHOSEN, len(self._streams) // _CHOSEN_SHARE)
+        most = max(_LEAST_CHOSEN, len(part) // _CHOSEN_SHARE)
         self._chosen = nsmallest(most, found, key=itemgetter(0))
         self._chosen.reverse()
         self._chosen_at = now
+        self._pause = _PAUSE * len(part) / max(1, len(self._streams))
 
 
 def _rank(stream: ClientStream, now: float, *, brief: bool = False) -> EvictionRank | None:

@@ -8,16 +8,20 @@ anyway. So this class waits before it reads and does not yield after a write.
 from __future__ import annotations
 
 import os
+import socket
+from fcntl import ioctl
+from struct import unpack
+from termios import FIONREAD
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import trio
 
 if TYPE_CHECKING:
-    from payloadd.ingress.server.fifo_gate import FifoGate
+    from collections.abc import Callable
 
-_CLOSE_SECONDS: Final = 2.0
-"""Seconds that the end of a connection may take."""
-_DISCARDED_BYTES: Final = 16 * 2**20
+CLOSE_SECONDS: Final = 2.0
+"""Seconds that the end of a connection may take, unless its client goes on sending."""
+MOST_DISCARDED: Final = 64 * 2**20
 """Bytes that are read and discarded at the end of a connection, at most."""
 _DISCARDED_PER_READ: Final = 65_536
 
@@ -30,13 +34,19 @@ class NonBlockingStream:
     ``trio.ClosedResourceError``.
     """
 
+    __slots__ = ("_unsent", "accepted", "awaited", "socket")
+
     buffers: ClassVar = False
     """Whether ``pending`` may become true."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
-        """Use the socket of ``stream``."""
-        self.socket = stream.socket
+    def __init__(self, connected: socket.socket) -> None:
+        """Use a connected socket, which must not block."""
+        self.socket = connected
         self._unsent = b""
+        self.awaited = False
+        """Whether a task has waited for the socket: trio then has to know when it is closed."""
+        self.accepted = False
+        """Whether the connection was accepted just now: its first bytes are probably there."""
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """Wait for data and return up to ``max_bytes`` of it; b"" at the end of the input."""
@@ -54,6 +64,7 @@ class NonBlockingStream:
         """
         if self.socket.fileno() < 0:
             raise trio.ClosedResourceError("this side has closed the connection")
+        self.awaited = True
         await trio.lowlevel.wait_readable(self.socket)
 
     def receive_now(self, max_bytes: int) -> bytes | None:
@@ -68,23 +79,10 @@ class NonBlockingStream:
         except OSError as error:
             raise trio.BrokenResourceError from error
 
-    async def handshake(self, fifo_gate: FifoGate) -> str | None:  # noqa: ARG002 - see TlsStream
-        """Return None: without TLS there is no handshake and no protocol to agree on."""
-        return None
-
-    def handshake_bytes(self) -> int:
-        """Return how many bytes of the handshake have arrived."""
-        return 0
-
-    @property
-    def certificate_name(self) -> str | None:
-        """The name in the client's certificate; see ``TlsStream``."""
-        return None
-
     @property
     def pending(self) -> bool:
-        """Whether data is there that the kernel does not announce: never without TLS."""
-        return False
+        """Whether to read without waiting until the kernel announces input."""
+        return self.accepted
 
     def send_now(self, data: bytes) -> bool:
         """Send as much of ``data`` as there is room for; return whether that was all.
@@ -100,6 +98,14 @@ class NonBlockingStream:
         self._unsent = data[sent:]
         return not self._unsent
 
+    def send_more(self) -> bool:
+        """Send more of what ``send_now`` had no room for; return whether that was the rest."""
+        return NonBlockingStream.send_now(self, self._unsent)
+
+    def drop_unsent(self) -> None:
+        """Forget what ``send_now`` had no room for."""
+        self._unsent = b""
+
     async def flush(self) -> None:
         """Send the bytes that ``send_now`` had no room for, without a time limit.
 
@@ -108,6 +114,7 @@ class NonBlockingStream:
         while self._unsent:
             if self.socket.fileno() < 0:
                 raise trio.ClosedResourceError("this side has closed the connection")
+            self.awaited = True
             await trio.lowlevel.wait_writable(self.socket)
             NonBlockingStream.send_now(self, self._unsent)
 
@@ -119,38 +126,72 @@ class NonBlockingStream:
     def send_close(self) -> None:
         """Announce the end of the connection without waiting; without TLS, do nothing."""
 
-    async def send_eof(self) -> None:
-        """Close the sending side of the connection."""
-        # Not by trio's stream: the traceback of its error keeps the connection until a garbage
-        # collection in Python 3.13.
+    @property
+    def is_sent(self) -> bool:
+        """Whether all bytes of ``send_now`` are sent."""
+        return not self._unsent
+
+    @property
+    def unread(self) -> int:
+        """The number of bytes that the kernel has received and that are not read yet."""
+        (unread,) = unpack("i", ioctl(self.socket.fileno(), FIONREAD, b"\0\0\0\0"))
+        return int(unread)
+
+    def send_eof(self) -> None:
+        """Close the sending side of the connection, after all bytes are sent."""
         try:
-            self.socket.shutdown(trio.socket.SHUT_WR)
+            self.socket.shutdown(socket.SHUT_WR)
         except OSError:
             raise trio.BrokenResourceError from None
 
-    async def close_gracefully(self, last: bytes, *, linger: bool) -> None:
-        """Send ``last``, let the client read it, and close the socket. This takes 2 s at most.
+    def shut_down(self) -> bool:
+        """Close the sending side if all bytes are sent; return whether it is closed."""
+        if self._unsent:
+            return False
+        self.send_eof()
+        return True
+
+    def close(self) -> None:
+        """Close the socket; a task that waits for it gets a ``trio.ClosedResourceError``."""
+        if self.awaited and self.socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.socket)
+        self.socket.close()
+
+    def discard_now(self) -> int | None:
+        """Read and discard some input; return its length, 0 at the end, None if there is none."""
+        data = NonBlockingStream.receive_now(self, _DISCARDED_PER_READ)
+        return None if data is None else len(data)
+
+    async def close_gracefully(
+        self, last: bytes, *, linger: bool, waits: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Send ``last``, let the client read it, and close the socket.
 
         A socket that is closed with unread input resets the connection, and the client loses the
         last answer (RFC 9112, section 9.6). So this side closes its sending side first, and reads
-        and discards the input that still arrives, up to 16 MiB. ``linger``: do the same for an
-        answer that was sent before.
+        and discards the input that still arrives, up to 64 MiB: for 2 s, and longer while ``waits``
+        returns True and the client sends. ``linger``: do the same for an answer that was sent
+        before.
         """
         try:
-            with trio.move_on_after(_CLOSE_SECONDS):
+            with trio.move_on_after(CLOSE_SECONDS) as time_limit:
                 await self.flush()
                 if last:
                     await self.send_all(last)
                 if last or linger:
-                    await self._discard_input()
+                    await self._discard_input(waits, time_limit)
                 else:
                     self.send_close()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client has left, or the connection was evicted
-        self.socket.close()
+        self.close()
 
-    async def _discard_input(self) -> None:
-        await self.send_eof()
-        left = _DISCARDED_BYTES
+    async def _discard_input(self, waits: Callable[[], bool], time_limit: trio.CancelScope) -> None:
+        self.send_close()
+        await self.flush()
+        self.send_eof()
+        left = MOST_DISCARDED
         while left > 0 and (data := await self.receive_some(_DISCARDED_PER_READ)):
             left -= len(data)
+            if waits():
+                time_limit.deadline = trio.current_time() + CLOSE_SECONDS

@@ -1,4 +1,4 @@
-"""The part of a connection before its first request: PROXY header and TLS handshake."""
+"""Read the PROXY header in front of a connection."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from payloadd.ingress.server.client_stream import do_nothing
+from payloadd.ingress.server.client_connection import do_nothing
 from payloadd.ingress.server.log_limit import LogLimit
 from payloadd.ingress.server.proxy_header import ProxyHeader, ProxyHeaderError, ProxyHeaderReader
 from payloadd.observe.logs import get_logger
@@ -16,28 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
 
     from payloadd.ingress.server.client_stream import ClientStream
-    from payloadd.ingress.server.fifo_gate import FifoGate
 
 log = get_logger(__name__)
-
-
-async def complete_handshake(stream: ClientStream, fifo_gate: FifoGate) -> bool:
-    """Complete the TLS handshake within REQUEST_TIMEOUT; each step waits at ``fifo_gate``.
-
-    Returns True if the client speaks HTTP/1.1. Returns False if the connection has ended, or if the
-    client speaks HTTP/2, which Hypercorn has to serve.
-    """
-    with _before_requests(stream, stream.transport.handshake_bytes):
-        try:
-            protocol = await stream.transport.handshake(fifo_gate)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return False
-        stream.certificate_name = stream.transport.certificate_name
-        if protocol != "h2":
-            return True
-        stream.state.http2 = True
-        stream.pass_to_hypercorn(b"")
-    return False
 
 
 class ProxyHeaders:
@@ -79,9 +59,10 @@ async def _read_proxy_header(stream: ClientStream) -> ProxyHeader | None:
     """
     reader = ProxyHeaderReader()
     header = None
+    stream.transport.awaited = True
     with _before_requests(stream, reader.received) as scope:
         try:
-            header = await reader.read(stream.socket)
+            header = await reader.read(trio.socket.from_stdlib_socket(stream.socket))
         except (OSError, trio.ClosedResourceError):
             return None
     if scope.cancelled_caught and not (stream.evicted or stream.state.draining):

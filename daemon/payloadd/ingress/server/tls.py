@@ -20,10 +20,10 @@ from payloadd.ingress.server.tls_problem import tls_problem
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
 
     from payloadd.config.settings import Settings
-    from payloadd.ingress.server.fifo_gate import FifoGate
 
 log = get_logger(__name__)
 
@@ -78,6 +78,10 @@ class Certificates:
         # Without ``password``, OpenSSL would ask for a key's passphrase on the terminal.
         context.load_cert_chain(certificate, key, password=lambda: b"")
         context.set_alpn_protocols(["h2", "http/1.1"])
+        # A client that reconnects uses one ticket (RFC 8446, section 4.6.1); OpenSSL would send
+        # two. OpenSSL makes the key of the tickets for each context: it is never on a disk, no
+        # other process knows it, and a reload replaces it.
+        context.num_tickets = 1
         if client_ca is None:
             return context, frozenset()
         context.load_verify_locations(client_ca)
@@ -104,36 +108,54 @@ def open_certificates(settings: Settings) -> Certificates | None:
 class TlsStream(NonBlockingStream):
     """The bytes of one socket, encrypted with ``context``; call ``handshake`` first."""
 
+    __slots__ = ("_close_sent", "_ended", "_incoming", "_outgoing", "_tls", "handshake_bytes")
+
     buffers: ClassVar = True
 
-    def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext) -> None:
-        """Act as the server side of TLS on ``stream``."""
-        super().__init__(stream)
+    def __init__(self, connected: socket.socket, context: ssl.SSLContext) -> None:
+        """Act as the server side of TLS on a connected socket, which must not block."""
+        super().__init__(connected)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._ended = False
         """Whether the input has ended, by close_notify or by the end of the socket's input."""
         self._close_sent = False
-        self._handshake_bytes = 0
+        self.handshake_bytes = 0
+        """Bytes of the handshake that have arrived."""
 
-    async def handshake(self, fifo_gate: FifoGate) -> str | None:
-        """Complete the handshake; return the agreed protocol (ALPN, RFC 7301), or None.
+    def receive_handshake(self) -> bool:
+        """Read a part of the handshake; return False if there is none yet.
 
-        Each step waits at ``fifo_gate``: a signature takes up to a millisecond. Raises
-        ``trio.BrokenResourceError`` if the client leaves, does not speak TLS, or has no
-        certificate that TLS_CLIENT_CA accepts.
+        Raises ``trio.BrokenResourceError`` if the client has left.
         """
-        done = False
-        while not done:
-            await self._wait_readable()
-            data = super().receive_now(_RAW_BYTES)
-            if data == b"":
-                raise trio.BrokenResourceError("the client left during the handshake")
-            if data:
-                self._handshake_bytes += len(data)
-                self._incoming.write(data)
-                await fifo_gate.wait_turn()
-                done = self._handshake_step()
+        data = super().receive_now(_RAW_BYTES)
+        if data is None:
+            return False
+        if not data:
+            raise trio.BrokenResourceError("the client left during the handshake")
+        self.handshake_bytes += len(data)
+        self._incoming.write(data)
+        return True
+
+    def continue_handshake(self) -> bool:
+        """Process the received part and send the reply; return whether the handshake is over.
+
+        A signature takes up to a millisecond. Raises ``trio.BrokenResourceError`` if the client
+        does not speak TLS, or has no certificate that TLS_CLIENT_CA accepts.
+        """
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+        finally:
+            self._send_records()
+        return True
+
+    @property
+    def protocol(self) -> str | None:
+        """The protocol that was agreed on in the handshake (ALPN, RFC 7301)."""
         return self._tls.selected_alpn_protocol()
 
     @property
@@ -146,22 +168,6 @@ class TlsStream(NonBlockingStream):
         subject = (pair for names in certificate.get("subject", ()) for pair in names)
         pairs = (*subject, *certificate.get("subjectAltName", ()))
         return next((text for kind, text in pairs if kind in _NAMES and text), None)
-
-    def handshake_bytes(self) -> int:
-        """Return how many bytes of the handshake have arrived."""
-        return self._handshake_bytes
-
-    def _handshake_step(self) -> bool:
-        """Process the received bytes and send the reply; return whether the handshake is over."""
-        try:
-            self._tls.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        except ssl.SSLError as error:
-            raise trio.BrokenResourceError(str(error)) from error
-        finally:
-            self._send_records()
-        return True
 
     @property
     def pending(self) -> bool:
@@ -184,14 +190,20 @@ class TlsStream(NonBlockingStream):
         """
         if self._close_sent:
             return super().receive_now(max_bytes)
-        found = bytearray()
+        found = b""
+        incoming, tls = self._incoming, self._tls
         while len(found) < max_bytes and not self._ended:
-            try:
-                piece = self._tls.read(max_bytes - len(found))
-                found += piece
-                self._ended = not piece  # close_notify
-            except ssl.SSLWantReadError:
+            # An exception costs more than these two calls.
+            if not (incoming.pending or tls.pending()):
                 # If the socket has more than one read returns, it stays readable.
+                if found or not self._fetch():
+                    break
+                continue
+            try:
+                piece = tls.read(max_bytes - len(found))
+                self._ended = not piece  # close_notify
+                found = found + piece if found else piece
+            except ssl.SSLWantReadError:
                 if found or not self._fetch():
                     break
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
@@ -199,7 +211,7 @@ class TlsStream(NonBlockingStream):
             except ssl.SSLError as error:
                 raise trio.BrokenResourceError(str(error)) from error
         self._answer_records()
-        return bytes(found) if found or self._ended else None
+        return found if found or self._ended else None
 
     def _fetch(self) -> bool:
         """Pass received bytes to OpenSSL; return False if there are none yet."""
@@ -218,14 +230,13 @@ class TlsStream(NonBlockingStream):
             raise trio.BrokenResourceError(str(error)) from error
         return self._send_records()
 
-    async def send_eof(self) -> None:
-        """End the output in TLS and on the socket; later input is returned without decryption."""
-        self.send_close()
-        await self.flush()
-        await super().send_eof()
-
     def send_close(self) -> None:
-        """Send close_notify (RFC 8446, section 6.1), if there is room for it."""
+        """Send close_notify (RFC 8446, section 6.1), if there is room for it.
+
+        Later input is returned without decryption.
+        """
+        if self._close_sent:
+            return
         # This fails if the client has not sent its own close_notify, or has sent data instead.
         with suppress(ssl.SSLError):
             self._tls.unwrap()

@@ -144,5 +144,8 @@ func main() {
 	dispatcher := Dispatcher{WorkerPool: make(chan chan Job, MaxWorkers)}
 	dispatcher.Run()
 	http.HandleFunc("/v1/payloads", payloadHandler)
+	if certificate := os.Getenv("TLS_CERT"); certificate != "" {
+		log.Fatal(http.ServeTLS(listener, nil, certificate, os.Getenv("TLS_KEY")))
+	}
 	log.Fatal(http.Serve(listener, nil))
 }
