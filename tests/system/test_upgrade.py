@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from payloadd.journal.sqlite.database import Database
-from tests.fixtures.version_3.journals import MANIFEST, WHEEL, lines, unpack
+from tests.fixtures.version_3.journals import KEEPING, MANIFEST, WHEEL, lines, unpack
+from tests.support.clients import Posts
 from tests.support.commands import invoke
-from tests.support.daemon import running_daemon, started
+from tests.support.daemon import START_WITHIN, running_daemon, started
 from tests.support.loopback import http_client
-from tests.support.store import fake_s3
+from tests.support.store import INTERNAL_ERROR, fake_s3
+from tests.support.store_behaviours import InTurn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,3 +147,44 @@ def _rows(path: Path) -> list[str]:
     """Return all that is in a journal, as SQL."""
     with closing(sqlite3.connect(path)) as connection:
         return [*map(str, connection.execute("PRAGMA user_version")), *connection.iterdump()]
+
+
+@pytest.mark.large
+async def test_the_settings_of_the_changelog_keep_the_behaviour_of_0_1_0(tmp_path: Path) -> None:
+    """A setting that is said to undo a change would not."""
+    compressed = {"COMPRESSION": "gzip"}
+    for name in ("old", "kept", "new"):
+        (tmp_path / name).mkdir()
+    old = await _observe(tmp_path / "old", compressed | {"PYTHONPATH": str(WHEEL)}, _OLD)
+    kept = await _observe(tmp_path / "kept", KEEPING | compressed)
+    new = await _observe(tmp_path / "new", compressed)
+    assert kept == old
+    # Each of them tells the two versions apart.
+    assert [name for name in old if new[name] == old[name]] == []
+
+
+async def _observe(
+    folder: Path, settings: dict[str, str], command: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return what differs by default between 0.1.0 and this version, of a daemon that is posted to.
+
+    The first upload fails, and is repeated.
+    """
+    async with (
+        fake_s3(InTurn((INTERNAL_ERROR, "take"))) as store,
+        started(folder, store.environ | settings, command) as daemon,
+    ):
+        await daemon.wait_for_event("listening", START_WITHIN)
+        small, large = Posts(daemon.url), Posts(daemon.url)
+        await small.run([[b"1", b"2", b"3"]])
+        await large.run([[b'"%s"' % (b"x" * 1_100_000)]])
+        await daemon.wait_until_stored(len(small.acknowledged + large.acknowledged))
+    headers = {name for kept in store.metadata.values() for name in kept}
+    # Metadata of objects are new, and no setting leaves them out.
+    return {
+        "large": large.answers,
+        "keys": {re.sub(r"[0-9a-f-]{36}|\d+", "#", path) for path in store.objects},
+        "objects": [body.count(b"\n") for body in map(gzip.decompress, store.objects.values())],
+        "headers": {name for name in headers if not name.startswith("x-amz-meta-")},
+        "conditions": sum("if-none-match" in seen.headers for seen in store.seen),
+    }

@@ -47,9 +47,9 @@ NEW: Final = (
 )
 """The commands of the README's section "Upgrade" before the restarts."""
 INSTANCES: Final = 2
-KEEPING: Final = 4
+KEEPING: Final = 2
 """The number of clients that keep their connection."""
-FRESH: Final = 4
+FRESH: Final = 2
 """The number of clients that open a connection for each request."""
 BETWEEN: Final = 200
 """The number of 202s between two steps."""
@@ -57,9 +57,9 @@ _INSTALL_SECONDS: Final = 600.0
 
 
 class SlowProxy(Proxy):
-    """A proxy that delays every request to an S3 server, until ``pause`` is 0."""
+    """A proxy that delays every request to an S3 server by ``pause`` seconds."""
 
-    pause = 0.5
+    pause = 0.0
 
     async def _ask(self, *request: Any) -> Any:  # noqa: ANN401 - as it is passed on
         await trio.sleep(self.pause)
@@ -78,13 +78,20 @@ class Load:
         """The payloads that were accepted on these."""
         self.stopped = False
         self._numbers = count()
+        self._ended = trio.Event()
 
     async def run(self) -> None:
-        """Post until ``stopped`` is set."""
+        """Post until ``end`` is called."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.kept.run, self, KEEPING)
             for _ in range(FRESH):
                 nursery.start_soon(self._open_connections)
+        self._ended.set()
+
+    async def end(self) -> None:
+        """Let the clients post no new payloads, and wait until they have ended."""
+        self.stopped = True
+        await self._ended.wait()
 
     def __iter__(self) -> Iterator[list[bytes]]:
         """Return what the clients with kept connections post."""
@@ -175,12 +182,13 @@ async def test_an_upgrade_under_load_loses_nothing_and_fails_no_request(
         load = Load(units[0].url)
         nursery.start_soon(load.run)
         await load.more()
-        backlogs = [_jobs(machine, number) for number in range(1, INSTANCES + 1)]
         checked = await _commands(machine, NEW)
         assert "failed" not in checked
         assert "in use by process" in checked
+        proxy.pause = 0.5
+        await load.more()
+        backlogs = [_jobs(machine, number) for number in range(1, INSTANCES + 1)]
         for number, unit in enumerate(units, 1):
-            await load.more()
             assert _version(machine, number) == 3
             await unit.systemctl("restart")
             assert _version(machine, number) == 4
@@ -190,7 +198,7 @@ async def test_an_upgrade_under_load_loses_nothing_and_fails_no_request(
             assert "/opt/payloadd-0.2/" in await unit.show("ExecStart")
             events = {one["event"]: one for one in await unit.events()}
             assert events["listening"]["version"] == __version__
-        load.stopped = True
+        await load.end()
         proxy.pause = 0.0
         objects = await _all_stored(machine, seaweed, bucket)
         nursery.cancel_scope.cancel()
