@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from payloadd.ingress.cors import Cors
-from payloadd.ingress.fastpath.answers import CLOSE, KEEP, Answers, Page, without_body
+from payloadd.ingress.fastpath.answers import CLOSE, KEEP, Answers, FixedAnswer, without_body
 from payloadd.ingress.problem import Problem
 
 ORIGIN = "https://a.b"
@@ -15,7 +15,7 @@ ORIGIN = "https://a.b"
 def test_all_answers_say_whether_the_connection_is_kept(connection: bytes) -> None:
     """A client would wait for the end, or send a request to a closed connection."""
     answers = Answers(None)
-    page = Page(200, {"X": "y"}, b"body")
+    page = FixedAnswer(200, {"X": "y"}, b"body")
     made = [
         answers.accepted(202, b"{}", None, None, connection),
         answers.page(page, None, connection),
@@ -48,7 +48,7 @@ def test_the_date_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
             202, b"", None, None, b""
         )
         assert b"Date: Thu, 01 Jan 1970 %b GMT" % text in answers.page(
-            Page(204, {}, b""), None, b""
+            FixedAnswer(204, {}, b""), None, b""
         )
 
 
@@ -58,12 +58,12 @@ def test_pages_of_other_origins_may_read_all_answers() -> None:
     allowed = b"\r\nAccess-Control-Allow-Origin: https://a.b\r\n"
     for answer in (
         answers.accepted(202, b"{}", None, ORIGIN, b""),
-        answers.page(Page(200, {}, b""), ORIGIN, b""),
+        answers.page(FixedAnswer(200, {}, b""), ORIGIN, b""),
         answers.problem(Problem("MALFORMED", "x"), ORIGIN, CLOSE),
     ):
         assert allowed in answer
         assert b"Access-Control-Allow-Methods" not in answer
-    preflight = answers.page(Page(204, {}, b"", preflight=True), ORIGIN, b"")
+    preflight = answers.page(FixedAnswer(204, {}, b"", preflight=True), ORIGIN, b"")
     assert allowed in preflight
     assert b"Access-Control-Allow-Methods" in preflight
     assert b"ontent-" + b"ength" not in preflight
@@ -71,5 +71,5 @@ def test_pages_of_other_origins_may_read_all_answers() -> None:
 
 def test_an_answer_to_head_ends_with_its_head() -> None:
     """A client would read the body as the next answer."""
-    answer = Answers(None).page(Page(200, {}, b"a\r\n\r\nb"), None, b"")
+    answer = Answers(None).page(FixedAnswer(200, {}, b"a\r\n\r\nb"), None, b"")
     assert answer == without_body(answer) + b"a\r\n\r\nb"

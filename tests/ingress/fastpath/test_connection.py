@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import socket
 from contextlib import AsyncExitStack
@@ -15,7 +16,7 @@ from payloadd.errors import RefusedError
 from payloadd.ingress.fastpath.connection import FastPathConnection
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.server.socket_stream import NonBlockingStream
-from tests.ingress.rig import COLLECTION, post, running
+from tests.ingress.rig import COLLECTION, Wire, post, running
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -76,6 +77,20 @@ async def test_small_requests_are_decoded_before_larger_ones(
         for wire in wires:
             assert (await wire.answer()).status == 202
         assert rig.intake.taken == [TAKEN, *[[text]] * 5]
+
+
+async def test_a_compressed_request_may_arrive_with_its_connection() -> None:
+    """Otherwise the request would be decoded only when another client sends something."""
+    headers = ("Content-Type: application/json", "Content-Encoding: gzip")
+    async with running() as rig:
+        await wait_all_tasks_blocked()
+        address = rig.listeners[0].socket.getsockname()
+        # Before the server can accept the connection.
+        client = socket.create_connection(address)
+        client.sendall(post(gzip.compress(COLLECTION), *headers))
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(client)) as stream:
+            with trio.fail_after(5):
+                assert (await Wire(stream).answer()).status == 202
 
 
 async def test_the_next_request_may_arrive_before_the_answer() -> None:

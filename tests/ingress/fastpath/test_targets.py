@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from payloadd.ingress.fastpath.answers import Page
+from payloadd.ingress.fastpath.answers import FixedAnswer
 from payloadd.ingress.fastpath.targets import PATHS, Targets
 from payloadd.ingress.routes import Route, Routes, Stream
 from tests.ingress import rig as rigs
@@ -56,6 +56,6 @@ def test_posts_have_a_route(method: str, target: bytes, expected: Route) -> None
 def test_other_requests_have_a_problem(method: str, target: bytes, code: str, label: str) -> None:
     """A client would not learn what is wrong with its URL."""
     found, counted_as = TARGETS.find(method, target)
-    assert not isinstance(found, (Page, Route))
+    assert not isinstance(found, (FixedAnswer, Route))
     assert (found().code, counted_as) == (code, label)
     assert found() is not found()  # the headers of a problem are changed

@@ -9,7 +9,7 @@ import trio
 
 from payloadd.errors import RefusedError
 from payloadd.ingress.cors import origin_in
-from payloadd.ingress.fastpath.answers import CLOSE, KEEP, Page, without_body
+from payloadd.ingress.fastpath.answers import CLOSE, KEEP, FixedAnswer, without_body
 from payloadd.ingress.preferences import accepted, receipt_document
 from payloadd.ingress.refusal_log import describe
 from payloadd.ingress.server.client_connection import do_nothing
@@ -155,7 +155,7 @@ class AnsweringConnection:
 
     def _reply(self, reply: Reply, request: FastPathRequest) -> None:
         """Answer a request whose body is not read."""
-        if not isinstance(reply, Page):
+        if not isinstance(reply, FixedAnswer):
             self._refuse(reply(), unread_body=request.has_body)
             return
         closes = self._closes(unread_body=request.has_body)
