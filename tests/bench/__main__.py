@@ -30,6 +30,8 @@ from tests.bench.pair import pair
 from tests.bench.peers import PEERS
 from tests.bench.plot import draw
 from tests.bench.report import document
+from tests.bench.scale.model import Prices
+from tests.bench.scale.part import scale
 from tests.bench.share import NoSharesError
 from tests.bench.streams import streams
 from tests.support.tools import missing_tools
@@ -123,6 +125,18 @@ def _clients(options: argparse.Namespace) -> list[Section]:
     return trio.run(found, options.duration, options.rounds, _print_progress)
 
 
+def _scale(options: argparse.Namespace) -> list[Section]:
+    prices = Prices(
+        put_seconds=options.put_ms / 1000,
+        node=options.node_price,
+        database=options.database_price,
+        database_rate=options.database_rate,
+        database_answer=options.database_ms / 1000,
+    )
+    run = partial(scale, prices, options.duration, options.rounds, options.connections)
+    return [trio.run(run, _print_progress)]
+
+
 _PARTS: Final[dict[str, Callable[[argparse.Namespace], list[Section]]]] = {
     "peers": _peers,
     "growth": _growth,
@@ -131,6 +145,7 @@ _PARTS: Final[dict[str, Callable[[argparse.Namespace], list[Section]]]] = {
     "pair": _pair,
     "streams": _streams,
     "hostile": _hostile,
+    "scale": _scale,
     "clients": _clients,
 }
 
@@ -182,6 +197,17 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="limit for peers that store one object a payload",
     )
     add("--jobs", type=int, default=1_000_000, help="jobs of the backlog")
+    usual = Prices()
+    add("--put-ms", type=float, default=usual.put_seconds * 1000, help="scale: time of a PUT")
+    add("--node-price", type=float, default=usual.node, help="scale: dollars an hour")
+    add("--database-price", type=float, default=usual.database, help="scale: dollars an hour")
+    add("--database-rate", type=float, default=usual.database_rate, help="scale: payloads a second")
+    add(
+        "--database-ms",
+        type=float,
+        default=usual.database_answer * 1000,
+        help="scale: 99th percentile of a commit",
+    )
     add("--results", type=Path, default=_RESULTS, metavar="FOLDER", help="folder for the results")
     return parser.parse_args(arguments)
 

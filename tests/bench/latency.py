@@ -56,7 +56,7 @@ class Round:
 
 async def latency(seconds: int, rounds: int, report: Callable[[str], object]) -> Section:
     """Find the peak rate with 32 connections and measure at half of it, ``rounds`` times."""
-    found = [await _round(seconds, report) for _ in range(rounds)]
+    found = [await measure_round(seconds, report) for _ in range(rounds)]
     in_syncs = median(one.in_syncs for one in found)
     p99 = median(one.half.p99 for one in found) / 1000
     return Section(
@@ -70,7 +70,8 @@ async def latency(seconds: int, rounds: int, report: Callable[[str], object]) ->
     )
 
 
-async def _round(seconds: int, report: Callable[[str], object]) -> Round:
+async def measure_round(seconds: int, report: Callable[[str], object]) -> Round:
+    """Measure syncs, the peak, and half of it."""
     work = WORKS["single"]
     with tempfile.TemporaryDirectory(prefix="payloadd-bench-") as name:
         folder = Path(name)

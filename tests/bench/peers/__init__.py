@@ -23,11 +23,21 @@ IN_MEMORY: Final = payloadd(
     MAX_QUEUE="1000000",
     MAX_QUEUE_BYTES="4GiB",
 )
+STORED: Final = payloadd(
+    "payloadd, batched, in the store",
+    DURABILITY="store",
+    BATCH_LINGER="250ms",
+    MAX_CONNECTIONS="10000",
+    # The queue has to hold all requests under way.
+    MAX_QUEUE="1000000",
+    MAX_QUEUE_BYTES="4GiB",
+)
 
 PEERS: Final[dict[str, Peer]] = {
     "one": ONE,
     "batched": BATCHED,
     "memory": IN_MEMORY,
+    "store": STORED,
     "go": GO,
     "fastapi": FASTAPI,
     "straight": STRAIGHT,

@@ -24,6 +24,11 @@ SETTINGS: Final = {
     "S3_IF_NONE_MATCH": "off",
 }
 BATCHES: Final = {"BATCH_MAX_PAYLOADS": "1000"}
+_PROMISES: Final = {
+    "disk": "on disk (fsync), exactly once",
+    "store": "in the store",
+    "memory": "in memory",
+}
 ALONE: Final = {"BATCH_MAX_PAYLOADS": "1"}
 
 
@@ -53,6 +58,6 @@ def payloadd(name: str, *, batched: bool = True, **settings: str) -> Peer:
         async with running_daemon(folder, env) as daemon:
             yield _Payloadd(daemon)
 
-    in_memory = settings.get("DURABILITY") == "memory"
-    promise = "in memory" if in_memory else "on disk (fsync), exactly once"
-    return Peer(name, promise, batched, start, missing=lambda: None)
+    return Peer(
+        name, _PROMISES[settings.get("DURABILITY", "disk")], batched, start, missing=lambda: None
+    )

@@ -1,0 +1,1 @@
+"""What a fleet takes for so many POSTs a minute: a model, and the costs that it needs."""
