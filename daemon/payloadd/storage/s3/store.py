@@ -47,6 +47,7 @@ from payloadd.storage.s3.options import (
     LAST,
     PAYLOADS,
     describes,
+    has_identity,
     identity,
     is_same_batch,
     object_options,
@@ -314,13 +315,17 @@ class S3Store:
         if not response.successful:
             error = error_of(response)
             raise error_of(refusal) if isinstance(error, OperatorStoreError) else error
-        if members.whole and not describes(response.headers, members, request.body):
-            raise OperatorStoreError(
-                WRONG_ANSWER,
-                f"another object is under the key already, with {identity(response.headers)};"
-                " delete or rename it",
-            )
-        return None
+        if not members.whole or describes(response.headers, members, request.body):
+            return None
+        same_bytes = request.body.kind.same_bytes or has_identity(response.headers)
+        if not same_bytes and self._may_drop_condition(attempt.variant):
+            # Versions before 0.2 sent no metadata, and compressed the batch to other bytes.
+            return await self._again(attempt, attempt.variant._replace(conditional=False))
+        raise OperatorStoreError(
+            WRONG_ANSWER,
+            f"another object is under the key already, with {identity(response.headers)};"
+            " delete or rename it",
+        )
 
     async def _has(self, key: str, members: Members, body: EncodedObject) -> bool:
         """Return whether the store is known to have the object of a batch under ``key``."""
