@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
@@ -10,12 +11,13 @@ from unittest.mock import Mock
 import pytest
 
 from payloadd.errors import StartError
-from payloadd.journal.sqlite import file_check
+from payloadd.journal.sqlite import file_check, salvage
 from payloadd.journal.sqlite.damage import CODE, corrupt
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.operations import Clear, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE
+from payloadd.journal.sqlite.segments import FOLDER, WORTH_A_SYNC
 from payloadd.model.job import Part
 from tests.journal.sqlite.damaging import (
     PAGE,
@@ -180,6 +182,32 @@ def test_a_repair_keeps_the_stored_ranges_of_blocks(path: Path, database: Databa
     assert seqs(database) == [1, 4, 5, 6]
     with closing(Database(killed(path, "killed"))) as again:
         assert seqs(again) == [1, 4, 5, 6]
+
+
+def test_lost_segments_give_no_rows_to_jobs_in_blocks(path: Path, database: Database) -> None:
+    """Jobs with a row and a block would be stored twice after a crash."""
+    (small,) = accepted(database, 3)
+    big = append(4)
+    big.parts = [Part(id_of(4), b"x" * WORTH_A_SYNC + b"\n", 1)]
+    database.commit([big])
+    database.jobs_in_memory = lambda: [*small.jobs, *big.jobs]
+    shutil.rmtree(path.parent / FOLDER)
+    assert database.restore_files(immediately=True)
+    assert counts(path) == (1, 1, 0)
+    assert seqs(database) == [1, 2, 3, 4]
+
+
+def test_of_two_rows_with_one_number_the_sound_one_is_kept(database: Database) -> None:
+    """A misplaced page of another table would hide a job behind a row that is none."""
+    (request,) = accepted(database, 1)
+    unpack(database)
+    query = f"SELECT {salvage._JOB_COLUMNS} FROM jobs"
+    (sound,) = database._connection.execute(query).fetchall()
+    altered = (*sound[:3], b"other", *sound[4:])
+    for rows in ([altered, sound], [sound, altered], [sound, sound]):
+        database._connection.execute("DELETE FROM jobs")
+        salvage._fill_jobs(database._connection, iter(rows))
+        assert contents(database.page(0, 9, 99)) == contents(request.jobs)
 
 
 def test_a_lost_block_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

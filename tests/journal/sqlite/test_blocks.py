@@ -130,6 +130,16 @@ def test_blocks_of_a_large_batch_are_deleted_a_few_at_a_time(
     assert left == [(0, 7, 1), (0, 3, 1), (0, 0, 0)]
 
 
+def test_more_blocks_are_deleted_per_commit_where_more_wait(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk would fill up where batches are stored faster than blocks are deleted."""
+    monkeypatch.setattr(Blocks, "deleted_per_commit", 1)
+    requests = accepted(database, *[1] * 64)
+    database.commit([Settle(batch(*jobs_of(requests), sealed=False))])
+    assert counts(path) == (0, 60, 1)
+
+
 def test_free_space_deletes_all_blocks_that_wait(path: Path, database: Database) -> None:
     """After a full disk, requests would be refused until all were deleted step by step."""
     requests = accepted(database, *[1] * 100)
