@@ -6,12 +6,12 @@ import shutil
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 
 from payloadd.errors import StartError
-from payloadd.journal.sqlite import file_check, salvage
+from payloadd.journal.sqlite import block_rows, file_check, salvage
 from payloadd.journal.sqlite.damage import CODE, corrupt
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
@@ -155,6 +155,21 @@ def test_a_journal_that_is_written_again_has_all_jobs_once(path: Path, database:
         database.commit([Clear()])
     assert seqs(database) == [3, 7]
     assert verified(path) == []
+    # The first page had no error that a second repair has hidden.
+    assert new_findings(database) == []
+
+
+def test_blocks_that_cannot_be_deleted_are_damage(path: Path, database: Database) -> None:
+    """A start would unpack the same blocks for ever."""
+    accepted(database, 2)
+    image = killed(path, "killed")
+    with (
+        closing(sqlite3.connect(image, isolation_level=None)) as connection,
+        patch.object(block_rows, "delete", return_value=0),
+        pytest.raises(sqlite3.DatabaseError, match="where they should be"),
+    ):
+        block_rows.unpack_all(connection)
+    assert counts(image) == (0, 1, 0)
 
 
 def test_a_member_that_is_lost_beside_a_block_is_the_only_one(
