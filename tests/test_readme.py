@@ -55,6 +55,15 @@ def test_every_trouble_of_the_store_is_explained(code: str) -> None:
     assert all(len(cell) > 3 for cell in row)
 
 
+def test_every_code_in_the_source_is_explained() -> None:
+    """A part that is new would have troubles of which the README says nothing."""
+    raised = re.compile(r'(?:Operator|Transient)StoreError\(\s*"(\w+)"')
+    sources = [path.read_text() for path in (ROOT / "daemon" / "payloadd").rglob("*.py")]
+    codes = {code for source in sources for code in raised.findall(source)}
+    assert "ENCODER_FAILED" in codes
+    assert codes <= {code for row in rows("Troubles") for code in quoted(row[0])}
+
+
 @pytest.mark.parametrize("code", FAMILIES)
 def test_codes_that_follow_a_pattern_are_explained(code: str) -> None:
     """The same for errors of the network, of a folder and of KMS."""

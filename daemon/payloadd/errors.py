@@ -133,3 +133,7 @@ class StartError(PayloaddError):
 
 class StateDirError(StartError):
     """STATE_DIR is on a file system that can keep no journal: another attempt cannot succeed."""
+
+
+class LaneLostError(PayloaddError):
+    """Another process has taken over the jobs of a batch: this one must not upload it."""

@@ -12,6 +12,8 @@ import trio
 
 from tests.bench import growth, latency, measure
 from tests.bench.__main__ import main
+from tests.bench.clients import part as clients_part
+from tests.bench.clients.kinds import KINDS
 from tests.bench.hostile import part as hostile_part
 from tests.bench.load import Drive, Load, Work
 from tests.bench.measure import Result, settled
@@ -38,6 +40,7 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "TRIES", 1)
     monkeypatch.setattr(hostile_part, "QUIET", 0.2)
     monkeypatch.setattr(hostile_part, "AFTER", 0.2)
+    monkeypatch.setattr(clients_part, "IDLE_CONNECTIONS", 50)
 
 
 @pytest.mark.usefixtures("brisk")
@@ -88,6 +91,46 @@ async def test_a_short_run_of_all_parts_succeeds(
     plot = tmp_path / "peers" / "plot.png"
     assert plot.exists() or "pip install -e '.[bench]'" in errors
     assert plot.exists() == (find_spec("matplotlib") is not None)
+
+
+@pytest.mark.large
+@pytest.mark.usefixtures("brisk")
+async def test_forms_of_clients_are_served(tmp_path: Path) -> None:
+    """A row of the table would be of refusals, or missing."""
+    if missing := clients_part.missing():
+        pytest.skip(missing)
+    names = ["close", "expect", "pipelined", "http2"]
+    assert KINDS.keys() > {*names}
+    options = [f"--client={name}" for name in names]
+    run = partial(
+        main,
+        [
+            "--part=clients",
+            "--rounds=1",
+            "--duration=1",
+            "--connections=4",
+            *options,
+            f"--results={tmp_path}",
+        ],
+    )
+    assert await trio.to_thread.run_sync(run) == 0
+    costs, memory = json.loads((tmp_path / "figures.json").read_text()).values()
+    assert {one["kind"] for one in costs} == set(names)
+    for one in costs:
+        assert one["refused"] == one["broken"] == 0
+        assert one["answers"] > 0
+    assert memory[0]["connections"] == 50
+
+
+@pytest.mark.usefixtures("brisk")
+async def test_the_clients_are_left_out_without_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The benchmark would fail on a machine without Go."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    run = partial(main, ["--part=clients", f"--results={tmp_path}"])
+    assert await trio.to_thread.run_sync(run) == 0
+    assert "apt-get install golang-go" in capsys.readouterr().err
 
 
 def test_missing_programs_are_named(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import block_rows
 from payloadd.journal.sqlite.schema import MIGRATIONS, ROW_BYTES
+from payloadd.model.streams import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,7 +126,9 @@ def _assert_consistent(journal: sqlite3.Connection) -> None:
     )
     (stated,) = journal.execute("SELECT jobs, payloads, bytes FROM totals")
     assert stated == counted, f"totals are {stated}, the tables have {counted}"
-    (ahead,) = journal.execute("SELECT next > coalesce((SELECT max(seq) FROM jobs), 0) FROM totals")
+    (ahead,) = journal.execute(
+        "SELECT next > coalesce((SELECT max(seq & ?) FROM jobs), 0) FROM totals", (count_of(-1),)
+    )
     assert ahead == (1,), "the next job would get a number that is in use"
     before = 0
     for first, last, members in _ranges(journal):

@@ -62,14 +62,50 @@ async def test_a_kill_while_stored_jobs_wait_stores_nothing_twice(tmp_path: Path
         assert journal.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
 
 
-async def _post_each(daemon: Daemon, payloads: list[bytes]) -> None:
+async def test_kills_with_many_streams_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    """A block has jobs of all streams, and is deleted when the last of their batches is stored."""
+    state, bucket = tmp_path / "state", tmp_path / "bucket"
+    names = [f"s{number}" for number in range(16)]
+    env = {
+        "STATE_DIR": str(state),
+        "STORE_URL": f"file://{bucket}",
+        "STREAMS": ",".join(names),
+        # The streams are stored at different times: so blocks have stored jobs and others.
+        "BATCH_MAX_PAYLOADS": "5",
+        "BATCH_LINGER": "500ms",
+    }
+    promised: list[bytes] = []
+    for life in range(_LIVES):
+        async with running_daemon(tmp_path, env) as daemon:
+            payloads = [b'{"n":%d}' % (life * 10_000 + number) for number in range(480)]
+            async with trio.open_nursery() as nursery:
+                for first in range(48):
+                    path = f"/v1/payloads/{names[first % 16]}"
+                    nursery.start_soon(_post_each, daemon, payloads[first::48], path)
+            promised += payloads
+            if life < _LIVES - 1:
+                await _until_jobs_wait(state / FILE)
+                daemon.signal(signal.SIGKILL)
+                await daemon.wait()
+                read_journal(state)
+            else:
+                await _until_stored(bucket, len(promised))
+                daemon.signal(signal.SIGTERM)
+                drained = await daemon.drained()
+                assert (drained["journaled"], drained["lost"]) == (0, 0)
+    stored = read_bucket({path.name: path.read_bytes() for path in _objects(bucket)})
+    assert stored == dict.fromkeys(promised, 1)
+    assert read_journal(state).empty
+
+
+async def _post_each(daemon: Daemon, payloads: list[bytes], path: str = "/v1/payloads") -> None:
     """Post payloads one by one over one connection."""
     host, port = daemon.url.removeprefix("http://").split(":")
     async with await trio.open_tcp_stream(host, int(port)) as stream:
         for payload in payloads:
             await stream.send_all(
-                b"POST /v1/payloads HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
-                b"content-length: %d\r\n\r\n%s" % (len(payload), payload)
+                b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\n"
+                b"content-length: %d\r\n\r\n%s" % (path.encode(), len(payload), payload)
             )
             answer = await stream.receive_some()
             assert answer.startswith(b"HTTP/1.1 202"), answer

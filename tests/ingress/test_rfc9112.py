@@ -90,6 +90,11 @@ ROWS = (
         request(HOST, TYPE, LENGTH, start=b"POST /v1/payloads\tHTTP/1.1"), REFUSED, closes=True,
     ),
     Row(
+        "3", "A server MUST respond with 414 to a request-target longer than any URI it wishes to"
+        " parse: here the whole head is limited, with a 400.",
+        request(HOST, start=b"GET /" + b"a" * 17_000 + b" HTTP/1.1"), REFUSED, closes=True,
+    ),
+    Row(
         "3.2", "A server MUST respond with 400 to any HTTP/1.1 request that lacks a Host.",
         request(TYPE, LENGTH), REFUSED, closes=True,
     ),

@@ -176,6 +176,44 @@ async def test_a_client_that_leaves_costs_nothing() -> None:
         await until_waiting(rig, 0)
 
 
+async def test_a_client_that_leaves_frees_its_slot() -> None:
+    """Clients that ask for a long wait and leave would keep all others out."""
+    async with serving(max_connections=1) as rig:
+        async with rig.wire() as wire:
+            await wire.send(_LONG)
+            await until_waiting(rig)
+        await until_waiting(rig, 0)
+        async with rig.wire() as wire:
+            await wire.send(post())
+            with trio.fail_after(5):
+                assert (await wire.answer()).status == 202
+
+
+async def test_a_client_that_ends_its_side_gets_the_202_at_once() -> None:
+    """It cannot be told from a client that has left."""
+    async with serving() as rig, rig.wire() as wire:
+        await wire.send(_LONG)
+        await until_waiting(rig)
+        await wire.stream.send_eof()
+        with trio.fail_after(5):
+            assert (await wire.answer()).status == 202
+            assert await wire.rest() == b""
+
+
+async def test_a_client_that_resets_a_waiting_request_frees_its_slot() -> None:
+    """As above."""
+    async with serving(max_connections=1) as rig:
+        async with rig.wire() as wire:
+            await wire.send(_LONG, post())
+            await until_waiting(rig)
+            wire.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1" + b"\0" * 7)
+        await until_waiting(rig, 0)
+        async with rig.wire() as wire:
+            await wire.send(post())
+            with trio.fail_after(5):
+                assert (await wire.answer()).status == 202
+
+
 @pytest.mark.usefixtures("each_way")
 async def test_a_drain_answers_the_requests_that_wait() -> None:
     """Clients would lose their connection without an answer."""

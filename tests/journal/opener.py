@@ -23,6 +23,7 @@ from payloadd.journal.open import OpenedJournal, inspect_journal, open_journal
 from payloadd.model.streams import DEFAULT, DEFAULT_NAME
 from payloadd.observe.health import Health
 from payloadd.observe.metrics import Metrics
+from tests.support.databases import killed_copy
 from tests.support.journal import TEST_TIMEOUT, append
 from tests.support.listener import RecordingListener
 
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
     from payloadd.model.job import Part
     from payloadd.model.layout import Layouts
 
-DURABLE: Final = [pytest.param({"DURABILITY": "disk"}, id="sqlite")]
+ON_DISK: Final = [pytest.param({"DURABILITY": "disk"}, id="sqlite")]
+SHARED: Final = [pytest.param({"JOURNAL_URL": "new"}, id="postgres")]
+"""The fixture ``database_of`` replaces ``new`` by the URL of a new database."""
+DURABLE: Final = [*ON_DISK, *SHARED]
 JOURNALS: Final = [
     *DURABLE,
     pytest.param({"DURABILITY": "memory"}, id="memory"),
@@ -141,7 +145,12 @@ class Opener:
         assert {pipeline.reports.count(name) for name in ("opened", "closed")} == {1}
 
     def copy(self) -> Opener:
-        """Return the journal as a kill of the daemon at this moment would leave it."""
+        """Return the journal as a kill of the daemon at this moment would leave it.
+
+        The leases of a shared journal are over, too.
+        """
+        if "JOURNAL_URL" in self.environ:
+            return replace(self, environ={"JOURNAL_URL": killed_copy(self.environ["JOURNAL_URL"])})
         copied = self.folder.with_name(f"{self.folder.name}-killed")
         shutil.copytree(self.folder, copied)
         return replace(self, folder=copied)

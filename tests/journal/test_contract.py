@@ -17,6 +17,7 @@ from payloadd.errors import KeyReusedError, RefusedError, TooLargeError
 from payloadd.journal.api import Receipt
 from payloadd.model.streams import count_of, first_seq, stream_of
 from tests.journal.opener import ALL, JOURNALS, Opener
+from tests.support.databases import environ_of
 from tests.support.journal import batch, contents, id_number, id_of, job, part, until
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _DAY: Final = 24 * 3600
 @pytest.fixture(params=JOURNALS)
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """Return each journal in turn, new."""
-    return Opener(tmp_path / "state", request.param)
+    return Opener(tmp_path / "state", environ_of(request.param))
 
 
 async def test_a_request_is_answered_once_and_after_its_jobs_were_offered(opener: Opener) -> None:

@@ -16,9 +16,10 @@ from payloadd.journal.api import Receipt
 from payloadd.model.job import accepted_at
 from payloadd.model.layout import Layout
 from payloadd.model.streams import first_seq, stream_of
-from tests.journal.opener import ALL, DURABLE, Opener
+from tests.journal.opener import ALL, DURABLE, ON_DISK, Opener
 from tests.journal.sync_scenarios import SCENARIOS
 from tests.support.daemon import ROOT, environment
+from tests.support.databases import environ_of
 from tests.support.journal import batch, contents, id_of, part, until
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _LARGE: Final = 2**20
 @pytest.fixture(params=DURABLE)
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """Return each durable journal in turn, new."""
-    return Opener(tmp_path / "state", request.param)
+    return Opener(tmp_path / "state", environ_of(request.param))
 
 
 async def test_what_was_promised_is_there_after_a_kill(opener: Opener) -> None:
@@ -213,6 +214,7 @@ async def test_sealed_batches_of_several_streams_come_by_turns(opener: Opener) -
 
 
 @pytest.mark.usefixtures("syncs_on_command")
+@pytest.mark.parametrize("opener", ON_DISK, indirect=True)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_syncs_are_waited_for(opener: Opener, scenario: str) -> None:
     """A 2xx would be lost with the power, or a disk error would stop the daemon for ever."""

@@ -17,7 +17,14 @@ from payloadd.observe.advice import advice
 from payloadd.storage.s3 import errors
 
 GENERAL: Final = texts._ANSWER
-OWN: Final = ("NoCredentials", "NoAnswer", "UploadTimeout", "InvalidEndpoint", "ProxyError")
+OWN: Final = (
+    "NoCredentials",
+    "NoAnswer",
+    "UploadTimeout",
+    "InvalidEndpoint",
+    "ProxyError",
+    "ENCODER_FAILED",
+)
 """Codes of the daemon itself, besides those that have constants."""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from payloadd.model.streams import first_seq, stream_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from payloadd.journal.api import Journal
     from payloadd.model.job import Job
@@ -58,6 +58,19 @@ class RecordingListener:
         for stream, seq in newest.items():
             assert stream_of(seq) == stream
             self._streams[stream] = _Progress(seq, seq)
+
+    def taken_over(self, newest: Mapping[int, int], payloads: int) -> None:
+        """Begin with the jobs of another lane."""
+        self._count("taken_over", payloads)
+        for stream, seq in newest.items():
+            self._streams[stream] = _Progress(first_seq(stream), seq)
+
+    def taken_away(self, streams: Collection[int], payloads: int) -> None:
+        """Forget the jobs of streams."""
+        self._count("taken_away", payloads)
+        self.received = [one for one in self.received if stream_of(one.seq) not in streams]
+        for stream in streams:
+            self._streams.pop(stream, None)
 
     def accepted_in(self, stream: int, payloads: int) -> None:
         """Ignore the stream: ``accepted`` has the payloads, too."""

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from typing import Final
 
-NAMES: Final = ("JOURNAL_URL", "WATERMARK")
+NAMES: Final = ("WATERMARK",)

@@ -19,6 +19,7 @@ _PACKAGES = {
     "java": "default-jdk-headless",
     "nginx": "nginx-light",
     "node": "nodejs",
+    "pgbouncer": "pgbouncer",
     "syslog-ng": "syslog-ng-core syslog-ng-mod-http",
     "promtool": "prometheus",
     "wrk": "wrk",

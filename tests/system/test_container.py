@@ -54,12 +54,14 @@ class Stage:
     folder: str = "/"
     entrypoint: list[str] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
+    arguments: dict[str, str] = field(default_factory=dict)
+    """What only the steps of the build see."""
     others: dict[str, str] = field(default_factory=dict)
     """Instructions that the files do not depend on."""
 
     def run(self, command: str) -> None:
         """Do a RUN; pip takes the wheels of the tree."""
-        env = self.env | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": f"/{WHEELS}"}
+        env = self.env | self.arguments | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": f"/{WHEELS}"}
         settings = [f"--setenv={name}={text}" for name, text in env.items()]
         _run(
             *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe"),
@@ -73,6 +75,27 @@ class Stage:
         place = self.root / target.lstrip("/")
         (place if target.endswith("/") else place.parent).mkdir(parents=True, exist_ok=True)
         _run("cp", "-a", *map(str, found), str(place))
+
+    def do(self, instruction: str, argument: str) -> None:
+        """Do any other instruction."""
+        match instruction:
+            case "RUN":
+                self.run(argument)
+            case "ARG":
+                self.arguments[argument] = ""
+            case "ENV":
+                self.env |= dict(one.split("=", 1) for one in shlex.split(argument))
+            case "USER":
+                self.user = argument
+            case "WORKDIR":
+                self.folder = argument
+            case "ENTRYPOINT":
+                self.entrypoint = json.loads(argument)
+            case "CMD":
+                self.command = json.loads(argument)
+            case _:
+                assert instruction in _IGNORED, instruction
+                self.others[instruction] = argument
 
 
 def instructions(text: str) -> Iterator[tuple[str, str]]:
@@ -95,26 +118,12 @@ def build(recipe: str, context: Path, base: Path, folder: Path, stack: ExitStack
             stages[name] = stage
             continue
         assert stage is not None
-        match instruction:
-            case "RUN":
-                stage.run(argument)
-            case "COPY":
-                *options, source, target = argument.split()
-                of = [one.removeprefix("--from=") for one in options]
-                stage.copy(stages[of[0]].root if of else context, source, target)
-            case "ENV":
-                stage.env |= dict(one.split("=", 1) for one in shlex.split(argument))
-            case "USER":
-                stage.user = argument
-            case "WORKDIR":
-                stage.folder = argument
-            case "ENTRYPOINT":
-                stage.entrypoint = json.loads(argument)
-            case "CMD":
-                stage.command = json.loads(argument)
-            case _:
-                assert instruction in _IGNORED, instruction
-                stage.others[instruction] = argument
+        if instruction == "COPY":
+            *options, source, target = argument.split()
+            of = [one.removeprefix("--from=") for one in options]
+            stage.copy(stages[of[0]].root if of else context, source, target)
+        else:
+            stage.do(instruction, argument)
     assert stage is not None
     return stage
 

@@ -8,6 +8,7 @@ it; that it does not is a note and no failure.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -64,7 +65,8 @@ async def check(
         if settings.auth_tokens is not None:
             _check_tokens(settings, report)
         report.step = "journal"
-        if (found := await check_journal(settings)) is not None:
+        note = partial(report.note, "journal")
+        if (found := await check_journal(settings, note, create=create)) is not None:
             report.ok("journal", found)
         await _check_daemon(settings, found or "", report)
         await _check_store(settings, report, create=create)

@@ -21,25 +21,26 @@ from payloadd.escaping import (
     escape_controls_in_lines,
 )
 from payloadd.exit_status import ExitStatus
-from payloadd.journal.open import inspect_journal
-from payloadd.journal.sqlite.verify import format_finding
+from payloadd.journal.open import damage_line, inspect_journal
 from payloadd.model.streams import DEFAULT_NAME
 from payloadd.observe.status import journal_document, journal_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from payloadd.journal.inspection import DeadLetter
-    from payloadd.journal.sqlite.offline import Inspection
+    from payloadd.journal.inspection import DeadLetter, JournalInspection
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+of_lane = click.option(
+    "--lane", type=click.IntRange(1), metavar="N", help="Only this lane of a shared journal."
+)
 
 
 @contextmanager
-def _inspection() -> Iterator[Inspection]:
+def _inspection(lane: int | None = None) -> Iterator[JournalInspection]:
     """Open the journal of the settings; print errors, then exit with 78 (settings) or 1."""
     try:
-        with inspect_journal(config.load()) as inspection:
+        with inspect_journal(config.load(), lane) as inspection:
             yield inspection
     except SettingsError as error:
         for problem in error.problems:
@@ -52,14 +53,18 @@ def _inspection() -> Iterator[Inspection]:
 
 @click.group("journal")
 def journal() -> None:
-    """Show and change the journal in STATE_DIR, of a running or a stopped daemon."""
+    """Show and change the journal of a running or a stopped daemon.
+
+    It is in STATE_DIR, or in the database of JOURNAL_URL: then with all of its lanes.
+    """
 
 
 @journal.command()
 @as_json
-def status(*, as_json: bool) -> None:
+@of_lane
+def status(*, as_json: bool, lane: int | None) -> None:
     """Print the backlog, its bytes and oldest age, sealed batches and dead letters."""
-    with _inspection() as inspection:
+    with _inspection(lane) as inspection:
         found = inspection.status()
     if as_json:
         click.echo(json.dumps(journal_document(found)))
@@ -70,19 +75,20 @@ def status(*, as_json: bool) -> None:
 
 @journal.command()
 @as_json
-def verify(*, as_json: bool) -> None:
+@of_lane
+def verify(*, as_json: bool, lane: int | None) -> None:
     """Check every row and file of the journal; list damage and exit with 1 if there is any.
 
     The daemon may run meanwhile. Nothing is repaired: the daemon repairs damage when it reads the
     damaged row, and keeps payloads that cannot be stored as dead letters with the code DAMAGED.
     """
-    with _inspection() as inspection:
+    with _inspection(lane) as inspection:
         found = inspection.verify()
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in found]))
     else:
         for finding in found:
-            click.echo(escape_controls(format_finding(finding)))
+            click.echo(escape_controls(damage_line(finding)))
         click.echo(f"{len(found)} pieces of damage" if found else "no damage")
     sys.exit(1 if found else 0)
 
@@ -94,9 +100,10 @@ def dead() -> None:
 
 @dead.command("list")
 @as_json
-def list_dead(*, as_json: bool) -> None:
+@of_lane
+def list_dead(*, as_json: bool, lane: int | None) -> None:
     """List dead letters, oldest first."""
-    with _inspection() as inspection:
+    with _inspection(lane) as inspection:
         letters = inspection.dead()
     if as_json:
         click.echo(json.dumps([asdict(letter) for letter in letters]))
@@ -159,10 +166,11 @@ def _letter_document(letters: list[DeadLetter], lines: bytes) -> bytes:
 
 @dead.command()
 @as_json
+@of_lane
 @click.argument("ids", nargs=-1, metavar="[ID]...")
-def retry(ids: tuple[str, ...], *, as_json: bool) -> None:
+def retry(ids: tuple[str, ...], *, as_json: bool, lane: int | None) -> None:
     """Queue dead letters for upload again, all of them without an ID."""
-    with _inspection() as inspection:
+    with _inspection(lane) as inspection:
         count = inspection.retry(ids)
         running = inspection.status().process is not None
     if as_json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from payloadd.config.parquet_schema import parquet_problems
 from payloadd.config.parsers import size_text
+from payloadd.config.shared_journal import shared_journal_problems
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -40,7 +41,12 @@ def contradictions_of(values: Mapping[str, Any], given: Collection[str] = ()) ->
         present = [name for name in needing if values.get(name)]
         if missing and present:
             problems.append(_incomplete(missing, present))
-    return problems + _too_long_linger(values) + parquet_problems(values)
+    return [
+        *problems,
+        *_too_long_linger(values),
+        *parquet_problems(values),
+        *shared_journal_problems(values),
+    ]
 
 
 def _too_long(length: int, name: str, limit: int, given: Collection[str]) -> str:

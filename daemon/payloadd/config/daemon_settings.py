@@ -36,6 +36,7 @@ from payloadd.config.parsers import (
     whole,
     words,
 )
+from payloadd.config.shared_journal import journal_url
 from payloadd.config.stream_names import streams
 
 if TYPE_CHECKING:
@@ -144,6 +145,12 @@ class DaemonSettings:
         metadata=setting(
             "./payloadd-data", Path, "folder of the journal; $STATE_DIRECTORY under systemd"
         )
+    )
+    journal_url: str | None = field(
+        repr=False,
+        metadata=setting(
+            None, journal_url, "postgresql://...: a journal that machines share, not STATE_DIR"
+        ),
     )
     journal_max_bytes: int = field(
         metadata=setting("1GiB", size(1, 2**50), "largest journal; beyond it a POST gets 503")

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NOT_BUILT: Final = {
-    "JOURNAL_URL": "a journal that machines share",
     "WATERMARK": "watermarks",
 }
 """What each of them would give."""

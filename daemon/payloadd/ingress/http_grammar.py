@@ -23,8 +23,10 @@ _LENGTH: Final = re.compile(rb"[0-9]{1,19}")
 """A Content-Length that fits into 64 bits."""
 _QUOTED: Final = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
 _CHUNK_LINE: Final = re.compile(
-    rb"0*[0-9A-Fa-f]{1,16}(?:;%b(?:=(?:%b)?|=%b)?)*" % (TOKEN, TOKEN, _QUOTED)
+    rb"0*[0-9A-Fa-f]{1,16}(?:;(?!\Z)(?:%b)?(?:=(?:%b)?(?:%b)?)?)*" % (TOKEN, TOKEN, _QUOTED)
 )
+"""Names and values of extensions may be empty, as in llhttp: they are ignored, and do not change
+where the line ends."""
 
 
 class RequestLine:

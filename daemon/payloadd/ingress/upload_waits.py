@@ -62,12 +62,17 @@ class UploadWaits:
             await self._unstored.run()
 
     def begin(
-        self, receipt: Receipt, seconds: int, answer: UploadCallback, tasks: int = 0
-    ) -> Callable[[], object] | None:
+        self,
+        receipt: Receipt,
+        seconds: int,
+        answer: UploadCallback,
+        tasks: int = 0,
+    ) -> Callable[[], None] | None:
         """Call ``answer`` once all payloads of a request are stored, or after a time.
 
-        Returns a function that ends the wait: ``answer`` is called as after the time, if it was not
-        called before. Returns None where all requests wait: there is no other answer.
+        Returns a function that ends the wait: ``answer`` is called without an outcome, unless it
+        was called before. Returns None if the wait cannot be ended: without an upload the request
+        is not promised.
 
         Must be called by the callback that gets ``receipt``. ``seconds`` is what the client
         prefers; no request waits longer than REQUEST_TIMEOUT. ``tasks`` is the number of tasks that

@@ -53,7 +53,7 @@ from payloadd.model.streams import DEFAULT
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from payloadd.model.job import Batch, Job, Part
 
@@ -164,7 +164,8 @@ class Journal(Protocol):
     async def seal(self, batch: Batch) -> None:
         """Make the members and the key of ``batch`` durable, and return then.
 
-        Never fails: it waits for as long as the disk refuses writes.
+        It waits for as long as the disk refuses writes. Raises LaneLostError, and nothing else, if
+        another process has taken over the jobs of the batch; then it must not be uploaded.
         """
         ...
 
@@ -234,6 +235,20 @@ class JournalListener(Protocol):
 
     def replayed(self, jobs: Sequence[Job]) -> None:
         """Note the members of a sealed batch of an earlier run, which go straight to a worker."""
+        ...
+
+    def taken_over(self, newest: Mapping[int, int], payloads: int) -> None:
+        """Note the jobs of a lane of a shared journal that this process stores from now on.
+
+        The streams are new ones of the pipeline. ``newest`` and ``payloads`` are as for ``opened``.
+        """
+        ...
+
+    def taken_away(self, streams: Collection[int], payloads: int) -> None:
+        """Forget the jobs of these streams: another process stores them.
+
+        ``payloads``: those that were neither stored nor dead.
+        """
         ...
 
     def closed(self, payloads: int) -> None:

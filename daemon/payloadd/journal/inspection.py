@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +45,10 @@ class JournalInspection(Protocol):
 
     def dead_groups(self) -> list[DeadLetterGroup]:
         """Return the numbers of dead letters by stream and code."""
+        ...
+
+    def verify(self) -> Sequence[Any]:
+        """Read and check everything; return a dataclass for each piece of damage."""
         ...
 
     def lines(self, id_: str) -> bytes:

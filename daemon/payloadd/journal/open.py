@@ -5,18 +5,22 @@ from __future__ import annotations
 import sqlite3
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from payloadd.errors import PayloaddError, StartError
 from payloadd.journal.memory import MemoryJournal
+from payloadd.journal.sqlite.damage import Finding
 from payloadd.journal.sqlite.damage_report import DamageReport
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import SqliteJournal
 from payloadd.journal.sqlite.lock import StateDirLock
 from payloadd.journal.sqlite.offline import Inspection, try_journal
 from payloadd.journal.sqlite.schema import FILE, waiting_payloads
+from payloadd.journal.sqlite.verify import format_finding
 from payloadd.journal.store import StoreJournal
 from payloadd.model.layout import Layout, Layouts
 from payloadd.model.streams import DEFAULT, DEFAULT_NAME, first_seq
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 
     from payloadd.config.settings import Settings
     from payloadd.journal.api import Journal, JournalListener, UnstoredRequests
+    from payloadd.journal.inspection import JournalInspection
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
     from payloadd.observe.status import DeadLetterGroup
@@ -68,6 +73,13 @@ async def open_journal(
     machine's. Raises StartError if STATE_DIR cannot be used, the journal is in use by another
     process, or its file cannot be opened.
     """
+    if settings.journal_url is not None:
+        wanted = _stream_names(settings)
+        arguments = (settings, wanted, listener, health, metrics, read_uptime)
+        async with _postgres("opening").open_postgres(*arguments) as shared:
+            active = {name: one for one, name in shared.names.items() if name in wanted}
+            yield OpenedJournal(shared.journal, shared.layouts, active, shared.names)
+        return
     if settings.durability != "disk":
         await trio.to_thread.run_sync(_report_unused_journal, settings)
         listener.opened({}, 0)
@@ -100,11 +112,20 @@ def _without_disk(
     return OpenedJournal(journal, *of_settings, unstored=journal)
 
 
-async def check_journal(settings: Settings) -> str | None:
+async def check_journal(
+    settings: Settings, note: Callable[[str], None], *, create: bool = False
+) -> str | None:
     """Try a journal without changing it; return a description, or None if none would be used.
 
-    Raises PayloaddError if a start with these settings would fail at the journal.
+    ``note`` is called with what an operator may want to know. ``create``: make the tables of a
+    shared journal. Raises PayloaddError if a start with these settings would fail at the journal.
     """
+    if settings.journal_url is not None:
+        try_postgres = partial(_postgres("opening").try_postgres, create=create)
+        tried = await trio.to_thread.run_sync(try_postgres, settings.journal_url)
+        for line in tried.notes:
+            note(line)
+        return str(tried.found)
     if settings.durability == "memory":
         return None
     if settings.durability == "store":
@@ -113,17 +134,29 @@ async def check_journal(settings: Settings) -> str | None:
 
 
 @contextmanager
-def inspect_journal(settings: Settings) -> Iterator[Inspection]:
+def inspect_journal(settings: Settings, lane: int | None = None) -> Iterator[JournalInspection]:
     """Open the durable journal of the settings for a look from another process than the daemon's.
 
-    A journal of another kind returns its own ``JournalInspection`` here. With another DURABILITY,
-    STATE_DIR may have a journal of an earlier run. Raises PayloaddError if
-    there is no journal, or it cannot be read.
+    With another DURABILITY, STATE_DIR may have a journal of an earlier run. ``lane``: the only lane
+    of a shared journal that is looked into, None for all. Raises PayloaddError if there is no
+    journal, or it cannot be read.
     """
+    if settings.journal_url is not None:
+        opened = _postgres("inspection").PostgresInspection.open(settings.journal_url, lane)
+        with opened as inspection:
+            yield inspection
+        return
+    if lane is not None:
+        raise PayloaddError("a journal in STATE_DIR has no lanes: JOURNAL_URL is not set")
     if settings.durability == "store" and not (settings.state_dir / FILE).exists():
         raise PayloaddError(NO_JOURNAL)
     with Inspection.open(settings.state_dir) as inspection:
         yield inspection
+
+
+def damage_line(found: object) -> str:
+    """Return a piece of damage, as ``JournalInspection.verify`` finds it, as a line of text."""
+    return format_finding(found) if isinstance(found, Finding) else str(found)
 
 
 def dead_letter_groups(settings: Settings) -> list[DeadLetterGroup]:
@@ -184,6 +217,16 @@ def _open_database(
             raise
     except (OSError, sqlite3.Error, StartError) as error:
         raise StartError(f"cannot open the journal {path}: {error}") from None
+
+
+def _postgres(module: str) -> Any:  # noqa: ANN401 - a module
+    """Return a module of the journal in PostgreSQL. Raises StartError without its library."""
+    try:
+        return import_module(f"payloadd.journal.postgres.{module}")
+    except ImportError as error:
+        raise StartError(
+            f"JOURNAL_URL needs the extra `postgres` (pip install 'payloadd[postgres]'): {error}"
+        ) from None
 
 
 def _stream_names(settings: Settings) -> Sequence[str]:

@@ -61,9 +61,15 @@ class Layouts:
     """All layouts of a journal, in the order of the first ``seq`` that each holds for."""
 
     def __init__(self, layouts: Sequence[tuple[int, Layout]]) -> None:
+        self._known: dict[int, Layout] = {}
+        self.add(layouts)
+
+    def add(self, layouts: Sequence[tuple[int, Layout]]) -> None:
+        """Add layouts, each with the first ``seq`` that it holds for."""
+        self._known.update(sorted(layouts, key=lambda pair: pair[0]))
         # Jobs whose layout is lost get the newest one of their stream.
-        newest = {first_seq(stream_of(first)): layout for first, layout in layouts}
-        of_jobs = {**newest, **dict(layouts)}
+        newest = {first_seq(stream_of(first)): layout for first, layout in self._known.items()}
+        of_jobs = {**newest, **self._known}
         self._firsts = sorted(of_jobs)
         self._layouts = [of_jobs[first] for first in self._firsts]
         templates = {

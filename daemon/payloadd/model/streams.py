@@ -18,7 +18,11 @@ DEFAULT_NAME: Final = DEFAULT_STREAM
 STREAM_BITS: Final = 48
 """The bits of a ``seq`` below the number of its stream."""
 MOST_NUMBERS: Final = 2**13
-"""Streams have numbers below this one, so every ``seq`` is below 2^61."""
+"""Streams have numbers below this one, so every ``seq`` is below 2^61.
+
+In a journal that machines share, the streams of a lane that was another process's have numbers
+above, whose remainder is the number of the stream.
+"""
 
 _COUNT: Final = (1 << STREAM_BITS) - 1
 

@@ -99,6 +99,8 @@ _STORE: Final = {
     "UploadTimeout": _NETWORK + " On a slow line raise UPLOAD_TIMEOUT.",
     "NOT_S3": "Another server answers: a login page, a proxy or a wrong port. Correct"
     " AWS_ENDPOINT_URL_S3 or the network.",
+    "ENCODER_FAILED": "The process that encodes Parquet has failed. Out of memory: lower"
+    " BATCH_MAX_BYTES, or raise the limit. Otherwise install payloadd[parquet] again.",
     "WRONG_ANSWER": "The answer contradicts the upload, the reason says how. Repair the store or"
     " the proxy between, or delete or rename the object.",
 }

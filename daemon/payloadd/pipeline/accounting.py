@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from payloadd.model.job import accepted_at
-from payloadd.model.streams import DEFAULT, last_seq, stream_of
+from payloadd.model.streams import DEFAULT, MOST_NUMBERS, last_seq, stream_of
 from payloadd.observe.status import PayloadFigures
 from payloadd.pipeline.upload_watch import UploadWatch
 
@@ -188,17 +188,18 @@ class Accounting:
 
         Those of the default stream are what the others leave: it costs nothing to count them.
         """
-        others = self.by_stream.values()
+        others = [one for number, one in self.by_stream.items() if number != DEFAULT]
         default = StreamCounts(
             self.accepted - sum([one.accepted for one in others]),
             self.stored - sum([one.stored for one in others]),
             self.dead - sum([one.dead for one in others]),
             self._metrics.stored_bytes.value - sum([one.stored_bytes for one in others]),
         )
-        return {DEFAULT: default, **self.by_stream}
+        return {**self.by_stream, DEFAULT: default}
 
     def _counts(self, stream: int) -> StreamCounts:
-        return self.by_stream.setdefault(stream, StreamCounts())
+        # A journal that machines share gives the streams of other lanes numbers above these.
+        return self.by_stream.setdefault(stream % MOST_NUMBERS, StreamCounts())
 
     def revive(self, payloads: int) -> None:
         """Count the payloads of dead letters that are tried again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from payloadd.observe.metrics import Metrics
     from payloadd.pipeline.accounting import Accounting
@@ -41,6 +41,18 @@ class PipelineListener:
         self._accounting.found = payloads
         self._accounting.newest_found = dict(newest)
         self._feeder.resume(newest)
+
+    def taken_over(self, newest: Mapping[int, int], payloads: int) -> None:
+        """Begin with the jobs of a lane that another process had."""
+        self._accounting.found += payloads
+        self._accounting.newest_found.update(newest)
+        self._feeder.resume(newest)
+        self._feeder.nudge()
+
+    def taken_away(self, streams: Collection[int], payloads: int) -> None:
+        """Forget the jobs of streams that another process stores."""
+        self._accounting.found -= payloads
+        self._feeder.forget(streams)
 
     def closed(self, payloads: int) -> None:
         """Note the payloads that stay in the journal."""

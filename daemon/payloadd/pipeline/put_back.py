@@ -15,18 +15,21 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from contextlib import suppress
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from payloadd.errors import LaneLostError
 from payloadd.model.job import Batch
+from payloadd.model.streams import stream_of
 from payloadd.pipeline.allowance import UploadAllowance
 from payloadd.pipeline.waiting_batch import WaitingBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from payloadd.journal.api import Journal
     from payloadd.pipeline.accounting import Accounting
@@ -75,6 +78,9 @@ class PutBackBatches:
         self._turns: list[tuple[float, int, str]] = []
         """The prefixes of these, as a heap by the time at which each may start an upload."""
         self._number = count()
+        # A few for each lane that this process has lost or given back.
+        self._forgotten: set[int] = set()
+        """Streams whose jobs another process has; their numbers are not used again."""
         self.batches = 0
         """Batches in memory."""
         self._bytes = 0
@@ -93,6 +99,7 @@ class PutBackBatches:
         self._finishing = False
         self._changed = trio.Event()
         channel.nudged = self._look_into_journal
+        channel.forgotten = self.forget
 
     @property
     def any_failed(self) -> bool:
@@ -116,6 +123,8 @@ class PutBackBatches:
 
     async def fail(self, waiting: WaitingBatch, due: float) -> None:
         """Keep a batch that has failed until it is ``due``."""
+        if self._drop_if_forgotten(waiting):
+            return
         waiting.rounds += 1
         waiting.repeat = True
         waiting.failed = min(waiting.failed, trio.current_time())
@@ -129,6 +138,8 @@ class PutBackBatches:
 
     async def limit(self, waiting: WaitingBatch) -> None:
         """Keep a batch until the limit of its prefix allows another upload."""
+        if self._drop_if_forgotten(waiting):
+            return
         if self.has_room(waiting.batch):
             self._wait_for_limit(waiting)
             self.wake()
@@ -140,10 +151,40 @@ class PutBackBatches:
         batch = waiting.batch
         if not (waiting.sealed and batch.sealed):
             # The batch of a single job, too: otherwise its jobs would be found only at a start.
-            await self.journal.seal(Batch(batch.jobs, batch.key, batch.format_name, sealed=True))
+            with suppress(LaneLostError):  # forgotten as well: another process has it
+                await self.journal.seal(
+                    Batch(batch.jobs, batch.key, batch.format_name, sealed=True)
+                )
         self.accounting.leave(batch.jobs)
         self._channel.release(batch.bytes)
         self._look_into_journal()
+
+    def forget(self, streams: Collection[int]) -> None:
+        """Drop the batches of these streams that wait in memory: another process has them."""
+        self._forgotten.update(streams)
+        gone = [one[2] for one in self._failed if _is_of(one[2], streams)]
+        self._failed = [one for one in self._failed if not _is_of(one[2], streams)]
+        heapify(self._failed)
+        for prefix, waiting in self._limited.items():
+            gone += [one for one in waiting if _is_of(one, streams)]
+            self._limited[prefix] = deque(one for one in waiting if not _is_of(one, streams))
+        self._limited = {prefix: waiting for prefix, waiting in self._limited.items() if waiting}
+        self._turns = [one for one in self._turns if one[2] in self._limited]
+        heapify(self._turns)
+        for waiting_batch in gone:
+            self._count(waiting_batch, -1)
+            self._drop(waiting_batch)
+
+    def _drop_if_forgotten(self, waiting: WaitingBatch) -> bool:
+        """Drop a batch of a stream that another process has; return whether it is one."""
+        if self._forgotten and _is_of(waiting, self._forgotten):
+            self._drop(waiting)
+            return True
+        return False
+
+    def _drop(self, waiting: WaitingBatch) -> None:
+        self.accounting.leave(waiting.batch.jobs)
+        self._channel.release(waiting.batch.bytes)
 
     def succeed(self, *, retried: bool, now: float) -> None:
         """Note that an upload was stored; ``retried``: that of a put-back batch."""
@@ -328,3 +369,7 @@ class PutBackBatches:
         """Note that there are more sealed batches: of put-back batches or revived dead letters."""
         self.in_journal = self._found = True
         self.wake()
+
+
+def _is_of(waiting: WaitingBatch, streams: Collection[int]) -> bool:
+    return stream_of(waiting.batch.jobs[0].seq) in streams

@@ -18,7 +18,7 @@ from payloadd.observe.status import QueueFigures
 from payloadd.pipeline.stream_queue import StreamQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from payloadd.model.job import Job
 
@@ -53,6 +53,8 @@ class JobChannel:
         """Jobs that were received and wait for another attempt: their bytes are held."""
         self.nudged: Callable[[], None] = _ignore
         """Called when there are more sealed batches in the journal."""
+        self.forgotten: Callable[[Collection[int]], None] = _ignore_streams
+        """Called with the numbers of streams whose jobs another process has."""
         self.activated: Callable[[StreamQueue], None] = _ignore_queue
         """Called with the queue of a stream that gets its first job."""
         self.streams: dict[int, StreamQueue] = {}
@@ -313,3 +315,7 @@ def _ignore() -> None:
 
 def _ignore_queue(_queue: StreamQueue) -> None:
     """Do nothing: no part waits for new streams yet."""
+
+
+def _ignore_streams(_streams: Collection[int]) -> None:
+    """Do nothing: no part holds batches yet."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from payloadd.journal.api import Journal
     from payloadd.model.job import Job
@@ -98,6 +98,17 @@ class QueueFeeder:
     def nudge(self) -> None:
         """Make the batcher ask the journal for sealed batches again."""
         self._channel.nudge()
+
+    def forget(self, streams: Collection[int]) -> None:
+        """Drop the jobs of these streams that no worker has; no more of them will come."""
+        self._channel.forgotten(streams)
+        for number in streams:
+            queue = self._channel.streams.get(number)
+            if queue is not None:
+                if queue.jobs:
+                    self._accounting.leave(self._channel.withdraw(queue, 0))
+                # ``page`` has none of them either.
+                queue.sent = queue.newest
 
     def finish(self) -> None:
         """Close the channel behind the last job: no more jobs will be offered."""

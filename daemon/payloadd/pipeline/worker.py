@@ -14,13 +14,14 @@ import trio
 
 from payloadd.errors import (
     InvalidObjectError,
+    LaneLostError,
     OperatorStoreError,
     StoreError,
     TransientStoreError,
     UploadOutcome,
 )
 from payloadd.model.formats import FORMATS
-from payloadd.model.streams import DEFAULT, last_seq, stream_of
+from payloadd.model.streams import DEFAULT, MOST_NUMBERS, last_seq, stream_of
 from payloadd.observe.logs import get_logger
 from payloadd.pipeline.admission import UploadAdmission
 from payloadd.pipeline.dead_letter_flood import DeadLetterFlood
@@ -134,7 +135,12 @@ class Worker:
                 continue
             if current.body is None:
                 if batch.sealed and not current.sealed:
-                    await self._journal.seal(batch)
+                    try:
+                        await self._journal.seal(batch)
+                    except LaneLostError:
+                        self._forget(batch)
+                        current.replace()
+                        continue
                     current.sealed = True
                 try:
                     current.body = await current.encoded()
@@ -238,6 +244,11 @@ class Worker:
         if not self.admission.quiet:
             self.admission.store(batch.key, current.started, retried=current.rounds > 0)
 
+    def _forget(self, batch: Batch) -> None:
+        """Drop a batch whose jobs another process has."""
+        self._accounting.leave(batch.jobs)
+        self._release(batch.bytes)
+
     def _bury(self, batch: Batch, error: InvalidObjectError) -> None:
         self._journal.bury(batch, error.code, str(error))
         self._accounting.bury(batch)
@@ -254,7 +265,7 @@ class Worker:
 
     def _stream_field(self, batch: Batch) -> dict[str, str]:
         """Return the field of the log with the name of the stream, if it has one."""
-        name = self._accounting.stream_names.get(stream_of(batch.jobs[0].seq))
+        name = self._accounting.stream_names.get(stream_of(batch.jobs[0].seq) % MOST_NUMBERS)
         return {} if name is None else {"stream": name}
 
     def _count_busy(self) -> int:

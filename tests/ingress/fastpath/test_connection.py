@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import socket
 from contextlib import AsyncExitStack
@@ -15,7 +16,7 @@ from payloadd.errors import RefusedError
 from payloadd.ingress.fastpath.connection import FastPathConnection
 from payloadd.ingress.fastpath.lane import FastPath
 from payloadd.ingress.server.socket_stream import NonBlockingStream
-from tests.ingress.rig import COLLECTION, post, running
+from tests.ingress.rig import COLLECTION, Wire, post, running
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -76,6 +77,20 @@ async def test_small_requests_are_decoded_before_larger_ones(
         for wire in wires:
             assert (await wire.answer()).status == 202
         assert rig.intake.taken == [TAKEN, *[[text]] * 5]
+
+
+async def test_a_compressed_request_may_arrive_with_its_connection() -> None:
+    """Otherwise the request would be decoded only when another client sends something."""
+    headers = ("Content-Type: application/json", "Content-Encoding: gzip")
+    async with running() as rig:
+        await wait_all_tasks_blocked()
+        address = rig.listeners[0].socket.getsockname()
+        # Before the server can accept the connection.
+        client = socket.create_connection(address)
+        client.sendall(post(gzip.compress(COLLECTION), *headers))
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(client)) as stream:
+            with trio.fail_after(5):
+                assert (await Wire(stream).answer()).status == 202
 
 
 async def test_the_next_request_may_arrive_before_the_answer() -> None:
@@ -268,3 +283,111 @@ async def test_a_bug_in_one_request_ends_one_connection(
         await bystander.send(post())
         assert (await bystander.answer()).status == 202
     assert [line["event"] for line in log_lines] == ["connection_failed"]
+
+
+# --- pipelined requests --------------------------------------------------------------------------
+
+PAGE = b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def test_requests_in_one_write_do_not_hold_the_event_loop() -> None:
+    """A client could delay all others by tenths of a second with one packet."""
+    async with running() as rig, rig.wire() as many, rig.wire() as one:
+        count = 100_000 // len(PAGE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(many.send, PAGE * count)
+            await many.answer()
+            await one.send(post())
+            assert (await one.answer()).status == 202
+            assert rig.counted(404) < count / 2
+            for _ in range(count - 1):
+                assert (await many.answer()).status == 404
+
+
+async def test_bytes_behind_a_request_count_as_memory_until_they_are_processed() -> None:
+    """Clients that send many requests at once and do not read would use any amount of memory."""
+    async with running() as rig, rig.wire() as wire:
+        assert rig.submitter is not None
+        memory = rig.submitter.memory
+        rig.intake.open = trio.Event()
+        await wire.send(post() + post())
+        await rig.intake.asked.wait()
+        assert memory.used == len(COLLECTION) + len(post())
+        rig.intake.open.set()
+        assert [(await wire.answer()).status for _ in range(2)] == [202, 202]
+        assert memory.used == 0
+
+
+async def test_without_memory_for_the_next_request_the_answer_is_the_last_one() -> None:
+    """The request that has its memory would be refused, or the bound be exceeded."""
+    small = 10_000
+    async with running(MAX_REQUEST_BYTES="10kB", MAX_LENGTH="10kB") as rig, rig.wire() as wire:
+        assert rig.submitter is not None
+        assert rig.submitter.memory.try_acquire(small - len(COLLECTION) - 5)
+        await wire.send(post() + post())
+        answer = await wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (202, "close")
+        assert await wire.rest() == b""
+        assert rig.intake.taken == [TAKEN]
+        rig.submitter.memory.release(small - len(COLLECTION) - 5)
+
+
+async def test_a_client_that_leaves_behind_pipelined_requests_leaks_no_memory() -> None:
+    """Memory would be lost with each such client."""
+    async with running() as rig:
+        assert rig.submitter is not None
+        gate = rig.intake.open = trio.Event()
+        async with rig.wire() as wire:
+            await wire.send(post() * 3)
+            await rig.intake.asked.wait()
+            wire.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1" + b"\0" * 7)
+        await wait_all_tasks_blocked()
+        gate.set()
+        with trio.fail_after(10):
+            while rig.submitter.memory.used:  # noqa: ASYNC110 - a plain number
+                await trio.sleep(0.01)
+
+
+# --- other clients -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [b"POST /v1/payloads", b"POST http://x/v1/payloads?a=b"])
+async def test_http_1_0_may_keep_its_connection(start: bytes, handed_over: list[TCPServer]) -> None:
+    """A proxy with the defaults of nginx would need a connection for each request."""
+    head = b" HTTP/1.0\r\nConnection: Keep-Alive\r\nContent-Type: application/json\r\n"
+    sent = start + head + b"Content-Length: 22\r\n\r\n" + COLLECTION
+    async with running() as rig, rig.wire() as wire:
+        for _ in range(2):
+            await wire.send(sent)
+            answer = await wire.answer()
+            assert (answer.status, answer.headers["connection"]) == (202, "keep-alive")
+        for other, status in ((b"POST /nothing HTTP/1.0", 404), (b"GET /healthz HTTP/1.0", 200)):
+            await wire.send(other, b"\r\nConnection: keep-alive\r\n\r\n")
+            answer = await wire.answer()
+            assert (answer.status, answer.headers["connection"]) == (status, "keep-alive")
+        await wire.send(sent.replace(b"Connection: Keep-Alive\r\n", b""))
+        assert (await wire.answer()).headers["connection"] == "close"
+        assert await wire.rest() == b""
+    assert not handed_over
+
+
+async def test_a_100_is_sent_once_there_is_memory_and_not_for_a_body_that_is_there() -> None:
+    """A client would send its body in vain, or wait in vain for permission."""
+    kind = "Content-Type: application/json"
+    async with running(MAX_REQUEST_BYTES="10kB", MAX_LENGTH="10kB") as rig, rig.wire() as wire:
+        assert rig.submitter is not None
+        await wire.send(post(COLLECTION, kind, "Expect: 100-continue"))
+        assert (await wire.answer()).status == 202
+        assert rig.submitter.memory.try_acquire(10_000)
+        body = b"[" + b"1" * 5000 + b"]"
+        whole = post(body, kind, "Expect: 100-continue")
+        await wire.send(whole[: -len(body)])
+        with trio.move_on_after(0.1) as waited:
+            await wire.answer()
+        assert waited.cancelled_caught
+        rig.submitter.memory.release(10_000)
+        assert (await wire.answer()).status == 100
+        await wire.send(body[:10])
+        await wait_all_tasks_blocked()
+        await wire.send(body[10:])
+        assert (await wire.answer()).status == 202

@@ -31,7 +31,7 @@ def counts(path: Path) -> tuple[int, int, int]:
     """Return how many rows ``jobs``, ``blocks`` and ``stored`` have."""
     with closing(sqlite3.connect(path)) as other:
         tables = ("jobs", "blocks", "stored")
-        queries = [f"SELECT count(*) FROM {table}" for table in tables]  # noqa: S608 - ours
+        queries = [f"SELECT count(*) FROM {table}" for table in tables]
         one, two, three = (other.execute(query).fetchone()[0] for query in queries)
         return one, two, three
 

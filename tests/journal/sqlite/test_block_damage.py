@@ -5,15 +5,16 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
+from unittest.mock import Mock
 
 import pytest
 
 from payloadd.errors import StartError
 from payloadd.journal.sqlite import file_check
-from payloadd.journal.sqlite.damage import CODE
+from payloadd.journal.sqlite.damage import CODE, corrupt
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
-from payloadd.journal.sqlite.operations import Settle
+from payloadd.journal.sqlite.operations import Clear, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.model.job import Part
 from tests.journal.sqlite.damaging import (
@@ -24,12 +25,15 @@ from tests.journal.sqlite.damaging import (
     verified,
     zero_pages,
 )
-from tests.journal.sqlite.in_blocks import accepted, counts, killed, seqs
+from tests.journal.sqlite.in_blocks import accepted, counts, jobs_of, killed, seqs
 from tests.support.journal import (
     append,
     batch,
+    contents,
+    disk_full,
     id_of,
     job,
+    sealed,
     unpack,
 )
 
@@ -123,6 +127,61 @@ def test_a_damaged_block_is_written_again_from_memory(path: Path, database: Data
     assert (database.totals.jobs, seqs(database)) == (2, [1, 2])
 
 
+def test_a_damaged_row_gives_no_rows_to_jobs_in_blocks(path: Path, database: Database) -> None:
+    """Jobs with a row and a block would be stored twice after a crash."""
+    requests = accepted(database, 3)
+    unpack(database)
+    requests += accepted(database, 3, first=4)
+    change(path, "UPDATE jobs SET payloads = 7 WHERE seq = 2")
+    database.jobs_in_memory = lambda: [*requests[0].jobs[2:], *requests[1].jobs]
+    assert seqs(database) == [1, 3, 4, 5, 6]
+    assert counts(path) == (3, 1, 0)
+    assert {one.table for one in verified(path)} == {"dead"}
+    database._recount()
+    assert counts(path) == (3, 1, 0)
+
+
+def test_a_journal_that_is_written_again_has_all_jobs_once(path: Path, database: Database) -> None:
+    """Jobs in blocks would be lost with a deleted file, or be there twice."""
+    requests = accepted(database, 3, 3)
+    database.commit([Settle(batch(*requests[0].jobs[:2], sealed=False))])
+    path.unlink()
+    assert database.restore_files(immediately=True)
+    assert (seqs(database), database.totals.jobs) == ([3, 4, 5, 6], 4)
+    database.commit([append(7), Settle(batch(*requests[1].jobs, sealed=False))])
+    while database.deletion_waits:
+        database.commit([Clear()])
+    assert seqs(database) == [3, 7]
+    assert verified(path) == []
+
+
+def test_a_member_that_is_lost_beside_a_block_is_the_only_one(
+    path: Path, database: Database
+) -> None:
+    """The members in blocks would be reported as lost, and stored."""
+    requests = accepted(database, 3)
+    unpack(database)
+    requests += accepted(database, 3, first=4)
+    jobs = jobs_of(requests)
+    database.commit([Seal(batch(*jobs))])
+    change(path, "DELETE FROM jobs WHERE seq = 2")
+    found = sealed(database, 1)
+    assert contents(found.jobs) == contents([jobs[0], *jobs[2:]])
+    assert (database.totals.jobs, database.damaged_payloads) == (5, 1)
+
+
+def test_a_repair_keeps_the_stored_ranges_of_blocks(path: Path, database: Database) -> None:
+    """Stored payloads would be stored again where their ranges are lost in the file."""
+    database._hidden.sound = True
+    requests = accepted(database, 6)
+    database.commit([Settle(batch(*requests[0].jobs[1:3], sealed=False))])
+    change(path, "DELETE FROM stored")
+    assert database._repair(corrupt("malformed"))
+    assert seqs(database) == [1, 4, 5, 6]
+    with closing(Database(killed(path, "killed"))) as again:
+        assert seqs(again) == [1, 4, 5, 6]
+
+
 def test_a_lost_block_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Payloads would be missing silently, or a worker's payloads after a crash."""
     monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
@@ -170,6 +229,24 @@ def test_damaged_pages_of_blocks_lose_only_their_jobs(
             assert [(one.first, one.last) for one in found] == [(6, 6)]
         again.commit([append(7)])
         assert seqs(again)[-1] == 7
+
+
+def test_a_repair_that_fails_revives_no_stored_job(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stored payloads would be stored again after a crash."""
+    (request,) = accepted(database, 6)
+    database.commit([Settle(batch(*request.jobs[1:3], sealed=False))])
+    monkeypatch.setattr("payloadd.journal.sqlite.repair.make_sound", Mock(side_effect=disk_full()))
+    assert not database._repair(corrupt("malformed"))
+    for _ in range(3):
+        database.commit([Clear()])
+    assert seqs(database) == [1, 4, 5, 6]
+    with closing(Database(killed(path, "killed"))) as again:
+        assert seqs(again) == [1, 4, 5, 6]
+    ends = [batch(request.jobs[0], sealed=False), batch(*request.jobs[3:], sealed=False)]
+    database.commit([Settle(one) for one in ends])
+    assert counts(path) == (0, 0, 0)
 
 
 def test_lost_ranges_of_stored_jobs_refuse_the_start(path: Path, database: Database) -> None:

@@ -264,6 +264,25 @@ def test_a_failed_commit_changes_nothing(
         assert seqs(again) == [1, 16, 17, 18, 20, 21, 22, 23]
 
 
+def test_stored_jobs_are_deleted_although_no_rows_can_be_written(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk would stay full: stored payloads would keep their space."""
+    (four,) = accepted(database, 4)
+    monkeypatch.setattr(Blocks, "most_blocks", 1)
+    with monkeypatch.context() as patched:
+        faulty = FaultyConnection(database._connection)
+        faulty.fails = "INSERT OR REPLACE INTO jobs"
+        patched.setattr(database, "_connection", faulty)
+        with pytest.raises(sqlite3.OperationalError):
+            database.commit([append(5)])
+        assert counts(path) == (0, 1, 0)
+        database.commit([Settle(batch(*four.jobs, sealed=False))])
+    assert counts(path) == (0, 0, 0)
+    database.commit([append(5)])
+    assert seqs(database) == [5]
+
+
 def test_a_kill_at_any_moment_loses_and_repeats_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

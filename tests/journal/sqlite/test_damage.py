@@ -86,7 +86,7 @@ def test_a_sealed_batch_with_damaged_members_keeps_its_key(
     path: Path, seqs: str, left: list[int]
 ) -> None:
     """Its object may be in the store: under another key its payloads would be stored twice."""
-    change(path, "UPDATE jobs SET payloads = 5 WHERE seq IN (%s)" % seqs)  # noqa: S608, UP031 - ours
+    change(path, "UPDATE jobs SET payloads = 5 WHERE seq IN (%s)" % seqs)  # noqa: UP031 - ours
     for _ in range(2):  # the second time as after a crash
         with closing(Database(path)) as database:
             found = [database.sealed(first) for first in database.sealed_after({})]
@@ -116,7 +116,7 @@ def test_a_batch_that_has_lost_a_member_says_so(tmp_path: Path, seqs: str, *, wh
         database.commit([append(number) for number in (1, 2, 3)])
         jobs = database.page(0, 9, 9999)
         database.commit([Seal(Batch(jobs, f"{jobs[0].id}.ndjson", "none", sealed=True))])
-    change(path, "UPDATE jobs SET payloads = 5 WHERE seq IN (%s)" % seqs)  # noqa: S608, UP031 - ours
+    change(path, "UPDATE jobs SET payloads = 5 WHERE seq IN (%s)" % seqs)  # noqa: UP031 - ours
     for _ in range(2):  # the second time as after a crash
         with closing(Database(path)) as database:
             (first,) = database.sealed_after({})

@@ -106,7 +106,7 @@ def test_every_type_is_read_by_every_reader(tmp_path: Path) -> None:
         "pyarrow": rows_of(content),
         "polars": pl.read_parquet(tmp_path / "a.parquet").to_dicts(),
         "duckdb": duckdb.sql(
-            f"SELECT {columns}, epoch_us(time) AS us FROM '{tmp_path}/a.parquet'"  # noqa: S608
+            f"SELECT {columns}, epoch_us(time) AS us FROM '{tmp_path}/a.parquet'"
         ).to_arrow_table().to_pylist(),
     }  # fmt: skip
     for reader, (full, empty) in found.items():

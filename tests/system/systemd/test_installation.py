@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.no_cover
 
-_PLACES: Final = ("usr/local/lib/systemd/system", "usr/local/lib/sysusers.d", "etc/payloadd")
+_PLACES: Final = (
+    *("usr/local/lib/systemd/system", "usr/local/lib/sysusers.d", "usr/local/share"),
+    "etc/payloadd",
+)
 
 
 def _files(machine: Machine) -> dict[str, bytes]:
@@ -39,6 +42,7 @@ async def test_a_removal_and_an_installation_keep_payloads_and_settings(machine:
         assert await unit.show("ActiveState") == "inactive"
         assert set(_files(machine)) == {"etc/payloadd/payloadd.env"}
         assert (machine.root / "var/lib/payloadd/journal.db").exists()
+        assert not (machine.root / "usr/local/bin/payloadd").is_symlink()
         assert not list((machine.root / "etc/systemd/system").rglob("*.wants/payloadd*"))
         await machine.run("/opt/payloadd/bin/payloadd", "systemd", "remove")  # nothing is installed
         for command in INSTALL:

@@ -9,7 +9,7 @@ import trio
 
 from payloadd.errors import RefusedError
 from payloadd.ingress.cors import origin_in
-from payloadd.ingress.fastpath.answers import CLOSE, KEEP, Page, without_body
+from payloadd.ingress.fastpath.answers import CLOSE, KEEP, FixedAnswer, without_body
 from payloadd.ingress.preferences import accepted, receipt_document
 from payloadd.ingress.refusal_log import describe
 from payloadd.ingress.server.client_connection import do_nothing
@@ -35,7 +35,7 @@ Ts = TypeVarTuple("Ts")
 # What a connection waits for.
 INPUT: Final = 0
 COMMIT: Final = 1
-"""The request is submitted and has no outcome yet."""
+"""The request is submitted and has no outcome yet, or has to be stored before its answer."""
 UPLOAD: Final = 2
 """The request is accepted, and is answered after its upload (``Prefer: wait``)."""
 TURN: Final = 3
@@ -134,10 +134,10 @@ class AnsweringConnection:
         self._send_answer(status, answer, closes=closes)
 
     def _await_upload(self, receipt: Receipt, seconds: int) -> None:
-        self._awaits = UPLOAD
+        """Answer once the payloads are stored, or their upload has taken too long."""
         end_wait = self._fast_path.submitter.waits.begin(receipt, seconds, self._on_upload)
-        # Else it is answered already, or waits in any case: to poll for less was measurable.
-        if self._awaits == UPLOAD and end_wait is not None:
+        if end_wait is not None and self._awaits == COMMIT:  # else it is answered already
+            self._awaits = UPLOAD
             self._end_wait = end_wait
             self._run_guarded(self._poll, select.EPOLLRDHUP)
 
@@ -145,7 +145,7 @@ class AnsweringConnection:
         """Answer the request that has waited for its upload."""
         self._end_wait = do_nothing
         if self._left or self._stream.socket.fileno() < 0:
-            return  # closed meanwhile, as above
+            return  # the connection was closed in the meantime
         if isinstance(outcome, RefusedError):
             self._run_guarded(self._send_outcome, outcome)
         else:
@@ -155,7 +155,7 @@ class AnsweringConnection:
 
     def _reply(self, reply: Reply, request: FastPathRequest) -> None:
         """Answer a request whose body is not read."""
-        if not isinstance(reply, Page):
+        if not isinstance(reply, FixedAnswer):
             self._refuse(reply(), unread_body=request.has_body)
             return
         closes = self._closes(unread_body=request.has_body)

@@ -24,7 +24,7 @@ _NO_CONTENT: Final = 204
 _HEAD_END: Final = b"\r\n\r\n"
 
 
-class Page(NamedTuple):
+class FixedAnswer(NamedTuple):
     """A fixed answer."""
 
     status: int
@@ -42,7 +42,7 @@ class Answers:
 
     def __init__(self, cors: Cors | None) -> None:
         self._cors = cors
-        self._second = 0
+        self._second = -1
         self._date = ""
         self._accepted_head = self._created_head = b""
 
@@ -66,7 +66,7 @@ class Answers:
             lines += self._cors.lines(origin)
         return b"%s%scontent-length: %d\r\n\r\n%s" % (head, lines, len(document), document)
 
-    def page(self, page: Page, origin: str | None, connection: bytes) -> bytes:
+    def page(self, page: FixedAnswer, origin: str | None, connection: bytes) -> bytes:
         """Return a fixed answer."""
         self._begin_second(int(time.time()))
         status = HTTPStatus(page.status)

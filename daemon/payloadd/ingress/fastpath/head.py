@@ -128,7 +128,7 @@ class HeadParser:
     """Parses heads, and remembers the requests of heads that clients repeat.
 
     ``routes`` has the usual first lines, ``targets`` all others; ``max_length`` is the largest
-    Content-Length in bytes; ``patterns`` are the headers that are kept for the envelope;
+    Content-Length in bytes; ``patterns`` are the headers that are kept for the envelope, and
     ``seconds_of`` returns the seconds that a request waits, by its header Prefer.
     """
 

@@ -24,13 +24,14 @@ from payloadd.ingress.fastpath.answers import Answers
 from payloadd.ingress.fastpath.connection import FastPathConnection
 from payloadd.ingress.fastpath.head import HeadParser
 from payloadd.ingress.fastpath.targets import Targets
+from payloadd.ingress.server.client_connection import do_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from payloadd.ingress.fastpath.owner import Readable
     from payloadd.ingress.refusal_log import RefusalLog
     from payloadd.ingress.server.client_stream import ClientStream
+    from payloadd.ingress.server.poller import Readable
     from payloadd.ingress.submission import Submitter
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
@@ -154,6 +155,9 @@ class FastPath:
         Sockets are served in the order in which they become readable: without this queue a small
         request would wait behind up to 64 bodies of some milliseconds each.
         """
+        if not self._deferred:
+            # The caller may be another task, which accepts connections, while ``run`` waits.
+            self.call_soon(do_nothing)
         self._deferred.append(work)
 
     def enter(self, stream: ClientStream, leave: Callable[[ClientStream], object]) -> None:

@@ -11,17 +11,10 @@ if TYPE_CHECKING:
     from payloadd.ingress.fastpath.answers import Answers
     from payloadd.ingress.fastpath.head import HeadParser
     from payloadd.ingress.refusal_log import RefusalLog
+    from payloadd.ingress.server.poller import Readable
     from payloadd.ingress.submission import Submitter
     from payloadd.observe.health import Health
     from payloadd.observe.request_metrics import RequestMetrics
-
-
-class Readable(Protocol):
-    """A connection that is called at the events of its socket."""
-
-    def on_readable(self) -> None:
-        """Handle an event, usually input."""
-        ...
 
 
 class Owner(Protocol):

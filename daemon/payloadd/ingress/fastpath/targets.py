@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from payloadd.config.stream_names import DEFAULT_STREAM
 from payloadd.ingress.body import ACCEPTED_TYPES
-from payloadd.ingress.fastpath.answers import Page
+from payloadd.ingress.fastpath.answers import FixedAnswer
 from payloadd.ingress.http_grammar import path_of_target
 from payloadd.ingress.operations import OPENAPI_PATH
 from payloadd.ingress.problem import Problem, method_not_allowed, not_found
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from payloadd.ingress.routes import Routes
 
-Reply = Page | Callable[[], Problem]
+Reply = FixedAnswer | Callable[[], Problem]
 """The answer to a request whose body is not read: a page, or a function that makes a problem."""
 
 _READS: Final = "GET, HEAD, OPTIONS"
@@ -43,10 +43,10 @@ PATHS: Final = (
 )
 """The paths of the public address, as a 404 names them."""
 _JSON: Final = {"Content-Type": "application/json"}
-_OPTIONS_OF_PAYLOADS: Final = Page(
+_OPTIONS_OF_PAYLOADS: Final = FixedAnswer(
     204, {"Allow": _WRITES, "Accept-Post": ACCEPTED_TYPES}, b"", preflight=True
 )
-_OPTIONS_OF_PAGES: Final = Page(204, {"Allow": _READS}, b"")
+_OPTIONS_OF_PAGES: Final = FixedAnswer(204, {"Allow": _READS}, b"")
 
 
 class Targets:
@@ -54,9 +54,9 @@ class Targets:
 
     def __init__(self, routes: Routes, description: bytes) -> None:
         self._routes = routes
-        self._pages: Mapping[str, Page] = {
-            _HEALTH_PATH: Page(200, _JSON, b'{"status":"ok"}'),
-            OPENAPI_PATH: Page(200, _JSON, description),
+        self._pages: Mapping[str, FixedAnswer] = {
+            _HEALTH_PATH: FixedAnswer(200, _JSON, b'{"status":"ok"}'),
+            OPENAPI_PATH: FixedAnswer(200, _JSON, description),
         }
 
     def find(self, method: str, target: bytes) -> tuple[Route | Reply, str]:
@@ -93,7 +93,7 @@ class Targets:
 _WRITE_PATHS: Final = frozenset({COLLECTIONS, DOCUMENTS})
 
 
-def _read_page(page: Page, method: str) -> Reply:
+def _read_page(page: FixedAnswer, method: str) -> Reply:
     if method in {"GET", "HEAD"}:
         return page
     return _OPTIONS_OF_PAGES if method == "OPTIONS" else partial(method_not_allowed, _READS)

@@ -62,7 +62,7 @@ class _Streams(dict[int, Any]):
         return _EndedStream()
 
 
-class _RememberingDecoder(Decoder):
+class RememberingDecoder(Decoder):
     """Decode the header block of each request (HPACK, RFC 7541), and remember repeated blocks.
 
     A client that repeats a request sends a block of references to its earlier headers alone. Such a
@@ -73,20 +73,21 @@ class _RememberingDecoder(Decoder):
     def __init__(self, largest: int) -> None:
         """Allow header lists of ``largest`` bytes."""
         super().__init__(largest)
-        self._known: dict[bytes, list[HeaderTuple]] = {}
+        self.known: dict[bytes, list[HeaderTuple]] = {}
+        """The headers of blocks that change nothing."""
 
     def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:  # noqa: FBT001, FBT002
         """Return the headers; raises HPACKError."""
         data = bytes(data)
         if _REFERENCES.fullmatch(data) is None or not raw:
-            self._known.clear()
+            self.known.clear()
             return super().decode(data, raw)
-        found = self._known.get(data)
+        found = self.known.get(data)
         if found is None:
             found = list(super().decode(data, raw))
-            if len(self._known) >= _MOST_BLOCKS:
-                self._known.clear()
-            self._known[data] = found
+            if len(self.known) >= _MOST_BLOCKS:
+                self.known.clear()
+            self.known[data] = found
         return found
 
 
@@ -119,7 +120,7 @@ class Http2(H2Protocol):
         connection.config.validate_outbound_headers = False
         connection.config.normalize_outbound_headers = False
         # Hypercorn announces this limit to the client, but does not enforce it.
-        connection.decoder = _RememberingDecoder(LARGEST_HEADER_LIST)
+        connection.decoder = RememberingDecoder(LARGEST_HEADER_LIST)
         connection._closed_streams = SizeLimitDict(size_limit=_CLOSED_STREAMS)  # noqa: SLF001
         self.streams = _Streams()
 

@@ -30,8 +30,6 @@ _INSERT: Final = "INSERT INTO blocks VALUES (?, ?, ?, ?)"
 _HEADS: Final = "SELECT number, crc, head FROM blocks ORDER BY number"
 _ALL: Final = f"SELECT {COLUMNS} FROM blocks ORDER BY number"  # noqa: S608 - names of ours
 ONE: Final = f"SELECT {COLUMNS} FROM blocks WHERE number = ?"  # noqa: S608 - as above
-# Only in a damaged file a job of a block has a row already: a sound one is better than that.
-_INSERT_JOB: Final = "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_DAMAGED: Final = "INSERT OR IGNORE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _ID_BYTES: Final = 16
 _BYTES_AT_A_TIME: Final = 2 * 2**20
@@ -101,10 +99,16 @@ def _waiting_in(head: BlockHead, excluded: ExcludedRanges) -> Iterator[BlockCoun
 
 def insert_jobs(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
     """Insert unpacked jobs, in the order of ``rows``."""
-    damaged = [row for row in rows if row[8] == WRONG_CHECKSUM]
-    sound = [row for row in rows if row[8] != WRONG_CHECKSUM] if damaged else rows
-    connection.executemany(_INSERT_JOB, sound)
-    connection.executemany(_INSERT_DAMAGED, damaged)
+    # Only in a damaged file a job of a block has a row already: a sound one is better than that.
+    sound = [
+        (seq, bytearray(id_), payloads, bytearray(lines), crc)
+        for seq, id_, payloads, lines, *_, crc in rows
+        if crc != WRONG_CHECKSUM
+    ]
+    job_rows.replace(connection, sound)
+    if len(sound) < len(rows):
+        damaged = [row for row in rows if row[8] == WRONG_CHECKSUM]
+        connection.executemany(_INSERT_DAMAGED, damaged)
 
 
 def delete(connection: sqlite3.Connection, numbers: Sequence[int]) -> int:

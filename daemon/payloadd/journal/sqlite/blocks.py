@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from payloadd.journal.sqlite import block_rows, job_rows
 from payloadd.journal.sqlite.block_format import lost_rows, pack, read_head, rows_of
 from payloadd.journal.sqlite.checksum import of_values
+from payloadd.journal.sqlite.schema import ROW_BYTES
 from payloadd.model.streams import stream_of
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class _Block:
     def __init__(self, block: NewBlock, since: list[int], jobs: int) -> None:
         self.number = block.number
         self.runs = block.runs
-        self.size = len(block.head) + len(block.lines)
+        self.size = len(block.lines) + jobs * ROW_BYTES
+        """Bytes of its jobs, as JOURNAL_MAX_BYTES counts them."""
         self.since = since
         """When the first job of each run was accepted, in Unix ms."""
         self.left = jobs
@@ -124,11 +126,11 @@ class Blocks:
     """Blocks from which the oldest ones are unpacked."""
     most_runs = 2**16
     """The same for the ranges of jobs that are kept in memory."""
-    most_bytes = 128 * 2**20
-    """The same for the bytes of the blocks."""
-    jobs_at_a_time = 2048
+    most_bytes = 64 * 2**20
+    """The same for the bytes of their jobs."""
+    jobs_at_a_time = 1024
     """Jobs that are unpacked in one transaction, about: commits wait for it."""
-    bytes_at_a_time = 2 * 2**20
+    bytes_at_a_time = 2**20
     """The same in bytes."""
     deleted_per_commit = 32
     """Blocks that a commit deletes at least, if so many wait."""

@@ -57,14 +57,15 @@ _ALTERED: Final = "does not match its checksum"
 _NO_JOB: Final = "is not a job"
 
 
-def _insertions(values: str) -> dict[int, str]:
+def _insertions(values: str, insert: str = "INSERT") -> dict[int, str]:
     return {
-        count: f"INSERT INTO jobs VALUES {', '.join([values] * count)}"  # noqa: S608 - only marks
+        count: f"{insert} INTO jobs VALUES {', '.join([values] * count)}"
         for count in _ROWS_PER_STATEMENT
     }
 
 
 _INSERTS: Final = _insertions("(?, ?, ?, ?, NULL, NULL, NULL, 0, ?)")
+_REPLACEMENTS: Final = _insertions("(?, ?, ?, ?, NULL, NULL, NULL, 0, ?)", "INSERT OR REPLACE")
 _PLACED_INSERTS: Final = _insertions("(?, ?, ?, x'', ?, ?, ?, 0, ?)")
 
 
@@ -72,6 +73,12 @@ def insert(connection: sqlite3.Connection, rows: Sequence[NewRow]) -> None:
     """Insert rows that hold their lines."""
     for some in _portions(rows):
         connection.execute(_INSERTS[len(some)], list(chain.from_iterable(some)))
+
+
+def replace(connection: sqlite3.Connection, rows: Sequence[NewRow]) -> None:
+    """Insert rows that hold their lines, in place of those that have the same numbers."""
+    for some in _portions(rows):
+        connection.execute(_REPLACEMENTS[len(some)], list(chain.from_iterable(some)))
 
 
 def insert_placed(connection: sqlite3.Connection, rows: Sequence[PlacedRow]) -> None:

@@ -1,0 +1,1 @@
+"""The journal in PostgreSQL, which several processes share; README.md describes it."""

@@ -1,0 +1,103 @@
+"""TLS handshakes without tasks: slow ones, many at once, tickets."""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import AsyncExitStack, suppress
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from payloadd.ingress.server import handshake
+from payloadd.ingress.server.handshake import HandshakeQueue
+from tests.ingress.rig import post
+
+if TYPE_CHECKING:
+    from tests.ingress.rig import Rig
+    from tests.ingress.tls_files import Files
+
+
+def _tasks() -> int:
+    return trio.lowlevel.current_statistics().tasks_living
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01"])
+async def test_a_slow_handshake_has_no_task(files: Files, sent: bytes) -> None:
+    """A thousand clients that begin a handshake would take the memory of a thousand tasks."""
+    async with files.running() as rig, AsyncExitStack() as stack:
+        await wait_all_tasks_blocked()
+        before = _tasks()
+        for _ in range(20):
+            wire = await stack.enter_async_context(rig.wire())
+            await wire.send(sent)
+        await wait_all_tasks_blocked(0.05)
+        assert _tasks() == before
+
+
+async def test_steps_are_made_a_few_between_two_passes(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    """A thousand handshakes at once would delay every request by a second."""
+    monkeypatch.setattr(handshake, "_PASS_SECONDS", 0.0)
+    queue = HandshakeQueue()
+    made: list[int] = []
+    queue.add(lambda: made.append(0))
+    assert made == [0]  # a single one is made at once
+    monkeypatch.setattr(queue, "_next_at_once", perf_counter() + 3600)
+    for number in range(1, 4):
+        queue.add(lambda number=number: made.append(number))  # type: ignore[misc]
+    assert made == [0]
+    nursery.start_soon(queue.run)
+    seen = []
+    while len(made) < 4:
+        await trio.lowlevel.checkpoint()
+        seen.append(len(made))
+    assert made == [0, 1, 2, 3]
+    assert {2, 3} <= set(seen)
+
+
+async def test_input_beyond_the_step_that_waits_stays_in_the_socket(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client could send without end while its handshake waits for its turn."""
+    steps: list[Any] = []
+    monkeypatch.setattr(HandshakeQueue, "add", lambda _, step: steps.append(step))
+    async with files.running() as rig, rig.wire() as wire:
+        with trio.move_on_after(0.5):
+            while True:
+                await wire.send(b"\x16\x03\x01\x40\x00" + bytes(16_384))
+        assert len(steps) == 1
+        with suppress(trio.BrokenResourceError):
+            await wire.stream.aclose()
+        steps[0]()
+
+
+async def _ticket(files: Files, rig: Rig, context: ssl.SSLContext, old: Any = None) -> Any:  # noqa: ANN401 - ssl.SSLSession
+    """Post on a new connection; return its session, and check that ``old`` was resumed."""
+    port = rig.listeners[0].socket.getsockname()[1]
+    tcp = await trio.open_tcp_stream("127.0.0.1", port)
+    stream = trio.SSLStream(tcp, context, server_hostname="127.0.0.1", https_compatible=True)
+    tls = cast("Any", stream)._ssl_object
+    if old is not None:
+        tls.session = old
+    async with stream:
+        await stream.send_all(post())
+        assert b" 202 " in bytes(await stream.receive_some())
+        assert tls.session_reused is (old is not None)
+        return tls.session
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_client_resumes_its_session(files: Files, version: ssl.TLSVersion) -> None:
+    """A client that reconnects for each request would cost a signature each time."""
+    context = files.client_context()
+    context.minimum_version = context.maximum_version = version
+    async with files.running() as rig:
+        session = await _ticket(files, rig, context)
+        assert session.has_ticket
+        await _ticket(files, rig, context, session)
+        assert len(rig.intake.taken) == 2

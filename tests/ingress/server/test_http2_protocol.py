@@ -1,0 +1,212 @@
+"""HTTP/2 in few writes: whole answers, repeated header blocks, and answers that do not fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.settings
+import hpack
+import pytest
+import trio
+from quart import Response
+from quart_trio import QuartTrio
+from trio.testing import wait_all_tasks_blocked
+
+from payloadd.ingress.server.client_stream import ClientStream
+from payloadd.ingress.server.http2_protocol import RememberingDecoder
+from tests.ingress.rig import COLLECTION, post, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.ingress.rig import Wire
+
+HEAD = [(":method", "POST"), (":path", "/v1/payloads"), (":scheme", "http"), (":authority", "h")]
+TYPE = ("content-type", "application/json")
+
+
+class Client:
+    """A client of HTTP/2 that sees every event."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self.http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        self.http.initiate_connection()
+        self.headers: dict[int, dict[bytes, bytes]] = {}
+        self.bodies: dict[int, bytes] = {}
+        self.ended: list[int] = []
+        self.reset: list[int] = []
+
+    def ask(self, stream: int, body: bytes = COLLECTION, method: str = "POST") -> None:
+        """Prepare a request."""
+        head = [(":method", method), *HEAD[1:], TYPE]
+        self.http.send_headers(stream, head, end_stream=not body)
+        if body:
+            self.http.send_data(stream, body, end_stream=True)
+
+    async def send(self) -> None:
+        """Send what is prepared."""
+        await self._wire.send(self.http.data_to_send())
+
+    async def until(self, enough: Callable[[], bool]) -> None:
+        """Read until ``enough`` returns True."""
+        with trio.fail_after(10):
+            await self.send()
+            while not enough():
+                data = bytes(await self._wire.stream.receive_some())
+                if not data:
+                    raise EOFError
+                for event in self.http.receive_data(data):
+                    self._note(event)
+                await self.send()
+
+    def _note(self, event: h2.events.Event) -> None:
+        seen: Any = event
+        match seen:
+            case h2.events.ResponseReceived():
+                self.headers[seen.stream_id] = dict(seen.headers)
+            case h2.events.DataReceived():
+                self.bodies[seen.stream_id] = self.bodies.get(seen.stream_id, b"") + seen.data
+                self.http.acknowledge_received_data(seen.flow_controlled_length, seen.stream_id)
+            case h2.events.StreamEnded():
+                self.ended.append(seen.stream_id)
+            case h2.events.StreamReset():
+                self.reset.append(seen.stream_id)
+            case _:
+                pass
+
+
+async def test_an_answer_is_one_write_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer would take three writes, and three records of TLS."""
+    sent: list[bytes] = []
+    begin = ClientStream.begin_to_send
+
+    def note(stream: ClientStream, data: bytes) -> bool:
+        sent.append(data)
+        return begin(stream, data)
+
+    async with running() as rig, rig.wire() as wire:
+        client = Client(wire)
+        gate = rig.intake.open = trio.Event()
+        for stream in (1, 3, 5):
+            client.ask(stream)
+        await client.send()
+        await rig.intake.asked.wait()
+        await wait_all_tasks_blocked(0.05)
+        monkeypatch.setattr(ClientStream, "begin_to_send", note)
+        gate.set()
+        await client.until(lambda: len(client.ended) == 3)
+    assert len(sent) <= 3  # one if all three handlers run in one pass of the event loop
+    assert [client.headers[stream][b":status"] for stream in (1, 3, 5)] == [b"202"] * 3
+    assert all(b"date" in client.headers[stream] for stream in (1, 3, 5))
+
+
+@pytest.mark.parametrize("window", [0, 10, 1_000_000])
+async def test_an_answer_that_does_not_fit_waits_for_the_window(window: int) -> None:
+    """A long answer, or a client with a small window, would get a part or an error."""
+    app = QuartTrio("long")
+    content = bytes(range(256)) * 300
+
+    @app.post("/v1/payloads")
+    async def answer() -> Response:
+        return Response(content)
+
+    async with running(app) as rig, rig.wire() as wire:
+        client = Client(wire)
+        sizes: dict[h2.settings.SettingCodes | int, int] = {
+            h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window
+        }
+        client.http.update_settings(sizes)
+        for stream in (1, 3):
+            client.ask(stream)
+        await client.until(lambda: len(client.headers) == 2)
+        if window < len(content):
+            for stream in (1, 3):
+                client.http.increment_flow_control_window(200_000, stream)
+        await client.until(lambda: len(client.ended) == 2)
+        assert client.bodies == {1: content, 3: content}
+
+
+async def test_a_request_that_is_refused_early_can_be_answered_by_a_closed_window() -> None:
+    """The frame that opens the window would not be read behind a body that nothing reads."""
+    async with running(MAX_LENGTH="1000") as rig, rig.wire() as wire:
+        client = Client(wire)
+        client.http.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        client.http.send_headers(1, [*HEAD, TYPE])
+        for _ in range(4):
+            client.http.send_data(1, bytes(8_000))
+        await client.until(lambda: bool(client.headers))
+        client.http.increment_flow_control_window(1000, 1)
+        await client.until(lambda: bool(client.ended or client.reset))
+        assert client.headers[1][b":status"] == b"413"
+        assert b"TOO_LARGE" in client.bodies[1]
+
+
+async def test_the_head_of_an_answer_has_no_body_where_none_may_be() -> None:
+    """A HEAD request would be answered with a body, which breaks the connection."""
+    async with running() as rig, rig.wire() as wire:
+        client = Client(wire)
+        client.http.send_headers(
+            1, [(":method", "HEAD"), (":path", "/healthz"), *HEAD[2:]], end_stream=True
+        )
+        await client.until(lambda: client.ended == [1])
+        assert client.headers[1][b":status"] == b"200"
+        assert client.bodies == {}
+        client.ask(3)
+        await client.until(lambda: client.ended == [1, 3])
+
+
+async def test_connect_ends_the_connection_and_no_other() -> None:
+    """A client could ask the daemon for a tunnel."""
+    async with running() as rig:
+        async with rig.wire() as wire:
+            client = Client(wire)
+            client.http.send_headers(1, [(":method", "CONNECT"), (":authority", "h:1")])
+            with pytest.raises(EOFError):
+                await client.until(lambda: client.ended == [1])
+        async with rig.wire() as wire:
+            await wire.send(post())
+            assert (await wire.answer()).status == 202
+
+
+# --- header blocks -----------------------------------------------------------------------------
+
+
+def test_a_repeated_block_has_the_headers_of_its_first_time() -> None:
+    """Headers of another request would be taken for those of this one."""
+    encoder, decoder = hpack.Encoder(), RememberingDecoder(16_384)
+    plain = hpack.Decoder(16_384)
+    lists = [
+        [(b":method", b"POST"), (b"x-a", b"1"), (b"x-b", b"2")],
+        [(b":method", b"POST"), (b"x-a", b"1")],
+        [(b":method", b"POST"), (b"x-c", b"3")],
+    ]
+    for number in (0, 0, 0, 1, 1, 0, 2, 0, 0, 1, 2, 2):
+        block = encoder.encode(lists[number])
+        expected = [tuple(one) for one in plain.decode(block, raw=True)]
+        assert [tuple(one) for one in decoder.decode(block, raw=True)] == expected == lists[number]
+
+
+def test_a_block_is_decoded_again_once_the_table_has_changed() -> None:
+    """A client could have the headers of an earlier request, such as its token, used again."""
+    decoder = RememberingDecoder(16_384)
+    first = b"\x40\x01a\x01x"
+    assert [tuple(one) for one in decoder.decode(first, raw=True)] == [(b"a", b"x")]
+    newest = b"\xbe"  # the newest entry of the table (RFC 7541, section 2.3.3)
+    assert [tuple(one) for one in decoder.decode(newest, raw=True)] == [(b"a", b"x")]
+    decoder.decode(b"\x40\x01a\x01y", raw=True)
+    assert [tuple(one) for one in decoder.decode(newest, raw=True)] == [(b"a", b"y")]
+
+
+def test_remembered_blocks_are_bounded() -> None:
+    """A client could fill the memory with blocks."""
+    decoder = RememberingDecoder(16_384)
+    for first in range(0x82, 0x8F):
+        for second in range(0x82, 0x8F):
+            decoder.decode(bytes([first, second]), raw=True)
+    assert len(decoder.known) <= 16
+    with pytest.raises(hpack.HPACKError):
+        decoder.decode(b"\xfe", raw=True)

@@ -1,0 +1,160 @@
+"""Lanes change hands: a process dies, is stopped and wakes, or ends with a backlog."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from payloadd.errors import LaneLostError
+from payloadd.journal.postgres.inspection import PostgresInspection
+from payloadd.model.streams import MOST_NUMBERS, STREAM_BITS, count_of, first_seq, stream_of
+from tests.journal.postgres.rig import QUICK, Member, member
+from tests.support.databases import new_database
+from tests.support.journal import batch, until
+
+if TYPE_CHECKING:
+    from payloadd.model.job import Job
+
+
+@pytest.fixture
+def url() -> str:
+    """Return the URL of a new journal."""
+    return new_database()
+
+
+def lines(jobs: list[Job]) -> list[bytes]:
+    """Return the payloads of jobs."""
+    return [job.lines for job in jobs]
+
+
+async def rest_of(one: Member) -> list[Job]:
+    """Return the jobs that a process reads from lanes that it has taken."""
+    await one.pipeline.read_pages(one.journal)
+    return [job for job in one.pipeline.received if stream_of(job.seq) >= MOST_NUMBERS]
+
+
+async def test_the_lane_of_a_dead_process_is_taken_with_its_sealed_batches(url: str) -> None:
+    """Payloads with a 2xx would be lost with a machine, or be stored twice."""
+    async with member(url) as dead:
+        receipt = await dead.accept(1, count=9, key=b"key")
+        jobs = list(dead.pipeline.received)
+        await dead.journal.seal(batch(*jobs[1:4]))
+        dead.journal.settle(batch(jobs[4], sealed=False))
+        await dead.journal.pulse()
+        dead.die()
+    async with member(url) as heir:
+        assert heir.lanes == [2]
+        assert await heir.accept(31, 9, key=b"key", like=1) == receipt
+        assert heir.pipeline.received == []
+        await until(lambda: heir.pipeline.payloads.get("taken_over") == 8)
+        assert heir.lanes == [2, 1]
+        sealed = await heir.journal.sealed()
+        assert sealed is not None
+        assert (sealed.key, lines([*sealed.jobs])) == ("k2", lines(jobs[1:4]))
+        assert await heir.journal.sealed() is None
+        left = await rest_of(heir)
+        assert lines(left) == lines([jobs[0], *jobs[5:]])
+        assert heir.layouts.batch(left[:1]).key == dead.layouts.batch(jobs[:1]).key
+        for one in (sealed, batch(left[0], sealed=False), batch(*left[1:], sealed=False)):
+            heir.journal.settle(one)
+        await until(lambda: heir.lanes == [2])
+        async with member(url) as third:
+            assert third.lanes == [1]
+            assert (await third.accept(50)).payloads == 1
+            assert count_of(third.pipeline.received[0].seq) == 10
+
+
+async def test_a_process_that_was_stopped_finds_its_lane_lost_and_gets_another(url: str) -> None:
+    """It would store payloads a second time, or delete those of the new owner."""
+    async with member(url) as zombie, member(url) as heir:
+        await zombie.accept(1, count=6)
+        jobs = list(zombie.pipeline.received)
+        await zombie.journal.seal(batch(*jobs[:2]))
+        await zombie.journal.pulse()
+        zombie.stop_beating()
+        async with zombie.shared.calls.lock:  # stopped within a round of its maintenance
+            await until(lambda: heir.pipeline.payloads.get("taken_over") == 6)
+        sealed = await heir.journal.sealed()
+        assert sealed is not None
+        left = await rest_of(heir)
+        assert lines([*sealed.jobs, *left]) == lines(jobs)
+        zombie.journal.settle(batch(*jobs[:2]))
+        with pytest.raises(LaneLostError):
+            await zombie.journal.seal(batch(*jobs[2:4]))
+        assert zombie.pipeline.payloads["taken_away"] == 6
+        assert (await zombie.accept(20, 2)).payloads == 2
+        assert 1 not in zombie.lanes
+        assert [job.seq >> STREAM_BITS for job in zombie.pipeline.received] == [MOST_NUMBERS] * 2
+        assert await zombie.journal.page(first_seq(0), 10, 10**6) == []
+        # What the zombie has done had no effect on the lane.
+        sealed_again = await heir.journal.sealed()
+        assert sealed_again is None
+        heir.pipeline.replayed_jobs.clear()
+        again = await heir.journal.sealed()
+        assert again is not None
+        assert lines([*again.jobs]) == lines(jobs[:2])
+
+
+async def test_the_backlog_of_a_process_that_ends_is_taken_at_once(url: str) -> None:
+    """The payloads of a drained process would wait until it is started again."""
+    async with member(url) as other:
+        async with member(url) as first:
+            assert first.lanes == [2]
+            await first.accept(1, count=3)
+            first.journal.settle(batch(first.pipeline.received[0], sealed=False))
+        start = trio.current_time()
+        await until(lambda: other.pipeline.payloads.get("taken_over") == 2)
+        assert other.lanes == [1, 2]
+        assert trio.current_time() < start + QUICK.lease
+        assert lines(await rest_of(other)) == [b"2\n", b"3\n"]
+
+
+async def test_a_dead_letter_of_a_lane_without_an_owner_is_tried_again(url: str) -> None:
+    """`payloadd journal dead retry` would wait for a process that never comes back."""
+    async with member(url) as other:
+        async with member(url) as first:
+            await first.accept(1, count=2)
+            first.journal.bury(batch(first.pipeline.received[0], sealed=False), "C", "r")
+            first.journal.settle(batch(first.pipeline.received[1], sealed=False))
+        with PostgresInspection.open(url) as inspection:
+            assert inspection.retry([]) == 1
+        await until(lambda: other.pipeline.payloads.get("revived") == 1)
+        sealed = await other.journal.sealed()
+        assert sealed is not None
+        assert (sealed.key, lines([*sealed.jobs])) == ("k1", [b"1\n"])
+        other.journal.settle(sealed)
+        await until(lambda: other.lanes == [1])
+
+
+async def test_two_processes_do_not_take_one_lane(url: str) -> None:
+    """Each payload of the lane would be stored by both."""
+    async with member(url) as dead:
+        await dead.accept(1, count=5)
+        dead.die()
+    async with member(url) as one, member(url) as two:
+        await until(lambda: 1 in one.lanes + two.lanes)
+        await trio.sleep(0.3)
+        assert sorted(one.lanes + two.lanes) == [1, 2, 3]
+
+
+async def test_a_batch_that_is_stored_does_not_come_back_before_the_next_checkpoint(
+    url: str,
+) -> None:
+    """It would be stored twice, and counted twice."""
+    async with member(url, replace(QUICK, maintenance_interval=10**6)) as one:
+        await one.accept(1, count=4)
+        jobs = one.pipeline.received
+        first, second = batch(*jobs[:2]), batch(*jobs[2:])
+        for each in (first, second):
+            await one.journal.seal(each)
+        one.pipeline.received = []
+        await one.journal.pulse()  # a checkpoint, so that the next one is not due
+        one.journal.settle(first)
+        await one.accept(10)
+        found = await one.journal.sealed()
+        assert found is not None
+        assert found.key == second.key
+        assert await one.journal.sealed() is None
