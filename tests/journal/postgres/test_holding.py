@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from payloadd.errors import LaneLostError
+from payloadd.errors import LaneLostError, RefusedError
 from payloadd.journal.postgres.inspection import PostgresInspection
 from payloadd.model.streams import MOST_NUMBERS, STREAM_BITS, count_of, first_seq, stream_of
 from tests.journal.postgres.rig import QUICK, Member, member
@@ -158,3 +158,22 @@ async def test_a_batch_that_is_stored_does_not_come_back_before_the_next_checkpo
         assert found is not None
         assert found.key == second.key
         assert await one.journal.sealed() is None
+
+
+async def test_the_first_request_after_the_lease_goes_into_another_lane(url: str) -> None:
+    """It would be added to a lane of which another process has read everything, and be lost."""
+    async with member(url) as zombie, member(url) as heir:
+        await zombie.accept(1, count=2)
+        await zombie.journal.pulse()
+        zombie.stop_beating()
+        async with zombie.shared.calls.lock:
+            await until(lambda: heir.pipeline.payloads.get("taken_over") == 2)
+        # Its backend was ended: it may hear of that before, or by the request.
+        while True:
+            try:
+                assert (await zombie.accept(20)).payloads == 1
+                break
+            except RefusedError:
+                await trio.sleep(0.05)
+        assert not {1, heir.lanes[0]} & set(zombie.lanes)
+        assert lines(await rest_of(heir)) == [b"1\n", b"2\n"]
