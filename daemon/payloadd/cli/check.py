@@ -189,8 +189,9 @@ async def _check_daemon(settings: Settings, journal: str, report: _Report) -> No
     document = await status_of_daemon(settings)
     if document is None:
         return
-    # Another daemon may have the address.
-    if settings.durability == "disk" and not journal.endswith(f" process {document['process']}"):
+    # Another daemon may have the address. Only a journal in files names the process that uses it.
+    in_files = settings.durability == "disk" and settings.journal_url is None
+    if in_files and not journal.endswith(f" process {document['process']}"):
         return
     notes = status_notes(document)
     for note in notes:

@@ -136,7 +136,7 @@ class CurrentBatch:
         """Return the object of the batch; compress a large one in a thread. Raises StoreError."""
         batch = self.batch
         its_format = FORMATS[batch.format_name]
-        if not _is_slow(batch):
+        if batch.bytes <= its_format.most_in_loop:
             return its_format.encode(batch.jobs)
         limiter = self._encoder if its_format.most_in_loop < 0 else None
         return await trio.to_thread.run_sync(
@@ -154,10 +154,6 @@ class CurrentBatch:
             self.repeat = seq <= self._found_in_default
         else:
             self.repeat = seq <= self._found.get(stream_of(seq), 0)
-        if not batch.sealed and not _is_slow(batch):
-            self.body = FORMATS[batch.format_name].encode(batch.jobs)
-
-
-def _is_slow(batch: Batch) -> bool:
-    """Return whether encoding the batch would block the event loop for too long."""
-    return batch.bytes > FORMATS[batch.format_name].most_in_loop
+        its_format = FORMATS[batch.format_name]
+        if not batch.sealed and batch.bytes <= its_format.most_in_loop:
+            self.body = its_format.encode(batch.jobs)

@@ -153,7 +153,7 @@ async def _run(processes: int, folder: Path) -> _Ran:
     work, loads = WORKS["single"], list[Load]()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(sink(folder, work.payload_bytes))
-        running = [await _start(stack, folder / f"p{n}", store) for n in range(processes)]
+        running = [await _start(stack, _new(folder, f"p{n}"), store) for n in range(processes)]
         seen, _ = await settled(store, processes)
         objects = store.objects
         before = sum(proc.cpu_seconds(one.pid) for one in running)
@@ -177,7 +177,6 @@ async def _run(processes: int, folder: Path) -> _Ran:
 
 
 async def _start(stack: AsyncExitStack, folder: Path, store: Sink) -> Running:
-    folder.mkdir()
     running = await stack.enter_async_context(STORED.start(folder, store))
     await post_once(running.url, WORKS["single"].body())
     return running
