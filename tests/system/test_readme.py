@@ -68,6 +68,9 @@ NOT_RUN: Final = {
     "Containers: pip wheel --no-deps -w dist .": (
         "needs podman; system/test_container.py does what the recipe says in a tree of Debian"
     ),
+    "A journal that machines share: pip install 'payloadd[postgres]'": (
+        "needs machines; crash/test_fleet.py and journal/postgres/ test it with three processes"
+    ),
     "Speed: apt-get install wrk nginx-light golang-g": (
         "the benchmark takes an hour; bench/ has short tests of it"
     ),

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 
 from payloadd.errors import StartError
-from payloadd.journal.sqlite import file_check
+from payloadd.journal.sqlite import block_rows, file_check, salvage
 from payloadd.journal.sqlite.damage import CODE, corrupt
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.operations import Clear, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE
+from payloadd.journal.sqlite.segments import FOLDER, WORTH_A_SYNC
 from payloadd.model.job import Part
 from tests.journal.sqlite.damaging import (
     PAGE,
@@ -153,6 +155,21 @@ def test_a_journal_that_is_written_again_has_all_jobs_once(path: Path, database:
         database.commit([Clear()])
     assert seqs(database) == [3, 7]
     assert verified(path) == []
+    # The first page had no error that a second repair has hidden.
+    assert new_findings(database) == []
+
+
+def test_blocks_that_cannot_be_deleted_are_damage(path: Path, database: Database) -> None:
+    """A start would unpack the same blocks for ever."""
+    accepted(database, 2)
+    image = killed(path, "killed")
+    with (
+        closing(sqlite3.connect(image, isolation_level=None)) as connection,
+        patch.object(block_rows, "delete", return_value=0),
+        pytest.raises(sqlite3.DatabaseError, match="where they should be"),
+    ):
+        block_rows.unpack_all(connection)
+    assert counts(image) == (0, 1, 0)
 
 
 def test_a_member_that_is_lost_beside_a_block_is_the_only_one(
@@ -180,6 +197,32 @@ def test_a_repair_keeps_the_stored_ranges_of_blocks(path: Path, database: Databa
     assert seqs(database) == [1, 4, 5, 6]
     with closing(Database(killed(path, "killed"))) as again:
         assert seqs(again) == [1, 4, 5, 6]
+
+
+def test_lost_segments_give_no_rows_to_jobs_in_blocks(path: Path, database: Database) -> None:
+    """Jobs with a row and a block would be stored twice after a crash."""
+    (small,) = accepted(database, 3)
+    big = append(4)
+    big.parts = [Part(id_of(4), b"x" * WORTH_A_SYNC + b"\n", 1)]
+    database.commit([big])
+    database.jobs_in_memory = lambda: [*small.jobs, *big.jobs]
+    shutil.rmtree(path.parent / FOLDER)
+    assert database.restore_files(immediately=True)
+    assert counts(path) == (1, 1, 0)
+    assert seqs(database) == [1, 2, 3, 4]
+
+
+def test_of_two_rows_with_one_number_the_sound_one_is_kept(database: Database) -> None:
+    """A misplaced page of another table would hide a job behind a row that is none."""
+    (request,) = accepted(database, 1)
+    unpack(database)
+    query = f"SELECT {salvage._JOB_COLUMNS} FROM jobs"
+    (sound,) = database._connection.execute(query).fetchall()
+    altered = (*sound[:3], b"other", *sound[4:])
+    for rows in ([altered, sound], [sound, altered], [sound, sound]):
+        database._connection.execute("DELETE FROM jobs")
+        salvage._fill_jobs(database._connection, iter(rows))
+        assert contents(database.page(0, 9, 99)) == contents(request.jobs)
 
 
 def test_a_lost_block_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

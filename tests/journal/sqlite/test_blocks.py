@@ -13,6 +13,7 @@ import pytest
 from payloadd.journal.sqlite import block_rows
 from payloadd.journal.sqlite.blocks import Blocks
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.operations import Bury, Clear, Revive, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE
@@ -23,6 +24,7 @@ from payloadd.model.streams import first_seq
 from tests.journal.sqlite.damaging import new_findings, verified
 from tests.journal.sqlite.in_blocks import accepted, counts, jobs_of, killed, request, seqs
 from tests.support.journal import (
+    TEST_TIMEOUT,
     FaultyConnection,
     append,
     batch,
@@ -30,8 +32,10 @@ from tests.support.journal import (
     disk_full,
     id_of,
     jobs_in_file,
+    open_rig,
     sealed,
     unpack,
+    until,
 )
 
 if TYPE_CHECKING:
@@ -128,6 +132,31 @@ def test_blocks_of_a_large_batch_are_deleted_a_few_at_a_time(
         database.commit([Clear()])
         left.append(counts(path))
     assert left == [(0, 7, 1), (0, 3, 1), (0, 0, 0)]
+
+
+def test_more_blocks_are_deleted_per_commit_where_more_wait(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk would fill up where batches are stored faster than blocks are deleted."""
+    monkeypatch.setattr(Blocks, "deleted_per_commit", 1)
+    requests = accepted(database, *[1] * 64)
+    database.commit([Settle(batch(*jobs_of(requests), sealed=False))])
+    assert counts(path) == (0, 60, 1)
+
+
+async def test_deletion_of_blocks_continues_without_requests(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last request the last batches would keep their disk space."""
+    monkeypatch.setattr(Blocks, "deleted_per_commit", 1)
+    async with open_rig(path, tuning=Tuning(maintenance_interval=TEST_TIMEOUT)) as rig:
+        for number in range(1, 9):
+            await rig.accept(number)
+        jobs = [rig.channel.receive_nowait() for _ in range(8)]
+        rig.journal.settle(batch(*jobs, sealed=False))
+        await until(lambda: counts(path) == (0, 0, 0))
+        # An idle daemon does not write.
+        assert not rig.journal._commit_queue.next_group.operations
 
 
 def test_free_space_deletes_all_blocks_that_wait(path: Path, database: Database) -> None:

@@ -163,14 +163,13 @@ class Blocks:
         """Whether there are blocks that can be deleted."""
         return bool(self._done)
 
-    @property
-    def oldest(self) -> float | None:
-        """When the oldest job in a block was accepted, in Unix time; None without jobs.
+    def oldest_by_stream(self) -> dict[int, tuple[int, int]]:
+        """Return, for each stream with jobs in blocks, the lowest ``seq``, and its time in Unix ms.
 
         To the time between two jobs of one stream in one commit.
         """
-        found = [runs.entries[0][3] for runs in self._streams.values() if runs.entries]
-        return min(found) / 1000 if found else None
+        streams = self._streams.items()
+        return {one: (runs.firsts[0], runs.entries[0][3]) for one, runs in streams if runs.entries}
 
     def noted(self) -> list[Range]:
         """Return the ranges in ``stored`` whose jobs are in blocks."""
