@@ -1,4 +1,4 @@
-"""What is in memory of blocks: their jobs by stream, and the ranges in ``stored`` that they have."""
+"""What is in memory of blocks: their jobs by stream, and their ranges in the table ``stored``."""
 
 from __future__ import annotations
 
