@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Literal, cast
 
 import pytest
@@ -84,7 +85,7 @@ async def test_readyz_answers_503_while_the_daemon_drains() -> None:
     admin = Admin("draining")
     settings = config.load({"BIND": "127.0.0.1:0"})
     # The journal is not asked while the daemon drains.
-    admin.intake = Intake(cast("Journal", None), admin.health, settings)
+    admin.intake = Intake(cast("Journal", SimpleNamespace(append=None)), admin.health, settings)
     async with admin.client() as client:
         answer = await client.get("/readyz")
         assert (answer.status_code, answer.json()["code"]) == (503, "DRAINING")
