@@ -74,6 +74,7 @@ async def open_journal(
     process, or its file cannot be opened.
     """
     if settings.journal_url is not None:
+        await trio.to_thread.run_sync(_report_unused_journal, settings)
         wanted = _stream_names(settings)
         arguments = (settings, wanted, listener, health, metrics, read_uptime)
         async with _postgres("opening").open_postgres(*arguments) as shared:
@@ -239,10 +240,12 @@ def _report_unused_journal(settings: Settings) -> None:
     path = settings.state_dir / FILE
     with suppress(sqlite3.Error, StartError):
         if waiting := waiting_payloads(path):
+            shared = settings.journal_url is not None
+            present = "JOURNAL_URL" if shared else f"DURABILITY={settings.durability}"
+            other = "without JOURNAL_URL" if shared else "with DURABILITY=disk"
             log.warning(
                 "journal_left_alone",
                 path=str(path),
                 payloads=waiting,
-                note=f"DURABILITY={settings.durability} does not store them;"
-                " a start with DURABILITY=disk does",
+                note=f"{present} does not store them; a start {other} does",
             )

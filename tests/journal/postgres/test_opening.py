@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 import time
@@ -9,16 +10,19 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+import structlog.testing
 
 from payloadd.config.settings import load
 from payloadd.errors import StartError
 from payloadd.journal import open as opening
 from payloadd.journal.open import check_journal
-from payloadd.journal.postgres.opening import try_postgres
+from payloadd.journal.postgres.opening import open_postgres, try_postgres
+from tests.journal.opener import Opener
 from tests.journal.postgres.rig import member
 from tests.support.databases import new_database, server
 from tests.support.postgres import unprivileged
 from tests.support.processes import free_ports
+from tests.support.tcp_proxy import tcp_proxy
 from tests.support.tools import find_tool, need_tools
 
 if TYPE_CHECKING:
@@ -170,3 +174,28 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(StartError, match=r"payloadd\[postgres\]"):
         opening._postgres("opening")
+
+
+async def test_a_server_that_hangs_keeps_no_start_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Systemd would wait for a daemon that never becomes ready, without a reason."""
+    names = inspect.unwrap(open_postgres).__globals__
+    monkeypatch.setitem(names, "_START_TIMEOUT", 0.3)
+    url = new_database()
+    async with tcp_proxy(server().port) as proxy:
+        proxy.freeze()
+        with pytest.raises(StartError, match=r"no answer within 0\.3 s"):
+            async with member(server().url(url.rpartition("/")[2], proxy.port)):
+                pass
+
+
+async def test_a_backlog_in_the_state_folder_is_not_forgotten(tmp_path: Path) -> None:
+    """The payloads of a machine that gets a shared journal would wait for ever, unseen."""
+    async with Opener(tmp_path / "state", {"DURABILITY": "disk"}).run() as run:
+        await run.accept(1, count=3)
+    shared = Opener(tmp_path / "state", {"JOURNAL_URL": new_database()})
+    with structlog.testing.capture_logs() as lines:
+        async with shared.run():
+            pass
+    (line,) = [one for one in lines if one["event"] == "journal_left_alone"]
+    assert line["payloads"] == 3
+    assert "a start without JOURNAL_URL does" in line["note"]

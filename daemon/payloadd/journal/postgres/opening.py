@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, closing
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import psycopg
 import trio
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+_START_TIMEOUT: Final = 60.0
+"""Seconds in which a start has to get its lane: a server may hang without a sign."""
+
 
 class OpenedPostgres(NamedTuple):
     """An open journal, the layouts of its jobs, and the names of its streams by number."""
@@ -54,7 +57,11 @@ async def open_postgres(
     session = Session(url, SharedClock(read_uptime))
     new = {name: Layout.of(settings, name) for name in stream_names}
     try:
-        own = await trio.to_thread.run_sync(_open, session, url, new)
+        own = None
+        with trio.move_on_after(_START_TIMEOUT):
+            own = await trio.to_thread.run_sync(_open, session, url, new, abandon_on_cancel=True)
+        if own is None:
+            raise cannot_open(url, TimeoutError(f"no answer within {_START_TIMEOUT:g} s"))
         layouts = Layouts(own.layouts)
         log.info("lane_leased", lane=session.own.number, server=connecting.address(url))
         health.journal_figures = lambda: figures(session)
