@@ -14,13 +14,12 @@ What is in memory changes only after a commit, with ``keep``. Methods raise sqli
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import block_rows, job_rows
 from payloadd.journal.sqlite.block_format import lost_rows, pack, read_head, rows_of
+from payloadd.journal.sqlite.block_index import Block, NotedRange, StreamRuns
 from payloadd.journal.sqlite.checksum import of_values
-from payloadd.journal.sqlite.schema import ROW_BYTES
 from payloadd.model.streams import stream_of
 
 if TYPE_CHECKING:
@@ -39,84 +38,19 @@ _SHARE: Final = 16
 _NOTE: Final = "INSERT INTO stored (first, last, crc) VALUES (?, ?, ?)"
 
 
-class _Block:
-    """A block that is in the table."""
-
-    __slots__ = ("left", "noted", "number", "runs", "since", "size")
-
-    def __init__(self, block: NewBlock, since: list[int], jobs: int) -> None:
-        self.number = block.number
-        self.runs = block.runs
-        self.size = len(block.lines) + jobs * ROW_BYTES
-        """Bytes of its jobs, as JOURNAL_MAX_BYTES counts them."""
-        self.since = since
-        """When the first job of each run was accepted, in Unix ms."""
-        self.left = jobs
-        """How many of its jobs are not settled."""
-        self.noted: list[_Noted] = []
-        """The ranges in ``stored`` that have jobs of this block."""
-
-
-class _Noted:
-    """A range in ``stored`` whose jobs are in blocks."""
-
-    __slots__ = ("blocks", "first", "last", "left")
-
-    def __init__(self, first: int, last: int) -> None:
-        self.first = first
-        self.last = last
-        self.left = 0
-        """How many blocks have these jobs and are not deleted."""
-        self.blocks: list[_Block] = []
-        """These blocks; empty after the commit."""
-
-
-class _Runs:
-    """The jobs of one stream that are in blocks and not settled, in order of ``seq``."""
-
-    __slots__ = ("entries", "firsts")
-
-    def __init__(self) -> None:
-        self.firsts: list[int] = []
-        self.entries: list[tuple[int, int, _Block, int]] = []
-        """First and last ``seq``, their block, and ``_Block.since`` of the run."""
-
-    def within(self, first: int, last: int) -> slice:
-        """Return which entries have jobs of a range."""
-        start = bisect_right(self.firsts, first)
-        if start and self.entries[start - 1][1] >= first:
-            start -= 1
-        return slice(start, bisect_right(self.firsts, last))
-
-    def cut(self, first: int, last: int) -> None:
-        """Remove a range."""
-        where = self.within(first, last)
-        found = self.entries[where]
-        left = []
-        if found:
-            low, _, block, since = found[0]
-            if low < first:
-                left.append((low, first - 1, block, since))
-            _, high, block, since = found[-1]
-            if high > last:
-                left.append((last + 1, high, block, since))
-        self.entries[where] = left
-        self.firsts[where] = [one[0] for one in left]
-
-
 class _Commit:
     """What a commit has written, and memory does not show so far."""
 
     def __init__(self) -> None:
-        self.written: list[_Block] = []
+        self.written: list[Block] = []
         self.settled: list[Range] = []
-        self.less: dict[_Block, int] = {}
+        self.less: dict[Block, int] = {}
         """How many jobs of each block are settled."""
-        self.noted: list[_Noted] = []
-        self.deleted: list[_Block] = []
-        self.done: list[_Block] | None = None
+        self.noted: list[NotedRange] = []
+        self.deleted: list[Block] = []
+        self.done: list[Block] | None = None
         """The blocks that wait for deletion from now on; None: unchanged."""
-        self.forgotten: list[_Noted] = []
+        self.forgotten: list[NotedRange] = []
 
 
 class Blocks:
@@ -136,14 +70,14 @@ class Blocks:
     """Blocks that a commit deletes at least, if so many wait."""
 
     def __init__(self) -> None:
-        self._blocks: dict[int, _Block] = {}
+        self._blocks: dict[int, Block] = {}
         """By number, in ascending order."""
-        self._streams: dict[int, _Runs] = {}
-        self._done: list[_Block] = []
+        self._streams: dict[int, StreamRuns] = {}
+        self._done: list[Block] = []
         """The blocks all of whose jobs are settled; they wait for deletion."""
         self._bytes = 0
         self._runs = 0
-        self._noted: dict[int, _Noted] = {}
+        self._noted: dict[int, NotedRange] = {}
         """By last ``seq``."""
         self._commit = _Commit()
         self.missed = 0
@@ -210,7 +144,7 @@ class Blocks:
         for first, last in block.runs:
             since.append(jobs[index].id.int >> 80)
             index += last - first + 1
-        self._commit.written.append(_Block(block, since, index))
+        self._commit.written.append(Block(block, since, index))
 
     def settle(self, connection: sqlite3.Connection, settled: Sequence[Range]) -> list[Range]:
         """Remove settled jobs from their blocks, and delete some blocks that have no others.
@@ -250,7 +184,7 @@ class Blocks:
                 rows.append((after, start - 1))
                 noted = None
             if noted is None:
-                noted = _Noted(start, end)
+                noted = NotedRange(start, end)
                 commit.noted.append(noted)
             noted.last = end
             noted.blocks.append(block)
@@ -307,7 +241,7 @@ class Blocks:
         runs.cut(first, last)
         self._runs += len(runs.entries) - before
 
-    def _add(self, block: _Block) -> None:
+    def _add(self, block: Block) -> None:
         self._blocks[block.number] = block
         self._bytes += block.size
         self._runs += len(block.runs)
@@ -316,11 +250,11 @@ class Blocks:
             stream = stream_of(first)
             runs = streams.get(stream)
             if runs is None:
-                runs = streams[stream] = _Runs()
+                runs = streams[stream] = StreamRuns()
             runs.firsts.append(first)
             runs.entries.append((first, last, block, since))
 
-    def _forget(self, blocks: Sequence[_Block], noted: Sequence[_Noted]) -> None:
+    def _forget(self, blocks: Sequence[Block], noted: Sequence[NotedRange]) -> None:
         """Forget deleted blocks and ranges that are not in ``stored`` any more."""
         for block in blocks:
             del self._blocks[block.number]
@@ -339,7 +273,7 @@ class Blocks:
             yield from self._read(connection, block, max(low, first), min(high, last))
 
     def _read(
-        self, connection: sqlite3.Connection, block: _Block, first: int, last: int
+        self, connection: sqlite3.Connection, block: Block, first: int, last: int
     ) -> Iterator[Row]:
         """Return the jobs of a block as rows, damaged ones where its head is damaged."""
         number, crc, head, lines = block_rows.read(connection, block.number)
@@ -351,7 +285,7 @@ class Blocks:
     def unpack_oldest(self, connection: sqlite3.Connection) -> None:
         """Unpack some of the oldest blocks, in a transaction."""
         jobs = size = 0
-        blocks: list[_Block] = []
+        blocks: list[Block] = []
         for block in self._blocks.values():
             jobs += block.left
             size += block.size if block.left else 0
@@ -367,7 +301,7 @@ class Blocks:
 
     def unpack(self, connection: sqlite3.Connection, ranges: Iterable[Range]) -> None:
         """Unpack the blocks that have jobs of these ranges, in a transaction."""
-        blocks: dict[int, _Block] = {}
+        blocks: dict[int, Block] = {}
         for first, last in ranges:
             runs = self._streams.get(stream_of(first))
             if runs is not None:
@@ -376,7 +310,7 @@ class Blocks:
         if blocks:
             self._unpack(connection, list(blocks.values()))
 
-    def _unpack(self, connection: sqlite3.Connection, blocks: Sequence[_Block]) -> None:
+    def _unpack(self, connection: sqlite3.Connection, blocks: Sequence[Block]) -> None:
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             rows = [row for block in blocks if block.left for row in self._left(connection, block)]
@@ -393,15 +327,15 @@ class Blocks:
             for first, last in block.runs:
                 self._cut(first, last)
 
-    def _left(self, connection: sqlite3.Connection, block: _Block) -> list[Row]:
+    def _left(self, connection: sqlite3.Connection, block: Block) -> list[Row]:
         """Return those jobs of a block that are not settled, as rows."""
         rows = list(self._read(connection, block, block.runs[0][0], block.runs[-1][1]))
         return rows if len(rows) == block.left else [row for row in rows if self.has(row[0])]
 
 
-def _without_blocks(deleted: Iterable[_Block]) -> list[_Noted]:
+def _without_blocks(deleted: Iterable[Block]) -> list[NotedRange]:
     """Return the ranges in ``stored`` of which these are the last blocks."""
-    less: dict[_Noted, int] = {}
+    less: dict[NotedRange, int] = {}
     for block in deleted:
         for one in block.noted:
             less[one] = less.get(one, 0) + 1
