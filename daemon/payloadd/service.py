@@ -60,7 +60,9 @@ from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from payloadd.pipeline.unstored import attach
+from payloadd.pipeline.watermarks import watermarks_of
 from payloadd.pipeline.worker import Worker
+from payloadd.reloading import reloading
 from payloadd.storage.api import open_store
 from payloadd.systemd.notify import Notifier, PassedSockets
 from payloadd.systemd.watchdog import WatchedParts, reporting_to_systemd
@@ -155,8 +157,9 @@ async def _run_parts(runtime: Runtime) -> None:
         root.start_soon(put_cost_of(settings, runtime.metrics, runtime.health).run)
         await root.start(_handle_signals, runtime, stop, root.cancel_scope, reload_sender)
         formats = open_formats(settings)
-        reloading = partial(_reloading, runtime, requests=reload_requests)
-        async with formats, open_store(settings) as store, reloading(store):
+        files = [part for part in (runtime.certificates, runtime.admission) if part is not None]
+        reload_all = partial(reloading, settings, files, reload_requests)
+        async with formats, open_store(settings) as store, reload_all(store):
             # The bound on jobs and payload bytes in memory, all streams together.
             channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
             runtime.health.queue_figures = channel.figures
@@ -170,11 +173,19 @@ async def _run_parts(runtime: Runtime) -> None:
                     runtime.metrics.name_streams(opened.names, runtime.accounting.streams)
                 uploads = runtime.accounting.uploads
                 journal_parts = opened.journal, runtime.health, settings, uploads
-                intake = Intake(*journal_parts, opened.unstored)
+                watermarks = watermarks_of(
+                    settings,
+                    runtime.accounting,
+                    partial(dead_letter_groups, settings),
+                    store,
+                    opened.names,
+                )
+                intake = Intake(*journal_parts, opened.unstored, watermarks.in_flight)
                 watched = WatchedParts(settings, runtime.health, opened.journal)
                 monitor = reporting_to_systemd(watched, runtime.notifier)
                 admin_app = _serve_admin(runtime, intake)
-                async with monitor, admin_app as admin, trio.open_nursery() as pipeline:
+                writing = watermarks.written(stop)
+                async with monitor, admin_app as admin, writing, trio.open_nursery() as pipeline:
                     batcher = await _start_pipeline(
                         runtime, pipeline, channel, feeder, opened, store
                     )
@@ -236,33 +247,6 @@ async def _report_drain(runtime: Runtime, stop: trio.Event) -> None:
     while True:
         await trio.sleep(_DRAIN_REPORT_INTERVAL)
         log.info("still_draining", **draining_fields(runtime.health.snapshot()))
-
-
-@asynccontextmanager
-async def _reloading(
-    runtime: Runtime, store: Store, requests: trio.MemoryReceiveChannel[None]
-) -> AsyncIterator[None]:
-    """Reload files on request while the body runs."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_reload, runtime, store, requests)
-        yield
-        nursery.cancel_scope.cancel()
-
-
-async def _reload(
-    runtime: Runtime, store: Store, requests: trio.MemoryReceiveChannel[None]
-) -> None:
-    """Read TLS files, tokens and credentials again after each SIGHUP.
-
-    Files are read in threads: a file system may hang. Credentials come first and have a limit, so
-    neither waits for the other for ever.
-    """
-    files = [part for part in (runtime.certificates, runtime.admission) if part is not None]
-    async for _ in requests:
-        with trio.move_on_after(runtime.settings.upload_timeout):
-            await store.reload()
-        for part in files:
-            await trio.to_thread.run_sync(part.reload, abandon_on_cancel=True)
 
 
 @asynccontextmanager

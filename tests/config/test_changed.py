@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from payloadd.config import settings as config
 from payloadd.config.changed import NOT_SHOWN, changed_settings, value_text
 
-SECRETS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+SECRETS: Final = {
+    "AWS_ACCESS_KEY_ID": "secret-text",
+    "AWS_SECRET_ACCESS_KEY": "secret-text",
+    "AWS_SESSION_TOKEN": "secret-text",
+    "JOURNAL_URL": "postgresql://user:secret-text@host/journal",
+}
 PEM: Final = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n"
 
 
@@ -76,9 +81,7 @@ def test_every_secret_is_hidden() -> None:
     """Every reader of the page would have the secrets."""
     hidden = {item.name.upper() for item in fields(config.Settings) if not item.repr}
     assert hidden == set(SECRETS)
-    found = shown(
-        **dict.fromkeys(SECRETS, "secret-text"), TLS_CERT=PEM, TLS_KEY=PEM, AWS_CA_BUNDLE=PEM
-    )
+    found = shown(**SECRETS, TLS_CERT=PEM, TLS_KEY=PEM, AWS_CA_BUNDLE=PEM)
     assert all(found[name] == NOT_SHOWN for name in SECRETS)
     assert found["TLS_KEY"].startswith("/proc/self/fd/")
     assert "secret-text" not in str(found)
@@ -94,7 +97,8 @@ def test_every_secret_is_hidden() -> None:
 )
 def test_no_text_of_a_secret_is_shown(secrets: list[str]) -> None:
     """A secret with characters of a URL or of a list could be taken for something else."""
-    settings = config.load(dict(zip(SECRETS, secrets, strict=True)))
+    names = [name for name in SECRETS if name.startswith("AWS_")]
+    settings = config.load(dict(zip(names, secrets, strict=True)))
     assert [value for _, value, _ in changed_settings(settings)] == [NOT_SHOWN] * 3
 
 

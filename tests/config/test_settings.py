@@ -17,7 +17,6 @@ from payloadd.config.parquet_schema import ParquetSchema
 from payloadd.config.parsers import FileUrl, Rate, S3Url, TcpAddress, UnixAddress, address
 from payloadd.errors import SettingsError
 from payloadd.model.keys import key_problems
-from tests.support.not_built import NAMES
 
 
 def problems(**environ: str) -> list[str]:
@@ -153,6 +152,7 @@ def test_objects_may_be_larger_than_the_memory_of_the_queue() -> None:
         ("PARQUET_SCHEMA", "auto", "parquet_schema", ParquetSchema(seen=True)),
         ("PARQUET_SORT_BY", "_accepted_at, _id", "parquet_sort_by", ("_accepted_at", "_id")),
         ("S3_CONTENT_ENCODING", "on", "s3_content_encoding", "on"),
+        ("WATERMARK", "on", "watermark", "on"),
         ("STREAMS", "clicks", "streams", ("clicks",)),
         ("STREAMS", "a, 0-b_c", "streams", ("a", "0-b_c")),
         ("RATE_LIMIT", "30/m burst 5", "rate_limit", Rate(0.5, 5, "30/m burst 5")),
@@ -177,6 +177,7 @@ def test_values_are_parsed_as_documented(name: str, text: str, field: str, value
         ("PARQUET_SORT_BY", "a,a", "a comma list of names of columns"),
         ("PARQUET_SORT_BY", "_payload", "not _payload"),
         ("S3_CONTENT_ENCODING", "gzip", "on, off"),
+        ("WATERMARK", "1m", "on, off"),
         ("MAX_LENGTH", "1TB", "from 1B to 512MiB"),
         ("MAX_LENGTH", "1PB", "KiB"),
         ("MAX_LENGTH", "1 0M", "a size"),
@@ -498,15 +499,6 @@ def test_the_description_of_a_choice_names_every_value(name: str) -> None:
     row = next(line for line in readme.splitlines() if line.startswith(f"| `{name.upper()}` |"))
     for text in (item.metadata["doc"], row):
         assert [value for value in allowed if not re.search(rf"\b{value}\b", text)] == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_documented_setting_that_is_not_built_is_refused(name: str, tmp_path: Path) -> None:
-    """A user would rely on a feature that is missing."""
-    (problem,) = problems(**{name: "x"})
-    assert problem.startswith(f"{name}: is set")
-    (tmp_path / name.lower()).write_text("x")
-    assert problems(CREDENTIALS_DIRECTORY=str(tmp_path)) == [problem]
 
 
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "1e-6", "0,5", "$1", "1.", ".5", ""])

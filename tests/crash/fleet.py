@@ -12,7 +12,7 @@ import trio
 
 from payloadd.journal.postgres.inspection import PostgresInspection
 from payloadd.journal.postgres.opening import try_postgres
-from tests.support.clients import body_of
+from tests.support.clients import WholeBody, body_of
 from tests.support.daemon import START_WITHIN, Daemon, started
 from tests.support.loopback import http_client
 from tests.support.postgres import PostgresServer
@@ -177,7 +177,12 @@ class FleetClients:
             await trio.sleep(0.05 * self._rng.random())
 
     async def _repeat(self, http: httpx.AsyncClient, payloads: list[bytes], key: str) -> None:
-        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+        body = body_of(payloads)
+        headers = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Idempotency-Key": key,
+        }
         while True:
             urls = [one.url for one in self._members if one.url is not None]
             if not urls:
@@ -187,9 +192,12 @@ class FleetClients:
             patience = self._rng.choice([0.5, 5.0, 25.0])
             answer = None
             with trio.move_on_after(patience), suppress(httpx.HTTPError):
-                answer = await http.post(
-                    f"{url}/v1/payloads", content=body_of(payloads), headers=headers
+                headers["Host"] = httpx.URL(url).netloc.decode()
+                stream = WholeBody(body)
+                request = httpx.Request(
+                    "POST", f"{url}/v1/payloads", headers=headers, stream=stream
                 )
+                answer = await http.send(request)
             if answer is not None and answer.is_success:
                 self.answers["accepted"] += 1
                 self.acknowledged.update(payloads)

@@ -108,7 +108,9 @@ class _KnowsOneStream(_Altered):
 
 
 class _HidesItsAge(_Altered):
-    def oldest_accepted(self, since: float | None) -> None:
+    def oldest_accepted(
+        self, since: float | None, by_stream: Mapping[int, tuple[int, int]] | None = None
+    ) -> None:
         pass
 
 

@@ -254,7 +254,7 @@ async def test_a_forgotten_batch_comes_back_again_and_again_until_it_is_settled(
 
 async def test_a_buried_batch_is_kept_or_reported_as_discarded(opener: Opener) -> None:
     """Otherwise `lost` is wrong, or a batch that the store refuses for good is sent again."""
-    promises_stored = opener.environ["DURABILITY"] == "store"
+    promises_stored = opener.environ.get("DURABILITY") == "store"
     async with opener.run() as run:
         await run.accept(1, count=3)
         one, two, three = run.pipeline.received

@@ -10,7 +10,16 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payloadd.model.job import Batch, IdSource, Job, Members, accepted_at, split, uuid_of
+from payloadd.model.job import (
+    AscendingIds,
+    Batch,
+    IdSource,
+    Job,
+    Members,
+    accepted_at,
+    split,
+    uuid_of,
+)
 
 
 def milliseconds(id_: uuid.UUID) -> int:
@@ -110,3 +119,40 @@ def test_the_members_of_a_batch_are_its_payloads_and_its_outermost_ids() -> None
     assert Batch(jobs, "key", "none", sealed=True).members == Members(6, str(ids[0]), str(ids[2]))
     alone = Batch(jobs[:1], "key", "none", sealed=False)
     assert alone.members == Members(2, str(ids[0]), str(ids[0]))
+
+
+def test_ascending_ids_do_not_follow_a_clock_that_goes_back() -> None:
+    """A payload would get a time that a watermark has passed."""
+    with patch("time.time_ns", return_value=5_000_000_000):
+        ids = AscendingIds(floor=7_000)
+        first = ids.reserve(2)
+        mark = ids.mark()
+    with patch("time.time_ns", return_value=1_000_000_000):
+        second = ids.reserve(1)
+        third = ids.reserve(1)
+    with patch("time.time_ns", return_value=9_000_000_000):
+        fourth = ids.reserve(1)
+        ids.mark()
+        assert ids.mark() == 9002
+    assert [number >> 80 for number in (first, second, third, fourth)] == [7000, 7001, 7001, 9000]
+    assert mark == 7001
+    assert first + 1 < second < third < fourth
+    assert third == second + 1
+    assert {uuid_of(number).version for number in (first, second, third, fourth)} == {7}
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.booleans())))
+def test_a_mark_divides_earlier_ids_from_later_ones(steps: list[tuple[int, bool]]) -> None:
+    """A watermark would pass a payload that is accepted after it."""
+    ids = AscendingIds()
+    newest, mark = -1, 0
+    for milliseconds, marks in steps:
+        with patch("time.time_ns", return_value=milliseconds * 1_000_000):
+            if marks:
+                mark = ids.mark()
+                assert mark > newest >> 80
+            else:
+                number = ids.reserve(1)
+                assert number > newest
+                assert number >> 80 >= mark
+                newest = number

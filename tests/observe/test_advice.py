@@ -64,6 +64,8 @@ def test_another_code_of_the_store_points_to_the_reason() -> None:
     [
         ("journal", "SQLITE_FULL", "Free space"),
         ("journal", "SQLITE_IOERR_WRITE", "Free space"),
+        ("journal", "DiskFull", "database of JOURNAL_URL"),
+        ("journal", "OperationalError", "database of JOURNAL_URL"),
         ("journal", "FILE_GONE", "move it back"),
         ("journal", "FILE_NOT_WRITTEN", "tried again"),
         ("journal_read", "SQLITE_IOERR_READ", "still accepted"),

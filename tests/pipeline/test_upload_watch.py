@@ -103,6 +103,28 @@ async def test_requests_that_wait_are_never_forgotten() -> None:
     assert answers == [None, StoredObjects(["a"], 0)]
 
 
+async def test_a_wait_that_is_ended_is_answered_once() -> None:
+    """A client that has left would keep its connection, or be answered twice."""
+    watch, answers = UploadWatch(), list[Any]()
+    watch.watch(receipt(1), 1, remembered=True)
+
+    def first(objects: object) -> None:
+        answers.append(("first", objects))
+
+    def second(objects: object) -> None:
+        answers.append(("second", objects))
+
+    watch.wait(receipt(1), 60, first)
+    watch.wait(receipt(1), 60, second)
+    watch.end_wait(receipt(1), first)
+    watch.end_wait(receipt(1), first)
+    watch.end_wait(receipt(2), first)
+    assert (answers, watch.waiting) == ([("first", None)], 1)
+    watch.store(batch("a", 1))
+    assert [name for name, _ in answers] == ["first", "second"]
+    assert watch.waiting == 0
+
+
 async def test_a_dead_letter_is_answered_at_once() -> None:
     """The client would wait for an object that never comes."""
     watch, answers = UploadWatch(), list[Any]()

@@ -247,6 +247,15 @@ async def test_an_object_with_the_same_key_is_replaced(target: Target) -> None:
             assert await objects_of(target) == {"a": bytes_of(body)}
 
 
+async def test_an_object_that_is_no_batch_replaces_any_other(target: Target) -> None:
+    """A watermark would be refused, or keep its first value."""
+    async with open_store(target.settings) as store:
+        await store.put("w.json", LARGE, MEMBERS, repeat=False)
+        for body in (plain(b"1\n"), plain(b"2\n")):
+            await store.replace("w.json", body)
+            assert await objects_of(target) == {"w.json": bytes_of(body)}
+
+
 @pytest.mark.parametrize(
     "body",
     [plain(), plain(b""), LARGE, plain(*[b"%d\n" % index for index in range(3000)])],

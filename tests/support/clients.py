@@ -45,7 +45,7 @@ def body_of(payloads: Iterable[bytes]) -> bytes:
     return b'{"version": "1", "payloads": [' + b", ".join(payloads) + b"]}"
 
 
-class _Body(httpx.AsyncByteStream):
+class WholeBody(httpx.AsyncByteStream):
     """A request body in one piece.
 
     httpx uses an async generator. If the daemon closes the connection while a body is sent, trio
@@ -76,11 +76,13 @@ class Posts:
     ``not connected`` if the daemon cannot have received anything."""
     refusals: list[httpx.Response] = field(default_factory=list)
     """All answers other than these."""
+    unanswered: list[list[bytes]] = field(default_factory=list)
+    """Collections that were sent, and had no answer."""
     pause: float = 0.0
     """Seconds for which a client waits after a collection that was not accepted."""
     _changed: trio.Event = field(default_factory=trio.Event)
 
-    async def run(self, collections: Sequence[Sequence[bytes]], clients: int = 1) -> None:
+    async def run(self, collections: Iterable[Sequence[bytes]], clients: int = 1) -> None:
         """Post every collection once, with ``clients`` clients at the same time."""
         todo = iter(collections)
         async with (
@@ -117,7 +119,7 @@ class Posts:
             "Content-Length": str(len(body)),
         }
         request = httpx.Request(
-            "POST", f"{self.url}/v1/payloads", headers=headers, stream=_Body(body)
+            "POST", f"{self.url}/v1/payloads", headers=headers, stream=WholeBody(body)
         )
         try:
             answer = await http.send(request)
@@ -126,6 +128,7 @@ class Posts:
             return False
         except httpx.TransportError:
             self.answers["cut off"] += 1
+            self.unanswered.append([*collection])
             return False
         if answer.is_success:
             assert answer.json()["accepted"] == len(collection)

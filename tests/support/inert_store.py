@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 class InertStore:
     """Base of stores in memory: everything but ``put`` does nothing."""
 
+    async def replace(self, key: str, body: EncodedObject) -> None:
+        """Do nothing."""
+        del key, body
+
     async def delete(self, key: str) -> None:
         """Do nothing."""
 

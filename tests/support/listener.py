@@ -51,6 +51,8 @@ class RecordingListener:
         if self.reports[-1:] != [name]:
             self.reports.append(name)
 
+    oldest_by_stream: Mapping[int, tuple[int, int]] | None = None
+
     def opened(self, newest: Mapping[int, int], payloads: int) -> None:
         """Begin behind the newest job of earlier runs."""
         self._note("opened")
@@ -153,8 +155,11 @@ class RecordingListener:
         """Record discarded payloads."""
         self._count("discarded", payloads)
 
-    def oldest_accepted(self, since: float | None) -> None:
+    def oldest_accepted(
+        self, since: float | None, by_stream: Mapping[int, tuple[int, int]] | None = None
+    ) -> None:
         """Record the time, unless it is the last one again."""
+        self.oldest_by_stream = by_stream
         if self.oldest[-1:] != [since]:
             self.oldest.append(since)
 

@@ -17,7 +17,6 @@ from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.lock import lock
 from tests.support.commands import invoke
 from tests.support.daemon import ROOT, environment, run_command, running_daemon
-from tests.support.not_built import NAMES
 from tests.support.rights import bound_by_permissions
 from tests.support.tools import need_tools
 
@@ -42,26 +41,6 @@ async def test_five_wrong_settings_are_reported_together(tmp_path: Path, command
         assert name in done.stderr
         assert text in done.stderr
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("command", ["check", "serve"])
-async def test_settings_that_are_not_built_are_reported_together(
-    tmp_path: Path, command: str
-) -> None:
-    """A user would believe in a protection that is not there."""
-    env = dict.fromkeys(NAMES, "1")
-    done = await invoke(command, folder=tmp_path, env=env)
-    assert done.returncode == 78
-    for name in NAMES:
-        assert f"{name}: is set" in done.stderr, done.stderr
-    assert "not built yet" in done.stderr
-
-
-async def test_one_setting_that_is_not_built_refuses_the_start(tmp_path: Path) -> None:
-    """A user would believe in a protection that is not there."""
-    done = await invoke("serve", folder=tmp_path, env={"WATERMARK": "on"})
-    assert done.returncode == 78
-    assert "WATERMARK" in done.stderr
 
 
 async def test_a_bad_key_template_is_a_wrong_setting(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ RUN_ELSEWHERE: Final = {
     ),
     'Installing it: eval "$(_PAYLOADD_COMPLETE=bash_source p': "cli/test_shell_files.py",
     "systemd: python3 -m venv /opt/payloadd": "system/systemd/conftest.py, for its tests",
+    "systemd: python3 -m venv /opt/payloadd-0.2": "system/systemd/test_upgrade.py",
 }
 """Blocks of shell commands that other tests run."""
 NOT_RUN: Final = {
@@ -68,6 +69,10 @@ NOT_RUN: Final = {
     "Containers: pip wheel --no-deps -w dist .": (
         "needs podman; system/test_container.py does what the recipe says in a tree of Debian"
     ),
+    "A journal that machines share: pip install 'payloadd[postgres]'": (
+        "needs machines; crash/test_fleet.py and journal/postgres/ test it with three processes"
+    ),
+    "Settings: openssl req -x509 -newkey ec -pkeyopt ec": "needs openssl, and makes files only",
     "Speed: apt-get install wrk nginx-light golang-g": (
         "the benchmark takes an hour; bench/ has short tests of it"
     ),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from payloadd.config.not_built import NOT_BUILT
 from tests.support.daemon import running_daemon
 from tests.support.loopback import http_client
 
@@ -26,7 +25,6 @@ LARGEST_RSS = 400 * 2**20
 
 
 @pytest.mark.large
-@pytest.mark.skipif("STREAMS" in NOT_BUILT, reason="STREAMS is not built")
 async def test_a_thousand_active_streams_make_full_objects(tmp_path: Path) -> None:
     """1,000 streams in 64 MiB would make objects of 64 KiB, or take the memory of full ones."""
     settings = {

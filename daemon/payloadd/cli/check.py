@@ -8,7 +8,6 @@ it; that it does not is a note and no failure.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -65,9 +64,11 @@ async def check(
         if settings.auth_tokens is not None:
             _check_tokens(settings, report)
         report.step = "journal"
-        note = partial(report.note, "journal")
-        if (found := await check_journal(settings, note, create=create)) is not None:
+        notes: list[str] = []
+        if (found := await check_journal(settings, notes.append, create=create)) is not None:
             report.ok("journal", found)
+        for line in notes:
+            report.note("journal", line)
         await _check_daemon(settings, found or "", report)
         await _check_store(settings, report, create=create)
     except SettingsError as error:
@@ -188,8 +189,9 @@ async def _check_daemon(settings: Settings, journal: str, report: _Report) -> No
     document = await status_of_daemon(settings)
     if document is None:
         return
-    # Another daemon may have the address.
-    if settings.durability == "disk" and not journal.endswith(f" process {document['process']}"):
+    # Another daemon may have the address. Only a journal in files names the process that uses it.
+    in_files = settings.durability == "disk" and settings.journal_url is None
+    if in_files and not journal.endswith(f" process {document['process']}"):
         return
     notes = status_notes(document)
     for note in notes:

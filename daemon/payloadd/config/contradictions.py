@@ -43,10 +43,24 @@ def contradictions_of(values: Mapping[str, Any], given: Collection[str] = ()) ->
             problems.append(_incomplete(missing, present))
     return [
         *problems,
+        *_watermark_without_disk(values),
         *_too_long_linger(values),
         *parquet_problems(values),
         *shared_journal_problems(values),
     ]
+
+
+def _watermark_without_disk(values: Mapping[str, Any]) -> list[str]:
+    """Return the problem of watermarks whose promises no file would keep."""
+    shared = values.get("journal_url") is not None
+    if values.get("watermark") != "on" or (values.get("durability") == "disk" and not shared):
+        return []
+    other = "JOURNAL_URL" if shared else f"DURABILITY={values.get('durability')}"
+    problem = (
+        f"WATERMARK: 'on' is not allowed with {other}; allowed is a journal in STATE_DIR"
+        " (DURABILITY=disk): only that knows after a crash what watermarks have promised"
+    )
+    return [problem]
 
 
 def _too_long(length: int, name: str, limit: int, given: Collection[str]) -> str:

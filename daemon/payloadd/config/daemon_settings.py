@@ -134,6 +134,13 @@ class DaemonSettings:
     parquet_sort_by: tuple[str, ...] | None = field(
         metadata=setting(None, sort_columns, "columns by which the rows of an object are sorted")
     )
+    watermark: Literal["on", "off"] = field(
+        metadata=setting(
+            "off",
+            one_of("on", "off"),
+            "on: objects below _watermarks say up to when all that was accepted is stored",
+        )
+    )
     durability: Literal["memory", "store", "disk"] = field(
         metadata=setting(
             "disk",

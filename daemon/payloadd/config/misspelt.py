@@ -7,7 +7,6 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
-from payloadd.config.not_built import NOT_BUILT
 from payloadd.config.settings import Settings, names_of
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def misspelt_names(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     of variables of other programs, AWS's among them.
     """
     environ = os.environ if environ is None else environ
-    known = {name for item in fields(Settings) for name in names_of(item.name)} | set(NOT_BUILT)
+    known = {name for item in fields(Settings) for name in names_of(item.name)}
     own = [name for name in known if not name.startswith("AWS_") and name != "STATE_DIRECTORY"]
     close = {
         name: get_close_matches(name.upper(), own, 1, _CLOSE) for name in environ.keys() - known

@@ -20,7 +20,6 @@ from payloadd.config.daemon_settings import (
     DaemonSettings,
     setting,
 )
-from payloadd.config.not_built import NOT_BUILT, not_built_problems
 from payloadd.config.object_options import (
     ACLS,
     SSE_C,
@@ -191,7 +190,9 @@ def load(
         except ValueError as error:
             shown = repr(hide_userinfo(str(text))) if item.repr else "(not shown)"
             problems.append(f"{name}: {shown} is not allowed; allowed is {error}{_hint(text)}")
-    problems += not_built_problems(lambda name: _find((name,), environ, credentials)[1] is not None)
+    for name, why in SSE_C.items():
+        if _find((name,), environ, credentials)[1] is not None:
+            problems.append(f"{name}: is not allowed; allowed is: {why}")
     problems += contradictions_of(values, given) + contradictions(values)
     problems += [] if check is None else check(values)
     if problems:
@@ -239,7 +240,7 @@ def default_text(item: Field[Any], values: Mapping[str, object]) -> str | None:
 
 def _read_credentials(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Return the settings of ``$CREDENTIALS_DIRECTORY`` by name in lower case, and problems."""
-    names = {name.lower() for name in (*NOT_BUILT, *SSE_C)}
+    names = {name.lower() for name in SSE_C}
     pem_names = set()
     for item in fields(Settings):
         own = [name.lower() for name in ENVIRONMENT_NAMES.get(item.name, (item.name,))]

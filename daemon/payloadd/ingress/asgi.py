@@ -28,8 +28,8 @@ class ClientLeftError(Exception):
 class IncomingMessages:
     """The body of a request; iterating over it receives the pieces."""
 
-    def __init__(self, _length: int | None, _most: int | None) -> None:
-        """Accept the arguments that Quart passes: the handlers have limits of their own."""
+    def __init__(self, *_lengths: object, **_named: object) -> None:
+        """Ignore the lengths that Quart passes: the handlers have limits of their own."""
         self.receive: ASGIReceiveCallable | None = None
         self._complete = False
 

@@ -288,8 +288,15 @@ class JournalListener(Protocol):
         """Count payloads that the store refused for good and that the journal does not keep."""
         ...
 
-    def oldest_accepted(self, since: float | None) -> None:
-        """Note when the oldest job in the journal was accepted, in Unix time; None without jobs."""
+    def oldest_accepted(
+        self, since: float | None, by_stream: Mapping[int, tuple[int, int]] | None = None
+    ) -> None:
+        """Note when the oldest job in the journal was accepted, in Unix time; None without jobs.
+
+        ``by_stream``: for each stream with jobs that are neither stored nor dead, the lowest
+        ``seq`` of them, and its time of acceptance in milliseconds or that of a job of the same
+        commit; None where that is not known.
+        """
         ...
 
     # Questions.

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
+from itertools import takewhile
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
@@ -32,7 +33,8 @@ from payloadd.journal.fingerprint import fingerprint
 from payloadd.journal.key_clock import KEEP
 from payloadd.journal.memory import MOST_KEYS as MOST_KNOWN_KEYS
 from payloadd.journal.memory import MemoryJournal
-from payloadd.model.stored_objects import MOST_KEYS, StoredObjects
+from payloadd.journal.unstored_request import KeptRequest, UnstoredRequest, forget_outcome
+from payloadd.model.stored_objects import StoredObjects
 from payloadd.model.streams import DEFAULT
 from payloadd.observe.status import JournalFigures
 
@@ -51,6 +53,8 @@ _TIME_SLICE: Final = 0.002
 """Seconds of answers, after which other tasks run."""
 _ANSWERS: Final = 8
 """Answers after which the clock is read."""
+_GIVEN_UP: Final = 1000
+"""Requests that are given up before other tasks run."""
 _DOWN_AFTER: Final = 2.0
 """Seconds without a stored object after which a store in trouble counts as down: while some uploads
 fail and others succeed, another daemon would do no better."""
@@ -61,59 +65,6 @@ _MOST_JOINED: Final = 10_000
 meanwhile, so the number of connections is no bound."""
 _MOST_OBJECTS: Final = 200_000
 """Keys of objects that are kept for repetitions, of all Idempotency-Keys together."""
-
-
-class _Request:
-    """A request of one job that is not stored yet. Most are: it has only what these need."""
-
-    __slots__ = ("due", "receipt", "waiter")
-
-    def __init__(self, receipt: Receipt, due: float) -> None:
-        self.receipt = receipt
-        self.due = due
-        """The time at which it is given up."""
-        self.waiter: Callable[[Receipt, StoreOutcome], object] = _forget_outcome
-        """The callback for the outcome."""
-
-    def answer(self, outcome: StoreOutcome) -> None:
-        """Call back with the outcome."""
-        self.waiter(self.receipt, outcome)
-
-
-class _KeptRequest(_Request):
-    """A request of several jobs, or with a key: others may wait for its outcome, too."""
-
-    __slots__ = ("count", "joined", "key", "left", "marks", "positions")
-
-    def __init__(
-        self, receipt: Receipt, due: float, count: int, key: bytes | None, marks: bytes
-    ) -> None:
-        super().__init__(receipt, due)
-        self.count = self.left = count
-        """Its jobs, and those of them that are not stored."""
-        self.key = key
-        self.marks = marks
-        """The fingerprint, if it has a key."""
-        self.positions: dict[str, int] = {}
-        """The position of its first job in each object, by the object's key."""
-        self.joined: list[Callable[[Receipt, StoreOutcome], object]] = []
-        """The callbacks of its repetitions."""
-
-    def answer(self, outcome: StoreOutcome) -> None:
-        """Call back with the outcome, its repetitions too."""
-        for done in (self.waiter, *self.joined):
-            done(self.receipt, outcome)
-
-    def store(self, number: int, key: str) -> bool:
-        """Note that the job with the id ``number`` is in the object ``key``; return if all are."""
-        self.positions.setdefault(key, number - self.receipt.id.int)
-        self.left -= 1
-        return not self.left
-
-    def objects(self) -> StoredObjects:
-        """Return the objects of a request that is stored, in the order of its payloads."""
-        keys = sorted(self.positions, key=self.positions.__getitem__)
-        return StoredObjects(keys[:MOST_KEYS], max(0, len(keys) - MOST_KEYS))
 
 
 class StoreJournal(MemoryJournal):
@@ -135,13 +86,13 @@ class StoreJournal(MemoryJournal):
         self.given_up: Callable[[], object] = _ignore
         """Called after requests were given up: their jobs are in memory for nothing."""
         # Bounded by the jobs that the queue holds.
-        self._jobs: dict[int, _Request] = {}
+        self._jobs: dict[int, UnstoredRequest] = {}
         """The requests by the ids of their jobs that are not stored, the oldest first."""
-        self._current: _Request | None = None
+        self._current: UnstoredRequest | None = None
         """The request of the receipt that ``append`` passes to its callback; None: it is stored."""
         self._current_stored: tuple[Receipt, StoredObjects] | None = None
         """The receipt and the objects then."""
-        self._running: dict[bytes, _KeptRequest] = {}
+        self._running: dict[bytes, KeptRequest] = {}
         """Requests with a key that are not stored."""
         self._known_keys: OrderedDict[bytes, tuple[Receipt, bytes, int, StoredObjects]] = (
             OrderedDict()
@@ -149,7 +100,7 @@ class StoreJournal(MemoryJournal):
         """Receipt, fingerprint, expiry and objects of stored requests, the oldest first."""
         self._objects_kept = 0
         self._joined = 0
-        self._answers: deque[tuple[_Request, StoreOutcome]] = deque()
+        self._answers: deque[tuple[UnstoredRequest, StoreOutcome]] = deque()
         self._answer_due = trio.Event()
         self._job_came = trio.Event()
         self._now = -math.inf
@@ -186,9 +137,9 @@ class StoreJournal(MemoryJournal):
             self._job_came.set()
         due, first = self._now + self._waits, receipt.id.int
         if count == 1 and key is None:
-            self._jobs[first] = request = _Request(receipt, due)
+            self._jobs[first] = request = UnstoredRequest(receipt, due)
         else:
-            request = kept = _KeptRequest(receipt, due, count, key, marks or b"")
+            request = kept = KeptRequest(receipt, due, count, key, marks or b"")
             self._jobs.update(dict.fromkeys(range(first, first + count), request))
             if key is not None:
                 self._running[key] = kept
@@ -233,9 +184,9 @@ class StoreJournal(MemoryJournal):
     def wait(self, done: Callable[[Receipt, StoreOutcome], object]) -> None:
         """Call ``done`` with the outcome of the request of which ``append`` passes the receipt."""
         request = self._current
-        if request is not None and request.waiter is _forget_outcome:
+        if request is not None and request.waiter is forget_outcome:
             request.waiter = done
-        elif isinstance(request, _KeptRequest):
+        elif isinstance(request, KeptRequest):
             request.joined.append(done)
             self._joined += 1
         elif self._current_stored is not None:
@@ -257,7 +208,7 @@ class StoreJournal(MemoryJournal):
             if request is None:
                 continue  # given up
             found = objects
-            if isinstance(request, _KeptRequest):
+            if isinstance(request, KeptRequest):
                 if not request.store(number, key):
                     continue
                 found = request.objects()
@@ -270,7 +221,7 @@ class StoreJournal(MemoryJournal):
         if self._answers:
             self._answer_due.set()
 
-    def _remember(self, key: bytes, request: _KeptRequest, objects: StoredObjects) -> None:
+    def _remember(self, key: bytes, request: KeptRequest, objects: StoredObjects) -> None:
         self._running.pop(key, None)
         expires = self._uptime() + KEEP * 1000
         self._known_keys[key] = request.receipt, request.marks, expires, objects
@@ -290,9 +241,9 @@ class StoreJournal(MemoryJournal):
             if request is not None:
                 self._fail(request, error)
 
-    def _fail(self, request: _Request, error: RefusedError) -> None:
+    def _fail(self, request: UnstoredRequest, error: RefusedError) -> None:
         first = request.receipt.id.int
-        if isinstance(request, _KeptRequest):
+        if isinstance(request, KeptRequest):
             for number in range(first, first + request.count):
                 self._jobs.pop(number, None)
             if request.key is not None:
@@ -326,7 +277,7 @@ class StoreJournal(MemoryJournal):
         for _ in range(count):
             request, outcome = self._answers.popleft()
             request.answer(outcome)
-            if isinstance(request, _KeptRequest):
+            if isinstance(request, KeptRequest):
                 self._joined -= len(request.joined)
 
     async def _give_up_overdue(self) -> None:
@@ -336,16 +287,24 @@ class StoreJournal(MemoryJournal):
                 await self._job_came.wait()
             await trio.sleep(_TICK)
             self._now = trio.current_time()
-            # All requests may wait for the same time, so the oldest ends first.
-            error = None
-            while self._jobs:
-                oldest = next(iter(self._jobs.values()))
-                if min(oldest.due, self._last_due) > self._now:
-                    break
-                error = error or self._unavailable("has not confirmed the payloads in time")
-                self._fail(oldest, error)
-            if error is not None:
-                self.given_up()
+            if overdue := self._overdue(self._now):
+                await self._give_up(overdue)
+
+    def _overdue(self, now: float) -> list[tuple[int, UnstoredRequest]]:
+        """Return the jobs whose requests have waited long enough; the oldest requests end first."""
+        if self._last_due <= now:
+            return list(self._jobs.items())
+        return list(takewhile(lambda entry: entry[1].due <= now, self._jobs.items()))
+
+    async def _give_up(self, overdue: list[tuple[int, UnstoredRequest]]) -> None:
+        """Refuse the requests of these jobs, a few milliseconds at a time."""
+        error = self._unavailable("has not confirmed the payloads in time")
+        for count, (number, request) in enumerate(overdue, 1):
+            if self._jobs.get(number) is request:
+                self._fail(request, error)
+            if not count % _GIVEN_UP:
+                await trio.lowlevel.checkpoint()
+        self.given_up()
 
     def wait_no_longer_than(self, seconds: float) -> None:
         """Give up all requests, also later ones, ``seconds`` from now: the daemon drains."""
@@ -388,7 +347,3 @@ class StoreJournal(MemoryJournal):
 
 def _ignore() -> None:
     """Do nothing: no part has jobs in memory yet."""
-
-
-def _forget_outcome(_receipt: Receipt, _outcome: StoreOutcome) -> None:
-    """Do nothing: the client of the request is gone."""

@@ -217,6 +217,35 @@ class IdSource:
         return first
 
 
+class AscendingIds(IdSource):
+    """A source of UUIDv7s whose time never goes back, whatever the clock does.
+
+    Keys then have a wrong date until a clock that was put back catches up.
+    """
+
+    def __init__(self, floor: int = 0) -> None:
+        """Begin with ids whose time, in milliseconds, is not before ``floor``."""
+        super().__init__()
+        self._floor = floor
+
+    def reserve(self, count: int) -> int:
+        """Return the number of the first of ``count`` new ids; the others have the next numbers."""
+        milliseconds = self.now()
+        same = self._last >> 80 == milliseconds
+        first = self._last + 1 if same else _fresh(milliseconds)
+        self._last = first + max(count, 1) - 1
+        return first
+
+    def mark(self) -> int:
+        """Return a time, in milliseconds: later ids are not before it, all earlier ids are."""
+        self._floor = self.now() + 1
+        return self._floor
+
+    def now(self) -> int:
+        """Return the least time that the next id may have, in milliseconds."""
+        return max(time.time_ns() // 1_000_000, self._last >> 80, self._floor)
+
+
 def _fresh(milliseconds: int) -> int:
     """Return the number of the first id of a millisecond.
 

@@ -115,6 +115,10 @@ _DISK: Final = (
     "The disk of STATE_DIR refuses writes. Free space or repair it; requests are accepted again by"
     " themselves."
 )
+_DATABASE: Final = (
+    "The database of JOURNAL_URL takes no writes: the reason says why (down, full, out of reach)."
+    " Requests are accepted again by themselves."
+)
 _READS: Final = (
     "The disk of STATE_DIR cannot be read. Repair it; reads are repeated, and requests are still"
     " accepted."
@@ -138,7 +142,8 @@ def advice(part: str, code: str) -> str:
             found = (text for pattern, text in _STORE_PATTERNS if pattern.fullmatch(code))
             return _STORE.get(code) or next(found, _ANSWER)
         case "journal":
-            return _JOURNAL.get(code, _DISK)
+            # Errors of PostgreSQL have the names of psycopg's classes.
+            return _JOURNAL.get(code) or (_DISK if code.startswith("SQLITE_") else _DATABASE)
         case "journal_read":
             return _READS
         case "journal_data":

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from payloadd.model.job import accepted_at
 from payloadd.model.streams import DEFAULT, MOST_NUMBERS, last_seq, stream_of
@@ -73,6 +73,15 @@ class DrainRate:
             self._seconds.popleft()
 
 
+class OldestJobs(NamedTuple):
+    """A report of the journal about the jobs that are neither stored nor dead."""
+
+    by_stream: Mapping[int, tuple[int, int]]
+    """The lowest ``seq`` of each stream that has such jobs, and its time in milliseconds."""
+    number: int
+    """The number of the report, from 1; 0 before the first."""
+
+
 @dataclass(slots=True)
 class StreamCounts:
     """The payloads of one stream by outcome, since the start of the process."""
@@ -97,6 +106,8 @@ class Accounting:
         self._in_memory: dict[int, Job] = {}
         self.kept_since: float | None = None
         """The time of acceptance of the oldest job in the journal (Unix time), a second old."""
+        self.oldest_jobs = OldestJobs({}, 0)
+        """The last report of the journal about the oldest jobs."""
         self.newest_found: dict[int, int] = {}
         """The ``seq`` of the newest job that the start found in the journal, by stream."""
         self.by_stream: dict[int, StreamCounts] = {}

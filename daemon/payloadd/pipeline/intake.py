@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import trio
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from payloadd.journal.api import Journal, UnstoredRequests
     from payloadd.model.envelope import Envelope
     from payloadd.observe.health import Health
+    from payloadd.pipeline.in_flight import InFlight
 
 __all__ = [
     "MOST_KEYS",
@@ -45,23 +47,27 @@ class Intake:
         settings: Settings,
         uploads: UploadWatch | None = None,
         unstored: UnstoredRequests | None = None,
+        in_flight: InFlight | None = None,
     ) -> None:
         """Append to ``journal``; ``uploads`` watches requests, and is that of the accounting.
 
         ``unstored`` are the requests that the journal answers when they are stored; None: it
-        answers when they are accepted.
+        answers when they are accepted. ``in_flight`` counts requests without an outcome, and has
+        the source of ids; None: nothing needs to be counted.
         """
         self._journal = journal
+        self._in_flight = in_flight
+        self._append = journal.append if in_flight is None else in_flight.counting(journal.append)
         self._health = health
         self._max_payloads = settings.batch_max_payloads
         self._max_bytes = settings.batch_max_bytes
         self._max_jobs = settings.max_queue
-        self._ids = IdSource()
+        self._ids = IdSource() if in_flight is None else in_flight.ids
         self.uploads = UploadWatch() if uploads is None else uploads
         self.unstored = unstored
         """The requests that wait for the store, if each request does (``DURABILITY=store``)."""
         self._watch: Callable[..., None] = (
-            self._append_watched if unstored is None else journal.append
+            self._append_watched if unstored is None else self._append
         )
 
     @property
@@ -136,7 +142,7 @@ class Intake:
         if envelope is not None and key is not None:
             marks = fingerprint([Part(id_, b"\n".join([*payloads, b""]), len(payloads))])
         receipt = Receipt(id_, len(payloads))
-        append = self._watch if watch else self._journal.append
+        append = self._watch if watch else self._append
         append(receipt, parts, None if key is None else _hash(key), done, stream, marks=marks)
 
     async def submit_lines(
@@ -160,16 +166,17 @@ class Intake:
             split_lines, text, sizes, self._max_payloads, self._max_bytes, more
         )
         self._check_job_count(len(groups))
-        first = self._ids.reserve(max(1, len(groups)))
-        parts = await trio.to_thread.run_sync(_parts, first, groups)
-        marks = None
-        if envelope is not None:
-            if key is not None:
-                marks = await trio.to_thread.run_sync(fingerprint, parts)
-            parts = await trio.to_thread.run_sync(_wrapped, parts, envelope)
-        receipt = Receipt(uuid_of(first), len(sizes))
-        append = self._watch if watch else self._journal.append
-        append(receipt, parts, None if key is None else _hash(key), done, stream, marks=marks)
+        with nullcontext() if self._in_flight is None else self._in_flight.preparing():
+            first = self._ids.reserve(max(1, len(groups)))
+            parts = await trio.to_thread.run_sync(_parts, first, groups)
+            marks = None
+            if envelope is not None:
+                if key is not None:
+                    marks = await trio.to_thread.run_sync(fingerprint, parts)
+                parts = await trio.to_thread.run_sync(_wrapped, parts, envelope)
+            receipt = Receipt(uuid_of(first), len(sizes))
+            append = self._watch if watch else self._append
+            append(receipt, parts, None if key is None else _hash(key), done, stream, marks=marks)
 
     def _append_watched(
         self,
@@ -183,11 +190,11 @@ class Intake:
     ) -> None:
         """Append a request, and watch its uploads if there is room for that."""
         if not self.uploads.watch(receipt, len(parts), remembered=key is not None):
-            self._journal.append(receipt, parts, key, done, stream, marks=marks)
+            self._append(receipt, parts, key, done, stream, marks=marks)
             return
         try:
             watching = self._watching(receipt, done)
-            self._journal.append(receipt, parts, key, watching, stream, marks=marks)
+            self._append(receipt, parts, key, watching, stream, marks=marks)
         except BaseException:
             self.uploads.unwatch(receipt)
             raise

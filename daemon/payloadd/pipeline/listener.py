@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from payloadd.pipeline.accounting import OldestJobs
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
@@ -72,9 +74,15 @@ class PipelineListener:
         """Count payloads that the store refused for good and that the journal does not keep."""
         self._accounting.unkept += payloads
 
-    def oldest_accepted(self, since: float | None) -> None:
-        """Note when the oldest job in the journal was accepted, in Unix time; None without jobs."""
+    def oldest_accepted(
+        self, since: float | None, by_stream: Mapping[int, tuple[int, int]] | None = None
+    ) -> None:
+        """Note when the oldest job in the journal was accepted, of all and of each stream."""
         self._accounting.kept_since = since
+        if by_stream is not None:
+            self._accounting.oldest_jobs = OldestJobs(
+                by_stream, self._accounting.oldest_jobs.number + 1
+            )
 
     @property
     def open_payloads(self) -> int:

@@ -52,6 +52,13 @@ class Store(Protocol):
         """
         ...
 
+    async def replace(self, key: str, body: EncodedObject) -> None:
+        """Store one object in place of any other one under the key, whatever it is.
+
+        For objects of the daemon that are no batches. One attempt, as ``put``. Raises StoreError.
+        """
+        ...
+
     async def delete(self, key: str) -> None:
         """Delete one object, for ``payloadd check``; a missing object is no error.
 

@@ -81,6 +81,11 @@ class FileStore:
         path = self._path(key)
         await self._in_thread(lambda: self._write(path, body.pieces))
 
+    async def replace(self, key: str, body: EncodedObject) -> None:
+        """Write one file; a file with the same name is replaced. Raises StoreError."""
+        path = self._path(key)
+        await self._in_thread(lambda: self._write(path, body.pieces))
+
     async def delete(self, key: str) -> None:
         """Delete one file; a missing file is no error. Raises StoreError."""
         path = self._path(key)

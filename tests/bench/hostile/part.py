@@ -44,6 +44,8 @@ _LAST_ANSWER: Final = 75.0
 """Seconds to wait for the last answer; an honest client gives up after 60."""
 _PREPARE_WITHIN: Final = 60.0
 
+_SLOTS: Final = {"MAX_CONNECTIONS": "1024"}
+"""Fewer than the connections of the kinds that exceed it."""
 _BATCHES: Final = {
     "one payload": {"BATCH_MAX_PAYLOADS": "1"},
     "10,000 in 1 s": {"BATCH_MAX_PAYLOADS": "10000", "BATCH_LINGER": "1s"},
@@ -85,7 +87,7 @@ async def measure(
     with tempfile.TemporaryDirectory(prefix="payloadd-bench-") as text:
         folder = Path(text)
         async with sink(folder, 1) as store, _watchdog_times(folder) as times:
-            env = {**SETTINGS, **store.environ, **times.environ, **_BATCHES[batches]}
+            env = {**SETTINGS, **_SLOTS, **store.environ, **times.environ, **_BATCHES[batches]}
             if KINDS[name].tls:
                 env |= _certificate(folder)
             async with running_daemon(folder, env) as daemon:

@@ -19,7 +19,16 @@ from tests.bench.load import Drive
 from tests.bench.measure import measure
 from tests.bench.peers import BATCHED, ONE, STORED
 from tests.bench.report import Section
-from tests.bench.scale.model import LOAD, MODES, Batching, Costs, Plan, Prices, plan
+from tests.bench.scale.model import (
+    LOAD,
+    MODES,
+    PUTS_A_PREFIX,
+    Batching,
+    Costs,
+    Plan,
+    Prices,
+    plan,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -117,6 +126,8 @@ def table_of(measured: Measured, prices: Prices) -> Section:
 def _row(one: Plan) -> dict[str, str]:
     databases = f" + {one.databases} databases" if one.databases else ""
     shard = "{shard}" if one.shards > 1 else "none"
+    if one.puts_a_prefix > PUTS_A_PREFIX:
+        shard += ": too many"
     return {
         "million POSTs a minute": f"{one.rate / MILLION:.0f}",
         "mode": one.mode,

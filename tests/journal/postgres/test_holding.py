@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from payloadd.errors import LaneLostError
+from payloadd.errors import LaneLostError, RefusedError
 from payloadd.journal.postgres.inspection import PostgresInspection
 from payloadd.model.streams import MOST_NUMBERS, STREAM_BITS, count_of, first_seq, stream_of
 from tests.journal.postgres.rig import QUICK, Member, member
-from tests.support.databases import new_database
+from tests.support.databases import new_database, server
 from tests.support.journal import batch, until
 
 if TYPE_CHECKING:
@@ -158,3 +158,51 @@ async def test_a_batch_that_is_stored_does_not_come_back_before_the_next_checkpo
         assert found is not None
         assert found.key == second.key
         assert await one.journal.sealed() is None
+
+
+async def test_the_first_request_after_the_lease_goes_into_another_lane(url: str) -> None:
+    """It would be added to a lane of which another process has read everything, and be lost."""
+    async with member(url) as zombie, member(url) as heir:
+        await zombie.accept(1, count=2)
+        await zombie.journal.pulse()
+        zombie.stop_beating()
+        async with zombie.shared.calls.lock:
+            await until(lambda: heir.pipeline.payloads.get("taken_over") == 2)
+        # Its backend was ended: it may hear of that before, or by the request.
+        while True:
+            try:
+                assert (await zombie.accept(20)).payloads == 1
+                break
+            except RefusedError:
+                await trio.sleep(0.05)
+        assert not {1, heir.lanes[0]} & set(zombie.lanes)
+        assert lines(await rest_of(heir)) == [b"1\n", b"2\n"]
+
+
+async def test_a_former_owner_whose_backend_lives_on_can_write_nothing(url: str) -> None:
+    """Requests with a 2xx would be in a lane that another process has read to its end."""
+    name = url.rpartition("/")[2]
+    async with member(url, replace(QUICK, maintenance_interval=10**6)) as one:
+        await one.accept(1, count=4)
+        jobs = list(one.pipeline.received)
+        await one.journal.pulse()  # a checkpoint: the next commit has a row and nothing else
+        for step in (1, 2):
+            number = one.shared.session.own.number
+            # As another process takes it that has no right to end the backend.
+            server().execute(
+                f"UPDATE payloadd.lanes SET epoch = epoch + 1, owner = 'x' WHERE lane = {number}",
+                name,
+            )
+            before = server().execute(f"SELECT * FROM payloadd.rows_{number}_0", name)
+            if step == 1:
+                assert (await one.accept(10)).payloads == 1
+            else:
+                one.journal.settle(batch(one.pipeline.received[-1], sealed=False))
+                with pytest.raises(LaneLostError):
+                    await one.journal.seal(batch(*one.pipeline.received[-1:]))
+                await one.journal.pulse()
+            assert one.shared.session.own.number != number
+            assert server().execute(f"SELECT * FROM payloadd.rows_{number}_0", name) == before
+            assert server().execute("SELECT count(*) FROM payloadd.batches", name) == [(0,)]
+        assert one.pipeline.payloads["taken_away"] == 4
+        assert [job.lines for job in jobs] == [b"1\n", b"2\n", b"3\n", b"4\n"]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+import threading
 from typing import TYPE_CHECKING, Final
 
+import psycopg
 import pytest
 import trio
 
 from payloadd.journal.api import Receipt
+from payloadd.journal.fingerprint import fingerprint
 from payloadd.journal.key_clock import uptime
 from payloadd.journal.postgres import keys
+from payloadd.journal.postgres.operations import PendingRequest
 from tests.journal.postgres.rig import Member, member
 from tests.support.databases import new_database, server
 from tests.support.journal import append
@@ -75,30 +79,48 @@ async def test_requests_with_one_key_at_two_processes_are_accepted_once(url: str
         assert isinstance(found[0], Receipt)
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [(8 * _HOUR - 5000, 10_000), (8 * _HOUR + 5000, -10_000)]
-)
-async def test_processes_whose_clocks_are_in_different_periods_share_a_table(
-    url: str, first: int, second: int
+@pytest.mark.parametrize("later_first", [False, True])
+def test_processes_whose_clocks_are_in_different_periods_wait_for_each_other(
+    url: str,
+    later_first: bool,  # noqa: FBT001 - a parameter
 ) -> None:
-    """Two clients with one key, at two processes at the turn of a period, would both be accepted.
+    """Two requests with one key, at two processes, would both be accepted at a turn of periods."""
+    times = [8 * _HOUR + 5000, 8 * _HOUR - 5000]
+    outcomes: list[object] = []
+    waits = threading.Event()
+    wanted = [append(number, b"key", 1, like=1) for number in (10, 20)]
+    requests = [
+        PendingRequest(one.receipt, one.parts, one.key, None, 0, 0, fingerprint(one.parts))
+        for one in wanted
+    ]
 
-    The second request comes before the first one is committed.
-    """
-    async with (
-        member(url, read_uptime=at(first)) as one,
-        member(url, read_uptime=at(first + second)) as two,
-    ):
-        outcomes: list[object] = []
+    def insert(connection: psycopg.Connection[tuple[object, ...]], turn: int) -> None:
+        clock = keys.SharedClock(at(times[turn ^ (not later_first)]))
+        clock.read(connection)
+        shared = keys.SharedKeys(clock)
+        periods = shared.prepare(connection)
+        cursor = connection.cursor()
+        cursor.execute("BEGIN")
+        waits.set()
+        shared.insert(cursor, [requests[turn]], periods)
 
-        async def send(process: Member, number: int) -> None:
-            outcomes.append(await outcome_at(process, number, b"key", like=1))
+    def second() -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            insert(connection, 1)
+            outcomes.append(requests[1].earlier)
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send, one, 10)
-            nursery.start_soon(send, two, 20)
-        assert len(set(outcomes)) == 1
-        assert len(one.pipeline.received) + len(two.pipeline.received) == 1
+    with psycopg.connect(url, autocommit=True) as connection:
+        insert(connection, 0)
+        waits.clear()
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waits.wait(20)
+        thread.join(0.2)
+        assert thread.is_alive()
+        connection.execute("COMMIT")
+        thread.join(20)
+    assert requests[0].earlier is None
+    assert outcomes == [requests[0].receipt]
 
 
 async def test_a_table_is_emptied_before_it_is_used_again(url: str) -> None:

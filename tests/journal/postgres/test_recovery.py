@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trustme
 
 from payloadd.errors import RefusedError
 from payloadd.journal.api import Receipt
@@ -19,7 +22,8 @@ from tests.support.journal import append, batch, contents, until
 from tests.support.tcp_proxy import TcpProxy, tcp_proxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -181,10 +185,7 @@ async def test_a_database_that_refuses_is_used_again_once_it_does_not(
     url = new_database()
     name = url.rpartition("/")[2]
     role = "ordinary"
-    server().execute(
-        f"DO $$ BEGIN CREATE ROLE {role} LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
-    )
-    server().execute(f"DROP SCHEMA payloadd CASCADE; ALTER DATABASE {name} OWNER TO {role}", name)
+    role_of(url, role)
     async with member(url.replace("postgres@", f"{role}@")) as one:
         await one.accept(1, count=2)
         server().execute(statement.format(name=name))
@@ -238,3 +239,79 @@ async def test_a_full_disk_of_the_server_refuses_requests_until_there_is_space()
         assert isinstance(await try_to_accept(one, 20), Receipt)
         await one.journal.pulse()
         assert contents(await one.journal.page(*ALL)) == contents(one.pipeline.received[1:])
+
+
+@contextmanager
+def access(line: str) -> Iterator[None]:
+    """Put a line in front of the server's pg_hba.conf while the body runs."""
+    path = server().data / "pg_hba.conf"
+    before = path.read_text()
+    path.write_text(f"{line}\n{before}")
+    server().execute("SELECT pg_reload_conf()")
+    try:
+        yield
+    finally:
+        path.write_text(before)
+        server().execute("SELECT pg_reload_conf()")
+
+
+def role_of(url: str, name: str) -> None:
+    """Make a role, and give it the journal of ``url``, which must have no tables of another."""
+    database = url.rpartition("/")[2]
+    server().execute(
+        f"DO $$ BEGIN CREATE ROLE {name} LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+    )
+    server().execute("DROP SCHEMA payloadd CASCADE", database)
+    server().execute(f"ALTER DATABASE {database} OWNER TO {name}")
+
+
+async def test_a_changed_password_is_read_from_the_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every change of a password would need a restart of all daemons."""
+    url = new_database()
+    role_of(url, "with_password")
+    server().execute("ALTER ROLE with_password PASSWORD 'one'")
+    credentials = tmp_path / "journal_url"
+    credentials.write_text(url.replace("postgres@", "with_password:one@"))
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    with access("host all with_password 127.0.0.1/32 scram-sha-256"):
+        async with member(credentials.read_text()) as one:
+            await one.accept(1)
+            server().execute("ALTER ROLE with_password PASSWORD 'two'")
+            for pid in backends(url):
+                server().execute(f"SELECT pg_terminate_backend({pid})")
+            await until(lambda: "password authentication failed" in str(one.journal.refusal()))
+            assert ":one" not in str(one.journal.refusal())
+            credentials.write_text(url.replace("postgres@", "with_password:two@"))
+            await until(lambda: one.journal.refusal() is None)
+            assert isinstance(await try_to_accept(one, 10), Receipt)
+
+
+async def test_tls_with_a_client_certificate_works(tmp_path: Path) -> None:
+    """The payloads would cross the network for every reader."""
+    authority = trustme.CA()
+    own = authority.issue_cert("127.0.0.1")
+    client = authority.issue_cert("with-certificate", common_name="with_certificate")
+    folder = server().data
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    own.cert_chain_pems[0].write_to_path(str(folder / "server.crt"))
+    own.private_key_pem.write_to_path(str(folder / "server.key"))
+    if os.getuid() == 0:
+        shutil.chown(folder / "server.key", "postgres")
+    (folder / "server.key").chmod(0o600)
+    client.cert_chain_pems[0].write_to_path(str(tmp_path / "client.crt"))
+    client.private_key_pem.write_to_path(str(tmp_path / "client.key"))
+    (tmp_path / "client.key").chmod(0o600)
+    server().reconfigure({"ssl": "on", "ssl_ca_file": "ca.pem"})
+    url = new_database()
+    role_of(url, "with_certificate")
+    query = (
+        f"?sslmode=verify-full&sslrootcert={folder}/ca.pem"
+        f"&sslcert={tmp_path}/client.crt&sslkey={tmp_path}/client.key"
+    )
+    with access("hostssl all with_certificate 127.0.0.1/32 cert"):
+        async with member(url.replace("postgres@", "with_certificate@") + query) as one:
+            await one.accept(1)
+            encrypted = "SELECT count(*) FROM pg_stat_ssl WHERE ssl AND client_dn IS NOT NULL"
+            assert server().execute(encrypted) == [(1,)]

@@ -18,7 +18,7 @@ from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection, try_journal
 from payloadd.journal.sqlite.operations import Append, Settle
 from payloadd.journal.sqlite.schema import FILE, open_existing
-from tests.journal.sqlite.test_upgrade import unpack
+from tests.fixtures.version_3.journals import unpack
 from tests.support.journal import append, batch, id_of, make_rig, part
 
 if TYPE_CHECKING:

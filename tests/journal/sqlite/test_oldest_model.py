@@ -137,6 +137,9 @@ class OldestPayload(RuleBasedStateMachine):
         if hasattr(self, "database"):
             oldest = accepted_at(self.open[min(self.open)].id) if self.open else None
             assert self.database.oldest() == oldest
+            first = min(self.open, default=0)
+            wanted = {} if oldest is None else {0: (first, round(oldest * 1000))}
+            assert self.database.oldest_row.by_stream == wanted
 
 
 OldestPayload.TestCase.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)

@@ -56,6 +56,43 @@ def test_stored_and_dead_jobs_are_skipped(tmp_path: Path) -> None:
         assert database.oldest() == NOW + 1
 
 
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_the_oldest_job_of_each_stream_is_found(tmp_path: Path, *, in_blocks: bool) -> None:
+    """A watermark of one stream would pass its jobs, or wait for those of another."""
+    with closing(Database(tmp_path / "j")) as database:
+        names = database.open_streams(["default", "clicks"])
+        (clicks,) = [number for number, name in names.items() if name == "clicks"]
+        if not in_blocks:
+            database.in_rows = frozenset(names)
+        database.oldest()
+        assert database.oldest_row.by_stream == {}
+        ours, theirs = [request(5), request(1)], [request(9, 3), request(7)]
+        for one in theirs:
+            one.stream = clicks
+        for pair in zip(ours, theirs, strict=True):
+            database.commit(list(pair))
+        seqs = [one.jobs[0].seq for one in (*ours, *theirs)]
+        assert database.blocks.has(seqs[0]) is in_blocks
+        database.oldest()
+        wanted = {0: (seqs[0], (NOW + 5) * 1000), clicks: (seqs[2], (NOW + 9) * 1000)}
+        assert database.oldest_row.by_stream == wanted
+        database.commit([Settle(batch(*theirs[0].jobs, sealed=False))])
+        database.commit([Bury(batch(ours[0].jobs[0], sealed=False), "C", "r")])
+        database.oldest()
+        wanted = {0: (seqs[1], (NOW + 1) * 1000), clicks: (seqs[3], (NOW + 7) * 1000)}
+        assert database.oldest_row.by_stream == wanted
+        # One job of a stream in a row, a later one in a block.
+        later = request(8)
+        database.in_rows = frozenset()
+        database.commit([later])
+        database.oldest()
+        assert database.oldest_row.by_stream == wanted
+        settled = (ours[1], theirs[1], later)
+        database.commit([Settle(batch(one.jobs[0], sealed=False)) for one in settled])
+        database.oldest()
+        assert database.oldest_row.by_stream == {}
+
+
 def test_a_call_continues_where_the_last_one_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +167,7 @@ def test_the_oldest_job_is_that_of_all_streams(
 def oldest(database: Database) -> float | None:
     """Return the time of the oldest job, asked for as often as needed."""
     found = database.oldest()
-    while database.oldest_unfinished:
+    while database.oldest_row.unfinished:
         found = database.oldest()
     return found
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-import tarfile
 import time
 from collections import Counter
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import pytest
@@ -21,34 +19,18 @@ from payloadd.journal.sqlite.operations import Append, Revive, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS
 from payloadd.model.job import accepted_at
 from payloadd.model.layout import Layout, Layouts
-from tests.fixtures.version_3.make import HERE, payload
-from tests.support.daemon import running_daemon
+from tests.fixtures.version_3.journals import MANIFEST, lines, unpack
 from tests.support.journal import id_of
-from tests.support.store import fake_s3
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
-MANIFEST: Final[dict[str, Any]] = json.loads((HERE / "manifest.json").read_text())
 _LAYOUT: Final = Layout("dt={date}/hour={hour}/{id}.ndjson", "", "none", alone=False)
-
-
-def unpack(name: str, folder: Path) -> Path:
-    """Unpack a journal into ``folder``; return its file."""
-    with tarfile.open(HERE / f"{name}.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return folder / FILE
 
 
 def uuid_of(value: str | bytes) -> UUID:
     """Return the id of a text or of 16 bytes."""
     return UUID(value) if isinstance(value, str) else UUID(bytes=value)
-
-
-def lines(numbers: Sequence[int]) -> Counter[bytes]:
-    """Return the payloads with these numbers."""
-    return Counter(map(payload, numbers))
 
 
 @pytest.mark.parametrize("name", MANIFEST)
@@ -114,21 +96,6 @@ def test_dead_letters_of_version_3_are_listed_and_retried(name: str, tmp_path: P
         database.commit([revive])
         found = [database.sealed(first) for first in revive.firsts]
     assert [one.payloads for one in found if one is not None] == list(map(len, wanted))
-
-
-async def test_a_daemon_stores_the_jobs_of_version_3(tmp_path: Path) -> None:
-    """The modules would read the old journal, and the daemon as a whole would not."""
-    state = tmp_path / "payloadd-data"
-    unpack("killed", state)
-    manifest = MANIFEST["killed"]
-    async with fake_s3() as store, running_daemon(tmp_path, store.environ) as daemon:
-        await daemon.wait_until_stored(len(manifest["waiting"]))
-        assert (await daemon.ready()).status_code == 200
-        daemon.process.terminate()
-        line = await daemon.drained()
-    assert (line["stored"], line["lost"]) == (len(manifest["waiting"]), 0)
-    assert Counter(store.payloads()) == lines(manifest["waiting"])
-    assert daemon.events("payloads_damaged") == []
 
 
 @pytest.mark.parametrize("stopped_after", range(1, 14))

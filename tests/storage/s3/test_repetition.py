@@ -34,13 +34,12 @@ from tests.support.store_behaviours import (
 from tests.support.store_in_memory import store_in_memory
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from payloadd.errors import StoreError
     from tests.support.store import Behaviour
 
 OBJECT: Final = plain(b'{"a":1}\n')
 PATH: Final = "/bucket/k"
+WRONG: Final = "WRONG_ANSWER"
 OTHER: Final = MEMBERS._replace(last="01890a5d-ac96-774b-bcce-b302099a8058")
 NEW_BYTES: Final = gzipped(b'{"a":1} \n')
 """The object of the same batch by another version of a compression library."""
@@ -131,6 +130,20 @@ async def test_an_object_of_another_batch_is_replaced_where_no_condition_is_sent
     assert fake.objects[PATH] == bytes_of(NEW_BYTES)
 
 
+@pytest.mark.parametrize("condition", ["auto", "on", "off"])
+async def test_an_object_that_is_no_batch_replaces_any_other(condition: str) -> None:
+    """A watermark would keep its first value for ever."""
+    fake = FakeS3(port=1)
+    store = await store_in_memory(fake, S3_IF_NONE_MATCH=condition)
+    await store.replace("k", OBJECT)
+    await store.replace("k", NEW_BYTES)
+    assert statuses(fake) == [("PUT", 200), ("PUT", 200)]
+    assert fake.objects[PATH] == bytes_of(NEW_BYTES)
+    fake.behaviour = ACCESS_DENIED
+    with pytest.raises(OperatorStoreError, match="AccessDenied"):
+        await store.replace("k", OBJECT)
+
+
 async def test_a_first_attempt_has_no_condition_unless_it_is_always_on() -> None:
     """Stores that do not know If-None-Match would need two requests for each object."""
     for condition, sent in {"auto": None, "off": None, "on": "*"}.items():
@@ -199,21 +212,34 @@ async def test_another_object_under_the_key_is_a_trouble(
     assert fake.puts[PATH] == 1
 
 
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [(OBJECT, nullcontext()), (NEW_BYTES, pytest.raises(OperatorStoreError, match="WRONG_ANSWER"))],
-)
-async def test_an_object_without_metadata_is_recognized_by_its_length(
-    body: object, expected: AbstractContextManager[object]
-) -> None:
+@pytest.mark.parametrize("length", [None, 1])
+async def test_an_object_without_metadata_is_recognized_by_its_length(length: int | None) -> None:
     """Batches of an earlier version would be a trouble after an upgrade."""
-    assert body in (OBJECT, NEW_BYTES)
     fake = FakeS3(port=1)
     store = await store_in_memory(fake)
     await store.put("k", OBJECT, MEMBERS, repeat=False)
     fake.metadata[PATH].clear()
-    with expected:
-        await store.put("k", OBJECT if body is OBJECT else NEW_BYTES, MEMBERS, repeat=True)
+    fake.objects[PATH] = bytes_of(OBJECT)[:length]
+    with nullcontext() if length is None else pytest.raises(OperatorStoreError, match=WRONG):
+        await store.put("k", OBJECT, MEMBERS, repeat=True)
+    assert fake.puts[PATH] == 1
+
+
+async def test_other_bytes_of_a_version_without_metadata_are_replaced() -> None:
+    """After an upgrade with another zlib, a compressed batch would wait for an operator."""
+    fake = FakeS3(port=1)
+    store = await store_in_memory(fake)
+    await store.put("k", gzipped(b'{"a":1}\n'), MEMBERS, repeat=False)
+    fake.metadata[PATH].clear()
+    await store.put("k", NEW_BYTES, MEMBERS, repeat=True)
+    assert fake.objects[PATH] == bytes_of(NEW_BYTES)
+    # S3_IF_NONE_MATCH=on forbids to replace objects.
+    fake.objects[PATH] = b"other bytes"
+    fake.metadata[PATH].clear()
+    store = await store_in_memory(fake, S3_IF_NONE_MATCH="on")
+    with pytest.raises(OperatorStoreError, match=WRONG):
+        await store.put("k", NEW_BYTES, MEMBERS, repeat=True)
+    assert fake.objects[PATH] == b"other bytes"
 
 
 @pytest.mark.parametrize("behaviour", [TAKE, Locked()], ids=["412", "403"])

@@ -33,15 +33,15 @@ class Machine:
     leader: int
     """The process id on the host of its process 1."""
 
-    async def run(self, *command: str, check: bool = True) -> str:
+    async def run(self, *command: str, check: bool = True, within: float = _COMMAND_SECONDS) -> str:
         """Run a command in the container; returns both outputs, AssertionError if it fails."""
-        status, output = await self.attempt(*command)
+        status, output = await self.attempt(*command, within=within)
         assert status == 0 or not check, f"{command}: exit {status}\n{output}"
         return output
 
-    async def attempt(self, *command: str) -> tuple[int, str]:
+    async def attempt(self, *command: str, within: float = _COMMAND_SECONDS) -> tuple[int, str]:
         """Run a command in the container; returns its exit status and both outputs."""
-        with trio.fail_after(_COMMAND_SECONDS):
+        with trio.fail_after(within):
             done = await trio.run_process(
                 ["nsenter", "--target", str(self.leader), *_NAMESPACES, "--", *command],
                 check=False,

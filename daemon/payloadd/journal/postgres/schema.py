@@ -115,6 +115,17 @@ _TABLES: Final = f"""
         END IF;
     END $$;
 
+    CREATE FUNCTION payloadd.fence(held_lane int, held_epoch bigint) RETURNS boolean
+    LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM FROM payloadd.lanes WHERE lane = held_lane AND epoch = held_epoch FOR SHARE;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'another process has taken a lane of this one'
+            USING ERRCODE = '{FENCED}';
+        END IF;
+        RETURN true;
+    END $$;
+
     INSERT INTO payloadd.streams VALUES (0, 'default');
 """
 _KEY_TABLE: Final = """

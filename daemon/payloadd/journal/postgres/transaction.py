@@ -40,6 +40,13 @@ _INSERT: Final = """
     INSERT INTO {table} (stream, last, jobs, payloads, size, crc, body)
     VALUES (%b, %b, %b, %b, %b, %b, %b)
 """
+_INSERT_ALONE: Final = """
+    WITH held AS MATERIALIZED (SELECT payloadd.fence(%b::int, %b::bigint) AS ok)
+    INSERT INTO {table} (stream, last, jobs, payloads, size, crc, body)
+    SELECT %b::int, %b::bigint, %b::int, %b::bigint, %b::bigint, %b::bigint, %b::bytea
+    FROM held WHERE ok
+"""
+"""Fence and row in one statement, for the commit that has nothing else: the usual one."""
 _SEAL: Final = b"""
     INSERT INTO payloadd.batches
     (lane, stream, first, last, jobs, payloads, size, accepted, key, format, encoder)
@@ -99,6 +106,13 @@ class Commit:
         fenced = {lane.number: lane for lane in [*([own] if self.appends else ()), *due]}
         fenced |= {lane.number: lane for lane, _ in seals}
         keyed = [one for one in self.appends if one.key is not None]
+        if not (keyed or seals or due):
+            self._number(own)
+            if len(self.rows) == 1:
+                query = _INSERT_ALONE.format(table=self.table).encode()
+                connection.execute(query, (own.number, own.epoch, *self.rows[0]))
+                return
+            self.rows = []
         periods = keys.prepare(connection) if keyed else ()
         with connection.pipeline(), connection.cursor() as cursor:
             if keyed:

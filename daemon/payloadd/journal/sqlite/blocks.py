@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import block_rows, job_rows
 from payloadd.journal.sqlite.block_format import lost_rows, pack, read_head, rows_of
-from payloadd.journal.sqlite.block_index import Block, NotedRange, StreamRuns
 from payloadd.journal.sqlite.checksum import of_values
+from payloadd.journal.sqlite.live_blocks import LiveBlock, NotedRange, StreamRuns
 from payloadd.model.streams import stream_of
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ class _Commit:
     """What a commit has written, and memory does not show so far."""
 
     def __init__(self) -> None:
-        self.written: list[Block] = []
+        self.written: list[LiveBlock] = []
         self.settled: list[Range] = []
-        self.less: dict[Block, int] = {}
+        self.less: dict[LiveBlock, int] = {}
         """How many jobs of each block are settled."""
         self.noted: list[NotedRange] = []
-        self.deleted: list[Block] = []
-        self.done: list[Block] | None = None
+        self.deleted: list[LiveBlock] = []
+        self.done: list[LiveBlock] | None = None
         """The blocks that wait for deletion from now on; None: unchanged."""
         self.forgotten: list[NotedRange] = []
 
@@ -70,10 +70,10 @@ class Blocks:
     """Blocks that a commit deletes at least, if so many wait."""
 
     def __init__(self) -> None:
-        self._blocks: dict[int, Block] = {}
+        self._blocks: dict[int, LiveBlock] = {}
         """By number, in ascending order."""
         self._streams: dict[int, StreamRuns] = {}
-        self._done: list[Block] = []
+        self._done: list[LiveBlock] = []
         """The blocks all of whose jobs are settled; they wait for deletion."""
         self._bytes = 0
         self._runs = 0
@@ -97,14 +97,13 @@ class Blocks:
         """Whether there are blocks that can be deleted."""
         return bool(self._done)
 
-    @property
-    def oldest(self) -> float | None:
-        """When the oldest job in a block was accepted, in Unix time; None without jobs.
+    def oldest_by_stream(self) -> dict[int, tuple[int, int]]:
+        """Return, for each stream with jobs in blocks, the lowest ``seq``, and its time in Unix ms.
 
         To the time between two jobs of one stream in one commit.
         """
-        found = [runs.entries[0][3] for runs in self._streams.values() if runs.entries]
-        return min(found) / 1000 if found else None
+        streams = self._streams.items()
+        return {one: (runs.firsts[0], runs.entries[0][3]) for one, runs in streams if runs.entries}
 
     def noted(self) -> list[Range]:
         """Return the ranges in ``stored`` whose jobs are in blocks."""
@@ -144,7 +143,7 @@ class Blocks:
         for first, last in block.runs:
             since.append(jobs[index].id.int >> 80)
             index += last - first + 1
-        self._commit.written.append(Block(block, since, index))
+        self._commit.written.append(LiveBlock(block, since, index))
 
     def settle(self, connection: sqlite3.Connection, settled: Sequence[Range]) -> list[Range]:
         """Remove settled jobs from their blocks, and delete some blocks that have no others.
@@ -241,7 +240,7 @@ class Blocks:
         runs.cut(first, last)
         self._runs += len(runs.entries) - before
 
-    def _add(self, block: Block) -> None:
+    def _add(self, block: LiveBlock) -> None:
         self._blocks[block.number] = block
         self._bytes += block.size
         self._runs += len(block.runs)
@@ -254,7 +253,7 @@ class Blocks:
             runs.firsts.append(first)
             runs.entries.append((first, last, block, since))
 
-    def _forget(self, blocks: Sequence[Block], noted: Sequence[NotedRange]) -> None:
+    def _forget(self, blocks: Sequence[LiveBlock], noted: Sequence[NotedRange]) -> None:
         """Forget deleted blocks and ranges that are not in ``stored`` any more."""
         for block in blocks:
             del self._blocks[block.number]
@@ -273,7 +272,7 @@ class Blocks:
             yield from self._read(connection, block, max(low, first), min(high, last))
 
     def _read(
-        self, connection: sqlite3.Connection, block: Block, first: int, last: int
+        self, connection: sqlite3.Connection, block: LiveBlock, first: int, last: int
     ) -> Iterator[Row]:
         """Return the jobs of a block as rows, damaged ones where its head is damaged."""
         number, crc, head, lines = block_rows.read(connection, block.number)
@@ -285,7 +284,7 @@ class Blocks:
     def unpack_oldest(self, connection: sqlite3.Connection) -> None:
         """Unpack some of the oldest blocks, in a transaction."""
         jobs = size = 0
-        blocks: list[Block] = []
+        blocks: list[LiveBlock] = []
         for block in self._blocks.values():
             jobs += block.left
             size += block.size if block.left else 0
@@ -301,7 +300,7 @@ class Blocks:
 
     def unpack(self, connection: sqlite3.Connection, ranges: Iterable[Range]) -> None:
         """Unpack the blocks that have jobs of these ranges, in a transaction."""
-        blocks: dict[int, Block] = {}
+        blocks: dict[int, LiveBlock] = {}
         for first, last in ranges:
             runs = self._streams.get(stream_of(first))
             if runs is not None:
@@ -310,7 +309,7 @@ class Blocks:
         if blocks:
             self._unpack(connection, list(blocks.values()))
 
-    def _unpack(self, connection: sqlite3.Connection, blocks: Sequence[Block]) -> None:
+    def _unpack(self, connection: sqlite3.Connection, blocks: Sequence[LiveBlock]) -> None:
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             rows = [row for block in blocks if block.left for row in self._left(connection, block)]
@@ -327,13 +326,13 @@ class Blocks:
             for first, last in block.runs:
                 self._cut(first, last)
 
-    def _left(self, connection: sqlite3.Connection, block: Block) -> list[Row]:
+    def _left(self, connection: sqlite3.Connection, block: LiveBlock) -> list[Row]:
         """Return those jobs of a block that are not settled, as rows."""
         rows = list(self._read(connection, block, block.runs[0][0], block.runs[-1][1]))
         return rows if len(rows) == block.left else [row for row in rows if self.has(row[0])]
 
 
-def _without_blocks(deleted: Iterable[Block]) -> list[NotedRange]:
+def _without_blocks(deleted: Iterable[LiveBlock]) -> list[NotedRange]:
     """Return the ranges in ``stored`` of which these are the last blocks."""
     less: dict[NotedRange, int] = {}
     for block in deleted:

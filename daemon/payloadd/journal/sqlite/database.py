@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from payloadd.journal.sqlite.damage import DamagedRow
     from payloadd.journal.sqlite.inventory import Inventory
     from payloadd.journal.sqlite.job_rows import Range
+    from payloadd.journal.sqlite.oldest_row import OldestRow
     from payloadd.journal.sqlite.operations import Operation
     from payloadd.journal.sqlite.transaction import Totals
     from payloadd.model.job import Batch, Job
@@ -325,13 +326,9 @@ class Database(DatabaseFile):
     def oldest(self) -> float | None:
         """Return when the oldest job that is not stored was accepted, in Unix time.
 
-        None where there is none, or where ``oldest_unfinished`` is True.
+        None where there is none, or where ``oldest_row`` is unfinished.
         """
-        found = self._oldest.accepted_at(self.deletion.ranges)
-        in_blocks = self.blocks.oldest
-        if self._oldest.unfinished or in_blocks is None:
-            return found
-        return in_blocks if found is None else min(found, in_blocks)
+        return self._oldest.accepted_at(self.deletion.ranges, self.blocks.oldest_by_stream())
 
     @property
     def deletion_waits(self) -> bool:
@@ -339,9 +336,9 @@ class Database(DatabaseFile):
         return bool(self.deletion.ranges) or self.blocks.deletion_waits
 
     @property
-    def oldest_unfinished(self) -> bool:
-        """Whether ``oldest`` has skipped many ranges and has to be called again."""
-        return self._oldest.unfinished
+    def oldest_row(self) -> OldestRow:
+        """What ``oldest`` has found, and whether it has to be called again."""
+        return self._oldest
 
     def open_streams(self, wanted: Sequence[str]) -> dict[int, str]:
         """Give each of the ``wanted`` streams a number; return the names of all by number.

@@ -99,9 +99,9 @@ class Maintenance:
         try:
             for _ in range(_MOST_STEPS):
                 since = await self._thread.write(self._database.oldest)
-                if not self._database.oldest_unfinished:
+                if not self._database.oldest_row.unfinished:
                     self._oldest = since
-                    self._listener.oldest_accepted(since)
+                    self._listener.oldest_accepted(since, self._database.oldest_row.by_stream)
                     break
         except sqlite3.Error:
             if self._oldest is None and self._database.totals.jobs:

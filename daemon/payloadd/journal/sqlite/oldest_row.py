@@ -8,6 +8,7 @@ the last one ended. It looks at the first job of each stream.
 from __future__ import annotations
 
 from bisect import bisect_left
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import job_rows
@@ -16,11 +17,15 @@ from payloadd.model.streams import DEFAULT, last_seq, stream_of
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from payloadd.journal.sqlite.job_rows import Range
 
+    OldestJob = tuple[int, int]
+    """The ``seq`` of a job, and when it was accepted in Unix ms."""
+
 _ID_BYTES: Final = 16
+_NONE: Final[Mapping[int, OldestJob]] = MappingProxyType({})
 
 _NEXT: Final = "SELECT seq, id FROM jobs WHERE seq > ? ORDER BY seq LIMIT 1"
 _DEAD: Final = "SELECT last FROM dead WHERE first <= ? ORDER BY first DESC LIMIT 1"
@@ -38,8 +43,10 @@ class OldestRow:
         """By stream: all its jobs up to this ``seq`` are stored or dead."""
         self._position = 0
         """Where the next call continues, if the last one was ``unfinished``."""
-        self._oldest: float | None = None
-        """When the oldest job in front of ``_position`` was accepted."""
+        self._found: dict[int, OldestJob] = {}
+        """By stream: the oldest job in front of ``_position`` that has a row."""
+        self.by_stream: Mapping[int, OldestJob] = {}
+        """By stream: its oldest job when the last call that was not ``unfinished`` looked."""
         self.unfinished = False
         """Whether the last call skipped so many ranges that it has to be called again."""
 
@@ -52,22 +59,36 @@ class OldestRow:
                 self._after[stream] = first - 1
             self.unfinished = False
 
-    def accepted_at(self, stored: Sequence[Range]) -> float | None:
+    def accepted_at(
+        self, stored: Sequence[Range], in_blocks: Mapping[int, OldestJob] = _NONE
+    ) -> float | None:
         """Return when the oldest job of all streams was accepted, in Unix time.
 
         None where there is no job, and where ``unfinished`` is True then. ``stored``: the ranges
-        whose rows wait for deletion.
+        whose rows wait for deletion. ``in_blocks``: the oldest job of each stream that is in a
+        block.
         """
+        if not self._search(stored):
+            return None
+        both = dict(in_blocks)
+        for stream, job in self._found.items():
+            both[stream] = min(job, both.get(stream, job))
+        self.by_stream = both
+        times = [time for _, time in (*self._found.values(), *in_blocks.values())]
+        return min(times) / 1000 if times else None
+
+    def _search(self, stored: Sequence[Range]) -> bool:
+        """Find the oldest job of each stream that has a row; return False if ``unfinished``."""
         ranges = job_rows.merge(stored)
         lasts = [last for _, last in ranges]
         if not self.unfinished:
-            self._position, self._oldest = self._after.get(DEFAULT, 0), None
+            self._position, self._found = self._after.get(DEFAULT, 0), {}
         self.unfinished = False
         for _ in range(self.most_ranges):
             after = self._position
             found = self._connection.execute(_NEXT, (after,)).fetchone()
             if found is None:
-                return self._oldest
+                return True
             seq, id_ = found
             if seq <= after:
                 raise corrupt(f"the rows of jobs are out of order after number {after}")
@@ -80,14 +101,13 @@ class OldestRow:
             elif (last := self._end_of_dead_letter(seq)) >= seq:
                 self._position = self._after[stream] = last
             elif isinstance(id_, bytes) and len(id_) == _ID_BYTES:
-                accepted = int.from_bytes(id_[:6]) / 1000
-                self._oldest = accepted if self._oldest is None else min(self._oldest, accepted)
+                self._found[stream] = (seq, int.from_bytes(id_[:6]))
                 self._position = last_seq(stream)
             else:
                 # A damaged row that no page has read so far: the next job is nearly as old.
                 self._position = seq
         self.unfinished = True
-        return None
+        return False
 
     def _end_of_dead_letter(self, seq: int) -> int:
         """Return the last ``seq`` of the dead letter that begins at ``seq`` or before it, or 0."""

@@ -67,6 +67,11 @@ def _set(headers: Mapping[str, str | None]) -> dict[str, str]:
     return {name: text for name, text in headers.items() if text is not None}
 
 
+def has_identity(headers: Mapping[str, str]) -> bool:
+    """Return whether the headers of a HEAD name a batch, this one or another one."""
+    return any(name in headers for name in _IDENTITY)
+
+
 def is_same_batch(headers: Mapping[str, str], members: Members) -> bool:
     """Return whether the headers of a HEAD name the batch ``members``."""
     found = headers.get(PAYLOADS), headers.get(FIRST), headers.get(LAST)
@@ -81,7 +86,7 @@ def describes(headers: Mapping[str, str], members: Members, body: EncodedObject)
     version that sent none, or of a store that keeps none) an object is recognized by its length.
     """
     length = headers.get("content-length")
-    if not any(name in headers for name in _IDENTITY):
+    if not has_identity(headers):
         return length == str(body.size)
     if body.kind.same_bytes and length not in {None, str(body.size)}:
         return False

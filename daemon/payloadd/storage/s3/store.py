@@ -22,6 +22,7 @@ from payloadd.errors import (
     TransientStoreError,
 )
 from payloadd.model.formats.api import EncodedObject, ObjectKind
+from payloadd.model.job import Members
 from payloadd.model.keys import is_text
 from payloadd.storage.s3.bucket import create_bucket
 from payloadd.storage.s3.checksums import BodyHeaders
@@ -46,6 +47,7 @@ from payloadd.storage.s3.options import (
     LAST,
     PAYLOADS,
     describes,
+    has_identity,
     identity,
     is_same_batch,
     object_options,
@@ -60,7 +62,6 @@ if TYPE_CHECKING:
 
     from payloadd.config.parsers import S3Url
     from payloadd.config.settings import Settings
-    from payloadd.model.job import Members
     from payloadd.storage.s3.credentials import Access
     from payloadd.storage.s3.response import S3Response
     from payloadd.storage.s3.variants import Variant
@@ -68,6 +69,8 @@ if TYPE_CHECKING:
 _HASH_IN_THREAD: Final = 256 * 1024
 """Bytes above which hashing blocks the event loop for longer than a thread costs."""
 _NO_BODY: Final = EncodedObject((), ObjectKind("", ""))
+_NO_MEMBERS: Final = Members(0, "-", "-")
+"""The identity of an object that is no batch."""
 _NO_BODY_HASH: Final = (hashlib.sha256(b"").hexdigest().encode(),)
 _NOT_READABLE: Final = frozenset(
     {
@@ -130,6 +133,15 @@ class S3Store:
             await self._conclude(_Attempt(request, members, variant, repeat), response)
         elif self._variants.awaits_checksum:
             self._variants.note_checksum()
+
+    async def replace(self, key: str, body: EncodedObject) -> None:
+        """Store one object in place of any other one under the key. Raises StoreError."""
+        variant = self._variants.first._replace(conditional=False)
+        hashes = self._hash_small(body, variant) or await self._hash_in_thread(body, variant)
+        request = self._put_request(key, body, _NO_MEMBERS, variant, hashes)
+        response = await self._sender.send(request)
+        if response is not None:
+            await self._conclude(_Attempt(request, _NO_MEMBERS, variant, repeat=False), response)
 
     async def delete(self, key: str) -> None:
         """Delete one object; a missing object is no error. Raises StoreError."""
@@ -303,13 +315,17 @@ class S3Store:
         if not response.successful:
             error = error_of(response)
             raise error_of(refusal) if isinstance(error, OperatorStoreError) else error
-        if members.whole and not describes(response.headers, members, request.body):
-            raise OperatorStoreError(
-                WRONG_ANSWER,
-                f"another object is under the key already, with {identity(response.headers)};"
-                " delete or rename it",
-            )
-        return None
+        if not members.whole or describes(response.headers, members, request.body):
+            return None
+        same_bytes = request.body.kind.same_bytes or has_identity(response.headers)
+        if not same_bytes and self._may_drop_condition(attempt.variant):
+            # Versions before 0.2 sent no metadata, and compressed the batch to other bytes.
+            return await self._again(attempt, attempt.variant._replace(conditional=False))
+        raise OperatorStoreError(
+            WRONG_ANSWER,
+            f"another object is under the key already, with {identity(response.headers)};"
+            " delete or rename it",
+        )
 
     async def _has(self, key: str, members: Members, body: EncodedObject) -> bool:
         """Return whether the store is known to have the object of a batch under ``key``."""

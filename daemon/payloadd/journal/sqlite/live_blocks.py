@@ -1,4 +1,4 @@
-"""What a running daemon keeps in memory of its blocks."""
+"""What is in memory of blocks: their jobs by stream, and their ranges in the table ``stored``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from payloadd.journal.sqlite.block_format import NewBlock
 
 
-class Block:
+class LiveBlock:
     """A block that is in the table."""
 
     __slots__ = ("left", "noted", "number", "runs", "since", "size")
@@ -39,7 +39,7 @@ class NotedRange:
         self.last = last
         self.left = 0
         """How many blocks have these jobs and are not deleted."""
-        self.blocks: list[Block] = []
+        self.blocks: list[LiveBlock] = []
         """These blocks; empty after the commit."""
 
 
@@ -50,8 +50,8 @@ class StreamRuns:
 
     def __init__(self) -> None:
         self.firsts: list[int] = []
-        self.entries: list[tuple[int, int, Block, int]] = []
-        """First and last ``seq``, their block, and ``Block.since`` of the run."""
+        self.entries: list[tuple[int, int, LiveBlock, int]] = []
+        """First and last ``seq``, their block, and ``LiveBlock.since`` of the run."""
 
     def within(self, first: int, last: int) -> slice:
         """Return which entries have jobs of a range."""

@@ -1,0 +1,107 @@
+"""Count the requests that have ids and no outcome yet, for watermarks.
+
+A job gets its time of acceptance with its id, before its request is committed. So the journal alone
+does not tell whether all that was accepted up to a time is stored: a request with an earlier time
+may still be committed.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from payloadd.model.streams import DEFAULT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from payloadd.errors import RefusedError
+    from payloadd.journal.api import OutcomeCallback, Receipt
+    from payloadd.model.job import AscendingIds, Part
+
+
+class AppendFunction(Protocol):
+    """The type of ``Journal.append``."""
+
+    def __call__(  # noqa: D102 - see ``Journal``
+        self,
+        receipt: Receipt,
+        parts: Sequence[Part],
+        key: bytes | None,
+        done: OutcomeCallback,
+        stream: int = DEFAULT,
+        *,
+        marks: bytes | None = None,
+    ) -> None: ...
+
+
+class InFlight:
+    """The requests that have no outcome yet."""
+
+    def __init__(self, ids: AscendingIds) -> None:
+        self.ids = ids
+        """The source of the ids of all requests."""
+        self._round = 0
+        self._open: dict[int, int] = {}
+        """By round, the requests that began in it and have no outcome."""
+        self._news = trio.Event()
+
+    @property
+    def empty(self) -> bool:
+        """Whether every request has its outcome."""
+        return not self._open
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Count a request during the block, which gives it ids and appends it."""
+        began = self._begin()
+        try:
+            yield
+        finally:
+            self._end(began)
+
+    def counting(self, append: AppendFunction) -> AppendFunction:
+        """Return a function that does what ``append`` does, and counts the request meanwhile."""
+
+        def append_counted(
+            receipt: Receipt,
+            parts: Sequence[Part],
+            key: bytes | None,
+            done: OutcomeCallback,
+            stream: int = DEFAULT,
+            *,
+            marks: bytes | None = None,
+        ) -> None:
+            began = self._begin()
+
+            def finish(outcome: Receipt | RefusedError) -> None:
+                self._end(began)
+                done(outcome)
+
+            try:
+                append(receipt, parts, key, finish, stream, marks=marks)
+            except BaseException:
+                self._end(began)
+                raise
+
+        return append_counted
+
+    async def wait_for_earlier(self) -> None:
+        """Return once all requests that began before the call have their outcome."""
+        self._round += 1
+        current = self._round
+        while any(began < current for began in self._open):
+            self._news = trio.Event()
+            await self._news.wait()
+
+    def _begin(self) -> int:
+        self._open[self._round] = self._open.get(self._round, 0) + 1
+        return self._round
+
+    def _end(self, began: int) -> None:
+        self._open[began] -= 1
+        if not self._open[began]:
+            del self._open[began]
+            self._news.set()

@@ -1,0 +1,34 @@
+"""What a process has promised with its watermarks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from payloadd.errors import StartError
+from payloadd.pipeline.watermark_file import FILE, WatermarkFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_promise_outlives_the_process(tmp_path: Path) -> None:
+    """After a crash payloads could get times that a watermark in the store has passed."""
+    file = WatermarkFile(tmp_path / "state")
+    assert (file.promise.floor, file.promise.closed) == (0, False)
+    file.write({"a": 5, "b": 7}, closed=False)
+    file.write({"a": 5, "b": 9}, closed=True)
+    again = WatermarkFile(tmp_path / "state").promise
+    assert again == file.promise
+    assert (again.floor, again.closed, again.until) == (9, True, {"a": 5, "b": 9})
+    assert WatermarkFile(tmp_path / "other").promise.process != again.process
+    assert [path.name for path in (tmp_path / "state").iterdir()] == [FILE]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"process": 1}'])
+def test_a_damaged_promise_refuses_the_start(tmp_path: Path, content: bytes) -> None:
+    """The process would forget what it has promised."""
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(StartError, match=r"cannot read .*watermarks.json"):
+        WatermarkFile(tmp_path)

@@ -1,0 +1,336 @@
+"""Watermarks: never ahead of what is stored, whatever the order of commits and reports is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+from unittest.mock import patch
+
+import pytest
+import trio
+
+from payloadd.config.contradictions import contradictions_of
+from payloadd.config.settings import load
+from payloadd.errors import OperatorStoreError, SettingsError
+from payloadd.model.streams import first_seq
+from payloadd.observe.metrics import Metrics
+from payloadd.observe.status import DeadLetterGroup
+from payloadd.pipeline import watermarks as module
+from payloadd.pipeline.accounting import Accounting, OldestJobs
+from payloadd.pipeline.watermark_file import WatermarkFile
+from payloadd.pipeline.watermarks import NoWatermarks, Watermarks, watermarks_of
+from tests.support.inert_store import InertStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from trio.testing import MockClock
+
+    from payloadd.model.formats.api import EncodedObject
+
+NAMES: Final = {0: "default", 3: "clicks"}
+START: Final = 1_764_235_800_000
+"""The clock at the start of a test, in milliseconds."""
+
+
+@dataclass
+class KeptObjects(InertStore):
+    """A store that keeps what it is given; it fails while ``fault`` is set."""
+
+    objects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    puts: int = 0
+    fault: bool = False
+
+    async def put(self, key: str, body: EncodedObject, members: object, *, repeat: bool) -> None:
+        """Fail: watermarks are no batches."""
+        raise NotImplementedError
+
+    async def replace(self, key: str, body: EncodedObject) -> None:
+        """Keep the object."""
+        await trio.lowlevel.checkpoint()
+        if self.fault:
+            raise OperatorStoreError("AccessDenied", "")
+        self.puts += 1
+        self.objects[key.split("/")[1]] = json.loads(b"".join(body.pieces))
+
+    def until(self, stream: str = "default") -> int:
+        """Return the watermark of a stream in milliseconds since the start of the test."""
+        moment = datetime.fromisoformat(self.objects[stream]["complete_until"])
+        return round(moment.timestamp() * 1000) - START
+
+
+class Rig:
+    """Watermarks with a store in memory, and a journal that reports what the test sets."""
+
+    def __init__(self, folder: Path, names: dict[int, str] = NAMES) -> None:
+        self.accounting = Accounting(Metrics())
+        self.store = KeptObjects()
+        self.oldest: dict[int, tuple[int, int]] = {}
+        self.dead: list[DeadLetterGroup] = []
+        self.stop = trio.Event()
+        self.watermarks = Watermarks(
+            load({}), WatermarkFile(folder), self.accounting, lambda: self.dead, self.store, names
+        )
+
+    @property
+    def ids(self) -> Any:  # noqa: ANN401 - the source of ids
+        """The source of the ids of requests."""
+        assert self.watermarks.in_flight is not None
+        return self.watermarks.in_flight.ids
+
+    async def report(self) -> None:
+        """Report the oldest jobs once a second, as they were a second ago."""
+        await trio.sleep(0.5)
+        while True:
+            found = dict(self.oldest)
+            await trio.sleep(1)
+            number = self.accounting.oldest_jobs.number + 1
+            self.accounting.oldest_jobs = OldestJobs(found, number)
+
+
+@pytest.fixture
+def clock(autojump_clock: MockClock) -> Iterator[MockClock]:
+    """Return trio's clock; the time of ids follows it."""
+
+    def now() -> int:
+        try:
+            return START * 1_000_000 + round(trio.current_time() * 1e9)
+        except RuntimeError:
+            return START * 1_000_000
+
+    async def in_loop(work: Callable[[], object]) -> object:
+        # The clock would jump while a thread works.
+        await trio.lowlevel.checkpoint()
+        return work()
+
+    with patch("time.time_ns", now), patch("trio.to_thread.run_sync", in_loop):
+        yield autojump_clock
+
+
+def begin(nursery: trio.Nursery, rig: Rig) -> None:
+    """Start the reports of the journal."""
+    nursery.start_soon(rig.report)
+
+
+async def test_a_watermark_rises_once_a_minute_to_what_is_stored(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    """Readers would wait for ever, or read an hour of which a part is missing."""
+    rig = Rig(tmp_path)
+    async with trio.open_nursery() as nursery:
+        begin(nursery, rig)
+        async with rig.watermarks.written(rig.stop):
+            assert rig.store.puts == 2
+            began = rig.store.until()
+            assert -1000 < began < 1000
+            await trio.sleep(30)
+            # Accepted half a minute after the start and not stored: the watermark stays below.
+            accepted = rig.ids.reserve(1) >> 80
+            rig.oldest[0] = (7, accepted)
+            rig.accounting.accepted = 1
+            await trio.sleep(60)
+            assert began <= rig.store.until() <= accepted - START
+            assert 59_000 < rig.store.until("clicks") < 61_000
+            assert rig.store.puts == 4
+            rig.oldest.clear()
+            await trio.sleep(75)
+            assert 119_000 < rig.store.until() < 150_000
+            rig.accounting.stored = 1
+        nursery.cancel_scope.cancel()
+    assert {one["closed"] for one in rig.store.objects.values()} == {True}
+    assert rig.store.until() > 164_000
+
+
+async def test_a_request_that_is_committed_late_holds_the_watermark(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    """A large request gets its time before those that are stored before it is committed."""
+    rig = Rig(tmp_path)
+    in_flight = rig.watermarks.in_flight
+    assert in_flight is not None
+    async with trio.open_nursery() as nursery:
+        begin(nursery, rig)
+        async with rig.watermarks.written(rig.stop):
+            await trio.sleep(50)
+            with in_flight.preparing():
+                late = in_flight.ids.reserve(1) >> 80
+                await trio.sleep(200)
+                assert rig.store.until() <= late - START
+            rig.accounting.accepted = 1
+            rig.oldest[0] = (9, late)
+            await trio.sleep(200)
+            assert rig.store.until() <= late - START
+            rig.oldest.clear()
+            rig.accounting.stored = 1
+            await trio.sleep(100)
+            assert rig.store.until() > 400_000
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_report_that_was_read_before_the_marks_does_not_count(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    """A job that was committed in between would be passed."""
+    rig = Rig(tmp_path, {0: "default"})
+    async with trio.open_nursery() as nursery:
+        begin(nursery, rig)
+        async with rig.watermarks.written(rig.stop):
+            await trio.sleep(59.7)
+            accepted = rig.ids.reserve(1) >> 80
+            rig.oldest[0] = (1, accepted)
+            rig.accounting.accepted = 1
+            await trio.sleep(30)
+            assert rig.store.puts == 2
+            assert rig.store.until() <= accepted - START
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_backlog_of_an_earlier_run_holds_its_stream_alone(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    """The clock of the earlier run may have been ahead: the times of its jobs say nothing."""
+    WatermarkFile(tmp_path).write({"default": START - 500, "clicks": START - 500}, closed=False)
+    rig = Rig(tmp_path)
+    rig.accounting.found = 1
+    rig.accounting.newest_found = {0: 0, 3: first_seq(3) + 20}
+    rig.oldest[3] = (first_seq(3) + 20, START + 10**9)
+    async with trio.open_nursery() as nursery:
+        begin(nursery, rig)
+        async with rig.watermarks.written(rig.stop):
+            assert rig.store.puts == 0
+            await trio.sleep(150)
+            assert rig.store.until("clicks") == -500
+            assert rig.store.until() > 100_000
+        nursery.cancel_scope.cancel()
+    assert rig.store.objects["clicks"]["closed"] is False
+
+
+@pytest.mark.parametrize("closed", [True, False])
+async def test_a_start_waits_for_the_store_only_if_a_reader_would_not_wait_for_it(
+    tmp_path: Path, clock: MockClock, *, closed: bool
+) -> None:
+    """Payloads would be accepted while the store says that this process accepts none."""
+    WatermarkFile(tmp_path).write({"default": START - 500}, closed=closed)
+    rig = Rig(tmp_path, {0: "default"})
+    rig.store.fault = True
+    serving = trio.Event()
+
+    async def serve() -> None:
+        async with rig.watermarks.written(rig.stop):
+            serving.set()
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        await trio.sleep(10)
+        assert serving.is_set() is not closed
+        rig.store.fault = False
+        await trio.sleep(10)
+        assert serving.is_set()
+        if closed:
+            assert rig.store.objects["default"]["closed"] is False
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_stop_ends_the_wait_for_the_store(tmp_path: Path, clock: MockClock) -> None:
+    """A daemon that starts while the store is down could not be stopped."""
+    rig = Rig(tmp_path)
+    rig.store.fault = True
+    rig.stop.set()
+    with trio.fail_after(60):
+        async with rig.watermarks.written(rig.stop):
+            pass
+
+
+async def test_ids_begin_behind_the_highest_watermark(tmp_path: Path, clock: MockClock) -> None:
+    """A clock that was put back would accept payloads into hours that are complete."""
+    WatermarkFile(tmp_path).write({"default": START + 10**9, "clicks": 5}, closed=True)
+    rig = Rig(tmp_path)
+    assert rig.ids.reserve(1) >> 80 == START + 10**9
+    async with rig.watermarks.written(rig.stop):
+        assert rig.store.until() >= 10**9
+    assert WatermarkFile(tmp_path).promise.floor > START + 10**9
+
+
+async def test_a_promise_is_on_the_disk_before_the_store_has_it(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    """A crash between the two would forget a watermark that readers see."""
+    rig = Rig(tmp_path)
+    seen: list[tuple[int, bool]] = []
+    replace = rig.store.replace
+
+    async def look(key: str, body: EncodedObject) -> None:
+        await replace(key, body)
+        promise = WatermarkFile(tmp_path).promise
+        seen.append((promise.until[key.split("/")[1]] - START, promise.closed))
+        document = rig.store.objects[key.split("/")[1]]
+        assert seen[-1] == (rig.store.until(key.split("/")[1]), document["closed"])
+
+    with patch.object(rig.store, "replace", look):
+        async with trio.open_nursery() as nursery:
+            begin(nursery, rig)
+            async with rig.watermarks.written(rig.stop):
+                await trio.sleep(70)
+            nursery.cancel_scope.cancel()
+    assert len(seen) == 6
+
+
+async def test_a_watermark_says_what_is_dead_and_a_stream_that_is_gone_is_closed(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    """Readers would take an hour for complete that lacks payloads, or wait for a former stream."""
+    WatermarkFile(tmp_path).write({"default": START, "former": START}, closed=False)
+    rig = Rig(tmp_path, {0: "default"})
+    rig.dead = [
+        DeadLetterGroup("default", "KeyTooLongError", 1, 5),
+        DeadLetterGroup("default", "DAMAGED", 2, 7),
+    ]
+    async with trio.open_nursery() as nursery:
+        begin(nursery, rig)
+        async with rig.watermarks.written(rig.stop):
+            await trio.sleep(75)
+        nursery.cancel_scope.cancel()
+    document = rig.store.objects["default"]
+    assert (document["dead"], document["stream"]) == (12, "default")
+    assert document["format"] == "watermark-1"
+    assert document["process"].endswith(WatermarkFile(tmp_path).promise.process)
+    assert rig.store.objects["former"]["closed"] is True
+    assert set(WatermarkFile(tmp_path).promise.until) == {"default"}
+
+
+async def test_many_marks_are_thinned_out(
+    tmp_path: Path, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backlog of days would take memory for each of its minutes."""
+    monkeypatch.setattr(module, "_MOST_MARKS", 8)
+    rig = Rig(tmp_path, {0: "default"})
+    accepted: list[int] = []
+    async with trio.open_nursery() as nursery:
+        begin(nursery, rig)
+        async with rig.watermarks.written(rig.stop):
+            rig.oldest[0] = (1, rig.ids.reserve(1) >> 80)
+            rig.accounting.accepted = 1
+            for _ in range(40):
+                await trio.sleep(60)
+                accepted.append(rig.ids.reserve(1) >> 80)
+            assert len(rig.watermarks._marks) <= 8
+            rig.oldest[0] = (30, accepted[30])
+            await trio.sleep(100)
+            assert 0 < rig.store.until() <= accepted[30] - START
+        nursery.cancel_scope.cancel()
+
+
+def test_watermarks_need_a_journal_on_a_disk(tmp_path: Path) -> None:
+    """After a crash a watermark would pass payloads that were lost."""
+    with pytest.raises(SettingsError, match="WATERMARK: 'on' is not allowed with DURABILITY=memo"):
+        load({"WATERMARK": "on", "DURABILITY": "memory"})
+    (problem,) = contradictions_of({"watermark": "on", "durability": "disk", "journal_url": "x"})
+    assert problem.startswith("WATERMARK: 'on' is not allowed with JOURNAL_URL")
+    parts = Accounting(Metrics()), list, KeptObjects(), NAMES
+    assert isinstance(watermarks_of(load({}), *parts), NoWatermarks)
+    settings = load({"WATERMARK": "on", "STATE_DIR": str(tmp_path)})
+    assert isinstance(watermarks_of(settings, *parts), Watermarks)

@@ -1,0 +1,71 @@
+"""Watermarks of a daemon: over a crash, a drain, and a clock that is put back."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+from tests.support.clients import post
+from tests.support.clock_step import clock_step
+from tests.support.daemon import running_daemon
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def environment(folder: Path, step: int) -> dict[str, str]:
+    """Return the settings of a daemon whose clock is ``step`` seconds off."""
+    return {
+        **clock_step(folder, step),
+        "WATERMARK": "on",
+        "STREAMS": "clicks",
+        "BATCH_LINGER": "50ms",
+    }
+
+
+def watermarks(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the watermarks in the store by stream."""
+    paths = (folder / "payloadd-data" / "objects" / "_watermarks").glob("*/*.json")
+    return {path.parent.name: json.loads(path.read_bytes()) for path in paths}
+
+
+def hours(folder: Path) -> set[str]:
+    """Return the dates and hours of the stored payloads, as their folders are named."""
+    paths = (folder / "payloadd-data" / "objects" / "default").rglob("*.ndjson")
+    return {path.parent.relative_to(path.parents[2]).as_posix() for path in paths}
+
+
+async def test_watermarks_hold_over_a_crash_a_drain_and_a_clock_that_is_put_back(
+    tmp_path: Path,
+) -> None:
+    """A reader would take an hour for complete into which payloads are still accepted."""
+    async with running_daemon(tmp_path, environment(tmp_path, 0)) as daemon:
+        first = watermarks(tmp_path)
+        assert set(first) == {"default", "clicks"}
+        assert not any(one["closed"] for one in first.values())
+        await post(daemon.url, [b"1"])
+        await daemon.wait_until_stored(1)
+        daemon.signal(signal.SIGTERM)
+        await daemon.drained()
+    closed = watermarks(tmp_path)
+    assert all(one["closed"] for one in closed.values())
+    assert closed["default"]["complete_until"] > first["default"]["complete_until"]
+    before = hours(tmp_path)
+    async with running_daemon(tmp_path, environment(tmp_path, -86_400)) as daemon:
+        again = watermarks(tmp_path)
+        assert not any(one["closed"] for one in again.values())
+        assert again["default"]["complete_until"] >= closed["default"]["complete_until"]
+        await post(daemon.url, [b"2"])
+        await daemon.wait_until_stored(1)
+        daemon.signal(signal.SIGKILL)
+        await daemon.wait()
+    assert min(hours(tmp_path)) == min(before)
+    assert watermarks(tmp_path) == again
+    async with running_daemon(tmp_path, environment(tmp_path, -86_400)) as daemon:
+        daemon.signal(signal.SIGTERM)
+        await daemon.drained()
+    last = watermarks(tmp_path)
+    assert all(one["closed"] for one in last.values())
+    assert last["default"]["complete_until"] > again["default"]["complete_until"]
+    assert len({one["process"] for one in (*first.values(), *last.values())}) == 1
