@@ -139,9 +139,8 @@ class Database(DatabaseFile):
                     raise
         # Of this form, because nearly no commit has one.
         if Bury in map(type, operations):
-            batches = [one.batch for one in operations if isinstance(one, Bury)]
-            ranges = [(batch.jobs[0].seq, batch.jobs[-1].seq) for batch in batches]
-            self.blocks.unpack(self._connection, ranges)
+            batches = [one.batch.jobs for one in operations if isinstance(one, Bury)]
+            self.blocks.unpack(self._connection, [(jobs[0].seq, jobs[-1].seq) for jobs in batches])
 
     def _refuse_requests(self, changes: CommitChanges) -> None:
         """Raise an error for a commit that answers requests, into a file that is deleted."""
