@@ -211,3 +211,41 @@ async def test_an_unreadable_age_counts_from_the_start(
         rig.accounting._in_memory.clear()
         await until(lambda: rig.accounting.oldest_age() > 0)
         assert rig.accounting.oldest_age() < 60
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_job_that_leaves_its_block_is_in_front_of_what_was_skipped(
+    tmp_path: Path, *, settled: bool
+) -> None:
+    """A watermark would pass it; and the age of the backlog would be too low."""
+    with closing(Database(tmp_path / "j")) as database:
+        requests = [request(0), request(1, 200), request(2)]
+        for one in requests:
+            database.commit([one])
+        second = batch(*requests[1].jobs, sealed=False)
+        if settled:
+            database.blocks.unpack(database._connection, [(2, 2)])
+        database.commit([Settle(second) if settled else Bury(second, "C", "r")])
+        assert bool(database.deletion.ranges) == settled
+        assert database.oldest() == NOW
+        database.blocks.unpack_oldest(database._connection)
+        assert database.oldest() == NOW
+        assert database.oldest_row.by_stream == {0: (1, NOW * 1000)}
+
+
+def test_a_job_that_leaves_its_block_between_two_calls_is_found(tmp_path: Path) -> None:
+    """A search that begins anew with each unpacked block may never end."""
+    with closing(Database(tmp_path / "j")) as database:
+        requests = [request(second) for second in range(9)]
+        for one in requests:
+            database.commit([one])
+        for one in requests[1:8]:
+            database.commit([Bury(batch(*one.jobs, sealed=False), "C", "r")])
+        database.oldest_row.most_ranges = 5
+        assert database.oldest() is None
+        assert database.oldest_row.unfinished
+        database.blocks.unpack_oldest(database._connection)
+        for _ in range(3):
+            assert database.oldest() == NOW
+            assert not database.oldest_row.unfinished
+            assert database.oldest_row.by_stream == {0: (1, NOW * 1000)}

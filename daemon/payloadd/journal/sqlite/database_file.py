@@ -185,6 +185,7 @@ class DatabaseFile:
         self.deletion = RowDeletion(self._connection, self.blocks.noted())
         self.staging = Staging(self._connection, self.deletion, self.high_water.key_clock)
         self._oldest = OldestRow(self._connection)
+        self.blocks.unpacked = self._oldest.include
         self.compaction = Compaction(self._connection, self._folder, self._segments, self.findings)
 
     def _note_damage(self, result: Inventory) -> None:

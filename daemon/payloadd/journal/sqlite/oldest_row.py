@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Mapping, Sequence
 
-    from payloadd.journal.sqlite.job_rows import Range
+    from payloadd.journal.sqlite.job_rows import Range, Row
 
     OldestJob = tuple[int, int]
     """The ``seq`` of a job, and when it was accepted in Unix ms."""
@@ -59,6 +59,20 @@ class OldestRow:
                 self._after[stream] = first - 1
             self.unfinished = False
 
+    def include(self, rows: Sequence[Row]) -> None:
+        """Include jobs that were in blocks and have rows from now on, in order of ``seq``."""
+        firsts: dict[int, OldestJob] = {}
+        for seq, id_, *_ in rows:
+            if len(id_) == _ID_BYTES:  # as ``_search`` leaves out damaged rows
+                firsts.setdefault(stream_of(seq), (seq, int.from_bytes(id_[:6])))
+        for stream, job in firsts.items():
+            # A dead letter or stored rows behind them were skipped while no row was before those.
+            if job[0] <= self._after.get(stream, 0):
+                self._after[stream] = job[0] - 1
+            # To begin anew would let no search end while each commit unpacks blocks.
+            if self.unfinished and job[0] <= self._position:
+                self._found[stream] = min(job, self._found.get(stream, job))
+
     def accepted_at(
         self, stored: Sequence[Range], in_blocks: Mapping[int, OldestJob] = _NONE
     ) -> float | None:
@@ -97,17 +111,23 @@ class OldestRow:
             if seq <= self._after.get(stream, 0):
                 self._position = self._after[stream]
             elif index < len(ranges) and ranges[index][0] <= seq:
-                self._position = self._after[stream] = lasts[index]
+                self._skip(stream, lasts[index])
             elif (last := self._end_of_dead_letter(seq)) >= seq:
-                self._position = self._after[stream] = last
+                self._skip(stream, last)
             elif isinstance(id_, bytes) and len(id_) == _ID_BYTES:
-                self._found[stream] = (seq, int.from_bytes(id_[:6]))
+                self._found.setdefault(stream, (seq, int.from_bytes(id_[:6])))
                 self._position = last_seq(stream)
             else:
                 # A damaged row that no page has read so far: the next job is nearly as old.
                 self._position = seq
         self.unfinished = True
         return False
+
+    def _skip(self, stream: int, last: int) -> None:
+        """Go on behind a range without jobs that wait."""
+        self._position = last
+        if stream not in self._found:  # by ``include``, in front of this range
+            self._after[stream] = last
 
     def _end_of_dead_letter(self, seq: int) -> int:
         """Return the last ``seq`` of the dead letter that begins at ``seq`` or before it, or 0."""
