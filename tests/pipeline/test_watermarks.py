@@ -235,6 +235,47 @@ async def test_a_start_waits_for_the_store_only_if_a_reader_would_not_wait_for_i
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("closed", [True, False])
+async def test_a_crash_while_a_start_waits_for_the_store_changes_nothing(
+    tmp_path: Path, clock: MockClock, *, closed: bool
+) -> None:
+    """The next start would accept payloads while the store says that none are accepted."""
+    if closed:
+        until = dict.fromkeys(NAMES.values(), START - 500)
+        WatermarkFile(tmp_path).write(until, closed=True)
+    crashed = Rig(tmp_path)
+    crashed.store.fault = True
+    with trio.move_on_after(10):
+        async with crashed.watermarks.written(crashed.stop):
+            raise AssertionError
+    rig = Rig(tmp_path)
+    async with rig.watermarks.written(rig.stop):
+        assert {one["closed"] for one in rig.store.objects.values()} == {False}
+        assert len(rig.store.objects) == len(NAMES)
+        assert WatermarkFile(tmp_path).promise.closed is False
+
+
+async def test_a_stream_that_was_gone_is_written_again(tmp_path: Path, clock: MockClock) -> None:
+    """Its watermark says that it is closed: no reader would wait for its payloads."""
+    WatermarkFile(tmp_path).write({"default": START, "clicks": START}, closed=False)
+    rig = Rig(tmp_path, {0: "default"})
+    rig.oldest[0] = (7, START)
+    async with trio.open_nursery() as nursery:
+        begin(nursery, rig)
+        nursery.start_soon(_serve, rig)
+        await trio.sleep(100)
+        assert rig.store.objects["clicks"]["closed"] is True
+        nursery.cancel_scope.cancel()
+    rig = Rig(tmp_path)
+    async with rig.watermarks.written(rig.stop):
+        assert rig.store.objects["clicks"]["closed"] is False
+
+
+async def _serve(rig: Rig) -> None:
+    async with rig.watermarks.written(rig.stop):
+        await trio.sleep_forever()
+
+
 async def test_a_stop_ends_the_wait_for_the_store(tmp_path: Path, clock: MockClock) -> None:
     """A daemon that starts while the store is down could not be stopped."""
     rig = Rig(tmp_path)
@@ -260,15 +301,15 @@ async def test_a_promise_is_on_the_disk_before_the_store_has_it(
 ) -> None:
     """A crash between the two would forget a watermark that readers see."""
     rig = Rig(tmp_path)
-    seen: list[tuple[int, bool]] = []
+    seen: list[int] = []
     replace = rig.store.replace
 
     async def look(key: str, body: EncodedObject) -> None:
         await replace(key, body)
-        promise = WatermarkFile(tmp_path).promise
-        seen.append((promise.until[key.split("/")[1]] - START, promise.closed))
-        document = rig.store.objects[key.split("/")[1]]
-        assert seen[-1] == (rig.store.until(key.split("/")[1]), document["closed"])
+        promise, stream = WatermarkFile(tmp_path).promise, key.split("/")[1]
+        seen.append(promise.until[stream] - START)
+        assert seen[-1] == rig.store.until(stream)
+        assert promise.closed or not rig.store.objects[stream]["closed"]
 
     with patch.object(rig.store, "replace", look):
         async with trio.open_nursery() as nursery:

@@ -102,6 +102,8 @@ class Watermarks:
         self._marks: deque[Marks] = deque()
         self._until = dict(file.promise.until)
         """By stream, the watermarks in milliseconds."""
+        self._closed = False
+        """Whether the store may lack watermarks that are not closed."""
         self._gone: dict[str, int] = {}
         """Those of streams that the journal does not know any more: all their jobs are stored."""
         self._dead: Mapping[str, int] = {}
@@ -133,12 +135,17 @@ class Watermarks:
         for name in left:
             # Without a job in the journal, all that was accepted before now is stored.
             self._until[name] = self._until.get(name, 0) if self._accounting.open else mark
-        await self._promise(closed=False)
+        # Until the store has them all, a start after a crash has to write them, too.
+        self._closed = bool(left)
+        await self._promise(closed=self._closed)
         while left:
             left -= await self._upload(dict.fromkeys(left, False))
             if left:
                 log.warning("watermark_waits", streams=sorted(left)[:10], note=_WAITS)
                 await trio.sleep(_RETRY)
+        if self._closed:
+            self._closed = False
+            await self._promise(closed=False)
 
     async def _run(self) -> None:
         """Write all watermarks once in each period."""
@@ -148,10 +155,14 @@ class Watermarks:
             before = dict(self._until)
             await self._advance()
             if self._until != before:
-                await self._promise(closed=False)
+                await self._promise(closed=self._closed)
             gone = dict.fromkeys(self._gone, True)
-            for name in await self._upload(dict.fromkeys(self._until, False) | gone):
-                self._gone.pop(name, None)
+            stored = await self._upload(dict.fromkeys(self._until, False) | gone)
+            if closed := stored.intersection(self._gone):
+                for name in closed:
+                    del self._gone[name]
+                # A start that has such a stream again has to write that it is not closed.
+                await self._promise(closed=self._closed)
 
     async def _finish(self) -> None:
         """Close the watermarks, if everything that was accepted is stored or dead."""
