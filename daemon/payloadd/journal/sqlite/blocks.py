@@ -24,7 +24,7 @@ from payloadd.model.streams import stream_of
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from payloadd.journal.sqlite.block_format import NewBlock
     from payloadd.journal.sqlite.job_rows import Range, Row
@@ -82,6 +82,8 @@ class Blocks:
         self._commit = _Commit()
         self.missed = 0
         """Blocks that the last call of ``settle`` should have deleted and did not find."""
+        self.unpacked: Callable[[Sequence[Row]], object] = len
+        """Called with the rows of unpacked jobs, in order of ``seq``, once they are committed."""
 
     @property
     def is_full(self) -> bool:
@@ -283,15 +285,19 @@ class Blocks:
 
     def unpack_oldest(self, connection: sqlite3.Connection) -> None:
         """Unpack some of the oldest blocks, in a transaction."""
+        self._unpack(connection, self._some(self._blocks.values()))
+
+    def _some(self, blocks: Iterable[LiveBlock]) -> list[LiveBlock]:
+        """Return the first ones, as many as are unpacked in one transaction."""
         jobs = size = 0
-        blocks: list[LiveBlock] = []
-        for block in self._blocks.values():
+        some: list[LiveBlock] = []
+        for block in blocks:
             jobs += block.left
             size += block.size if block.left else 0
-            blocks.append(block)
+            some.append(block)
             if jobs >= self.jobs_at_a_time or size >= self.bytes_at_a_time:
                 break
-        self._unpack(connection, blocks)
+        return some
 
     def unpack_all(self, connection: sqlite3.Connection) -> None:
         """Unpack all blocks, some of them in each transaction."""
@@ -299,15 +305,16 @@ class Blocks:
             self.unpack_oldest(connection)
 
     def unpack(self, connection: sqlite3.Connection, ranges: Iterable[Range]) -> None:
-        """Unpack the blocks that have jobs of these ranges, in a transaction."""
+        """Unpack the blocks that have jobs of these ranges, some of them in each transaction."""
         blocks: dict[int, LiveBlock] = {}
         for first, last in ranges:
             runs = self._streams.get(stream_of(first))
             if runs is not None:
                 for _, _, block, _ in runs.entries[runs.within(first, last)]:
                     blocks[block.number] = block
-        if blocks:
-            self._unpack(connection, list(blocks.values()))
+        left = iter(blocks.values())
+        while some := self._some(left):
+            self._unpack(connection, some)
 
     def _unpack(self, connection: sqlite3.Connection, blocks: Sequence[LiveBlock]) -> None:
         with connection:
@@ -320,6 +327,7 @@ class Blocks:
             lasts = [one.last for one in forgotten]
             job_rows.delete_each(connection, "stored", "last", lasts)
         self._forget(blocks, forgotten)
+        self.unpacked(rows)
         gone = set(blocks)
         self._done = [block for block in self._done if block not in gone]
         for block in blocks:

@@ -129,14 +129,15 @@ class Database(DatabaseFile):
 
     def _unpack_some(self, operations: Sequence[Operation]) -> None:
         """Unpack the oldest blocks if there are too many, and those of new dead letters."""
-        if self.blocks.is_full:
-            try:
+        try:
+            # In a loop: a commit may write more than is unpacked at a time.
+            while self.blocks.is_full:
                 self.blocks.unpack_oldest(self._connection)
-            except sqlite3.Error as error:
-                # A full disk must not keep stored jobs from being deleted.
-                accepts = any(isinstance(one, Append | Stage) for one in operations)
-                if accepts or is_corrupt(error):
-                    raise
+        except sqlite3.Error as error:
+            # A full disk must not keep stored jobs from being deleted.
+            accepts = any(isinstance(one, Append | Stage) for one in operations)
+            if accepts or is_corrupt(error):
+                raise
         # Of this form, because nearly no commit has one.
         if Bury in map(type, operations):
             batches = [one.batch.jobs for one in operations if isinstance(one, Bury)]
