@@ -24,6 +24,7 @@ from tests.support.journal import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 NOW = 1_704_067_200
@@ -184,6 +185,31 @@ async def test_the_age_is_right_after_many_dead_letters(
     async with open_rig(tmp_path / "j", tuning=Tuning(maintenance_interval=60.0)) as rig:
         await rig.journal._maintenance._report_oldest()
         assert rig.accounting.kept_since == NOW + 8
+
+
+async def test_a_commit_behind_a_search_that_goes_on_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report of an earlier search would count as a new one, and watermarks would rise."""
+    monkeypatch.setattr(OldestRow, "most_ranges", 2)
+    with closing(Database(tmp_path / "j")) as database:
+        requests = [request(number) for number in range(9)]
+        database.commit(list(requests))
+        database.commit([Bury(batch(one.jobs[0], sealed=False), "C", "r") for one in requests[:8]])
+    async with open_rig(tmp_path / "j", tuning=Tuning(maintenance_interval=60.0)) as rig:
+        thread, write = rig.journal._thread, rig.journal._thread.write
+
+        async def write_and_commit(function: Callable[[], object]) -> object:
+            found = await write(function)
+            # As the next commit does in the thread, before this task runs again.
+            rig.database.oldest_row.reconsider([1])
+            monkeypatch.setattr(thread, "write", write)
+            return found
+
+        monkeypatch.setattr(thread, "write", write_and_commit)
+        await rig.journal._maintenance._report_oldest()
+        assert rig.accounting.kept_since == NOW + 8
+        assert rig.accounting.oldest_jobs.by_stream == {0: (9, (NOW + 8) * 1000)}
 
 
 async def test_an_unreadable_backlog_has_its_age(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from payloadd.journal.sqlite.files_in_use import file_gone
 from payloadd.journal.sqlite.operations import Clear, Expire, Revive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from payloadd.journal.api import JournalListener
     from payloadd.journal.sqlite.database import Database
@@ -98,15 +98,24 @@ class Maintenance:
         """
         try:
             for _ in range(_MOST_STEPS):
-                since = await self._thread.write(self._database.oldest)
-                if not self._database.oldest_row.unfinished:
-                    self._oldest = since
-                    self._listener.oldest_accepted(since, self._database.oldest_row.by_stream)
+                report = await self._thread.write(self._look_for_oldest)
+                if report is not None:
+                    self._oldest, by_stream = report
+                    self._listener.oldest_accepted(self._oldest, by_stream)
                     break
         except sqlite3.Error:
             if self._oldest is None and self._database.totals.jobs:
                 self._oldest = time.time()
                 self._listener.oldest_accepted(self._oldest)
+
+    def _look_for_oldest(self) -> tuple[float | None, Mapping[int, tuple[int, int]]] | None:
+        """Return what to report, None where the search goes on.
+
+        All of it in the thread: the next commit there can change ``oldest_row``.
+        """
+        since = self._database.oldest()
+        found = self._database.oldest_row
+        return None if found.unfinished else (since, found.by_stream)
 
     async def _reclaim_space(self, step: Callable[[], bool]) -> None:
         """Call ``step`` in the thread while it returns True."""
