@@ -182,7 +182,7 @@ class DatabaseFile:
         self._backlog = Backlog(
             self._connection, self._folder, self._excluded, self._read_errors, self.blocks
         )
-        self.deletion = RowDeletion(self._connection, self.blocks.noted())
+        self.deletion = RowDeletion(self._connection, frozenset(self.blocks.noted()))
         self.staging = Staging(self._connection, self.deletion, self.high_water.key_clock)
         self._oldest = OldestRow(self._connection)
         self.blocks.unpacked = self._oldest.include
