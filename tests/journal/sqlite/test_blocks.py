@@ -385,28 +385,3 @@ def test_a_start_unpacks_in_small_transactions(
         assert seqs(again) == [1, 2, *range(16, 25)]
         assert new_findings(again) == []
     assert verified(image) == []
-
-
-def test_commits_that_are_larger_than_what_is_unpacked_at_a_time_keep_the_bound(
-    database: Database,
-) -> None:
-    """A long backlog would be in blocks, which a start has to unpack, and in memory."""
-    database.blocks.most_bytes, database.blocks.bytes_at_a_time = 20_000, 5000
-    with patch("payloadd.journal.sqlite.blocks._BLOCK_BYTES", 50):
-        for first in range(1, 2001, 200):
-            database.commit([request(first, 200)])
-            assert database.blocks._bytes < 20_000 + 200 * 80
-    assert database.totals.jobs == len(seqs(database)) == 2000
-
-
-def test_a_large_dead_letter_is_unpacked_in_several_transactions(database: Database) -> None:
-    """All requests would wait for it, and a disk that is nearly full has no space for it."""
-    jobs = jobs_of(accepted(database, *[50] * 20))
-    database.blocks.jobs_at_a_time = 100
-    sizes = []
-    unpacked = database.blocks.unpacked
-    database.blocks.unpacked = lambda rows: (sizes.append(len(rows)), unpacked(rows))
-    database.commit([Bury(batch(*jobs, sealed=False), "C", "r")])
-    assert sizes == [100] * 10
-    assert database.totals.jobs == 0
-    assert database.totals.dead_payloads == 1000

@@ -273,5 +273,4 @@ def test_a_job_that_leaves_its_block_between_two_calls_is_found(tmp_path: Path) 
         database.blocks.unpack_oldest(database._connection)
         for _ in range(3):
             assert database.oldest() == NOW
-            assert not database.oldest_row.unfinished
             assert database.oldest_row.by_stream == {0: (1, NOW * 1000)}

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from payloadd.journal.inspection import DeadLetter
+    from payloadd.journal.sqlite.block_rows import BlockCount
     from payloadd.journal.sqlite.damage import Finding
     from payloadd.journal.sqlite.job_rows import Range
     from payloadd.observe.status import DeadLetterGroup
@@ -136,30 +137,30 @@ class Inspection:
         """Return the figures of the default stream and of each other one that has jobs, by name."""
         names = stream_rows.read(self._connection)
         stored = self._rows("SELECT first, last FROM stored")
-        in_blocks: dict[int, int] = {}
+        # Once for all streams: a block has jobs of many of them.
+        in_blocks: dict[int, list[BlockCount]] = {}
         for one in block_rows.waiting(self._connection, stored):
-            stream = stream_of(one.first)
-            in_blocks[stream] = min(one.accepted, in_blocks.get(stream, one.accepted))
+            in_blocks.setdefault(stream_of(one.first), []).append(one)
         with_jobs = {DEFAULT, *stream_rows.with_jobs(self._connection), *in_blocks}
         alone = len(with_jobs) == 1
         return {
             names.get(number, f"stream-{number}"): self._stream(
-                number, in_blocks.get(number), alone=alone
+                number, in_blocks.get(number, []), alone=alone
             )
             for number in sorted(with_jobs)
         }
 
-    def _stream(self, number: int, in_blocks: int | None, *, alone: bool) -> StreamStatus:
-        """Return the figures of a stream; ``in_blocks``: the oldest job in a block, in Unix ms."""
+    def _stream(self, number: int, in_blocks: Sequence[BlockCount], *, alone: bool) -> StreamStatus:
+        """Return the figures of a stream; ``in_blocks``: its jobs that are in blocks."""
         range_ = (first_seq(number) + 1, last_seq(number))
         if alone:
             # Counting reads all rows.
             jobs, payloads, size = self._rows("SELECT jobs, payloads, bytes FROM totals")[0]
         else:
             apart = [one for table in ("dead", "stored") for one in self._ranges(table, range_)]
-            jobs, payloads, size = count(self._connection, apart, range_)
+            jobs, payloads, size = count(self._connection, apart, range_, in_blocks)
         oldest = self._rows(_OLDEST, range_)
-        times = [] if in_blocks is None else [in_blocks / 1000]
+        times = [one.accepted / 1000 for one in in_blocks]
         times += [accepted_at(uuid.UUID(bytes=id_)) for (id_,) in oldest]
         age = time.time() - min(times) if times else 0.0
         dead = len(self._ranges("dead", range_))

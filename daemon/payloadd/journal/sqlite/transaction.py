@@ -236,12 +236,15 @@ class Count(NamedTuple):
 
 
 def count(
-    connection: sqlite3.Connection, apart: Iterable[tuple[Any, Any]], within: Range = _EVERY
+    connection: sqlite3.Connection,
+    apart: Iterable[tuple[Any, Any]],
+    within: Range = _EVERY,
+    in_blocks: Iterable[block_rows.BlockCount] | None = None,
 ) -> Count:
     """Count the jobs in ``within``, without the ranges ``apart``, which do not overlap.
 
-    ``within`` is a stream, or all of them. Reads all rows of the range and the heads of all blocks.
-    Raises sqlite3.Error.
+    ``within`` is a stream, or all of them. Reads all rows of the range, and the heads of all blocks
+    where ``in_blocks``, the jobs of the range in blocks, is None. Raises sqlite3.Error.
     """
     apart = list(apart)
     jobs, payloads, size = _count(connection, within)
@@ -250,7 +253,7 @@ def count(
         if isinstance(range_[0], int) and isinstance(range_[1], int) and range_[0] > 0:
             less = _count(connection, range_)
             jobs, payloads, size = jobs - less[0], payloads - less[1], size - less[2]
-    for one in block_rows.waiting(connection, apart):
+    for one in block_rows.waiting(connection, apart) if in_blocks is None else in_blocks:
         if within[0] <= one.first <= within[1]:
             jobs += one.last - one.first + 1
             payloads += one.payloads
