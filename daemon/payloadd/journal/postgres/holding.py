@@ -118,7 +118,9 @@ class LaneHolder:
         for lane in seen:
             before = self._watched.get(lane.lane)
             same = before is not None and before[0][:3] == lane[:3]
-            watched[lane.lane] = before if before is not None and same else (lane, now)
+            # The lane as it is now: a lane without an owner is not empty any more once a dead
+            # letter of it is marked, and that changes neither epoch nor beat.
+            watched[lane.lane] = (lane, before[1] if before is not None and same else now)
         self._watched = watched
         for lane, since in watched.values():
             due = not lane.empty if lane.free else now >= since + lease
