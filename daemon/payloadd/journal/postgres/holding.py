@@ -86,10 +86,12 @@ class LaneHolder:
             await self.ensure_own()
             self._beaten = now
         await self._look_around()
+        # A checkpoint that is repeated after an error may delete the rows of batches that became
+        # dead letters: before one of these is revived, and has such a row again.
+        await calls.once(session.checkpoint)
         revived = await calls.once(session.revive)
         if revived:
             self._listener.revived(revived)
-        await calls.once(session.checkpoint)
         await calls.once(session.free_parts)
         for lane in [*session.lanes.values()]:
             if lane is not session.own and lane.is_empty:
