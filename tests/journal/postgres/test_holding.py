@@ -16,6 +16,7 @@ from tests.support.databases import new_database, server
 from tests.support.journal import batch, until
 
 if TYPE_CHECKING:
+    from payloadd.journal.postgres.leases import SeenLane
     from payloadd.model.job import Job
 
 
@@ -127,6 +128,29 @@ async def test_a_dead_letter_of_a_lane_without_an_owner_is_tried_again(url: str)
         assert (sealed.key, lines([*sealed.jobs])) == ("k1", [b"1\n"])
         other.journal.settle(sealed)
         await until(lambda: other.lanes == [1])
+
+
+async def test_a_retry_is_noticed_on_a_lane_that_was_seen_empty_before(url: str) -> None:
+    """`payloadd journal dead retry` would wait for ever: an operator is slower than one round."""
+    async with member(url) as other:
+        session = other.shared.session
+        seen: list[SeenLane] = []
+        read_others = session.others
+
+        def others() -> list[SeenLane]:
+            found = read_others()
+            seen.extend(found)
+            return found
+
+        session.others = others  # type: ignore[method-assign]
+        async with member(url) as first:
+            await first.accept(1)
+            first.journal.bury(batch(first.pipeline.received[0], sealed=False), "C", "r")
+        await until(lambda: any(lane.free and lane.empty for lane in seen))
+        async with other.shared.calls.lock:  # the round that has seen the empty lane is over
+            with PostgresInspection.open(url) as inspection:
+                assert inspection.retry([]) == 1
+        await until(lambda: other.pipeline.payloads.get("revived") == 1)
 
 
 async def test_two_processes_do_not_take_one_lane(url: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from payloadd.journal.postgres.lane import RevivedBatch
 from payloadd.journal.postgres.rows import ROW_BYTES
 from payloadd.journal.postgres.transaction import checkpoint_written, fence, write_checkpoint
 
@@ -28,8 +29,9 @@ _REVIVE: Final = """
     (lane, stream, first, last, jobs, payloads, size, accepted, key, format, crc, body)
     SELECT lane, stream, first, last, jobs, payloads, size,
     ('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint, key, format, crc, body
-    FROM revived RETURNING lane, stream, jobs, payloads, size
+    FROM revived RETURNING lane, stream, first, jobs, payloads, size
 """
+_IS_SEALED: Final = "SELECT FROM payloadd.batches WHERE lane = %b AND stream = %b AND first = %b"
 _BYTES: Final = f"SELECT lane, sum(size + jobs * {ROW_BYTES}) FROM payloadd.dead GROUP BY lane"
 
 
@@ -41,24 +43,48 @@ def revive(connection: Connection[Any], lanes: Sequence[Lane]) -> int:
     held = {lane.number: lane for lane in lanes}
     if connection.execute(_ANY_MARKED, (list(held),)).fetchone() is None:
         return 0
-    revived: list[tuple[Lane, int, int, int]] = []
+    revived: list[tuple[Lane, RevivedBatch]] = []
     try:
         with connection.transaction(), connection.cursor() as cursor:
             fence(cursor, lanes)
-            for number, stream, *counts in cursor.execute(_REVIVE, (list(held),)).fetchall():
-                lane = held[number]
-                lane.stream(stream)
-                revived.append((lane, *counts))
-                lane.revive(*counts)
-            for lane in {one[0] for one in revived}:
+            for number, *values in cursor.execute(_REVIVE, (list(held),)).fetchall():
+                lane, batch = held[number], RevivedBatch(*values)
+                revived.append((lane, batch))
+                _count(lane, batch)
+            for lane in {one for one, _ in revived}:
                 write_checkpoint(cursor, lane)
     except BaseException:
-        for lane, jobs, payloads, size in revived:
-            lane.revive(-jobs, -payloads, -size)
+        for lane, batch in revived:
+            lane.revive(-batch.jobs, -batch.payloads, -batch.size)
+            lane.reviving.append(batch)
         raise
-    for lane in {one[0] for one in revived}:
+    for lane in {one for one, _ in revived}:
         checkpoint_written(lane)
-    return sum([payloads for _, _, payloads, _ in revived])
+    return sum([batch.payloads for _, batch in revived])
+
+
+def find_revived(connection: Connection[Any], lanes: Sequence[Lane]) -> int:
+    """Count dead letters whose revival turns out to be committed; return their payloads.
+
+    Valid only once the outcome of the transaction is final: see ``leases.keep``.
+    """
+    found: list[tuple[Lane, RevivedBatch]] = []
+    for lane in lanes:
+        for batch in lane.reviving:
+            values = (lane.number, batch.stream, batch.first)
+            if connection.execute(_IS_SEALED, values).fetchone() is not None:
+                found.append((lane, batch))
+    # After the last statement: an error repeats all of it.
+    for lane in lanes:
+        lane.reviving = []
+    for lane, batch in found:
+        _count(lane, batch)
+    return sum([batch.payloads for _, batch in found])
+
+
+def _count(lane: Lane, batch: RevivedBatch) -> None:
+    lane.stream(batch.stream)
+    lane.revive(batch.jobs, batch.payloads, batch.size)
 
 
 def count(connection: Connection[Any], lanes: Sequence[Lane]) -> None:

@@ -86,10 +86,12 @@ class LaneHolder:
             await self.ensure_own()
             self._beaten = now
         await self._look_around()
+        # A checkpoint that is repeated after an error may delete the rows of batches that became
+        # dead letters: before one of these is revived, and has such a row again.
+        await calls.once(session.checkpoint)
         revived = await calls.once(session.revive)
         if revived:
             self._listener.revived(revived)
-        await calls.once(session.checkpoint)
         await calls.once(session.free_parts)
         for lane in [*session.lanes.values()]:
             if lane is not session.own and lane.is_empty:
@@ -118,7 +120,9 @@ class LaneHolder:
         for lane in seen:
             before = self._watched.get(lane.lane)
             same = before is not None and before[0][:3] == lane[:3]
-            watched[lane.lane] = before if before is not None and same else (lane, now)
+            # The lane as it is now: a lane without an owner is not empty any more once a dead
+            # letter of it is marked, and that changes neither epoch nor beat.
+            watched[lane.lane] = (lane, before[1] if before is not None and same else now)
         self._watched = watched
         for lane, since in watched.values():
             due = not lane.empty if lane.free else now >= since + lease

@@ -60,6 +60,16 @@ class BuriedBatch(NamedTuple):
     """Unix time in seconds."""
 
 
+class RevivedBatch(NamedTuple):
+    """A dead letter that became a sealed batch again."""
+
+    stream: int
+    first: int
+    jobs: int
+    payloads: int
+    size: int
+
+
 class StreamOfLane:
     """What a lane knows of one stream."""
 
@@ -101,6 +111,8 @@ class Lane:
         self.ended: dict[tuple[int, int], None] = {}
         """Stream and first number of each sealed batch that is settled or dead, and has a row."""
         self.buried: list[BuriedBatch] = []
+        self.reviving: list[RevivedBatch] = []
+        """Revived dead letters of a transaction whose outcome is not known; not counted."""
         self.damaged: list[UnreadableRow] = []
         self.detached: list[Batch] = []
         """Sealed batches whose payloads are copied out of the rows."""

@@ -50,8 +50,10 @@ _KEEP: Final = statement(f"""
 _END_BACKEND: Final = """
     SELECT pg_terminate_backend(a.pid, 3000) FROM payloadd.lanes l JOIN pg_stat_activity a
     ON a.pid = l.backend AND a.backend_start = l.backend_start
-    WHERE l.lane = %s AND a.pid <> pg_backend_pid()
+    WHERE l.lane = %(lane)s AND a.pid <> pg_backend_pid()
 """
+_END_BACKEND_AS_SEEN: Final = f"{_END_BACKEND} AND l.epoch = %(epoch)s AND l.beat = %(beat)s"
+"""Not the backend of another process that was faster."""
 _BEAT: Final = f"""
     UPDATE payloadd.lanes l SET beat = beat + 1, empty = held.empty,
     expires = clock_timestamp() + interval '{LEASE} s'
@@ -96,7 +98,7 @@ def get_free(connection: Connection[Any], owner: str) -> tuple[int, int]:
 
 def take(connection: Connection[Any], seen: SeenLane, owner: str) -> int | None:
     """Take a lane as it was seen; return its epoch, or None if another process was faster."""
-    connection.execute(_END_BACKEND, (seen.lane,))
+    connection.execute(statement(_END_BACKEND_AS_SEEN), seen._asdict())
     row = connection.execute(_TAKE, {"owner": owner, **seen._asdict()}).fetchone()
     return None if row is None else row[0]
 
@@ -108,7 +110,7 @@ def keep(connection: Connection[Any], lane: int, owner: str) -> int | None:
     lost, may have counted the epoch up. When this returns, the outcome of every earlier transaction
     of this process is final.
     """
-    connection.execute(_END_BACKEND, (lane,))
+    connection.execute(_END_BACKEND, {"lane": lane})
     row = connection.execute(_KEEP, {"owner": owner, "lane": lane}).fetchone()
     return None if row is None else row[0]
 

@@ -66,6 +66,8 @@ class Session:
         """The names of all streams by their number in the database."""
         self._layouts: Mapping[str, Layout] = {}
         self._checkpointed = 0.0
+        self._revived = 0
+        """Payloads of dead letters whose revival was found committed after an error."""
         self.left = 0
         """Payloads of the lanes that were given back at the end."""
         self.cut_off = False
@@ -204,6 +206,8 @@ class Session:
                 lane.epoch = epoch
         if self.cut_off:
             self._confirm()
+        kept = [lane for lane in self.lanes.values() if lane not in lost]
+        self._revived += dead_letters.find_revived(self.connection, kept)
         outcome = CommitOutcome.ABSENT if in_doubt is None else self._outcome(in_doubt, lost)
         self.drop(lost)
         return lost, outcome
@@ -284,7 +288,9 @@ class Session:
 
     def revive(self) -> int:
         """Turn dead letters that are marked into sealed batches, a few; return the payloads."""
-        return dead_letters.revive(self.connection, list(self.lanes.values()))
+        payloads = dead_letters.revive(self.connection, list(self.lanes.values()))
+        payloads, self._revived = payloads + self._revived, 0
+        return payloads
 
     def count_dead(self) -> None:
         """Count the bytes of dead letters again: an operator may have dropped some."""
