@@ -11,10 +11,13 @@ from trio.testing import wait_all_tasks_blocked
 
 from payloadd.ingress import upload_waits
 from payloadd.model.job import Batch, Job
+from payloadd.pipeline.intake import Receipt
 from tests.ingress.rig import COLLECTION, ID, Rig, post, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from tests.ingress.tls_files import Files
 
 _JSON: Final = "Content-Type: application/json"
 _LONG: Final = post(COLLECTION, _JSON, "Prefer: wait=20")
@@ -212,6 +215,36 @@ async def test_a_client_that_resets_a_waiting_request_frees_its_slot() -> None:
             await wire.send(post())
             with trio.fail_after(5):
                 assert (await wire.answer()).status == 202
+
+
+async def test_a_client_of_tls_that_leaves_is_noticed_after_a_request_that_did_not_wait(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to the first request would be taken for the state of the second one."""
+    gate = trio.Event()
+    async with files.running() as rig, files.wire(rig) as wire:
+        assert rig.submitter is not None
+        waits = rig.submitter.waits
+        begin = waits.begin
+
+        def begin_first(receipt: Receipt, _seconds: int, answer: Any) -> Any:  # noqa: ANN401 - as of begin
+            monkeypatch.setattr(waits, "begin", begin)
+            rig.intake.open = gate  # of the second request
+            return begin(receipt, 0, answer)
+
+        monkeypatch.setattr(waits, "begin", begin_first)
+        await wire.send(_LONG[:-5])
+        await wait_all_tasks_blocked(0.05)
+        await wire.send(_LONG[-5:], _LONG)
+        assert (await wire.answer()).status == 202
+        await wait_all_tasks_blocked(0.05)
+        rig.intake.uploads.watch(Receipt(ID, 1), 1, remembered=False)
+        gate.set()
+        await until_waiting(rig)
+        stream: Any = wire.stream
+        await stream.transport_stream.send_eof()
+        with trio.fail_after(10):
+            assert (await wire.answer()).status == 202
 
 
 @pytest.mark.usefixtures("each_way")

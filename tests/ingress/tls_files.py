@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -104,6 +105,10 @@ class Records:
     async def send(self) -> None:
         """Send all written records at once."""
         await self._stream.send_all(self._outgoing.read())
+
+    def send_now(self) -> None:
+        """Send them before the server can run."""
+        os.write(self._stream.socket.fileno(), self._outgoing.read())
 
     async def answer(self) -> bytes:
         """Return the decrypted bytes up to the end of a JSON object."""

@@ -12,7 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.ingress.server import handshake
-from payloadd.ingress.server.handshake import HandshakeQueue
+from payloadd.ingress.server.handshake import Handshake, HandshakeQueue
 from tests.ingress.rig import post
 
 if TYPE_CHECKING:
@@ -74,6 +74,32 @@ async def test_input_beyond_the_step_that_waits_stays_in_the_socket(
         with suppress(trio.BrokenResourceError):
             await wire.stream.aclose()
         steps[0]()
+
+
+async def test_a_late_call_takes_no_input_from_the_request(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing would report that input again, and the request would never be answered.
+
+    The event loop may call a handshake after it, if the socket had input in the same pass.
+    """
+    made: list[Handshake] = []
+    watch = Handshake.watch
+
+    def note(self: Handshake) -> None:
+        made.append(self)
+        watch(self)
+
+    monkeypatch.setattr(Handshake, "watch", note)
+    async with files.running() as rig, files.records(rig) as client:
+        await client.handshake()
+        await client.send()
+        await wait_all_tasks_blocked(0.05)
+        client.write(post())
+        client.send_now()
+        made[0].on_readable()
+        with trio.fail_after(10):
+            assert (await client.answer()).startswith(b"HTTP/1.1 202")
 
 
 async def _ticket(files: Files, rig: Rig, context: ssl.SSLContext, old: Any = None) -> Any:  # noqa: ANN401 - ssl.SSLSession

@@ -15,6 +15,7 @@ import trio.testing
 import trustme
 
 from payloadd.config import settings as config
+from payloadd.ingress.fastpath.connection import FastPathConnection
 from payloadd.ingress.server.tls import open_certificates
 from tests.ingress.rig import COLLECTION, Rig, Wire, post
 
@@ -64,6 +65,25 @@ async def test_pipelined_requests_over_tls_are_answered(files: Files) -> None:
                     await wire.send(many)
                     for _ in range(many.count(b"POST /")):
                         assert (await wire.answer()).status == 202
+
+
+async def test_the_next_request_is_read_after_a_deferred_one_was_refused(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait in the buffer of TLS, of which no event tells, until the idle time is over."""
+    monkeypatch.setattr(FastPathConnection, "decoded_immediately", 1)
+    deferred: list[Any] = []
+    wrong = post(b"{" * 50)
+    async with files.running() as rig, files.wire(rig) as wire:
+        await wire.send(wrong[:-10])
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        with monkeypatch.context() as patched:
+            patched.setattr(rig.fast_path, "defer", deferred.append)
+            await wire.send(wrong[-10:], post())
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        deferred.pop()()
+        with trio.fail_after(10):
+            assert [(await wire.answer()).status for _ in range(2)] == [400, 202]
 
 
 @pytest.mark.usefixtures("each_way")

@@ -151,7 +151,9 @@ class AnsweringConnection:
         else:
             self._run_guarded(self._accept, *accepted(receipt, outcome, waited))
         if self._buffers:
-            self.read_pending()
+            # In a pass of its own: the call may come from ``_await_upload``, and the next request
+            # would change what that method looks at.
+            self._fast_path.call_soon(self.read_pending)
 
     def _reply(self, reply: Reply, request: FastPathRequest) -> None:
         """Answer a request whose body is not read."""

@@ -392,3 +392,6 @@ class FastPathConnection(AnsweringConnection):
         except Problem as problem:
             fast_path.unanswered -= 1
             self._refuse(problem)
+            if self._buffers:
+                # A deferred request has been refused: no event of the socket reports what TLS has.
+                fast_path.call_soon(self.read_pending)

@@ -101,6 +101,8 @@ class Handshake(Watched):
 
     def on_readable(self) -> None:
         """Read a part of the handshake."""
+        if self._ended:
+            return  # in the same pass: the input belongs to what serves the connection now
         if self._waits:
             self.unwatch()  # until the received part is processed
             return
