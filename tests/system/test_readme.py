@@ -7,6 +7,7 @@ be run, with the reason.
 from __future__ import annotations
 
 import gzip
+import subprocess
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from tests.support.readme import Block, Session, assert_same, blocks, masked, readme_blocks
 from tests.support.s3 import S3Server
 from tests.support.senders import wait_for
-from tests.support.tools import need_tools
+from tests.support.tools import find_tool, need_tools
 from tests.system.systemd.conftest import INSTALL
 
 if TYPE_CHECKING:
@@ -116,6 +117,21 @@ def test_the_tests_of_the_units_install_as_the_readme_says() -> None:
     # The wheel of the checkout, and each test starts the unit with its own settings.
     changed = [one.replace("install .", "install payloadd").replace(" --now", "") for one in edited]
     assert tuple(changed) == INSTALL
+
+
+def test_the_configurations_of_balancers_are_valid(tmp_path: Path) -> None:
+    """An administrator would get a syntax error, or a balancer without health checks."""
+    need_tools("haproxy", "nginx")
+    (haproxy,) = (one for one in readme_blocks("haproxy") if "option httpchk" in one.text)
+    (nginx,) = (one for one in readme_blocks("nginx") if "keepalive 64" in one.text)
+    (tmp_path / "haproxy.cfg").write_text(haproxy.text + "\n")
+    (tmp_path / "nginx.conf").write_text(f"events {{}}\nhttp {{\n{nginx.text}\n}}\n")
+    for command in (
+        [find_tool("haproxy"), "-c", "-f", str(tmp_path / "haproxy.cfg")],
+        [find_tool("nginx"), "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_reader_of_the_first_pages_sees_what_they_show(session: Session) -> None:
