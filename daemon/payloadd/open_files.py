@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-ADMIN_CONNECTIONS: Final = 64
-"""Connections to the admin address: a metrics scraper, health probes and a few people."""
+ADMIN_CONNECTIONS: Final = 128
+"""Connections to the admin address: a metrics scraper, health probes and a hundred status pages. A
+further one would close an idle one, and a page that polls over a new connection each time costs
+more than the poll."""
 
 OTHER_DESCRIPTORS: Final = 64
 """Descriptors besides connections and uploads: listeners, two epolls and the wake-up pipe of the

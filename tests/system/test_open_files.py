@@ -25,12 +25,12 @@ LARGE = post(b'{"payloads":["%s"]}' % (b"x" * 300_000))
 
 async def test_clients_leave_descriptors_for_the_journal_and_the_store(tmp_path: Path) -> None:
     """Clients could use all descriptors, and the journal and the store would have none."""
-    limited = ("prlimit", "--nofile=180:180", sys.executable, "-m", "payloadd")
+    limited = ("prlimit", "--nofile=244:244", sys.executable, "-m", "payloadd")
     # One worker, so that the descriptors reserved for uploads do not hide a lack of others.
     async with started(tmp_path, {"MAX_WORKERS": "1"}, command=limited) as daemon:
         await daemon.wait_for_event("listening", START_WITHIN)
         used = daemon.event("open_files_limited")["max_connections_used"]
-        assert used < 180
+        assert used < 244
         url, admin = httpx.URL(daemon.url), httpx.URL(daemon.admin_url)
         async with AsyncExitStack() as stack:
             for one in [admin] * ADMIN_CONNECTIONS + [url] * (2 * used):

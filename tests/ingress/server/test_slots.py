@@ -19,6 +19,7 @@ from payloadd.ingress.server.http2_input import PREFACE
 from payloadd.ingress.server.server import ServerOptions, open_listeners, serve
 from payloadd.ingress.server.slots import Slots
 from payloadd.ingress.server.socket_stream import NonBlockingStream
+from payloadd.open_files import ADMIN_CONNECTIONS
 from tests.ingress.rig import COLLECTION, Wire, post, running
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ async def test_stalled_handshakes_are_evicted(files: Files) -> None:
 
 
 async def test_probes_are_answered_while_clients_hold_the_admin_address() -> None:
-    """64 silent connections would make a load balancer remove the daemon."""
+    """Silent connections would make a load balancer remove the daemon."""
     async with running() as rig, AsyncExitStack() as stack:
         app = make_admin_app(rig.intake, rig.health, rig.metrics, rig.settings)
         listeners = await open_listeners(rig.settings.bind)
@@ -235,6 +236,25 @@ async def test_probes_are_answered_while_clients_hold_the_admin_address() -> Non
             for _ in range(3):
                 wire = await connected(rig, stack, b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
                 with trio.fail_after(1):
+                    assert (await wire.answer()).status == 200
+            stop.set()
+
+
+async def test_a_hundred_open_pages_keep_their_connections() -> None:
+    """Each poll of a page would need a new connection, which costs more than the poll."""
+    poll = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with running() as rig, AsyncExitStack() as stack:
+        app = make_admin_app(rig.intake, rig.health, rig.metrics, rig.settings)
+        listeners = await open_listeners(rig.settings.bind)
+        rig.listeners = [*listeners, *rig.listeners]
+        stop = trio.Event()
+        options = ServerOptions(ADMIN_CONNECTIONS)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, app, listeners, rig.settings, stop, options)
+            pages = [await connected(rig, stack, b"") for _ in range(100)]
+            for wire in pages * 2:
+                await wire.send(poll)
+                with trio.fail_after(10):
                     assert (await wire.answer()).status == 200
             stop.set()
 
