@@ -154,6 +154,25 @@ async def test_metrics_are_in_openmetrics_format_if_it_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("application/openmetrics-text;version=0.0.1;q=0.5, text/plain;q=0.9", "text/plain"),
+        ("application/openmetrics-text;q=0, */*", "text/plain"),
+        ("*/*", "text/plain"),
+        ("text/plain;q=0.5, application/openmetrics-text", "application/openmetrics-text"),
+        ("application/openmetrics-text; version=1.0.0, text/plain", "application/openmetrics-text"),
+    ],
+)
+async def test_the_format_of_metrics_is_the_one_that_is_preferred(
+    accept: str, expected: str
+) -> None:
+    """A scraper that cannot read OpenMetrics well would get it."""
+    async with Admin("serving").client() as client:
+        answer = await client.get("/metrics", headers={"Accept": accept})
+        assert answer.headers["content-type"].partition(";")[0] == expected
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status"), [("GET", "/x", 404), ("POST", "/metrics", 405)]
 )
 async def test_errors_on_the_admin_address_are_problem_json(

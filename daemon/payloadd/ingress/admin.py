@@ -15,6 +15,7 @@ from payloadd.observe.status import trouble_documents
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
+    from werkzeug.datastructures import Accept
 
     from payloadd.config.settings import Settings
     from payloadd.ingress.status_page import Shown
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _OPENMETRICS: Final = "application/openmetrics-text"
 _OPENMETRICS_TYPE: Final = f"{_OPENMETRICS}; version=1.0.0; charset=utf-8"
+
+_TEXT: Final = "text/plain"
 
 _RETRY_AFTER: Final = 1
 """Seconds that a client is told to wait while the daemon starts, or is about to end."""
@@ -77,7 +80,8 @@ class _AdminHandlers:
 
         Prometheus prefers OpenMetrics, and names it in Accept.
         """
-        if _OPENMETRICS in request.headers.get("Accept", ""):
+        wanted, plain = (_quality(request.accept_mimetypes, name) for name in (_OPENMETRICS, _TEXT))
+        if wanted and wanted >= plain:
             body = self._metrics.render_openmetrics()
             return Response(body, content_type=_OPENMETRICS_TYPE)
         return Response(self._metrics.render(), content_type=METRICS_TYPE)
@@ -89,3 +93,11 @@ class _AdminHandlers:
         if self._health.phase == "leaving":
             return RefusedError("DRAINING", "the daemon is about to shut down", _RETRY_AFTER)
         return self._intake.refusal()
+
+
+def _quality(accepted: Accept, media_type: str) -> float:
+    """Return the largest quality of ``media_type``, with any parameters, in an Accept; 0 without.
+
+    Source: RFC 9110, section 12.5.1.
+    """
+    return max((q for name, q in accepted if name.partition(";")[0] == media_type), default=0.0)
