@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.errors import RefusedError, TooLargeError
+from payloadd.journal.refusals import journal_full, not_written, too_large
 from payloadd.journal.sqlite.commit_queue import MOST_LARGE_ROWS, CommitQueue, TimeSlice, answer
 from payloadd.journal.sqlite.damage_report import report_missing
-from payloadd.journal.sqlite.disk import DiskState, disk_error, outcome_unknown
+from payloadd.journal.sqlite.disk import DiskState, outcome_unknown
 from payloadd.journal.sqlite.idempotency import most_keys
 from payloadd.journal.sqlite.jobs_in_memory import JobsInMemory
 from payloadd.journal.sqlite.maintenance import Maintenance
@@ -50,6 +50,7 @@ from payloadd.model.streams import DEFAULT
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from payloadd.errors import RefusedError
     from payloadd.journal.api import JournalListener, OutcomeCallback, Receipt
     from payloadd.journal.sqlite.commit_queue import CommitGroup
     from payloadd.journal.sqlite.database import Database
@@ -143,7 +144,7 @@ class SqliteJournal:
         if key is not None and parts:
             size += KEY_BYTES
         if size > self._max_bytes:
-            raise TooLargeError(f"the request takes {size} bytes, more than JOURNAL_MAX_BYTES")
+            raise too_large(size)
         if (refusal := self.refusal(size)) is not None:
             raise refusal
         self._commit_queue.append(Append(receipt, parts, key, done, size, stream, marks=marks))
@@ -155,11 +156,9 @@ class SqliteJournal:
             return refusal
         totals = self._database.totals
         if (used := totals.all_bytes + self._bytes) + size > self._max_bytes:
-            # The time for a tenth of the payloads: then the client is not refused again at once.
-            wait = self._listener.seconds_for(totals.payloads // 10)
-            room = f"{used} of {self._max_bytes} bytes (JOURNAL_MAX_BYTES) are in use"
-            dead = f", {totals.dead_bytes} of them by dead letters" if totals.dead_bytes else ""
-            return RefusedError("JOURNAL_FULL", f"the request does not fit: {room}{dead}", wait)
+            return journal_full(
+                self._listener, self._max_bytes, used, totals.dead_bytes, totals.payloads
+            )
         return None
 
     async def wait_for_room(self) -> None:
@@ -307,9 +306,9 @@ class SqliteJournal:
             self._commit_queue.add(Abandon())
         self._bytes -= not_begun.bytes
         time_slice = TimeSlice()
-        refusal = outcome_unknown(error) if self._unknown else disk_error(error)
+        refusal = outcome_unknown(error) if self._unknown else not_written(error)
         await answer(group.operations, time_slice, refusal)
-        await answer(not_begun.operations, time_slice, disk_error(error))
+        await answer(not_begun.operations, time_slice, not_written(error))
         group.ended.set()
 
     def _write(self, operations: Sequence[Operation]) -> bool:
