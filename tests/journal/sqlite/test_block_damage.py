@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from unittest.mock import Mock, patch
 
 import pytest
@@ -16,7 +16,6 @@ from payloadd.journal.sqlite.damage import CODE, corrupt
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.operations import Clear, Seal, Settle
-from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.segments import FOLDER, WORTH_A_SYNC
 from payloadd.model.job import Part
 from tests.journal.sqlite.damaging import (
@@ -40,24 +39,7 @@ from tests.support.journal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-_ALL: Final = (0, 10_000, 10**9)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Return the path of a journal."""
-    return tmp_path / FILE
-
-
-@pytest.fixture
-def database(path: Path) -> Iterator[Database]:
-    """Return an open journal."""
-    with closing(Database(path)) as one:
-        yield one
 
 
 def test_a_damaged_line_damages_one_job(path: Path, database: Database) -> None:
