@@ -17,11 +17,11 @@ import h2.exceptions
 import trio
 from h2.utilities import SizeLimitDict
 from hpack import Decoder
-from hyperframe.frame import DataFrame, HeadersFrame
 from hypercorn.protocol.events import Body, EndBody, Request, Response
 from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.utils import filter_pseudo_headers
+from hyperframe.frame import DataFrame, HeadersFrame
 from priority.priority import DeadlockError
 
 from payloadd.ingress.problem import CONTENT_TYPE, head_too_large
