@@ -388,6 +388,13 @@ def test_messages_about_wrong_settings_have_the_format_of_the_log(text: str, fou
     assert config.for_log({"LOG_FORMAT": text, "MAX_WORKERS": "x"}).log_format == found
 
 
+def test_the_format_of_these_messages_may_be_a_credential(tmp_path: Path) -> None:
+    """They would have another format than all other lines of the log."""
+    (tmp_path / "log_format").write_text("json\n")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path), "LOG_FORMAT": "text", "MAX_WORKERS": "x"}
+    assert config.for_log(environ).log_format == "json"
+
+
 def test_credentials_of_systemd_take_precedence_over_the_environment(tmp_path: Path) -> None:
     """Secrets would have to be in the environment, which `systemctl show` prints."""
     (tmp_path / "aws_access_key_id").write_text("AKIAFILE\n")

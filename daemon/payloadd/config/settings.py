@@ -201,13 +201,15 @@ def load(
 
 
 def for_log(environ: Mapping[str, str] | None = None) -> Settings:
-    """Return the defaults, with LOG_FORMAT of the environment if its value is valid.
+    """Return the defaults, with the LOG_FORMAT that is set if its value is valid.
 
     Messages about wrong settings are logged with it.
     """
     environ = os.environ if environ is None else environ
+    credentials, _ = _read_credentials(environ)
+    _, text = _find(names_of("log_format"), environ, credentials)
     try:
-        return load({"LOG_FORMAT": environ.get("LOG_FORMAT", "")})
+        return load({"LOG_FORMAT": text or ""})
     except SettingsError:
         return load({})
 

@@ -36,7 +36,13 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 
 from payloadd.ingress.server.connection_state import looks_complete, never
-from payloadd.ingress.server.http2_input import PREFACE, FloodError, FrameBudget, FrameCutter
+from payloadd.ingress.server.http2_input import (
+    PREFACE,
+    FloodError,
+    FrameBudget,
+    FrameCutter,
+    HeadTooLargeError,
+)
 from payloadd.ingress.server.http2_protocol import Http2
 from payloadd.ingress.server.request_tasks import RequestTasks
 from payloadd.ingress.server.strict_input import StrictConnection
@@ -240,8 +246,10 @@ class HypercornConnection(TCPServer):
                 await self._client.wait_until_answered()
         await protocol.flush()
 
-    async def _refuse_flood(self, protocol: H2Protocol, error: FloodError) -> None:
+    async def _refuse_flood(self, protocol: Http2, error: FloodError) -> None:
         log.debug("http2_flood", reason=str(error))
+        if isinstance(error, HeadTooLargeError):
+            protocol.refuse_head(error.stream_id)
         protocol.connection.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
         await self._pass_on(b"")
 
