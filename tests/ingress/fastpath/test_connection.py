@@ -277,7 +277,7 @@ async def test_a_bug_in_one_request_ends_one_connection(
     async with running() as rig, rig.wire() as bystander:
         async with rig.wire() as wire:
             with monkeypatch.context() as patch:
-                patch.setattr("payloadd.ingress.fastpath.answering.receipt_document", bug)
+                patch.setattr("payloadd.ingress.fastpath.connection.receipt_document", bug)
                 await wire.send(post())
                 assert await wire.rest() == b""
         await bystander.send(post())

@@ -4,8 +4,8 @@ Hypercorn sends the head, the body and the end of an answer on their own, and a 
 body is next. An answer that fits into one frame and into the client's windows needs no such choice:
 its frames are made at once, and sent together with those of other answers.
 
-Requests after the first one of a connection may be refused (``open_requests``). PRIORITY is ignored.
-h2 remembers a few hundred closed streams instead of 65,536, which is megabytes.
+Requests after the first one of a connection may be refused (``open_requests``). PRIORITY frames are
+ignored. h2 remembers a few hundred closed streams instead of 65,536, which is megabytes.
 """
 
 from __future__ import annotations
