@@ -196,11 +196,11 @@ class FastPathConnection(PolledConnection):
         if size > submitter.max_length:
             self._refuse_early(too_large(submitter.max_length), request, data)
             return
-        whole = len(data) >= request.end and (special is None or not special.chunked)
-        if whole and submitter.memory.try_acquire(size):
+        sized = special is None or not special.chunked
+        if sized and (received := len(data)) >= request.end and submitter.memory.try_acquire(size):
             self._charge = size
             self._fast_path.requests.body_bytes += size
-            if len(data) == request.end:
+            if received == request.end:
                 self._submit(request, data, request.start)
             else:
                 self.keep_rest(data[request.end :])
