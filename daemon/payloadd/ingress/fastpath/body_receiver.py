@@ -84,7 +84,10 @@ class BodyReceiver:
             self._connection.on_body_refused(framing.ended_early())
 
     def receive(self, data: bytes) -> None:
-        """Add received bytes to the body, and go on."""
+        """Add received bytes to the body, and go on; at first there may be none."""
+        if not data:
+            self._advance()
+            return
         body = self._body
         before = body.received
         try:
