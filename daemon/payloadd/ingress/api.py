@@ -132,10 +132,6 @@ class _Handler:
         joined = _joined_headers()
         headers = self._post_headers(joined, document=document, stream=found)
         length = joined.get(b"content-length", b"")
-        if b"transfer-encoding" in joined and length:
-            # h11 follows Transfer-Encoding. Behind a proxy that follows Content-Length, a client
-            # could smuggle a request (RFC 9112, section 6.1).
-            raise Problem("MALFORMED", "Transfer-Encoding and Content-Length are both present")
         certificate_name = request.scope.get("state", {}).get("certificate_name")
         name = self._submitter.check(
             headers, token_digest(_text(joined, b"authorization")), certificate_name, self.client
