@@ -14,7 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError
 from payloadd.ingress.fastpath.connection import FastPathConnection
-from payloadd.ingress.fastpath.lane import FastPath
+from payloadd.ingress.fastpath.fast_path import FastPath
 from payloadd.ingress.server.socket_stream import NonBlockingStream
 from tests.ingress.rig import COLLECTION, Wire, post, running
 
