@@ -97,7 +97,7 @@ class FastPathRequest(NamedTuple):
 
 
 class _Start(NamedTuple):
-    """What the first line of a head says."""
+    """The properties of a request that its first line determines."""
 
     found: Route | Reply
     label: str

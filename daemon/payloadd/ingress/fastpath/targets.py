@@ -1,4 +1,4 @@
-"""What is at the request targets of the public address. No I/O.
+"""The routes and the fixed answers of the public address by request target. No I/O.
 
 The usual first lines of POSTs are found in ``Routes.first_lines``. This module finds all others, in
 the way in which Hypercorn, Quart and werkzeug do.

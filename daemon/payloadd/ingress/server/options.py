@@ -1,4 +1,4 @@
-"""The options of one address, and what the server needs of the fast path."""
+"""The options of one address, and the fast path as the server calls it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class FastPathService(Watcher, Protocol):
-    """The fast path as the server calls it."""
+    """The methods of the fast path that the server calls."""
 
     submitter: Submitter
 

@@ -1,4 +1,4 @@
-"""What Hypercorn passes to the protocol of a connection, for the protocols that replace it."""
+"""The arguments with which Hypercorn makes the protocol of a connection."""
 
 from __future__ import annotations
 
