@@ -21,7 +21,7 @@ from payloadd.heap import keep_small, reduce_garbage_collections
 from payloadd.ingress.admin import make_admin_app
 from payloadd.ingress.admission import open_admission
 from payloadd.ingress.api import description_of, make_app
-from payloadd.ingress.fastpath.lane import FastPath
+from payloadd.ingress.fastpath.fast_path import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.request_memory import RequestMemory
 from payloadd.ingress.routes import Routes

@@ -36,7 +36,7 @@ def do_nothing() -> None:
 
 
 class Ending(Enum):
-    """How far ``ClientStream.finish_now`` has come."""
+    """How far ``ClientConnection.finish_now`` has come."""
 
     CLOSED = auto()
     """The socket is closed."""

@@ -17,8 +17,9 @@ from __future__ import annotations
 from typing import Final
 
 from payloadd.errors import PayloaddError
+from payloadd.ingress.http_grammar import PREFACE_HEAD
 
-PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PREFACE: Final = PREFACE_HEAD + b"SM\r\n\r\n"
 """The first bytes of a client that speaks HTTP/2 (RFC 9113, section 3.4)."""
 
 LARGEST_HEADER_LIST: Final = 16 * 2**10

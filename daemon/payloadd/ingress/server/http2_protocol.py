@@ -3,6 +3,9 @@
 Hypercorn sends the head, the body and the end of an answer on their own, and a task chooses whose
 body is next. An answer that fits into one frame and into the client's windows needs no such choice:
 its frames are made at once, and sent together with those of other answers.
+
+Requests after the first one of a connection may be refused (``open_requests``). PRIORITY frames are
+ignored. h2 remembers a few hundred closed streams instead of 65,536, which is megabytes.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from priority.priority import DeadlockError
 
 from payloadd.ingress.problem import CONTENT_TYPE, head_too_large
 from payloadd.ingress.server.http2_input import LARGEST_HEADER_LIST
+from payloadd.ingress.server.protocol_parts import parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,17 +104,7 @@ class Http2(H2Protocol):
         self, wrapper: ProtocolWrapper, client: ClientStream, open_requests: OpenRequests
     ) -> None:
         """Replace the protocol of ``wrapper``, of which no byte has been processed."""
-        super().__init__(
-            wrapper.app,
-            wrapper.config,
-            wrapper.context,
-            wrapper.task_group,
-            wrapper.state,
-            wrapper.ssl,
-            wrapper.client,
-            wrapper.server,
-            wrapper.send,
-        )
+        super().__init__(*parts_of(wrapper))
         self._client = client
         self._open_requests = open_requests
         self._answers: dict[int, tuple[Response, bytes]] = {}
