@@ -84,8 +84,8 @@ class Worker:
         health.busy_workers = self._count_busy
         self._budget = RetryBudget()
         self._flood = DeadLetterFlood()
-        self._encoder = trio.CapacityLimiter(1)
-        """Lets one batch at a time wait in a thread for a process that encodes it."""
+        self._process_limiter = trio.CapacityLimiter(1)
+        """Lets one batch at a time wait in a thread for the process of its format."""
         self._outcomes = {
             outcome: metrics.uploads.labelled(outcome.value) for outcome in UploadOutcome
         }
@@ -101,7 +101,8 @@ class Worker:
         progress = Progress()
         watched_progress.set(progress)
         found = self._accounting.newest_found
-        with CurrentBatch(register, next_nowait, found, self._encoder) as current:
+        limiter = self._process_limiter
+        with CurrentBatch(register, next_nowait, found, limiter) as current:
             self._current_batches.append(current)
             while True:
                 failure: StoreError | None = None
