@@ -59,7 +59,7 @@ from payloadd.pipeline.intake import Intake
 from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
-from payloadd.pipeline.unstored import attach
+from payloadd.pipeline.unstored import attach_unstored
 from payloadd.pipeline.watermarks import watermarks_of
 from payloadd.pipeline.worker import Worker
 from payloadd.reloading import reloading
@@ -295,7 +295,7 @@ async def _start_pipeline(
     )
     batcher = Batcher(channel, opened.layouts, settings, worker.admission, feeder)
     if opened.unstored is not None:
-        attach(opened.unstored, batcher, worker, store, settings)
+        attach_unstored(opened.unstored, batcher, worker, store, settings)
     await nursery.start(dispatch, batcher, worker)
     await nursery.start(feeder.refill, opened.journal)
     return batcher

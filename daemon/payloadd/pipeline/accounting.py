@@ -123,7 +123,7 @@ class Accounting:
         self.journaled = 0
         """Payloads that were in the journal when it was closed."""
         self.unacknowledged = 0
-        """Payloads of ``take`` that were neither acknowledged nor dropped (``DURABILITY=store``)."""
+        """Payloads of ``take`` that were neither acknowledged nor dropped."""
         self.unkept = 0
         """Payloads that the store refused for good and that no journal keeps."""
 
@@ -205,8 +205,12 @@ class Accounting:
         )
         return {**self.by_stream, DEFAULT: default}
 
+    def stream_name(self, seq: int) -> str | None:
+        """Return the name of the stream of a job; None without STREAMS."""
+        return self.stream_names.get(stream_of(seq) % MOST_NUMBERS)
+
     def _counts(self, stream: int) -> StreamCounts:
-        # A journal that machines share gives the streams of other lanes numbers above these.
+        # The streams of other lanes of a shared journal are counted by their names: MOST_NUMBERS.
         return self.by_stream.setdefault(stream % MOST_NUMBERS, StreamCounts())
 
     def revive(self, payloads: int) -> None:

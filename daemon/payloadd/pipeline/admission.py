@@ -86,6 +86,8 @@ class UploadAdmission:
         """Whether nothing fails and nothing waits: successes need not be noted."""
         self.probe: Callable[[], Awaitable[None]] | None = None
         """A task that tries the store while nothing is uploaded (``StoreProbe``); None without."""
+        self.may_give_up = False
+        """Whether batches that fail may be given up: else they are kept until they are stored."""
         self.direct = True
         """Whether a worker may start the next new batch without asking ``admit``."""
         health.upload_figures = self._figures
@@ -236,7 +238,7 @@ class UploadAdmission:
         """
         if self.put_back.last_stored > self.trouble.last_failed:
             return True
-        return self.probe is None and not self.idle.busy
+        return not (self.may_give_up or self.idle.busy)
 
     def finish(self) -> None:
         """Report the end of a trouble at the end of a drain that has stored all batches."""

@@ -7,11 +7,12 @@ may still be committed.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from payloadd.model.job import IdSource
 from payloadd.model.streams import DEFAULT
 
 if TYPE_CHECKING:
@@ -35,6 +36,22 @@ class AppendFunction(Protocol):
         *,
         marks: bytes | None = None,
     ) -> None: ...
+
+
+class Uncounted:
+    """The requests of a process without watermarks: none of them is counted."""
+
+    def __init__(self) -> None:
+        self.ids = IdSource()
+        """The source of the ids of all requests."""
+
+    def preparing(self) -> AbstractContextManager[None]:
+        """Return a block that counts nothing."""
+        return nullcontext()
+
+    def counting(self, append: AppendFunction) -> AppendFunction:
+        """Return ``append``."""
+        return append
 
 
 class InFlight:

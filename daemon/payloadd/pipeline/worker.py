@@ -20,7 +20,6 @@ from payloadd.errors import (
     TransientStoreError,
     UploadOutcome,
 )
-from payloadd.model.streams import MOST_NUMBERS, stream_of
 from payloadd.observe.logs import get_logger
 from payloadd.pipeline.admission import UploadAdmission
 from payloadd.pipeline.current_batch import CurrentBatch
@@ -264,7 +263,7 @@ class Worker:
 
     def _stream_field(self, batch: Batch) -> dict[str, str]:
         """Return the field of the log with the name of the stream, if it has one."""
-        name = self._accounting.stream_names.get(stream_of(batch.jobs[0].seq) % MOST_NUMBERS)
+        name = self._accounting.stream_name(batch.jobs[0].seq)
         return {} if name is None else {"stream": name}
 
     def _count_busy(self) -> int:
