@@ -171,8 +171,6 @@ async def _run_parts(runtime: Runtime) -> None:
                 if settings.streams:
                     runtime.accounting.stream_names = opened.names
                     runtime.metrics.name_streams(opened.names, runtime.accounting.streams)
-                uploads = runtime.accounting.uploads
-                journal_parts = opened.journal, runtime.health, settings, uploads
                 watermarks = watermarks_of(
                     settings,
                     runtime.accounting,
@@ -180,7 +178,14 @@ async def _run_parts(runtime: Runtime) -> None:
                     store,
                     opened.names,
                 )
-                intake = Intake(*journal_parts, opened.unstored, watermarks.in_flight)
+                intake = Intake(
+                    opened.journal,
+                    runtime.health,
+                    settings,
+                    runtime.accounting.uploads,
+                    opened.unstored,
+                    watermarks.in_flight,
+                )
                 watched = WatchedParts(settings, runtime.health, opened.journal)
                 monitor = reporting_to_systemd(watched, runtime.notifier)
                 admin_app = _serve_admin(runtime, intake)
