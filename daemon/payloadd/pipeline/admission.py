@@ -86,8 +86,6 @@ class UploadAdmission:
         """Whether nothing fails and nothing waits: successes need not be noted."""
         self.probe: Callable[[], Awaitable[None]] | None = None
         """A task that tries the store while nothing is uploaded (``StoreProbe``); None without."""
-        self.may_give_up = False
-        """Whether batches that fail may be given up: else they are kept until they are stored."""
         self.direct = True
         """Whether a worker may start the next new batch without asking ``admit``."""
         health.upload_figures = self._figures
@@ -228,6 +226,14 @@ class UploadAdmission:
     @property
     def _any_fails(self) -> bool:
         return self.put_back.any_failed or self.limits.any_refuses_all
+
+    @property
+    def may_give_up(self) -> bool:
+        """Whether batches that fail may be given up: else they are kept until they are stored.
+
+        Where they may, the store is probed.
+        """
+        return self.probe is not None
 
     @property
     def _works(self) -> bool:

@@ -23,5 +23,4 @@ def attach_unstored(
     batcher.given_up = worker.given_up = GivenUpJobs(
         requests, batcher.channel, admission.put_back, worker.cancel_unwanted
     )
-    admission.may_give_up = True
     admission.probe = StoreProbe(store, admission, settings).run
