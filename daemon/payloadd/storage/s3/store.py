@@ -15,15 +15,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from payloadd.errors import (
-    OperatorStoreError,
-    SettingsError,
-    StoreError,
-    TransientStoreError,
-)
+from payloadd.config.reasons import is_unicode
+from payloadd.errors import OperatorStoreError, SettingsError, StoreError, TransientStoreError
 from payloadd.model.formats.api import EncodedObject, ObjectKind
 from payloadd.model.job import Members
-from payloadd.model.keys import is_text
 from payloadd.storage.s3.bucket import create_bucket
 from payloadd.storage.s3.checksums import BodyHeaders
 from payloadd.storage.s3.confirmation import (
@@ -395,6 +390,6 @@ class _Attempt(NamedTuple):
 
 async def open_s3_store(settings: Settings, url: S3Url) -> S3Store:
     """Return a store for ``url``; no request is sent yet. Raises SettingsError."""
-    if not is_text(url.prefix):
+    if not is_unicode(url.prefix):
         raise SettingsError(["STORE_URL: the prefix is not UTF-8"])
     return S3Store(settings, url, await find_access(settings))
