@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from payloadd.journal.api import Journal, UnstoredRequests
     from payloadd.model.envelope import Envelope
     from payloadd.observe.health import Health
-    from payloadd.pipeline.in_flight import AppendFunction, InFlight
+    from payloadd.pipeline.in_flight import InFlight
 
 __all__ = [
     "MOST_KEYS",
@@ -66,7 +66,7 @@ class Intake:
         self.uploads = UploadWatch() if uploads is None else uploads
         self.unstored = unstored
         """The requests that wait for the store, if each request does (``DURABILITY=store``)."""
-        self._watch: AppendFunction = self._append_watched if unstored is None else self._append
+        self._watch = self._append_watched if unstored is None else self._append
 
     @property
     def durable(self) -> bool:
