@@ -96,10 +96,7 @@ def test_the_man_page_has_every_command_and_setting() -> None:
         commands(main)
     )
     names = {line.strip() for line in shown}
-    settings = {
-        config.ENVIRONMENT_NAMES.get(one.name, (one.name.upper(),))[0]
-        for one in fields(config.Settings)
-    }
+    settings = {config.names_of(one.name)[0] for one in fields(config.Settings)}
     terms = {name.split()[0] for name in names if name}
     assert settings <= terms
     assert "COMPRESSION" in settings

@@ -34,10 +34,7 @@ log = logs.get_logger(__name__)
 
 def _settings_table() -> str:
     """Return a table of all settings, marked so that click does not wrap its lines."""
-    rows = [
-        (config.ENVIRONMENT_NAMES.get(item.name, (item.name.upper(),))[0], item.metadata)
-        for item in fields(config.Settings)
-    ]
+    rows = [(config.names_of(item.name)[0], item.metadata) for item in fields(config.Settings)]
     name_width = max(len(name) for name, _ in rows)
     default_width = max(len(row["default"] or "-") for _, row in rows)
     lines = [

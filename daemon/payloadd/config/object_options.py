@@ -151,8 +151,8 @@ def _pairs(text: str, separator: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def contradictions(values: Mapping[str, Any]) -> list[str]:
-    """Return problems of object options that are allowed alone and not together."""
+def encryption_problems(values: Mapping[str, Any]) -> list[str]:
+    """Return the problem of a KMS key that S3_SSE does not use."""
     sse = values.get("s3_sse")
     if not values.get("s3_sse_kms_key_id") or sse in _KMS:
         return []

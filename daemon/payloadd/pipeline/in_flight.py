@@ -7,10 +7,12 @@ may still be committed.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import trio
+
+from payloadd.model.job import IdSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,22 @@ if TYPE_CHECKING:
     _AppendFunction = Callable[
         Concatenate[Receipt, Sequence[Part], bytes | None, OutcomeCallback, _Rest], None
     ]
+
+
+class Uncounted:
+    """The requests of a process without watermarks: none of them is counted."""
+
+    def __init__(self) -> None:
+        self.ids = IdSource()
+        """The source of the ids of all requests."""
+
+    def preparing(self) -> AbstractContextManager[None]:
+        """Return a block that counts nothing."""
+        return nullcontext()
+
+    def counting(self, append: _AppendFunction[_Rest]) -> _AppendFunction[_Rest]:
+        """Return ``append``."""
+        return append
 
 
 class InFlight:
