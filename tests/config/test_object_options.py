@@ -83,7 +83,8 @@ def test_a_value_that_s3_would_refuse_is_a_wrong_setting(
 
 
 @pytest.mark.parametrize(
-    ("sse", "reason"), [("", "is set, but S3_SSE is not;"), ("AES256", "is set with S3_SSE=AES256;")]
+    ("sse", "reason"),
+    [("", "is set, but S3_SSE is not;"), ("AES256", "is set with S3_SSE=AES256;")],
 )
 def test_a_kms_key_needs_kms(sse: str, reason: str) -> None:
     """The key would be ignored, or every object refused."""

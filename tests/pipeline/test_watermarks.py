@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -168,6 +169,42 @@ async def test_a_request_that_is_committed_late_holds_the_watermark(
             await trio.sleep(100)
             assert rig.store.until() > 400_000
         nursery.cancel_scope.cancel()
+
+
+async def test_a_request_that_begins_between_the_marks_holds_the_watermark(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    """It has no outcome when the journal reports that it has no job."""
+    rig = Rig(tmp_path, {0: "default"})
+    in_flight = rig.watermarks.in_flight
+    assert in_flight is not None
+    async with trio.open_nursery() as nursery:
+        begin(nursery, rig)
+        async with rig.watermarks.written(rig.stop):
+            await trio.sleep(50)
+            with ExitStack() as later:
+                with in_flight.preparing():
+                    await trio.sleep(20)  # the first mark is made after ten of them
+                    later.enter_context(in_flight.preparing())
+                    late = in_flight.ids.reserve(1) >> 80
+                    await trio.sleep(5)
+                await trio.sleep(20)
+                assert 50_000 < rig.store.until() <= late - START
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_drain_that_leaves_a_request_closes_nothing(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    """Its payloads may be stored by the next run, and no reader would wait for them."""
+    rig = Rig(tmp_path, {0: "default"})
+    in_flight = rig.watermarks.in_flight
+    assert in_flight is not None
+    with ExitStack() as request:
+        async with rig.watermarks.written(rig.stop):
+            request.enter_context(in_flight.preparing())
+        assert rig.store.objects["default"]["closed"] is False
+    assert WatermarkFile(tmp_path).promise.closed is False
 
 
 async def test_a_report_that_was_read_before_the_marks_does_not_count(

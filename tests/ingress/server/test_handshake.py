@@ -76,6 +76,28 @@ async def test_input_beyond_the_step_that_waits_stays_in_the_socket(
         steps[0]()
 
 
+async def test_nothing_of_a_complete_handshake_applies_to_requests(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle connections would end after REQUEST_TIMEOUT, and be evicted like stalled handshakes."""
+    made: list[Handshake] = []
+    watch = Handshake.watch
+
+    def note(self: Handshake) -> None:
+        made.append(self)
+        watch(self)
+
+    monkeypatch.setattr(Handshake, "watch", note)
+    timeouts = {"REQUEST_TIMEOUT": "5s", "KEEPALIVE_TIMEOUT": "1000s"}
+    async with files.running(**timeouts) as rig, files.records(rig) as client:
+        await client.handshake()
+        await client.send()
+        await wait_all_tasks_blocked(0.05)
+        state = made[0]._stream.state
+        assert (state.handshaking, state.count_received) == (False, None)
+        assert state.deadline > trio.current_time() + 900
+
+
 async def test_a_late_call_takes_no_input_from_the_request(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
