@@ -193,6 +193,41 @@ async def test_a_request_that_begins_between_the_marks_holds_the_watermark(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_job_between_the_marks_does_not_hide_an_earlier_one(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    """A request that is committed first may have got its time last."""
+    rig = Rig(tmp_path, {0: "default"})
+    in_flight = rig.watermarks.in_flight
+    assert in_flight is not None
+    async with trio.open_nursery() as nursery:
+        begin(nursery, rig)
+        async with rig.watermarks.written(rig.stop):
+            await trio.sleep(50)
+            with in_flight.preparing():
+                early = in_flight.ids.reserve(1) >> 80
+                await trio.sleep(15)
+                rig.oldest[0] = (7, in_flight.ids.reserve(1) >> 80)
+                await trio.sleep(5)
+            # The early request is committed behind the other one, as number 8.
+            rig.accounting.accepted = 2
+            await trio.sleep(20)
+            assert rig.store.until() <= early - START
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("promised", [{"default": START - 500}, {}])
+async def test_a_backlog_holds_the_watermark_of_a_start(
+    tmp_path: Path, clock: MockClock, promised: dict[str, int]
+) -> None:
+    """Readers would take hours for complete whose payloads the last run has left."""
+    WatermarkFile(tmp_path).write(promised, closed=True)
+    rig = Rig(tmp_path, {0: "default"})
+    rig.accounting.found = 1
+    async with rig.watermarks.written(rig.stop):
+        assert rig.store.until() == promised.get("default", 0) - START
+
+
 async def test_a_drain_that_leaves_a_request_closes_nothing(
     tmp_path: Path, clock: MockClock
 ) -> None:
