@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from payloadd.errors import StartError
 from payloadd.pipeline.watermark_file import FILE, WatermarkFile
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_a_promise_outlives_the_process(tmp_path: Path) -> None:
@@ -43,7 +40,7 @@ def test_a_promise_is_synced_before_it_replaces_the_last_one(
     fsync = os.fsync
 
     def note(descriptor: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
         synced.append((path, (tmp_path / FILE).exists()))
         fsync(descriptor)
 

@@ -88,8 +88,8 @@ async def test_nothing_of_a_complete_handshake_applies_to_requests(
         watch(self)
 
     monkeypatch.setattr(Handshake, "watch", note)
-    timeouts = {"REQUEST_TIMEOUT": "5s", "KEEPALIVE_TIMEOUT": "1000s"}
-    async with files.running(**timeouts) as rig, files.records(rig) as client:
+    running = files.running(REQUEST_TIMEOUT="5s", KEEPALIVE_TIMEOUT="1000s")
+    async with running as rig, files.records(rig) as client:
         await client.handshake()
         await client.send()
         await wait_all_tasks_blocked(0.05)
