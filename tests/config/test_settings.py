@@ -179,6 +179,7 @@ def test_values_are_parsed_as_documented(name: str, text: str, field: str, value
         ("BIND", "*:8080", "0.0.0.0:8080 and [::]:8080 to others too"),
         ("BIND", "127.0.0.1", "in '127.0.0.1' the port is missing"),
         ("BIND", "127.0.0.1:", "'' is no port"),
+        ("BIND", f"127.0.0.1:{'1' * 5000}", "1' is no port"),
         ("BIND", "[::1]", "in '[::1]' the port is missing"),
         ("BIND", ":", "in ':' the port is missing"),
         ("BIND", "127.0.0.1:70000", "'70000' is no port"),

@@ -31,6 +31,10 @@ Lines = list["MutableMapping[str, Any]"]
 JSON = "Content-Type: application/json"
 AGENT = "User-Agent: shipper/1"
 HEAD = b"POST /v1/payloads HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+WEBSOCKET = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+)
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
@@ -169,6 +173,17 @@ async def test_a_request_that_never_reached_the_app_is_logged(
         assert rig.counted(status) == 1
     (line,) = refused(log_lines)
     assert (line["status"], line["client"], line["log_level"]) == (status, "127.0.0.1", "warning")
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_a_refused_websocket_is_logged(log_lines: Lines) -> None:
+    """Otherwise a client that waits for its WebSocket would leave no trace."""
+    async with running() as rig, rig.wire() as wire:
+        await wire.send(WEBSOCKET)
+        assert (await wire.answer()).status == 404
+        assert rig.counted(404) == 1
+    (line,) = refused(log_lines)
+    assert (line["status"], line["client"], line["log_level"]) == (404, "127.0.0.1", "info")
 
 
 async def test_a_request_cut_off_by_the_drain_is_logged(log_lines: Lines) -> None:

@@ -69,6 +69,17 @@ def test_durations_are_in_cumulative_buckets(
     assert 3600.6 <= total < 3700
 
 
+def test_the_bound_of_a_bucket_belongs_to_it(
+    requests: RequestMetrics,
+    value: Callable[..., float | None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A bucket of Prometheus counts what is less than its bound or equal to it."""
+    monkeypatch.setattr("payloadd.observe.request_metrics.perf_counter", lambda: 0.25)
+    requests.count(202, "payloads", 0.0)
+    assert [value("request_seconds_bucket", le=le) for le in ("0.1", "0.25")] == [0, 1]
+
+
 def test_bytes_and_connections_are_shown(
     requests: RequestMetrics, value: Callable[..., float | None]
 ) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
 
 import pytest
 
 from payloadd.errors import StartError
 from payloadd.pipeline.watermark_file import FILE, WatermarkFile
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_a_promise_outlives_the_process(tmp_path: Path) -> None:
@@ -32,3 +30,21 @@ def test_a_damaged_promise_refuses_the_start(tmp_path: Path, content: bytes) -> 
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(StartError, match=r"cannot read .*watermarks.json"):
         WatermarkFile(tmp_path)
+
+
+def test_a_promise_is_synced_before_it_replaces_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut the file would be empty, or the last promise be back."""
+    synced: list[tuple[str, bool]] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        synced.append((path, (tmp_path / FILE).exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    WatermarkFile(tmp_path).write({"a": 5}, closed=False)
+    temporary = tmp_path / f".{FILE}.tmp"
+    assert synced[-2:] == [(str(temporary), False), (str(tmp_path), True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -170,6 +171,77 @@ async def test_a_request_that_is_committed_late_holds_the_watermark(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_request_that_begins_between_the_marks_holds_the_watermark(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    """It has no outcome when the journal reports that it has no job."""
+    rig = Rig(tmp_path, {0: "default"})
+    in_flight = rig.watermarks.in_flight
+    assert in_flight is not None
+    async with trio.open_nursery() as nursery:
+        begin(nursery, rig)
+        async with rig.watermarks.written(rig.stop):
+            await trio.sleep(50)
+            with ExitStack() as later:
+                with in_flight.preparing():
+                    await trio.sleep(20)  # the first mark is made after ten of them
+                    later.enter_context(in_flight.preparing())
+                    late = in_flight.ids.reserve(1) >> 80
+                    await trio.sleep(5)
+                await trio.sleep(20)
+                assert 50_000 < rig.store.until() <= late - START
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_job_between_the_marks_does_not_hide_an_earlier_one(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    """A request that is committed first may have got its time last."""
+    rig = Rig(tmp_path, {0: "default"})
+    in_flight = rig.watermarks.in_flight
+    assert in_flight is not None
+    async with trio.open_nursery() as nursery:
+        begin(nursery, rig)
+        async with rig.watermarks.written(rig.stop):
+            await trio.sleep(50)
+            with in_flight.preparing():
+                early = in_flight.ids.reserve(1) >> 80
+                await trio.sleep(15)
+                rig.oldest[0] = (7, in_flight.ids.reserve(1) >> 80)
+                await trio.sleep(5)
+            # The early request is committed behind the other one, as number 8.
+            rig.accounting.accepted = 2
+            await trio.sleep(20)
+            assert rig.store.until() <= early - START
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("promised", [{"default": START - 500}, {}])
+async def test_a_backlog_holds_the_watermark_of_a_start(
+    tmp_path: Path, clock: MockClock, promised: dict[str, int]
+) -> None:
+    """Readers would take hours for complete whose payloads the last run has left."""
+    WatermarkFile(tmp_path).write(promised, closed=True)
+    rig = Rig(tmp_path, {0: "default"})
+    rig.accounting.found = 1
+    async with rig.watermarks.written(rig.stop):
+        assert rig.store.until() == promised.get("default", 0) - START
+
+
+async def test_a_drain_that_leaves_a_request_closes_nothing(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    """Its payloads may be stored by the next run, and no reader would wait for them."""
+    rig = Rig(tmp_path, {0: "default"})
+    in_flight = rig.watermarks.in_flight
+    assert in_flight is not None
+    with ExitStack() as request:
+        async with rig.watermarks.written(rig.stop):
+            request.enter_context(in_flight.preparing())
+        assert rig.store.objects["default"]["closed"] is False
+    assert WatermarkFile(tmp_path).promise.closed is False
+
+
 async def test_a_report_that_was_read_before_the_marks_does_not_count(
     tmp_path: Path, clock: MockClock
 ) -> None:
@@ -301,15 +373,14 @@ async def test_a_promise_is_on_the_disk_before_the_store_has_it(
 ) -> None:
     """A crash between the two would forget a watermark that readers see."""
     rig = Rig(tmp_path)
-    seen: list[int] = []
+    seen: list[tuple[bool, bool]] = []
     replace = rig.store.replace
 
     async def look(key: str, body: EncodedObject) -> None:
         await replace(key, body)
         promise, stream = WatermarkFile(tmp_path).promise, key.split("/")[1]
-        seen.append(promise.until[stream] - START)
-        assert seen[-1] == rig.store.until(stream)
-        assert promise.closed or not rig.store.objects[stream]["closed"]
+        assert promise.until[stream] - START == rig.store.until(stream)
+        seen.append((promise.closed, rig.store.objects[stream]["closed"]))
 
     with patch.object(rig.store, "replace", look):
         async with trio.open_nursery() as nursery:
@@ -317,7 +388,9 @@ async def test_a_promise_is_on_the_disk_before_the_store_has_it(
             async with rig.watermarks.written(rig.stop):
                 await trio.sleep(70)
             nursery.cancel_scope.cancel()
-    assert len(seen) == 6
+    # Until the store has the first ones, a start after a crash has to write them, too.
+    first, during, last = (True, False), (False, False), (True, True)
+    assert seen == [*[first] * 2, *[during] * 2, *[last] * 2]
 
 
 async def test_a_watermark_says_what_is_dead_and_a_stream_that_is_gone_is_closed(

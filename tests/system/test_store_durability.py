@@ -120,7 +120,9 @@ async def test_repetitions_join_the_request_that_runs(tmp_path: Path) -> None:
                 for kind in (*_KINDS, *_KINDS):
                     nursery.start_soon(post, kind)
                 await store.wait_until_asked(1)
-                await trio.sleep(0.2)  # all of them are under way
+                with trio.fail_after(20):
+                    while (await daemon.metrics())["payloadd_request_bytes_total"] < 6 * 3:  # noqa: ASYNC110
+                        await trio.sleep(0.05)
                 assert not answers
                 await store.end()
             assert {(one.status_code, one.text) for one in answers} == {(201, answers[0].text)}

@@ -29,6 +29,8 @@ class Checked(ClientConnection):
         self.checks: list[float] = []
         self.moved = 0.0
         self.leaves: DeadlineWheel | None = None
+        self.ends: Checked | None = None
+        self._wheel = wheel
         wheel.add(self)
 
     def check_deadlines(self, now: float) -> None:
@@ -36,6 +38,8 @@ class Checked(ClientConnection):
         self.checks.append(now)
         if self.leaves is not None:
             self.leaves.remove(self)
+        if self.ends is not None:
+            self._wheel.remove(self.ends)
 
     def postpone(self, seconds: float) -> None:
         """Note by how much the deadlines are moved."""
@@ -115,6 +119,38 @@ async def test_a_connection_that_ends_during_the_check_is_not_checked_again(
     await trio.sleep(0.2)
     assert len(one.checks) == 1
     assert not list(wheel)
+
+
+async def test_a_connection_that_another_check_ends_is_not_checked(
+    connected: socket.socket, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """A connection that was closed to make room would be closed again."""
+    wheel = DeadlineWheel(0.2)
+    nursery.start_soon(wheel.run)
+    del autojump_clock
+    first, second = Checked(connected, wheel), Checked(connected, wheel)
+    assert first.share == second.share
+    first.ends = second
+    await trio.sleep(0.2)
+    assert len(first.checks) > 1
+    assert not second.checks
+
+
+async def test_after_a_long_stall_deadlines_are_checked_again_within_seconds(
+    connected: socket.socket, mock_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """After an hour of suspension no connection would be closed for an hour."""
+    wheel = DeadlineWheel(0.2)
+    nursery.start_soon(wheel.run)
+    one = Checked(connected, wheel)
+    await wait_all_tasks_blocked()
+    mock_clock.jump(3600.02)
+    await wait_all_tasks_blocked()
+    assert one.moved == pytest.approx(3600)
+    for _ in range(260):
+        mock_clock.jump(0.02)
+        await wait_all_tasks_blocked()
+    assert one.checks
 
 
 async def test_a_stall_moves_all_deadlines_and_checks_none(

@@ -76,6 +76,51 @@ async def test_input_beyond_the_step_that_waits_stays_in_the_socket(
         steps[0]()
 
 
+async def test_nothing_of_a_complete_handshake_applies_to_requests(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle connections would end after REQUEST_TIMEOUT, and be evicted like stalled handshakes."""
+    made: list[Handshake] = []
+    watch = Handshake.watch
+
+    def note(self: Handshake) -> None:
+        made.append(self)
+        watch(self)
+
+    monkeypatch.setattr(Handshake, "watch", note)
+    running = files.running(REQUEST_TIMEOUT="5s", KEEPALIVE_TIMEOUT="1000s")
+    async with running as rig, files.records(rig) as client:
+        await client.handshake()
+        await client.send()
+        await wait_all_tasks_blocked(0.05)
+        state = made[0]._stream.state
+        assert (state.handshaking, state.count_received) == (False, None)
+        assert state.deadline > trio.current_time() + 900
+
+
+async def test_a_handshake_that_got_more_input_before_its_turn_goes_on(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose hello has two segments would get no answer while many handshakes wait."""
+    steps: list[Any] = []
+    monkeypatch.setattr(HandshakeQueue, "add", lambda _, step: steps.append(step))
+    outgoing = ssl.MemoryBIO()
+    context = files.client_context()
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="127.0.0.1").do_handshake()
+    hello = outgoing.read()
+    async with files.running() as rig, rig.wire() as wire:
+        for part in (hello[:50], hello[50:]):
+            await wire.send(part)
+            await wait_all_tasks_blocked(0.05)
+        for number in range(2):
+            assert len(steps) == number + 1
+            steps[number]()
+            await wait_all_tasks_blocked(0.05)
+        with trio.fail_after(10):
+            assert (await wire.stream.receive_some(5))[:1] == b"\x16"
+
+
 async def test_a_late_call_takes_no_input_from_the_request(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:

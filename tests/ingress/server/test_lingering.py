@@ -110,6 +110,7 @@ async def test_a_lingering_connection_ends(pair: Pair, end: str, nursery: trio.N
     with trio.fail_after(10):
         while not ended:
             await trio.lowlevel.checkpoint()
+    stream.check_deadlines(trio.current_time() + 1000)
     assert ended == [stream]
     assert stream.socket.fileno() < 0
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from payloadd.ingress.server.request_tasks import RequestMessages
+from payloadd.ingress.server.request_tasks import RequestMessages, _run_app
 
 
 def body(data: bytes, *, more: bool = True) -> dict[str, Any]:
@@ -47,6 +47,45 @@ async def test_a_receiver_is_woken(nursery: trio.Nursery) -> None:
     await messages.put(dict(END))
     await wait_all_tasks_blocked()
     assert got == [END]
+
+
+async def test_a_receiver_is_woken_once(nursery: trio.Nursery) -> None:
+    """The next message would end the process: the task that has received does not wait."""
+    messages = RequestMessages()
+    nursery.start_soon(messages.receive)
+    await wait_all_tasks_blocked()
+    await messages.put(body(b"one"))
+    await wait_all_tasks_blocked()
+    await messages.put(body(b"two"))
+    await wait_all_tasks_blocked()
+    assert await messages.receive() == body(b"two")
+
+
+async def test_a_whole_body_is_taken_without_its_message() -> None:
+    """The app would receive the body once more."""
+    messages = RequestMessages()
+    await messages.put(body(b"one", more=False))
+    assert messages.whole == b"one"
+    messages.drop_whole()
+    assert messages.whole is None
+
+
+async def test_nothing_waits_for_an_app_that_has_ended() -> None:
+    """A connection would read no frame any more, after an app that has failed."""
+    messages, sent = RequestMessages(), list[object]()
+
+    async def app(*_arguments: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def send(message: object) -> None:
+        await trio.lowlevel.checkpoint()
+        sent.append(message)
+
+    await _run_app(app, {}, messages, send)
+    assert sent == [None]
+    with trio.fail_after(5):
+        for data in (b"one", b"two"):
+            await messages.put(body(data))
 
 
 async def test_a_cancelled_receiver_is_not_woken(nursery: trio.Nursery) -> None:

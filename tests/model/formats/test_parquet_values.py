@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payloadd.config.parquet_schema import Column, schema_of
-from payloadd.model.formats.parquet_values import MISFIT, ValueReader, converter_of
+from payloadd.model.formats.parquet_values import (
+    EARLIEST,
+    LATEST,
+    MISFIT,
+    ValueReader,
+    converter_of,
+)
 
 TIME = 1_764_235_800_123_456
 """2025-11-27T09:30:00.123456Z in microseconds."""
@@ -44,6 +50,8 @@ def read(column: str, payload: bytes) -> object:
         ("int64", 5.0, 5),
         ("int64", 5.5, MISFIT),
         ("int64", 1e300, MISFIT),
+        ("int64", 2.0**53, 2**53),
+        ("int64", 2.0**53 + 2, MISFIT),  # another integer may have become this float
         ("int64", 2**63, MISFIT),
         ("int64", True, MISFIT),
         ("int64", "5", MISFIT),
@@ -53,6 +61,8 @@ def read(column: str, payload: bytes) -> object:
         ("double", False, MISFIT),
         ("float", 1.5, 1.5),
         ("float", 1e39, MISFIT),
+        ("float", 3.4028234663852886e38, 3.4028234663852886e38),
+        ("float", -3.4028234663852886e38, -3.4028234663852886e38),
         ("string", "ü\0", "ü\0"),
         ("string", 5, MISFIT),
         ("string", {"a": 1}, MISFIT),
@@ -63,6 +73,13 @@ def read(column: str, payload: bytes) -> object:
         ("timestamp", "2025-11-27T09:30:00.123456Z", TIME),
         ("timestamp", "2025-11-27t11:30:00.123456789+02:00", TIME),
         ("timestamp", "2025-11-27 04:00:00.123456-05:30", TIME),
+        ("timestamp", "2025-11-27T09:30:00.5Z", TIME + 376_544),
+        ("timestamp", "0001-01-01T00:00:00Z", EARLIEST),
+        ("timestamp", "9999-12-31T23:59:59.999999Z", LATEST),
+        ("timestamp_us", EARLIEST, EARLIEST),
+        ("timestamp_us", EARLIEST - 1, MISFIT),
+        ("timestamp_us", LATEST, LATEST),
+        ("timestamp_us", LATEST + 1, MISFIT),
         ("timestamp", "2025-11-27T09:30:00", MISFIT),
         ("timestamp", "2025-11-27T09:30Z", MISFIT),
         ("timestamp", "2025-11-27", MISFIT),
