@@ -119,6 +119,8 @@ class CommitQueue:
     def __init__(self, most_large_rows: int = MOST_LARGE_ROWS) -> None:
         self.next_group = CommitGroup()
         """The operations of the next commit besides requests."""
+        self.postponed: list[Operation] = []
+        """Operations that wait until a commit without them has succeeded."""
         self._most_large_rows = most_large_rows
         self._tiny = _SizeClass(_TINY_PORTION, _MOST_ROWS)
         self._medium = _SizeClass(_MEDIUM_PORTION, _MOST_ROWS)
@@ -158,6 +160,13 @@ class CommitQueue:
         self.next_group.operations.append(operation)
         self._filled.set()
         return self.next_group
+
+    def add_postponed(self) -> bool:
+        """Add the postponed operations to the next commit; return whether there were any."""
+        postponed, self.postponed = self.postponed, []
+        for operation in postponed:
+            self.add(operation)
+        return bool(postponed)
 
     def commit_soon(self) -> None:
         """Make the next group due at once, even if it is empty."""
