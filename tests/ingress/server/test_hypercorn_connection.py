@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import struct
 from contextlib import suppress
@@ -227,7 +228,20 @@ def empty_data() -> Iterator[bytes]:
         yield frame(0, 0, 1)
 
 
+@pytest.fixture
+def frozen_heap() -> Iterator[None]:
+    """Leave the objects of all other tests of the process out of garbage collections.
+
+    One collection of them takes as long as a pass of the event loop may take.
+    """
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.mark.no_cover
+@pytest.mark.usefixtures("frozen_heap")
 @pytest.mark.parametrize(
     "flood", [pings, settings, window_updates, priorities, rapid_resets, empty_data]
 )
@@ -252,7 +266,7 @@ async def test_a_flood_of_frames_does_not_delay_other_clients(flood: object) -> 
     assert len(waits) > 10
     assert sorted(waits)[len(waits) // 2] < 0.1
     assert max(waits) < 1
-    assert longest[0] < 0.5  # the clients, which write megabytes at once, are a part of it
+    assert longest[0] < 0.1
 
 
 async def test_priorities_of_http2_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
