@@ -161,13 +161,6 @@ class CommitQueue:
         self._filled.set()
         return self.next_group
 
-    def add_postponed(self) -> bool:
-        """Add the postponed operations to the next commit; return whether there were any."""
-        postponed, self.postponed = self.postponed, []
-        for operation in postponed:
-            self.add(operation)
-        return bool(postponed)
-
     def commit_soon(self) -> None:
         """Make the next group due at once, even if it is empty."""
         self._is_urgent = True
@@ -229,6 +222,13 @@ class CommitQueue:
         if end == len(append.parts):
             return None, 0
         return Stage(append, append.staged, end), size
+
+    def add_postponed(self) -> bool:
+        """Add the postponed operations to the next commit; return whether there were any."""
+        postponed, self.postponed = self.postponed, []
+        for operation in postponed:
+            self.add(operation)
+        return bool(postponed)
 
     def take_requests(self) -> CommitGroup:
         """Remove and return all waiting requests, to refuse them; other operations stay."""
