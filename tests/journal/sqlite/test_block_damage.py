@@ -21,6 +21,7 @@ from payloadd.model.job import Part
 from tests.journal.sqlite.damaging import (
     PAGE,
     change,
+    lose_pages,
     new_findings,
     repair_without_pause,
     verified,
@@ -254,6 +255,20 @@ def test_damaged_pages_of_blocks_lose_only_their_jobs(
             assert [(one.first, one.last) for one in found] == [(6, 6)]
         again.commit([append(7)])
         assert seqs(again)[-1] == 7
+
+
+def test_a_damaged_block_behind_rows_is_repaired(path: Path, database: Database) -> None:
+    """Every page would fail until a restart: its own statement would lock the log."""
+    (request,) = accepted(database, 3)
+    unpack(database)
+    accepted(database, 2, 2, first=4)
+    lose_pages(database, path, [id_of(4)])
+    # Without a commit in the log no statement locks it.
+    database.commit([Seal(batch(*request.jobs))])
+    left = seqs(database)
+    assert left[:3] == [1, 2, 3]
+    assert database.damaged_payloads == 7 - len(left) > 0
+    assert {one.table for one in verified(path)} == {"dead"}
 
 
 def test_a_repair_that_fails_revives_no_stored_job(

@@ -114,6 +114,8 @@ class CommitQueue(GroupCommitQueue):
         super().__init__()
         self.next_group = CommitGroup()
         """The operations of the next commit besides requests."""
+        self.postponed: list[Operation] = []
+        """Operations that wait until a commit without them has succeeded."""
         self._most_large_rows = most_large_rows
         self._tiny = _SizeClass(_TINY_PORTION, _MOST_ROWS)
         self._medium = _SizeClass(_MEDIUM_PORTION, _MOST_ROWS)
@@ -191,6 +193,13 @@ class CommitQueue(GroupCommitQueue):
         if end == len(append.parts):
             return None, 0
         return Stage(append, append.staged, end), size
+
+    def add_postponed(self) -> bool:
+        """Add the postponed operations to the next commit; return whether there were any."""
+        postponed, self.postponed = self.postponed, []
+        for operation in postponed:
+            self.add(operation)
+        return bool(postponed)
 
     def take_requests(self) -> CommitGroup:
         """Remove and return all waiting requests, to refuse them; other operations stay."""

@@ -283,12 +283,14 @@ class SqliteJournal:
             return False
         finally:
             self._bytes -= group.bytes
+        had_postponed = self._commit_queue.add_postponed()
         self._metrics.keys_evicted.value = self._database.totals.evicted
         self._metrics.commit_seconds.observe(trio.current_time() - start)
         time_slice = TimeSlice()
         await self._publish(group.operations, time_slice)
         self._in_memory.end_commit()
-        self._disk.write_succeeded(has_space=has_space, failure=self._database.files.failure)
+        if not had_postponed:  # else the trouble lasts until those are committed
+            self._disk.write_succeeded(has_space=has_space, failure=self._database.files.failure)
         await answer(group.operations, time_slice)
         group.ended.set()
         return has_space
@@ -297,6 +299,11 @@ class SqliteJournal:
         """Refuse all requests after a failed commit; keep the operations of the pipeline."""
         group.successor = self._commit_queue.next_group
         kept = [one for one in group.operations if isinstance(one, Seal | Settle | Bury | Abandon)]
+        if self._disk.in_trouble:
+            # With the space of the reserve a dead letter failed again: it needs rows for its jobs.
+            # Stored batches, which free space, are settled by a commit without it.
+            self._commit_queue.postponed += [one for one in kept if isinstance(one, Bury)]
+            kept = [one for one in kept if not isinstance(one, Bury)]
         self._commit_queue.next_group.operations[:0] = kept
         # Revive operations are not kept: maintenance adds them again.
         self._maintenance.check_other_processes()
@@ -338,7 +345,8 @@ class SqliteJournal:
             return False
         # Stored rows are deleted first. Otherwise the next commit would find the disk full again.
         self._database.free_space()
-        return self._database.reserve.recreate()
+        # Postponed operations may need the space of the reserve.
+        return not self._commit_queue.postponed and self._database.reserve.recreate()
 
     async def _publish(self, operations: Sequence[Operation], time_slice: TimeSlice) -> None:
         """Report a commit to the pipeline, in the order of acceptance."""
