@@ -18,6 +18,7 @@ from typing import Final
 _LENGTH: Final = struct.Struct("!I")
 _NICENESS: Final = 5
 """Gives the event loop and the journal precedence where cores are few."""
+_END_SECONDS: Final = 1.0
 _KEPT_ENVIRONMENT: Final = ("PATH", "PYTHON", "LANG", "LC_", "LD_LIBRARY_PATH", "COV", "TZ")
 """Prefixes of the environment variables that the process gets: no variable with secrets."""
 
@@ -25,8 +26,8 @@ _KEPT_ENVIRONMENT: Final = ("PATH", "PYTHON", "LANG", "LC_", "LD_LIBRARY_PATH", 
 class ChildProcess:
     """A process that runs one module, and the socket to it. The methods block."""
 
-    def __init__(self, module: str, end_timeout: float = 1.0) -> None:
-        """Start the process; ``end`` kills it after ``end_timeout`` seconds."""
+    def __init__(self, module: str) -> None:
+        """Start the process."""
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
@@ -41,7 +42,7 @@ class ChildProcess:
                 },
                 start_new_session=True,
             )
-        self.end_timeout = end_timeout
+        self.end_timeout = _END_SECONDS
         """Seconds after which ``end`` kills the process."""
         self.socket = ours
         """Our side of the socket."""

@@ -21,7 +21,7 @@ from payloadd.heap import keep_small, reduce_garbage_collections
 from payloadd.ingress.admin import make_admin_app
 from payloadd.ingress.admission import open_admission
 from payloadd.ingress.api import description_of, make_app
-from payloadd.ingress.fastpath.lane import FastPath
+from payloadd.ingress.fastpath.fast_path import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.request_memory import RequestMemory
 from payloadd.ingress.routes import Routes
@@ -59,7 +59,7 @@ from payloadd.pipeline.intake import Intake
 from payloadd.pipeline.listener import PipelineListener
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
-from payloadd.pipeline.unstored import attach
+from payloadd.pipeline.unstored import attach_unstored
 from payloadd.pipeline.watermarks import watermarks_of
 from payloadd.pipeline.worker import Worker
 from payloadd.reloading import reloading
@@ -171,8 +171,6 @@ async def _run_parts(runtime: Runtime) -> None:
                 if settings.streams:
                     runtime.accounting.stream_names = opened.names
                     runtime.metrics.name_streams(opened.names, runtime.accounting.streams)
-                uploads = runtime.accounting.uploads
-                journal_parts = opened.journal, runtime.health, settings, uploads
                 watermarks = watermarks_of(
                     settings,
                     runtime.accounting,
@@ -180,7 +178,14 @@ async def _run_parts(runtime: Runtime) -> None:
                     store,
                     opened.names,
                 )
-                intake = Intake(*journal_parts, opened.unstored, watermarks.in_flight)
+                intake = Intake(
+                    opened.journal,
+                    runtime.health,
+                    settings,
+                    runtime.accounting.uploads,
+                    opened.unstored,
+                    watermarks.in_flight,
+                )
                 watched = WatchedParts(settings, runtime.health, opened.journal)
                 monitor = reporting_to_systemd(watched, runtime.notifier)
                 admin_app = _serve_admin(runtime, intake)
@@ -295,7 +300,7 @@ async def _start_pipeline(
     )
     batcher = Batcher(channel, opened.layouts, settings, worker.admission, feeder)
     if opened.unstored is not None:
-        attach(opened.unstored, batcher, worker, store, settings)
+        attach_unstored(opened.unstored, batcher, worker, store, settings)
     await nursery.start(dispatch, batcher, worker)
     await nursery.start(feeder.refill, opened.journal)
     return batcher

@@ -123,14 +123,25 @@ async def test_forms_of_clients_are_served(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("brisk")
-async def test_the_clients_are_left_out_without_a_compiler(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "packages"),
+    [
+        ("--part=clients", "golang-go"),
+        ("--peer=go", "golang-go golang-github-aws-aws-sdk-go-dev"),
+    ],
+)
+async def test_what_needs_a_compiler_is_left_out_without_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    packages: str,
 ) -> None:
-    """The benchmark would fail on a machine without Go."""
+    """The benchmark would fail on a machine without Go, or silently lack a part or a peer."""
     monkeypatch.setenv("PATH", "/nonexistent")
-    run = partial(main, ["--part=clients", f"--results={tmp_path}"])
+    run = partial(main, [option, f"--results={tmp_path}"])
     assert await trio.to_thread.run_sync(run) == 0
-    assert "apt-get install golang-go" in capsys.readouterr().err
+    assert f"apt-get install {packages}" in capsys.readouterr().err
 
 
 def test_missing_programs_are_named(
@@ -140,17 +151,6 @@ def test_missing_programs_are_named(
     monkeypatch.setattr(tools, "SEARCH_PATH", "/nonexistent")
     assert main([]) == 2
     assert "apt-get install nginx-light wrk" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("brisk")
-async def test_a_peer_that_is_not_installed_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The comparison would fail without a compiler, or silently lack a peer."""
-    monkeypatch.setenv("PATH", "/nonexistent")
-    run = partial(main, ["--peer=go", f"--results={tmp_path}"])
-    assert await trio.to_thread.run_sync(run) == 0
-    assert "apt-get install golang-go golang-github-aws-aws-sdk-go-dev" in capsys.readouterr().err
 
 
 def test_every_payload_has_the_configured_length() -> None:

@@ -47,10 +47,21 @@ async def test_wrong_settings_are_reported_in_the_format_of_the_log(
     assert found[1]["problem"].startswith("COMPRESSION: 'lz4' is not allowed; allowed is one of")
 
 
-async def test_wrong_settings_of_check_are_lines_for_readers(tmp_path: Path) -> None:
-    """An operator would have to read JSON."""
-    done = await invoke("check", folder=tmp_path, env={"MAX_WORKERS": "many"})
-    assert (done.returncode, done.stderr[:22]) == (78, "payloadd: MAX_WORKERS:")
+@pytest.mark.parametrize("command", ["check", "journal status"])
+@pytest.mark.parametrize("log_format", ["auto", "text", "journald", "json"])
+async def test_wrong_settings_of_commands_are_lines_unless_json_is_wanted(
+    tmp_path: Path, command: str, log_format: str
+) -> None:
+    """An operator would have to read JSON, or a program that reads JSON would get plain lines."""
+    env = {"MAX_WORKERS": "many", "LOG_FORMAT": log_format}
+    done = await invoke(*command.split(), folder=tmp_path, env=env)
+    assert done.returncode == 78
+    (line,) = done.stderr.splitlines()
+    if log_format == "json":
+        found = json.loads(line)
+        assert (found["event"], found["setting"]) == ("settings_wrong", "MAX_WORKERS")
+    else:
+        assert line.startswith("payloadd: MAX_WORKERS: 'many' is not allowed")
 
 
 @pytest.mark.parametrize(

@@ -74,27 +74,29 @@ def test_a_shell_completes_a_command(shell: str, tmp_path: Path) -> None:
     assert sorted(done.stdout.split()) == ["drop", "list", "retry", "show"], done.stderr
 
 
-def test_the_man_page_has_every_command_and_setting() -> None:
-    """An operator without network would not find an option."""
+def rendered(command: click.Command) -> str:
+    """Return the man page of a command as a terminal shows it."""
     need_tools("groff")
     done = subprocess.run(
         [find_tool("groff"), "-man", "-ww", "-Tutf8", "-P-cbou", "-rLL=200n"],
-        input=man_page(main),
+        input=man_page(command),
         capture_output=True,
         text=True,
         check=True,
     )
     assert done.stderr == ""
-    shown = done.stdout.splitlines()
+    return done.stdout
+
+
+def test_the_man_page_has_every_command_and_setting() -> None:
+    """An operator without network would not find an option."""
+    shown = rendered(main).splitlines()
     headings = [line.strip() for line in shown if line.startswith("   payloadd ")]
     assert [" ".join(w for w in one.split() if w.islower()) for one in headings] == sorted(
         commands(main)
     )
     names = {line.strip() for line in shown}
-    settings = {
-        config.ENVIRONMENT_NAMES.get(one.name, (one.name.upper(),))[0]
-        for one in fields(config.Settings)
-    }
+    settings = {config.names_of(one.name)[0] for one in fields(config.Settings)}
     terms = {name.split()[0] for name in names if name}
     assert settings <= terms
     assert "COMPRESSION" in settings
@@ -103,20 +105,12 @@ def test_the_man_page_has_every_command_and_setting() -> None:
 
 def test_the_man_page_shows_characters_as_they_are() -> None:
     """A command that is copied from the page would contain typographic quotes and hyphens."""
-    need_tools("groff")
     text = r"""'single' "double" `back` ^~ --option C:\n …"""
 
     @click.command(help=f".dot at the beginning {text}\n\n\b\nkept\nlines")
     def dotted() -> None:
         pass
 
-    done = subprocess.run(
-        [find_tool("groff"), "-man", "-ww", "-Tutf8", "-P-cbou", "-rLL=200n"],
-        input=man_page(dotted),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stderr == ""
-    assert f".dot at the beginning {text}" in done.stdout
-    assert "       kept\n       lines\n" in done.stdout
+    shown = rendered(dotted)
+    assert f".dot at the beginning {text}" in shown
+    assert "       kept\n       lines\n" in shown

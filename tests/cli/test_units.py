@@ -219,10 +219,9 @@ def test_a_running_systemd_reloads_its_units(
 
 def test_the_environment_file_has_every_setting() -> None:
     """An administrator would not find a setting, or read a wrong default."""
-    names = config.ENVIRONMENT_NAMES
     expected = [
         f"# {item.metadata['doc']}\n"
-        f"#{names.get(item.name, (item.name.upper(),))[0]}={item.metadata['default'] or ''}"
+        f"#{config.names_of(item.name)[0]}={item.metadata['default'] or ''}"
         for item in fields(config.Settings)
     ]
     text = (UNITS / "payloadd.env").read_text()

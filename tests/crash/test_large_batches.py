@@ -22,66 +22,51 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.no_cover
 
-_CLIENTS: Final = 100
-_POSTS: Final = 5
 _LIVES: Final = 4
 
 
 async def test_a_kill_while_stored_jobs_wait_stores_nothing_twice(tmp_path: Path) -> None:
     """A crash after a large batch would store hundreds of payloads again, or lose them."""
-    state, bucket = tmp_path / "state", tmp_path / "bucket"
-    env = {
-        "STATE_DIR": str(state),
-        "STORE_URL": f"file://{bucket}",
+    settings = {
         # The last batch of a life waits: until it is stored, its first block has stored jobs, too.
         "BATCH_MAX_PAYLOADS": "130",
         "BATCH_LINGER": "2s",
     }
-    promised: list[bytes] = []
-    for life in range(_LIVES):
-        async with running_daemon(tmp_path, env) as daemon:
-            payloads = [b'{"n":%d}' % (life * 10_000 + n) for n in range(_CLIENTS * _POSTS)]
-            async with trio.open_nursery() as nursery:
-                for first in range(_CLIENTS):
-                    nursery.start_soon(_post_each, daemon, payloads[first::_CLIENTS])
-            promised += payloads
-            if life < _LIVES - 1:
-                await _until_jobs_wait(state / FILE)
-                daemon.signal(signal.SIGKILL)
-                await daemon.wait()
-                read_journal(state)
-            else:
-                await _until_stored(bucket, len(promised))
-                daemon.signal(signal.SIGTERM)
-                drained = await daemon.drained()
-                assert (drained["journaled"], drained["lost"]) == (0, 0)
-    stored = read_bucket({path.name: path.read_bytes() for path in _objects(bucket)})
-    assert stored == dict.fromkeys(promised, 1)
-    assert read_journal(state).empty
+    state = await _store_over_kills(tmp_path, settings, ["/v1/payloads"] * 100, posts=5)
     with closing(sqlite3.connect(state / FILE)) as journal:
         assert journal.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
 
 
 async def test_kills_with_many_streams_lose_and_repeat_nothing(tmp_path: Path) -> None:
     """A block has jobs of all streams, and is deleted when the last of their batches is stored."""
-    state, bucket = tmp_path / "state", tmp_path / "bucket"
     names = [f"s{number}" for number in range(16)]
-    env = {
-        "STATE_DIR": str(state),
-        "STORE_URL": f"file://{bucket}",
+    settings = {
         "STREAMS": ",".join(names),
         # The streams are stored at different times: so blocks have stored jobs and others.
         "BATCH_MAX_PAYLOADS": "5",
         "BATCH_LINGER": "500ms",
     }
+    paths = [f"/v1/payloads/{one}" for one in names] * 3
+    await _store_over_kills(tmp_path, settings, paths, posts=10)
+
+
+async def _store_over_kills(
+    tmp_path: Path, settings: dict[str, str], paths: list[str], posts: int
+) -> Path:
+    """Post payloads to several lives of a daemon, and check that each is stored once.
+
+    Each life but the last is killed while jobs of stored batches wait for deletion. In each life,
+    a client for each of ``paths`` posts ``posts`` payloads to it. Returns the STATE_DIR.
+    """
+    state, bucket = tmp_path / "state", tmp_path / "bucket"
+    env = {"STATE_DIR": str(state), "STORE_URL": f"file://{bucket}", **settings}
     promised: list[bytes] = []
     for life in range(_LIVES):
         async with running_daemon(tmp_path, env) as daemon:
-            payloads = [b'{"n":%d}' % (life * 10_000 + number) for number in range(480)]
+            payloads = [b'{"n":%d}' % (life * 10_000 + n) for n in range(len(paths) * posts)]
             async with trio.open_nursery() as nursery:
-                for first in range(48):
-                    path = f"/v1/payloads/{names[first % 16]}"
-                    nursery.start_soon(_post_each, daemon, payloads[first::48], path)
+                for client, path in enumerate(paths):
+                    nursery.start_soon(_post_each, daemon, payloads[client :: len(paths)], path)
             promised += payloads
             if life < _LIVES - 1:
                 await _until_jobs_wait(state / FILE)
@@ -96,9 +81,10 @@ async def test_kills_with_many_streams_lose_and_repeat_nothing(tmp_path: Path) -
     stored = read_bucket({path.name: path.read_bytes() for path in _objects(bucket)})
     assert stored == dict.fromkeys(promised, 1)
     assert read_journal(state).empty
+    return state
 
 
-async def _post_each(daemon: Daemon, payloads: list[bytes], path: str = "/v1/payloads") -> None:
+async def _post_each(daemon: Daemon, payloads: list[bytes], path: str) -> None:
     """Post payloads one by one over one connection."""
     host, port = daemon.url.removeprefix("http://").split(":")
     async with await trio.open_tcp_stream(host, int(port)) as stream:

@@ -15,7 +15,7 @@ import trio
 from payloadd.config import settings as config
 from payloadd.ingress.admission import open_admission
 from payloadd.ingress.api import description_of, make_app
-from payloadd.ingress.fastpath.lane import FastPath
+from payloadd.ingress.fastpath.fast_path import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.request_memory import RequestMemory
 from payloadd.ingress.routes import Routes

@@ -17,7 +17,7 @@ import trio
 import zstandard
 from trio.testing import wait_all_tasks_blocked
 
-from payloadd.ingress.fastpath.lane import FastPath
+from payloadd.ingress.fastpath.fast_path import FastPath
 from payloadd.ingress.problem import Problem
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.submission import PostHeaders

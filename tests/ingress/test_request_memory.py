@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
@@ -10,33 +9,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from payloadd.ingress.request_memory import MAX_WAIT, SMALL_BODY_BYTES, RequestMemory
-from payloadd.ingress.server.connection_state import ConnectionState, TickClock
-from payloadd.ingress.server.hypercorn_app import ReceivedBody
-from payloadd.observe.request_metrics import RequestMetrics
 
 MIB = 2**20
-
-
-@dataclass(eq=False)
-class Sender:
-    """A request that receives its body."""
-
-    memory: RequestMemory
-    size: int
-    received: int
-    since: float = field(default_factory=trio.current_time)
-    ended: bool = False
-
-    def begin(self) -> None:
-        """Acquire the memory."""
-        assert self.memory.try_acquire(self.size)
-        self.memory.watch(self)
-
-    def end_slow(self) -> None:
-        """Record the refusal, and release the memory."""
-        self.ended = True
-        self.memory.unwatch(self)
-        self.memory.release(self.size)
 
 
 def test_the_bound_holds_and_a_part_is_reserved_for_small_bodies() -> None:
@@ -163,24 +137,6 @@ async def test_requests_that_end_in_their_grant_get_memory_once() -> None:
     assert memory.used == 0
 
 
-async def test_slow_senders_are_refused_for_each_class(autojump_clock: MockClock) -> None:
-    """Otherwise a large request at the head of the queue would delay all others."""
-    memory = RequestMemory(16 * MIB, 14 * MIB)
-    senders = [Sender(memory, size, 1) for size in (*[SMALL_BODY_BYTES] * 15, *[4096] * 256)]
-    assert memory.try_acquire(14 * MIB)
-    assert memory.try_acquire(SMALL_BODY_BYTES)
-    for sender in senders:
-        sender.begin()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(memory.run)
-        await trio.sleep(1)
-        memory.enqueue(2 * MIB, lambda: None, lambda: None)
-        began = trio.current_time()
-        assert await memory.acquire(1000)
-        assert trio.current_time() - began <= 1
-        nursery.cancel_scope.cancel()
-
-
 async def test_a_request_that_waits_too_long_is_refused(autojump_clock: MockClock) -> None:
     """Otherwise a client would wait for its answer until its own timeout."""
     memory = RequestMemory(MIB, MIB)
@@ -233,25 +189,6 @@ def test_a_small_body_fits_into_the_smallest_bound() -> None:
     assert RequestMemory(SMALL_BODY_BYTES, SMALL_BODY_BYTES).try_acquire(SMALL_BODY_BYTES)
 
 
-async def test_the_slowest_senders_are_refused_for_waiting_requests(
-    autojump_clock: MockClock,
-) -> None:
-    """Otherwise clients that send a byte a second would hold the memory for REQUEST_TIMEOUT."""
-    memory = RequestMemory(4 * MIB, 4 * MIB)
-    slow, fast = Sender(memory, 2 * MIB, 10), Sender(memory, 2 * MIB, MIB)
-    slow.begin()
-    fast.begin()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(memory.run)
-        await trio.sleep(2)
-        started = trio.current_time()
-        assert await memory.acquire(2 * MIB)
-        assert trio.current_time() - started < 1
-        nursery.cancel_scope.cancel()
-    assert (slow.ended, fast.ended) == (True, False)
-    assert autojump_clock.autojump_threshold == 0
-
-
 async def test_memory_beyond_the_bound_is_released_first(autojump_clock: MockClock) -> None:
     """Otherwise bodies that are small until they are decompressed would exceed the bound."""
     memory = RequestMemory(MIB, MIB)
@@ -275,62 +212,6 @@ async def test_small_bodies_do_not_wait(size: int) -> None:
     assert memory.try_acquire(256 * MIB * 7 // 8)
     memory.enqueue(16 * MIB, lambda: None, lambda: None)
     assert memory.try_acquire(size)
-
-
-async def test_the_wait_for_memory_does_not_count_as_slowness(autojump_clock: MockClock) -> None:
-    """Otherwise a body that just got its memory, and has sent nothing yet, would be refused."""
-    memory = RequestMemory(MIB, MIB)
-    assert memory.try_acquire(MIB)
-
-    async def receive() -> dict[str, object]:
-        return {"type": "http.request", "body": b"x", "more_body": True}
-
-    body = ReceivedBody(
-        memory, receive, MIB, ConnectionState(30, 60, TickClock()), RequestMetrics()
-    )
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(body.receive)
-        await trio.sleep(3)
-        memory.release(MIB)
-    assert trio.current_time() - body.since < 1
-    body.release()
-    assert memory.used == 0
-    assert autojump_clock.autojump_threshold == 0
-
-
-async def test_a_slow_sender_is_refused_only_for_a_request_that_has_waited(
-    autojump_clock: MockClock,
-) -> None:
-    """Otherwise a short peak would end requests that would have been complete in a moment."""
-    memory = RequestMemory(4 * MIB, 4 * MIB)
-    slow = Sender(memory, 4 * MIB, 10)
-    slow.begin()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(memory.run)
-        await trio.sleep(2)
-        memory.enqueue(MIB, lambda: None, lambda: None)
-        await trio.sleep(0.3)
-        ended = [slow.ended]
-        await trio.sleep(0.5)
-        ended.append(slow.ended)
-        assert ended == [False, True]
-        nursery.cancel_scope.cancel()
-
-
-async def test_a_sender_that_has_just_begun_is_not_slow(autojump_clock: MockClock) -> None:
-    """Otherwise a request would be refused before its client could send a byte."""
-    memory = RequestMemory(4 * MIB, 4 * MIB)
-    sender = Sender(memory, 4 * MIB, 0)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(memory.run)
-        sender.begin()
-        memory.enqueue(MIB, lambda: None, lambda: None)
-        await trio.sleep(0.9)
-        ended = [sender.ended]
-        await trio.sleep(0.5)
-        ended.append(sender.ended)
-        assert ended == [False, True]
-        nursery.cancel_scope.cancel()
 
 
 async def test_a_large_request_does_not_pass_a_larger_one() -> None:
@@ -389,22 +270,4 @@ async def test_an_empty_queue_needs_no_time(autojump_clock: MockClock) -> None:
         autojump_clock.autojump_threshold = float("inf")
         await wait_all_tasks_blocked()
         assert trio.lowlevel.current_statistics().seconds_to_next_deadline == float("inf")
-        nursery.cancel_scope.cancel()
-
-
-async def test_the_slowest_sender_is_the_one_with_the_lowest_rate(
-    autojump_clock: MockClock,
-) -> None:
-    """Otherwise a client that sends a byte a second would be safe once it has sent for long."""
-    memory = RequestMemory(4 * MIB, 4 * MIB)
-    old, new = Sender(memory, 2 * MIB, 100), Sender(memory, 2 * MIB, 60)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(memory.run)
-        old.begin()
-        await trio.sleep(8)
-        new.since = trio.current_time()
-        new.begin()
-        await trio.sleep(2)
-        assert await memory.acquire(2 * MIB)
-        assert (old.ended, new.ended) == (True, False)
         nursery.cancel_scope.cancel()

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from payloadd.config.parsers import S3Url
 from payloadd.model.job import IdSource
-from payloadd.model.keys import KeyTemplate
+from payloadd.model.keys import KeyTemplate, key_problems
 
 # 2026-03-04 05:06:07.089 UTC
 MILLISECONDS = 1_772_600_767_089
@@ -103,9 +104,10 @@ def test_an_invalid_template_is_refused_with_a_reason(text: str, allowed: str) -
 
 def test_the_prefix_counts_for_the_length_of_a_key() -> None:
     """S3 would refuse every object with KeyTooLongError."""
-    KeyTemplate.parse("{id}", prefix="p" * 900)
-    with pytest.raises(ValueError, match="1024"):
-        KeyTemplate.parse("{id}", prefix="p" * 1000)
+    values = {"key_template": "{id}", "store_url": S3Url("bucket", "p" * 900)}
+    assert key_problems(values) == []
+    (problem,) = key_problems(values | {"store_url": S3Url("bucket", "p" * 1000)})
+    assert "the prefix has 1000 bytes; allowed are 1024 bytes" in problem
 
 
 @pytest.mark.parametrize(

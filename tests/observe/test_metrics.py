@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from payloadd.observe.metrics import Metrics, render_gauges
+from payloadd.observe.metrics import Metrics
+from payloadd.observe.state_gauges import render_gauges
 from payloadd.observe.status import (
     JournalFigures,
     PayloadFigures,

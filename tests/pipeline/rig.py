@@ -91,7 +91,7 @@ class Pipeline:
         self.metrics = Metrics(self.health.snapshot)
         self.accounting = Accounting(self.metrics)
         self.channel = JobChannel(settings.max_queue, settings.max_queue_bytes)
-        self.feeder = QueueFeeder(self.channel, self.accounting, newest=0)
+        self.feeder = QueueFeeder(self.channel, self.accounting)
         listener = PipelineListener(self.channel, self.feeder, self.accounting, self.metrics)
         self.journal = self.journal_type(listener)
         self.intake = Intake(self.journal, self.health, settings, self.accounting.uploads)

@@ -36,7 +36,7 @@ def make_batcher(
     settings = config.load({"BATCH_MAX_PAYLOADS": str(most), "BATCH_LINGER": "2s"})
     metrics = Metrics()
     accounting = Accounting(metrics)
-    feeder = QueueFeeder(channel, accounting, newest=0)
+    feeder = QueueFeeder(channel, accounting)
     journal = MemoryJournal(PipelineListener(channel, feeder, accounting, metrics))
     admission = UploadAdmission(channel, accounting, journal, Health(), metrics, 4)
     return Batcher(channel, Layouts(layouts), settings, admission, feeder), admission

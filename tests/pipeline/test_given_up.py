@@ -16,7 +16,7 @@ from payloadd.journal.store import StoreJournal
 from payloadd.model.stored_objects import StoredObjects
 from payloadd.observe.health import Health
 from payloadd.pipeline.intake import Intake
-from payloadd.pipeline.unstored import attach
+from payloadd.pipeline.unstored import attach_unstored
 from tests.pipeline.rig import FaultyStore, Pipeline, first, forbidden, internal_error, slow_down
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class StorePipeline(Pipeline):
         self.requests = self.journal
         settings = config.load({"KEY_TEMPLATE": "{id}", "BATCH_MAX_PAYLOADS": "1"} | environ)
         self.intake = Intake(self.journal, health, settings, unstored=self.journal)
-        attach(self.journal, self.batcher, self.worker, store, settings)
+        attach_unstored(self.journal, self.batcher, self.worker, store, settings)
 
     def post(self, *payloads: bytes) -> None:
         """Submit a request; ``answers`` has its outcome by its first payload later."""

@@ -41,7 +41,7 @@ class Rig:
         metrics = Metrics()
         self.accounting = Accounting(metrics)
         self.health = Health()
-        self.feeder = QueueFeeder(self.channel, self.accounting, newest=0)
+        self.feeder = QueueFeeder(self.channel, self.accounting)
         listener = PipelineListener(self.channel, self.feeder, self.accounting, metrics)
         self.journal = JournalWithWait(listener, most_keys)
         settings = config.load({"MAX_QUEUE": str(max_jobs), "BATCH_MAX_PAYLOADS": "1", **environ})

@@ -52,7 +52,9 @@ class Rig:
         self.channel = JobChannel(max_jobs, _BYTES)
         metrics = Metrics()
         self.accounting = Accounting(metrics)
-        self.feeder = QueueFeeder(self.channel, self.accounting, newest=old[-1].seq if old else 0)
+        self.feeder = QueueFeeder(self.channel, self.accounting)
+        if old:
+            self.feeder.leave(old[-1].seq)
         listener = PipelineListener(self.channel, self.feeder, self.accounting, metrics)
         self.journal = PagedJournal(listener)
         self.journal.jobs += old

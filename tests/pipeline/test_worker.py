@@ -239,7 +239,8 @@ class BrokenFormat:
     suffix = ".parquet"
     kind = PLAIN_KIND
     encoder = "broken-1"
-    most_in_loop = -1
+    most_in_loop = 0
+    has_process = True
 
     def __init__(self, failures: int) -> None:
         self._failures = failures

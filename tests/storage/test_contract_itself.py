@@ -11,8 +11,9 @@ import trio
 
 from payloadd.errors import TransientStoreError
 from payloadd.storage.api import open_store
+from tests.storage import targets
 from tests.storage import test_contract as suite
-from tests.storage.test_contract import Folder, Target
+from tests.storage.targets import Folder, Target
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -146,7 +147,7 @@ async def test_a_faulty_store_fails(
             nursery.cancel_scope.cancel()
 
     monkeypatch.setattr(suite, "open_store", open_faulty)
-    monkeypatch.setattr(suite, "TEST_TIMEOUT", _TIMEOUT)
+    monkeypatch.setattr(targets, "TEST_TIMEOUT", _TIMEOUT)
     with pytest.raises((*_FOUND, ExceptionGroup)) as caught, trio.fail_after(10):
         await check(Folder(root))
     assert all(isinstance(one, _FOUND) for one in leaves(caught.value))

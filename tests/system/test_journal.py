@@ -182,7 +182,7 @@ async def test_wrong_settings_have_the_exit_status_of_serve(
     tmp_path: Path, verb: list[str]
 ) -> None:
     """A script could not tell a wrong setting from a damaged journal."""
-    env = {"MAX_WORKERS": "none", "DRAIN_TIMEOUT": "soon"}
+    env = {"MAX_WORKERS": "none", "DRAIN_TIMEOUT": "soon", "LOG_FORMAT": "text"}
     done = await invoke("journal", *verb, folder=tmp_path, env=env)
     assert done.returncode == 78
     lines = done.stderr.splitlines()

@@ -15,17 +15,16 @@ import trio
 from payloadd.cli.running_daemon import status_notes, status_of_daemon
 from payloadd.config.parsers import S3Url
 from payloadd.config.stream_names import DEFAULT_STREAM, some_of
-from payloadd.errors import OperatorStoreError, PayloaddError, SettingsError, StoreError
+from payloadd.errors import PayloaddError, SettingsError, StoreError
 from payloadd.ingress.admission import open_admission
 from payloadd.ingress.server.tls import open_certificates
 from payloadd.journal.open import check_journal
 from payloadd.model.formats import FORMATS
-from payloadd.model.formats.api import EncodedObject
 from payloadd.model.formats.configuration import open_formats
-from payloadd.model.formats.ndjson import PLAIN_KIND
-from payloadd.model.job import IdSource, Members
+from payloadd.model.job import IdSource
 from payloadd.model.keys import KeyTemplate
 from payloadd.model.layout import Layout
+from payloadd.pipeline.store_probe import ProbeObject
 from payloadd.storage.api import open_store
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from payloadd.config.settings import Settings
     from payloadd.storage.api import Store
 
-_DENIED: Final = {"AccessDenied", "HTTP403"}
 _NO_BUCKET: Final = "NoSuchBucket"
 
 
@@ -110,12 +108,7 @@ class _Probe:
         self._store = store
         self._settings = settings
         self._report = report
-        (probe_id,) = IdSource().new_ids(1)
-        url = settings.store_url
-        prefix = url.prefix if isinstance(url, S3Url) else ""
-        self._keys = KeyTemplate.parse(settings.key_template).probe_keys(probe_id, prefix)
-        self._body = EncodedObject([b"{}\n"], PLAIN_KIND)
-        self._members = Members(1, str(probe_id), str(probe_id))
+        self._object = ProbeObject(settings)
 
     async def write(self, *, create: bool) -> str:
         """Write the object, and return its key; ``create``: after a missing bucket was created.
@@ -135,26 +128,17 @@ class _Probe:
         return await self._write()
 
     async def _write(self) -> str:
-        """Write the object to the first key that the rights allow, and return the key."""
-        *others, last = self._keys
-        for key in others:
-            try:
-                return await self._put(key)
-            except OperatorStoreError as error:
-                if error.code not in _DENIED:
-                    raise
-        return await self._put(last)
-
-    async def _put(self, key: str) -> str:
-        with self._in_time():
-            await self._store.put(key, self._body, self._members, repeat=False)
+        """Write the object, and return the key that the rights allow it."""
+        with self._reporting_timeout():
+            key = await self._object.write(self._store, self._settings.upload_timeout)
         self._report.ok("write", key)
         return key
 
     async def read_back(self, key: str) -> None:
         """Compare the stored object, if the store allows that. Raises PayloaddError."""
+        probe = self._object
         with self._in_time():
-            allowed = await self._store.read_back(key, self._body, self._members)
+            allowed = await self._store.read_back(key, probe.body, probe.members)
         if allowed:
             self._report.ok("read", key)
         else:
@@ -173,11 +157,16 @@ class _Probe:
     @contextmanager
     def _in_time(self) -> Iterator[None]:
         """Raise PayloaddError after UPLOAD_TIMEOUT."""
-        seconds = self._settings.upload_timeout
+        with self._reporting_timeout(), trio.fail_after(self._settings.upload_timeout):
+            yield
+
+    @contextmanager
+    def _reporting_timeout(self) -> Iterator[None]:
+        """Raise PayloaddError in place of trio.TooSlowError."""
         try:
-            with trio.fail_after(seconds):
-                yield
+            yield
         except trio.TooSlowError:
+            seconds = self._settings.upload_timeout
             raise PayloaddError(f"no answer within UPLOAD_TIMEOUT ({seconds:g} s)") from None
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from payloadd.cli.wrong_settings import end_for_reader
 from payloadd.config import settings as config
 from payloadd.errors import PayloaddError, SettingsError
 from payloadd.escaping import (
@@ -20,7 +21,6 @@ from payloadd.escaping import (
     escape_controls_in_json,
     escape_controls_in_lines,
 )
-from payloadd.exit_status import ExitStatus
 from payloadd.journal.open import damage_line, inspect_journal
 from payloadd.model.streams import DEFAULT_NAME
 from payloadd.observe.status import journal_document, journal_lines
@@ -43,9 +43,7 @@ def _inspection(lane: int | None = None) -> Iterator[JournalInspection]:
         with inspect_journal(config.load(), lane) as inspection:
             yield inspection
     except SettingsError as error:
-        for problem in error.problems:
-            click.echo(f"payloadd: {escape_controls(problem)}", err=True)
-        sys.exit(ExitStatus.WRONG_SETTINGS)
+        end_for_reader(error)
     except PayloaddError as error:
         click.echo(f"payloadd: {escape_controls(str(error))}", err=True)
         sys.exit(1)

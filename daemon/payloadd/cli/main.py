@@ -18,6 +18,7 @@ from payloadd.cli.journal import journal
 from payloadd.cli.send import send
 from payloadd.cli.token import token
 from payloadd.cli.units import systemd
+from payloadd.cli.wrong_settings import end_as_logged, end_for_reader
 from payloadd.config import settings as config
 from payloadd.config.misspelt import misspelt_names
 from payloadd.errors import SettingsError
@@ -25,19 +26,15 @@ from payloadd.escaping import escape_controls
 from payloadd.exit_status import ExitStatus
 from payloadd.model.keys import key_problems
 from payloadd.observe import logs, standard_streams
-from payloadd.observe.status import wrong_settings_line
 from payloadd.observe.unhandled_errors import escape_unhandled_errors
-from payloadd.systemd.notify import Notifier, is_journal
+from payloadd.systemd.notify import is_journal
 
 log = logs.get_logger(__name__)
 
 
 def _settings_table() -> str:
     """Return a table of all settings, marked so that click does not wrap its lines."""
-    rows = [
-        (config.ENVIRONMENT_NAMES.get(item.name, (item.name.upper(),))[0], item.metadata)
-        for item in fields(config.Settings)
-    ]
+    rows = [(config.names_of(item.name)[0], item.metadata) for item in fields(config.Settings)]
     name_width = max(len(name) for name, _ in rows)
     default_width = max(len(row["default"] or "-") for _, row in rows)
     lines = [
@@ -78,7 +75,7 @@ def serve_command() -> None:
     try:
         settings = config.load(check=key_problems)
     except SettingsError as error:
-        _fail_as_logged(error, config.for_log())
+        end_as_logged(error, config.for_log())
     logs.configure(settings, journald=is_journal(sys.stderr))
     _warn_of_misspelt_names()
     # SIGABRT, which systemd's watchdog sends, writes the stacks of all threads to the log.
@@ -91,7 +88,7 @@ def serve_command() -> None:
 
         status = trio.run(service.run, settings)
     except SettingsError as error:
-        _fail_as_logged(error, settings)
+        end_as_logged(error, settings)
     _exit(status)
 
 
@@ -125,38 +122,12 @@ def _load() -> config.Settings:
     try:
         return config.load(check=key_problems)
     except SettingsError as error:
-        _fail(error)
+        end_for_reader(error)
 
 
 def _warn_of_misspelt_names() -> None:
     if names := misspelt_names():
         log.warning("names_ignored", similar=names, note="these variables are no settings")
-
-
-def _fail_as_logged(error: SettingsError, settings: config.Settings) -> NoReturn:
-    """Report wrong settings in the format of the log, and end the process."""
-    journald = is_journal(sys.stderr)
-    if settings.log_format == "text" or (
-        not journald and logs.is_text(settings.log_format, sys.stderr)
-    ):
-        _fail(error)
-    logs.configure(settings, journald=journald)
-    for problem in error.problems:
-        log.error("settings_wrong", setting=problem.partition(":")[0], problem=problem)
-    _end_with_wrong_settings(error)
-
-
-def _fail(error: SettingsError) -> NoReturn:
-    """Report wrong settings as lines for readers, and end the process."""
-    mark = logs.priority_prefix("error") if is_journal(sys.stderr) else ""
-    for problem in error.problems:
-        standard_streams.write_line(f"{mark}payloadd: {escape_controls(problem)}", error=True)
-    _end_with_wrong_settings(error)
-
-
-def _end_with_wrong_settings(error: SettingsError) -> NoReturn:
-    Notifier().status(wrong_settings_line(error.problems))
-    _exit(ExitStatus.WRONG_SETTINGS)
 
 
 def _exit(status: ExitStatus) -> NoReturn:

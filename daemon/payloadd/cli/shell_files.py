@@ -90,7 +90,7 @@ def _commands(command: click.Command, context: click.Context) -> Iterator[str]:
 
 def _settings() -> Iterator[tuple[str, str]]:
     for item in fields(config.Settings):
-        name, *_ = config.ENVIRONMENT_NAMES.get(item.name, (item.name.upper(),))
+        name, *_ = config.names_of(item.name)
         default = item.metadata["default"]
         yield name, item.metadata["doc"] + (f" [{default}]" if default else "")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final
 
+from payloadd.config.object_options import encryption_problems
 from payloadd.config.parquet_schema import parquet_problems
 from payloadd.config.parsers import size_text
 from payloadd.config.shared_journal import shared_journal_problems
@@ -47,6 +48,7 @@ def contradictions_of(values: Mapping[str, Any], given: Collection[str] = ()) ->
         *_too_long_linger(values),
         *parquet_problems(values),
         *shared_journal_problems(values),
+        *encryption_problems(values),
     ]
 
 

@@ -1,14 +1,10 @@
-"""The settings of the daemon itself; ``settings.py`` adds those of S3, and reads all of them.
-
-A setting is a field. Its metadata holds the default as a user would write it, the parser, and a
-line of documentation.
-"""
+"""The settings of the daemon itself; ``setting.py`` says what a field is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Final, Literal
 
 from payloadd.config.envelope import EnvelopeFields, envelope
 from payloadd.config.parquet_schema import (
@@ -36,12 +32,9 @@ from payloadd.config.parsers import (
     whole,
     words,
 )
+from payloadd.config.setting import setting
 from payloadd.config.shared_journal import journal_url
 from payloadd.config.stream_names import streams
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 LARGEST_OBJECT: Final = 512 * 2**20
 """Bytes; a dead letter is one row, and SQLite's rows have at most 10^9 (sqlite.org/limits.html)."""
@@ -49,12 +42,7 @@ KEY_TEMPLATE: Final = "dt={date}/hour={hour}/{id}.ndjson"
 """Folders that Athena, Spark and DuckDB take for partitions (Apache Hive's names)."""
 
 
-def setting(default: str | None, parse: Callable[[str], object], doc: str) -> dict[str, Any]:
-    """Return the metadata of a field: default as a user writes it, parser, documentation."""
-    return {"default": default, "parse": parse, "doc": doc}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DaemonSettings:
     """The parsed values: sizes in bytes, durations in seconds."""
 

@@ -94,8 +94,9 @@ def checksum_calculation(text: str) -> str:
 
 def metadata(text: str) -> tuple[tuple[str, str], ...]:
     """Parse ``name=value,name=value``; ``,`` ``&`` ``=`` ``%`` in it are percent-encoded."""
-    found = {name.lower(): value for name, value in _pairs(text)}
-    good = all(map(_TOKEN.fullmatch, found)) and len(found) == len(_pairs(text))
+    pairs = _pairs(text, ",")
+    found = {name.lower(): value for name, value in pairs}
+    good = all(map(_TOKEN.fullmatch, found)) and len(found) == len(pairs)
     # A space at an end, or two in a row, would be signed in another form than they are stored.
     good = good and all(
         value.isascii() and value.isprintable() and " ".join(value.split()) == value
@@ -116,7 +117,7 @@ def tags(text: str) -> str:
 
     The result is the value of ``x-amz-tagging``: pairs as in the query of a URL.
     """
-    found = _pairs(text)
+    found = _pairs(text, "&")
     good = len(found) <= _MOST_TAGS and len(dict(found)) == len(found)
     good = good and all(
         len(name) <= _LONGEST_TAG
@@ -134,19 +135,24 @@ def tags(text: str) -> str:
     return "&".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in found)
 
 
-def _pairs(text: str) -> list[tuple[str, str]]:
-    """Return names and values, percent-decoded. Raises ValueError."""
+def _pairs(text: str, separator: str) -> list[tuple[str, str]]:
+    """Return names and values, percent-decoded; ``separator`` is for the message.
+
+    Raises ValueError.
+    """
     pairs = []
     for part in re.split("[,&]", text):
         name, equals, value = part.partition("=")
         if not equals or not name.strip() or "\udc00" <= max(part, default="") <= "\udfff":
-            raise ValueError("name=value[,name=value...]; , & = % in them as %2C %26 %3D %25")
+            raise ValueError(
+                f"name=value[{separator}name=value...]; , & = % in them as %2C %26 %3D %25"
+            )
         pairs.append((unquote(name.strip()), unquote(value.strip())))
     return pairs
 
 
-def contradictions(values: Mapping[str, Any]) -> list[str]:
-    """Return problems of object options that are allowed alone and not together."""
+def encryption_problems(values: Mapping[str, Any]) -> list[str]:
+    """Return the problem of a KMS key that S3_SSE does not use."""
     sse = values.get("s3_sse")
     if not values.get("s3_sse_kms_key_id") or sse in _KMS:
         return []

@@ -1,37 +1,21 @@
 """Read the settings; no other module reads the environment.
 
-A setting is a field of :class:`Settings`; ``daemon_settings.py`` says what its metadata is.
-``load`` parses every field and reports all wrong settings together, so that an operator does not
-need a restart for each.
+``load`` parses every field of :class:`Settings` and reports all wrong settings together, so that an
+operator does not need a restart for each.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import Field, dataclass, field, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from dataclasses import Field, dataclass, fields
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from payloadd.config.contradictions import contradictions_of
 from payloadd.config.credential_files import read_credentials
-from payloadd.config.daemon_settings import (
-    KEY_TEMPLATE,
-    LARGEST_OBJECT,
-    DaemonSettings,
-    setting,
-)
-from payloadd.config.object_options import (
-    ACLS,
-    SSE_C,
-    checksum,
-    checksum_calculation,
-    contradictions,
-    encryption,
-    header_word,
-    metadata,
-    tags,
-)
-from payloadd.config.parsers import endpoint_url, one_of, pem_file, price, region, truth, words
+from payloadd.config.daemon_settings import KEY_TEMPLATE, DaemonSettings
+from payloadd.config.object_options import SSE_C
+from payloadd.config.parsers import pem_file
+from payloadd.config.s3_settings import S3Settings
 from payloadd.errors import SettingsError
 from payloadd.redaction import hide_userinfo
 
@@ -39,122 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-__all__ = [
-    "ENVIRONMENT_NAMES",
-    "LARGEST_OBJECT",
-    "Settings",
-    "load",
-    "names_of",
-    "reread_credentials",
-]
+@dataclass(frozen=True, kw_only=True)
+class Settings(S3Settings, DaemonSettings):
+    """All settings, parsed: sizes in bytes, durations in seconds.
+
+    The fields of the last base class come first, in the help and in the file of the units too.
+    """
 
 
-_SENT_AS_HEADER: Final = "visible ASCII characters, without spaces"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(DaemonSettings):
-    """All settings, parsed: sizes in bytes, durations in seconds."""
-
-    s3_addressing: Literal["auto", "path", "virtual"] = field(
-        metadata=setting(
-            "auto",
-            one_of("auto", "path", "virtual"),
-            "path, virtual or auto: path with AWS_ENDPOINT_URL_S3",
-        )
-    )
-    s3_storage_class: str | None = field(
-        metadata=setting(
-            None,
-            header_word("a storage class, such as STANDARD_IA", r"[A-Za-z0-9_-]{1,64}"),
-            "storage class of objects",
-        )
-    )
-    s3_sse: str | None = field(
-        metadata=setting(None, encryption, "encryption of objects: AES256, aws:kms, aws:kms:dsse")
-    )
-    s3_sse_kms_key_id: str | None = field(
-        metadata=setting(None, header_word("a key's id, ARN or alias"), "KMS key of S3_SSE=aws:kms")
-    )
-    s3_acl: str | None = field(
-        metadata=setting(None, one_of(*ACLS), "access control list of objects")
-    )
-    put_price: float = field(metadata=setting("0.000005", price, "dollars that one PUT costs"))
-    s3_tags: str | None = field(metadata=setting(None, tags, "tags of objects: name=value&..."))
-    s3_metadata: tuple[tuple[str, str], ...] | None = field(
-        metadata=setting(None, metadata, "metadata of objects: name=value,...")
-    )
-    aws_request_checksum_calculation: str | None = field(
-        metadata=setting(
-            None, checksum_calculation, "when_required: no checksum unless S3_CHECKSUM names one"
-        )
-    )
-    s3_checksum: str = field(
-        metadata=setting("crc32", checksum, "crc32, crc32c, crc64nvme, sha256 or none")
-    )
-    s3_content_encoding: Literal["on", "off"] = field(
-        metadata=setting(
-            "off",
-            one_of("on", "off"),
-            "on: compressed objects have a Content-Encoding, so that HTTP clients decompress them",
-        )
-    )
-    s3_if_none_match: Literal["auto", "on", "off"] = field(
-        metadata=setting(
-            "auto", one_of("auto", "on", "off"), "let S3 keep an object that exists; auto: repeats"
-        )
-    )
-    s3_expected_bucket_owner: str | None = field(
-        metadata=setting(
-            None,
-            header_word("the 12 digits of an AWS account", "[0-9]{12}"),
-            "account that has to own the bucket",
-        )
-    )
-    s3_request_payer: str | None = field(
-        metadata=setting(None, one_of("requester"), "requester: pay for requests yourself")
-    )
-    aws_region: str | None = field(metadata=setting(None, region, "region of the bucket"))
-    aws_endpoint_url: str | None = field(
-        metadata=setting(None, endpoint_url, "S3 endpoint other than AWS's")
-    )
-    aws_access_key_id: str | None = field(
-        repr=False,
-        metadata=setting(None, header_word(_SENT_AS_HEADER, "[!-~]+"), "static access key"),
-    )
-    aws_secret_access_key: str | None = field(
-        repr=False, metadata=setting(None, words, "static secret key")
-    )
-    aws_session_token: str | None = field(
-        repr=False,
-        metadata=setting(
-            None, header_word(_SENT_AS_HEADER, "[!-~]+"), "session token of temporary keys"
-        ),
-    )
-    aws_ca_bundle: Path | None = field(
-        metadata=setting(None, pem_file, "authorities of the certificates of S3, PEM")
-    )
-    aws_use_fips_endpoint: bool | None = field(
-        metadata=setting(None, truth, "endpoints with FIPS 140 cryptography")
-    )
-    aws_use_dualstack_endpoint: bool | None = field(
-        metadata=setting(None, truth, "endpoints with IPv4 and IPv6")
-    )
-    aws_ignore_configured_endpoint_urls: bool | None = field(
-        metadata=setting(None, truth, "ignore AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL")
-    )
-    aws_profile: str | None = field(
-        metadata=setting(None, words, "profile of AWS's files; AWS_PROFILE does the same")
-    )
-    aws_config_file: Path | None = field(
-        metadata=setting(None, Path, "AWS's file with profiles; ~/.aws/config")
-    )
-    aws_shared_credentials_file: Path | None = field(
-        metadata=setting(None, Path, "AWS's file with keys; ~/.aws/credentials")
-    )
-
-
-ENVIRONMENT_NAMES: Final = {
+_NAMES: Final = {
     "state_dir": ("STATE_DIR", "STATE_DIRECTORY"),
     "aws_region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
     "aws_endpoint_url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
@@ -193,7 +70,7 @@ def load(
     for name, why in SSE_C.items():
         if _find((name,), environ, credentials)[1] is not None:
             problems.append(f"{name}: is not allowed; allowed is: {why}")
-    problems += contradictions_of(values, given) + contradictions(values)
+    problems += contradictions_of(values, given)
     problems += [] if check is None else check(values)
     if problems:
         raise SettingsError(problems)
@@ -201,13 +78,15 @@ def load(
 
 
 def for_log(environ: Mapping[str, str] | None = None) -> Settings:
-    """Return the defaults, with LOG_FORMAT of the environment if its value is valid.
+    """Return the defaults, with the LOG_FORMAT that is set if its value is valid.
 
     Messages about wrong settings are logged with it.
     """
     environ = os.environ if environ is None else environ
+    credentials, _ = _read_credentials(environ)
+    _, text = _find(names_of("log_format"), environ, credentials)
     try:
-        return load({"LOG_FORMAT": environ.get("LOG_FORMAT", "")})
+        return load({"LOG_FORMAT": text or ""})
     except SettingsError:
         return load({})
 
@@ -243,7 +122,7 @@ def _read_credentials(environ: Mapping[str, str]) -> tuple[dict[str, str], list[
     names = {name.lower() for name in SSE_C}
     pem_names = set()
     for item in fields(Settings):
-        own = [name.lower() for name in ENVIRONMENT_NAMES.get(item.name, (item.name,))]
+        own = [name.lower() for name in names_of(item.name)]
         names.update(own)
         if item.metadata["parse"] is pem_file:
             pem_names.update(own)
@@ -275,4 +154,4 @@ def _find(
 
 def names_of(field_name: str) -> tuple[str, ...]:
     """Return the names of the variables of a field, the one that wins first."""
-    return ENVIRONMENT_NAMES.get(field_name, (field_name.upper(),))
+    return _NAMES.get(field_name, (field_name.upper(),))

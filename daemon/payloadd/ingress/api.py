@@ -27,7 +27,15 @@ from payloadd.ingress.problem import (
     refusal_problem,
     too_large,
 )
-from payloadd.ingress.routes import COLLECTIONS, DEFAULT, DOCUMENTS, METHODS, has_odd_slashes
+from payloadd.ingress.routes import (
+    ALLOWED_ON_PAGES,
+    ALLOWED_ON_PAYLOADS,
+    COLLECTIONS,
+    DEFAULT,
+    DOCUMENTS,
+    METHODS,
+    has_odd_slashes,
+)
 from payloadd.ingress.submission import PostHeaders, closes_connection, internal_error
 from payloadd.ingress.waiting_submission import do_nothing, submit_and_wait
 
@@ -82,7 +90,7 @@ def make_app(
 
 
 async def _allow_reads() -> Response:
-    return _no_content({"Allow": "GET, HEAD, OPTIONS"})
+    return _no_content({"Allow": ALLOWED_ON_PAGES})
 
 
 async def healthz() -> Response:
@@ -112,7 +120,7 @@ class _Handler:
         """
         _refuse_odd_slashes()
         del stream
-        headers = {"Allow": "OPTIONS, POST, PUT", "Accept-Post": ACCEPTED_TYPES}
+        headers = {"Allow": ALLOWED_ON_PAYLOADS, "Accept-Post": ACCEPTED_TYPES}
         cors = self._submitter.cors
         if cors is not None:
             headers.update(cors.preflight(_header("Origin")))
@@ -124,10 +132,6 @@ class _Handler:
         joined = _joined_headers()
         headers = self._post_headers(joined, document=document, stream=found)
         length = joined.get(b"content-length", b"")
-        if b"transfer-encoding" in joined and length:
-            # h11 follows Transfer-Encoding. Behind a proxy that follows Content-Length, a client
-            # could smuggle a request (RFC 9112, section 6.1).
-            raise Problem("MALFORMED", "Transfer-Encoding and Content-Length are both present")
         certificate_name = request.scope.get("state", {}).get("certificate_name")
         name = self._submitter.check(
             headers, token_digest(_text(joined, b"authorization")), certificate_name, self.client

@@ -1,4 +1,4 @@
-"""The parts of HTTP/1.x's grammar that neither llhttp nor h11 checks. No I/O.
+"""The rules of HTTP/1.x that neither llhttp nor h11 checks. No I/O.
 
 Both ways in go by it. Sources: RFC 9112, sections 2.3, 3 and 7.1.1; RFC 3986, section 3.2.2.
 """
@@ -8,6 +8,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
+MAX_HEAD_BYTES: Final = 16 * 2**10
+"""Bytes of the head of a request, the empty line included."""
+PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
+"""The part of HTTP/2's connection preface that looks like a head (RFC 9113, section 3.4)."""
 TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 """RFC 9110, section 5.6.2."""
 _REQUEST_LINE: Final = re.compile(rb"(%b) ([\x21-\x7e]+) HTTP/1\.([0-9])" % TOKEN)

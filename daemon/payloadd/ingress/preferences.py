@@ -15,12 +15,13 @@ from msgspec.json import encode
 
 from payloadd.errors import RefusedError
 from payloadd.escaping import escape_controls_in_json
+from payloadd.ingress.http_grammar import TOKEN
 from payloadd.pipeline.intake import StoredObjects
 
 if TYPE_CHECKING:
     from payloadd.pipeline.intake import Receipt
 
-_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - a token of HTTP, no secret
+_TOKEN: Final = TOKEN.decode("ascii")
 _WORD: Final = rf'{_TOKEN}|"(?:[^"\\]|\\.)*+"'
 _PARAMETER: Final = rf"{_TOKEN}(?:[ \t]*=[ \t]*(?:{_WORD}))?"
 _PREFERENCE: Final = re.compile(

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 COLLECTIONS: Final = "/v1/payloads"
 DOCUMENTS: Final = "/v1/payload"
 METHODS: Final = ("POST", "PUT")
-BEGINNINGS: Final = tuple(f"{method} {DOCUMENTS}".encode("ascii") for method in METHODS)
-"""The beginnings of the first lines of all routes."""
+ALLOWED_ON_PAYLOADS: Final = "OPTIONS, POST, PUT"
+"""The header Allow of the paths of POSTs."""
+ALLOWED_ON_PAGES: Final = "GET, HEAD, OPTIONS"
+"""The header Allow of all other paths of the public address."""
 _UNKNOWN: Final = -1
 _LABELS: Final = {
     COLLECTIONS: PAYLOADS,

@@ -1,4 +1,4 @@
-"""Open the journal that the settings name: the one place that reads DURABILITY."""
+"""Open the journal that the settings name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from payloadd.observe.logs import get_logger
 from payloadd.observe.status import JournalFigures
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 
     from payloadd.config.settings import Settings
     from payloadd.journal.api import Journal, JournalListener, UnstoredRequests
@@ -78,7 +78,7 @@ async def open_journal(
         wanted = _stream_names(settings)
         arguments = (settings, wanted, listener, health, metrics, read_uptime)
         async with _postgres("opening").open_postgres(*arguments) as shared:
-            active = {name: one for one, name in shared.names.items() if name in wanted}
+            active = _active(shared.names, wanted)
             yield OpenedJournal(shared.journal, shared.layouts, active, shared.names)
         return
     if settings.durability != "disk":
@@ -104,7 +104,7 @@ def _without_disk(
     """Return the journal of DURABILITY=memory or DURABILITY=store."""
     names = dict(enumerate(_stream_names(settings)))
     layouts = [(first_seq(one), Layout.of(settings, name)) for one, name in names.items()]
-    of_settings = Layouts(layouts), {name: number for number, name in names.items()}, names
+    of_settings = Layouts(layouts), _active(names, names.values()), names
     if settings.durability == "memory":
         return OpenedJournal(MemoryJournal(listener, read_uptime=read_uptime), *of_settings)
     timeout = settings.request_timeout
@@ -184,12 +184,11 @@ async def _open_sqlite(
     payloads = database.totals.payloads + database.damaged_payloads
     listener.opened(database.newest(), payloads)
     journal = SqliteJournal(database, listener, health, metrics, settings.journal_max_bytes)
-    wanted = set(_stream_names(settings))
+    wanted = _stream_names(settings)
     try:
         async with report.running(), journal.running():
             names = database.streams
-            active = {name: number for number, name in names.items() if name in wanted}
-            yield OpenedJournal(journal, layouts, active, names)
+            yield OpenedJournal(journal, layouts, _active(names, wanted), names)
     finally:
         await journal.aclose()
         report.report_new()
@@ -232,7 +231,13 @@ def _postgres(module: str) -> Any:  # noqa: ANN401 - a module
 
 def _stream_names(settings: Settings) -> Sequence[str]:
     """Return the name of the default stream and those of the settings."""
-    return (DEFAULT_NAME, *(getattr(settings, "streams", None) or ()))
+    return (DEFAULT_NAME, *(settings.streams or ()))
+
+
+def _active(names: Mapping[int, str], wanted: Collection[str]) -> dict[str, int]:
+    """Return the numbers of the streams that requests may name, by name."""
+    those = set(wanted)
+    return {name: number for number, name in names.items() if name in those}
 
 
 def _report_unused_journal(settings: Settings) -> None:

@@ -33,7 +33,12 @@ from payloadd.journal.fingerprint import fingerprint
 from payloadd.journal.key_clock import KEEP
 from payloadd.journal.memory import MOST_KEYS as MOST_KNOWN_KEYS
 from payloadd.journal.memory import MemoryJournal
-from payloadd.journal.unstored_request import KeptRequest, UnstoredRequest, forget_outcome
+from payloadd.journal.unstored_request import (
+    KeptRequest,
+    StoredRequest,
+    UnstoredRequest,
+    forget_outcome,
+)
 from payloadd.model.stored_objects import StoredObjects
 from payloadd.model.streams import DEFAULT
 from payloadd.observe.status import JournalFigures
@@ -90,14 +95,12 @@ class StoreJournal(MemoryJournal):
         """The requests by the ids of their jobs that are not stored, the oldest first."""
         self._current: UnstoredRequest | None = None
         """The request of the receipt that ``append`` passes to its callback; None: it is stored."""
-        self._current_stored: tuple[Receipt, StoredObjects] | None = None
-        """The receipt and the objects then."""
+        self._current_stored: StoredRequest | None = None
+        """The request then."""
         self._running: dict[bytes, KeptRequest] = {}
         """Requests with a key that are not stored."""
-        self._known_keys: OrderedDict[bytes, tuple[Receipt, bytes, int, StoredObjects]] = (
-            OrderedDict()
-        )
-        """Receipt, fingerprint, expiry and objects of stored requests, the oldest first."""
+        self._known_keys: OrderedDict[bytes, StoredRequest] = OrderedDict()
+        """Stored requests with a key, the oldest first."""
         self._objects_kept = 0
         self._joined = 0
         self._answers: deque[tuple[UnstoredRequest, StoreOutcome]] = deque()
@@ -129,7 +132,7 @@ class StoreJournal(MemoryJournal):
                 return
         count = len(parts)
         if not count:
-            self._pass_stored(receipt, StoredObjects([], 0), done)
+            self._pass_stored(StoredRequest(receipt, StoredObjects([], 0)), done)
             return
         self._check_room(parts)
         if not self._jobs:
@@ -161,22 +164,21 @@ class StoreJournal(MemoryJournal):
             self._current = running
             done(running.receipt)
         elif kept is not None:
-            receipt, known, _, objects = kept
-            if known == marks:
-                self._pass_stored(receipt, objects, done)
+            if kept.marks == marks:
+                self._pass_stored(kept, done)
             else:
                 done(KeyReusedError())
         return running is not None or kept is not None
 
-    def _pass_stored(self, receipt: Receipt, objects: StoredObjects, done: OutcomeCallback) -> None:
+    def _pass_stored(self, request: StoredRequest, done: OutcomeCallback) -> None:
         """Pass the receipt of a request that is stored."""
-        self._current, self._current_stored = None, (receipt, objects)
-        done(receipt)
+        self._current, self._current_stored = None, request
+        done(request.receipt)
 
-    def _kept(self, key: bytes) -> tuple[Receipt, bytes, int, StoredObjects] | None:
-        """Return what is kept of a stored request; None if its key is not known any more."""
+    def _kept(self, key: bytes) -> StoredRequest | None:
+        """Return the stored request of a key; None if the key is not known any more."""
         kept = self._known_keys.get(key)
-        if kept is not None and kept[2] <= self._uptime():
+        if kept is not None and kept.expires <= self._uptime():
             self._forget(key)
             return None
         return kept
@@ -190,7 +192,7 @@ class StoreJournal(MemoryJournal):
             request.joined.append(done)
             self._joined += 1
         elif self._current_stored is not None:
-            done(*self._current_stored)
+            done(self._current_stored.receipt, self._current_stored.objects)
 
     def wants(self, job: Job) -> bool:
         """Return whether the request of ``job`` waits for it."""
@@ -224,14 +226,13 @@ class StoreJournal(MemoryJournal):
     def _remember(self, key: bytes, request: KeptRequest, objects: StoredObjects) -> None:
         self._running.pop(key, None)
         expires = self._uptime() + KEEP * 1000
-        self._known_keys[key] = request.receipt, request.marks, expires, objects
+        self._known_keys[key] = StoredRequest(request.receipt, objects, request.marks, expires)
         self._objects_kept += len(objects.keys)
         while len(self._known_keys) > self._most_keys or self._objects_kept > _MOST_OBJECTS:
             self._forget(next(iter(self._known_keys)))
 
     def _forget(self, key: bytes) -> None:
-        *_, objects = self._known_keys.pop(key)
-        self._objects_kept -= len(objects.keys)
+        self._objects_kept -= len(self._known_keys.pop(key).objects.keys)
 
     def bury(self, batch: Batch, code: str, reason: str) -> None:  # noqa: ARG002 - the protocol's
         """Refuse the requests that have payloads in a batch which the store does not take."""

@@ -1,8 +1,8 @@
-"""A request that is answered when the store has all of its payloads, until it has."""
+"""A request that is answered when the store has all of its payloads: until it has, and then."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from payloadd.model.stored_objects import MOST_KEYS, StoredObjects
 
@@ -67,3 +67,14 @@ class KeptRequest(UnstoredRequest):
         """Return the objects of a request that is stored, in the order of its payloads."""
         keys = sorted(self.positions, key=self.positions.__getitem__)
         return StoredObjects(keys[:MOST_KEYS], max(0, len(keys) - MOST_KEYS))
+
+
+class StoredRequest(NamedTuple):
+    """A request that is stored, for the answer to its repetitions."""
+
+    receipt: Receipt
+    objects: StoredObjects
+    marks: bytes = b""
+    """The fingerprint, if it has a key."""
+    expires: int = 0
+    """The time at which its key is forgotten, in milliseconds since boot."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from payloadd.config.daemon_settings import KEY_TEMPLATE
 from payloadd.config.parsers import S3Url
+from payloadd.config.reasons import is_unicode
 from payloadd.config.stream_names import DEFAULT_STREAM
 from payloadd.model.formats import FORMATS
 from payloadd.model.job import accepted_at, id_text
@@ -62,18 +63,17 @@ class KeyTemplate:
 
     @classmethod
     def parse(
-        cls, text: str, *, prefix: str = "", host: str | None = None, stream: str = DEFAULT_STREAM
+        cls, text: str, *, host: str | None = None, stream: str = DEFAULT_STREAM
     ) -> KeyTemplate:
         """Return the template in ``text``, in which ``{{`` and ``}}`` stand for braces.
 
-        ``prefix`` is the store's, and only counts for the length of the keys. ``host`` is this
-        machine's name by default, and ``stream`` the name of the stream. Raises ValueError, whose
-        message names the allowed values.
+        ``host`` is this machine's name by default, and ``stream`` the name of the stream. Raises
+        ValueError, whose message names the allowed values.
         """
         parts = _split(text)
         name = re.sub(r"[^A-Za-z0-9._-]", "-", host or socket.gethostname())
         template = cls(parts, name[: _FIELDS["host"]], stream)
-        _check(template._longest(), prefix)
+        _check(template._longest(), "")
         return template
 
     @property
@@ -170,15 +170,6 @@ def key_problems(values: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def is_text(text: str) -> bool:
-    """Return whether ``text`` can be encoded in UTF-8: it has no lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _split(text: str) -> list[tuple[str, str | None]]:
     """Return pairs of literal text and the name of the field behind it (None: no field).
 
@@ -218,7 +209,7 @@ def _check(longest: str, prefix: str) -> None:
             "a key with no / at its ends or doubled, and no . or .. between slashes;"
             f" this one has {found}"
         )
-    if not is_text(prefix + longest) or _CONTROL.search(longest):
+    if not is_unicode(prefix + longest) or _CONTROL.search(longest):
         raise ValueError("UTF-8 without control characters")
     sizes = [len(segment.encode()) for segment in segments]
     total = len(f"{prefix}/{longest}".lstrip("/").encode()) + _LONGEST_SUFFIX

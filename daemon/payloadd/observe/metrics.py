@@ -3,7 +3,7 @@
 There is one instance in a process and no module-level registry, so that a test can run two daemons
 side by side. Counters and histograms are plain numbers, see ``observe.instruments``; those of
 answers are in ``observe.request_metrics``. Gauges are rendered from a snapshot of the process, see
-``observe.status``.
+``observe.state_gauges``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    Metric,
-)
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -25,19 +21,18 @@ from payloadd.observe.history import Timings
 from payloadd.observe.instruments import CounterValue, PlainCounter, PlainHistogram
 from payloadd.observe.logs import get_logger
 from payloadd.observe.request_metrics import RequestMetrics
+from payloadd.observe.state_gauges import StatusGauges
 from payloadd.observe.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+log = get_logger(__name__)
+
 # From one payload of a few bytes to a full BATCH_MAX_BYTES.
 _OBJECT_BYTES = tuple(float(2**power) for power in range(6, 26, 2))
 _UPLOAD_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
-
-
-log = get_logger(__name__)
-
 _MISFIT_NOTE = (
     "the column is null there; _payload has the value, unless PARQUET_SCHEMA switches it off"
 )
@@ -97,64 +92,6 @@ _accepted = attrgetter("accepted")
 _stored = attrgetter("stored")
 _dead = attrgetter("dead")
 _stored_bytes = attrgetter("stored_bytes")
-
-
-class StatusGauges(Collector):
-    """The gauges that a snapshot of the process has, one snapshot for each scrape."""
-
-    def __init__(self, snapshot: Callable[[], Status]) -> None:
-        self._snapshot = snapshot
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the families for a scrape."""
-        return render_gauges(self._snapshot())
-
-
-def render_gauges(status: Status) -> Iterator[Metric]:
-    """Yield the gauges of a snapshot."""
-    draining = status.phase in ("leaving", "draining", "drained")
-    for name, doc, value in (
-        (
-            "queue_jobs",
-            "Jobs in memory that wait for a worker, or for another attempt",
-            status.queue.jobs + status.queue.forming + status.queue.put_back,
-        ),
-        (
-            "queue_bytes",
-            "Payload bytes in memory that wait for a worker",
-            status.queue.bytes + status.queue.forming_bytes,
-        ),
-        ("journal_jobs", "Jobs in the journal", status.journal.jobs),
-        (
-            "journal_bytes",
-            "Bytes that jobs, dead letters and Idempotency-Keys take",
-            status.journal.bytes,
-        ),
-        ("idempotency_keys", "Idempotency-Keys that are known", status.journal.idempotency_keys),
-        (
-            "payloads_missing",
-            "Accepted payloads that a damaged journal has lost",
-            status.journal.missing_payloads,
-        ),
-        ("workers_busy", "Workers that have a batch", status.busy_workers),
-        (
-            "oldest_payload_seconds",
-            "Age of the oldest accepted payload that is not stored",
-            status.payloads.oldest_seconds,
-        ),
-        (
-            "upload_rate_limit",
-            "Uploads a second that the most throttled key prefix accepts; +Inf without a limit",
-            status.uploads.rate_limit,
-        ),
-        (
-            "upload_concurrency",
-            "Uploads that may be in progress at the same time",
-            status.uploads.concurrency,
-        ),
-        ("draining", "1 while the daemon drains, else 0", int(draining)),
-    ):
-        yield GaugeMetricFamily(f"payloadd_{name}", doc, value)
 
 
 class Metrics:

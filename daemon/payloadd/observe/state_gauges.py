@@ -1,4 +1,4 @@
-"""The gauges of troubles, limits and costs, rendered from a snapshot of the process."""
+"""The gauges, rendered from a snapshot of the process (``observe.status``)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,64 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from payloadd.observe.status import Status
+
+
+class StatusGauges(Collector):
+    """The gauges that a snapshot of the process has, one snapshot for each scrape."""
+
+    def __init__(self, snapshot: Callable[[], Status]) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families for a scrape."""
+        return render_gauges(self._snapshot())
+
+
+def render_gauges(status: Status) -> Iterator[Metric]:
+    """Yield the gauges of a snapshot."""
+    draining = status.phase in ("leaving", "draining", "drained")
+    for name, doc, value in (
+        (
+            "queue_jobs",
+            "Jobs in memory that wait for a worker, or for another attempt",
+            status.queue.jobs + status.queue.forming + status.queue.put_back,
+        ),
+        (
+            "queue_bytes",
+            "Payload bytes in memory that wait for a worker",
+            status.queue.bytes + status.queue.forming_bytes,
+        ),
+        ("journal_jobs", "Jobs in the journal", status.journal.jobs),
+        (
+            "journal_bytes",
+            "Bytes that jobs, dead letters and Idempotency-Keys take",
+            status.journal.bytes,
+        ),
+        ("idempotency_keys", "Idempotency-Keys that are known", status.journal.idempotency_keys),
+        (
+            "payloads_missing",
+            "Accepted payloads that a damaged journal has lost",
+            status.journal.missing_payloads,
+        ),
+        ("workers_busy", "Workers that have a batch", status.busy_workers),
+        (
+            "oldest_payload_seconds",
+            "Age of the oldest accepted payload that is not stored",
+            status.payloads.oldest_seconds,
+        ),
+        (
+            "upload_rate_limit",
+            "Uploads a second that the most throttled key prefix accepts; +Inf without a limit",
+            status.uploads.rate_limit,
+        ),
+        (
+            "upload_concurrency",
+            "Uploads that may be in progress at the same time",
+            status.uploads.concurrency,
+        ),
+        ("draining", "1 while the daemon drains, else 0", int(draining)),
+    ):
+        yield GaugeMetricFamily(f"payloadd_{name}", doc, value)
 
 
 class StateGauges(Collector):

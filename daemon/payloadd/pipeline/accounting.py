@@ -1,6 +1,6 @@
 """Count payloads from acceptance to the store, and measure how fast they leave.
 
-``found + accepted + unpromised == stored + dead + open`` holds at any time. The snapshot of the
+``found + accepted + unacknowledged == stored + dead + open`` holds at any time. The snapshot of the
 process (with it the ``drained`` line and the gauges), the counters and ``Retry-After`` are made
 from these counts.
 """
@@ -122,18 +122,15 @@ class Accounting:
         """Payloads that were in the journal at the start, or dead letters that are tried again."""
         self.journaled = 0
         """Payloads that were in the journal when it was closed."""
-        self.unpromised = 0
-        """Payloads that came in without being acknowledged (``DURABILITY=store``), those aside that
-        were dropped."""
-        self.promises_stored = False
-        """Whether payloads are acknowledged when they are stored: then none that is open was."""
+        self.unacknowledged = 0
+        """Payloads of ``take`` that were neither acknowledged nor dropped."""
         self.unkept = 0
         """Payloads that the store refused for good and that no journal keeps."""
 
     @property
     def open(self) -> int:
         """Payloads that are neither stored nor dead."""
-        return self.found + self.accepted + self.unpromised - self.stored - self.dead
+        return self.found + self.accepted + self.unacknowledged - self.stored - self.dead
 
     @property
     def lost(self) -> int:
@@ -154,7 +151,8 @@ class Accounting:
             self.unkept,
             self.oldest_age(),
             self.rate.per_second(),
-            self.open if self.promises_stored else 0,
+            # Payloads of ``take`` are stored before they are acknowledged: none that is open was.
+            min(self.open, self.unacknowledged),
         )
 
     def oldest_age(self) -> float:
@@ -179,12 +177,11 @@ class Accounting:
 
     def take(self, payloads: int) -> None:
         """Count payloads that are queued and not acknowledged."""
-        self.promises_stored = True
-        self.unpromised += payloads
+        self.unacknowledged += payloads
 
     def acknowledge(self, seq: int, payloads: int) -> None:
         """Count payloads of ``take`` as acknowledged; ``seq`` is of their stream."""
-        self.unpromised -= payloads
+        self.unacknowledged -= payloads
         self.accept(payloads)
         if seq > _LAST_OF_DEFAULT:
             self.accept_in(stream_of(seq), payloads)
@@ -192,7 +189,7 @@ class Accounting:
     def drop(self, jobs: Sequence[Job]) -> None:
         """Note that jobs which were not acknowledged are dropped."""
         self.leave(jobs)
-        self.unpromised -= sum([job.payloads for job in jobs])
+        self.unacknowledged -= sum([job.payloads for job in jobs])
 
     def streams(self) -> dict[int, StreamCounts]:
         """Return the counts of each stream, by its number.
@@ -208,8 +205,12 @@ class Accounting:
         )
         return {**self.by_stream, DEFAULT: default}
 
+    def stream_name(self, seq: int) -> str | None:
+        """Return the name of the stream of a job; None without STREAMS."""
+        return self.stream_names.get(stream_of(seq) % MOST_NUMBERS)
+
     def _counts(self, stream: int) -> StreamCounts:
-        # A journal that machines share gives the streams of other lanes numbers above these.
+        # The streams of other lanes of a shared journal are counted by their names: MOST_NUMBERS.
         return self.by_stream.setdefault(stream % MOST_NUMBERS, StreamCounts())
 
     def revive(self, payloads: int) -> None:

@@ -228,6 +228,14 @@ class UploadAdmission:
         return self.put_back.any_failed or self.limits.any_refuses_all
 
     @property
+    def may_give_up(self) -> bool:
+        """Whether batches that fail may be given up: else they are kept until they are stored.
+
+        Where they may, the store is probed.
+        """
+        return self.probe is not None
+
+    @property
     def _works(self) -> bool:
         """Whether an upload was stored since the last failure, or none is in progress.
 
@@ -236,7 +244,7 @@ class UploadAdmission:
         """
         if self.put_back.last_stored > self.trouble.last_failed:
             return True
-        return self.probe is None and not self.idle.busy
+        return not (self.may_give_up or self.idle.busy)
 
     def finish(self) -> None:
         """Report the end of a trouble at the end of a drain that has stored all batches."""

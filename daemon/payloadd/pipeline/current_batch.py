@@ -30,11 +30,11 @@ class CurrentBatch:
 
     __slots__ = (
         "_batches",
-        "_encoder",
         "_following",
         "_found",
         "_found_in_default",
         "_inbox",
+        "_process_limiter",
         "_register",
         "_waiting",
         "attempt",
@@ -73,15 +73,16 @@ class CurrentBatch:
         register: Callable[[Inbox], None],
         following: Callable[[], Batch | None],
         found: Mapping[int, int],
-        encoder: trio.CapacityLimiter,
+        process_limiter: trio.CapacityLimiter,
     ) -> None:
         """Begin without a batch.
 
         ``register`` is called with the inbox when the worker is idle; ``following`` returns a batch
         that is ready, or None. An earlier run may have stored the jobs of a stream up to the
-        ``seq`` that ``found`` has for it. ``encoder`` limits the batches that wait for a process.
+        ``seq`` that ``found`` has for it. ``process_limiter`` bounds the batches that wait for the
+        process of their format at the same time.
         """
-        self._encoder = encoder
+        self._process_limiter = process_limiter
         self._found = found
         self._found_in_default = found.get(DEFAULT, 0)
         self._register = register
@@ -138,7 +139,7 @@ class CurrentBatch:
         its_format = FORMATS[batch.format_name]
         if batch.bytes <= its_format.most_in_loop:
             return its_format.encode(batch.jobs)
-        limiter = self._encoder if its_format.most_in_loop < 0 else None
+        limiter = self._process_limiter if its_format.has_process else None
         return await trio.to_thread.run_sync(
             its_format.encode, batch.jobs, abandon_on_cancel=True, limiter=limiter
         )

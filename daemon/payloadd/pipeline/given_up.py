@@ -49,7 +49,7 @@ class GivenUpJobs:
         for queue in self._channel.streams.values():
             if queue.jobs:
                 self._accounting.drop(self._channel.drop_first(queue, self._wants))
-        for batch in self._put_back.drop(self.is_wanted):
+        for batch in self._put_back.withdraw(self.is_wanted):
             self.drop(batch.jobs)
         self._cancel_uploads(self.is_wanted)
 

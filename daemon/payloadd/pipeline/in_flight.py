@@ -7,34 +7,42 @@ may still be committed.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import trio
 
-from payloadd.model.streams import DEFAULT
+from payloadd.model.job import IdSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Concatenate, ParamSpec
 
     from payloadd.errors import RefusedError
     from payloadd.journal.api import OutcomeCallback, Receipt
     from payloadd.model.job import AscendingIds, Part
 
+    _Rest = ParamSpec("_Rest")
+    """The parameters of ``Journal.append`` behind ``done``."""
+    _AppendFunction = Callable[
+        Concatenate[Receipt, Sequence[Part], bytes | None, OutcomeCallback, _Rest], None
+    ]
 
-class AppendFunction(Protocol):
-    """The type of ``Journal.append``."""
 
-    def __call__(  # noqa: D102 - see ``Journal``
-        self,
-        receipt: Receipt,
-        parts: Sequence[Part],
-        key: bytes | None,
-        done: OutcomeCallback,
-        stream: int = DEFAULT,
-        *,
-        marks: bytes | None = None,
-    ) -> None: ...
+class Uncounted:
+    """The requests of a process without watermarks: none of them is counted."""
+
+    def __init__(self) -> None:
+        self.ids = IdSource()
+        """The source of the ids of all requests."""
+
+    def preparing(self) -> AbstractContextManager[None]:
+        """Return a block that counts nothing."""
+        return nullcontext()
+
+    def counting(self, append: _AppendFunction[_Rest]) -> _AppendFunction[_Rest]:
+        """Return ``append``."""
+        return append
 
 
 class InFlight:
@@ -62,7 +70,7 @@ class InFlight:
         finally:
             self._end(began)
 
-    def counting(self, append: AppendFunction) -> AppendFunction:
+    def counting(self, append: _AppendFunction[_Rest]) -> _AppendFunction[_Rest]:
         """Return a function that does what ``append`` does, and counts the request meanwhile."""
 
         def append_counted(
@@ -70,9 +78,9 @@ class InFlight:
             parts: Sequence[Part],
             key: bytes | None,
             done: OutcomeCallback,
-            stream: int = DEFAULT,
-            *,
-            marks: bytes | None = None,
+            /,
+            *rest: _Rest.args,
+            **options: _Rest.kwargs,
         ) -> None:
             began = self._begin()
 
@@ -81,7 +89,7 @@ class InFlight:
                 done(outcome)
 
             try:
-                append(receipt, parts, key, finish, stream, marks=marks)
+                append(receipt, parts, key, finish, *rest, **options)
             except BaseException:
                 self._end(began)
                 raise

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import trio
 
 from payloadd.errors import RefusedError, TooLargeError
 from payloadd.journal.api import OutcomeCallback, Receipt, StoreOutcome, fingerprint
-from payloadd.model.job import IdSource, Part, PayloadBytes, split, split_lines, uuid_of
+from payloadd.model.job import Part, PayloadBytes, split, split_lines, uuid_of
 from payloadd.model.streams import DEFAULT
+from payloadd.pipeline.in_flight import Uncounted
 from payloadd.pipeline.upload_watch import MOST_KEYS, StoredObjects, UploadWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from payloadd.config.settings import Settings
     from payloadd.journal.api import Journal, UnstoredRequests
@@ -47,28 +47,26 @@ class Intake:
         settings: Settings,
         uploads: UploadWatch | None = None,
         unstored: UnstoredRequests | None = None,
-        in_flight: InFlight | None = None,
+        in_flight: InFlight | Uncounted | None = None,
     ) -> None:
         """Append to ``journal``; ``uploads`` watches requests, and is that of the accounting.
 
         ``unstored`` are the requests that the journal answers when they are stored; None: it
         answers when they are accepted. ``in_flight`` counts requests without an outcome, and has
-        the source of ids; None: nothing needs to be counted.
+        the source of ids.
         """
         self._journal = journal
-        self._in_flight = in_flight
-        self._append = journal.append if in_flight is None else in_flight.counting(journal.append)
+        self._in_flight = Uncounted() if in_flight is None else in_flight
+        self._append = self._in_flight.counting(journal.append)
         self._health = health
         self._max_payloads = settings.batch_max_payloads
         self._max_bytes = settings.batch_max_bytes
         self._max_jobs = settings.max_queue
-        self._ids = IdSource() if in_flight is None else in_flight.ids
+        self._ids = self._in_flight.ids
         self.uploads = UploadWatch() if uploads is None else uploads
         self.unstored = unstored
         """The requests that wait for the store, if each request does (``DURABILITY=store``)."""
-        self._watch: Callable[..., None] = (
-            self._append_watched if unstored is None else self._append
-        )
+        self._watch = self._append_watched if unstored is None else self._append
 
     @property
     def durable(self) -> bool:
@@ -166,7 +164,7 @@ class Intake:
             split_lines, text, sizes, self._max_payloads, self._max_bytes, more
         )
         self._check_job_count(len(groups))
-        with nullcontext() if self._in_flight is None else self._in_flight.preparing():
+        with self._in_flight.preparing():
             first = self._ids.reserve(max(1, len(groups)))
             parts = await trio.to_thread.run_sync(_parts, first, groups)
             marks = None
@@ -184,9 +182,9 @@ class Intake:
         parts: Sequence[Part],
         key: bytes | None,
         done: OutcomeCallback,
-        stream: int,
+        stream: int = DEFAULT,
         *,
-        marks: bytes | None,
+        marks: bytes | None = None,
     ) -> None:
         """Append a request, and watch its uploads if there is room for that."""
         if not self.uploads.watch(receipt, len(parts), remembered=key is not None):

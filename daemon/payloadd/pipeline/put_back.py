@@ -162,18 +162,8 @@ class PutBackBatches:
     def forget(self, streams: Collection[int]) -> None:
         """Drop the batches of these streams that wait in memory: another process has them."""
         self._forgotten.update(streams)
-        gone = [one[2] for one in self._failed if _is_of(one[2], streams)]
-        self._failed = [one for one in self._failed if not _is_of(one[2], streams)]
-        heapify(self._failed)
-        for prefix, waiting in self._limited.items():
-            gone += [one for one in waiting if _is_of(one, streams)]
-            self._limited[prefix] = deque(one for one in waiting if not _is_of(one, streams))
-        self._limited = {prefix: waiting for prefix, waiting in self._limited.items() if waiting}
-        self._turns = [one for one in self._turns if one[2] in self._limited]
-        heapify(self._turns)
-        for waiting_batch in gone:
-            self._count(waiting_batch, -1)
-            self._drop(waiting_batch)
+        for waiting in self._remove(lambda one: _is_of(one, streams)):
+            self._drop(waiting)
 
     def _drop_if_forgotten(self, waiting: WaitingBatch) -> bool:
         """Drop a batch of a stream that another process has; return whether it is one."""
@@ -199,27 +189,32 @@ class PutBackBatches:
         self._succeeding = True
         self.wake()
 
-    def drop(self, is_wanted: Callable[[Batch], bool]) -> list[Batch]:
+    def withdraw(self, is_wanted: Callable[[Batch], bool]) -> list[Batch]:
         """Remove and return the batches in memory that are not wanted."""
-        dropped: list[WaitingBatch] = []
+        removed = self._remove(lambda one: not is_wanted(one.batch))
+        if removed:
+            self.wake()
+        return [waiting.batch for waiting in removed]
 
-        def keep(waiting: WaitingBatch) -> bool:
-            if is_wanted(waiting.batch):
-                return True
-            dropped.append(waiting)
-            return False
+    def _remove(self, is_gone: Callable[[WaitingBatch], bool]) -> list[WaitingBatch]:
+        """Remove and return the batches in memory for which ``is_gone`` is true."""
+        removed: list[WaitingBatch] = []
 
-        self._failed = [entry for entry in self._failed if keep(entry[2])]
+        def stays(waiting: WaitingBatch) -> bool:
+            gone = is_gone(waiting)
+            if gone:
+                removed.append(waiting)
+            return not gone
+
+        self._failed = [entry for entry in self._failed if stays(entry[2])]
         heapify(self._failed)
-        limited = {prefix: deque(filter(keep, some)) for prefix, some in self._limited.items()}
+        limited = {prefix: deque(filter(stays, some)) for prefix, some in self._limited.items()}
         self._limited = {prefix: some for prefix, some in limited.items() if some}
         self._turns = [turn for turn in self._turns if turn[2] in self._limited]
         heapify(self._turns)
-        for waiting in dropped:
+        for waiting in removed:
             self._count(waiting, -1)
-        if dropped:
-            self.wake()
-        return [waiting.batch for waiting in dropped]
+        return removed
 
     def finish(self) -> None:
         """Let ``next_ready`` return None when no batch is worth another wait."""

@@ -39,8 +39,8 @@ class QueueFeeder:
     The journal reports committed jobs to it, by way of ``PipelineListener``.
     """
 
-    def __init__(self, channel: JobChannel, accounting: Accounting, newest: int = 0) -> None:
-        """Begin with a journal whose newest job has the ``seq`` ``newest`` (0: no job)."""
+    def __init__(self, channel: JobChannel, accounting: Accounting) -> None:
+        """Begin without jobs; ``resume`` names those of a journal."""
         self._channel = channel
         self._accounting = accounting
         self._memory: FormingMemory | None = None
@@ -56,8 +56,6 @@ class QueueFeeder:
         self._finishing = False
         self._closed = False
         self._changed = trio.Event()
-        if newest:
-            self.leave(newest)
 
     def form_batches(self, memory: FormingMemory) -> None:
         """Note the batches that are formed, where several jobs become one object."""

@@ -29,8 +29,43 @@ if TYPE_CHECKING:
 _INTERVAL: Final = 5.0
 """Seconds between two attempts."""
 _WITHIN: Final = 10.0
-"""Seconds for one attempt."""
+"""Seconds for the object, whatever key it gets."""
 _DENIED: Final = frozenset({"AccessDenied", "HTTP403"})
+
+
+class ProbeObject:
+    """An object with one empty payload, by which a store is tried."""
+
+    def __init__(self, settings: Settings) -> None:
+        (id_,) = IdSource().new_ids(1)
+        url = settings.store_url
+        prefix = url.prefix if isinstance(url, S3Url) else ""
+        self.keys = KeyTemplate.parse(settings.key_template).probe_keys(id_, prefix)
+        """The keys that it may get, the best one first."""
+        self.body = EncodedObject([b"{}\n"], PLAIN_KIND)
+        self.members = Members(1, str(id_), str(id_))
+
+    async def write(self, store: Store, within: float) -> str:
+        """Write the object to the first key that the rights allow, and return the key.
+
+        Raises StoreError, and trio.TooSlowError where one attempt takes more than ``within``
+        seconds.
+        """
+        *others, last = self.keys
+        for key in others:
+            try:
+                await self._put(store, key, within)
+            except OperatorStoreError as error:
+                if error.code not in _DENIED:
+                    raise
+            else:
+                return key
+        await self._put(store, last, within)
+        return last
+
+    async def _put(self, store: Store, key: str, within: float) -> None:
+        with trio.fail_after(within):
+            await store.put(key, self.body, self.members, repeat=False)
 
 
 class StoreProbe:
@@ -39,12 +74,7 @@ class StoreProbe:
     def __init__(self, store: Store, admission: UploadAdmission, settings: Settings) -> None:
         self._store = store
         self._admission = admission
-        (id_,) = IdSource().new_ids(1)
-        url = settings.store_url
-        prefix = url.prefix if isinstance(url, S3Url) else ""
-        self._keys = KeyTemplate.parse(settings.key_template).probe_keys(id_, prefix)
-        self._body = EncodedObject([b"{}\n"], PLAIN_KIND)
-        self._members = Members(1, str(id_), str(id_))
+        self._object = ProbeObject(settings)
 
     async def run(self) -> None:
         """Probe the store where nothing else does, until cancelled."""
@@ -60,28 +90,14 @@ class StoreProbe:
         trouble = self._admission.trouble
         try:
             with trio.fail_after(_WITHIN):
-                key = await self._write()
+                key = await self._object.write(self._store, _WITHIN)
         except trio.TooSlowError:
             reason = f"NoAnswer: the store has not answered within {_WITHIN:.0f} s"
-            trouble.report(trio.current_time(), "NoAnswer", reason, self._keys[0])
+            trouble.report(trio.current_time(), "NoAnswer", reason, self._object.keys[0])
         except StoreError as error:
-            trouble.report(trio.current_time(), error.code, str(error), self._keys[0])
+            trouble.report(trio.current_time(), error.code, str(error), self._object.keys[0])
         else:
             if trouble.present:
                 trouble.end(trio.current_time())
             with suppress(StoreError), trio.move_on_after(_WITHIN):
                 await self._store.delete(key)
-
-    async def _write(self) -> str:
-        """Write the object to the first key that the rights allow, and return the key."""
-        *others, last = self._keys
-        for key in others:
-            try:
-                await self._store.put(key, self._body, self._members, repeat=False)
-            except OperatorStoreError as error:
-                if error.code not in _DENIED:
-                    raise
-            else:
-                return key
-        await self._store.put(last, self._body, self._members, repeat=False)
-        return last

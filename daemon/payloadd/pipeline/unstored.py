@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from payloadd.storage.api import Store
 
 
-def attach(
+def attach_unstored(
     requests: UnstoredRequests, batcher: Batcher, worker: Worker, store: Store, settings: Settings
 ) -> None:
     """Let a pipeline drop what its requests do not wait for, and probe a store that is down."""

@@ -34,7 +34,7 @@ from payloadd.model.formats.api import EncodedObject, ObjectKind
 from payloadd.model.job import AscendingIds
 from payloadd.model.streams import first_seq
 from payloadd.observe.logs import get_logger
-from payloadd.pipeline.in_flight import InFlight
+from payloadd.pipeline.in_flight import InFlight, Uncounted
 from payloadd.pipeline.watermark_file import WatermarkFile
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ _RETRY: Final = 2.0
 """Seconds between two attempts at what a start or a disk has to wait for."""
 _LAST_SECONDS: Final = 10.0
 """Seconds for the watermarks at the end of a drain."""
+_WAITS: Final = "no payload is accepted before the store says that this process is not closed"
 
 
 class Marks(NamedTuple):
@@ -88,8 +89,7 @@ class Watermarks:
         """
         self.period = PERIOD
         """Seconds between two watermarks of a stream."""
-        self.in_flight: InFlight | None
-        self._in_flight = self.in_flight = InFlight(AscendingIds(file.promise.floor))
+        self.in_flight = InFlight(AscendingIds(file.promise.floor))
         """Counts the requests, and gives them their ids."""
         self._file = file
         self._accounting = accounting
@@ -129,7 +129,7 @@ class Watermarks:
     async def _begin(self) -> None:
         """Write the watermarks of all streams that have none, or closed ones."""
         promise, names = self._file.promise, set(self._names.values())
-        mark = self._in_flight.ids.mark()
+        mark = self.in_flight.ids.mark()
         self._gone = {one: self._until.pop(one) for one in promise.until if one not in names}
         left = {name for name in names if promise.closed or name not in promise.until}
         for name in left:
@@ -166,17 +166,17 @@ class Watermarks:
 
     async def _finish(self) -> None:
         """Close the watermarks, if everything that was accepted is stored or dead."""
-        if self._accounting.open or not self._in_flight.empty:
+        if self._accounting.open or not self.in_flight.empty:
             return
-        self._until = dict.fromkeys(self._names.values(), self._in_flight.ids.mark())
+        self._until = dict.fromkeys(self._names.values(), self.in_flight.ids.mark())
         await self._promise(closed=True)
         await self._upload(dict.fromkeys(self._until | self._gone, True))
 
     async def _advance(self) -> None:
         """Make marks, and raise the watermarks of all streams as far as they are stored."""
-        ids = self._in_flight.ids
+        ids = self.in_flight.ids
         first = ids.mark()
-        await self._in_flight.wait_for_earlier()
+        await self.in_flight.wait_for_earlier()
         self._marks.append(Marks(first, ids.mark()))
         if len(self._marks) > _MOST_MARKS:
             # Watermarks that are hours behind rise in steps of two minutes instead of one.
@@ -253,7 +253,7 @@ class Watermarks:
             "complete_until": _text(until),
             "dead": self._dead.get(name, 0),
             "closed": closed,
-            "written_at": _text(self._in_flight.ids.now()),
+            "written_at": _text(self.in_flight.ids.now()),
         }
         key = f"_watermarks/{name}/{self._process}.json"
         return key, EncodedObject([msgspec.json.encode(document) + b"\n"], KIND)
@@ -270,9 +270,6 @@ class Watermarks:
         self._dead = dead
 
 
-_WAITS: Final = "no payload is accepted before the store says that this process is not closed"
-
-
 def _text(milliseconds: int) -> str:
     """Return a time as RFC 3339 in UTC, such as ``2026-11-27T09:30:00.123Z``."""
     moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
@@ -287,7 +284,9 @@ async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
 class NoWatermarks:
     """The watermarks of a process with ``WATERMARK=off``."""
 
-    in_flight: InFlight | None = None
+    def __init__(self) -> None:
+        self.in_flight = Uncounted()
+        """Has the source of ids, and counts nothing."""
 
     def written(self, stop: trio.Event) -> AbstractAsyncContextManager[None]:
         """Write nothing."""

@@ -20,7 +20,6 @@ from payloadd.errors import (
     TransientStoreError,
     UploadOutcome,
 )
-from payloadd.model.streams import MOST_NUMBERS, stream_of
 from payloadd.observe.logs import get_logger
 from payloadd.pipeline.admission import UploadAdmission
 from payloadd.pipeline.current_batch import CurrentBatch
@@ -84,8 +83,8 @@ class Worker:
         health.busy_workers = self._count_busy
         self._budget = RetryBudget()
         self._flood = DeadLetterFlood()
-        self._encoder = trio.CapacityLimiter(1)
-        """Lets one batch at a time wait in a thread for a process that encodes it."""
+        self._process_limiter = trio.CapacityLimiter(1)
+        """Lets one batch at a time wait in a thread for the process of its format."""
         self._outcomes = {
             outcome: metrics.uploads.labelled(outcome.value) for outcome in UploadOutcome
         }
@@ -101,7 +100,8 @@ class Worker:
         progress = Progress()
         watched_progress.set(progress)
         found = self._accounting.newest_found
-        with CurrentBatch(register, next_nowait, found, self._encoder) as current:
+        limiter = self._process_limiter
+        with CurrentBatch(register, next_nowait, found, limiter) as current:
             self._current_batches.append(current)
             while True:
                 failure: StoreError | None = None
@@ -263,7 +263,7 @@ class Worker:
 
     def _stream_field(self, batch: Batch) -> dict[str, str]:
         """Return the field of the log with the name of the stream, if it has one."""
-        name = self._accounting.stream_names.get(stream_of(batch.jobs[0].seq) % MOST_NUMBERS)
+        name = self._accounting.stream_name(batch.jobs[0].seq)
         return {} if name is None else {"stream": name}
 
     def _count_busy(self) -> int:

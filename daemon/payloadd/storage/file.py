@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
+from payloadd.config.reasons import is_unicode
 from payloadd.errors import (
     InvalidObjectError,
     OperatorStoreError,
@@ -27,7 +28,6 @@ from payloadd.errors import (
     TransientStoreError,
 )
 from payloadd.files import make_folder, sync_folder
-from payloadd.model.keys import is_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -129,7 +129,7 @@ class FileStore:
     def _path(self, key: str) -> Path:
         """Return the path of a key. Raises InvalidObjectError for a key that is no file name."""
         parts = key.split("/")
-        if not {"", ".", ".."}.isdisjoint(parts) or "\0" in key or not is_text(key):
+        if not {"", ".", ".."}.isdisjoint(parts) or "\0" in key or not is_unicode(key):
             raise InvalidObjectError("KeyOutsideRoot", f"not allowed as a file name: {key!r}")
         return self._root.joinpath(*parts)
 

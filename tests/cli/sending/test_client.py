@@ -206,6 +206,25 @@ async def test_a_run_goes_on_from_a_line(path: Path, autojump_clock: MockClock) 
     assert (sorted(daemon.bodies), sender.accepted) == ([b"4\n", b"5\n"], 2)
 
 
+@pytest.mark.parametrize(
+    ("text", "first", "failure"),
+    [
+        ("1\n2\n3\n", 4, None),
+        ("1\n2\n3\n", 5, "events: it has 3 lines; --from-line 5 is behind its end"),
+        ("[1, 2]", 4, "events: it has 2 elements; --from-line 4 is behind its end"),
+        ("", 2, "events: it has 0 lines; --from-line 2 is behind its end"),
+    ],
+)
+async def test_a_first_line_behind_the_end_is_an_error(
+    path: Path, autojump_clock: MockClock, text: str, first: int, failure: str | None
+) -> None:
+    """A mistyped number would look as if everything was accepted."""
+    daemon = FakeDaemon()
+    sender = await run(daemon, path, text, first)
+    assert (sender.accepted, daemon.bodies, sender.next_place) == (0, [], None)
+    assert (sender.failure and sender.failure.replace(str(path), "events")) == failure
+
+
 async def test_a_file_that_cannot_be_read_to_its_end_is_named(
     path: Path, autojump_clock: MockClock
 ) -> None:

@@ -14,7 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError
 from payloadd.ingress.fastpath.connection import FastPathConnection
-from payloadd.ingress.fastpath.lane import FastPath
+from payloadd.ingress.fastpath.fast_path import FastPath
 from payloadd.ingress.server.socket_stream import NonBlockingStream
 from tests.ingress.rig import COLLECTION, Wire, post, running
 
@@ -277,7 +277,7 @@ async def test_a_bug_in_one_request_ends_one_connection(
     async with running() as rig, rig.wire() as bystander:
         async with rig.wire() as wire:
             with monkeypatch.context() as patch:
-                patch.setattr("payloadd.ingress.fastpath.answering.receipt_document", bug)
+                patch.setattr("payloadd.ingress.fastpath.connection.receipt_document", bug)
                 await wire.send(post())
                 assert await wire.rest() == b""
         await bystander.send(post())

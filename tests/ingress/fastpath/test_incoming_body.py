@@ -26,7 +26,7 @@ class Owner:
         self.granted = 0
         self.problems: list[Problem] = []
 
-    def on_memory(self) -> None:
+    def await_turn(self) -> None:
         """Count a grant."""
         self.granted += 1
 

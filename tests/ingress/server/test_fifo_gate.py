@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from payloadd.ingress.fastpath.lane import FastPath
+from payloadd.ingress.fastpath.fast_path import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.server.accept import Acceptor
 from payloadd.ingress.server.fifo_gate import FifoGate

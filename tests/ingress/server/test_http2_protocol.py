@@ -22,6 +22,7 @@ from tests.ingress.rig import COLLECTION, post, running
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.ingress.conftest import Refusal
     from tests.ingress.rig import Wire
 
 HEAD = [(":method", "POST"), (":path", "/v1/payloads"), (":scheme", "http"), (":authority", "h")]
@@ -210,3 +211,26 @@ def test_remembered_blocks_are_bounded() -> None:
     assert len(decoder.known) <= 16
     with pytest.raises(hpack.HPACKError):
         decoder.decode(b"\xfe", raw=True)
+
+
+@pytest.mark.parametrize(("size", "window"), [(20_000, 65_535), (60_000, 65_535), (60_000, 10)])
+async def test_a_head_that_is_too_large_is_answered_and_counted(
+    size: int, window: int, refusals: list[Refusal]
+) -> None:
+    """The client would see a lost connection, and the operator neither an answer nor a line."""
+    async with running() as rig, rig.wire() as wire:
+        client = Client(wire)
+        sizes: dict[h2.settings.SettingCodes | int, int] = {
+            h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window
+        }
+        client.http.update_settings(sizes)
+        client.ask(1, b"", "GET")
+        await client.until(lambda: client.headers.get(1) is not None)
+        client.http.send_headers(3, [*HEAD, ("x", "{" * size)])
+        with pytest.raises(EOFError):
+            await client.until(bool)
+        assert client.headers[3][b":status"] == b"400"
+        assert 3 in client.ended
+        assert (b"the request's head is too large" in client.bodies.get(3, b"")) == (window > 10)
+        assert rig.counted(400) == 1
+        assert [one.problem.code for one in refusals if one.problem.status == 400] == ["MALFORMED"]

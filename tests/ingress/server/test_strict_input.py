@@ -5,7 +5,8 @@ from __future__ import annotations
 import h11
 import pytest
 
-from payloadd.ingress.server.strict_input import MAX_HEAD_BYTES, StrictConnection
+from payloadd.ingress.http_grammar import MAX_HEAD_BYTES
+from payloadd.ingress.server.strict_input import StrictConnection
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"

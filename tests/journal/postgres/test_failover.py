@@ -43,7 +43,7 @@ def pair() -> Iterator[tuple[PostgresServer, PostgresServer]]:
 
 
 async def try_to_accept(one: Member, number: int, key: bytes | None = None) -> object:
-    """PendingRequest a request of two jobs; return its outcome."""
+    """Append a request of two jobs; return its outcome."""
     wanted = append(number, key, 2)
     return await one.outcome_of(wanted.receipt, wanted.parts, key)
 

@@ -39,7 +39,7 @@ def through(proxy: TcpProxy) -> str:
 
 
 async def try_to_accept(one: Member, number: int, key: bytes | None = None) -> object:
-    """PendingRequest a request of two jobs; return its outcome."""
+    """Append a request of two jobs; return its outcome."""
     wanted = append(number, key, 2)
     return await one.outcome_of(wanted.receipt, wanted.parts, key)
 

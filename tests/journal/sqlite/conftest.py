@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from payloadd.journal.sqlite.files_in_use import FilesInUse
 from payloadd.journal.sqlite.read_errors import ReadErrors
 from tests.support.bad_sectors import bad_sectors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.support.bad_sectors import BadSectors
 
@@ -27,3 +28,9 @@ def bad() -> Iterator[BadSectors]:
     """Return the sectors that cannot be read in this test."""
     with bad_sectors() as one:
         yield one
+
+
+@pytest.fixture
+def grace(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return a function that sets the time in which files may be moved back."""
+    return lambda seconds: monkeypatch.setattr(FilesInUse, "grace", seconds)

@@ -55,6 +55,18 @@ def zero_pages(path: Path, pages: Sequence[int]) -> None:
             file.write(bytes(PAGE))
 
 
+def lose_table(path: Path, table: str) -> None:
+    """Overwrite the first page of a table with zeros: no row of the table can be read then.
+
+    SQLite's log is checkpointed before.
+    """
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        query = "SELECT rootpage FROM sqlite_schema WHERE name = ?"
+        (page,) = connection.execute(query, (table,)).fetchone()
+    zero_pages(path, [page])
+
+
 def leaves(path: Path, ids: Iterable[uuid.UUID]) -> list[int]:
     """Return the numbers of the pages of a database file that contain rows of these jobs.
 

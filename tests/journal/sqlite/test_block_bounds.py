@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
-import pytest
-
 from payloadd.journal.sqlite.block_format import read_head
-from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.operations import Bury
-from payloadd.journal.sqlite.schema import FILE
 from tests.journal.sqlite.in_blocks import accepted, jobs_of, request, seqs
 from tests.support.journal import batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Return the path of a journal."""
-    return tmp_path / FILE
-
-
-@pytest.fixture
-def database(path: Path) -> Iterator[Database]:
-    """Return an open journal."""
-    with closing(Database(path)) as one:
-        yield one
+    from payloadd.journal.sqlite.database import Database
 
 
 def test_commits_that_are_larger_than_what_is_unpacked_at_a_time_keep_the_bound(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from unittest.mock import Mock, patch
 
 import pytest
@@ -16,12 +16,12 @@ from payloadd.journal.sqlite.damage import CODE, corrupt
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.operations import Clear, Seal, Settle
-from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.segments import FOLDER, WORTH_A_SYNC
 from payloadd.model.job import Part
 from tests.journal.sqlite.damaging import (
     PAGE,
     change,
+    lose_pages,
     new_findings,
     repair_without_pause,
     verified,
@@ -40,24 +40,7 @@ from tests.support.journal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-_ALL: Final = (0, 10_000, 10**9)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Return the path of a journal."""
-    return tmp_path / FILE
-
-
-@pytest.fixture
-def database(path: Path) -> Iterator[Database]:
-    """Return an open journal."""
-    with closing(Database(path)) as one:
-        yield one
 
 
 def test_a_damaged_line_damages_one_job(path: Path, database: Database) -> None:
@@ -272,6 +255,20 @@ def test_damaged_pages_of_blocks_lose_only_their_jobs(
             assert [(one.first, one.last) for one in found] == [(6, 6)]
         again.commit([append(7)])
         assert seqs(again)[-1] == 7
+
+
+def test_a_damaged_block_behind_rows_is_repaired(path: Path, database: Database) -> None:
+    """Every page would fail until a restart: its own statement would lock the log."""
+    (request,) = accepted(database, 3)
+    unpack(database)
+    accepted(database, 2, 2, first=4)
+    lose_pages(database, path, [id_of(4)])
+    # Without a commit in the log no statement locks it.
+    database.commit([Seal(batch(*request.jobs))])
+    left = seqs(database)
+    assert left[:3] == [1, 2, 3]
+    assert database.damaged_payloads == 7 - len(left) > 0
+    assert {one.table for one in verified(path)} == {"dead"}
 
 
 def test_a_repair_that_fails_revives_no_stored_job(

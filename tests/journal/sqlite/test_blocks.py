@@ -21,6 +21,7 @@ from payloadd.journal.sqlite.segments import LARGE, WORTH_A_SYNC
 from payloadd.model.job import Part
 from payloadd.model.layout import Layout
 from payloadd.model.streams import first_seq
+from tests.journal.opener import ALL
 from tests.journal.sqlite.damaging import new_findings, verified
 from tests.journal.sqlite.in_blocks import accepted, counts, jobs_of, killed, request, seqs
 from tests.support.journal import (
@@ -39,25 +40,10 @@ from tests.support.journal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from payloadd.model.job import Job
-
-_ALL: Final = (0, 10_000, 10**9)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Return the path of a journal."""
-    return tmp_path / FILE
-
-
-@pytest.fixture
-def database(path: Path) -> Iterator[Database]:
-    """Return an open journal."""
-    with closing(Database(path)) as one:
-        yield one
 
 
 def test_the_small_jobs_of_a_commit_are_one_row(path: Path, database: Database) -> None:
@@ -91,7 +77,7 @@ def test_a_large_commit_is_several_blocks(path: Path, database: Database) -> Non
     many.parts = [Part(one.id, b"x" * 3999 + b"\n", 1) for one in many.parts]
     database.commit([many])
     assert counts(path) == (0, 4, 0)
-    assert contents(database.page(*_ALL)) == contents(many.jobs)
+    assert contents(database.page(*ALL)) == contents(many.jobs)
     database.commit([Settle(batch(*many.jobs[:20]))])
     assert seqs(database) == [*range(21, 61)]
     assert counts(path) == (0, 3, 1)
@@ -178,7 +164,7 @@ def test_the_oldest_blocks_get_rows(
     rows, blocks, _ = counts(path)
     assert rows == 60 - 3 * blocks
     assert blocks <= 4
-    assert contents(database.page(*_ALL)) == contents(jobs_of(requests))
+    assert contents(database.page(*ALL)) == contents(jobs_of(requests))
     database.commit([Settle(batch(*jobs_of(requests)[10:50]))])
     while database.deletion_waits:
         database.commit([Clear()])

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
-
-import pytest
+from typing import TYPE_CHECKING
 
 from payloadd.journal.sqlite.blocks import Blocks
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.operations import Seal, Settle
-from payloadd.journal.sqlite.schema import FILE
 from tests.journal.sqlite.damaging import change, verified
 from tests.journal.sqlite.in_blocks import accepted, request
 from tests.support.journal import (
@@ -20,25 +17,11 @@ from tests.support.journal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+    import pytest
+
     from payloadd.model.job import Job
-
-_ALL: Final = (0, 10_000, 10**9)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Return the path of a journal."""
-    return tmp_path / FILE
-
-
-@pytest.fixture
-def database(path: Path) -> Iterator[Database]:
-    """Return an open journal."""
-    with closing(Database(path)) as one:
-        yield one
 
 
 def test_another_process_counts_jobs_in_blocks(path: Path, database: Database) -> None:

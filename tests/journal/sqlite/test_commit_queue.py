@@ -5,9 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING
 
-import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError
 from payloadd.journal.api import Receipt
@@ -15,13 +13,12 @@ from payloadd.journal.sqlite.commit_queue import CommitGroup, CommitQueue, TimeS
 from payloadd.journal.sqlite.disk_reserve import LARGEST_COMMIT
 from payloadd.journal.sqlite.operations import Append, Expire, Stage
 from payloadd.model.job import Part
-from tests.support.journal import append, id_of
+from tests.support.journal import id_of
+from tests.support.turns import turns_of
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Callable
 
-    from trio.testing import MockClock
 
 KIB = 2**10
 MIB = 2**20
@@ -166,27 +163,6 @@ def test_a_step_does_not_release_the_bytes_of_its_request() -> None:
     assert [first.bytes, groups.take_group().bytes] == [0, 2000 * 66]
 
 
-async def test_large_requests_are_not_prepared_while_many_jobs_wait() -> None:
-    """Otherwise 1,000 requests of 64 bytes of zstd, 10,000 jobs each, fill the memory."""
-    groups = CommitQueue()
-    groups.append(request(1, 10_000 * 66, 10_000))
-    await groups.wait_for_room()
-    groups.append(request(2, 66 * 100, 100))
-    async with trio.open_nursery() as nursery:
-        for _ in range(2):
-            nursery.start_soon(groups.wait_for_room)
-        await wait_all_tasks_blocked()
-        assert len(nursery.child_tasks) == 2
-        while groups.requests_wait:
-            steps(groups)
-    groups.append(request(1, 20_000 * 66, 20_000))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(groups.wait_for_room)
-        await wait_all_tasks_blocked()
-        assert nursery.child_tasks
-        groups.take_requests()
-
-
 def test_requests_of_one_size_class_keep_their_order_and_its_bounds() -> None:
     """Otherwise the first of many requests waits for as long as others arrive."""
     groups = CommitQueue()
@@ -220,53 +196,6 @@ def test_all_waiting_requests_can_be_removed_at_once() -> None:
     taken = groups.take_requests()
     assert (numbers(taken), taken.bytes) == ([0, 1, 2], 1 + 10 * KIB + MIB)
     assert [type(one) for one in groups.take_group().operations] == [Expire]
-
-
-async def test_an_operation_that_is_not_urgent_waits_a_short_time_for_requests(
-    autojump_clock: MockClock,
-) -> None:
-    """Otherwise each stored object costs an fsync of its own; or its row is never deleted."""
-    assert autojump_clock.autojump_threshold == 0
-    groups = CommitQueue()
-    groups.add(Expire())
-    start = trio.current_time()
-    await groups.wait_until_due()
-    assert trio.current_time() - start == pytest.approx(0.05)
-    groups.append(append(1))
-    await groups.wait_until_due()
-    assert trio.current_time() - start == pytest.approx(0.05)
-
-
-class Turns(trio.abc.Instrument):
-    """Counts how often a task has let other tasks run."""
-
-    def __init__(self, task: trio.lowlevel.Task) -> None:
-        self.count = 0
-        self._task = task
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Count the end of a step."""
-        self.count += task is self._task
-
-
-async def turns_of(function: Callable[[], object]) -> int:
-    """Return how often the async ``function`` lets other tasks run."""
-    turns = Turns(trio.lowlevel.current_task())
-    trio.lowlevel.add_instrument(turns)
-    await function()  # type: ignore[misc]
-    trio.lowlevel.remove_instrument(turns)
-    return turns.count
-
-
-@pytest.mark.parametrize("before", [1, 2])
-async def test_a_commit_after_a_shared_one_waits_a_turn_for_requests(before: int) -> None:
-    """Otherwise half of the clients that are answered together miss the next commit."""
-    groups = CommitQueue()
-    for number in range(before):
-        groups.append(append(number))
-    groups.take_group()
-    groups.append(append(9))
-    assert await turns_of(groups.wait_until_due) == before
 
 
 async def test_many_responses_let_other_tasks_run_and_are_all_sent() -> None:

@@ -65,12 +65,6 @@ def store(database: Database, first: int, last: int) -> None:
     database.commit([Settle(stored)])
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Return the path of the journal."""
-    return tmp_path / FILE
-
-
 def test_a_commit_deletes_some_rows_of_a_large_batch(path: Path) -> None:
     """All requests of a commit would wait for the deletion of a thousand rows."""
     with closing(Database(path)) as database:

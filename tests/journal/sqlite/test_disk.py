@@ -6,7 +6,9 @@ import sqlite3
 import threading
 import weakref
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
+from unittest.mock import Mock
 
 import pytest
 import structlog.testing
@@ -14,6 +16,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.errors import RefusedError
+from payloadd.journal.sqlite.blocks import Blocks
 from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.operations import Append, Seal, Settle
 from tests.support.journal import (
@@ -141,6 +144,47 @@ async def test_a_failed_commit_refuses_requests_and_delays_seals(tmp_path: Path)
         assert refused == [("DISK_ERROR", True)] * 6
         assert (rig.accounting.accepted, rig.database.totals.jobs) == (1, 1)
         assert written(rig) == [Append, Seal]
+
+
+def _has_jobs(rig: JournalRig, jobs: int) -> bool:
+    return rig.database.totals.jobs == jobs
+
+
+async def test_a_dead_letter_without_space_does_not_keep_batches_from_being_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk would stay full: what is stored could not be deleted."""
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
+        await rig.accept(1, count=3)
+        jobs = [rig.channel.receive_nowait() for _ in range(3)]
+        with monkeypatch.context() as patch:
+            patch.setattr(Blocks, "unpack", Mock(side_effect=disk_full()))
+            rig.journal.bury(batch(jobs[0], sealed=False), "C", "r")
+            for one in jobs[1:]:
+                jobs_left = rig.database.totals.jobs - 1
+                rig.journal.settle(batch(one, sealed=False))
+                await until(partial(_has_jobs, rig, jobs_left))
+                assert 1 in rig.journal._in_memory.ending()
+                # Otherwise ever more refused batches would be in memory.
+                assert not rig.journal._disk.writable
+        await until(lambda: not rig.health.troubles)
+        assert (rig.database.totals.jobs, rig.database.totals.dead_payloads) == (0, 1)
+    assert rig.accounting.accepted == 3
+
+
+async def test_a_postponed_dead_letter_is_known_to_repairs(tmp_path: Path) -> None:
+    """Its jobs would be reported as damaged, or read as a batch that no worker has."""
+    async with open_rig(tmp_path / "j", tuning=_TUNING) as rig:
+        await rig.accept(1, count=2)
+        one, two = (rig.channel.receive_nowait() for _ in range(2))
+        rig.database.write_error = disk_full
+        rig.journal.bury(batch(one, sealed=False), "C", "r")
+        rig.journal.settle(batch(two, sealed=False))
+        await until(lambda: bool(rig.journal._commit_queue.postponed))
+        assert rig.journal._in_memory.ending() == {1, 2}
+        assert {held.seq for held in rig.journal._in_memory.collect()} == {1, 2}
+        await repair_disk(rig)
+        await until(lambda: not rig.database.totals.jobs)
 
 
 async def test_a_trouble_is_logged_once_and_so_is_its_end(tmp_path: Path) -> None:

@@ -173,15 +173,20 @@ def oldest(database: Database) -> float | None:
     return found
 
 
+def make_job_behind_dead_letters(path: Path) -> None:
+    """Make a journal with eight dead letters, and a job that was accepted at ``NOW + 8``."""
+    with closing(Database(path)) as database:
+        requests = [request(number) for number in range(9)]
+        database.commit(list(requests))
+        database.commit([Bury(batch(one.jobs[0], sealed=False), "C", "r") for one in requests[:8]])
+
+
 async def test_the_age_is_right_after_many_dead_letters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A backlog behind a thousand dead letters would have the age 0 for as many seconds."""
     monkeypatch.setattr(OldestRow, "most_ranges", 2)
-    with closing(Database(tmp_path / "j")) as database:
-        requests = [request(number) for number in range(9)]
-        database.commit(list(requests))
-        database.commit([Bury(batch(one.jobs[0], sealed=False), "C", "r") for one in requests[:8]])
+    make_job_behind_dead_letters(tmp_path / "j")
     async with open_rig(tmp_path / "j", tuning=Tuning(maintenance_interval=60.0)) as rig:
         await rig.journal._maintenance._report_oldest()
         assert rig.accounting.kept_since == NOW + 8
@@ -192,10 +197,7 @@ async def test_a_commit_behind_a_search_that_goes_on_does_not_end_it(
 ) -> None:
     """The report of an earlier search would count as a new one, and watermarks would rise."""
     monkeypatch.setattr(OldestRow, "most_ranges", 2)
-    with closing(Database(tmp_path / "j")) as database:
-        requests = [request(number) for number in range(9)]
-        database.commit(list(requests))
-        database.commit([Bury(batch(one.jobs[0], sealed=False), "C", "r") for one in requests[:8]])
+    make_job_behind_dead_letters(tmp_path / "j")
     async with open_rig(tmp_path / "j", tuning=Tuning(maintenance_interval=60.0)) as rig:
         thread, write = rig.journal._thread, rig.journal._thread.write
 

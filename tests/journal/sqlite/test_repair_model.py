@@ -126,15 +126,10 @@ class Run:
         self.staged.append(Settle(batch))
 
     def damage(self) -> None:
-        """Damage pages with jobs; the next statement that reads them repairs the file.
-
-        A deleted row may still be in a page without rows, which nothing reads.
-        """
-        left = [one.id for one in self.in_memory()]
-        left += [id_of(number) for number in range(self.offered + 1, self.newest + 1)]
-        if left:
-            chosen = [self.rng.choice(left) for _ in range(3)]
-            self.lost_pages += lose_pages(self.database, self.path, chosen)
+        """Damage pages; the next statement that reads them repairs the file."""
+        if self.accepted:
+            numbers = [self.rng.randrange(1, self.accepted + 1) for _ in range(3)]
+            self.lost_pages += lose_pages(self.database, self.path, map(id_of, numbers))
 
     def revive(self) -> None:
         """Retry all dead letters."""
@@ -159,6 +154,8 @@ class Run:
         self.commit()
         while self.database.deletion.ranges:
             self.database.commit([])
+        # As maintenance does once a second.
+        self.database.oldest()
 
 
 @pytest.mark.no_cover

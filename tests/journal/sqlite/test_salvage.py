@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,26 +12,24 @@ from payloadd.errors import StartError
 from payloadd.journal.sqlite import file_check
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
-from payloadd.journal.sqlite.operations import Settle
+from payloadd.journal.sqlite.operations import Bury, Settle
 from payloadd.journal.sqlite.salvage import damaged_files
 from payloadd.journal.sqlite.schema import FILE
 from tests.journal.sqlite.damaging import (
+    PAGE,
+    change,
     leaves,
+    lose_table,
     new_findings,
     repair_without_pause,
     verified,
     zero_pages,
 )
-from tests.support.journal import (
-    append,
-    batch,
-    contents,
-    id_of,
-    job,
-    unpack,
-)
+from tests.journal.sqlite.in_blocks import accepted, killed, seqs
+from tests.support.journal import append, batch, contents, id_of, job, unpack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -115,14 +113,90 @@ def test_a_file_that_cannot_be_repaired_is_used_as_it_is(
 @pytest.mark.parametrize("table", ["jobs", "batches"])
 def test_a_damaged_root_page_refuses_the_start(path: Path, table: str) -> None:
     """The daemon would continue without the table, or end with a traceback."""
-    with closing(sqlite3.connect(path)) as connection:
-        query = "SELECT rootpage FROM sqlite_schema WHERE name = ?"
-        (page,) = connection.execute(query, (table,)).fetchone()
-    zero_pages(path, [page])
+    lose_table(path, table)
     with pytest.raises(StartError, match="payloadd journal verify"):
         Database(path)
     assert damaged_files(path.parent) == []
     assert verified(path)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_lost_table_jobs_without_rows_is_made_anew(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, checked: bool
+) -> None:
+    """A start would be refused, with all payloads intact in blocks."""
+    if not checked:
+        monkeypatch.setattr(file_check, "MOST_CHECKED", 0)
+    with closing(Database(path)) as database:
+        first, *_ = accepted(database, 6, 3)
+        database.commit([Settle(batch(*first.jobs[1:3], sealed=False))])
+        image = killed(path, "killed")
+    lose_table(image, "jobs")
+    assert {one.table for one in verified(image)} == {"file", "jobs"}
+    with closing(Database(image)) as again:
+        assert seqs(again) == [1, 4, 5, 6, 7, 8, 9]
+        assert (again.totals.jobs, again.damaged_payloads) == (7, 0)
+        assert "no job that waits" in " ".join(one.reason for one in new_findings(again))
+        again.commit([append(10)])
+        assert seqs(again) == [1, *range(4, 11)]
+    assert len(damaged_files(image.parent)) == 1
+    assert verified(image) == []
+
+
+def _wait(database: Database) -> None:
+    """Have jobs with rows that wait."""
+    accepted(database, 2)
+    unpack(database)
+
+
+def _bury(database: Database) -> None:
+    """Have a dead letter, whose jobs have rows."""
+    (request,) = accepted(database, 2)
+    database.commit([Bury(batch(*request.jobs, sealed=False), "InvalidArgument", "refused")])
+
+
+@pytest.mark.parametrize(
+    ("fill", "damage"),
+    [
+        (_wait, "SELECT 1"),
+        (_bury, "SELECT 1"),
+        # The two jobs of the lost range would take the places of the two that are lost.
+        (_wait, "UPDATE stored SET first = 'x'"),
+        (_bury, "UPDATE dead SET last = 'x'"),
+        (len, "UPDATE blocks SET head = zeroblob(length(head)) WHERE number = 7"),
+        (len, "UPDATE totals SET accepted = 'x'"),
+        (len, "UPDATE totals SET jobs = 6, crc = NULL"),
+        (len, "UPDATE totals SET crc = NULL"),
+    ],
+)
+def test_a_lost_table_jobs_that_may_have_had_rows_refuses_the_start(
+    path: Path, fill: Callable[[Any], object], damage: str
+) -> None:
+    """Payloads would be missing silently, or stored twice, where a snapshot still has them."""
+    with closing(Database(path)) as database:
+        if fill is not len:
+            fill(database)
+        first, *_ = accepted(database, 6, 1, first=3)
+        database.commit([Settle(batch(*first.jobs[1:3], sealed=False))])
+        image = killed(path, "killed")
+    change(image, damage)
+    lose_table(image, "jobs")
+    before = image.read_bytes()[PAGE:]
+    with pytest.raises(StartError, match="table jobs can be read"):
+        Database(image)
+    assert damaged_files(image.parent) == []
+    assert image.read_bytes()[PAGE:] == before
+
+
+def test_a_running_daemon_notices_that_a_table_jobs_without_rows_is_lost(path: Path) -> None:
+    """The next large payload would be refused, and so would a start after rows were written."""
+    with closing(Database(path)) as database:
+        accepted(database, 3)
+        lose_table(path, "jobs")
+        database._connection.execute("PRAGMA shrink_memory")
+        assert database.oldest() is not None
+        assert verified(path) == []
+        assert (seqs(database), database.damaged_payloads) == ([1, 2, 3], 0)
 
 
 def test_a_truncated_file_keeps_its_first_jobs(tmp_path: Path) -> None:

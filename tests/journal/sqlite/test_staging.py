@@ -19,6 +19,7 @@ from payloadd.journal.sqlite.operations import Abandon, Append, Clear, Seal, Set
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.segments import FOLDER, LARGE, WORTH_A_SYNC
 from payloadd.model.job import Part
+from tests.journal.opener import ALL
 from tests.support.journal import (
     append,
     batch,
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from payloadd.journal.sqlite.damage import Finding
-
-_ALL = (0, 10_000, 10**9)
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def commit_step(database: Database, request: Append, end: int) -> None:
 
 def seqs(database: Database) -> list[int]:
     """Return the numbers of all jobs that can be read."""
-    return [one.seq for one in database.page(*_ALL)]
+    return [one.seq for one in database.page(*ALL)]
 
 
 def verified(path: Path) -> Sequence[Finding]:
@@ -283,7 +282,7 @@ def test_small_payloads_of_a_large_step_go_into_a_segment(path: Path, database: 
     assert places(path) == [(seq, 1) for seq in range(1, many + 1)]
     database.commit([request])
     assert places(path)[many:] == [(many + 1, None), (many + 2, None)]
-    assert contents(database.page(*_ALL)) == contents(request.jobs)
+    assert contents(database.page(*ALL)) == contents(request.jobs)
 
 
 def test_segments_are_in_the_order_of_their_jobs(
@@ -310,9 +309,9 @@ def test_segments_are_in_the_order_of_their_jobs(
         first, last = database._segments.seq_range(name)
         assert all(first <= seq <= last for seq, segment in places(path) if segment == name)
     everything = [*request.jobs, *beside.jobs, *between.jobs, *behind.jobs, *after.jobs]
-    assert contents(database.page(*_ALL)) == contents(everything)
+    assert contents(database.page(*ALL)) == contents(everything)
     database.commit([Settle(batch(one, sealed=False)) for one in request.jobs])
     database.compaction.begin()
     while database.compaction.step():
         pass
-    assert contents(database.page(*_ALL)) == contents(everything[3:])
+    assert contents(database.page(*ALL)) == contents(everything[3:])

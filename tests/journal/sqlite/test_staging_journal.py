@@ -15,6 +15,7 @@ from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.operations import Stage
 from payloadd.journal.sqlite.schema import FILE
+from tests.journal.opener import ALL
 from tests.support.journal import (
     QUICK,
     append,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from payloadd.journal.api import Receipt
     from payloadd.journal.sqlite.operations import Operation
 
-_ALL = (0, 10_000, 10**9)
 _SMALL_STEPS: Final = replace(QUICK, most_large_rows=10)
 """Requests of more than 10 jobs are written in steps of 10."""
 
@@ -45,7 +45,7 @@ def path(tmp_path: Path) -> Path:
 
 def seqs(database: Database) -> list[int]:
     """Return the numbers of all jobs that can be read."""
-    return [one.seq for one in database.page(*_ALL)]
+    return [one.seq for one in database.page(*ALL)]
 
 
 async def test_small_requests_are_answered_while_a_large_one_is_written(path: Path) -> None:

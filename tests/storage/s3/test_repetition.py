@@ -35,6 +35,7 @@ from tests.support.store_in_memory import store_in_memory
 
 if TYPE_CHECKING:
     from payloadd.errors import StoreError
+    from payloadd.model.formats.api import EncodedObject
     from tests.support.store import Behaviour
 
 OBJECT: Final = plain(b'{"a":1}\n')
@@ -52,6 +53,17 @@ UNSUPPORTED_CONDITION: Final = Rejects(
 def statuses(fake: FakeS3) -> list[tuple[str, int]]:
     """Return method and status of each request."""
     return [(seen.method, seen.status) for seen in fake.seen]
+
+
+async def repeated(behaviour: Behaviour, environ: dict[str, str], again: EncodedObject) -> FakeS3:
+    """Store OBJECT, and then ``again`` as a repetition; return the store, which saw only that."""
+    fake = FakeS3(port=1)
+    store = await store_in_memory(fake, **environ)
+    await store.put("k", OBJECT, MEMBERS, repeat=False)
+    fake.seen.clear()
+    fake.behaviour = behaviour
+    await store.put("k", again, MEMBERS, repeat=True)
+    return fake
 
 
 @pytest.mark.parametrize(
@@ -88,12 +100,7 @@ async def test_a_repetition_of_a_stored_object_is_settled(
     asked: list[tuple[str, int]],
 ) -> None:
     """A batch whose answer was lost would be tried for ever, or have a second version."""
-    fake = FakeS3(port=1)
-    store = await store_in_memory(fake, **environ)
-    await store.put("k", OBJECT, MEMBERS, repeat=False)
-    fake.seen.clear()
-    fake.behaviour = behaviour
-    await store.put("k", NEW_BYTES, MEMBERS, repeat=True)
+    fake = await repeated(behaviour, environ, NEW_BYTES)
     assert statuses(fake) == asked
     assert fake.puts[PATH] == puts
 
@@ -111,12 +118,7 @@ async def test_a_repetition_with_the_same_bytes_replaces_the_object(
     behaviour: Behaviour, environ: dict[str, str], asked: list[tuple[str, int]]
 ) -> None:
     """Each repetition would cost a request more, and the right to read objects."""
-    fake = FakeS3(port=1)
-    store = await store_in_memory(fake, **environ)
-    await store.put("k", OBJECT, MEMBERS, repeat=False)
-    fake.seen.clear()
-    fake.behaviour = behaviour
-    await store.put("k", OBJECT, MEMBERS, repeat=True)
+    fake = await repeated(behaviour, environ, OBJECT)
     assert statuses(fake) == asked
 
 

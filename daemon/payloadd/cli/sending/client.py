@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 import httpx
 import trio
 
-from payloadd.cli.sending.cutting import NDJSON, CutError, collections
+from payloadd.cli.sending.cutting import NDJSON, BeyondEndError, CutError, collections
 from payloadd.cli.sending.files import READ_ERRORS
 
 if TYPE_CHECKING:
@@ -131,6 +131,10 @@ class FileSender:
                 with await _in_thread(file.open) as self._open:
                     await self._read(collections(self._open, self._next.line), index, send)
                     self._closed += self._open.position
+            except BeyondEndError as error:
+                self.failure = f"{file.name}: {error}"
+                self._ended = True  # no line was left out
+                return
             except (*READ_ERRORS, CutError) as error:
                 self.failure = self.failure or f"{file.name}: {str(error) or type(error).__name__}"
                 return

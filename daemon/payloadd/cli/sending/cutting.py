@@ -88,16 +88,26 @@ class FileCollection:
         return first, self.since(self.first + half)
 
 
+class BeyondEndError(CutError):
+    """The first line or element that is wanted is behind the end of the content."""
+
+
 def collections(file: ByteSource, first: int = 1) -> Iterator[FileCollection]:
     """Yield the collections of a file from the line or element ``first`` on.
 
-    Raises CutError, and what reading raises.
+    Raises CutError, and what reading raises; BeyondEndError, unless ``first`` follows the last
+    line: a run that was interrupted at the end of the file goes on there.
     """
     window = _Window(file)
-    cut = _array(window) if _is_array(window) else _lines(window)
-    for collection in cut:
-        if collection.end > first:
+    is_array = _is_array(window)
+    end = 1
+    for collection in _array(window) if is_array else _lines(window):
+        end = collection.end
+        if end > first:
             yield collection if collection.first >= first else collection.since(first)
+    if first > end:
+        unit = "elements" if is_array else "lines"
+        raise BeyondEndError(f"it has {end - 1:,} {unit}; --from-line {first} is behind its end")
 
 
 class _Window:

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import httptools
 
 from payloadd.ingress.auth import token_digest
-from payloadd.ingress.http_grammar import is_host, is_length, parse_request_line
+from payloadd.ingress.http_grammar import (
+    MAX_HEAD_BYTES,
+    PREFACE_HEAD,
+    is_host,
+    is_length,
+    parse_request_line,
+)
 from payloadd.ingress.preferences import seconds_to_wait
 from payloadd.ingress.problem import head_too_large, not_http
 from payloadd.ingress.routes import DEFAULT, Route
@@ -30,7 +36,6 @@ if TYPE_CHECKING:
     from payloadd.ingress.fastpath.targets import Reply, Targets
     from payloadd.ingress.routes import Routes
 
-MAX_HEAD_BYTES: Final = 16 * 2**10
 _HEAD_END: Final = b"\r\n\r\n"
 _CACHED_HEAD_BYTES: Final = 1024
 _MOST_HEADS: Final = 1024
@@ -45,7 +50,6 @@ _SECRET_LINE: Final = re.compile(
 """A secret header whose value is visible ASCII: llhttp would accept it."""
 _PLAIN_LINE: Final = b"POST / HTTP/1.1\r\n"
 """The first line for llhttp, which does not know all methods."""
-_HTTP2: Final = b"PRI * HTTP/2.0\r\n\r\n"
 _TIMED: Final = frozenset({PAYLOADS, PAYLOAD})
 _NO_TOKENS: Final[frozenset[bytes]] = frozenset()
 
@@ -93,7 +97,7 @@ class FastPathRequest(NamedTuple):
 
 
 class _Start(NamedTuple):
-    """What the first line of a head says."""
+    """The properties of a request that its first line determines."""
 
     found: Route | Reply
     label: str
@@ -221,7 +225,7 @@ class HeadParser:
         """Read a first line, which ends at ``end``. Raises Problem MALFORMED and Http2Error."""
         line = parse_request_line(head[: end - len(b"\r\n")])
         if line is None:
-            if head == _HTTP2:
+            if head == PREFACE_HEAD:
                 raise Http2Error
             raise not_http()
         method = line.method.decode("ascii").upper()

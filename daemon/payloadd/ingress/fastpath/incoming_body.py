@@ -28,8 +28,8 @@ _FASTEST: Final = 2**40
 class BodyOwner(Protocol):
     """The connection that receives a body."""
 
-    def on_memory(self) -> None:
-        """Continue soon: the body has acquired the memory that it waited for."""
+    def await_turn(self) -> None:
+        """Continue in a later pass of the event loop."""
         ...
 
     def on_body_refused(self, problem: Problem) -> None:
@@ -47,10 +47,6 @@ class IncomingBody:
         """Bytes of memory that the body has acquired."""
         self.since = 0.0
         """Time at which the body got its memory, on trio's clock."""
-        self.timed = False
-        """Whether the deadline of the request is watched."""
-        self.invited = False
-        """Whether the client was sent a 100."""
         self._memory = memory
         self._owner = owner
         self._waiter: Waiter | None = None
@@ -105,7 +101,8 @@ class IncomingBody:
         self._waiter = None
         self.charge = self.framing.needed
         self._watch()
-        self._owner.on_memory()
+        # In a pass of its own: the memory of one large body is enough for hundreds of small ones.
+        self._owner.await_turn()
 
     def _on_refused(self) -> None:
         self._waiter = None

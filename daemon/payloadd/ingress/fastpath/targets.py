@@ -1,4 +1,4 @@
-"""What is at the request targets of the public address. No I/O.
+"""The routes and the fixed answers of the public address by request target. No I/O.
 
 The usual first lines of POSTs are found in ``Routes.first_lines``. This module finds all others, in
 the way in which Hypercorn, Quart and werkzeug do.
@@ -18,6 +18,8 @@ from payloadd.ingress.http_grammar import path_of_target
 from payloadd.ingress.operations import OPENAPI_PATH
 from payloadd.ingress.problem import Problem, method_not_allowed, not_found
 from payloadd.ingress.routes import (
+    ALLOWED_ON_PAGES,
+    ALLOWED_ON_PAYLOADS,
     COLLECTIONS,
     DOCUMENTS,
     METHODS,
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 Reply = FixedAnswer | Callable[[], Problem]
 """The answer to a request whose body is not read: a page, or a function that makes a problem."""
 
-_READS: Final = "GET, HEAD, OPTIONS"
-_WRITES: Final = "OPTIONS, POST, PUT"
 _HEALTH_PATH: Final = "/healthz"
 PATHS: Final = (
     *(COLLECTIONS, f"{COLLECTIONS}/{{stream}}", DOCUMENTS, f"{DOCUMENTS}/{{stream}}"),
@@ -44,9 +44,9 @@ PATHS: Final = (
 """The paths of the public address, as a 404 names them."""
 _JSON: Final = {"Content-Type": "application/json"}
 _OPTIONS_OF_PAYLOADS: Final = FixedAnswer(
-    204, {"Allow": _WRITES, "Accept-Post": ACCEPTED_TYPES}, b"", preflight=True
+    204, {"Allow": ALLOWED_ON_PAYLOADS, "Accept-Post": ACCEPTED_TYPES}, b"", preflight=True
 )
-_OPTIONS_OF_PAGES: Final = FixedAnswer(204, {"Allow": _READS}, b"")
+_OPTIONS_OF_PAGES: Final = FixedAnswer(204, {"Allow": ALLOWED_ON_PAGES}, b"")
 
 
 class Targets:
@@ -82,7 +82,7 @@ class Targets:
         else:
             return _not_found
         if method not in {*METHODS, "OPTIONS"}:
-            return partial(method_not_allowed, _WRITES)
+            return partial(method_not_allowed, ALLOWED_ON_PAYLOADS)
         if has_odd_slashes(raw):
             return _not_found
         if method == "OPTIONS":
@@ -96,7 +96,9 @@ _WRITE_PATHS: Final = frozenset({COLLECTIONS, DOCUMENTS})
 def _read_page(page: FixedAnswer, method: str) -> Reply:
     if method in {"GET", "HEAD"}:
         return page
-    return _OPTIONS_OF_PAGES if method == "OPTIONS" else partial(method_not_allowed, _READS)
+    return (
+        _OPTIONS_OF_PAGES if method == "OPTIONS" else partial(method_not_allowed, ALLOWED_ON_PAGES)
+    )
 
 
 def _not_found() -> Problem:

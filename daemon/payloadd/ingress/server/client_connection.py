@@ -36,7 +36,7 @@ def do_nothing() -> None:
 
 
 class Ending(Enum):
-    """How far ``ClientStream.finish_now`` has come."""
+    """How far ``ClientConnection.finish_now`` has come."""
 
     CLOSED = auto()
     """The socket is closed."""
@@ -342,13 +342,17 @@ class ClientConnection:
         return Problem("TIMEOUT", "the request's head was not complete in time")
 
     def _own_answer(self, problem: Problem) -> bytes:
-        """Count and log an answer that comes neither from the app nor from the fast path."""
+        """Return an answer that comes neither from the app nor from the fast path."""
+        self.note_own_answer(problem)
+        return problem.raw()
+
+    def note_own_answer(self, problem: Problem) -> None:
+        """Count and log such an answer, and add its headers for browsers to it."""
         self._count(problem.status)
         if self.refusals is not None:
             self.refusals.note(problem, self.client_address)
         if self.cors is not None:
             problem.headers.update(self.cors.headers(origin_in(self.head)))
-        return problem.raw()
 
     def _end(self) -> None:
         self.closed = True

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from payloadd.ingress.http_grammar import MAX_HEAD_BYTES
 from payloadd.ingress.problem import problem_for_status
 from payloadd.ingress.server.client_connection import ClientConnection
-from payloadd.ingress.server.connection_state import TickClock, looks_complete
+from payloadd.ingress.server.connection_state import looks_complete
 from payloadd.ingress.server.http2_input import PREFACE
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from payloadd.ingress.server.socket_stream import NonBlockingStream
 
 _READ_BYTES: Final = 32_768
-_KEPT_HEAD_BYTES: Final = 16 * 2**10
 
 
 class ClientStream(ClientConnection):
@@ -76,7 +76,7 @@ class ClientStream(ClientConnection):
     def pass_to_hypercorn(self, data: bytes) -> None:
         """Let Hypercorn serve the connection; ``data`` are bytes that it has to read first."""
         self._received = data
-        self.head = data[:_KEPT_HEAD_BYTES] if self.cors is not None else b""
+        self.head = data[:MAX_HEAD_BYTES] if self.cors is not None else b""
         self.passed_to_hypercorn = True
         self._on_deadline = None
         self.state.count_received = None
@@ -99,7 +99,7 @@ class ClientStream(ClientConnection):
             begun = self.state.head_since is not None
             self.state.note_received(data)
             if self.cors is not None and self.state.head_since is not None:
-                self.head = ((self.head if begun else b"") + data)[:_KEPT_HEAD_BYTES]
+                self.head = ((self.head if begun else b"") + data)[:MAX_HEAD_BYTES]
         return data
 
     async def send_all(self, data: bytes) -> None:

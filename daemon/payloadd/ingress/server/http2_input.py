@@ -17,8 +17,9 @@ from __future__ import annotations
 from typing import Final
 
 from payloadd.errors import PayloaddError
+from payloadd.ingress.http_grammar import PREFACE_HEAD
 
-PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PREFACE: Final = PREFACE_HEAD + b"SM\r\n\r\n"
 """The first bytes of a client that speaks HTTP/2 (RFC 9113, section 3.4)."""
 
 LARGEST_HEADER_LIST: Final = 16 * 2**10
@@ -64,6 +65,14 @@ class FloodError(PayloaddError):
     """A client sends frames that cost much work and carry little; its connection has to end."""
 
 
+class HeadTooLargeError(FloodError):
+    """The header block of a request is too large to be decoded."""
+
+    def __init__(self, stream_id: int) -> None:
+        super().__init__(f"a header block of more than {_LONGEST_BLOCK} bytes")
+        self.stream_id = stream_id
+
+
 class FrameCutter:
     """Cut the bytes after the preface into pieces."""
 
@@ -92,7 +101,7 @@ class FrameCutter:
     def next_piece(self) -> bytes:
         """Return the next piece, b"" if more has to be received first.
 
-        Raises FloodError for a frame or a header block that is too long.
+        Raises FloodError for a frame that is too long, HeadTooLargeError for a header block.
         """
         end = self._find_end()
         piece = self._data[self._start : end]
@@ -116,10 +125,11 @@ class FrameCutter:
                 return position
             units += cost
             self._missing = _FRAME_HEADER + length
-            self._count_block(kind, length)
+            stream_id = int.from_bytes(data[position + 5 : position + _FRAME_HEADER])
+            self._count_block(kind, length, stream_id)
             self._charge += _charge(kind, data[position + 4], length)
 
-    def _count_block(self, kind: int, length: int) -> None:
+    def _count_block(self, kind: int, length: int, stream_id: int) -> None:
         if kind == _HEADERS:
             self._block = length
             self._continuations = 0
@@ -131,7 +141,7 @@ class FrameCutter:
         else:
             return
         if self._block > _LONGEST_BLOCK:
-            raise FloodError(f"a header block of more than {_LONGEST_BLOCK} bytes")
+            raise HeadTooLargeError(stream_id)
 
 
 def _cost(kind: int, length: int) -> int:

@@ -3,6 +3,9 @@
 Hypercorn sends the head, the body and the end of an answer on their own, and a task chooses whose
 body is next. An answer that fits into one frame and into the client's windows needs no such choice:
 its frames are made at once, and sent together with those of other answers.
+
+Requests after the first one of a connection may be refused (``open_requests``). PRIORITY frames are
+ignored. h2 remembers a few hundred closed streams instead of 65,536, which is megabytes.
 """
 
 from __future__ import annotations
@@ -21,9 +24,12 @@ from hypercorn.protocol.events import Body, EndBody, Request, Response
 from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.utils import filter_pseudo_headers
+from hyperframe.frame import DataFrame, HeadersFrame
 from priority.priority import DeadlockError
 
+from payloadd.ingress.problem import CONTENT_TYPE, head_too_large
 from payloadd.ingress.server.http2_input import LARGEST_HEADER_LIST
+from payloadd.ingress.server.protocol_parts import parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,17 +104,7 @@ class Http2(H2Protocol):
         self, wrapper: ProtocolWrapper, client: ClientStream, open_requests: OpenRequests
     ) -> None:
         """Replace the protocol of ``wrapper``, of which no byte has been processed."""
-        super().__init__(
-            wrapper.app,
-            wrapper.config,
-            wrapper.context,
-            wrapper.task_group,
-            wrapper.state,
-            wrapper.ssl,
-            wrapper.client,
-            wrapper.server,
-            wrapper.send,
-        )
+        super().__init__(*parts_of(wrapper))
         self._client = client
         self._open_requests = open_requests
         self._answers: dict[int, tuple[Response, bytes]] = {}
@@ -122,6 +118,7 @@ class Http2(H2Protocol):
         # Hypercorn announces this limit to the client, but does not enforce it.
         connection.decoder = RememberingDecoder(LARGEST_HEADER_LIST)
         connection._closed_streams = SizeLimitDict(size_limit=_CLOSED_STREAMS)  # noqa: SLF001
+        connection._frame_dispatch_table[HeadersFrame] = self._receive_headers  # noqa: SLF001
         self.streams = _Streams()
 
     async def send_task(self) -> None:
@@ -135,6 +132,38 @@ class Http2(H2Protocol):
                 await self.has_data.clear()
             else:
                 await self._send_data(stream_id)
+
+    def refuse_head(self, stream_id: int) -> None:
+        """Answer a request whose head is too large with a 400; the connection ends after it.
+
+        The header block is not decoded, so further ones could not be decoded either (RFC 9113,
+        section 10.5.1). h2 does not know the stream: the frames are made here.
+        """
+        connection = self.connection
+        if stream_id % 2 == 0 or stream_id <= connection.highest_inbound_stream_id:
+            return  # the head of no request: trailers, or a protocol error
+        connection.highest_inbound_stream_id = stream_id  # for GOAWAY: it needs no repetition
+        problem = head_too_large()
+        self._client.note_own_answer(problem)
+        body = problem.document()
+        window = connection.remote_settings.initial_window_size
+        if min(window, connection.outbound_flow_control_window) < len(body):
+            body = b""
+        named = {"content-type": CONTENT_TYPE, **problem.headers} if body else problem.headers
+        headers = [(b":status", b"%d" % problem.status)]
+        headers += [(name.lower().encode(), text.encode()) for name, text in named.items()]
+        head = HeadersFrame(stream_id, flags=["END_HEADERS"])
+        head.data = connection.encoder.encode([*headers, *self._more_headers()])
+        end = DataFrame(stream_id, body, flags=["END_STREAM"])
+        connection._data_to_send += head.serialize() + end.serialize()  # noqa: SLF001
+
+    def _receive_headers(self, frame: HeadersFrame) -> Any:  # noqa: ANN401 - h2's own types
+        """Pass a header block to h2, and answer a request whose headers expand to too much."""
+        try:
+            return self.connection._receive_headers_frame(frame)  # noqa: SLF001
+        except h2.exceptions.DenialOfServiceError:
+            self.refuse_head(frame.stream_id)
+            raise
 
     async def flush(self) -> None:
         """Send the frames that wait for ``send_task``."""

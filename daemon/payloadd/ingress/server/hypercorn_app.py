@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import trio
 from hypercorn.config import Config
 
+from payloadd.ingress.http_grammar import MAX_HEAD_BYTES
 from payloadd.ingress.problem import Problem
 from payloadd.ingress.routes import route_label
 from payloadd.ingress.server.connection_errors import log_broken_connection
@@ -232,7 +233,7 @@ def make_hypercorn_config() -> Config:
     config.include_server_header = False
     config.keep_alive_timeout = inf  # ClientStream keeps the time
     config.keep_alive_max_requests = sys.maxsize
-    config.h11_max_incomplete_size = 16 * 2**10
+    config.h11_max_incomplete_size = MAX_HEAD_BYTES
     # Bodies are held in memory until they are complete, and a connection is one slot.
     config.h2_max_concurrent_streams = 16
     config.h2_max_header_list_size = LARGEST_HEADER_LIST

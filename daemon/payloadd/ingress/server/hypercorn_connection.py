@@ -2,51 +2,42 @@
 
 - A client that closes its sending side after a request (shutdown(2), SHUT_WR) still gets the
   answer. Hypercorn treats the end of the input as the end of the connection.
-- ``Upgrade: h2c`` is ignored, as RFC 9113, section 3.1, recommends: a proxy that checks requests
-  would see only the first one. A client may still speak HTTP/2 from its first byte (prior
-  knowledge).
-- Heads and chunk sizes that two parsers may read differently are refused; see ``strict_input``.
-- ``Upgrade: websocket`` is ignored, too.
-- PRIORITY is ignored.
 - The frames of an HTTP/2 client are processed in small pieces; see ``http2_input``.
-- Bodies in many small chunks are also processed in small pieces, and chunks that arrived together
-  are passed on together.
-- Requests after the first one of a connection may be refused; see ``open_requests``.
-- h2 remembers 65,536 closed streams of each connection, which is megabytes. Here it remembers a
-  few hundred.
+- Bodies in many small chunks are also processed in small pieces.
+
+``http1_protocol`` and ``http2_protocol`` have the limits of the two protocols.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, cast
-from weakref import WeakMethod
 
 import h2.connection
 import h2.errors
-import h2.events
 import h2.exceptions
 import h2.stream
 import h11
 import trio
 from hypercorn.events import Closed, RawData, Updated
-from hypercorn.protocol.events import Body, EndBody
 from hypercorn.protocol.h2 import H2Protocol
-from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protocol
-from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 
 from payloadd.ingress.server.connection_state import looks_complete, never
-from payloadd.ingress.server.http2_input import PREFACE, FloodError, FrameBudget, FrameCutter
+from payloadd.ingress.server.http1_protocol import Http1
+from payloadd.ingress.server.http2_input import (
+    PREFACE,
+    FloodError,
+    FrameBudget,
+    FrameCutter,
+    HeadTooLargeError,
+)
 from payloadd.ingress.server.http2_protocol import Http2
 from payloadd.ingress.server.request_tasks import RequestTasks
-from payloadd.ingress.server.strict_input import StrictConnection
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
     from hypercorn.config import Config
     from hypercorn.events import Event
-    from hypercorn.protocol import ProtocolWrapper
-    from hypercorn.protocol.events import Event as StreamEvent
     from hypercorn.trio.worker_context import WorkerContext
     from hypercorn.typing import AppWrapper, ConnectionState
 
@@ -61,7 +52,6 @@ _MOST_BREAKS: Final = 128
 """Line breaks of HTTP/1.1 that are passed on at a time: two per chunk."""
 _LEAST_PIECE: Final = 512
 """Bytes."""
-_PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
 _RECEIVED_WHOLE: Final = (h11.DONE, h11.MUST_CLOSE)
 """States of an HTTP/1.1 client whose request is complete."""
 
@@ -144,7 +134,7 @@ class HypercornConnection(TCPServer):
     async def _read_data(self) -> None:
         """Pass input to the protocol until the client, or this side, ends the connection."""
         self.protocol.task_group = cast("Any", RequestTasks(self._task_group, self._begin_request))
-        self.protocol.protocol = _Http1(self.protocol)
+        self.protocol.protocol = Http1(self.protocol)
         self._client.state.awaits_body = self._awaits_body
         try:
             # The first bytes show which protocol the client speaks.
@@ -240,8 +230,10 @@ class HypercornConnection(TCPServer):
                 await self._client.wait_until_answered()
         await protocol.flush()
 
-    async def _refuse_flood(self, protocol: H2Protocol, error: FloodError) -> None:
+    async def _refuse_flood(self, protocol: Http2, error: FloodError) -> None:
         log.debug("http2_flood", reason=str(error))
+        if isinstance(error, HeadTooLargeError):
+            protocol.refuse_head(error.stream_id)
         protocol.connection.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
         await self._pass_on(b"")
 
@@ -254,7 +246,7 @@ class HypercornConnection(TCPServer):
     def _counts_bytes(self) -> bool:
         """Return whether a body with a Content-Length, and so without chunks, is being received."""
         protocol = self.protocol.protocol
-        return isinstance(protocol, _Http1) and protocol.counts_bytes
+        return isinstance(protocol, Http1) and protocol.counts_bytes
 
     def _awaits_body(self) -> bool:
         """Return whether every open request waits for its client, and none for the app."""
@@ -284,97 +276,3 @@ def _awaits_body(connection: h2.connection.H2Connection, stream_id: int) -> bool
     """Return whether the client has not ended its side of a stream."""
     stream = connection.streams.get(stream_id)
     return stream is not None and stream.state_machine.state is h2.stream.StreamState.OPEN
-
-
-def _without_websocket(request: h11.Request) -> h11.Request:
-    """Return a request without ``Upgrade: websocket``, which Hypercorn would accept."""
-    headers = [*request.headers]
-    kept = [one for one in headers if one[0] != b"upgrade" or one[1].lower() != b"websocket"]
-    if len(kept) == len(headers):
-        return request
-    return h11.Request(
-        method=request.method,
-        target=request.target,
-        headers=kept,
-        http_version=request.http_version,
-    )
-
-
-class _JoinedBody:
-    """Pass the chunks of a body that arrived together to ``stream`` as one piece.
-
-    Passing on a piece takes several times as long as parsing a chunk.
-    """
-
-    def __init__(self, stream: HTTPStream) -> None:
-        # The stream refers to this object: a strong reference would be a cycle per request.
-        self._stream_handle = WeakMethod(stream.handle)
-        self._pieces: list[bytes] = []
-
-    async def handle(self, event: StreamEvent) -> None:
-        """Keep a piece of the body; pass on any other event."""
-        if isinstance(event, Body):
-            self._pieces.append(event.data)
-            return
-        if isinstance(event, EndBody):
-            await self.flush()
-        self._pieces.clear()
-        await self._send_event(event)
-
-    async def flush(self) -> None:
-        """Pass on the pieces that were kept."""
-        if self._pieces:
-            data = b"".join(self._pieces)
-            self._pieces.clear()
-            await self._send_event(Body(stream_id=STREAM_ID, data=data))
-
-    async def _send_event(self, event: StreamEvent) -> None:
-        handle = self._stream_handle()
-        if handle is not None:
-            await handle(event)
-
-
-class _Http1(H11Protocol):
-    """Hypercorn's HTTP/1.1 protocol, without upgrades to HTTP/2 and with joined chunks."""
-
-    def __init__(self, wrapper: ProtocolWrapper) -> None:
-        super().__init__(
-            wrapper.app,
-            wrapper.config,
-            wrapper.context,
-            wrapper.task_group,
-            wrapper.state,
-            wrapper.ssl,
-            wrapper.client,
-            wrapper.server,
-            wrapper.send,
-        )
-        self.connection = StrictConnection()
-        self._body: _JoinedBody | None = None
-        self._has_length = False
-
-    @property
-    def counts_bytes(self) -> bool:
-        """Whether a body with a Content-Length is being received."""
-        return self._has_length and self.connection.their_state is h11.SEND_BODY
-
-    async def handle(self, event: Event) -> None:
-        """Process input, and pass on the chunks that arrived together."""
-        await super().handle(event)
-        if self._body is not None:
-            await self._body.flush()
-
-    async def _create_stream(self, request: h11.Request) -> None:
-        names = {name for name, _ in request.headers}
-        self._has_length = b"content-length" in names and b"transfer-encoding" not in names
-        await super()._create_stream(_without_websocket(request))
-        if isinstance(self.stream, HTTPStream):
-            self._body = _JoinedBody(self.stream)
-            self.stream.handle = self._body.handle  # type: ignore[method-assign]
-
-    async def _check_protocol(self, event: h11.Request) -> None:
-        """Raise H2ProtocolAssumedError for the head of HTTP/2's preface, as the first request."""
-        is_preface = event.method == b"PRI" and event.target == b"*"
-        if is_preface and event.http_version == b"2.0" and not self.keep_alive_requests:
-            data, _ = cast("h11.Connection", self.connection).trailing_data
-            raise H2ProtocolAssumedError(_PREFACE_HEAD + data)

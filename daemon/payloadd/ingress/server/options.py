@@ -1,4 +1,4 @@
-"""The options of one address, and what the server needs of the fast path."""
+"""The options of one address, and the fast path as the server calls it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class FastPathService(Watcher, Protocol):
-    """The fast path as the server calls it."""
+    """The methods of the fast path that the server calls."""
 
     submitter: Submitter
 
@@ -47,7 +47,7 @@ class ServerOptions:
 
     max_connections: int
     fast_path: FastPathService | None = None
-    """Answers plain requests before they reach the app."""
+    """Serves HTTP/1.x; None: Hypercorn and the app serve it, too."""
     certificates: Certificates | None = None
     """With certificates, all connections use TLS."""
     memory: RequestMemory | None = None
@@ -55,7 +55,7 @@ class ServerOptions:
     count: CountAnswer = count_nothing
     """Called for each answer that the fast path does not send."""
     refusals: RefusalLog | None = None
-    """The log of requests that are refused before they reach the app."""
+    """The log of requests that are refused by neither the app nor the fast path: slow heads."""
     max_connections_per_client: int | None = None
     proxies: Container[str] = ()
     """Addresses of trusted proxies, to which ``max_connections_per_client`` does not apply."""

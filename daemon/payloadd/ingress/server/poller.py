@@ -19,7 +19,7 @@ class Readable(Protocol):
 
 
 class Watcher(Protocol):
-    """What calls a ``Readable``: the fast path, or ``Poller`` without a fast path."""
+    """Calls a ``Readable`` while its socket has input: the fast path, or without one ``Poller``."""
 
     def register(self, fd: int, connection: Readable) -> None:
         """Call ``connection`` while ``fd`` has input; OSError if no more sockets can be watched."""

@@ -100,7 +100,7 @@ class RequestMessages:
 
 
 class RequestTasks:
-    """What a Hypercorn protocol needs of its task group."""
+    """Starts the tasks of a Hypercorn protocol, instead of Hypercorn's own task group."""
 
     def __init__(self, group: TaskGroup, begin: Callable[[], object]) -> None:
         """Start tasks in ``group``; ``begin`` is called with each request.

@@ -34,9 +34,9 @@ from payloadd.ingress.server.listen import (
 )
 from payloadd.ingress.server.options import ServerOptions
 from payloadd.ingress.server.poller import Poller
+from payloadd.ingress.server.proxy_headers import ProxyHeaders
 from payloadd.ingress.server.slots import Slots
 from payloadd.ingress.server.socket_stream import NonBlockingStream
-from payloadd.ingress.server.start import ProxyHeaders
 from payloadd.ingress.server.tls import TlsStream
 from payloadd.observe.logs import get_logger
 

@@ -13,13 +13,17 @@ from typing import Final
 import h11
 from h11._receivebuffer import ReceiveBuffer
 
-from payloadd.ingress.http_grammar import is_chunk_line, is_host, is_length, parse_request_line
+from payloadd.ingress.http_grammar import (
+    MAX_HEAD_BYTES,
+    PREFACE_HEAD,
+    is_chunk_line,
+    is_host,
+    is_length,
+    parse_request_line,
+)
 
-MAX_HEAD_BYTES: Final = 16 * 2**10
-"""Bytes of the head of a request, the empty line included."""
 _LINE_END: Final = b"\r\n"
 _HEAD_END: Final = b"\r\n\r\n"
-_PREFACE_LINE: Final = b"PRI * HTTP/2.0"
 _INVISIBLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _TOO_LARGE: Final = 431
 """Request Header Fields Too Large (RFC 6585, section 5)."""
@@ -82,7 +86,7 @@ class StrictBuffer(ReceiveBuffer):
         if self._in_chunks:
             self._in_chunks = False
             _check_trailers(lines)
-        elif lines != [_PREFACE_LINE]:
+        elif block != PREFACE_HEAD:
             _check_head(lines)
         self._extract(len(block))
         return [bytearray(line) for line in lines]

@@ -11,7 +11,7 @@ from payloadd.journal.postgres.lane import slot_of
 from payloadd.journal.postgres.session import CommitOutcome
 from payloadd.journal.postgres.state import outcome_unknown
 from payloadd.journal.postgres.transaction import Commit
-from payloadd.model.streams import DEFAULT
+from payloadd.model.streams import DEFAULT, stream_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -77,7 +77,7 @@ async def publish(attempt: Attempt, listener: JournalListener, lanes: Mapping[in
         if stream != DEFAULT:
             listener.accepted_in(stream, sum([job.payloads for job in jobs]))
         if jobs and slot_of(jobs[0].seq) not in lanes:
-            listener.taken_away((), sum([job.payloads for job in jobs]))
+            listener.taken_away([stream_of(jobs[0].seq)], sum([job.payloads for job in jobs]))
         else:
             await _offer(jobs, listener)
     for seal in attempt.group.seals:

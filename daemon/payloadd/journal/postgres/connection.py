@@ -56,7 +56,7 @@ _CUT_OFF: Final = "57014"
 
 
 class JournalDatabaseError(psycopg.Error):
-    """The database cannot be used now: the connection leads to a standby, or to no journal."""
+    """The server takes no writes now: it is a standby, or read-only."""
 
 
 def connect(url: str) -> Connection[Any]:
@@ -112,13 +112,6 @@ def _check(connection: Connection[Any]) -> None:
     if standby or read_only:
         what = "a standby" if standby else "read-only"
         raise JournalDatabaseError(f"the server is {what}, and takes no writes")
-
-
-def is_fatal_at_start(error: psycopg.Error) -> bool:
-    """Return whether an operator has to change JOURNAL_URL before another attempt can succeed."""
-    return isinstance(error, psycopg.ProgrammingError) and not isinstance(
-        error, JournalDatabaseError
-    )
 
 
 def reason(error: BaseException) -> str:

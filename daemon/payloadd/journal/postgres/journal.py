@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from payloadd.errors import LaneLostError, RefusedError, TooLargeError
+from payloadd.errors import LaneLostError
 from payloadd.journal.postgres.attempt import Attempt, publish
 from payloadd.journal.postgres.calls import FAILURES, DatabaseCalls
 from payloadd.journal.postgres.connection import reason
@@ -34,14 +34,16 @@ from payloadd.journal.postgres.pending import CommittedTogether, PendingOperatio
 from payloadd.journal.postgres.rows import ROW_BYTES
 from payloadd.journal.postgres.schema import FENCED
 from payloadd.journal.postgres.sealed_batches import SealedBatchReader
-from payloadd.journal.postgres.state import DatabaseState, outcome_unknown, refused
+from payloadd.journal.postgres.state import DatabaseState, outcome_unknown
 from payloadd.journal.postgres.times import DEFAULT_TIMES, LeaseTimes
+from payloadd.journal.refusals import journal_full, not_written, too_large
 from payloadd.model.streams import DEFAULT
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from payloadd.errors import RefusedError
     from payloadd.journal.api import JournalListener, OutcomeCallback, Receipt
     from payloadd.journal.postgres.holding import KnownStreams
     from payloadd.journal.postgres.lane import UnreadableRow
@@ -102,7 +104,7 @@ class PostgresJournal:
         if key is not None and parts:
             size += KEY_BYTES
         if size > self._max_bytes:
-            raise TooLargeError(f"the request takes {size} bytes, more than JOURNAL_MAX_BYTES")
+            raise too_large(size)
         if (refusal := self.refusal(size)) is not None:
             raise refusal
         self._queue.append(PendingRequest(receipt, parts, key, done, size, stream, marks))
@@ -117,11 +119,7 @@ class PostgresJournal:
             return None  # for the moment in which a lane is replaced
         own = session.own
         if (used := own.bytes + own.dead_bytes + self._bytes) + size > self._max_bytes:
-            # The time for a tenth of the payloads: then the client is not refused again at once.
-            wait = self._listener.seconds_for(own.payloads // 10)
-            room = f"{used} of {self._max_bytes} bytes (JOURNAL_MAX_BYTES) are in use"
-            dead = f", {own.dead_bytes} of them by dead letters" if own.dead_bytes else ""
-            return RefusedError("JOURNAL_FULL", f"the request does not fit: {room}{dead}", wait)
+            return journal_full(self._listener, self._max_bytes, used, own.dead_bytes, own.payloads)
         return None
 
     async def wait_for_room(self) -> None:
@@ -201,7 +199,7 @@ class PostgresJournal:
             finally:
                 with trio.move_on_after(self._tuning.last_commit_timeout, shield=True):
                     await self._finish()
-                self._refuse_all(refused("the daemon ends"))
+                self._refuse_all(not_written("the daemon ends"))
                 watch.cancel()
 
     async def _finish(self) -> None:
@@ -292,7 +290,7 @@ class PostgresJournal:
     async def _connect_again(self, error: Exception, attempt: Attempt | None) -> bool:
         """Make one attempt to connect, and to keep the lanes; return whether it succeeded."""
         self.state.failed(error)
-        self._refuse_waiting(refused(reason(error)))
+        self._refuse_waiting(not_written(reason(error)))
         if attempt is not None:
             attempt.group.ended.set()  # a pulse: the attempt has ended
         commit = None if attempt is None or attempt.committed else attempt.commit
@@ -304,7 +302,7 @@ class PostgresJournal:
             await self._holder.ensure_own()
             if attempt is not None and attempt.failures > 1 and not attempt.committed:
                 # Nothing of it is there, and the server may refuse it again, as with a full disk.
-                attempt.refuse(refused(reason(error)))
+                attempt.refuse(not_written(reason(error)))
                 await self.calls.once(self.session.probe)
         except FAILURES as another:
             self.state.failed(another)

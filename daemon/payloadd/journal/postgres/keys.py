@@ -124,11 +124,11 @@ class SharedKeys:
 
     def insert(
         self, cursor: Cursor[Any], appends: Sequence[PendingRequest], periods: Sequence[int]
-    ) -> set[bytes]:
+    ) -> None:
         """Set ``earlier`` of requests whose key is known; note the keys of the others.
 
-        Returns the keys that are new. Runs in the transaction of the commit; the keys of other
-        processes that are under way are waited for.
+        Runs in the transaction of the commit; the keys of other processes that are under way are
+        waited for.
         """
         now = self._clock.now()
         first: dict[bytes, PendingRequest] = {}
@@ -167,7 +167,6 @@ class SharedKeys:
                 one = fresh[key]  # the same key twice in one commit
                 append.earlier = _earlier(one.receipt, _marks(one), append)
         self.count += len(fresh)
-        return set(fresh)
 
     def _find(
         self, cursor: Cursor[Any], keys: Sequence[bytes], now: int

@@ -2,10 +2,9 @@
 
 The *epoch* of a lane identifies its owner: a process that gets a lane counts it up, and each
 transaction of a former owner fails at its fence (``payloadd.fence``). So no clock decides which
-process may write. An owner
-counts the *beat* up; another process that sees the same beat for the time of a lease takes the
-lane. It has to see that on one connection without a pause: after a failover, for which all owners
-were cut off, each of them has time to return.
+process may write. An owner counts the *beat* up; another process that sees the same beat for the
+time of a lease takes the lane. It has to see that on one connection without a pause: after a
+failover, for which all owners were cut off, each of them has time to return.
 
 An owner that loses its connection keeps its lanes by its name, which no other process has.
 
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from payloadd.journal.postgres.connection import LEASE
 from payloadd.journal.postgres.lane import Lane
+from payloadd.journal.postgres.rows import ROW_BYTES
 from payloadd.journal.postgres.schema import PARTS, make_lane, rows_table, statement
 
 if TYPE_CHECKING:
@@ -179,8 +179,9 @@ def load(connection: Connection[Any], number: int, epoch: int, slot: int) -> Lan
         lane.stream(stream).sealed = ranges
     row = connection.execute(
         "SELECT (SELECT count(*) FROM payloadd.batches WHERE lane = %(lane)s),"
-        " (SELECT coalesce(sum(size + jobs * 32), 0) FROM payloadd.dead WHERE lane = %(lane)s)",
-        {"lane": number},
+        " (SELECT coalesce(sum(size + jobs * %(beside)s), 0) FROM payloadd.dead"
+        " WHERE lane = %(lane)s)",
+        {"lane": number, "beside": ROW_BYTES},
     ).fetchone()
     if row is not None:
         lane.sealed, lane.dead_bytes = int(row[0]), int(row[1])
@@ -197,5 +198,5 @@ def _count_new_rows(connection: Connection[Any], lane: Lane) -> None:
             one.following = max(one.following, last + 1)
             lane.jobs += jobs
             lane.payloads += payloads
-            lane.bytes += size + jobs * 32
+            lane.bytes += size + jobs * ROW_BYTES
             lane.dirty = True

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from payloadd.journal.group_commit import GroupCommitQueue
+
 if TYPE_CHECKING:
     from payloadd.journal.postgres.operations import (
         PendingRequest,
@@ -24,11 +26,6 @@ _SMALL_PARTS: Final = 64
 _PORTION: Final = 2 * 2**20
 """Bytes of the requests of each kind in one commit, unless a single request has more."""
 _MOST_PARTS: Final = 4096
-_MOST_WAITING_PARTS: Final = 10_000
-"""Parts of large requests that may wait before another large request is prepared: each of them
-takes memory that no setting bounds."""
-_LINGER: Final = 0.05
-"""Seconds that stored batches wait for a request to share its commit."""
 
 
 class CommittedTogether:
@@ -80,29 +77,29 @@ class _Waiting:
             self.parts -= len(append.parts)
 
 
-class PendingOperations:
+class PendingOperations(GroupCommitQueue):
     """Everything that waits for a commit."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._small, self._large = _Waiting(), _Waiting()
         self.next_group = CommittedTogether()
         """The seals and the ended batches of the next commit."""
-        self._few_parts: trio.Event | None = None
-        """Set once few parts of large requests wait; None while no task waits for that."""
-        self._filled, self._urgent = trio.Event(), trio.Event()
-        self._is_urgent = False
-        self._several = False
-        """Whether the last commit had several requests."""
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing waits."""
         group = self.next_group
-        return not (self._requests_wait or group.seals or group.ends or group.flush)
+        return not (self.requests_wait or group.seals or group.ends or group.flush)
 
     @property
-    def _requests_wait(self) -> bool:
+    def requests_wait(self) -> bool:
+        """Whether there are requests that are not committed yet."""
         return bool(self._small.requests or self._large.requests)
+
+    @property
+    def _large_parts(self) -> int:
+        return self._large.parts
 
     def append(self, append: PendingRequest) -> None:
         """Add a request."""
@@ -123,33 +120,12 @@ class PendingOperations:
         if not self._filled.is_set():
             self._filled.set()
 
-    def commit_soon(self) -> None:
-        """Make the next group due at once, even if it is empty."""
-        self._is_urgent = True
-        self._filled.set()
-        self._urgent.set()
-
-    async def wait_until_due(self) -> None:
-        """Return once a group has to be committed."""
-        await self._filled.wait()
-        if not self._urgent.is_set():
-            with trio.move_on_after(_LINGER):
-                await self._urgent.wait()
-        if self._several:
-            # The clients of the last commit are about to send their next requests. One turn of the
-            # event loop lets them share this commit.
-            await trio.lowlevel.checkpoint()
-
     def take_group(self) -> CommittedTogether:
         """Remove and return the group of the next commit."""
         group, self.next_group = self.next_group, CommittedTogether()
         self._small.move_portion(group)
         self._large.move_portion(group)
-        self._several = len(group.appends) > 1
-        self._filled, self._urgent, self._is_urgent = trio.Event(), trio.Event(), False
-        if self._requests_wait:
-            self.commit_soon()
-        self._wake_waiting()
+        self._begin_group(several=len(group.appends) > 1)
         return group
 
     def take_requests(self) -> list[PendingRequest]:
@@ -166,15 +142,3 @@ class PendingOperations:
         """Tell the tasks that wait for the next group that an attempt to commit has ended."""
         self.next_group.ended.set()
         self.next_group.ended = trio.Event()
-
-    async def wait_for_room(self) -> None:
-        """Return once few parts of large requests wait."""
-        while self._large.parts > _MOST_WAITING_PARTS:
-            if self._few_parts is None:
-                self._few_parts = trio.Event()
-            await self._few_parts.wait()
-
-    def _wake_waiting(self) -> None:
-        if self._few_parts is not None and self._large.parts <= _MOST_WAITING_PARTS:
-            self._few_parts.set()
-            self._few_parts = None

@@ -1,21 +1,15 @@
-"""Find the sealed batches that are not in memory, a few at a time.
-
-The batches that are in memory have a row in the table as well, until they are settled or buried.
-There may be millions of others, so they are no list in memory: the table is read from the front to
-the end, again and again. Streams take turns.
-"""
+"""Find the sealed batches of the held lanes that are not in memory."""
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
+from payloadd.journal.sealed_pass import SealedPass
 from payloadd.model.formats import FORMATS
-from payloadd.model.streams import stream_of
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from payloadd.journal.api import JournalListener
     from payloadd.journal.postgres.calls import DatabaseCalls
@@ -44,10 +38,7 @@ class SealedBatchReader:
         self._listener = listener
         self._is_ending = is_ending
         self._bury_damaged = bury_damaged
-        self._after: dict[int, int] = {}
-        """By stream: batches whose first ``seq`` is not above this were read in this pass."""
-        # Bounded by the rows of one read, and that by the number of streams.
-        self._firsts: deque[int] = deque()
+        self._pass = SealedPass()
         self._encoders: set[str | None] = set()
         """Former encoders of sealed batches that the log has named."""
 
@@ -56,14 +47,9 @@ class SealedBatchReader:
         calls, session = self._calls, self._calls.session
         while True:
             async with calls.lock:
-                if not self._firsts:
-                    firsts = await calls.read(session.sealed_after, self._after)
-                    if not firsts:
-                        self._after.clear()
-                        return None
-                    self._firsts.extend(firsts)
-                first = self._firsts.popleft()
-                self._after[stream_of(first)] = first
+                first = await self._pass.next_first(self._read_firsts)
+                if first is None:
+                    return None
                 if self._listener.holds(first) or self._is_ending(first):
                     continue
                 found = await calls.read(session.sealed, first)
@@ -73,6 +59,9 @@ class SealedBatchReader:
                 if found.batch is not None:
                     self._listener.replayed(found.batch.jobs)
                     return found.batch
+
+    async def _read_firsts(self, after: Mapping[int, int]) -> list[int]:
+        return await self._calls.read(self._calls.session.sealed_after, after)
 
     def _note_encoder(self, found: SealedRow) -> None:
         """Log once that a batch was sealed by another encoder than the present one."""

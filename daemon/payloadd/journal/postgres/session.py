@@ -241,10 +241,7 @@ class Session:
         """Return the lanes that another process has, after a transaction failed at its fence."""
         if not self.connection.autocommit or self.connection.info.transaction_status:
             self.connection.rollback()
-        held = leases.beat(self.connection, self.lanes.values())
-        lost = [lane for lane in self.lanes.values() if lane.number not in held]
-        self.drop(lost)
-        return lost
+        return self.beat()
 
     def drop(self, lanes: Iterable[Lane]) -> None:
         """Forget lanes."""

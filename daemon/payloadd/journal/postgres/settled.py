@@ -39,7 +39,7 @@ class SettledNumbers:
         return list(zip(self._firsts, self._lasts, strict=True))
 
     def add(self, first: int, last: int) -> None:
-        """StoredBatch the numbers ``first`` to ``last``; some of them may be settled already."""
+        """Settle the numbers ``first`` to ``last``; some of them may be settled already."""
         firsts, lasts = self._firsts, self._lasts
         if first <= self.low + 1:
             self.low = max(self.low, last)
@@ -57,13 +57,6 @@ class SettledNumbers:
             first, last = min(first, firsts[start]), max(last, lasts[end - 1])
         firsts[start:end] = [first]
         lasts[start:end] = [last]
-
-    def has(self, first: int, last: int) -> bool:
-        """Return whether all of these neighbours are settled."""
-        if last <= self.low:
-            return True
-        index = bisect_right(self._firsts, first) - 1
-        return index >= 0 and self._lasts[index] >= last
 
     def holes(self, until: int) -> list[Range]:
         """Return the ranges above the low-water mark, up to ``until``, that are not settled."""

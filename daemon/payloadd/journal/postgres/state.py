@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from payloadd.errors import RefusedError
 from payloadd.journal.postgres.connection import code, reason
+from payloadd.journal.refusals import in_doubt, not_written
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
+    from payloadd.errors import RefusedError
     from payloadd.observe.health import Health
 
 log = get_logger(__name__)
 
 _PART: Final = "journal"
-_RETRY_AFTER: Final = 5
-"""Seconds for Retry-After."""
 
 
 class DatabaseState:
@@ -43,19 +42,13 @@ class DatabaseState:
     def refusal(self) -> RefusedError | None:
         """Return the error that requests are refused with, or None if they are accepted."""
         trouble = self._health.trouble(_PART) if self.in_trouble else None
-        return None if trouble is None else refused(trouble.reason)
-
-
-def refused(why: str) -> RefusedError:
-    """Return the refusal of a request that is not in the journal."""
-    detail = f"the journal cannot be written: {why}; nothing of this request was accepted"
-    return RefusedError("DISK_ERROR", detail, _RETRY_AFTER)
+        return None if trouble is None else not_written(trouble.reason)
 
 
 def outcome_unknown(why: str) -> RefusedError:
     """Return the refusal of a request that may be in the journal all the same."""
-    detail = (
-        f"the journal cannot be written: {why}; whether this request is in it is not known yet."
-        " With an Idempotency-Key it can be repeated safely"
+    return in_doubt(
+        why,
+        "whether this request is in it is not known yet. With an Idempotency-Key it can be"
+        " repeated safely",
     )
-    return RefusedError("DISK_ERROR", detail, _RETRY_AFTER)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from payloadd.journal.group_commit import GroupCommitQueue
 from payloadd.journal.sqlite.operations import Append, Stage
 
 if TYPE_CHECKING:
@@ -34,13 +35,6 @@ MOST_LARGE_ROWS: Final = 1024
 """The most rows of large requests in one commit, and of one request that takes several commits."""
 _MOST_ROWS: Final = 2048
 """The most rows of another size class in one commit."""
-_MOST_WAITING_ROWS: Final = 10_000
-"""The rows of large requests that may wait before another large request is prepared.
-
-Each waiting row takes memory that no setting bounds.
-"""
-_LINGER: Final = 0.05
-"""Seconds that operations wait for requests to share their commit, if no task waits for them."""
 _TURN: Final = 0.002
 """Seconds for which responses may occupy the event loop without a pause."""
 _CLOCK_MASK: Final = 7
@@ -113,30 +107,30 @@ def _rows(append: Append) -> int:
     return len(append.parts) or 1
 
 
-class CommitQueue:
+class CommitQueue(GroupCommitQueue):
     """The requests that wait for a commit, and the other operations of the next commit."""
 
     def __init__(self, most_large_rows: int = MOST_LARGE_ROWS) -> None:
+        super().__init__()
         self.next_group = CommitGroup()
         """The operations of the next commit besides requests."""
+        self.postponed: list[Operation] = []
+        """Operations that wait until a commit without them has succeeded."""
         self._most_large_rows = most_large_rows
         self._tiny = _SizeClass(_TINY_PORTION, _MOST_ROWS)
         self._medium = _SizeClass(_MEDIUM_PORTION, _MOST_ROWS)
         self._large = _SizeClass(_LARGE_PORTION, most_large_rows)
         self._had_large = False
         """Whether the last commit contained large requests."""
-        self._few_large_rows: trio.Event | None = None
-        """Set once few rows of large requests wait; None while no task waits for that."""
-        self._filled = trio.Event()
-        self._urgent = trio.Event()
-        self._is_urgent = False
-        self._several = False
-        """Whether the last commit contained several operations."""
 
     @property
     def requests_wait(self) -> bool:
         """Whether there are requests that are not committed yet."""
         return bool(self._tiny.waiting or self._medium.waiting or self._large.waiting)
+
+    @property
+    def _large_parts(self) -> int:
+        return self._large.rows
 
     def append(self, append: Append) -> None:
         """Add a request."""
@@ -159,23 +153,6 @@ class CommitQueue:
         self._filled.set()
         return self.next_group
 
-    def commit_soon(self) -> None:
-        """Make the next group due at once, even if it is empty."""
-        self._is_urgent = True
-        self._filled.set()
-        self._urgent.set()
-
-    async def wait_until_due(self) -> None:
-        """Return once a group has to be committed."""
-        await self._filled.wait()
-        if not self._urgent.is_set():
-            with trio.move_on_after(_LINGER):
-                await self._urgent.wait()
-        if self._several:
-            # The clients of the last commit are about to send their next requests. One turn of the
-            # event loop lets them share this commit.
-            await trio.lowlevel.checkpoint()
-
     def take_group(self) -> CommitGroup:
         """Remove and return the group of the next commit."""
         group, self.next_group = self.next_group, CommitGroup()
@@ -187,11 +164,7 @@ class CommitQueue:
             self._medium.move_portion(group)
         if self._tiny.waiting:
             self._tiny.move_portion(group)
-        self._several = len(group.operations) > 1
-        self._filled, self._urgent, self._is_urgent = trio.Event(), trio.Event(), False
-        if self.requests_wait:
-            self.commit_soon()
-        self._wake_waiting()
+        self._begin_group(several=len(group.operations) > 1)
         return group
 
     def _move_large(self, group: CommitGroup) -> int:
@@ -221,6 +194,13 @@ class CommitQueue:
             return None, 0
         return Stage(append, append.staged, end), size
 
+    def add_postponed(self) -> bool:
+        """Add the postponed operations to the next commit; return whether there were any."""
+        postponed, self.postponed = self.postponed, []
+        for operation in postponed:
+            self.add(operation)
+        return bool(postponed)
+
     def take_requests(self) -> CommitGroup:
         """Remove and return all waiting requests, to refuse them; other operations stay."""
         group = CommitGroup()
@@ -228,18 +208,6 @@ class CommitQueue:
             size_class.move_all(group)
         self._wake_waiting()
         return group
-
-    async def wait_for_room(self) -> None:
-        """Return once few rows of large requests wait."""
-        while self._large.rows > _MOST_WAITING_ROWS:
-            if self._few_large_rows is None:
-                self._few_large_rows = trio.Event()
-            await self._few_large_rows.wait()
-
-    def _wake_waiting(self) -> None:
-        if self._few_large_rows is not None and self._large.rows <= _MOST_WAITING_ROWS:
-            self._few_large_rows.set()
-            self._few_large_rows = None
 
 
 class TimeSlice:

@@ -199,10 +199,9 @@ class Database(DatabaseFile):
         """Return the next jobs after the number ``after``, in order of ``seq``.
 
         Leaves out jobs that were sealed, dead or stored at the start, and rows that are no jobs
-        because their request was refused. Returns at most ``most_jobs``
-        jobs and ``most_bytes`` bytes of lines, but at least one job if there is one. Damaged jobs
-        become dead letters. Raises sqlite3.Error where the very first job cannot be read for
-        another reason.
+        because their request was refused. Returns at most ``most_jobs`` jobs and ``most_bytes``
+        bytes of lines, but at least one job if there is one. Damaged jobs become dead letters.
+        Raises sqlite3.Error where the very first job cannot be read for another reason.
         """
         page = self._page(after, most_jobs, most_bytes)
         while page.damaged and not page.jobs:
@@ -327,9 +326,12 @@ class Database(DatabaseFile):
     def oldest(self) -> float | None:
         """Return when the oldest job that is not stored was accepted, in Unix time.
 
-        None where there is none, or where ``oldest_row`` is unfinished.
+        None where there is none, or where ``oldest_row`` is unfinished. While all jobs are in
+        blocks, nothing else reads the table ``jobs`` and so notices that it is damaged.
         """
-        return self._oldest.accepted_at(self.deletion.ranges, self.blocks.oldest_by_stream())
+        return self._with_repair(
+            lambda: self._oldest.accepted_at(self.deletion.ranges, self.blocks.oldest_by_stream())
+        )
 
     @property
     def deletion_waits(self) -> bool:

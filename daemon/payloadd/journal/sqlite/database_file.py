@@ -36,7 +36,7 @@ from payloadd.journal.sqlite.hidden_rows import HiddenRows
 from payloadd.journal.sqlite.high_water import HighWater
 from payloadd.journal.sqlite.oldest_row import OldestRow
 from payloadd.journal.sqlite.read_errors import ReadErrors, read_error, retry_reads
-from payloadd.journal.sqlite.repair import FileRepair, MemoryState
+from payloadd.journal.sqlite.repair import FileRepair, MemoryState, free_statements
 from payloadd.journal.sqlite.restoration import restore_rows
 from payloadd.journal.sqlite.salvage import recreate, remove_unfinished
 from payloadd.journal.sqlite.schema import connect
@@ -217,6 +217,7 @@ class DatabaseFile:
         if not self._file_repair.is_due(error) or self.in_doubt:
             return False
         state = self._memory_state()
+        free_statements(error)
         self._connection.close()
         try:
             found, result = self._file_repair.run(state)

@@ -21,18 +21,17 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.errors import RefusedError
+from payloadd.journal.refusals import in_doubt, not_written
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:
+    from payloadd.errors import RefusedError
     from payloadd.observe.health import Health
 
 log = get_logger(__name__)
 
 _PART: Final = "journal"
 _READ_PART: Final = "journal_read"
-_RETRY_AFTER: Final = 5
-"""Seconds for Retry-After."""
 
 
 class DiskState:
@@ -57,7 +56,7 @@ class DiskState:
     def refusal(self) -> RefusedError | None:
         """Return the error that requests are refused with, or None if they are accepted."""
         trouble = self._health.trouble(_PART)
-        return None if trouble is None else disk_error(trouble.reason)
+        return None if trouble is None else not_written(trouble.reason)
 
     def write_failed(self, error: sqlite3.Error) -> None:
         """Record a write that failed."""
@@ -97,16 +96,9 @@ class DiskState:
             log.error(event, code=code, reason=str(error))
 
 
-def disk_error(reason: object) -> RefusedError:
-    """Return the refusal of a request that is not in the journal."""
-    detail = f"the journal cannot be written: {reason}; nothing of this request was accepted"
-    return RefusedError("DISK_ERROR", detail, _RETRY_AFTER)
-
-
 def outcome_unknown(reason: object) -> RefusedError:
     """Return the refusal of a request that may be in SQLite's log all the same."""
-    detail = (
-        f"the journal cannot be written: {reason}; this request is not accepted, but a crash"
-        " before the disk works again may bring it back"
+    return in_doubt(
+        reason,
+        "this request is not accepted, but a crash before the disk works again may bring it back",
     )
-    return RefusedError("DISK_ERROR", detail, _RETRY_AFTER)

@@ -222,6 +222,30 @@ def refuse_unknown(
             raise damage.start_refusal(reason)
 
 
+def are_all_there(
+    connection: sqlite3.Connection,
+    totals: Totals | None,
+    lost: Container[str],
+    dead: Sequence[Range],
+    stored: Sequence[Range],
+) -> bool:
+    """Return whether it is certain that no job is missing, of those that wait and of dead letters.
+
+    ``totals`` and ``lost``: as for ``refuse_unknown``. ``dead`` and ``stored``: ranges of jobs.
+    ``jobs`` has only rows that were unpacked from blocks, none of a dead letter.
+    """
+    # Lost ranges of stored jobs, or of dead letters, could hide how many jobs are missing.
+    if totals is None or "dead" in lost or "stored" in lost:
+        return False
+    # Members of these have rows. Damaged rows may be missing: their dead letters count them.
+    if any(first > 0 for first, _ in dead):
+        return False
+    # Without a checksum, as version 3 has written them, they may be damaged themselves.
+    with_checksum = connection.execute("SELECT 1 FROM totals WHERE crc IS NOT NULL").fetchone()
+    counted = count(connection, [*dead, *stored])
+    return with_checksum is not None and counted == (totals.jobs, totals.payloads, totals.bytes)
+
+
 def bury_uncounted(connection: sqlite3.Connection, totals: Totals, payloads: int) -> Inventory:
     """Make a dead letter of payloads that are missing by a count outside of the file.
 

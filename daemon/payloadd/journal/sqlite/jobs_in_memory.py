@@ -63,11 +63,14 @@ class JobsInMemory:
     def ending(self) -> set[int]:
         """Return the first ``seq`` of each batch that is settled or buried by the next commits."""
         found: set[int] = set()
-        for operations in (self._operations, self._commit_queue.next_group.operations):
-            for operation in operations:
-                if isinstance(operation, Settle | Bury):
-                    found.add(operation.batch.jobs[0].seq)
+        for operation in (*self._operations, *self._queued()):
+            if isinstance(operation, Settle | Bury):
+                found.add(operation.batch.jobs[0].seq)
         return found
+
+    def _queued(self) -> list[Operation]:
+        """Return the operations of the commits after this one."""
+        return [*self._commit_queue.next_group.operations, *self._commit_queue.postponed]
 
     def collect(self) -> list[Job]:
         """Return the jobs, some of them twice; none before ``start``. Called in the thread."""
@@ -77,7 +80,7 @@ class JobsInMemory:
         jobs = self._listener.jobs_in_memory()
         for handed in list(self._database.handed.values()):
             jobs += handed
-        jobs += _unsettled(self._commit_queue.next_group.operations)
+        jobs += _unsettled(self._queued())
         if self._committed:
             for operation in self._operations:
                 if isinstance(operation, Append):

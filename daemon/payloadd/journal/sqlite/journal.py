@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.errors import RefusedError, TooLargeError
+from payloadd.journal.refusals import journal_full, not_written, too_large
 from payloadd.journal.sqlite.commit_queue import MOST_LARGE_ROWS, CommitQueue, TimeSlice, answer
 from payloadd.journal.sqlite.damage_report import report_missing
-from payloadd.journal.sqlite.disk import DiskState, disk_error, outcome_unknown
+from payloadd.journal.sqlite.disk import DiskState, outcome_unknown
 from payloadd.journal.sqlite.idempotency import most_keys
 from payloadd.journal.sqlite.jobs_in_memory import JobsInMemory
 from payloadd.journal.sqlite.maintenance import Maintenance
@@ -50,6 +50,7 @@ from payloadd.model.streams import DEFAULT
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from payloadd.errors import RefusedError
     from payloadd.journal.api import JournalListener, OutcomeCallback, Receipt
     from payloadd.journal.sqlite.commit_queue import CommitGroup
     from payloadd.journal.sqlite.database import Database
@@ -143,7 +144,7 @@ class SqliteJournal:
         if key is not None and parts:
             size += KEY_BYTES
         if size > self._max_bytes:
-            raise TooLargeError(f"the request takes {size} bytes, more than JOURNAL_MAX_BYTES")
+            raise too_large(size)
         if (refusal := self.refusal(size)) is not None:
             raise refusal
         self._commit_queue.append(Append(receipt, parts, key, done, size, stream, marks=marks))
@@ -155,11 +156,9 @@ class SqliteJournal:
             return refusal
         totals = self._database.totals
         if (used := totals.all_bytes + self._bytes) + size > self._max_bytes:
-            # The time for a tenth of the payloads: then the client is not refused again at once.
-            wait = self._listener.seconds_for(totals.payloads // 10)
-            room = f"{used} of {self._max_bytes} bytes (JOURNAL_MAX_BYTES) are in use"
-            dead = f", {totals.dead_bytes} of them by dead letters" if totals.dead_bytes else ""
-            return RefusedError("JOURNAL_FULL", f"the request does not fit: {room}{dead}", wait)
+            return journal_full(
+                self._listener, self._max_bytes, used, totals.dead_bytes, totals.payloads
+            )
         return None
 
     async def wait_for_room(self) -> None:
@@ -284,12 +283,14 @@ class SqliteJournal:
             return False
         finally:
             self._bytes -= group.bytes
+        had_postponed = self._commit_queue.add_postponed()
         self._metrics.keys_evicted.value = self._database.totals.evicted
         self._metrics.commit_seconds.observe(trio.current_time() - start)
         time_slice = TimeSlice()
         await self._publish(group.operations, time_slice)
         self._in_memory.end_commit()
-        self._disk.write_succeeded(has_space=has_space, failure=self._database.files.failure)
+        if not had_postponed:  # else the trouble lasts until those are committed
+            self._disk.write_succeeded(has_space=has_space, failure=self._database.files.failure)
         await answer(group.operations, time_slice)
         group.ended.set()
         return has_space
@@ -298,6 +299,11 @@ class SqliteJournal:
         """Refuse all requests after a failed commit; keep the operations of the pipeline."""
         group.successor = self._commit_queue.next_group
         kept = [one for one in group.operations if isinstance(one, Seal | Settle | Bury | Abandon)]
+        if self._disk.in_trouble:
+            # With the space of the reserve a dead letter failed again: it needs rows for its jobs.
+            # Stored batches, which free space, are settled by a commit without it.
+            self._commit_queue.postponed += [one for one in kept if isinstance(one, Bury)]
+            kept = [one for one in kept if not isinstance(one, Bury)]
         self._commit_queue.next_group.operations[:0] = kept
         # Revive operations are not kept: maintenance adds them again.
         self._maintenance.check_other_processes()
@@ -307,9 +313,9 @@ class SqliteJournal:
             self._commit_queue.add(Abandon())
         self._bytes -= not_begun.bytes
         time_slice = TimeSlice()
-        refusal = outcome_unknown(error) if self._unknown else disk_error(error)
+        refusal = outcome_unknown(error) if self._unknown else not_written(error)
         await answer(group.operations, time_slice, refusal)
-        await answer(not_begun.operations, time_slice, disk_error(error))
+        await answer(not_begun.operations, time_slice, not_written(error))
         group.ended.set()
 
     def _write(self, operations: Sequence[Operation]) -> bool:
@@ -339,7 +345,8 @@ class SqliteJournal:
             return False
         # Stored rows are deleted first. Otherwise the next commit would find the disk full again.
         self._database.free_space()
-        return self._database.reserve.recreate()
+        # Postponed operations may need the space of the reserve.
+        return not self._commit_queue.postponed and self._database.reserve.recreate()
 
     async def _publish(self, operations: Sequence[Operation], time_slice: TimeSlice) -> None:
         """Report a commit to the pipeline, in the order of acceptance."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -61,6 +62,19 @@ class MemoryState(NamedTuple):
     """The identity of the journal."""
     streams: Mapping[int, str]
     """The names of the streams by number."""
+
+
+def free_statements(error: BaseException) -> None:
+    """Free the statements that an error and those before it hold, to close their connection.
+
+    The error of a page has a suspended generator in its frames, which has not read all rows. SQLite
+    keeps a closed connection with such a statement open, with its lock on the log, so that the log
+    could not be written into the file.
+    """
+    one: BaseException | None = error
+    while one is not None:
+        traceback.clear_frames(one.__traceback__)
+        one = one.__context__
 
 
 class FileRepair:

@@ -14,6 +14,8 @@ removed with the last dead letter of damaged rows.
   rows are stored already (see ``inventory.refuse_unknown``), stored and waiting jobs cannot be
   distinguished. Then nothing is changed, and the text of StartError lists the ways out. A running
   daemon has the ranges of ``stored`` and the number of ``jobs`` in memory.
+* A table ``jobs`` of which nothing can be read is made anew, without rows, where the totals show
+  that all jobs are in blocks: its one page is damaged, and most of the time it has no rows.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ _NEW_FILE: Final = f"{FILE}.rebuilt"
 _LARGEST_KEY: Final = 2**62
 _JOB_COLUMNS: Final = "seq, id, payloads, lines, segment, start, size, stream, crc"
 _HEAD_COLUMNS: Final = "seq, id, payloads, segment, start, size, stream"
-_NEEDED: Final = frozenset({"jobs", "batches", "stored"})
+_NEEDED: Final = frozenset({"batches", "stored"})
 _NEEDED_BY_DAEMON: Final = frozenset({"batches"})
 _BLOCK_HEAD: Final = "SELECT number, crc, head, x'' FROM blocks WHERE number = ?"
 
@@ -147,15 +149,17 @@ def _copy_all(
     for first, last in ((-_LARGEST_KEY, 0), *known):
         _fill_jobs(copy, map(_without_nulls, scan.rows(first, last)))
     _fill(copy, "jobs", _JOB_COLUMNS, _partial_rows(old, scan.partial))
-    if "jobs" in needed:
-        _refuse_empty(scan, "jobs")
     found += _copy_blocks(old, copy, tolerant=tolerant)
     gaps = merge([(first, last) for first, last in scan.gaps if first > 0 and last < _LARGEST_KEY])
+    reason = "some of its pages cannot be read"
     if "stored" in needed:
         # A running daemon has the totals and the ranges of ``stored`` in memory.
-        _refuse_unknown(copy, found)
+        none_read = scan.failed and not scan.found
+        _refuse_unknown(copy, found, none_read=none_read)
+        if none_read:
+            gaps, reason = [], "no row can be read, and no job that waits was in it"
     if scan.failed:
-        found.append(Finding("jobs", "some of its pages cannot be read", *_ends(gaps)))
+        found.append(Finding("jobs", reason, *_ends(gaps)))
     return found, gaps
 
 
@@ -193,8 +197,11 @@ def _block(row: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _refuse_unknown(copy: sqlite3.Connection, found: list[Finding]) -> None:
-    """Raise StartError where jobs that are in the store already could be stored again."""
+def _refuse_unknown(copy: sqlite3.Connection, found: list[Finding], *, none_read: bool) -> None:
+    """Raise StartError where jobs that are in the store already could be stored again.
+
+    ``none_read``: no row of ``jobs`` can be read. Raises StartError where it may have had any.
+    """
     tables = (small_tables.BATCHES, small_tables.DEAD, small_tables.STORED, small_tables.TOTALS)
     checked = {table.name: small_tables.check(copy, table) for table in tables}
     lost = {one.table for one in found} | {name for name, one in checked.items() if one.lost}
@@ -202,8 +209,10 @@ def _refuse_unknown(copy: sqlite3.Connection, found: list[Finding]) -> None:
     if "totals" not in lost and len(checked["totals"].rows) == 1:
         totals = Totals(*checked["totals"].rows[0])
     stored = [(first, last) for last, first in checked["stored"].rows]
-    apart = [*small_tables.ranges(checked["dead"].rows), *stored]
-    inventory.refuse_unknown(copy, totals, lost, apart)
+    dead = small_tables.ranges(checked["dead"].rows)
+    inventory.refuse_unknown(copy, totals, lost, [*dead, *stored])
+    if none_read and not inventory.are_all_there(copy, totals, lost, dead, stored):
+        raise start_refusal("no row of the table jobs can be read")
 
 
 def _following(copy: sqlite3.Connection) -> int:

@@ -1,21 +1,13 @@
-"""Find the sealed batches that are not in memory, a few at a time.
-
-A sealed batch is a row of the table ``batches``. The batches that are in memory have such a row as
-well, until they are settled or buried. There may be millions of others: batches that were put back,
-of this run and of earlier ones. So they are no list in memory; the table is read from the front to
-the end, again and again. Streams take turns: a stream with many such batches does not delay those
-of another.
-"""
+"""Find the sealed batches in the table ``batches`` that are not in memory."""
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
-from payloadd.model.streams import stream_of
+from payloadd.journal.sealed_pass import SealedPass
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable, Container, Mapping
 
     from payloadd.journal.api import JournalListener
     from payloadd.journal.sqlite.database import Database
@@ -32,10 +24,7 @@ class SealedBatches:
         self._database = database
         self._thread = thread
         self._listener = listener
-        self._after: dict[int, int] = {}
-        """By stream: batches whose first ``seq`` is not above this were read in this pass."""
-        # Bounded by the rows of one read, and that by the number of streams.
-        self._firsts: deque[int] = deque()
+        self._pass = SealedPass()
 
     async def next_batch(self, ending: Callable[[], Container[int]]) -> Batch | None:
         """Return the next batch of this pass; None at its end.
@@ -43,15 +32,7 @@ class SealedBatches:
         ``ending`` returns the first ``seq`` of each batch that is neither in memory nor gone: its
         end waits for a commit.
         """
-        while True:
-            if not self._firsts:
-                firsts = await self._thread.read(self._database.sealed_after, self._after)
-                if not firsts:
-                    self._after.clear()
-                    return None
-                self._firsts.extend(firsts)
-            first = self._firsts.popleft()
-            self._after[stream_of(first)] = first
+        while (first := await self._pass.next_first(self._read_firsts)) is not None:
             # A batch that is not here now cannot come back while it is read: only this method
             # brings batches back. If it has ended meanwhile its row is gone.
             if self._listener.holds(first) or first in ending():
@@ -61,3 +42,7 @@ class SealedBatches:
             if batch is not None:
                 self._listener.replayed(batch.jobs)
                 return batch
+        return None
+
+    async def _read_firsts(self, after: Mapping[int, int]) -> list[int]:
+        return await self._thread.read(self._database.sealed_after, after)

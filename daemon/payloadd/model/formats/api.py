@@ -79,10 +79,11 @@ class ObjectFormat(Protocol):
 
     @property
     def most_in_loop(self) -> int:
-        """Bytes of payloads up to which ``encode`` may run in the event loop, not in a thread.
+        """Bytes of payloads up to which ``encode`` may run in the event loop, not in a thread."""
 
-        -1: ``encode`` waits for another process, which encodes one batch at a time.
-        """
+    @property
+    def has_process(self) -> bool:
+        """Whether ``encode`` waits for another process, which encodes one batch at a time."""
 
     def encode(self, jobs: Sequence[Job]) -> EncodedObject:
         """Return the object that holds the payloads of ``jobs`` (at least one), in their order.

@@ -58,6 +58,7 @@ class Ndjson:
     new_compressor: Callable[[int], _Compressor] | None = None
     """Returns a compressor for that many bytes; None: the lines are the object."""
     most_in_loop: int = _COMPRESS_IN_LOOP
+    has_process: bool = False
 
     def encode(self, jobs: Sequence[Job]) -> EncodedObject:
         """Return the object of ``jobs`` (at least one)."""

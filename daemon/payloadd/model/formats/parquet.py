@@ -51,7 +51,8 @@ class Parquet:
     name: Final = "parquet"
     suffix: Final = ".parquet"
     kind: Final = ObjectKind(_CONTENT_TYPE, VERSION, same_bytes=False)
-    most_in_loop: Final = -1
+    most_in_loop: Final = 0
+    has_process: Final = True
 
     def __init__(self) -> None:
         """Begin with the options of no settings: the columns that payloadd adds."""

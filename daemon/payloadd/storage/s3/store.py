@@ -15,15 +15,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from payloadd.errors import (
-    OperatorStoreError,
-    SettingsError,
-    StoreError,
-    TransientStoreError,
-)
+from payloadd.config.reasons import is_unicode
+from payloadd.errors import OperatorStoreError, SettingsError, StoreError, TransientStoreError
 from payloadd.model.formats.api import EncodedObject, ObjectKind
 from payloadd.model.job import Members
-from payloadd.model.keys import is_text
 from payloadd.storage.s3.bucket import create_bucket
 from payloadd.storage.s3.checksums import BodyHeaders
 from payloadd.storage.s3.confirmation import (
@@ -137,11 +132,7 @@ class S3Store:
     async def replace(self, key: str, body: EncodedObject) -> None:
         """Store one object in place of any other one under the key. Raises StoreError."""
         variant = self._variants.first._replace(conditional=False)
-        hashes = self._hash_small(body, variant) or await self._hash_in_thread(body, variant)
-        request = self._put_request(key, body, _NO_MEMBERS, variant, hashes)
-        response = await self._sender.send(request)
-        if response is not None:
-            await self._conclude(_Attempt(request, _NO_MEMBERS, variant, repeat=False), response)
+        await self._send(key, body, _NO_MEMBERS, variant, repeat=False)
 
     async def delete(self, key: str) -> None:
         """Delete one object; a missing object is no error. Raises StoreError."""
@@ -261,13 +252,19 @@ class S3Store:
 
     async def _again(self, attempt: _Attempt, variant: Variant) -> None:
         """Send the PUT of an attempt with other headers. Raises StoreError."""
-        request, members = attempt.request, attempt.members
-        key, body = request.key.removeprefix(self._prefix), request.body
+        key = attempt.request.key.removeprefix(self._prefix)
+        body, members = attempt.request.body, attempt.members
+        await self._send(key, body, members, variant, repeat=attempt.repeat)
+
+    async def _send(
+        self, key: str, body: EncodedObject, members: Members, variant: Variant, *, repeat: bool
+    ) -> None:
+        """Send one PUT. Raises StoreError. ``put`` does the same with fewer calls."""
         hashes = self._hash_small(body, variant) or await self._hash_in_thread(body, variant)
         request = self._put_request(key, body, members, variant, hashes)
         response = await self._sender.send(request)
         if response is not None:
-            await self._conclude(_Attempt(request, members, variant, attempt.repeat), response)
+            await self._conclude(_Attempt(request, members, variant, repeat), response)
 
     def _may_drop_condition(self, variant: Variant) -> bool:
         return variant.conditional and self._variants.drops_condition
@@ -393,6 +390,6 @@ class _Attempt(NamedTuple):
 
 async def open_s3_store(settings: Settings, url: S3Url) -> S3Store:
     """Return a store for ``url``; no request is sent yet. Raises SettingsError."""
-    if not is_text(url.prefix):
+    if not is_unicode(url.prefix):
         raise SettingsError(["STORE_URL: the prefix is not UTF-8"])
     return S3Store(settings, url, await find_access(settings))

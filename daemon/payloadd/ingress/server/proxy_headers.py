@@ -1,4 +1,4 @@
-"""Read the PROXY header in front of a connection."""
+"""Read the PROXY headers of the connections of trusted proxies (CLIENT_ADDRESS=proxy)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import trio
 
 from payloadd.ingress.server.client_connection import do_nothing
 from payloadd.ingress.server.log_limit import LogLimit
-from payloadd.ingress.server.proxy_header import ProxyHeader, ProxyHeaderError, ProxyHeaderReader
+from payloadd.ingress.server.proxy_protocol import ProxyHeader, ProxyHeaderError, ProxyHeaderReader
 from payloadd.observe.logs import get_logger
 
 if TYPE_CHECKING:

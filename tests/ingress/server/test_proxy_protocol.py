@@ -10,7 +10,7 @@ import trio
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from payloadd.ingress.server.proxy_header import (
+from payloadd.ingress.server.proxy_protocol import (
     LONGEST,
     ProxyHeader,
     ProxyHeaderError,
