@@ -12,6 +12,7 @@ import trustme
 from payloadd.config import settings as config
 from payloadd.config.credential_files import read_credentials
 from payloadd.errors import SettingsError
+from tests.config.wrong_settings import problems
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +98,26 @@ def test_a_damaged_pem_document_is_not_shown(pem: str) -> None:
         config.load({"TLS_KEY": pem})
 
     assert "PRIVATE" not in str(caught.value)
+
+
+def test_credentials_of_systemd_take_precedence_over_the_environment(tmp_path: Path) -> None:
+    """Secrets would have to be in the environment, which `systemctl show` prints."""
+    (tmp_path / "aws_access_key_id").write_text("AKIAFILE\n")
+    (tmp_path / "aws_secret_access_key").write_text("from-file\n")
+    (tmp_path / "unrelated").write_text("x")
+    (tmp_path / "folder").mkdir()
+    settings = config.load(
+        {
+            "CREDENTIALS_DIRECTORY": str(tmp_path),
+            "AWS_ACCESS_KEY_ID": "AKIAENV",
+            "AWS_SECRET_ACCESS_KEY": "from-environment",
+        }
+    )
+    assert settings.aws_access_key_id == "AKIAFILE"
+    assert settings.aws_secret_access_key == "from-file"
+
+
+def test_credentials_that_cannot_be_read_are_reported(tmp_path: Path) -> None:
+    """The daemon would start without the secrets, and every upload would fail."""
+    (problem,) = problems(CREDENTIALS_DIRECTORY=str(tmp_path / "absent"))
+    assert problem.startswith("CREDENTIALS_DIRECTORY: cannot read")

@@ -294,29 +294,6 @@ def test_the_format_of_these_messages_may_be_a_credential(tmp_path: Path) -> Non
     assert config.for_log(environ).log_format == "json"
 
 
-def test_credentials_of_systemd_take_precedence_over_the_environment(tmp_path: Path) -> None:
-    """Secrets would have to be in the environment, which `systemctl show` prints."""
-    (tmp_path / "aws_access_key_id").write_text("AKIAFILE\n")
-    (tmp_path / "aws_secret_access_key").write_text("from-file\n")
-    (tmp_path / "unrelated").write_text("x")
-    (tmp_path / "folder").mkdir()
-    settings = config.load(
-        {
-            "CREDENTIALS_DIRECTORY": str(tmp_path),
-            "AWS_ACCESS_KEY_ID": "AKIAENV",
-            "AWS_SECRET_ACCESS_KEY": "from-environment",
-        }
-    )
-    assert settings.aws_access_key_id == "AKIAFILE"
-    assert settings.aws_secret_access_key == "from-file"
-
-
-def test_credentials_that_cannot_be_read_are_reported(tmp_path: Path) -> None:
-    """The daemon would start without the secrets, and every upload would fail."""
-    (problem,) = problems(CREDENTIALS_DIRECTORY=str(tmp_path / "absent"))
-    assert problem.startswith("CREDENTIALS_DIRECTORY: cannot read")
-
-
 def test_no_secret_is_shown(tmp_path: Path) -> None:
     """A secret would be in the log."""
     settings = config.load({"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "hunter2"})

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import pytest
@@ -14,106 +11,30 @@ import trio
 
 from payloadd.config.contradictions import contradictions_of
 from payloadd.config.settings import load
-from payloadd.errors import OperatorStoreError, SettingsError
+from payloadd.errors import SettingsError
 from payloadd.model.streams import first_seq
 from payloadd.observe.metrics import Metrics
 from payloadd.observe.status import DeadLetterGroup
 from payloadd.pipeline import watermarks as module
-from payloadd.pipeline.accounting import Accounting, OldestJobs
+from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.watermark_file import WatermarkFile
 from payloadd.pipeline.watermarks import NoWatermarks, Watermarks, watermarks_of
-from tests.support.inert_store import InertStore
+from tests.pipeline.watermark_rig import NAMES, START, KeptObjects, Rig, begin, ids_follow_trio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from trio.testing import MockClock
 
     from payloadd.model.formats.api import EncodedObject
 
-NAMES: Final = {0: "default", 3: "clicks"}
-START: Final = 1_764_235_800_000
-"""The clock at the start of a test, in milliseconds."""
-
-
-@dataclass
-class KeptObjects(InertStore):
-    """A store that keeps what it is given; it fails while ``fault`` is set."""
-
-    objects: dict[str, dict[str, Any]] = field(default_factory=dict)
-    puts: int = 0
-    fault: bool = False
-
-    async def put(self, key: str, body: EncodedObject, members: object, *, repeat: bool) -> None:
-        """Fail: watermarks are no batches."""
-        raise NotImplementedError
-
-    async def replace(self, key: str, body: EncodedObject) -> None:
-        """Keep the object."""
-        await trio.lowlevel.checkpoint()
-        if self.fault:
-            raise OperatorStoreError("AccessDenied", "")
-        self.puts += 1
-        self.objects[key.split("/")[1]] = json.loads(b"".join(body.pieces))
-
-    def until(self, stream: str = "default") -> int:
-        """Return the watermark of a stream in milliseconds since the start of the test."""
-        moment = datetime.fromisoformat(self.objects[stream]["complete_until"])
-        return round(moment.timestamp() * 1000) - START
-
-
-class Rig:
-    """Watermarks with a store in memory, and a journal that reports what the test sets."""
-
-    def __init__(self, folder: Path, names: dict[int, str] = NAMES) -> None:
-        self.accounting = Accounting(Metrics())
-        self.store = KeptObjects()
-        self.oldest: dict[int, tuple[int, int]] = {}
-        self.dead: list[DeadLetterGroup] = []
-        self.stop = trio.Event()
-        self.watermarks = Watermarks(
-            load({}), WatermarkFile(folder), self.accounting, lambda: self.dead, self.store, names
-        )
-
-    @property
-    def ids(self) -> Any:  # noqa: ANN401 - the source of ids
-        """The source of the ids of requests."""
-        assert self.watermarks.in_flight is not None
-        return self.watermarks.in_flight.ids
-
-    async def report(self) -> None:
-        """Report the oldest jobs once a second, as they were a second ago."""
-        await trio.sleep(0.5)
-        while True:
-            found = dict(self.oldest)
-            await trio.sleep(1)
-            number = self.accounting.oldest_jobs.number + 1
-            self.accounting.oldest_jobs = OldestJobs(found, number)
-
 
 @pytest.fixture
 def clock(autojump_clock: MockClock) -> Iterator[MockClock]:
     """Return trio's clock; the time of ids follows it."""
-
-    def now() -> int:
-        try:
-            return START * 1_000_000 + round(trio.current_time() * 1e9)
-        except RuntimeError:
-            return START * 1_000_000
-
-    async def in_loop(work: Callable[[], object]) -> object:
-        # The clock would jump while a thread works.
-        await trio.lowlevel.checkpoint()
-        return work()
-
-    with patch("time.time_ns", now), patch("trio.to_thread.run_sync", in_loop):
+    with ids_follow_trio():
         yield autojump_clock
-
-
-def begin(nursery: trio.Nursery, rig: Rig) -> None:
-    """Start the reports of the journal."""
-    nursery.start_soon(rig.report)
 
 
 async def test_a_watermark_rises_once_a_minute_to_what_is_stored(
@@ -278,94 +199,6 @@ async def test_a_backlog_of_an_earlier_run_holds_its_stream_alone(
             assert rig.store.until() > 100_000
         nursery.cancel_scope.cancel()
     assert rig.store.objects["clicks"]["closed"] is False
-
-
-@pytest.mark.parametrize("closed", [True, False])
-async def test_a_start_waits_for_the_store_only_if_a_reader_would_not_wait_for_it(
-    tmp_path: Path, clock: MockClock, *, closed: bool
-) -> None:
-    """Payloads would be accepted while the store says that this process accepts none."""
-    WatermarkFile(tmp_path).write({"default": START - 500}, closed=closed)
-    rig = Rig(tmp_path, {0: "default"})
-    rig.store.fault = True
-    serving = trio.Event()
-
-    async def serve() -> None:
-        async with rig.watermarks.written(rig.stop):
-            serving.set()
-            await trio.sleep_forever()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
-        await trio.sleep(10)
-        assert serving.is_set() is not closed
-        rig.store.fault = False
-        await trio.sleep(10)
-        assert serving.is_set()
-        if closed:
-            assert rig.store.objects["default"]["closed"] is False
-        nursery.cancel_scope.cancel()
-
-
-@pytest.mark.parametrize("closed", [True, False])
-async def test_a_crash_while_a_start_waits_for_the_store_changes_nothing(
-    tmp_path: Path, clock: MockClock, *, closed: bool
-) -> None:
-    """The next start would accept payloads while the store says that none are accepted."""
-    if closed:
-        until = dict.fromkeys(NAMES.values(), START - 500)
-        WatermarkFile(tmp_path).write(until, closed=True)
-    crashed = Rig(tmp_path)
-    crashed.store.fault = True
-    with trio.move_on_after(10):
-        async with crashed.watermarks.written(crashed.stop):
-            raise AssertionError
-    rig = Rig(tmp_path)
-    async with rig.watermarks.written(rig.stop):
-        assert {one["closed"] for one in rig.store.objects.values()} == {False}
-        assert len(rig.store.objects) == len(NAMES)
-        assert WatermarkFile(tmp_path).promise.closed is False
-
-
-async def test_a_stream_that_was_gone_is_written_again(tmp_path: Path, clock: MockClock) -> None:
-    """Its watermark says that it is closed: no reader would wait for its payloads."""
-    WatermarkFile(tmp_path).write({"default": START, "clicks": START}, closed=False)
-    rig = Rig(tmp_path, {0: "default"})
-    rig.oldest[0] = (7, START)
-    async with trio.open_nursery() as nursery:
-        begin(nursery, rig)
-        nursery.start_soon(_serve, rig)
-        await trio.sleep(100)
-        assert rig.store.objects["clicks"]["closed"] is True
-        nursery.cancel_scope.cancel()
-    rig = Rig(tmp_path)
-    async with rig.watermarks.written(rig.stop):
-        assert rig.store.objects["clicks"]["closed"] is False
-
-
-async def _serve(rig: Rig) -> None:
-    async with rig.watermarks.written(rig.stop):
-        await trio.sleep_forever()
-
-
-async def test_a_stop_ends_the_wait_for_the_store(tmp_path: Path, clock: MockClock) -> None:
-    """A daemon that starts while the store is down could not be stopped."""
-    rig = Rig(tmp_path)
-    rig.store.fault = True
-    rig.stop.set()
-    with trio.fail_after(60):
-        async with rig.watermarks.written(rig.stop):
-            pass
-
-
-async def test_ids_begin_behind_the_highest_watermark(tmp_path: Path, clock: MockClock) -> None:
-    """A clock that was put back would accept payloads into hours that are complete."""
-    WatermarkFile(tmp_path).write({"default": START + 10**9, "clicks": 5}, closed=True)
-    rig = Rig(tmp_path)
-    assert rig.ids.reserve(1) >> 80 == START + 10**9
-    async with rig.watermarks.written(rig.stop):
-        assert rig.store.until() >= 10**9
-    assert WatermarkFile(tmp_path).promise.floor > START + 10**9
 
 
 async def test_a_promise_is_on_the_disk_before_the_store_has_it(

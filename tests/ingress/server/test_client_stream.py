@@ -167,10 +167,8 @@ async def test_an_idle_connection_is_closed(sent: bytes) -> None:
 async def test_a_client_that_never_reads_loses_its_connection() -> None:
     """The client would hold a slot, and delay the drain, until it leaves."""
     async with running(REQUEST_TIMEOUT="300ms", max_connections=1) as rig:
-        # The sockets of connections inherit the size of this buffer. Small ones are soon full.
-        listening = rig.listeners[0].socket
-        listening.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, 4096)
         with trio.socket.socket() as sock:
+            # A small window is soon full.
             sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
             await sock.connect(rig.listeners[0].socket.getsockname())
             with pytest.raises(OSError, match=r"reset|pipe"), trio.fail_after(10):
