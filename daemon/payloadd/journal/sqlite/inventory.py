@@ -220,6 +220,9 @@ def refuse_unknown(
                 " and it is not known which"
             )
             raise damage.start_refusal(reason)
+        if surplus < 0:
+            # Missing jobs would hide how many of the others are stored.
+            raise damage.start_refusal("it is not known which jobs are stored already")
 
 
 def are_all_there(
