@@ -81,12 +81,12 @@ def find_endpoint(
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", region):
         raise SettingsError([f"AWS_REGION: {region!r} is not the name of a region"])
     url, signed = _url(bucket, region, configuration, rules)
-    parts = urlsplit(url)
-    origin = f"{parts.scheme}://{parts.netloc}"
     try:
+        parts = urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}"
         httpx.URL(origin)
-    except httpx.InvalidURL as error:
-        raise SettingsError([f"AWS_ENDPOINT_URL: {origin}: {error}"]) from None
+    except (ValueError, httpx.InvalidURL) as error:
+        raise SettingsError([f"AWS_ENDPOINT_URL: {url}: {error}"]) from None
     base_path = quote(parts.path.rstrip("/"), safe="/%~:@!$&'()*+,;=") + "/"
     return BucketEndpoint(origin, base_path, signed, bucket, configuration, rules)
 
