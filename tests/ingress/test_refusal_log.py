@@ -18,7 +18,7 @@ from payloadd.config.parsers import UnixAddress
 from payloadd.errors import RefusedError
 from payloadd.ingress.problem import Problem
 from payloadd.ingress.refusal_log import RefusalLog, address_of_client, describe
-from tests.ingress.rig import COLLECTION, Rig, post, running
+from tests.ingress.rig import COLLECTION, SOON, Rig, post, running
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -116,7 +116,7 @@ async def test_a_request_without_memory_is_logged(log_lines: Lines) -> None:
         await holder.send(large)
         await trio.testing.wait_all_tasks_blocked()
         await wire.send(large)
-        with trio.fail_after(20):
+        with trio.fail_after(SOON):
             assert (await wire.answer()).document["code"] == "BUSY"
         await holder.stream.aclose()
         assert rig.counted(503) >= 1
@@ -372,7 +372,7 @@ async def test_every_answer_is_counted_once(sent: bytes, half_closes: bool) -> N
             await wire.send(sent)
             if half_closes:
                 await wire.stream.send_eof()
-            with trio.fail_after(20):
+            with trio.fail_after(SOON):
                 seen = await wire.rest()
         statuses = [
             int(line[9:12]) for line in seen.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")

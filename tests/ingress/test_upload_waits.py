@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from payloadd.ingress import upload_waits
 from payloadd.model.job import Batch, Job
 from payloadd.pipeline.intake import Receipt
-from tests.ingress.rig import COLLECTION, ID, Rig, post, running
+from tests.ingress.rig import COLLECTION, ID, SOON, Rig, post, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -188,7 +188,7 @@ async def test_a_client_that_leaves_frees_its_slot() -> None:
         await until_waiting(rig, 0)
         async with rig.wire() as wire:
             await wire.send(post())
-            with trio.fail_after(5):
+            with trio.fail_after(SOON):
                 assert (await wire.answer()).status == 202
 
 
@@ -198,7 +198,7 @@ async def test_a_client_that_ends_its_side_gets_the_202_at_once() -> None:
         await wire.send(_LONG)
         await until_waiting(rig)
         await wire.stream.send_eof()
-        with trio.fail_after(5):
+        with trio.fail_after(SOON):
             assert (await wire.answer()).status == 202
             assert await wire.rest() == b""
 
@@ -213,7 +213,7 @@ async def test_a_client_that_resets_a_waiting_request_frees_its_slot() -> None:
         await until_waiting(rig, 0)
         async with rig.wire() as wire:
             await wire.send(post())
-            with trio.fail_after(5):
+            with trio.fail_after(SOON):
                 assert (await wire.answer()).status == 202
 
 
@@ -243,7 +243,7 @@ async def test_a_client_of_tls_that_leaves_is_noticed_after_a_request_that_did_n
         await until_waiting(rig)
         stream: Any = wire.stream
         await stream.transport_stream.send_eof()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert (await wire.answer()).status == 202
 
 

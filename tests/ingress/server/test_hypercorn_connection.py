@@ -20,7 +20,7 @@ from hypercorn.protocol.events import Body
 from hypercorn.protocol.http_stream import HTTPStream
 from priority.priority import PriorityTree
 
-from tests.ingress.rig import COLLECTION, post, running
+from tests.ingress.rig import COLLECTION, SOON, post, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +115,7 @@ async def test_a_late_answer_is_sent_after_the_end_of_the_input() -> None:
         await rig.intake.asked.wait()
         await trio.testing.wait_all_tasks_blocked()
         rig.intake.open.set()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert [(await wire.answer()).status for _ in range(2)] == [202, 202]
             assert await wire.rest() == b""
 
@@ -126,7 +126,7 @@ async def test_an_incomplete_request_before_the_end_of_the_input_is_refused() ->
     async with running() as rig, rig.wire() as wire:
         await wire.send(IN_CHUNKS[:-20])
         await wire.stream.send_eof()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert (await wire.answer()).status == 400
             assert await wire.rest() == b""
         assert rig.intake.taken == []
@@ -139,7 +139,7 @@ async def test_a_request_is_answered_after_the_end_of_tls(files: Files) -> None:
         client.write(IN_CHUNKS)
         client.close_notify()
         await client.send()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert b" 202 " in await client.rest()
         assert rig.intake.taken == [TAKEN]
 
@@ -159,7 +159,7 @@ async def test_http2_answers_complete_requests_before_the_end_of_the_input() -> 
         await rig.intake.asked.wait()
         await trio.testing.wait_all_tasks_blocked()
         rig.intake.open.set()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             events = client.receive_data(await wire.rest())
         statuses = [
             (event.stream_id, dict(event.headers)[b":status"])
@@ -334,7 +334,7 @@ async def test_a_frame_that_is_too_long_ends_the_connection(sent: bytes) -> None
     """16 MiB of one frame, or any number of unknown settings, would be kept in memory."""
     async with running() as rig, rig.wire() as wire:
         await wire.send(PREFACE, frame(4, 0, 0), sent)
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             answer = await wire.rest()
         assert goaways(answer) == [h2.errors.ErrorCodes.ENHANCE_YOUR_CALM]
 
@@ -347,7 +347,7 @@ async def test_headers_beyond_the_limit_end_the_connection() -> None:
         client.send_headers(1, [*REQUEST, ("x", "y" * 3000)])
         client.send_headers(3, [*REQUEST, *[("x", "y" * 3000)] * 10])
         await wire.send(client.data_to_send())
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             events = client.receive_data(await wire.rest())
         assert any(isinstance(event, h2.events.ConnectionTerminated) for event in events)
 
