@@ -27,7 +27,7 @@ _BATCH: Final = Batch([Job(1, ID, b"1\n", 1)], "dt=2026/a.ndjson", "none", seale
 @asynccontextmanager
 async def serving(**environ: Any) -> AsyncIterator[Rig]:  # noqa: ANN401 - as of running
     """Run the server; fail instead of hanging."""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with running(**environ) as rig:
             yield rig
 
@@ -62,7 +62,7 @@ async def test_the_answer_is_202_after_the_seconds_that_the_client_has_named() -
         began = trio.current_time()
         await wire.send(post(COLLECTION, _JSON, "Prefer: respond-async, wait=1"))
         answer = await wire.answer()
-        assert 1 <= trio.current_time() - began < 10
+        assert 1 <= trio.current_time() - began < SOON
         assert (answer.status, answer.document) == (202, {"id": str(ID), "accepted": 2})
         assert "preference-applied" not in answer.headers
         assert rig.intake.uploads.jobs == {}

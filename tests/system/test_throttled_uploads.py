@@ -68,7 +68,7 @@ async def test_a_throttled_store_is_used_fully_and_refuses_little(
         # The throttling ends: uploads have full speed within ten seconds.
         stored = len(store.objects)
         await store.end()
-        await daemon.wait_until_stored(4000, within=20)
+        await daemon.wait_until_stored(4000, within=60)
         assert 4000 - stored > 7 * RATE
 
 
@@ -88,7 +88,7 @@ async def test_throttled_shards_leave_the_others_at_full_speed(tmp_path: Path) -
         seconds = trio.current_time() - start
         assert len(store.objects) - free_objects(store) <= 128 * (seconds + 1)
         await store.end()
-        await daemon.wait_until_stored(2000, within=30)
+        await daemon.wait_until_stored(2000, within=60)
     assert set(store.puts.values()) == {1}
 
 

@@ -65,6 +65,7 @@ async def test_tasks_continue_in_the_order_in_which_they_arrived() -> None:
 
 
 @pytest.mark.no_cover
+@pytest.mark.usefixtures("frozen_heap")
 async def test_a_thousand_bursts_do_not_block_the_event_loop() -> None:
     """A small request would wait until a thousand others are processed."""
     fifo_gate = FifoGate()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import struct
 from contextlib import suppress
 from itertools import cycle
-from time import perf_counter, thread_time
+from time import thread_time
 from typing import TYPE_CHECKING
 
 import h2.config
@@ -228,25 +227,16 @@ def empty_data() -> Iterator[bytes]:
         yield frame(0, 0, 1)
 
 
-@pytest.fixture
-def frozen_heap() -> Iterator[None]:
-    """Leave the objects of all other tests of the process out of garbage collections.
-
-    One collection of them takes as long as a pass of the event loop may take.
-    """
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.mark.no_cover
 @pytest.mark.usefixtures("frozen_heap")
 @pytest.mark.parametrize(
     "flood", [pings, settings, window_updates, priorities, rapid_resets, empty_data]
 )
 async def test_a_flood_of_frames_does_not_delay_other_clients(flood: object) -> None:
-    """A few connections with small frames would make all other clients wait for seconds."""
+    """A few connections with small frames would make all other clients wait for seconds.
+
+    CPU time is measured: other processes of the machine do not delay it.
+    """
     assert callable(flood)
     made = pieces(flood())  # before the measurement: the clients run in the same event loop
     async with running() as rig, trio.open_nursery() as nursery:
@@ -255,13 +245,13 @@ async def test_a_flood_of_frames_does_not_delay_other_clients(flood: object) -> 
         for _ in range(4):
             nursery.start_soon(send_flood, rig, made)
         waits = []
-        with trio.move_on_after(2):
+        end = thread_time() + 1.5
+        with trio.fail_after(60):
             async with rig.wire() as wire:
-                while True:
-                    started = perf_counter()
+                while (started := thread_time()) < end:
                     await wire.send(post())
                     assert (await wire.answer()).status == 202
-                    waits.append(perf_counter() - started)
+                    waits.append(thread_time() - started)
         nursery.cancel_scope.cancel()
     assert len(waits) > 10
     assert sorted(waits)[len(waits) // 2] < 0.1

@@ -179,6 +179,7 @@ async def test_a_client_that_leaves_during_the_handshake_frees_its_slot(files: F
             assert (await wire.answer()).status == 202
 
 
+@pytest.mark.usefixtures("frozen_heap")
 async def test_handshakes_do_not_block_the_event_loop(files: Files) -> None:
     """A thousand clients that reconnect at once would delay all others by a second."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -201,7 +202,7 @@ async def test_handshakes_do_not_block_the_event_loop(files: Files) -> None:
             nursery.start_soon(watch)
             for wire in wires:
                 wire.stream.socket._sock.send(hello)  # type: ignore[attr-defined] # no checkpoint
-            with trio.fail_after(30):
+            with trio.fail_after(SOON):
                 for wire in wires:
                     assert await wire.stream.receive_some(100)
             nursery.cancel_scope.cancel()
@@ -214,9 +215,7 @@ async def test_a_handshake_does_not_delay_the_drain(files: Files) -> None:
     async with files.running() as rig, rig.wire() as wire:
         await wire.send(b"\x16\x03\x01")
         await trio.testing.wait_all_tasks_blocked()
-        started = trio.current_time()
-        await rig.drain()
-        assert trio.current_time() - started < 5
+        await rig.drain()  # within SOON, which is less than REQUEST_TIMEOUT
 
 
 @pytest.mark.usefixtures("each_way")
