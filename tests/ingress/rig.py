@@ -236,6 +236,15 @@ class Rig:
         async with await trio.open_tcp_stream(host, port) as stream:
             yield Wire(stream)
 
+    async def until_unconnected(self) -> None:
+        """Wait until the server has noticed that all clients have left.
+
+        Before that, it closes an idle connection for a new one, and writes a warning.
+        """
+        with trio.fail_after(SOON):
+            while self.metrics.requests.connections():  # noqa: ASYNC110 - there is no event for it
+                await trio.sleep(0.005)
+
     async def drain(self) -> None:
         """Drain as ``service`` does."""
         self.health.phase = "draining"

@@ -134,7 +134,8 @@ async def test_a_client_may_leave_while_its_request_waits() -> None:
             wire.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1" + b"\0" * 7)
         await wait_all_tasks_blocked()
         gate.set()
-        async with rig.client() as client:  # the only slot was released
+        await rig.until_unconnected()
+        async with rig.client() as client:
             assert (await client.get("/healthz")).status_code == 200
         assert rig.intake.taken == [TAKEN]
 

@@ -174,6 +174,7 @@ async def test_a_client_that_leaves_during_the_handshake_frees_its_slot(files: F
     async with files.running(1) as rig:
         async with rig.wire() as wire:
             await wire.send(b"\x16\x03\x01")
+        await rig.until_unconnected()
         async with files.wire(rig) as wire:
             await wire.send(post())
             assert (await wire.answer()).status == 202
