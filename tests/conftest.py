@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.support import ceph
 from tests.support import swift as openstack
@@ -21,8 +21,9 @@ from tests.support.tools import give_up, need_tools
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-# No deadline: a slow example on a busy machine is not a failure.
-settings.register_profile("payloadd", deadline=None)
+# No limit of time: a slow example on a busy machine is not a failure.
+_SLOW: Final = (HealthCheck.too_slow,)
+settings.register_profile("payloadd", deadline=None, suppress_health_check=_SLOW)
 settings.load_profile("payloadd")
 
 

@@ -75,7 +75,7 @@ def test_text_without_a_user_is_unchanged() -> None:
 @pytest.mark.parametrize(
     "name", ["STORE_URL", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "BIND", "ADMIN_BIND"]
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(schemes.filter(lambda text: text != "unix:/"), users.filter(bool), passwords, hosts)
 def test_no_setting_accepts_or_shows_a_password(
     tmp_path: Path, name: str, scheme: str, user: str, password: str, host: str

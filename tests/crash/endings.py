@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.crash.proxy import Proxy
     from tests.support.daemon import Daemon
 
-_WITHIN: Final = 20.0
+_WITHIN: Final = 60.0
 """Seconds to wait for the moment; if it does not come, the daemon is killed anyway."""
 _POLL_INTERVAL: Final = 0.0002
 BEFORE_LISTENING: Final[frozenset[Ending]] = frozenset({"while starting", "put again, not settled"})

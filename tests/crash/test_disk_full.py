@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.no_cover
 
-_SOON: Final = 20.0
+_SOON: Final = 60.0
 _SETTINGS: Final = {"BATCH_MAX_PAYLOADS": "5", "BATCH_LINGER": "0s", "UPLOAD_TIMEOUT": "500ms"}
 DISKS: Final = pytest.mark.parametrize("kind", ["tmpfs", "quota"])
 

@@ -67,7 +67,7 @@ async def _fill_the_journal(folder: Path, env: dict[str, str]) -> list[bytes]:
         await posts.run([[b'"%d%s"' % (number, b"y" * 900)] for number in range(_SIZE // 900 + 1)])
         await _see_it_full(daemon)
         daemon.signal(signal.SIGTERM)
-        line = await daemon.drained(within=30)
+        line = await daemon.drained(within=60)
         assert daemon.process.returncode == 0
         count = len(posts.acknowledged)
         assert (line["stored"], line["journaled"], line["lost"]) == (0, count, 0)
@@ -84,7 +84,7 @@ async def _see_it_full(daemon: Daemon) -> None:
 
 async def _until_shrunk(state: Path) -> None:
     """Wait until the files of the journal have shrunk while the daemon runs."""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         # The files can only be polled.
         while await trio.to_thread.run_sync(_taken, state) > 6 * _MIB:  # noqa: ASYNC110
             await trio.sleep(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -102,6 +103,18 @@ def files(tmp_path: Path) -> Files:
     made = Files(tmp_path, trustme.CA())
     made.write()
     return made
+
+
+@pytest.fixture
+def frozen_heap() -> Iterator[None]:
+    """Leave the objects of all other tests of the process out of garbage collections.
+
+    One collection of them takes as long as a pass of the event loop may take.
+    """
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

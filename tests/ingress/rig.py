@@ -7,7 +7,7 @@ import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import trio
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 
 ID = uuid.UUID("0198b5a2-7c00-7000-8000-000000000001")
 COLLECTION = b'{"payloads":[1,"two"]}'
+
+SOON: Final = 25.0
+"""Seconds that an answer may take on a busy machine. The default of REQUEST_TIMEOUT is longer, so a
+server that ends a connection only then is found."""
 
 HAS_FAST_PATH = True
 """Whether ``running`` uses the fast path; see ``each_way``."""
@@ -223,7 +227,7 @@ class Rig:
 
     def client(self, **options: Any) -> httpx.AsyncClient:  # noqa: ANN401 - httpx's own
         """Return a client for the public address."""
-        return httpx.AsyncClient(base_url=self.url, timeout=10, **options)
+        return httpx.AsyncClient(base_url=self.url, timeout=SOON, **options)
 
     @asynccontextmanager
     async def wire(self) -> AsyncIterator[Wire]:
@@ -232,11 +236,20 @@ class Rig:
         async with await trio.open_tcp_stream(host, port) as stream:
             yield Wire(stream)
 
+    async def until_unconnected(self) -> None:
+        """Wait until the server has noticed that all clients have left.
+
+        Before that, it closes an idle connection for a new one, and writes a warning.
+        """
+        with trio.fail_after(SOON):
+            while self.metrics.requests.connections():  # noqa: ASYNC110 - there is no event for it
+                await trio.sleep(0.005)
+
     async def drain(self) -> None:
         """Drain as ``service`` does."""
         self.health.phase = "draining"
         self.stop.set()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             await self.ended.wait()
 
     def counted(self, code: int) -> float:

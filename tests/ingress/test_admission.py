@@ -13,7 +13,7 @@ import trio
 import trustme
 
 from tests.ingress import rig as rigs
-from tests.ingress.rig import COLLECTION, post
+from tests.ingress.rig import COLLECTION, SOON, post
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -87,7 +87,7 @@ async def test_a_refusal_comes_before_the_body(tmp_path: Path) -> None:
     """A client without a token could make the daemon read and keep bodies."""
     async with running(**write_tokens(tmp_path, web=TOKEN)) as rig, rig.wire() as wire:
         await wire.send(b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n")
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert (await wire.answer()).status == 401
 
 
@@ -132,7 +132,7 @@ async def test_a_forbidden_stream_is_refused_before_the_body(tmp_path: Path) -> 
             for length in ("Content-Length: 9999", "Transfer-Encoding: chunked"):
                 async with rig.wire() as wire:
                     await wire.send((head % (path, length)).encode())
-                    with trio.fail_after(10):
+                    with trio.fail_after(SOON):
                         answer = await wire.answer()
                 assert (answer.status, answer.headers["connection"]) == (403, "close")
                 assert answer.document["code"] == "FORBIDDEN"

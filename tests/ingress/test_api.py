@@ -14,7 +14,7 @@ from werkzeug.exceptions import BadRequest
 from payloadd.errors import RefusedError, TooLargeError
 from payloadd.ingress import api
 from tests.ingress import rig as rigs
-from tests.ingress.rig import COLLECTION, ID, post, running
+from tests.ingress.rig import COLLECTION, ID, SOON, post, running
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -268,7 +268,7 @@ async def test_odd_requests_are_answered_without_a_500(request_bytes: bytes) -> 
     """Otherwise a scanner would fill the log, or get an answer that is not problem+json."""
     async with running() as rig, rig.wire() as wire:
         await wire.send(request_bytes)
-        with trio.fail_after(5):
+        with trio.fail_after(SOON):
             answer = await wire.answer()
         assert answer.status in {400, 404, 405}
         check_problem(answer, answer.status, answer.document["code"])
@@ -293,7 +293,7 @@ async def test_input_that_is_not_http_is_malformed(request_bytes: bytes) -> None
     """Otherwise a client that does not speak HTTP would get an empty answer."""
     async with running() as rig, rig.wire() as wire:
         await wire.send(request_bytes)
-        with trio.fail_after(5):
+        with trio.fail_after(SOON):
             check_problem(answer := await wire.answer(), 400, "MALFORMED")
             assert answer.headers["connection"] == "close"
             assert await wire.rest() == b""

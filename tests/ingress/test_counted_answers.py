@@ -11,12 +11,14 @@ import trio.testing
 
 from payloadd.errors import RefusedError
 from payloadd.ingress.routes import route_label
-from tests.ingress.rig import COLLECTION, post, running
+from tests.ingress.rig import COLLECTION, SOON, post, running
 
 if TYPE_CHECKING:
     from tests.ingress.rig import Rig
 
 TYPE = "Content-Type: application/json"
+HEAD = b"POST /v1/payloads HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 both_ways = pytest.mark.usefixtures("each_way")
 
 
@@ -27,6 +29,14 @@ def counted(rig: Rig) -> Counter[tuple[int, str]]:
         for sample in family.samples:
             if sample.name == "payloadd_requests_total" and sample.value:
                 counts[int(sample.labels["code"]), sample.labels["route"]] += int(sample.value)
+    return counts
+
+
+def by_status(rig: Rig) -> Counter[int]:
+    """Return the number of answers by status."""
+    counts: Counter[int] = Counter()
+    for (status, _), count in counted(rig).items():
+        counts[status] += count
     return counts
 
 
@@ -178,3 +188,54 @@ async def test_open_connections_are_shown() -> None:
                 await wire.send(post())
                 await wire.answer()
             assert sample(rig, "connections") == 2
+
+
+CONVERSATIONS = [
+    post(),
+    post() * 3,
+    post(b"{}") + post() + post(b"nonsense"),
+    post(path="/v1/elsewhere"),
+    post(COLLECTION, "Content-Type: text/html"),
+    post(b" " * 2000),
+    post(COLLECTION, "Content-Type: application/json", "Expect: 100-continue"),
+    CHUNKED + b"16\r\n" + COLLECTION + b"\r\n0\r\n\r\n",
+    CHUNKED + b"not a chunk\r\n\r\n",
+    HEAD.replace(b"json", b"jason") + b"Transfer-Encoding: chunked\r\n\r\nnot a chunk\r\n\r\n",
+    post() + b"\x00\r\n\r\n",
+    b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"HEAD /v1/payloads HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"HEAD /nothing HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /healthz HTTP/1.0\r\n\r\n",
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"\x16\x03\x01\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 20_000,
+    HEAD,
+    HEAD + b"Content-Length: 22\r\n\r\n{",
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("sent", CONVERSATIONS)
+@pytest.mark.parametrize("half_closes", [False, True])
+@pytest.mark.usefixtures("each_way")
+async def test_every_answer_is_counted_once(sent: bytes, half_closes: bool) -> None:  # noqa: FBT001
+    """Otherwise the metric would show fewer refused requests than clients see, or more."""
+    async with running(
+        MAX_LENGTH="1000", REQUEST_TIMEOUT="300ms", KEEPALIVE_TIMEOUT="400ms"
+    ) as rig:
+        async with rig.wire() as wire:
+            await wire.send(sent)
+            if half_closes:
+                await wire.stream.send_eof()
+            with trio.fail_after(SOON):
+                seen = await wire.rest()
+        statuses = [
+            int(line[9:12]) for line in seen.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")
+        ]
+        # The body of an answer and the first line of the next one are one line.
+        statuses += [int(piece[:3]) for piece in seen.split(b"}HTTP/1.1 ")[1:]]
+    received = Counter(status for status in statuses if status >= 200)
+    assert by_status(rig) == received
+    assert received or half_closes

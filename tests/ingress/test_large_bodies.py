@@ -17,7 +17,7 @@ from payloadd.errors import RefusedError
 from payloadd.ingress.body import Limits, decode
 from payloadd.ingress.large_bodies import LargeBodies, LargeBody, Lines
 from payloadd.ingress.problem import Problem
-from tests.ingress.rig import post, running
+from tests.ingress.rig import SOON, post, running
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -170,7 +170,7 @@ async def test_an_idle_process_ends(nursery: trio.Nursery) -> None:
     bodies.idle_timeout = 0.1
     nursery.start_soon(bodies.run)
     assert isinstance(await outcome_of(bodies, b'{"payloads":[1]}'), Lines)
-    with trio.fail_after(20):
+    with trio.fail_after(SOON):
         while bodies.process is not None:  # noqa: ASYNC110 - there is no event for it
             await trio.sleep(0.01)
     assert isinstance(await outcome_of(bodies, b'{"payloads":[1]}'), Lines)

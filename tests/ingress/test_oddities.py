@@ -18,7 +18,7 @@ from hypercorn.trio.tcp_server import TCPServer
 
 from tests.ingress import rig as rigs
 from tests.ingress.mangled import TOKEN, mangled
-from tests.ingress.rig import COLLECTION, post, running
+from tests.ingress.rig import COLLECTION, SOON, post, running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +46,7 @@ def request(*lines: bytes, start: bytes = START, body: bytes = COLLECTION) -> by
 async def exchange(rig: Rig, wire: Wire, sent: bytes) -> tuple[int, str | None, bool]:
     """Send; return status, code, and whether the connection can be used for another request."""
     taken = len(rig.intake.taken)
-    with trio.fail_after(10):
+    with trio.fail_after(SOON):
         with suppress(trio.BrokenResourceError):
             await wire.send(sent)
         answer = await wire.answer()

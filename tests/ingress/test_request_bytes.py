@@ -22,7 +22,7 @@ from payloadd.ingress.problem import Problem
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.submission import PostHeaders
 from payloadd.ingress.waiting_submission import do_nothing, submit_and_wait
-from tests.ingress.rig import Rig, Wire, post, running
+from tests.ingress.rig import SOON, Rig, Wire, post, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ def memory_of(rig: Rig) -> RequestMemory:
 
 async def until_used(rig: Rig, size: int) -> None:
     """Wait until exactly ``size`` bytes are in use."""
-    with trio.fail_after(10):
+    with trio.fail_after(SOON):
         while used(rig) != size:  # noqa: ASYNC110 - there is no event for it
             await trio.sleep(0.01)
 
@@ -175,7 +175,7 @@ async def test_a_reset_within_a_body_leaks_no_memory(
         for _ in range(3):
             async with rig.wire() as wire:
                 await wire.send(request_of(BODY)[:300_000])
-                with trio.fail_after(10):
+                with trio.fail_after(SOON):
                     while not used(rig):  # noqa: ASYNC110 - there is no event for it
                         await trio.sleep(0.01)
                 await reset(wire)
@@ -251,7 +251,7 @@ async def test_a_request_without_its_client_keeps_its_memory_until_it_ends(
         rig.intake.open = trio.Event()
         head = b"POST /v1/payloads HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
         await wire.send(head + b"X-A: 1\r\nX-A: 2\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             await rig.intake.asked.wait()
         await reset(wire)
         await wait_all_tasks_blocked(0.1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 import trio
 
-from tests.ingress.rig import COLLECTION, post, running
+from tests.ingress.rig import COLLECTION, SOON, post, running
 
 if TYPE_CHECKING:
     from tests.ingress.rig import Answer, Wire
@@ -97,6 +97,10 @@ ROWS = (
     Row(
         "3.2", "A server MUST respond with 400 to any HTTP/1.1 request that lacks a Host.",
         request(TYPE, LENGTH), REFUSED, closes=True,
+    ),
+    Row(
+        "3.2", "... of a higher minor version, too (RFC 9110, section 2.5).",
+        request(TYPE, LENGTH, start=b"POST /v1/payloads HTTP/1.7"), REFUSED, closes=True,
     ),
     Row(
         "3.2", "... and to any request that contains more than one Host.",
@@ -320,7 +324,7 @@ async def answers_on(wire: Wire, count: int) -> list[Answer]:
 async def test_each_must_of_the_rfc_holds(row: Row) -> None:
     """Otherwise a client or a proxy that relies on the RFC would be misled, or attacked."""
     async with running() as rig, rig.wire() as wire:
-        with trio.fail_after(20):
+        with trio.fail_after(SOON):
             await wire.send(row.sent)
             if row.ends:
                 await wire.stream.send_eof()
@@ -351,7 +355,7 @@ async def test_the_head_of_every_answer_follows_the_rfc(sent: bytes) -> None:
     and MUST send Date.
     """
     async with running() as rig, rig.wire() as wire:
-        with trio.fail_after(20):
+        with trio.fail_after(SOON):
             await wire.send(sent)
             await wire.stream.send_eof()
             received = await wire.rest()
@@ -369,7 +373,7 @@ async def test_the_head_of_every_answer_follows_the_rfc(sent: bytes) -> None:
 async def test_a_100_is_sent_before_the_body_and_a_final_answer_after_it() -> None:
     """RFC 9110, section 10.1.1: a server that sends a 100 MUST ultimately send a final answer."""
     async with running() as rig, rig.wire() as wire:
-        with trio.fail_after(20):
+        with trio.fail_after(SOON):
             for _ in range(2):
                 await wire.send(request(HOST, TYPE, LENGTH, b"Expect: 100-continue", body=b""))
                 assert (await wire.answer()).status == 100

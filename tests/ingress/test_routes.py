@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from payloadd.ingress.routes import Routes, Stream, unknown_stream
-from tests.ingress.rig import COLLECTION, post, running
+from tests.ingress.rig import COLLECTION, SOON, post, running
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -97,7 +97,7 @@ async def test_an_unknown_stream_is_refused_before_the_body(
     async with running(STREAMS="clicks") as rig:
         async with rig.wire() as wire:
             await wire.send(head.encode())
-            with trio.fail_after(10):
+            with trio.fail_after(SOON):
                 answer = await wire.answer()
         assert (answer.status, answer.document["code"]) == (404, "UNKNOWN_STREAM")
         assert answer.headers["connection"] == "close"

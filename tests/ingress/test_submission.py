@@ -17,7 +17,7 @@ from payloadd.ingress.preferences import receipt_document
 from payloadd.ingress.problem import Problem
 from payloadd.ingress.submission import PostHeaders, Submitter
 from payloadd.pipeline.intake import Receipt
-from tests.ingress.rig import Rig, Wire, post, running
+from tests.ingress.rig import SOON, Rig, Wire, post, running
 
 if TYPE_CHECKING:
     from tests.ingress.conftest import Refusal
@@ -48,7 +48,7 @@ async def smuggle(rig: Rig, outer: bytes, status: int) -> None:
     """Send a request whose body is a request, with its body sent whole, in part, and later."""
     start = outer.index(b"\r\n\r\n") + 4
     for first in (len(outer), start + 10, start):
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             async with rig.wire() as wire:
                 await send_in_parts(wire, outer, first, status)
     assert rig.intake.taken == []

@@ -11,6 +11,7 @@ import trio
 from payloadd import heap
 from payloadd.ingress.server.fifo_gate import FifoGate
 from payloadd.ingress.switch_interval import SwitchInterval
+from tests.ingress.rig import SOON
 
 if TYPE_CHECKING:
     import pytest
@@ -29,12 +30,12 @@ async def test_the_interval_is_short_while_the_event_loop_is_busy() -> None:
         for _ in range(20):
             nursery.start_soon(fifo_gate.wait_turn)
         # The tasks start in any order, so the gate may pass this one before it sees the others.
-        with trio.fail_after(20):
+        with trio.fail_after(SOON):
             while sys.getswitchinterval() == usual:
                 await fifo_gate.wait_turn()
         assert sys.getswitchinterval() == 0.001
         switch_interval.afterwards = 0.0
-        with trio.fail_after(20):
+        with trio.fail_after(SOON):
             while sys.getswitchinterval() != usual:  # noqa: ASYNC110 - there is no event for it
                 await trio.sleep(0.01)
         switch_interval.shorten()

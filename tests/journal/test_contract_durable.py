@@ -25,7 +25,7 @@ from tests.support.journal import batch, contents, id_of, part, until
 if TYPE_CHECKING:
     from pathlib import Path
 
-_TIMEOUT: Final = 60
+_TIMEOUT: Final = 120
 _LARGE: Final = 2**20
 
 

@@ -82,7 +82,7 @@ async def test_jobs_that_another_process_has_are_dropped_wherever_they_are() -> 
     for environ in (_BATCHED, _ALONE):
         store = FaultyStore(fault=lambda _: forbidden())
         pipeline = LosingPipeline(store, workers=2, **environ)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with pipeline.open():
                 for number in range(30):
                     pipeline.losing.commit(1, b"%d\n" % number)
@@ -103,7 +103,7 @@ async def test_a_batch_that_cannot_be_sealed_is_not_uploaded() -> None:
     """The new owner of its jobs may have sealed them under another key."""
     store = FaultyStore()
     pipeline = LosingPipeline(store, workers=1, **_BATCHED)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with pipeline.open():
             pipeline.losing.lost.add(1)
             pipeline.losing.commit(1, b"1\n", b"2\n")
@@ -119,7 +119,7 @@ async def test_jobs_of_a_lane_that_is_taken_over_are_stored_and_counted() -> Non
     stream = 5 * MOST_NUMBERS + 1
     layout = pipeline.batcher._layouts.layout_of(first_seq(1) + 1)
     pipeline.batcher._layouts.add([(first_seq(stream) + 1, layout)])
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with pipeline.open():
             found = pipeline.losing.take(stream, *[b"%d\n" % one for one in range(10)])
             await until(lambda: pipeline.accounting.stored == 10)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from payloadd.config.settings import Settings
     from tests.support.s3 import S3Server
 
-TEST_TIMEOUT: Final = 20.0
+TEST_TIMEOUT: Final = 60.0
 
 
 @dataclass

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).resolve().parents[2]
 PYTHONPATH: Final = os.pathsep.join([str(ROOT / "daemon"), str(ROOT)])
 """The package and the tests of this checkout, even if another checkout is installed."""
-START_WITHIN: Final = 30.0
+START_WITHIN: Final = 60.0
 END_WITHIN: Final = 60.0
 
 

@@ -38,6 +38,14 @@ class Fuzz:
         sys.stdout.write(f"{self.count} cases; --fuzz-seed={last} begins with the last one\n")
 
 
+def known_cases(count: int) -> Iterator[random.Random]:
+    """Yield the random generators of ``count`` seeds, the same ones in every run.
+
+    What a fuzzer has to reach is checked with them: whether random cases reach it is luck.
+    """
+    return map(seeded, range(count))
+
+
 def mutate(data: bytes, chance: random.Random, pieces: tuple[bytes, ...]) -> bytes:
     """Return ``data`` with bytes changed, removed, repeated or added, often from ``pieces``."""
     changed = bytearray(data)

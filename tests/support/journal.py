@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from payloadd.journal.sqlite.operations import Operation
     from payloadd.journal.sqlite.transaction import CommitChanges, Totals
 
-TEST_TIMEOUT: Final = 20.0
+TEST_TIMEOUT: Final = 60.0
 """Seconds after which a test that waits has failed."""
 QUICK: Final = Tuning(retry_interval=0.02, maintenance_interval=0.02)
 """A journal that tries again, and is maintained, without delay."""

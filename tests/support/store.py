@@ -128,7 +128,7 @@ class FakeS3:
         """Return every line of every object, sorted."""
         return sorted(line for body in self.objects.values() for line in body.splitlines())
 
-    async def wait_until_asked(self, count: int, within: float = 30.0) -> None:
+    async def wait_until_asked(self, count: int, within: float = 60.0) -> None:
         """Wait until ``count`` requests have come in since the store was made."""
         with trio.fail_after(within):
             while self.requests < count:

@@ -110,7 +110,7 @@ async def test_a_process_that_prints_keys_does_not_outlive_the_daemon(
         assert status == (0 if number == signal.SIGTERM else -signal.SIGKILL)
 
     for pid in (await trio.Path(tmp_path / "pids").read_text()).split():
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while await is_running(pid):  # noqa: ASYNC110 - a process of the daemon
                 await trio.sleep(0.05)
 

@@ -104,6 +104,6 @@ async def test_a_thousand_clients_with_many_requests_take_bounded_memory(
         with ExitStack() as stack, trio.fail_after(300):
             await open_requests(daemon, stack, connections, streams)
         assert daemon.peak_rss() < LARGEST
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while proc.rss(daemon.pid) >= AFTERWARDS:  # noqa: ASYNC110 - memory can only be polled
                 await trio.sleep(0.5)

@@ -39,7 +39,7 @@ async def test_clients_leave_descriptors_for_the_journal_and_the_store(tmp_path:
             for body in (post(), LARGE) * 4:
                 async with await trio.open_tcp_stream(url.host, url.port or 0) as stream:
                     await stream.send_all(body)
-                    with trio.fail_after(30):
+                    with trio.fail_after(60):
                         assert (await Wire(stream).answer()).status == 202
             assert (await daemon.ready()).json() == {"status": "ready", "troubles": []}
             await daemon.wait_until_stored(8)

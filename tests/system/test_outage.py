@@ -188,7 +188,7 @@ async def test_a_drain_past_its_deadline_reports_lost_payloads(tmp_path: Path) -
         async with running_daemon(tmp_path, env) as daemon:
             await _some_stored(daemon, store)
             daemon.signal(signal.SIGTERM)
-            line = await daemon.drained(within=30)
+            line = await daemon.drained(within=60)
         assert daemon.process.returncode == 75
         assert (line["stored"], line["journaled"], line["lost"]) == (10, 0, 15)
         assert len(store.payloads()) == 10
@@ -201,7 +201,7 @@ async def test_the_next_start_uploads_the_rest_of_a_drain(tmp_path: Path) -> Non
         async with running_daemon(tmp_path, env) as daemon:
             await _some_stored(daemon, store)
             daemon.signal(signal.SIGTERM)
-            line = await daemon.drained(within=30)
+            line = await daemon.drained(within=60)
         assert daemon.process.returncode == 0
         assert (line["stored"], line["journaled"], line["lost"]) == (10, 15, 0)
         await store.end()

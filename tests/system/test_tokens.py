@@ -46,7 +46,7 @@ async def reload(daemon: Daemon, event: str) -> None:
     """Send SIGHUP, and wait for a further event of the log."""
     before = len(daemon.events(event))
     daemon.signal(signal.SIGHUP)
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while len(daemon.events(event)) == before:  # noqa: ASYNC110 - a log can only be polled
             await trio.sleep(0.01)
 

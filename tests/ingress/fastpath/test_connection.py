@@ -16,7 +16,7 @@ from payloadd.errors import RefusedError
 from payloadd.ingress.fastpath.connection import FastPathConnection
 from payloadd.ingress.fastpath.fast_path import FastPath
 from payloadd.ingress.server.socket_stream import NonBlockingStream
-from tests.ingress.rig import COLLECTION, Wire, post, running
+from tests.ingress.rig import COLLECTION, SOON, Wire, post, running
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -89,7 +89,7 @@ async def test_a_compressed_request_may_arrive_with_its_connection() -> None:
         client = socket.create_connection(address)
         client.sendall(post(gzip.compress(COLLECTION), *headers))
         async with trio.SocketStream(trio.socket.from_stdlib_socket(client)) as stream:
-            with trio.fail_after(5):
+            with trio.fail_after(SOON):
                 assert (await Wire(stream).answer()).status == 202
 
 
@@ -134,7 +134,8 @@ async def test_a_client_may_leave_while_its_request_waits() -> None:
             wire.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1" + b"\0" * 7)
         await wait_all_tasks_blocked()
         gate.set()
-        async with rig.client() as client:  # the only slot was released
+        await rig.until_unconnected()
+        async with rig.client() as client:
             assert (await client.get("/healthz")).status_code == 200
         assert rig.intake.taken == [TAKEN]
 
@@ -175,7 +176,7 @@ async def test_a_client_that_never_reads_its_answer_is_closed(
     monkeypatch.setattr(NonBlockingStream, "flush", never)
     async with running(REQUEST_TIMEOUT="100ms", max_connections=1) as rig, rig.wire() as wire:
         await wire.send(post())
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert await wire.rest() == b""
         assert rig.intake.taken == [TAKEN]
 
@@ -237,7 +238,7 @@ async def test_new_requests_are_read_before_large_bodies() -> None:
             rig.fast_path.register(each.ours.fileno(), each, bulk=each.name == "body")
         for each in recording:
             each.theirs.send(b"x")
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             while order.count("small") < 3:
                 await trio.lowlevel.checkpoint()
         for each in recording:
@@ -343,7 +344,7 @@ async def test_a_client_that_leaves_behind_pipelined_requests_leaks_no_memory() 
             wire.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1" + b"\0" * 7)
         await wait_all_tasks_blocked()
         gate.set()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             while rig.submitter.memory.used:  # noqa: ASYNC110 - a plain number
                 await trio.sleep(0.01)
 

@@ -16,7 +16,7 @@ from payloadd.ingress.server.accept import Acceptor
 from payloadd.ingress.server.http2_input import PREFACE
 from payloadd.ingress.server.listen import close_listener
 from payloadd.ingress.server.server import open_listeners
-from tests.ingress.rig import post, running
+from tests.ingress.rig import SOON, post, running
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -33,7 +33,7 @@ async def test_a_listening_socket_made_blocking_by_systemd_does_not_block() -> N
             os.set_blocking(listener.socket.fileno(), True)
             async with rig.wire() as wire:
                 await wire.send(post())
-                with trio.fail_after(10):
+                with trio.fail_after(SOON):
                     assert (await wire.answer()).status == 202
 
 

@@ -14,7 +14,7 @@ import trustme
 from payloadd.config import settings as config
 from payloadd.ingress.server.tls import open_certificates
 from tests.ingress import rig as rigs
-from tests.ingress.rig import COLLECTION, post
+from tests.ingress.rig import COLLECTION, SOON, post
 
 if TYPE_CHECKING:
     import ssl
@@ -101,7 +101,7 @@ async def test_connections_of_a_removed_authority_are_closed(
         await rig.intake.asked.wait()
         clients.write(clients.kept)
         await trio.to_thread.run_sync(made[0].reload)
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert await idle.rest() == b""
             rig.intake.open.set()
             assert (await busy.answer()).status == 202
@@ -132,7 +132,7 @@ async def test_http2_connections_of_a_removed_authority_are_closed(
         await trio.to_thread.run_sync(made[0].reload)
         await trio.sleep(0.5)  # the server checks four times per second
         rig.intake.open.set()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             events = client.receive_data(await wire.rest())
         (answer,) = [event for event in events if isinstance(event, h2.events.ResponseReceived)]
         assert dict(answer.headers)[b":status"] == b"202"

@@ -16,7 +16,7 @@ from payloadd.ingress.fastpath.fast_path import FastPath
 from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.server.accept import Acceptor
 from payloadd.ingress.server.fifo_gate import FifoGate
-from tests.ingress.rig import post, running
+from tests.ingress.rig import SOON, post, running
 
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
@@ -65,6 +65,7 @@ async def test_tasks_continue_in_the_order_in_which_they_arrived() -> None:
 
 
 @pytest.mark.no_cover
+@pytest.mark.usefixtures("frozen_heap")
 async def test_a_thousand_bursts_do_not_block_the_event_loop() -> None:
     """A small request would wait until a thousand others are processed."""
     fifo_gate = FifoGate()
@@ -136,7 +137,7 @@ async def test_a_cancelled_task_leaves_the_gate() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fifo_gate.run)
         nursery.start_soon(work)
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             await done.wait()
         nursery.cancel_scope.cancel()
 

@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from payloadd.ingress.server import handshake
 from payloadd.ingress.server.handshake import Handshake, HandshakeQueue
-from tests.ingress.rig import post
+from tests.ingress.rig import SOON, post
 
 if TYPE_CHECKING:
     from tests.ingress.rig import Rig
@@ -117,7 +117,7 @@ async def test_a_handshake_that_got_more_input_before_its_turn_goes_on(
             assert len(steps) == number + 1
             steps[number]()
             await wait_all_tasks_blocked(0.05)
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert (await wire.stream.receive_some(5))[:1] == b"\x16"
 
 
@@ -143,7 +143,7 @@ async def test_a_late_call_takes_no_input_from_the_request(
         client.write(post())
         client.send_now()
         made[0].on_readable()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert (await client.answer()).startswith(b"HTTP/1.1 202")
 
 

@@ -17,7 +17,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from payloadd.ingress.server.client_stream import ClientStream
 from payloadd.ingress.server.http2_protocol import RememberingDecoder
-from tests.ingress.rig import COLLECTION, post, running
+from tests.ingress.rig import COLLECTION, SOON, post, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,7 @@ class Client:
 
     async def until(self, enough: Callable[[], bool]) -> None:
         """Read until ``enough`` returns True."""
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             await self.send()
             while not enough():
                 data = bytes(await self._wire.stream.receive_some())

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from quart_trio import QuartTrio
 
-from tests.ingress.rig import COLLECTION, ID, Wire, post, running
+from tests.ingress.rig import COLLECTION, ID, SOON, Wire, post, running
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -81,7 +81,7 @@ async def test_an_idle_http2_connection_is_closed() -> None:
     """Inactive HTTP/2 clients would hold all slots."""
     async with running(KEEPALIVE_TIMEOUT="200ms") as rig, rig.wire() as wire:
         await Http2(wire).request(COLLECTION)
-        with trio.fail_after(5):
+        with trio.fail_after(SOON):
             await wire.rest()
 
 
@@ -102,7 +102,7 @@ async def test_an_upgrade_to_http2_is_ignored(start: bytes, settings: bytes) -> 
     async with running() as rig, rig.wire() as wire:
         await wire.send(start, b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n", settings)
         await wire.send(b"Content-Length: 22\r\n\r\n" + COLLECTION if start == HEAD else b"\r\n")
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert (await wire.answer()).status in {200, 202}
             await wire.send(post())
             assert (await wire.answer()).status == 202
@@ -114,7 +114,7 @@ async def test_http2_begins_only_with_the_connection() -> None:
         await wire.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert (await wire.answer()).status == 200
         await wire.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert (await wire.answer()).status in {400, 404, 405}
 
 
@@ -125,7 +125,7 @@ async def test_a_preface_in_single_bytes_is_accepted() -> None:
         for byte in client.connection.data_to_send():
             await wire.send(bytes([byte]))
             await trio.testing.wait_all_tasks_blocked()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             headers, _ = await client.request(COLLECTION)
         assert headers[b":status"] == b"202"
 
@@ -144,7 +144,7 @@ async def test_an_http2_window_that_stays_closed_ends_the_connection() -> None:
         client = Http2(wire)
         codes = h2.settings.SettingCodes
         client.connection.update_settings({codes.INITIAL_WINDOW_SIZE: 0})
-        with trio.fail_after(10), pytest.raises(trio.EndOfChannel):
+        with trio.fail_after(SOON), pytest.raises(trio.EndOfChannel):
             await client.request(COLLECTION)
         assert rig.intake.taken == [[b"1", b'"two"']]
 

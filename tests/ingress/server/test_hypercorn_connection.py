@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import struct
 from contextlib import suppress
 from itertools import cycle
-from time import perf_counter, thread_time
+from time import thread_time
 from typing import TYPE_CHECKING
 
 import h2.config
@@ -20,7 +19,7 @@ from hypercorn.protocol.events import Body
 from hypercorn.protocol.http_stream import HTTPStream
 from priority.priority import PriorityTree
 
-from tests.ingress.rig import COLLECTION, post, running
+from tests.ingress.rig import COLLECTION, SOON, post, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +114,7 @@ async def test_a_late_answer_is_sent_after_the_end_of_the_input() -> None:
         await rig.intake.asked.wait()
         await trio.testing.wait_all_tasks_blocked()
         rig.intake.open.set()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert [(await wire.answer()).status for _ in range(2)] == [202, 202]
             assert await wire.rest() == b""
 
@@ -126,7 +125,7 @@ async def test_an_incomplete_request_before_the_end_of_the_input_is_refused() ->
     async with running() as rig, rig.wire() as wire:
         await wire.send(IN_CHUNKS[:-20])
         await wire.stream.send_eof()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert (await wire.answer()).status == 400
             assert await wire.rest() == b""
         assert rig.intake.taken == []
@@ -139,7 +138,7 @@ async def test_a_request_is_answered_after_the_end_of_tls(files: Files) -> None:
         client.write(IN_CHUNKS)
         client.close_notify()
         await client.send()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert b" 202 " in await client.rest()
         assert rig.intake.taken == [TAKEN]
 
@@ -159,7 +158,7 @@ async def test_http2_answers_complete_requests_before_the_end_of_the_input() -> 
         await rig.intake.asked.wait()
         await trio.testing.wait_all_tasks_blocked()
         rig.intake.open.set()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             events = client.receive_data(await wire.rest())
         statuses = [
             (event.stream_id, dict(event.headers)[b":status"])
@@ -228,25 +227,16 @@ def empty_data() -> Iterator[bytes]:
         yield frame(0, 0, 1)
 
 
-@pytest.fixture
-def frozen_heap() -> Iterator[None]:
-    """Leave the objects of all other tests of the process out of garbage collections.
-
-    One collection of them takes as long as a pass of the event loop may take.
-    """
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.mark.no_cover
 @pytest.mark.usefixtures("frozen_heap")
 @pytest.mark.parametrize(
     "flood", [pings, settings, window_updates, priorities, rapid_resets, empty_data]
 )
 async def test_a_flood_of_frames_does_not_delay_other_clients(flood: object) -> None:
-    """A few connections with small frames would make all other clients wait for seconds."""
+    """A few connections with small frames would make all other clients wait for seconds.
+
+    CPU time is measured: other processes of the machine do not delay it.
+    """
     assert callable(flood)
     made = pieces(flood())  # before the measurement: the clients run in the same event loop
     async with running() as rig, trio.open_nursery() as nursery:
@@ -255,13 +245,13 @@ async def test_a_flood_of_frames_does_not_delay_other_clients(flood: object) -> 
         for _ in range(4):
             nursery.start_soon(send_flood, rig, made)
         waits = []
-        with trio.move_on_after(2):
+        end = thread_time() + 1.5
+        with trio.fail_after(60):
             async with rig.wire() as wire:
-                while True:
-                    started = perf_counter()
+                while (started := thread_time()) < end:
                     await wire.send(post())
                     assert (await wire.answer()).status == 202
-                    waits.append(perf_counter() - started)
+                    waits.append(thread_time() - started)
         nursery.cancel_scope.cancel()
     assert len(waits) > 10
     assert sorted(waits)[len(waits) // 2] < 0.1
@@ -334,7 +324,7 @@ async def test_a_frame_that_is_too_long_ends_the_connection(sent: bytes) -> None
     """16 MiB of one frame, or any number of unknown settings, would be kept in memory."""
     async with running() as rig, rig.wire() as wire:
         await wire.send(PREFACE, frame(4, 0, 0), sent)
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             answer = await wire.rest()
         assert goaways(answer) == [h2.errors.ErrorCodes.ENHANCE_YOUR_CALM]
 
@@ -347,7 +337,7 @@ async def test_headers_beyond_the_limit_end_the_connection() -> None:
         client.send_headers(1, [*REQUEST, ("x", "y" * 3000)])
         client.send_headers(3, [*REQUEST, *[("x", "y" * 3000)] * 10])
         await wire.send(client.data_to_send())
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             events = client.receive_data(await wire.rest())
         assert any(isinstance(event, h2.events.ConnectionTerminated) for event in events)
 

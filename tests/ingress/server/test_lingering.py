@@ -16,7 +16,7 @@ from payloadd.ingress.server.fifo_gate import FifoGate
 from payloadd.ingress.server.lingering import Lingering
 from payloadd.ingress.server.poller import Poller
 from payloadd.ingress.server.socket_stream import NonBlockingStream
-from tests.ingress.rig import COLLECTION, post, running
+from tests.ingress.rig import COLLECTION, SOON, post, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -107,7 +107,7 @@ async def test_a_lingering_connection_ends(pair: Pair, end: str, nursery: trio.N
                     await trio.lowlevel.checkpoint()
                 except OSError:
                     break
-    with trio.fail_after(10):
+    with trio.fail_after(SOON):
         while not ended:
             await trio.lowlevel.checkpoint()
     stream.check_deadlines(trio.current_time() + 1000)

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.ingress.rig import post, running
+from tests.ingress.rig import SOON, post, running
 from tests.support.proxy_headers import IPV4, LOCAL, UNIX, binary, line
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ async def test_a_header_that_is_late_is_closed(
     """Connections without a header would hold slots for ever."""
     async with running(**PROXY, REQUEST_TIMEOUT="0.3s") as rig, rig.wire() as wire:
         await wire.send(b"PROXY TCP4")
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert await wire.rest() == b""
     assert "within REQUEST_TIMEOUT" in log_lines[0]["reason"]
 

@@ -17,6 +17,7 @@ from payloadd.ingress.server.proxy_protocol import (
     ProxyHeaderReader,
     parse,
 )
+from tests.ingress.rig import SOON
 from tests.support.proxy_headers import IPV4, IPV6, LOCAL, UNIX, UNSPEC, binary, line
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ async def test_a_header_in_single_bytes_is_read_without_the_bytes_behind_it(
     async def read() -> None:
         found.append(await reader.read(server))
 
-    with trio.fail_after(10):
+    with trio.fail_after(SOON):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)
             for index in range(len(header) - 1):

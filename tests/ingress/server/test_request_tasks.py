@@ -9,6 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.ingress.server.request_tasks import RequestMessages, _run_app
+from tests.ingress.rig import SOON
 
 
 def body(data: bytes, *, more: bool = True) -> dict[str, Any]:
@@ -83,7 +84,7 @@ async def test_nothing_waits_for_an_app_that_has_ended() -> None:
 
     await _run_app(app, {}, messages, send)
     assert sent == [None]
-    with trio.fail_after(5):
+    with trio.fail_after(SOON):
         for data in (b"one", b"two"):
             await messages.put(body(data))
 
@@ -111,6 +112,6 @@ async def test_nothing_waits_for_an_app_that_reads_no_more(how: str, nursery: tr
     else:
         messages.drop_rest()
     assert messages.scope.cancel_called is (how == "disconnect")
-    with trio.fail_after(5):
+    with trio.fail_after(SOON):
         await messages.put(body(b"three"))
         await messages.put(dict(END))

@@ -12,7 +12,7 @@ import trio.testing
 
 from payloadd.ingress.server.connection_state import ConnectionState
 from tests.ingress.mangled import mangled
-from tests.ingress.rig import COLLECTION, Wire, post, running
+from tests.ingress.rig import COLLECTION, SOON, Wire, post, running
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -40,7 +40,7 @@ async def test_connections_beyond_the_limit_wait() -> None:
             await trio.testing.wait_all_tasks_blocked(0.05)
             assert rig.intake.taken == []
             gate.set()
-            with trio.fail_after(10):
+            with trio.fail_after(SOON):
                 for wire in (first, second, third):
                     assert (await wire.answer()).status == 202
                     await wire.stream.aclose()
@@ -53,7 +53,7 @@ async def test_no_listener_holds_the_last_slot() -> None:
             port = listener.socket.getsockname()[1]
             async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
                 await stream.send_all(post())
-                with trio.fail_after(5):
+                with trio.fail_after(SOON):
                     assert (await Wire(stream).answer()).status == 202
 
 

@@ -17,7 +17,7 @@ import trustme
 from payloadd.config import settings as config
 from payloadd.ingress.fastpath.connection import FastPathConnection
 from payloadd.ingress.server.tls import open_certificates
-from tests.ingress.rig import COLLECTION, Rig, Wire, post
+from tests.ingress.rig import COLLECTION, SOON, Rig, Wire, post
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -47,7 +47,7 @@ async def test_bodies_of_all_sizes_are_received(files: Files, size: int) -> None
     """No socket announces decrypted bytes in memory: a body would wait for ever."""
     text = b'"%s"' % (b"x" * size)
     async with files.running() as rig, files.wire(rig) as wire:
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             for _ in range(2):
                 await wire.send(post(b'{"payloads":[%s]}' % text))
                 assert (await wire.answer()).status == 202
@@ -61,7 +61,7 @@ async def test_pipelined_requests_over_tls_are_answered(files: Files) -> None:
     async with files.running() as rig:
         for many in (post() * 3, post() * 400, large + post(), large * 3):
             async with files.wire(rig) as wire:
-                with trio.fail_after(10):
+                with trio.fail_after(SOON):
                     await wire.send(many)
                     for _ in range(many.count(b"POST /")):
                         assert (await wire.answer()).status == 202
@@ -82,7 +82,7 @@ async def test_the_next_request_is_read_after_a_deferred_one_was_refused(
             await wire.send(wrong[-10:], post())
             await trio.testing.wait_all_tasks_blocked(0.05)
         deferred.pop()()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert [(await wire.answer()).status for _ in range(2)] == [400, 202]
 
 
@@ -108,7 +108,7 @@ async def test_http2_agreed_by_alpn_is_served_by_hypercorn(
         connection = h2.H2Connection()
         connection.initiate_connection()
         await wire.send(connection.data_to_send())
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             events = connection.receive_data(bytes(await wire.stream.receive_some()))
         assert any(type(event).__name__ == "RemoteSettingsChanged" for event in events)
         assert len(handed_over) == 1
@@ -157,7 +157,7 @@ async def test_bytes_that_are_no_handshake_end_the_connection(files: Files, sent
     async with files.running(1, REQUEST_TIMEOUT="200ms") as rig:
         async with rig.wire() as wire:
             await wire.send(sent)
-            with trio.fail_after(10):
+            with trio.fail_after(SOON):
                 await _wait_until_closed(wire)
         async with files.wire(rig) as wire:
             await wire.send(post())
@@ -174,11 +174,13 @@ async def test_a_client_that_leaves_during_the_handshake_frees_its_slot(files: F
     async with files.running(1) as rig:
         async with rig.wire() as wire:
             await wire.send(b"\x16\x03\x01")
+        await rig.until_unconnected()
         async with files.wire(rig) as wire:
             await wire.send(post())
             assert (await wire.answer()).status == 202
 
 
+@pytest.mark.usefixtures("frozen_heap")
 async def test_handshakes_do_not_block_the_event_loop(files: Files) -> None:
     """A thousand clients that reconnect at once would delay all others by a second."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -201,7 +203,7 @@ async def test_handshakes_do_not_block_the_event_loop(files: Files) -> None:
             nursery.start_soon(watch)
             for wire in wires:
                 wire.stream.socket._sock.send(hello)  # type: ignore[attr-defined] # no checkpoint
-            with trio.fail_after(30):
+            with trio.fail_after(SOON):
                 for wire in wires:
                     assert await wire.stream.receive_some(100)
             nursery.cancel_scope.cancel()
@@ -214,9 +216,7 @@ async def test_a_handshake_does_not_delay_the_drain(files: Files) -> None:
     async with files.running() as rig, rig.wire() as wire:
         await wire.send(b"\x16\x03\x01")
         await trio.testing.wait_all_tasks_blocked()
-        started = trio.current_time()
-        await rig.drain()
-        assert trio.current_time() - started < 5
+        await rig.drain()  # within SOON, which is less than REQUEST_TIMEOUT
 
 
 @pytest.mark.usefixtures("each_way")
@@ -245,7 +245,7 @@ async def test_a_broken_record_ends_the_connection(files: Files) -> None:
         assert (await wire.answer()).status == 202
         transport = cast("Any", wire.stream).transport_stream
         await transport.send_all(b"\x17\x03\x03\x00\x13" + b"x" * 19)
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             await _wait_until_closed(wire)
         assert rig.intake.taken == [TAKEN]
 

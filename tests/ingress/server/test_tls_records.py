@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from payloadd.config import settings as config
 from payloadd.ingress.server.tls import TlsStream, open_certificates
-from tests.ingress.rig import post
+from tests.ingress.rig import SOON, post
 
 if TYPE_CHECKING:
     from hypercorn.trio.tcp_server import TCPServer
@@ -28,7 +28,7 @@ async def test_a_request_in_the_packet_of_the_handshake_is_answered(files: Files
         await client.handshake()
         client.write(post())
         await client.send()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert b" 202 " in await client.answer()
     assert rig.intake.taken == [TAKEN]
 
@@ -59,7 +59,7 @@ async def test_a_request_with_the_end_of_tls_is_answered(
         client.write(post()[:end])
         client.close_notify()
         await client.send()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert status in await client.rest()
 
 
@@ -69,7 +69,7 @@ async def test_every_connection_ends_with_close_notify(files: Files) -> None:
     async with files.running(KEEPALIVE_TIMEOUT="200ms") as rig, files.records(rig) as client:
         await client.handshake()
         await client.send()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert await client.rest() == b""
 
 
@@ -79,7 +79,7 @@ async def test_a_client_that_is_still_sending_receives_its_answer(files: Files) 
     async with files.running() as rig, files.records(rig) as client:
         await client.handshake()
         client.write(post(b"x" * 900_000, "Content-Type: text/plain"))
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             await client.send()
             for _ in range(20):
                 client.write(b"x" * 10_000)
@@ -98,7 +98,7 @@ async def test_http2_is_known_from_alpn(files: Files) -> None:
         await wait_all_tasks_blocked()
         client.write(preface[5:])
         await client.send()
-        with trio.fail_after(10):
+        with trio.fail_after(SOON):
             assert b"HTTP/1.1" not in await client.rest()
 
 

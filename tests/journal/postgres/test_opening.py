@@ -60,7 +60,7 @@ def pooler(tmp_path: Path) -> Iterator[int]:
         process = subprocess.Popen(
             unprivileged([find_tool("pgbouncer"), str(config)]), stdout=log, stderr=log
         )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             psycopg.connect(f"postgresql://postgres@127.0.0.1:{port}/postgres").close()
@@ -119,6 +119,14 @@ async def test_check_says_what_is_promised() -> None:
     assert (found, notes) == (tried.found, list(tried.notes))
 
 
+def _wait_for_standby_names(names: str) -> None:
+    """Wait until new connections have this setting: the server reads it after a signal."""
+    deadline = time.monotonic() + 60
+    while str(server().execute("SHOW synchronous_standby_names")[0][0]) != names:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
@@ -140,13 +148,14 @@ def test_the_promise_depends_on_the_server(settings: dict[str, str], text: str) 
         if "synchronous_standby_names" in settings:
             # Read only: no commit waits for a standby that is not there.
             server().reconfigure({"synchronous_standby_names": "x"})
-            time.sleep(0.2)
+            _wait_for_standby_names("x")
         assert text in try_postgres(url, create=False).notes[0]
     finally:
         with psycopg.connect(server().url(), autocommit=True) as connection:
             connection.execute("SET synchronous_commit = off")
             connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
             connection.execute("SELECT pg_reload_conf()")
+        _wait_for_standby_names("")
 
 
 def test_a_journal_of_a_newer_version_is_refused() -> None:

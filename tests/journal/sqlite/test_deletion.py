@@ -258,7 +258,7 @@ def test_the_status_does_not_count_waiting_rows(path: Path) -> None:
             status = inspection.status()
         age = time.time() - (id_of(_LARGE + 1).int >> 80) / 1000
         assert status.jobs == 1
-        assert status.oldest_seconds == pytest.approx(age, abs=5)
+        assert status.oldest_seconds == pytest.approx(age, abs=60)
 
 
 @pytest.mark.usefixtures("all_large")

@@ -351,7 +351,7 @@ async def test_the_record_is_synced_within_seconds(folder: Path) -> None:
     async with rig.journal.running():
         await rig.accept(1)
         high = rig.journal._database.high_water
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while high._dirty:  # noqa: ASYNC110 - there is no event for it
                 await trio.sleep(0.05)
     await rig.journal.aclose()

@@ -67,7 +67,7 @@ async def test_each_payload_is_stored_or_reported_in_every_state(path: Path) -> 
     """Totals would become negative, and stored payloads would be listed as DAMAGED."""
     rig = make_rig(path, max_jobs=200)
     repair_without_pause(rig.database)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with rig.journal.running():
             jobs = await fill(rig)
             before_seal, in_store, settling = jobs[:20], jobs[20:40], jobs[40:60]
@@ -109,7 +109,7 @@ async def test_jobs_that_the_refill_has_read_are_restored(path: Path) -> None:
     """Payloads that the refill has read would be listed as DAMAGED and stored too."""
     rig = make_rig(path, max_jobs=200)
     repair_without_pause(rig.database)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with rig.journal.running(), trio.open_nursery() as nursery:
             jobs = await fill(rig)
             # The refill reads a page and waits for space: workers hold all bytes.

@@ -102,7 +102,7 @@ async def test_bodies_of_any_size_arrive_through_tls(authority: trustme.CA) -> N
     ):
         url = f"https://localhost:{server.port}"
         for body in (b"small", LARGE, b""):
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 response = await made.handle_async_request(httpx.Request("PUT", url, content=body))
             assert response.is_success
 
@@ -123,7 +123,7 @@ async def test_a_second_response_in_tls_buffers_is_not_used(authority: trustme.C
         server.answer = first + OK
         url = f"https://localhost:{server.port}"
         for body in (b"1", b"2"):
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 response = await made.handle_async_request(httpx.Request("PUT", url, content=body))
             assert (response.is_success, len(await response.aread())) == (True, 16_000)
 

@@ -53,7 +53,7 @@ async def refusal(profile: Path, *lines: str) -> str:
     """Return the reason why there are no keys, for these lines in the default profile."""
     await trio.Path(profile).write_text("[default]\nregion = eu-west-1\n" + "\n".join(lines))
     access = await find_access(config.load({"STORE_URL": "s3://bucket"}))
-    with pytest.raises(OperatorStoreError) as caught, trio.fail_after(30):
+    with pytest.raises(OperatorStoreError) as caught, trio.fail_after(60):
         await access.credentials.get()
     return str(caught.value)
 

@@ -274,7 +274,10 @@ buckets = st.sampled_from(["bucket", "my.bucket", "my_bucket", ACCESS_POINT])
 
 
 @pytest.mark.no_cover
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(names=options, profile=profiles, bucket=buckets)
 def test_any_combination_has_the_url_of_botocores_client(
     tmp_path: Path,

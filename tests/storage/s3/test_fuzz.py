@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tests.support.fuzz import Fuzz
 
 OBJECT: Final = plain(b'{"a":1}\n')
-PUT_WITHIN: Final = 20.0
+PUT_WITHIN: Final = 60.0
 """Seconds after which an upload has failed the test."""
 _CANCEL_AFTER: Final = 0.02
 """Seconds after which an upload is cancelled if the server keeps the connection open."""

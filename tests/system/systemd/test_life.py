@@ -122,11 +122,11 @@ async def test_a_daemon_with_a_hanging_journal_is_restarted(machine: Machine) ->
 async def test_an_idle_daemon_is_not_restarted(machine: Machine) -> None:
     """An idle daemon, or one whose store is down, would be restarted again and again."""
     env = {"STORE_URL": "s3://nowhere", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", **_KEYS}
-    async with configured(machine, env, service="WatchdogSec=1") as unit:
+    async with configured(machine, env, service="WatchdogSec=2") as unit:
         await unit.systemctl("start")
-        await trio.sleep(2)
+        await trio.sleep(3)
         await post(unit.url, [b"1"])
-        await trio.sleep(2)
+        await trio.sleep(3)
         assert await unit.show("NRestarts") == "0"
         status = await unit.show("StatusText")
         assert status.startswith("serving: 0 payloads stored, 0 jobs queued, 1 jobs journaled;")

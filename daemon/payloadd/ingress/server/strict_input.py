@@ -113,8 +113,10 @@ def _check_head(lines: list[bytes]) -> None:
         raise h11.LocalProtocolError("two lengths, or an illegal one")
     if codings and (lengths or line.minor == 0):
         raise h11.LocalProtocolError("Transfer-Encoding beside a length, or in HTTP/1.0")
-    if not all(map(is_host, _values(lines, b"host"))):
-        raise h11.LocalProtocolError("illegal Host")
+    hosts = _values(lines, b"host")
+    # h11 looks for a missing one in HTTP/1.1 only.
+    if (not hosts and line.minor > 0) or not all(map(is_host, hosts)):
+        raise h11.LocalProtocolError("no Host, or an illegal one")
 
 
 def _values(lines: list[bytes], name: bytes) -> list[bytes]:
