@@ -229,6 +229,26 @@ async def test_bodies_that_waited_are_decoded_in_separate_passes() -> None:
         assert used(rig) == 0
 
 
+@pytest.mark.parametrize("request_of", [post, chunked])
+async def test_connections_that_wait_for_memory_hold_little(
+    request_of: Callable[[bytes], bytes],
+) -> None:
+    """Otherwise ten thousand of them would hold a gigabyte that no bound counts."""
+    async with limited() as rig, AsyncExitStack() as stack:
+        memory = memory_of(rig)
+        assert memory.try_acquire(10**6)
+        wires = [await stack.enter_async_context(rig.wire()) for _ in range(30)]
+        for wire in wires:
+            # As much of the request as the socket takes.
+            assert os.write(wire.stream.socket.fileno(), request_of(BODY)) > 50_000
+        await wait_all_tasks_blocked(0.05)
+        assert len(memory._waiting) == 30
+        # The first one did not know that there is too little memory.
+        assert 0 < rig.metrics.requests.body_bytes <= 120 * 2**10 + 29 * 8 * 2**10
+        memory.max_wait = 0.0
+        memory.release(10**6)
+
+
 async def test_a_client_that_leaves_after_its_grant_leaks_no_memory() -> None:
     """Otherwise its memory would be lost, or its request be continued after its end."""
     body = b'{"payloads":["' + b"x" * 50_000 + b'"]}'

@@ -271,3 +271,27 @@ async def test_an_empty_queue_needs_no_time(autojump_clock: MockClock) -> None:
         await wait_all_tasks_blocked()
         assert trio.lowlevel.current_statistics().seconds_to_next_deadline == float("inf")
         nursery.cancel_scope.cancel()
+
+
+async def test_little_is_read_ahead_while_requests_wait(autojump_clock: MockClock) -> None:
+    """Otherwise each connection that waits would hold a whole read, or small reads would stay."""
+    memory = RequestMemory(MIB, MIB)
+    most = memory.read_ahead
+    assert memory.try_acquire(MIB)
+    assert memory.read_ahead == most >= 64 * 2**10 + 1024
+    first = memory.enqueue(MIB, lambda: None, pytest.fail)
+    memory.enqueue(1000, lambda: None, pytest.fail)
+    assert 4 * 2**10 + 1024 <= memory.read_ahead <= 8 * 2**10
+    memory.cancel_wait(first)
+    assert memory.read_ahead < most
+    memory.release(MIB)
+    assert memory.read_ahead == most
+    assert memory.try_acquire(MIB - memory.used)
+    memory.enqueue(1000, pytest.fail, lambda: None)
+    assert memory.read_ahead < most
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(memory.run)
+        await trio.sleep(MAX_WAIT + 1)
+        nursery.cancel_scope.cancel()
+    assert memory.read_ahead == most
+    assert autojump_clock.autojump_threshold == 0

@@ -32,6 +32,11 @@ _WAIT_BEFORE_EVICTION: Final = 0.5
 _GRACE: Final = 1.0
 """Seconds after which the speed of a sender is known."""
 _TICK: Final = 0.25
+_READ_AHEAD: Final = 120 * 2**10
+"""Bytes of the first read of a request: a POST of 64 KiB with its head fits. A larger buffer would
+be above the threshold from which malloc(3) asks the system for memory."""
+_SHORT_READ_AHEAD: Final = 8 * 2**10
+"""The same while requests wait: a tiny body with its head fits."""
 
 
 class Receiver(Protocol):
@@ -82,6 +87,9 @@ class RequestMemory:
         """Seconds that a request waits for memory before it is refused."""
         self.grace = _GRACE
         """Seconds after which the speed of a sender is known."""
+        self.read_ahead = _READ_AHEAD
+        """Bytes that one connection may read before it has acquired memory for them. They count
+        towards no bound, and while requests wait there may be as many as there are connections."""
         self._bound = bound
         # The largest body must fit, or it would wait for ever.
         reserve = bound // _RESERVE_DIVISOR
@@ -141,12 +149,15 @@ class RequestMemory:
         """Queue a request: call ``granted``, or ``refused`` after ``max_wait``; none may raise."""
         waiter = Waiter(size, trio.current_time(), granted, refused)
         self._waiting[waiter] = None
+        self.read_ahead = _SHORT_READ_AHEAD
         self._enqueued.set()
         return waiter
 
     def cancel_wait(self, waiter: Waiter) -> None:
         """Remove a request from the queue: neither of its callbacks is called."""
         self._waiting.pop(waiter, None)
+        if not self._waiting:
+            self.read_ahead = _READ_AHEAD
 
     async def acquire(self, size: int) -> bool:
         """Acquire memory, and wait for it if necessary; returns False after ``max_wait``."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from payloadd.errors import TransientStoreError
+from payloadd.errors import OperatorStoreError, TransientStoreError
 from payloadd.observe.status import UploadFigures
 from payloadd.pipeline.allowance import UploadAllowance
 from payloadd.pipeline.idle import IdleWorkers
@@ -175,6 +175,7 @@ class UploadAdmission:
         wait = pause(waiting.rounds + 1, _random())
         if isinstance(error, TransientStoreError) and error.retry_after is not None:
             wait = max(wait, error.retry_after)
+        waiting.needs_operator = isinstance(error, OperatorStoreError)
         await self.put_back.fail(waiting, now + wait)
 
     def give_up(self, key: str, error: StoreError) -> None:

@@ -324,17 +324,19 @@ class PutBackBatches:
     def _is_finished(self) -> bool:
         """Return whether the drain need not wait for the batches that are left.
 
-        In an outage it waits, until DRAIN_TIMEOUT. While the store takes other batches, the batches
-        that it does not take stay in the journal.
+        In an outage it waits, until DRAIN_TIMEOUT. Batches that the store does not take while it
+        takes others stay in the journal, and so do those that only an operator can help.
         """
         if self._limited or self._idle.busy:
             return False
         if not self.journal.durable:
             return not self._failed
-        if self._failed and self._succeeding:
+        if self._succeeding and self.any_failed:
             return False
-        others_stored = all(waiting.failed < self.last_stored for _, _, waiting in self._failed)
-        return others_stored and not (self.in_journal and self._succeeding)
+        return all(
+            waiting.needs_operator or waiting.failed < self.last_stored
+            for _, _, waiting in self._failed
+        )
 
     def _wait_for_limit(self, waiting: WaitingBatch) -> None:
         key = waiting.batch.key

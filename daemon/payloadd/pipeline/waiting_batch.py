@@ -19,6 +19,8 @@ class WaitingBatch:
     """Rounds of attempts that failed."""
     failed: float = math.inf
     """The time at which the first one failed."""
+    needs_operator: bool = False
+    """Whether an operator has to fix the cause of the last failure: it does not end by itself."""
     sealed: bool = False
     """Whether the journal has it as a sealed batch."""
     repeat: bool = False

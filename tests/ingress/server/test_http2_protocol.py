@@ -40,6 +40,8 @@ class Client:
         self.bodies: dict[int, bytes] = {}
         self.ended: list[int] = []
         self.reset: list[int] = []
+        self.goaway: int | None = None
+        """The last stream of which the server says that it may have been processed."""
 
     def ask(self, stream: int, body: bytes = COLLECTION, method: str = "POST") -> None:
         """Prepare a request."""
@@ -76,6 +78,8 @@ class Client:
                 self.ended.append(seen.stream_id)
             case h2.events.StreamReset():
                 self.reset.append(seen.stream_id)
+            case h2.events.ConnectionTerminated():
+                self.goaway = seen.last_stream_id
             case _:
                 pass
 
@@ -234,3 +238,46 @@ async def test_a_head_that_is_too_large_is_answered_and_counted(
         assert (b"the request's head is too large" in client.bodies.get(3, b"")) == (window > 10)
         assert rig.counted(400) == 1
         assert [one.problem.code for one in refusals if one.problem.status == 400] == ["MALFORMED"]
+
+
+@pytest.mark.parametrize("size", [20_000, 40_000])
+@pytest.mark.parametrize("packets", [1, 2])
+async def test_a_request_before_a_head_that_is_too_large_is_answered(
+    size: int, packets: int
+) -> None:
+    """GOAWAY says that it may have been processed: its client could not repeat it."""
+    async with running() as rig, rig.wire() as wire:
+        client = Client(wire)
+        gate = rig.intake.open = trio.Event()
+        client.ask(1)
+        if packets == 2:
+            await client.send()
+            with trio.fail_after(10):
+                await rig.intake.asked.wait()
+        client.http.send_headers(3, [*HEAD, ("x", "{" * size)])
+        client.ask(5)
+        await client.send()
+        with trio.fail_after(10):
+            await rig.intake.asked.wait()
+        gate.set()
+        with pytest.raises(EOFError):
+            await client.until(bool)
+        answers = {stream: head[b":status"] for stream, head in client.headers.items()}
+        assert answers == {1: b"202", 3: b"400"}
+        assert client.ended.count(1) == client.ended.count(3) == 1
+        # The client may repeat the request after these.
+        assert client.goaway == 3
+        assert len(rig.intake.taken) == 1
+
+
+async def test_an_incomplete_request_before_such_a_head_keeps_no_connection() -> None:
+    """A client could keep connections for REQUEST_TIMEOUT each, after their last answer."""
+    async with running(REQUEST_TIMEOUT="1h") as rig, rig.wire() as wire:
+        client = Client(wire)
+        client.http.send_headers(1, [*HEAD, TYPE])
+        client.http.send_headers(3, [*HEAD, ("x", "{" * 20_000)])
+        with pytest.raises(EOFError):
+            await client.until(bool)
+        assert client.ended == [3]
+        assert client.goaway == 3
+        assert rig.intake.taken == []

@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from payloadd.config import settings as config
 from payloadd.ingress.server.tls import TlsStream, open_certificates
 from tests.ingress.rig import SOON, post
+from tests.ingress.tls_files import Records
 
 if TYPE_CHECKING:
     from hypercorn.trio.tcp_server import TCPServer
@@ -116,3 +117,34 @@ async def test_replies_of_tls_are_sent_and_limited(files: Files) -> None:
         stream._outgoing.write(b"new keys" * 1_000_000)
         with pytest.raises(trio.BrokenResourceError, match="does not read the replies"):
             stream.receive_now(1)
+
+
+async def test_a_read_of_few_bytes_leaves_the_others_in_the_kernel(files: Files) -> None:
+    """Connections that wait for memory would hold records that no bound counts."""
+    certificates = open_certificates(config.load(files.environ))
+    assert certificates is not None
+    ours, theirs = socket.socketpair()
+    ours.settimeout(0)
+    with ours, theirs:
+        stream = TlsStream(ours, certificates.context)
+        client = Records(
+            trio.SocketStream(trio.socket.from_stdlib_socket(theirs)), files.client_context()
+        )
+
+        async def shake_hands() -> None:
+            await client.handshake()
+            await client.send()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shake_hands)
+            while not stream.continue_handshake():
+                await wait_all_tasks_blocked()
+                stream.receive_handshake()
+        client.write(bytes(100_000))
+        client.send_now()
+        found = stream.receive_now(8 * 2**10)
+        assert found == bytes(8 * 2**10)
+        assert stream.unread > 70_000
+        while len(found) < 100_000:
+            found += stream.receive_now(8 * 2**10) or b"the end"
+        assert found == bytes(100_000)

@@ -75,13 +75,13 @@ class BodyReceiver:
 
     def read(self) -> None:
         """Read the socket once."""
-        framing = self._body.framing
-        data = self._stream.receive_now(framing.read_bytes)
+        body = self._body
+        data = self._stream.receive_now(body.read_bytes)
         if data:
             self.receive(data)
         elif data is not None:
             # The client closed within the body: the received part is dropped.
-            self._connection.on_body_refused(framing.ended_early())
+            self._connection.on_body_refused(body.framing.ended_early())
 
     def receive(self, data: bytes) -> None:
         """Add received bytes to the body, and go on; at first there may be none."""

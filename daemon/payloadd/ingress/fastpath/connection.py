@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from payloadd.ingress.server.client_stream import ClientStream
     from payloadd.ingress.submission import SubmissionOutcome
 
-_FIRST_READ_BYTES: Final = 120 * 2**10
-"""Bytes of the first read of a request: a POST of 64 KiB with its head fits. A larger buffer would
-be above the threshold from which malloc(3) asks the system for memory."""
 _KEPT_HEAD_BYTES: Final = 1024
 """Bytes of each open request that are kept for the log line in case it is refused."""
 
@@ -130,7 +127,7 @@ class FastPathConnection(PolledConnection):
         if body is not None:
             body.read()
         else:
-            more = self._stream.receive_now(_FIRST_READ_BYTES)
+            more = self._stream.receive_now(self._fast_path.submitter.memory.read_ahead)
             if more:
                 self._process(self._rest + more if self._rest else more, more)
             elif more is not None:

@@ -59,6 +59,12 @@ class IncomingBody:
         """Bytes of the body received so far."""
         return len(self.framing.data)
 
+    @property
+    def read_bytes(self) -> int:
+        """Bytes to read from the connection next, at most."""
+        acquired = self.charge - self.received
+        return min(self.framing.read_bytes, max(acquired, self._memory.read_ahead))
+
     def progress(self) -> int:
         """Return the bytes received so far, for the ranking of slow clients.
 

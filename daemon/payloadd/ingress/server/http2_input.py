@@ -66,10 +66,10 @@ class FloodError(PayloaddError):
 
 
 class HeadTooLargeError(FloodError):
-    """The header block of a request is too large to be decoded."""
+    """The header block of a request, or the list of headers in it, is too large."""
 
     def __init__(self, stream_id: int) -> None:
-        super().__init__(f"a header block of more than {_LONGEST_BLOCK} bytes")
+        super().__init__("a header block that is too large")
         self.stream_id = stream_id
 
 

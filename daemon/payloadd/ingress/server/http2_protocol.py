@@ -28,7 +28,7 @@ from hyperframe.frame import DataFrame, HeadersFrame
 from priority.priority import DeadlockError
 
 from payloadd.ingress.problem import CONTENT_TYPE, head_too_large
-from payloadd.ingress.server.http2_input import LARGEST_HEADER_LIST
+from payloadd.ingress.server.http2_input import LARGEST_HEADER_LIST, HeadTooLargeError
 from payloadd.ingress.server.protocol_parts import parts_of
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ class Http2(H2Protocol):
         super().__init__(*parts_of(wrapper))
         self._client = client
         self._open_requests = open_requests
+        self._too_large = 0
+        """The stream of the request whose headers expand to too much, 0 without one."""
         self._answers: dict[int, tuple[Response, bytes]] = {}
         """Answers that have begun, and that are held back until they are complete."""
         self._second = 0
@@ -158,12 +160,23 @@ class Http2(H2Protocol):
         connection._data_to_send += head.serialize() + end.serialize()  # noqa: SLF001
 
     def _receive_headers(self, frame: HeadersFrame) -> Any:  # noqa: ANN401 - h2's own types
-        """Pass a header block to h2, and answer a request whose headers expand to too much."""
+        """Pass a header block to h2; if its headers expand to too much, drop all that follows."""
+        connection = self.connection
         try:
-            return self.connection._receive_headers_frame(frame)  # noqa: SLF001
+            return connection._receive_headers_frame(frame)  # noqa: SLF001
         except h2.exceptions.DenialOfServiceError:
-            self.refuse_head(frame.stream_id)
-            raise
+            # With the error, h2 would drop the requests before this one, too.
+            self._too_large = frame.stream_id
+            connection.incoming_buffer._data.clear()  # noqa: SLF001
+            return [], []
+
+    def check_heads(self) -> None:
+        """Raise HeadTooLargeError if the headers of a request have expanded to too much.
+
+        Call this after each piece of input: no further one can be decoded.
+        """
+        if self._too_large:
+            raise HeadTooLargeError(self._too_large)
 
     async def flush(self) -> None:
         """Send the frames that wait for ``send_task``."""

@@ -215,6 +215,7 @@ class HypercornConnection(TCPServer):
                     budget.spend(cutter.pop_charge(), trio.current_time())
                     await self._fifo_gate.wait_turn()
                     await self._pass_on(piece)
+                    protocol.check_heads()
                     # h2 does not count the streams of requests that the client has reset.
                     await self._client.wait_until_answered(self._most_requests)
             except FloodError as error:
@@ -223,19 +224,26 @@ class HypercornConnection(TCPServer):
             data = await self._receive()
             if not data:
                 break
-        await self._end_unfinished(protocol)
-        # If the client left no window for an answer, no frame can open it any more.
-        while state.requests and not state.is_blocked(trio.current_time()):
-            with trio.move_on_after(_BLOCKED_CHECK_SECONDS):
-                await self._client.wait_until_answered()
-        await protocol.flush()
+        await self._end_requests(protocol)
 
     async def _refuse_flood(self, protocol: Http2, error: FloodError) -> None:
         log.debug("http2_flood", reason=str(error))
         if isinstance(error, HeadTooLargeError):
             protocol.refuse_head(error.stream_id)
+            # GOAWAY covers them, so their client may not repeat them (RFC 9113, section 6.8).
+            await self._end_requests(protocol)
         protocol.connection.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
         await self._pass_on(b"")
+
+    async def _end_requests(self, protocol: Http2) -> None:
+        """Answer the complete requests; nothing more is read."""
+        await self._end_unfinished(protocol)
+        state = self._client.state
+        # If the client left no window for an answer, no frame can open it any more.
+        while state.requests and not state.is_blocked(trio.current_time()):
+            with trio.move_on_after(_BLOCKED_CHECK_SECONDS):
+                await self._client.wait_until_answered()
+        await protocol.flush()
 
     async def _end_unfinished(self, protocol: H2Protocol) -> None:
         """End the requests that can no longer become complete."""

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _RAW_BYTES: Final = 120 * 2**10
-"""Bytes of one read: a POST of 64 KiB with its head, as without TLS."""
+"""Bytes of one read, at most: a POST of 64 KiB with its head, as without TLS."""
+_FEW_BYTES: Final = 8 * 2**10
+"""A caller that wants as few bytes may have no memory for more."""
+_FEW_RAW_BYTES: Final = 25 * 2**10
+"""Bytes of one read for such a caller: as many, and the rest of a record (RFC 8446, section 5.2).
+"""
 _MOST_UNREAD: Final = 64 * 2**10
 """Unsent bytes of the replies of OpenSSL to one client, at most. In TLS 1.3 a client can request
 key updates without end and read no reply."""
@@ -196,7 +201,7 @@ class TlsStream(NonBlockingStream):
             # An exception costs more than these two calls.
             if not (incoming.pending or tls.pending()):
                 # If the socket has more than one read returns, it stays readable.
-                if found or not self._fetch():
+                if found or not self._fetch(few=max_bytes <= _FEW_BYTES):
                     break
                 continue
             try:
@@ -204,7 +209,7 @@ class TlsStream(NonBlockingStream):
                 self._ended = not piece  # close_notify
                 found = found + piece if found else piece
             except ssl.SSLWantReadError:
-                if found or not self._fetch():
+                if found or not self._fetch(few=max_bytes <= _FEW_BYTES):
                     break
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                 self._ended = True
@@ -213,9 +218,9 @@ class TlsStream(NonBlockingStream):
         self._answer_records()
         return found if found or self._ended else None
 
-    def _fetch(self) -> bool:
+    def _fetch(self, *, few: bool) -> bool:
         """Pass received bytes to OpenSSL; return False if there are none yet."""
-        data = super().receive_now(_RAW_BYTES)
+        data = super().receive_now(_FEW_RAW_BYTES if few else _RAW_BYTES)
         if data == b"":
             self._ended = True
         elif data is not None:
