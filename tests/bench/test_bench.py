@@ -14,6 +14,7 @@ from tests.bench import growth, latency, measure
 from tests.bench.__main__ import main
 from tests.bench.clients import part as clients_part
 from tests.bench.clients.kinds import KINDS
+from tests.bench.formats import COLUMNS, Events
 from tests.bench.hostile import part as hostile_part
 from tests.bench.load import Drive, Load, Work
 from tests.bench.measure import Result, settled
@@ -55,6 +56,7 @@ async def test_a_short_run_of_all_parts_succeeds(
         "backlog": ["--jobs=2345"],
         "pair": [],
         "streams": [],
+        "formats": [],
         "hostile": ["--kind=members", "--kind=h2-headers", "--kind=slow-heads"],
     }
     # Each part runs trio itself, so each gets a thread; the threads mostly wait.
@@ -80,6 +82,14 @@ async def test_a_short_run_of_all_parts_succeeds(
     assert compared[1]["objects"] == compared[1]["stored"] <= 100
     (guarded,) = json.loads((tmp_path / "streams" / "figures.json").read_text()).values()
     assert [one["load"]["refused"] for one in guarded] == [0, 0]
+    costs, small = json.loads((tmp_path / "formats" / "figures.json").read_text()).values()
+    assert [one["peer"] for one in costs] == ["NDJSON.zst", "Parquet"] * 2
+    for one in costs:
+        assert one["load"]["refused"] == one["load"]["broken"] == 0
+        assert (one["children_cpu_seconds"] > 0) == (one["peer"] == "Parquet")
+        assert 0 <= one["children_cpu_seconds"] <= one["cpu_seconds"]
+    assert [one["peer"] for one in small] == ["NDJSON.zst", "Parquet"]
+    assert all(one[load]["refused"] == 0 for one in small for load in ("small", "large"))
     (attacked,) = json.loads((tmp_path / "hostile" / "figures.json").read_text()).values()
     assert [one["kind"] for one in attacked] == ["members", "members", "h2-headers", "slow-heads"]
     for one in attacked:
@@ -169,6 +179,25 @@ def test_every_payload_has_the_configured_length() -> None:
 def test_the_store_counts_payloads(line: bytes, payloads: int) -> None:
     """A daemon would be credited with more or fewer payloads than it stored."""
     assert payloads_in(line, 100) == payloads
+
+
+def test_the_store_counts_payloads_of_compressed_objects() -> None:
+    """Nothing would notice a daemon that loses payloads where objects are compressed."""
+    assert payloads_in(b"PUT 99 7", None) == 7
+    assert payloads_in(b"PUT 505 7", 100) == 5
+
+
+def test_payloads_of_formats_differ_and_fill_all_columns() -> None:
+    """Parquet would be measured with columns of one value, or of none."""
+    work = Events("some", 3, 250, bodies=2)
+    payloads = [json.loads(work.body(number))["payloads"] for number in range(2)]
+    found = [json.dumps(one, separators=(",", ":")) for two in payloads for one in two]
+    assert len(set(found)) == 6
+    assert {len(one) for one in found} == {250}
+    assert found == [work.payload(index) for index in range(6)]
+    names = {line.split()[0] for line in COLUMNS.splitlines()}
+    assert len(names) == 8
+    assert names - {"country"} < {*payloads[0][0]}
 
 
 @pytest.mark.parametrize("line", [b"PUT 99", b"PUT 150", b"PUT 503", b"GET 100", b"PUT 0"])
