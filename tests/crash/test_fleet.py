@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests.crash.bucket import read_bucket
 from tests.crash.fleet import torture_fleet
 from tests.crash.proxy import s3_proxy
 from tests.crash.store_faults import open_store_faults
-from tests.crash.torture import read_bucket
 from tests.support.clients import seeded
 from tests.support.postgres import need_postgres
 
