@@ -56,7 +56,7 @@ class Events(Work):
         """Return one event of ``payload_bytes``."""
         chosen = random.Random(index)  # noqa: S311 - protects no secret
         frame = (
-            f'{{"user":{chosen.randrange(10**5):05},"session":"{chosen.getrandbits(64):016x}",'
+            f'{{"user":{chosen.randrange(10**4, 10**5)},"session":"{chosen.getrandbits(64):016x}",'
             f'"time":"2026-11-27T09:{index % 60:02}:{chosen.randrange(60):02}Z",'
             f'"event":"{chosen.choice(("click", "order", "visit"))}",'
             f'"url":"https://example.org/{chosen.randrange(1000):03}",'

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -21,7 +24,7 @@ from tests.bench.measure import Result, settled
 from tests.bench.peers import PEERS
 from tests.bench.report import difference, ratio
 from tests.bench.sink import Sink, payloads_in
-from tests.support import tools
+from tests.support import proc, tools
 from tests.support.tools import need_tools
 
 if TYPE_CHECKING:
@@ -56,7 +59,6 @@ async def test_a_short_run_of_all_parts_succeeds(
         "backlog": ["--jobs=2345"],
         "pair": [],
         "streams": [],
-        "formats": [],
         "hostile": ["--kind=members", "--kind=h2-headers", "--kind=slow-heads"],
     }
     # Each part runs trio itself, so each gets a thread; the threads mostly wait.
@@ -82,14 +84,6 @@ async def test_a_short_run_of_all_parts_succeeds(
     assert compared[1]["objects"] == compared[1]["stored"] <= 100
     (guarded,) = json.loads((tmp_path / "streams" / "figures.json").read_text()).values()
     assert [one["load"]["refused"] for one in guarded] == [0, 0]
-    costs, small = json.loads((tmp_path / "formats" / "figures.json").read_text()).values()
-    assert [one["peer"] for one in costs] == ["NDJSON.zst", "Parquet"] * 2
-    for one in costs:
-        assert one["load"]["refused"] == one["load"]["broken"] == 0
-        assert (one["children_cpu_seconds"] > 0) == (one["peer"] == "Parquet")
-        assert 0 <= one["children_cpu_seconds"] <= one["cpu_seconds"]
-    assert [one["peer"] for one in small] == ["NDJSON.zst", "Parquet"]
-    assert all(one[load]["refused"] == 0 for one in small for load in ("small", "large"))
     (attacked,) = json.loads((tmp_path / "hostile" / "figures.json").read_text()).values()
     assert [one["kind"] for one in attacked] == ["members", "members", "h2-headers", "slow-heads"]
     for one in attacked:
@@ -130,6 +124,40 @@ async def test_forms_of_clients_are_served(tmp_path: Path) -> None:
         assert one["refused"] == one["broken"] == 0
         assert one["answers"] > 0
     assert memory[0]["connections"] == 50
+
+
+@pytest.mark.large
+@pytest.mark.usefixtures("brisk")
+async def test_formats_are_compared(tmp_path: Path) -> None:
+    """The CPU time of the process that encodes would not count, or requests be refused."""
+    options = ["--part=formats", "--rounds=1", "--duration=1", "--connections=4"]
+    run = partial(main, [*options, f"--results={tmp_path}"])
+    assert await trio.to_thread.run_sync(run) == 0
+    costs, small = json.loads((tmp_path / "figures.json").read_text()).values()
+    assert [one["peer"] for one in costs] == ["NDJSON.zst", "Parquet"] * 2
+    for one in costs:
+        assert one["load"]["answers"] > one["load"]["refused"] == one["load"]["broken"] == 0
+        assert 0 <= one["children_cpu_seconds"] <= one["cpu_seconds"]
+        assert (one["peer"] == "Parquet") or one["children_cpu_seconds"] == 0
+    for plain, encoded in (costs[:2], costs[2:]):
+        assert encoded["peak_rss"] > plain["peak_rss"], "there is no process that encodes"
+    assert [one["peer"] for one in small] == ["NDJSON.zst", "Parquet"]
+    for one in small:
+        for load in (one["small"], one["large"]):
+            assert load["answers"] > load["refused"] == load["broken"] == 0
+
+
+def test_the_cpu_time_of_children_is_counted() -> None:
+    """Parquet would cost nothing: a process of its own encodes."""
+    script = "import sys, time\nwhile time.process_time() < 0.2: pass\nprint(); sys.stdin.read()"
+    before = proc.children_cpu_seconds(os.getpid())
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert proc.children_cpu_seconds(os.getpid()) >= before + 0.15
+        assert proc.children_cpu_seconds(child.pid) == 0
+        child.communicate()
 
 
 @pytest.mark.usefixtures("brisk")
