@@ -56,6 +56,8 @@ class Proxy:
         self.fails_after_storing = False
         """Whether to answer 500 to every PUT that the server has stored."""
         self.failed_after_storing = 0
+        self.refuses_batches = False
+        """Whether to answer 500 to every PUT but those of watermarks, which stores nothing."""
         self._watermark_stored = trio.Event()
 
     @property
@@ -114,7 +116,11 @@ class Proxy:
         if is_put and not of_watermark:
             self._spring_trap(Moment.SEEN, key)
         # If the daemon was just killed, the proxy may get the whole body or a part.
-        status, headers, body = await self._ask(head, await wire.body())
+        sent = await wire.body()
+        if is_put and self.refuses_batches and not of_watermark:
+            await wire.answer(500, [], _INTERNAL_ERROR)
+            return True
+        status, headers, body = await self._ask(head, sent)
         if is_put and status == _OK and of_watermark:
             self._watermark_stored.set()
         if is_put and status == _OK and wire.peer_is_there():

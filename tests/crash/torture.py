@@ -120,6 +120,11 @@ class Torture:
         if has_watermarks(settings):
             await self._proxy.wait_for_watermark(running.daemon.process, _WATERMARK_WITHIN)
         await self._faults.set_state(run.store_state)
+        if run.store_state == "refuses batches":
+            await self._clients.wait_for_acknowledgements(20)
+            for _ in range(2):  # the first one may have been decided before
+                process = running.daemon.process
+                await self._proxy.wait_for_watermark(process, _WATERMARK_WITHIN)
         return await end_at_work(run.ending, running)
 
     async def _check_after_end(
