@@ -57,10 +57,10 @@ from payloadd.pipeline.batching import Batcher
 from payloadd.pipeline.dispatcher import dispatch
 from payloadd.pipeline.intake import Intake
 from payloadd.pipeline.listener import PipelineListener
+from payloadd.pipeline.open_watermarks import watermarks_of
 from payloadd.pipeline.queue import JobChannel
 from payloadd.pipeline.refill import QueueFeeder
 from payloadd.pipeline.unstored import attach_unstored
-from payloadd.pipeline.watermarks import watermarks_of
 from payloadd.pipeline.worker import Worker
 from payloadd.reloading import reloading
 from payloadd.storage.api import open_store
@@ -177,6 +177,7 @@ async def _run_parts(runtime: Runtime) -> None:
                     partial(dead_letter_groups, settings),
                     store,
                     opened.names,
+                    opened.lanes,
                 )
                 intake = Intake(
                     opened.journal,

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,7 @@ from tests.bench.backlog import backlog
 from tests.bench.clients import part as clients_part
 from tests.bench.clients.kinds import KINDS as CLIENTS
 from tests.bench.compare import WORKS, compare, sections
+from tests.bench.formats import formats
 from tests.bench.growth import growth
 from tests.bench.hostile import part as hostile_part
 from tests.bench.hostile.kinds import KINDS
@@ -112,6 +114,14 @@ def _streams(options: argparse.Namespace) -> list[Section]:
     return [trio.run(streams, options.duration, options.rounds, _print_progress)]
 
 
+def _formats(options: argparse.Namespace) -> list[Section]:
+    if find_spec("pyarrow") is None:
+        _print_progress("left out: formats: pyarrow not found; pip install -e '.[parquet]'")
+        return []
+    found = partial(formats, options.connections, options.duration, options.rounds)
+    return trio.run(found, _print_progress)
+
+
 def _hostile(options: argparse.Namespace) -> list[Section]:
     run = partial(hostile_part.hostile, options.kind or [], options.duration)
     return [trio.run(run, _print_progress)]
@@ -144,6 +154,7 @@ _PARTS: Final[dict[str, Callable[[argparse.Namespace], list[Section]]]] = {
     "backlog": _backlog,
     "pair": _pair,
     "streams": _streams,
+    "formats": _formats,
     "hostile": _hostile,
     "scale": _scale,
     "clients": _clients,

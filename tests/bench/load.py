@@ -50,6 +50,20 @@ request = function()
 end
 """
 
+# Called for each request: the bodies in turn.
+_BODIES: Final = """
+local bodies = {%(bodies)s}
+local requests = {}
+init = function()
+  for index, body in ipairs(bodies) do requests[index] = wrk.format(nil, nil, nil, body) end
+end
+local turn = 0
+request = function()
+  turn = turn %% #requests + 1
+  return requests[turn]
+end
+"""
+
 # Called before each request, returns milliseconds. Pauses are uniform between 0 and twice the mean,
 # so that the connections are not synchronous. Past the limit all connections pause until wrk's time
 # is over: stopping wrk would cut off requests under way.
@@ -70,11 +84,14 @@ class Work:
     name: str
     payloads_per_post: int
     payload_bytes: int
+    bodies: int = 1
+    """Different bodies, which the requests have in turn; a Drive with ``paths`` has one only."""
 
-    def body(self) -> str:
-        """Return the body of a POST with payloads of exactly ``payload_bytes`` bytes."""
-        payloads = ",".join(self.payload(index) for index in range(self.payloads_per_post))
-        return f'{{"version":"1","payloads":[{payloads}]}}'
+    def body(self, number: int = 0) -> str:
+        """Return a body, one of ``bodies``, with payloads of exactly ``payload_bytes`` bytes."""
+        first = number * self.payloads_per_post
+        indexes = range(first, first + self.payloads_per_post)
+        return f'{{"version":"1","payloads":[{",".join(map(self.payload, indexes))}]}}'
 
     def payload(self, index: int) -> str:
         """Return one payload of ``payload_bytes``, as the store gets it."""
@@ -150,6 +167,9 @@ def _script(work: Work, drive: Drive) -> str:
     script = _SCRIPT % {"body": _lua_string(work.body())}
     if drive.token is not None:
         script += f'\nwrk.headers["Authorization"] = "Bearer {drive.token}"\n'
+    if work.bodies > 1:
+        bodies = map(work.body, range(work.bodies))
+        script += _BODIES % {"bodies": ", ".join(map(_lua_string, bodies))}
     if drive.paths:
         script += _PATHS % {"paths": ", ".join(map(_lua_string, drive.paths))}
     if drive.most_posts is not None or drive.pause:

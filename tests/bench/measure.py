@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from tests.bench.load import Work, run_wrk
+from tests.bench.load import run_wrk
 from tests.bench.peers.peer import post_once
 from tests.bench.sink import sink
 from tests.support import proc
@@ -15,7 +15,7 @@ from tests.support import proc
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.bench.load import Drive, Load
+    from tests.bench.load import Drive, Load, Work
     from tests.bench.peers.peer import Peer, Running
     from tests.bench.sink import Sink
 
@@ -48,6 +48,8 @@ class Result:
     """From the first POST to the last stored payload."""
     sink_cpu_seconds: float
     """CPU time of the store, which is not part of the above."""
+    children_cpu_seconds: float = 0.0
+    """The part of ``cpu_seconds`` of processes that it has started."""
 
     @property
     def cpu_us(self) -> float:
@@ -60,17 +62,22 @@ class Result:
         return (self.load.cpu_seconds + self.sink_cpu_seconds) / self.load.seconds
 
 
-async def measure(peer: Peer, work: Work, drive: Drive, folder: Path) -> Result:
+async def measure(
+    peer: Peer, work: Work, drive: Drive, folder: Path, *, compressed: bool = False
+) -> Result:
     """Run one peer, warmed up, under one load in an empty folder; returns the results.
 
-    AssertionError if the store did not get every acknowledged payload.
+    ``compressed``: the lengths of objects do not tell how many payloads they have. AssertionError
+    if the store did not get every acknowledged payload.
     """
-    async with sink(folder, len(work.payload(0))) as store, peer.start(folder, store) as running:
+    length = None if compressed else len(work.payload(0))
+    async with sink(folder, length) as store, peer.start(folder, store) as running:
         idle_rss = _peak_rss(running)
-        await _warm_up(running, Work("", 1, work.payload_bytes), drive, folder)
+        await _warm_up(running, replace(work, payloads_per_post=1), drive, folder)
         seen, _ = await settled(store, 1)
         objects = store.objects
         cpu, sink_cpu = proc.cpu_seconds(running.pid), proc.cpu_seconds(store.pid)
+        children_cpu = proc.children_cpu_seconds(running.pid)
         start = trio.current_time()
         load = await run_wrk(running.url, work, drive, folder)
         answered = (load.answers - load.refused) * work.payloads_per_post
@@ -87,6 +94,7 @@ async def measure(peer: Peer, work: Work, drive: Drive, folder: Path) -> Result:
             peak_rss=_peak_rss(running),
             seconds=at - start,
             sink_cpu_seconds=proc.cpu_seconds(store.pid) - sink_cpu,
+            children_cpu_seconds=proc.children_cpu_seconds(running.pid) - children_cpu,
         )
         accepted = await running.accepted()
         assert accepted in (None, stored), f"{accepted} accepted, {stored} stored"

@@ -4,7 +4,7 @@ Its answers are those of S3: an ETag, and the checksum of the request.
 
 It counts payloads: its log has the length of each object, and an object consists of whole payloads
 of one length, one a line. That costs nginx a few bytes a PUT; a store that reads the bodies would
-need more CPU time than some of the daemons.
+need more CPU time than some of the daemons. Of compressed objects the metadata says the number.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ pid {folder}/nginx.pid;
 error_log stderr warn;
 events {{ worker_connections 4096; }}
 http {{
-  log_format put "$request_method $content_length";
+  log_format put "$request_method $content_length $http_x_amz_meta_payloads";
   access_log {folder}/puts.log put buffer=64k flush=100ms;
   client_body_temp_path {folder}/body;
   proxy_temp_path {folder}/proxy;
@@ -63,8 +63,8 @@ class Sink:
     url: str
     pid: int
     log: Path
-    payload_bytes: int
-    """Bytes of every payload."""
+    payload_bytes: int | None
+    """Bytes of every payload; None where objects are compressed: their metadata is counted."""
     objects: int = 0
     payloads: int = 0
     _offset: int = 0
@@ -93,13 +93,15 @@ class Sink:
         self.payloads += sum(payloads_in(line, self.payload_bytes) for line in lines)
 
 
-def payloads_in(line: bytes, payload_bytes: int) -> int:
+def payloads_in(line: bytes, payload_bytes: int | None) -> int:
     """Return the number of payloads of the object in a line of the log.
 
     The last payload of an object may lack its line feed.
     """
-    method, _, length = line.partition(b" ")
+    method, length, *metadata = line.split()
     assert method == b"PUT", line
+    if payload_bytes is None:
+        return int(metadata[0])
     count, rest = divmod(int(length) + 1, payload_bytes + 1)
     assert count > 0, line
     assert rest in (0, 1), f"{line!r}: these are no payloads of {payload_bytes} bytes"
@@ -107,7 +109,7 @@ def payloads_in(line: bytes, payload_bytes: int) -> int:
 
 
 @asynccontextmanager
-async def sink(folder: Path, payload_bytes: int) -> AsyncIterator[Sink]:
+async def sink(folder: Path, payload_bytes: int | None) -> AsyncIterator[Sink]:
     """Run nginx with its files in ``folder``; it answers when the body begins."""
     port = free_port()
     config = folder / "nginx.conf"

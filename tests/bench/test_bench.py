@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -14,13 +17,14 @@ from tests.bench import growth, latency, measure
 from tests.bench.__main__ import main
 from tests.bench.clients import part as clients_part
 from tests.bench.clients.kinds import KINDS
+from tests.bench.formats import COLUMNS, Events
 from tests.bench.hostile import part as hostile_part
 from tests.bench.load import Drive, Load, Work
 from tests.bench.measure import Result, settled
 from tests.bench.peers import PEERS
 from tests.bench.report import difference, ratio
 from tests.bench.sink import Sink, payloads_in
-from tests.support import tools
+from tests.support import proc, tools
 from tests.support.tools import need_tools
 
 if TYPE_CHECKING:
@@ -122,6 +126,40 @@ async def test_forms_of_clients_are_served(tmp_path: Path) -> None:
     assert memory[0]["connections"] == 50
 
 
+@pytest.mark.large
+@pytest.mark.usefixtures("brisk")
+async def test_formats_are_compared(tmp_path: Path) -> None:
+    """The CPU time of the process that encodes would not count, or requests be refused."""
+    options = ["--part=formats", "--rounds=1", "--duration=1", "--connections=4"]
+    run = partial(main, [*options, f"--results={tmp_path}"])
+    assert await trio.to_thread.run_sync(run) == 0
+    costs, small = json.loads((tmp_path / "figures.json").read_text()).values()
+    assert [one["peer"] for one in costs] == ["NDJSON.zst", "Parquet"] * 2
+    for one in costs:
+        assert one["load"]["answers"] > one["load"]["refused"] == one["load"]["broken"] == 0
+        assert 0 <= one["children_cpu_seconds"] <= one["cpu_seconds"]
+        assert (one["peer"] == "Parquet") or one["children_cpu_seconds"] == 0
+    for plain, encoded in (costs[:2], costs[2:]):
+        assert encoded["peak_rss"] > plain["peak_rss"], "there is no process that encodes"
+    assert [one["peer"] for one in small] == ["NDJSON.zst", "Parquet"]
+    for one in small:
+        for load in (one["small"], one["large"]):
+            assert load["answers"] > load["refused"] == load["broken"] == 0
+
+
+def test_the_cpu_time_of_children_is_counted() -> None:
+    """Parquet would cost nothing: a process of its own encodes."""
+    script = "import sys, time\nwhile time.process_time() < 0.2: pass\nprint(); sys.stdin.read()"
+    before = proc.children_cpu_seconds(os.getpid())
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert proc.children_cpu_seconds(os.getpid()) >= before + 0.15
+        assert proc.children_cpu_seconds(child.pid) == 0
+        child.communicate()
+
+
 @pytest.mark.usefixtures("brisk")
 @pytest.mark.parametrize(
     ("option", "packages"),
@@ -169,6 +207,25 @@ def test_every_payload_has_the_configured_length() -> None:
 def test_the_store_counts_payloads(line: bytes, payloads: int) -> None:
     """A daemon would be credited with more or fewer payloads than it stored."""
     assert payloads_in(line, 100) == payloads
+
+
+def test_the_store_counts_payloads_of_compressed_objects() -> None:
+    """Nothing would notice a daemon that loses payloads where objects are compressed."""
+    assert payloads_in(b"PUT 99 7", None) == 7
+    assert payloads_in(b"PUT 505 7", 100) == 5
+
+
+def test_payloads_of_formats_differ_and_fill_all_columns() -> None:
+    """Parquet would be measured with columns of one value, or of none."""
+    work = Events("some", 3, 250, bodies=2)
+    payloads = [json.loads(work.body(number))["payloads"] for number in range(2)]
+    found = [json.dumps(one, separators=(",", ":")) for two in payloads for one in two]
+    assert len(set(found)) == 6
+    assert {len(one) for one in found} == {250}
+    assert found == [work.payload(index) for index in range(6)]
+    names = {line.split()[0] for line in COLUMNS.splitlines()}
+    assert len(names) == 8
+    assert names - {"country"} < {*payloads[0][0]}
 
 
 @pytest.mark.parametrize("line", [b"PUT 99", b"PUT 150", b"PUT 503", b"GET 100", b"PUT 0"])

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 import httpx
+import psycopg
 import trio
+from botocore.exceptions import BotoCoreError
 
 from payloadd.journal.postgres.inspection import PostgresInspection
 from payloadd.journal.postgres.opening import try_postgres
+from tests.crash import fleet_watermarks
 from tests.support.clients import WholeBody, body_of
 from tests.support.daemon import START_WITHIN, Daemon, started
 from tests.support.loopback import http_client
@@ -20,10 +24,11 @@ from tests.support.tcp_proxy import TcpProxy, tcp_proxy
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from payloadd.observe.status import JournalStatus
+    from tests.crash.fleet_watermarks import FleetWatermarks
     from tests.crash.store_faults import StoreFaults
 
 MEMBERS: Final = 3
@@ -105,8 +110,15 @@ class DatabasePair:
 class FleetDaemon:
     """One daemon of the fleet, which is started again when it has ended."""
 
-    def __init__(self, folder: Path, environ: Mapping[str, str], proxy: TcpProxy) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        environ: Mapping[str, str],
+        proxy: TcpProxy,
+        command: Sequence[str] = (),
+    ) -> None:
         self._folder = folder
+        self._command = command
         self._environ = environ
         self.proxy = proxy
         self.daemon: Daemon | None = None
@@ -121,7 +133,7 @@ class FleetDaemon:
     async def run(self) -> None:
         """Run daemons, one after the other, until ``end``."""
         while not self._ended:
-            async with started(self._folder, self._environ) as daemon:
+            async with started(self._folder, self._environ, self._command) as daemon:
                 self.daemon = daemon
                 with suppress(AssertionError):  # killed before
                     await daemon.wait_for_event("listening", START_WITHIN)
@@ -233,6 +245,7 @@ class Fleet:
             "drain": self._drain,
             "store hangs": self._store_hangs,
             "store lies": self._store_lies,
+            "store refuses": self._store_refuses,
         }
 
     def _member(self) -> FleetDaemon:
@@ -284,6 +297,11 @@ class Fleet:
         await trio.sleep(3)
         await self._faults.set_state("works")
 
+    async def _store_refuses(self) -> None:
+        await self._faults.set_state("refuses batches")
+        await trio.sleep(4)
+        await self._faults.set_state("works")
+
     async def _store_lies(self) -> None:
         await self._faults.set_state("stores and fails")
         await trio.sleep(3)
@@ -296,12 +314,20 @@ async def torture_fleet(
     faults: StoreFaults,
     plan: list[str],
     rng: random.Random,
+    watermarks: FleetWatermarks | None = None,
 ) -> FleetClients:
     """Run the events of ``plan``, then let the fleet store everything; returns the clients.
 
-    Raises AssertionError if something stays in the journal, or a daemon fails.
+    Raises AssertionError if something stays in the journal, a daemon fails, or one of
+    ``watermarks`` is wrong.
     """
     database = DatabasePair(folder)
+    command: tuple[str, ...] = ()
+    if watermarks is not None:
+        script = folder / "daemon_script.py"
+        script.write_text(fleet_watermarks.DAEMON)
+        command = (sys.executable, str(script))
+        environ = {**environ, "WATERMARK": "on"}
     try:
         await trio.to_thread.run_sync(database.start)
         async with AsyncExitStack() as stack:
@@ -315,30 +341,55 @@ async def torture_fleet(
                 home = folder / f"member{number}"
                 home.mkdir()
                 own = {**_SMALL, **environ, "JOURNAL_URL": database.url(proxy)}
-                members.append(FleetDaemon(home, own, proxy))
+                members.append(FleetDaemon(home, own, proxy, command))
             clients = FleetClients(members, rng)
             fleet = Fleet(database, members, faults, rng)
             async with trio.open_nursery() as nursery:
                 for one in members:
                     nursery.start_soon(one.run)
-                async with trio.open_nursery() as posting:
+                async with trio.open_nursery() as posting, trio.open_nursery() as looking:
                     posting.start_soon(clients.run)
+                    if watermarks is not None:
+                        looking.start_soon(_look_repeatedly, watermarks, database)
+                    await _wait_until_serving(members)
                     for name in plan:
                         await trio.sleep(rng.uniform(0.5, 2))
                         print(f"{trio.current_time():.1f} {name}", flush=True)  # noqa: T201
                         await fleet.events[name]()
                     await faults.end()
                     clients.stop()
+                    looking.cancel_scope.cancel()
                 await _wait_until_empty(database, members)
                 for one in members:
                     one.end()
             _check_logs(members)
             owners = await trio.to_thread.run_sync(database.owners)
             assert set(owners.values()) == {None}
+            if watermarks is not None:
+                url = database.primary.url(_DATABASE)
+                assert not await trio.to_thread.run_sync(watermarks.look, url)
             return clients
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(database.stop)
+
+
+async def _look_repeatedly(watermarks: FleetWatermarks, database: DatabasePair) -> None:
+    """Compare watermarks and journal until cancelled."""
+    while True:
+        await trio.sleep(0.5)
+        # The store hangs, or the database fails over.
+        with suppress(psycopg.Error, BotoCoreError):
+            url = database.primary.url(_DATABASE)
+            wrong = await trio.to_thread.run_sync(watermarks.look, url)
+            assert not wrong, "\n".join([f"{len(wrong)} watermarks wrong:", *wrong[:20]])
+
+
+async def _wait_until_serving(members: list[FleetDaemon]) -> None:
+    """Return once all daemons listen: on a busy machine events would come before that."""
+    with trio.fail_after(6 * START_WITHIN):
+        while any(one.url is None for one in members):  # noqa: ASYNC110 - their logs are read
+            await trio.sleep(0.1)
 
 
 async def _wait_until_empty(database: DatabasePair, members: list[FleetDaemon]) -> None:

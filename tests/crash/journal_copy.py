@@ -40,6 +40,8 @@ class JournalContents:
 
     payloads: Counter[bytes] = field(default_factory=Counter)
     """The number of each payload that is not stored yet."""
+    accepted: dict[bytes, int] = field(default_factory=dict)
+    """When each of them was accepted, in milliseconds of Unix time."""
     alone: set[str] = field(default_factory=set)
     """The ids of unsealed jobs with an object of their own."""
     sealed: set[str] = field(default_factory=set)
@@ -79,9 +81,10 @@ def _read(journal: sqlite3.Connection, segments: Path) -> JournalContents:
     _unpack_blocks(journal)
     journal.execute(_WAITING)
     _assert_consistent(journal)
-    lines = _lines(journal, segments)
+    lines = [(line, at) for text, at in _lines(journal, segments) for line in text.splitlines()]
     return JournalContents(
-        Counter(line for text in lines for line in text.splitlines()),
+        Counter(line for line, _ in lines),
+        dict(lines),
         {str(uuid.UUID(bytes=id_)) for (id_,) in journal.execute(_ALONE)},
         {key for (key,) in journal.execute("SELECT key FROM batches")},
         *journal.execute("SELECT count(*) FROM dead").fetchone(),
@@ -103,10 +106,10 @@ def _unpack_blocks(journal: sqlite3.Connection) -> None:
         assert not block_rows.unpack_in_transaction(journal)
 
 
-def _lines(journal: sqlite3.Connection, segments: Path) -> Iterator[bytes]:
-    """Yield the lines of each job, from its row or from the segment that the row names."""
-    jobs = "SELECT seq, payloads, lines, segment, start, size FROM waiting"
-    for seq, payloads, lines, segment, start, size in journal.execute(jobs):
+def _lines(journal: sqlite3.Connection, segments: Path) -> Iterator[tuple[bytes, int]]:
+    """Yield the lines and the time of each job, from its row or the segment that the row names."""
+    jobs = "SELECT seq, id, payloads, lines, segment, start, size FROM waiting"
+    for seq, id_, payloads, lines, segment, start, size in journal.execute(jobs):
         text = lines
         if segment is not None:
             content = (segments / f"{segment:020}.ndjson").read_bytes()
@@ -114,7 +117,7 @@ def _lines(journal: sqlite3.Connection, segments: Path) -> Iterator[bytes]:
             assert len(text) == size, f"the segment of job {seq} is cut off"
         assert text.endswith(b"\n"), f"job {seq} is cut off"
         assert text.count(b"\n") == payloads, f"job {seq} is not as it was accepted"
-        yield text
+        yield text, uuid.UUID(bytes=id_).int >> 80
 
 
 def _assert_consistent(journal: sqlite3.Connection) -> None:

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     import random
 
-StoreState = Literal["works", "stores and fails", "hangs", "stopped"]
-""""stores and fails" means that S3 answers 500 after it has stored the object."""
+StoreState = Literal["works", "stores and fails", "hangs", "stopped", "refuses batches"]
+""""stores and fails" means that S3 answers 500 after it has stored the object.
+
+"refuses batches" means that it answers 500 and stores watermarks alone.
+"""
 
 Ending = Literal[
     "while starting",
@@ -54,6 +57,14 @@ SHORTEST: Final = (
     DaemonRun("works", "SIGTERM"),
     DaemonRun("works", "put, not settled"),
 )
+# For daemons with watermarks, which must not pass what is not stored.
+_WAITING: Final = DaemonRun("refuses batches", "at a random moment")
+SHORT_WITH_WATERMARKS: Final = (_WAITING, *SHORT)
+SHORTEST_WITH_WATERMARKS: Final = (
+    _WAITING,
+    DaemonRun("works", "put again, not settled"),
+    DaemonRun("works", "put, not settled"),
+)
 
 _KILLS: Final[tuple[Ending, ...]] = (
     "while starting",
@@ -78,6 +89,14 @@ _STORE_STATES: Final[tuple[StoreState, ...]] = (
 )
 # These moments come only if S3 answers.
 _NEED_S3: Final = frozenset({"put, not settled", "put again, not settled"})
+
+
+def long_plan_with_watermarks(rng: random.Random) -> list[DaemonRun]:
+    """Return the long plan, with ten further kills while S3 refuses batches."""
+    plan = long_plan(rng)
+    for _ in range(10):
+        plan.insert(rng.randrange(len(plan)), _WAITING)
+    return plan
 
 
 def long_plan(rng: random.Random) -> list[DaemonRun]:

@@ -127,8 +127,8 @@ class PostingClients:
         answer = await self._post(payloads, [])
         if answer is None:
             self._promises.leave_uncertain(payloads)
-        elif self._accepted(answer, payloads) is not None:
-            self._promises.acknowledge(payloads)
+        elif (receipt := self._accepted(answer, payloads)) is not None:
+            self._promises.acknowledge(payloads, receipt)
         else:
             self._promises.refuse(payloads)
 
@@ -143,7 +143,7 @@ class PostingClients:
             answer = await self._post(payloads, [("Idempotency-Key", key)])
             receipt = None if answer is None else self._accepted(answer, payloads)
             if receipt is not None:
-                self._promises.acknowledge(payloads)
+                self._promises.acknowledge(payloads, receipt)
                 self._promises.keep_receipt(key, receipt)
                 times -= 1
             else:

@@ -11,12 +11,13 @@ Every posted payload is in one of four states:
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 
 @dataclass
@@ -26,15 +27,19 @@ class Promises:
     acknowledged: set[bytes] = field(default_factory=set)
     uncertain: set[bytes] = field(default_factory=set)
     refused: set[bytes] = field(default_factory=set)
+    accepted: dict[bytes, int] = field(default_factory=dict)
+    """Acknowledged payloads and when they were accepted, in milliseconds of Unix time."""
     receipts: dict[str, str] = field(default_factory=dict)
     """Idempotency-Key to the id of its first 202."""
     contradictions: list[str] = field(default_factory=list)
     """Answers that are wrong with any contents of the bucket."""
 
-    def acknowledge(self, payloads: Iterable[bytes]) -> None:
-        """Record a 202."""
+    def acknowledge(self, payloads: Collection[bytes], receipt: str | None = None) -> None:
+        """Record a 202, whose id ``receipt`` says when the payloads were accepted."""
         self.acknowledged.update(payloads)
         self.uncertain -= self.acknowledged
+        if receipt is not None:
+            self.accepted.update(dict.fromkeys(payloads, uuid.UUID(receipt).int >> 80))
 
     def leave_uncertain(self, payloads: Iterable[bytes]) -> None:
         """Record that there was no answer."""

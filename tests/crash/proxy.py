@@ -1,4 +1,4 @@
-"""A proxy in front of S3 that observes every PUT and can act on it.
+"""A proxy in front of S3 that observes every PUT of a batch and can act on it.
 
 It stands between the daemon and SeaweedFS, and observes two moments of a PUT: its head has arrived
 (the batch is sealed and not stored yet), and the server has stored the object (the daemon does not
@@ -17,10 +17,11 @@ from urllib.parse import unquote, urlsplit
 import h11
 import trio
 
+from tests.crash.bucket import is_watermark
 from tests.crash.wire import GONE, connect, serve
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from tests.crash.wire import Headers, Wire
     from tests.support.s3 import S3Server
@@ -55,6 +56,9 @@ class Proxy:
         self.fails_after_storing = False
         """Whether to answer 500 to every PUT that the server has stored."""
         self.failed_after_storing = 0
+        self.refuses_batches = False
+        """Whether to answer 500 to every PUT but those of watermarks, which stores nothing."""
+        self._watermark_stored = trio.Event()
 
     @property
     def environ(self) -> dict[str, str]:
@@ -69,6 +73,18 @@ class Proxy:
     def disarm(self) -> None:
         """Remove the trap."""
         self._trap = None
+
+    async def wait_for_watermark(self, daemon: trio.Process, within: float) -> None:
+        """Return once the server has stored another watermark, or after ``within`` seconds.
+
+        It does not wait for a daemon that has ended.
+        """
+        self._watermark_stored = trio.Event()
+        with trio.move_on_after(within):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_after, daemon.wait, nursery.cancel_scope)
+                await self._watermark_stored.wait()
+                nursery.cancel_scope.cancel()
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Listen until cancelled."""
@@ -95,13 +111,21 @@ class Proxy:
         if not isinstance(head, h11.Request):
             return False
         key = unquote(head.target.decode()).lstrip("/")
+        of_watermark = is_watermark(key)
         is_put = head.method == b"PUT"
-        if is_put:
+        if is_put and not of_watermark:
             self._spring_trap(Moment.SEEN, key)
         # If the daemon was just killed, the proxy may get the whole body or a part.
-        status, headers, body = await self._ask(head, await wire.body())
+        sent = await wire.body()
+        if is_put and self.refuses_batches and not of_watermark:
+            await wire.answer(500, [], _INTERNAL_ERROR)
+            return True
+        status, headers, body = await self._ask(head, sent)
+        if is_put and status == _OK and of_watermark:
+            self._watermark_stored.set()
         if is_put and status == _OK and wire.peer_is_there():
-            self._spring_trap(Moment.STORED, key)
+            if not of_watermark:
+                self._spring_trap(Moment.STORED, key)
             if self.fails_after_storing:
                 self.failed_after_storing += 1
                 status, headers, body = 500, [], _INTERNAL_ERROR
@@ -134,6 +158,11 @@ class Proxy:
             return answer.status_code, kept, await upstream.body()
         finally:
             upstream.close()
+
+
+async def _cancel_after(wait: Callable[[], Awaitable[object]], scope: trio.CancelScope) -> None:
+    await wait()
+    scope.cancel()
 
 
 @asynccontextmanager

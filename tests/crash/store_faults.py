@@ -48,6 +48,8 @@ class StoreFaults:
         match store_state:
             case "stores and fails":
                 self._proxy.fails_after_storing = True
+            case "refuses batches":
+                self._proxy.refuses_batches = True
             case "hangs":
                 self._process.pause()
             case "stopped":
@@ -67,6 +69,8 @@ class StoreFaults:
         match store_state:
             case "stores and fails":
                 self._proxy.fails_after_storing = False
+            case "refuses batches":
+                self._proxy.refuses_batches = False
             case "hangs":
                 self._process.resume()
             case "stopped":

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from tests.crash.bucket import read_bucket
 from tests.crash.posting_clients import ask
 from tests.crash.proxy import s3_proxy
 from tests.crash.store_faults import StoreFaults, open_store_faults
-from tests.crash.torture import read_bucket
 from tests.crash.wire import GONE
 from tests.support.clients import body_of, make_payload, seeded
 from tests.support.daemon import START_WITHIN, Daemon, started

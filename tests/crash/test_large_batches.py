@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from payloadd.journal.sqlite.schema import FILE
+from tests.crash.bucket import read_bucket
 from tests.crash.journal_copy import read_journal
-from tests.crash.torture import read_bucket
 from tests.support.daemon import END_WITHIN, running_daemon
 
 if TYPE_CHECKING:

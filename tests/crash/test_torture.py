@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from payloadd.journal.sqlite.segments import FOLDER, names
-from tests.crash.plan import SHORT, SHORTEST, DaemonRun, long_plan
+from tests.crash.plan import (
+    SHORT,
+    SHORT_WITH_WATERMARKS,
+    SHORTEST,
+    SHORTEST_WITH_WATERMARKS,
+    DaemonRun,
+    long_plan,
+    long_plan_with_watermarks,
+)
 from tests.crash.torture import torture
 from tests.support.clients import seeded
 
@@ -43,6 +51,30 @@ object.__setattr__(journal.DEFAULT_TUNING, "maintenance_interval", 0.05)
 from payloadd.cli.main import main
 main()
 """
+# Watermarks are written every minute, and wait for reports of the journal, one a second: no run is
+# as long.
+_WITH_WATERMARKS: Final = """
+from payloadd.journal.sqlite import journal
+from payloadd.pipeline import watermarks
+watermarks.PERIOD = watermarks._POLL = 0.02
+watermarks._REPORTS = 2
+object.__setattr__(journal.DEFAULT_TUNING, "maintenance_interval", 0.05)
+from payloadd.cli.main import main
+main()
+"""
+_PARQUET: Final = {
+    "OBJECT_FORMAT": "parquet",
+    "PARQUET_SCHEMA": "columns",
+    "BATCH_MAX_PAYLOADS": "20",
+    "WATERMARK": "on",
+}
+_CHANGING_PARQUET: Final = (
+    _PARQUET,
+    {**_PARQUET, "PARQUET_SCHEMA": "fewer", "PARQUET_SORT_BY": "n"},
+    {**_BATCHED, "WATERMARK": "on"},
+    {**_PARQUET, "PARQUET_SCHEMA": "auto", "BATCH_MAX_PAYLOADS": "1"},
+)
+_COLUMNS: Final = "n int64\nx json\ntext string\n"
 
 
 @pytest.mark.parametrize(
@@ -69,6 +101,49 @@ async def test_acknowledged_payloads_are_stored_once_after_every_crash(
     print(dict(sorted(tally.items())))  # noqa: T201 - to tune the plans
     for ending in {run.ending for run in runs}:
         assert tally[ending], f"never ended {ending!r}"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "short"),
+    [
+        pytest.param("parquet", [_PARQUET], SHORTEST_WITH_WATERMARKS, id="parquet"),
+        pytest.param(
+            "formats",
+            _CHANGING_PARQUET,
+            SHORT_WITH_WATERMARKS,
+            id="changing-formats",
+            marks=pytest.mark.large,
+        ),
+        pytest.param(
+            "watermarks",
+            [{**one, "WATERMARK": "on"} for one in _CHANGING],
+            SHORT_WITH_WATERMARKS,
+            id="changing-settings",
+            marks=pytest.mark.large,
+        ),
+    ],
+)
+async def test_no_watermark_is_ahead_and_no_object_changes_after_any_crash(
+    seaweed: S3Server,
+    tmp_path: Path,
+    seed: int,
+    long_torture: bool,  # noqa: FBT001 - a fixture
+    name: str,
+    settings: Sequence[Mapping[str, str]],
+    short: Sequence[DaemonRun],
+) -> None:
+    """A reader would take an hour for complete that lacks payloads, or read an object half new."""
+    (tmp_path / "columns").write_text(_COLUMNS)
+    (tmp_path / "fewer").write_text("n int32\n")
+    script = tmp_path / "daemon_script.py"
+    script.write_text(_WITH_WATERMARKS)
+    command = (sys.executable, str(script))
+    runs = long_plan_with_watermarks(seeded(seed)) if long_torture else short
+    tally = await torture(tmp_path, seaweed, f"torture-{name}", runs, settings, seed, command)
+    print(dict(sorted(tally.items())))  # noqa: T201 - to tune the plans
+    for ending in {run.ending for run in runs}:
+        assert tally[ending], f"never ended {ending!r}"
+    assert tally["(watermark raised)"] > 1, "the watermark was never raised"
 
 
 async def test_acknowledged_payloads_in_segments_are_stored_once(

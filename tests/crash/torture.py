@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import signal
 from collections import Counter
 from itertools import cycle
 from typing import TYPE_CHECKING, Final
 
 import trio
-import zstandard
 
+from tests.crash.bucket import BucketWatch, keys_that_share_payloads, read_bucket
 from tests.crash.endings import (
     BEFORE_LISTENING,
     EndResult,
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from tests.support.s3 import S3Server
 
 _CLIENTS: Final = 16
+_WATERMARK_WITHIN: Final = 20.0
+"""Seconds to wait for a watermark; the run goes on without one then."""
 _KILLED: Final = frozenset({-signal.SIGKILL})
 # A drain may end before the daemon is killed.
 _STATUS: Final = {"SIGTERM": frozenset({0}), "while draining": frozenset({0, -signal.SIGKILL})}
@@ -57,7 +58,7 @@ class Torture:
         self,
         folder: Path,
         command: Sequence[str],
-        bucket: str,
+        bucket: BucketWatch,
         proxy: Proxy,
         faults: StoreFaults,
         clients: PostingClients,
@@ -85,9 +86,12 @@ class Torture:
             if run.ending in BEFORE_LISTENING:
                 result = await end_while_starting(run.ending, running)
             else:
-                result = await self._work_and_end(run, running)
+                result = await self._work_and_end(run, running, settings)
             self._clients.set_url(None)
-            await self._check_after_end(run, daemon, result)
+            contents = await self._check_after_end(run, daemon, result)
+        if has_watermarks(settings):
+            await self._faults.end()
+            await self._check_bucket(contents)
 
     async def end(self, settings: Mapping[str, str]) -> None:
         """Run a daemon until all jobs are stored, drain it, and check that its journal is empty."""
@@ -104,14 +108,28 @@ class Torture:
         assert (line["journaled"], line["lost"]) == (0, 0)
         contents = await trio.to_thread.run_sync(read_journal, self._state)
         assert contents.empty, contents
+        if has_watermarks(settings):
+            await self._check_bucket(contents)
+            self.tally["(watermark raised)"] = self._bucket.raised
 
-    async def _work_and_end(self, run: DaemonRun, running: RunningDaemon) -> EndResult:
+    async def _work_and_end(
+        self, run: DaemonRun, running: RunningDaemon, settings: Mapping[str, str]
+    ) -> EndResult:
         await running.daemon.wait_for_event("listening", START_WITHIN)
         self._clients.set_url(running.daemon.url)
+        if has_watermarks(settings):
+            await self._proxy.wait_for_watermark(running.daemon.process, _WATERMARK_WITHIN)
         await self._faults.set_state(run.store_state)
+        if run.store_state == "refuses batches":
+            await self._clients.wait_for_acknowledgements(20)
+            for _ in range(2):  # the first one may have been decided before
+                process = running.daemon.process
+                await self._proxy.wait_for_watermark(process, _WATERMARK_WITHIN)
         return await end_at_work(run.ending, running)
 
-    async def _check_after_end(self, run: DaemonRun, daemon: Daemon, result: EndResult) -> None:
+    async def _check_after_end(
+        self, run: DaemonRun, daemon: Daemon, result: EndResult
+    ) -> JournalContents:
         status = await daemon.wait()
         assert status in _STATUS.get(run.ending, _KILLED), daemon.output.decode()
         errors = [line for line in daemon.log if line["level"] in {"error", "critical"}]
@@ -127,6 +145,13 @@ class Torture:
             )
         hit = result.reached and (run.ending == "SIGTERM" or status != 0)
         self.tally[run.ending if hit else f"{run.ending} (missed)"] += 1
+        return contents
+
+    async def _check_bucket(self, contents: JournalContents) -> None:
+        """Check the watermarks, and that no object has changed since it was stored."""
+        accepted = contents.accepted | self._promises.accepted
+        wrong = await trio.to_thread.run_sync(self._bucket.look, accepted)
+        assert not wrong, "\n".join([f"{len(wrong)} wrong in the bucket:", *wrong[:20]])
 
     def _check_contents(self, contents: JournalContents) -> None:
         """Check the rules that hold for a journal at any time."""
@@ -144,9 +169,14 @@ class Torture:
             **self._proxy.environ,
             **_SMALL,
             **settings,
-            "STORE_URL": f"s3://{self._bucket}/some/prefix",
+            "STORE_URL": f"s3://{self._bucket.bucket}/some/prefix",
             "STATE_DIR": str(self._state),
         }
+
+
+def has_watermarks(settings: Mapping[str, str]) -> bool:
+    """Return whether a daemon with these settings writes watermarks."""
+    return settings.get("WATERMARK") == "on"
 
 
 async def torture(
@@ -169,7 +199,8 @@ async def torture(
     turns = cycle(settings)
     await trio.to_thread.run_sync(server.make_bucket, bucket)
     async with s3_proxy(server) as proxy, open_store_faults(server, proxy) as faults:
-        runner = Torture(folder, command, bucket, proxy, faults, clients, promises)
+        watch = BucketWatch(server, bucket)
+        runner = Torture(folder, command, watch, proxy, faults, clients, promises)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(clients.run, _CLIENTS)
             for number, run in enumerate(runs):
@@ -181,7 +212,7 @@ async def torture(
             await runner.end(next(turns))
     objects = await trio.to_thread.run_sync(server.objects, bucket)
     broken = promises.violations(read_bucket(objects))
-    sharing = _keys_that_share_payloads(objects)
+    sharing = keys_that_share_payloads(objects)
     assert not broken, "\n".join([f"{len(broken)} promises broken:", *sharing[:20], *broken[:20]])
     assert promises.acknowledged
     await trio.to_thread.run_sync(server.drop_bucket, bucket)
@@ -190,35 +221,6 @@ async def torture(
         + clients.answers
         + Counter({"(failed after storing)": proxy.failed_after_storing})
     )
-
-
-def read_bucket(objects: Mapping[str, bytes]) -> Counter[bytes]:
-    """Return the number of each payload in these objects."""
-    found: Counter[bytes] = Counter()
-    for key, body in objects.items():
-        text = _decode(key, body)
-        assert text.endswith(b"\n"), f"{key} is cut off"
-        found.update(text.removesuffix(b"\n").split(b"\n"))
-    return found
-
-
-def _keys_that_share_payloads(objects: Mapping[str, bytes]) -> list[str]:
-    """Return a line for each pair of objects that have a payload in common."""
-    first: dict[bytes, str] = {}
-    pairs = set()
-    for key, body in objects.items():
-        for line in _decode(key, body).splitlines():
-            if first.setdefault(line, key) != key:
-                pairs.add(f"{first[line]!r} and {key!r} share payloads")
-    return sorted(pairs)
-
-
-def _decode(key: str, body: bytes) -> bytes:
-    if key.endswith(".gz"):
-        return gzip.decompress(body)
-    if key.endswith(".zst"):
-        return zstandard.ZstdDecompressor().decompressobj().decompress(body)
-    return body
 
 
 async def _wait_until_stored(daemon: Daemon) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 
 _PROC: Final = Path("/proc")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
-_PPID, _UTIME, _CSTIME = 1, 11, 14  # indices in /proc/PID/stat after the name
+_PPID, _UTIME, _CUTIME, _CSTIME = 1, 11, 13, 14  # indices in /proc/PID/stat after the name
 
 
 def tree(root: int) -> list[int]:
@@ -32,6 +32,12 @@ def cpu_seconds(root: int) -> float:
         if pid in stats
     )
     return ticks / _TICKS
+
+
+def children_cpu_seconds(root: int) -> float:
+    """Return the part of ``cpu_seconds`` that the descendants of ``root`` have used."""
+    own = (_PROC / str(root) / "stat").read_text().rpartition(")")[2].split()
+    return cpu_seconds(root) - sum(int(field) for field in own[_UTIME:_CUTIME]) / _TICKS
 
 
 def peak_rss(pid: int) -> int:

@@ -86,15 +86,16 @@ class S3Server:
                 list(pool.map(lambda key: client.delete_object(Bucket=name, Key=key), keys))
             client.delete_bucket(Bucket=name)
 
-    def keys(self, bucket: str) -> list[str]:
-        """Return every key of a bucket, sorted."""
+    def keys(self, bucket: str, prefix: str = "") -> list[str]:
+        """Return every key of a bucket that begins with ``prefix``, sorted."""
         with closing(self.client()) as client:
-            pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+            paginator = client.get_paginator("list_objects_v2")
+            pages = paginator.paginate(Bucket=bucket, Prefix=prefix)
             return sorted(item["Key"] for page in pages for item in page.get("Contents", ()))
 
-    def objects(self, bucket: str) -> dict[str, bytes]:
-        """Return every object of a bucket: key to bytes as stored."""
-        keys = self.keys(bucket)
+    def objects(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
+        """Return the objects of a bucket below ``prefix``: key to bytes as stored."""
+        keys = self.keys(bucket, prefix)
         with closing(self.client()) as client, ThreadPoolExecutor(_READERS) as pool:
             bodies = pool.map(lambda key: _read(client, bucket, key), keys)
             return dict(zip(keys, bodies, strict=True))

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-EVENTS: Final = 999_000
+EVENTS: Final = 1_008_000
+"""At least a million, and whole requests in each hour of each stream."""
 STREAMS: Final = ("default", "clicks", "errors")
 _PER_REQUEST: Final = 1000
 _SCHEMA: Final = """

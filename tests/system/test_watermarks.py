@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tests.support.clients import post
 from tests.support.clock_step import clock_step
 from tests.support.daemon import running_daemon
+from tests.support.databases import new_database
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,4 +69,35 @@ async def test_watermarks_hold_over_a_crash_a_drain_and_a_clock_that_is_put_back
     last = watermarks(tmp_path)
     assert all(one["closed"] for one in last.values())
     assert last["default"]["complete_until"] > again["default"]["complete_until"]
+    assert len({one["process"] for one in (*first.values(), *last.values())}) == 1
+
+
+async def test_watermarks_of_a_lane_hold_over_a_drain_and_a_clock_that_is_put_back(
+    tmp_path: Path,
+) -> None:
+    """A lane goes to any process of a fleet, whose clock may be behind that of the last one."""
+    shared = {"JOURNAL_URL": new_database()}
+    async with running_daemon(tmp_path, environment(tmp_path, 0) | shared) as daemon:
+        first = watermarks(tmp_path)
+        assert set(first) == {"default", "clicks"}
+        assert not any(one["closed"] for one in first.values())
+        await post(daemon.url, [b"1"])
+        await daemon.wait_until_stored(1)
+        daemon.signal(signal.SIGTERM)
+        await daemon.drained()
+    closed = watermarks(tmp_path)
+    assert all(one["closed"] for one in closed.values())
+    assert closed["default"]["complete_until"] > first["default"]["complete_until"]
+    before = hours(tmp_path)
+    async with running_daemon(tmp_path, environment(tmp_path, -86_400) | shared) as daemon:
+        again = watermarks(tmp_path)
+        assert not any(one["closed"] for one in again.values())
+        assert again["default"]["complete_until"] >= closed["default"]["complete_until"]
+        await post(daemon.url, [b"2"])
+        await daemon.wait_until_stored(1)
+        daemon.signal(signal.SIGTERM)
+        await daemon.drained()
+    assert min(hours(tmp_path)) == min(before)
+    last = watermarks(tmp_path)
+    assert all(one["closed"] for one in last.values())
     assert len({one["process"] for one in (*first.values(), *last.values())}) == 1

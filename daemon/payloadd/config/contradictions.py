@@ -53,14 +53,12 @@ def contradictions_of(values: Mapping[str, Any], given: Collection[str] = ()) ->
 
 
 def _watermark_without_disk(values: Mapping[str, Any]) -> list[str]:
-    """Return the problem of watermarks whose promises no file would keep."""
-    shared = values.get("journal_url") is not None
-    if values.get("watermark") != "on" or (values.get("durability") == "disk" and not shared):
+    """Return the problem of watermarks whose promises nothing would keep."""
+    if values.get("watermark") != "on" or values.get("durability") == "disk":
         return []
-    other = "JOURNAL_URL" if shared else f"DURABILITY={values.get('durability')}"
     problem = (
-        f"WATERMARK: 'on' is not allowed with {other}; allowed is a journal in STATE_DIR"
-        " (DURABILITY=disk): only that knows after a crash what watermarks have promised"
+        f"WATERMARK: 'on' is not allowed with DURABILITY={values.get('durability')}; allowed is"
+        " DURABILITY=disk: only a journal knows after a crash what watermarks have promised"
     )
     return [problem]
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 
     from payloadd.config.settings import Settings
-    from payloadd.journal.api import Journal, JournalListener, UnstoredRequests
+    from payloadd.journal.api import Journal, JournalListener, SharedLanes, UnstoredRequests
     from payloadd.journal.inspection import JournalInspection
     from payloadd.observe.health import Health
     from payloadd.observe.metrics import Metrics
@@ -57,6 +57,8 @@ class OpenedJournal:
     """The names of all streams that the journal knows, by number."""
     unstored: UnstoredRequests | None = None
     """The requests that wait for the store, with ``DURABILITY=store``."""
+    lanes: SharedLanes[Any] | None = None
+    """The lanes of a shared journal, with ``WATERMARK=on``."""
 
 
 @asynccontextmanager
@@ -79,7 +81,9 @@ async def open_journal(
         arguments = (settings, wanted, listener, health, metrics, read_uptime)
         async with _postgres("opening").open_postgres(*arguments) as shared:
             active = _active(shared.names, wanted)
-            yield OpenedJournal(shared.journal, shared.layouts, active, shared.names)
+            yield OpenedJournal(
+                shared.journal, shared.layouts, active, shared.names, lanes=shared.journal.promises
+            )
         return
     if settings.durability != "disk":
         await trio.to_thread.run_sync(_report_unused_journal, settings)
@@ -160,11 +164,14 @@ def damage_line(found: object) -> str:
     return format_finding(found) if isinstance(found, Finding) else str(found)
 
 
-def dead_letter_groups(settings: Settings) -> list[DeadLetterGroup]:
-    """Return the dead letters of the journal in use, by stream and code. Raises PayloaddError."""
+def dead_letter_groups(settings: Settings, lane: int | None = None) -> list[DeadLetterGroup]:
+    """Return the dead letters of the journal in use, by stream and code. Raises PayloaddError.
+
+    ``lane``: those of one lane of a shared journal.
+    """
     if settings.durability != "disk":
         return []
-    with inspect_journal(settings) as journal:
+    with inspect_journal(settings, lane) as journal:
         return journal.dead_groups()
 
 

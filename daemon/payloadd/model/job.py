@@ -236,6 +236,10 @@ class AscendingIds(IdSource):
         self._last = first + max(count, 1) - 1
         return first
 
+    def raise_floor(self, milliseconds: int) -> None:
+        """Let the time of no later id be before ``milliseconds``."""
+        self._floor = max(self._floor, milliseconds)
+
     def mark(self) -> int:
         """Return a time, in milliseconds: later ids are not before it, all earlier ids are."""
         self._floor = self.now() + 1

@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import re
 import socket
+from abc import ABC, abstractmethod
 from collections import deque
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -34,8 +36,7 @@ from payloadd.model.formats.api import EncodedObject, ObjectKind
 from payloadd.model.job import AscendingIds
 from payloadd.model.streams import first_seq
 from payloadd.observe.logs import get_logger
-from payloadd.pipeline.in_flight import InFlight, Uncounted
-from payloadd.pipeline.watermark_file import WatermarkFile
+from payloadd.pipeline.in_flight import InFlight
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from payloadd.config.settings import Settings
     from payloadd.observe.status import DeadLetterGroup
     from payloadd.pipeline.accounting import Accounting
+    from payloadd.pipeline.watermark_file import Promise, WatermarkFile
     from payloadd.storage.api import Store
 
 log = get_logger(__name__)
@@ -59,7 +61,7 @@ _UPLOADS: Final = 8
 """Watermarks that are uploaded at the same time."""
 _RETRY: Final = 2.0
 """Seconds between two attempts at what a start or a disk has to wait for."""
-_LAST_SECONDS: Final = 10.0
+LAST_SECONDS: Final = 10.0
 """Seconds for the watermarks at the end of a drain."""
 _WAITS: Final = "no payload is accepted before the store says that this process is not closed"
 
@@ -71,36 +73,36 @@ class Marks(NamedTuple):
     second: int
 
 
-class Watermarks:
-    """The watermarks of one process."""
+class StreamWatermarks(ABC):
+    """The watermarks of some streams, which one process or one lane accepts payloads for."""
 
     def __init__(
         self,
         settings: Settings,
-        file: WatermarkFile,
+        promise: Promise,
         accounting: Accounting,
         dead_letters: Callable[[], Sequence[DeadLetterGroup]],
         store: Store,
         names: Mapping[int, str],
+        in_flight: InFlight,
     ) -> None:
-        """Go on from ``file``, for the streams ``names`` of the journal, by number.
+        """Go on from ``promise``, for the streams ``names`` of the journal, by number.
 
         ``dead_letters`` reads the journal in a thread.
         """
         self.period = PERIOD
         """Seconds between two watermarks of a stream."""
-        self.in_flight = InFlight(AscendingIds(file.promise.floor))
+        self.in_flight = in_flight
         """Counts the requests, and gives them their ids."""
-        self._file = file
+        self._process = promise.process
+        self._earlier = promise
         self._accounting = accounting
         self._dead_letters = dead_letters
         self._store = store
         self._names = names
         self._timeout = settings.upload_timeout
-        host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64]
-        self._process = f"{host}-{file.promise.process}"
         self._marks: deque[Marks] = deque()
-        self._until = dict(file.promise.until)
+        self._until = dict(promise.until)
         """By stream, the watermarks in milliseconds."""
         self._closed = False
         """Whether the store may lack watermarks that are not closed."""
@@ -108,33 +110,26 @@ class Watermarks:
         """Those of streams that the journal does not know any more: all their jobs are stored."""
         self._dead: Mapping[str, int] = {}
 
-    @asynccontextmanager
-    async def written(self, stop: trio.Event) -> AsyncIterator[None]:
-        """Write watermarks while the body runs, the first before it, the last behind it.
+    @abstractmethod
+    async def _promise(self, *, closed: bool) -> None:
+        """Make the watermarks durable before they are uploaded.
 
-        The body accepts payloads, and ends when all are stored, or cannot be stored now. ``stop``
-        ends the wait before it: the body must not accept payloads then.
+        ``closed``: the store may lack some of them, or some that say that nothing is accepted.
         """
-        async with trio.open_nursery() as beginning:
-            beginning.start_soon(_cancel_after, stop, beginning.cancel_scope)
-            await self._begin()
-            beginning.cancel_scope.cancel()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._run)
-            yield
-            nursery.cancel_scope.cancel()
-        with trio.move_on_after(_LAST_SECONDS):
-            await self._finish()
+
+    @abstractmethod
+    def _has_jobs(self) -> bool:
+        """Return whether jobs of earlier runs are neither stored nor dead."""
 
     async def _begin(self) -> None:
         """Write the watermarks of all streams that have none, or closed ones."""
-        promise, names = self._file.promise, set(self._names.values())
+        promise, names = self._earlier, set(self._names.values())
         mark = self.in_flight.ids.mark()
         self._gone = {one: self._until.pop(one) for one in promise.until if one not in names}
         left = {name for name in names if promise.closed or name not in promise.until}
         for name in left:
             # Without a job in the journal, all that was accepted before now is stored.
-            self._until[name] = self._until.get(name, 0) if self._accounting.open else mark
+            self._until[name] = self._until.get(name, 0) if self._has_jobs() else mark
         # Until the store has them all, a start after a crash has to write them, too.
         self._closed = bool(left)
         await self._promise(closed=self._closed)
@@ -163,14 +158,6 @@ class Watermarks:
                     del self._gone[name]
                 # A start that has such a stream again has to write that it is not closed.
                 await self._promise(closed=self._closed)
-
-    async def _finish(self) -> None:
-        """Close the watermarks, if everything that was accepted is stored or dead."""
-        if self._accounting.open or not self.in_flight.empty:
-            return
-        self._until = dict.fromkeys(self._names.values(), self.in_flight.ids.mark())
-        await self._promise(closed=True)
-        await self._upload(dict.fromkeys(self._until | self._gone, True))
 
     async def _advance(self) -> None:
         """Make marks, and raise the watermarks of all streams as far as they are stored."""
@@ -209,18 +196,6 @@ class Watermarks:
         while self._accounting.oldest_jobs.number == last:  # noqa: ASYNC110 - a hook would be called each second
             await trio.sleep(_POLL)
         return self._accounting.oldest_jobs.by_stream
-
-    async def _promise(self, *, closed: bool) -> None:
-        """Make the watermarks durable before they are uploaded. Waits while the disk fails."""
-        while True:
-            try:
-                write = partial(self._file.write, self._until | self._gone, closed=closed)
-                await trio.to_thread.run_sync(write)
-            except OSError as error:
-                log.warning("watermark_not_written", reason=str(error))
-                await trio.sleep(_RETRY)
-            else:
-                return
 
     async def _upload(self, closed: Mapping[str, bool]) -> set[str]:
         """Upload the watermarks of streams, ``closed`` or not; return those that are stored."""
@@ -276,33 +251,69 @@ def _text(milliseconds: int) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
+async def cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
+    """Cancel a scope once an event is set."""
     await event.wait()
     scope.cancel()
 
 
-class NoWatermarks:
-    """The watermarks of a process with ``WATERMARK=off``."""
+class Watermarks(StreamWatermarks):
+    """The watermarks of one process with a journal in STATE_DIR."""
 
-    def __init__(self) -> None:
-        self.in_flight = Uncounted()
-        """Has the source of ids, and counts nothing."""
+    def __init__(
+        self,
+        settings: Settings,
+        file: WatermarkFile,
+        accounting: Accounting,
+        dead_letters: Callable[[], Sequence[DeadLetterGroup]],
+        store: Store,
+        names: Mapping[int, str],
+    ) -> None:
+        """Go on from ``file``; see :class:`StreamWatermarks`."""
+        promise = file.promise
+        host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64]
+        named = replace(promise, process=f"{host}-{promise.process}")
+        in_flight = InFlight(AscendingIds(promise.floor))
+        super().__init__(settings, named, accounting, dead_letters, store, names, in_flight)
+        self._file = file
 
-    def written(self, stop: trio.Event) -> AbstractAsyncContextManager[None]:
-        """Write nothing."""
-        del stop
-        return nullcontext()
+    @asynccontextmanager
+    async def written(self, stop: trio.Event) -> AsyncIterator[None]:
+        """Write watermarks while the body runs, the first before it, the last behind it.
 
+        The body accepts payloads, and ends when all are stored, or cannot be stored now. ``stop``
+        ends the wait before it: the body must not accept payloads then.
+        """
+        async with trio.open_nursery() as beginning:
+            beginning.start_soon(cancel_after, stop, beginning.cancel_scope)
+            await self._begin()
+            beginning.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run)
+            yield
+            nursery.cancel_scope.cancel()
+        with trio.move_on_after(LAST_SECONDS):
+            await self._finish()
 
-def watermarks_of(
-    settings: Settings,
-    accounting: Accounting,
-    dead_letters: Callable[[], Sequence[DeadLetterGroup]],
-    store: Store,
-    names: Mapping[int, str],
-) -> Watermarks | NoWatermarks:
-    """Return the watermarks of the process. Blocks, for a small file. Raises StartError."""
-    if settings.watermark == "off":
-        return NoWatermarks()
-    file = WatermarkFile(settings.state_dir)
-    return Watermarks(settings, file, accounting, dead_letters, store, names)
+    async def _finish(self) -> None:
+        """Close the watermarks, if everything that was accepted is stored or dead."""
+        if self._accounting.open or not self.in_flight.empty:
+            return
+        self._until = dict.fromkeys(self._names.values(), self.in_flight.ids.mark())
+        await self._promise(closed=True)
+        await self._upload(dict.fromkeys(self._until | self._gone, True))
+
+    def _has_jobs(self) -> bool:
+        return self._accounting.open > 0
+
+    async def _promise(self, *, closed: bool) -> None:
+        """Make the watermarks durable before they are uploaded. Waits while the disk fails."""
+        while True:
+            try:
+                write = partial(self._file.write, self._until | self._gone, closed=closed)
+                await trio.to_thread.run_sync(write)
+            except OSError as error:
+                log.warning("watermark_not_written", reason=str(error))
+                await trio.sleep(_RETRY)
+            else:
+                return

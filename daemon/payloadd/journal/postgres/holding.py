@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from payloadd.journal.api import JournalListener
+    from payloadd.journal.lane_promise import LanePromise
     from payloadd.journal.postgres.calls import DatabaseCalls
     from payloadd.journal.postgres.lane import Lane
     from payloadd.journal.postgres.leases import SeenLane
+    from payloadd.journal.postgres.promises import LanePromises
     from payloadd.model.layout import Layouts
     from payloadd.observe.metrics import Metrics
 
@@ -40,6 +42,8 @@ class KnownStreams(NamedTuple):
     layouts: Layouts
     names: dict[int, str]
     """The names of streams by their numbers in the pipeline."""
+    marked: Sequence[str] | None = None
+    """The streams of the settings, if lanes have watermarks."""
 
 
 class LaneHolder:
@@ -53,8 +57,10 @@ class LaneHolder:
         metrics: Metrics,
         known: KnownStreams,
         max_bytes: int,
+        promises: LanePromises | None = None,
     ) -> None:
-        """``max_bytes`` is JOURNAL_MAX_BYTES."""
+        """``max_bytes`` is JOURNAL_MAX_BYTES; ``promises`` are those of watermarks."""
+        self._promises = promises
         self._calls = calls
         self._recover = recover
         self._session = calls.session
@@ -94,12 +100,15 @@ class LaneHolder:
             self._listener.revived(revived)
         await calls.once(session.free_parts)
         for lane in [*session.lanes.values()]:
-            if lane is not session.own and lane.is_empty:
+            if lane is not session.own and lane.is_empty and not self._closes(lane.promise):
                 await calls.once(session.release, lane)
                 self._listener.taken_away(self._streams(lane), 0)
                 log.info("lane_released", lane=lane.number)
         oldest = await calls.once(session.oldest)
-        self._listener.oldest_accepted(None if oldest is None else oldest / 1000)
+        by_stream = None
+        if self._promises is not None:
+            by_stream = await calls.once(session.oldest_by_stream)
+        self._listener.oldest_accepted(None if oldest is None else oldest / 1000, by_stream)
         if number % _ROUNDS_PER_COUNT == 0:
             await calls.once(session.count_dead)
         if number % _ROUNDS_PER_KEYS == 0:
@@ -125,10 +134,15 @@ class LaneHolder:
             watched[lane.lane] = (lane, before[1] if before is not None and same else now)
         self._watched = watched
         for lane, since in watched.values():
-            due = not lane.empty if lane.free else now >= since + lease
+            waits = not lane.empty or self._closes(lane)
+            due = waits if lane.free else now >= since + lease
             if due:
                 await self._take(lane)
                 break
+
+    def _closes(self, one: LanePromise | SeenLane) -> bool:
+        """Return whether this process has to close the watermarks of a lane of a former owner."""
+        return self._promises is not None and one.unclosed
 
     async def _take(self, seen: SeenLane) -> None:
         lane = await self._calls.once(self._session.take, seen)
@@ -153,6 +167,8 @@ class LaneHolder:
         for lane in lanes:
             log.warning("lane_lost", lane=lane.number, payloads=lane.payloads)
             self._listener.taken_away(self._streams(lane), lane.payloads)
+        if lanes and self._promises is not None:
+            self._promises.note_change()
 
     def _streams(self, lane: Lane) -> list[int]:
         return [lane.slot * MOST_NUMBERS + number for number in lane.streams]
@@ -163,3 +179,5 @@ class LaneHolder:
             lane = await self._calls.once(self._session.get_own)
             log.info("lane_leased", lane=lane.number)
             await self._introduce(lane)
+            if self._promises is not None:
+                self._promises.note_change()

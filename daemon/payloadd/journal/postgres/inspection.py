@@ -38,6 +38,7 @@ _GROUPS: Final = """
     SELECT coalesce(s.name, 'stream-' || d.stream), d.code, count(*)::bigint,
     sum(d.payloads)::bigint
     FROM payloadd.dead d LEFT JOIN payloadd.streams s ON s.number = d.stream
+    WHERE %(lane)s::int IS NULL OR d.lane = %(lane)s
     GROUP BY 1, d.stream, d.code ORDER BY d.stream, d.code
 """
 _NO_RETRY: Final = (
@@ -178,7 +179,9 @@ class PostgresInspection:
 
     def dead_groups(self) -> list[DeadLetterGroup]:
         """Return the numbers of dead letters by stream and code."""
-        return [DeadLetterGroup(*row) for row in self._connection.execute(_GROUPS)]
+        return [
+            DeadLetterGroup(*row) for row in self._connection.execute(_GROUPS, {"lane": self._lane})
+        ]
 
     def lines(self, id_: str) -> bytes:
         """Return the payloads of a dead letter as NDJSON.

@@ -31,6 +31,7 @@ from payloadd.journal.postgres.operations import (
     StoredBatch,
 )
 from payloadd.journal.postgres.pending import CommittedTogether, PendingOperations
+from payloadd.journal.postgres.promises import LanePromises
 from payloadd.journal.postgres.rows import ROW_BYTES
 from payloadd.journal.postgres.schema import FENCED
 from payloadd.journal.postgres.sealed_batches import SealedBatchReader
@@ -77,6 +78,7 @@ class PostgresJournal:
         self._max_bytes = max_bytes
         self._tuning = tuning
         self.calls = DatabaseCalls(session, tuning, self._recover)
+        self.promises = None if known.marked is None else LanePromises(self.calls, known.marked)
         self.state = DatabaseState(health)
         self._queue = PendingOperations()
         self._bytes = 0
@@ -84,7 +86,9 @@ class PostgresJournal:
         self._current: Attempt | None = None
         """The commit under way."""
         self._sealed = SealedBatchReader(self.calls, listener, self._is_ending, self._bury_damaged)
-        self._holder = LaneHolder(self.calls, self._recover, listener, metrics, known, max_bytes)
+        self._holder = LaneHolder(
+            self.calls, self._recover, listener, metrics, known, max_bytes, self.promises
+        )
 
     def append(
         self,
@@ -107,12 +111,16 @@ class PostgresJournal:
             raise too_large(size)
         if (refusal := self.refusal(size)) is not None:
             raise refusal
+        if self.promises is not None and (early := self.promises.refusal_of(receipt)) is not None:
+            raise early
         self._queue.append(PendingRequest(receipt, parts, key, done, size, stream, marks))
         self._bytes += size
 
     def refusal(self, size: int = 1024) -> RefusedError | None:
         """Return the error that a request of ``size`` bytes would get now, or None."""
         if self.state.in_trouble and (refusal := self.state.refusal()) is not None:
+            return refusal
+        if self.promises is not None and (refusal := self.promises.refusal()) is not None:
             return refusal
         session = self.session
         if not session.has_own:
@@ -225,6 +233,8 @@ class PostgresJournal:
             start = trio.current_time()
             while not attempt.committed:
                 self._drop_lost_seals(attempt)
+                if self.promises is not None:
+                    self.promises.refuse_early(attempt)
                 try:
                     await self.calls.once(self.session.commit, attempt.commit)
                     attempt.committed = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from payloadd.journal.lane_promise import NO_PROMISE
 from payloadd.journal.postgres.rows import ROW_BYTES
 from payloadd.journal.postgres.schema import PARTS, rows_table
 from payloadd.journal.postgres.settled import SettledNumbers
@@ -95,6 +96,7 @@ class Lane:
         self.number = number
         self.epoch = epoch
         self.slot = slot
+        self.promise = NO_PROMISE
         self.streams: dict[int, StreamOfLane] = {}
         self.jobs = self.payloads = self.bytes = 0
         """Jobs that are neither stored nor dead; ``bytes`` has ROW_BYTES for each."""

@@ -18,6 +18,9 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from psycopg.types.json import Jsonb
+
+from payloadd.journal.lane_promise import LanePromise
 from payloadd.journal.postgres.connection import LEASE
 from payloadd.journal.postgres.lane import Lane
 from payloadd.journal.postgres.rows import ROW_BYTES
@@ -36,6 +39,7 @@ _OWNED: Final = f"""
 _FREE: Final = statement(f"""
     UPDATE payloadd.lanes SET {_OWNED} WHERE lane = (
         SELECT lane FROM payloadd.lanes WHERE owner IS NULL
+        AND CASE WHEN %(marks)s THEN marked IN ('open', 'opening', 'closed') ELSE until = '{{}}' END
         ORDER BY empty, lane LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING lane, epoch
 """)
@@ -64,8 +68,12 @@ _RELEASE: Final = """
     UPDATE payloadd.lanes SET epoch = epoch + 1, owner = NULL, backend = NULL,
     backend_start = NULL, expires = NULL, empty = %s WHERE lane = %s AND epoch = %s
 """
+_PROMISE: Final = """
+    UPDATE payloadd.lanes SET until = %s, marked = %s WHERE lane = %s AND epoch = %s RETURNING lane
+"""
 _OTHERS: Final = """
-    SELECT lane, epoch, beat, owner IS NULL, empty FROM payloadd.lanes
+    SELECT lane, epoch, beat, owner IS NULL, empty,
+    until <> '{}' AND marked IN ('open', 'opening', 'closing') FROM payloadd.lanes
     WHERE lane <> ALL(%b) ORDER BY lane
 """
 _MARKED: Final = "SELECT DISTINCT lane FROM payloadd.dead WHERE retry"
@@ -80,6 +88,8 @@ class SeenLane(NamedTuple):
     free: bool
     """Whether it was given back."""
     empty: bool
+    unclosed: bool
+    """Whether it has watermarks that are not closed."""
 
 
 def new_owner() -> str:
@@ -87,10 +97,13 @@ def new_owner() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(8).hex()}"
 
 
-def get_free(connection: Connection[Any], owner: str) -> tuple[int, int]:
-    """Get a lane that is free, one with jobs first, or a new one; return its number and epoch."""
+def get_free(connection: Connection[Any], owner: str, *, marks: bool) -> tuple[int, int]:
+    """Get a lane that is free, one with jobs first, or a new one; return its number and epoch.
+
+    ``marks``: whether the lane gets watermarks; without them it must not have any.
+    """
     while True:
-        row = connection.execute(_FREE, {"owner": owner}).fetchone()
+        row = connection.execute(_FREE, {"owner": owner, "marks": marks}).fetchone()
         if row is not None:
             return row[0], row[1]
         make_lane(connection)
@@ -131,12 +144,18 @@ def release(connection: Connection[Any], lane: Lane) -> None:
     connection.execute(_RELEASE, (lane.is_empty, lane.number, lane.epoch))
 
 
+def promise(connection: Connection[Any], lane: Lane, what: LanePromise) -> bool:
+    """Make durable what the watermarks of a lane say; return whether the lane is still held."""
+    values = (Jsonb(what.until), what.marked, lane.number, lane.epoch)
+    return connection.execute(_PROMISE, values).fetchone() is not None
+
+
 def others(connection: Connection[Any], held: Sequence[int]) -> list[SeenLane]:
     """Return the lanes that this process does not hold."""
     marked = {lane for (lane,) in connection.execute(_MARKED)}
     return [
-        SeenLane(lane, epoch, beat_, free, empty and lane not in marked)
-        for lane, epoch, beat_, free, empty in connection.execute(_OTHERS, (list(held),))
+        SeenLane(lane, epoch, beat_, free, empty and lane not in marked, unclosed)
+        for lane, epoch, beat_, free, empty, unclosed in connection.execute(_OTHERS, (list(held),))
     ]
 
 
@@ -157,7 +176,12 @@ _SEALED: Final = """
 
 def load(connection: Connection[Any], number: int, epoch: int, slot: int) -> Lane:
     """Read what a lane holds: its last checkpoint, and the rows that came after it."""
+    row = connection.execute(
+        "SELECT until, marked FROM payloadd.lanes WHERE lane = %s", (number,)
+    ).fetchone()
     lane = Lane(number, epoch, slot)
+    if row is not None:
+        lane.promise = LanePromise(*row)
     row = connection.execute(
         "SELECT state FROM payloadd.checkpoints WHERE lane = %s", (number,)
     ).fetchone()

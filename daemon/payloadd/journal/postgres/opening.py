@@ -54,7 +54,7 @@ async def open_postgres(
 ) -> AsyncIterator[OpenedPostgres]:
     """Open the journal of JOURNAL_URL while the body runs. Raises StartError."""
     url = str(settings.journal_url)
-    session = Session(url, SharedClock(read_uptime))
+    session = Session(url, SharedClock(read_uptime), marks=settings.watermark == "on")
     new = {name: Layout.of(settings, name) for name in stream_names}
     try:
         own = None
@@ -67,7 +67,9 @@ async def open_postgres(
         health.journal_figures = lambda: figures(session)
         listener.opened(session.own.newest(), session.own.payloads)
         maximum = settings.journal_max_bytes
-        known = KnownStreams(layouts, own.names)
+        known = KnownStreams(
+            layouts, own.names, stream_names if settings.watermark == "on" else None
+        )
         journal = PostgresJournal(session, listener, health, metrics, maximum, known, tuning)
         async with journal.running():
             yield OpenedPostgres(journal, layouts, own.names)

@@ -53,6 +53,10 @@ _OLDEST: Final = """
     SELECT last, jobs, substring(body FROM 1 FOR jobs * {entry}) FROM ({parts}) a
     ORDER BY last LIMIT 1
 """
+_FIRST_DETACHED: Final = b"""
+    SELECT DISTINCT ON (stream) stream, first, accepted FROM payloadd.batches
+    WHERE lane = %b AND body IS NOT NULL ORDER BY stream, first
+"""
 _OLDEST_SEALED: Final = b"SELECT min(accepted) FROM payloadd.batches WHERE lane = %b"
 _TO_THE_END: Final = 2**62
 
@@ -215,6 +219,12 @@ def oldest_of(connection: Connection[Any], lane: Lane, number: int) -> int | Non
 
     In milliseconds of Unix time; None without jobs.
     """
+    job = _first_of(connection, lane, number)
+    return None if job is None else job[1]
+
+
+def _first_of(connection: Connection[Any], lane: Lane, number: int) -> tuple[int, int] | None:
+    """Return number and time of the first job of a stream of a lane that is not settled."""
     stream = lane.streams.get(number)
     if stream is None or stream.is_settled:
         return None
@@ -225,7 +235,26 @@ def oldest_of(connection: Connection[Any], lane: Lane, number: int) -> int | Non
     if row is None:
         return None
     last, jobs, head = row
-    return rows.id_in(head, max(0, low - (last - jobs))) >> 80
+    index = max(0, low - (last - jobs))
+    return last - jobs + 1 + index, rows.id_in(head, index) >> 80
+
+
+def oldest_by_stream(connection: Connection[Any], lane: Lane) -> dict[int, tuple[int, int]]:
+    """Return the lowest ``seq`` of each stream that is neither stored nor dead, and its time.
+
+    See ``JournalListener.oldest_accepted``.
+    """
+    found = {}
+    for number in lane.streams:
+        base = lane.base(number)
+        job = _first_of(connection, lane, number)
+        if job is not None:
+            found[stream_of(base)] = (base + job[0], job[1])
+    for number, first, accepted in connection.execute(_FIRST_DETACHED, (lane.number,)):
+        base = lane.base(number)
+        job = (base + first, accepted)
+        found[stream_of(base)] = min(job, found.get(stream_of(base), job))
+    return found
 
 
 def count(connection: Connection[Any], lane: Lane, number: int) -> tuple[int, int, int]:

@@ -44,7 +44,9 @@ _TABLES: Final = f"""
         backend int,
         backend_start timestamptz,
         expires timestamptz,
-        empty boolean NOT NULL
+        empty boolean NOT NULL,
+        until jsonb NOT NULL DEFAULT '{{}}',
+        marked text NOT NULL DEFAULT 'open'
     ) WITH ({_SMALL_AND_HOT});
 
     CREATE TABLE payloadd.checkpoints (lane int PRIMARY KEY, state jsonb NOT NULL)
@@ -181,6 +183,15 @@ def version_of(connection: Connection[Any]) -> int | None:
         return None
     row = connection.execute("SELECT version FROM payloadd.meta").fetchone()
     return None if row is None else int(row[0])
+
+
+def name_of(connection: Connection[Any]) -> str:
+    """Return eight hex digits that tell this journal from all others."""
+    row = connection.execute(
+        "SELECT left(md5((extract(epoch FROM created) * 1000000)::bigint::text), 8)"
+        " FROM payloadd.meta"
+    ).fetchone()
+    return "" if row is None else str(row[0])
 
 
 def check_version(version: int | None) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
+    from payloadd.journal.lane_promise import LanePromise
     from payloadd.journal.postgres.keys import SharedClock
     from payloadd.journal.postgres.lane import Lane
     from payloadd.journal.postgres.leases import SeenLane
@@ -52,8 +53,10 @@ class CommitOutcome(Enum):
 class Session:
     """One process at the database."""
 
-    def __init__(self, url: str, clock: SharedClock) -> None:
+    def __init__(self, url: str, clock: SharedClock, *, marks: bool = False) -> None:
+        """Do nothing yet; ``marks``: whether lanes have watermarks."""
         self._url = url
+        self._marks = marks
         self._clock = clock
         self.keys = SharedKeys(clock)
         self._owner = leases.new_owner()
@@ -62,6 +65,7 @@ class Session:
         """The held lanes by slot."""
         self._own: Lane | None = None
         self._slots = 0
+        self.journal_name = ""
         self.names: dict[int, str] = {}
         """The names of all streams by their number in the database."""
         self._layouts: Mapping[str, Layout] = {}
@@ -78,6 +82,11 @@ class Session:
         """The lane that requests go into."""
         if self._own is None:
             raise psycopg.OperationalError("this process holds no lane of its own")
+        return self._own
+
+    @property
+    def own_or_none(self) -> Lane | None:
+        """The same; None while there is none. For the event loop: the thread may change it."""
         return self._own
 
     @property
@@ -126,6 +135,7 @@ class Session:
         """
         self.connect()
         schema.make(self.connection)
+        self.journal_name = schema.name_of(self.connection)
         self._layouts = of_streams
         self.names = layouts.number_streams(self.connection, [*of_streams])
         self.get_own()
@@ -133,12 +143,14 @@ class Session:
     def get_own(self) -> Lane:
         """Get a lane for requests; return it."""
         with self.connection.transaction():
-            number, epoch = leases.get_free(self.connection, self._owner)
+            number, epoch = leases.get_free(self.connection, self._owner, marks=self._marks)
             self._own = self._load(number, epoch)
         return self._own
 
     def _load(self, number: int, epoch: int) -> Lane:
         lane = leases.load(self.connection, number, epoch, self._slots)
+        if not set(lane.promise.until) <= set(self.names.values()):
+            self.names = layouts.read_streams(self.connection)
         self.lanes[self._slots] = lane
         self._slots += 1
         return lane
@@ -329,6 +341,24 @@ class Session:
         if lane is None:
             return reading.SealedRow(None, None, [])
         return reading.sealed(self.connection, lane, first)
+
+    def oldest_by_stream(self) -> dict[int, tuple[int, int]]:
+        """Return the lowest open ``seq`` of each stream of the own lane, and its time.
+
+        The time is in milliseconds; keys are the numbers that the pipeline has for the streams.
+        """
+        return reading.oldest_by_stream(self.connection, self.own)
+
+    def promise(self, lane: Lane, promise: LanePromise) -> bool:
+        """Make durable what the watermarks of a lane say; return False if the lane is lost."""
+        if self.lanes.get(lane.slot) is not lane:
+            return False
+        if not leases.promise(self.connection, lane, promise):
+            return False
+        if self.cut_off:
+            self._confirm()
+        lane.promise = promise
+        return True
 
     def oldest(self) -> int | None:
         """Return when the oldest job of the held lanes was accepted, in milliseconds."""
