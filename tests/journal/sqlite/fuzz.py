@@ -160,7 +160,7 @@ def make_base(folder: Path, rng: random.Random) -> Base:
     (folder / HIGH_WATER).write_bytes(record)
     with closing(sqlite3.connect(folder / "copy")) as copy:
         copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        assert copy.execute("SELECT count(*) FROM stored").fetchone() == (2,)
+        assert copy.execute("SELECT count(*) FROM stored").fetchone() == (4,)
         assert copy.execute("SELECT count(*) FROM blocks").fetchone() > (50,)
     (folder / "copy").replace(folder / FILE)
     for path in folder.iterdir():
