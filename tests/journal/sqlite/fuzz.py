@@ -9,7 +9,7 @@ Two kinds of damage are not tried, because rows of stored jobs cannot be told fr
 * An older version of a page (a write that the disk has lost) brings deleted rows back. The totals
   count fewer jobs, so the start is refused. In a file that is too large to be checked at the start
   an error line says it at the end of the backlog (``test_misplaced_pages.py``).
-* A page of ``jobs`` is copied over another one, its rows are deleted in their own place, and a crash
+* A page of ``jobs`` is copied over another one, its rows are deleted in their place, and a crash
   comes before the backlog is read up to the copy. Then the copy is taken for rows that are only in
   the wrong place, as after a swap of two pages; the rows of the other page are reported as missing.
 """

@@ -166,7 +166,7 @@ def _numbers(page: bytes) -> set[int]:
     for index in range(int.from_bytes(page[3:5])):
         cell = int.from_bytes(page[8 + 2 * index :][:2])
         # Two numbers in the format varint, of the payload's length and of the row.
-        numbers = []
+        numbers: list[int] = []
         value = 0
         while len(numbers) < 2:
             value = value << 7 | page[cell] & 127
