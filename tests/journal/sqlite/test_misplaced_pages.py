@@ -11,11 +11,19 @@ import pytest
 
 from payloadd.errors import StartError
 from payloadd.journal.sqlite import file_check
+from payloadd.journal.sqlite.damage import corrupt
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.offline import Inspection
 from payloadd.journal.sqlite.operations import Seal, Settle
 from payloadd.journal.sqlite.salvage import damaged_files
-from tests.journal.sqlite.damaging import PAGE, change, lose_table, new_findings, verified
+from tests.journal.sqlite.damaging import (
+    PAGE,
+    change,
+    lose_table,
+    new_findings,
+    verified,
+    zero_pages,
+)
 from tests.journal.sqlite.in_blocks import accepted, killed, seqs
 from tests.support.journal import batch, unpack
 
@@ -204,6 +212,17 @@ def test_a_hidden_page_of_sealed_batches_refuses_the_start(path: Path, kind: str
         Database(image)
     assert verified(image)
     assert damaged_files(image.parent) == []
+
+
+def test_a_running_daemon_makes_no_copy_without_some_sealed_batches(path: Path) -> None:
+    """The next start would put their members into other batches."""
+    with closing(Database(path)) as database:
+        (request,) = accepted(database, 200)
+        database.commit([Seal(batch(one)) for one in request.jobs])
+        zero_pages(path, children(path, "batches")[1:2])
+        assert not database._repair(corrupt("malformed"))
+        assert "which jobs are sealed" in new_findings(database)[0].reason
+    assert damaged_files(path.parent) == []
 
 
 @pytest.mark.parametrize("table", ["stored", "batches"])
