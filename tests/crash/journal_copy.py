@@ -86,7 +86,7 @@ def _read(journal: sqlite3.Connection, segments: Path) -> JournalContents:
         Counter(line for line, _ in lines),
         dict(lines),
         {str(uuid.UUID(bytes=id_)) for (id_,) in journal.execute(_ALONE)},
-        {key for (key,) in journal.execute("SELECT key FROM batches")},
+        {key for (key,) in journal.execute("SELECT key FROM batches WHERE first <= last")},
         *journal.execute("SELECT count(*) FROM dead").fetchone(),
         *journal.execute("SELECT count(DISTINCT segment) FROM waiting").fetchone(),
     )
@@ -143,5 +143,5 @@ def _assert_consistent(journal: sqlite3.Connection) -> None:
 def _ranges(journal: sqlite3.Connection) -> Iterator[tuple[int, int, int]]:
     yield from journal.execute(
         "SELECT first, last, (SELECT count(*) FROM jobs WHERE seq BETWEEN first AND last)"
-        " FROM batches ORDER BY first"
+        " FROM batches WHERE first <= last ORDER BY first"
     )

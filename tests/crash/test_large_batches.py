@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 
-from payloadd.journal.sqlite.schema import FILE
+from payloadd.journal.sqlite.schema import FILE, STORED_RANGES
 from tests.crash.bucket import read_bucket
 from tests.crash.journal_copy import read_journal
 from tests.support.daemon import END_WITHIN, running_daemon
@@ -100,7 +100,7 @@ async def _post_each(daemon: Daemon, payloads: list[bytes], path: str) -> None:
 async def _until_jobs_wait(path: Path) -> None:
     """Wait until jobs of stored batches wait for deletion, in a block with other jobs."""
     with closing(sqlite3.connect(path)) as other, trio.fail_after(END_WITHIN):
-        while not other.execute("SELECT 1 FROM stored").fetchall():  # noqa: ASYNC110 - a file
+        while not other.execute(STORED_RANGES).fetchall():  # noqa: ASYNC110 - a file
             await trio.sleep(0.002)
 
 

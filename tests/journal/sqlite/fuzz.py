@@ -2,7 +2,16 @@
 
 One journal with every kind of row is made once. Each try copies it, damages one place, opens the
 copy as the daemon does, and stores all jobs in a dictionary. Then every payload has to be stored
-once and unaltered, or be reported as damaged.
+once and unaltered, or be reported as damaged, or the start has to be refused.
+
+Two kinds of damage are not tried, because rows of stored jobs cannot be told from others then:
+
+* An older version of a page (a write that the disk has lost) brings deleted rows back. The totals
+  count fewer jobs, so the start is refused. In a file that is too large to be checked at the start
+  an error line says it at the end of the backlog (``test_misplaced_pages.py``).
+* A page of ``jobs`` is copied over another one, its rows are deleted in their place, and a crash
+  comes before the backlog is read up to the copy. Then the copy is taken for rows that are only in
+  the wrong place, as after a swap of two pages; the rows of the other page are reported as missing.
 """
 
 from __future__ import annotations
@@ -160,7 +169,7 @@ def make_base(folder: Path, rng: random.Random) -> Base:
     (folder / HIGH_WATER).write_bytes(record)
     with closing(sqlite3.connect(folder / "copy")) as copy:
         copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        assert copy.execute("SELECT count(*) FROM stored").fetchone() == (2,)
+        assert copy.execute("SELECT count(*) FROM stored").fetchone() == (4,)
         assert copy.execute("SELECT count(*) FROM blocks").fetchone() > (50,)
     (folder / "copy").replace(folder / FILE)
     for path in folder.iterdir():

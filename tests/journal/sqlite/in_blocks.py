@@ -28,9 +28,9 @@ def request(first: int, count: int = 1, stream: int = 0) -> Append:
 
 
 def counts(path: Path) -> tuple[int, int, int]:
-    """Return how many rows ``jobs``, ``blocks`` and ``stored`` have."""
+    """Return how many rows ``jobs`` and ``blocks`` have, and how many ranges ``stored``."""
     with closing(sqlite3.connect(path)) as other:
-        tables = ("jobs", "blocks", "stored")
+        tables = ("jobs", "blocks", "stored WHERE last > 0 AND last < 1 << 61")
         queries = [f"SELECT count(*) FROM {table}" for table in tables]
         one, two, three = (other.execute(query).fetchone()[0] for query in queries)
         return one, two, three

@@ -294,7 +294,7 @@ def test_lost_ranges_of_stored_jobs_refuse_the_start(path: Path, database: Datab
     requests = accepted(database, 6)
     database.commit([Settle(batch(*requests[0].jobs[1:3], sealed=False))])
     image = killed(path, "killed")
-    change(image, "UPDATE stored SET first = 'x'")
+    change(image, "UPDATE stored SET first = 'x' WHERE last = 3")
     with pytest.raises(StartError, match="stored already"):
         Database(image)
     assert counts(image) == (0, 1, 1)
@@ -308,6 +308,6 @@ def test_a_flipped_bit_of_a_stored_range_is_repaired_first(path: Path, database:
     requests = accepted(database, 6)
     database.commit([Settle(batch(*requests[0].jobs[1:3], sealed=False))])
     image = killed(path, "killed")
-    change(image, "UPDATE stored SET first = 0")
+    change(image, "UPDATE stored SET first = 0 WHERE last = 3")
     with closing(Database(image)) as again:
         assert seqs(again) == [1, 4, 5, 6]

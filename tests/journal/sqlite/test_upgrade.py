@@ -98,7 +98,7 @@ def test_dead_letters_of_version_3_are_listed_and_retried(name: str, tmp_path: P
     assert [one.payloads for one in found if one is not None] == list(map(len, wanted))
 
 
-@pytest.mark.parametrize("stopped_after", range(1, 14))
+@pytest.mark.parametrize("stopped_after", range(1, 21))
 def test_an_interrupted_upgrade_leaves_the_old_version(stopped_after: int, tmp_path: Path) -> None:
     """A daemon that is killed during an upgrade would leave a journal that no version reads."""
     path = unpack("stopped", tmp_path)

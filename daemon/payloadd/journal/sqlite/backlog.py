@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import job_rows, segments
 from payloadd.journal.sqlite.damage import corrupt
+from payloadd.journal.sqlite.schema import ABOVE_ALL
 from payloadd.model.formats import FORMATS
 from payloadd.model.job import Batch
 from payloadd.model.streams import first_seq, last_seq, stream_of
@@ -29,7 +30,7 @@ log = get_logger(__name__)
 
 BEYOND: Final = 2**62
 """A ``seq`` that no job reaches."""
-_FIRST_SEALED: Final = "SELECT min(first) FROM batches WHERE first > ?"
+_FIRST_SEALED: Final = f"SELECT min(first) FROM batches WHERE first > ? AND first < {ABOVE_ALL}"  # noqa: S608 - a number
 _SEALED: Final = "SELECT first FROM batches WHERE first > ? AND first <= ? ORDER BY first LIMIT ?"
 _MOST_SEALED: Final = 100
 

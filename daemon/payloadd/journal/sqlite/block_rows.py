@@ -124,7 +124,7 @@ def unpack_all(connection: sqlite3.Connection) -> list[Finding]:
     found: list[Finding] = []
     while any(connection.execute("SELECT 1 FROM blocks LIMIT 1")):
         checked = check_table(connection, STORED)
-        if checked.lost:
+        if not checked.complete:
             break
         with connection:
             connection.execute("BEGIN IMMEDIATE")

@@ -65,6 +65,11 @@ class Findings:
         self.on_new: Callable[[], object] = lambda: None
         """Called for new findings, in any thread."""
 
+    @property
+    def tables(self) -> frozenset[str]:
+        """The tables of these findings."""
+        return frozenset(one.table for one in self._new)
+
     def add(self, *found: Finding) -> None:
         """Add findings, and call ``on_new`` if there are any."""
         if found:

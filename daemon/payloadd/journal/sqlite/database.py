@@ -309,9 +309,6 @@ class Database(DatabaseFile):
         """Return those of the jobs that are not in blocks."""
         return [job for job in jobs if not self.blocks.has(job.seq)]
 
-    def _is_sound(self) -> bool:
-        return self._hidden.is_sound(self._connection)
-
     def _recount(self) -> None:
         """Compare the totals with the rows, once, when the whole backlog has been read."""
 

@@ -140,13 +140,17 @@ class DatabaseFile:
 
         ``gaps``: ranges of jobs whose pages cannot be read.
         """
+        unreadable = self.findings.tables
         self.findings.add(*block_rows.unpack_all(self._connection))
         small = self._path.stat().st_size <= file_check.MOST_CHECKED
+        self._hidden.checked |= small
         self._inventory = inventory.read_and_repair(
             self._connection,
             segments.names(self._folder / segments.FOLDER),
             gaps,
-            counting=small or self._hidden.sound,
+            counting=self._hidden.checked,
+            unreadable=unreadable,
+            is_sound=lambda: self._hidden.checked or self._is_sound(),
         )
         self._counted |= small
         self._note_damage(self._inventory)
@@ -182,7 +186,8 @@ class DatabaseFile:
         self._backlog = Backlog(
             self._connection, self._folder, self._excluded, self._read_errors, self.blocks
         )
-        self.deletion = RowDeletion(self._connection, frozenset(self.blocks.noted()))
+        in_blocks = frozenset(self.blocks.noted())
+        self.deletion = RowDeletion(self._connection, in_blocks, checked=self._hidden.checked)
         self.staging = Staging(self._connection, self.deletion, self.high_water.key_clock)
         self._oldest = OldestRow(self._connection)
         self.blocks.unpacked = self._oldest.include
@@ -233,8 +238,8 @@ class DatabaseFile:
         self.files.note()
         # The copy has their jobs in rows.
         self.blocks = Blocks()
-        self._attach()
         self._hidden.repaired()
+        self._attach()
         self.compaction.recheck_all()
         self.findings.add(Finding("file", str(error)), *found)
         self._counted = True
@@ -349,6 +354,9 @@ class DatabaseFile:
         self._note_damage(result)
         self.totals = replace(result.totals, evicted=self.totals.evicted)
         self._count_dead()
+
+    def _is_sound(self) -> bool:
+        return self._hidden.is_sound(self._connection)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

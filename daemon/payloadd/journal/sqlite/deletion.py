@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import job_rows
 from payloadd.journal.sqlite.checksum import of_values
+from payloadd.journal.sqlite.schema import STORED_RANGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
@@ -25,7 +26,6 @@ _SHARE: Final = 16
 """Each commit deletes at least one in so many of the waiting rows: with a fixed number they would
 pile up where batches are stored faster than their rows are deleted."""
 
-_RANGES: Final = "SELECT first, last FROM stored ORDER BY last"
 _FIRST_LEFT: Final = "SELECT min(seq) FROM jobs WHERE seq BETWEEN ? AND ?"
 _LAST_LEFT: Final = "SELECT max(seq) FROM jobs WHERE seq BETWEEN ? AND ?"
 _INSERT: Final = "INSERT INTO stored (first, last, crc) VALUES (?, ?, ?)"
@@ -40,18 +40,33 @@ class RowDeletion:
     small_range = 64
     """Rows up to which a range is deleted by the commit that settles it."""
 
-    def __init__(self, connection: sqlite3.Connection, in_blocks: Container[Range] = ()) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        in_blocks: Container[Range] = (),
+        *,
+        checked: bool = True,
+    ) -> None:
         """Read the ranges from the table ``stored``.
 
-        ``in_blocks``: those whose jobs are in blocks, which have no rows.
+        ``in_blocks``: those whose jobs are in blocks, which have no rows. ``checked``: whether all
+        pages of the file were checked. If they were not, a misplaced page may hide the rows at an
+        end of a range, and a repair find them. So a range without them stays in the table, until a
+        start has checked the file.
         """
         self._connection = connection
-        found = [one for one in connection.execute(_RANGES) if one not in in_blocks]
+        found = [one for one in connection.execute(STORED_RANGES) if one not in in_blocks]
         self.ranges: tuple[Range, ...] = tuple(map(self._left, found))
         """Ranges that wait for deletion, the next one first. A tuple, so that a commit that fails
         can restore the old value."""
-        self.absent = sum(map(self._absent_of, self.ranges))
+        absent = [self._absent_of(one) for one in self.ranges]
+        self.absent = sum(absent)
         """Numbers in these ranges that never had a row: a staged request was given up."""
+        self._kept: frozenset[int] = frozenset()
+        """``last`` of the ranges that stay in the table."""
+        if not checked:
+            both = zip(found, self.ranges, absent, strict=True)
+            self._kept = frozenset(one[1] for one, left, gone in both if one != left or gone)
         self.missed = 0
         """Rows that the last call of ``delete`` should have found and did not."""
 
@@ -98,7 +113,8 @@ class RowDeletion:
         while waiting and due > 0:
             first, last = waiting.popleft()
             if last - first < due:
-                self._connection.execute(_DELETE, (last,))
+                if last not in self._kept:
+                    self._connection.execute(_DELETE, (last,))
             else:
                 waiting.appendleft((first + due, last))
                 last = first + due - 1
@@ -132,12 +148,11 @@ class RowDeletion:
         """Delete all rows that wait, in one transaction; a range that is only hidden stays."""
         if not self.ranges:
             return
+        lasts = [last for _, last in self.ranges if last not in self._kept]
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             job_rows.delete(self._connection, self.ranges)
-            job_rows.delete_each(
-                self._connection, "stored", "last", [last for _, last in self.ranges]
-            )
+            job_rows.delete_each(self._connection, "stored", "last", lasts)
         self.ranges = ()
 
 

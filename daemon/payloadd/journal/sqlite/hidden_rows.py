@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import file_check, job_rows
 from payloadd.journal.sqlite.damage import corrupt
+from payloadd.journal.sqlite.schema import STORED_RANGES
 from payloadd.model.streams import count_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from payloadd.journal.sqlite.job_rows import Range
     from payloadd.journal.sqlite.transaction import Totals
 
-_STORED: Final = "SELECT first, last FROM stored"
 _MERGED_BEYOND: Final = 1000
 
 
@@ -39,7 +39,9 @@ class HiddenRows:
     def __init__(self, *, sound: bool) -> None:
         """Begin with a file; ``sound``: whether this start has repaired it or checked all of it."""
         self.sound = sound
-        """Whether the file was repaired or checked as a whole in this run."""
+        """Whether the file was repaired in this run, or checked because rows seemed hidden."""
+        self.checked = sound
+        """Whether it was, or was checked by this start because it is small."""
         self.unread = 0
         """Jobs of earlier runs that no page has returned so far."""
         self._following = 0
@@ -52,7 +54,7 @@ class HiddenRows:
         """Count the jobs of earlier runs, without ``sealed`` batches: no page returns those."""
         self.unread = totals.jobs - sum(last - first + 1 for first, last in sealed)
         self._following = totals.next
-        self.delete(connection.execute(_STORED).fetchall())
+        self.delete(connection.execute(STORED_RANGES).fetchall())
 
     def read(self, page: Page) -> None:
         """Note that the rows of a page were read."""
@@ -73,6 +75,7 @@ class HiddenRows:
     def is_sound(self, connection: sqlite3.Connection) -> bool:
         """Return whether no page of the file is damaged or misplaced; reads all of it once."""
         self.sound = self.sound or file_check.find_problem(connection) is None
+        self.checked |= self.sound
         return self.sound
 
     def check(self, connection: sqlite3.Connection, missed: int) -> None:
@@ -91,4 +94,4 @@ class HiddenRows:
     def repaired(self) -> None:
         """Note that the file was repaired, without the rows of ``deleted``."""
         self._deleted = []
-        self.sound = True
+        self.sound = self.checked = True

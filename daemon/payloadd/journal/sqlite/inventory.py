@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 from payloadd.journal.sqlite import block_rows, damage, job_rows, small_tables, stream_rows
 from payloadd.journal.sqlite.damage import DamagedRow, Finding
 from payloadd.journal.sqlite.small_tables import BATCHES, DEAD, IDENTITY, STORED, TOTALS, ranges
-from payloadd.journal.sqlite.transaction import Totals, count
+from payloadd.journal.sqlite.transaction import Count, Totals, count
 from payloadd.model.streams import MOST_NUMBERS, count_of, first_seq, last_seq
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Container, Iterable, Sequence
+    from collections.abc import Set as AbstractSet
 
     from payloadd.journal.sqlite.job_rows import Range
 
@@ -64,13 +65,18 @@ def read_and_repair(
     gaps: Sequence[Range],
     *,
     counting: bool,
+    unreadable: frozenset[str] | None = None,
+    is_sound: Callable[[], bool] = lambda: True,
 ) -> Inventory:
     """Read all tables other than ``jobs`` and repair what is damaged, in one transaction.
 
     ``segments``: names of the segments in STATE_DIR. ``gaps``: ranges of ``seq`` in which rows may
     be missing. ``counting``: count the rows of ``jobs`` and make dead letters of missing jobs.
+    ``unreadable``: at a start, the tables of which a repair could not read some pages; None in a
+    running daemon. ``is_sound``: returns whether no page of the file is damaged or misplaced.
 
-    Raises sqlite3.Error, and StartError where stored jobs could be stored again.
+    Raises sqlite3.Error, that of a damaged file where rows are lost and the file is not sound, and
+    StartError where stored jobs could be stored again.
     """
     with connection:
         connection.execute("BEGIN IMMEDIATE")
@@ -81,7 +87,7 @@ def read_and_repair(
             checked = small_tables.check(connection, table, width=2)
             findings += small_tables.repair(connection, table, checked)
             found[table.name] = checked.rows
-            lost |= {table.name} if checked.lost else set()
+            lost |= set() if checked.complete else {table.name}
         stored = [(first, last) for last, first in ranges(found["stored"])]
         # Most starts have none left: the caller has unpacked them in small transactions.
         damaged_blocks = block_rows.unpack_in_transaction(connection)
@@ -94,6 +100,10 @@ def read_and_repair(
         totals, problem, known = _totals(connection, segments, chain(sealed, dead, stored))
         findings += problem
         apart = sorted(chain(sealed, dead, stored))
+        if (lost or not known) and not is_sound():
+            # A page in another place may have the lost rows, and the rows to be removed are others.
+            tables = ", ".join(lost or {"totals"})
+            raise damage.corrupt(f"rows of {tables} are not where they should be")
         refuse_unknown(connection, totals if known else None, lost, [*dead, *stored])
         before = totals
         strays = _bury_strays(connection, totals)
@@ -109,6 +119,9 @@ def read_and_repair(
             findings += absent.findings
         if counting or not known:
             compared = compare(connection, totals, gaps, known=known)
+            # Jobs of lost dead letters wait again.
+            if known and unreadable is not None and "dead" not in unreadable | lost:
+                _refuse_surplus(compared.totals.jobs - totals.jobs)
             totals = compared.totals
             findings += compared.findings
         less = max(0, before.payloads - totals.payloads) if known else 0
@@ -167,6 +180,9 @@ def compare(
             raise damage.corrupt(f"{missing} rows of jobs are missing")
         payloads = max(0, before.payloads - counted.payloads)
         findings = _bury_missing(connection, gaps, missing, payloads)
+    elif known and missing < 0:
+        reason = f"{-missing} more than the totals count: some may be stored twice"
+        findings = [Finding("jobs", reason)]
     elif not known:
         for gap in gaps:
             finding = Finding("jobs", "in pages that cannot be read", *gap)
@@ -196,7 +212,7 @@ def _bury_missing(
 def refuse_unknown(
     connection: sqlite3.Connection,
     totals: Totals | None,
-    lost: Container[str],
+    lost: AbstractSet[str],
     apart: Sequence[Range],
 ) -> None:
     """Raise StartError where jobs that are in the store already could be stored again.
@@ -204,25 +220,26 @@ def refuse_unknown(
     ``totals``: None where they are not known. ``lost``: names of the tables of which rows are lost.
     ``apart``: ranges of jobs that are known not to wait.
     """
-    if "batches" in lost and "dead" in lost:
-        # The loss of one table is repaired: the same batches are made again (``small_tables.py``).
-        raise damage.start_refusal(
-            "it is not known which jobs are sealed and which are dead letters"
-        )
-    if "stored" in lost and (totals is None or "blocks" in lost):
-        # Missing jobs would hide how many of the others are stored.
+    if not lost & {"batches", "stored"}:
+        return
+    counted = None
+    if totals is not None and "blocks" not in lost:
+        counted = count(connection, apart)
+    # Missing jobs would hide how many of the others are stored; their bytes differ.
+    exact = totals is not None and counted == (totals.jobs, totals.payloads, totals.bytes)
+    if "stored" in lost and not exact:
+        if totals is not None and counted is not None:
+            _refuse_surplus(counted.jobs - totals.jobs)
         raise damage.start_refusal("it is not known which jobs are stored already")
-    if "stored" in lost and totals is not None:
-        surplus = count(connection, apart).jobs - totals.jobs
-        if surplus > 0:
-            reason = (
-                f"{surplus} jobs are stored already or were never accepted,"
-                " and it is not known which"
-            )
-            raise damage.start_refusal(reason)
-        if surplus < 0:
-            # Missing jobs would hide how many of the others are stored.
-            raise damage.start_refusal("it is not known which jobs are stored already")
+    if "batches" in lost and not (exact and counted == Count(0, 0, 0)):
+        raise damage.start_refusal("it is not known which jobs are sealed, and may be stored")
+
+
+def _refuse_surplus(jobs: int) -> None:
+    """Raise StartError where more jobs wait than the totals count."""
+    if jobs > 0:
+        reason = f"{jobs} jobs are stored already or were never accepted, and it is not known which"
+        raise damage.start_refusal(reason)
 
 
 def are_all_there(

@@ -33,6 +33,7 @@ from payloadd.journal.sqlite.salvage import remove_damaged_files
 from payloadd.journal.sqlite.schema import (
     FILE,
     MIGRATIONS,
+    STORED_RANGES,
     check_version,
     open_existing,
     refuse_link,
@@ -123,7 +124,7 @@ class Inspection:
             payloads=value("SELECT payloads FROM totals"),
             bytes=value("SELECT bytes FROM totals"),
             oldest_seconds=max(one.oldest_seconds for one in streams.values()),
-            sealed_batches=value("SELECT count(*) FROM batches"),
+            sealed_batches=value("SELECT count(*) FROM batches WHERE first <= last"),
             dead_letters=value("SELECT count(*) FROM dead"),
             dead_payloads=value("SELECT coalesce(sum(payloads), 0) FROM dead"),
             dead_bytes=value("SELECT coalesce(sum(bytes), 0) FROM dead"),
@@ -136,7 +137,7 @@ class Inspection:
     def _streams(self) -> dict[str, StreamStatus]:
         """Return the figures of the default stream and of each other one that has jobs, by name."""
         names = stream_rows.read(self._connection)
-        stored = self._rows("SELECT first, last FROM stored")
+        stored = self._rows(STORED_RANGES)
         # Once for all streams: a block has jobs of many of them.
         in_blocks: dict[int, list[BlockCount]] = {}
         for one in block_rows.waiting(self._connection, stored):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from payloadd.journal.sqlite import job_rows
 from payloadd.journal.sqlite.checksum import of_job, of_totals, of_values
+from payloadd.journal.sqlite.small_tables import STORED
 
 if TYPE_CHECKING:
     import sqlite3
@@ -73,10 +74,11 @@ def restore_totals(connection: sqlite3.Connection, totals: Totals) -> None:
 
 def restore_stored(connection: sqlite3.Connection, ranges: Sequence[Range]) -> None:
     """Write the ranges whose jobs are stored and whose rows wait for deletion."""
+    rows = [*STORED.ends, *((last, first) for first, last in ranges if first <= last)]
     connection.execute("DELETE FROM stored")
     connection.executemany(
-        "INSERT INTO stored (first, last, crc) VALUES (?, ?, ?)",
-        [(first, last, of_values((last, first))) for first, last in ranges if first <= last],
+        "INSERT INTO stored (last, first, crc) VALUES (?, ?, ?)",
+        [(*row, of_values(row)) for row in rows],
     )
 
 

@@ -10,10 +10,10 @@ removed with the last dead letter of damaged rows.
   that: a crash leaves the old file or the new one, never a file with the log of another file.
 * The counts of the old file show how many jobs are missing; these become dead letters.
 * State that a running daemon has in memory is written into the new file before it is renamed.
-* Where nothing of ``jobs``, ``batches`` or ``stored`` can be read, or where it is not known which
-  rows are stored already (see ``inventory.refuse_unknown``), stored and waiting jobs cannot be
-  distinguished. Then nothing is changed, and the text of StartError lists the ways out. A running
-  daemon has the ranges of ``stored`` and the number of ``jobs`` in memory.
+* Where nothing of ``jobs`` can be read, or where it is not known which rows are stored already (see
+  ``inventory.refuse_unknown``), stored and waiting jobs cannot be distinguished. Then nothing is
+  changed, and the text of StartError lists the ways out. A running daemon has the ranges of
+  ``stored`` and the number of ``jobs`` in memory.
 * A table ``jobs`` of which nothing can be read is made anew, without rows, where the totals show
   that all jobs are in blocks: its one page is damaged, and most of the time it has no rows.
 """
@@ -49,13 +49,11 @@ _NEW_FILE: Final = f"{FILE}.rebuilt"
 _LARGEST_KEY: Final = 2**62
 _JOB_COLUMNS: Final = "seq, id, payloads, lines, segment, start, size, stream, crc"
 _HEAD_COLUMNS: Final = "seq, id, payloads, segment, start, size, stream"
-_NEEDED: Final = frozenset({"batches", "stored"})
-_NEEDED_BY_DAEMON: Final = frozenset({"batches"})
 _BLOCK_HEAD: Final = "SELECT number, crc, head, x'' FROM blocks WHERE number = ?"
 
 _NUMBERS: Final = (
     "SELECT next FROM totals",
-    f"SELECT max(last) + 1 FROM batches GROUP BY last >> {STREAM_BITS}",  # noqa: S608 - ours
+    f"SELECT max(last) + 1 FROM batches WHERE first <= last GROUP BY last >> {STREAM_BITS}",  # noqa: S608 - ours
     f"SELECT max(last) + 1 FROM dead GROUP BY last >> {STREAM_BITS}",  # noqa: S608 - as above
     "SELECT first FROM layouts",
     f"SELECT number << {STREAM_BITS} FROM streams",  # noqa: S608 - as above
@@ -82,8 +80,8 @@ def salvage(
     try:
         with closing(open_existing(path)) as old, closing(create_copy(new)) as copy:
             copy.execute("BEGIN")
-            needed = _NEEDED if complete is None else _NEEDED_BY_DAEMON
-            found, gaps = _copy_all(old, copy, needed, tolerant=tolerant)
+            at_start = complete is None
+            found, gaps = _copy_all(old, copy, at_start=at_start, tolerant=tolerant)
             copy.execute("COMMIT")
             if complete is not None:
                 complete(copy, gaps)
@@ -106,7 +104,7 @@ def recreate(path: Path, connection: sqlite3.Connection, complete: Complete) -> 
     new.unlink(missing_ok=True)
     with closing(create_copy(new)) as copy:
         copy.execute("BEGIN")
-        _, gaps = _copy_all(connection, copy, _NEEDED_BY_DAEMON, tolerant=False)
+        _, gaps = _copy_all(connection, copy, at_start=False, tolerant=False)
         copy.execute("COMMIT")
         complete(copy, gaps)
     _sync(new)
@@ -125,7 +123,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _copy_all(
-    old: sqlite3.Connection, copy: sqlite3.Connection, needed: frozenset[str], *, tolerant: bool
+    old: sqlite3.Connection, copy: sqlite3.Connection, *, at_start: bool, tolerant: bool
 ) -> tuple[list[Finding], list[Range]]:
     found: list[Finding] = []
     for table in (
@@ -134,8 +132,6 @@ def _copy_all(
         *(small_tables.STREAMS, small_tables.SEGMENTS),
     ):
         scan, ignored = _copy_table(old, copy, table, tolerant=tolerant)
-        if table.name in needed:
-            _refuse_empty(scan, table.name)
         if ignored:
             reason = f"{ignored} rows do not fit into it and were removed"
             found.append(Finding(table.name, reason))
@@ -152,12 +148,14 @@ def _copy_all(
     found += _copy_blocks(old, copy, tolerant=tolerant)
     gaps = merge([(first, last) for first, last in scan.gaps if first > 0 and last < _LARGEST_KEY])
     reason = "some of its pages cannot be read"
-    if "stored" in needed:
+    if at_start:
         # A running daemon has the totals and the ranges of ``stored`` in memory.
         none_read = scan.failed and not scan.found
         _refuse_unknown(copy, found, none_read=none_read)
         if none_read:
             gaps, reason = [], "no row can be read, and no job that waits was in it"
+    elif any(one.table == "batches" for one in found):
+        raise start_refusal("no other part shows which jobs are sealed, and may be stored")
     if scan.failed:
         found.append(Finding("jobs", reason, *_ends(gaps)))
     return found, gaps
@@ -204,15 +202,16 @@ def _refuse_unknown(copy: sqlite3.Connection, found: list[Finding], *, none_read
     """
     tables = (small_tables.BATCHES, small_tables.DEAD, small_tables.STORED, small_tables.TOTALS)
     checked = {table.name: small_tables.check(copy, table) for table in tables}
-    lost = {one.table for one in found} | {name for name, one in checked.items() if one.lost}
+    lost = {one.table for one in found}
+    lost |= {name for name, one in checked.items() if not one.complete}
     totals = None
     if "totals" not in lost and len(checked["totals"].rows) == 1:
         totals = Totals(*checked["totals"].rows[0])
     stored = [(first, last) for last, first in checked["stored"].rows]
     dead = small_tables.ranges(checked["dead"].rows)
-    inventory.refuse_unknown(copy, totals, lost, [*dead, *stored])
     if none_read and not inventory.are_all_there(copy, totals, lost, dead, stored):
         raise start_refusal("no row of the table jobs can be read")
+    inventory.refuse_unknown(copy, totals, lost, [*dead, *stored])
 
 
 def _following(copy: sqlite3.Connection) -> int:
@@ -317,12 +316,6 @@ def _partial_rows(old: sqlite3.Connection, seqs: list[int]) -> Iterator[tuple[An
             row = old.execute(query, (seq,)).fetchone() or row
         seq_, id_, payloads, *place, stream = row
         yield _without_nulls((seq_, id_, payloads, b"", *place, stream, WRONG_CHECKSUM))
-
-
-def _refuse_empty(scan: TableScan, table: str) -> None:
-    """Raise StartError where no row of a table can be read."""
-    if scan.failed and not scan.found:
-        raise start_refusal(f"no row of the table {table} can be read")
 
 
 def _ends(gaps: list[Range]) -> tuple[int | None, int | None]:

@@ -22,6 +22,10 @@
 * ``totals``: one row of counters, so that opening a journal of millions of rows does not count
   them. ``accepted`` counts all payloads that were ever accepted; see ``high_water.py``.
 
+The first and the last row of ``batches`` and of ``stored`` are always there: ranges without jobs,
+below and above all others. SQLite does not notice a page in the place of another one. Without these
+rows, an empty page in the place of the table's would look like a table without rows.
+
 Every row has a checksum in ``crc`` (see ``checksum.py``). NULL means that the row was written by
 version 3 or older, which had no checksums. ``jobs.stream`` is not used and 0: ``seq`` has the
 stream. ``answers.fingerprint`` shows whether a key comes with other payloads; NULL in rows of
@@ -111,9 +115,20 @@ MIGRATIONS: Final = (
     CREATE TABLE blocks (
         number INTEGER PRIMARY KEY, crc INTEGER NOT NULL, head BLOB NOT NULL, lines BLOB NOT NULL
     );
+    INSERT INTO batches (first, last, key, compression, crc) VALUES
+        (0, -1, '', 'none', 3561555155),
+        (2305843009213693952, 2305843009213693951, '', 'none', 2770251440);
+    INSERT INTO stored (last, first, crc) VALUES
+        (0, 1, 2908379078), (2305843009213693952, 2305843009213693953, 1281460883);
     """,
 )
 """Script n upgrades ``user_version`` n to n + 1. A released script never changes."""
+
+ABOVE_ALL: Final = 2**61
+"""The key of the last row of ``batches`` and of ``stored``, above every ``seq``; that of the first
+row is 0."""
+STORED_RANGES: Final = "SELECT first, last FROM stored WHERE first <= last ORDER BY last"
+"""The ranges of stored jobs, without the first and the last row of the table."""
 
 ROW_BYTES: Final = 64
 """Approximate bytes of a job's row without its payloads: bounds the size of many tiny payloads."""

@@ -4,12 +4,11 @@ Each row is compared with its checksum. A row that does not match is first searc
 flipped bit, which the checksum identifies. A row that still does not match is removed and
 reported, with these consequences:
 
-* ``batches``: the members are batched again. The key of an object is derived from its first
-  member, so the new batch is the same object as the sealed one unless a neighbour is damaged too.
-* ``dead``: the store refuses the object again, and it becomes a dead letter again.
+* ``batches``: the start is refused where any job waits: objects of the lost batches may be in the
+  store, and other batches of their members would have other keys. See ``inventory.py``.
 * ``stored``: the start is refused where rows are left that may be stored, or may belong to a
-  request that a crash cut off (``staging.py``); see ``inventory.py``.
-* ``batches`` and ``dead`` together: the start is refused too.
+  request that a crash cut off (``staging.py``).
+* ``dead``: the store refuses the object again, and it becomes a dead letter again.
 * ``layouts``: the previous layout is used for the jobs, or the current settings are.
 * ``streams``: a stream whose jobs are there gets a name made of its number; see ``stream_rows.py``.
 * ``segments``: the search for jobs of a segment reads more rows.
@@ -26,7 +25,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from payloadd.journal.sqlite.checksum import of_answer, of_totals, of_values
-from payloadd.journal.sqlite.damage import Finding
+from payloadd.journal.sqlite.damage import Finding, corrupt
+from payloadd.journal.sqlite.schema import ABOVE_ALL
 from payloadd.model.formats import FORMATS
 from payloadd.model.keys import KeyTemplate
 from payloadd.model.streams import MOST_NUMBERS
@@ -53,6 +53,8 @@ class Table(NamedTuple):
     """Columns that the checksum does not cover."""
     checksum: Callable[[RowValues], int] = of_values
     """Computes ``crc`` of a row for which ``is_shaped`` holds."""
+    ends: tuple[RowValues, ...] = ()
+    """The first and the last row of a table of which no row may be missing unnoticed."""
 
 
 class Checked(NamedTuple):
@@ -64,10 +66,18 @@ class Checked(NamedTuple):
     """Rows with one flipped bit: the row as it is, and as it was written."""
     lost: list[RowValues]
     """Rows that do not match their checksum and cannot be repaired."""
+    missing_ends: list[RowValues]
+    """Rows of ``Table.ends`` that are not there: other rows may be missing, too."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether no row is known to be lost."""
+        return not (self.lost or self.missing_ends)
 
 
 def _is_range(first: object, last: object) -> bool:
-    return isinstance(first, int) and isinstance(last, int) and first <= last
+    """Return whether these are the ends of a range; that of ``Table.ends`` is empty."""
+    return isinstance(first, int) and isinstance(last, int) and first <= last + 1
 
 
 def _is_batch(row: RowValues) -> bool:
@@ -124,7 +134,12 @@ def _is_answer(row: RowValues) -> bool:
     )
 
 
-BATCHES: Final = Table("batches", ("first", "last", "key", "compression", "encoder"), _is_batch)
+BATCHES: Final = Table(
+    "batches",
+    ("first", "last", "key", "compression", "encoder"),
+    _is_batch,
+    ends=((0, -1, "", "none", None), (ABOVE_ALL, ABOVE_ALL - 1, "", "none", None)),
+)
 DEAD: Final = Table(
     "dead",
     (
@@ -134,7 +149,12 @@ DEAD: Final = Table(
     _is_dead,
     kept=("retry",),
 )
-STORED: Final = Table("stored", ("last", "first"), lambda row: _is_range(row[1], row[0]))
+STORED: Final = Table(
+    "stored",
+    ("last", "first"),
+    lambda row: _is_range(row[1], row[0]),
+    ends=((0, 1), (ABOVE_ALL, ABOVE_ALL + 1)),
+)
 LAYOUTS: Final = Table("layouts", ("first", "template", "host", "compression", "alone"), _is_layout)
 STREAMS: Final = Table("streams", ("number", "name"), _is_stream)
 SEGMENTS: Final = Table("segments", ("name", "firsts"), _is_segment)
@@ -155,23 +175,39 @@ TOTALS: Final = Table(
 def check(connection: sqlite3.Connection, table: Table, width: int | None = None) -> Checked:
     """Read a table and compare each row with its checksum; changes nothing.
 
-    ``width``: the columns of each row to return in ``rows``, by default all.
+    ``width``: the columns of each row to return in ``rows``, by default all. Raises the error of a
+    damaged file where a page in the place of another one hides rows of a table with ``ends``.
     """
-    checked = Checked([], [], [])
+    checked = Checked([], [], [], [*table.ends])
     columns = ", ".join((*table.columns, "crc"))
     query = f"SELECT {columns} FROM {table.name}"  # noqa: S608 - names of ours
+    previous = None
     # One row after the other, and no more of it than is needed: there may be millions.
     for *values, crc in connection.execute(query):
         row = tuple(values)
-        if is_intact(table, row, crc):
-            checked.rows.append(row[:width])
-        elif (before := without_flipped_bit(table, row, crc)) is not None:
-            checked.rows.append(before[:width])
+        if table.ends and previous is not None and row[0] <= previous:
+            raise corrupt(f"the rows of {table.name} are out of order after {previous}")
+        previous = row[0]
+        if not is_intact(table, row, crc):
+            before = without_flipped_bit(table, row, crc)
+            if before is None:
+                checked.lost.append(row)
+                continue
             checked.repaired.append((row, before))
+            row = before
+        if row in checked.missing_ends:
+            checked.missing_ends.remove(row)
         else:
-            checked.lost.append(row)
+            checked.rows.append(row[:width])
     checked.rows.sort(key=lambda row: row[0])
     return checked
+
+
+def missing_ends(connection: sqlite3.Connection, table: Table) -> list[RowValues]:
+    """Return those rows of ``Table.ends`` that are not there."""
+    key = table.columns[0]
+    query = f"SELECT 1 FROM {table.name} WHERE {key} = ?"  # noqa: S608 - names of ours
+    return [row for row in table.ends if connection.execute(query, row[:1]).fetchone() is None]
 
 
 def damaged(connection: sqlite3.Connection, table: Table) -> list[RowValues]:
@@ -206,7 +242,16 @@ def repair(connection: sqlite3.Connection, table: Table, checked: Checked) -> li
         _remove(connection, table, row[0])
         reason = f"a row ({key} {row[0]!r}) does not match its checksum and was removed"
         findings.append(Finding(table.name, reason))
+    for row in checked.missing_ends:
+        _insert(connection, table, row)
+        findings.append(Finding(table.name, missing_end(table, row)))
     return findings
+
+
+def missing_end(table: Table, row: RowValues) -> str:
+    """Return why a missing row of ``Table.ends`` is damage, as text for an operator."""
+    which = "first" if row == table.ends[0] else "last"
+    return f"the {which} row is missing, which is always there: others may be missing, too"
 
 
 def change_counts(

@@ -43,11 +43,12 @@ _PAGE: Final = f"{IN_RANGE} LIMIT {_ROWS_PER_READ}"
 _REREADS: Final = 2
 _HIGHEST_COUNT: Final = f"SELECT max(seq & {count_of(-1)}) + 1 FROM jobs"  # noqa: S608 - a number
 _DEAD_BUT_DAMAGED: Final = f"""
-    SELECT first, last, reason, jobs, payloads, id FROM dead WHERE code = '{CODE}'
+    SELECT first, last, reason, jobs, payloads, id FROM dead
+    WHERE code = '{CODE}' AND typeof(last) = 'integer'
 """  # noqa: S608 - a constant of ours
 _MEMBERS: Final = """
     SELECT first, last, (SELECT count(*) FROM jobs WHERE seq BETWEEN first AND last) FROM batches
-    WHERE NOT EXISTS (
+    WHERE typeof(last) = 'integer' AND NOT EXISTS (
         SELECT 1 FROM dead WHERE dead.first <= 0
         AND -dead.first >= batches.first AND -dead.last <= batches.last
     )
@@ -56,7 +57,7 @@ _MEMBERS: Final = """
 _DEAD_MEMBERS: Final = """
     SELECT first, last, coalesce(jobs, last - first + 1),
         (SELECT count(*) FROM jobs WHERE seq BETWEEN first AND last)
-    FROM dead WHERE first > 0
+    FROM dead WHERE first > 0 AND typeof(last) = 'integer' AND typeof(jobs) IN ('integer', 'null')
 """
 _APART: Final = "SELECT first, last FROM dead UNION ALL SELECT first, last FROM stored"
 
@@ -140,6 +141,8 @@ def check_small_tables(connection: sqlite3.Connection) -> list[Finding]:
             shown = row[0].hex() if isinstance(row[0], bytes) else row[0]
             reason = f"the row with {key} {shown} does not match its checksum"
             found.append(Finding(table.name, reason))
+        absent = small_tables.missing_ends(connection, table)
+        found += [Finding(table.name, small_tables.missing_end(table, row)) for row in absent]
     return found
 
 
