@@ -174,6 +174,7 @@ async def test_the_first_answers_of_a_pass_need_no_task_switch() -> None:
     """A pass of the event loop for each answer was a large part of its cost."""
     fifo_gate = FifoGate()
     passes = Passes()
+    before = 0
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fifo_gate.run)
         for _ in range(3):
