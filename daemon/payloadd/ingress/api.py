@@ -231,9 +231,10 @@ def bare_app(health: Health) -> QuartTrio:
     @app.after_request
     async def close_if_last(response: Response) -> Response:
         # HTTP/2 has no such header, and h2 refuses to send it (RFC 9113, section 8.2.2).
-        unread_body = _request_has_body() and "body_is_read" not in g
-        if request.http_version != "2" and closes_connection(health, unread_body=unread_body):
-            response.headers["Connection"] = "close"
+        if request.http_version != "2":
+            unread_body = _request_has_body() and "body_is_read" not in g
+            if closes_connection(health, unread_body=unread_body):
+                response.headers["Connection"] = "close"
         return response
 
     return app

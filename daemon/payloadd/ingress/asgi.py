@@ -4,19 +4,28 @@ Quart-Trio starts two tasks for each request, one that receives messages and one
 handler, and sends a small answer in three messages. Here the handler receives the messages itself
 as it reads the body, and an answer is two messages. That halves the CPU time that Quart takes.
 The server ends the task when the client has left.
+
+Quart also prepares what no handler here uses for each request: a session, an adapter that finds
+routes by the host of the request, blueprints. The app omits them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
+from quart.ctx import RequestContext
+from quart.sessions import NullSession
 from quart.utils import encode_headers
+from quart.wrappers.response import DataBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
+from werkzeug.exceptions import HTTPException
 
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
+    from quart.wrappers.base import BaseRequestWebsocket
+    from werkzeug.routing import MapAdapter
 
 F = TypeVar("F")
 
@@ -49,6 +58,28 @@ class IncomingMessages:
 
 class _Request(TrioRequest):
     body_class = IncomingMessages  # type: ignore[assignment] # it has the part that handlers use
+    # Properties of Quart that search the name of the route, several times for each request.
+    blueprint = None
+    blueprints: ClassVar[list[str]] = []
+
+
+_SESSION: Final = NullSession()
+"""The session of all requests: there are no cookies."""
+
+
+class _Context(RequestContext):
+    """The context of one request."""
+
+    def match_request(self) -> None:
+        """Find the route by method and path alone, as the fast path does."""
+        request = self.request
+        adapter: MapAdapter = self.url_adapter  # type: ignore[assignment] # never None, see App
+        try:
+            request.url_rule, request.view_args = adapter.match(  # type: ignore[assignment]
+                request.path, request.method, return_rule=True, query_args=""
+            )
+        except HTTPException as error:
+            request.routing_exception = error
 
 
 class _Connection(TrioASGIHTTPConnection):
@@ -66,7 +97,9 @@ class _Connection(TrioASGIHTTPConnection):
                 "headers": encode_headers(response.headers),
             }
         )
-        content = await response.get_data(as_text=False)
+        sent = response.response
+        whole = isinstance(sent, DataBody)
+        content = sent.data if whole else await response.get_data(as_text=False)
         await send({"type": "http.response.body", "body": content, "more_body": False})
 
 
@@ -75,6 +108,19 @@ class App(QuartTrio):
 
     asgi_http_class = _Connection
     request_class = _Request
+    _adapter: MapAdapter | None = None
+
+    def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
+        """Return an adapter for all requests: their hosts decide nothing."""
+        if request is None:
+            return super().create_url_adapter(None)
+        if self._adapter is None:
+            self._adapter = self.url_map.bind("")
+        return self._adapter
+
+    def request_context(self, request: Any) -> RequestContext:  # noqa: ANN401 - Quart's own types
+        """Return the context of a request."""
+        return _Context(self, request, _SESSION)
 
     def ensure_async(self, function: F) -> F:
         """Return ``function``: Quart would inspect it at each call."""
