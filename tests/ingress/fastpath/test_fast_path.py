@@ -147,12 +147,17 @@ async def test_a_new_request_is_read_in_a_pause(
     work = Work(monkeypatch)
     client = Client(work)
     async with serving(client) as (fast_path, start):
-        fast_path.unanswered = 1
+
+        def begin() -> None:
+            fast_path.unanswered = 1
+
+        fast_path.call_soon(begin)
         for _ in range(TURNS):
             fast_path.call_soon(work.do)
         start()
-        while not work.done:  # noqa: ASYNC110 - the clock must not move
-            await trio.lowlevel.checkpoint()
+        with trio.fail_after(1000):
+            while not work.done:  # noqa: ASYNC110 - the clock must not move
+                await trio.lowlevel.checkpoint()
         client.send()
         await until_done(work)
     assert client.seen == [2]
