@@ -156,7 +156,7 @@ async def test_a_new_request_is_read_in_a_pause(
             fast_path.call_soon(work.do)
         start()
         with trio.fail_after(1000):
-            while not work.done:  # noqa: ASYNC110 - the clock must not move
+            while not work.done:
                 await trio.lowlevel.checkpoint()
         client.send()
         await until_done(work)
