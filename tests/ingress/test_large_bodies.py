@@ -232,6 +232,29 @@ async def test_a_body_that_waited_too_long_is_refused(nursery: trio.Nursery) -> 
     assert refused.code == "BUSY"
 
 
+async def test_a_body_of_a_client_that_is_gone_is_not_decoded(nursery: trio.Nursery) -> None:
+    """Clients that send and leave would keep the process busy for minutes."""
+    bodies = LargeBodies(LIMITS, 60, memory_available)
+    outcomes: list[Outcome] = []
+    finished = trio.Event()
+
+    async def submit(lines: Lines) -> None:
+        outcomes.append(lines)
+        finished.set()
+
+    for gone in (True, False):
+        body = LargeBody(b"1\n", 0, LINES, None, submit, outcomes.append, "192.0.2.1")
+        body.is_gone = lambda gone=gone: gone  # type: ignore[misc]
+        bodies.add(body)
+    nursery.start_soon(bodies.run)
+    with trio.fail_after(60):
+        await finished.wait()
+    refused, lines = outcomes
+    assert isinstance(refused, RefusedError)
+    assert refused.code == "BUSY"
+    assert isinstance(lines, Lines)
+
+
 async def test_a_client_with_many_large_bodies_is_refused_at_once(nursery: trio.Nursery) -> None:
     """Otherwise requests of 200 bytes that take long to decode would keep all connections."""
     submitted = 0

@@ -281,6 +281,54 @@ async def test_a_request_without_its_client_keeps_its_memory_until_it_ends(
         assert len(rig.intake.taken) == 1
 
 
+async def test_a_body_whose_client_left_before_it_was_decoded_is_dropped() -> None:
+    """Clients that send large bodies and leave would use memory and process for minutes."""
+    async with limited() as rig, rig.wire() as wire:
+        assert rig.submitter is not None
+        gate = trio.Event()
+        rig.submitter.large_bodies._wait_for_memory = gate.wait
+        await wire.send(post(BODY))
+        await until_used(rig, SIZE)
+        await wait_all_tasks_blocked(0.1)
+        await reset(wire)
+        gate.set()
+        await until_used(rig, 0)
+        assert rig.intake.taken == []
+
+
+async def test_a_body_whose_client_only_ended_its_side_is_decoded() -> None:
+    """A client that sends one request and closes its side waits for the answer."""
+    async with limited() as rig, rig.wire() as wire:
+        assert rig.submitter is not None
+        gate = trio.Event()
+        rig.submitter.large_bodies._wait_for_memory = gate.wait
+        await wire.send(post(BODY))
+        await until_used(rig, SIZE)
+        await wire.stream.send_eof()
+        await wait_all_tasks_blocked(0.1)
+        gate.set()
+        assert (await wire.answer()).status == 202
+
+
+async def test_a_body_of_a_cancelled_request_is_dropped() -> None:
+    """The same over HTTP/2, where a request ends and its connection does not."""
+    async with limited() as rig:
+        assert rig.submitter is not None
+        gate = trio.Event()
+        rig.submitter.large_bodies._wait_for_memory = gate.wait
+        headers = PostHeaders("application/json", None, None)
+        async with trio.open_nursery() as requests:
+            requests.start_soon(
+                submit_and_wait, rig.submitter, headers, BODY, lambda: None, None, do_nothing
+            )
+            await wait_all_tasks_blocked()
+            requests.cancel_scope.cancel()
+        assert used(rig) == SIZE
+        gate.set()
+        await until_used(rig, 0)
+        assert rig.intake.taken == []
+
+
 async def test_a_grant_after_the_end_of_the_fast_path_writes_to_no_file(
     tmp_path: Path,
 ) -> None:

@@ -74,6 +74,8 @@ class LargeBody:
     """The name or the address of its client: clients take turns."""
     document: bool = False
     """Whether the whole body is one payload."""
+    is_gone: Callable[[], bool] = bool
+    """Returns whether its client is gone, and gets no answer."""
     since: float = field(default_factory=trio.current_time)
 
 
@@ -151,6 +153,12 @@ class LargeBodies:
                     if trio.current_time() - body.since > self._max_wait:
                         body.refuse(
                             busy_error("too many large requests; nothing of this one was accepted")
+                        )
+                    elif body.is_gone():
+                        # Its client sends it again; and clients that leave would keep the process
+                        # busy, and the memory of their bodies in use, for minutes.
+                        body.refuse(
+                            busy_error("the client has left; nothing of its request was accepted")
                         )
                     else:
                         began = trio.current_time()

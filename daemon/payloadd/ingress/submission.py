@@ -191,12 +191,14 @@ class Submitter:
         on_outcome: Callable[[SubmissionOutcome], None],
         address: Callable[[], str | None],
         name: str | None,
+        is_gone: Callable[[], bool] = bool,
     ) -> None:
         """Submit one request without waiting; ``on_outcome`` is called with its outcome.
 
         The body begins at ``start`` of ``data``. The caller accounts for the memory of ``data``
-        until ``on_outcome`` is called. ``address`` returns the client's address, and is only called
-        for large bodies. ``name`` is what ``check`` returned.
+        until ``on_outcome`` is called. ``address`` returns the client's address, and ``is_gone``
+        whether it gets no answer any more; both are only called for large bodies. ``name`` is what
+        ``check`` returned.
 
         Raises Problem if the request is refused at once; then ``on_outcome`` is not called.
         """
@@ -212,7 +214,8 @@ class Submitter:
                 self._submit_compressed(headers, data, start, on_outcome, name, envelope)
         except TooMuchWorkError:
             key = _check_key(headers.idempotency_key, name, headers.stream)
-            self._submit_large(headers, data, start, on_outcome, key, name or address(), envelope)
+            client = name or address()
+            self._submit_large(headers, data, start, on_outcome, key, client, envelope, is_gone)
         except Problem:
             raise  # not from itself: such a cycle would keep the body until a garbage collection
         except Exception as error:
@@ -299,12 +302,13 @@ class Submitter:
         key: str | None,
         client: str | None,
         envelope: Envelope | None,
+        is_gone: Callable[[], bool],
     ) -> None:
         watch, stream = bool(headers.wait), headers.stream.number
         received = len(data) - start
         submit = partial(self._submit_lines, key, received, on_outcome, stream, envelope, watch)
-        kind, coding = headers.content_type, headers.content_encoding
-        body = LargeBody(data, start, kind, coding, submit, on_outcome, client, headers.document)
+        kind, coding, document = headers.content_type, headers.content_encoding, headers.document
+        body = LargeBody(data, start, kind, coding, submit, on_outcome, client, document, is_gone)
         self.large_bodies.add(body)
 
     async def _submit_lines(

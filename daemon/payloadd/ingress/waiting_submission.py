@@ -63,7 +63,7 @@ async def submit_and_wait(
             outcomes.append(accepted(receipt, outcome, waited))
         answered.set()
 
-    submitter.submit(headers, data, 0, record, address, name)
+    submitter.submit(headers, data, 0, record, address, name, lambda: abandoned)
     del data  # the payloads of a committed request are not needed while it waits
     try:
         await answered.wait()

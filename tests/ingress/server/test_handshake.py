@@ -16,6 +16,8 @@ from payloadd.ingress.server.handshake import Handshake, HandshakeQueue
 from tests.ingress.rig import SOON, post
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.ingress.rig import Rig
     from tests.ingress.tls_files import Files
 
@@ -58,6 +60,44 @@ async def test_steps_are_made_a_few_between_two_passes(
         seen.append(len(made))
     assert made == [0, 1, 2, 3]
     assert {2, 3} <= set(seen)
+
+
+async def test_the_end_of_a_handshake_passes_the_beginnings_of_others(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    """A client would wait twice behind all clients that begin a handshake and end none."""
+    queue = HandshakeQueue()
+    monkeypatch.setattr(queue, "_next_at_once", perf_counter() + 3600)
+    made: list[str] = []
+    for number in range(4):
+        queue.add(lambda number=number: made.append(f"begin {number}"))  # type: ignore[misc]
+    for number in range(2):
+        queue.add_reply(lambda number=number: made.append(f"end {number}"))  # type: ignore[misc]
+    nursery.start_soon(queue.run)
+    with trio.fail_after(10):
+        while len(made) < 6:
+            await trio.lowlevel.checkpoint()
+    assert made == ["end 0", "begin 0", "end 1", "begin 1", "begin 2", "begin 3"]
+
+
+async def test_a_client_that_has_the_part_of_the_server_is_near_the_end(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above: the queue has to know which clients these are."""
+    added: list[str] = []
+
+    def record(name: str) -> None:
+        def add(_queue: HandshakeQueue, step: Callable[[], object]) -> None:
+            added.append(name)
+            step()
+
+        monkeypatch.setattr(HandshakeQueue, name, add)
+
+    record("add")
+    record("add_reply")
+    async with files.running() as rig:
+        await _ticket(files, rig, files.client_context())
+    assert added == ["add", "add_reply"]
 
 
 async def test_input_beyond_the_step_that_waits_stays_in_the_socket(

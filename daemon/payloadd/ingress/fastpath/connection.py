@@ -316,7 +316,7 @@ class FastPathConnection(PolledConnection):
         fast_path.unanswered += 1
         try:
             fast_path.submitter.submit(
-                request.headers, data, start, self.on_outcome, address, self._name
+                request.headers, data, start, self.on_outcome, address, self._name, self._is_gone
             )
         except Problem as problem:
             fast_path.unanswered -= 1

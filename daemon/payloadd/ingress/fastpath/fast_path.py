@@ -45,6 +45,11 @@ _CLOCK_CHECK_MASK: Final = 3
 """The clock is read after each fourth socket read: a call per read was measurable."""
 _TIME_SLICE: Final = 0.002
 """Seconds after which other tasks may run; the work for a single request has its own bounds."""
+_CALLBACKS_SLICE: Final = 0.001
+"""Seconds of the callbacks in one pass of the event loop."""
+_PAUSE: Final = 0.002
+"""Seconds without callbacks after each slice of them, while requests wait for a commit. The commit
+needs Python's lock often, and would wait for it each time beside a loop that never sleeps."""
 
 
 class FastPath:
@@ -84,7 +89,7 @@ class FastPath:
         # one.
         self._bulk_epoll = select.epoll()
         self._epoll.register(self._bulk_epoll.fileno(), select.EPOLLIN)
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: deque[Callable[[], None]] = deque()
         self._deferred: deque[Callable[[], None]] = deque()
         """Complete requests with larger bodies: they are decoded after all small ones."""
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -99,6 +104,8 @@ class FastPath:
             while True:
                 if self._deferred:
                     await trio.lowlevel.checkpoint()
+                elif self._callbacks and self.unanswered:
+                    await self._pause()
                 else:
                     # An epoll is readable itself while one of its members is.
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
@@ -109,6 +116,8 @@ class FastPath:
                         self.submitter.switch_interval.shorten()
                         await trio.lowlevel.checkpoint()
                         end = perf_counter() + _TIME_SLICE
+                if self._callbacks:
+                    end = self._run_callbacks()
                 self._run_deferred(end)
         finally:
             self._closed = True
@@ -116,6 +125,31 @@ class FastPath:
             self._epoll.close()
             self._bulk_epoll.close()
             os.close(self._wakeup)
+
+    async def _pause(self) -> None:
+        """Wait for new requests alone, for some milliseconds."""
+        self._epoll.modify(self._wakeup, 0)
+        with trio.move_on_after(_PAUSE):
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+        self._epoll.modify(self._wakeup, select.EPOLLIN)
+
+    def _run_callbacks(self) -> float:
+        """Call the callbacks that wait, at least one, for one slice of time; return its end.
+
+        If all of them were called, new requests would wait until each of a thousand connections has
+        had its turn.
+        """
+        os.eventfd_read(self._wakeup)
+        end = perf_counter() + _CALLBACKS_SLICE
+        # Callbacks that are added meanwhile are for a later pass.
+        for _ in range(len(self._callbacks)):
+            self._callbacks.popleft()()
+            if perf_counter() > end:
+                break
+        if self._callbacks:
+            os.eventfd_write(self._wakeup, 1)
+            self.submitter.switch_interval.shorten()
+        return end
 
     def _run_deferred(self, end: float) -> None:
         """Process deferred requests until ``end``, and at least one if there is one."""
@@ -125,25 +159,20 @@ class FastPath:
                 return
 
     def _readable(self) -> list[Callable[[], None]]:
-        """Return the reads to do: first of new requests, then callbacks, then some large bodies."""
+        """Return the reads to do: first of new requests, then of some large bodies."""
         connections = self._connections
         ready = [fd for fd, _ in self._epoll.poll(0, _CONNECTIONS_PER_POLL)]
         reads = [connections[fd].on_readable for fd in ready if fd in connections]
         if len(reads) < len(ready):
-            reads += self._pop_callbacks()
             most = _BULK_BESIDE_COMMITS if self.unanswered else _BULK_CONNECTIONS_PER_POLL
             reads += [connections[fd].on_readable for fd, _ in self._bulk_epoll.poll(0, most)]
         return reads
 
-    def _pop_callbacks(self) -> list[Callable[[], None]]:
-        if not self._callbacks:
-            return []
-        os.eventfd_read(self._wakeup)
-        callbacks, self._callbacks = self._callbacks, []
-        return callbacks
-
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` in a later pass of the event loop."""
+        """Call ``callback`` when the input that has already arrived is read.
+
+        A callback that is added by another one is called in a later pass of the event loop.
+        """
         # After ``run`` the descriptor may belong to another file.
         if not self._closed:
             self._callbacks.append(callback)

@@ -30,7 +30,10 @@ class Owner(Protocol):
     """Requests that were submitted and are not answered yet."""
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` in a later pass of the event loop."""
+        """Call ``callback`` when the input that has already arrived is read.
+
+        A callback that is added by another one is called in a later pass of the event loop.
+        """
         ...
 
     def defer(self, work: Callable[[], None]) -> None:

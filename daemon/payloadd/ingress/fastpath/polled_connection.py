@@ -69,6 +69,14 @@ class PolledConnection(ABC):
         self._awaits = TURN
         self._poll(0)
 
+    def _is_gone(self) -> bool:
+        """Return whether the client has reset the connection, so that it gets no answer."""
+        if self._stream.socket.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._stream.socket, 0)  # errors are reported in any case
+        return bool(poll.poll(0))
+
     def _run_guarded(self, step: Callable[[*Ts], object], *arguments: *Ts) -> None:
         """Call ``step``; a lost client, or a bug, ends this connection and no other."""
         try:

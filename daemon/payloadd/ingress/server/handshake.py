@@ -29,25 +29,38 @@ _PASS_SECONDS: Final = 0.001
 class HandshakeQueue:
     """The steps of handshakes that wait for their turn, first in, first out.
 
+    The steps of clients that have got the server's part already have a queue of their own, and
+    every second turn: such a step needs no signature, and would wait for as long as the first one
+    behind the handshakes of clients that begin many and end none.
+
     There are no pauses for commits, as ``FifoGate`` makes them: OpenSSL works without Python's
     global interpreter lock.
     """
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], object]] = deque()
+        self._replies: deque[Callable[[], object]] = deque()
         self._not_empty = trio.Event()
         self._next_at_once = 0.0
+        self._is_turn_of_replies = False
 
     def add(self, step: Callable[[], object]) -> None:
         """Call ``step``, which must not raise, when its turn has come.
 
         A single step is made at once: a turn costs a pass of the event loop.
         """
-        if not self._waiting and perf_counter() > self._next_at_once:
+        self._add(step, self._waiting)
+
+    def add_reply(self, step: Callable[[], object]) -> None:
+        """Do the same with a step of a client that has answered the server's part."""
+        self._add(step, self._replies)
+
+    def _add(self, step: Callable[[], object], steps: deque[Callable[[], object]]) -> None:
+        if not (self._waiting or self._replies) and perf_counter() > self._next_at_once:
             step()
             self._next_at_once = perf_counter() + _PASS_SECONDS
             return
-        self._waiting.append(step)
+        steps.append(step)
         self._not_empty.set()
 
     async def run(self) -> None:
@@ -55,13 +68,20 @@ class HandshakeQueue:
         while True:
             await self._not_empty.wait()
             end = perf_counter() + _PASS_SECONDS
-            while self._waiting:
-                self._waiting.popleft()()
+            while steps := self._next():
+                steps.popleft()()
                 if perf_counter() > end:
                     break
             else:
                 self._not_empty = trio.Event()
             await trio.lowlevel.checkpoint()
+
+    def _next(self) -> deque[Callable[[], object]] | None:
+        """Return the queue whose turn it is; None if both are empty."""
+        self._is_turn_of_replies = not self._is_turn_of_replies
+        if self._replies and (self._is_turn_of_replies or not self._waiting):
+            return self._replies
+        return self._waiting or None
 
 
 class Handshake(Watched):
@@ -113,7 +133,10 @@ class Handshake(Watched):
             return
         if received:
             self._waits = True
-            self._queue.add(self._take_turn)
+            if self._transport.has_replied:
+                self._queue.add_reply(self._take_turn)
+            else:
+                self._queue.add(self._take_turn)
 
     def _take_turn(self) -> None:
         self._waits = False

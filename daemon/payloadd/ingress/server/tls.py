@@ -113,7 +113,9 @@ def open_certificates(settings: Settings) -> Certificates | None:
 class TlsStream(NonBlockingStream):
     """The bytes of one socket, encrypted with ``context``; call ``handshake`` first."""
 
-    __slots__ = ("_close_sent", "_ended", "_incoming", "_outgoing", "_tls", "handshake_bytes")
+    __slots__ = (
+        "_close_sent", "_ended", "_incoming", "_outgoing", "_tls", "handshake_bytes", "has_replied",
+    )  # fmt: skip
 
     buffers: ClassVar = True
 
@@ -127,6 +129,8 @@ class TlsStream(NonBlockingStream):
         self._close_sent = False
         self.handshake_bytes = 0
         """Bytes of the handshake that have arrived."""
+        self.has_replied = False
+        """Whether a part of the handshake was sent."""
 
     def receive_handshake(self) -> bool:
         """Read a part of the handshake; return False if there is none yet.
@@ -155,6 +159,7 @@ class TlsStream(NonBlockingStream):
         except ssl.SSLError as error:
             raise trio.BrokenResourceError(str(error)) from error
         finally:
+            self.has_replied |= self._outgoing.pending > 0
             self._send_records()
         return True
 
