@@ -21,6 +21,7 @@ from payloadd.journal.sqlite.operations import Append, Bury, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE, open_existing
 from payloadd.journal.sqlite.transaction import Totals
 from payloadd.journal.sqlite.verify import verify
+from payloadd.model.job import Job
 from tests.journal.sqlite.damaging import cut, flip, zero
 from tests.support.journal import append, batch, id_of, make_rig, open_rig, part
 
@@ -226,6 +227,26 @@ def test_segments_of_lost_rows_are_renamed(folder: Path, monkeypatch: pytest.Mon
         assert [job.lines for job in database.page(0, 9, 999)] == [b"1\n1\n1\n"]
     assert segments.names(left / segments.FOLDER) == [1]
     assert (left / segments.FOLDER / names[0]).read_bytes() == b"2\n2\n2\n"
+
+
+@pytest.mark.usefixtures("all_large")
+def test_segments_of_lost_rows_have_no_bytes_of_former_segments(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator who sends the lost payloads again would send stored ones with them."""
+    monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 9)
+    first = requests(1, payloads=9)[0]
+    settle = Settle(batch(Job(1, *first.parts[0]), sealed=False))
+    before: list[Operation] = [first, *requests(2, first=2)]
+    after: list[Operation] = [settle, *requests(2, first=4)]
+    left = crash(folder, [[one] for one in (*before, *after)], checkpoint_after=3)
+    (left / WAL).unlink()
+    (lost,) = (left / segments.FOLDER).glob("*4.ndjson")
+    assert lost.stat().st_size > 18, "the file of the first segment"
+    with closing(Database(left / FILE)) as database:
+        assert database.high_water.damage is not None
+        (name,) = database.high_water.damage.files
+    assert lost.with_name(name).read_bytes() == b"4\n4\n4\n5\n5\n5\n"
 
 
 @pytest.mark.usefixtures("all_large")

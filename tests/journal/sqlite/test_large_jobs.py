@@ -159,6 +159,69 @@ def test_a_few_waiting_jobs_do_not_keep_a_segment(
 
 
 @pytest.mark.usefixtures("all_large")
+def test_a_new_segment_takes_the_file_of_a_dead_one(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To make and to unlink files of 16 MiB is a large part of the cost of large payloads."""
+    monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 2)
+    requests = [append(number) for number in range(1, 4)]
+    for request in requests:
+        database.commit([request])
+    folder = path.parent / FOLDER
+    inodes = {name: segments.path_of(folder, name).stat().st_ino for name in segments_of(path)}
+    database.commit([*alone(requests[0].jobs), Bury(batch(requests[1].jobs[0]), "C", "r")])
+    database.commit([append(4)])
+    assert segments_of(path) == [2, 3, 4]
+    assert segments.path_of(folder, 4).stat().st_ino == inodes[1]
+    database.commit([append(5)])
+    assert segments_of(path) == [2, 3, 4, 5], "a dead letter needs its segment"
+    compact_segments(database)
+    assert segments_of(path) == [2, 3, 4, 5]
+    assert contents(database.page(2, 9, 99)) == contents([job(3), job(4), job(5)])
+    assert not database.findings.pop_all()
+
+
+@pytest.mark.usefixtures("all_large")
+@pytest.mark.parametrize("statement", ["INSERT INTO jobs", "COMMIT"])
+def test_a_failed_commit_costs_no_bytes_of_the_jobs_that_it_settled(
+    database: Database, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    """Jobs that are waiting again would find the payloads of another client in their segment."""
+    monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 2)
+    first, second = append(1), append(2)
+    database.commit([first])
+    database.commit([second])
+    faulty = FaultyConnection(database._connection)
+    monkeypatch.setattr(database, "_connection", faulty)
+    faulty.fails = statement
+    for number in (3, 4):
+        with pytest.raises(sqlite3.OperationalError):
+            database.commit([*alone(first.jobs), append(number)])
+        faulty.fails = None
+        database.probe()
+        faulty.fails = statement
+    assert contents(database.page(0, 9, 99)) == contents([job(1), job(2)])
+    faulty.fails = None
+    for number in (3, 4):
+        database.commit([*alone(first.jobs if number == 3 else []), append(number)])
+    assert contents(database.page(1, 9, 99)) == contents([job(2), job(3), job(4)])
+
+
+@pytest.mark.usefixtures("all_large")
+def test_a_segment_with_rows_that_the_index_misses_is_not_written_over(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged index would have payloads replaced by those of another client."""
+    monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 2)
+    monkeypatch.setattr("payloadd.journal.sqlite.compaction._ANY", "SELECT 1 WHERE ? < 0")
+    for number in range(1, 4):
+        database.commit([append(number)])
+    assert segments_of(path) == [1, 2, 3]
+    assert contents(database.page(0, 9, 99)) == contents([job(1), job(2), job(3)])
+    assert "was built anew" in database.findings.pop_all()[0].reason
+
+
+@pytest.mark.usefixtures("all_large")
 def test_an_unreadable_segment_is_left_as_it_is(
     path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

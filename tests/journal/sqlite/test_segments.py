@@ -172,6 +172,7 @@ def test_segments_are_private_and_their_names_are_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other users could read payloads; or a power cut would remove the name of a synced file."""
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 2)
     synced: list[Path] = []
 
     def sync(descriptor: int) -> None:
@@ -183,9 +184,13 @@ def test_segments_are_private_and_their_names_are_synced(
     try:
         with closing(Segments(tmp_path)) as here:
             keep(here, [b"1\n"], 1)
+            keep(here, [b"2\n"], 2)
+            here.replaceable = 1
+            keep(here, [b"3\n"], 3)
     finally:
         os.umask(before)
     folder = tmp_path / FOLDER
-    (file,) = folder.iterdir()
-    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, file)] == [0o700, 0o600]
-    assert synced == [folder, tmp_path, file]
+    two, three = sorted(folder.iterdir())
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, two)] == [0o700, 0o600]
+    one = folder / f"{1:020}.ndjson"
+    assert synced == [*(folder, tmp_path, one), *(folder, two), *(folder, three)]

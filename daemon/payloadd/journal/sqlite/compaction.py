@@ -1,4 +1,4 @@
-"""Compaction: disk space of segments is freed by unlinking whole files.
+"""Compaction: disk space of segments is freed by unlinking whole files, or is used again.
 
 Jobs are stored in about the order in which they came, so most segments lose all their jobs by
 themselves, the oldest first. A few jobs that stay (dead letters, or a batch that its store refuses
@@ -8,6 +8,7 @@ for the moment) would each keep a segment of many MiB: their bytes are moved int
 from __future__ import annotations
 
 import sqlite3
+from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +28,8 @@ _MOSTLY_DEAD: Final = 4
 """Jobs are moved out of a segment when at most one of so many of its bytes is alive, and none of
 its jobs was stored since the last check."""
 _UNKNOWN: Final = -1
+_OLDEST: Final = 4
+"""Segments that are looked at for one without jobs: dead letters may be in the very oldest."""
 
 _ANY: Final = "SELECT 1 FROM jobs WHERE segment = ? LIMIT 1"
 # Without the index, which may be damaged: a segment that was unlinked cannot be brought back.
@@ -116,9 +119,24 @@ class Compaction:
         # The bytes of a commit whose outcome is unknown may be alive: a crash may bring its rows
         # back.
         while self._todo and not self._segments.in_doubt:
-            if self._check(self._todo.pop()):
+            name = self._todo.pop()
+            if name not in self._segments.names:  # its file is that of another segment by now
+                self._live.pop(name, None)
+            elif self._check(name):
                 return True
         return False
+
+    def dead_segment(self) -> int | None:
+        """Return one of the oldest segments that no row refers to; None if there is none.
+
+        Errors are left to the steps, which find them too.
+        """
+        with suppress(sqlite3.Error):
+            for name in [] if self._segments.in_doubt else self._segments.names[:_OLDEST]:
+                row = self._connection.execute(_ANY, (name,)).fetchone()
+                if row is None and name != self._segments.current and self._is_surely_dead(name):
+                    return name
+        return None
 
     def unlink_dead(self) -> None:
         """Unlink all segments without a job."""
@@ -127,17 +145,22 @@ class Compaction:
                 self._unlink(name)
 
     def _unlink(self, name: int) -> None:
-        """Unlink a segment, if no row refers to it by the rows themselves too.
+        """Unlink a segment, if no row refers to it by the rows themselves too."""
+        if self._is_surely_dead(name):
+            self._segments.unlink(name)
 
-        Where rows do that the index misses, the index is built anew instead.
+    def _is_surely_dead(self, name: int) -> bool:
+        """Return whether no row refers to a segment that has none by the index.
+
+        Where one does, the index is built anew.
         """
         for range_ in self._ranges_of(name):
             if self._connection.execute(_SURELY_ANY, (*range_, name)).fetchone() is not None:
                 self._connection.execute("REINDEX jobs_segment")
                 reason = f"the index missed rows of the segment {name} and was built anew"
                 self._findings.add(Finding("jobs", reason))
-                return
-        self._segments.unlink(name)
+                return False
+        return True
 
     def _ranges_of(self, name: int) -> list[Range]:
         """Return the ranges of ``seq`` that rows of a segment can have."""

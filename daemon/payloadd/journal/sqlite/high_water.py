@@ -49,6 +49,7 @@ from payloadd.journal.sqlite.high_water_record import (
     pack,
     read,
 )
+from payloadd.journal.sqlite.segment_file import cut_old_bytes
 
 if TYPE_CHECKING:
     import sqlite3
@@ -222,6 +223,8 @@ class HighWater:
         moved = []
         for name in names:
             path = segments.path_of(self._segments, name)
+            with suppress(OSError):
+                cut_old_bytes(path)
             with suppress(OSError):
                 moved.append(path.rename(path.with_name(path.name + _LOST_SUFFIX)).name)
         return tuple(moved)

@@ -9,7 +9,8 @@ bytes to a file, a *segment*, and to keep only the place in the row.
 * Nothing is appended to a segment of an earlier run, nor after an error: a new segment is begun.
 * The name of a segment is the number of the next job when it was begun, counted over all streams
   (``Totals.next``). With the default stream alone this is the lowest ``seq`` of a job in it.
-* A segment that no row refers to is unlinked as a whole; see ``compaction.py``.
+* A segment that no row refers to is unlinked as a whole (see ``compaction.py``), or its file
+  becomes that of the next segment (see ``segment_file.py``).
 
 Errors of these files are errors of the journal: OSError becomes sqlite3.OperationalError, with the
 name of the errno in ``sqlite_errorname``.
@@ -26,8 +27,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from payloadd.errors import StartError
-from payloadd.files import identity_of, is_at, sync_folder, write_at
+from payloadd.files import identity_of, is_at, sync_folder
 from payloadd.journal.sqlite.files_in_use import file_gone, put_aside
+from payloadd.journal.sqlite.segment_file import SegmentFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -49,7 +51,6 @@ _SUFFIX: Final = ".ndjson"
 _MOST_READ: Final = 256 * 2**10
 """Bytes of neighbouring jobs that one read gets: they are in memory twice until they are cut up."""
 _LAST: Final = 2**62
-_CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 _DAMAGE: Final = {"ENOENT", "ENODATA", "ELOOP", "EISDIR", "ENOTDIR"}
 """Read errors that a second attempt does not change: the file is missing, short or not a file."""
 _UNREADABLE: Final = {"EIO", "EBADMSG", "EUCLEAN", "EILSEQ"}
@@ -84,11 +85,15 @@ class Segments:
             """The names of all segments in ascending order."""
         self._folder_in_use = identity_of(self._folder)
         """The folder that has the segments; None while there is none."""
+        self._is_folder_synced = False
+        """Whether this run has synced the name of the folder."""
         self.are_shared = False
         """Whether segments have jobs of several streams."""
         self.unrecorded: int | None = None
         """The current segment, if no commit with jobs in it has ended; see ``segment_rows.py``."""
-        self._file: int | None = None
+        self.replaceable: int | None = None
+        """A segment that no row refers to: the next new segment may take its file."""
+        self._file: SegmentFile | None = None
         self._committed = 0
         """The position after the last byte that a committed row refers to."""
         self._written = 0
@@ -110,6 +115,11 @@ class Segments:
         """Whether there are bytes of a commit whose outcome is unknown."""
         return self._written > self._committed
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the next write begins a new segment because of the size of this one."""
+        return self._committed >= SEGMENT_BYTES
+
     def write(self, buffers: Sequence[bytes], following: int) -> tuple[int, int]:
         """Append buffers to the current segment and sync them.
 
@@ -118,13 +128,12 @@ class Segments:
         Raises sqlite3.OperationalError; the next call begins a new segment then.
         """
         with _as_sqlite_error(self._folder):
-            if self._committed >= SEGMENT_BYTES or self._is_current_gone():
+            if self.is_full or self._is_current_gone():
                 self._close_current()
             file = self._begin(following) if self._file is None else self._file
             self._written = self._committed
             try:
-                self._written += write_at(file, buffers, self._committed)
-                os.fdatasync(file)
+                self._written += file.write(buffers, self._committed)
                 if self._is_current_gone():
                     self._raise_gone(path_of(self._folder, self.names[-1]))
             except OSError:
@@ -137,7 +146,7 @@ class Segments:
     def _is_current_gone(self) -> bool:
         """Return whether the current segment was deleted or replaced."""
         return self._file is not None and not is_at(
-            self._file, path_of(self._folder, self.names[-1])
+            self._file.descriptor, path_of(self._folder, self.names[-1])
         )
 
     @staticmethod
@@ -155,7 +164,7 @@ class Segments:
         """Cut off the bytes of the last ``write``: their rows will never be committed."""
         if self._file is not None:
             with suppress(OSError):  # the next write overwrites them
-                os.ftruncate(self._file, self._committed)
+                self._file.cut(self._committed)
         self._written = self._committed
 
     def unlink(self, name: int) -> None:
@@ -168,6 +177,8 @@ class Segments:
         with _as_sqlite_error(self._folder):
             path_of(self._folder, name).unlink(missing_ok=True)
         self.names.remove(name)
+        if name == self.replaceable:
+            self.replaceable = None
 
     def size(self, name: int) -> int:
         """Return the size of a segment in bytes. Raises sqlite3.OperationalError."""
@@ -213,37 +224,52 @@ class Segments:
             self._folder_in_use = identity_of(self._folder)
         gone = set(self.names) - set(names(self._folder))
         self.names = [name for name in self.names if name not in gone]
+        self.replaceable = None
         return gone
 
-    def _begin(self, following: int) -> int:
-        """Create a segment whose name survives a power cut; returns its file descriptor."""
+    def _begin(self, following: int) -> SegmentFile:
+        """Begin a segment whose name survives a power cut; returns its file."""
         if self._folder_in_use is None or not (self.names or self._folder.exists()):
             self._folder.mkdir(mode=0o700, exist_ok=True)
             self._folder_in_use = identity_of(self._folder)
+            self._is_folder_synced = False
         if identity_of(self._folder) != self._folder_in_use:
             self._raise_gone(self._folder)
         path = path_of(self._folder, following)
         # A file of this name is left of a commit that failed: no job has this number yet.
-        self._file = os.open(path, _CREATE, 0o600)
+        self._file = self._file_of_replaceable(path) or SegmentFile.create(path)
         self._committed = self._written = 0
         self.unrecorded = following
         if following not in self.names[-1:]:
             self.names.append(following)
         try:
-            # Also the name of the folder: the process that created it may have been killed before
-            # it synced it.
             sync_folder(self._folder)
-            sync_folder(self._folder.parent)
+            # The process that created the folder may have been killed before it synced its name.
+            if not self._is_folder_synced:
+                sync_folder(self._folder.parent)
+                self._is_folder_synced = True
         except OSError:
             self._close_current()
             raise
         return self._file
 
+    def _file_of_replaceable(self, path: Path) -> SegmentFile | None:
+        """Return the file of the segment that can be replaced, renamed to ``path``."""
+        name, self.replaceable = self.replaceable, None
+        if name is None:
+            return None
+        old = path_of(self._folder, name)
+        with suppress(OSError):  # a new file will do, unless the disk fails
+            if (file := SegmentFile.take_over(old, path, 2 * SEGMENT_BYTES)) is not None:
+                self.names.remove(name)
+                return file
+        return None
+
     def _close_current(self) -> None:
         file, self._file = self._file, None
         self._committed = self._written = 0
         if file is not None:
-            os.close(file)
+            file.close()
 
 
 def names(folder: Path) -> list[int]:
