@@ -2,12 +2,12 @@
 
 A body acquires its memory before its first byte is read, as much as its Content-Length announces:
 if bodies acquired their memory in parts, all of them could wait for the rest for ever. The memory
-is released with the answer. If there is none left, the request waits, unread in the kernel's
-buffers, and after some seconds it is refused (503 BUSY). One part of the bound is reserved for
-bodies of up to 64 KiB, and another part for bodies of up to 4 KiB: clients that announce much and
-send nothing cannot keep small requests out. No request waits behind one of a larger class, which
-has less memory to wait for. While requests wait, the slowest senders are refused to release memory
-for them.
+is released with the answer. If there is none left, the request waits in the kernel's buffers,
+unread but for its beginning (``read_ahead``), and after some seconds it is refused (503 BUSY). One
+part of the bound is reserved for bodies of up to 64 KiB, and another part for bodies of up to 4
+KiB: clients that announce much and send nothing cannot keep small requests out. No request waits
+behind one of a larger class, which has less memory to wait for. While requests wait, the slowest
+senders are refused to release memory for them.
 """
 
 from __future__ import annotations
