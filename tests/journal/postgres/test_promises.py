@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+import psycopg
 import pytest
 import trio
 
 from payloadd.errors import RefusedError
 from payloadd.journal.api import LanePromise, Receipt
 from payloadd.journal.postgres import lane as lanes
+from payloadd.journal.postgres import leases
 from payloadd.model.streams import MOST_NUMBERS, STREAM_BITS
 from tests.journal.postgres.rig import Member, member
 from tests.support.databases import new_database
@@ -92,6 +94,8 @@ async def test_a_former_owner_promises_nothing(url: str) -> None:
             (taken,) = [one for one in heir.shared.session.lanes.values() if one.number == 1]
             assert taken.promise == LanePromise({"default": AT}, "open")
             assert promises_of(heir).unclosed() == []
+            with psycopg.connect(url, autocommit=True) as connection:
+                assert not leases.promise(connection, lane, LanePromise({}, "closing"))
             nursery.start_soon(promise_more)
         # The request has a time that watermarks of the next lane may have passed.
         (outcome,) = outcomes
