@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import signal
-from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
-import httpx
 import trio
 
 from payloadd.journal.postgres.inspection import PostgresInspection
 from payloadd.journal.postgres.opening import try_postgres
-from tests.support.clients import WholeBody, body_of
+from tests.crash.fleet_clients import FleetClients
 from tests.support.daemon import START_WITHIN, Daemon, started
-from tests.support.loopback import http_client
 from tests.support.postgres import PostgresServer
 from tests.support.tcp_proxy import TcpProxy, tcp_proxy
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from payloadd.observe.status import JournalStatus
+    from tests.crash.fleet_clients import Crowd
     from tests.crash.store_faults import StoreFaults
 
 MEMBERS: Final = 3
-CLIENTS: Final = 16
+MORE: Final = 100
+"""Payloads that are acknowledged before each event."""
 PAST_THE_LEASE: Final = 13.0
 """Seconds after which another daemon has the lane of one that shows no sign of life."""
+_WITHIN: Final = 120.0
+"""Seconds in which what has to happen has happened, on a busy machine too."""
 _DATABASE: Final = "fleet"
 _SYNCHRONOUS: Final = {"synchronous_standby_names": "standby"}
 _SMALL: Final = {
@@ -73,6 +74,11 @@ class DatabasePair:
 
     async def fail_over(self) -> None:
         """Kill the primary, promote the standby, and make a new standby."""
+        await self.promote()
+        await trio.to_thread.run_sync(self._add_standby)
+
+    async def promote(self) -> None:
+        """Kill the primary, and promote the standby."""
         await trio.to_thread.run_sync(self.primary.kill)
         for proxy in self.proxies:
             proxy.reset()
@@ -80,22 +86,22 @@ class DatabasePair:
         self.primary, self._standby = self._standby, self._new()
         for proxy in self.proxies:
             proxy.target = self.primary.port
-        await trio.to_thread.run_sync(self._add_standby)
 
     def stop(self) -> None:
         """Stop both servers."""
         for server in (self.primary, self._standby):
-            server.stop()
+            if server.data.exists():
+                server.stop()
 
     def status(self) -> JournalStatus:
         """Return what is in the journal."""
         with PostgresInspection.open(self.primary.url(_DATABASE)) as inspection:
             return inspection.status()
 
-    def owners(self) -> dict[int, str | None]:
-        """Return the owners of the lanes."""
+    def owners(self) -> set[int]:
+        """Return the ids of the processes that own lanes."""
         with PostgresInspection.open(self.primary.url(_DATABASE)) as inspection:
-            return inspection.owners()
+            return {int(one.split(":")[1]) for one in inspection.owners().values() if one}
 
     def url(self, proxy: TcpProxy) -> str:
         """Return the URL of the journal behind a proxy."""
@@ -120,9 +126,11 @@ class FleetDaemon:
 
     async def run(self) -> None:
         """Run daemons, one after the other, until ``end``."""
-        while not self._ended:
+        while not self._is_ending():
             async with started(self._folder, self._environ) as daemon:
                 self.daemon = daemon
+                if self._is_ending():  # while the process was being started
+                    self.signal(signal.SIGTERM)
                 with suppress(AssertionError):  # killed before
                     await daemon.wait_for_event("listening", START_WITHIN)
                     self.url = daemon.url
@@ -131,6 +139,9 @@ class FleetDaemon:
                 self.output += daemon.output.decode()
             await trio.sleep(self.absence)
             self.absence = 0.1
+
+    def _is_ending(self) -> bool:
+        return self._ended
 
     def signal(self, number: int) -> None:
         """Send a signal to the daemon, if it runs."""
@@ -142,70 +153,6 @@ class FleetDaemon:
         """Drain the daemon for good."""
         self._ended = True
         self.signal(signal.SIGTERM)
-
-
-class FleetClients:
-    """FleetClients that repeat each request, with its key, at any daemon until it is accepted."""
-
-    def __init__(self, members: list[FleetDaemon], rng: random.Random) -> None:
-        self._members = members
-        self._rng = rng
-        self._stopping = False
-        self.acknowledged: set[bytes] = set()
-        self.answers: Counter[str] = Counter()
-        self._number = 0
-
-    async def run(self) -> None:
-        """Post until ``stop``, and until every request that was begun is accepted."""
-        async with trio.open_nursery() as nursery, http_client(64, 25.0) as http:
-            async with trio.open_nursery() as clients:
-                for _ in range(CLIENTS):
-                    clients.start_soon(self._client, http)
-            nursery.cancel_scope.cancel()
-
-    def stop(self) -> None:
-        """Begin no further requests."""
-        self._stopping = True
-
-    async def _client(self, http: httpx.AsyncClient) -> None:
-        while not self._stopping:
-            payloads = []
-            for _ in range(self._rng.randint(1, 5)):
-                self._number += 1
-                payloads.append(b'{"n":%d}' % self._number)
-            await self._repeat(http, payloads, f"key-{self._number}")
-            await trio.sleep(0.05 * self._rng.random())
-
-    async def _repeat(self, http: httpx.AsyncClient, payloads: list[bytes], key: str) -> None:
-        body = body_of(payloads)
-        headers = {
-            "Content-Type": "application/json",
-            "Content-Length": str(len(body)),
-            "Idempotency-Key": key,
-        }
-        while True:
-            urls = [one.url for one in self._members if one.url is not None]
-            if not urls:
-                await trio.sleep(0.1)
-                continue
-            url = self._rng.choice(urls)
-            patience = self._rng.choice([0.5, 5.0, 25.0])
-            answer = None
-            with trio.move_on_after(patience), suppress(httpx.HTTPError):
-                headers["Host"] = httpx.URL(url).netloc.decode()
-                stream = WholeBody(body)
-                request = httpx.Request(
-                    "POST", f"{url}/v1/payloads", headers=headers, stream=stream
-                )
-                answer = await http.send(request)
-            if answer is not None and answer.is_success:
-                self.answers["accepted"] += 1
-                self.acknowledged.update(payloads)
-                return
-            code = "no answer" if answer is None else str(answer.json().get("code"))
-            assert code not in {"KEY_REUSED", "MALFORMED"}, answer
-            self.answers[code] += 1
-            await trio.sleep(0.1 + 0.3 * self._rng.random())
 
 
 class Fleet:
@@ -222,21 +169,27 @@ class Fleet:
         self._members = members
         self._faults = faults
         self._rng = rng
+        self._last: FleetDaemon | None = None
+        """The one that the last event happened to."""
         self.events: Mapping[str, Callable[[], Awaitable[None]]] = {
             "kill": self._kill,
             "kill for long": self._kill_for_long,
             "stop past the lease": self._stop,
+            "kill one and stop one while the store lies": self._kill_and_stop,
             "cut": self._cut,
             "cut past the lease": self._cut_for_long,
             "freeze": self._freeze,
             "fail over": database.fail_over,
+            "promote": database.promote,
             "drain": self._drain,
             "store hangs": self._store_hangs,
             "store lies": self._store_lies,
         }
 
     def _member(self) -> FleetDaemon:
-        return self._rng.choice(self._members)
+        """Choose another one than for the last event, so that events happen to several."""
+        self._last = self._rng.choice([one for one in self._members if one is not self._last])
+        return self._last
 
     async def _kill(self) -> None:
         self._member().signal(signal.SIGKILL)
@@ -248,15 +201,34 @@ class Fleet:
         one.signal(signal.SIGKILL)
         await trio.sleep(PAST_THE_LEASE)
 
-    async def _stop(self) -> None:
+    async def _kill_and_stop(self) -> None:
+        """Do three things at once, because the lease takes long."""
+        await self._faults.set_state("stores and fails")
+        await self._faults.failed_once_more()
+        self._member().signal(signal.SIGKILL)
+        await self._stop(self._faults.end)
+
+    async def _stop(
+        self, meanwhile: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+    ) -> None:
+        """Stop one until others have its lanes, and wait until it has noticed that."""
         one = self._member()
+        await until(lambda: one.url is not None)
         daemon = one.daemon
-        one.signal(signal.SIGSTOP)
-        await trio.sleep(PAST_THE_LEASE)
-        if daemon is not None:
-            with suppress(ProcessLookupError):
-                daemon.signal(signal.SIGCONT)
-        await trio.sleep(1)
+        assert daemon is not None
+        lost = len(daemon.events("lane_lost"))
+        daemon.signal(signal.SIGSTOP)
+        try:
+            await meanwhile()
+            with trio.fail_after(_WITHIN):
+                while daemon.pid in await self._owners():  # noqa: ASYNC110 - rows can only be polled
+                    await trio.sleep(0.5)
+        finally:
+            daemon.signal(signal.SIGCONT)
+        await until(lambda: len(daemon.events("lane_lost")) > lost)
+
+    async def _owners(self) -> set[int]:
+        return await trio.to_thread.run_sync(self._database.owners)
 
     async def _cut(self) -> None:
         await self._cut_off(self._member(), 3.0)
@@ -286,16 +258,25 @@ class Fleet:
 
     async def _store_lies(self) -> None:
         await self._faults.set_state("stores and fails")
-        await trio.sleep(3)
+        await trio.sleep(2)
+        await self._faults.failed_once_more()
         await self._faults.set_state("works")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds. Raises TooSlowError."""
+    with trio.fail_after(_WITHIN):
+        while not condition():  # noqa: ASYNC110 - no event reports the change
+            await trio.sleep(0.05)
 
 
 async def torture_fleet(
     folder: Path,
     environ: Mapping[str, str],
     faults: StoreFaults,
-    plan: list[str],
+    plan: Sequence[str],
     rng: random.Random,
+    crowd: Crowd,
 ) -> FleetClients:
     """Run the events of ``plan``, then let the fleet store everything; returns the clients.
 
@@ -316,7 +297,11 @@ async def torture_fleet(
                 home.mkdir()
                 own = {**_SMALL, **environ, "JOURNAL_URL": database.url(proxy)}
                 members.append(FleetDaemon(home, own, proxy))
-            clients = FleetClients(members, rng)
+
+            def listening() -> list[str]:
+                return [one.url for one in members if one.url is not None]
+
+            clients = FleetClients(listening, rng, crowd)
             fleet = Fleet(database, members, faults, rng)
             async with trio.open_nursery() as nursery:
                 for one in members:
@@ -324,17 +309,18 @@ async def torture_fleet(
                 async with trio.open_nursery() as posting:
                     posting.start_soon(clients.run)
                     for name in plan:
-                        await trio.sleep(rng.uniform(0.5, 2))
+                        await clients.accepted(MORE)
+                        await trio.sleep(rng.random() / 2)
                         print(f"{trio.current_time():.1f} {name}", flush=True)  # noqa: T201
                         await fleet.events[name]()
                     await faults.end()
                     clients.stop()
+                await until(lambda: len(listening()) == MEMBERS)
                 await _wait_until_empty(database, members)
                 for one in members:
                     one.end()
             _check_logs(members)
-            owners = await trio.to_thread.run_sync(database.owners)
-            assert set(owners.values()) == {None}
+            assert not await trio.to_thread.run_sync(database.owners)
             return clients
     finally:
         with trio.CancelScope(shield=True):
@@ -342,12 +328,14 @@ async def torture_fleet(
 
 
 async def _wait_until_empty(database: DatabasePair, members: list[FleetDaemon]) -> None:
-    """Return once nothing is left to store."""
-    with trio.move_on_after(90):
+    """Return once nothing is left to store, and no daemon that was killed owns a lane."""
+    with trio.move_on_after(_WITHIN):
         while True:
             status = await trio.to_thread.run_sync(database.status)
             assert status.dead_letters == 0
-            if not (status.jobs or status.sealed_batches):
+            owners = await trio.to_thread.run_sync(database.owners)
+            dead = owners - {one.daemon.pid for one in members if one.daemon is not None}
+            if not (status.jobs or status.sealed_batches or dead):
                 return
             await trio.sleep(0.5)
     logs = [one.output + (one.daemon.output.decode() if one.daemon else "") for one in members]

@@ -78,6 +78,11 @@ class FleetClients:
             for _ in range(_CLIENTS):
                 nursery.start_soon(self._client, seeded(self._rng.getrandbits(32)))
 
+    async def accepted(self) -> None:
+        """Wait until further payloads are acknowledged."""
+        before = len(self.acknowledged)
+        await until(lambda: len(self.acknowledged) > before)
+
     async def _client(self, rng: random.Random) -> None:
         while not self.stopping:
             count = rng.choice((1, 1, rng.randint(2, 30)))
@@ -192,10 +197,14 @@ async def torture_fleet(
                 await trio.sleep(rng.uniform(0.2, 0.6))
                 if event == "kill":
                     await fleet.kill(rng.randrange(_DAEMONS))
-                else:
-                    await faults.set_state(event)  # type: ignore[arg-type]
+                    continue
+                await faults.set_state(event)  # type: ignore[arg-type]
+                if event == "stores and fails":
+                    await faults.failed_once_more()
+                elif event == "works":
+                    await clients.accepted()
             await faults.end()
-            await trio.sleep(0.5)
+            await clients.accepted()
             clients.stopping = True
             await fleet.end()
     objects = await trio.to_thread.run_sync(server.objects, bucket)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.crash.fleet import torture_fleet
+from tests.crash.fleet import MORE, torture_fleet
+from tests.crash.fleet_clients import Crowd
 from tests.crash.proxy import s3_proxy
 from tests.crash.store_faults import open_store_faults
 from tests.crash.torture import read_bucket
@@ -16,12 +17,13 @@ from tests.support.clients import seeded
 from tests.support.postgres import need_postgres
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tests.support.s3 import S3Server
 
-pytestmark = [pytest.mark.no_cover, pytest.mark.large]
+pytestmark = pytest.mark.no_cover
 
+_FEW: Final = ["kill one and stop one while the store lies", "promote"]
 _SHORT: Final = [
     "kill",
     "store lies",
@@ -44,6 +46,14 @@ def open_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+async def test_a_fleet_outlives_a_daemon_a_zombie_and_a_database(
+    seaweed: S3Server, open_folder: Path, seed: int
+) -> None:
+    """Payloads would be lost, or be stored twice, with a machine or a database."""
+    await _torture(seaweed, open_folder, seed, _FEW, Crowd(6, 0.2))
+
+
+@pytest.mark.large
 async def test_a_fleet_stores_every_acknowledged_payload_once(
     seaweed: S3Server,
     open_folder: Path,
@@ -51,16 +61,23 @@ async def test_a_fleet_stores_every_acknowledged_payload_once(
     long_torture: bool,  # noqa: FBT001 - a fixture
 ) -> None:
     """Payloads would be lost, or be stored twice, with a machine, a database or a network."""
+    plan = _SHORT
+    if long_torture:
+        plan = [*_ALL, *seeded(seed).choices(_ALL, k=_LONG - len(_ALL))]
+    await _torture(seaweed, open_folder, seed, plan, Crowd(16, 0.05))
+
+
+async def _torture(
+    seaweed: S3Server, folder: Path, seed: int, plan: Sequence[str], crowd: Crowd
+) -> None:
     need_postgres()
-    rng = seeded(seed)
-    plan = [*_ALL, *rng.choices(_ALL, k=_LONG - len(_ALL))] if long_torture else _SHORT
-    bucket = seaweed.make_bucket(f"fleet-{seed}")
+    bucket = seaweed.make_bucket(f"fleet-{seed}-{len(plan)}")
     async with s3_proxy(seaweed) as proxy, open_store_faults(seaweed, proxy) as faults:
         environ = {**proxy.environ, "STORE_URL": f"s3://{bucket}/fleet"}
-        clients = await torture_fleet(open_folder, environ, faults, plan, rng)
+        clients = await torture_fleet(folder, environ, faults, plan, seeded(seed), crowd)
     stored = read_bucket(seaweed.objects(bucket))
     acknowledged = clients.acknowledged
     print(clients.answers, len(acknowledged), "payloads")  # noqa: T201 - to tune the plan
-    assert len(acknowledged) > 100 * len(plan)
+    assert len(acknowledged) >= MORE * len(plan)
     assert not {line for line in acknowledged if not stored[line]}, "lost"
     assert not {line for line, times in stored.items() if times > 1}, "stored twice"
