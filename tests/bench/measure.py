@@ -48,6 +48,8 @@ class Result:
     """From the first POST to the last stored payload."""
     sink_cpu_seconds: float
     """CPU time of the store, which is not part of the above."""
+    beside_cpu_seconds: float = 0.0
+    """CPU time of a server that the daemon uses, which is not part of the above."""
 
     @property
     def cpu_us(self) -> float:
@@ -60,10 +62,13 @@ class Result:
         return (self.load.cpu_seconds + self.sink_cpu_seconds) / self.load.seconds
 
 
-async def measure(peer: Peer, work: Work, drive: Drive, folder: Path) -> Result:
+async def measure(
+    peer: Peer, work: Work, drive: Drive, folder: Path, beside: int | None = None
+) -> Result:
     """Run one peer, warmed up, under one load in an empty folder; returns the results.
 
-    AssertionError if the store did not get every acknowledged payload.
+    ``beside``: the process id of a server that it uses. AssertionError if the store did not get
+    every acknowledged payload.
     """
     async with sink(folder, len(work.payload(0))) as store, peer.start(folder, store) as running:
         idle_rss = _peak_rss(running)
@@ -71,6 +76,7 @@ async def measure(peer: Peer, work: Work, drive: Drive, folder: Path) -> Result:
         seen, _ = await settled(store, 1)
         objects = store.objects
         cpu, sink_cpu = proc.cpu_seconds(running.pid), proc.cpu_seconds(store.pid)
+        beside_cpu = 0.0 if beside is None else proc.cpu_seconds(beside)
         start = trio.current_time()
         load = await run_wrk(running.url, work, drive, folder)
         answered = (load.answers - load.refused) * work.payloads_per_post
@@ -87,6 +93,7 @@ async def measure(peer: Peer, work: Work, drive: Drive, folder: Path) -> Result:
             peak_rss=_peak_rss(running),
             seconds=at - start,
             sink_cpu_seconds=proc.cpu_seconds(store.pid) - sink_cpu,
+            beside_cpu_seconds=0.0 if beside is None else proc.cpu_seconds(beside) - beside_cpu,
         )
         accepted = await running.accepted()
         assert accepted in (None, stored), f"{accepted} accepted, {stored} stored"
