@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -11,13 +11,13 @@ import trio
 from payloadd.journal.postgres.inspection import PostgresInspection
 from payloadd.journal.postgres.opening import try_postgres
 from tests.crash.fleet_clients import FleetClients
-from tests.support.daemon import START_WITHIN, Daemon, started
+from tests.support.daemon import Daemon, started
 from tests.support.postgres import PostgresServer
 from tests.support.tcp_proxy import TcpProxy, tcp_proxy
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from payloadd.observe.status import JournalStatus
@@ -31,6 +31,7 @@ PAST_THE_LEASE: Final = 13.0
 """Seconds after which another daemon has the lane of one that shows no sign of life."""
 _WITHIN: Final = 120.0
 """Seconds in which what has to happen has happened, on a busy machine too."""
+_FOR_EVER: Final = 10.0**6
 _DATABASE: Final = "fleet"
 _SYNCHRONOUS: Final = {"synchronous_standby_names": "standby"}
 _SMALL: Final = {
@@ -132,9 +133,9 @@ class FleetDaemon:
                 if self._is_ending():  # while the process was being started
                     self.signal(signal.SIGTERM)
                 with suppress(AssertionError):  # killed before
-                    await daemon.wait_for_event("listening", START_WITHIN)
+                    await daemon.wait_for_event("listening", _FOR_EVER)
                     self.url = daemon.url
-                await daemon.wait(within=10**6)
+                await daemon.wait(_FOR_EVER)
                 self.url = self.daemon = None
                 self.output += daemon.output.decode()
             await trio.sleep(self.absence)
@@ -142,6 +143,10 @@ class FleetDaemon:
 
     def _is_ending(self) -> bool:
         return self._ended
+
+    def log(self) -> str:
+        """Return its log of all runs, the present one included."""
+        return self.output + (self.daemon.output.decode() if self.daemon else "")
 
     def signal(self, number: int) -> None:
         """Send a signal to the daemon, if it runs."""
@@ -303,6 +308,7 @@ async def torture_fleet(
 
             clients = FleetClients(listening, rng, crowd)
             fleet = Fleet(database, members, faults, rng)
+            stack.enter_context(_explained(clients, members))
             async with trio.open_nursery() as nursery:
                 for one in members:
                     nursery.start_soon(one.run)
@@ -327,6 +333,16 @@ async def torture_fleet(
             await trio.to_thread.run_sync(database.stop)
 
 
+@contextmanager
+def _explained(clients: FleetClients, members: list[FleetDaemon]) -> Iterator[None]:
+    """Print what there is to know of a failure of the body."""
+    try:
+        yield
+    except BaseException:
+        print(clients.answers, len(clients.acknowledged), *map(FleetDaemon.log, members), sep="\n")  # noqa: T201
+        raise
+
+
 async def _wait_until_empty(database: DatabasePair, members: list[FleetDaemon]) -> None:
     """Return once nothing is left to store, and no daemon that was killed owns a lane."""
     with trio.move_on_after(_WITHIN):
@@ -338,8 +354,7 @@ async def _wait_until_empty(database: DatabasePair, members: list[FleetDaemon]) 
             if not (status.jobs or status.sealed_batches or dead):
                 return
             await trio.sleep(0.5)
-    logs = [one.output + (one.daemon.output.decode() if one.daemon else "") for one in members]
-    raise AssertionError("\n".join([str(status), str(database.owners()), *logs]))
+    raise AssertionError(f"{status}, {database.owners()}")
 
 
 def _check_logs(members: list[FleetDaemon]) -> None:
