@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MEMBERS: Final = 3
 MORE: Final = 100
-"""Payloads that are acknowledged before each event."""
+"""Payloads that are acknowledged before each event, and after the last one."""
 PAST_THE_LEASE: Final = 13.0
 """Seconds after which another daemon has the lane of one that shows no sign of life."""
 _WITHIN: Final = 120.0
@@ -320,6 +320,7 @@ async def torture_fleet(
                         print(f"{trio.current_time():.1f} {name}", flush=True)  # noqa: T201
                         await fleet.events[name]()
                     await faults.end()
+                    await clients.accepted(MORE)
                     clients.stop()
                 await until(lambda: len(listening()) == MEMBERS)
                 await _wait_until_empty(database, members)
