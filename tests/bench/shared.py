@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LOADS: Final = (("single", 16), ("single", 64), ("hundred", 16))
 """Works, and connections."""
 _NAME: Final = "payloadd, batched, in PostgreSQL"
-STORE_CONNECTIONS: Final = 4096
+STORE_CONNECTIONS: Final = 512
 _numbers = count(1)
 
 
