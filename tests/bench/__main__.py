@@ -35,7 +35,9 @@ from tests.bench.report import document
 from tests.bench.scale.model import Prices
 from tests.bench.scale.part import scale
 from tests.bench.share import NoSharesError
+from tests.bench.shared import shared
 from tests.bench.streams import streams
+from tests.support.postgres import find_programs
 from tests.support.tools import missing_tools
 
 if TYPE_CHECKING:
@@ -147,6 +149,13 @@ def _scale(options: argparse.Namespace) -> list[Section]:
     return [trio.run(run, _print_progress)]
 
 
+def _shared(options: argparse.Namespace) -> list[Section]:
+    if find_programs() is None:
+        _print_progress("left out: the shared journal: PostgreSQL is not installed")
+        return []
+    return trio.run(shared, options.duration, options.rounds, _print_progress)
+
+
 _PARTS: Final[dict[str, Callable[[argparse.Namespace], list[Section]]]] = {
     "peers": _peers,
     "growth": _growth,
@@ -157,6 +166,7 @@ _PARTS: Final[dict[str, Callable[[argparse.Namespace], list[Section]]]] = {
     "formats": _formats,
     "hostile": _hostile,
     "scale": _scale,
+    "shared": _shared,
     "clients": _clients,
 }
 

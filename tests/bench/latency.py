@@ -25,6 +25,8 @@ from tests.bench.sink import sink
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.bench.peers.peer import Peer
+
 _CONNECTIONS: Final = 32
 _SYNCS: Final = 300
 _PAGE: Final = 4096
@@ -70,23 +72,26 @@ async def latency(seconds: int, rounds: int, report: Callable[[str], object]) ->
     )
 
 
-async def measure_round(seconds: int, report: Callable[[str], object]) -> Round:
+async def measure_round(
+    seconds: int,
+    report: Callable[[str], object],
+    peer: Peer = BATCHED,
+    connections: int = _CONNECTIONS,
+) -> Round:
     """Measure syncs, the peak, and half of it."""
     work = WORKS["single"]
     with tempfile.TemporaryDirectory(prefix="payloadd-bench-") as name:
         folder = Path(name)
-        async with sink(folder, work.payload_bytes) as store, BATCHED.start(folder, store) as it:
+        async with sink(folder, work.payload_bytes) as store, peer.start(folder, store) as it:
             await post_once(it.url, work.body())
             syncs = time_syncs(folder)
-            peak = await run_wrk(it.url, work, Drive(_CONNECTIONS, seconds), folder)
+            peak = await run_wrk(it.url, work, Drive(connections, seconds), folder)
             await settled(store, peak.answers)
             report(f"peak: {peak.rate:.0f} POSTs a second")
             half, pause = peak, 0.0
             for _ in range(TRIES):
-                pause = _next_pause(pause, half, peak.rate / 2)
-                half = await run_wrk(
-                    it.url, work, Drive(_CONNECTIONS, seconds, None, pause), folder
-                )
+                pause = _next_pause(pause, half, peak.rate / 2, connections)
+                half = await run_wrk(it.url, work, Drive(connections, seconds, None, pause), folder)
                 report(f"a pause of {pause * 1000:.1f} ms: {half.rate:.0f} POSTs a second")
             await settled(store, half.answers)
     return Round(syncs, peak, half)
@@ -107,14 +112,14 @@ def time_syncs(folder: Path) -> Syncs:
     return Syncs(median(times), quantiles(times, n=100)[-1])
 
 
-def _next_pause(pause: float, seen: Load, rate: float) -> float:
+def _next_pause(pause: float, seen: Load, rate: float, connections: int) -> float:
     """Return the pause for ``rate``, from the rate that the last pause gave.
 
     A connection's cycle is the pause and the answer; the time of the answer is assumed to be
     constant.
     """
-    answer = max(_CONNECTIONS / seen.rate - pause, 0.0)
-    return max(_CONNECTIONS / rate - answer, 0.001)
+    answer = max(connections / seen.rate - pause, 0.0)
+    return max(connections / rate - answer, 0.001)
 
 
 def _rows(one: Round) -> list[dict[str, str]]:

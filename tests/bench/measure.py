@@ -50,6 +50,8 @@ class Result:
     """CPU time of the store, which is not part of the above."""
     children_cpu_seconds: float = 0.0
     """The part of ``cpu_seconds`` of processes that it has started."""
+    beside_cpu_seconds: float = 0.0
+    """CPU time of a server that the daemon uses, which is not part of the above."""
 
     @property
     def cpu_us(self) -> float:
@@ -63,12 +65,19 @@ class Result:
 
 
 async def measure(
-    peer: Peer, work: Work, drive: Drive, folder: Path, *, compressed: bool = False
+    peer: Peer,
+    work: Work,
+    drive: Drive,
+    folder: Path,
+    *,
+    compressed: bool = False,
+    beside: int | None = None,
 ) -> Result:
     """Run one peer, warmed up, under one load in an empty folder; returns the results.
 
-    ``compressed``: the lengths of objects do not tell how many payloads they have. AssertionError
-    if the store did not get every acknowledged payload.
+    ``compressed``: the lengths of objects do not tell how many payloads they have. ``beside``: the
+    process id of a server that it uses. AssertionError if the store did not get every acknowledged
+    payload.
     """
     length = None if compressed else len(work.payload(0))
     async with sink(folder, length) as store, peer.start(folder, store) as running:
@@ -78,6 +87,7 @@ async def measure(
         objects = store.objects
         cpu, sink_cpu = proc.cpu_seconds(running.pid), proc.cpu_seconds(store.pid)
         children_cpu = proc.children_cpu_seconds(running.pid)
+        beside_cpu = 0.0 if beside is None else proc.cpu_seconds(beside)
         start = trio.current_time()
         load = await run_wrk(running.url, work, drive, folder)
         answered = (load.answers - load.refused) * work.payloads_per_post
@@ -95,6 +105,7 @@ async def measure(
             seconds=at - start,
             sink_cpu_seconds=proc.cpu_seconds(store.pid) - sink_cpu,
             children_cpu_seconds=proc.children_cpu_seconds(running.pid) - children_cpu,
+            beside_cpu_seconds=0.0 if beside is None else proc.cpu_seconds(beside) - beside_cpu,
         )
         accepted = await running.accepted()
         assert accepted in (None, stored), f"{accepted} accepted, {stored} stored"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.bench import growth, latency, measure
+from tests.bench import growth, latency, measure, shared
 from tests.bench.__main__ import main
 from tests.bench.clients import part as clients_part
 from tests.bench.clients.kinds import KINDS
@@ -25,6 +25,7 @@ from tests.bench.peers import PEERS
 from tests.bench.report import difference, ratio
 from tests.bench.sink import Sink, payloads_in
 from tests.support import proc, tools
+from tests.support.postgres import need_postgres
 from tests.support.tools import need_tools
 
 if TYPE_CHECKING:
@@ -95,6 +96,24 @@ async def test_a_short_run_of_all_parts_succeeds(
     plot = tmp_path / "peers" / "plot.png"
     assert plot.exists() or "pip install -e '.[bench]'" in errors
     assert plot.exists() == (find_spec("matplotlib") is not None)
+
+
+@pytest.mark.large
+@pytest.mark.usefixtures("brisk")
+async def test_the_shared_journal_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cost of the shared journal would be an assumption."""
+    need_postgres()
+    monkeypatch.setattr(shared, "LOADS", (("hundred", 4),))
+    monkeypatch.setattr(shared, "STORE_CONNECTIONS", 50)
+    options = ["--part=shared", "--rounds=1", "--duration=1", f"--results={tmp_path}"]
+    assert await trio.to_thread.run_sync(partial(main, options)) == 0
+    costs, answers = json.loads((tmp_path / "figures.json").read_text()).values()
+    assert [one["stored"] > 0 for one in costs] == [True, True]
+    assert costs[1]["beside_cpu_seconds"] > 0.01
+    assert all(ones[0]["half"]["refused"] == 0 for ones in answers.values())
+    assert len(answers) == 3
 
 
 @pytest.mark.large

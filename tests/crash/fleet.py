@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections import Counter
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-import httpx
 import psycopg
 import trio
 from botocore.exceptions import BotoCoreError
@@ -16,25 +14,29 @@ from botocore.exceptions import BotoCoreError
 from payloadd.journal.postgres.inspection import PostgresInspection
 from payloadd.journal.postgres.opening import try_postgres
 from tests.crash import fleet_watermarks
-from tests.support.clients import WholeBody, body_of
-from tests.support.daemon import START_WITHIN, Daemon, started
-from tests.support.loopback import http_client
+from tests.crash.fleet_clients import FleetClients
+from tests.support.daemon import Daemon, started
 from tests.support.postgres import PostgresServer
 from tests.support.tcp_proxy import TcpProxy, tcp_proxy
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from payloadd.observe.status import JournalStatus
+    from tests.crash.fleet_clients import Crowd
     from tests.crash.fleet_watermarks import FleetWatermarks
     from tests.crash.store_faults import StoreFaults
 
 MEMBERS: Final = 3
-CLIENTS: Final = 16
+MORE: Final = 100
+"""Payloads that are acknowledged before each event, and after the last one."""
 PAST_THE_LEASE: Final = 13.0
 """Seconds after which another daemon has the lane of one that shows no sign of life."""
+_WITHIN: Final = 120.0
+"""Seconds in which what has to happen has happened, on a busy machine too."""
+_FOR_EVER: Final = 10.0**6
 _DATABASE: Final = "fleet"
 _SYNCHRONOUS: Final = {"synchronous_standby_names": "standby"}
 _SMALL: Final = {
@@ -78,6 +80,11 @@ class DatabasePair:
 
     async def fail_over(self) -> None:
         """Kill the primary, promote the standby, and make a new standby."""
+        await self.promote()
+        await trio.to_thread.run_sync(self._add_standby)
+
+    async def promote(self) -> None:
+        """Kill the primary, and promote the standby."""
         await trio.to_thread.run_sync(self.primary.kill)
         for proxy in self.proxies:
             proxy.reset()
@@ -85,22 +92,22 @@ class DatabasePair:
         self.primary, self._standby = self._standby, self._new()
         for proxy in self.proxies:
             proxy.target = self.primary.port
-        await trio.to_thread.run_sync(self._add_standby)
 
     def stop(self) -> None:
         """Stop both servers."""
         for server in (self.primary, self._standby):
-            server.stop()
+            if server.data.exists():
+                server.stop()
 
     def status(self) -> JournalStatus:
         """Return what is in the journal."""
         with PostgresInspection.open(self.primary.url(_DATABASE)) as inspection:
             return inspection.status()
 
-    def owners(self) -> dict[int, str | None]:
-        """Return the owners of the lanes."""
+    def owners(self) -> set[int]:
+        """Return the ids of the processes that own lanes."""
         with PostgresInspection.open(self.primary.url(_DATABASE)) as inspection:
-            return inspection.owners()
+            return {int(one.split(":")[1]) for one in inspection.owners().values() if one}
 
     def url(self, proxy: TcpProxy) -> str:
         """Return the URL of the journal behind a proxy."""
@@ -132,17 +139,26 @@ class FleetDaemon:
 
     async def run(self) -> None:
         """Run daemons, one after the other, until ``end``."""
-        while not self._ended:
+        while not self._is_ending():
             async with started(self._folder, self._environ, self._command) as daemon:
                 self.daemon = daemon
+                if self._is_ending():  # while the process was being started
+                    self.signal(signal.SIGTERM)
                 with suppress(AssertionError):  # killed before
-                    await daemon.wait_for_event("listening", START_WITHIN)
+                    await daemon.wait_for_event("listening", _FOR_EVER)
                     self.url = daemon.url
-                await daemon.wait(within=10**6)
+                await daemon.wait(_FOR_EVER)
                 self.url = self.daemon = None
                 self.output += daemon.output.decode()
             await trio.sleep(self.absence)
             self.absence = 0.1
+
+    def _is_ending(self) -> bool:
+        return self._ended
+
+    def log(self) -> str:
+        """Return its log of all runs, the present one included."""
+        return self.output + (self.daemon.output.decode() if self.daemon else "")
 
     def signal(self, number: int) -> None:
         """Send a signal to the daemon, if it runs."""
@@ -154,70 +170,6 @@ class FleetDaemon:
         """Drain the daemon for good."""
         self._ended = True
         self.signal(signal.SIGTERM)
-
-
-class FleetClients:
-    """FleetClients that repeat each request, with its key, at any daemon until it is accepted."""
-
-    def __init__(self, members: list[FleetDaemon], rng: random.Random) -> None:
-        self._members = members
-        self._rng = rng
-        self._stopping = False
-        self.acknowledged: set[bytes] = set()
-        self.answers: Counter[str] = Counter()
-        self._number = 0
-
-    async def run(self) -> None:
-        """Post until ``stop``, and until every request that was begun is accepted."""
-        async with trio.open_nursery() as nursery, http_client(64, 25.0) as http:
-            async with trio.open_nursery() as clients:
-                for _ in range(CLIENTS):
-                    clients.start_soon(self._client, http)
-            nursery.cancel_scope.cancel()
-
-    def stop(self) -> None:
-        """Begin no further requests."""
-        self._stopping = True
-
-    async def _client(self, http: httpx.AsyncClient) -> None:
-        while not self._stopping:
-            payloads = []
-            for _ in range(self._rng.randint(1, 5)):
-                self._number += 1
-                payloads.append(b'{"n":%d}' % self._number)
-            await self._repeat(http, payloads, f"key-{self._number}")
-            await trio.sleep(0.05 * self._rng.random())
-
-    async def _repeat(self, http: httpx.AsyncClient, payloads: list[bytes], key: str) -> None:
-        body = body_of(payloads)
-        headers = {
-            "Content-Type": "application/json",
-            "Content-Length": str(len(body)),
-            "Idempotency-Key": key,
-        }
-        while True:
-            urls = [one.url for one in self._members if one.url is not None]
-            if not urls:
-                await trio.sleep(0.1)
-                continue
-            url = self._rng.choice(urls)
-            patience = self._rng.choice([0.5, 5.0, 25.0])
-            answer = None
-            with trio.move_on_after(patience), suppress(httpx.HTTPError):
-                headers["Host"] = httpx.URL(url).netloc.decode()
-                stream = WholeBody(body)
-                request = httpx.Request(
-                    "POST", f"{url}/v1/payloads", headers=headers, stream=stream
-                )
-                answer = await http.send(request)
-            if answer is not None and answer.is_success:
-                self.answers["accepted"] += 1
-                self.acknowledged.update(payloads)
-                return
-            code = "no answer" if answer is None else str(answer.json().get("code"))
-            assert code not in {"KEY_REUSED", "MALFORMED"}, answer
-            self.answers[code] += 1
-            await trio.sleep(0.1 + 0.3 * self._rng.random())
 
 
 class Fleet:
@@ -234,14 +186,18 @@ class Fleet:
         self._members = members
         self._faults = faults
         self._rng = rng
+        self._last: FleetDaemon | None = None
+        """The one that the last event happened to."""
         self.events: Mapping[str, Callable[[], Awaitable[None]]] = {
             "kill": self._kill,
             "kill for long": self._kill_for_long,
             "stop past the lease": self._stop,
+            "kill one and stop one while the store lies": self._kill_and_stop,
             "cut": self._cut,
             "cut past the lease": self._cut_for_long,
             "freeze": self._freeze,
             "fail over": database.fail_over,
+            "promote": database.promote,
             "drain": self._drain,
             "store hangs": self._store_hangs,
             "store lies": self._store_lies,
@@ -249,7 +205,9 @@ class Fleet:
         }
 
     def _member(self) -> FleetDaemon:
-        return self._rng.choice(self._members)
+        """Choose another one than for the last event, so that events happen to several."""
+        self._last = self._rng.choice([one for one in self._members if one is not self._last])
+        return self._last
 
     async def _kill(self) -> None:
         self._member().signal(signal.SIGKILL)
@@ -261,15 +219,34 @@ class Fleet:
         one.signal(signal.SIGKILL)
         await trio.sleep(PAST_THE_LEASE)
 
-    async def _stop(self) -> None:
+    async def _kill_and_stop(self) -> None:
+        """Do three things at once, because the lease takes long."""
+        await self._faults.set_state("stores and fails")
+        await self._faults.failed_once_more()
+        self._member().signal(signal.SIGKILL)
+        await self._stop(self._faults.end)
+
+    async def _stop(
+        self, meanwhile: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+    ) -> None:
+        """Stop one until others have its lanes, and wait until it has noticed that."""
         one = self._member()
+        await until(lambda: one.url is not None)
         daemon = one.daemon
-        one.signal(signal.SIGSTOP)
-        await trio.sleep(PAST_THE_LEASE)
-        if daemon is not None:
-            with suppress(ProcessLookupError):
-                daemon.signal(signal.SIGCONT)
-        await trio.sleep(1)
+        assert daemon is not None
+        lost = len(daemon.events("lane_lost"))
+        daemon.signal(signal.SIGSTOP)
+        try:
+            await meanwhile()
+            with trio.fail_after(_WITHIN):
+                while daemon.pid in await self._owners():  # noqa: ASYNC110 - rows can only be polled
+                    await trio.sleep(0.5)
+        finally:
+            daemon.signal(signal.SIGCONT)
+        await until(lambda: len(daemon.events("lane_lost")) > lost)
+
+    async def _owners(self) -> set[int]:
+        return await trio.to_thread.run_sync(self._database.owners)
 
     async def _cut(self) -> None:
         await self._cut_off(self._member(), 3.0)
@@ -304,16 +281,25 @@ class Fleet:
 
     async def _store_lies(self) -> None:
         await self._faults.set_state("stores and fails")
-        await trio.sleep(3)
+        await trio.sleep(2)
+        await self._faults.failed_once_more()
         await self._faults.set_state("works")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds. Raises TooSlowError."""
+    with trio.fail_after(_WITHIN):
+        while not condition():  # noqa: ASYNC110 - no event reports the change
+            await trio.sleep(0.05)
 
 
 async def torture_fleet(
     folder: Path,
     environ: Mapping[str, str],
     faults: StoreFaults,
-    plan: list[str],
+    plan: Sequence[str],
     rng: random.Random,
+    crowd: Crowd,
     watermarks: FleetWatermarks | None = None,
 ) -> FleetClients:
     """Run the events of ``plan``, then let the fleet store everything; returns the clients.
@@ -342,8 +328,13 @@ async def torture_fleet(
                 home.mkdir()
                 own = {**_SMALL, **environ, "JOURNAL_URL": database.url(proxy)}
                 members.append(FleetDaemon(home, own, proxy, command))
-            clients = FleetClients(members, rng)
+
+            def listening() -> list[str]:
+                return [one.url for one in members if one.url is not None]
+
+            clients = FleetClients(listening, rng, crowd)
             fleet = Fleet(database, members, faults, rng)
+            stack.enter_context(_explained(clients, members))
             async with trio.open_nursery() as nursery:
                 for one in members:
                     nursery.start_soon(one.run)
@@ -351,20 +342,21 @@ async def torture_fleet(
                     posting.start_soon(clients.run)
                     if watermarks is not None:
                         looking.start_soon(_look_repeatedly, watermarks, database)
-                    await _wait_until_serving(members)
                     for name in plan:
-                        await trio.sleep(rng.uniform(0.5, 2))
+                        await clients.accepted(MORE)
+                        await trio.sleep(rng.random() / 2)
                         print(f"{trio.current_time():.1f} {name}", flush=True)  # noqa: T201
                         await fleet.events[name]()
                     await faults.end()
+                    await clients.accepted(MORE)
                     clients.stop()
                     looking.cancel_scope.cancel()
+                await until(lambda: len(listening()) == MEMBERS)
                 await _wait_until_empty(database, members)
                 for one in members:
                     one.end()
             _check_logs(members)
-            owners = await trio.to_thread.run_sync(database.owners)
-            assert set(owners.values()) == {None}
+            assert not await trio.to_thread.run_sync(database.owners)
             if watermarks is not None:
                 url = database.primary.url(_DATABASE)
                 assert not await trio.to_thread.run_sync(watermarks.look, url)
@@ -385,24 +377,28 @@ async def _look_repeatedly(watermarks: FleetWatermarks, database: DatabasePair) 
             assert not wrong, "\n".join([f"{len(wrong)} watermarks wrong:", *wrong[:20]])
 
 
-async def _wait_until_serving(members: list[FleetDaemon]) -> None:
-    """Return once all daemons listen: on a busy machine events would come before that."""
-    with trio.fail_after(6 * START_WITHIN):
-        while any(one.url is None for one in members):  # noqa: ASYNC110 - their logs are read
-            await trio.sleep(0.1)
+@contextmanager
+def _explained(clients: FleetClients, members: list[FleetDaemon]) -> Iterator[None]:
+    """Print what there is to know of a failure of the body."""
+    try:
+        yield
+    except BaseException:
+        print(clients.answers, len(clients.acknowledged), *map(FleetDaemon.log, members), sep="\n")  # noqa: T201
+        raise
 
 
 async def _wait_until_empty(database: DatabasePair, members: list[FleetDaemon]) -> None:
-    """Return once nothing is left to store."""
-    with trio.move_on_after(90):
+    """Return once nothing is left to store, and no daemon that was killed owns a lane."""
+    with trio.move_on_after(_WITHIN):
         while True:
             status = await trio.to_thread.run_sync(database.status)
             assert status.dead_letters == 0
-            if not (status.jobs or status.sealed_batches):
+            owners = await trio.to_thread.run_sync(database.owners)
+            dead = owners - {one.daemon.pid for one in members if one.daemon is not None}
+            if not (status.jobs or status.sealed_batches or dead):
                 return
             await trio.sleep(0.5)
-    logs = [one.output + (one.daemon.output.decode() if one.daemon else "") for one in members]
-    raise AssertionError("\n".join([str(status), str(database.owners()), *logs]))
+    raise AssertionError(f"{status}, {database.owners()}")
 
 
 def _check_logs(members: list[FleetDaemon]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tests.crash.proxy import Proxy
     from tests.support.s3 import S3Server
     from tests.support.weed import SeaweedProcess
+
+
+_WITHIN: Final = 60.0
 
 
 class StoreFaults:
@@ -36,6 +39,13 @@ class StoreFaults:
     def _process(self) -> SeaweedProcess:
         assert self._server.process is not None
         return self._server.process
+
+    async def failed_once_more(self) -> None:
+        """Wait until a PUT is answered with 500 after its object was stored."""
+        before = self._proxy.failed_after_storing
+        with trio.fail_after(_WITHIN):
+            while self._proxy.failed_after_storing == before:  # noqa: ASYNC110 - it is counted
+                await trio.sleep(0.02)
 
     async def set_state(self, store_state: StoreState) -> None:
         """Change the state; a server that was stopped works again some seconds later."""

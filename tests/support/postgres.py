@@ -7,6 +7,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _USER: Final = "postgres"
 """The server refuses to run as root."""
 _TIMEOUT: Final = 60
+_TRIES: Final = 20
 _FAST: Final = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -30,8 +32,17 @@ _FAST: Final = {
 """For tests in which no server crashes."""
 
 
+_VARIABLE: Final = "POSTGRES_PROGRAMS"
+"""The environment variable with the folder of another version's programs."""
+
+
 def find_programs() -> Path | None:
-    """Return the folder with the programs of the newest installed version, or None."""
+    """Return the folder with the programs, or None.
+
+    It is the one of the variable ``POSTGRES_PROGRAMS``, else that of Debian's newest version.
+    """
+    if given := os.environ.get(_VARIABLE):
+        return Path(given)
     found = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4])
     )
@@ -57,18 +68,22 @@ def need_postgres() -> Path:
 class PostgresServer:
     """One server with its data in a folder."""
 
-    def __init__(self, folder: Path, *, fast: bool = False) -> None:
-        """``fast``: without syncs, for tests in which the server does not crash."""
+    def __init__(self, folder: Path, *, fast: bool = False, data: Path | None = None) -> None:
+        """``fast``: without syncs, for tests in which the server does not crash.
+
+        ``data``: where the data are if not in ``folder``; its folder is writable for the server.
+        """
         self.folder = folder
-        self.data = folder / "data"
+        self.data = data or folder / "data"
         self.log = folder / "postgres.log"
         self._programs = need_postgres()
         (self.port,) = free_ports(1)
+        self._has_run = False
         self._fast = fast
         self.settings: dict[str, str] = {}
 
-    def create(self) -> None:
-        """Make an empty cluster."""
+    def create(self, *options: object) -> None:
+        """Make an empty cluster; ``options`` are more of initdb's."""
         self._own_folder()
         self._run(
             "initdb",
@@ -83,6 +98,7 @@ class PostgresServer:
             "--no-sync",
             "--locale=C",
             "--no-instructions",
+            *options,
         )
 
     def copy_of(self, primary: PostgresServer) -> None:
@@ -112,7 +128,28 @@ class PostgresServer:
                     parent.chmod(parent.stat().st_mode | 0o011)
 
     def start(self) -> None:
-        """Start the server, and return once it accepts connections."""
+        """Start the server, and return once it accepts connections.
+
+        A port that another process has got meanwhile is waited for, or replaced before the first
+        start.
+        """
+        for _ in range(_TRIES):
+            self._configure()
+            before = self.log.stat().st_size if self.log.exists() else 0
+            try:
+                self._run("pg_ctl", "-D", self.data, "-l", self.log, "-w", "start")
+            except subprocess.CalledProcessError:
+                if b"Address already in use" not in self.log.read_bytes()[before:]:
+                    raise
+                time.sleep(0.5)
+                if not self._has_run:
+                    (self.port,) = free_ports(1)
+            else:
+                self._has_run = True
+                return
+        give_up(f"port {self.port} is in use")
+
+    def _configure(self) -> None:
         options = {
             "port": str(self.port),
             "listen_addresses": "127.0.0.1",
@@ -126,7 +163,6 @@ class PostgresServer:
         (self.data / "postgresql.auto.conf").write_text(
             text + self._standby_lines(), encoding="ascii"
         )
-        self._run("pg_ctl", "-D", self.data, "-l", self.log, "-w", "start")
 
     def reconfigure(self, settings: Mapping[str, str]) -> None:
         """Change settings of the running server that need no restart."""
