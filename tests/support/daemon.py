@@ -26,7 +26,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 PYTHONPATH: Final = os.pathsep.join([str(ROOT / "daemon"), str(ROOT)])
 """The package and the tests of this checkout, even if another checkout is installed."""
 START_WITHIN: Final = 60.0
-END_WITHIN: Final = 60.0
+END_WITHIN: Final = 120.0
 
 
 def environment(folder: Path, **settings: str) -> dict[str, str]:

@@ -60,17 +60,19 @@ async def test_a_throttled_store_is_used_fully_and_refuses_little(
         metrics = await daemon.metrics()
         found = answers(store, start, start + SECONDS)
         refused = found[refusal.status] / found.total()
-        # tests/pipeline/test_throttling.py has the exact goals; this machine may be busy, and have
-        # no time for more uploads than this, which the limit would allow.
+        # tests/pipeline/test_throttling.py has the exact goals; this machine may be so busy that it
+        # has no time for uploads at this rate. The limit does not hold them back then.
         limit = metrics["payloadd_upload_rate_limit"]
-        assert max(found[200] / SECONDS, limit) >= 0.75 * RATE, (found, limit)
+        stored_per_second = found[200] / SECONDS
+        assert max(stored_per_second, limit) >= 0.75 * RATE, (found, limit)
         assert refused < 0.15, found
-        assert 0.3 * RATE < limit < 10 * RATE
+        assert limit > 0.3 * RATE
+        assert limit < 10 * RATE or stored_per_second < 0.75 * RATE, (found, limit)
         assert metrics["payloadd_upload_concurrency"] == 64
         # The throttling ends: uploads have full speed within ten seconds.
         stored = len(store.objects)
         await store.end()
-        await daemon.wait_until_stored(4000, within=60)
+        await daemon.wait_until_stored(4000)
         assert 4000 - stored > 7 * RATE
 
 
@@ -90,7 +92,7 @@ async def test_throttled_shards_leave_the_others_at_full_speed(tmp_path: Path) -
         seconds = trio.current_time() - start
         assert len(store.objects) - free_objects(store) <= 128 * (seconds + 1)
         await store.end()
-        await daemon.wait_until_stored(2000, within=60)
+        await daemon.wait_until_stored(2000)
     assert set(store.puts.values()) == {1}
 
 
