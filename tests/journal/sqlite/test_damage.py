@@ -123,6 +123,18 @@ def test_a_batch_that_has_lost_a_member_says_so(tmp_path: Path, seqs: str, *, wh
             assert sealed(database, first).members.whole is whole
 
 
+def test_a_batch_whose_damaged_member_was_dropped_does_not_refuse_the_start(path: Path) -> None:
+    """Its missing member would look like a row that has come back."""
+    change(path, "UPDATE jobs SET lines = x'00' WHERE seq = 3")
+    with closing(Database(path)) as database:
+        assert [one.seq for one in sealed(database, 2).jobs] == [2, 4]
+    with Inspection.open(path.parent) as inspection:
+        inspection.drop([letter.id for letter in inspection.dead()])
+    with closing(Database(path)) as again:
+        assert [one.seq for one in sealed(again, 2).jobs] == [2, 4]
+        assert again.totals.jobs == 8
+
+
 def test_a_batch_with_gaps_can_be_buried_and_revived(path: Path) -> None:
     """The totals would stay wrong as long as the journal exists."""
     change(path, "UPDATE jobs SET payloads = 5 WHERE seq = 3")

@@ -318,7 +318,9 @@ class Database(DatabaseFile):
                 restore_rows(self._connection, jobs)
                 return inventory.compare(self._connection, self.totals, (), is_sound=self._is_sound)
 
+        before = self.totals.jobs
         self._adopt(self._with_repair(compare))
+        self.findings.add(*inventory.surplus(self.totals.jobs - before))
 
     def oldest(self) -> float | None:
         """Return when the oldest job that is not stored was accepted, in Unix time.

@@ -112,6 +112,7 @@ def read_and_repair(
             totals = _without(totals, strays)
             totals.write(connection)
         findings += strays
+        expected = totals.jobs
         for first, last in sealed if counting else ():
             # Before ``compare``, which finds how many jobs are missing but not their numbers.
             absent = bury_absent(connection, first, last, totals)
@@ -121,7 +122,7 @@ def read_and_repair(
             compared = compare(connection, totals, gaps, known=known)
             # Jobs of lost dead letters wait again.
             if known and unreadable is not None and "dead" not in unreadable | lost:
-                _refuse_surplus(compared.totals.jobs - totals.jobs)
+                _refuse_surplus(compared.totals.jobs - expected)
             totals = compared.totals
             findings += compared.findings
         less = max(0, before.payloads - totals.payloads) if known else 0
@@ -180,9 +181,6 @@ def compare(
             raise damage.corrupt(f"{missing} rows of jobs are missing")
         payloads = max(0, before.payloads - counted.payloads)
         findings = _bury_missing(connection, gaps, missing, payloads)
-    elif known and missing < 0:
-        reason = f"{-missing} more than the totals count: some may be stored twice"
-        findings = [Finding("jobs", reason)]
     elif not known:
         for gap in gaps:
             finding = Finding("jobs", "in pages that cannot be read", *gap)
@@ -222,9 +220,8 @@ def refuse_unknown(
     """
     if not lost & {"batches", "stored"}:
         return
-    counted = None
-    if totals is not None and "blocks" not in lost:
-        counted = count(connection, apart)
+    known = totals is not None and "blocks" not in lost
+    counted = count(connection, apart) if known else None
     # Missing jobs would hide how many of the others are stored; their bytes differ.
     exact = totals is not None and counted == (totals.jobs, totals.payloads, totals.bytes)
     if "stored" in lost and not exact:
@@ -240,6 +237,12 @@ def _refuse_surplus(jobs: int) -> None:
     if jobs > 0:
         reason = f"{jobs} jobs are stored already or were never accepted, and it is not known which"
         raise damage.start_refusal(reason)
+
+
+def surplus(jobs: int) -> list[Finding]:
+    """Return the finding of so many jobs more than the totals count, none where that is not so."""
+    reason = f"{jobs} more than the totals count: some may be stored twice"
+    return [Finding("jobs", reason)] if jobs > 0 else []
 
 
 def are_all_there(
