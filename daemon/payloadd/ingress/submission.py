@@ -215,7 +215,9 @@ class Submitter:
         except TooMuchWorkError:
             key = _check_key(headers.idempotency_key, name, headers.stream)
             client = name or address()
-            self._submit_large(headers, data, start, on_outcome, key, client, envelope, is_gone)
+            body = self._large_body(headers, data, start, on_outcome, key, client, envelope)
+            body.is_gone = is_gone
+            self.large_bodies.add(body)
         except Problem:
             raise  # not from itself: such a cycle would keep the body until a garbage collection
         except Exception as error:
@@ -293,7 +295,7 @@ class Submitter:
                 f" allowed are {self.max_length} (MAX_LENGTH)",
             )
 
-    def _submit_large(
+    def _large_body(
         self,
         headers: PostHeaders,
         data: bytes | bytearray,
@@ -302,14 +304,12 @@ class Submitter:
         key: str | None,
         client: str | None,
         envelope: Envelope | None,
-        is_gone: Callable[[], bool],
-    ) -> None:
+    ) -> LargeBody:
         watch, stream = bool(headers.wait), headers.stream.number
         received = len(data) - start
         submit = partial(self._submit_lines, key, received, on_outcome, stream, envelope, watch)
         kind, coding, document = headers.content_type, headers.content_encoding, headers.document
-        body = LargeBody(data, start, kind, coding, submit, on_outcome, client, document, is_gone)
-        self.large_bodies.add(body)
+        return LargeBody(data, start, kind, coding, submit, on_outcome, client, document)
 
     async def _submit_lines(
         self,
@@ -318,7 +318,7 @@ class Submitter:
         on_outcome: Callable[[SubmissionOutcome], None],
         stream: int,
         envelope: Envelope | None,
-        watch: bool,  # noqa: FBT001 - bound by _submit_large alone
+        watch: bool,  # noqa: FBT001 - bound by _large_body alone
         lines: Lines,
     ) -> None:
         """Submit the payloads of a large body of which ``received`` bytes were received."""
