@@ -233,7 +233,7 @@ def test_segments_of_lost_rows_are_renamed(folder: Path, monkeypatch: pytest.Mon
 def test_segments_of_lost_rows_have_no_bytes_of_former_segments(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An operator who sends the lost payloads again would send stored ones with them."""
+    """To send the lost payloads again by hand would send stored ones with them."""
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 9)
     first = requests(1, payloads=9)[0]
     settle = Settle(batch(Job(1, *first.parts[0]), sealed=False))

@@ -182,6 +182,22 @@ def test_a_new_segment_takes_the_file_of_a_dead_one(
 
 
 @pytest.mark.usefixtures("all_large")
+def test_one_dead_segment_is_left_for_a_second_while_segments_are_written(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that the next segment needs would be unlinked, or be kept by an idle daemon."""
+    monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 2)
+    requests = [append(number) for number in range(1, 5)]
+    for request in requests:
+        database.commit([request])
+    database.commit([*alone(requests[0].jobs), *alone(requests[1].jobs)])
+    compact_segments(database)
+    assert segments_of(path) == [1, 3, 4]
+    compact_segments(database)
+    assert segments_of(path) == [3, 4]
+
+
+@pytest.mark.usefixtures("all_large")
 @pytest.mark.parametrize("statement", ["INSERT INTO jobs", "COMMIT"])
 def test_a_failed_commit_costs_no_bytes_of_the_jobs_that_it_settled(
     database: Database, monkeypatch: pytest.MonkeyPatch, statement: str

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 import trio
 
+from payloadd.storage.http1.connection import Connection, Origin
+from payloadd.storage.http1.request import WireRequest
+from payloadd.storage.http1.socket import TcpStream
 from tests.storage.http1.test_transport import LARGE, answer_once, ask, raw_server, transport
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
 
 async def answer_one_of_two(stream: trio.SocketStream) -> None:
@@ -111,3 +115,41 @@ async def test_a_connection_that_breaks_within_the_body_is_a_write_error() -> No
     async with raw_server(close_early) as url, transport() as made:
         with pytest.raises(httpx.WriteError, match=r"reset|[Bb]roken"):
             await made.handle_async_request(ask(url, content=LARGE * 4))
+
+
+class AcceptingStream(TcpStream):
+    """A connection whose kernel accepts each write at once."""
+
+    def __init__(self) -> None:
+        self.writes: list[tuple[int, int]] = []
+        """The turn of the event loop and the bytes of each write."""
+        self.sent = 0
+        self.turn = 0
+
+    def _send(self, pieces: Sequence[bytes | bytearray | memoryview]) -> int:
+        size = sum(map(len, pieces))
+        self.writes.append((self.turn, size))
+        return size
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002 - the interface
+        """Return the response."""
+        return b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+    async def let_others_run(self) -> None:
+        """Count the turns in which other tasks may run."""
+        self.turn += 1
+
+
+async def test_other_tasks_run_after_each_mib_of_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object of 100 MiB would hold the event loop; and a turn after each write cost CPU time."""
+    wire = AcceptingStream()
+    monkeypatch.setattr(trio.lowlevel, "checkpoint", wire.let_others_run)
+    connection = Connection(Origin("127.0.0.1", 80, secure=False), wire, wire)
+    pieces = [bytes(2**16)] * 160
+    request = WireRequest("PUT", b"PUT / HTTP/1.1\r\n\r\n", pieces, None, None)
+    assert (await connection.exchange(request)).status == 200
+    assert max(size for _, size in wire.writes) == 2**18
+    by_turn = Counter[int]()
+    for turn, size in wire.writes:
+        by_turn[turn] += size
+    assert [*by_turn.values()] == [*[2**20] * 10, len(request.head)]

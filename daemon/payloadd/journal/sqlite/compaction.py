@@ -79,6 +79,10 @@ class Compaction:
         """The segments to check, and how many bytes were alive in each at its last check."""
         self._todo: list[int] = []
         """The segments that are left of the current round, the next one last."""
+        self._keeps_one = False
+        """Whether this round leaves the next segment without jobs, for a new one."""
+        self._writes = 0
+        """``Segments.writes`` at the begin of the last round."""
 
     def recheck_all(self) -> None:
         """Have every segment checked in the next round."""
@@ -113,6 +117,8 @@ class Compaction:
         # Steps take the last entry. A segment that failed is the last of ``_live``, so the others
         # come before it.
         self._todo = list(reversed(self._live))
+        self._keeps_one = self._segments.writes != self._writes
+        self._writes = self._segments.writes
 
     def step(self) -> bool:
         """Unlink one segment, or move some jobs out of one; returns whether there may be more."""
@@ -187,6 +193,10 @@ class Compaction:
         """
         (live,) = self._connection.execute(_LIVE, (name,)).fetchone()
         current = name == self._segments.current
+        if not live and not current and self._keeps_one:
+            self._keeps_one = False
+            self._live[name] = live
+            return False
         if not live and not (current and self._segments.size(name) < self.least_file_bytes):
             self._unlink(name)
             return True

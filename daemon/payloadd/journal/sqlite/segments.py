@@ -93,6 +93,8 @@ class Segments:
         """The current segment, if no commit with jobs in it has ended; see ``segment_rows.py``."""
         self.replaceable: int | None = None
         """A segment that no row refers to: the next new segment may take its file."""
+        self.writes = 0
+        """How often bytes were written in this run."""
         self._file: SegmentFile | None = None
         self._committed = 0
         """The position after the last byte that a committed row refers to."""
@@ -131,6 +133,7 @@ class Segments:
             if self.is_full or self._is_current_gone():
                 self._close_current()
             file = self._begin(following) if self._file is None else self._file
+            self.writes += 1
             self._written = self._committed
             try:
                 self._written += file.write(buffers, self._committed)

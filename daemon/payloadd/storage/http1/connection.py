@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from payloadd.storage.http1.socket import BytesLike
 
 _BYTES_PER_WRITE: Final = 262_144
-"""Bytes of one write: TLS holds a second copy of them in memory, they have to be sent within the
-write timeout, and no other task runs while they are copied into the kernel."""
+"""Bytes of one write: TLS holds a second copy of them in memory, and they have to be sent within
+the write timeout."""
+_WRITES_PER_TURN: Final = 4
+"""Writes after which other tasks run, if the kernel accepts each one at once: copying 1 MiB takes a
+small part of a millisecond, and to let other tasks run after each write was measurable."""
 
 
 class Origin(NamedTuple):
@@ -97,8 +100,8 @@ class Connection:
         """
         try:
             writes = _split_writes([request.head, *request.body])
-            for pieces in writes:
-                if pieces is not writes[0]:
+            for index, pieces in enumerate(writes):
+                if index and not index % _WRITES_PER_TURN:
                     # A kernel that accepts every write at once would keep other tasks waiting.
                     await trio.lowlevel.checkpoint()
                 if timer is not None:
