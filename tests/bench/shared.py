@@ -75,7 +75,9 @@ async def _costs(
         for _ in range(rounds):
             for results, peer in zip(found, (BATCHED, _peer(server)), strict=True):
                 with tempfile.TemporaryDirectory(prefix="payloadd-bench-") as folder:
-                    results.append(await measure(peer, work, drive, Path(folder), beside=server.pid))
+                    results.append(
+                        await measure(peer, work, drive, Path(folder), beside=server.pid)
+                    )
                 report(f"{work.name}, {peer.name}: {results[-1].cpu_us:.1f} µs a payload")
         rows += [_row(one, found[0]) for one in found]
         figures += [asdict(one) | {"cpu_us": one.cpu_us} for results in found for one in results]
