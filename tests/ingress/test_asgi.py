@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from payloadd.ingress.asgi import ClientLeftError, IncomingMessages
+from tests.ingress.rig import post, running
 
 
 def body_of(*messages: dict[str, Any]) -> IncomingMessages:
@@ -40,3 +41,12 @@ async def test_a_body_whose_client_leaves_is_not_complete() -> None:
     body = body_of(part(b"a", more=True), {"type": "http.disconnect"})
     with pytest.raises(ClientLeftError):
         [piece async for piece in body]
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("host", ["a" * 70, "a..b", "x:80", "[::1]:443"])
+async def test_the_host_of_a_request_decides_nothing(host: str) -> None:
+    """A host that is no name of IDNA would end in an internal error."""
+    async with running() as rig, rig.wire() as wire:
+        await wire.send(post().replace(b"Host: here", b"Host: " + host.encode()))
+        assert (await wire.answer()).status == 202

@@ -11,10 +11,10 @@ routes by the host of the request, blueprints. The app omits them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from quart.ctx import RequestContext
-from quart.sessions import NullSession, SessionInterface
+from quart.sessions import NullSession
 from quart.utils import encode_headers
 from quart.wrappers.response import DataBody
 from quart_trio import QuartTrio
@@ -24,7 +24,6 @@ from werkzeug.exceptions import HTTPException
 
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
-    from quart import Quart
     from quart.wrappers.base import BaseRequestWebsocket
     from werkzeug.routing import MapAdapter
 
@@ -60,24 +59,12 @@ class IncomingMessages:
 class _Request(TrioRequest):
     body_class = IncomingMessages  # type: ignore[assignment] # it has the part that handlers use
     # Properties of Quart that search the name of the route, several times for each request.
-    blueprint = None  # type: ignore[assignment]
-    blueprints: ClassVar[list[str]] = []  # type: ignore[misc]
+    blueprint = None
+    blueprints: ClassVar[list[str]] = []
 
 
-class _NoSessions(SessionInterface):
-    """Gives all requests the same empty session: there are no cookies."""
-
-    _session = NullSession()
-
-    async def open_session(self, app: Quart, request: BaseRequestWebsocket) -> NullSession:
-        """Return the empty session."""
-        del app, request
-        return self._session
-
-    def is_null_session(self, instance: object) -> bool:
-        """Return that nothing has to be saved."""
-        del instance
-        return True
+_SESSION: Final = NullSession()
+"""The session of all requests: there are no cookies."""
 
 
 class _Context(RequestContext):
@@ -121,7 +108,6 @@ class App(QuartTrio):
 
     asgi_http_class = _Connection
     request_class = _Request
-    session_interface = _NoSessions()
     _adapter: MapAdapter | None = None
 
     def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
@@ -134,7 +120,7 @@ class App(QuartTrio):
 
     def request_context(self, request: Any) -> RequestContext:  # noqa: ANN401 - Quart's own types
         """Return the context of a request."""
-        return _Context(self, request)
+        return _Context(self, request, _SESSION)
 
     def ensure_async(self, function: F) -> F:
         """Return ``function``: Quart would inspect it at each call."""

@@ -19,6 +19,8 @@ from payloadd.ingress.server.fifo_gate import FifoGate
 from tests.ingress.rig import post, running
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from quart_trio import QuartTrio
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -141,6 +143,61 @@ async def test_a_cancelled_task_leaves_the_gate() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_few_answers_are_sent_in_one_pass() -> None:
+    """The answers of a large commit would block the event loop together."""
+    fifo_gate = FifoGate()
+    passes = Passes()
+    answered: Counter[int] = Counter()
+    committed = trio.Event()
+
+    async def answer() -> None:
+        await committed.wait()
+        await fifo_gate.wait_to_answer()
+        answered[passes.now] += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fifo_gate.run)
+        for _ in range(100):
+            nursery.start_soon(answer)
+        await wait_all_tasks_blocked()
+        committed.set()
+        with trio.fail_after(10):
+            while answered.total() < 100:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    trio.lowlevel.remove_instrument(passes)
+    # Trio may run the tasks of two passes in one pass.
+    assert max(answered.values()) <= 16
+
+
+async def test_the_first_answers_of_a_pass_need_no_task_switch() -> None:
+    """A pass of the event loop for each answer was a large part of its cost."""
+    fifo_gate = FifoGate()
+    passes = Passes()
+    before = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fifo_gate.run)
+        for _ in range(3):
+            await wait_all_tasks_blocked()
+            before = passes.now
+            for _ in range(8):
+                await fifo_gate.wait_to_answer()
+            assert passes.now == before
+        with trio.fail_after(10):
+            await fifo_gate.wait_to_answer()
+        assert passes.now > before
+        nursery.cancel_scope.cancel()
+    trio.lowlevel.remove_instrument(passes)
+
+
+async def test_answers_pause_while_a_commit_is_awaited(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The committing thread would wait for the interpreter lock in each of its 30 steps."""
+    fifo_gate = FifoGate(commit_is_awaited=lambda: True)
+    assert await time_of_bursts(fifo_gate, 30, fifo_gate.wait_to_answer) >= 9 * 0.003 - 1e-6
+
+
 async def test_few_requests_of_hypercorn_begin_in_one_pass() -> None:
     """Requests of many connections that arrive together would block the event loop together."""
     begun: Counter[int] = Counter()
@@ -194,12 +251,15 @@ async def test_many_connections_are_accepted_in_one_pass(monkeypatch: pytest.Mon
 # --- pauses for commits ---------------------------------------------------------------------------
 
 
-async def time_of_bursts(fifo_gate: FifoGate, bursts: int) -> float:
+async def time_of_bursts(
+    fifo_gate: FifoGate, bursts: int, wait: Callable[[], Awaitable[None]] | None = None
+) -> float:
     """Return the time on trio's clock from the first burst to the last."""
     times: list[float] = []
+    wait = wait or fifo_gate.wait_turn
 
     async def work() -> None:
-        await fifo_gate.wait_turn()
+        await wait()
         times.append(trio.current_time())
 
     async with trio.open_nursery() as nursery:

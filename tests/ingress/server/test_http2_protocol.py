@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import h2.config
 import h2.connection
 import h2.events
 import h2.settings
-import hpack
 import pytest
+import structlog.testing
 import trio
 from quart import Response
 from quart_trio import QuartTrio
 from trio.testing import wait_all_tasks_blocked
 
 from payloadd.ingress.server.client_stream import ClientStream
-from payloadd.ingress.server.http2_protocol import RememberingDecoder
 from tests.ingress.rig import COLLECTION, post, running
 
 if TYPE_CHECKING:
@@ -173,46 +172,6 @@ async def test_connect_ends_the_connection_and_no_other() -> None:
             assert (await wire.answer()).status == 202
 
 
-# --- header blocks -----------------------------------------------------------------------------
-
-
-def test_a_repeated_block_has_the_headers_of_its_first_time() -> None:
-    """Headers of another request would be taken for those of this one."""
-    encoder, decoder = hpack.Encoder(), RememberingDecoder(16_384)
-    plain = hpack.Decoder(16_384)
-    lists = [
-        [(b":method", b"POST"), (b"x-a", b"1"), (b"x-b", b"2")],
-        [(b":method", b"POST"), (b"x-a", b"1")],
-        [(b":method", b"POST"), (b"x-c", b"3")],
-    ]
-    for number in (0, 0, 0, 1, 1, 0, 2, 0, 0, 1, 2, 2):
-        block = encoder.encode(lists[number])
-        expected = [tuple(one) for one in plain.decode(block, raw=True)]
-        assert [tuple(one) for one in decoder.decode(block, raw=True)] == expected == lists[number]
-
-
-def test_a_block_is_decoded_again_once_the_table_has_changed() -> None:
-    """A client could have the headers of an earlier request, such as its token, used again."""
-    decoder = RememberingDecoder(16_384)
-    first = b"\x40\x01a\x01x"
-    assert [tuple(one) for one in decoder.decode(first, raw=True)] == [(b"a", b"x")]
-    newest = b"\xbe"  # the newest entry of the table (RFC 7541, section 2.3.3)
-    assert [tuple(one) for one in decoder.decode(newest, raw=True)] == [(b"a", b"x")]
-    decoder.decode(b"\x40\x01a\x01y", raw=True)
-    assert [tuple(one) for one in decoder.decode(newest, raw=True)] == [(b"a", b"y")]
-
-
-def test_remembered_blocks_are_bounded() -> None:
-    """A client could fill the memory with blocks."""
-    decoder = RememberingDecoder(16_384)
-    for first in range(0x82, 0x8F):
-        for second in range(0x82, 0x8F):
-            decoder.decode(bytes([first, second]), raw=True)
-    assert len(decoder.known) <= 16
-    with pytest.raises(hpack.HPACKError):
-        decoder.decode(b"\xfe", raw=True)
-
-
 @pytest.mark.parametrize(("size", "window"), [(20_000, 65_535), (60_000, 65_535), (60_000, 10)])
 async def test_a_head_that_is_too_large_is_answered_and_counted(
     size: int, window: int, refusals: list[Refusal]
@@ -234,3 +193,43 @@ async def test_a_head_that_is_too_large_is_answered_and_counted(
         assert (b"the request's head is too large" in client.bodies.get(3, b"")) == (window > 10)
         assert rig.counted(400) == 1
         assert [one.problem.code for one in refusals if one.problem.status == 400] == ["MALFORMED"]
+
+
+async def test_a_repeated_head_is_no_valid_trailer() -> None:
+    """A request whose head was checked once would be accepted as the trailers of another one."""
+    async with running() as rig, rig.wire() as wire:
+        client = Client(wire)
+        for stream in (1, 3, 5):  # the block of the third request is known, and valid
+            client.ask(stream)
+            await client.until(lambda: stream in client.ended)  # noqa: B023
+        client.http.send_headers(7, [*HEAD, TYPE])
+        client.http.send_data(7, COLLECTION)
+        await client.send()
+        client.http.config.validate_outbound_headers = False
+        client.http.send_headers(7, [*HEAD, TYPE], end_stream=True)
+        with pytest.raises(EOFError):
+            await client.until(lambda: 7 in client.ended)
+    assert rig.intake.taken == [[b"1", b'"two"']] * 3
+
+
+async def test_an_app_that_fails_within_its_answer_resets_the_request() -> None:
+    """The client would wait for the rest of the answer."""
+
+    async def app(scope: Any, _receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/v1/payloads":
+            raise ValueError
+        await send({"type": "http.response.body"})
+
+    async with running(cast("QuartTrio", app)) as rig, rig.wire() as wire:
+        client = Client(wire)
+        client.ask(1)
+        with structlog.testing.capture_logs() as lines:
+            await client.until(lambda: client.reset == [1])
+        assert [line["event"] for line in lines] == ["connection_failed"]
+        assert client.headers == {}
+        client.http.send_headers(
+            3, [(":method", "GET"), (":path", "/healthz"), *HEAD[2:]], end_stream=True
+        )
+        await client.until(lambda: client.ended == [3])
+        assert client.headers[3][b":status"] == b"200"

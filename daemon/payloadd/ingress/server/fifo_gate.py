@@ -11,6 +11,9 @@ time, and a commit takes many times as long. So while requests of the fast path 
 a pause follows the bursts of each pass. During the pause the event loop sleeps and the lock is
 free. The bursts still get at least a quarter of the time, and all of it if no request of the fast
 path waits.
+
+An answer takes a fraction of such a burst, and a commit wakes many tasks with one: eight of them
+may answer in each pass, the first of them without a task switch.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ _PASS_SECONDS: Final = 0.001
 """How long the bursts of one pass may take together, estimated from earlier bursts."""
 _BURSTS_PER_PASS: Final = 3
 """Bursts of one pass at most, even if earlier bursts were very short."""
+_ANSWERS_PER_PASS: Final = 8
 _PAUSE: Final = 0.001
 """Seconds of one sleep; epoll_wait(2) counts in milliseconds."""
 _PAUSES: Final = 3
@@ -50,29 +54,42 @@ class FifoGate:
         self._busy = busy
         self._commit_is_awaited = commit_is_awaited
         self._waiting: deque[trio.lowlevel.Task] = deque()
+        self._answers: deque[trio.lowlevel.Task] = deque()
+        """Tasks that are about to answer."""
+        self._answers_left = _ANSWERS_PER_PASS
+        """Answers that may still be sent in this pass."""
         self._not_empty = trio.Event()
+        """Set while ``run`` has to do something in the next pass."""
         self._burst = _PASS_SECONDS / _BURSTS_PER_PASS
         """Seconds that one burst takes, with all that it causes: a moving average."""
 
     async def wait_turn(self) -> None:
         """Wait until the caller may do a burst of work. This is a checkpoint."""
-        task = trio.lowlevel.current_task()
-        self._waiting.append(task)
         self._not_empty.set()
+        await _wait_in(self._waiting)
 
-        def abandon(_raise_cancel: object) -> trio.lowlevel.Abort:
-            with suppress(ValueError):
-                self._waiting.remove(task)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abandon)
+    async def wait_to_answer(self) -> None:
+        """Wait until the caller may send an answer; this is no checkpoint if it may at once."""
+        if self._commit_is_awaited():
+            await self.wait_turn()
+            return
+        self._not_empty.set()
+        if self._answers_left:
+            self._answers_left -= 1
+        else:
+            await _wait_in(self._answers)
 
     async def run(self) -> None:
         """Let a few waiting tasks continue in each pass of the event loop, until cancelled."""
         while True:
+            self._let_answer()
             if not self._waiting:
-                self._not_empty = trio.Event()
-                await self._not_empty.wait()
+                if not self._answers:
+                    self._not_empty = trio.Event()
+                    await self._not_empty.wait()
+                else:
+                    await trio.lowlevel.checkpoint()
+                continue
             started = perf_counter()
             burst_limit = max(1, int(_PASS_SECONDS / self._burst))
             count = min(len(self._waiting), _BURSTS_PER_PASS, burst_limit)
@@ -88,9 +105,29 @@ class FifoGate:
                 self._burst += (taken - self._burst) / 8
                 await self._leave_time_for_commits()
 
+    def _let_answer(self) -> None:
+        """Let tasks answer in the next pass."""
+        count = min(len(self._answers), _ANSWERS_PER_PASS)
+        for _ in range(count):
+            trio.lowlevel.reschedule(self._answers.popleft())
+        self._answers_left = _ANSWERS_PER_PASS - count
+
     async def _leave_time_for_commits(self) -> None:
         """Sleep for a few milliseconds while requests of the fast path wait for a commit."""
         for _ in range(_PAUSES):
             if not self._commit_is_awaited():
                 return
             await trio.sleep(_PAUSE)
+
+
+async def _wait_in(queue: deque[trio.lowlevel.Task]) -> None:
+    """Wait in ``queue`` until the task is taken out of it and rescheduled."""
+    task = trio.lowlevel.current_task()
+    queue.append(task)
+
+    def abandon(_raise_cancel: object) -> trio.lowlevel.Abort:
+        with suppress(ValueError):
+            queue.remove(task)
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    await trio.lowlevel.wait_task_rescheduled(abandon)

@@ -10,7 +10,6 @@ ignored. h2 remembers a few hundred closed streams instead of 65,536, which is m
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from time import time
 from typing import TYPE_CHECKING, Any, Final
@@ -19,23 +18,20 @@ import h2.errors
 import h2.exceptions
 import trio
 from h2.utilities import SizeLimitDict
-from hpack import Decoder
-from hypercorn.protocol.events import Body, EndBody, Request, Response
+from hypercorn.protocol.events import Body, EndBody, Request, Response, StreamClosed
 from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
-from hypercorn.protocol.http_stream import HTTPStream
-from hypercorn.utils import filter_pseudo_headers
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
+from hypercorn.utils import filter_pseudo_headers, suppress_body
 from hyperframe.frame import DataFrame, HeadersFrame
 from priority.priority import DeadlockError
 
 from payloadd.ingress.problem import CONTENT_TYPE, head_too_large
+from payloadd.ingress.server.header_blocks import RememberingDecoder, RememberingEncoder
 from payloadd.ingress.server.http2_input import LARGEST_HEADER_LIST
 from payloadd.ingress.server.protocol_parts import parts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from h2.events import PriorityUpdated, RequestReceived
-    from hpack.struct import HeaderTuple
     from hypercorn.protocol import ProtocolWrapper
     from hypercorn.protocol.events import Event as StreamEvent
 
@@ -47,10 +43,6 @@ _CLOSED_STREAMS: Final = 512
 it has forgotten by closing the connection."""
 _MOST_PSEUDO_HEADERS: Final = 5
 """Of a request: four, and ``:protocol``. They come first, as h2 checks (RFC 9113, section 8.3)."""
-_REFERENCES: Final = re.compile(rb"[\x81-\xfe]{1,64}", re.DOTALL)
-"""A header block of indexed fields of one byte each (RFC 7541, section 6.1)."""
-_MOST_BLOCKS: Final = 16
-"""Header blocks that are remembered for each connection."""
 
 
 class _EndedStream:
@@ -68,33 +60,38 @@ class _Streams(dict[int, Any]):
         return _EndedStream()
 
 
-class RememberingDecoder(Decoder):
-    """Decode the header block of each request (HPACK, RFC 7541), and remember repeated blocks.
+class _Stream(HTTPStream):
+    """One request. An answer that is one message after its head is passed on as a whole.
 
-    A client that repeats a request sends a block of references to its earlier headers alone. Such a
-    block changes nothing in the table of headers, so the next one of the same bytes has the same
-    headers, until another block changes the table.
+    Hypercorn makes three events of such an answer, and checks the headers of the app.
     """
 
-    def __init__(self, largest: int) -> None:
-        """Allow header lists of ``largest`` bytes."""
-        super().__init__(largest)
-        self.known: dict[bytes, list[HeaderTuple]] = {}
-        """The headers of blocks that change nothing."""
+    _head: Any = None
+    """The message with the head of the answer, until the next message."""
+    protocol: Http2
 
-    def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:  # noqa: FBT001, FBT002
-        """Return the headers; raises HPACKError."""
-        data = bytes(data)
-        if _REFERENCES.fullmatch(data) is None or not raw:
-            self.known.clear()
-            return super().decode(data, raw)
-        found = self.known.get(data)
-        if found is None:
-            found = list(super().decode(data, raw))
-            if len(self.known) >= _MOST_BLOCKS:
-                self.known.clear()
-            self.known[data] = found
-        return found
+    async def app_send(self, message: Any) -> None:  # noqa: ANN401 - ASGI's types
+        """Pass on a message of the app, None at its end."""
+        head, self._head = self._head, None
+        if head is None:
+            if (
+                message is not None
+                and message["type"] == "http.response.start"
+                and self.state is ASGIHTTPState.REQUEST
+            ):
+                self._head = message
+            else:
+                await super().app_send(message)
+        elif message is None or message.get("more_body") or "body" not in message:
+            await super().app_send(head)
+            await super().app_send(message)
+        else:
+            self.state = ASGIHTTPState.CLOSED
+            no_body = suppress_body(self.scope["method"], head["status"])
+            body = b"" if no_body else message["body"]
+            answer = Response(self.stream_id, head["headers"], head["status"])
+            await self.protocol.send_whole(answer, body)
+            await self.send(StreamClosed(self.stream_id))
 
 
 class Http2(H2Protocol):
@@ -116,7 +113,8 @@ class Http2(H2Protocol):
         connection.config.validate_outbound_headers = False
         connection.config.normalize_outbound_headers = False
         # Hypercorn announces this limit to the client, but does not enforce it.
-        connection.decoder = RememberingDecoder(LARGEST_HEADER_LIST)
+        self._decoder = connection.decoder = RememberingDecoder(LARGEST_HEADER_LIST)
+        connection.encoder = RememberingEncoder()
         connection._closed_streams = SizeLimitDict(size_limit=_CLOSED_STREAMS)  # noqa: SLF001
         connection._frame_dispatch_table[HeadersFrame] = self._receive_headers  # noqa: SLF001
         self.streams = _Streams()
@@ -159,11 +157,20 @@ class Http2(H2Protocol):
 
     def _receive_headers(self, frame: HeadersFrame) -> Any:  # noqa: ANN401 - h2's own types
         """Pass a header block to h2, and answer a request whose headers expand to too much."""
+        connection, block = self.connection, bytes(frame.data)
+        # Trailers, whose stream exists, have rules of their own (RFC 9113, section 8.1).
+        is_request = frame.stream_id not in connection.streams
+        connection.config.validate_inbound_headers = not (
+            is_request and block in self._decoder.valid
+        )
         try:
-            return self.connection._receive_headers_frame(frame)  # noqa: SLF001
+            found = connection._receive_headers_frame(frame)  # noqa: SLF001
         except h2.exceptions.DenialOfServiceError:
             self.refuse_head(frame.stream_id)
             raise
+        if is_request:
+            self._decoder.note_valid(block)
+        return found
 
     async def flush(self) -> None:
         """Send the frames that wait for ``send_task``."""
@@ -180,7 +187,7 @@ class Http2(H2Protocol):
         held = self._answers.get(stream_id)
         if isinstance(event, EndBody) and held is not None:
             del self._answers[stream_id]
-            await self._send_whole(*held)
+            await self.send_whole(*held)
         elif isinstance(event, Body) and held is not None:
             if not held[1] and self._fits(stream_id, len(event.data)):
                 self._answers[stream_id] = held[0], event.data
@@ -201,7 +208,8 @@ class Http2(H2Protocol):
             return True  # the client has cancelled the request: nothing is sent
         return size <= min(window, connection.max_outbound_frame_size)
 
-    async def _send_whole(self, head: Response, body: bytes) -> None:
+    async def send_whole(self, head: Response, body: bytes) -> None:
+        """Send a whole answer."""
         stream_id = head.stream_id
         if not self._fits(stream_id, len(body)):  # another answer has used the window meanwhile
             await self._send_parts(head, body, EndBody(stream_id=stream_id))
@@ -260,7 +268,7 @@ class Http2(H2Protocol):
         if method == "CONNECT":
             await super()._create_stream(request)
             return
-        stream = self.streams[stream_id] = HTTPStream(
+        stream = self.streams[stream_id] = _Stream(
             self.app,
             self.config,
             self.context,
@@ -271,6 +279,7 @@ class Http2(H2Protocol):
             self.stream_send,
             stream_id,
         )
+        stream.protocol = self
         await stream.handle(
             Request(
                 stream_id=stream_id,

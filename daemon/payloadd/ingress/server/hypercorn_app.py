@@ -73,7 +73,7 @@ def wrap_app(
         async def send_in_time(message: Any) -> None:  # noqa: ANN401 - as above
             if message["type"] == "http.response.start":
                 messages.drop_rest()
-                await fifo_gate.wait_turn()
+                await fifo_gate.wait_to_answer()
                 count(message["status"])
             await send(message)
 
