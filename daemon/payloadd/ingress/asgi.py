@@ -6,7 +6,7 @@ as it reads the body, and an answer is two messages. That halves the CPU time th
 The server ends the task when the client has left.
 
 Quart also prepares what no handler here uses for each request: a session, an adapter that finds
-routes by the host of the request, blueprints. The app omits them.
+routes by the host of the request, blueprints, signals. The app omits them.
 """
 
 from __future__ import annotations
@@ -125,3 +125,17 @@ class App(QuartTrio):
     def ensure_async(self, function: F) -> F:
         """Return ``function``: Quart would inspect it at each call."""
         return function
+
+    async def full_dispatch_request(self, request_context: RequestContext | None = None) -> Any:  # noqa: ANN401 - Quart's own types
+        """Return the response of the handler, or of the handler of its error.
+
+        All of them return responses, and no function runs before a request.
+        """
+        response: Any
+        try:
+            response = await self.dispatch_request(request_context)
+        except Exception as error:  # noqa: BLE001 - each has a handler, or is raised again there
+            response = await self.handle_user_exception(error)
+        for function in reversed(self.after_request_funcs[None]):
+            response = await function(response)
+        return response
