@@ -61,8 +61,8 @@ async def test_a_throttled_store_is_used_fully_and_refuses_little(
         found = answers(store, start, start + SECONDS)
         refused = found[refusal.status] / found.total()
         # tests/pipeline/test_throttling.py has the exact goals; this machine may be so busy that it
-        # has no time for uploads at this rate. The limit does not hold them back then; and after each
-        # pause the store refuses some that are late and come together.
+        # has no time for uploads at this rate. The limit does not hold them back then, and after
+        # each pause the store refuses some that are late and come together.
         limit = metrics["payloadd_upload_rate_limit"]
         kept_up = found[200] / SECONDS >= 0.75 * RATE
         assert kept_up or limit >= 0.75 * RATE, (found, limit)
