@@ -263,7 +263,7 @@ async def answers(seeds: range, **settings: str) -> list[tuple[bytes, list[objec
             rig.wire() as wire,
         ):
             await wire.send(sent)
-            with suppress(EOFError, ValueError, trio.BrokenResourceError), trio.fail_after(60):
+            with suppress(EOFError, ValueError, trio.BrokenResourceError), trio.fail_after(300):
                 # Whether a 100 is sent depends on when the body is read.
                 while (answer := await wire.answer()).status == 100:
                     pass

