@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from payloadd.observe.instruments import CounterValue
+from payloadd.pipeline import pace
 from payloadd.pipeline.idle import IdleWorkers, Inbox
 from payloadd.pipeline.pace import LEAST, UploadPace
 from payloadd.pipeline.waiting_batch import WaitingBatch
@@ -32,13 +33,13 @@ def inbox() -> Inbox:
 def test_long_turns_of_uploads_leave_fewer_workers() -> None:
     """A request would wait for an upload of each worker in each of the turns of its commit."""
     idle = workers(64)
-    pace = UploadPace(idle, CounterValue())
-    pace.adapt(0.004, 64)
+    upload_pace = UploadPace(idle, CounterValue())
+    upload_pace.adapt(0.004, 64)
     assert idle.paced == 64 - 48
-    pace.adapt(1, 64)
+    upload_pace.adapt(1, 64)
     assert idle.paced == 64 - 24  # a single measurement halves them
-    pace.adapt(1, 64)
-    pace.adapt(1, 64)
+    upload_pace.adapt(1, 64)
+    upload_pace.adapt(1, 64)
     assert idle.paced == 64 - LEAST
 
 
@@ -46,13 +47,13 @@ def test_long_turns_of_uploads_leave_fewer_workers() -> None:
 def test_short_turns_and_a_slow_store_leave_all_workers(seconds: float, uploads: int) -> None:
     """Uploads that wait for the store would be fewer than it can take."""
     idle = workers(64)
-    pace = UploadPace(idle, CounterValue())
-    pace.adapt(seconds, uploads)
+    upload_pace = UploadPace(idle, CounterValue())
+    upload_pace.adapt(seconds, uploads)
     assert idle.paced == 0
     idle.paced = 48
     found = []
     while idle.paced:
-        pace.adapt(seconds, uploads)
+        upload_pace.adapt(seconds, uploads)
         found.append(idle.paced)
     assert found == [46, 44, 42, 40, 37, 34, 31, 27, 23, 18, 13, 7, 0]
 
@@ -90,8 +91,11 @@ class BusyStore(FaultyStore):
         await super().put(key, body, members, repeat=repeat)
 
 
-async def test_workers_share_short_turns(mock_clock: MockClock) -> None:
+async def test_workers_share_short_turns(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As above, with all parts: 64 workers would make turns of 13 ms."""
+    monkeypatch.setattr(pace, "thread_time", trio.current_time)
     store = BusyStore()
     store.clock = mock_clock
     pipeline = Pipeline(store, 64, MAX_QUEUE="20000")

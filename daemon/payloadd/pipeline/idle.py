@@ -27,6 +27,7 @@ class IdleWorkers:
         """Workers that have to stay idle because of time-outs."""
         self._paced = 0
         self._most_resting = 0
+        """The larger of both."""
         self.claimed = False
         """Whether the next worker is for a batch that was put back: they are few, and would not get
         a worker at all while new batches are always ready."""

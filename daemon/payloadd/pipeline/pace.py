@@ -11,6 +11,7 @@ from its work, however long the turns are.
 
 from __future__ import annotations
 
+from time import thread_time
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 LEAST: Final = 16
 """Workers that always upload."""
 _LONG_TURN: Final = 0.003
-"""Seconds."""
-_INTERVAL: Final = 0.01
+"""Seconds of CPU time: on a busy machine fewer workers would not make a turn shorter."""
+_INTERVAL: Final = 0.02
 """Seconds between two measurements while many workers have a batch."""
 _RAISED: Final = 8
 """With short turns one worker for so many that upload is added at each measurement."""
@@ -44,12 +45,15 @@ class UploadPace:
             await idle.wait_until_busy(LEAST)
             while idle.busy > LEAST or idle.paced:
                 await trio.sleep(_INTERVAL)
-                began, stored = trio.current_time(), self._stored.value
+                began, stored = thread_time(), self._stored.value
                 await trio.lowlevel.checkpoint()
-                self.adapt(trio.current_time() - began, self._stored.value - stored)
+                self.adapt(thread_time() - began, self._stored.value - stored)
 
     def adapt(self, seconds: float, uploads: float) -> None:
-        """Change the number of workers after a turn of ``seconds`` in which ``uploads`` ended."""
+        """Change the number of workers after a turn in which ``uploads`` ended.
+
+        ``seconds`` is the CPU time of the turn.
+        """
         idle = self._idle
         most = idle.count - idle.paced
         if seconds > _LONG_TURN and uploads >= LEAST:
