@@ -27,7 +27,6 @@ from payloadd.observe.status import UploadFigures
 from payloadd.pipeline.allowance import UploadAllowance
 from payloadd.pipeline.idle import IdleWorkers
 from payloadd.pipeline.limits import UploadLimits
-from payloadd.pipeline.pace import UploadPace
 from payloadd.pipeline.put_back import PutBackBatches
 from payloadd.pipeline.retry import pause
 from payloadd.pipeline.trouble import StoreTrouble
@@ -76,7 +75,6 @@ class UploadAdmission:
         self._objects_stored = metrics.objects_stored
         self.limits = UploadLimits()
         self.idle = IdleWorkers(workers)
-        self.pace = UploadPace(self.idle, metrics.objects_stored)
         self.put_back = PutBackBatches(channel, accounting, journal, self.limits, self.idle)
         self.trouble = StoreTrouble(health)
         self._failing = UploadAllowance(*_FAILING)

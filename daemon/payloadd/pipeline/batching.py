@@ -93,12 +93,9 @@ class Batcher:
         dispatcher takes several task switches, a large part of the cost of a job. Where an object
         holds several jobs, they share this cost, and only one task may form the batches of a
         stream: then the result is always None. It is None, too, while uploads fail and batches have
-        to be admitted, and where workers have to become idle, unless the caller sees to that
-        (``direct``).
+        to be admitted, unless the caller has them admitted (``direct``).
         """
         if self._max_payloads > 1 or not (direct or self._admission.direct):
-            return None
-        if not direct and self._admission.idle.too_few:
             return None
         try:
             return self._layouts.batch([self.channel.receive_nowait()])

@@ -41,7 +41,6 @@ async def dispatch(
     async with trio.open_nursery() as timers:
         timers.start_soon(worker.timeout.run)
         timers.start_soon(admission.run)
-        timers.start_soon(admission.pace.run)
         if admission.probe is not None:
             timers.start_soon(admission.probe)
         async with trio.open_nursery() as nursery:

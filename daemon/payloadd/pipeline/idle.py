@@ -24,18 +24,13 @@ class IdleWorkers:
         """Begin with ``count`` workers, none of which has registered."""
         self.count = count
         self._resting = 0
-        """Workers that have to stay idle because of time-outs."""
-        self._paced = 0
-        self._most_resting = 0
+        """Workers that have to stay idle."""
         self.claimed = False
         """Whether the next worker is for a batch that was put back: they are few, and would not get
         a worker at all while new batches are always ready."""
         # Bounded by the number of workers.
         self._inboxes: deque[Inbox] = deque()
         self._changed: trio.Event | None = None
-        self._few_idle = 0
-        self._busy: trio.Event | None = None
-        """Set once fewer than ``_few_idle`` workers are idle; None while no task waits for that."""
 
     def register(self, inbox: Inbox) -> None:
         """Note that a worker is idle. It waits on its inbox before another task runs."""
@@ -56,51 +51,24 @@ class IdleWorkers:
     @concurrency.setter
     def concurrency(self, workers: int) -> None:
         self._resting = self.count - workers
-        self._most_resting = max(self._resting, self._paced)
-
-    @property
-    def paced(self) -> int:
-        """Workers that have to stay idle because the turns of the event loop are long."""
-        return self._paced
-
-    @paced.setter
-    def paced(self, workers: int) -> None:
-        self._paced = workers
-        self._most_resting = max(self._resting, self._paced)
-
-    @property
-    def too_few(self) -> bool:
-        """Whether a worker that has finished has to become idle."""
-        return len(self._inboxes) < self._paced
 
     async def take_for_new(self) -> Inbox:
         """Return the inbox of a worker for a new batch."""
         # Checked here first: a call for each object was measurable.
-        if self.claimed or len(self._inboxes) <= self._most_resting:
+        if self.claimed or len(self._inboxes) <= self._resting:
             await self.wait_for_new()
-        inbox = self._inboxes.popleft()
-        if self._busy is not None and len(self._inboxes) < self._few_idle:
-            self._busy.set()
-            self._busy = None
-        return inbox
-
-    async def wait_until_busy(self, workers: int) -> None:
-        """Return once more than ``workers`` workers have a batch, new ones among them."""
-        while self.busy <= workers:
-            self._few_idle = self.count - workers
-            self._busy = trio.Event()
-            await self._busy.wait()
+        return self._inboxes.popleft()
 
     async def wait_for_new(self) -> None:
         """Return once ``take_for_new`` would not wait."""
-        while self.claimed or len(self._inboxes) <= self._most_resting:
+        while self.claimed or len(self._inboxes) <= self._resting:
             await self.changed()
 
     async def claim(self) -> Inbox:
         """Return the inbox of a worker for a batch that was put back, before new batches get it."""
         self.claimed = True
         try:
-            while len(self._inboxes) <= self._most_resting:
+            while len(self._inboxes) <= self._resting:
                 await self.changed()
             return self._inboxes.popleft()
         finally:
