@@ -12,6 +12,7 @@ from payloadd.config.settings import load
 from payloadd.journal.api import LanePromise
 from payloadd.model.streams import MOST_NUMBERS
 from payloadd.observe.metrics import Metrics
+from payloadd.observe.status import DeadLetterGroup
 from payloadd.pipeline.accounting import Accounting, OldestJobs
 from payloadd.pipeline.lane_watermarks import LaneWatermarks
 from tests.pipeline.watermark_rig import START, KeptObjects, ids_follow_trio
@@ -41,6 +42,12 @@ class FakeLane:
     promise: LanePromise = field(default_factory=lambda: LanePromise({}, "open"))
     jobs: int = 0
     lost: bool = False
+    dirty: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no jobs, and all is durable."""
+        return not (self.jobs or self.dirty)
 
 
 class Objects(KeptObjects):
@@ -74,10 +81,15 @@ class Fleet:
         self.accounting = Accounting(Metrics())
         self.opened: list[int] = []
         self.oldest: dict[int, tuple[int, int]] = {}
+        self.dead: list[DeadLetterGroup] = []
+        self.waiting: list[DeadLetterGroup] = []
+        """Dead letters of the own lane that the next commit writes."""
+        self.is_up = True
+        """Whether commits succeed."""
         self.stop = trio.Event()
         self._changed = trio.Event()
         self.watermarks = LaneWatermarks(
-            load({}), self.accounting, lambda _lane: [], self.store, self
+            load({}), self.accounting, lambda _lane: self.dead, self.store, self, self.pulse
         )
 
     def get(self, own: FakeLane | None) -> None:
@@ -89,6 +101,13 @@ class Fleet:
             self.all.append(own)
         self._changed.set()
         self._changed = trio.Event()
+
+    async def pulse(self) -> None:
+        """Try to commit."""
+        await trio.lowlevel.checkpoint()
+        if self.is_up and self.own is not None:
+            self.dead += self.waiting
+            self.own.dirty = False
 
     async def wait_for_change(self) -> None:
         """Wait until ``get`` is called."""
@@ -273,6 +292,21 @@ async def test_a_drain_closes_nothing_while_payloads_are_open(clock: MockClock) 
     async with fleet.watermarks.written(fleet.stop):
         fleet.all[0].lost = True
     assert fleet.watermark(1)["closed"] is False
+
+
+@pytest.mark.parametrize("is_up", [True, False])
+async def test_a_drain_closes_no_lane_before_its_dead_letters_are_written(
+    clock: MockClock, *, is_up: bool
+) -> None:
+    """Readers would hear of no dead letter; after a crash the batch would be uploaded again."""
+    fleet = Fleet(FakeLane(1, 0))
+    async with fleet.watermarks.written(fleet.stop):
+        fleet.waiting = [DeadLetterGroup("default", "KeyTooLongError", 1, 3)]
+        fleet.all[0].dirty = True
+        fleet.is_up = is_up
+    watermark = fleet.watermark(1)
+    assert (watermark["closed"], watermark["dead"]) == ((True, 3) if is_up else (False, 0))
+    assert fleet.marked == ("closed" if is_up else "open")
 
 
 async def test_a_stop_ends_the_wait_for_the_store(clock: MockClock) -> None:

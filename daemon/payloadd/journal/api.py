@@ -227,6 +227,11 @@ class HeldLane(Protocol):
         """The jobs that are neither stored nor dead."""
         ...
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no such jobs, and all that became of the others is durable."""
+        ...
+
 
 LaneT = TypeVar("LaneT", bound=HeldLane)
 

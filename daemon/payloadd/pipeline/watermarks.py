@@ -39,7 +39,7 @@ from payloadd.observe.logs import get_logger
 from payloadd.pipeline.in_flight import InFlight
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from payloadd.config.settings import Settings
     from payloadd.observe.status import DeadLetterGroup
@@ -268,14 +268,16 @@ class Watermarks(StreamWatermarks):
         dead_letters: Callable[[], Sequence[DeadLetterGroup]],
         store: Store,
         names: Mapping[int, str],
+        pulse: Callable[[], Awaitable[None]],
     ) -> None:
-        """Go on from ``file``; see :class:`StreamWatermarks`."""
+        """Go on from ``file``; see :class:`StreamWatermarks`. ``pulse`` is that of the journal."""
         promise = file.promise
         host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64]
         named = replace(promise, process=f"{host}-{promise.process}")
         in_flight = InFlight(AscendingIds(promise.floor))
         super().__init__(settings, named, accounting, dead_letters, store, names, in_flight)
         self._file = file
+        self._pulse = pulse
 
     @asynccontextmanager
     async def written(self, stop: trio.Event) -> AsyncIterator[None]:
@@ -297,6 +299,7 @@ class Watermarks(StreamWatermarks):
 
     async def _finish(self) -> None:
         """Close the watermarks, if everything that was accepted is stored or dead."""
+        await self._pulse()  # the last dead letters may wait for a commit
         if self._accounting.open or not self.in_flight.empty:
             return
         self._until = dict.fromkeys(self._names.values(), self.in_flight.ids.mark())
