@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from payloadd.config.settings import load
+from payloadd.errors import PayloaddError
 from payloadd.journal.api import LanePromise
 from payloadd.model.streams import MOST_NUMBERS
 from payloadd.observe.metrics import Metrics
@@ -85,11 +86,11 @@ class Fleet:
         self.waiting: list[DeadLetterGroup] = []
         """Dead letters of the own lane that the next commit writes."""
         self.is_up = True
-        """Whether commits succeed."""
+        """Whether the journal is up."""
         self.stop = trio.Event()
         self._changed = trio.Event()
         self.watermarks = LaneWatermarks(
-            load({}), self.accounting, lambda _lane: self.dead, self.store, self, self.pulse
+            load({}), self.accounting, self.dead_letters, self.store, self, self.pulse
         )
 
     def get(self, own: FakeLane | None) -> None:
@@ -101,6 +102,12 @@ class Fleet:
             self.all.append(own)
         self._changed.set()
         self._changed = trio.Event()
+
+    def dead_letters(self, _lane: int | None) -> list[DeadLetterGroup]:
+        """Return the dead letters, or fail."""
+        if not self.is_up:
+            raise PayloaddError("the journal cannot be read")
+        return self.dead
 
     async def pulse(self) -> None:
         """Try to commit."""
@@ -292,6 +299,22 @@ async def test_a_drain_closes_nothing_while_payloads_are_open(clock: MockClock) 
     async with fleet.watermarks.written(fleet.stop):
         fleet.all[0].lost = True
     assert fleet.watermark(1)["closed"] is False
+
+
+async def test_no_watermark_is_closed_while_dead_letters_cannot_be_read(clock: MockClock) -> None:
+    """Nothing would correct their number before the lane is used again."""
+    left = FakeLane(2, 1, LanePromise({"default": START - 5}, "open"))
+    fleet = Fleet(FakeLane(1, 0), left)
+    fleet.dead = [DeadLetterGroup("default", "KeyTooLongError", 1, 3)]
+    fleet.is_up = False
+    async with fleet.watermarks.written(fleet.stop):
+        await trio.sleep(10)
+        assert fleet.opened == [1]
+        assert left.promise.unclosed
+        fleet.is_up = True
+        await trio.sleep(60)
+        assert not left.promise.unclosed
+        assert (fleet.watermark(2)["closed"], fleet.watermark(2)["dead"]) == (True, 3)
 
 
 @pytest.mark.parametrize("is_up", [True, False])

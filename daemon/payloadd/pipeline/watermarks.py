@@ -198,8 +198,12 @@ class StreamWatermarks(ABC):
         return self._accounting.oldest_jobs.by_stream
 
     async def _upload(self, closed: Mapping[str, bool]) -> set[str]:
-        """Upload the watermarks of streams, ``closed`` or not; return those that are stored."""
-        await self._count_dead()
+        """Upload the watermarks of streams, ``closed`` or not; return those that are stored.
+
+        Those that are closed only with the present number of dead letters: none may follow them.
+        """
+        if not await self._count_dead():
+            closed = {name: is_closed for name, is_closed in closed.items() if not is_closed}
         stored: set[str] = set()
         limiter = trio.CapacityLimiter(_UPLOADS)
 
@@ -233,16 +237,18 @@ class StreamWatermarks(ABC):
         key = f"_watermarks/{name}/{self._process}.json"
         return key, EncodedObject([msgspec.json.encode(document) + b"\n"], KIND)
 
-    async def _count_dead(self) -> None:
+    async def _count_dead(self) -> bool:
+        """Count the dead letters; return whether the journal can be read."""
         try:
             groups = await trio.to_thread.run_sync(self._dead_letters)
         except PayloaddError as error:
             log.debug("dead_letters_not_read", reason=str(error))
-            return
+            return False
         dead: dict[str, int] = {}
         for group in groups:
             dead[group.stream] = dead.get(group.stream, 0) + group.payloads
         self._dead = dead
+        return True
 
 
 def _text(milliseconds: int) -> str:
