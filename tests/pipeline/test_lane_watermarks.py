@@ -44,6 +44,7 @@ class FakeLane:
     jobs: int = 0
     lost: bool = False
     dirty: bool = False
+    found: dict[int, int] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -227,6 +228,23 @@ async def test_a_lane_with_jobs_of_a_former_owner_is_not_complete(clock: MockClo
                 assert fleet.until(one.number) == before
             nursery.cancel_scope.cancel()
         assert fleet.watermark(one.number)["closed"] is False
+
+
+async def test_a_dead_letter_of_a_former_owner_tells_nothing_about_later_jobs(
+    clock: MockClock,
+) -> None:
+    """Its clock was ahead: a watermark would pass payloads that are not stored."""
+    fleet = Fleet(FakeLane(1, 0, found={0: 9}))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fleet.report)
+        async with fleet.watermarks.written(fleet.stop):
+            before = fleet.until(1)
+            # It is tried again, and other jobs wait behind it.
+            fleet.accounting.found = fleet.accounting.accepted = 1
+            fleet.oldest = {0: (7, START + 10**9)}
+            await trio.sleep(100)
+            assert fleet.until(1) == before
+        nursery.cancel_scope.cancel()
 
 
 async def test_another_lane_begins_again_and_the_lost_one_is_left_alone(clock: MockClock) -> None:

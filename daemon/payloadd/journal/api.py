@@ -232,6 +232,11 @@ class HeldLane(Protocol):
         """Whether it has no such jobs, and all that became of the others is durable."""
         ...
 
+    @property
+    def found(self) -> Mapping[int, int]:
+        """The newest ``seq`` of former owners, by stream, also of jobs that have left the lane."""
+        ...
+
 
 LaneT = TypeVar("LaneT", bound=HeldLane)
 

@@ -174,6 +174,10 @@ class WatermarksOfLane(StreamWatermarks):
     def _has_jobs(self) -> bool:
         return self._lane.jobs > 0
 
+    def _newest_found(self, stream: int) -> int:
+        # A stream without jobs may have a dead letter, which is tried again later.
+        return max(super()._newest_found(stream), self._lane.found.get(stream, 0))
+
     async def _promise(self, *, closed: bool) -> None:
         marked: Marked = "opening" if closed else "open"
         if not await self._lanes.promise(self._lane, self._until, marked):

@@ -183,9 +183,13 @@ class StreamWatermarks(ABC):
         if stream not in oldest:
             return self._marks[-1].first
         seq, accepted = oldest[stream]
-        if seq <= self._accounting.newest_found.get(stream, first_seq(stream)):
+        if seq <= self._newest_found(stream):
             return 0  # of an earlier run, whose ids may have any time
         return max([marks.first for marks in self._marks if marks.second <= accepted], default=0)
+
+    def _newest_found(self, stream: int) -> int:
+        """Return the ``seq`` up to which jobs of a stream are of earlier runs."""
+        return self._accounting.newest_found.get(stream, first_seq(stream))
 
     async def _next_report(self) -> Mapping[int, tuple[int, int]]:
         """Return the next report of the journal.

@@ -61,6 +61,7 @@ async def test_requests_wait_for_an_open_lane_and_are_not_before_its_promise(url
         await open_lane(one)
         assert one.shared.refusal() is None
         await one.accept(1)
+        one.journal.settle(batch(one.pipeline.received[0], sealed=False))
         await open_lane(one, AT + 1)
         assert "another process has taken the lane" in await refused(one, 2)
     async with member(url, WATERMARK="on") as one:
@@ -68,6 +69,7 @@ async def test_requests_wait_for_an_open_lane_and_are_not_before_its_promise(url
         assert own is not None
         assert (own.number, own.promise) == (1, LanePromise({"default": AT + 1}, "open"))
         assert promises_of(one).names(own) == {0: "default"}
+        assert (own.newest(), own.found) == ({}, {0: 1})
 
 
 async def test_a_former_owner_promises_nothing(url: str) -> None:
