@@ -328,10 +328,10 @@ async def test_no_watermark_is_closed_while_dead_letters_cannot_be_read(clock: M
     async with fleet.watermarks.written(fleet.stop):
         await trio.sleep(10)
         assert fleet.opened == [1]
-        assert left.promise.unclosed
+        assert fleet.unclosed() == [left]
         fleet.is_up = True
         await trio.sleep(60)
-        assert not left.promise.unclosed
+        assert fleet.unclosed() == []
         assert (fleet.watermark(2)["closed"], fleet.watermark(2)["dead"]) == (True, 3)
 
 
