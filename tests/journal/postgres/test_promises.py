@@ -11,7 +11,7 @@ import trio
 from payloadd.errors import RefusedError
 from payloadd.journal.api import LanePromise, Receipt
 from payloadd.journal.postgres import lane as lanes
-from payloadd.journal.postgres import leases
+from payloadd.journal.postgres import leases, tables
 from payloadd.model.streams import MOST_NUMBERS, STREAM_BITS
 from tests.journal.postgres.rig import Member, member
 from tests.support.databases import new_database
@@ -216,3 +216,30 @@ async def test_the_oldest_job_of_each_stream_is_reported(
         one.journal.settle(batch(other, sealed=False))
         expected = {0: (jobs[3].seq, AT)}
         await until(lambda: one.pipeline.oldest_by_stream == expected)
+
+
+async def test_a_batch_whose_copy_is_not_written_yet_is_not_passed_over(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watermark would pass it: it is in no row that is not settled, and has no payloads."""
+    monkeypatch.setattr(lanes, "_MOST_RANGES", 3)
+    async with member(url, WATERMARK="on") as one:
+        own = await open_lane(one)
+        for number in range(20):
+            await one.accept(10 + number)
+        jobs = list(one.pipeline.received)
+        await one.journal.seal(batch(jobs[0]))
+        await until(lambda: one.pipeline.oldest_by_stream == {0: (jobs[0].seq, AT)})
+        reports: list[object] = []
+        monkeypatch.setattr(
+            one.pipeline, "oldest_accepted", lambda _since, found=None: reports.append(found)
+        )
+        # As where the row of the lane is locked for some seconds.
+        monkeypatch.setattr(tables, "empty", lambda *_: None)
+        for job in jobs[1::2]:
+            one.journal.settle(batch(job, sealed=False))
+        await until(lambda: own.stream(0).settled.low)
+        seen = len(reports)
+        await until(lambda: len(reports) > seen + 2)
+        assert {0: (jobs[0].seq, AT)} in reports[seen:]
+        assert all(one in (None, {0: (jobs[0].seq, AT)}) for one in reports)

@@ -110,7 +110,8 @@ class LaneHolder:
                 log.info("lane_released", lane=lane.number)
         oldest = await calls.once(session.oldest)
         by_stream = None
-        if self._promises is not None:
+        # Where a change of the lane could not be written, the tables do not show all that is open.
+        if self._promises is not None and not session.own.dirty:
             by_stream = await calls.once(session.oldest_by_stream)
         self._listener.oldest_accepted(None if oldest is None else oldest / 1000, by_stream)
         if number % _ROUNDS_PER_COUNT == 0:
