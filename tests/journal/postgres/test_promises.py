@@ -14,7 +14,7 @@ from payloadd.journal.postgres import lane as lanes
 from payloadd.journal.postgres import leases, tables
 from payloadd.model.streams import MOST_NUMBERS, STREAM_BITS
 from tests.journal.postgres.rig import Member, member
-from tests.support.databases import new_database
+from tests.support.databases import new_database, server
 from tests.support.journal import batch, id_of, parts, until
 
 if TYPE_CHECKING:
@@ -243,3 +243,19 @@ async def test_a_batch_whose_copy_is_not_written_yet_is_not_passed_over(
         await until(lambda: len(reports) > seen + 2)
         assert {0: (jobs[0].seq, AT)} in reports[seen:]
         assert all(one in (None, {0: (jobs[0].seq, AT)}) for one in reports)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+async def test_a_job_whose_row_is_lost_is_not_stored(url: str, lost: int) -> None:
+    """A watermark would pass a payload that is lost: the server has set a damaged page to zeros."""
+    async with member(url, WATERMARK="on") as one:
+        own = await open_lane(one)
+        for number in range(1, 3):
+            await one.accept(number)
+        await until(lambda: one.pipeline.oldest_by_stream == {0: (1, AT)})
+        if lost == 2:
+            one.journal.settle(batch(one.pipeline.received[0], sealed=False))
+        server().execute(
+            f"DELETE FROM payloadd.rows_{own.number}_0 WHERE last = {lost}", url.rpartition("/")[2]
+        )
+        await until(lambda: one.pipeline.oldest_by_stream == {0: (lost, 0)})
