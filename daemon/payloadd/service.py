@@ -177,6 +177,7 @@ async def _run_parts(runtime: Runtime) -> None:
                     partial(dead_letter_groups, settings),
                     store,
                     opened.names,
+                    opened.journal.pulse,
                     opened.lanes,
                 )
                 intake = Intake(

@@ -9,9 +9,11 @@ import pytest
 import trio
 
 from payloadd.config.settings import load
+from payloadd.errors import PayloaddError
 from payloadd.journal.api import LanePromise
 from payloadd.model.streams import MOST_NUMBERS
 from payloadd.observe.metrics import Metrics
+from payloadd.observe.status import DeadLetterGroup
 from payloadd.pipeline.accounting import Accounting, OldestJobs
 from payloadd.pipeline.lane_watermarks import LaneWatermarks
 from tests.pipeline.watermark_rig import START, KeptObjects, ids_follow_trio
@@ -41,6 +43,13 @@ class FakeLane:
     promise: LanePromise = field(default_factory=lambda: LanePromise({}, "open"))
     jobs: int = 0
     lost: bool = False
+    dirty: bool = False
+    found: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no jobs, and all is durable."""
+        return not (self.jobs or self.dirty)
 
 
 class Objects(KeptObjects):
@@ -74,10 +83,15 @@ class Fleet:
         self.accounting = Accounting(Metrics())
         self.opened: list[int] = []
         self.oldest: dict[int, tuple[int, int]] = {}
+        self.dead: list[DeadLetterGroup] = []
+        self.waiting: list[DeadLetterGroup] = []
+        """Dead letters of the own lane that the next commit writes."""
+        self.is_up = True
+        """Whether the journal is up."""
         self.stop = trio.Event()
         self._changed = trio.Event()
         self.watermarks = LaneWatermarks(
-            load({}), self.accounting, lambda _lane: [], self.store, self
+            load({}), self.accounting, self.dead_letters, self.store, self, self.pulse
         )
 
     def get(self, own: FakeLane | None) -> None:
@@ -89,6 +103,19 @@ class Fleet:
             self.all.append(own)
         self._changed.set()
         self._changed = trio.Event()
+
+    def dead_letters(self, _lane: int | None) -> list[DeadLetterGroup]:
+        """Return the dead letters, or fail."""
+        if not self.is_up:
+            raise PayloaddError("the journal cannot be read")
+        return self.dead
+
+    async def pulse(self) -> None:
+        """Try to commit."""
+        await trio.lowlevel.checkpoint()
+        if self.is_up and self.own is not None:
+            self.dead += self.waiting
+            self.own.dirty = False
 
     async def wait_for_change(self) -> None:
         """Wait until ``get`` is called."""
@@ -203,6 +230,23 @@ async def test_a_lane_with_jobs_of_a_former_owner_is_not_complete(clock: MockClo
         assert fleet.watermark(one.number)["closed"] is False
 
 
+async def test_a_dead_letter_of_a_former_owner_tells_nothing_about_later_jobs(
+    clock: MockClock,
+) -> None:
+    """Its clock was ahead: a watermark would pass payloads that are not stored."""
+    fleet = Fleet(FakeLane(1, 0, found={0: 9}))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fleet.report)
+        async with fleet.watermarks.written(fleet.stop):
+            before = fleet.until(1)
+            # It is tried again, and other jobs wait behind it.
+            fleet.accounting.found = fleet.accounting.accepted = 1
+            fleet.oldest = {0: (7, START + 10**9)}
+            await trio.sleep(100)
+            assert fleet.until(1) == before
+        nursery.cancel_scope.cancel()
+
+
 async def test_another_lane_begins_again_and_the_lost_one_is_left_alone(clock: MockClock) -> None:
     """A process that was stopped would say of the lane what only its new owner knows."""
     first, second = FakeLane(1, 0), FakeLane(2, 1, LanePromise({"default": START + 10**6}, "open"))
@@ -273,6 +317,37 @@ async def test_a_drain_closes_nothing_while_payloads_are_open(clock: MockClock) 
     async with fleet.watermarks.written(fleet.stop):
         fleet.all[0].lost = True
     assert fleet.watermark(1)["closed"] is False
+
+
+async def test_no_watermark_is_closed_while_dead_letters_cannot_be_read(clock: MockClock) -> None:
+    """Nothing would correct their number before the lane is used again."""
+    left = FakeLane(2, 1, LanePromise({"default": START - 5}, "open"))
+    fleet = Fleet(FakeLane(1, 0), left)
+    fleet.dead = [DeadLetterGroup("default", "KeyTooLongError", 1, 3)]
+    fleet.is_up = False
+    async with fleet.watermarks.written(fleet.stop):
+        await trio.sleep(10)
+        assert fleet.opened == [1]
+        assert fleet.unclosed() == [left]
+        fleet.is_up = True
+        await trio.sleep(60)
+        assert fleet.unclosed() == []
+        assert (fleet.watermark(2)["closed"], fleet.watermark(2)["dead"]) == (True, 3)
+
+
+@pytest.mark.parametrize("is_up", [True, False])
+async def test_a_drain_closes_no_lane_before_its_dead_letters_are_written(
+    clock: MockClock, *, is_up: bool
+) -> None:
+    """Readers would hear of no dead letter; after a crash the batch would be uploaded again."""
+    fleet = Fleet(FakeLane(1, 0))
+    async with fleet.watermarks.written(fleet.stop):
+        fleet.waiting = [DeadLetterGroup("default", "KeyTooLongError", 1, 3)]
+        fleet.all[0].dirty = True
+        fleet.is_up = is_up
+    watermark = fleet.watermark(1)
+    assert (watermark["closed"], watermark["dead"]) == ((True, 3) if is_up else (False, 0))
+    assert fleet.marked == ("closed" if is_up else "open")
 
 
 async def test_a_stop_ends_the_wait_for_the_store(clock: MockClock) -> None:

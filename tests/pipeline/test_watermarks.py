@@ -241,9 +241,12 @@ async def test_a_watermark_says_what_is_dead_and_a_stream_that_is_gone_is_closed
         begin(nursery, rig)
         async with rig.watermarks.written(rig.stop):
             await trio.sleep(75)
+            assert rig.store.objects["default"]["dead"] == 12
+            # Of the last uploads of the drain.
+            rig.waiting = [DeadLetterGroup("default", "KeyTooLongError", 1, 3)]
         nursery.cancel_scope.cancel()
     document = rig.store.objects["default"]
-    assert (document["dead"], document["stream"]) == (12, "default")
+    assert (document["dead"], document["stream"], document["closed"]) == (15, "default", True)
     assert document["format"] == "watermark-1"
     assert document["process"].endswith(WatermarkFile(tmp_path).promise.process)
     assert rig.store.objects["former"]["closed"] is True
@@ -278,7 +281,7 @@ def test_watermarks_need_a_journal_on_a_disk(tmp_path: Path) -> None:
         load({"WATERMARK": "on", "DURABILITY": "memory"})
     assert contradictions_of({"watermark": "on", "durability": "disk", "journal_url": "x"}) == []
     nothing: Callable[[int | None], list[DeadLetterGroup]] = lambda _lane: []  # noqa: E731
-    parts = Accounting(Metrics()), nothing, KeptObjects(), NAMES
+    parts = Accounting(Metrics()), nothing, KeptObjects(), NAMES, trio.lowlevel.checkpoint
     assert isinstance(watermarks_of(load({}), *parts), NoWatermarks)
     settings = load({"WATERMARK": "on", "STATE_DIR": str(tmp_path)})
     assert isinstance(watermarks_of(settings, *parts), Watermarks)

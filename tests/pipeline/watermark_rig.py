@@ -66,10 +66,16 @@ class Rig:
         self.store = KeptObjects()
         self.oldest: dict[int, tuple[int, int]] = {}
         self.dead: list[DeadLetterGroup] = []
+        self.waiting: list[DeadLetterGroup] = []
+        """Dead letters that the next commit writes."""
         self.stop = trio.Event()
-        self.watermarks = Watermarks(
-            load({}), WatermarkFile(folder), self.accounting, lambda: self.dead, self.store, names
-        )
+        parts = (self.accounting, lambda: self.dead, self.store, names, self.pulse)
+        self.watermarks = Watermarks(load({}), WatermarkFile(folder), *parts)
+
+    async def pulse(self) -> None:
+        """Commit."""
+        await trio.lowlevel.checkpoint()
+        self.dead += self.waiting
 
     @property
     def ids(self) -> AscendingIds:

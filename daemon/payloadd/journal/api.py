@@ -227,6 +227,16 @@ class HeldLane(Protocol):
         """The jobs that are neither stored nor dead."""
         ...
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no such jobs, and all that became of the others is durable."""
+        ...
+
+    @property
+    def found(self) -> Mapping[int, int]:
+        """The newest ``seq`` of former owners, by stream, also of jobs that have left the lane."""
+        ...
+
 
 LaneT = TypeVar("LaneT", bound=HeldLane)
 

@@ -30,7 +30,7 @@ from payloadd.pipeline.watermark_file import Promise
 from payloadd.pipeline.watermarks import LAST_SECONDS, StreamWatermarks, cancel_after
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from payloadd.config.settings import Settings
     from payloadd.journal.api import HeldLane, Marked, SharedLanes
@@ -54,8 +54,9 @@ class LaneWatermarks:
         dead_letters: Callable[[int | None], Sequence[DeadLetterGroup]],
         store: Store,
         lanes: SharedLanes[Any],
+        pulse: Callable[[], Awaitable[None]],
     ) -> None:
-        """``dead_letters`` reads those of a lane, in a thread."""
+        """``dead_letters`` reads those of a lane, in a thread; ``pulse`` is that of the journal."""
         self.in_flight = InFlight(AscendingIds())
         """Counts the requests, and gives them their ids."""
         self._settings = settings
@@ -63,6 +64,7 @@ class LaneWatermarks:
         self._dead_letters = dead_letters
         self._store = store
         self._lanes = lanes
+        self._pulse = pulse
         self._own: WatermarksOfLane | None = None
         """Those of the own lane, while it is held."""
 
@@ -82,6 +84,7 @@ class LaneWatermarks:
         with trio.move_on_after(LAST_SECONDS):
             await self._close_others()
             if self._own is not None:
+                await self._pulse()  # the last dead letters may wait for a commit
                 await self._own.finish()
 
     async def _write_own(self, opened: trio.Event) -> None:
@@ -151,7 +154,8 @@ class WatermarksOfLane(StreamWatermarks):
 
     async def finish(self) -> None:
         """Close the lane, if it was opened and everything that was accepted is stored or dead."""
-        if self._opened and not self._accounting.open and self.in_flight.empty:
+        stored = not self._accounting.open and self.in_flight.empty
+        if self._opened and stored and self._lane.is_empty:
             await self.close(dict.fromkeys(self._names.values(), self.in_flight.ids.mark()))
 
     async def close(self, until: dict[str, int]) -> bool:
@@ -169,6 +173,10 @@ class WatermarksOfLane(StreamWatermarks):
 
     def _has_jobs(self) -> bool:
         return self._lane.jobs > 0
+
+    def _newest_found(self, stream: int) -> int:
+        # A stream without jobs may have a dead letter, which is tried again later.
+        return max(super()._newest_found(stream), self._lane.found.get(stream, 0))
 
     async def _promise(self, *, closed: bool) -> None:
         marked: Marked = "opening" if closed else "open"

@@ -12,7 +12,7 @@ from payloadd.pipeline.watermark_file import WatermarkFile
 from payloadd.pipeline.watermarks import Watermarks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     import trio
 
@@ -42,15 +42,18 @@ def watermarks_of(
     dead_letters: Callable[[int | None], Sequence[DeadLetterGroup]],
     store: Store,
     names: Mapping[int, str],
+    pulse: Callable[[], Awaitable[None]],
     lanes: SharedLanes[Any] | None = None,
 ) -> Watermarks | LaneWatermarks | NoWatermarks:
     """Return the watermarks of the process. Blocks, for a small file. Raises StartError.
 
     ``lanes`` are those of a shared journal. ``dead_letters`` reads those of a lane, or all.
+    ``pulse`` is that of the journal.
     """
     if settings.watermark == "off":
         return NoWatermarks()
     if lanes is not None:
-        return LaneWatermarks(settings, accounting, dead_letters, store, lanes)
+        return LaneWatermarks(settings, accounting, dead_letters, store, lanes, pulse)
     file = WatermarkFile(settings.state_dir)
-    return Watermarks(settings, file, accounting, partial(dead_letters, None), store, names)
+    of_all = partial(dead_letters, None)
+    return Watermarks(settings, file, accounting, of_all, store, names, pulse)

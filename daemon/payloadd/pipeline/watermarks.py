@@ -39,7 +39,7 @@ from payloadd.observe.logs import get_logger
 from payloadd.pipeline.in_flight import InFlight
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from payloadd.config.settings import Settings
     from payloadd.observe.status import DeadLetterGroup
@@ -183,9 +183,13 @@ class StreamWatermarks(ABC):
         if stream not in oldest:
             return self._marks[-1].first
         seq, accepted = oldest[stream]
-        if seq <= self._accounting.newest_found.get(stream, first_seq(stream)):
+        if seq <= self._newest_found(stream):
             return 0  # of an earlier run, whose ids may have any time
         return max([marks.first for marks in self._marks if marks.second <= accepted], default=0)
+
+    def _newest_found(self, stream: int) -> int:
+        """Return the ``seq`` up to which jobs of a stream are of earlier runs."""
+        return self._accounting.newest_found.get(stream, first_seq(stream))
 
     async def _next_report(self) -> Mapping[int, tuple[int, int]]:
         """Return the next report of the journal.
@@ -198,8 +202,12 @@ class StreamWatermarks(ABC):
         return self._accounting.oldest_jobs.by_stream
 
     async def _upload(self, closed: Mapping[str, bool]) -> set[str]:
-        """Upload the watermarks of streams, ``closed`` or not; return those that are stored."""
-        await self._count_dead()
+        """Upload the watermarks of streams, ``closed`` or not; return those that are stored.
+
+        Those that are closed only with the present number of dead letters: none may follow them.
+        """
+        if not await self._count_dead():
+            closed = {name: is_closed for name, is_closed in closed.items() if not is_closed}
         stored: set[str] = set()
         limiter = trio.CapacityLimiter(_UPLOADS)
 
@@ -233,16 +241,18 @@ class StreamWatermarks(ABC):
         key = f"_watermarks/{name}/{self._process}.json"
         return key, EncodedObject([msgspec.json.encode(document) + b"\n"], KIND)
 
-    async def _count_dead(self) -> None:
+    async def _count_dead(self) -> bool:
+        """Count the dead letters; return whether the journal can be read."""
         try:
             groups = await trio.to_thread.run_sync(self._dead_letters)
         except PayloaddError as error:
             log.debug("dead_letters_not_read", reason=str(error))
-            return
+            return False
         dead: dict[str, int] = {}
         for group in groups:
             dead[group.stream] = dead.get(group.stream, 0) + group.payloads
         self._dead = dead
+        return True
 
 
 def _text(milliseconds: int) -> str:
@@ -268,14 +278,16 @@ class Watermarks(StreamWatermarks):
         dead_letters: Callable[[], Sequence[DeadLetterGroup]],
         store: Store,
         names: Mapping[int, str],
+        pulse: Callable[[], Awaitable[None]],
     ) -> None:
-        """Go on from ``file``; see :class:`StreamWatermarks`."""
+        """Go on from ``file``; see :class:`StreamWatermarks`. ``pulse`` is that of the journal."""
         promise = file.promise
         host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64]
         named = replace(promise, process=f"{host}-{promise.process}")
         in_flight = InFlight(AscendingIds(promise.floor))
         super().__init__(settings, named, accounting, dead_letters, store, names, in_flight)
         self._file = file
+        self._pulse = pulse
 
     @asynccontextmanager
     async def written(self, stop: trio.Event) -> AsyncIterator[None]:
@@ -297,6 +309,7 @@ class Watermarks(StreamWatermarks):
 
     async def _finish(self) -> None:
         """Close the watermarks, if everything that was accepted is stored or dead."""
+        await self._pulse()  # the last dead letters may wait for a commit
         if self._accounting.open or not self.in_flight.empty:
             return
         self._until = dict.fromkeys(self._names.values(), self.in_flight.ids.mark())

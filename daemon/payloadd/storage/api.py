@@ -55,7 +55,8 @@ class Store(Protocol):
     async def replace(self, key: str, body: EncodedObject) -> None:
         """Store one object in place of any other one under the key, whatever it is.
 
-        For objects of the daemon that are no batches. One attempt, as ``put``. Raises StoreError.
+        For objects of the daemon that are no batches. One attempt, as ``put``. Raises StoreError,
+        also where an earlier request of the same attempt may be carried out later.
         """
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 import trio
 
@@ -17,6 +18,7 @@ from tests.support.journal import batch, until
 
 if TYPE_CHECKING:
     from payloadd.journal.postgres.leases import SeenLane
+    from payloadd.journal.postgres.session import Session
     from payloadd.model.job import Job
 
 
@@ -247,3 +249,52 @@ async def test_a_former_owner_whose_backend_lives_on_can_write_nothing(url: str)
             assert server().execute("SELECT count(*) FROM payloadd.batches", name) == [(0,)]
         assert one.pipeline.payloads["taken_away"] == 4
         assert [job.lines for job in jobs] == [b"1\n", b"2\n", b"3\n", b"4\n"]
+
+
+def fail_once(session: Session, method: str) -> None:
+    """Let the next call of a method fail once it has done its work: its answer is lost."""
+    work = getattr(session, method)
+
+    def work_and_fail(*arguments: object) -> object:
+        setattr(session, method, work)
+        work(*arguments)
+        raise psycopg.OperationalError("the connection is gone")
+
+    setattr(session, method, work_and_fail)
+
+
+async def test_a_lane_that_is_kept_after_a_lost_answer_is_stored(url: str) -> None:
+    """Its payloads would wait until the process that holds it is started again."""
+    async with member(url) as other:
+        fail_once(other.shared.session, "layouts_of")
+        async with member(url) as first:
+            await first.accept(1, count=3)
+        await until(lambda: other.pipeline.payloads.get("taken_over") == 3)
+        assert other.lanes == [1, 2]
+        assert lines(await rest_of(other)) == [b"1\n", b"2\n", b"3\n"]
+
+
+@pytest.mark.parametrize("method", ["get_own", "stream_names"])
+async def test_an_own_lane_whose_answer_was_lost_is_used(url: str, method: str) -> None:
+    """The layouts of its jobs would not be known; with watermarks it would never be open."""
+    patient = replace(QUICK, lease=3600.0)
+    async with member(url, patient, WATERMARK="on") as one:
+        promises = one.shared.promises
+        assert promises is not None
+        changed = trio.Event()
+
+        async def wait() -> None:
+            while promises.own is None or promises.own.number == 1:
+                await promises.wait_for_change()
+            changed.set()
+
+        async with trio.open_nursery() as nursery, one.shared.calls.lock:
+            fail_once(one.shared.session, method)
+            server().execute(
+                "UPDATE payloadd.lanes SET epoch = epoch + 1, owner = 'x'", url.rpartition("/")[2]
+            )
+            nursery.start_soon(wait)
+        await until(changed.is_set)
+        own = promises.own
+        assert own is not None
+        assert stream_of(one.layouts.next_change(1)) == stream_of(own.base(0))

@@ -11,10 +11,10 @@ import trio
 from payloadd.errors import RefusedError
 from payloadd.journal.api import LanePromise, Receipt
 from payloadd.journal.postgres import lane as lanes
-from payloadd.journal.postgres import leases
+from payloadd.journal.postgres import leases, tables
 from payloadd.model.streams import MOST_NUMBERS, STREAM_BITS
 from tests.journal.postgres.rig import Member, member
-from tests.support.databases import new_database
+from tests.support.databases import new_database, server
 from tests.support.journal import batch, id_of, parts, until
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ async def test_requests_wait_for_an_open_lane_and_are_not_before_its_promise(url
         await open_lane(one)
         assert one.shared.refusal() is None
         await one.accept(1)
+        one.journal.settle(batch(one.pipeline.received[0], sealed=False))
         await open_lane(one, AT + 1)
         assert "another process has taken the lane" in await refused(one, 2)
     async with member(url, WATERMARK="on") as one:
@@ -68,6 +69,7 @@ async def test_requests_wait_for_an_open_lane_and_are_not_before_its_promise(url
         assert own is not None
         assert (own.number, own.promise) == (1, LanePromise({"default": AT + 1}, "open"))
         assert promises_of(one).names(own) == {0: "default"}
+        assert (own.newest(), own.found) == ({}, {0: 1})
 
 
 async def test_a_former_owner_promises_nothing(url: str) -> None:
@@ -214,3 +216,46 @@ async def test_the_oldest_job_of_each_stream_is_reported(
         one.journal.settle(batch(other, sealed=False))
         expected = {0: (jobs[3].seq, AT)}
         await until(lambda: one.pipeline.oldest_by_stream == expected)
+
+
+async def test_a_batch_whose_copy_is_not_written_yet_is_not_passed_over(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watermark would pass it: it is in no row that is not settled, and has no payloads."""
+    monkeypatch.setattr(lanes, "_MOST_RANGES", 3)
+    async with member(url, WATERMARK="on") as one:
+        own = await open_lane(one)
+        for number in range(20):
+            await one.accept(10 + number)
+        jobs = list(one.pipeline.received)
+        await one.journal.seal(batch(jobs[0]))
+        await until(lambda: one.pipeline.oldest_by_stream == {0: (jobs[0].seq, AT)})
+        reports: list[object] = []
+        monkeypatch.setattr(
+            one.pipeline, "oldest_accepted", lambda _since, found=None: reports.append(found)
+        )
+        # As where the row of the lane is locked for some seconds.
+        monkeypatch.setattr(tables, "empty", lambda *_: None)
+        for job in jobs[1::2]:
+            one.journal.settle(batch(job, sealed=False))
+        await until(lambda: own.stream(0).settled.low)
+        seen = len(reports)
+        await until(lambda: len(reports) > seen + 2)
+        assert {0: (jobs[0].seq, AT)} in reports[seen:]
+        assert all(one in (None, {0: (jobs[0].seq, AT)}) for one in reports)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+async def test_a_job_whose_row_is_lost_is_not_stored(url: str, lost: int) -> None:
+    """A watermark would pass a payload that is lost: the server has set a damaged page to zeros."""
+    async with member(url, WATERMARK="on") as one:
+        own = await open_lane(one)
+        for number in range(1, 3):
+            await one.accept(number)
+        await until(lambda: one.pipeline.oldest_by_stream == {0: (1, AT)})
+        if lost == 2:
+            one.journal.settle(batch(one.pipeline.received[0], sealed=False))
+        server().execute(
+            f"DELETE FROM payloadd.rows_{own.number}_0 WHERE last = {lost}", url.rpartition("/")[2]
+        )
+        await until(lambda: one.pipeline.oldest_by_stream == {0: (lost, 0)})

@@ -440,6 +440,32 @@ def test_all_jobs_but_those_of_a_missing_segment_are_read(
 
 
 @pytest.mark.usefixtures("all_large")
+def test_a_dead_letter_is_not_read_from_a_file_that_has_other_payloads(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`payloadd journal dead show` would print payloads of other requests."""
+    monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
+    request = append(1)
+    database.commit([request])
+    database.commit([Bury(batch(*request.jobs, sealed=False), "C", "r")])
+    inode = segments.path_of(path.parent / FOLDER, 1).stat().st_ino
+    read = segments._read_neighbours
+
+    def read_late(*arguments: object) -> list[bytes]:
+        """Read after the daemon has moved the payloads, and used the file again."""
+        monkeypatch.setattr(segments, "_read_neighbours", read)
+        assert database.compaction._move_some(1) == 2
+        database.commit([append(2)])
+        database.commit([append(3)])
+        assert segments.path_of(path.parent / FOLDER, 3).stat().st_ino == inode
+        return read(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(segments, "_read_neighbours", read_late)
+    with closing(sqlite3.connect(path)) as other:
+        assert dead_letters.lines(other, path.parent, str(id_of(1))) == b"1\n"
+
+
+@pytest.mark.usefixtures("all_large")
 async def test_dead_segments_are_unlinked_within_seconds(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from payloadd.journal.sqlite.operations import Bury, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.model.job import Batch
 from tests.journal.sqlite.damaging import change, new_findings, verified
-from tests.support.journal import append, batch
+from tests.support.journal import append, batch, contents, job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -127,3 +127,22 @@ def test_a_failed_repair_keeps_the_deleted_ranges(
         assert not repair(database)
     assert database._hidden.deleted == gone
     assert not database._hidden.sound
+
+
+@pytest.mark.usefixtures("all_large")
+def test_a_segment_whose_rows_come_back_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Payloads that are not stored would be lost, although the repair has found their rows."""
+    monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 1)
+    with closing(Database(tmp_path / FILE)) as database:
+        for number in (1, 2):
+            database.commit([append(number)])
+        alter(database, "CREATE TEMP TABLE copy AS SELECT * FROM jobs WHERE seq = 1")
+        alter(database, "DELETE FROM jobs WHERE seq = 1")
+        database.commit([append(3)])
+        # The page is in its place again.
+        alter(database, "INSERT INTO jobs SELECT * FROM copy")
+        assert repair(database)
+        database.commit([append(4)])
+        assert contents(database.page(0, 9, 10**6)) == contents(map(job, range(1, 5)))

@@ -68,6 +68,9 @@ class LaneHolder:
         self._metrics = metrics
         self._known = known
         self._max_bytes = max_bytes
+        # Opening the journal has let the pipeline know the first lane.
+        self._introduced = set(self._session.lanes)
+        """The slots of the lanes that the pipeline knows."""
         self._watched: dict[int, tuple[SeenLane, float]] = {}
         """The lanes of others, with the time at which each was first seen so."""
         self._looked = 0.0
@@ -102,11 +105,13 @@ class LaneHolder:
         for lane in [*session.lanes.values()]:
             if lane is not session.own and lane.is_empty and not self._closes(lane.promise):
                 await calls.once(session.release, lane)
+                self._introduced.discard(lane.slot)
                 self._listener.taken_away(self._streams(lane), 0)
                 log.info("lane_released", lane=lane.number)
         oldest = await calls.once(session.oldest)
         by_stream = None
-        if self._promises is not None:
+        # Where a change of the lane could not be written, the tables do not show all that is open.
+        if self._promises is not None and not session.own.dirty:
             by_stream = await calls.once(session.oldest_by_stream)
         self._listener.oldest_accepted(None if oldest is None else oldest / 1000, by_stream)
         if number % _ROUNDS_PER_COUNT == 0:
@@ -153,20 +158,30 @@ class LaneHolder:
                 payloads=lane.payloads,
                 reason="given back" if seen.free else "no sign of life of its owner",
             )
-            await self._introduce(lane)
+            await self._introduce()
 
-    async def _introduce(self, lane: Lane) -> None:
-        """Let the pipeline know a lane."""
+    async def _introduce(self) -> None:
+        """Let the pipeline know the lanes that it does not know.
+
+        These may be several: an error may have come after a lane was got, and it was kept.
+        """
         calls, session = self._calls, self._session
-        self._known.layouts.add(await calls.once(session.layouts_of, lane))
-        self._known.names.update(await calls.once(session.stream_names, lane))
-        self._listener.taken_over(lane.newest(), lane.payloads)
+        for lane in [*session.lanes.values()]:
+            if lane.slot not in self._introduced:
+                self._known.layouts.add(await calls.once(session.layouts_of, lane))
+                self._known.names.update(await calls.once(session.stream_names, lane))
+                self._introduced.add(lane.slot)
+                self._listener.taken_over(lane.newest(), lane.payloads)
+                if self._promises is not None and lane is session.own_or_none:
+                    self._promises.note_change()
 
     def lose(self, lanes: Sequence[Lane]) -> None:
         """Let the pipeline forget lanes that other processes have."""
         for lane in lanes:
             log.warning("lane_lost", lane=lane.number, payloads=lane.payloads)
-            self._listener.taken_away(self._streams(lane), lane.payloads)
+            if lane.slot in self._introduced:
+                self._introduced.discard(lane.slot)
+                self._listener.taken_away(self._streams(lane), lane.payloads)
         if lanes and self._promises is not None:
             self._promises.note_change()
 
@@ -174,10 +189,8 @@ class LaneHolder:
         return [lane.slot * MOST_NUMBERS + number for number in lane.streams]
 
     async def ensure_own(self) -> None:
-        """Get a lane for requests if the present one is lost."""
+        """Get a lane for requests if the present one is lost; let the pipeline know all lanes."""
         if not self._session.has_own:
             lane = await self._calls.once(self._session.get_own)
             log.info("lane_leased", lane=lane.number)
-            await self._introduce(lane)
-            if self._promises is not None:
-                self._promises.note_change()
+        await self._introduce()

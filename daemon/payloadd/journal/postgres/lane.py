@@ -17,7 +17,7 @@ from payloadd.journal.postgres.settled import SettledNumbers
 from payloadd.model.streams import MOST_NUMBERS, STREAM_BITS, count_of, stream_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from payloadd.journal.postgres.rows import NewRow
     from payloadd.journal.postgres.settled import Range
@@ -97,6 +97,8 @@ class Lane:
         self.epoch = epoch
         self.slot = slot
         self.promise = NO_PROMISE
+        self.found: Mapping[int, int] = {}
+        """The newest ``seq`` of each stream when this process got the lane; see ``HeldLane``."""
         self.streams: dict[int, StreamOfLane] = {}
         self.jobs = self.payloads = self.bytes = 0
         """Jobs that are neither stored nor dead; ``bytes`` has ROW_BYTES for each."""
@@ -254,12 +256,15 @@ class Lane:
             if all(self.stream(number).settled.low >= last for number, last in ends.items())
         ]
 
-    def newest(self) -> dict[int, int]:
-        """Return the newest ``seq`` of each stream that has unsettled jobs, by its number there."""
+    def newest(self, *, settled: bool = False) -> dict[int, int]:
+        """Return the newest ``seq`` of each stream that has unsettled jobs, by its number there.
+
+        ``settled``: of all other streams, too.
+        """
         return {
             self.base(number) >> STREAM_BITS: self.base(number) + one.following - 1
             for number, one in self.streams.items()
-            if not one.is_settled
+            if settled or not one.is_settled
         }
 
     def checkpoint(self) -> dict[str, Any]:

@@ -209,6 +209,7 @@ def load(connection: Connection[Any], number: int, epoch: int, slot: int) -> Lan
     ).fetchone()
     if row is not None:
         lane.sealed, lane.dead_bytes = int(row[0]), int(row[1])
+    lane.found = lane.newest(settled=True)
     return lane
 
 

@@ -245,11 +245,14 @@ def oldest_by_stream(connection: Connection[Any], lane: Lane) -> dict[int, tuple
     See ``JournalListener.oldest_accepted``.
     """
     found = {}
-    for number in lane.streams:
-        base = lane.base(number)
+    for number, stream in lane.streams.items():
+        if stream.is_settled:
+            continue
+        base, first = lane.base(number), stream.settled.low + 1
         job = _first_of(connection, lane, number)
-        if job is not None:
-            found[stream_of(base)] = (base + job[0], job[1])
+        if job is None or job[0] != first:
+            job = (first, 0)  # its row is lost: it is not stored, and its time is not known
+        found[stream_of(base)] = (base + job[0], job[1])
     for number, first, accepted in connection.execute(_FIRST_DETACHED, (lane.number,)):
         base = lane.base(number)
         job = (base + first, accepted)

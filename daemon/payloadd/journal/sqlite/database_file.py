@@ -192,6 +192,8 @@ class DatabaseFile:
         self._oldest = OldestRow(self._connection)
         self.blocks.unpacked = self._oldest.include
         self.compaction = Compaction(self._connection, self._folder, self._segments, self.findings)
+        # A repair may have found rows that no query did before.
+        self._segments.replaceable = None
 
     def _note_damage(self, result: Inventory) -> None:
         self.damaged_payloads += result.lost_payloads

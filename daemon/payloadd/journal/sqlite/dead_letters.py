@@ -146,13 +146,14 @@ def lines(connection: sqlite3.Connection, state_dir: Path, id_: str) -> bytes:
     if found[0] <= 0:
         return _readable_lines(members, state_dir)
     while True:
-        try:
+        jobs, damaged = job_rows.read_jobs(members, state_dir)
+        if not damaged:
+            return b"".join([job.lines for job in jobs])
+        # A running daemon may have moved the bytes from a segment into the rows meanwhile, and have
+        # written others into its file.
+        before, members = members, connection.execute(IN_RANGE, found).fetchall()
+        if members == before:
             return b"".join(job_rows.lines(members, state_dir))
-        except sqlite3.OperationalError:
-            # A running daemon may have moved the bytes from a segment into the rows meanwhile.
-            before, members = members, connection.execute(IN_RANGE, found).fetchall()
-            if members == before:
-                raise
 
 
 def _readable_lines(members: Sequence[Row], state_dir: Path) -> bytes:

@@ -53,8 +53,10 @@ class SegmentFile:
             found = os.fstat(descriptor)
             alone = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
             if alone and found.st_size <= most_bytes:
+                # The process may be killed before it writes anything else.
+                os.pwrite(descriptor, _NULS, 0)
                 old.rename(path)
-                return cls(descriptor, found.st_size)
+                return cls(descriptor, max(found.st_size, _PAGE))
         except BaseException:
             os.close(descriptor)
             raise

@@ -130,7 +130,7 @@ class S3Store:
             self._variants.note_checksum()
 
     async def replace(self, key: str, body: EncodedObject) -> None:
-        """Store one object in place of any other one under the key. Raises StoreError."""
+        """Store one object in place of any other one under the key; see ``Store``."""
         variant = self._variants.first._replace(conditional=False)
         await self._send(key, body, _NO_MEMBERS, variant, repeat=False)
 
@@ -241,6 +241,8 @@ class S3Store:
         if self._may_drop_condition(variant) and refuses_condition(response):
             return await self._without_condition(attempt)
         error = await self._error_of(attempt, response)
+        if response.repeated and attempt.members is _NO_MEMBERS:
+            raise error or TransientStoreError("SentTwice", "the first one may be carried out late")
         if error is None:
             return None
         repeat = attempt.repeat or response.repeated
