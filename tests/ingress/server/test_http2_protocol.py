@@ -39,6 +39,8 @@ class Client:
         self.bodies: dict[int, bytes] = {}
         self.ended: list[int] = []
         self.reset: list[int] = []
+        self.acknowledges = True
+        """Whether received bytes open the window again."""
         self.goaway: int | None = None
         """The last stream of which the server says that it may have been processed."""
 
@@ -72,7 +74,8 @@ class Client:
                 self.headers[seen.stream_id] = dict(seen.headers)
             case h2.events.DataReceived():
                 self.bodies[seen.stream_id] = self.bodies.get(seen.stream_id, b"") + seen.data
-                self.http.acknowledge_received_data(seen.flow_controlled_length, seen.stream_id)
+                if self.acknowledges:
+                    self.http.acknowledge_received_data(seen.flow_controlled_length, seen.stream_id)
             case h2.events.StreamEnded():
                 self.ended.append(seen.stream_id)
             case h2.events.StreamReset():
@@ -227,6 +230,42 @@ async def test_a_request_before_a_head_that_is_too_large_is_answered(
         # The client may repeat the request after these.
         assert client.goaway == 3
         assert len(rig.intake.taken) == 1
+
+
+async def test_the_answer_to_such_a_head_uses_the_window_of_the_connection() -> None:
+    """The answers after it would exceed the window, and the client would drop all of them."""
+    app = QuartTrio("long")
+    gate, asked = trio.Event(), trio.Event()
+
+    @app.get("/long")
+    async def fill() -> Response:
+        return Response(bytes(65_535 - 400))  # all of the window (RFC 9113, section 6.9.2) but 400
+
+    @app.get("/late")
+    async def late() -> Response:
+        asked.set()
+        await gate.wait()
+        return Response(bytes(300))
+
+    async with running(app) as rig, rig.wire() as wire:
+        client = Client(wire)
+        client.acknowledges = False
+        sizes: dict[h2.settings.SettingCodes | int, int] = {
+            h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1_000_000
+        }
+        client.http.update_settings(sizes)
+        for stream, path in ((1, "/long"), (3, "/late")):
+            head = [(":method", "GET"), (":path", path), *HEAD[2:]]
+            client.http.send_headers(stream, head, end_stream=True)
+        await client.until(lambda: client.ended == [1] and asked.is_set())
+        client.http.send_headers(5, [*HEAD, ("x", "{" * 20_000)])
+        await client.send()
+        await wait_all_tasks_blocked(0.05)
+        gate.set()
+        with pytest.raises(EOFError):
+            await client.until(bool)
+        assert client.ended == [1, 5]
+        assert client.goaway == 5
 
 
 async def test_an_incomplete_request_before_such_a_head_keeps_no_connection() -> None:

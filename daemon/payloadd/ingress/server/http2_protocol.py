@@ -149,6 +149,7 @@ class Http2(H2Protocol):
         window = connection.remote_settings.initial_window_size
         if min(window, connection.outbound_flow_control_window) < len(body):
             body = b""
+        connection.outbound_flow_control_window -= len(body)  # answers may follow
         named = {"content-type": CONTENT_TYPE, **problem.headers} if body else problem.headers
         headers = [(b":status", b"%d" % problem.status)]
         headers += [(name.lower().encode(), text.encode()) for name, text in named.items()]
