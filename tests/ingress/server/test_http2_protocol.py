@@ -179,6 +179,27 @@ async def test_connect_ends_the_connection_and_no_other() -> None:
             assert (await wire.answer()).status == 202
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("POST", b"/v1/payl\xc3\xb6ads", b"404"), ("P\xd6ST", b"/v1/payloads", b"405")],
+)
+async def test_bytes_beyond_ascii_end_no_connection(
+    method: str, path: bytes, status: bytes
+) -> None:
+    """One client of a proxy would end the requests of all its clients."""
+    async with running() as rig, rig.wire() as wire:
+        client = Client(wire)
+        gate = rig.intake.open = trio.Event()
+        client.ask(1)
+        head = [(":method", method.encode("latin-1")), (":path", path), *HEAD[2:], TYPE]
+        client.http.send_headers(3, head, end_stream=True)
+        await client.until(lambda: 3 in client.ended)
+        gate.set()
+        await client.until(lambda: client.ended == [3, 1])
+        assert (client.headers[1][b":status"], client.headers[3][b":status"]) == (b"202", status)
+        assert rig.counted(int(status)) == 1
+
+
 @pytest.mark.parametrize(("size", "window"), [(20_000, 65_535), (60_000, 65_535), (60_000, 10)])
 async def test_a_head_that_is_too_large_is_answered_and_counted(
     size: int, window: int, refusals: list[Refusal]
