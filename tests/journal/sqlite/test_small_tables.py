@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from payloadd.errors import StartError
-from payloadd.journal.sqlite import small_tables
+from payloadd.journal.sqlite import file_check, small_tables
 from payloadd.journal.sqlite.checksum import of_values
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.operations import Bury
@@ -68,6 +68,22 @@ def test_jobs_of_a_lost_dead_letter_wait_again(path: Path) -> None:
         assert [one.table for one in new_findings(database)][:1] == ["dead"]
         assert [one.seq for one in database.page(0, 99, 9999)] == [*range(1, 10)]
         assert database.totals.jobs == 9
+
+
+def test_the_start_after_a_dead_letter_is_lost_is_not_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a large file the totals counted its jobs only at the end of the backlog."""
+    with closing(Database(path)) as database:
+        database.commit([Bury(sealed(database, 2), "C", "r")])
+    change(path, "UPDATE dead SET last = 9, reason = 'something else'")
+    with monkeypatch.context() as large:
+        large.setattr(file_check, "MOST_CHECKED", 0)
+        Database(path).close()
+    with closing(Database(path)) as database:
+        assert new_findings(database) == []
+        assert database.totals.jobs == 9
+    assert verified(path) == []
 
 
 def test_damaged_rows_without_a_dead_letter_get_a_new_one(path: Path) -> None:

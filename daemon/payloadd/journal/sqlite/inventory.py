@@ -93,6 +93,9 @@ def read_and_repair(
         damaged_blocks = block_rows.unpack_in_transaction(connection)
         findings += damaged_blocks
         lost |= {"blocks"} if damaged_blocks else set()
+        # The totals must have the jobs of lost dead letters, which wait again, before the next
+        # start: it would not know them from stored ones.
+        counting |= "dead" in lost
         if counting:
             findings += _bury_missing_members(connection, gaps)
         sealed: list[Range] = found["batches"]
