@@ -115,7 +115,6 @@ def read_and_repair(
             totals = _without(totals, strays)
             totals.write(connection)
         findings += strays
-        expected = totals.jobs
         for first, last in sealed if counting else ():
             # Before ``compare``, which finds how many jobs are missing but not their numbers.
             absent = bury_absent(connection, first, last, totals)
@@ -123,9 +122,10 @@ def read_and_repair(
             findings += absent.findings
         if counting or not known:
             compared = compare(connection, totals, gaps, known=known)
-            # Jobs of lost dead letters wait again.
+            # Jobs of lost dead letters wait again. Older totals do not count rows whose numbers are
+            # beyond them.
             if known and unreadable is not None and "dead" not in unreadable | lost:
-                _refuse_surplus(compared.totals.jobs - expected)
+                _refuse_surplus(compared.totals.jobs - before.jobs)
             totals = compared.totals
             findings += compared.findings
         less = max(0, before.payloads - totals.payloads) if known else 0
