@@ -11,10 +11,12 @@ from payloadd.errors import StartError
 from payloadd.journal.sqlite import file_check, small_tables
 from payloadd.journal.sqlite.checksum import of_values
 from payloadd.journal.sqlite.database import Database
-from payloadd.journal.sqlite.operations import Bury
+from payloadd.journal.sqlite.operations import Bury, Settle
+from payloadd.journal.sqlite.schema import ABOVE_ALL
 from payloadd.model.layout import Layout
 from tests.journal.sqlite.damaging import change, new_findings, verified
-from tests.support.journal import append, sealed
+from tests.journal.sqlite.in_blocks import accepted, killed
+from tests.support.journal import append, batch, sealed, unpack
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +59,36 @@ def test_a_lost_batch_refuses_the_start(path: Path) -> None:
         with pytest.raises(StartError, match="not known which jobs are sealed"):
             Database(path)
     assert "batches" in {one.table for one in verified(path)}
+
+
+@pytest.mark.parametrize(
+    ("table", "altered"),
+    [
+        ("batches", "last = 9, key = 'x' WHERE first = 0"),
+        ("stored", "first = -77 WHERE last = 0"),
+        ("stored", f"first = 77 WHERE last = {ABOVE_ALL}"),
+    ],
+)
+def test_an_altered_first_or_last_row_hides_nothing(path: Path, table: str, altered: str) -> None:
+    """A start would be refused although all other rows are there."""
+    with closing(Database(path)) as database:
+        accepted(database, 300, first=10)
+        unpack(database)
+        database.commit([Settle(batch(*database.page(9, 300, 99_999), sealed=False))])
+        image = killed(path, "killed")
+    change(image, f"UPDATE {table} SET {altered}", "UPDATE totals SET keys = keys + 3")
+    with closing(Database(image)) as again:
+        assert table in {one.table for one in new_findings(again)}
+        assert [one.seq for one in again.page(0, 99, 9999)] == [1, *range(5, 10)]
+        assert sealed(again, 2).key == "k2"
+    assert verified(image) == []
+
+
+def test_a_row_of_another_table_is_no_altered_first_row(path: Path) -> None:
+    """Its page may hide others: payloads that are in the store would be stored again."""
+    change(path, "UPDATE stored SET first = 'default' WHERE last = 0", "DELETE FROM totals")
+    with pytest.raises(StartError, match="stored already"):
+        Database(path)
 
 
 def test_jobs_of_a_lost_dead_letter_wait_again(path: Path) -> None:
