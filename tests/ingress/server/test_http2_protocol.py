@@ -191,7 +191,8 @@ async def test_bytes_beyond_ascii_end_no_connection(
         client = Client(wire)
         gate = rig.intake.open = trio.Event()
         client.ask(1)
-        head = [(":method", method.encode("latin-1")), (":path", path), *HEAD[2:], TYPE]
+        head: list[tuple[str | bytes, str | bytes]] = [*HEAD[2:], TYPE]
+        head[:0] = [(":method", method.encode("latin-1")), (":path", path)]
         client.http.send_headers(3, head, end_stream=True)
         await client.until(lambda: 3 in client.ended)
         gate.set()
