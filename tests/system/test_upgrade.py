@@ -76,7 +76,7 @@ async def test_0_1_0_refuses_a_journal_of_this_version(tmp_path: Path) -> None:
     async with started(tmp_path, {"PYTHONPATH": str(WHEEL)}, _OLD) as old:
         assert await old.wait() == 1
     reason = old.event("cannot_start")["reason"]
-    assert "the journal has version 4, this payloadd knows versions up to 3" in reason
+    assert "the journal has version 5, this payloadd knows versions up to 3" in reason
     assert _rows(path) == before
 
 

@@ -115,6 +115,8 @@ MIGRATIONS: Final = (
     CREATE TABLE blocks (
         number INTEGER PRIMARY KEY, crc INTEGER NOT NULL, head BLOB NOT NULL, lines BLOB NOT NULL
     );
+    """,
+    """
     INSERT INTO batches (first, last, key, compression, crc) VALUES
         (0, -1, '', 'none', 3561555155),
         (2305843009213693952, 2305843009213693951, '', 'none', 2770251440);
