@@ -255,6 +255,28 @@ async def test_a_body_of_a_client_that_is_gone_is_not_decoded(nursery: trio.Nurs
     assert isinstance(lines, Lines)
 
 
+async def test_refusals_of_large_bodies_leave_time_for_others(nursery: trio.Nursery) -> None:
+    """A thousand clients that leave at once would stop the event loop for a while."""
+    bodies = LargeBodies(LIMITS, 60, memory_available)
+    passes = 0
+    refused: list[int] = []
+
+    async def submit(_: Lines) -> None:
+        raise NotImplementedError
+
+    for number in range(20):
+        client = f"192.0.2.{number}"
+        refuse = lambda _problem: refused.append(passes)  # noqa: E731
+        bodies.add(LargeBody(b"1\n", 0, LINES, None, submit, refuse, client, is_gone=lambda: True))
+    nursery.start_soon(bodies.run)
+    with trio.fail_after(60):
+        while len(refused) < 20:
+            await trio.lowlevel.checkpoint()
+            passes += 1
+    # The order of the tasks in a pass is random.
+    assert max(map(refused.count, refused)) <= 2
+
+
 async def test_a_client_with_many_large_bodies_is_refused_at_once(nursery: trio.Nursery) -> None:
     """Otherwise requests of 200 bytes that take long to decode would keep all connections."""
     submitted = 0

@@ -149,6 +149,8 @@ class LargeBodies:
                 while self._waiting:
                     self._on_busy()
                     await self._wait_for_memory()
+                    # Those of clients that are gone, or have given up, may be thousands.
+                    await trio.lowlevel.checkpoint()
                     body = self._pop_next()
                     if trio.current_time() - body.since > self._max_wait:
                         body.refuse(

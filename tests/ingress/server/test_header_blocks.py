@@ -73,7 +73,7 @@ ANSWERS = st.sampled_from(
         ((b":status", b"404"), (b"x-long", b"x" * 150)),
     ]
 )
-SIZES = st.sampled_from([0, 64, 200, 4096])
+SIZES = st.sampled_from([0, 64, 200, 4096, 2**32 - 1])
 
 
 @given(st.lists(ANSWERS | SIZES, max_size=40))
@@ -88,6 +88,19 @@ def test_a_client_reads_every_answer(steps: list[tuple[tuple[bytes, bytes], ...]
             block = encoder.encode([*step])
             assert tuple(map(tuple, decoder.decode(block, raw=True))) == step
     assert len(encoder.known) <= 16
+
+
+def test_a_client_cannot_have_a_larger_table_of_answers() -> None:
+    """It would grow with each date, and each answer would take longer, for all clients."""
+    encoder, decoder = RememberingEncoder(), hpack.Decoder()
+    decoder.max_allowed_table_size = encoder.header_table_size = 2**32 - 1
+    for second in range(200):
+        headers = [(b":status", b"202"), (b"date", b"%d" % second)]
+        assert [tuple(one) for one in decoder.decode(encoder.encode(headers), raw=True)] == headers
+    assert len(encoder.header_table.dynamic_entries) < 110
+    encoder.header_table_size = 0
+    encoder.encode([(b":status", b"202")])
+    assert not encoder.header_table.dynamic_entries
 
 
 def test_a_repeated_answer_is_encoded_once() -> None:

@@ -39,6 +39,8 @@ class Client:
         self.bodies: dict[int, bytes] = {}
         self.ended: list[int] = []
         self.reset: list[int] = []
+        self.acknowledges = True
+        """Whether received bytes open the window again."""
         self.goaway: int | None = None
         """The last stream of which the server says that it may have been processed."""
 
@@ -72,7 +74,8 @@ class Client:
                 self.headers[seen.stream_id] = dict(seen.headers)
             case h2.events.DataReceived():
                 self.bodies[seen.stream_id] = self.bodies.get(seen.stream_id, b"") + seen.data
-                self.http.acknowledge_received_data(seen.flow_controlled_length, seen.stream_id)
+                if self.acknowledges:
+                    self.http.acknowledge_received_data(seen.flow_controlled_length, seen.stream_id)
             case h2.events.StreamEnded():
                 self.ended.append(seen.stream_id)
             case h2.events.StreamReset():
@@ -176,6 +179,28 @@ async def test_connect_ends_the_connection_and_no_other() -> None:
             assert (await wire.answer()).status == 202
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("POST", b"/v1/payl\xc3\xb6ads", b"404"), ("P\xd6ST", b"/v1/payloads", b"405")],
+)
+async def test_bytes_beyond_ascii_end_no_connection(
+    method: str, path: bytes, status: bytes
+) -> None:
+    """One client of a proxy would end the requests of all its clients."""
+    async with running() as rig, rig.wire() as wire:
+        client = Client(wire)
+        gate = rig.intake.open = trio.Event()
+        client.ask(1)
+        head: list[tuple[str | bytes, str | bytes]] = [*HEAD[2:], TYPE]
+        head[:0] = [(":method", method.encode("latin-1")), (":path", path)]
+        client.http.send_headers(3, head, end_stream=True)
+        await client.until(lambda: 3 in client.ended)
+        gate.set()
+        await client.until(lambda: client.ended == [3, 1])
+        assert (client.headers[1][b":status"], client.headers[3][b":status"]) == (b"202", status)
+        assert rig.counted(int(status)) == 1
+
+
 @pytest.mark.parametrize(("size", "window"), [(20_000, 65_535), (60_000, 65_535), (60_000, 10)])
 async def test_a_head_that_is_too_large_is_answered_and_counted(
     size: int, window: int, refusals: list[Refusal]
@@ -227,6 +252,42 @@ async def test_a_request_before_a_head_that_is_too_large_is_answered(
         # The client may repeat the request after these.
         assert client.goaway == 3
         assert len(rig.intake.taken) == 1
+
+
+async def test_the_answer_to_such_a_head_uses_the_window_of_the_connection() -> None:
+    """The answers after it would exceed the window, and the client would drop all of them."""
+    app = QuartTrio("long")
+    gate, asked = trio.Event(), trio.Event()
+
+    @app.get("/long")
+    async def fill() -> Response:
+        return Response(bytes(65_535 - 400))  # all of the window (RFC 9113, section 6.9.2) but 400
+
+    @app.get("/late")
+    async def late() -> Response:
+        asked.set()
+        await gate.wait()
+        return Response(bytes(300))
+
+    async with running(app) as rig, rig.wire() as wire:
+        client = Client(wire)
+        client.acknowledges = False
+        sizes: dict[h2.settings.SettingCodes | int, int] = {
+            h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1_000_000
+        }
+        client.http.update_settings(sizes)
+        for stream, path in ((1, "/long"), (3, "/late")):
+            head = [(":method", "GET"), (":path", path), *HEAD[2:]]
+            client.http.send_headers(stream, head, end_stream=True)
+        await client.until(lambda: client.ended == [1] and asked.is_set())
+        client.http.send_headers(5, [*HEAD, ("x", "{" * 20_000)])
+        await client.send()
+        await wait_all_tasks_blocked(0.05)
+        gate.set()
+        with pytest.raises(EOFError):
+            await client.until(bool)
+        assert client.ended == [1, 5]
+        assert client.goaway == 5
 
 
 async def test_an_incomplete_request_before_such_a_head_keeps_no_connection() -> None:

@@ -263,6 +263,24 @@ def test_an_older_page_of_jobs_refuses_the_start(
         Database(image)
 
 
+def test_an_older_page_of_the_totals_refuses_no_start(path: Path) -> None:
+    """No stored job has come back: newer jobs have numbers that were not assigned yet."""
+    with closing(Database(path)) as database:
+        accepted(database, 5)
+        page = root(path, "totals")
+        older = read(path, page)
+        accepted(database, 3, first=6)
+        unpack(database)
+        image = killed(path, "killed")
+    assert root(image, "totals") == page
+    write(image, page, older)
+    with closing(Database(image)) as again:
+        assert seqs(again) == [1, 2, 3, 4, 5]
+        assert [one.jobs for one in new_findings(again) if one.first == 6] == [3]
+        assert again.page(5, 99, 9999) == []
+        assert again.totals.jobs == 5
+
+
 def test_totals_are_not_counted_while_pages_are_misplaced(path: Path) -> None:
     """Hidden rows would be no part of the journal, and nothing would tell that they are missing."""
     with closing(Database(path)) as database:

@@ -10,18 +10,23 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from payloadd.errors import StartError
-from payloadd.journal.sqlite import file_check
+from payloadd.journal.api import Receipt
+from payloadd.journal.sqlite import file_check, segments
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.lock import lock
 from payloadd.journal.sqlite.offline import Inspection, try_journal
-from payloadd.journal.sqlite.operations import Bury, Seal
+from payloadd.journal.sqlite.operations import Append, Bury, Seal
 from payloadd.journal.sqlite.schema import FILE, MIGRATIONS
 from payloadd.journal.sqlite.segments import FOLDER
+from payloadd.model.job import Part
 from payloadd.observe.status import DeadLetterGroup
-from tests.support.journal import append, batch, job
+from tests.support.journal import append, batch, id_of, job
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from payloadd.journal.sqlite.segments import SegmentSpan
 
 _READ_AT_START: Final = ["batches", "layouts", "dead", "totals"]
 
@@ -189,3 +194,28 @@ def test_dead_letters_are_counted_by_code(tmp_path: Path) -> None:
                 DeadLetterGroup("default", "EntityTooLarge", 2, 3),
                 DeadLetterGroup("default", "KeyTooLongError", 1, 1),
             ]
+
+
+def test_a_dead_letter_shows_no_bytes_of_other_payloads(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon may move them out of a segment, and write over it, while they are read."""
+    text = b"x" * segments.WORTH_A_SYNC
+    read = segments.read
+    with closing(Database(path)) as database:
+        request = Append(Receipt(id_of(1), 1), [Part(id_of(1), text, 1)])
+        database.commit([request])
+        database.commit([Bury(batch(*request.jobs, sealed=False), "C", "r")])
+
+        def read_late(state_dir: Path, spans: Sequence[SegmentSpan]) -> list[bytes]:
+            if not spans:
+                return read(state_dir, spans)
+            change(
+                path, "UPDATE jobs SET segment = NULL, start = NULL, size = NULL, lines = x'7979'"
+            )
+            return [b"z" * len(text)]
+
+        monkeypatch.setattr(segments, "read", read_late)
+        with Inspection.open(path.parent) as inspection:
+            (letter,) = inspection.dead()
+            assert inspection.lines(letter.id) == b"yy"

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from payloadd.errors import StartError
-from payloadd.journal.sqlite import small_tables
+from payloadd.journal.sqlite import file_check, small_tables
 from payloadd.journal.sqlite.checksum import of_values
 from payloadd.journal.sqlite.database import Database
-from payloadd.journal.sqlite.operations import Bury
+from payloadd.journal.sqlite.operations import Bury, Settle
+from payloadd.journal.sqlite.schema import ABOVE_ALL
 from payloadd.model.layout import Layout
 from tests.journal.sqlite.damaging import change, new_findings, verified
-from tests.support.journal import append, sealed
+from tests.journal.sqlite.in_blocks import accepted, killed
+from tests.support.journal import append, batch, sealed, unpack
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +61,36 @@ def test_a_lost_batch_refuses_the_start(path: Path) -> None:
     assert "batches" in {one.table for one in verified(path)}
 
 
+@pytest.mark.parametrize(
+    ("table", "altered"),
+    [
+        ("batches", "last = 9, key = 'x' WHERE first = 0"),
+        ("stored", "first = -77 WHERE last = 0"),
+        ("stored", f"first = 77 WHERE last = {ABOVE_ALL}"),
+    ],
+)
+def test_an_altered_first_or_last_row_hides_nothing(path: Path, table: str, altered: str) -> None:
+    """A start would be refused although all other rows are there."""
+    with closing(Database(path)) as database:
+        accepted(database, 300, first=10)
+        unpack(database)
+        database.commit([Settle(batch(*database.page(9, 300, 99_999), sealed=False))])
+        image = killed(path, "killed")
+    change(image, f"UPDATE {table} SET {altered}", "UPDATE totals SET keys = keys + 3")
+    with closing(Database(image)) as again:
+        assert table in {one.table for one in new_findings(again)}
+        assert [one.seq for one in again.page(0, 99, 9999)] == [1, *range(5, 10)]
+        assert sealed(again, 2).key == "k2"
+    assert verified(image) == []
+
+
+def test_a_row_of_another_table_is_no_altered_first_row(path: Path) -> None:
+    """Its page may hide others: payloads that are in the store would be stored again."""
+    change(path, "UPDATE stored SET first = 'default' WHERE last = 0", "DELETE FROM totals")
+    with pytest.raises(StartError, match="stored already"):
+        Database(path)
+
+
 def test_jobs_of_a_lost_dead_letter_wait_again(path: Path) -> None:
     """Its payloads would stay in the journal for ever, and no command would show them."""
     with closing(Database(path)) as database:
@@ -68,6 +100,22 @@ def test_jobs_of_a_lost_dead_letter_wait_again(path: Path) -> None:
         assert [one.table for one in new_findings(database)][:1] == ["dead"]
         assert [one.seq for one in database.page(0, 99, 9999)] == [*range(1, 10)]
         assert database.totals.jobs == 9
+
+
+def test_the_start_after_a_dead_letter_is_lost_is_not_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a large file the totals counted its jobs only at the end of the backlog."""
+    with closing(Database(path)) as database:
+        database.commit([Bury(sealed(database, 2), "C", "r")])
+    change(path, "UPDATE dead SET last = 9, reason = 'something else'")
+    with monkeypatch.context() as large:
+        large.setattr(file_check, "MOST_CHECKED", 0)
+        Database(path).close()
+    with closing(Database(path)) as database:
+        assert new_findings(database) == []
+        assert database.totals.jobs == 9
+    assert verified(path) == []
 
 
 def test_damaged_rows_without_a_dead_letter_get_a_new_one(path: Path) -> None:

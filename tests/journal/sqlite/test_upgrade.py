@@ -114,11 +114,14 @@ def test_an_interrupted_upgrade_leaves_the_old_version(stopped_after: int, tmp_p
         assert database.totals.payloads == len(MANIFEST["stopped"]["waiting"])
 
 
-def test_a_journal_of_version_4_has_no_lost_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("made_by", ["an earlier build", "a later build"])
+def test_a_journal_of_version_4_has_no_lost_rows(tmp_path: Path, made_by: str) -> None:
     """Its rows of batches would be taken for damaged, and no start would be possible."""
     path = tmp_path / FILE
     with closing(sqlite3.connect(path, isolation_level=None)) as old:
         schema.migrate(old, MIGRATIONS[:4])
+        if made_by == "a later build":
+            old.executescript(MIGRATIONS[4])
         row = (id_of(1).bytes, b"1\n")
         old.executemany(
             "INSERT INTO jobs (seq, id, payloads, lines) VALUES (?, ?, 1, ?)",

@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from hpack import Decoder, Encoder
+from hpack.table import HeaderTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,7 +75,12 @@ class RememberingEncoder(Encoder):
 
     @header_table_size.setter
     def header_table_size(self, value: int) -> None:
-        """Set the size that the client allows, which may drop entries."""
+        """Set the size that the client allows, which may drop entries.
+
+        An encoder may use less (RFC 7541, section 4.2). A table without bound would grow with each
+        new date, and each search in it would take longer.
+        """
+        value = min(value, HeaderTable.DEFAULT_SIZE)
         # A second change to the same size would make hpack forget to announce the first one.
         if value != self.header_table.maxsize:
             self.known.clear()

@@ -10,6 +10,7 @@ ignored. h2 remembers a few hundred closed streams instead of 65,536, which is m
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from time import time
 from typing import TYPE_CHECKING, Any, Final
@@ -43,6 +44,7 @@ _CLOSED_STREAMS: Final = 512
 it has forgotten by closing the connection."""
 _MOST_PSEUDO_HEADERS: Final = 5
 """Of a request: four, and ``:protocol``. They come first, as h2 checks (RFC 9113, section 8.3)."""
+_BEYOND_ASCII: Final = re.compile(rb"[\x80-\xff]")
 
 
 class _EndedStream:
@@ -149,6 +151,7 @@ class Http2(H2Protocol):
         window = connection.remote_settings.initial_window_size
         if min(window, connection.outbound_flow_control_window) < len(body):
             body = b""
+        connection.outbound_flow_control_window -= len(body)  # answers may follow
         named = {"content-type": CONTENT_TYPE, **problem.headers} if body else problem.headers
         headers = [(b":status", b"%d" % problem.status)]
         headers += [(name.lower().encode(), text.encode()) for name, text in named.items()]
@@ -276,10 +279,14 @@ class Http2(H2Protocol):
             self.connection.reset_stream(stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
             return
         pseudo = dict(request.headers[:_MOST_PSEUDO_HEADERS])
-        method = pseudo[b":method"].decode("ascii").upper()
+        method = pseudo[b":method"].decode("latin-1").upper()
         if method == "CONNECT":
             await super()._create_stream(request)
             return
+        path = pseudo[b":path"]
+        if not path.isascii():
+            # No URI (RFC 3986, section 2). Hypercorn would fail, and end the whole connection.
+            path = _BEYOND_ASCII.sub(lambda byte: b"%%%02X" % ord(byte[0]), path)
         stream = self.streams[stream_id] = _Stream(
             self.app,
             self.config,
@@ -298,7 +305,7 @@ class Http2(H2Protocol):
                 headers=filter_pseudo_headers(request.headers),
                 http_version="2",
                 method=method,
-                raw_path=pseudo[b":path"],
+                raw_path=path,
                 state=self.connection_state,
             )
         )

@@ -37,6 +37,7 @@ _GROUPS: Final = """
     SELECT last, code, count(*), sum(payloads) FROM dead
     GROUP BY abs(last) >> 48, code ORDER BY abs(last) >> 48, code
 """
+_PLACES: Final = "SELECT segment, start FROM jobs WHERE seq BETWEEN ? AND ? ORDER BY seq"
 _UNKNOWN_STREAM: Final = "unknown"
 _NO_RETRY: Final = (
     "a dead letter with the code DAMAGED cannot be tried again: it does not hold the payloads that"
@@ -142,18 +143,22 @@ def lines(connection: sqlite3.Connection, state_dir: Path, id_: str) -> bytes:
     Of a dead letter of damage, the bytes that can be read. Raises PayloaddError for an unknown id.
     """
     (found,) = _find(connection, [id_])
-    members = connection.execute(IN_RANGE, found).fetchall()
-    if found[0] <= 0:
-        return _readable_lines(members, state_dir)
     while True:
-        jobs, damaged = job_rows.read_jobs(members, state_dir)
-        if not damaged:
-            return b"".join([job.lines for job in jobs])
-        # A running daemon may have moved the bytes from a segment into the rows meanwhile, and have
-        # written others into its file.
-        before, members = members, connection.execute(IN_RANGE, found).fetchall()
-        if members == before:
-            return b"".join(job_rows.lines(members, state_dir))
+        members = connection.execute(IN_RANGE, found).fetchall()
+        places = [row[4:6] for row in members]
+        # A running daemon may move the bytes from a segment into the rows meanwhile, and write over
+        # the segment.
+        try:
+            if found[0] <= 0:
+                text = _readable_lines(members, state_dir)
+            else:
+                text = b"".join(job_rows.lines(members, state_dir))
+        except sqlite3.OperationalError:
+            if connection.execute(_PLACES, found).fetchall() == places:
+                raise
+        else:
+            if connection.execute(_PLACES, found).fetchall() == places:
+                return text
 
 
 def _readable_lines(members: Sequence[Row], state_dir: Path) -> bytes:

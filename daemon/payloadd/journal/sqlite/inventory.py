@@ -93,6 +93,9 @@ def read_and_repair(
         damaged_blocks = block_rows.unpack_in_transaction(connection)
         findings += damaged_blocks
         lost |= {"blocks"} if damaged_blocks else set()
+        # The totals must have the jobs of lost dead letters, which wait again, before the next
+        # start: it would not know them from stored ones.
+        counting |= "dead" in lost
         if counting:
             findings += _bury_missing_members(connection, gaps)
         sealed: list[Range] = found["batches"]
@@ -112,7 +115,6 @@ def read_and_repair(
             totals = _without(totals, strays)
             totals.write(connection)
         findings += strays
-        expected = totals.jobs
         for first, last in sealed if counting else ():
             # Before ``compare``, which finds how many jobs are missing but not their numbers.
             absent = bury_absent(connection, first, last, totals)
@@ -120,9 +122,10 @@ def read_and_repair(
             findings += absent.findings
         if counting or not known:
             compared = compare(connection, totals, gaps, known=known)
-            # Jobs of lost dead letters wait again.
+            # Jobs of lost dead letters wait again. Older totals do not count rows whose numbers are
+            # beyond them.
             if known and unreadable is not None and "dead" not in unreadable | lost:
-                _refuse_surplus(compared.totals.jobs - expected)
+                _refuse_surplus(compared.totals.jobs - before.jobs)
             totals = compared.totals
             findings += compared.findings
         less = max(0, before.payloads - totals.payloads) if known else 0

@@ -117,10 +117,10 @@ MIGRATIONS: Final = (
     );
     """,
     """
-    INSERT INTO batches (first, last, key, compression, crc) VALUES
+    INSERT OR IGNORE INTO batches (first, last, key, compression, crc) VALUES
         (0, -1, '', 'none', 3561555155),
         (2305843009213693952, 2305843009213693951, '', 'none', 2770251440);
-    INSERT INTO stored (last, first, crc) VALUES
+    INSERT OR IGNORE INTO stored (last, first, crc) VALUES
         (0, 1, 2908379078), (2305843009213693952, 2305843009213693953, 1281460883);
     """,
 )

@@ -199,6 +199,13 @@ def check(connection: sqlite3.Connection, table: Table, width: int | None = None
             checked.missing_ends.remove(row)
         else:
             checked.rows.append(row[:width])
+    if len(checked.lost) == len(checked.missing_ends) == 1:
+        ((lost,), (end,)) = checked.lost, checked.missing_ends
+        # No page of another table has such a row alone, in this shape.
+        if lost[0] == end[0] and table.is_shaped(lost):
+            checked.repaired.append((lost, end))
+            checked.lost.clear()
+            checked.missing_ends.clear()
     checked.rows.sort(key=lambda row: row[0])
     return checked
 
@@ -236,7 +243,7 @@ def repair(connection: sqlite3.Connection, table: Table, checked: Checked) -> li
         else:
             _remove(connection, table, row[0])
             _insert(connection, table, before)
-        reason = f"a row (now {key} {before[0]!r}) had a flipped bit and was repaired"
+        reason = f"a row (now {key} {before[0]!r}) was altered and was repaired"
         findings.append(Finding(table.name, reason))
     for row in checked.lost:
         _remove(connection, table, row[0])
