@@ -44,11 +44,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from payloadd.errors import RefusedError
 from payloadd.journal.fingerprint import fingerprint
-from payloadd.journal.lane_promise import LanePromise, Marked
+from payloadd.journal.shared_lanes import HeldLane, LanePromise, Marked, SharedLanes
 from payloadd.model.stored_objects import StoredObjects
 from payloadd.model.streams import DEFAULT
 
@@ -206,79 +206,6 @@ class Journal(Protocol):
 
     async def pulse(self) -> None:
         """Return once a commit has ended, successful or not: the journal does not hang then."""
-        ...
-
-
-class HeldLane(Protocol):
-    """A lane of a shared journal that this process holds."""
-
-    @property
-    def number(self) -> int:
-        """The number of the lane in the journal."""
-        ...
-
-    @property
-    def promise(self) -> LanePromise:
-        """What its watermarks say in the store."""
-        ...
-
-    @property
-    def jobs(self) -> int:
-        """The jobs that are neither stored nor dead."""
-        ...
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether it has no such jobs, and all that became of the others is durable."""
-        ...
-
-    @property
-    def found(self) -> Mapping[int, int]:
-        """The newest ``seq`` of former owners, by stream, also of jobs that have left the lane."""
-        ...
-
-
-LaneT = TypeVar("LaneT", bound=HeldLane)
-
-
-class SharedLanes(Protocol[LaneT]):
-    """The held lanes of a shared journal, for the watermarks of each.
-
-    No request is accepted before ``open``, and none with a time of acceptance that is before the
-    promise of the lane.
-    """
-
-    @property
-    def name(self) -> str:
-        """What tells this journal from all others, in eight hex digits."""
-        ...
-
-    @property
-    def own(self) -> LaneT | None:
-        """The lane that requests go into; None while another one is got."""
-        ...
-
-    async def wait_for_change(self) -> None:
-        """Return once the own lane may be another one."""
-        ...
-
-    def names(self, lane: LaneT) -> Mapping[int, str]:
-        """Return the streams whose watermarks a lane has, by the numbers of the pipeline."""
-        ...
-
-    async def promise(self, lane: LaneT, until: Mapping[str, int], marked: Marked) -> bool:
-        """Make durable what the watermarks of a lane say; return False if the lane is lost."""
-        ...
-
-    def open(self, lane: LaneT) -> None:
-        """Let requests go into the own lane: its watermarks in the store are open."""
-        ...
-
-    def unclosed(self) -> Sequence[LaneT]:
-        """Return the lanes of former owners of which all is stored, and that have to be closed.
-
-        They are given back once they are.
-        """
         ...
 
 

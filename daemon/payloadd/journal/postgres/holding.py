@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from payloadd.journal.api import JournalListener
-    from payloadd.journal.lane_promise import LanePromise
     from payloadd.journal.postgres.calls import DatabaseCalls
     from payloadd.journal.postgres.lane import Lane
     from payloadd.journal.postgres.leases import SeenLane
     from payloadd.journal.postgres.promises import LanePromises
+    from payloadd.journal.shared_lanes import LanePromise
     from payloadd.model.layout import Layouts
     from payloadd.observe.metrics import Metrics
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from payloadd.journal.lane_promise import NO_PROMISE
 from payloadd.journal.postgres.rows import ROW_BYTES
 from payloadd.journal.postgres.schema import PARTS, rows_table
 from payloadd.journal.postgres.settled import SettledNumbers
+from payloadd.journal.shared_lanes import NO_PROMISE
 from payloadd.model.streams import MOST_NUMBERS, STREAM_BITS, count_of, stream_of
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from psycopg.types.json import Jsonb
 
-from payloadd.journal.lane_promise import LanePromise
 from payloadd.journal.postgres.connection import LEASE
 from payloadd.journal.postgres.lane import Lane
 from payloadd.journal.postgres.rows import ROW_BYTES
 from payloadd.journal.postgres.schema import PARTS, make_lane, rows_table, statement
+from payloadd.journal.shared_lanes import LanePromise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from payloadd.errors import RefusedError
-from payloadd.journal.lane_promise import LanePromise
+from payloadd.journal.shared_lanes import LanePromise
 from payloadd.model.streams import MOST_NUMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from payloadd.journal.api import Receipt
-    from payloadd.journal.lane_promise import Marked
     from payloadd.journal.postgres.attempt import Attempt
     from payloadd.journal.postgres.calls import DatabaseCalls
     from payloadd.journal.postgres.lane import Lane
+    from payloadd.journal.shared_lanes import Marked
 
 _AFTER: Final = 1
 """Seconds after which a lane is usually open."""

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
-    from payloadd.journal.lane_promise import LanePromise
     from payloadd.journal.postgres.keys import SharedClock
     from payloadd.journal.postgres.lane import Lane
     from payloadd.journal.postgres.leases import SeenLane
+    from payloadd.journal.shared_lanes import LanePromise
     from payloadd.model.layout import Layout
 
 CHECKPOINT_INTERVAL: Final = 0.2

@@ -19,7 +19,6 @@ from payloadd.model.streams import MOST_NUMBERS, count_of, first_seq, last_seq
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Container, Iterable, Sequence
-    from collections.abc import Set as AbstractSet
 
     from payloadd.journal.sqlite.job_rows import Range
 
@@ -93,8 +92,7 @@ def read_and_repair(
         damaged_blocks = block_rows.unpack_in_transaction(connection)
         findings += damaged_blocks
         lost |= {"blocks"} if damaged_blocks else set()
-        # The totals must have the jobs of lost dead letters, which wait again, before the next
-        # start: it would not know them from stored ones.
+        # The next start would not know the jobs of lost dead letters from stored ones.
         counting |= "dead" in lost
         if counting:
             findings += _bury_missing_members(connection, gaps)
@@ -122,8 +120,7 @@ def read_and_repair(
             findings += absent.findings
         if counting or not known:
             compared = compare(connection, totals, gaps, known=known)
-            # Jobs of lost dead letters wait again. Older totals do not count rows whose numbers are
-            # beyond them.
+            # Jobs of lost dead letters wait again; older totals do not count newer rows.
             if known and unreadable is not None and "dead" not in unreadable | lost:
                 _refuse_surplus(compared.totals.jobs - before.jobs)
             totals = compared.totals
@@ -213,7 +210,7 @@ def _bury_missing(
 def refuse_unknown(
     connection: sqlite3.Connection,
     totals: Totals | None,
-    lost: AbstractSet[str],
+    lost: set[str],
     apart: Sequence[Range],
 ) -> None:
     """Raise StartError where jobs that are in the store already could be stored again.
@@ -297,8 +294,8 @@ def bury_absent(connection: sqlite3.Connection, first: int, last: int, before: T
         return Inventory(before, ())
     reason = "members of a sealed batch that are not in the file any more"
     # Each job has at least one payload.
-    finding = Finding("jobs", reason, first, last, missing, missing)
-    findings = [damage.bury_range(connection, finding)]
+    lost = Finding("jobs", reason, first, last, missing, missing)
+    findings = [damage.bury_range(connection, lost)]
     jobs, payloads = max(0, before.jobs - missing), max(0, before.payloads - missing)
     totals = replace(before, jobs=jobs, payloads=payloads)
     totals.write(connection)
