@@ -191,7 +191,7 @@ async def test_an_upgrade_under_load_loses_nothing_and_fails_no_request(
         for number, unit in enumerate(units, 1):
             assert _version(machine, number) == 3
             await unit.systemctl("restart")
-            assert _version(machine, number) == 4
+            assert _version(machine, number) == 5
             await load.more()
         await machine.run("rm", "-r", "/opt/payloadd")
         for unit in units:
