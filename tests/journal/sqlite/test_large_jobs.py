@@ -182,6 +182,30 @@ def test_a_new_segment_takes_the_file_of_a_dead_one(
 
 
 @pytest.mark.usefixtures("all_large")
+@pytest.mark.parametrize("is_found", [False, True])
+def test_small_jobs_that_leave_a_segment_full_cost_no_search(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch, *, is_found: bool
+) -> None:
+    """Each commit would search for a segment without jobs until the next large one."""
+    monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 2)
+    requests = [append(number) for number in range(1, 5)]
+    for request in requests:
+        database.commit([request])
+    if is_found:
+        database.commit(alone(requests[0].jobs))
+    monkeypatch.setattr("payloadd.journal.sqlite.segments.LARGE", LARGE)
+    statements: list[str] = []
+    database._connection.set_trace_callback(statements.append)
+    for number in range(5, 9):
+        small = append(number)
+        database.commit([small])
+        database.commit(alone(small.jobs))
+    assert segments_of(path) == [1, 2, 3, 4]
+    assert len(statements) > 8
+    assert not [one for one in statements if "segment =" in one]
+
+
+@pytest.mark.usefixtures("all_large")
 def test_one_dead_segment_is_left_for_a_second_while_segments_are_written(
     path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,10 +254,13 @@ def test_a_segment_with_rows_that_the_index_misses_is_not_written_over(
     """A damaged index would have payloads replaced by those of another client."""
     monkeypatch.setattr("payloadd.journal.sqlite.segments.SEGMENT_BYTES", 2)
     monkeypatch.setattr("payloadd.journal.sqlite.compaction._ANY", "SELECT 1 WHERE ? < 0")
-    for number in range(1, 4):
-        database.commit([append(number)])
-    assert segments_of(path) == [1, 2, 3]
-    assert contents(database.page(0, 9, 99)) == contents([job(1), job(2), job(3)])
+    first = append(1, count=2)
+    database.commit([first])
+    database.commit([append(3)])
+    database.commit([*alone(first.jobs[:1]), append(4)])
+    database.commit([append(5)])
+    assert segments_of(path) == [1, 3, 4, 5]
+    assert contents(database.page(1, 9, 99)) == contents([job(2), job(3), job(4), job(5)])
     assert "was built anew" in database.findings.pop_all()[0].reason
 
 
@@ -454,6 +481,7 @@ def test_a_dead_letter_is_not_read_from_a_file_that_has_other_payloads(
     def read_late(*arguments: object) -> list[bytes]:
         """Read after the daemon has moved the payloads, and used the file again."""
         monkeypatch.setattr(segments, "_read_neighbours", read)
+        database.compaction.recheck_all()
         assert database.compaction._move_some(1) == 2
         database.commit([append(2)])
         database.commit([append(3)])

@@ -82,7 +82,7 @@ class Compaction:
         self._keeps_one = False
         """Whether this round leaves the next segment without jobs, for a new one."""
         self._writes = 0
-        """``Segments.writes`` at the begin of the last round."""
+        """``Segments.writes`` at the beginning of the last round."""
 
     def recheck_all(self) -> None:
         """Have every segment checked in the next round."""
@@ -132,23 +132,33 @@ class Compaction:
                 return True
         return False
 
-    def dead_segment(self) -> int | None:
-        """Return one of the oldest segments that no row refers to; None if there is none.
+    def find_replaceable(self) -> None:
+        """Find a segment without rows for the next new segment to replace, once this one is full.
 
-        Errors are left to the steps, which find them too.
+        Call it after a commit, outside of any transaction. Errors are left to the steps, which find
+        them too.
         """
+        files = self._segments
+        if not files.is_full or files.replaceable is not None:
+            return
         with suppress(sqlite3.Error):
-            for name in [] if self._segments.in_doubt else self._segments.names[:_OLDEST]:
-                row = self._connection.execute(_ANY, (name,)).fetchone()
-                if row is None and name != self._segments.current and self._is_surely_dead(name):
-                    return name
-        return None
+            for name in files.names[:_OLDEST]:
+                # Without a query for segments that no job has left: small jobs alone leave this one
+                # full for many commits.
+                if name in self._live and name != files.current and self._is_dead(name):
+                    files.replaceable = name
+                    return
 
     def unlink_dead(self) -> None:
         """Unlink all segments without a job."""
         for name in [] if self._segments.in_doubt else list(self._segments.names):
-            if self._connection.execute(_ANY, (name,)).fetchone() is None:
-                self._unlink(name)
+            if self._is_dead(name):
+                self._segments.unlink(name)
+
+    def _is_dead(self, name: int) -> bool:
+        """Return whether no row refers to a segment, by the index and by the rows themselves."""
+        row = self._connection.execute(_ANY, (name,)).fetchone()
+        return row is None and self._is_surely_dead(name)
 
     def _unlink(self, name: int) -> None:
         """Unlink a segment, if no row refers to it by the rows themselves too."""

@@ -122,7 +122,8 @@ class Database(DatabaseFile):
         self.in_doubt = False
         self.following = changes.following
         self.blocks.keep()
-        self._keep_segment()
+        self._segments.keep()
+        self.compaction.find_replaceable()
         self.high_water.write(self.totals)
         if changes.settled:
             self._hidden.delete(changes.settled)

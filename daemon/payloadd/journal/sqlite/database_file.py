@@ -261,12 +261,6 @@ class DatabaseFile:
             self.streams,
         )
 
-    def _keep_segment(self) -> None:
-        """Keep the bytes of a successful commit; look for the file of a segment that follows."""
-        self._segments.keep()
-        if self._segments.is_full:
-            self._segments.replaceable = self.compaction.dead_segment()
-
     def missing_file(self) -> str | None:
         """Return the path of a file that was deleted or replaced, None if all are in place."""
         if (path := self.files.problem()) is not None:

@@ -116,6 +116,7 @@ MIGRATIONS: Final = (
         number INTEGER PRIMARY KEY, crc INTEGER NOT NULL, head BLOB NOT NULL, lines BLOB NOT NULL
     );
     """,
+    # OR IGNORE: builds between the releases have written these rows into files of version 4.
     """
     INSERT OR IGNORE INTO batches (first, last, key, compression, crc) VALUES
         (0, -1, '', 'none', 3561555155),
