@@ -102,7 +102,7 @@ class DatabaseFile:
         self._dead_as_of = 0
         """The version of the data (PRAGMA data_version) when dead letters were counted."""
         self._connection, found, gaps = open_sound(path)
-        self._hidden = HiddenRows(sound=bool(found))
+        self._hidden = HiddenRows(repaired=bool(found))
         self.blocks = Blocks()
         self.in_rows: frozenset[int] = frozenset()
         """The streams whose jobs get rows at once, not a place in a block."""
@@ -140,7 +140,8 @@ class DatabaseFile:
 
         ``gaps``: ranges of jobs whose pages cannot be read.
         """
-        unreadable = self.findings.tables
+        # A repair may have lost dead letters, whose jobs wait again.
+        refusing = "dead" not in self.findings.tables
         self.findings.add(*block_rows.unpack_all(self._connection))
         small = self._path.stat().st_size <= file_check.MOST_CHECKED
         self._hidden.checked |= small
@@ -149,7 +150,7 @@ class DatabaseFile:
             segments.names(self._folder / segments.FOLDER),
             gaps,
             counting=self._hidden.checked,
-            unreadable=unreadable,
+            refusing=refusing,
             is_sound=lambda: self._hidden.checked or self._is_sound(),
         )
         self._counted |= small

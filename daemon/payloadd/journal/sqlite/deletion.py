@@ -50,8 +50,8 @@ class RowDeletion:
         """Read the ranges from the table ``stored``.
 
         ``in_blocks``: those whose jobs are in blocks, which have no rows. ``checked``: whether all
-        pages of the file were checked. If they were not, a misplaced page may hide the rows at an
-        end of a range, and a repair find them. So a range without them stays in the table, until a
+        pages of the file were checked. If they were not, a misplaced page may hide rows, which a
+        repair brings back. So a range without a row at one of its ends stays in the table until a
         start has checked the file.
         """
         self._connection = connection
@@ -65,8 +65,8 @@ class RowDeletion:
         self._kept: frozenset[int] = frozenset()
         """``last`` of the ranges that stay in the table."""
         if not checked:
-            both = zip(found, self.ranges, absent, strict=True)
-            self._kept = frozenset(one[1] for one, left, gone in both if one != left or gone)
+            each = zip(found, self.ranges, absent, strict=True)
+            self._kept = frozenset(whole[1] for whole, left, none in each if whole != left or none)
         self.missed = 0
         """Rows that the last call of ``delete`` should have found and did not."""
 

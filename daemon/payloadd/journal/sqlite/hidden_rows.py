@@ -36,12 +36,12 @@ _MERGED_BEYOND: Final = 1000
 class HiddenRows:
     """Counts the rows that one run has read and deleted. Methods raise sqlite3.Error."""
 
-    def __init__(self, *, sound: bool) -> None:
-        """Begin with a file; ``sound``: whether this start has repaired it or checked all of it."""
-        self.sound = sound
+    def __init__(self, *, repaired: bool) -> None:
+        """Begin with a file; ``repaired``: whether this start has repaired it."""
+        self.sound = repaired
         """Whether the file was repaired in this run, or checked because rows seemed hidden."""
-        self.checked = sound
-        """Whether it was, or was checked by this start because it is small."""
+        self.checked = repaired
+        """The same, or whether this start has checked the file because it is small."""
         self.unread = 0
         """Jobs of earlier runs that no page has returned so far."""
         self._following = 0

@@ -64,15 +64,15 @@ def read_and_repair(
     gaps: Sequence[Range],
     *,
     counting: bool,
-    unreadable: frozenset[str] | None = None,
+    refusing: bool = False,
     is_sound: Callable[[], bool] = lambda: True,
 ) -> Inventory:
     """Read all tables other than ``jobs`` and repair what is damaged, in one transaction.
 
     ``segments``: names of the segments in STATE_DIR. ``gaps``: ranges of ``seq`` in which rows may
     be missing. ``counting``: count the rows of ``jobs`` and make dead letters of missing jobs.
-    ``unreadable``: at a start, the tables of which a repair could not read some pages; None in a
-    running daemon. ``is_sound``: returns whether no page of the file is damaged or misplaced.
+    ``refusing``: refuse more jobs than the totals count, where no dead letter is lost.
+    ``is_sound``: returns whether no page of the file is damaged or misplaced.
 
     Raises sqlite3.Error, that of a damaged file where rows are lost and the file is not sound, and
     StartError where stored jobs could be stored again.
@@ -120,8 +120,9 @@ def read_and_repair(
             findings += absent.findings
         if counting or not known:
             compared = compare(connection, totals, gaps, known=known)
-            # Jobs of lost dead letters wait again; older totals do not count newer rows.
-            if known and unreadable is not None and "dead" not in unreadable | lost:
+            # Not where jobs of lost dead letters wait again; and by the totals as they were read:
+            # older ones do not count the rows whose numbers are beyond them.
+            if known and refusing and "dead" not in lost:
                 _refuse_surplus(compared.totals.jobs - before.jobs)
             totals = compared.totals
             findings += compared.findings
@@ -220,9 +221,8 @@ def refuse_unknown(
     """
     if not lost & {"batches", "stored"}:
         return
-    known = totals is not None and "blocks" not in lost
-    counted = count(connection, apart) if known else None
-    # Missing jobs would hide how many of the others are stored; their bytes differ.
+    counted = None if totals is None or "blocks" in lost else count(connection, apart)
+    # Their bytes too: as many jobs may be missing as are stored, and the numbers be the same.
     exact = totals is not None and counted == (totals.jobs, totals.payloads, totals.bytes)
     if "stored" in lost and not exact:
         if totals is not None and counted is not None:
@@ -240,7 +240,7 @@ def _refuse_surplus(jobs: int) -> None:
 
 
 def surplus(jobs: int) -> list[Finding]:
-    """Return the finding of so many jobs more than the totals count, none where that is not so."""
+    """Return a finding where ``jobs``, by how many more wait than the totals count, is positive."""
     reason = f"{jobs} more than the totals count: some may be stored twice"
     return [Finding("jobs", reason)] if jobs > 0 else []
 
@@ -294,8 +294,8 @@ def bury_absent(connection: sqlite3.Connection, first: int, last: int, before: T
         return Inventory(before, ())
     reason = "members of a sealed batch that are not in the file any more"
     # Each job has at least one payload.
-    lost = Finding("jobs", reason, first, last, missing, missing)
-    findings = [damage.bury_range(connection, lost)]
+    finding = Finding("jobs", reason, first, last, missing, missing)
+    findings = [damage.bury_range(connection, finding)]
     jobs, payloads = max(0, before.jobs - missing), max(0, before.payloads - missing)
     totals = replace(before, jobs=jobs, payloads=payloads)
     totals.write(connection)
