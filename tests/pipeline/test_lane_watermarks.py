@@ -15,7 +15,7 @@ from payloadd.model.streams import MOST_NUMBERS
 from payloadd.observe.metrics import Metrics
 from payloadd.observe.status import DeadLetterGroup
 from payloadd.pipeline.accounting import Accounting, OldestJobs
-from payloadd.pipeline.lane_watermarks import LaneWatermarks
+from payloadd.pipeline.lane_watermarks import SharedWatermarks
 from tests.pipeline.watermark_rig import START, KeptObjects, ids_follow_trio
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Fleet:
         """Whether the journal is up."""
         self.stop = trio.Event()
         self._changed = trio.Event()
-        self.watermarks = LaneWatermarks(
+        self.watermarks = SharedWatermarks(
             load({}), self.accounting, self.dead_letters, self.store, self, self.pulse
         )
 

@@ -12,8 +12,8 @@ Marked = Literal["open", "opening", "closing", "closed", "retired"]
 
 * "open": they do not. A lane begins so, without watermarks.
 * "opening": perhaps; a start has to write that they are open before it accepts a payload.
-* "closing": perhaps, and a process that has asked the store for it may not know whether the store
-  will still do it. Requests never go into the lane again.
+* "closing": perhaps; a process has asked the store for it. If that process is lost, the store may
+  still do it at any time, so requests never go into the lane again.
 * "closed": they do. Requests go into the lane again after they are open.
 * "retired": they do, and requests never go into the lane again: it was "closing".
 """
@@ -61,7 +61,7 @@ class HeldLane(Protocol):
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has no such jobs, and all that became of the others is durable."""
+        """Whether all jobs are stored or dead, and the journal has that durably."""
         ...
 
     @property

@@ -44,8 +44,8 @@ _RETRY: Final = 30.0
 """Seconds until the next look after the store did not confirm that a lane is closed."""
 
 
-class LaneWatermarks:
-    """The watermarks of all lanes that this process holds."""
+class SharedWatermarks:
+    """The watermarks of one process with a shared journal: those of all lanes that it holds."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class LaneWatermarks:
         self._store = store
         self._lanes = lanes
         self._pulse = pulse
-        self._own: WatermarksOfLane | None = None
+        self._own: LaneWatermarks | None = None
         """Those of the own lane, while it is held."""
 
     @asynccontextmanager
@@ -102,10 +102,10 @@ class LaneWatermarks:
                 self._own = None
                 nursery.cancel_scope.cancel()
 
-    def _watermarks(self, lane: HeldLane) -> WatermarksOfLane:
+    def _watermarks(self, lane: HeldLane) -> LaneWatermarks:
         dead_letters = partial(self._dead_letters, lane.number)
         parts = (self._settings, self._accounting, dead_letters, self._store, self.in_flight)
-        return WatermarksOfLane(*parts, self._lanes, lane)
+        return LaneWatermarks(*parts, self._lanes, lane)
 
     async def _close_repeatedly(self) -> None:
         closed = True
@@ -121,7 +121,7 @@ class LaneWatermarks:
         return closed
 
 
-class WatermarksOfLane(StreamWatermarks):
+class LaneWatermarks(StreamWatermarks):
     """The watermarks of one lane."""
 
     def __init__(

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from payloadd.pipeline.in_flight import Uncounted
-from payloadd.pipeline.lane_watermarks import LaneWatermarks
+from payloadd.pipeline.lane_watermarks import SharedWatermarks
 from payloadd.pipeline.watermark_file import WatermarkFile
 from payloadd.pipeline.watermarks import Watermarks
 
@@ -44,7 +44,7 @@ def watermarks_of(
     names: Mapping[int, str],
     pulse: Callable[[], Awaitable[None]],
     lanes: SharedLanes[Any] | None = None,
-) -> Watermarks | LaneWatermarks | NoWatermarks:
+) -> Watermarks | SharedWatermarks | NoWatermarks:
     """Return the watermarks of the process. Blocks, for a small file. Raises StartError.
 
     ``lanes`` are those of a shared journal. ``dead_letters`` reads those of a lane, or all.
@@ -53,7 +53,7 @@ def watermarks_of(
     if settings.watermark == "off":
         return NoWatermarks()
     if lanes is not None:
-        return LaneWatermarks(settings, accounting, dead_letters, store, lanes, pulse)
+        return SharedWatermarks(settings, accounting, dead_letters, store, lanes, pulse)
     file = WatermarkFile(settings.state_dir)
     of_all = partial(dead_letters, None)
     return Watermarks(settings, file, accounting, of_all, store, names, pulse)

@@ -42,8 +42,8 @@ class KnownStreams(NamedTuple):
     layouts: Layouts
     names: dict[int, str]
     """The names of streams by their numbers in the pipeline."""
-    marked: Sequence[str] | None = None
-    """The streams of the settings, if lanes have watermarks."""
+    with_watermarks: Sequence[str] | None = None
+    """The streams of the settings; None if lanes have no watermarks."""
 
 
 class LaneHolder:

@@ -78,7 +78,8 @@ class PostgresJournal:
         self._max_bytes = max_bytes
         self._tuning = tuning
         self.calls = DatabaseCalls(session, tuning, self._recover)
-        self.promises = None if known.marked is None else LanePromises(self.calls, known.marked)
+        streams = known.with_watermarks
+        self.promises = None if streams is None else LanePromises(self.calls, streams)
         self.state = DatabaseState(health)
         self._queue = PendingOperations()
         self._bytes = 0

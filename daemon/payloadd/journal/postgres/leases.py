@@ -39,7 +39,8 @@ _OWNED: Final = f"""
 _FREE: Final = statement(f"""
     UPDATE payloadd.lanes SET {_OWNED} WHERE lane = (
         SELECT lane FROM payloadd.lanes WHERE owner IS NULL
-        AND CASE WHEN %(marks)s THEN marked IN ('open', 'opening', 'closed') ELSE until = '{{}}' END
+        AND CASE WHEN %(watermarks)s
+            THEN marked IN ('open', 'opening', 'closed') ELSE until = '{{}}' END
         ORDER BY empty, lane LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING lane, epoch
 """)
@@ -97,13 +98,14 @@ def new_owner() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(8).hex()}"
 
 
-def get_free(connection: Connection[Any], owner: str, *, marks: bool) -> tuple[int, int]:
+def get_free(connection: Connection[Any], owner: str, *, watermarks: bool) -> tuple[int, int]:
     """Get a lane that is free, one with jobs first, or a new one; return its number and epoch.
 
-    ``marks``: whether the lane gets watermarks; without them it must not have any.
+    ``watermarks``: whether the lane gets watermarks; without them it must not have any.
     """
     while True:
-        row = connection.execute(_FREE, {"owner": owner, "marks": marks}).fetchone()
+        values = {"owner": owner, "watermarks": watermarks}
+        row = connection.execute(_FREE, values).fetchone()
         if row is not None:
             return row[0], row[1]
         make_lane(connection)

@@ -54,7 +54,7 @@ async def open_postgres(
 ) -> AsyncIterator[OpenedPostgres]:
     """Open the journal of JOURNAL_URL while the body runs. Raises StartError."""
     url = str(settings.journal_url)
-    session = Session(url, SharedClock(read_uptime), marks=settings.watermark == "on")
+    session = Session(url, SharedClock(read_uptime), watermarks=settings.watermark == "on")
     new = {name: Layout.of(settings, name) for name in stream_names}
     try:
         own = None

@@ -53,10 +53,10 @@ class CommitOutcome(Enum):
 class Session:
     """One process at the database."""
 
-    def __init__(self, url: str, clock: SharedClock, *, marks: bool = False) -> None:
-        """Do nothing yet; ``marks``: whether lanes have watermarks."""
+    def __init__(self, url: str, clock: SharedClock, *, watermarks: bool = False) -> None:
+        """Do nothing yet; ``watermarks``: whether the own lane gets watermarks."""
         self._url = url
-        self._marks = marks
+        self._watermarks = watermarks
         self._clock = clock
         self.keys = SharedKeys(clock)
         self._owner = leases.new_owner()
@@ -66,6 +66,7 @@ class Session:
         self._own: Lane | None = None
         self._slots = 0
         self.journal_name = ""
+        """What tells this journal from all others, once it is open."""
         self.names: dict[int, str] = {}
         """The names of all streams by their number in the database."""
         self._layouts: Mapping[str, Layout] = {}
@@ -86,7 +87,7 @@ class Session:
 
     @property
     def own_or_none(self) -> Lane | None:
-        """The same; None while there is none. For the event loop: the thread may change it."""
+        """The own lane, None while there is none. For the event loop: the thread may change it."""
         return self._own
 
     @property
@@ -143,7 +144,9 @@ class Session:
     def get_own(self) -> Lane:
         """Get a lane for requests; return it."""
         with self.connection.transaction():
-            number, epoch = leases.get_free(self.connection, self._owner, marks=self._marks)
+            number, epoch = leases.get_free(
+                self.connection, self._owner, watermarks=self._watermarks
+            )
             self._own = self._load(number, epoch)
         return self._own
 
