@@ -240,7 +240,7 @@ def _refuse_surplus(jobs: int) -> None:
 
 
 def surplus(jobs: int) -> list[Finding]:
-    """Return a finding where ``jobs``, by how many more wait than the totals count, is positive."""
+    """Return the finding that so many more ``jobs`` wait than the totals count; none for 0."""
     reason = f"{jobs} more than the totals count: some may be stored twice"
     return [Finding("jobs", reason)] if jobs > 0 else []
 

@@ -42,6 +42,7 @@ _MOST_PROBLEMS: Final = 100
 _PAGE: Final = f"{IN_RANGE} LIMIT {_ROWS_PER_READ}"
 _REREADS: Final = 2
 _HIGHEST_COUNT: Final = f"SELECT max(seq & {count_of(-1)}) + 1 FROM jobs"  # noqa: S608 - a number
+# Values of another type are damage too, which check_small_tables reports.
 _DEAD_BUT_DAMAGED: Final = f"""
     SELECT first, last, reason, jobs, payloads, id FROM dead
     WHERE code = '{CODE}' AND typeof(last) = 'integer'
