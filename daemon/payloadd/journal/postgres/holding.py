@@ -42,7 +42,7 @@ class KnownStreams(NamedTuple):
     layouts: Layouts
     names: dict[int, str]
     """The names of streams by their numbers in the pipeline."""
-    with_watermarks: Sequence[str] | None = None
+    with_watermarks: Sequence[str] | None
     """The streams of the settings; None if lanes have no watermarks."""
 
 
@@ -57,9 +57,9 @@ class LaneHolder:
         metrics: Metrics,
         known: KnownStreams,
         max_bytes: int,
-        promises: LanePromises | None = None,
+        promises: LanePromises | None,
     ) -> None:
-        """``max_bytes`` is JOURNAL_MAX_BYTES; ``promises`` are those of watermarks."""
+        """``max_bytes`` is JOURNAL_MAX_BYTES; ``promises``: None without watermarks."""
         self._promises = promises
         self._calls = calls
         self._recover = recover

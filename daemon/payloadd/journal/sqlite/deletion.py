@@ -41,11 +41,7 @@ class RowDeletion:
     """Rows up to which a range is deleted by the commit that settles it."""
 
     def __init__(
-        self,
-        connection: sqlite3.Connection,
-        in_blocks: Container[Range] = (),
-        *,
-        checked: bool = True,
+        self, connection: sqlite3.Connection, in_blocks: Container[Range], *, checked: bool
     ) -> None:
         """Read the ranges from the table ``stored``.
 
