@@ -34,6 +34,11 @@ async def memory_available() -> None:
     """Return at once: there is memory for the next body."""
 
 
+def connected() -> bool:
+    """Say that a client is not gone."""
+    return False
+
+
 async def outcome_of(
     bodies: LargeBodies, data: bytes, content_type: str = JSON, coding: str | None = None
 ) -> Outcome:
@@ -49,7 +54,7 @@ async def outcome_of(
         outcomes.append(problem)
         finished.set()
 
-    bodies.add(LargeBody(data, 0, content_type, coding, submit, refuse, "192.0.2.1"))
+    bodies.add(LargeBody(data, 0, content_type, coding, submit, refuse, "192.0.2.1", connected))
     with trio.fail_after(60):
         await finished.wait()
     return outcomes[0]
@@ -213,10 +218,10 @@ async def test_clients_take_turns(nursery: trio.Nursery) -> None:
     bodies = LargeBodies(LIMITS, 60, memory_available)
     for number in range(4):
         data = b'{"payloads":[%d]}' % number
-        bodies.add(LargeBody(data, 0, JSON, None, submit, refuse, client="192.0.2.1"))
+        bodies.add(LargeBody(data, 0, JSON, None, submit, refuse, "192.0.2.1", connected))
     for number in (8, 9):
         data = b'{"payloads":[%d]}' % number
-        bodies.add(LargeBody(data, 0, JSON, None, submit, refuse, client="192.0.2.2"))
+        bodies.add(LargeBody(data, 0, JSON, None, submit, refuse, "192.0.2.2", connected))
     nursery.start_soon(bodies.run)
     with trio.fail_after(60):
         await finished.wait()
@@ -243,9 +248,8 @@ async def test_a_body_of_a_client_that_is_gone_is_not_decoded(nursery: trio.Nurs
         finished.set()
 
     for gone in (True, False):
-        body = LargeBody(b"1\n", 0, LINES, None, submit, outcomes.append, "192.0.2.1")
-        body.is_gone = lambda gone=gone: gone  # type: ignore[misc]
-        bodies.add(body)
+        is_gone = lambda gone=gone: gone  # noqa: E731
+        bodies.add(LargeBody(b"1\n", 0, LINES, None, submit, outcomes.append, "192.0.2.1", is_gone))
     nursery.start_soon(bodies.run)
     with trio.fail_after(60):
         await finished.wait()
@@ -267,7 +271,7 @@ async def test_refusals_of_large_bodies_leave_time_for_others(nursery: trio.Nurs
     for number in range(20):
         client = f"192.0.2.{number}"
         refuse = lambda _problem: refused.append(passes)  # noqa: E731
-        bodies.add(LargeBody(b"1\n", 0, LINES, None, submit, refuse, client, is_gone=lambda: True))
+        bodies.add(LargeBody(b"1\n", 0, LINES, None, submit, refuse, client, lambda: True))
     nursery.start_soon(bodies.run)
     with trio.fail_after(60):
         while len(refused) < 20:
@@ -292,7 +296,7 @@ async def test_a_client_with_many_large_bodies_is_refused_at_once(nursery: trio.
         pytest.fail(str(problem))
 
     def add(client: str) -> None:
-        bodies.add(LargeBody(b'{"payloads":[1]}', 0, JSON, None, submit, refuse, client))
+        bodies.add(LargeBody(b'{"payloads":[1]}', 0, JSON, None, submit, refuse, client, connected))
 
     bodies = LargeBodies(LIMITS, 60, memory_available)
     for _ in range(64):
@@ -391,7 +395,7 @@ async def test_on_busy_is_called_while_a_body_is_submitted(nursery: trio.Nursery
     bodies = LargeBodies(LIMITS, 60, memory_available, busy)
     bodies.busy_interval = 0.01
     nursery.start_soon(bodies.run)
-    bodies.add(LargeBody(b"1\n", 0, LINES, None, submit, refuse, "192.0.2.1"))
+    bodies.add(LargeBody(b"1\n", 0, LINES, None, submit, refuse, "192.0.2.1", connected))
     with trio.fail_after(60):
         await submitted.wait()
         await outcome_of(bodies, b"2\n", LINES)

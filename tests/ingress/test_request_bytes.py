@@ -363,7 +363,9 @@ async def test_a_refused_body_is_freed_at_once(wrong: bytes, length: int) -> Non
         try:
             if length < SIZE:
                 with suppress(Problem):
-                    rig.submitter.submit(headers, body, 0, lambda _: None, lambda: None, None)
+                    rig.submitter.submit(
+                        headers, body, 0, lambda _: None, lambda: None, None, lambda: False
+                    )
                 assert sys.getrefcount(body) == before
             with suppress(Problem):
                 await submit_and_wait(rig.submitter, headers, body, lambda: None, None, do_nothing)

@@ -6,7 +6,8 @@ as it reads the body, and an answer is two messages. That halves the CPU time th
 The server ends the task when the client has left.
 
 Quart also prepares what no handler here uses for each request: a session, an adapter that finds
-routes by the host of the request, blueprints, signals. The app omits them.
+routes by the host of the request, blueprints, signals, functions before a request and functions
+that a handler adds for after it. The app omits them.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class App(QuartTrio):
     async def full_dispatch_request(self, request_context: RequestContext | None = None) -> Any:  # noqa: ANN401 - Quart's own types
         """Return the response of the handler, or of the handler of its error.
 
-        All of them return responses, and no function runs before a request.
+        All of them return responses, and only the functions after each request are called.
         """
         response: Any
         try:

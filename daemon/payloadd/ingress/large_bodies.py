@@ -72,10 +72,10 @@ class LargeBody:
     """Is called instead if the body is refused."""
     client: str | None
     """The name or the address of its client: clients take turns."""
+    is_gone: Callable[[], bool]
+    """Returns whether its client is gone, and gets no answer."""
     document: bool = False
     """Whether the whole body is one payload."""
-    is_gone: Callable[[], bool] = bool
-    """Returns whether its client is gone, and gets no answer."""
     since: float = field(default_factory=trio.current_time)
 
 
@@ -149,7 +149,7 @@ class LargeBodies:
                 while self._waiting:
                     self._on_busy()
                     await self._wait_for_memory()
-                    # Those of clients that are gone, or have given up, may be thousands.
+                    # A refusal is no checkpoint, and thousands of bodies may be refused in a row.
                     await trio.lowlevel.checkpoint()
                     body = self._pop_next()
                     if trio.current_time() - body.since > self._max_wait:

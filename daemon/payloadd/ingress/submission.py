@@ -191,7 +191,7 @@ class Submitter:
         on_outcome: Callable[[SubmissionOutcome], None],
         address: Callable[[], str | None],
         name: str | None,
-        is_gone: Callable[[], bool] = bool,
+        is_gone: Callable[[], bool],
     ) -> None:
         """Submit one request without waiting; ``on_outcome`` is called with its outcome.
 
@@ -213,10 +213,21 @@ class Submitter:
             else:
                 self._submit_compressed(headers, data, start, on_outcome, name, envelope)
         except TooMuchWorkError:
-            key = _check_key(headers.idempotency_key, name, headers.stream)
-            client = name or address()
-            body = self._large_body(headers, data, start, on_outcome, key, client, envelope)
-            body.is_gone = is_gone
+            stream, watch, received = headers.stream, bool(headers.wait), len(data) - start
+            key = _check_key(headers.idempotency_key, name, stream)
+            body = LargeBody(
+                data,
+                start,
+                headers.content_type,
+                headers.content_encoding,
+                submit=partial(
+                    self._submit_lines, key, received, on_outcome, stream.number, envelope, watch
+                ),
+                refuse=on_outcome,
+                client=name or address(),
+                is_gone=is_gone,
+                document=headers.document,
+            )
             self.large_bodies.add(body)
         except Problem:
             raise  # not from itself: such a cycle would keep the body until a garbage collection
@@ -295,22 +306,6 @@ class Submitter:
                 f" allowed are {self.max_length} (MAX_LENGTH)",
             )
 
-    def _large_body(
-        self,
-        headers: PostHeaders,
-        data: bytes | bytearray,
-        start: int,
-        on_outcome: Callable[[SubmissionOutcome], None],
-        key: str | None,
-        client: str | None,
-        envelope: Envelope | None,
-    ) -> LargeBody:
-        watch, stream = bool(headers.wait), headers.stream.number
-        received = len(data) - start
-        submit = partial(self._submit_lines, key, received, on_outcome, stream, envelope, watch)
-        kind, coding, document = headers.content_type, headers.content_encoding, headers.document
-        return LargeBody(data, start, kind, coding, submit, on_outcome, client, document)
-
     async def _submit_lines(
         self,
         key: str | None,
@@ -318,7 +313,7 @@ class Submitter:
         on_outcome: Callable[[SubmissionOutcome], None],
         stream: int,
         envelope: Envelope | None,
-        watch: bool,  # noqa: FBT001 - bound by _large_body alone
+        watch: bool,  # noqa: FBT001 - bound by submit alone
         lines: Lines,
     ) -> None:
         """Submit the payloads of a large body of which ``received`` bytes were received."""

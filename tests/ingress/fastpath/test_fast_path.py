@@ -53,17 +53,28 @@ class Client:
         self.seen.append(self._work.done)
 
 
+class BusyClient(Client):
+    """A connection whose input takes a turn."""
+
+    def on_readable(self) -> None:
+        """Read it."""
+        super().on_readable()
+        self._work.do()
+
+
 @asynccontextmanager
-async def serving(client: Client) -> AsyncIterator[tuple[FastPath, Callable[[], None]]]:
-    """Yield a fast path that serves ``client``, and a function that lets it run."""
+async def serving(*clients: Client) -> AsyncIterator[tuple[FastPath, Callable[[], None]]]:
+    """Yield a fast path that serves ``clients``, and a function that lets it run."""
     async with running() as rig, trio.open_nursery() as nursery:
         assert rig.submitter is not None
         fast_path = FastPath(rig.submitter, rig.health, rig.metrics, RefusalLog(), b"{}")
-        fast_path.register(client.socket.fileno(), client)
+        for client in clients:
+            fast_path.register(client.socket.fileno(), client)
         yield fast_path, lambda: nursery.start_soon(fast_path.run)
         nursery.cancel_scope.cancel()
-    client.sender.close()
-    client.socket.close()
+    for client in clients:
+        client.sender.close()
+        client.socket.close()
 
 
 async def until_done(work: Work) -> None:
@@ -71,6 +82,16 @@ async def until_done(work: Work) -> None:
     with trio.fail_after(1000):
         while work.done < TURNS:  # noqa: ASYNC110 - the clock has to move
             await trio.sleep(0.0001)
+
+
+async def passes_until_done(work: Work) -> int:
+    """Return the passes of the event loop in which other tasks run until all turns were taken."""
+    passes = 0
+    with trio.fail_after(1000):
+        while work.done < TURNS:
+            passes += 1
+            await trio.lowlevel.checkpoint()
+    return passes
 
 
 async def test_a_new_request_passes_the_connections_that_wait_for_their_turn(
@@ -86,6 +107,29 @@ async def test_a_new_request_passes_the_connections_that_wait_for_their_turn(
         start()
         await until_done(work)
     assert client.seen == [2]  # the turns of one pass
+
+
+async def test_turns_leave_time_for_other_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The turns of a thousand connections would block all other tasks for a second."""
+    work = Work(monkeypatch)
+    async with serving(Client(work)) as (fast_path, start):
+        for _ in range(TURNS):
+            fast_path.call_soon(work.do)
+        start()
+        passes = await passes_until_done(work)
+    assert passes >= TURNS / 2 - 2  # a pass has two turns
+
+
+async def test_reads_leave_time_for_other_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 requests of 20 ms each in one pass would block all other tasks for a second."""
+    work = Work(monkeypatch)
+    clients = [BusyClient(work) for _ in range(TURNS)]
+    async with serving(*clients) as (_, start):
+        for client in clients:
+            client.send()
+        start()
+        passes = await passes_until_done(work)
+    assert passes >= TURNS / 4 - 2  # the clock is read after each fourth read
 
 
 async def test_a_turn_that_is_asked_for_in_a_turn_is_one_of_a_later_pass(

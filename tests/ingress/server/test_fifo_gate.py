@@ -12,8 +12,6 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from payloadd.ingress.fastpath.fast_path import FastPath
-from payloadd.ingress.refusal_log import RefusalLog
 from payloadd.ingress.server.accept import Acceptor
 from payloadd.ingress.server.fifo_gate import FifoGate
 from tests.ingress.rig import SOON, post, running
@@ -97,32 +95,6 @@ async def test_a_thousand_bursts_do_not_block_the_event_loop() -> None:
     # A pass has three bursts at first, and one when their time is known.
     assert passes > 200
     assert longest < 0.25
-
-
-async def test_the_fast_path_yields_after_a_time_limit() -> None:
-    """64 requests of 20 ms each in one pass would block all other tasks for a second."""
-    left = 40
-
-    def work() -> None:
-        nonlocal left
-        end = perf_counter() + 0.004
-        while perf_counter() < end:
-            pass
-        left -= 1
-
-    async with running() as rig:
-        assert rig.submitter is not None
-        fast_path = FastPath(rig.submitter, rig.health, rig.metrics, RefusalLog(), b"{}")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(fast_path.run)
-            for _ in range(left):
-                fast_path.call_soon(work)
-            passes = 0
-            while left:
-                passes += 1
-                await trio.lowlevel.checkpoint()
-            nursery.cancel_scope.cancel()
-    assert passes >= 10  # the clock is read after each fourth step
 
 
 async def test_a_cancelled_task_leaves_the_gate() -> None:

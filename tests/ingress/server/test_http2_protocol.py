@@ -11,11 +11,14 @@ import h2.settings
 import pytest
 import structlog.testing
 import trio
+from hypercorn.protocol.http_stream import HTTPStream
 from quart import Response
 from quart_trio import QuartTrio
 from trio.testing import wait_all_tasks_blocked
 
+from payloadd.ingress.server import http2_protocol
 from payloadd.ingress.server.client_stream import ClientStream
+from payloadd.ingress.server.header_blocks import RememberingDecoder
 from tests.ingress.rig import COLLECTION, SOON, post, running
 
 if TYPE_CHECKING:
@@ -303,13 +306,21 @@ async def test_an_incomplete_request_before_such_a_head_keeps_no_connection() ->
         assert rig.intake.taken == []
 
 
-async def test_a_repeated_head_is_no_valid_trailer() -> None:
+async def test_a_repeated_head_is_no_valid_trailer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request whose head was checked once would be accepted as the trailers of another one."""
+    decoders: list[RememberingDecoder] = []
+
+    def new_decoder(largest: int) -> RememberingDecoder:
+        decoders.append(RememberingDecoder(largest))
+        return decoders[-1]
+
+    monkeypatch.setattr(http2_protocol, "RememberingDecoder", new_decoder)
     async with running() as rig, rig.wire() as wire:
         client = Client(wire)
-        for stream in (1, 3, 5):  # the block of the third request is known, and valid
+        for stream in (1, 3, 5):
             client.ask(stream)
             await client.until(lambda: stream in client.ended)  # noqa: B023
+        assert len(decoders[-1].valid) == 1  # the head of the third request
         client.http.send_headers(7, [*HEAD, TYPE])
         client.http.send_data(7, COLLECTION)
         await client.send()
@@ -318,6 +329,26 @@ async def test_a_repeated_head_is_no_valid_trailer() -> None:
         with pytest.raises(EOFError):
             await client.until(lambda: 7 in client.ended)
     assert rig.intake.taken == [[b"1", b'"two"']] * 3
+
+
+async def test_an_answer_is_passed_on_without_the_events_of_hypercorn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each answer would take the CPU time that they cost."""
+    messages: list[Any] = []
+    send = HTTPStream.app_send
+
+    async def record(stream: HTTPStream, message: Any) -> None:  # noqa: ANN401 - ASGI's types
+        messages.append(message)
+        await send(stream, message)
+
+    monkeypatch.setattr(HTTPStream, "app_send", record)
+    async with running() as rig, rig.wire() as wire:
+        client = Client(wire)
+        client.ask(1)
+        await client.until(lambda: client.ended == [1])
+    assert client.headers[1][b":status"] == b"202"
+    assert messages in ([], [None])  # the end of the app may come after that of the connection
 
 
 async def test_an_app_that_fails_within_its_answer_resets_the_request() -> None:

@@ -303,17 +303,18 @@ async def test_a_put_that_the_transport_repeated_is_asked_for() -> None:
     assert statuses(fake)[1:] == [("PUT", 0), ("PUT", 403), ("HEAD", 200)]
 
 
-@pytest.mark.parametrize("answer", [TAKE, ACCESS_DENIED])
+@pytest.mark.parametrize(("answer", "code"), [(TAKE, "SentTwice"), (ACCESS_DENIED, "AccessDenied")])
 async def test_an_object_that_the_transport_sent_twice_has_not_surely_replaced_the_other(
-    answer: Behaviour,
+    answer: Behaviour, code: str
 ) -> None:
     """The first request may be carried out later, and replace what is written after this one."""
     async with fake_s3() as fake:
         store = await store_at(fake)
         await store.replace("k", OBJECT)
         fake.behaviour = InTurn((Cut(keeps=True), answer, TAKE))
-        with pytest.raises((TransientStoreError, OperatorStoreError)):
+        with pytest.raises((TransientStoreError, OperatorStoreError)) as caught:
             await store.replace("k", OBJECT)
+        assert caught.value.code == code
         await store.replace("k", OBJECT)
         await store.aclose()
     assert [method for method, _ in statuses(fake)] == ["PUT"] * 4

@@ -48,8 +48,9 @@ _TIME_SLICE: Final = 0.002
 _CALLBACKS_SLICE: Final = 0.001
 """Seconds of the callbacks in one pass of the event loop."""
 _PAUSE: Final = 0.002
-"""Seconds without callbacks after each slice of them, while requests wait for a commit. The commit
-needs Python's lock often, and would wait for it each time beside a loop that never sleeps."""
+"""Seconds between two slices of callbacks while requests wait for a commit, unless input arrives.
+The commit needs Python's lock often, and would wait for it each time beside a loop that never
+sleeps."""
 
 
 class FastPath:
@@ -127,7 +128,7 @@ class FastPath:
             os.close(self._wakeup)
 
     async def _pause(self) -> None:
-        """Wait for new requests alone, for some milliseconds."""
+        """Sleep for some milliseconds, or until input arrives; callbacks do not end the sleep."""
         self._epoll.modify(self._wakeup, 0)
         with trio.move_on_after(_PAUSE):
             await trio.lowlevel.wait_readable(self._epoll.fileno())
@@ -169,7 +170,7 @@ class FastPath:
         return reads
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` when the input that has already arrived is read.
+        """Call ``callback`` after the reads of the input that has already arrived.
 
         A callback that is added by another one is called in a later pass of the event loop.
         """

@@ -30,7 +30,7 @@ class Owner(Protocol):
     """Requests that were submitted and are not answered yet."""
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` when the input that has already arrived is read.
+        """Call ``callback`` after the reads of the input that has already arrived.
 
         A callback that is added by another one is called in a later pass of the event loop.
         """

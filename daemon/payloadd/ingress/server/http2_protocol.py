@@ -65,15 +65,17 @@ class _Streams(dict[int, Any]):
 class _Stream(HTTPStream):
     """One request. An answer that is one message after its head is passed on as a whole.
 
-    Hypercorn makes three events of such an answer, and checks the headers of the app.
+    Hypercorn makes three events of such an answer, checks the headers of the app, and writes to a
+    log of accesses, which is off.
     """
 
     _head: Any = None
     """The message with the head of the answer, until the next message."""
     protocol: Http2
+    """The protocol of its connection."""
 
     async def app_send(self, message: Any) -> None:  # noqa: ANN401 - ASGI's types
-        """Pass on a message of the app, None at its end."""
+        """Pass on a message of the app; None says that the app has ended."""
         head, self._head = self._head, None
         if head is None:
             if (

@@ -30,10 +30,10 @@ log = get_logger(__name__)
 _RAW_BYTES: Final = 120 * 2**10
 """Bytes of one read, at most: a POST of 64 KiB with its head, as without TLS."""
 _FEW_BYTES: Final = 8 * 2**10
-"""A caller that wants as few bytes may have no memory for more."""
+"""A caller that wants no more bytes than these may have no memory for more (see
+``RequestMemory.read_ahead``)."""
 _FEW_RAW_BYTES: Final = 25 * 2**10
-"""Bytes of one read for such a caller: as many, and the rest of a record (RFC 8446, section 5.2).
-"""
+"""Bytes of one read for such a caller: these, and the rest of a record (RFC 8446, section 5.2)."""
 _MOST_UNREAD: Final = 64 * 2**10
 """Unsent bytes of the replies of OpenSSL to one client, at most. In TLS 1.3 a client can request
 key updates without end and read no reply."""

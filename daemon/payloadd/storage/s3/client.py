@@ -78,7 +78,8 @@ class S3Client:
     ) -> S3Response | None:
         """Send a request to a server once, and return its response, of any status.
 
-        None is the response that confirms a PUT without a doubt: nothing of it has to be read.
+        None is the response that confirms a PUT without a doubt: nothing of it has to be read, and
+        the transport has sent the request once.
         Raises TransientStoreError if there is no response, OperatorStoreError if TLS or a proxy
         refuses.
         """
