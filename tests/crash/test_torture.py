@@ -92,13 +92,14 @@ def check_endings(tally: Counter[str], runs: Sequence[DaemonRun]) -> None:
         assert tally[ending], f"never ended {ending!r}"
 
 
+# The test of segments has all these settings in turn, and half of its jobs in rows.
+@pytest.mark.large
 @pytest.mark.parametrize(
     ("name", "settings", "short"),
     [
         pytest.param("alone", [_ALONE], SHORTEST, id="alone"),
         pytest.param("batched", [_BATCHED], SHORTEST, id="batched"),
-        # The test below has the same settings and the same runs, with half of the jobs in rows.
-        pytest.param("changing", _CHANGING, SHORT, id="changing-settings", marks=pytest.mark.large),
+        pytest.param("changing", _CHANGING, SHORT, id="changing-settings"),
     ],
 )
 async def test_acknowledged_payloads_are_stored_once_after_every_crash(
