@@ -23,6 +23,8 @@ from tests.support.fuzz import SECONDS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+pytestmark = pytest.mark.no_cover
+
 _TOKEN: Final = "the-token-of-schemathesis"
 _CONFIG: Final = ROOT / "tests" / "support" / "schemathesis.toml"
 _PHASES: Final = ("Examples", "Coverage", "Fuzzing")

@@ -7,6 +7,8 @@ import signal
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.support.clients import post
 from tests.support.clock_step import clock_step
 from tests.support.daemon import running_daemon
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.daemon import Daemon
+
+pytestmark = pytest.mark.no_cover
 
 Watermarks = dict[str, dict[str, Any]]
 """The documents of all streams, by stream."""
