@@ -34,6 +34,12 @@ def _python_files(*folders: str, having: str = "") -> list[str]:
     )
 
 
+def _async_rules(folder: str) -> list[str]:
+    """Return the command that checks a folder: slow, so only files in which it can find some."""
+    command = ["python", "-m", "tests.support.async_rules", _ENABLED]
+    return [*command, *_python_files(folder, having="await ")]
+
+
 def _environment() -> dict[str, str]:
     """Return the environment without variables that make coverage measure the tools."""
     return {name: text for name, text in os.environ.items() if not name.startswith("COVERAGE_")}
@@ -44,14 +50,8 @@ def _environment() -> dict[str, str]:
     [
         pytest.param(["ruff", "format", "--check", *_FOLDERS], id="ruff-format"),
         pytest.param(["ruff", "check", *_FOLDERS], id="ruff-check"),
-        # Slow, so only for files in which it can find something.
-        pytest.param(
-            [
-                *("python", "-m", "tests.support.async_rules", _ENABLED),
-                *_python_files(*_FOLDERS, having="await "),
-            ],
-            id="flake8-async",
-        ),
+        pytest.param(_async_rules("daemon"), id="flake8-async"),
+        pytest.param(_async_rules("tests"), id="flake8-async-tests", marks=pytest.mark.large),
         pytest.param(["mypy"], id="mypy"),
         pytest.param(["lint-imports"], id="import-linter"),
     ],
@@ -93,7 +93,7 @@ def test_modules_have_at_most_400_lines() -> None:
     """A module with several ideas is hard to understand."""
     lengths = {
         name: len((ROOT / name).read_text(encoding="utf-8").splitlines())
-        for name in _python_files("daemon")
+        for name in _python_files(*_FOLDERS)
     }
     large = {name: length for name, length in lengths.items() if length > LONGEST_MODULE}
     assert not large, f"split these modules: {large}"

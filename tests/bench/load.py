@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 # Seconds beyond the duration of the load: connecting, and late answers.
@@ -36,12 +37,13 @@ done = function(summary, latency, requests)
 end
 """
 
-# Called for each request: the paths in turn, so that the requests of a connection change them.
-_PATHS: Final = """
-local paths = {%(paths)s}
+# Called for each request: the paths or the bodies in turn, so that the requests of a connection
+# change them. `arguments` are those of wrk.format.
+_IN_TURN: Final = """
+local values = {%(values)s}
 local requests = {}
 init = function()
-  for index, path in ipairs(paths) do requests[index] = wrk.format(nil, path) end
+  for index, value in ipairs(values) do requests[index] = wrk.format(%(arguments)s) end
 end
 local turn = 0
 request = function()
@@ -49,20 +51,8 @@ request = function()
   return requests[turn]
 end
 """
-
-# Called for each request: the bodies in turn.
-_BODIES: Final = """
-local bodies = {%(bodies)s}
-local requests = {}
-init = function()
-  for index, body in ipairs(bodies) do requests[index] = wrk.format(nil, nil, nil, body) end
-end
-local turn = 0
-request = function()
-  turn = turn %% #requests + 1
-  return requests[turn]
-end
-"""
+_PATH: Final = "nil, value"
+_BODY: Final = "nil, nil, nil, value"
 
 # Called before each request, returns milliseconds. Pauses are uniform between 0 and twice the mean,
 # so that the connections are not synchronous. Past the limit all connections pause until wrk's time
@@ -168,14 +158,18 @@ def _script(work: Work, drive: Drive) -> str:
     if drive.token is not None:
         script += f'\nwrk.headers["Authorization"] = "Bearer {drive.token}"\n'
     if work.bodies > 1:
-        bodies = map(work.body, range(work.bodies))
-        script += _BODIES % {"bodies": ", ".join(map(_lua_string, bodies))}
+        script += _in_turn(map(work.body, range(work.bodies)), _BODY)
     if drive.paths:
-        script += _PATHS % {"paths": ", ".join(map(_lua_string, drive.paths))}
+        script += _in_turn(drive.paths, _PATH)
     if drive.most_posts is not None or drive.pause:
         posts = 2**53 if drive.most_posts is None else drive.most_posts
         script += _DELAY % {"posts": posts, "longest": round(drive.pause * 2000)}
     return script
+
+
+def _in_turn(values: Iterable[str], arguments: str) -> str:
+    """Return the part of the script that sends one of ``values`` with each request."""
+    return _IN_TURN % {"values": ", ".join(map(_lua_string, values)), "arguments": arguments}
 
 
 def _lua_string(text: str) -> str:

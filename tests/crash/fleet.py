@@ -11,23 +11,21 @@ import psycopg
 import trio
 from botocore.exceptions import BotoCoreError
 
-from payloadd.journal.postgres.inspection import PostgresInspection
-from payloadd.journal.postgres.opening import try_postgres
 from tests.crash import fleet_watermarks
+from tests.crash.database_pair import DatabasePair
 from tests.crash.fleet_clients import FleetClients
 from tests.support.daemon import Daemon, started
-from tests.support.postgres import PostgresServer
-from tests.support.tcp_proxy import TcpProxy, tcp_proxy
+from tests.support.tcp_proxy import tcp_proxy
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from payloadd.observe.status import JournalStatus
     from tests.crash.fleet_clients import Crowd
     from tests.crash.fleet_watermarks import FleetWatermarks
     from tests.crash.store_faults import StoreFaults
+    from tests.support.tcp_proxy import TcpProxy
 
 MEMBERS: Final = 3
 MORE: Final = 100
@@ -37,8 +35,6 @@ PAST_THE_LEASE: Final = 13.0
 _WITHIN: Final = 120.0
 """Seconds in which what has to happen has happened, on a busy machine too."""
 _FOR_EVER: Final = 10.0**6
-_DATABASE: Final = "fleet"
-_SYNCHRONOUS: Final = {"synchronous_standby_names": "standby"}
 _SMALL: Final = {
     "MAX_WORKERS": "4",
     "BATCH_LINGER": "200ms",
@@ -49,69 +45,6 @@ _SMALL: Final = {
     # A system under test with three daemons, two servers and a store on two cores is slow.
     "MAX_QUEUE": "2000",
 }
-
-
-class DatabasePair:
-    """A primary with a synchronous standby; daemons reach it through a proxy each."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._number = 0
-        self.primary = self._new()
-        self._standby = self._new()
-        self.proxies: list[TcpProxy] = []
-
-    def _new(self) -> PostgresServer:
-        self._number += 1
-        return PostgresServer(self._folder / f"server{self._number}")
-
-    def start(self) -> None:
-        """Start both servers."""
-        self.primary.create()
-        self.primary.start()
-        self.primary.execute(f"CREATE DATABASE {_DATABASE}")
-        try_postgres(self.primary.url(_DATABASE), create=True)
-        self._add_standby()
-
-    def _add_standby(self) -> None:
-        self._standby.copy_of(self.primary)
-        self._standby.start()
-        self.primary.reconfigure(_SYNCHRONOUS)
-
-    async def fail_over(self) -> None:
-        """Kill the primary, promote the standby, and make a new standby."""
-        await self.promote()
-        await trio.to_thread.run_sync(self._add_standby)
-
-    async def promote(self) -> None:
-        """Kill the primary, and promote the standby."""
-        await trio.to_thread.run_sync(self.primary.kill)
-        for proxy in self.proxies:
-            proxy.reset()
-        await trio.to_thread.run_sync(self._standby.promote)
-        self.primary, self._standby = self._standby, self._new()
-        for proxy in self.proxies:
-            proxy.target = self.primary.port
-
-    def stop(self) -> None:
-        """Stop both servers."""
-        for server in (self.primary, self._standby):
-            if server.data.exists():
-                server.stop()
-
-    def status(self) -> JournalStatus:
-        """Return what is in the journal."""
-        with PostgresInspection.open(self.primary.url(_DATABASE)) as inspection:
-            return inspection.status()
-
-    def owners(self) -> set[int]:
-        """Return the ids of the processes that own lanes."""
-        with PostgresInspection.open(self.primary.url(_DATABASE)) as inspection:
-            return {int(one.split(":")[1]) for one in inspection.owners().values() if one}
-
-    def url(self, proxy: TcpProxy) -> str:
-        """Return the URL of the journal behind a proxy."""
-        return self.primary.url(_DATABASE, proxy.port)
 
 
 class FleetDaemon:
@@ -358,7 +291,7 @@ async def torture_fleet(
             _check_logs(members)
             assert not await trio.to_thread.run_sync(database.owners)
             if watermarks is not None:
-                url = database.primary.url(_DATABASE)
+                url = database.direct_url()
                 assert not await trio.to_thread.run_sync(watermarks.look, url)
             return clients
     finally:
@@ -372,8 +305,7 @@ async def _look_repeatedly(watermarks: FleetWatermarks, database: DatabasePair) 
         await trio.sleep(0.5)
         # The store hangs, or the database fails over.
         with suppress(psycopg.Error, BotoCoreError):
-            url = database.primary.url(_DATABASE)
-            wrong = await trio.to_thread.run_sync(watermarks.look, url)
+            wrong = await trio.to_thread.run_sync(watermarks.look, database.direct_url())
             assert not wrong, "\n".join([f"{len(wrong)} watermarks wrong:", *wrong[:20]])
 
 

@@ -21,6 +21,7 @@ from tests.crash.torture import torture
 from tests.support.clients import seeded
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
@@ -77,13 +78,28 @@ _CHANGING_PARQUET: Final = (
 _COLUMNS: Final = "n int64\nx json\ntext string\n"
 
 
+def command_of(folder: Path, script: str) -> tuple[str, str]:
+    """Return the command of a daemon that this Python script starts."""
+    path = folder / "daemon_script.py"
+    path.write_text(script)
+    return sys.executable, str(path)
+
+
+def check_endings(tally: Counter[str], runs: Sequence[DaemonRun]) -> None:
+    """Raise AssertionError if no run has ended in one of the planned ways."""
+    print(dict(sorted(tally.items())))  # noqa: T201 - to tune the plans
+    for ending in {run.ending for run in runs}:
+        assert tally[ending], f"never ended {ending!r}"
+
+
+# The test of segments has all these settings in turn, and half of its jobs in rows.
+@pytest.mark.large
 @pytest.mark.parametrize(
     ("name", "settings", "short"),
     [
         pytest.param("alone", [_ALONE], SHORTEST, id="alone"),
         pytest.param("batched", [_BATCHED], SHORTEST, id="batched"),
-        # The test below has the same settings and the same runs, with half of the jobs in rows.
-        pytest.param("changing", _CHANGING, SHORT, id="changing-settings", marks=pytest.mark.large),
+        pytest.param("changing", _CHANGING, SHORT, id="changing-settings"),
     ],
 )
 async def test_acknowledged_payloads_are_stored_once_after_every_crash(
@@ -98,9 +114,7 @@ async def test_acknowledged_payloads_are_stored_once_after_every_crash(
     """A crash would lose acknowledged payloads, or store them twice."""
     runs = long_plan(seeded(seed)) if long_torture else short
     tally = await torture(tmp_path, seaweed, f"torture-{name}", runs, settings, seed)
-    print(dict(sorted(tally.items())))  # noqa: T201 - to tune the plans
-    for ending in {run.ending for run in runs}:
-        assert tally[ending], f"never ended {ending!r}"
+    check_endings(tally, runs)
 
 
 @pytest.mark.parametrize(
@@ -135,14 +149,10 @@ async def test_no_watermark_is_ahead_and_no_object_changes_after_any_crash(
     """A reader would take an hour for complete that lacks payloads, or read an object half new."""
     (tmp_path / "columns").write_text(_COLUMNS)
     (tmp_path / "fewer").write_text("n int32\n")
-    script = tmp_path / "daemon_script.py"
-    script.write_text(_WITH_WATERMARKS)
-    command = (sys.executable, str(script))
+    command = command_of(tmp_path, _WITH_WATERMARKS)
     runs = long_plan_with_watermarks(seeded(seed)) if long_torture else short
     tally = await torture(tmp_path, seaweed, f"torture-{name}", runs, settings, seed, command)
-    print(dict(sorted(tally.items())))  # noqa: T201 - to tune the plans
-    for ending in {run.ending for run in runs}:
-        assert tally[ending], f"never ended {ending!r}"
+    check_endings(tally, runs)
     assert tally["(watermark raised)"] > 1, "the watermark was never raised"
 
 
@@ -153,9 +163,7 @@ async def test_acknowledged_payloads_in_segments_are_stored_once(
     long_torture: bool,  # noqa: FBT001 - a fixture
 ) -> None:
     """A crash would lose large payloads, or store them twice."""
-    script = tmp_path / "daemon_script.py"
-    script.write_text(_IN_SEGMENTS)
-    command = (sys.executable, str(script))
+    command = command_of(tmp_path, _IN_SEGMENTS)
     runs = long_plan(seeded(seed)) if long_torture else SHORT
     settings = [{**one, "JOURNAL_MAX_BYTES": "96KiB"} for one in _CHANGING]
     tally = await torture(tmp_path, seaweed, "torture-segments", runs, settings, seed, command)

@@ -280,11 +280,20 @@ async def answers(seeds: range, **settings: str) -> list[tuple[bytes, list[objec
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize(
+    ("guarded", "seeds"),
+    [
+        pytest.param(False, range(75), id="open"),
+        pytest.param(True, range(1000, 1050), id="guarded"),
+        pytest.param(False, range(75, 150), id="open-more", marks=pytest.mark.large),
+        pytest.param(True, range(1050, 1100), id="guarded-more", marks=pytest.mark.large),
+    ],
+)
 async def test_mangled_requests_are_answered_alike_on_both_paths(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     guarded: bool,  # noqa: FBT001 - pytest passes it by name
+    seeds: range,
 ) -> None:
     """Otherwise the fast path and Hypercorn would read unforeseen bytes differently."""
     settings = {}
@@ -294,7 +303,6 @@ async def test_mangled_requests_are_answered_alike_on_both_paths(
         settings = {
             "AUTH_TOKENS": str(tmp_path / "tokens"), "CORS_ORIGINS": "https://x.example",
         }  # fmt: skip
-    seeds = range(1000, 1100) if guarded else range(150)
     by_fast_path = await answers(seeds, **settings)
     monkeypatch.setattr(rigs, "HAS_FAST_PATH", False)
     assert by_fast_path == await answers(seeds, **settings)

@@ -281,12 +281,18 @@ async def test_a_request_without_its_client_keeps_its_memory_until_it_ends(
         assert len(rig.intake.taken) == 1
 
 
+def hold_decoding(rig: Rig) -> trio.Event:
+    """Let large bodies wait before they are decoded, until the event that is returned is set."""
+    assert rig.submitter is not None
+    gate = trio.Event()
+    rig.submitter.large_bodies._wait_for_memory = gate.wait
+    return gate
+
+
 async def test_a_body_whose_client_left_before_it_was_decoded_is_dropped() -> None:
     """Clients that send large bodies and leave would use memory and process for minutes."""
     async with limited() as rig, rig.wire() as wire:
-        assert rig.submitter is not None
-        gate = trio.Event()
-        rig.submitter.large_bodies._wait_for_memory = gate.wait
+        gate = hold_decoding(rig)
         await wire.send(post(BODY))
         await until_used(rig, SIZE)
         await wait_all_tasks_blocked(0.1)
@@ -299,9 +305,7 @@ async def test_a_body_whose_client_left_before_it_was_decoded_is_dropped() -> No
 async def test_a_body_whose_client_only_ended_its_side_is_decoded() -> None:
     """A client that sends one request and closes its side waits for the answer."""
     async with limited() as rig, rig.wire() as wire:
-        assert rig.submitter is not None
-        gate = trio.Event()
-        rig.submitter.large_bodies._wait_for_memory = gate.wait
+        gate = hold_decoding(rig)
         await wire.send(post(BODY))
         await until_used(rig, SIZE)
         await wire.stream.send_eof()
@@ -313,9 +317,8 @@ async def test_a_body_whose_client_only_ended_its_side_is_decoded() -> None:
 async def test_a_body_of_a_cancelled_request_is_dropped() -> None:
     """The same over HTTP/2, where a request ends and its connection does not."""
     async with limited() as rig:
+        gate = hold_decoding(rig)
         assert rig.submitter is not None
-        gate = trio.Event()
-        rig.submitter.large_bodies._wait_for_memory = gate.wait
         headers = PostHeaders("application/json", None, None)
         async with trio.open_nursery() as requests:
             requests.start_soon(

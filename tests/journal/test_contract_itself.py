@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     Check = Callable[[Opener], Awaitable[None]]
 
+pytestmark = pytest.mark.no_cover
+
 _FOUND: Final = (AssertionError, PayloaddError, trio.TooSlowError)
 """The errors by which the suite reports a fault; others would be faults of the test."""
 _DISK: Final = {"DURABILITY": "disk"}

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from payloadd.pipeline.watermark_file import WatermarkFile
-from tests.pipeline.watermark_rig import NAMES, START, Rig, begin, ids_follow_trio
+from tests.pipeline.watermark_rig import NAMES, START, Rig, ids_follow_trio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,7 @@ async def test_a_stream_that_was_gone_is_written_again(tmp_path: Path, clock: Mo
     rig = Rig(tmp_path, {0: "default"})
     rig.oldest[0] = (7, START)
     async with trio.open_nursery() as nursery:
-        begin(nursery, rig)
+        nursery.start_soon(rig.report)
         nursery.start_soon(_serve, rig)
         await trio.sleep(100)
         assert rig.store.objects["clicks"]["closed"] is True

@@ -20,7 +20,7 @@ from payloadd.pipeline.accounting import Accounting
 from payloadd.pipeline.open_watermarks import NoWatermarks, watermarks_of
 from payloadd.pipeline.watermark_file import WatermarkFile
 from payloadd.pipeline.watermarks import Watermarks
-from tests.pipeline.watermark_rig import NAMES, START, KeptObjects, Rig, begin, ids_follow_trio
+from tests.pipeline.watermark_rig import NAMES, START, KeptObjects, Rig, ids_follow_trio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,26 +43,23 @@ async def test_a_watermark_rises_once_a_minute_to_what_is_stored(
 ) -> None:
     """Readers would wait for ever, or read an hour of which a part is missing."""
     rig = Rig(tmp_path)
-    async with trio.open_nursery() as nursery:
-        begin(nursery, rig)
-        async with rig.watermarks.written(rig.stop):
-            assert rig.store.puts == 2
-            began = rig.store.until()
-            assert -1000 < began < 1000
-            await trio.sleep(30)
-            # Accepted half a minute after the start and not stored: the watermark stays below.
-            accepted = rig.ids.reserve(1) >> 80
-            rig.oldest[0] = (7, accepted)
-            rig.accounting.accepted = 1
-            await trio.sleep(60)
-            assert began <= rig.store.until() <= accepted - START
-            assert 59_000 < rig.store.until("clicks") < 61_000
-            assert rig.store.puts == 4
-            rig.oldest.clear()
-            await trio.sleep(75)
-            assert 119_000 < rig.store.until() < 150_000
-            rig.accounting.stored = 1
-        nursery.cancel_scope.cancel()
+    async with rig.written():
+        assert rig.store.puts == 2
+        began = rig.store.until()
+        assert -1000 < began < 1000
+        await trio.sleep(30)
+        # Accepted half a minute after the start and not stored: the watermark stays below.
+        accepted = rig.ids.reserve(1) >> 80
+        rig.oldest[0] = (7, accepted)
+        rig.accounting.accepted = 1
+        await trio.sleep(60)
+        assert began <= rig.store.until() <= accepted - START
+        assert 59_000 < rig.store.until("clicks") < 61_000
+        assert rig.store.puts == 4
+        rig.oldest.clear()
+        await trio.sleep(75)
+        assert 119_000 < rig.store.until() < 150_000
+        rig.accounting.stored = 1
     assert {one["closed"] for one in rig.store.objects.values()} == {True}
     assert rig.store.until() > 164_000
 
@@ -73,24 +70,20 @@ async def test_a_request_that_is_committed_late_holds_the_watermark(
     """A large request gets its time before those that are stored before it is committed."""
     rig = Rig(tmp_path)
     in_flight = rig.watermarks.in_flight
-    assert in_flight is not None
-    async with trio.open_nursery() as nursery:
-        begin(nursery, rig)
-        async with rig.watermarks.written(rig.stop):
-            await trio.sleep(50)
-            with in_flight.preparing():
-                late = in_flight.ids.reserve(1) >> 80
-                await trio.sleep(200)
-                assert rig.store.until() <= late - START
-            rig.accounting.accepted = 1
-            rig.oldest[0] = (9, late)
+    async with rig.written():
+        await trio.sleep(50)
+        with in_flight.preparing():
+            late = in_flight.ids.reserve(1) >> 80
             await trio.sleep(200)
             assert rig.store.until() <= late - START
-            rig.oldest.clear()
-            rig.accounting.stored = 1
-            await trio.sleep(100)
-            assert rig.store.until() > 400_000
-        nursery.cancel_scope.cancel()
+        rig.accounting.accepted = 1
+        rig.oldest[0] = (9, late)
+        await trio.sleep(200)
+        assert rig.store.until() <= late - START
+        rig.oldest.clear()
+        rig.accounting.stored = 1
+        await trio.sleep(100)
+        assert rig.store.until() > 400_000
 
 
 async def test_a_request_that_begins_between_the_marks_holds_the_watermark(
@@ -99,20 +92,16 @@ async def test_a_request_that_begins_between_the_marks_holds_the_watermark(
     """It has no outcome when the journal reports that it has no job."""
     rig = Rig(tmp_path, {0: "default"})
     in_flight = rig.watermarks.in_flight
-    assert in_flight is not None
-    async with trio.open_nursery() as nursery:
-        begin(nursery, rig)
-        async with rig.watermarks.written(rig.stop):
-            await trio.sleep(50)
-            with ExitStack() as later:
-                with in_flight.preparing():
-                    await trio.sleep(20)  # the first mark is made after ten of them
-                    later.enter_context(in_flight.preparing())
-                    late = in_flight.ids.reserve(1) >> 80
-                    await trio.sleep(5)
-                await trio.sleep(20)
-                assert 50_000 < rig.store.until() <= late - START
-        nursery.cancel_scope.cancel()
+    async with rig.written():
+        await trio.sleep(50)
+        with ExitStack() as later:
+            with in_flight.preparing():
+                await trio.sleep(20)  # the first mark is made after ten of them
+                later.enter_context(in_flight.preparing())
+                late = in_flight.ids.reserve(1) >> 80
+                await trio.sleep(5)
+            await trio.sleep(20)
+            assert 50_000 < rig.store.until() <= late - START
 
 
 async def test_a_job_between_the_marks_does_not_hide_an_earlier_one(
@@ -121,21 +110,17 @@ async def test_a_job_between_the_marks_does_not_hide_an_earlier_one(
     """A request that is committed first may have got its time last."""
     rig = Rig(tmp_path, {0: "default"})
     in_flight = rig.watermarks.in_flight
-    assert in_flight is not None
-    async with trio.open_nursery() as nursery:
-        begin(nursery, rig)
-        async with rig.watermarks.written(rig.stop):
-            await trio.sleep(50)
-            with in_flight.preparing():
-                early = in_flight.ids.reserve(1) >> 80
-                await trio.sleep(15)
-                rig.oldest[0] = (7, in_flight.ids.reserve(1) >> 80)
-                await trio.sleep(5)
-            # The early request is committed behind the other one, as number 8.
-            rig.accounting.accepted = 2
-            await trio.sleep(20)
-            assert rig.store.until() <= early - START
-        nursery.cancel_scope.cancel()
+    async with rig.written():
+        await trio.sleep(50)
+        with in_flight.preparing():
+            early = in_flight.ids.reserve(1) >> 80
+            await trio.sleep(15)
+            rig.oldest[0] = (7, in_flight.ids.reserve(1) >> 80)
+            await trio.sleep(5)
+        # The early request is committed behind the other one, as number 8.
+        rig.accounting.accepted = 2
+        await trio.sleep(20)
+        assert rig.store.until() <= early - START
 
 
 @pytest.mark.parametrize("promised", [{"default": START - 500}, {}])
@@ -156,7 +141,6 @@ async def test_a_drain_that_leaves_a_request_closes_nothing(
     """Its payloads may be stored by the next run, and no reader would wait for them."""
     rig = Rig(tmp_path, {0: "default"})
     in_flight = rig.watermarks.in_flight
-    assert in_flight is not None
     with ExitStack() as request:
         async with rig.watermarks.written(rig.stop):
             request.enter_context(in_flight.preparing())
@@ -169,17 +153,14 @@ async def test_a_report_that_was_read_before_the_marks_does_not_count(
 ) -> None:
     """A job that was committed in between would be passed."""
     rig = Rig(tmp_path, {0: "default"})
-    async with trio.open_nursery() as nursery:
-        begin(nursery, rig)
-        async with rig.watermarks.written(rig.stop):
-            await trio.sleep(59.7)
-            accepted = rig.ids.reserve(1) >> 80
-            rig.oldest[0] = (1, accepted)
-            rig.accounting.accepted = 1
-            await trio.sleep(30)
-            assert rig.store.puts == 2
-            assert rig.store.until() <= accepted - START
-        nursery.cancel_scope.cancel()
+    async with rig.written():
+        await trio.sleep(59.7)
+        accepted = rig.ids.reserve(1) >> 80
+        rig.oldest[0] = (1, accepted)
+        rig.accounting.accepted = 1
+        await trio.sleep(30)
+        assert rig.store.puts == 2
+        assert rig.store.until() <= accepted - START
 
 
 async def test_a_backlog_of_an_earlier_run_holds_its_stream_alone(
@@ -191,14 +172,11 @@ async def test_a_backlog_of_an_earlier_run_holds_its_stream_alone(
     rig.accounting.found = 1
     rig.accounting.newest_found = {0: 0, 3: first_seq(3) + 20}
     rig.oldest[3] = (first_seq(3) + 20, START + 10**9)
-    async with trio.open_nursery() as nursery:
-        begin(nursery, rig)
-        async with rig.watermarks.written(rig.stop):
-            assert rig.store.puts == 0
-            await trio.sleep(150)
-            assert rig.store.until("clicks") == -500
-            assert rig.store.until() > 100_000
-        nursery.cancel_scope.cancel()
+    async with rig.written():
+        assert rig.store.puts == 0
+        await trio.sleep(150)
+        assert rig.store.until("clicks") == -500
+        assert rig.store.until() > 100_000
     assert rig.store.objects["clicks"]["closed"] is False
 
 
@@ -217,11 +195,8 @@ async def test_a_promise_is_on_the_disk_before_the_store_has_it(
         seen.append((promise.closed, rig.store.objects[stream]["closed"]))
 
     with patch.object(rig.store, "replace", look):
-        async with trio.open_nursery() as nursery:
-            begin(nursery, rig)
-            async with rig.watermarks.written(rig.stop):
-                await trio.sleep(70)
-            nursery.cancel_scope.cancel()
+        async with rig.written():
+            await trio.sleep(70)
     # Until the store has the first ones, a start after a crash has to write them, too.
     first, during, last = (True, False), (False, False), (True, True)
     assert seen == [*[first] * 2, *[during] * 2, *[last] * 2]
@@ -237,14 +212,11 @@ async def test_a_watermark_says_what_is_dead_and_a_stream_that_is_gone_is_closed
         DeadLetterGroup("default", "KeyTooLongError", 1, 5),
         DeadLetterGroup("default", "DAMAGED", 2, 7),
     ]
-    async with trio.open_nursery() as nursery:
-        begin(nursery, rig)
-        async with rig.watermarks.written(rig.stop):
-            await trio.sleep(75)
-            assert rig.store.objects["default"]["dead"] == 12
-            # Of the last uploads of the drain.
-            rig.waiting = [DeadLetterGroup("default", "KeyTooLongError", 1, 3)]
-        nursery.cancel_scope.cancel()
+    async with rig.written():
+        await trio.sleep(75)
+        assert rig.store.objects["default"]["dead"] == 12
+        # Of the last uploads of the drain.
+        rig.waiting = [DeadLetterGroup("default", "KeyTooLongError", 1, 3)]
     document = rig.store.objects["default"]
     assert (document["dead"], document["stream"], document["closed"]) == (15, "default", True)
     assert document["format"] == "watermark-1"
@@ -260,19 +232,16 @@ async def test_many_marks_are_thinned_out(
     monkeypatch.setattr(module, "_MOST_MARKS", 8)
     rig = Rig(tmp_path, {0: "default"})
     accepted: list[int] = []
-    async with trio.open_nursery() as nursery:
-        begin(nursery, rig)
-        async with rig.watermarks.written(rig.stop):
-            rig.oldest[0] = (1, rig.ids.reserve(1) >> 80)
-            rig.accounting.accepted = 1
-            for _ in range(40):
-                await trio.sleep(60)
-                accepted.append(rig.ids.reserve(1) >> 80)
-            assert len(rig.watermarks._marks) <= 8
-            rig.oldest[0] = (30, accepted[30])
-            await trio.sleep(100)
-            assert 0 < rig.store.until() <= accepted[30] - START
-        nursery.cancel_scope.cancel()
+    async with rig.written():
+        rig.oldest[0] = (1, rig.ids.reserve(1) >> 80)
+        rig.accounting.accepted = 1
+        for _ in range(40):
+            await trio.sleep(60)
+            accepted.append(rig.ids.reserve(1) >> 80)
+        assert len(rig.watermarks._marks) <= 8
+        rig.oldest[0] = (30, accepted[30])
+        await trio.sleep(100)
+        assert 0 < rig.store.until() <= accepted[30] - START
 
 
 def test_watermarks_need_a_journal_on_a_disk(tmp_path: Path) -> None:

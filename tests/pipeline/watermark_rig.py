@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +20,7 @@ from payloadd.pipeline.watermarks import Watermarks
 from tests.support.inert_store import InertStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from payloadd.model.formats.api import EncodedObject
@@ -82,6 +82,15 @@ class Rig:
         """The source of the ids of requests."""
         return self.watermarks.in_flight.ids
 
+    @asynccontextmanager
+    async def written(self) -> AsyncIterator[None]:
+        """Write watermarks and report the oldest jobs, until the body ends."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.report)
+            async with self.watermarks.written(self.stop):
+                yield
+            nursery.cancel_scope.cancel()
+
     async def report(self) -> None:
         """Report the oldest jobs once a second, as they were a second ago."""
         await trio.sleep(0.5)
@@ -109,8 +118,3 @@ def ids_follow_trio() -> Iterator[None]:
 
     with patch("time.time_ns", now), patch("trio.to_thread.run_sync", in_loop):
         yield
-
-
-def begin(nursery: trio.Nursery, rig: Rig) -> None:
-    """Start the reports of the journal."""
-    nursery.start_soon(rig.report)

@@ -29,8 +29,11 @@ TRIES: Final = 3
 @pytest.mark.parametrize(
     "kind",
     [
-        *("zstd-lines-400", "most-lines", "h2-settings", "pipelined-256", "tiny-chunks"),
-        *("half-bodies-16", "tls-hellos", "busy-posts"),
+        *("zstd-lines-400", "h2-settings", "pipelined-256", "half-bodies-16"),
+        pytest.param("most-lines", marks=pytest.mark.large),
+        pytest.param("tiny-chunks", marks=pytest.mark.large),
+        pytest.param("tls-hellos", marks=pytest.mark.large),
+        pytest.param("busy-posts", marks=pytest.mark.large),
     ],
 )
 async def test_hostile_clients_delay_no_honest_client(kind: str) -> None:

@@ -7,6 +7,7 @@ import signal
 from typing import TYPE_CHECKING, Final
 
 import pyarrow.parquet as pq
+import pytest
 import trio
 
 from tests.support.clients import post
@@ -17,6 +18,8 @@ from tests.support.store_behaviours import Hang
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.no_cover
 
 SCHEMA: Final = "user int64\ntime timestamp\n"
 

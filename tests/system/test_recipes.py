@@ -31,6 +31,8 @@ from tests.system.test_streams import post_to
 if TYPE_CHECKING:
     from tests.support.s3 import S3Server
 
+pytestmark = pytest.mark.no_cover
+
 DAY: Final = "2026-11-27"
 FOLDER: Final = "payloadd-data/objects"
 _ATHENA_TYPES: Final = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Final
 
+import pytest
 import trio
 
 from tests.support.daemon import running_daemon
@@ -12,6 +13,8 @@ from tests.support.loopback import http_client
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.no_cover
 
 FLOOD: Final = 60
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from tests.support.senders import SharedDaemon
 
+pytestmark = pytest.mark.no_cover
+
 AXIOS: Final = Path("/usr/share/nodejs/axios/dist/node/axios.cjs")
 TRUSTED: Final = {"TRUSTED_PROXIES": "127.0.0.1, unix"}
 NGINX: Final = """daemon off; master_process off; pid {folder}/pid; error_log stderr warn;

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from tests.support.daemon import Daemon
     from tests.support.store import FakeS3
 
+pytestmark = pytest.mark.no_cover
+
 _OLD_KEY: Final = re.compile(r"/bucket/\d{4}-\d\d-\d\d/\d\d/[0-9a-f-]{36}\.ndjson(\.gz)?")
 """The path of an object by the default KEY_TEMPLATE of 0.1.0."""
 RETRIED: Final = 3

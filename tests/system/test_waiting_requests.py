@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     import httpx
 
+pytestmark = pytest.mark.no_cover
+
 _LARGE: Final = json.dumps([*range(9000)]).encode()
 _WAIT: Final = {"Prefer": "wait=25"}
 

@@ -6,6 +6,7 @@ import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 
 from payloadd.ingress.fastpath import fast_path as module
@@ -15,8 +16,6 @@ from tests.ingress.rig import running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-
-    import pytest
 
 TURNS = 40
 
@@ -62,6 +61,18 @@ class BusyClient(Client):
         self._work.do()
 
 
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    """Return turns, which move the clock of the fast path."""
+    return Work(monkeypatch)
+
+
+@pytest.fixture
+def client(work: Work) -> Client:
+    """Return a connection that counts these turns."""
+    return Client(work)
+
+
 @asynccontextmanager
 async def serving(*clients: Client) -> AsyncIterator[tuple[FastPath, Callable[[], None]]]:
     """Yield a fast path that serves ``clients``, and a function that lets it run."""
@@ -94,12 +105,20 @@ async def passes_until_done(work: Work) -> int:
     return passes
 
 
+async def do_all(work: Work, client: Client, unanswered: int) -> None:
+    """Take all turns, which were asked for at once, while some requests have no answer."""
+    async with serving(client) as (fast_path, start):
+        fast_path.unanswered = unanswered
+        for _ in range(TURNS):
+            fast_path.call_soon(work.do)
+        start()
+        await until_done(work)
+
+
 async def test_a_new_request_passes_the_connections_that_wait_for_their_turn(
-    monkeypatch: pytest.MonkeyPatch,
+    work: Work, client: Client
 ) -> None:
     """It would wait until each of a thousand connections had its turn."""
-    work = Work(monkeypatch)
-    client = Client(work)
     async with serving(client) as (fast_path, start):
         fast_path.call_soon(client.send)
         for _ in range(TURNS):
@@ -109,10 +128,9 @@ async def test_a_new_request_passes_the_connections_that_wait_for_their_turn(
     assert client.seen == [2]  # the turns of one pass
 
 
-async def test_turns_leave_time_for_other_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_turns_leave_time_for_other_tasks(work: Work, client: Client) -> None:
     """The turns of a thousand connections would block all other tasks for a second."""
-    work = Work(monkeypatch)
-    async with serving(Client(work)) as (fast_path, start):
+    async with serving(client) as (fast_path, start):
         for _ in range(TURNS):
             fast_path.call_soon(work.do)
         start()
@@ -120,9 +138,8 @@ async def test_turns_leave_time_for_other_tasks(monkeypatch: pytest.MonkeyPatch)
     assert passes >= TURNS / 2 - 2  # a pass has two turns
 
 
-async def test_reads_leave_time_for_other_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reads_leave_time_for_other_tasks(work: Work) -> None:
     """64 requests of 20 ms each in one pass would block all other tasks for a second."""
-    work = Work(monkeypatch)
     clients = [BusyClient(work) for _ in range(TURNS)]
     async with serving(*clients) as (_, start):
         for client in clients:
@@ -133,12 +150,10 @@ async def test_reads_leave_time_for_other_tasks(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_turn_that_is_asked_for_in_a_turn_is_one_of_a_later_pass(
-    monkeypatch: pytest.MonkeyPatch,
+    work: Work, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A body of tiny chunks would be parsed to its end without a break."""
-    work = Work(monkeypatch)
     monkeypatch.setattr(module, "perf_counter", float)
-    client = Client(work)
     async with serving(client) as (fast_path, start):
 
         def again() -> None:
@@ -155,41 +170,26 @@ async def test_a_turn_that_is_asked_for_in_a_turn_is_one_of_a_later_pass(
 
 
 async def test_turns_pause_while_a_commit_is_awaited(
-    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+    work: Work, client: Client, autojump_clock: trio.testing.MockClock
 ) -> None:
     """The commit would wait for the interpreter lock in each of its 30 steps."""
-    work = Work(monkeypatch)
-    client = Client(work)
-    async with serving(client) as (fast_path, start):
-        fast_path.unanswered = 1
-        for _ in range(TURNS):
-            fast_path.call_soon(work.do)
-        start()
-        await until_done(work)
+    await do_all(work, client, unanswered=1)
     # A pass has two turns.
     assert work.times[-1] - work.times[0] >= (TURNS / 2 - 1) * 0.002 - 1e-6
 
 
 async def test_turns_do_not_pause_without_need(
-    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+    work: Work, client: Client, autojump_clock: trio.testing.MockClock
 ) -> None:
     """A client that sends its requests in advance would be slow."""
-    work = Work(monkeypatch)
-    client = Client(work)
-    async with serving(client) as (fast_path, start):
-        for _ in range(TURNS):
-            fast_path.call_soon(work.do)
-        start()
-        await until_done(work)
+    await do_all(work, client, unanswered=0)
     assert work.times[-1] == work.times[0]
 
 
 async def test_a_new_request_is_read_in_a_pause(
-    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+    work: Work, client: Client, autojump_clock: trio.testing.MockClock
 ) -> None:
     """It would wait for the end of the pause."""
-    work = Work(monkeypatch)
-    client = Client(work)
     async with serving(client) as (fast_path, start):
 
         def begin() -> None:

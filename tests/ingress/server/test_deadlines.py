@@ -54,6 +54,21 @@ def connected() -> Iterator[socket.socket]:
         yield one
 
 
+@pytest.fixture
+def wheel(nursery: trio.Nursery) -> DeadlineWheel:
+    """Return a wheel that runs, with a tick of 20 ms."""
+    one = DeadlineWheel(0.2)
+    nursery.start_soon(one.run)
+    return one
+
+
+async def jump(clock: MockClock, seconds: float, times: int = 1) -> None:
+    """Let time pass in steps of ``seconds``, and all tasks run after each."""
+    for _ in range(times):
+        clock.jump(seconds)
+        await wait_all_tasks_blocked()
+
+
 @pytest.mark.parametrize(("timeout", "most"), [(30.0, 1.0), (5.0, 0.5), (0.2, 0.02)])
 async def test_each_connection_is_checked_within_a_second(
     timeout: float,  # noqa: ASYNC109 - a setting
@@ -108,11 +123,9 @@ async def test_other_tasks_run_between_checks(
 
 
 async def test_a_connection_that_ends_during_the_check_is_not_checked_again(
-    connected: socket.socket, autojump_clock: MockClock, nursery: trio.Nursery
+    connected: socket.socket, autojump_clock: MockClock, wheel: DeadlineWheel
 ) -> None:
     """A closed connection would be closed again, or stay in memory."""
-    wheel = DeadlineWheel(0.2)
-    nursery.start_soon(wheel.run)
     del autojump_clock
     one = Checked(connected, wheel)
     one.leaves = wheel
@@ -122,11 +135,9 @@ async def test_a_connection_that_ends_during_the_check_is_not_checked_again(
 
 
 async def test_a_connection_that_another_check_ends_is_not_checked(
-    connected: socket.socket, autojump_clock: MockClock, nursery: trio.Nursery
+    connected: socket.socket, autojump_clock: MockClock, wheel: DeadlineWheel
 ) -> None:
     """A connection that was closed to make room would be closed again."""
-    wheel = DeadlineWheel(0.2)
-    nursery.start_soon(wheel.run)
     del autojump_clock
     first, second = Checked(connected, wheel), Checked(connected, wheel)
     assert first.share == second.share
@@ -137,40 +148,28 @@ async def test_a_connection_that_another_check_ends_is_not_checked(
 
 
 async def test_after_a_long_stall_deadlines_are_checked_again_within_seconds(
-    connected: socket.socket, mock_clock: MockClock, nursery: trio.Nursery
+    connected: socket.socket, mock_clock: MockClock, wheel: DeadlineWheel
 ) -> None:
     """After an hour of suspension no connection would be closed for an hour."""
-    wheel = DeadlineWheel(0.2)
-    nursery.start_soon(wheel.run)
     one = Checked(connected, wheel)
     await wait_all_tasks_blocked()
-    mock_clock.jump(3600.02)
-    await wait_all_tasks_blocked()
+    await jump(mock_clock, 3600.02)
     assert one.moved == pytest.approx(3600)
-    for _ in range(260):
-        mock_clock.jump(0.02)
-        await wait_all_tasks_blocked()
+    await jump(mock_clock, 0.02, 260)
     assert one.checks
 
 
 async def test_a_stall_moves_all_deadlines_and_checks_none(
-    connected: socket.socket, mock_clock: MockClock, nursery: trio.Nursery
+    connected: socket.socket, mock_clock: MockClock, wheel: DeadlineWheel
 ) -> None:
     """Clients would lose their requests because the process was stopped."""
-    wheel = DeadlineWheel(0.2)
-    nursery.start_soon(wheel.run)
     one = Checked(connected, wheel)
     await wait_all_tasks_blocked()
-    mock_clock.jump(1.02)
-    await wait_all_tasks_blocked()
+    await jump(mock_clock, 1.02)
     assert one.moved == pytest.approx(1)
-    for _ in range(45):
-        mock_clock.jump(0.02)
-        await wait_all_tasks_blocked()
+    await jump(mock_clock, 0.02, 45)
     assert not one.checks
-    for _ in range(10):
-        mock_clock.jump(0.02)
-        await wait_all_tasks_blocked()
+    await jump(mock_clock, 0.02, 10)
     assert one.checks
 
 

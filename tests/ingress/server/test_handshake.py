@@ -116,10 +116,8 @@ async def test_input_beyond_the_step_that_waits_stays_in_the_socket(
         steps[0]()
 
 
-async def test_nothing_of_a_complete_handshake_applies_to_requests(
-    files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Idle connections would end after REQUEST_TIMEOUT, and be evicted like stalled handshakes."""
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[Handshake]:
+    """Return a list to which each handshake is added that waits for input from now on."""
     made: list[Handshake] = []
     watch = Handshake.watch
 
@@ -128,6 +126,14 @@ async def test_nothing_of_a_complete_handshake_applies_to_requests(
         watch(self)
 
     monkeypatch.setattr(Handshake, "watch", note)
+    return made
+
+
+async def test_nothing_of_a_complete_handshake_applies_to_requests(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle connections would end after REQUEST_TIMEOUT, and be evicted like stalled handshakes."""
+    made = watched(monkeypatch)
     running = files.running(REQUEST_TIMEOUT="5s", KEEPALIVE_TIMEOUT="1000s")
     async with running as rig, files.records(rig) as client:
         await client.handshake()
@@ -168,14 +174,7 @@ async def test_a_late_call_takes_no_input_from_the_request(
 
     The event loop may call a handshake after it, if the socket had input in the same pass.
     """
-    made: list[Handshake] = []
-    watch = Handshake.watch
-
-    def note(self: Handshake) -> None:
-        made.append(self)
-        watch(self)
-
-    monkeypatch.setattr(Handshake, "watch", note)
+    made = watched(monkeypatch)
     async with files.running() as rig, files.records(rig) as client:
         await client.handshake()
         await client.send()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,8 @@ from tests.ingress.rig import SOON, post
 from tests.ingress.tls_files import Records
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hypercorn.trio.tcp_server import TCPServer
 
     from tests.ingress.tls_files import Files
@@ -103,14 +106,20 @@ async def test_http2_is_known_from_alpn(files: Files) -> None:
             assert b"HTTP/1.1" not in await client.rest()
 
 
-async def test_replies_of_tls_are_sent_and_limited(files: Files) -> None:
-    """A client that requests new keys without end, and reads nothing, would fill the memory."""
+@contextmanager
+def connected(files: Files) -> Iterator[tuple[TlsStream, socket.socket]]:
+    """Yield the server's end of a connection before its handshake, and the client's socket."""
     certificates = open_certificates(config.load(files.environ))
     assert certificates is not None
     ours, theirs = socket.socketpair()
     ours.settimeout(0)
     with ours, theirs:
-        stream = TlsStream(ours, certificates.context)
+        yield TlsStream(ours, certificates.context), theirs
+
+
+async def test_replies_of_tls_are_sent_and_limited(files: Files) -> None:
+    """A client that requests new keys without end, and reads nothing, would fill the memory."""
+    with connected(files) as (stream, theirs):
         stream._outgoing.write(b"new keys")  # as OpenSSL does for a key update
         assert stream.receive_now(1) is None
         assert theirs.recv(100) == b"new keys"
@@ -121,12 +130,7 @@ async def test_replies_of_tls_are_sent_and_limited(files: Files) -> None:
 
 async def test_a_read_of_few_bytes_leaves_the_others_in_the_kernel(files: Files) -> None:
     """Connections that wait for memory would hold records that no bound counts."""
-    certificates = open_certificates(config.load(files.environ))
-    assert certificates is not None
-    ours, theirs = socket.socketpair()
-    ours.settimeout(0)
-    with ours, theirs:
-        stream = TlsStream(ours, certificates.context)
+    with connected(files) as (stream, theirs):
         client = Records(
             trio.SocketStream(trio.socket.from_stdlib_socket(theirs)), files.client_context()
         )

@@ -28,12 +28,14 @@ from payloadd.journal.api import Receipt
 from payloadd.journal.sqlite import dead_letters
 from payloadd.journal.sqlite.damage import CODE, is_corrupt
 from payloadd.journal.sqlite.database import Database
+from payloadd.journal.sqlite.disk_probe import is_full
 from payloadd.journal.sqlite.operations import Append, Bury, Revive, Seal, Settle
 from payloadd.journal.sqlite.schema import FILE, open_existing
 from payloadd.journal.sqlite.segments import FOLDER
 from payloadd.journal.sqlite.verify import verify
 from payloadd.model.job import Batch, IdSource, Job, Part
 from payloadd.model.layout import Layout, Layouts
+from tests.journal.sqlite.damaging import repair_without_pause
 from tests.support.journal import unpack
 
 if TYPE_CHECKING:
@@ -41,10 +43,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from payloadd.journal.sqlite.operations import Operation
+
 LAYOUT: Final = Layout("dt={date}/{id}.ndjson", "", "none", alone=False)
 _KINDS: Final = ("flip", "flip", "flip", "zero", "cut")
 _MEMBERS: Final = 12
 _PAGE: Final = 4096
+_TRIES: Final = 10
+"""Attempts of a commit, more than errors of a full disk that count as lasting."""
 _REFUSALS: Final = ("journal verify", "file is not a database")
 _LISTED: Final = """
     SELECT coalesce(sum(max(payloads, coalesce(jobs, 0))), 0) FROM dead WHERE code = 'DAMAGED'
@@ -275,6 +281,7 @@ def _open(folder: Path) -> Database:
     """Open a journal without syncs, which a try does not need."""
     database = Database(folder / FILE)
     database._connection.execute("PRAGMA synchronous = OFF")
+    database._file_repair._full.seconds = 0.0
     return database
 
 
@@ -296,7 +303,7 @@ def _store_all(database: Database, layouts: Layouts, result: Result) -> None:
     held: dict[int, Job] = {}
     database.jobs_in_memory = lambda: list(held.values())
     revive = Revive()
-    database.commit([revive])
+    _commit(database, revive)
     for first in [*database.sealed_after({}), *revive.firsts]:
         batch = database.sealed(first)
         if batch is not None:
@@ -309,11 +316,11 @@ def _store_all(database: Database, layouts: Layouts, result: Result) -> None:
         held |= {one.seq: one for one in jobs}
         for members in _neighbours(jobs):
             batch = layouts.batch(members)
-            database.commit([Seal(batch)])
+            _commit(database, Seal(batch))
             _store(database, batch, result)
             for one in members:
                 del held[one.seq]
-    database.commit([])
+    _commit(database)
     database.compaction.recheck_all()
     for _ in range(2):
         database.compaction.begin()
@@ -323,7 +330,25 @@ def _store_all(database: Database, layouts: Layouts, result: Result) -> None:
 
 def _store(database: Database, batch: Batch, result: Result) -> None:
     result.objects[batch.key] = _lines(batch)
-    database.commit([Settle(batch)])
+    _commit(database, Settle(batch))
+
+
+def _commit(database: Database, *operations: Operation) -> None:
+    """Commit, and as the daemon does, again where SQLite reports a full disk.
+
+    The page number in a damaged page may be larger than any file, and the file is only repaired if
+    the error lasts.
+    """
+    for _ in range(_TRIES):
+        try:
+            database.commit(operations)
+        except sqlite3.Error as error:
+            if not is_full(error):
+                raise
+            repair_without_pause(database)
+        else:
+            return
+    database.commit(operations)
 
 
 def _neighbours(jobs: Sequence[Job]) -> list[list[Job]]:

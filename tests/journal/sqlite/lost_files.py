@@ -11,6 +11,7 @@ from payloadd.errors import RefusedError
 from payloadd.journal.sqlite.journal import Tuning
 from payloadd.journal.sqlite.schema import FILE
 from payloadd.journal.sqlite.segments import FOLDER
+from tests.support.journal import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,3 +63,9 @@ async def refused(rig: JournalRig) -> str:
         await rig.accept(900)
     assert caught.value.code == "DISK_ERROR"
     return caught.value.detail
+
+
+async def written_again(rig: JournalRig) -> None:
+    """Wait until the loss of a file has been noticed, and the files are complete again."""
+    await until(lambda: "journal" in rig.health.troubles)
+    await until(lambda: not rig.health.troubles)

@@ -25,6 +25,7 @@ from tests.journal.sqlite.lost_files import (
     left_by_a_kill,
     refused,
     rename,
+    written_again,
 )
 from tests.support.journal import (
     append,
@@ -69,8 +70,7 @@ async def test_a_journal_that_was_deleted_is_written_again(
         rig.accounting.bury(batch(jobs[3], sealed=False))
         await rig.journal.pulse()
         delete(names, path.parent)
-        await until(lambda: "journal" in rig.health.troubles)
-        await until(lambda: not rig.health.troubles)
+        await written_again(rig)
         await rig.accept(10)
         with pytest.raises(Exception, match="other payloads"):
             await rig.accept(11, b"key")
@@ -98,8 +98,7 @@ async def test_the_backlog_of_a_deleted_file_is_kept(
         for number in range(1, 301, 10):
             await rig.accept(number, count=10)
         shutil.rmtree(path.parent)
-        await until(lambda: "journal" in rig.health.troubles)
-        await until(lambda: not rig.health.troubles)
+        await written_again(rig)
         copy = left_by_a_kill(path.parent, tmp_path / "left")
     await rig.journal.aclose()
     with closing(Database(copy)) as database:
@@ -120,16 +119,13 @@ async def test_another_journal_in_the_place_is_kept_under_another_name(
     async with open_rig(path, tuning=QUICK) as rig:
         await rig.accept(1, count=2)
         rename(other, path)
-        await until(lambda: "journal" in rig.health.troubles)
-        await until(lambda: not rig.health.troubles)
+        await written_again(rig)
         await rig.accept(3)
         # The file that was used before is moved back too late: it is old by now.
         rename(path, tmp_path / "ours")
-        await until(lambda: "journal" in rig.health.troubles)
-        await until(lambda: not rig.health.troubles)
+        await written_again(rig)
         rename(tmp_path / "ours", path)
-        await until(lambda: "journal" in rig.health.troubles)
-        await until(lambda: not rig.health.troubles)
+        await written_again(rig)
         await rig.accept(4)
         copy = left_by_a_kill(path.parent, tmp_path / "left")
     with closing(Database(copy)) as database:
@@ -155,8 +151,7 @@ async def test_segments_of_another_journal_are_not_written_over(
         (path.parent / FOLDER).mkdir()
         foreign = path.parent / FOLDER / f"{2:020}.ndjson"
         foreign.write_bytes(b"foreign\n")
-        await until(lambda: "journal" in rig.health.troubles)
-        await until(lambda: not rig.health.troubles)
+        await written_again(rig)
         await rig.accept(2)
         kept = path.parent / f"{FOLDER}.replaced-1" / foreign.name
         assert kept.read_bytes() == b"foreign\n"
@@ -172,8 +167,7 @@ async def test_payloads_only_in_deleted_segments_become_dead_letters(
     grace(0.0)
     async with open_rig(path, tuning=QUICK) as rig:
         shutil.rmtree(path.parent / FOLDER)
-        await until(lambda: "journal" in rig.health.troubles)
-        await until(lambda: not rig.health.troubles)
+        await written_again(rig)
         assert await rig.journal.page(0, 99, 999) == []
     with Inspection.open(path.parent) as inspection:
         assert {(one.code, one.payloads) for one in inspection.dead()} == {(CODE, 4)}
@@ -208,8 +202,7 @@ async def test_the_lock_is_taken_again(path: Path, grace: Callable[[float], None
         rig.database.lock = lock
         await rig.accept(1)
         lock.path.unlink()
-        await until(lambda: "journal" in rig.health.troubles)
-        await until(lambda: not rig.health.troubles)
+        await written_again(rig)
         with pytest.raises(StartError, match="in use"):
             StateDirLock(path.parent)
         # Another process was faster.

@@ -43,7 +43,11 @@ def test_damage_is_reported(
     seed = request.config.getoption("--fuzz-seed")
     first = random.randrange(2**32) if seed is None else seed  # noqa: S311 - as above
     for number in range(first, first + tries):
-        result = fuzz.run(base, tmp_path / "try", random.Random(number), how)  # noqa: S311 - as above
+        try:
+            result = fuzz.run(base, tmp_path / "try", random.Random(number), how)  # noqa: S311 - as above
+        except Exception as error:
+            error.add_note(f"--fuzz-seed={number}")
+            raise
         problem = result.problem(base)
         assert problem is None, f"--fuzz-seed={number}: {result.damage}: {problem}"
 

@@ -116,14 +116,19 @@ def _ranges_of_blocks(database: Database) -> None:
     database.commit([Settle(batch(one, sealed=False)) for one in request.jobs[::2]])
 
 
+def left_by_a_kill(path: Path, fill: Callable[[Database], None]) -> Path:
+    """Fill a new journal; return a copy of its file, as a killed process leaves it."""
+    with closing(Database(path)) as database:
+        fill(database)
+        return killed(path, "killed")
+
+
 @pytest.mark.parametrize("fill", [_ranges_of_rows, _ranges_of_blocks])
 def test_an_empty_page_in_the_place_of_stored_ranges_refuses_the_start(
     path: Path, fill: Callable[[Database], None]
 ) -> None:
     """Payloads that are in the store would be stored a second time."""
-    with closing(Database(path)) as database:
-        fill(database)
-        image = killed(path, "killed")
+    image = left_by_a_kill(path, fill)
     write(image, root(image, "stored"), read(image, root(image, "streams")))
     with pytest.raises(StartError, match=r"stored already"):
         Database(image)
@@ -133,9 +138,7 @@ def test_an_empty_page_in_the_place_of_stored_ranges_refuses_the_start(
 @pytest.mark.parametrize("place", ["first", "middle", "root"])
 def test_a_copy_of_a_page_of_stored_ranges_refuses_the_start(path: Path, place: str) -> None:
     """The ranges that it hides would be stored a second time."""
-    with closing(Database(path)) as database:
-        _ranges_of_blocks(database)
-        image = killed(path, "killed")
+    image = left_by_a_kill(path, _ranges_of_blocks)
     pages = children(image, "stored")
     assert len(pages) > 2
     hidden = {"first": pages[0], "middle": pages[1], "root": root(image, "stored")}[place]
@@ -146,9 +149,7 @@ def test_a_copy_of_a_page_of_stored_ranges_refuses_the_start(path: Path, place: 
 
 def test_swapped_pages_of_stored_ranges_are_repaired(path: Path) -> None:
     """A start would be refused, or payloads be stored a second time."""
-    with closing(Database(path)) as database:
-        _ranges_of_blocks(database)
-        image = killed(path, "killed")
+    image = left_by_a_kill(path, _ranges_of_blocks)
     swap(image, *children(image, "stored")[:2])
     assert Counter(store_all(image)) == Counter(range(2, 2 * len(_ALL) + 1, 2))
 
@@ -156,9 +157,7 @@ def test_swapped_pages_of_stored_ranges_are_repaired(path: Path) -> None:
 @pytest.mark.parametrize("end", [101, 100 + _LARGE], ids=["first", "last"])
 def test_rows_at_an_end_of_a_stored_range_are_not_stored_again(path: Path, end: int) -> None:
     """A page that hides them at the start shows them when the file is repaired."""
-    with closing(Database(path)) as database:
-        _ranges_of_rows(database)
-        image = killed(path, "killed")
+    image = left_by_a_kill(path, _ranges_of_rows)
     pages = children(image, "jobs")
     swap(image, pages[-1], next(page for page in pages if end in _numbers(read(image, page))))
     with closing(Database(image)) as database:
@@ -197,9 +196,7 @@ def _seal_some(database: Database) -> None:
 @pytest.mark.parametrize("kind", ["empty", "members", "zero"])
 def test_a_hidden_page_of_sealed_batches_refuses_the_start(path: Path, kind: str) -> None:
     """Their objects may be in the store; other batches of the members would have other keys."""
-    with closing(Database(path)) as database:
-        _seal_some(database)
-        image = killed(path, "killed")
+    image = left_by_a_kill(path, _seal_some)
     page = root(image, "batches")
     if kind == "empty":
         write(image, page, read(image, root(image, "streams")))

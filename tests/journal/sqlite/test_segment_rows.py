@@ -11,10 +11,11 @@ from payloadd.journal.sqlite import file_check, segments
 from payloadd.journal.sqlite.compaction import Compaction
 from payloadd.journal.sqlite.database import Database
 from payloadd.journal.sqlite.deletion import RowDeletion
-from payloadd.journal.sqlite.operations import Append, Settle, Stage
+from payloadd.journal.sqlite.operations import Append, Stage
 from payloadd.model.streams import first_seq, last_seq
 from tests.journal.sqlite.damaging import change, new_findings, verified
-from tests.support.journal import append, batch
+from tests.journal.sqlite.in_segments import alone, segments_of
+from tests.support.journal import append
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,11 +48,6 @@ def request(number: int, stream: int, count: int = 1) -> Append:
     return one
 
 
-def names(path: Path) -> list[int]:
-    """Return the names of all segments."""
-    return segments.names(path.parent / segments.FOLDER)
-
-
 def commit(database: Database, number: int, *streams: int) -> list[Job]:
     """Commit a request of two jobs in each of these streams; return the jobs."""
     requests = [request(number + 10 * stream, stream, 2) for stream in streams]
@@ -61,7 +57,7 @@ def commit(database: Database, number: int, *streams: int) -> list[Job]:
 
 def settle(database: Database, *jobs: Job) -> None:
     """Settle jobs and compact what they have left."""
-    database.commit([Settle(batch(one, sealed=False)) for one in jobs])
+    database.commit(alone(jobs))
     while database.deletion.ranges:
         database.commit([])
     for _ in range(2):
@@ -88,16 +84,16 @@ def test_a_segment_goes_with_its_last_job_of_any_stream(
         first = commit(database, 100, 0, 1, 2)
         second = commit(database, 200, 2, 1)
         third = commit(database, 300, 1)
-        assert names(path) == [1, 7, 11]
+        assert segments_of(path) == [1, 7, 11]
         settle(database, *second)
-        assert names(path) == [1, 11]
+        assert segments_of(path) == [1, 11]
         settle(database, *third)
-        assert names(path) == [1]
+        assert segments_of(path) == [1]
         assert [one.lines for one in all_jobs(database)] == [one.lines for one in first]
         settle(database, *first[1:])
         assert [one.lines for one in all_jobs(database)] == [first[0].lines]
         settle(database, first[0])
-        assert names(path) == []
+        assert segments_of(path) == []
     assert verified(path) == []
 
 
@@ -109,14 +105,14 @@ def test_jobs_that_the_index_misses_are_found_before_a_segment_goes(path: Path) 
         database.open_streams(_NAMES)
         for number in range(100, 600, 100):
             commit(database, number, 0, 1, 2)
-        before = names(path)
+        before = segments_of(path)
         wanted = all_jobs(database)
         change(path, *_EMPTY_INDEX)
         database.compaction.recheck_all()
         compaction = database.compaction
         for name in before:
             compaction._unlink(name)
-        assert names(path) == before
+        assert segments_of(path) == before
         assert all_jobs(database) == wanted
         assert {one.table for one in new_findings(database)} == {"jobs"}
 
@@ -130,11 +126,11 @@ def test_a_start_searches_the_rows_of_all_streams(
         database.open_streams(_NAMES)
         for number in range(100, 600, 100):
             commit(database, number, 2, 1)
-        before, wanted = names(path), all_jobs(database)
+        before, wanted = segments_of(path), all_jobs(database)
     change(path, *_EMPTY_INDEX)
     with closing(Database(path)) as database:
         database.open_streams(_NAMES)
-        assert names(path) == before
+        assert segments_of(path) == before
         assert all_jobs(database) == wanted
 
 
@@ -145,7 +141,7 @@ def test_ranges_of_a_segment_are_narrow_and_complete(path: Path) -> None:
     with closing(Database(path)) as database:
         database.open_streams(("default", "clicks"))
         jobs = {number: commit(database, number, 0, 1) for number in (100, 200, 300)}
-        found = names(path)
+        found = segments_of(path)
         assert found == [1, 3, 7, 11]
         ranges = {name: database.compaction._ranges_of(name)[:-1] for name in found}
         clicks = first_seq(1)
@@ -172,7 +168,7 @@ def test_a_staged_request_has_a_segment_beside_other_streams(path: Path) -> None
         large.staged = 4
         database.commit([large])
         more = commit(database, 200, 2, 0)
-        found = names(path)
+        found = segments_of(path)
         assert found == sorted(set(found))
         for name in found:
             ranges = database.compaction._ranges_of(name)
