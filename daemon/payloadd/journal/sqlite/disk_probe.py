@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from payloadd.files import FileIdentity
 
 _SQLITE_FULL: Final = 13
+_NO_SPACE: Final = {"ENOSPC", "EDQUOT"}
 _ROOM: Final = 8 * 2**20
 """Free bytes from which a disk is not full: a commit, and the growth of the file."""
 _PROBE: Final = "journal.probe"
@@ -42,6 +43,11 @@ _MOST_KEPT: Final = 4
 def is_full(error: sqlite3.Error) -> bool:
     """Return whether SQLite reports a full disk."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == _SQLITE_FULL
+
+
+def lacks_space(error: sqlite3.Error) -> bool:
+    """Return whether a write of SQLite, or of a segment, has found the disk full."""
+    return is_full(error) or getattr(error, "sqlite_errorname", "") in _NO_SPACE
 
 
 def has_room(folder: Path) -> bool:

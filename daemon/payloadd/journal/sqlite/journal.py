@@ -27,6 +27,7 @@ from payloadd.journal.refusals import journal_full, not_written, too_large
 from payloadd.journal.sqlite.commit_queue import MOST_LARGE_ROWS, CommitQueue, TimeSlice, answer
 from payloadd.journal.sqlite.damage_report import report_missing
 from payloadd.journal.sqlite.disk import DiskState, outcome_unknown
+from payloadd.journal.sqlite.disk_probe import lacks_space
 from payloadd.journal.sqlite.idempotency import most_keys
 from payloadd.journal.sqlite.jobs_in_memory import JobsInMemory
 from payloadd.journal.sqlite.maintenance import Maintenance
@@ -326,7 +327,12 @@ class SqliteJournal:
             if in_trouble:
                 self._database.probe()
             begun = True
-            self._database.commit(operations)
+            try:
+                self._database.commit(operations)
+            except sqlite3.Error as error:
+                if in_trouble or not self._make_space(error):
+                    raise
+                self._database.commit(operations)
             self._in_memory.committed()
         except sqlite3.Error:
             self._database.reserve.release()
@@ -338,6 +344,14 @@ class SqliteJournal:
             self._unknown = begun and self._database.in_doubt
             raise
         return not in_trouble or self._restore_reserve()
+
+    def _make_space(self, error: sqlite3.Error) -> bool:
+        """If the disk is full, delete what stored jobs have left; return whether that helps."""
+        if self._database.in_doubt or not lacks_space(error):
+            return False
+        self._database.reserve.release()
+        self._database.free_space()
+        return self._database.reserve.recreate()
 
     def _restore_reserve(self) -> bool:
         """Create missing files and the disk reserve again; return whether that succeeded."""
@@ -368,7 +382,9 @@ class SqliteJournal:
                 case Abandon():
                     self._offering.end_staging()
                 case Revive() if operation.firsts:
-                    self._report_revived(operation)
+                    self._listener.revived(operation.payloads)
+                    if operation.more:
+                        self._commit_queue.add(Revive())
                 case Expire(more=True):
                     self._commit_queue.add(Expire())
         self._listener.accepted(accepted)
@@ -376,11 +392,6 @@ class SqliteJournal:
         if others:
             await self._offering.offer_others(operations, others, time_slice)
         self._commit_deletions()
-
-    def _report_revived(self, revive: Revive) -> None:
-        self._listener.revived(revive.payloads)
-        if revive.more:
-            self._commit_queue.add(Revive())
 
     def _commit_deletions(self) -> None:
         """Add an operation if rows wait for deletion and no other operation causes a commit."""

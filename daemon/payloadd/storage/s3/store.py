@@ -241,7 +241,8 @@ class S3Store:
         if self._may_drop_condition(variant) and refuses_condition(response):
             return await self._without_condition(attempt)
         error = await self._error_of(attempt, response)
-        if response.repeated and attempt.replaces:
+        # A key that is not of a batch may be replaced again before the first one is carried out.
+        if response.repeated and attempt.members is _NO_MEMBERS:
             raise error or TransientStoreError(
                 "SentTwice", "the request was sent twice, and the first one may be carried out late"
             )
@@ -390,14 +391,6 @@ class _Attempt(NamedTuple):
     members: Members
     variant: Variant
     repeat: bool
-
-    @property
-    def replaces(self) -> bool:
-        """Whether the key may have had another object before, and may get another one later.
-
-        A batch has a key of its own: a PUT that is carried out late writes the same object again.
-        """
-        return self.members is _NO_MEMBERS
 
 
 async def open_s3_store(settings: Settings, url: S3Url) -> S3Store:
