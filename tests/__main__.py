@@ -1,15 +1,19 @@
 """The test command: ``python -m tests [--all] [--stores] [OPTIONS OF PYTEST]``.
 
-Run the tests (format, lint, types and imports are tests too, in ``test_tools.py``) under branch
-coverage, the daemons that the tests start included. The last line is pytest's summary; the exit
-status is 0 only if every test passed and enough lines are covered. ``--all`` adds the tests that
-are marked ``large``, ``--stores`` those against S3 servers that take long to install or to start;
-``tests/README.md`` has the other options.
+Run the tests; format, lint, types and imports are tests too, in ``test_tools.py``. The last line is
+pytest's summary; the exit status is 0 only if every test passed. ``tests/README.md`` has all
+options.
 
-A test spends most of its time waiting for processes, so four tests run at the same time.
+``--all`` adds the tests that are marked ``large``, and measures branch coverage, the daemons included
+that the tests start: too few covered lines are a failure, too. The other tests take a fifth longer
+under coverage. ``--stores`` adds the tests against S3 servers that take long to install or to start.
+
+A test spends most of its time waiting for processes and for the disk, so six tests run at the same
+time; with ``--all`` four, because large tests use all processors and much memory.
 
 Options are passed on to pytest. With an option that selects tests (a path, ``-k``, ``-m``,
-``--lf``) coverage is not measured: code of the tests left out would count as not covered.
+``--lf``) one test runs after the other, and coverage is not measured: code of the tests left out
+would count as not covered.
 """
 
 from __future__ import annotations
@@ -31,8 +35,10 @@ _NOT_SELECTING: Final = (
 def main(options: list[str]) -> int:
     """Run pytest with ``options``; returns its exit status."""
     complete = all(option.startswith(_NOT_SELECTING) for option in options)
-    coverage = ["--cov", "--cov-report=term-missing:skip-covered"] if complete else []
-    parallel = ["--numprocesses=4", "--dist=worksteal"] if complete else []
+    large = "--all" in options
+    coverage = ["--cov", "--cov-report=term-missing:skip-covered"] if complete and large else []
+    processes = 4 if large else 6
+    parallel = [f"--numprocesses={processes}", "--dist=worksteal"] if complete else []
     command = [sys.executable, "-m", "pytest", *coverage, *parallel, *options]
     return subprocess.run(command, cwd=_ROOT, env=_environment(), check=False).returncode
 
