@@ -4,9 +4,9 @@ Run the tests; format, lint, types and imports are tests too, in ``test_tools.py
 pytest's summary; the exit status is 0 only if every test passed. ``tests/README.md`` has all
 options.
 
-``--all`` adds the tests that are marked ``large``, and measures branch coverage, the daemons included
-that the tests start: too few covered lines are a failure, too. The other tests take a fifth longer
-under coverage. ``--stores`` adds the tests against S3 servers that take long to install or to start.
+``--all`` adds the tests that are marked ``large``, and measures branch coverage, the daemons
+included that the tests start: too few covered lines are a failure, too. Tests take a fifth longer
+under coverage. ``--stores`` adds the tests against S3 servers that take long to install or start.
 
 A test spends most of its time waiting for processes and for the disk, so six tests run at the same
 time; with ``--all`` four, because large tests use all processors and much memory.

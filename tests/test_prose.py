@@ -45,11 +45,13 @@ def _files(*folders: str) -> list[Path]:
     return sorted(path for path in found if path != Path(__file__).resolve())
 
 
-def _comments(source: str) -> Iterator[tuple[int, str]]:
-    """Yield line and text of every comment."""
+def _comments_and_identifiers(source: str) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """Return line and text of every comment, and of every identifier."""
+    found: dict[int, list[tuple[int, str]]] = {tokenize.COMMENT: [], tokenize.NAME: []}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            yield token.start[0], token.string
+        if token.type in found:
+            found[token.type].append((token.start[0], token.string))
+    return found[tokenize.COMMENT], found[tokenize.NAME]
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -66,13 +68,6 @@ def _texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-def _identifiers(source: str) -> Iterator[tuple[int, str]]:
-    """Yield line and text of every identifier."""
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.NAME:
-            yield token.start[0], token.string
-
-
 def _hits(path: Path) -> list[str]:
     """Return ``file:line: word`` for every word of a file that the rules forbid."""
     source = path.read_text(encoding="utf-8")
@@ -81,9 +76,10 @@ def _hits(path: Path) -> list[str]:
     words = [_PRONOUNS, _METAPHORS, _METAPHORS_IN_CONTEXT] if in_daemon else [_PRONOUNS]
     prose = re.compile(rf"\b(?:{'|'.join(words)})\b", re.IGNORECASE)
     names = re.compile(_IDENTIFIERS if in_daemon else _PRONOUNS, re.IGNORECASE)
-    texts = [*_comments(source), *(_texts(tree) if in_daemon else _docstrings(tree))]
+    comments, identifiers = _comments_and_identifiers(source)
+    texts = [*comments, *(_texts(tree) if in_daemon else _docstrings(tree))]
     found = {(line, hit[0]) for line, text in texts for hit in prose.finditer(text)}
-    for line, name in _identifiers(source):
+    for line, name in identifiers:
         # `_in_CamelCase` → "in", "Camel", "Case"; `_AT_ONCE` is looked up as a whole.
         parts = [name.strip("_"), *re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
         found |= {(line, name) for part in parts if names.fullmatch(part)}

@@ -48,6 +48,7 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clients_part, "IDLE_CONNECTIONS", 50)
 
 
+@pytest.mark.large
 @pytest.mark.usefixtures("brisk")
 async def test_a_short_run_of_all_parts_succeeds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
