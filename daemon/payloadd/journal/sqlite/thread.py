@@ -1,13 +1,13 @@
 """Run all calls on the journal's file in one thread, and bound the wait if the disk hangs.
 
 The thread is not one of ``trio.to_thread``: every commit makes a round trip, and one through a
-queue of its own costs less CPU time. A ``SimpleQueue`` passes calls to the thread; the end of a
-call wakes the task that waits for it.
+queue of its own costs less CPU time. A ``SimpleQueue`` passes calls to the thread. The end of a call
+makes an eventfd(2) readable that its task waits for, so the task runs in the next pass of the event
+loop. ``run_sync_soon`` would wake it for the pass after that one: each request would wait longer.
 
 Calls run one at a time, in the order in which they were requested, and a call begins only after the
-task of the previous call was woken. Trio runs tasks that it wakes together in any order. Without
-that rule a page that contains a new job could reach the pipeline before the commit of the job does,
-and the job would be offered twice.
+task of the previous call runs again. Otherwise a page that contains a new job could reach the
+pipeline before the commit of the job does, and the job would be offered twice.
 
 A running call cannot be interrupted. A write runs to its end even if its task is cancelled:
 otherwise its operations would be neither committed nor refused. Only at the end of the daemon is
@@ -19,6 +19,7 @@ The thread marks the begin and the end of each call; see ``stall.py``.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections import deque
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+_EVENTFD: Final = os.EFD_NONBLOCK | os.EFD_CLOEXEC
 _DEADLINE_PARTS: Final = 10
 """Parts of the time for the last writes: a process that is stopped meanwhile loses one part."""
 
@@ -73,18 +75,18 @@ class JournalThread:
         """Whether the time for the last writes has passed."""
         self._writing: set[_Call[Any]] = set()
         """The writes that have not ended."""
+        self._descriptors: list[int] = []
+        """Eventfds that no call uses. There is at most one for each task that makes calls."""
         self._marks = CallMarks()
 
     async def write(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Run a write to its end, even if the task is cancelled. Raises sqlite3.Error."""
         if self._timed_out:
             raise _no_answer()
-        # The call itself refuses the cancellation: a shielded cancel scope for each commit was
-        # measurable.
         call = self._request(function, *arguments, to_its_end=True)
         self._writing.add(call)
         try:
-            return await call.wait()
+            return await self._result_of(call)
         finally:
             self._writing.remove(call)
 
@@ -96,7 +98,7 @@ class JournalThread:
             try:
                 # Before the request: a read that is cancelled already must not begin.
                 await trio.lowlevel.checkpoint_if_cancelled()
-                result = await self._request(function, *arguments).wait()
+                result = await self._result_of(self._request(function, *arguments))
             except sqlite3.Error as error:
                 self._disk.read_failed(kind, error)
                 await trio.sleep(self._retry_interval)
@@ -143,11 +145,22 @@ class JournalThread:
             threading.Thread(
                 target=_work, args=(self._calls, self._marks), name="payloadd-journal", daemon=True
             ).start()
-        call = _Call(lambda: function(*arguments), self._start_next, to_its_end=to_its_end)
+        descriptor = self._descriptors.pop() if self._descriptors else os.eventfd(0, _EVENTFD)
+        call = _Call(
+            lambda: function(*arguments), self._start_next, descriptor, to_its_end=to_its_end
+        )
         self._waiting.append(call)
         if not self._busy:
             self._start_next()
         return call
+
+    async def _result_of(self, call: _Call[T]) -> T:
+        try:
+            return await call.wait()
+        finally:
+            self._descriptors.append(call.descriptor)
+            if self._ending:
+                self._end_if_idle()
 
     def _start_next(self) -> None:
         """Pass the next call that is still wanted to the thread."""
@@ -165,56 +178,73 @@ class JournalThread:
         if self._calls is not None and not any(call.wanted for call in self._waiting):
             self._calls.put(None)
             self._calls = None
+        if self._calls is None:
+            while self._descriptors:
+                os.close(self._descriptors.pop())
 
 
 class _Call(Generic[T]):
-    """One function to run, and the task that waits for its result."""
+    """One function to run, and the task that waits for its result.
+
+    ``descriptor`` is an eventfd that nothing else uses until ``wait`` has returned.
+    """
 
     def __init__(
-        self, function: Callable[[], T], start_next: Callable[[], None], *, to_its_end: bool
+        self,
+        function: Callable[[], T],
+        start_next: Callable[[], None],
+        descriptor: int,
+        *,
+        to_its_end: bool,
     ) -> None:
         self._function = function
         self._start_next = start_next
-        self._to_its_end = to_its_end
+        self.descriptor = descriptor
         self._token = trio.lowlevel.current_trio_token()
-        self._task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
-        self._outcome: outcome.Outcome[T]
-
-    @property
-    def wanted(self) -> bool:
+        self._scope = trio.CancelScope(shield=to_its_end)
+        self._failure: Exception | None = None
+        self._outcome: outcome.Outcome[T] | None = None
+        self._lock = threading.Lock()
+        """Held to see whether the other thread has given up, or ended the call."""
+        self.wanted = True
         """Whether a task waits for the result."""
-        return self._task is not None
 
     async def wait(self) -> T:
         """Return the function's result, or raise its exception."""
-        await trio.lowlevel.wait_task_rescheduled(self._abandon)
-        return self._outcome.unwrap()
-
-    def _abandon(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        if self._to_its_end:
-            return trio.lowlevel.Abort.FAILED
-        # If the call has not begun, it will not be run; if it has, its result is dropped.
-        self._task = None
-        return trio.lowlevel.Abort.SUCCEEDED
+        try:
+            with self._scope:
+                await trio.lowlevel.wait_readable(self.descriptor)
+        finally:
+            # If the call has not begun, it will not be run; if it runs, its result is dropped.
+            with self._lock:
+                self.wanted = False
+                ended = self._outcome is not None
+            if ended:
+                os.eventfd_read(self.descriptor)
+                self._start_next()
+        if self._outcome is not None:
+            return self._outcome.unwrap()
+        assert self._failure is not None
+        raise self._failure
 
     def fail(self, error: Exception) -> None:
         """Raise ``error`` in the waiting task, and drop the result of the call."""
-        if self._task is not None:
-            trio.lowlevel.reschedule(self._task, outcome.Error(error))
-            self._task = None
+        self._failure = error
+        self._scope.cancel()
 
     def run(self) -> None:
         """Run the function, in the journal's thread, and wake the waiting task."""
-        self._outcome = outcome.capture(self._function)
-        # After the end of trio's run no task waits.
-        with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._wake)
-
-    def _wake(self) -> None:
-        if self._task is not None:
-            trio.lowlevel.reschedule(self._task)
-            self._task = None
-        self._start_next()
+        found = outcome.capture(self._function)
+        with self._lock:
+            wanted = self.wanted
+            if wanted:
+                self._outcome = found
+                # Within the lock: afterwards another call may use the descriptor.
+                os.eventfd_write(self.descriptor, 1)
+        if not wanted:
+            # After the end of trio's run there is no next call.
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._start_next)
 
 
 def _no_answer() -> sqlite3.Error:
