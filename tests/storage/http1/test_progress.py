@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from payloadd.storage.http1.connection import Origin, connect
+from payloadd.storage.http1.poller import InputPoller
 from payloadd.storage.http1.progress import Progress, watched_progress
 from payloadd.storage.http1.request import PieceBody
 from payloadd.storage.http1.socket import TcpStream
@@ -21,8 +22,9 @@ async def test_only_bytes_that_the_peer_has_acknowledged_are_progress() -> None:
     listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
     listener.socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 8192)
     port = listener.socket.getsockname()[1]
+    poller = InputPoller()
     async with trio.open_nursery() as nursery, listener:
-        stream = TcpStream(await trio.open_tcp_stream("127.0.0.1", port))
+        stream = TcpStream(await trio.open_tcp_stream("127.0.0.1", port), poller)
         peer = await listener.accept()
         async with peer:
             progress = Progress()
@@ -45,6 +47,7 @@ async def test_only_bytes_that_the_peer_has_acknowledged_are_progress() -> None:
             assert (progress.sent(), progress.has_moved()) == (0, False)
             stream.close()
             assert not progress.has_moved()
+    poller.close()
 
 
 async def test_a_request_of_a_watched_task_has_progress() -> None:
@@ -104,4 +107,4 @@ async def test_an_error_of_dns_names_the_host(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(trio, "open_tcp_stream", fail)
     async with transport() as made:
         with pytest.raises(httpx.ConnectError, match=r"s3\.example:9.*Name or service not known"):
-            await connect(Origin("s3.example", 9, secure=False), made._tls, 5.0)
+            await connect(Origin("s3.example", 9, secure=False), made._tls, 5.0, InputPoller())

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
+    from payloadd.storage.http1.poller import InputPoller
     from payloadd.storage.http1.request import WireRequest
     from payloadd.storage.http1.socket import BytesLike
 
@@ -142,7 +143,9 @@ class Connection:
         self._wire.close()
 
 
-async def connect(origin: Origin, tls: ssl.SSLContext, within: float) -> Connection:
+async def connect(
+    origin: Origin, tls: ssl.SSLContext, within: float, poller: InputPoller
+) -> Connection:
     """Return a new connection, opened within ``within`` seconds.
 
     Raises httpx.ConnectError, httpx.ConnectTimeout, and UnicodeError for an invalid host name.
@@ -150,7 +153,7 @@ async def connect(origin: Origin, tls: ssl.SSLContext, within: float) -> Connect
     try:
         with trio.fail_after(within):
             # Tries IPv6 and IPv4 as "Happy Eyeballs" (RFC 8305) does.
-            wire = TcpStream(await trio.open_tcp_stream(origin.host, origin.port))
+            wire = TcpStream(await trio.open_tcp_stream(origin.host, origin.port), poller)
             stream = await _secure(wire, tls, origin.host) if origin.secure else wire
     except trio.TooSlowError as error:
         reason = f"no connection to {origin.host}:{origin.port} within {within:g} s"

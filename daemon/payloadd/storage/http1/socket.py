@@ -19,6 +19,8 @@ from payloadd.files import IOV_MAX, skip
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from payloadd.storage.http1.poller import InputPoller
+
 BytesLike = bytes | bytearray | memoryview
 
 _READ_BYTES: Final = 65_536
@@ -27,14 +29,25 @@ _READ_BYTES: Final = 65_536
 class TcpStream(trio.abc.Stream):
     """A connected socket, used by one task at a time."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
-        """Take the socket out of ``stream``, which must not be used afterwards."""
+    def __init__(self, stream: trio.SocketStream, poller: InputPoller) -> None:
+        """Take the socket out of ``stream``, which must not be used afterwards.
+
+        Raises OSError if the system can poll no more sockets.
+        """
         self._socket = socket.socket(fileno=stream.socket.detach())
         self._socket.settimeout(0)
         self.sent = 0
         """Bytes that the kernel has accepted so far."""
-        self._input = select.poll()
-        self._input.register(self._socket, select.POLLIN)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        self._poller = poller
+        try:
+            self._input = poller.watch(self._socket)
+        except OSError:
+            self._socket.close()
+            raise
+        self._may_have_more = False
+        """Whether the last read has returned all that it may: there may be more input."""
 
     async def send_all(self, data: BytesLike) -> None:
         """Send everything, without a checkpoint if the kernel accepts all of it at once.
@@ -80,22 +93,28 @@ class TcpStream(trio.abc.Stream):
 
         It waits before the first read: when it is called, the response has never arrived yet.
         """
+        most = max_bytes or _READ_BYTES
         while True:
-            await trio.lowlevel.wait_readable(self._socket)
+            if not self._may_have_more:
+                await self._input.wait()
             try:
-                return self._socket.recv(max_bytes or _READ_BYTES)
+                data = self._socket.recv(most)
             except BlockingIOError:
-                continue
+                self._may_have_more = False
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
+            else:
+                self._may_have_more = len(data) == most
+                return data
 
     def has_input(self) -> bool:
         """Return whether a read would return at once: bytes, the end, or an error."""
-        return bool(self._input.poll(0))
+        return bool(self._poll.poll(0))
 
     def close(self) -> None:
         """Close at once; a second call does nothing."""
         if self._socket.fileno() >= 0:
+            self._poller.unwatch(self._socket)
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
 

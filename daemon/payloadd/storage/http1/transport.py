@@ -18,6 +18,7 @@ import httpx
 import trio
 
 from payloadd.storage.http1.connection import Connection, Origin, StaleConnectionError, connect
+from payloadd.storage.http1.poller import InputPoller
 from payloadd.storage.http1.progress import watched_progress
 from payloadd.storage.http1.proxies import Proxies
 from payloadd.storage.http1.request import (
@@ -53,6 +54,8 @@ class TrioTransport(httpx.AsyncBaseTransport):
         # The URL of the request before: nearly every request has the same one.
         self._url: httpx.URL | None = None
         self._origin = Origin("", 0, secure=False)
+        self._poller: InputPoller | None = None
+        """That of all connections, from the first one on."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Make one request. The body is read as a whole, and the response up to a bound.
@@ -91,7 +94,11 @@ class TrioTransport(httpx.AsyncBaseTransport):
                     # repeated (RFC 9110, section 9.2.2), and only once.
                     if request.method not in _IDEMPOTENT:
                         raise
-            connection = await connect(origin, self._tls, _timeout(request, "connect"))
+            if self._poller is None:
+                self._poller = InputPoller()
+            connection = await connect(
+                origin, self._tls, _timeout(request, "connect"), self._poller
+            )
             response = await self._exchange(connection, wire)
             response.repeated = repeated
             return response
@@ -140,6 +147,9 @@ class TrioTransport(httpx.AsyncBaseTransport):
         """Close all idle connections; no request may be in progress."""
         while self._idle:
             self._idle.pop().close()
+        if self._poller is not None:
+            self._poller.close()
+            self._poller = None
         await trio.lowlevel.checkpoint()
 
 
