@@ -53,8 +53,7 @@ class GroupCommitQueue(ABC):
 
     async def wait_until_due(self) -> None:
         """Return once a group has to be committed."""
-        if not self._filled.is_set():
-            await self._filled.wait()
+        await self._filled.wait()
         if not self._urgent.is_set():
             with trio.move_on_after(_LINGER):
                 await self._urgent.wait()
