@@ -111,3 +111,13 @@ async def test_a_commit_after_a_shared_one_waits_a_turn_for_requests(
     groups.queue.take_group()
     groups.append(9)
     assert await turns_of(groups.queue.wait_until_due) == before
+
+
+async def test_a_commit_waits_for_one_long_turn_only(groups: Groups) -> None:
+    """Requests that wait already would wait for another turn of milliseconds."""
+    groups.queue.long_turn = 0.0
+    for number in range(2):
+        groups.append(number)
+    groups.queue.take_group()
+    groups.append(9)
+    assert await turns_of(groups.queue.wait_until_due) == 1

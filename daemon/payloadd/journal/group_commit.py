@@ -7,6 +7,7 @@ at once; other operations wait for a request that shares their commit, for a sho
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from time import perf_counter
 from typing import Final
 
 import trio
@@ -26,6 +27,10 @@ class GroupCommitQueue(ABC):
     A subclass collects the operations, calls ``commit_soon`` for urgent ones and sets ``_filled``
     for the others.
     """
+
+    long_turn = 0.001
+    """Seconds from which a turn of the event loop is long: one of them is enough for the clients of
+    the last commit, and a second one would delay those that wait already."""
 
     def __init__(self) -> None:
         self._filled, self._urgent = trio.Event(), trio.Event()
@@ -53,11 +58,17 @@ class GroupCommitQueue(ABC):
 
     async def wait_until_due(self) -> None:
         """Return once a group has to be committed."""
-        await self._filled.wait()
+        took_long = False
+        if self._filled.is_set():
+            start = perf_counter()
+            await trio.lowlevel.checkpoint()
+            took_long = perf_counter() - start > self.long_turn
+        else:
+            await self._filled.wait()
         if not self._urgent.is_set():
             with trio.move_on_after(_LINGER):
                 await self._urgent.wait()
-        if self._several:
+        if self._several and not took_long:
             # The clients of the last commit are about to send their next requests. One turn of the
             # event loop lets them share this commit.
             await trio.lowlevel.checkpoint()

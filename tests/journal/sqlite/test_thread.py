@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -163,6 +164,40 @@ async def test_tasks_are_woken_in_the_order_of_their_calls(thread: JournalThread
             for number in range(200):
                 nursery.start_soon(request, number)
     assert woken == requested
+
+
+async def test_a_task_runs_in_the_pass_after_its_call(thread: JournalThread) -> None:
+    """With busy passes of milliseconds each request would wait for one more of them."""
+    for _ in range(20):
+        gate, done = Gate(), trio.Event()
+
+        async def write(gate: Gate, done: trio.Event) -> None:
+            await thread.write(gate.pass_through)
+            done.set()
+
+        with trio.fail_after(TEST_TIMEOUT):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(write, gate, done)
+                await gate.reached()
+                gate.opened.set()
+                while thread._marks.ended < thread._marks.begun:
+                    time.sleep(0.001)  # noqa: ASYNC251 - the event loop must not run
+                # In the first pass the task may run after this one.
+                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()
+                assert done.is_set()
+
+
+async def test_reads_that_are_cancelled_at_any_moment_hold_no_other_call(
+    thread: JournalThread,
+) -> None:
+    """The journal would stop for ever, or a result reach another task."""
+    for number in range(1, 300):
+        with trio.move_on_after(number % 30 / 30_000):
+            assert await thread.read(abs, number) == number
+        with trio.fail_after(TEST_TIMEOUT):
+            assert await thread.write(abs, -number - 1000) == number + 1000
+    assert len(thread._descriptors) == 1
 
 
 async def test_an_error_is_raised_in_the_task_that_waits(thread: JournalThread) -> None:

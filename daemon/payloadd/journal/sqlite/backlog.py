@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from heapq import merge
 from itertools import chain, islice
-from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from payloadd.journal.sqlite import job_rows, segments
@@ -51,10 +50,6 @@ class Page:
 class Backlog:
     """Reads the rows of one connection. Methods raise sqlite3.Error."""
 
-    page_seconds = 0.005
-    """Time after which a page ends: commits wait for it. SQLite gives up Python's lock with each
-    row, and the thread may wait for it each time."""
-
     def __init__(
         self,
         connection: sqlite3.Connection,
@@ -86,10 +81,9 @@ class Backlog:
         """
         found: list[Row] = []
         size = 0
-        over = perf_counter() + self.page_seconds
         for row in islice(self._waiting(after, end, hidden), most_jobs):
             size += job_rows.size(row)
-            if found and (size > most_bytes or perf_counter() > over):
+            if found and size > most_bytes:
                 break
             found.append(row)
         while True:

@@ -76,8 +76,9 @@ class Tuning:
     stall_timeout: float = 5.0
     """Time without an answer of the disk after which requests are refused."""
     stall_check_interval: float = 1.0
-    page_jobs: int = 1000
-    """Jobs that the thread reads in one call; commits come between two calls."""
+    page_jobs: int = 200
+    """Jobs that the thread reads in one call; commits come between two calls. SQLite gives up
+    Python's lock with each row, and beside a busy event loop the thread waits for it each time."""
     page_bytes: int = 2 * 2**20
     """The same in bytes of payloads."""
     offered_jobs: int = 8000

@@ -1,9 +1,9 @@
 """Run all calls on the journal's file in one thread, and bound the wait if the disk hangs.
 
 The thread is not one of ``trio.to_thread``: every commit makes a round trip, and one through a
-queue of its own costs less CPU time. A ``SimpleQueue`` passes calls to the thread. The end of a call
-makes an eventfd(2) readable that its task waits for, so the task runs in the next pass of the event
-loop. ``run_sync_soon`` would wake it for the pass after that one: each request would wait longer.
+queue of its own costs less CPU time. A ``SimpleQueue`` passes calls to the thread. The end of a
+call makes an eventfd(2) readable that its task waits for, so the task runs in the next pass of the
+event loop. ``run_sync_soon`` would wake it for the pass after that: each request would wait longer.
 
 Calls run one at a time, in the order in which they were requested, and a call begins only after the
 task of the previous call runs again. Otherwise a page that contains a new job could reach the
@@ -129,7 +129,7 @@ class JournalThread:
             await trio.sleep(seconds / _DEADLINE_PARTS)
         self._timed_out = True
         for call in list(self._writing):
-            call.fail(_no_answer())
+            call.fail()
 
     def end(self) -> None:
         """Let the thread end after the requested calls. Does not wait for it."""
@@ -202,15 +202,14 @@ class _Call(Generic[T]):
         self.descriptor = descriptor
         self._token = trio.lowlevel.current_trio_token()
         self._scope = trio.CancelScope(shield=to_its_end)
-        self._failure: Exception | None = None
         self._outcome: outcome.Outcome[T] | None = None
         self._lock = threading.Lock()
-        """Held to see whether the other thread has given up, or ended the call."""
+        """Held to note that the call has ended, or that no task waits any more: one comes first."""
         self.wanted = True
         """Whether a task waits for the result."""
 
     async def wait(self) -> T:
-        """Return the function's result, or raise its exception."""
+        """Return the function's result, or raise its exception, or sqlite3.Error after ``fail``."""
         try:
             with self._scope:
                 await trio.lowlevel.wait_readable(self.descriptor)
@@ -222,14 +221,12 @@ class _Call(Generic[T]):
             if ended:
                 os.eventfd_read(self.descriptor)
                 self._start_next()
-        if self._outcome is not None:
-            return self._outcome.unwrap()
-        assert self._failure is not None
-        raise self._failure
+        if self._outcome is None:
+            raise _no_answer()
+        return self._outcome.unwrap()
 
-    def fail(self, error: Exception) -> None:
-        """Raise ``error`` in the waiting task, and drop the result of the call."""
-        self._failure = error
+    def fail(self) -> None:
+        """Raise sqlite3.Error in the waiting task, and drop the result of the call."""
         self._scope.cancel()
 
     def run(self) -> None:

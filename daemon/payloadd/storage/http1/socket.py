@@ -99,8 +99,9 @@ class TcpStream(trio.abc.Stream):
                 await self._input.wait()
             try:
                 data = self._socket.recv(most)
-            except BlockingIOError:
+            except BlockingIOError:  # all that was reported has been read already
                 self._may_have_more = False
+                await trio.lowlevel.checkpoint()
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
             else:
