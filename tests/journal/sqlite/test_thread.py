@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import threading
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import trio
@@ -188,16 +191,83 @@ async def test_a_task_runs_in_the_pass_after_its_call(thread: JournalThread) -> 
                 assert done.is_set()
 
 
-async def test_reads_that_are_cancelled_at_any_moment_hold_no_other_call(
-    thread: JournalThread,
+async def test_calls_that_are_cancelled_at_any_moment_hold_no_other_call(
+    thread: JournalThread, nursery: trio.Nursery
 ) -> None:
     """The journal would stop for ever, or a result reach another task."""
-    for number in range(1, 300):
-        with trio.move_on_after(number % 30 / 30_000):
-            assert await thread.read(abs, number) == number
-        with trio.fail_after(TEST_TIMEOUT):
-            assert await thread.write(abs, -number - 1000) == number + 1000
-    assert len(thread._descriptors) == 1
+    ended = 0
+
+    async def call(first: int) -> None:
+        nonlocal ended
+        for number in range(first, first + 200):
+            with trio.move_on_after(number % 30 / 60_000):
+                assert await (thread.write if number % 3 else thread.read)(abs, -number) == number
+        ended += 1
+
+    for task in range(6):
+        nursery.start_soon(call, 1000 * task)
+    await until(lambda: ended == 6)
+    assert await thread.read(abs, -1) == 1
+    assert len(thread._descriptors) <= 7
+
+
+async def test_a_read_that_ends_while_it_is_cancelled_leaves_its_descriptor_clean(
+    thread: JournalThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next call would end before its function has run."""
+    inside = threading.Event()
+    write = os.eventfd_write
+
+    def write_late(descriptor: int, value: int) -> None:
+        inside.set()
+        time.sleep(0.02)
+        write(descriptor, value)
+
+    monkeypatch.setattr(os, "eventfd_write", write_late)
+    with trio.fail_after(TEST_TIMEOUT):
+        async with trio.open_nursery() as readers:
+            readers.start_soon(thread.read, abs, -1)
+            await wait_all_tasks_blocked()
+            assert inside.wait(TEST_TIMEOUT)
+            readers.cancel_scope.cancel()
+        assert await thread.read(abs, -2) == 2
+
+
+@pytest.mark.parametrize("name", ["eventfd", "wait_readable"])
+async def test_calls_end_without_descriptors_and_memory(
+    thread: JournalThread, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The daemon would end, or refuse a request that is written."""
+
+    def fail(*_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os if name == "eventfd" else trio.lowlevel, name, fail)
+    with trio.fail_after(TEST_TIMEOUT):
+        for number in range(3):
+            assert await thread.write(abs, -number) == number
+            assert await thread.read(abs, -number) == number
+    monkeypatch.undo()
+    assert await thread.write(abs, -3) == 3
+
+
+async def test_a_thread_that_ends_leaves_no_descriptor(thread: JournalThread, gate: Gate) -> None:
+    """Each journal that was closed would keep some."""
+
+    def count() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    await wait_all_tasks_blocked()
+    before = count()
+    with trio.fail_after(TEST_TIMEOUT):
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(thread.read, abs, -number)
+        assert count() > before
+        with trio.move_on_after(0.02):
+            await thread.read(gate.pass_through)
+        thread.end()
+    assert count() == before
 
 
 async def test_an_error_is_raised_in_the_task_that_waits(thread: JournalThread) -> None:

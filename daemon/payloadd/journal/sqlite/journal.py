@@ -323,36 +323,32 @@ class SqliteJournal:
     def _write(self, operations: Sequence[Operation]) -> bool:
         """Commit operations in the journal's thread; return whether the disk has space for more."""
         in_trouble = self._disk.in_trouble
-        begun = False
-        try:
-            if in_trouble:
-                self._database.probe()
-            begun = True
+        if in_trouble:
+            self._unknown = False
             try:
-                self._database.commit(operations)
-            except sqlite3.Error as error:
-                if in_trouble or not self._make_space(error):
-                    raise
-                self._database.commit(operations)
-            self._in_memory.committed()
-        except sqlite3.Error:
+                self._database.probe()
+            except sqlite3.Error:
+                self._database.reserve.release()
+                raise
+        self._commit(operations, may_repeat=not in_trouble)
+        self._in_memory.committed()
+        return not in_trouble or self._restore_reserve()
+
+    def _commit(self, operations: Sequence[Operation], *, may_repeat: bool) -> None:
+        """Commit operations; on a disk that is full of what stored jobs have left, once more."""
+        try:
+            self._database.commit(operations)
+        except sqlite3.Error as error:
             self._database.reserve.release()
-            if begun and self._database.in_doubt:
+            if self._database.in_doubt:
                 # The probe overwrites the first page of the failed commit in SQLite's log. SQLite
                 # reads no page that does not continue the checksum of the page before it.
                 with suppress(sqlite3.Error):
                     self._database.probe()
-            self._unknown = begun and self._database.in_doubt
-            raise
-        return not in_trouble or self._restore_reserve()
-
-    def _make_space(self, error: sqlite3.Error) -> bool:
-        """If the disk is full, delete what stored jobs have left; return whether that helps."""
-        if self._database.in_doubt or not lacks_space(error):
-            return False
-        self._database.reserve.release()
-        self._database.free_space()
-        return self._database.reserve.recreate()
+            self._unknown = self._database.in_doubt
+            if self._unknown or not (may_repeat and lacks_space(error) and self._restore_reserve()):
+                raise
+            self._commit(operations, may_repeat=False)
 
     def _restore_reserve(self) -> bool:
         """Create missing files and the disk reserve again; return whether that succeeded."""

@@ -41,6 +41,8 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _EVENTFD: Final = os.EFD_NONBLOCK | os.EFD_CLOEXEC
+_WITHOUT_DESCRIPTOR: Final = 0.01
+"""Seconds between two looks at a call whose end cannot be waited for."""
 _DEADLINE_PARTS: Final = 10
 """Parts of the time for the last writes: a process that is stopped meanwhile loses one part."""
 
@@ -76,7 +78,7 @@ class JournalThread:
         self._writing: set[_Call[Any]] = set()
         """The writes that have not ended."""
         self._descriptors: list[int] = []
-        """Eventfds that no call uses. There is at most one for each task that makes calls."""
+        """Eventfds that no call uses; as many were opened as calls have waited at the same time."""
         self._marks = CallMarks()
 
     async def write(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
@@ -145,9 +147,11 @@ class JournalThread:
             threading.Thread(
                 target=_work, args=(self._calls, self._marks), name="payloadd-journal", daemon=True
             ).start()
-        descriptor = self._descriptors.pop() if self._descriptors else os.eventfd(0, _EVENTFD)
         call = _Call(
-            lambda: function(*arguments), self._start_next, descriptor, to_its_end=to_its_end
+            lambda: function(*arguments),
+            self._start_next,
+            self._descriptors.pop() if self._descriptors else _open_descriptor(),
+            to_its_end=to_its_end,
         )
         self._waiting.append(call)
         if not self._busy:
@@ -158,7 +162,8 @@ class JournalThread:
         try:
             return await call.wait()
         finally:
-            self._descriptors.append(call.descriptor)
+            if call.descriptor is not None:
+                self._descriptors.append(call.descriptor)
             if self._ending:
                 self._end_if_idle()
 
@@ -186,14 +191,15 @@ class JournalThread:
 class _Call(Generic[T]):
     """One function to run, and the task that waits for its result.
 
-    ``descriptor`` is an eventfd that nothing else uses until ``wait`` has returned.
+    ``descriptor`` is an eventfd that nothing else uses until ``wait`` has returned; None if the
+    system has no more.
     """
 
     def __init__(
         self,
         function: Callable[[], T],
         start_next: Callable[[], None],
-        descriptor: int,
+        descriptor: int | None,
         *,
         to_its_end: bool,
     ) -> None:
@@ -204,7 +210,8 @@ class _Call(Generic[T]):
         self._scope = trio.CancelScope(shield=to_its_end)
         self._outcome: outcome.Outcome[T] | None = None
         self._lock = threading.Lock()
-        """Held to note that the call has ended, or that no task waits any more: one comes first."""
+        """Held to note that the call has ended, until the descriptor says so, or that no task
+        waits any more."""
         self.wanted = True
         """Whether a task waits for the result."""
 
@@ -212,18 +219,26 @@ class _Call(Generic[T]):
         """Return the function's result, or raise its exception, or sqlite3.Error after ``fail``."""
         try:
             with self._scope:
-                await trio.lowlevel.wait_readable(self.descriptor)
+                await self._wait_for_end()
         finally:
             # If the call has not begun, it will not be run; if it runs, its result is dropped.
             with self._lock:
                 self.wanted = False
                 ended = self._outcome is not None
             if ended:
-                os.eventfd_read(self.descriptor)
+                if self.descriptor is not None:
+                    os.eventfd_read(self.descriptor)
                 self._start_next()
         if self._outcome is None:
             raise _no_answer()
         return self._outcome.unwrap()
+
+    async def _wait_for_end(self) -> None:
+        if self.descriptor is not None:
+            with suppress(OSError):  # no memory to wait for it
+                await trio.lowlevel.wait_readable(self.descriptor)
+        while self._outcome is None:  # noqa: ASYNC110 - without a descriptor the call runs, too
+            await trio.sleep(_WITHOUT_DESCRIPTOR)
 
     def fail(self) -> None:
         """Raise sqlite3.Error in the waiting task, and drop the result of the call."""
@@ -237,11 +252,19 @@ class _Call(Generic[T]):
             if wanted:
                 self._outcome = found
                 # Within the lock: afterwards another call may use the descriptor.
-                os.eventfd_write(self.descriptor, 1)
+                if self.descriptor is not None:
+                    os.eventfd_write(self.descriptor, 1)
         if not wanted:
             # After the end of trio's run there is no next call.
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._start_next)
+
+
+def _open_descriptor() -> int | None:
+    try:
+        return os.eventfd(0, _EVENTFD)
+    except OSError:
+        return None
 
 
 def _no_answer() -> sqlite3.Error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING, Final
 
+import outcome
 import trio
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _MOST_PER_PASS: Final = 8
 """Connections whose tasks are woken in one pass."""
+_WITHOUT_MEMORY: Final = 0.01
+"""Seconds between two polls while the system has no memory to wait for input."""
 _EVENTS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _ENDED: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
@@ -26,6 +29,7 @@ class InputPoller:
     """The epoll of some connections; it must be created within trio's run, and closed."""
 
     def __init__(self) -> None:
+        """Start the task. Raises OSError if the system has no descriptor for the epoll."""
         self._epoll = select.epoll()
         self._watched: dict[int, WatchedInput] = {}
         self._scope = trio.CancelScope()
@@ -41,7 +45,7 @@ class InputPoller:
 
     def unwatch(self, wire: socket.socket) -> None:
         """Stop watching a socket that is about to be closed."""
-        del self._watched[wire.fileno()]
+        self._watched.pop(wire.fileno()).close()
         if not self._epoll.closed:
             self._epoll.unregister(wire)
 
@@ -53,7 +57,10 @@ class InputPoller:
         with self._scope:
             try:
                 while True:
-                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    try:
+                        await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    except OSError:  # the system has no memory for trio's epoll
+                        await trio.sleep(_WITHOUT_MEMORY)
                     for fd, events in self._epoll.poll(0, _MOST_PER_PASS):
                         watched = self._watched.get(fd)
                         if watched is not None:
@@ -70,12 +77,17 @@ class WatchedInput:
         self._task: trio.lowlevel.Task | None = None
         self._has_arrived = False
         self._has_ended = False
+        self._is_closed = False
 
     async def wait(self) -> None:
-        """Return once input may have arrived since the last call, and at once after its end.
+        """Return once input may have arrived since the last call.
 
-        The caller must read all that is there before the next call.
+        The caller must read all that is there before the next call. Returns without a checkpoint if
+        the input has arrived already, or has ended. Raises trio.ClosedResourceError after
+        ``close``.
         """
+        if self._is_closed:
+            raise trio.ClosedResourceError
         if self._has_arrived:
             self._has_arrived = self._has_ended
             return
@@ -90,6 +102,13 @@ class WatchedInput:
             self._has_arrived = True
         else:
             trio.lowlevel.reschedule(self._task)
+            self._task = None
+
+    def close(self) -> None:
+        """Let ``wait`` fail, also if it waits."""
+        self._is_closed = True
+        if self._task is not None:
+            trio.lowlevel.reschedule(self._task, outcome.Error(trio.ClosedResourceError()))
             self._task = None
 
     def _abandon(self, _raise_cancel: object) -> trio.lowlevel.Abort:

@@ -91,7 +91,7 @@ class TcpStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Wait for bytes and return them; b"" at the end. Raises trio.BrokenResourceError.
 
-        It waits before the first read: when it is called, the response has never arrived yet.
+        It waits before the first read, because a response has never arrived yet when it is called.
         """
         most = max_bytes or _READ_BYTES
         while True:

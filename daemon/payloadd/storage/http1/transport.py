@@ -94,16 +94,22 @@ class TrioTransport(httpx.AsyncBaseTransport):
                     # repeated (RFC 9110, section 9.2.2), and only once.
                     if request.method not in _IDEMPOTENT:
                         raise
-            if self._poller is None:
-                self._poller = InputPoller()
             connection = await connect(
-                origin, self._tls, _timeout(request, "connect"), self._poller
+                origin, self._tls, _timeout(request, "connect"), self._open_poller()
             )
             response = await self._exchange(connection, wire)
             response.repeated = repeated
             return response
         finally:
             self._slots.release()
+
+    def _open_poller(self) -> InputPoller:
+        if self._poller is None:
+            try:
+                self._poller = InputPoller()
+            except OSError as error:
+                raise httpx.ConnectError(f"cannot wait for responses: {error}") from error
+        return self._poller
 
     async def _wait_for_slot(self, within: float) -> None:
         try:
