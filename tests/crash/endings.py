@@ -78,9 +78,14 @@ async def end_at_work(ending: Ending, running: RunningDaemon) -> EndResult:
             running.daemon.signal(signal.SIGTERM)
             return EndResult()
         case "while draining":
+            # What is accepted from here on is not stored before the kill, so the drain goes on.
+            running.proxy.hold_answers()
+            await running.clients.wait_for_acknowledgements(1)
             running.daemon.signal(signal.SIGTERM)
             await running.daemon.wait_for_event("draining")
             await trio.sleep(running.rng.uniform(0.0, 0.3))
+            running.kill()
+            running.proxy.release_answers()
         case "while starting" | "put again, not settled":
             raise AssertionError("the daemon listens already")
         case _:

@@ -59,6 +59,8 @@ class Proxy:
         self.refuses_batches = False
         """Whether to answer 500 to every PUT but those of watermarks, which stores nothing."""
         self._watermark_stored = trio.Event()
+        self._answering = trio.Event()
+        self._answering.set()
 
     @property
     def environ(self) -> dict[str, str]:
@@ -73,6 +75,14 @@ class Proxy:
     def disarm(self) -> None:
         """Remove the trap."""
         self._trap = None
+
+    def hold_answers(self) -> None:
+        """Answer no PUT of a batch until ``release_answers``; the server stores it all the same."""
+        self._answering = trio.Event()
+
+    def release_answers(self) -> None:
+        """Answer all PUTs."""
+        self._answering.set()
 
     async def wait_for_watermark(self, daemon: trio.Process, within: float) -> None:
         """Return once the server has stored another watermark, or after ``within`` seconds.
@@ -129,6 +139,8 @@ class Proxy:
             if self.fails_after_storing:
                 self.failed_after_storing += 1
                 status, headers, body = 500, [], _INTERNAL_ERROR
+        if is_put and not of_watermark:
+            await self._answering.wait()
         await wire.answer(status, headers, body)
         return True
 
