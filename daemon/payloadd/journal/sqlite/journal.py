@@ -330,11 +330,11 @@ class SqliteJournal:
             except sqlite3.Error:
                 self._database.reserve.release()
                 raise
-        self._commit(operations, may_repeat=not in_trouble)
+        self._commit_operations(operations, may_repeat=not in_trouble)
         self._in_memory.committed()
         return not in_trouble or self._restore_reserve()
 
-    def _commit(self, operations: Sequence[Operation], *, may_repeat: bool) -> None:
+    def _commit_operations(self, operations: Sequence[Operation], *, may_repeat: bool) -> None:
         """Commit operations; on a disk that is full of what stored jobs have left, once more."""
         try:
             self._database.commit(operations)
@@ -348,7 +348,7 @@ class SqliteJournal:
             self._unknown = self._database.in_doubt
             if self._unknown or not (may_repeat and lacks_space(error) and self._restore_reserve()):
                 raise
-            self._commit(operations, may_repeat=False)
+            self._commit_operations(operations, may_repeat=False)
 
     def _restore_reserve(self) -> bool:
         """Create missing files and the disk reserve again; return whether that succeeded."""

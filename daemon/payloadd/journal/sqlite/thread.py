@@ -210,8 +210,8 @@ class _Call(Generic[T]):
         self._scope = trio.CancelScope(shield=to_its_end)
         self._outcome: outcome.Outcome[T] | None = None
         self._lock = threading.Lock()
-        """Held to note that the call has ended, until the descriptor says so, or that no task
-        waits any more."""
+        """Held by the journal's thread while it notes the outcome and makes the descriptor
+        readable, and by the event loop while it notes that no task waits: one of them is first."""
         self.wanted = True
         """Whether a task waits for the result."""
 

@@ -91,7 +91,8 @@ class TcpStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Wait for bytes and return them; b"" at the end. Raises trio.BrokenResourceError.
 
-        It waits before the first read, because a response has never arrived yet when it is called.
+        It waits before it reads, because a response has never arrived yet when it is called, unless
+        the last read may have left input. Raises trio.ClosedResourceError on a closed socket, too.
         """
         most = max_bytes or _READ_BYTES
         while True:
