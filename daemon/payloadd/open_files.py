@@ -26,10 +26,11 @@ further one would close an idle one, and a page that polls over a new connection
 more than the poll."""
 
 OTHER_DESCRIPTORS: Final = 64
-"""Descriptors besides connections and uploads: listeners, two epolls and the wake-up pipe of the
-event loop, the journal's database with its log, lock, disk reserve and segments (12), segments that
+"""Descriptors besides connections and uploads: listeners; the epolls of the event loop, the ways in
+and the uploads; sockets and eventfds that wake the event loop, a few of them for the journal's
+thread; the journal's database with its log, lock, disk reserve and segments (12), segments that
 are read back, the decoder process and its pipes, DNS lookups, standard streams. An idle daemon has
-15 of them open."""
+22 of them open."""
 
 _FEWEST_CONNECTIONS: Final = 16
 
