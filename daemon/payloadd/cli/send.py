@@ -20,6 +20,7 @@ from payloadd.cli.sending.progress import report
 from payloadd.config.parsers import duration
 from payloadd.config.stream_names import NAME_RULE, is_stream_name
 from payloadd.escaping import escape_controls
+from payloadd.heap import reduce_garbage_collections
 from payloadd.observe import standard_streams
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def send(
     retry_for = _seconds(give_up_after)
     headers = {} if token_file is None else {"Authorization": f"Bearer {_token(token_file)}"}
     target, socket_path = _target(url, stream)
+
+    reduce_garbage_collections()
 
     async def run() -> tuple[FileSender, bool]:
         transport = httpx.AsyncHTTPTransport(verify=ssl.create_default_context(), uds=socket_path)
