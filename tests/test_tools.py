@@ -10,8 +10,6 @@ from typing import Final
 
 import pytest
 
-from tests.support.async_rules import find_problems
-
 ROOT: Final = Path(__file__).resolve().parents[1]
 LONGEST_MODULE: Final = 400
 
@@ -83,6 +81,9 @@ def test_a_tool_finds_nothing(command: list[str]) -> None:
 )
 def test_a_breach_of_an_async_rule_is_found(tmp_path: Path, source: str, code: str | None) -> None:
     """Files are checked in part where that is enough: a breach could pass."""
+    # Imported here: the import takes 0.3 s, and all processes of the run collect this module.
+    from tests.support.async_rules import find_problems  # noqa: PLC0415
+
     file = tmp_path / "breach.py"
     file.write_text(f"import trio\n\n\nasync def breach():\n{source}")
     found = find_problems(_ENABLED, [str(file)])

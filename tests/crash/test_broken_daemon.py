@@ -99,7 +99,12 @@ async def _crash_before_the_store_has_confirmed(daemon: Daemon, store: FakeS3) -
             id="answers-before-the-commit",
         ),
         pytest.param(
-            _crash_while_putting, "", _SETTLES_BEFORE_THE_PUT, ["lost: 1"], id="settles-too-early"
+            _crash_while_putting,
+            "",
+            _SETTLES_BEFORE_THE_PUT,
+            ["lost: 1"],
+            id="settles-too-early",
+            marks=pytest.mark.large,
         ),
         pytest.param(
             _crash_before_the_store_has_confirmed,
@@ -107,6 +112,7 @@ async def _crash_before_the_store_has_confirmed(daemon: Daemon, store: FakeS3) -
             _DOES_NOT_SEAL,
             ["doubled: 2"],
             id="does-not-seal",
+            marks=pytest.mark.large,
         ),
     ],
 )

@@ -120,7 +120,13 @@ async def test_acknowledged_payloads_are_stored_once_after_every_crash(
 @pytest.mark.parametrize(
     ("name", "settings", "short"),
     [
-        pytest.param("parquet", [_PARQUET], SHORTEST_WITH_WATERMARKS, id="parquet"),
+        pytest.param(
+            "parquet",
+            [_PARQUET],
+            SHORTEST_WITH_WATERMARKS,
+            id="parquet",
+            marks=pytest.mark.large,
+        ),
         pytest.param(
             "formats",
             _CHANGING_PARQUET,

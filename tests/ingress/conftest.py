@@ -106,15 +106,13 @@ def files(tmp_path: Path) -> Files:
 
 
 @pytest.fixture
-def frozen_heap() -> Iterator[None]:
+def frozen_heap() -> None:
     """Leave the objects of all other tests of the process out of garbage collections.
 
     One collection of them takes as long as a pass of the event loop may take.
     """
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ from tests.support.clients import seeded
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SECONDS: Final = {"short": 1.5, "long": 600.0}
+SECONDS: Final = {"short": 0.5, "usual": 1.5, "long": 600.0}
+"""By the option ``--fuzz``."""
 _SEEDS: Final = 2**32
 
 
 class Fuzz:
-    """The cases of a test: ``length`` is short or long, ``first`` is the seed of the first case."""
+    """The cases of a test: ``length`` as in SECONDS, ``first`` is the seed of the first case."""
 
     def __init__(self, length: str, first: int | None = None) -> None:
         self._seconds = SECONDS[length]

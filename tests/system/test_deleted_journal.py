@@ -60,7 +60,14 @@ def _delete(state: Path, name: str) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@pytest.mark.parametrize("name", ["all", "journal.db*", "journal.db-wal", "segments"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("all", "segments"),
+        pytest.param("journal.db*", marks=pytest.mark.large),
+        pytest.param("journal.db-wal", marks=pytest.mark.large),
+    ],
+)
 async def test_every_payload_that_was_accepted_is_stored_once(tmp_path: Path, name: str) -> None:
     """A clean-up job that deletes STATE_DIR would cost all payloads from then on."""
     state = tmp_path / "state"

@@ -29,7 +29,9 @@ TRIES: Final = 3
 @pytest.mark.parametrize(
     "kind",
     [
-        *("zstd-lines-400", "h2-settings", "pipelined-256", "half-bodies-16"),
+        *("zstd-lines-400", "half-bodies-16"),
+        pytest.param("h2-settings", marks=pytest.mark.large),
+        pytest.param("pipelined-256", marks=pytest.mark.large),
         pytest.param("most-lines", marks=pytest.mark.large),
         pytest.param("tiny-chunks", marks=pytest.mark.large),
         pytest.param("tls-hellos", marks=pytest.mark.large),

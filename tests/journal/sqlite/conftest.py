@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.support.bad_sectors import BadSectors
+
+_EXAMPLES: Final = {"short": 10, "usual": 30, "long": 1000}
+"""By the option ``--fuzz``."""
+
+
+@pytest.fixture
+def examples(request: pytest.FixtureRequest) -> int:
+    """Return how many examples a state machine tries."""
+    return _EXAMPLES[request.config.getoption("--fuzz")]
 
 
 @pytest.fixture

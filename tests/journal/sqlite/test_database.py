@@ -21,6 +21,7 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
+    run_state_machine_as_test,
 )
 
 from payloadd.errors import KeyReusedError
@@ -387,6 +388,9 @@ class JournalFile(RuleBasedStateMachine):
         assert totals.dead_bytes == self.model.dead_bytes
 
 
-TestJournalFile = pytest.mark.no_cover(JournalFile.TestCase)
-TestJournalFile.__doc__ = "Jobs would be lost, doubled or sent under another key after a crash."
-TestJournalFile.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+@pytest.mark.no_cover
+def test_the_file_is_as_a_model_says_after_any_operations(examples: int) -> None:
+    """Jobs would be lost, doubled or sent under another key after a crash."""
+    run_state_machine_as_test(
+        JournalFile, settings=settings(max_examples=2 * examples, stateful_step_count=40)
+    )

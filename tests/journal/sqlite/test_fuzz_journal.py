@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.no_cover
 
-_TRIES: Final = {"short": 40, "long": 4000}
+_TRIES: Final = {"short": 10, "usual": 40, "long": 4000}
 
 
 @pytest.fixture(scope="module")

@@ -185,11 +185,11 @@ def test_key_bytes_is_about_the_size_of_a_key_in_the_file(
 ) -> None:
     """JOURNAL_MAX_BYTES would be passed by as much as this is wrong."""
     with closing(Database(tmp_path / "j")) as database:
-        database.most_keys = 20_000
+        database.most_keys = 10_000
         for number in range(60):
-            keys = [b"%016d" % (number * 1000 + n) for n in range(1000)]
+            keys = [b"%016d" % (number * 500 + n) for n in range(500)]
             keys = [uuid.uuid5(id_of(1), str(key)).bytes for key in keys]
-            some = [append(number * 1000 + n + 1, key) for n, key in enumerate(keys)]
+            some = [append(number * 500 + n + 1, key) for n, key in enumerate(keys)]
             database.commit(some)
             clock(1000)
         pages = "SELECT sum(pgsize) FROM dbstat WHERE name LIKE 'answers%'"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from payloadd.journal.sqlite.operations import Operation
 
-_TRIES: Final = {"short": 6, "long": 400}
+_TRIES: Final = {"short": 3, "usual": 6, "long": 400}
 _STEPS: Final = 40
 
 

@@ -41,6 +41,7 @@ import os
 import sqlite3
 import stat
 from contextlib import closing
+from functools import cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
@@ -272,8 +273,13 @@ def columns_of(connection: sqlite3.Connection) -> dict[str, list[tuple[object, .
 
 def expected_columns() -> dict[str, list[tuple[object, ...]]]:
     """Return the result of ``columns_of`` for a new journal."""
+    return _columns_after(MIGRATIONS)
+
+
+@cache
+def _columns_after(migrations: tuple[str, ...]) -> dict[str, list[tuple[object, ...]]]:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        migrate(connection, MIGRATIONS)
+        migrate(connection, migrations)
         return columns_of(connection)
 
 
