@@ -48,6 +48,7 @@ def open_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.large
 async def test_a_fleet_outlives_a_daemon_a_zombie_and_a_database(
     seaweed: S3Server, open_folder: Path, seed: int
 ) -> None:

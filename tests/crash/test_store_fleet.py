@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tests.support.s3 import S3Server
 
-pytestmark = pytest.mark.no_cover
+pytestmark = [pytest.mark.large, pytest.mark.no_cover]
 
 _SHORT: Final = ("stores and fails", "kill", "kill", "works", "kill")
 _STATES: Final = ("works", "works", "stores and fails", "hangs", "stopped")
