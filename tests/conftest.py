@@ -85,14 +85,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set the length of fuzzers, and leave the measurement of a process of xdist to pytest-cov.
+    """Set the length of fuzzers; leave the processes of pytest-xdist to pytest-cov.
 
     Coverage also measures such a process, because a measured one has started it, and would continue
     where pytest-cov stops for a test that is marked ``no_cover``.
     """
     if config.option.fuzz is None:
         config.option.fuzz = "usual" if config.option.all else "short"
-    gc.disable()  # until the tests are collected
     if hasattr(config, "workerinput") and "coverage" in sys.modules:
         from coverage import Coverage  # noqa: PLC0415 - takes a tenth of a second
 
@@ -119,14 +118,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item.path.name not in _FIRST)
 
 
-def pytest_collection_finish() -> None:
-    """Leave all modules and tests out of garbage collections, and make collections rarer.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import and collect without garbage collections; later ones leave out what is there then.
 
-    They took an eighth of the CPU time of the tests.
+    Collections of all modules and tests took an eighth of the CPU time of the tests.
     """
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
-    gc.enable()
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Collect the garbage of a module after its last test.
+
+    A resource in a reference cycle that was not closed fails this test, and not another one.
+    """
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

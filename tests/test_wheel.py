@@ -55,6 +55,14 @@ def test_wheel_installs_one_package(wheel: Path) -> None:
     assert top_level == {"payloadd", f"payloadd-{__version__}.dist-info"}
 
 
+def test_the_command_starts_as_python_m_does(wheel: Path) -> None:
+    """The installed command would import with garbage collections, unlike the one of the tests."""
+    with zipfile.ZipFile(wheel) as file:
+        (name,) = (name for name in file.namelist() if name.endswith("/entry_points.txt"))
+        points = file.read(name).decode().split()
+    assert points == ["[console_scripts]", "payloadd", "=", "payloadd.__main__:main"]
+
+
 def test_wheel_contains_the_units(wheel: Path) -> None:
     """``payloadd systemd install`` would find nothing to install."""
     with zipfile.ZipFile(wheel) as file:

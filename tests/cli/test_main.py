@@ -26,7 +26,7 @@ def test_only_serve_imports_the_servers() -> None:
 
 
 def test_garbage_collections_do_not_slow_down_the_imports() -> None:
-    """With Python's thresholds each start would make 180 collections, which free nothing."""
+    """With Python's thresholds each command would make more than a hundred, for 0.6 MB."""
     code = (
         "import atexit, gc; from payloadd.__main__ import main\n"
         "count = lambda: gc.get_stats()[0]['collections']; before = count()\n"

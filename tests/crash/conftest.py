@@ -18,5 +18,6 @@ def seed(request: pytest.FixtureRequest) -> int:
     """Return the seed of the test's random choices, and print it; a failed test shows it."""
     given: int | None = request.config.getoption("--torture-seed")
     chosen = secrets.randbelow(2**32) if given is None else given
-    print(f"repeat with: {request.node.nodeid} --torture-seed={chosen}")  # noqa: T201
+    large = " --all" if request.node.get_closest_marker("large") else ""
+    print(f"repeat with: {request.node.nodeid}{large} --torture-seed={chosen}")  # noqa: T201
     return chosen

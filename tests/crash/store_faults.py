@@ -91,8 +91,11 @@ class StoreFaults:
     async def _wait_until_back(self) -> None:
         # Shielded: the tests after a cancelled one need the server.
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(wait_until_ready, self._server, self._process)
-        self._back.set()
+            try:
+                await trio.to_thread.run_sync(wait_until_ready, self._server, self._process)
+            finally:
+                # Also if it does not come back: the error ends the test, and ``end`` does not wait.
+                self._back.set()
 
 
 @asynccontextmanager

@@ -117,29 +117,17 @@ async def test_acknowledged_payloads_are_stored_once_after_every_crash(
     check_endings(tally, runs)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize(
     ("name", "settings", "short"),
     [
-        pytest.param(
-            "parquet",
-            [_PARQUET],
-            SHORTEST_WITH_WATERMARKS,
-            id="parquet",
-            marks=pytest.mark.large,
-        ),
-        pytest.param(
-            "formats",
-            _CHANGING_PARQUET,
-            SHORT_WITH_WATERMARKS,
-            id="changing-formats",
-            marks=pytest.mark.large,
-        ),
+        pytest.param("parquet", [_PARQUET], SHORTEST_WITH_WATERMARKS, id="parquet"),
+        pytest.param("formats", _CHANGING_PARQUET, SHORT_WITH_WATERMARKS, id="changing-formats"),
         pytest.param(
             "watermarks",
             [{**one, "WATERMARK": "on"} for one in _CHANGING],
             SHORT_WITH_WATERMARKS,
             id="changing-settings",
-            marks=pytest.mark.large,
         ),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Final
 
 from tests.support.processes import free_ports
 
+_PORT_TAKEN: Final = "bind: address already in use"
 _STOP_SECONDS: Final = 1.0
 """Seconds until SIGKILL. It waits 15 s for open connections; its files survive a SIGKILL."""
 
@@ -24,7 +25,8 @@ class SeaweedProcess:
         self.log = folder / "weed.log"
         names = ("master", "volume", "filer", "s3")
         ports = iter(free_ports(2 * len(names)))
-        self._ports = {name: (next(ports), next(ports)) for name in names}
+        self.ports = {name: (next(ports), next(ports)) for name in names}
+        """Two of each part: for HTTP and for gRPC."""
         self._config = folder / "s3.json"
         self._config.write_text(_identities(access_key, secret_key))
         self._process: subprocess.Popen[bytes] | None = None
@@ -32,12 +34,12 @@ class SeaweedProcess:
     @property
     def endpoint(self) -> str:
         """The URL of its S3 interface."""
-        return f"http://127.0.0.1:{self._ports['s3'][0]}"
+        return f"http://127.0.0.1:{self.ports['s3'][0]}"
 
     @property
     def filer_url(self) -> str:
         """The URL of the filer, which speaks another protocol than S3."""
-        return f"http://127.0.0.1:{self._ports['filer'][0]}"
+        return f"http://127.0.0.1:{self.ports['filer'][0]}"
 
     @property
     def pid(self) -> int:
@@ -75,16 +77,26 @@ class SeaweedProcess:
         os.kill(self.pid, signal.SIGCONT)
 
     def failed(self) -> bool:
-        """Return whether the process has ended without ``stop``."""
-        return self._process is not None and self._process.poll() is not None
+        """Return whether the process has ended without ``stop``.
+
+        One that has found a port taken is started again: while it was stopped, the kernel may have
+        given the port to the connection of a client, for a while.
+        """
+        if self._process is None or self._process.poll() is None:
+            return False
+        if _PORT_TAKEN not in self.end_of_log():
+            return True
+        self._process = None
+        self.start()
+        return False
 
     def end_of_log(self) -> str:
         """Return the last lines that the process has written."""
         return self.log.read_text(errors="replace")[-4000:]
 
     def _command(self) -> list[str]:
-        flags = [f"-{name}.port={http}" for name, (http, _) in self._ports.items()]
-        flags += [f"-{name}.port.grpc={grpc}" for name, (_, grpc) in self._ports.items()]
+        flags = [f"-{name}.port={http}" for name, (http, _) in self.ports.items()]
+        flags += [f"-{name}.port.grpc={grpc}" for name, (_, grpc) in self.ports.items()]
         return [
             str(Path(sys.executable).with_name("weed")),
             "server",

@@ -248,12 +248,12 @@ async def test_a_flood_of_frames_does_not_delay_other_clients(flood: object) -> 
         end = thread_time() + 0.6
         with trio.fail_after(300):
             async with rig.wire() as wire:
-                while (started := thread_time()) < end:
+                while (started := thread_time()) < end or refused[0] < 12:
                     await wire.send(post())
                     assert (await wire.answer()).status == 202
                     waits.append(thread_time() - started)
         nursery.cancel_scope.cancel()
-    assert min(len(waits), refused[0]) > 10
+    assert len(waits) > 10
     assert sorted(waits)[len(waits) // 2] < 0.1
     assert max(waits) < 1
     assert longest[0] < 0.1
