@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.support.s3 import S3Server
 
-pytestmark = pytest.mark.no_cover
+pytestmark = [pytest.mark.large, pytest.mark.no_cover]
 
 _TAKEN: Final = "address already in use"
 _WITHIN: Final = 120.0

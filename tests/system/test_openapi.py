@@ -23,7 +23,7 @@ from tests.support.fuzz import SECONDS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-pytestmark = pytest.mark.no_cover
+pytestmark = [pytest.mark.large, pytest.mark.no_cover]
 
 _TOKEN: Final = "the-token-of-schemathesis"
 _CONFIG: Final = ROOT / "tests" / "support" / "schemathesis.toml"
@@ -73,10 +73,7 @@ def _passed(report: str) -> list[str]:
     return [phase for phase in (*_PHASES, "Stateful") if f"✅  {phase} (in" in report]
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["payloadd", pytest.param("tests.support.hypercorn_only", marks=pytest.mark.large)],
-)
+@pytest.mark.parametrize("module", ["payloadd", "tests.support.hypercorn_only"])
 async def test_the_daemon_answers_as_it_describes_itself(
     tmp_path: Path, module: str, pytestconfig: pytest.Config
 ) -> None:
