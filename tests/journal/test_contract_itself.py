@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Check = Callable[[Opener], Awaitable[None]]
 
-pytestmark = pytest.mark.no_cover
+pytestmark = [pytest.mark.large, pytest.mark.no_cover]
 
 _FOUND: Final = (AssertionError, PayloaddError, trio.TooSlowError)
 """The errors by which the suite reports a fault; others would be faults of the test."""

@@ -131,6 +131,7 @@ _FAULTS: Final[list[tuple[type[_Faulty], Check]]] = [
 ]
 
 
+@pytest.mark.large
 @pytest.mark.parametrize(
     ("fault", "check"), _FAULTS, ids=[f"{one.__name__}-{two.__name__}" for one, two in _FAULTS]
 )

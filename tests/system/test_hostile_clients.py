@@ -15,7 +15,7 @@ from tests.bench.hostile import part
 from tests.bench.hostile.outcome import PEAK_RSS, RSS_AFTER, WATCHDOG, Outcome
 from tests.support.tools import need_tools
 
-pytestmark = pytest.mark.no_cover
+pytestmark = [pytest.mark.large, pytest.mark.no_cover]
 
 LONGEST_WAIT: Final = 2.0
 """Seconds."""
@@ -29,13 +29,8 @@ TRIES: Final = 3
 @pytest.mark.parametrize(
     "kind",
     [
-        *("zstd-lines-400", "half-bodies-16"),
-        pytest.param("h2-settings", marks=pytest.mark.large),
-        pytest.param("pipelined-256", marks=pytest.mark.large),
-        pytest.param("most-lines", marks=pytest.mark.large),
-        pytest.param("tiny-chunks", marks=pytest.mark.large),
-        pytest.param("tls-hellos", marks=pytest.mark.large),
-        pytest.param("busy-posts", marks=pytest.mark.large),
+        *("zstd-lines-400", "half-bodies-16", "h2-settings", "pipelined-256", "most-lines"),
+        *("tiny-chunks", "tls-hellos", "busy-posts"),
     ],
 )
 async def test_hostile_clients_delay_no_honest_client(kind: str) -> None:

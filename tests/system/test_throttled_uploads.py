@@ -16,7 +16,7 @@ from tests.support.store_behaviours import ByPrefix, Throttle
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.no_cover
+pytestmark = [pytest.mark.large, pytest.mark.no_cover]
 
 RATE: Final = 200
 SECONDS: Final = 8.0
@@ -41,9 +41,9 @@ async def post_many(url: str, count: int) -> None:
     ("burst", "refusal"),
     [
         pytest.param(20, SLOW_DOWN, id="burst-20"),
-        pytest.param(200, SLOW_DOWN, id="burst-200", marks=pytest.mark.large),
-        pytest.param(20, TOO_MANY, id="429", marks=pytest.mark.large),
-        pytest.param(20, WAIT_A_SECOND, id="retry-after", marks=pytest.mark.large),
+        pytest.param(200, SLOW_DOWN, id="burst-200"),
+        pytest.param(20, TOO_MANY, id="429"),
+        pytest.param(20, WAIT_A_SECOND, id="retry-after"),
     ],
 )
 async def test_a_throttled_store_is_used_fully_and_refuses_little(
