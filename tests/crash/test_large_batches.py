@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.support.daemon import Daemon
 
-pytestmark = pytest.mark.no_cover
+pytestmark = [pytest.mark.large, pytest.mark.no_cover]
 
 _LIVES: Final = 4
 

@@ -98,6 +98,7 @@ async def test_a_forbidden_prefix_does_not_stop_the_others(tmp_path: Path) -> No
         assert store.payloads() == sorted(b"%d" % number for number in range(posted))
 
 
+@pytest.mark.large
 async def test_many_failing_batches_cost_no_memory_and_few_attempts(tmp_path: Path) -> None:
     """The daemon would need memory, and try again, for every object that the store refuses."""
     env = {**ALONE, "KEY_TEMPLATE": "{shard}/{id}"}
@@ -159,6 +160,7 @@ async def test_a_flood_of_dead_letters_stops(tmp_path: Path) -> None:
         await daemon.wait_until_stored(400)
 
 
+@pytest.mark.large
 async def test_nine_errors_of_ten_are_one_change_of_state(tmp_path: Path) -> None:
     """The log would have a hundred lines a minute, and the important one would be lost in them."""
     error = Refusal(500, "InternalError")
