@@ -37,7 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--all",
         action="store_true",
-        help="run the tests that are marked large too: they take minutes, or much memory",
+        help="run the tests that are marked large too: they need much time or memory, or many"
+        " programs, or they test other tests",
     )
     group.addoption(
         "--stores",
@@ -120,9 +121,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Import and collect without garbage collections; later ones leave out what is there then.
+    """Collect the tests without garbage collections, and leave all modules out of later ones.
 
-    Collections of all modules and tests took an eighth of the CPU time of the tests.
+    Garbage collections took an eighth of the CPU time of the tests.
     """
     gc.disable()
     try:

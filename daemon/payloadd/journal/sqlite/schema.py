@@ -276,7 +276,7 @@ def expected_columns() -> dict[str, list[tuple[object, ...]]]:
     return _columns_after(MIGRATIONS)
 
 
-@cache  # a repair asks again, and takes a millisecond less
+@cache  # each repair of the file asks for them again
 def _columns_after(migrations: tuple[str, ...]) -> dict[str, list[tuple[object, ...]]]:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         migrate(connection, migrations)
