@@ -124,11 +124,16 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
 def wait_until_ready(server: S3Server, process: SeaweedProcess | Processes) -> None:
     """Return once the server stores objects, also after a :meth:`SeaweedProcess.start`.
 
+    A SeaweedFS whose port was taken for a while is started again.
+
     Raises AssertionError, with the end of the log, if a process of the server ends.
     """
 
     def probe() -> None:
-        if process.failed():
+        if isinstance(process, SeaweedProcess) and process.lacked_a_port():
+            process.stop()
+            process.start()
+        elif process.failed():
             raise AssertionError(process.end_of_log())
         _create_bucket(client, "ready")
         client.put_object(Bucket="ready", Key="probe", Body=b"probe")

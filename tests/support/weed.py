@@ -77,18 +77,15 @@ class SeaweedProcess:
         os.kill(self.pid, signal.SIGCONT)
 
     def failed(self) -> bool:
-        """Return whether the process has ended without ``stop``.
+        """Return whether the process has ended without ``stop``."""
+        return self._process is not None and self._process.poll() is not None
 
-        One that has found a port taken is started again: while it was stopped, the kernel may have
-        given the port to the connection of a client, for a while.
+    def lacked_a_port(self) -> bool:
+        """Return whether the process has ended because one of its ports was taken.
+
+        While it was stopped, the kernel may have given the port to a client's connection.
         """
-        if self._process is None or self._process.poll() is None:
-            return False
-        if _PORT_TAKEN not in self.end_of_log():
-            return True
-        self._process = None
-        self.start()
-        return False
+        return self.failed() and _PORT_TAKEN in self.end_of_log()
 
     def end_of_log(self) -> str:
         """Return the last lines that the process has written."""
